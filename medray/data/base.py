@@ -1,0 +1,122 @@
+"""What a data set is made of: examples as read from disk, encoded rows, and Prepared, the table of them."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc
+
+from medray.config import PluginOptions
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One raw record. Everything that is neither text nor label is metadata."""
+
+    id: str
+    text: str
+    labels: tuple[str, ...] = ()
+    split: str | None = None  # as given on disk, where the data says
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    where: str = ""  # file:line, for messages
+
+
+class Format(Protocol):
+    """A file of medray/data/formats: its `Options`, and these two functions."""
+
+    def read(self, options: Any) -> Iterator[Example]: ...
+
+    def write(self, examples: Iterable[Example], options: Any) -> None: ...
+
+
+def read(options: PluginOptions) -> Iterator[Example]:
+    from medray import plugins
+
+    yield from plugins.find("data.formats", options.name).read(options)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row as a model reads it. A long text may give several (windows); they share the row_id."""
+
+    row_id: str
+    tokens: tuple[int, ...]
+    target: tuple[int, ...]  # what the task's loss compares with: a class, the active classes, or a position
+    truncated: bool = False
+
+
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("length", pa.int32()),
+        ("target", pa.list_(pa.int32())),
+        ("split", pa.string()),
+        ("slice", pa.string()),  # the example's metadata as JSON
+    ]
+)
+
+
+class Prepared:
+    """Encoded rows in Arrow, addressed by the fingerprint of the data, the split, the task and the tokenizer."""
+
+    def __init__(self, table: pa.Table, fingerprint: str) -> None:
+        self.table = table
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Encoded, Split, Mapping[str, str]]], fingerprint: str) -> "Prepared":
+        columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        for row, split, metadata in rows:
+            columns["row_id"].append(row.row_id)
+            columns["tokens"].append(row.tokens)
+            columns["length"].append(len(row.tokens))
+            columns["target"].append(row.target)
+            columns["split"].append(split)
+            columns["slice"].append(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False))
+        table = pa.table(columns, schema=SCHEMA.with_metadata({"fingerprint": fingerprint}))
+        return cls(table, fingerprint)
+
+    @classmethod
+    def open(cls, path: Path) -> "Prepared":
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return cls(table, table.schema.metadata[b"fingerprint"].decode())
+
+    def save(self, path: Path) -> None:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, self.table.schema) as writer:
+            writer.write_table(self.table)
+
+    def split(self, split: Split) -> "Rows":
+        chosen = self.table.filter(pa.compute.equal(self.table["split"], split)).combine_chunks()
+        return Rows(chosen)
+
+
+class Rows:
+    """The rows of one split, read by position."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.ids: list[str] = table["row_id"].to_pylist()
+        self.lengths: npt.NDArray[np.int64] = table["length"].to_numpy().astype(np.int64)
+        self._tokens = table["tokens"].combine_chunks()
+        self._targets = table["target"].combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tokens(self, position: int) -> npt.NDArray[np.int32]:
+        values: npt.NDArray[np.int32] = self._tokens[position].values.to_numpy()
+        return values
+
+    def target(self, position: int) -> tuple[int, ...]:
+        return tuple(self._targets[position].as_py())
+
+    def targets(self) -> Sequence[tuple[int, ...]]:
+        return [tuple(target) for target in self._targets.to_pylist()]

@@ -1,0 +1,38 @@
+"""The errors medray raises. They cross processes, so each is constructed from its message alone."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MedrayError(Exception):
+    """Base of every error that a user can act on; the command line prints its message and exits non-zero."""
+
+
+class ConfigError(MedrayError, ValueError):
+    """What was asked for cannot be: an unknown key or name, or settings that exclude each other."""
+
+
+class DataError(MedrayError, ValueError):
+    """The data cannot be used as asked; the message names file and line."""
+
+
+class ArtifactError(MedrayError, RuntimeError):
+    """A checkpoint, release or base model is missing, incomplete or not what its manifest says."""
+
+
+class TrialError(MedrayError, RuntimeError):
+    """A trial cannot go on."""
+
+
+class ServingError(MedrayError, RuntimeError):
+    """A deployment cannot serve what it was asked to."""
+
+
+def allowed(name: object, names: Iterable[str]) -> str:
+    """The half sentence that tells what a wrong name could have been."""
+    choices = sorted(set(names))
+    if not choices:
+        return "nothing is allowed here"
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
+    shown = ", ".join(choices[:20]) + (f" and {len(choices) - 20} more" if len(choices) > 20 else "")
+    return f"allowed: {shown}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -1,0 +1,89 @@
+"""What a task promises: it turns examples into rows, outputs into a loss, and answers into figures. It loads no model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from medray import plugins
+from medray.config import PluginOptions
+from medray.data.base import Encoded, Example
+from medray.selection.metrics import Metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medray.engines.base import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output layer that a task asks of a model."""
+
+    labels: tuple[str, ...]
+    multi_label: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    row_id: str
+    labels: tuple[str, ...]  # one, or for multi-label any number
+    probabilities: tuple[float, ...]  # in the order of the task's labels
+
+
+class Task(Protocol):
+    """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`."""
+
+    options: Any
+
+    @classmethod
+    def fit(cls, options: Any, examples: Sequence[Example]) -> Self:
+        """Learn what the data decides (the label set); examples of every split, texts unused."""
+        ...
+
+    @classmethod
+    def restore(cls, options: Any, state: Mapping[str, Any]) -> Self: ...
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON; it travels in the checkpoint's manifest."""
+        ...
+
+    def head(self) -> Head | None: ...
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
+        """Rows as the model reads them. The answer is never cut; what was truncated says so."""
+        ...
+
+    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Each training row's share of a step; what `loss` returns as weight, known before the step."""
+        ...
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
+        """Per row (weighted sum, weight): never a mean, which micro-batching would change."""
+        ...
+
+    def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]: ...
+
+    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
+        """The task with what is fitted on validation (thresholds); itself where there is nothing to fit."""
+        ...
+
+    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """The predictions with labels by this task's current rule; probabilities stay."""
+        ...
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
+
+
+def fit(options: PluginOptions, examples: Sequence[Example]) -> Task:
+    task: Task = plugins.find("tasks", options.name).Task.fit(options, examples)
+    return task
+
+
+def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
+    """The task as a manifest describes it."""
+    module = plugins.find("tasks", str(options["name"]))
+    task: Task = module.Task.restore(module.Options.model_validate(options), state)
+    return task
