@@ -3,7 +3,9 @@
 A default lives in its field and nowhere else; precedence is field < YAML files, left to right < `key=value`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -52,7 +54,9 @@ class Plugin:
         return core_schema.no_info_plain_validator_function(self._parse, serialization=dump)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"oneOf": [plugins.find(self.seam, name).Options.model_json_schema() for name in plugins.names(self.seam)]}
+        # Through the handler, so that models nested in the options land in the one $defs that the references point to.
+        options = (plugins.find(self.seam, name).Options for name in plugins.names(self.seam))
+        return {"oneOf": [handler(option.__pydantic_core_schema__) for option in options]}
 
 
 class SplitConfig(Section):
@@ -71,7 +75,9 @@ class SplitConfig(Section):
         if self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} and test {self.test} leave no rows for training")
         if (self.kind == "grouped") != (self.group is not None):
-            raise ValueError(f"kind {self.kind!r} and group {self.group!r}: grouped needs the metadata column in `group`, other kinds take none")
+            raise ValueError(
+                f"kind {self.kind!r} and group {self.group!r}: grouped needs the metadata column in `group`, other kinds take none"
+            )
         if self.kind == "kfold" and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} is not one of 0 to folds - 1 = {self.folds - 1}")
         return self
@@ -81,11 +87,15 @@ class DataConfig(Section):
     format: Annotated[PluginOptions, Plugin("data.formats")]
     split: SplitConfig = SplitConfig()
     limit: int | None = Field(None, ge=2, description="at most this many training rows, the same for every base model")
-    near_duplicate: float = Field(0.8, gt=0, le=1, description="texts whose word 5-grams overlap by this share (Jaccard) count as near duplicates")
+    near_duplicate: float = Field(
+        0.8, gt=0, le=1, description="texts whose word 5-grams overlap by this share (Jaccard) count as near duplicates"
+    )
 
 
 class ModelOptions(Section):
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the frozen base; LoRA has its own")
     gradient_checkpointing: bool = False
 
@@ -143,7 +153,9 @@ class TrainConfig(Section):
 
 
 class ResourcesConfig(Section):
-    cpus_per_worker: int | None = Field(None, ge=1, description="threads a worker computes with; all that the process may use where not given")
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="threads a worker computes with; all that the process may use where not given"
+    )
 
 
 class TrialConfig(Section):
@@ -181,7 +193,7 @@ class StudyConfig(Section):
         raw = self.model_dump(mode="json", include=set(TrialConfig.model_fields))
         raw["model"] |= {"source": base.source, "revision": base.revision}
         for key, value in [*base.overrides.items(), *(sampled or {}).items()]:
-            _set(raw, key, value, where=f"base model {base.source}")
+            _set(raw, key, deepcopy(value), where=f"base model {base.source}")
         return _validate(TrialConfig, raw, where=f"study {self.name}, base model {base.source}")
 
 
@@ -197,8 +209,14 @@ def load(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyCon
         _set(raw, key, _parse_value(override, value), where=override)
     where = ", ".join(str(path) for path in paths) or "the configuration"
     study = _validate(StudyConfig, raw, where=where)
+    wrong = []
     for base in study.base_models:
-        study.trial(base)
+        try:
+            study.trial(base)
+        except ConfigError as err:
+            wrong.append(str(err))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     return study
 
 
@@ -206,9 +224,20 @@ def dump(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for position, key in enumerate(keys):
+            if key.value in {earlier.value for earlier in keys[:position]}:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as err:
@@ -274,7 +303,8 @@ def _validate(model: type[Model], raw: dict[str, Any], *, where: str) -> Model:
 def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
     found: list[tuple[Location, str]] = []
     for item in error.errors():
-        loc: Location = item["loc"]
+        # pydantic puts the tried member of a union into the path, such as dict[str,float]; no user wrote that.
+        loc: Location = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
         match item["type"]:
             case "plugin":
                 found += [((*loc, *inner), message) for inner, message in item["ctx"]["problems"]]
@@ -285,7 +315,9 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
             case "value_error":
                 found.append((loc, str(item["ctx"]["error"])))
             case "string_type" if isinstance(item["input"], bool):
-                found.append((loc, f"must be text, found {item['input']}; YAML reads yes, no, on and off as true and false: put it in quotes"))
+                found.append(
+                    (loc, f"must be text, found {item['input']}; YAML reads yes, no, on and off as true and false: put it in quotes")
+                )
             case _:
                 found.append((loc, f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r:.80}"))
     return found
@@ -299,3 +331,13 @@ def _fields_at(model: type[BaseModel], loc: Location) -> list[str]:
         elif isinstance(part, int):
             at = at.__args__[0]
     return list(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []
+
+
+def plugin_options(seam: str, text: str) -> PluginOptions:
+    """Options from one line, `name=raw_abstracts,path=samples/abstracts`; a value may be a YAML list in brackets."""
+    parts = re.split(r",(?![^\[]*\])", text)
+    if any("=" not in part for part in parts):
+        raise ConfigError(f"{text!r} is not of the form name=FORMAT,path=PATH,option=value")
+    raw = {key: _parse_value(text, value) for key, _, value in (part.partition("=") for part in parts)}
+    options: type[PluginOptions] = plugins.find(seam, str(raw.get("name"))).Options
+    return _validate(options, raw, where=text)

@@ -1,7 +1,20 @@
-"""Figures of a classifier, each by its full name: which average, over which classes. Arithmetic by scikit-learn."""
+"""Figures of a classifier, each by its full name: which average, over which classes.
 
+Counts are made here, per class, so that absent classes and rows without labels need no special case and warn about nothing.
+Macro averages run over the classes that occur in the truth or in the predictions; what divides by zero is 0.
+"""
+
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.errors import ConfigError, DataError, allowed
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -10,9 +23,149 @@ class Metrics:
 
     values: dict[str, float]
     num_rows: int
-    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # auprc is missing for a class without positives
     confusion: list[list[int]] = field(default_factory=list)  # rows are the truth, columns the prediction
     labels: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def names(multi_label: bool, binary: bool) -> list[str]:
+    """What a study of this kind may select on."""
+    shared = ["f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro", "auprc_macro", "log_loss"]
+    if multi_label:
+        return ["accuracy_subset", "f1_samples", *shared]
+    return ["accuracy", *shared, *(["f1_binary", "precision_binary", "recall_binary", "auprc_binary"] if binary else [])]
+
+
+def higher_is_better(name: str) -> bool:
+    return name != "log_loss"
+
+
+def check_positive(labels: Sequence[str], positive: str | None) -> None:
+    """Two labels need one named as positive, by the user: nothing in the data tells which."""
+    if positive is not None and positive not in labels:
+        raise ConfigError(f"positive label {positive!r} is not a label; {allowed(positive, labels)}")
+    if len(labels) == 2 and positive is None:
+        raise ConfigError(f"there are two labels, {labels[0]!r} and {labels[1]!r}: name one of them as positive_label")
+    if len(labels) != 2 and positive is not None:
+        raise ConfigError(f"positive label {positive!r} needs exactly two labels; these are {len(labels)}: {', '.join(labels)}")
+
+
+def single_label(
+    truth: Sequence[int], probabilities: npt.ArrayLike, predicted: Sequence[int], labels: Sequence[str], positive: str | None
+) -> Metrics:
+    """Every row has one class; `truth` and `predicted` are positions in `labels`."""
+    check_positive(labels, positive)
+    rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    scores = _scores(probabilities, (len(rows), len(labels)))
+    one_hot = np.eye(len(labels), dtype=np.int64)
+    values, per_class = _figures(one_hot[rows], scores, one_hot[answers], labels)
+    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(confusion, (rows, answers), 1)
+    values["accuracy"] = float((rows == answers).mean())
+    values["log_loss"] = float(-_log(scores[np.arange(len(rows)), rows]).mean())
+    if positive is not None:
+        # A class without positives has no auprc in the table; the figure that a study may rank on is 0 then.
+        values |= {f"{name}_binary": per_class[positive].get(name, 0.0) for name in ("f1", "precision", "recall", "auprc")}
+    order = names(multi_label=False, binary=positive is not None)
+    return Metrics({name: values[name] for name in order}, len(rows), per_class, confusion.tolist(), list(labels))
+
+
+def multi_label(truth: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: npt.ArrayLike, labels: Sequence[str]) -> Metrics:
+    """Every row has any number of classes; `truth` and `predicted` are 0 or 1 per row and label."""
+    rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    scores = _scores(probabilities, (len(rows), len(labels)))
+    values, per_class = _figures(rows, scores, answers, labels)
+    values["accuracy_subset"] = float((rows == answers).all(axis=1).mean())
+    # A row that has no label and was given none is right: 1, not 0.
+    both = 2 * (rows * answers).sum(axis=1)
+    either = (rows + answers).sum(axis=1)
+    values["f1_samples"] = float(np.where(either == 0, 1.0, _ratio(both, either)).mean())
+    values["log_loss"] = float(-_log(np.where(rows == 1, scores, 1 - scores)).mean())
+    order = names(multi_label=True, binary=False)
+    return Metrics({name: values[name] for name in order}, len(rows), per_class, [], list(labels))
+
+
+def thresholds(truth: npt.ArrayLike, probabilities: npt.ArrayLike) -> list[float]:
+    """Per label the threshold (chosen when probability >= threshold) with the highest F1 on these rows.
+
+    Of several equally good ones the nearest to 0.5; 0.5 for a label without positives.
+    """
+    rows = np.asarray(truth, dtype=np.int64)
+    scores = _scores(probabilities, rows.shape)
+    return [_threshold(rows[:, label], scores[:, label]) for label in range(rows.shape[1])]
+
+
+def _threshold(truth: Ints, scores: Floats) -> float:
+    if not truth.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    chosen = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # last row of each run of equal scores
+    hits = np.cumsum(truth[order])[chosen]
+    # Half way to the next lower score: a threshold on a score itself would flip that row at the last bit of another device.
+    upper, lower = ranked[chosen], np.append(ranked[chosen[1:]], 0.0)
+    middle = (upper + lower) / 2
+    candidates = np.append(np.where(middle > lower, middle, upper), 0.5)
+    default = scores >= 0.5
+    hits = np.append(hits, truth[default].sum())
+    f1 = _ratio(2 * hits, np.append(chosen + 1, default.sum()) + truth.sum())
+    best = candidates[f1 == f1.max()]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def _figures(truth: Ints, scores: Floats, predicted: Ints, labels: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """What both kinds share, from 0 or 1 per row and label: averages, and the figures of each class."""
+    hits, support, chosen = (truth * predicted).sum(axis=0), truth.sum(axis=0), predicted.sum(axis=0)
+    precision, recall, f1 = _ratio(hits, chosen), _ratio(hits, support), _ratio(2 * hits, support + chosen)
+    auprc = {column: _auprc(truth[:, column], scores[:, column]) for column in np.flatnonzero(support)}
+    occurs = (support + chosen) > 0
+    values = {
+        "f1_macro": _mean(f1[occurs]),
+        "f1_micro": float(_ratio(2 * hits.sum(keepdims=True), (support + chosen).sum(keepdims=True))[0]),
+        "f1_weighted": float(_ratio((f1 * support).sum(keepdims=True), support.sum(keepdims=True))[0]),
+        "precision_macro": _mean(precision[occurs]),
+        "recall_macro": _mean(recall[occurs]),
+        "auprc_macro": _mean(np.array(list(auprc.values()))),
+    }
+    per_class = {}
+    for column, label in enumerate(labels):
+        figures = {"precision": precision[column], "recall": recall[column], "f1": f1[column], "support": support[column]}
+        per_class[label] = {name: float(value) for name, value in figures.items()}
+        if column in auprc:
+            per_class[label]["auprc"] = auprc[column]
+    return values, per_class
+
+
+def _auprc(truth: Ints, scores: Floats) -> float:
+    from sklearn.metrics import average_precision_score  # a second and a half that reading a configuration need not wait for
+
+    return float(average_precision_score(truth, scores))
+
+
+def _scores(probabilities: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
+    scores = np.asarray(probabilities, dtype=np.float64)
+    if shape[0] == 0:
+        raise DataError("there are no rows to score")
+    if scores.shape != shape:
+        raise DataError(f"probabilities have the shape {scores.shape}; {shape[0]} rows of {shape[1]} labels were expected")
+    if not np.isfinite(scores).all():
+        raise DataError(f"{int((~np.isfinite(scores)).any(axis=1).sum())} of {shape[0]} rows have a probability that is not a number")
+    return scores
+
+
+def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
+    result: Floats = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    return result
+
+
+def _mean(figures: Floats) -> float:
+    return float(figures.mean()) if len(figures) else 0.0
+
+
+def _log(probability: Floats) -> Floats:
+    # The floor of scikit-learn's log_loss: one confident mistake costs 36, not infinity.
+    result: Floats = np.log(np.clip(probability, np.finfo(np.float64).eps, 1.0))
+    return result

@@ -36,7 +36,8 @@ class Prediction:
 class Task(Protocol):
     """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`."""
 
-    options: Any
+    @property
+    def options(self) -> Any: ...
 
     @classmethod
     def fit(cls, options: Any, examples: Sequence[Example]) -> Self:
@@ -58,6 +59,10 @@ class Task(Protocol):
 
     def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> npt.NDArray[np.float64]:
         """Each training row's share of a step; what `loss` returns as weight, known before the step."""
+        ...
+
+    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
+        """What `loss` reads of a micro-batch beside `weights` (float, per row, which the loop adds)."""
         ...
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":

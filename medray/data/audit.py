@@ -1,0 +1,121 @@
+"""What is in a data set, told before a GPU hour is spent on it: balance, lengths, duplicates, conflicts, the ceiling they set."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medray.data.base import Example, Split
+from medray.data.duplicates import Duplicates
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Lengths of the texts for one tokenizer, special tokens included, before anything is cut."""
+
+    mean: float
+    median: float
+    p95: float
+    longest: int
+    max_length: int
+    num_over: int  # texts longer than max_length
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], max_length: int) -> "TokenCounts":
+        values = np.array(lengths)
+        return cls(
+            round(float(values.mean()), 1), float(np.median(values)), float(np.percentile(values, 95)), int(values.max()), max_length, int((values > max_length).sum())
+        )
+
+
+@dataclass(frozen=True)
+class Audit:
+    num_rows: int
+    num_empty: int  # set aside
+    labels: dict[str, int]
+    splits: dict[str, int]
+    tokens: dict[str, TokenCounts]  # by base model
+    exact_groups: int
+    exact_rows: int
+    near_groups: int
+    near_rows: int
+    given_across: int  # groups of duplicates that stand on two sides as the data gives them
+    conflicting_texts: int  # one text under different labels
+    conflicting_rows: int
+    accuracy_ceiling: float  # if each text that stands several times gets its most frequent label
+    majority_label: str
+    majority_accuracy: float
+    majority_f1_macro: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def render(self) -> str:
+        share = self.conflicting_rows / self.num_rows
+        lines = [
+            f"{self.num_rows} rows" + (f", {self.num_empty} with an empty text set aside" if self.num_empty else ""),
+            "labels: " + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items()),
+            "splits: " + ", ".join(f"{side} {count}" for side, count in self.splits.items()),
+            f"duplicates: {self.exact_groups} texts stand {self.exact_rows} times, {self.near_groups} groups of near duplicates hold {self.near_rows} rows"
+            + (f"; {self.given_across} groups stand on two sides as given" if self.given_across else "; none stands on two sides of the split"),
+            f"conflicts: {self.conflicting_texts} texts stand under different labels, {self.conflicting_rows} rows ({share:.1%});"
+            f" no classifier gets more than {self.accuracy_ceiling:.1%} of the rows right",
+            f"always answering {self.majority_label!r}: accuracy {self.majority_accuracy:.3f}, f1_macro {self.majority_f1_macro:.3f}",
+        ]
+        for source, tokens in self.tokens.items():
+            lines.append(
+                f"tokens ({source}): mean {tokens.mean:.0f}, median {tokens.median:.0f}, p95 {tokens.p95:.0f}, longest {tokens.longest};"
+                f" {tokens.num_over} texts ({tokens.num_over / self.num_rows:.1%}) are longer than {tokens.max_length}"
+            )
+        return "\n".join(lines)
+
+
+def audit(
+    examples: Sequence[Example],
+    duplicates: Duplicates,
+    splits: Mapping[str, Split],
+    *,
+    num_empty: int = 0,
+    lengths: Mapping[str, Sequence[int]] | None = None,
+    max_length: int = 512,
+) -> Audit:
+    """`lengths` are token counts of all examples, by base model; label sets of several labels count as one label each."""
+    groups = duplicates.exact
+    conflicting = [rows for rows in groups if len({_label(examples[row]) for row in rows}) > 1]
+    lost = sum(len(rows) - max(Counter(_label(examples[row]) for row in rows).values()) for rows in conflicting)
+    labels = Counter(label for example in examples for label in example.labels)
+    sets = Counter(_label(example) for example in examples)
+    majority, most = max(sets.items(), key=lambda item: (item[1], item[0]))
+    share = most / len(examples)
+    sides = Counter(splits.values())
+    return Audit(
+        num_rows=len(examples),
+        num_empty=num_empty,
+        labels=dict(sorted(labels.items())),
+        splits={side: sides[side] for side in ("train", "validation", "test")},
+        tokens={source: TokenCounts.of(counts, max_length) for source, counts in (lengths or {}).items()},
+        exact_groups=len(groups),
+        exact_rows=sum(map(len, groups)),
+        near_groups=len(duplicates.near),
+        near_rows=sum(map(len, duplicates.near)),
+        given_across=sum(len({examples[row].split for row in rows} - {None}) > 1 for rows in _clusters(duplicates)),
+        conflicting_texts=len(conflicting),
+        conflicting_rows=sum(map(len, conflicting)),
+        accuracy_ceiling=1 - lost / len(examples),
+        majority_label=majority,
+        majority_accuracy=share,
+        majority_f1_macro=2 * share / (1 + share) / len(sets),
+    )
+
+
+def _label(example: Example) -> str:
+    return " + ".join(sorted(example.labels)) or "no label"
+
+
+def _clusters(duplicates: Duplicates) -> list[list[int]]:
+    rows: dict[int, list[int]] = {}
+    for row, cluster in enumerate(duplicates.clusters):
+        rows.setdefault(cluster, []).append(row)
+    return [members for members in rows.values() if len(members) > 1]

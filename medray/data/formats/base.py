@@ -1,0 +1,57 @@
+"""What the readers share: text decoding and label checks whose errors name file and line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from medray.config import PluginOptions
+from medray.errors import DataError, allowed
+
+
+class FormatOptions(PluginOptions):
+    path: str = Field(description="file or folder, from the current directory")
+    labels: tuple[str, ...] | None = Field(None, description="the labels there may be; any other is an error")
+
+
+def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:
+    if not label:
+        raise DataError(f"{where}: the label is empty")
+    if labels is not None and label not in labels:
+        raise DataError(f"{where}: label {label!r} is not one of the labels; {allowed(label, labels)}")
+    return label
+
+
+def lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file, line ends kept; a byte order mark is dropped, undecodable bytes are an error with their line."""
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as err:
+                    raise DataError(f"{path}:{number}: not UTF-8 text (byte {err.start + 1} of the line is 0x{raw[err.start]:02x})") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise DataError(f"{path}: there is no such file") from None
+
+
+def missing_file(path: str) -> list[str]:
+    return [] if Path(path).is_file() else [f"data.format.path: there is no file {path}"]
+
+
+def missing_columns(where: str, wanted: dict[str, str], columns: list[str]) -> list[str]:
+    """A sentence for each option that names a column which is not there."""
+    return [f"{where}: data.format.{option} asks for {name!r}; {allowed(name, columns)}" for option, name in wanted.items() if name not in columns]
+
+
+def as_text(value: Any) -> str:
+    """Metadata is text; anything nested becomes JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise DataError(f"{path}: is there already and is left alone; choose another path")
+    path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,85 @@
+"""One JSON object a line; any field may be text, label, id or split, the others are metadata."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from medray.data.base import Example
+from medray.data.formats.base import FormatOptions, as_text, check_label, lines, missing_columns, missing_file, refuse_existing
+from medray.errors import DataError
+
+
+class Options(FormatOptions):
+    name: Literal["jsonl"]
+    text: tuple[str, ...] = Field(("text",), min_length=1, description="fields that make the text, joined by a blank")
+    label: str | None = Field("label", description="field of the label, or of a list of labels; null for unlabelled rows")
+    id: str | None = Field(None, description="field of the row's id; the line's number where not given")
+    split: str | None = Field(None, description="field that says train, validation or test")
+
+
+def read(options: Options) -> Iterator[Example]:
+    path = Path(options.path)
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield _example(_parse(line, where), number, options, where)
+
+
+def write(examples: Iterable[Example], options: Options) -> None:
+    path = Path(options.path)
+    rows = list(examples)
+    refuse_existing(path)
+    with path.open("w", encoding="utf-8") as file:
+        for example in rows:
+            row: dict[str, Any] = {options.id or "id": example.id, options.text[-1]: example.text}
+            if options.label:
+                row[options.label] = example.labels[0] if len(example.labels) == 1 else list(example.labels)
+            if options.split and example.split:
+                row[options.split] = example.split
+            file.write(json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n")
+
+
+def check(options: Options) -> list[str]:
+    if wrong := missing_file(options.path):
+        return wrong
+    try:
+        first = next(read(options), None)
+    except DataError as err:
+        return [str(err)]
+    return [] if first else [f"{options.path}: has no rows"]
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as err:
+        raise DataError(f"{where}: not valid JSON: {err.msg} at character {err.pos + 1}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
+    named = {"label": options.label, "id": options.id}
+    wanted = {f"text.{place}": field for place, field in enumerate(options.text)} | {key: value for key, value in named.items() if value}
+    wrong = missing_columns(where, wanted, list(row))
+    if wrong:
+        raise DataError("; ".join(wrong))
+    for field in options.text:
+        if not isinstance(row[field], str):
+            raise DataError(f"{where}: {field!r} must be text, found {type(row[field]).__name__}")
+    labels: tuple[str, ...] = ()
+    if options.label:
+        found = row[options.label]
+        several = found if isinstance(found, list) else [found]
+        if not all(isinstance(label, str) for label in several):
+            raise DataError(f"{where}: {options.label!r} must be text or a list of texts, found {json.dumps(found)[:60]}")
+        labels = tuple(check_label(label, options.labels, where) for label in several)
+    used = {*wanted.values(), options.split}
+    metadata = {key: as_text(value) for key, value in row.items() if key not in used}
+    split = row.get(options.split) if options.split else None
+    text = " ".join(filter(None, (row[field].strip() for field in options.text)))
+    return Example(as_text(row[options.id]) if options.id else str(number), text, labels, split, metadata, where)

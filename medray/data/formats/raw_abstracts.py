@@ -1,0 +1,99 @@
+"""A folder per class, a file per abstract: `<ID:…>`, then `Key: value` lines such as `Title:` and `Abstract:`.
+
+A value may run over lines. Once every key of the text was seen, what follows belongs to the last one, since abstracts have
+lines of their own such as "Methods: …"; keys that may still come are named in `keys`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from medray.data.base import Example
+from medray.data.formats.base import FormatOptions, check_label, lines, refuse_existing
+from medray.errors import DataError, allowed
+
+_ID = re.compile(r"<ID:\s*([^>]*?)\s*>\s*")
+_KEY = re.compile(r"([A-Za-z][\w -]{0,40}):(?:\s+(.*))?")
+_SAFE_NAME = re.compile(r"\w[\w. -]{0,127}")
+
+
+class Options(FormatOptions):
+    name: Literal["raw_abstracts"]
+    text: tuple[str, ...] = Field(("Title", "Abstract"), min_length=1, description="keys that make the text; the others are metadata")
+    keys: tuple[str, ...] = Field((), description="keys of metadata that may follow the text")
+
+
+def read(options: Options) -> Iterator[Example]:
+    root = Path(options.path)
+    for folder in _class_folders(root):
+        check_label(folder.name, options.labels, str(folder))
+        for path in sorted(folder.glob("*.txt")):
+            yield _read_file(path, folder.name, options)
+
+
+def write(examples: Iterable[Example], options: Options) -> None:
+    root = Path(options.path)
+    if len(options.text) != 1:
+        raise DataError(f"{root}: a text is written under one key; give text=[Abstract] instead of {', '.join(options.text)}")
+    refuse_existing(root)
+    for example in examples:
+        where = example.where or example.id
+        if len(example.labels) != 1:
+            raise DataError(f"{where}: has {len(example.labels)} labels; a folder per class holds exactly one")
+        for what, name in (("id", example.id), ("label", example.labels[0])):
+            if not _SAFE_NAME.fullmatch(name):
+                raise DataError(f"{where}: {what} {name!r} cannot be a file name; letters, digits, blanks, '.', '_' and '-' can")
+        parts = {**({"Split": example.split} if example.split else {}), **example.metadata, options.text[0]: example.text}
+        for key in parts:
+            if not _KEY.fullmatch(f"{key}:"):
+                raise DataError(f"{where}: {key!r} cannot be a key; it must start with a letter and hold letters, digits, blanks, '_' and '-'")
+        folder = root / example.labels[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        body = "".join(f"{key}: {' '.join(value.split())}\n" for key, value in parts.items())
+        (folder / f"{example.id}.txt").write_text(f"<ID:{example.id}>\n{body}", encoding="utf-8")
+
+
+def check(options: Options) -> list[str]:
+    try:
+        first = next(read(options), None)
+    except DataError as err:
+        return [str(err)]
+    return [] if first else [f"{options.path}: its class folders hold no .txt file"]
+
+
+def _class_folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; raw_abstracts reads a folder with one folder per class")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(folders) < 2:
+        raise DataError(f"{root}: needs a folder per class, at least two; found {', '.join(folder.name for folder in folders) or 'none'}")
+    return folders
+
+
+def _read_file(path: Path, label: str, options: Options) -> Example:
+    numbered = enumerate(lines(path), 1)
+    _, first = next(numbered, (1, ""))
+    identifier = _ID.fullmatch(first.strip())
+    if not identifier or not identifier.group(1):
+        raise DataError(f"{path}:1: the first line must be <ID:…>, found {first.strip()[:40]!r}")
+    values: dict[str, list[str]] = {}
+    for number, line in numbered:
+        match = _KEY.fullmatch(line.strip())
+        if match and (match.group(1) in options.text + options.keys or not values.keys() >= set(options.text)):
+            if match.group(1) in values:
+                raise DataError(f"{path}:{number}: the key {match.group(1)!r} stands twice in this file")
+            values[match.group(1)] = [(match.group(2) or "").strip()]
+        elif line.strip():
+            if not values:
+                raise DataError(f"{path}:{number}: expected `Key: value`, found {line.strip()[:40]!r}")
+            values[next(reversed(values))].append(line.strip())
+    joined = {name: " ".join(filter(None, parts)) for name, parts in values.items()}
+    for name in options.text:
+        if name not in joined:
+            raise DataError(f"{path}:1: has no key {name!r} (data.format.text); {allowed(name, joined)}")
+    metadata = {name: value for name, value in joined.items() if name not in options.text and name != "Split"}
+    text = " ".join(filter(None, (joined[name] for name in options.text)))
+    return Example(identifier.group(1), text, (label,), joined.get("Split"), metadata, f"{path}:1")

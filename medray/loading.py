@@ -1,0 +1,74 @@
+"""From a checkpoint's folder back to the task and the engine that made its predictions, proven by its probe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medray import checkpoint
+from medray.checkpoint import Manifest, Probe
+from medray.config import TrialConfig
+from medray.data.base import Example
+from medray.engines.base import Engine
+from medray.engines.transformers import Engine as TransformersEngine
+from medray.errors import ArtifactError
+from medray.models import sources
+from medray.models.build import Built, build
+from medray.tasks.base import Task, restore
+
+PROBE_TEXTS = (
+    "Synthetic probe one: histology of the resected specimen showed an infiltrating carcinoma with nodal metastasis.",
+    "Synthetic probe two: blood pressure fell after twelve weeks of treatment in a randomised crossover trial.",
+    "Synthetic probe three: a short note.",
+)
+_TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base differs by far more
+
+
+@dataclass(frozen=True)
+class Loaded:
+    manifest: Manifest
+    task: Task
+    engine: Engine
+    built: Built
+
+
+def load(folder: Path, *, precision: Literal["fp32", "bf16", "fp16"] | None = None, device: str = "cpu", verify: bool = True) -> Loaded:
+    """Rebuild a checkpoint, by default in the arithmetic it was trained in. Hashes, base weights and probe are compared first."""
+    manifest = checkpoint.verify(folder) if verify else checkpoint.read(folder)
+    config = TrialConfig.model_validate(manifest.trial)
+    base = sources.resolve(config.model.source, manifest.base.revision)
+    if base.weight_hash != manifest.base.weight_hash:
+        raise ArtifactError(f"{folder}: was trained on {manifest.base.source} with weights {manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}")
+    task = restore(manifest.task.options, manifest.task.state)
+    built = build(base, task.head(), config.model, config.lora, adapter_dir=folder)
+    built.model.to(device)
+
+    def engine(used: Literal["fp32", "bf16", "fp16"]) -> Engine:
+        return TransformersEngine(built, precision=used, token_budget=config.train.token_budget, device=device)
+
+    if verify:
+        prove(folder, manifest.probe, answers(task, engine("fp32")))
+    return Loaded(manifest, task, engine(precision or manifest.precision.used), built)
+
+
+def answers(task: Task, engine: Engine) -> npt.NDArray[np.float64]:
+    """What a model says to the probe texts: head outputs, or probabilities where it has no head."""
+    examples = [Example(id=f"probe-{number}", text=text) for number, text in enumerate(PROBE_TEXTS)]
+    if task.head() is None:
+        return np.array([prediction.probabilities for prediction in task.predict(engine, examples)], dtype=np.float64)
+    rows = {row.row_id: row for row in reversed(task.encode(examples, engine.tokenizer))}
+    return engine.logits([rows[example.id].tokens for example in examples]).astype(np.float64)
+
+
+def make_probe(task: Task, engine: Engine) -> Probe:
+    return Probe(texts=PROBE_TEXTS, outputs=tuple(tuple(row) for row in answers(task, engine).tolist()))
+
+
+def prove(folder: Path, probe: Probe, found: npt.NDArray[np.float64]) -> None:
+    if probe.texts != PROBE_TEXTS:
+        raise ArtifactError(f"{folder}: its probe was made from other texts than this medray knows")
+    wanted = np.array(probe.outputs)
+    if wanted.shape != found.shape or not np.allclose(wanted, found, atol=_TOLERANCE, rtol=_TOLERANCE):
+        raise ArtifactError(f"{folder}: answers its probe with {found.round(4).tolist()} instead of {wanted.round(4).tolist()}")

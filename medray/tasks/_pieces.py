@@ -1,0 +1,81 @@
+"""A text as the token ids that a headed model reads: special tokens in place, and what is too long cut or split in windows."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from medray.errors import ConfigError
+
+Keep = Literal["start", "end", "both"]
+Ids = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """One text: a single piece, or several windows of it."""
+
+    tokens: list[tuple[int, ...]]
+    truncated: bool
+
+
+def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep, overlap: int | None) -> list[Pieces]:
+    """Pieces of at most `max_length` tokens; with an `overlap` windows, without one what `keep` says."""
+    if not texts:
+        return []
+    length = _readable(max_length, tokenizer)
+    # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" is text, and must not end the sequence.
+    # Special tokens are added before cutting and told apart by the mask, because transformers 5 has no way to add them to ids.
+    encoded = tokenizer(
+        list(texts),
+        split_special_tokens=True,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    found = []
+    for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+        if len(ids) <= length:
+            found.append(Pieces([tuple(ids)], truncated=False))
+            continue
+        before, body, after = _parts(ids, mask)
+        room = length - len(before) - len(after)
+        _check_room(room, overlap, length)
+        bodies = [_cut(body, room, keep)] if overlap is None else _windows(body, room, overlap)
+        found.append(Pieces([(*before, *part, *after) for part in bodies], truncated=overlap is None))
+    return found
+
+
+def _readable(max_length: int, tokenizer: Any) -> int:
+    """The tokenizer knows how many positions its model has (or says 1e30); more would fail inside the model."""
+    limit = int(tokenizer.model_max_length)
+    if 0 < limit < max_length:
+        warnings.warn(f"max_length {max_length}: the tokenizer of this base model allows {limit}, which is used", stacklevel=4)
+        return limit
+    return max_length
+
+
+def _check_room(room: int, overlap: int | None, length: int) -> None:
+    if room <= (overlap or 0):
+        needed = "special tokens" if overlap is None else f"special tokens and window_overlap {overlap}"
+        raise ConfigError(f"max_length {length} leaves no room for text beside {needed}")
+
+
+def _parts(ids: Ids, mask: Ids) -> tuple[Ids, Ids, Ids]:
+    """Special tokens before, the text, special tokens after."""
+    start = mask.index(0)
+    end = len(mask) - mask[::-1].index(0)
+    return ids[:start], ids[start:end], ids[end:]
+
+
+def _cut(body: Ids, room: int, keep: Keep) -> Ids:
+    head = {"start": room, "end": 0, "both": (room + 1) // 2}[keep]
+    return body[:head] + body[len(body) - (room - head) :]
+
+
+def _windows(body: Ids, room: int, overlap: int) -> list[Ids]:
+    """Full windows; the last is moved back to the end of the text, so that none is a few tokens without context."""
+    last = len(body) - room
+    starts = [*range(0, last, room - overlap), last]
+    return [body[start : start + room] for start in starts]

@@ -1,0 +1,243 @@
+"""Classes by a head on an encoder or decoder: binary, multi-class or multi-label. It loads no model."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from medray.config import PluginOptions, Section
+from medray.data.base import Encoded, Example
+from medray.errors import ConfigError, DataError, allowed
+from medray.selection import metrics
+from medray.tasks._pieces import Keep, pieces
+from medray.tasks.base import Head, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medray.engines.base import Engine
+
+Floats = npt.NDArray[np.float64]
+
+
+class Options(PluginOptions):
+    name: Literal["classification"]
+    positive_label: str | None = Field(None, description="of exactly two labels, the one that the binary figures are about")
+    multi_label: bool = Field(False, description="a row may have any number of labels, none included")
+    metric: str = Field("f1_macro", description="figure on the validation split that epochs and trials are chosen by")
+    max_length: int = Field(512, ge=1, description="tokens of a row, special tokens included; at most what the base model reads")
+    long_texts: Literal["truncate", "windows"] = "truncate"
+    keep: Keep = Field("start", description="the part of a long text that truncation keeps")
+    window_overlap: int = Field(64, ge=0, description="tokens that neighbouring windows share")
+    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        "none", description="weight of a training row by its label; balanced gives every class the same sum, a label not named has 1"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.multi_label and self.positive_label is not None:
+            raise ValueError(f"positive_label {self.positive_label!r} and multi_label true: only one label of two can be positive")
+        if self.multi_label and self.class_weights != "none":
+            raise ValueError(f"class_weights {self.class_weights!r} and multi_label true: a row of several labels has no one weight")
+        if self.long_texts == "windows" and self.keep != "start":
+            raise ValueError(f"keep {self.keep!r} and long_texts 'windows': windows keep the whole text")
+        if self.long_texts == "windows" and self.window_overlap >= self.max_length:
+            raise ValueError(f"window_overlap {self.window_overlap} and max_length {self.max_length}: the overlap must be the smaller")
+        return self
+
+
+class Request(Section):
+    """What HTTP asks: one text, or several inputs."""
+
+    text: str | None = Field(None, min_length=1)
+    inputs: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.text is None) == (self.inputs is None):
+            raise ValueError("give exactly one of text and inputs")
+        return self
+
+
+class Answer(Section):
+    label: str | None = Field(description="the most probable label; null for a multi-label task")
+    labels: tuple[str, ...]
+    confidence: float = Field(description="probability of the label; multi-label: of the least certain of its yes and no answers")
+    probabilities: dict[str, float]
+
+
+class Response(Section):
+    predictions: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    options: Options
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...] | None = None  # multi-label, once fitted on validation
+
+    @classmethod
+    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
+        if not options.multi_label:
+            _check_one_label(examples)
+        labels = tuple(sorted({label for example in examples for label in example.labels}))
+        if len(labels) < (1 if options.multi_label else 2):
+            raise DataError(f"{len(examples)} examples have {len(labels)} labels ({', '.join(labels)}); a classifier needs at least two")
+        if not options.multi_label:
+            metrics.check_positive(labels, options.positive_label)
+        choices = metrics.names(options.multi_label, binary=len(labels) == 2)
+        if options.metric not in choices:
+            raise ConfigError(f"task.metric: {options.metric!r} is no figure of this task; {allowed(options.metric, choices)}")
+        for label in options.class_weights if isinstance(options.class_weights, dict) else ():
+            if label not in labels:
+                raise ConfigError(f"task.class_weights: {label!r} is not a label; {allowed(label, labels)}")
+        return cls(options, labels)
+
+    @classmethod
+    def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
+        thresholds = state["thresholds"]
+        return cls(options, tuple(state["labels"]), None if thresholds is None else tuple(thresholds))
+
+    def state(self) -> dict[str, Any]:
+        return {"labels": list(self.labels), "thresholds": None if self.thresholds is None else list(self.thresholds)}
+
+    def head(self) -> Head:
+        return Head(self.labels, self.options.multi_label)
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
+        options = self.options
+        overlap = options.window_overlap if options.long_texts == "windows" else None
+        texts = [example.text for example in examples]
+        found = pieces(texts, tokenizer, max_length=options.max_length, keep=options.keep, overlap=overlap)
+        rows = []
+        for example, text in zip(examples, found, strict=True):
+            if not text.tokens[0]:
+                raise DataError(f"{example.where or example.id}: there is no token in the text")
+            target = self._target(example)
+            rows += [Encoded(example.id, tokens, target, text.truncated) for tokens in text.tokens]
+        return rows
+
+    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
+        """The weight of the row's class, shared among the windows of the row: every example counts once."""
+        counts = Counter(row_ids)
+        windows = np.array([counts[row_id] for row_id in row_ids], dtype=np.float64)
+        if self.options.multi_label:
+            return 1 / windows
+        classes = np.array([target[0] for target in targets], dtype=np.int64)
+        return self._class_weights(classes, windows)[classes] / windows
+
+    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
+        import torch
+
+        if not self.options.multi_label:
+            return {"targets": torch.tensor([target[0] for target in targets])}
+        active = torch.zeros(len(targets), len(self.labels))
+        for row, target in enumerate(targets):
+            active[row, list(target)] = 1
+        return {"targets": active}
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
+        import torch.nn.functional as F
+
+        logits, targets, smoothing = outputs.logits.float(), batch["targets"], self.options.label_smoothing
+        if self.options.multi_label:
+            smooth = targets * (1 - smoothing) + smoothing / 2
+            losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
+        else:
+            losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        weights = batch["weights"].to(losses)
+        return weights * losses, weights
+
+    def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+        if not examples:
+            return []
+        # By position, not by id: whoever asks over HTTP may repeat one.
+        numbered = [replace(example, id=str(row), labels=()) for row, example in enumerate(examples)]
+        rows = self.encode(numbered, engine.tokenizer)
+        logits = engine.logits([row.tokens for row in rows]).astype(np.float64)
+        # Windows are averaged as logits: a window that says nothing (near zero) then leaves the verdict to one that does,
+        # where averaged probabilities would pull it to the middle.
+        position = np.array([int(row.row_id) for row in rows])
+        sums = np.zeros((len(examples), len(self.labels)))
+        np.add.at(sums, position, logits)
+        probabilities = self._probabilities(sums / np.bincount(position)[:, None])
+        answers = (Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, probabilities, strict=True))
+        return self.decide(list(answers))
+
+    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
+        if not self.options.multi_label:
+            return self
+        truth = self._indicators([example.labels for example in examples])
+        return replace(self, thresholds=tuple(metrics.thresholds(truth, [row.probabilities for row in predictions])))
+
+    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        return [replace(row, labels=self._decision(row.probabilities)) for row in predictions]
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
+        assert [row.row_id for row in predictions] == [example.id for example in examples]
+        probabilities = np.array([row.probabilities for row in predictions])
+        if self.options.multi_label:
+            truth, predicted = (self._indicators([row.labels for row in rows]) for rows in (examples, predictions))
+            return metrics.multi_label(truth, probabilities, predicted, self.labels)
+        _check_one_label(examples)
+        classes = [self._target(example)[0] for example in examples]
+        answers = [self.labels.index(row.labels[0]) for row in predictions]
+        return metrics.single_label(classes, probabilities, answers, self.labels, self.options.positive_label)
+
+    def examples(self, request: Request) -> list[Example]:
+        texts = [request.text] if request.text is not None else request.inputs or ()
+        return [Example(str(position), text) for position, text in enumerate(texts)]
+
+    def respond(self, predictions: Sequence[Prediction]) -> Response:
+        return Response(predictions=tuple(self._answer(row) for row in predictions))
+
+    def _answer(self, row: Prediction) -> Answer:
+        named = dict(zip(self.labels, row.probabilities, strict=True))
+        if self.options.multi_label:
+            confidence = min(value if label in row.labels else 1 - value for label, value in named.items())
+            return Answer(label=None, labels=row.labels, confidence=confidence, probabilities=named)
+        return Answer(label=row.labels[0], labels=row.labels, confidence=named[row.labels[0]], probabilities=named)
+
+    def _target(self, example: Example) -> tuple[int, ...]:
+        for label in example.labels:
+            if label not in self.labels:
+                raise DataError(f"{example.where or example.id}: label {label!r} is not the task's; {allowed(label, self.labels)}")
+        return tuple(sorted({self.labels.index(label) for label in example.labels}))
+
+    def _class_weights(self, classes: npt.NDArray[np.int64], windows: Floats) -> Floats:
+        chosen = self.options.class_weights
+        if isinstance(chosen, dict):
+            return np.array([chosen.get(label, 1.0) for label in self.labels])
+        if chosen == "none":
+            return np.ones(len(self.labels))
+        examples = np.bincount(classes, weights=1 / windows, minlength=len(self.labels))
+        # A class without training rows weighs nothing and is looked up by none; the split refuses that case anyway.
+        weights: Floats = np.divide(examples.sum(), len(self.labels) * examples, out=np.zeros(len(examples)), where=examples > 0)
+        return weights
+
+    def _probabilities(self, logits: Floats) -> Floats:
+        # Logarithm of the denominator: of all classes, or for multi-label of yes and no.
+        total = np.logaddexp(0, logits) if self.options.multi_label else np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        probabilities: Floats = np.exp(logits - total)
+        return probabilities
+
+    def _decision(self, probabilities: Sequence[float]) -> tuple[str, ...]:
+        if not self.options.multi_label:
+            return (self.labels[int(np.argmax(probabilities))],)
+        limits = self.thresholds or (0.5,) * len(self.labels)
+        return tuple(label for label, value, limit in zip(self.labels, probabilities, limits, strict=True) if value >= limit)
+
+    def _indicators(self, rows: Sequence[tuple[str, ...]]) -> npt.NDArray[np.int64]:
+        return np.array([[int(label in row) for label in self.labels] for row in rows], dtype=np.int64)
+
+
+def _check_one_label(examples: Sequence[Example]) -> None:
+    for example in examples:
+        if len(example.labels) != 1:
+            found = ", ".join(example.labels) or "none"
+            raise DataError(f"{example.where or example.id}: labels {found}: a row needs exactly one, unless task.multi_label is true")

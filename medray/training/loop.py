@@ -1,0 +1,186 @@
+"""The one training loop. It knows slots, rows and a strategy; it knows no task by name, no disk and no Ray."""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from medray.config import TrainConfig
+from medray.data.base import Rows
+from medray.errors import TrialError
+from medray.models.batch import collate
+from medray.tasks.base import Task
+from medray.training.plan import MicroBatch, Step, plan
+from medray.training.precision import Precision, arithmetic
+from medray.training.slot import Slot
+from medray.training.strategies.base import Strategy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What a trial says at every evaluation."""
+
+    adapter: str
+    epoch: int  # the one that this evaluation ends or lies in, from 1
+    step: int
+    train_loss: float
+    metrics: dict[str, float]
+    is_best: bool
+    seconds: float  # of training since the start, evaluations left out
+    tokens_per_s: float  # real tokens, padding not counted
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Loop:
+    model: Module
+    task: Task
+    rows: Rows
+    weights: npt.NDArray[np.float64]
+    slots: Sequence[Slot]
+    strategy: Strategy
+    train: TrainConfig
+    pad_id: int
+    precision: Precision
+    device: str
+    evaluate: Callable[[Slot], dict[str, float]]
+    report: Callable[[Slot, EpochReport], None]
+    store_state: Callable[[], None]
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        limit = self.strategy.max_slots
+        if limit is not None and len(self.slots) > limit:
+            raise TrialError(f"strategy {self.train.strategy} takes {limit} slot(s), not {len(self.slots)}")
+        self.token_budget = self.train.token_budget
+        self._plans: dict[tuple[int, int, int], list[Step]] = {}
+
+    def run(self) -> None:
+        """Advance every slot by one step in turn, until all are done."""
+        while live := [slot for slot in self.slots if not slot.done]:
+            for slot in live:
+                if len(self.slots) > 1:
+                    self.model.set_adapter(slot.adapter)
+                self._advance(slot)
+
+    def _advance(self, slot: Slot) -> None:
+        epoch, at = slot.cursor
+        start = time.perf_counter()
+        loss, step = self._take_step(slot)
+        slot.seconds += time.perf_counter() - start
+        slot.loss_sum += loss * step.weight
+        slot.weight_sum += step.weight
+        slot.num_tokens += int(self.rows.lengths[step.rows].sum())
+        slot.step += 1
+        epoch_ends = at + 1 == len(self._plan(slot))
+        slot.cursor = (epoch + 1, 0) if epoch_ends else (epoch, at + 1)
+        if slot.step % self.train.log_every_steps == 0:
+            log.info("epoch %d step %d/%d loss %.4f rate %.2e", epoch + 1, slot.step, slot.num_steps, loss, slot.schedule.get_last_lr()[0])
+        every = self.train.evaluate_every_steps
+        due = slot.step % every == 0 if every else epoch_ends
+        if due or slot.step == slot.num_steps:
+            self._evaluate(slot, epoch + 1)
+        elif self.train.state_every_steps and slot.step % self.train.state_every_steps == 0:
+            self.store_state()
+
+    def _evaluate(self, slot: Slot, epoch: int) -> None:
+        metrics = self.evaluate(slot)
+        is_best = slot.stopper.update(metrics[slot.stopper.metric], slot.step)
+        speed = slot.num_tokens / max(slot.seconds, 1e-9)
+        report = EpochReport(slot.adapter, epoch, slot.step, slot.loss_sum / slot.weight_sum, metrics, is_best, slot.seconds, speed)
+        slot.loss_sum = slot.weight_sum = 0.0
+        slot.history.append(report.as_dict())
+        self.report(slot, report)
+        self.store_state()
+
+    def _plan(self, slot: Slot) -> list[Step]:
+        # The budget only cuts micro-batches: the steps of an epoch are the same for every budget, so a re-plan may come mid-epoch.
+        key = (slot.rng, slot.cursor[0], self.token_budget)
+        if key not in self._plans:
+            self._plans = {held: steps for held, steps in self._plans.items() if held[0] != slot.rng}
+            self._plans[key] = plan(
+                self.rows.lengths,
+                self.weights,
+                token_budget=self.token_budget,
+                samples_per_step=self.train.samples_per_step,
+                world_size=self.world_size,
+                seed=slot.rng,
+                epoch=slot.cursor[0],
+            )
+        return self._plans[key]
+
+    def _take_step(self, slot: Slot) -> tuple[float, Step]:
+        while True:
+            step = self._plan(slot)[slot.cursor[1]]
+            batches = step.ranks[self.rank]
+            try:
+                loss = self._accumulate(slot, step, batches)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
+                if not _is_out_of_memory(err):
+                    raise
+                self.strategy.abandon(slot)
+                self._halve_budget(batches, err)
+                continue
+            if not math.isfinite(loss):
+                raise TrialError(f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): lower train.learning_rate, or model.precision: fp32")
+            self.strategy.step(slot)
+            return loss, step
+
+    def _accumulate(self, slot: Slot, step: Step, batches: Sequence[MicroBatch]) -> float:
+        """The step's loss; its gradients are left on the parameters, already divided by the step's weight."""
+        self.model.train()
+        total = 0.0
+        for index, batch in enumerate(batches):
+            torch.manual_seed(_seed(slot.rng, *slot.cursor, index, self.rank))
+            with arithmetic(self.precision, self.device):
+                sums, _ = self.loss(batch)
+            part = sums.sum() * (0.0 if batch.fill else 1.0) / step.weight
+            self.strategy.backward(part, last=index == len(batches) - 1)
+            total += float(part.detach())
+        return total
+
+    def loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        inputs = collate([self.rows.tokens(row) for row in batch.rows], self.pad_id)
+        targets = self.task.tensors([self.rows.target(row) for row in batch.rows])
+        weights = torch.from_numpy(self.weights[list(batch.rows)]).float()
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in {**inputs, **targets, "weights": weights}.items()}
+        outputs = self.model(**{name: moved[name] for name in inputs})
+        return self.task.loss(outputs, moved)
+
+    def _halve_budget(self, batches: Sequence[MicroBatch], err: BaseException) -> None:
+        if all(len(batch.rows) == 1 for batch in batches):
+            raise TrialError(f"out of memory with one row of {max(self.rows.lengths)} tokens: {_ADVICE}") from err
+        if self.token_budget == self.train.token_budget:
+            log.warning("out of memory: the token budget is halved and the step repeated, with the same result; to start lower: %s", _ADVICE)
+        longest = max(len(batch.rows) * max(int(self.rows.lengths[row]) for row in batch.rows) for batch in batches)
+        self.token_budget = max(1, min(self.token_budget, longest) // 2)
+        log.info("token budget is now %d", self.token_budget)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+_ADVICE = "train.token_budget, task.max_length, model.gradient_checkpointing: true, model.precision: bf16"
+
+
+def _is_out_of_memory(err: BaseException) -> bool:
+    return isinstance(err, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(err)
+
+
+def _seed(*parts: int) -> int:
+    """A seed of its own for every micro-batch of every trial, whichever process computes it."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,116 @@
+"""A slot is one trial inside a process: its adapter's parameters, their optimizer and schedule, and where it stands."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import Module, Parameter
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from medray.config import TrainConfig
+
+
+@dataclass
+class Stopper:
+    """Remembers the best evaluation and says when patience is over."""
+
+    metric: str
+    higher_is_better: bool
+    patience: int | None
+    best: float | None = None
+    best_step: int = -1
+    num_worse: int = 0
+
+    def update(self, value: float, step: int) -> bool:
+        """Whether this evaluation is the best so far; a NaN never is."""
+        if self.best is None or (value > self.best if self.higher_is_better else value < self.best):
+            if not math.isnan(value):
+                self.best, self.best_step, self.num_worse = value, step, 0
+                return True
+        self.num_worse += 1
+        return False
+
+    @property
+    def stop(self) -> bool:
+        return self.patience is not None and self.num_worse >= self.patience
+
+
+@dataclass
+class Slot:
+    adapter: str
+    parameters: dict[str, Parameter]
+    optimizer: AdamW
+    schedule: LambdaLR
+    rng: int  # every micro-batch's dropout is seeded from this and its place, so no generator's state needs keeping
+    num_steps: int
+    stopper: Stopper
+    cursor: tuple[int, int] = (0, 0)  # (epoch, step within it) that comes next
+    step: int = 0  # steps taken
+    loss_sum: float = 0.0  # of the training rows since the last evaluation
+    weight_sum: float = 0.0
+    num_tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.num_steps or self.stopper.stop
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a later process needs to go on; tensors and plain values only, so that it loads without pickle."""
+        return {
+            "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch, "last_lr": self.schedule.get_last_lr()},
+            "stopper": asdict(self.stopper),
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state["parameters"].keys() != self.parameters.keys():
+            raise ValueError("the stored state belongs to a model with other trainable parameters")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        self.schedule._last_lr = state["schedule"]["last_lr"]
+        self.stopper = Stopper(**state["stopper"])
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        self.cursor = (int(self.cursor[0]), int(self.cursor[1]))
+
+
+_PLAIN = ("cursor", "step", "loss_sum", "weight_sum", "num_tokens", "seconds", "history")
+
+
+def open_slot(model: Module, head_modules: Sequence[str], train: TrainConfig, *, num_steps: int, seed: int, stopper: Stopper, adapter: str = "default") -> Slot:
+    """A slot over the parameters that the model trains for this adapter."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    head_rate = train.head_learning_rate or train.learning_rate
+    groups: dict[tuple[float, float], list[Parameter]] = {}
+    for name, parameter in parameters.items():
+        rate = head_rate if any(f".{module}." in name for module in head_modules) else train.learning_rate
+        decay = train.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    optimizer = AdamW([{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()])
+    schedule = LambdaLR(optimizer, lambda step: rate_factor(step, num_steps, train))
+    return Slot(adapter, parameters, optimizer, schedule, rng=seed, num_steps=num_steps, stopper=stopper)
+
+
+def rate_factor(step: int, num_steps: int, train: TrainConfig) -> float:
+    """The share of the learning rate at a step, warm-up included; 0 is reached after the last step, never at one."""
+    warmup = train.warmup_steps if train.warmup_steps is not None else round((train.warmup_ratio or 0.0) * num_steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+    match train.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - progress
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,207 @@
+"""One trial, start to end, in this process: build, choose the arithmetic, run the loop, keep checkpoints, resume.
+
+It reports through a callable and knows neither Ray nor the study around it.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medray import checkpoint, plugins, storage
+from medray.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
+from medray.config import TrialConfig
+from medray.data.base import Rows
+from medray.engines.transformers import Engine
+from medray.errors import TrialError
+from medray.loading import make_probe
+from medray.models.build import Built, build, save
+from medray.selection.metrics import Metrics, higher_is_better
+from medray.tasks.base import Prediction, Task
+from medray.training import precision
+from medray.training.loop import EpochReport, Loop
+from medray.training.material import Material
+from medray.training.plan import MicroBatch
+from medray.training.slot import Slot, Stopper, open_slot
+from medray.training.strategies.base import Strategy
+
+log = logging.getLogger(__name__)
+_PROBE_TOKENS = 2048  # enough for the ratio of two types to hold, little enough to cost about a second
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    folder: Path
+    checkpoint: Path  # of the best evaluation
+    history: list[dict[str, Any]]
+    precision: PrecisionRecord
+
+    @property
+    def best(self) -> dict[str, Any]:
+        step = int(self.checkpoint.name.removeprefix("step-"))
+        return next(row for row in self.history if row["step"] == step)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    task: Task  # with what was fitted on validation
+    predictions: list[Prediction]
+    metrics: Metrics
+
+
+class Trial:
+    def __init__(self, config: TrialConfig, material: Material, folder: Path, report: Callable[[EpochReport], None]) -> None:
+        self.config, self.material, self.folder, self.tell = config, material, folder, report
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if config.resources.cpus_per_worker:
+            torch.set_num_threads(config.resources.cpus_per_worker)
+        self.task = material.task
+        self.rows = material.prepared.split("train")
+        self.built: Built = build(material.base, self.task.head(), config.model, config.lora, seed=config.seed)
+        self.built.model.to(self.device)
+        self.slot = self._open_slot()
+        self.evaluated: Evaluated | None = None
+        self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
+
+    def run(self, *, resume: bool = False) -> TrialResult:
+        """Train to the end, from the last stored state where asked and there is one."""
+        self.loop = self._loop()
+        state = self._latest("state")
+        if resume and state:
+            self.chosen = PrecisionRecord.model_validate_json((state / "precision.json").read_bytes())
+            self._prepare_strategy()
+            self.loop.strategy.restore(state)
+            log.info("resumed after step %d of %d", self.slot.step, self.slot.num_steps)
+        else:
+            for stale in ("state", "checkpoints"):
+                shutil.rmtree(self.folder / stale, ignore_errors=True)
+            self._choose_precision()
+            self._prepare_strategy()
+        self.loop.run()
+        best = self._checkpoint_folder(self.slot.stopper.best_step)
+        if self.slot.stopper.best is None:
+            raise TrialError(f"{self.folder}: no evaluation gave a {self.slot.stopper.metric}")
+        return TrialResult(self.folder, best, self.slot.history, self.chosen)
+
+    def _open_slot(self) -> Slot:
+        train, metric = self.config.train, self.task.options.metric
+        steps_per_epoch = -(-len(self.rows) // train.samples_per_step)
+        num_steps = train.max_steps or steps_per_epoch * (train.epochs or 1)
+        stopper = Stopper(metric, higher_is_better(metric), train.patience)
+        return open_slot(self.built.model, self.built.family.head_modules, train, num_steps=num_steps, seed=self.config.seed, stopper=stopper)
+
+    def _loop(self) -> Loop:
+        return Loop(
+            model=self.built.model,
+            task=self.task,
+            rows=self.rows,
+            weights=self.task.weights(self.rows.targets(), self.rows.ids),
+            slots=[self.slot],
+            strategy=self._strategy("fp32"),
+            train=self.config.train,
+            pad_id=self.built.tokenizer.pad_token_id,
+            precision="fp32",
+            device=self.device,
+            evaluate=self._evaluate,
+            report=self._report,
+            store_state=self._store_state,
+        )
+
+    def _strategy(self, used: str) -> Strategy:
+        module = plugins.find("training.strategies", self.config.train.strategy)
+        strategy: Strategy = module.Strategy([self.slot], self.config.train, precision=used, device=self.device)
+        return strategy
+
+    def _prepare_strategy(self) -> None:
+        self.loop.precision = self.chosen.used
+        self.loop.strategy = self._strategy(self.chosen.used)
+
+    def _choose_precision(self) -> None:
+        batch = self._typical_batch(self.rows)
+        shape = (len(batch.rows), int(self.rows.lengths[list(batch.rows)].max()))
+        self.built.model.train()
+        self.chosen = precision.choose(
+            self.config.model.precision, lambda: self.loop.loss(batch)[0].sum() / len(batch.rows), shape=shape, device=self.device
+        )
+        self.loop.strategy.abandon(self.slot)
+
+    def _typical_batch(self, rows: Rows) -> MicroBatch:
+        """Rows of about the median length, as many as a step or the probe's budget holds."""
+        by_length = rows.lengths.argsort(kind="stable")
+        middle = len(by_length) // 2
+        budget = min(_PROBE_TOKENS, self.config.train.token_budget)
+        count = max(1, min(self.config.train.samples_per_step, budget // int(rows.lengths[by_length[middle]]), middle))
+        return MicroBatch(tuple(int(row) for row in by_length[middle - count + 1 : middle + 1]))
+
+    def _engine(self, used: precision.Precision) -> Engine:
+        return Engine(self.built, precision=used, token_budget=self.config.train.token_budget, device=self.device)
+
+    def _evaluate(self, slot: Slot) -> dict[str, float]:
+        examples = self.material.dataset.validation
+        predictions = self.task.predict(self._engine(self.chosen.used), examples)
+        task = self.task.tune(predictions, examples)
+        predictions = task.decide(predictions)
+        self.evaluated = Evaluated(task, predictions, task.score(predictions, examples))
+        return self.evaluated.metrics.values
+
+    def _report(self, slot: Slot, report: EpochReport) -> None:
+        folder = self._checkpoint_folder(slot.step)
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
+        assert self.evaluated is not None
+        checkpoint.save(folder, lambda filling: self._fill(filling, report), self._manifest(report, self.evaluated))
+        stored = sorted((self.folder / "checkpoints").glob("step-*"))
+        keep = {self._checkpoint_folder(slot.stopper.best_step), *stored[-self.config.train.keep_checkpoints :]}
+        for old in stored:
+            if old not in keep:
+                shutil.rmtree(old)
+        self.tell(report)
+
+    def _fill(self, folder: Path, report: EpochReport) -> None:
+        assert self.evaluated is not None
+        save(self.built, folder)
+        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in self.evaluated.predictions)
+        (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        metrics = {"split": "validation", **self.evaluated.metrics.as_dict(), "train_loss": report.train_loss}
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        (folder / "audit.json").write_text(json.dumps(self.material.audit.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def _manifest(self, report: EpochReport, evaluated: Evaluated) -> Manifest:
+        base, dataset = self.material.base, self.material.dataset
+        return Manifest(
+            task=TaskRecord(options=evaluated.task.options.model_dump(mode="json"), state=evaluated.task.state()),
+            base=BaseRecord(
+                source=base.source, revision=base.revision, weight_hash=base.weight_hash, family=self.built.family.name, note=base.note
+            ),
+            trial=self.config.model_dump(mode="json"),
+            data_fingerprint=dataset.fingerprint,
+            split_fingerprint=dataset.split_fingerprint,
+            cursor={"epoch": report.epoch, "step": report.step},
+            metrics=report.metrics,
+            precision=self.chosen,
+            seed=self.config.seed,
+            versions=checkpoint.versions(),
+            git_commit=checkpoint.git_commit(),
+            probe=make_probe(evaluated.task, self._engine("fp32")),
+        )
+
+    def _checkpoint_folder(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step-{step:06d}"
+
+    def _store_state(self) -> None:
+        """The state of a resume: read only from this trial's own folder, never published."""
+        target = self.folder / "state" / f"step-{self.slot.step:06d}"
+        shutil.rmtree(target, ignore_errors=True)
+        with storage.new_folder(target) as folder:
+            self.loop.strategy.save(folder)
+            (folder / "precision.json").write_text(self.chosen.model_dump_json())
+        for old in (self.folder / "state").glob("step-*"):
+            if old != target:
+                shutil.rmtree(old)
+
+    def _latest(self, kind: str) -> Path | None:
+        return max((self.folder / kind).glob("step-*"), default=None)
