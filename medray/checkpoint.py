@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from medray import storage
-from medray.config import Section
 from medray.errors import ArtifactError
+from medray.schema import Section
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -53,7 +53,7 @@ class Probe(Section):
 
 
 class Manifest(Section):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     task: TaskRecord
     base: BaseRecord
     trial: dict[str, Any]  # the resolved TrialConfig

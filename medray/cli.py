@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from medray.training.loop import EpochReport
     from medray.tuning.study import Outcome
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Fine-tune, select and serve biomedical text models.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Fine-tune, select and serve biomedical text models."
+)
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set, or change its format.")
 app.add_typer(data_app, name="data")
 console = Console()
 _SHOWN = ("f1_binary", "f1_macro", "accuracy", "accuracy_subset", "log_loss")
 
-Configs = Annotated[list[str], typer.Argument(help="YAML files, later ones over earlier ones, then key=value settings such as train.epochs=3")]
+Configs = Annotated[
+    list[str], typer.Argument(help="YAML files, later ones over earlier ones, then key=value settings such as train.epochs=3")
+]
 
 
 def _load(arguments: list[str]) -> configs.StudyConfig:
@@ -34,7 +38,9 @@ def _load(arguments: list[str]) -> configs.StudyConfig:
 @app.command()
 def train(
     arguments: Configs,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and what is wrong with it, train nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved configuration and what is wrong with it, train nothing")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run of this study")] = False,
 ) -> None:
     """Train each base model of a study once and judge it on the test split."""
@@ -94,7 +100,10 @@ def _print_report(source: str, report: "EpochReport") -> None:
 def _print_outcomes(outcomes: "list[Outcome]") -> None:
     for outcome in outcomes:
         best = outcome.trial.best
-        table = Table(title=f"{outcome.source}: best checkpoint (epoch {best['epoch']}, step {best['step']}, {outcome.trial.precision.used})", title_justify="left")
+        table = Table(
+            title=f"{outcome.source}: best checkpoint (epoch {best['epoch']}, step {best['step']}, {outcome.trial.precision.used})",
+            title_justify="left",
+        )
         for column in ("metric", "validation", f"test ({outcome.test.num_rows} rows)"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for name in outcome.test.values:
@@ -105,8 +114,8 @@ def _print_outcomes(outcomes: "list[Outcome]") -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("bitsandbytes", "filelock", "fsspec", "httpx", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()
     except MedrayError as err:

@@ -7,56 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import BaseModel, Field, model_validator
 
 from medray import plugins
-from medray.errors import ConfigError, allowed
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PluginOptions(Section):
-    """Options of one file behind a seam; `name` says which."""
-
-    name: str
-
-
-class Plugin:
-    """Annotation of a field whose class is chosen by its `name` among the files of a seam."""
-
-    def __init__(self, seam: str) -> None:
-        self.seam = seam
-
-    def _parse(self, value: Any) -> PluginOptions:
-        if isinstance(value, PluginOptions):
-            return value
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            names = ", ".join(plugins.names(self.seam))
-            raise PydanticCustomError("plugin", "must be a mapping with a name", {"problems": [((), f"needs a `name`, one of: {names}")]})
-        try:
-            options = plugins.find(self.seam, value["name"]).Options
-        except ConfigError as err:
-            raise PydanticCustomError("plugin", "unknown name", {"problems": [(("name",), str(err))]}) from None
-        try:
-            parsed: PluginOptions = options.model_validate(value)
-        except ValidationError as err:
-            raise PydanticCustomError("plugin", "wrong options", {"problems": _problems(err, options)}) from None
-        return parsed
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        dump = core_schema.plain_serializer_function_ser_schema(lambda value: value.model_dump(mode="json"))
-        return core_schema.no_info_plain_validator_function(self._parse, serialization=dump)
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        # Through the handler, so that models nested in the options land in the one $defs that the references point to.
-        options = (plugins.find(self.seam, name).Options for name in plugins.names(self.seam))
-        return {"oneOf": [handler(option.__pydantic_core_schema__) for option in options]}
+from medray.errors import ConfigError
+from medray.overlay import merge, parse_value, put, read_yaml
+from medray.schema import Plugin, PluginOptions, Section, validate
 
 
 class SplitConfig(Section):
@@ -193,22 +152,22 @@ class StudyConfig(Section):
         raw = self.model_dump(mode="json", include=set(TrialConfig.model_fields))
         raw["model"] |= {"source": base.source, "revision": base.revision}
         for key, value in [*base.overrides.items(), *(sampled or {}).items()]:
-            _set(raw, key, deepcopy(value), where=f"base model {base.source}")
-        return _validate(TrialConfig, raw, where=f"study {self.name}, base model {base.source}")
+            put(raw, key, deepcopy(value), where=f"base model {base.source}")
+        return validate(TrialConfig, raw, where=f"study {self.name}, base model {base.source}")
 
 
 def load(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyConfig:
     """Read YAML files, later ones over earlier ones, then `key=value` settings; every mistake is named at once."""
     raw: dict[str, Any] = {}
     for path in paths:
-        raw = _merge(raw, _read_yaml(Path(path)))
+        raw = merge(raw, read_yaml(Path(path)))
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"{override!r} is not of the form key=value, such as train.epochs=3")
-        _set(raw, key, _parse_value(override, value), where=override)
+        put(raw, key, parse_value(override, value), where=override)
     where = ", ".join(str(path) for path in paths) or "the configuration"
-    study = _validate(StudyConfig, raw, where=where)
+    study = validate(StudyConfig, raw, where=where)
     wrong = []
     for base in study.base_models:
         try:
@@ -224,120 +183,11 @@ def dump(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for position, key in enumerate(keys):
-            if key.value in {earlier.value for earlier in keys[:position]}:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{path}: cannot be read: {err}") from None
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(err).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must be a mapping of settings, found {type(raw).__name__}")
-    return raw
-
-
-def _parse_value(override: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {' '.join(str(err).split())}") from None
-
-
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _set(raw: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:
-    at: Any = raw
-    *parents, last = dotted.split(".")
-    for part in parents:
-        if isinstance(at, list):
-            at = at[_index(at, part, where)]
-        else:
-            if at.get(part) is None:
-                at[part] = {}
-            at = at[part]
-        if not isinstance(at, (dict, list)):
-            raise ConfigError(f"{where}: {dotted!r} goes through {part!r}, which is {at!r}, not a section")
-    if isinstance(at, list):
-        at[_index(at, last, where)] = value
-    else:
-        at[last] = value
-
-
-def _index(items: list[Any], part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"{where}: {part!r} is not a position in a list of {len(items)} (0 to {len(items) - 1})")
-    return int(part)
-
-
-Location = tuple[int | str, ...]
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def _validate(model: type[Model], raw: dict[str, Any], *, where: str) -> Model:
-    try:
-        return model.model_validate(raw)
-    except ValidationError as err:
-        lines = [f"{'.'.join(map(str, loc)) or 'top level'}: {message}" for loc, message in _problems(err, model)]
-        raise ConfigError(f"{where}: " + "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])) from None
-
-
-def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
-    found: list[tuple[Location, str]] = []
-    for item in error.errors():
-        # pydantic puts the tried member of a union into the path, such as dict[str,float]; no user wrote that.
-        loc: Location = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
-        match item["type"]:
-            case "plugin":
-                found += [((*loc, *inner), message) for inner, message in item["ctx"]["problems"]]
-            case "extra_forbidden":
-                found.append((loc, f"unknown key; {allowed(loc[-1], _fields_at(model, loc[:-1]))}"))
-            case "missing":
-                found.append((loc, "is required and was not given"))
-            case "value_error":
-                found.append((loc, str(item["ctx"]["error"])))
-            case "string_type" if isinstance(item["input"], bool):
-                found.append(
-                    (loc, f"must be text, found {item['input']}; YAML reads yes, no, on and off as true and false: put it in quotes")
-                )
-            case _:
-                found.append((loc, f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r:.80}"))
-    return found
-
-
-def _fields_at(model: type[BaseModel], loc: Location) -> list[str]:
-    at: Any = model
-    for part in loc:
-        if isinstance(part, str) and isinstance(at, type) and issubclass(at, BaseModel):
-            at = at.model_fields[part].annotation
-        elif isinstance(part, int):
-            at = at.__args__[0]
-    return list(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []
-
-
 def plugin_options(seam: str, text: str) -> PluginOptions:
     """Options from one line, `name=raw_abstracts,path=samples/abstracts`; a value may be a YAML list in brackets."""
     parts = re.split(r",(?![^\[]*\])", text)
     if any("=" not in part for part in parts):
         raise ConfigError(f"{text!r} is not of the form name=FORMAT,path=PATH,option=value")
-    raw = {key: _parse_value(text, value) for key, _, value in (part.partition("=") for part in parts)}
+    raw = {key: parse_value(text, value) for key, _, value in (part.partition("=") for part in parts)}
     options: type[PluginOptions] = plugins.find(seam, str(raw.get("name"))).Options
-    return _validate(options, raw, where=text)
+    return validate(options, raw, where=text)

@@ -40,7 +40,9 @@ def load(folder: Path, *, precision: Literal["fp32", "bf16", "fp16"] | None = No
     config = TrialConfig.model_validate(manifest.trial)
     base = sources.resolve(config.model.source, manifest.base.revision)
     if base.weight_hash != manifest.base.weight_hash:
-        raise ArtifactError(f"{folder}: was trained on {manifest.base.source} with weights {manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}")
+        raise ArtifactError(
+            f"{folder}: was trained on {manifest.base.source} with weights {manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}"
+        )
     task = restore(manifest.task.options, manifest.task.state)
     built = build(base, task.head(), config.model, config.lora, adapter_dir=folder)
     built.model.to(device)

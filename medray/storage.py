@@ -101,5 +101,7 @@ def fetch(uri: str, target: Path) -> Path:
     with new_folder(target) as folder:
         is_file = remote.get_file_info(root).type == pyarrow.fs.FileType.File
         destination = folder / Path(root).name if is_file else folder
-        pyarrow.fs.copy_files(root, str(destination), source_filesystem=remote, destination_filesystem=pyarrow.fs.LocalFileSystem(), chunk_size=_BLOCK)
+        pyarrow.fs.copy_files(
+            root, str(destination), source_filesystem=remote, destination_filesystem=pyarrow.fs.LocalFileSystem(), chunk_size=_BLOCK
+        )
     return target / Path(root).name if is_file else target

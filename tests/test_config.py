@@ -25,7 +25,7 @@ train: {epochs: 2, learning_rate: 1e-4}
 """
 PLUGIN = """
 from typing import Literal
-from medray.config import PluginOptions, Section
+from medray.schema import PluginOptions, Section
 class Inner(Section):
     depth: int = 1
 class Options(PluginOptions):

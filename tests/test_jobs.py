@@ -13,7 +13,9 @@ JOBS = ROOT / "jobs"
 def test_no_file_beside_a_job_shadows_an_importable_module() -> None:
     stems = sorted({path.stem for path in JOBS.rglob("*.py")})
     assert stems
-    find = f"import importlib.util, sys; sys.path = [p for p in sys.path if p]; print([s for s in {stems!r} if importlib.util.find_spec(s)])"
+    find = (
+        f"import importlib.util, sys; sys.path = [p for p in sys.path if p]; print([s for s in {stems!r} if importlib.util.find_spec(s)])"
+    )
     found = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert found.stdout.strip() == "[]"
 

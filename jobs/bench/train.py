@@ -83,7 +83,9 @@ def tutorial(config: TrialConfig, material: Material, folder: str, *, dropout: f
     from transformers import Trainer, TrainingArguments
 
     start = time.perf_counter()
-    built: Built = build(material.base, material.task.head(), config.model.model_copy(update={"dropout": dropout}), config.lora, seed=config.seed)
+    built: Built = build(
+        material.base, material.task.head(), config.model.model_copy(update={"dropout": dropout}), config.lora, seed=config.seed
+    )
     load_s = time.perf_counter() - start
     texts = [example.text for example in material.dataset.train]
     encoded = built.tokenizer(texts, padding="max_length", truncation=True, max_length=TUTORIAL_LENGTH)
@@ -157,7 +159,10 @@ def main() -> None:
             config = asked.trial(asked.base_models[0])
             dataset = datasets.load(config.data)
             material = gather(config, dataset, tasks.fit(config.task, dataset.label_sets()), Path(folder))
-            lengths = {"mean": material.prepared.split("train").lengths.mean(), "cut": sum(material.prepared.table["length"].to_numpy() >= 512)}
+            lengths = {
+                "mean": material.prepared.split("train").lengths.mean(),
+                "cut": sum(material.prepared.table["length"].to_numpy() >= 512),
+            }
             arms["medray"].append(medray(config, material, folder))
             arms["tutorial"].append(tutorial(config, material, folder, dropout=0.1))
             arms["tutorial + dropout 0"].append(tutorial(config, material, folder, dropout=0.0))
@@ -167,8 +172,13 @@ def main() -> None:
 def show(arms: dict[str, list[Run]], args: argparse.Namespace, lengths: dict[str, float]) -> None:
     middle = {name: statistics.median(run.tokens_per_s for run in runs) for name, runs in arms.items()}
     f1 = {name: statistics.mean(run.f1 for run in runs) for name, runs in arms.items()}
-    ratio = statistics.median(ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in zip(arms["medray"], arms["tutorial"], strict=True))
-    print(f"medray trains {ratio:.1f} times the real tokens/s of the tutorial way, test F1 {100 * (f1['medray'] - f1['tutorial']):+.1f} points", end=" ")
+    ratio = statistics.median(
+        ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in zip(arms["medray"], arms["tutorial"], strict=True)
+    )
+    print(
+        f"medray trains {ratio:.1f} times the real tokens/s of the tutorial way, test F1 {100 * (f1['medray'] - f1['tutorial']):+.1f} points",
+        end=" ",
+    )
     print(f"(median and mean of {args.seeds} seeds)")
     print(f"{args.base}, {args.data}, {args.rows} rows x {args.epochs} epochs, {torch.get_num_threads()} threads, batch 8,")
     print(f"mean {lengths['mean']:.0f} tokens, texts cut at 512 tokens in every arm ({lengths['cut']} rows of all splits have 512)")
@@ -177,7 +187,9 @@ def show(arms: dict[str, list[Run]], args: argparse.Namespace, lengths: dict[str
         first = runs[0]
         seconds, loading = (statistics.median(getattr(run, field) for run in runs) for field in ("train_s", "load_s"))
         seeds = " ".join(f"{run.f1:.3f}" for run in runs)
-        print(f"{name:22} {first.dtype:6} {first.steps:5} {first.samples:8} {middle[name]:9,.0f} {seconds:8.1f} {loading:7.1f} {f1[name]:8.3f}  {seeds}")
+        print(
+            f"{name:22} {first.dtype:6} {first.steps:5} {first.samples:8} {middle[name]:9,.0f} {seconds:8.1f} {loading:7.1f} {f1[name]:8.3f}  {seeds}"
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,12 @@ class TokenCounts:
     def of(cls, lengths: Sequence[int], max_length: int) -> "TokenCounts":
         values = np.array(lengths)
         return cls(
-            round(float(values.mean()), 1), float(np.median(values)), float(np.percentile(values, 95)), int(values.max()), max_length, int((values > max_length).sum())
+            round(float(values.mean()), 1),
+            float(np.median(values)),
+            float(np.percentile(values, 95)),
+            int(values.max()),
+            max_length,
+            int((values > max_length).sum()),
         )
 
 
@@ -59,7 +64,11 @@ class Audit:
             "labels: " + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items()),
             "splits: " + ", ".join(f"{side} {count}" for side, count in self.splits.items()),
             f"duplicates: {self.exact_groups} texts stand {self.exact_rows} times, {self.near_groups} groups of near duplicates hold {self.near_rows} rows"
-            + (f"; {self.given_across} groups stand on two sides as given" if self.given_across else "; none stands on two sides of the split"),
+            + (
+                f"; {self.given_across} groups stand on two sides as given"
+                if self.given_across
+                else "; none stands on two sides of the split"
+            ),
             f"conflicts: {self.conflicting_texts} texts stand under different labels, {self.conflicting_rows} rows ({share:.1%});"
             f" no classifier gets more than {self.accuracy_ceiling:.1%} of the rows right",
             f"always answering {self.majority_label!r}: accuracy {self.majority_accuracy:.3f}, f1_macro {self.majority_f1_macro:.3f}",

@@ -28,7 +28,9 @@ class Opened:
 class Dataset:
     """Rows by split. `train` and `validation` are open; test rows have no labels until `open_test`."""
 
-    def __init__(self, examples: Sequence[Example], sides: Sequence[Split | None], found: Duplicates, empty: Sequence[str], config: DataConfig) -> None:
+    def __init__(
+        self, examples: Sequence[Example], sides: Sequence[Split | None], found: Duplicates, empty: Sequence[str], config: DataConfig
+    ) -> None:
         by_side: dict[Split | None, list[Example]] = {side: [] for side in (*SPLITS, None)}
         for example, side in zip(examples, sides, strict=True):
             by_side[side].append(example)
@@ -65,7 +67,11 @@ class Dataset:
         before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if before:
             callers = ", ".join(sorted({json.loads(line)["caller"] for line in before}))
-            log.warning("the test labels of this split were opened %d time(s) before, by %s: what is chosen by them is no longer a test", len(before), callers)
+            log.warning(
+                "the test labels of this split were opened %d time(s) before, by %s: what is chosen by them is no longer a test",
+                len(before),
+                callers,
+            )
         entry = {"time": datetime.now(UTC).isoformat(), "caller": caller, "split": self.split_fingerprint, "rows": len(self._test)}
         log_dir.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

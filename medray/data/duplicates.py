@@ -69,10 +69,7 @@ def _shingles(text: str, words: dict[str, int]) -> npt.NDArray[np.uint64]:
     """Hashes of the text's word 5-grams; of all its words where it has fewer."""
     numbers = [words.get(word) or words.setdefault(word, _word_hash(word)) for word in text.split()]
     values = np.array(numbers, dtype=np.uint64)
-    if len(values) > _SHINGLE:
-        windows = np.lib.stride_tricks.sliding_window_view(values, _SHINGLE)
-    else:
-        windows = values[None, :]
+    windows = np.lib.stride_tricks.sliding_window_view(values, min(_SHINGLE, len(values)))
     mixed = np.zeros(len(windows), dtype=np.uint64)
     for column in range(windows.shape[1]):
         mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + windows[:, column]

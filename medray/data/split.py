@@ -75,7 +75,9 @@ def _groups(examples: Sequence[Example], clusters: Sequence[int], column: str | 
         keys: list[tuple[str, object]] = [("cluster", clusters[row])]
         if column is not None:
             if column not in example.metadata:
-                raise DataError(f"{example.where or example.id}: has no metadata {column!r} (data.split.group); {allowed(column, example.metadata)}")
+                raise DataError(
+                    f"{example.where or example.id}: has no metadata {column!r} (data.split.group); {allowed(column, example.metadata)}"
+                )
             keys.append(("group", example.metadata[column]))
         for key in keys:
             parent[root(row)] = root(first_with.setdefault(key, row))

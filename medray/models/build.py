@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def build(base: Base, head: Head | None, model: ModelOptions, lora: LoraConfig, 
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(adapter_dir / "tokenizer" if adapter_dir else base.path)
     bare, missing = _load_base(base, head, model, tokenizer)
-    new_modules = tuple(dict.fromkeys(name.rsplit(".", 1)[0] for name in missing))
+    new_modules = tuple(dict.fromkeys(name.split(".", 1)[0] for name in missing))
     family = family_of(bare, bare.config.model_type, new_modules)
     unexpected = sorted(name for name in missing if not name.startswith(family.head_modules)) if head else sorted(missing)
     if unexpected:
@@ -68,11 +69,21 @@ def build(base: Base, head: Head | None, model: ModelOptions, lora: LoraConfig, 
     return Built(adapted, tokenizer, family, base, head)
 
 
+def check_targets(config_dir: Path, lora: LoraConfig) -> None:
+    """Raise what is wrong with the adapter's targets, by the architecture alone: no weight is read."""
+    config = AutoConfig.from_pretrained(str(config_dir), local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        bare = AutoModelForSequenceClassification.from_config(config)
+    resolve_targets(bare, family_of(bare, config.model_type, ("classifier", "score")), lora)
+
+
 def save(built: Built, folder: Path) -> None:
     """An ordinary PEFT folder, head inside, and the tokenizer; the base is named by its source, not by a path of this machine."""
-    state = get_peft_model_state_dict(built.model)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, str(folder / WEIGHTS), metadata={"format": "pt"})
-    config = built.model.peft_config["default"]
+    state = _state(built.model)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, str(folder / WEIGHTS), metadata={"format": "pt"}
+    )
+    config = copy(built.model.peft_config["default"])
     config.base_model_name_or_path, config.revision = built.base.source, built.base.revision
     config.save_pretrained(str(folder))
     built.tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -158,8 +169,16 @@ def _adapter_config(bare: Any, family: Family, head: Head | None, lora: LoraConf
 
 def _load_adapter(adapted: PeftModel, folder: Path) -> None:
     state = load_file(str(folder / WEIGHTS))
-    wanted = set(get_peft_model_state_dict(adapted))
+    wanted = set(_state(adapted))
     lacking, extra = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if lacking or extra:
-        raise ArtifactError(f"{os.fspath(folder / WEIGHTS)}: lacks {lacking[:5] or 'nothing'}, has unknown {extra[:5] or 'nothing'}: not the adapter and head of {CONFIG}")
+        raise ArtifactError(
+            f"{os.fspath(folder / WEIGHTS)}: lacks {lacking[:5] or 'nothing'}, has unknown {extra[:5] or 'nothing'}: not the adapter and head of {CONFIG}"
+        )
     set_peft_model_state_dict(adapted, state)
+
+
+def _state(adapted: PeftModel) -> dict[str, torch.Tensor]:
+    """Adapter and head; asking PEFT whether embeddings changed would make it look for the base's config on the Hub."""
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return state

@@ -34,7 +34,10 @@ FAMILIES: dict[str, Family] = {
         Family("bert", ("query", "key", "value", "output.dense", "intermediate.dense"), ("classifier",), "bert.encoder.layer"),
         Family("roberta", ("query", "key", "value", "output.dense", "intermediate.dense"), ("classifier",), "roberta.encoder.layer"),
         Family(
-            "distilbert", ("q_lin", "k_lin", "v_lin", "out_lin", "ffn.lin1", "ffn.lin2"), ("pre_classifier", "classifier"), "distilbert.transformer.layer"
+            "distilbert",
+            ("q_lin", "k_lin", "v_lin", "out_lin", "ffn.lin1", "ffn.lin2"),
+            ("pre_classifier", "classifier"),
+            "distilbert.transformer.layer",
         ),
         Family("llama", _ATTENTION_AND_MLP, ("score",), "model.layers", is_decoder=True),
     )
@@ -47,7 +50,9 @@ def family_of(model: Module, model_type: str, new_modules: Sequence[str]) -> Fam
         return FAMILIES[model_type]
     lists = [(len(module), name) for name, module in model.named_modules() if isinstance(module, ModuleList)]
     if not lists:
-        raise ConfigError(f"model type {model_type!r} is not known, and no list of layers was found in it; known: {', '.join(sorted(FAMILIES))}")
+        raise ConfigError(
+            f"model type {model_type!r} is not known, and no list of layers was found in it; known: {', '.join(sorted(FAMILIES))}"
+        )
     layers_path = max(lists)[1]
     inside = re.compile(re.escape(layers_path) + r"\.\d+\.(.+)")
     found = (inside.fullmatch(name) for name, module in model.named_modules() if isinstance(module, Linear))
@@ -72,7 +77,8 @@ def resolve_targets(model: Module, family: Family, lora: LoraConfig) -> Targets:
     linear = [name for name, module in model.named_modules() if isinstance(module, (Linear, Embedding)) and not _in_head(name, family)]
     wanted = lora.targets or family.lora_targets
     missing = tuple(target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear))
-    short = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear if re.search(r"\.\d+\.", name)})
+    inside = {re.sub(r".*\.\d+\.", "", name) for name in linear if re.search(r"\.\d+\.", name)}
+    short = inside | {name.rsplit(".", 1)[-1] for name in inside}
     if len(missing) == len(wanted):
         raise ConfigError(f"lora.targets: none of {', '.join(wanted)} is a linear layer of {family.name}; {allowed(wanted[0], short)}")
     if missing:

@@ -38,18 +38,12 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
     return Base(source, revision, path, _weight_hash(path), note)
 
 
-def check(source: str, revision: str | None = None) -> list[str]:
-    """What is wrong with a source, without fetching weights."""
-    try:
-        if source.startswith("pkg:"):
-            _shipped(source.removeprefix("pkg:"))
-        elif _is_path(source):
-            _from_folder(source)
-        else:
-            _hub(source, lambda hub: hub.hf_hub_download(source, "config.json", revision=revision))
-    except ArtifactError as err:
-        return [str(err)]
-    return []
+def config_dir(source: str, revision: str | None = None) -> Path:
+    """A folder with the base's config.json; of a Hub model nothing else is fetched."""
+    if source.startswith("pkg:") or _is_path(source):
+        return resolve(source, revision).path
+    config: str = _hub(source, lambda hub: hub.hf_hub_download(source, "config.json", revision=revision))
+    return Path(config).parent
 
 
 def default_cache() -> Path:
@@ -63,7 +57,9 @@ def _is_path(source: str) -> bool:
 def _from_folder(source: str) -> Path:
     path = Path(source).expanduser().resolve()
     if not (path / "config.json").is_file():
-        raise ArtifactError(f"{source}: {'has no config.json' if path.is_dir() else 'there is no such folder'}; a base model is a folder with config.json, weights and tokenizer")
+        raise ArtifactError(
+            f"{source}: {'has no config.json' if path.is_dir() else 'there is no such folder'}; a base model is a folder with config.json, weights and tokenizer"
+        )
     return path
 
 
@@ -143,14 +139,18 @@ def _hub(source, call):  # type: ignore[no-untyped-def]
     try:
         return call(huggingface_hub)
     except errors.GatedRepoError:
-        raise ArtifactError(f"{source}: its licence must be accepted at {where}, and a token of that account given as HF_TOKEN or by `hf auth login`") from None
+        raise ArtifactError(
+            f"{source}: its licence must be accepted at {where}, and a token of that account given as HF_TOKEN or by `hf auth login`"
+        ) from None
     except errors.RevisionNotFoundError:
         raise ArtifactError(f"{source}: the Hub has no such revision of it") from None
     except errors.RepositoryNotFoundError:
         raise ArtifactError(f"{source}: the Hub knows no such model, or it is private: then give HF_TOKEN or use `hf auth login`") from None
     except errors.EntryNotFoundError as err:
         if isinstance(err, errors.LocalEntryNotFoundError):
-            raise ArtifactError(f"{source}: is not in the local cache and the Hub cannot be reached (HF_HUB_OFFLINE, or no network)") from None
+            raise ArtifactError(
+                f"{source}: is not in the local cache and the Hub cannot be reached (HF_HUB_OFFLINE, or no network)"
+            ) from None
         raise ArtifactError(f"{source}: has no config.json on the Hub, so it is not a transformers model") from None
     except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as err:
         raise ArtifactError(f"{source}: cannot be fetched from the Hub: {' '.join(str(err).split())[:200]}") from None

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medray import plugins
-from medray.config import PluginOptions
 from medray.data.base import Encoded, Example
+from medray.schema import PluginOptions
 from medray.selection.metrics import Metrics
 
 if TYPE_CHECKING:

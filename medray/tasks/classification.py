@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from medray.config import PluginOptions, Section
 from medray.data.base import Encoded, Example
 from medray.errors import ConfigError, DataError, allowed
+from medray.schema import PluginOptions, Section
 from medray.selection import metrics
 from medray.tasks._pieces import Keep, pieces
 from medray.tasks.base import Head, Prediction

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from medray.config import TrainConfig
 from medray.data.base import Rows
@@ -46,7 +45,7 @@ class EpochReport:
 
 @dataclass
 class Loop:
-    model: Module
+    model: Any  # transformers' or PEFT's
     task: Task
     rows: Rows
     weights: npt.NDArray[np.float64]
@@ -136,7 +135,9 @@ class Loop:
                 self._halve_budget(batches, err)
                 continue
             if not math.isfinite(loss):
-                raise TrialError(f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): lower train.learning_rate, or model.precision: fp32")
+                raise TrialError(
+                    f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): lower train.learning_rate, or model.precision: fp32"
+                )
             self.strategy.step(slot)
             return loss, step
 
@@ -165,7 +166,9 @@ class Loop:
         if all(len(batch.rows) == 1 for batch in batches):
             raise TrialError(f"out of memory with one row of {max(self.rows.lengths)} tokens: {_ADVICE}") from err
         if self.token_budget == self.train.token_budget:
-            log.warning("out of memory: the token budget is halved and the step repeated, with the same result; to start lower: %s", _ADVICE)
+            log.warning(
+                "out of memory: the token budget is halved and the step repeated, with the same result; to start lower: %s", _ADVICE
+            )
         longest = max(len(batch.rows) * max(int(self.rows.lengths[row]) for row in batch.rows) for batch in batches)
         self.token_budget = max(1, min(self.token_budget, longest) // 2)
         log.info("token budget is now %d", self.token_budget)

@@ -60,7 +60,9 @@ def plan(
     return [_step(steps[at], lengths, weights, token_budget, world_size) for at in order_of_steps]
 
 
-def _step(rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], token_budget: int, world_size: int) -> Step:
+def _step(
+    rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], token_budget: int, world_size: int
+) -> Step:
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     per_rank = [micro_batches([int(row) for row in rows[rank::world_size]], lengths, token_budget) for rank in range(world_size)]
     most = max(len(batches) for batches in per_rank)

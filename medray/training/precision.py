@@ -21,7 +21,9 @@ def arithmetic(precision: Precision, device: str) -> AbstractContextManager[obje
     return nullcontext() if precision == "fp32" else torch.autocast(device, dtype=_TYPES[precision])
 
 
-def choose(asked: Literal["auto", "fp32", "bf16", "fp16"], forward: Callable[[], Tensor], *, shape: tuple[int, int], device: str) -> PrecisionRecord:
+def choose(
+    asked: Literal["auto", "fp32", "bf16", "fp16"], forward: Callable[[], Tensor], *, shape: tuple[int, int], device: str
+) -> PrecisionRecord:
     """For `auto`, two steps in fp32 and two in bf16 on a real micro-batch; the faster second step wins."""
     if asked != "auto":
         return PrecisionRecord(used=asked, asked=asked)

@@ -26,10 +26,10 @@ class Stopper:
 
     def update(self, value: float, step: int) -> bool:
         """Whether this evaluation is the best so far; a NaN never is."""
-        if self.best is None or (value > self.best if self.higher_is_better else value < self.best):
-            if not math.isnan(value):
-                self.best, self.best_step, self.num_worse = value, step, 0
-                return True
+        better = self.best is None or (value > self.best if self.higher_is_better else value < self.best)
+        if better and not math.isnan(value):
+            self.best, self.best_step, self.num_worse = value, step, 0
+            return True
         self.num_worse += 1
         return False
 
@@ -87,7 +87,9 @@ class Slot:
 _PLAIN = ("cursor", "step", "loss_sum", "weight_sum", "num_tokens", "seconds", "history")
 
 
-def open_slot(model: Module, head_modules: Sequence[str], train: TrainConfig, *, num_steps: int, seed: int, stopper: Stopper, adapter: str = "default") -> Slot:
+def open_slot(
+    model: Module, head_modules: Sequence[str], train: TrainConfig, *, num_steps: int, seed: int, stopper: Stopper, adapter: str = "default"
+) -> Slot:
     """A slot over the parameters that the model trains for this adapter."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     head_rate = train.head_learning_rate or train.learning_rate

@@ -93,7 +93,9 @@ class Trial:
         steps_per_epoch = -(-len(self.rows) // train.samples_per_step)
         num_steps = train.max_steps or steps_per_epoch * (train.epochs or 1)
         stopper = Stopper(metric, higher_is_better(metric), train.patience)
-        return open_slot(self.built.model, self.built.family.head_modules, train, num_steps=num_steps, seed=self.config.seed, stopper=stopper)
+        return open_slot(
+            self.built.model, self.built.family.head_modules, train, num_steps=num_steps, seed=self.config.seed, stopper=stopper
+        )
 
     def _loop(self) -> Loop:
         return Loop(

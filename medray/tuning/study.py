@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from medray import config as configs
@@ -37,7 +38,9 @@ class Outcome:
     audit: str
 
 
-def run(study: StudyConfig, *, resume: bool = False, on_audit: Callable[[str], None], on_report: Callable[[str, EpochReport], None]) -> list[Outcome]:
+def run(
+    study: StudyConfig, *, resume: bool = False, on_audit: Callable[[str], None], on_report: Callable[[str, EpochReport], None]
+) -> list[Outcome]:
     run_dir = _latest(study) if resume else study.study_dir / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     storage.write(run_dir / "study.yaml", configs.dump(study).encode())
     dataset = datasets.load(study.data)
@@ -48,7 +51,7 @@ def run(study: StudyConfig, *, resume: bool = False, on_audit: Callable[[str], N
         material = gather(trial_config, dataset, task, study.study_dir.parent / "prepared")
         on_audit(material.audit.render())
         folder = run_dir / "trials" / f"{number:02d}-{slug(base.source)}"
-        trial = Trial(trial_config, material, folder, lambda report, source=base.source: on_report(source, report))
+        trial = Trial(trial_config, material, folder, partial(on_report, base.source))
         result = trial.run(resume=resume)
         test, count = judge(result.checkpoint, dataset, study.study_dir.parent / "test_log", caller=f"medray train {study.name}")
         (folder / "test_metrics.json").write_text(json.dumps({"split": "test", **test.as_dict()}, indent=1))
@@ -73,7 +76,9 @@ def judge(checkpoint: Path, dataset: Dataset, log_dir: Path, *, caller: str) -> 
 
 
 def slug(source: str) -> str:
-    return "".join(char if char.isalnum() or char in "._-" else "-" for char in source.rsplit(":", 1)[-1].strip("/").rsplit("/", 1)[-1].lower())
+    return "".join(
+        char if char.isalnum() or char in "._-" else "-" for char in source.rsplit(":", 1)[-1].strip("/").rsplit("/", 1)[-1].lower()
+    )
 
 
 def _latest(study: StudyConfig) -> Path:

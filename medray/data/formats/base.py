@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from medray.config import PluginOptions
 from medray.errors import DataError, allowed
+from medray.schema import PluginOptions
 
 
 class FormatOptions(PluginOptions):
@@ -32,7 +32,9 @@ def lines(path: Path) -> Iterator[str]:
                 try:
                     yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as err:
-                    raise DataError(f"{path}:{number}: not UTF-8 text (byte {err.start + 1} of the line is 0x{raw[err.start]:02x})") from None
+                    raise DataError(
+                        f"{path}:{number}: not UTF-8 text (byte {err.start + 1} of the line is 0x{raw[err.start]:02x})"
+                    ) from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
 
@@ -43,7 +45,11 @@ def missing_file(path: str) -> list[str]:
 
 def missing_columns(where: str, wanted: dict[str, str], columns: list[str]) -> list[str]:
     """A sentence for each option that names a column which is not there."""
-    return [f"{where}: data.format.{option} asks for {name!r}; {allowed(name, columns)}" for option, name in wanted.items() if name not in columns]
+    return [
+        f"{where}: data.format.{option} asks for {name!r}; {allowed(name, columns)}"
+        for option, name in wanted.items()
+        if name not in columns
+    ]
 
 
 def as_text(value: Any) -> str:

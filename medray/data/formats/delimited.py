@@ -50,7 +50,13 @@ def write(examples: Iterable[Example], options: Options) -> None:
     rows = list(examples)
     refuse_existing(path)
     metadata = sorted({key for example in rows for key in example.metadata})
-    header = [options.id or "id", options.text[-1], *([options.label] if options.label else []), *([options.split] if options.split else []), *metadata]
+    header = [
+        options.id or "id",
+        options.text[-1],
+        *([options.label] if options.label else []),
+        *([options.split] if options.split else []),
+        *metadata,
+    ]
     if len(set(header)) != len(header):
         raise DataError(f"{path}: two columns would have one name: {', '.join(header)}")
     with path.open("w", encoding="utf-8", newline="") as file:

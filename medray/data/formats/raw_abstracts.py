@@ -49,7 +49,9 @@ def write(examples: Iterable[Example], options: Options) -> None:
         parts = {**({"Split": example.split} if example.split else {}), **example.metadata, options.text[0]: example.text}
         for key in parts:
             if not _KEY.fullmatch(f"{key}:"):
-                raise DataError(f"{where}: {key!r} cannot be a key; it must start with a letter and hold letters, digits, blanks, '_' and '-'")
+                raise DataError(
+                    f"{where}: {key!r} cannot be a key; it must start with a letter and hold letters, digits, blanks, '_' and '-'"
+                )
         folder = root / example.labels[0]
         folder.mkdir(parents=True, exist_ok=True)
         body = "".join(f"{key}: {' '.join(value.split())}\n" for key, value in parts.items())

@@ -1,0 +1,95 @@
+"""Sections of a configuration: frozen, closed to unknown keys, and wrong input answered by where, what and what is allowed."""
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
+
+from medray import plugins
+from medray.errors import ConfigError, allowed
+
+Location = tuple[int | str, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PluginOptions(Section):
+    """Options of one file behind a seam; `name` says which."""
+
+    name: str
+
+
+class Plugin:
+    """Annotation of a field whose class is chosen by its `name` among the files of a seam."""
+
+    def __init__(self, seam: str) -> None:
+        self.seam = seam
+
+    def _parse(self, value: Any) -> PluginOptions:
+        if isinstance(value, PluginOptions):
+            return value
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            names = ", ".join(plugins.names(self.seam))
+            raise PydanticCustomError("plugin", "must be a mapping with a name", {"problems": [((), f"needs a `name`, one of: {names}")]})
+        try:
+            options = plugins.find(self.seam, value["name"]).Options
+        except ConfigError as err:
+            raise PydanticCustomError("plugin", "unknown name", {"problems": [(("name",), str(err))]}) from None
+        try:
+            parsed: PluginOptions = options.model_validate(value)
+        except ValidationError as err:
+            raise PydanticCustomError("plugin", "wrong options", {"problems": _problems(err, options)}) from None
+        return parsed
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        dump = core_schema.plain_serializer_function_ser_schema(lambda value: value.model_dump(mode="json"))
+        return core_schema.no_info_plain_validator_function(self._parse, serialization=dump)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        # Through the handler, so that models nested in the options land in the one $defs that the references point to.
+        options = (plugins.find(self.seam, name).Options for name in plugins.names(self.seam))
+        return {"oneOf": [handler(option.__pydantic_core_schema__) for option in options]}
+
+
+def validate(model: type[Model], raw: dict[str, Any], *, where: str) -> Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as err:
+        lines = [f"{'.'.join(map(str, loc)) or 'top level'}: {message}" for loc, message in _problems(err, model)]
+        raise ConfigError(f"{where}: " + "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])) from None
+
+
+def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
+    found: list[tuple[Location, str]] = []
+    for item in error.errors():
+        # pydantic puts the tried member of a union into the path, such as dict[str,float]; no user wrote that.
+        loc: Location = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+        match item["type"]:
+            case "plugin":
+                found += [((*loc, *inner), message) for inner, message in item["ctx"]["problems"]]
+            case "extra_forbidden":
+                found.append((loc, f"unknown key; {allowed(loc[-1], _fields_at(model, loc[:-1]))}"))
+            case "missing":
+                found.append((loc, "is required and was not given"))
+            case "value_error":
+                found.append((loc, str(item["ctx"]["error"])))
+            case "string_type" if isinstance(item["input"], bool):
+                found.append(
+                    (loc, f"must be text, found {item['input']}; YAML reads yes, no, on and off as true and false: put it in quotes")
+                )
+            case _:
+                found.append((loc, f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r:.80}"))
+    return found
+
+
+def _fields_at(model: type[BaseModel], loc: Location) -> list[str]:
+    at: Any = model
+    for part in loc:
+        if isinstance(part, str) and isinstance(at, type) and issubclass(at, BaseModel):
+            at = at.model_fields[part].annotation
+        elif isinstance(part, int):
+            at = at.__args__[0]
+    return list(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from medray.config import LoraConfig, ModelOptions
+from medray.engines.base import Sampling
+from medray.engines.transformers import Engine
+from medray.errors import ConfigError
+from medray.models import sources
+from medray.models.build import Built, build
+from medray.tasks.base import Head
+
+HEAD = Head(("a", "b"))
+
+
+def make(folder: Path, family: str, head: Head | None = HEAD) -> Built:
+    return build(sources.resolve(str(tiny.base(folder, family))), head, ModelOptions(), LoraConfig(), seed=1)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "llama"])
+def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, family: str) -> None:
+    built = make(tmp_path, family)
+    pad = built.tokenizer.pad_token_id
+    rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15], [16, 17, 18, 19]]
+    alone = np.concatenate([Engine(built, precision="fp32", token_budget=1000).logits([row]) for row in rows])
+    for budget in (1, 12, 64, 1000):
+        assert np.abs(Engine(built, precision="fp32", token_budget=budget).logits(rows) - alone).max() < 1e-5
+
+
+def test_the_models_mode_is_left_as_it_was(tmp_path: Path) -> None:
+    built = make(tmp_path, "bert")
+    for training in (True, False):
+        built.model.train(training)
+        Engine(built, precision="fp32", token_budget=100).logits([[5, 6]])
+        assert built.model.training is training
+    built.model.train()
+    with pytest.raises(IndexError):
+        Engine(built, precision="fp32", token_budget=100).logits([[10**6]])
+    assert built.model.training
+
+
+def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
+    built = make(tmp_path, "bert")
+    rows = [[number, number + 1, 7] for number in range(5, 25)]
+    exact, fast = (Engine(built, precision=precision, token_budget=100).logits(rows) for precision in ("fp32", "bf16"))
+    assert 0 < np.abs(exact - fast).max() < 0.1
+
+
+def test_the_score_of_a_continuation_is_its_log_likelihood(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama", head=None)
+    engine = Engine(built, precision="fp32", token_budget=20)
+    prompt, answers = "tumour in the lung with", ["fever", "renal failure after surgery", "glucose"]
+    found = engine.score(prompt, answers)
+    for answer, score in zip(answers, found, strict=True):
+        before, ids = (built.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+        with torch.inference_mode():
+            logits = built.model(torch.tensor([before + ids])).logits[0].log_softmax(-1)
+        expected = sum(float(logits[len(before) + at - 1, token]) for at, token in enumerate(ids))
+        assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama", head=None)
+    engine = Engine(built, precision="fp32", token_budget=100)
+    (chunk,) = engine.generate(["tumour in the lung"], Sampling(max_tokens=5))
+    ids = built.tokenizer("tumour in the lung")["input_ids"]
+    with torch.inference_mode():
+        for _ in range(5):
+            ids.append(int(built.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert chunk.text == built.tokenizer.decode(ids[4:], skip_special_tokens=True)
+    word = chunk.text.split()[1]
+    (cut,) = engine.generate(["tumour in the lung"], Sampling(max_tokens=5, stop=(word,)))
+    assert cut.text == chunk.text[: chunk.text.index(word)]
+    assert cut.finish == "stop"
+    sampled = [next(iter(engine.generate(["tumour"], Sampling(max_tokens=8, temperature=1.0, seed=seed)))).text for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_an_engine_refuses_what_its_model_cannot_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="built with a head"):
+        Engine(make(tmp_path, "llama"), precision="fp32", token_budget=10).score("a", ["b"])
+    with pytest.raises(ConfigError, match="built without a head"):
+        Engine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=10).logits([[5]])

@@ -1,0 +1,213 @@
+"""One function builds for training and inference: what is saved is what comes back, head, label names and pad token included."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from medray.config import LoraConfig, ModelOptions
+from medray.engines.transformers import Engine
+from medray.errors import ArtifactError, ConfigError
+from medray.models import sources
+from medray.models.build import Built, build, check_targets, export_merged, merge, save
+from medray.tasks.base import Head
+
+HEAD = Head(("negative", "positive", "unclear"))
+ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [20, 21]]
+TEXTS = ["tumour with metastasis in the nodes", "fever and infection", "glucose after therapy was no failure"]
+FAMILIES = ["bert", "roberta", "distilbert", "llama"]
+
+
+def make(folder: Path, family: str, *, head: Head | None = HEAD, **lora: object) -> Built:
+    return build(sources.resolve(str(tiny.base(folder, family))), head, ModelOptions(), LoraConfig(**lora), seed=1)
+
+
+def disturb(built: Built) -> Built:
+    """As training would: no adapter is zero, and the head is not what was drawn."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in built.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return built
+
+
+def logits(built: Built, rows: list[list[int]] = ROWS) -> np.ndarray:
+    return Engine(built, precision="fp32", token_budget=1000).logits(rows)
+
+
+def adapted(built: Built) -> set[str]:
+    return {
+        name.split(".base_layer")[0].removeprefix("base_model.model.")
+        for name, _ in built.model.named_modules()
+        if name.endswith("base_layer")
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_gives_the_same_logits_in_a_new_process(tmp_path: Path, family: str) -> None:
+    built = disturb(make(tmp_path, family))
+    (tmp_path / "saved").mkdir()
+    save(built, tmp_path / "saved")
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(tiny.__file__).parent)!r})
+import json
+from pathlib import Path
+from medray.config import LoraConfig, ModelOptions
+from medray.engines.transformers import Engine
+from medray.models import sources
+from medray.models.build import build
+from medray.tasks.base import Head
+folder = Path({str(tmp_path)!r})
+built = build(sources.resolve(str(folder / "tiny-{family}")), Head({HEAD.labels!r}), ModelOptions(), LoraConfig(), adapter_dir=folder / "saved", seed=99)
+print(json.dumps(Engine(built, precision="fp32", token_budget=1000).logits({ROWS!r}).tolist()))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert np.abs(np.array(json.loads(found.stdout)) - logits(built)).max() < 1e-5
+    assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["base_model_name_or_path"] == built.base.source
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(tmp_path: Path, family: str) -> None:
+    from transformers import pipeline
+
+    built = disturb(make(tmp_path, family))
+    tokens = [built.tokenizer(text)["input_ids"] for text in TEXTS]
+    before = logits(built, tokens)
+    (tmp_path / "saved").mkdir()
+    save(built, tmp_path / "saved")
+    export_merged(built, tmp_path / "merged")
+    again = build(built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved")
+    plain = merge(again).eval()
+    with torch.inference_mode():
+        after = np.concatenate([plain(torch.tensor([ids])).logits.numpy() for ids in tokens])
+    assert np.abs(after - before).max() < 1e-5
+    answers = pipeline("text-classification", model=str(tmp_path / "merged"))(TEXTS)
+    assert [answer["label"] for answer in answers] == [HEAD.labels[row.argmax()] for row in before]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path, family: str) -> None:
+    built = make(tmp_path, family)
+    (tmp_path / "saved").mkdir()
+    save(built, tmp_path / "saved")
+    path = tmp_path / "saved" / "adapter_model.safetensors"
+    state = load_file(str(path))
+    heads = [name for name in state if any(head in name for head in built.family.head_modules)]
+    assert heads
+    save_file({name: tensor for name, tensor in state.items() if name not in heads}, str(path))
+    with pytest.raises(ArtifactError, match=r"lacks .*(classifier|score)"):
+        build(built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved")
+
+
+def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None:
+    path = tiny.base(tmp_path, "bert") / "model.safetensors"
+    state = load_file(str(path))
+    save_file({name: tensor for name, tensor in state.items() if "layer.1.output" not in name}, str(path), metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"lack bert\.encoder\.layer\.1\.output"):
+        build(sources.resolve(str(path.parent)), HEAD, ModelOptions(), LoraConfig())
+
+
+@pytest.mark.parametrize(
+    ("family", "per_layer"),
+    [
+        (
+            "bert",
+            {
+                "attention.self.query",
+                "attention.self.key",
+                "attention.self.value",
+                "attention.output.dense",
+                "intermediate.dense",
+                "output.dense",
+            },
+        ),
+        (
+            "roberta",
+            {
+                "attention.self.query",
+                "attention.self.key",
+                "attention.self.value",
+                "attention.output.dense",
+                "intermediate.dense",
+                "output.dense",
+            },
+        ),
+        ("distilbert", {"attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"}),
+        ("llama", {*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))}),
+    ],
+)
+def test_every_linear_layer_of_a_block_is_adapted_and_neither_pooler_nor_head(tmp_path: Path, family: str, per_layer: set[str]) -> None:
+    built = make(tmp_path, family)
+    assert adapted(built) == {f"{built.family.layers_path}.{layer}.{name}" for layer in (0, 1) for name in per_layer}
+    trained = {name.split(".")[2] for name, parameter in built.model.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    assert trained == set(built.family.head_modules)
+
+
+def test_top_layers_adapts_only_the_upper_ones(tmp_path: Path) -> None:
+    assert all(".layer.1." in name for name in adapted(make(tmp_path, "bert", top_layers=1)))
+    assert all(".layers.1." in name for name in adapted(make(tmp_path, "llama", top_layers=1)))
+    with pytest.raises(ConfigError, match=r"top_layers: 3 asked for, bert has 2"):
+        make(tmp_path, "bert", top_layers=3)
+
+
+def test_a_misspelt_target_among_good_ones_is_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        built = make(tmp_path, "llama", targets=("q_proj", "v_porj"))
+    assert {name.rsplit(".", 1)[1] for name in adapted(built)} == {"q_proj"}
+    assert "v_porj" in caplog.text
+    assert "did you mean" in caplog.text
+
+
+def test_targets_that_all_match_nothing_are_refused_with_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none of q_proj, v_proj is a linear layer of bert; allowed: .*attention\.self\.query"):
+        make(tmp_path, "bert", targets=("q_proj", "v_proj"))
+    with pytest.raises(ConfigError, match="none of q_porj"):
+        check_targets(tiny.base(tmp_path, "llama"), LoraConfig(targets=("q_porj",)))
+
+
+def test_an_unknown_family_works_by_generic_rules_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        built = disturb(make(tmp_path, "electra"))
+    assert "'electra' has no row of its own" in caplog.text
+    (tmp_path / "saved").mkdir()
+    save(built, tmp_path / "saved")
+    again = build(built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=7)
+    assert np.abs(logits(again) - logits(built)).max() < 1e-5
+
+
+def test_dropout_inside_the_base_is_off_unless_asked_for(tmp_path: Path) -> None:
+    source = sources.resolve(str(tiny.base(tmp_path, "bert")))
+
+    def rates(dropout: float) -> set[float]:
+        built = build(source, HEAD, ModelOptions(dropout=dropout), LoraConfig(dropout=0.0))
+        return {module.p for name, module in built.model.named_modules() if isinstance(module, torch.nn.Dropout) and "lora" not in name}
+
+    assert rates(0.0) == {0.0}
+    assert rates(0.3) == {0.3}
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+    source = sources.resolve(str(tiny.base(tmp_path, "llama")))
+    found = []
+    for checkpointing in (False, True):
+        built = build(source, HEAD, ModelOptions(gradient_checkpointing=checkpointing), LoraConfig(dropout=0.0), seed=2)
+        built.model.train()
+        built.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
+        found.append({name: parameter.grad for name, parameter in built.model.named_parameters() if parameter.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
+def test_the_adapters_type_is_the_one_asked_for(tmp_path: Path) -> None:
+    for dtype, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        built = make(tmp_path, "bert", dtype=dtype)
+        assert {parameter.dtype for name, parameter in built.model.named_parameters() if "lora_" in name} == {expected}

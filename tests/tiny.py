@@ -1,0 +1,145 @@
+"""Tiny random base models of the real architecture classes, with a tokenizer made on the spot."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+WORDS = [
+    "tumour",
+    "carcinoma",
+    "metastasis",
+    "biopsy",
+    "patient",
+    "study",
+    "blood",
+    "pressure",
+    "renal",
+    "hepatic",
+    "cell",
+    "growth",
+    "stage",
+    "nodes",
+    "surgery",
+    "therapy",
+    "infection",
+    "culture",
+    "fever",
+    "glucose",
+    "insulin",
+    "heart",
+    "failure",
+    "rhythm",
+    "lung",
+    "airway",
+    "the",
+    "of",
+    "in",
+    "with",
+    "was",
+    "were",
+    "and",
+    "no",
+    "after",
+    "before",
+    "group",
+]
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 130}
+_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", _SIZES),
+    "roberta": ("Roberta", _SIZES),
+    "distilbert": ("DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 130}),
+    "llama": ("Llama", {**_SIZES, "num_key_value_heads": 1}),
+    "electra": ("Electra", {**_SIZES, "embedding_size": 32}),
+}
+
+
+def base(folder: Path, family: str = "bert", seed: int = 0) -> Path:
+    """A base model without a head (decoders: with their language model), as it would come from the Hub."""
+    path = folder / f"tiny-{family}"
+    tokens = tokenizer(family)
+    torch.manual_seed(seed)
+    name, sizes = _KINDS[family]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, initializer_range=0.2, **sizes
+    )
+    kind = f"{name}ForCausalLM" if family == "llama" else f"{name}Model"
+    getattr(transformers, kind)(config).save_pretrained(path)
+    tokens.save_pretrained(path)
+    return path
+
+
+def tokenizer(family: str) -> PreTrainedTokenizerFast:
+    if family == "llama":  # as SmolLM2 has it: padding is the end of sequence
+        special = ["<|endoftext|>", "<|im_end|>"]
+        names = {"unk_token": special[0], "eos_token": special[1], "pad_token": special[1]}
+    else:
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    characters = [chr(code) for code in range(33, 127)]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys([*special, *WORDS, *characters]))}
+    made = Tokenizer(models.WordLevel(vocab, unk_token=names["unk_token"]))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    made.decoder = decoders.WordPiece()
+    if family != "llama":
+        made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=128, **names)
+
+
+def text(rng: random.Random, num_words: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(num_words))
+
+
+def abstracts(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
+    """JSON lines that a tiny model can learn: a row is about cancer when it holds one of three words."""
+    import json
+
+    rng = random.Random(seed)
+    path = folder / "rows.jsonl"
+    with path.open("w") as file:
+        for number in range(num_rows):
+            label = ("cancer", "other")[number % 2]
+            words = [word for word in text(rng, rng.randint(4, 30)).split() if word not in ("tumour", "carcinoma", "metastasis")]
+            if label == "cancer":
+                words.insert(rng.randrange(len(words) + 1), rng.choice(("tumour", "carcinoma", "metastasis")))
+            file.write(json.dumps({"id": f"r{number}", "text": " ".join(words) + f" {number}", "label": label}) + "\n")
+    return path
+
+
+def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60):  # type: ignore[no-untyped-def]
+    """A study over a tiny base and made-up rows."""
+    from medray import config
+
+    source = folder / f"tiny-{family}"
+    data = folder / "rows.jsonl"
+    return config.load(
+        [],
+        [
+            "name=tiny",
+            f"storage_path={folder / 'runs'}",
+            f"data.format={{name: jsonl, path: {data if data.exists() else abstracts(folder, num_rows)}, id: id}}",
+            "task={name: classification, positive_label: cancer, max_length: 64}",
+            f"base_models=[{{source: {source if source.exists() else base(folder, family)}}}]",
+            "model.precision=fp32",
+            "train={epochs: 2, samples_per_step: 8, learning_rate: 0.01, token_budget: 128}",
+            "resources.cpus_per_worker=1",
+            *settings,
+        ],
+    )
+
+
+def trial(asked, folder: Path, **reports):  # type: ignore[no-untyped-def]
+    """The study's first trial, ready to run."""
+    from medray.data import dataset
+    from medray.tasks import base as tasks
+    from medray.training.material import gather
+    from medray.training.trial import Trial
+
+    config = asked.trial(asked.base_models[0])
+    data = dataset.load(config.data)
+    material = gather(config, data, tasks.fit(config.task, data.label_sets()), folder / "prepared")
+    return Trial(config, material, folder / "trial", reports.get("report", lambda report: None))

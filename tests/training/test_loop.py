@@ -1,0 +1,195 @@
+"""The loop's promises: what may not change a gradient, what a resume gives, what happens when memory runs out."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from medray.errors import TrialError
+from medray.training.plan import MicroBatch
+from medray.training.trial import Trial
+
+
+def weights_of(trial: Trial) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trial.slot.parameters.items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+
+
+def gradients(folder: Path, *settings: str) -> dict[str, torch.Tensor]:
+    """Of one step over 8 rows, before the optimizer changes anything."""
+    trial = tiny.trial(tiny.study(folder, "lora.dropout=0", *settings), folder)
+    trial.loop = trial._loop()
+    step = trial.loop._plan(trial.slot)[0]
+    trial.loop._accumulate(trial.slot, step, step.ranks[0])
+    return {name: parameter.grad.clone() for name, parameter in trial.slot.parameters.items()}
+
+
+@pytest.mark.parametrize("weighting", ["none", "balanced", "{cancer: 5.0}"])
+def test_micro_batching_changes_no_gradient(tmp_path: Path, weighting: str) -> None:
+    whole = gradients(tmp_path, "train.token_budget=100000", f"task.class_weights={weighting}")
+    cut = gradients(tmp_path, "train.token_budget=40", f"task.class_weights={weighting}")
+    assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_the_weighted_mean_over_the_rows_of_the_step(tmp_path: Path) -> None:
+    trial = tiny.trial(tiny.study(tmp_path, "lora.dropout=0", "task.class_weights={cancer: 5.0}", "train.token_budget=40"), tmp_path)
+    loop = trial._loop()
+    step = loop._plan(trial.slot)[0]
+    loss = loop._accumulate(trial.slot, step, step.ranks[0])
+    alone = [tuple(part.detach() for part in loop.loss(MicroBatch((row,)))) for row in step.rows]
+    expected = sum(float(total.sum()) for total, _ in alone) / sum(float(weight.sum()) for _, weight in alone)
+    assert len(step.ranks[0]) > 1
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    reports = []
+    trial = tiny.trial(tiny.study(tmp_path, "train.epochs=6", num_rows=120), tmp_path, report=reports.append)
+    result = trial.run()
+    assert [report.epoch for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert reports[-1].train_loss < reports[0].train_loss / 2
+    assert result.best["metrics"]["f1_macro"] == max(report.metrics["f1_macro"] for report in reports)
+    assert trial.slot.num_tokens == 6 * trial.rows.lengths.sum()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("at_micro_batch", "why"),
+    [(2, "before any state"), (8, "mid-accumulation"), (13, "mid-accumulation, after a state in mid-epoch"), (20, "in the second epoch")],
+)
+def test_a_killed_trial_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_micro_batch: int, why: str) -> None:
+    settings = ("train.epochs=3", "train.token_budget=60", "train.state_every_steps=2", "train.warmup_ratio=0.2", "train.schedule=cosine")
+    (tmp_path / "whole").mkdir()
+    asked = tiny.study(tmp_path, *settings)
+    whole = tiny.trial(asked, tmp_path / "whole")
+    expected = whole.run()
+
+    killed = tiny.trial(asked, tmp_path)
+    count = 0
+    backward = type(killed._strategy("fp32")).backward
+
+    def counting(self: object, loss: torch.Tensor, *, last: bool) -> None:
+        nonlocal count
+        count += 1
+        if count == at_micro_batch:
+            raise Killed(why)
+        backward(self, loss, last=last)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(killed._strategy("fp32")), "backward", counting)
+        with pytest.raises(Killed):
+            killed.run()
+
+    resumed = tiny.trial(asked, tmp_path)
+    torch.manual_seed(12345)  # a new process has another generator state
+    result = resumed.run(resume=True)
+    assert same(weights_of(resumed), weights_of(whole))
+    without_time = [{key: value for key, value in row.items() if key not in ("seconds", "tokens_per_s")} for row in result.history]
+    assert without_time == [
+        {key: value for key, value in row.items() if key not in ("seconds", "tokens_per_s")} for row in expected.history
+    ]
+    assert result.best["step"] == expected.best["step"]
+
+
+def test_the_kill_above_really_hits_the_middle_of_a_step(tmp_path: Path) -> None:
+    trial = tiny.trial(tiny.study(tmp_path, "train.token_budget=60"), tmp_path)
+    counts = [len(step.ranks[0]) for step in trial._loop()._plan(trial.slot)]
+    ends = np.cumsum(counts)
+    assert not {8, 13} & set(ends.tolist())
+    assert ends[1] < 13 < ends[-1]
+
+
+def test_out_of_memory_halves_the_budget_and_repeats_the_step_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = tiny.study(tmp_path, "lora.dropout=0", "train.token_budget=400", "train.epochs=1")
+    (tmp_path / "calm").mkdir()
+    calm = tiny.trial(asked, tmp_path / "calm")
+    calm.run()
+
+    trial = tiny.trial(asked, tmp_path)
+    real = type(trial._loop()).loss
+
+    def limited(self, batch: MicroBatch):  # type: ignore[no-untyped-def]
+        if len(batch.rows) * max(self.rows.lengths[row] for row in batch.rows) > 90:
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(type(trial._loop()), "loss", limited)
+    with caplog.at_level(logging.WARNING):
+        trial.run()
+    assert trial.loop.token_budget <= 90
+    assert [record.message.count("train.token_budget") for record in caplog.records if "out of memory" in record.message] == [1]
+    for name, parameter in weights_of(calm).items():
+        torch.testing.assert_close(weights_of(trial)[name], parameter, rtol=1e-3, atol=1e-4)
+
+
+def test_one_row_that_does_not_fit_ends_the_trial_with_the_settings_that_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = tiny.trial(tiny.study(tmp_path), tmp_path)
+
+    def never(self, batch):  # type: ignore[no-untyped-def]
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(type(trial._loop()), "loss", never)
+    with pytest.raises(TrialError, match=r"one row of .* train\.token_budget, task\.max_length"):
+        trial.run()
+
+
+def test_a_loss_that_is_not_a_number_ends_the_trial(tmp_path: Path) -> None:
+    trial = tiny.trial(tiny.study(tmp_path), tmp_path)
+    with torch.no_grad():
+        next(iter(trial.slot.parameters.values())).fill_(float("nan"))
+    with pytest.raises(TrialError, match=r"the loss is nan at step 1 .*lower train\.learning_rate"):
+        trial.run()
+
+
+def test_padding_is_masked_by_length_even_where_a_text_holds_the_pad_token(tmp_path: Path) -> None:
+    trial = tiny.trial(tiny.study(tmp_path, "lora.dropout=0", family="llama"), tmp_path)
+    loop = trial._loop()
+    pad = trial.built.tokenizer.pad_token_id
+    assert pad == trial.built.tokenizer.eos_token_id
+    rows = {0: [10, pad, 11, pad, 12, 13], 1: [20, 21, 22, 23, 24, 25, 26, 27, 28]}
+    loop.rows.tokens = lambda row: np.array(rows[row], dtype=np.int32)  # type: ignore[method-assign]
+    trial.built.model.eval()
+    together, _ = loop.loss(MicroBatch((0, 1)))
+    alone = [loop.loss(MicroBatch((row,)))[0] for row in (0, 1)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_early_stopping_ends_after_the_patience_and_keeps_the_best(tmp_path: Path) -> None:
+    trial = tiny.trial(tiny.study(tmp_path, "train.epochs=20", "train.patience=2", "train.learning_rate=0.000001"), tmp_path)
+    result = trial.run()
+    assert len(result.history) < 20
+    assert [row["is_best"] for row in result.history][-2:] == [False, False]
+    assert result.best["is_best"]
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch_with_an_evaluation(tmp_path: Path) -> None:
+    trial = tiny.trial(tiny.study(tmp_path, "train.epochs=null", "train.max_steps=7", "train.evaluate_every_steps=3"), tmp_path)
+    assert [row["step"] for row in trial.run().history] == [3, 6, 7]
+
+
+def test_only_the_best_and_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
+    result = tiny.trial(tiny.study(tmp_path, "train.epochs=5", "train.keep_checkpoints=2"), tmp_path).run()
+    steps = [row["step"] for row in result.history]
+    kept = sorted(int(path.name[5:]) for path in (tmp_path / "trial" / "checkpoints").iterdir())
+    assert kept == sorted({result.best["step"], *steps[-2:]})
+
+
+def test_another_seed_draws_another_order_and_another_adapter(tmp_path: Path) -> None:
+    first, second = (tiny.trial(tiny.study(tmp_path, f"seed={seed}"), tmp_path) for seed in (0, 1))
+    assert not same(weights_of(first), weights_of(second))
+    assert first._loop()._plan(first.slot) != second._loop()._plan(second.slot)
+    again = tiny.trial(tiny.study(tmp_path, "seed=1"), tmp_path)
+    assert same(weights_of(again), weights_of(second))
