@@ -146,10 +146,15 @@ def _check_enough(examples: Sequence[Example], sides: Sequence[Split | None]) ->
         if not counts[side]:
             found = ", ".join(f"{name} {counts[name]}" for name in ("train", "validation", "test"))
             raise DataError(f"{len(examples)} rows are fewer than the splits need: {found}")
-    trained = {label for example, side in zip(examples, sides, strict=True) if side == "train" for label in example.labels}
-    untrained = sorted({label for example in examples for label in example.labels} - trained)
+    on_side = {(label, side) for example, side in zip(examples, sides, strict=True) for label in example.labels}
+    labels = sorted({label for label, _ in on_side})
+    untrained = [label for label in labels if (label, "train") not in on_side]
     if untrained:
         raise DataError(f"label {untrained[0]!r} has too few rows for the splits: none of them is a training row")
+    for side in ("validation", "test"):
+        unseen = [label for label in labels if (label, side) not in on_side]
+        if unseen:
+            log.warning("%s holds no row of %d label(s): %s", side, len(unseen), ", ".join(unseen[:10]))
 
 
 def _labels(example: Example) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A folder per class, a file per abstract: `<ID:…>`, then `Key: value` lines such as `Title:` and `Abstract:`.
 
 A value may run over lines. Once every key of the text was seen, what follows belongs to the last one, since abstracts have
-lines of their own such as "Methods: …"; keys that may still come are named in `keys`.
+lines of their own such as "Methods: …"; keys that open a value wherever they stand are named in `keys`.
 """
 
 import re
@@ -16,14 +16,15 @@ from medray.data.formats.base import FormatOptions, check_label, lines, refuse_e
 from medray.errors import DataError, allowed
 
 _ID = re.compile(r"<ID:\s*([^>]*?)\s*>\s*")
-_KEY = re.compile(r"([A-Za-z][\w -]{0,40}):(?:\s+(.*))?")
+_NAME = re.compile(r"[A-Za-z][\w -]{0,40}")
+_KEY = re.compile(rf"({_NAME.pattern}):(?:\s+(.*))?")
 _SAFE_NAME = re.compile(r"\w[\w. -]{0,127}")
 
 
 class Options(FormatOptions):
     name: Literal["raw_abstracts"]
     text: tuple[str, ...] = Field(("Title", "Abstract"), min_length=1, description="keys that make the text; the others are metadata")
-    keys: tuple[str, ...] = Field((), description="keys of metadata that may follow the text")
+    keys: tuple[str, ...] = Field(("Title", "Abstract"), description="keys that open a value even after the text")
 
 
 def read(options: Options) -> Iterator[Example]:
@@ -48,7 +49,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
                 raise DataError(f"{where}: {what} {name!r} cannot be a file name; letters, digits, blanks, '.', '_' and '-' can")
         parts = {**({"Split": example.split} if example.split else {}), **example.metadata, options.text[0]: example.text}
         for key in parts:
-            if not _KEY.fullmatch(f"{key}:"):
+            if not _NAME.fullmatch(key):
                 raise DataError(
                     f"{where}: {key!r} cannot be a key; it must start with a letter and hold letters, digits, blanks, '_' and '-'"
                 )

@@ -1,0 +1,54 @@
+import random
+
+from medray.data import duplicates
+
+
+def text(draw: random.Random, num_words: int = 80) -> list[str]:
+    return [f"w{draw.randrange(400)}" for _ in range(num_words)]
+
+
+def test_texts_that_differ_in_case_blanks_or_unicode_form_are_the_same() -> None:
+    found = duplicates.find(["The cell.", "  the\n CELL. ", "the ﬁeld", "The field", "other"], 0.8)
+    assert found.exact == [[0, 1], [2, 3]]
+    assert found.near == []
+    assert found.clusters == [0, 0, 2, 2, 4]
+
+
+def test_a_text_with_a_changed_word_is_a_near_duplicate_and_one_with_many_is_not() -> None:
+    words = text(random.Random(0))
+    one, many = list(words), list(words)
+    one[40] = "changed"
+    for place in range(0, 80, 8):
+        many[place] = "changed"
+    found = duplicates.find([" ".join(w) for w in (words, one, many)], 0.8)
+    assert found.near == [[0, 1]]
+    assert found.clusters == [0, 0, 2]
+
+
+def test_near_duplicates_are_those_whose_overlap_reaches_the_threshold() -> None:
+    """Against every pair counted by hand."""
+    draw = random.Random(1)
+    texts = []
+    for _ in range(40):
+        words = text(draw)
+        texts.append(words)
+        copy = list(words)
+        for place in draw.sample(range(80), draw.randrange(0, 6)):
+            copy[place] = "changed"
+        texts.append(copy)
+
+    def shingles(words: list[str]) -> set[tuple[str, ...]]:
+        return {tuple(words[at : at + 5]) for at in range(len(words) - 4)}
+
+    sets = [shingles(words) for words in texts]
+    wanted = {(2 * n, 2 * n + 1) for n in range(40) if len(sets[2 * n] & sets[2 * n + 1]) / len(sets[2 * n] | sets[2 * n + 1]) >= 0.7}
+    found = duplicates.find([" ".join(words) for words in texts], 0.7)
+    same = {tuple(rows) for rows in found.near} | {tuple(rows) for rows in found.exact}
+    assert 5 < len(wanted) < 40
+    assert same == wanted
+
+
+def test_short_and_empty_texts_are_compared_by_what_they_have() -> None:
+    found = duplicates.find(["", " ", "one", "one two", "one two"], 0.8)
+    assert found.exact == [[0, 1], [3, 4]]
+    assert found.near == []
