@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-all check format bench setup wheel clean
+.PHONY: quickstart test test-slow test-all check format bench setup wheel clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -30,8 +30,10 @@ check: $(READY)
 test: $(READY)
 	$(BIN)/pytest -m 'not slow'
 
-test-all: $(READY)
-	$(BIN)/pytest
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
+
+test-all: test test-slow
 
 bench: $(READY)
 	$(BIN)/python jobs/bench/train.py

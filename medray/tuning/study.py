@@ -1,5 +1,6 @@
 """A study: one trial for each base model, in this process, and a last look at test rows for what each trial chose."""
 
+import difflib
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ def run(
     study: StudyConfig, *, resume: bool = False, on_audit: Callable[[str], None], on_report: Callable[[str, EpochReport], None]
 ) -> list[Outcome]:
     run_dir = _latest(study) if resume else study.study_dir / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    storage.write(run_dir / "study.yaml", configs.dump(study).encode())
+    _same_settings(run_dir / "study.yaml", study)
     dataset = datasets.load(study.data)
     task = tasks.fit(study.task, dataset.label_sets())
     outcomes = []
@@ -79,6 +80,16 @@ def slug(source: str) -> str:
     return "".join(
         char if char.isalnum() or char in "._-" else "-" for char in source.rsplit(":", 1)[-1].strip("/").rsplit("/", 1)[-1].lower()
     )
+
+
+def _same_settings(path: Path, study: StudyConfig) -> None:
+    """Keep the settings beside the run; a resume with others would mix two configurations under one name."""
+    asked = configs.dump(study)
+    kept = path.read_text(encoding="utf-8") if path.exists() else asked
+    if kept != asked:
+        changed = [f"{line[0]} {line[2:].strip()}" for line in difflib.ndiff(kept.splitlines(), asked.splitlines()) if line.startswith(("- ", "+ "))]
+        raise ConfigError(f"{path.parent}: was started with other settings ({'; '.join(changed[:6])}); resume with those, or start anew")
+    storage.write(path, asked.encode())
 
 
 def _latest(study: StudyConfig) -> Path:

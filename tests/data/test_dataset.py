@@ -103,14 +103,25 @@ def test_the_audit_counts_duplicates_conflicts_and_the_ceiling_they_set() -> Non
     assert found.majority_f1_macro == pytest.approx((2 * 0.7 / 1.7 + 0) / 2)
     assert (found.tokens["m"].num_over, found.tokens["m"].longest) == (5, 600)
     shown = found.render()
-    for part in ("1 texts stand under different labels, 3 rows (30.0%)", "90.0%", "5 texts (50.0%) are longer than 512", "stand on two sides"):
+    for part in (
+        "1 texts stand under different labels, 3 rows (30.0%)",
+        "90.0%",
+        "5 texts (50.0%) are longer than 512",
+        "stand on two sides",
+    ):
         assert part in shown
     json.dumps(found.as_dict())
 
 
 @pytest.mark.real
 def test_the_real_abstracts_hold_eight_percent_of_conflicting_duplicates(real_data: Path) -> None:
-    csv = {"name": "delimited", "path": str(real_data / "abstracts" / "medical_abstracts.csv"), "id": "id", "text": ["abstract"], "label": "condition"}
+    csv = {
+        "name": "delimited",
+        "path": str(real_data / "abstracts" / "medical_abstracts.csv"),
+        "id": "id",
+        "text": ["abstract"],
+        "label": "condition",
+    }
     found = dataset.load(DataConfig.model_validate({"format": csv})).audit({}, 512)
     assert found.num_rows == 2305
     assert found.conflicting_rows / found.num_rows == pytest.approx(0.08, abs=0.005)

@@ -116,7 +116,9 @@ def test_a_broken_table_is_named_with_its_line(tmp_path: Path, content: bytes, m
 def test_an_unknown_label_is_an_error_with_the_nearest_known_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(CSV)
-    with pytest.raises(DataError, match=r"rows\.csv:4: label 'other' is not one of the labels; allowed: cancer, others; did you mean 'others'"):
+    with pytest.raises(
+        DataError, match=r"rows\.csv:4: label 'other' is not one of the labels; allowed: cancer, others; did you mean 'others'"
+    ):
         read("delimited", path, id="pmid", text=("abstract",), label="condition", labels=("cancer", "others"))
 
 

@@ -13,7 +13,9 @@ from medray.errors import DataError
 def rows(num: int = 300, **changes: Any) -> list[Example]:
     """Three labels with shares of 60, 30 and 10 %."""
     labels = ("common",) * 6 + ("rarer",) * 3 + ("rare",)
-    made = [Example(f"r{number}", f"text {number}", (labels[number % 10],), metadata={"patient": str(number // 4)}) for number in range(num)]
+    made = [
+        Example(f"r{number}", f"text {number}", (labels[number % 10],), metadata={"patient": str(number // 4)}) for number in range(num)
+    ]
     return made
 
 
@@ -122,7 +124,10 @@ def test_too_few_rows_are_refused_with_the_counts() -> None:
 
 def test_a_label_that_validation_or_test_lacks_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     sides([Example(f"r{n}", "t", ("a",)) for n in range(20)] + [Example("x", "t", ("b",))])
-    assert [record.message for record in caplog.records] == ["validation holds no row of 1 label(s): b", "test holds no row of 1 label(s): b"]
+    assert [record.message for record in caplog.records] == [
+        "validation holds no row of 1 label(s): b",
+        "test holds no row of 1 label(s): b",
+    ]
 
 
 def test_a_limit_keeps_labels_in_proportion_and_a_smaller_one_is_a_part_of_a_larger() -> None:

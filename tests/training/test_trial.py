@@ -1,0 +1,140 @@
+"""A trial's artefacts: what a checkpoint holds, and that loading it gives the predictions that were reported."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from medray import checkpoint, loading
+from medray.data import dataset
+from medray.errors import ArtifactError, DataError
+from medray.tasks import base as tasks
+from medray.training.material import gather
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_reloaded_checkpoint_predicts_what_was_reported(tmp_path: Path, family: str) -> None:
+    trial = tiny.trial(tiny.study(tmp_path, family=family), tmp_path)
+    result = trial.run()
+    loaded = loading.load(result.checkpoint)
+    examples = trial.material.dataset.validation
+    predictions = loaded.task.predict(loaded.engine, examples)
+    reported = [json.loads(line) for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()]
+    assert [(row["row_id"], tuple(row["labels"])) for row in reported] == [(row.row_id, row.labels) for row in predictions]
+    difference = np.abs(np.array([row["probabilities"] for row in reported]) - np.array([row.probabilities for row in predictions]))
+    assert difference.max() < 1e-4
+    assert loaded.task.score(predictions, examples).values == pytest.approx(loaded.manifest.metrics, abs=1e-4)
+
+
+def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
+    trial = tiny.trial(tiny.study(tmp_path), tmp_path)
+    result = trial.run()
+    manifest = checkpoint.verify(result.checkpoint)
+    assert manifest.task.state["labels"] == ["cancer", "other"]
+    assert manifest.base.weight_hash == trial.material.base.weight_hash
+    assert manifest.trial == trial.config.model_dump(mode="json")
+    assert manifest.data_fingerprint == trial.material.dataset.fingerprint
+    assert manifest.cursor["step"] == result.best["step"]
+    assert {"torch", "peft", "transformers", "medray"} <= manifest.versions.keys()
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer/tokenizer.json",
+        "metrics.json",
+        "predictions.jsonl",
+        "audit.json",
+    } <= set(manifest.files)
+    assert json.loads((result.checkpoint / "audit.json").read_text())["num_rows"] == 60
+    stored = "".join(path.read_text(errors="replace") for path in result.checkpoint.rglob("*.json*") if "tokenizer" not in path.parts)
+    assert trial.material.dataset.train[0].text not in stored
+
+
+def test_another_base_another_head_or_another_adapter_fails_the_load(tmp_path: Path) -> None:
+    result = tiny.trial(tiny.study(tmp_path), tmp_path).run()
+    manifest = checkpoint.read(result.checkpoint)
+    other = np.array(manifest.probe.outputs) + 0.1
+    with pytest.raises(ArtifactError, match="answers its probe with"):
+        loading.prove(result.checkpoint, manifest.probe, other)
+    tiny.base(tmp_path / "again", seed=5)
+    (tmp_path / "tiny-bert").rename(tmp_path / "old")
+    (tmp_path / "again" / "tiny-bert").rename(tmp_path / "tiny-bert")
+    with pytest.raises(ArtifactError, match=r"was trained on .* with weights"):
+        loading.load(result.checkpoint)
+
+
+def test_multi_label_thresholds_travel_with_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    tiny.abstracts(tmp_path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["label"] = [row["label"], *(["third"] if number % 3 == 0 else [])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = tiny.trial(tiny.study(tmp_path, "task={name: classification, multi_label: true}"), tmp_path).run()
+    loaded = loading.load(result.checkpoint)
+    thresholds = loaded.manifest.task.state["thresholds"]
+    assert len(thresholds) == 3
+    predictions = loaded.task.predict(loaded.engine, dataset.load(tiny.study(tmp_path).data).unlabelled_test())
+    for row in predictions:
+        wanted = [
+            label
+            for label, value, least in zip(loaded.task.state()["labels"], row.probabilities, thresholds, strict=True)
+            if value >= least
+        ]
+        assert list(row.labels) == wanted
+
+
+def test_precision_auto_times_both_and_keeps_the_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        result = tiny.trial(tiny.study(tmp_path, "model.precision=auto", "train.epochs=1"), tmp_path).run()
+    kept = checkpoint.read(result.checkpoint).precision
+    assert kept.asked == "auto"
+    assert kept.seconds.keys() == {"fp32", "bf16"}
+    assert kept.used == min(kept.seconds, key=kept.seconds.__getitem__)
+    assert "precision auto" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_other_types_train_and_reload_exactly_in_fp32(tmp_path: Path, precision: str) -> None:
+    result = tiny.trial(tiny.study(tmp_path, f"model.precision={precision}", "train.epochs=4", num_rows=120), tmp_path).run()
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    assert loading.load(result.checkpoint).manifest.precision.used == precision  # the probe was compared in fp32
+
+
+def test_windows_of_a_long_text_train_as_one_example(tmp_path: Path) -> None:
+    settings = ("task.long_texts=windows", "task.max_length=12", "task.window_overlap=4")
+    trial = tiny.trial(tiny.study(tmp_path, *settings), tmp_path)
+    weights = trial.task.weights(trial.rows.targets(), trial.rows.ids)
+    assert len(trial.rows) > len(trial.material.dataset.train)
+    assert weights.sum() == pytest.approx(len(trial.material.dataset.train))
+    trial.run()
+
+
+def test_rows_are_encoded_once_and_read_again_by_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tiny.study(tmp_path)
+    first = tiny.trial(asked, tmp_path)
+    monkeypatch.setattr(type(first.task), "encode", lambda *args: pytest.fail("encoded again"))
+    again = tiny.trial(asked, tmp_path)
+    assert again.material.prepared.table.equals(first.material.prepared.table)
+    assert len(list((tmp_path / "prepared").iterdir())) == 1
+    monkeypatch.undo()
+    tiny.trial(tiny.study(tmp_path, "task.max_length=8"), tmp_path)
+    tiny.trial(tiny.study(tmp_path, "data.split.seed=3"), tmp_path)
+    tiny.trial(tiny.study(tmp_path, "data.limit=20"), tmp_path)
+    assert len(list((tmp_path / "prepared").iterdir())) == 4
+
+
+def test_a_test_row_never_trains(tmp_path: Path) -> None:
+    asked = tiny.study(tmp_path)
+    config = asked.trial(asked.base_models[0])
+    data = dataset.load(config.data)
+    task = tasks.fit(config.task, data.label_sets())
+    rows = gather(config, data, task, tmp_path / "prepared").prepared.split("train")
+    assert set(rows.ids) == {row for row, side in data.splits.items() if side == "train"}
+    assert not set(rows.ids) & {example.id for example in data.unlabelled_test()}
+    (stolen,) = data.unlabelled_test()[:1]
+    data.train.append(stolen)
+    with pytest.raises(DataError, match=f"1 row.* that are not training rows would train, '{stolen.id}' first"):
+        gather(config, data, task, tmp_path / "other")
