@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +109,7 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what decides a result; packages that are not installed are left out."""
     found = {"python": platform.python_version()}
@@ -119,6 +121,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def git_commit() -> str | None:
     """The commit of the working folder, `-dirty` where files differ from it; None outside a repository."""
     try:

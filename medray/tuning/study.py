@@ -87,7 +87,11 @@ def _same_settings(path: Path, study: StudyConfig) -> None:
     asked = configs.dump(study)
     kept = path.read_text(encoding="utf-8") if path.exists() else asked
     if kept != asked:
-        changed = [f"{line[0]} {line[2:].strip()}" for line in difflib.ndiff(kept.splitlines(), asked.splitlines()) if line.startswith(("- ", "+ "))]
+        changed = [
+            f"{line[0]} {line[2:].strip()}"
+            for line in difflib.ndiff(kept.splitlines(), asked.splitlines())
+            if line.startswith(("- ", "+ "))
+        ]
         raise ConfigError(f"{path.parent}: was started with other settings ({'; '.join(changed[:6])}); resume with those, or start anew")
     storage.write(path, asked.encode())
 

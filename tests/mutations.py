@@ -1,0 +1,111 @@
+"""Break a promise on purpose and see a test fail: `python tests/mutations.py`. Each edit is made in a copy of the tree."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    what: str
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "the head is not saved",
+        "medray/models/build.py",
+        "    state = _state(built.model)\n",
+        '    state = {name: tensor for name, tensor in _state(built.model).items() if "lora_" in name}\n',
+        "tests/models/test_build.py",
+    ),
+    Mutation(
+        "the gradient is averaged over micro-batches instead of weighted",
+        "medray/training/loop.py",
+        "/ step.weight\n            self.strategy",
+        "/ self.weights[list(batch.rows)].sum() / len(batches)\n            self.strategy",
+        "tests/training/test_loop.py",
+    ),
+    Mutation(
+        "padding is masked by id",
+        "medray/models/batch.py",
+        '    return {"input_ids": input_ids, "attention_mask": attention_mask}',
+        '    return {"input_ids": input_ids, "attention_mask": (input_ids != pad_id).long()}',
+        "tests/training/test_loop.py tests/engines",
+    ),
+    Mutation(
+        "a test row is in train",
+        "medray/data/dataset.py",
+        '        self._test = by_side["test"]\n',
+        '        self._test = by_side["test"]\n        self.train = [*self.train, self._test[0]]\n',
+        "tests/data/test_dataset.py tests/training/test_trial.py",
+    ),
+    Mutation(
+        "a LoRA target is misspelt", "medray/models/families.py", '("q_proj", "k_proj"', '("q_porj", "k_proj"', "tests/models/test_build.py"
+    ),
+    Mutation(
+        "the manifest is written first",
+        "medray/checkpoint.py",
+        "        fill(filling)\n",
+        "        storage.write(filling / MANIFEST, manifest.model_dump_json().encode())\n        fill(filling)\n",
+        "tests/test_checkpoint.py",
+    ),
+    Mutation(
+        "dropout is not seeded from the place of the micro-batch",
+        "medray/training/loop.py",
+        "            torch.manual_seed(_seed(slot.rng, *slot.cursor, index, self.rank))\n",
+        "",
+        "tests/training/test_loop.py",
+    ),
+    Mutation(
+        "duplicates may stand on two sides",
+        "medray/data/split.py",
+        'keys: list[tuple[str, object]] = [("cluster", clusters[row])]',
+        'keys: list[tuple[str, object]] = [("cluster", row)]',
+        "tests/data/test_split.py",
+    ),
+    Mutation(
+        "the latest checkpoint is taken for the best",
+        "medray/training/trial.py",
+        "best = self._checkpoint_folder(self.slot.stopper.best_step)",
+        "best = self._checkpoint_folder(self.slot.step)",
+        "tests/training",
+    ),
+)
+
+
+def main() -> int:
+    survived = 0
+    for mutation in MUTATIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            for part in ("medray", "tests", "jobs", "pyproject.toml"):
+                copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+                copy(ROOT / part, Path(folder) / part)
+            path = Path(folder) / mutation.path
+            text = path.read_text(encoding="utf-8")
+            if text.count(mutation.old) != 1:
+                print(f"{mutation.what}: the text to change stands {text.count(mutation.old)} times in {mutation.path}")
+                return 2
+            path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+            command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", "-p", "no:cacheprovider", *mutation.tests.split()]
+            environment = os.environ | {"PYTHONPATH": folder}
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+        failed = [line.split(" - ")[0].removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith("FAILED")]
+        survived += not failed
+        print(
+            f"{mutation.what}: {'caught by ' + failed[0] if failed else 'SURVIVED, pytest exit status ' + str(done.returncode)}", flush=True
+        )
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
