@@ -15,6 +15,11 @@ from medray.errors import ArtifactError
 _BLOCK = 1 << 20
 
 
+def default_cache() -> Path:
+    """What can be made again: converted bases, copies of remote checkpoints."""
+    return Path(os.environ.get("MEDRAY_CACHE", "~/.cache/medray")).expanduser()
+
+
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

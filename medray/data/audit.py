@@ -9,6 +9,9 @@ import numpy as np
 
 from medray.data.base import Example, Split
 from medray.data.duplicates import Duplicates
+from medray.data.split import GIVEN_NAMES
+
+_PLUS = " + "  # between the labels of a row that has several
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,29 @@ def audit(
         exact_rows=sum(map(len, groups)),
         near_groups=len(duplicates.near),
         near_rows=sum(map(len, duplicates.near)),
-        given_across=sum(len({examples[row].split for row in rows} - {None}) > 1 for rows in _clusters(duplicates)),
+        given_across=sum(len({_given(examples[row]) for row in rows} - {None}) > 1 for rows in _clusters(duplicates)),
         conflicting_texts=len(conflicting),
         conflicting_rows=sum(map(len, conflicting)),
         accuracy_ceiling=1 - lost / len(examples),
         majority_label=majority,
         majority_accuracy=share,
-        majority_f1_macro=2 * share / (1 + share) / len(sets),
+        majority_f1_macro=_constant_f1(majority, labels, len(examples)),
     )
 
 
+def _constant_f1(answer: str, labels: Counter[str], num_rows: int) -> float:
+    """Macro F1 of the same answer for every row: precision of a label in it is the label's share, recall is 1."""
+    shares = [labels[label] / num_rows for label in answer.split(_PLUS) if label in labels]
+    return sum(2 * share / (1 + share) for share in shares) / max(len(labels), 1)
+
+
+def _given(example: Example) -> str | None:
+    name = example.split and example.split.strip().lower()
+    return GIVEN_NAMES.get(name, name) if name else None
+
+
 def _label(example: Example) -> str:
-    return " + ".join(sorted(example.labels)) or "no label"
+    return _PLUS.join(sorted(example.labels)) or "no label"
 
 
 def _clusters(duplicates: Duplicates) -> list[list[int]]:

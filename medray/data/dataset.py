@@ -41,7 +41,7 @@ class Dataset:
         self._examples, self._duplicates, self._num_empty = examples, found, len(empty)
         self.set_aside = dict.fromkeys(empty, "empty text") | {e.id: "duplicate of a given test or validation row" for e in by_side[None]}
         self.splits: dict[str, Split] = {e.id: side for e, side in zip(examples, sides, strict=True) if side}
-        self.fingerprint = storage.hash_text(part for e in sorted(examples, key=lambda e: e.id) for part in (e.id, e.text, *e.labels))
+        self.fingerprint = storage.hash_text(sorted(json.dumps([e.id, e.text, sorted(e.labels)]) for e in examples))
         self.split_fingerprint = storage.hash_text(part for row in sorted(self.splits.items()) for part in row)
 
     def label_sets(self) -> list[Example]:
@@ -66,7 +66,7 @@ class Dataset:
         path = log_dir / f"{self.split_fingerprint[:16]}.jsonl"
         before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if before:
-            callers = ", ".join(sorted({json.loads(line)["caller"] for line in before}))
+            callers = ", ".join(sorted(set(map(_caller, before))))
             log.warning(
                 "the test labels of this split were opened %d time(s) before, by %s: what is chosen by them is no longer a test",
                 len(before),
@@ -77,6 +77,13 @@ class Dataset:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         return Opened(list(self._test), len(before) + 1)
+
+
+def _caller(line: str) -> str:
+    try:
+        return str(json.loads(line)["caller"])
+    except (ValueError, KeyError, TypeError):
+        return "an entry that cannot be read"  # half a line must not hide the opening, nor stop this one
 
 
 def load(config: DataConfig) -> Dataset:

@@ -3,14 +3,14 @@
 import hashlib
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 _SHINGLE = 5
-_BANDS, _ROWS = 32, 4  # a pair that overlaps by 0.8 shares a band with probability 0.9999999, by 0.3 with 0.23
+_HASHES = 128
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ def find(texts: Sequence[str], threshold: float) -> Duplicates:
         rows_of[normalise(text)].append(row)
     unique = list(rows_of)
     parent = list(range(len(unique)))
-    for first, second in _near_pairs(unique, threshold):
-        parent[_root(parent, first)] = _root(parent, second)
+    _join_near(unique, threshold, parent)
     members: dict[int, list[int]] = defaultdict(list)
     for number in range(len(unique)):
         members[_root(parent, number)].append(number)
@@ -47,22 +46,43 @@ def find(texts: Sequence[str], threshold: float) -> Duplicates:
     return Duplicates(clusters, [rows for rows in rows_of.values() if len(rows) > 1], near)
 
 
-def _near_pairs(texts: Sequence[str], threshold: float) -> Iterable[tuple[int, int]]:
+def _join_near(texts: Sequence[str], threshold: float, parent: list[int]) -> None:
+    """Unite the texts that overlap enough. Texts that share a band of their signatures are compared, others are not."""
     words: dict[str, int] = {}
     shingles = [_shingles(text, words) for text in texts]
     signatures = _signatures(shingles)
-    checked: set[tuple[int, int]] = set()
-    for band in range(_BANDS):
+    width = _band_width(threshold)
+    apart: set[tuple[int, int]] = set()
+
+    def near(first: int, second: int) -> bool:
+        if (first, second) in apart:
+            return False
+        found = _overlap(shingles[first], shingles[second]) >= threshold
+        if not found:
+            apart.add((first, second))
+        return found
+
+    for start in range(0, _HASHES, width):
         buckets: dict[bytes, list[int]] = defaultdict(list)
-        for number, signature in enumerate(signatures[:, band * _ROWS : (band + 1) * _ROWS]):
+        for number, signature in enumerate(signatures[:, start : start + width]):
             buckets[signature.tobytes()].append(number)
         for bucket in buckets.values():
-            for position, first in enumerate(bucket):
-                for second in bucket[position + 1 :]:
-                    if (first, second) not in checked:
-                        checked.add((first, second))
-                        if _overlap(shingles[first], shingles[second]) >= threshold:
-                            yield first, second
+            # One comparison that succeeds places a text, so a thousand copies cost a thousand comparisons, not half a million.
+            groups: list[list[int]] = []
+            for number in bucket:
+                own, others = [number], []
+                for group in groups:
+                    if _root(parent, group[0]) == _root(parent, number) or any(near(other, number) for other in group):
+                        parent[_root(parent, group[0])] = _root(parent, number)
+                        own = [*group, *own]
+                    else:
+                        others.append(group)
+                groups = [*others, own]
+
+
+def _band_width(threshold: float) -> int:
+    """The widest band by which fewer than one pair in a thousand that overlaps by `threshold` is missed."""
+    return max((width for width in (1, 2, 4, 8, 16) if (1 - threshold**width) ** (_HASHES // width) < 1e-3), default=1)
 
 
 def _shingles(text: str, words: dict[str, int]) -> npt.NDArray[np.uint64]:
@@ -83,10 +103,10 @@ def _word_hash(word: str) -> int:
 
 def _signatures(shingles: Sequence[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
     rng = np.random.default_rng(20_250_101)  # fixed: the same texts group alike on every machine
-    factors = rng.integers(1, 1 << 63, _BANDS * _ROWS, dtype=np.uint64) | np.uint64(1)
-    offsets = rng.integers(0, 1 << 63, _BANDS * _ROWS, dtype=np.uint64)
+    factors = rng.integers(1, 1 << 63, _HASHES, dtype=np.uint64) | np.uint64(1)
+    offsets = rng.integers(0, 1 << 63, _HASHES, dtype=np.uint64)
     rows = [(values[:, None] * factors + offsets).min(axis=0) for values in shingles]
-    return np.array(rows, dtype=np.uint64).reshape(len(rows), _BANDS * _ROWS)
+    return np.array(rows, dtype=np.uint64).reshape(len(rows), _HASHES)
 
 
 def _overlap(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> float:

@@ -1,7 +1,7 @@
 """Which side each row is on. Pure, and decided by hashes of row ids, so file order and machine change nothing.
 
 One algorithm serves all kinds: groups of rows that must stay together (duplicates, equal group values) are dealt out,
-those with the rarest labels first, each to the side that still lacks most of its labels.
+the largest and those with the rarest labels first, each to the side that still lacks most of its rarest label.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from medray.data.base import Example, Split
 from medray.errors import DataError, allowed
 
 log = logging.getLogger(__name__)
-_GIVEN: dict[str, Split] = {
+GIVEN_NAMES: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -51,13 +51,26 @@ def limit_rows(examples: Sequence[Example], limit: int, seed: int) -> list[Examp
     """At most `limit` examples in their order, labels in proportion; a smaller limit keeps a part of a larger one's rows."""
     if limit >= len(examples):
         return list(examples)
+    order = sorted(range(len(examples)), key=lambda row: _hash(seed, "limit", examples[row].id))
+    first = _a_row_of_each_label(examples, order)
+    if limit < len(first):
+        raise DataError(f"data.limit {limit} is too small: a training row of every label takes {len(first)}")
     queues: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for row in sorted(range(len(examples)), key=lambda row: _hash(seed, "limit", examples[row].id)):
+    for row in order:
         queues[examples[row].labels].append(row)
     # The k-th of a label's n rows stands at (k + 1/2) / n of the way: a prefix of this order holds every label in proportion.
     placed = [((k + 0.5) / len(queue), labels, row) for labels, queue in queues.items() for k, row in enumerate(queue)]
-    kept = {row for _, _, row in sorted(placed)[:limit]}
+    kept = set(list(dict.fromkeys([*first, *(row for _, _, row in sorted(placed))]))[:limit])
     return [example for row, example in enumerate(examples) if row in kept]
+
+
+def _a_row_of_each_label(examples: Sequence[Example], order: Sequence[int]) -> list[int]:
+    counts = Counter(label for example in examples for label in example.labels)
+    chosen: list[int] = []
+    for label in sorted(counts, key=lambda label: (counts[label], label)):
+        if not any(label in examples[row].labels for row in chosen):
+            chosen.append(next(row for row in order if label in examples[row].labels))
+    return chosen
 
 
 def _groups(examples: Sequence[Example], clusters: Sequence[int], column: str | None) -> list[Group]:
@@ -89,37 +102,56 @@ def _groups(examples: Sequence[Example], clusters: Sequence[int], column: str | 
 
 def _deal(examples: Sequence[Example], groups: Sequence[Group], shares: Mapping[str, float], seed: int) -> dict[int, str]:
     """Iterative stratification over groups: row -> side."""
-    counts = Counter(label for group in groups for row in group for label in _labels(examples[row]))
+    labels_of = [Counter(label for row in group for label in _labels(examples[row])) for group in groups]
+    counts = sum(labels_of, Counter[str]())
     num_rows = sum(map(len, groups))
     lacking = {side: {label: share * count for label, count in counts.items()} for side, share in shares.items()}
     lacking_rows = {side: share * num_rows for side, share in shares.items()}
 
-    def order(group: Group) -> tuple[int, int, str]:
-        rarest = min(counts[label] for row in group for label in _labels(examples[row]))
-        return (-len(group), rarest, min(_hash(seed, "split", examples[row].id) for row in group))
+    def order(number: int) -> tuple[int, int, str]:
+        rarest = min(counts[label] for label in labels_of[number])
+        return (-len(groups[number]), rarest, min(_hash(seed, "split", examples[row].id) for row in groups[number]))
+
+    def move(number: int, side: str, sign: int) -> None:
+        lacking_rows[side] -= sign * len(groups[number])
+        for label, count in labels_of[number].items():
+            lacking[side][label] -= sign * count
+
+    def is_last_to_train(number: int) -> bool:
+        return any(shares["train"] * counts[label] - lacking["train"][label] < n + 0.5 for label, n in labels_of[number].items())
 
     dealt: dict[int, str] = {}
-    for group in sorted(groups, key=order):
-        labels = Counter(label for row in group for label in _labels(examples[row]))
+    trained: set[str] = set()
+    ordered = sorted(range(len(groups)), key=order)
+    for number in ordered:
+        labels = labels_of[number]
         rarest = min(labels, key=lambda label: (counts[label], label))
+        need = {side: (lacking[side][rarest], lacking_rows[side], side) for side in shares}
+        # A label's first group trains: what no row teaches cannot be judged.
+        side = "train" if "train" in shares and labels.keys() - trained else max(shares, key=need.__getitem__)
+        trained |= labels.keys() if side == "train" else set()
+        dealt[number] = side
+        move(number, side, 1)
 
-        def need(side: str, rarest: str = rarest) -> tuple[float, float, str]:
-            return (lacking[side][rarest], lacking_rows[side], side)
-
-        side = max(shares, key=need)
-        for label, count in labels.items():
-            lacking[side][label] -= count
-        lacking_rows[side] -= len(group)
-        dealt |= dict.fromkeys(group, side)
-    return dealt
+    # The roundings of many small labels add up to shares nobody asked for: groups change sides where that evens them out,
+    # from a side that has its share of each of their labels to one that has not.
+    for number in reversed(ordered):
+        here, there = dealt[number], max(shares, key=lambda side: (lacking_rows[side], side))
+        helps = lacking_rows[there] - lacking_rows[here] > len(groups[number])
+        fits = all(lacking[here][label] <= 0 <= lacking[there][label] for label in labels_of[number])
+        if helps and fits and not (here == "train" and is_last_to_train(number)):
+            dealt[number] = there
+            move(number, here, -1)
+            move(number, there, 1)
+    return {row: side for number, side in dealt.items() for row in groups[number]}
 
 
 def _given(examples: Sequence[Example], clusters: Sequence[int], config: SplitConfig) -> list[Split | None]:
     sides: list[Split | None] = []
     for example in examples:
-        if example.split is None or example.split.strip().lower() not in _GIVEN:
-            raise DataError(f"{example.where or example.id}: split {example.split!r} is not known; {allowed(example.split, _GIVEN)}")
-        sides.append(_GIVEN[example.split.strip().lower()])
+        if example.split is None or example.split.strip().lower() not in GIVEN_NAMES:
+            raise DataError(f"{example.where or example.id}: split {example.split!r} is not known; {allowed(example.split, GIVEN_NAMES)}")
+        sides.append(GIVEN_NAMES[example.split.strip().lower()])
     for protected in ("test", "validation"):
         taken = {clusters[row] for row, side in enumerate(sides) if side == protected}
         others = ("train", "validation") if protected == "test" else ("train",)
@@ -166,4 +198,4 @@ def _hash(seed: int, purpose: str, row_id: str) -> str:
 
 
 def _side(name: str) -> Split:
-    return _GIVEN[name]
+    return GIVEN_NAMES[name]

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,7 +29,7 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
     """Make the weights ready: found, fetched or converted once."""
     note = ""
     if source.startswith("pkg:"):
-        path, revision, note = _from_package(source.removeprefix("pkg:"), cache_dir or default_cache())
+        path, revision, note = _from_package(source.removeprefix("pkg:"), cache_dir or storage.default_cache())
     elif _is_path(source):
         path = _from_folder(source)
     else:
@@ -44,10 +43,6 @@ def config_dir(source: str, revision: str | None = None) -> Path:
         return resolve(source, revision).path
     config: str = _hub(source, lambda hub: hub.hf_hub_download(source, "config.json", revision=revision))
     return Path(config).parent
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get("MEDRAY_CACHE", "~/.cache/medray")).expanduser()
 
 
 def _is_path(source: str) -> bool:

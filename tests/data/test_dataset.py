@@ -126,3 +126,22 @@ def test_the_real_abstracts_hold_eight_percent_of_conflicting_duplicates(real_da
     assert found.num_rows == 2305
     assert found.conflicting_rows / found.num_rows == pytest.approx(0.08, abs=0.005)
     assert found.accuracy_ceiling == pytest.approx(0.959, abs=0.003)
+
+
+def test_no_public_attribute_holds_a_test_row_with_its_label(tmp_path: Path) -> None:
+    data = load(write(tmp_path, rows()))
+    tested = {example.id for example in data.unlabelled_test()}
+    public = [getattr(data, name) for name in dir(data) if not name.startswith("_") and not callable(getattr(data, name))]
+    examples = [item for value in public if isinstance(value, list | tuple) for item in value if isinstance(item, Example)]
+    examples += [*data.label_sets(), *data.unlabelled_test()]
+    assert len(examples) > 48
+    assert not [example for example in examples if example.id in tested and example.labels]
+
+
+def test_half_a_line_in_the_log_of_openings_counts_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = load(write(tmp_path, rows()))
+    data.open_test(tmp_path / "log", "first")
+    (path,) = (tmp_path / "log").iterdir()
+    path.write_text(path.read_text() + '{"time": "20\n')
+    assert data.open_test(tmp_path / "log", "third").num_openings == 3
+    assert "an entry that cannot be read, first" in caplog.text

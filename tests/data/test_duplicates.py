@@ -1,5 +1,7 @@
 import random
 
+import pytest
+
 from medray.data import duplicates
 
 
@@ -52,3 +54,23 @@ def test_short_and_empty_texts_are_compared_by_what_they_have() -> None:
     found = duplicates.find(["", " ", "one", "one two", "one two"], 0.8)
     assert found.exact == [[0, 1], [3, 4]]
     assert found.near == []
+
+
+def test_a_low_threshold_finds_what_overlaps_little() -> None:
+    draw = random.Random(4)
+    texts = []
+    for _ in range(30):
+        words = text(draw, 60)
+        texts += [" ".join(words), " ".join([*words[:36], *text(draw, 24)])]  # 32 of 80 shingles: 0.4
+    assert duplicates.find(texts, 0.35).near == [[2 * n, 2 * n + 1] for n in range(30)]
+    assert duplicates.find(texts, 0.6).near == []
+
+
+def test_many_variants_of_one_text_are_one_group_without_comparing_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = text(random.Random(5))
+    texts = [" ".join([*words[:-1], f"end{n}"]) for n in range(400)]
+    compared = []
+    overlap = duplicates._overlap
+    monkeypatch.setattr(duplicates, "_overlap", lambda *pair: compared.append(1) or overlap(*pair))
+    assert duplicates.find(texts, 0.8).near == [list(range(400))]
+    assert len(compared) < 1000

@@ -138,3 +138,33 @@ def test_a_limit_keeps_labels_in_proportion_and_a_smaller_one_is_a_part_of_a_lar
     shuffled = random.Random(1).sample(examples, len(examples))
     assert {example.id for example in limit_rows(shuffled, 50, seed=0)} == {example.id for example in fifty}
     assert limit_rows(examples, 1000, seed=0) == examples
+
+
+def test_the_roundings_of_many_small_labels_do_not_add_up() -> None:
+    for labels, each in ((41, 6), (50, 2)):
+        examples = [Example(f"{label}-{n}", "t", (str(label),)) for label in range(labels) for n in range(each)]
+        found = sides(examples)
+        counts = Counter(found.values())
+        assert counts["train"] / len(examples) == pytest.approx(0.6, abs=0.01)
+        assert counts["test"] / len(examples) == pytest.approx(0.2, abs=0.01)
+        for label in range(labels):
+            assert abs(sum(found[f"{label}-{n}"] == "train" for n in range(each)) - 0.6 * each) < 1
+
+
+def test_the_only_rows_of_a_label_train_even_where_other_sides_want_most_rows() -> None:
+    examples = [Example(f"r{n}", "t", ("a",)) for n in range(20)] + [Example("x", "t", ("b",)), Example("y", "t", ("c",))]
+    found = sides(examples, validation=0.45, test=0.45)
+    assert (found["x"], found["y"]) == ("train", "train")
+
+
+def test_a_limit_keeps_a_row_of_every_label_or_says_that_it_cannot() -> None:
+    examples = [Example(f"r{n}", "t", ("common",)) for n in range(500)] + [
+        Example("x", "t", ("rare", "other")),
+        Example("y", "t", ("rarer",)),
+    ]
+    for limit in (3, 20):
+        kept = limit_rows(examples, limit, seed=0)
+        assert len(kept) == limit
+        assert {label for example in kept for label in example.labels} == {"common", "rare", "other", "rarer"}
+    with pytest.raises(DataError, match=r"data\.limit 2 is too small: a training row of every label takes 3"):
+        limit_rows(examples, 2, seed=0)

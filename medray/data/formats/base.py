@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from medray import storage
 from medray.errors import DataError, allowed
 from medray.schema import PluginOptions
 
@@ -22,6 +23,12 @@ def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:
     if labels is not None and label not in labels:
         raise DataError(f"{where}: label {label!r} is not one of the labels; {allowed(label, labels)}")
     return label
+
+
+def check_id(row_id: str, where: str) -> str:
+    if not row_id:
+        raise DataError(f"{where}: the id is empty")
+    return row_id
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -60,4 +67,9 @@ def as_text(value: Any) -> str:
 def refuse_existing(path: Path) -> None:
     if path.exists():
         raise DataError(f"{path}: is there already and is left alone; choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def publish(path: Path, content: str) -> None:
+    """The file appears whole or not at all, and never over another."""
+    if not storage.create(path, content.encode("utf-8")):
+        refuse_existing(path)

@@ -1,7 +1,7 @@
-"""Comma, tab, pipe or semicolon separated files with a header, read as a stream."""
+"""Comma, tab, pipe or semicolon separated files, read as a stream. What is empty is absent: blank rows, empty metadata."""
 
 import csv
-import sys
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import Field
 
 from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, check_label, lines, missing_columns, missing_file, refuse_existing
+from medray.data.formats.base import FormatOptions, check_id, check_label, lines, missing_columns, missing_file, publish, refuse_existing
 from medray.errors import DataError
 
-_BY_ENDING = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
+_BY_ENDING = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 
 
 class Options(FormatOptions):
@@ -22,50 +22,51 @@ class Options(FormatOptions):
     label_separator: str | None = Field(None, min_length=1, description="splits the label column into several labels")
     id: str | None = Field(None, description="column of the row's id; the row's number where not given")
     split: str | None = Field(None, description="column that says train, validation or test")
-    delimiter: Literal[",", "\t", "|", ";"] | None = Field(None, description="tab for .tsv, pipe for .psv, else comma")
+    delimiter: Literal[",", "\t", "|", ";"] | None = Field(None, description="by the ending (.csv .tsv .psv), else by the first line")
+    columns: tuple[str, ...] | None = Field(None, min_length=1, description="names of the columns, where no header line names them")
 
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB a field, is less than a long document
     rows = csv.reader(lines(path), delimiter=_delimiter(options), strict=True)
+    at = 1
     try:
-        columns = next(rows, None)
-        if columns is None:
-            raise DataError(f"{path}:1: the file is empty; its first line must name the columns")
-        wrong = missing_columns(f"{path}:1", _wanted(options), columns)
-        if wrong:
+        columns = [name.strip() for name in options.columns or next(rows, ())]
+        if wrong := _wrong_columns(columns, options):
             raise DataError("; ".join(wrong))
         at = rows.line_num + 1
         for number, row in enumerate(rows, 1):
-            if row:
+            if any(map(str.strip, row)):
                 yield _example(number, row, columns, options, f"{path}:{at}")
             at = rows.line_num + 1
     except csv.Error as err:
-        raise DataError(f"{path}:{rows.line_num}: {err}") from None
+        raise DataError(f"{path}:{at}: the row that starts here: {err}") from None
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
+    """Ids, labels and sides get a column even where the options name none, so that nothing is lost."""
     path = Path(options.path)
-    rows = list(examples)
     refuse_existing(path)
-    metadata = sorted({key for example in rows for key in example.metadata})
-    header = [
-        options.id or "id",
-        options.text[-1],
-        *([options.label] if options.label else []),
-        *([options.split] if options.split else []),
-        *metadata,
-    ]
+    rows = list(examples)
+    label = options.label or ("label" if any(example.labels for example in rows) else None)
+    split = options.split or ("split" if any(example.split for example in rows) else None)
+    named = [name for name in (options.id or "id", options.text[-1], label, split) if name]
+    header = [*named, *sorted({key for example in rows for key in example.metadata})]
     if len(set(header)) != len(header):
         raise DataError(f"{path}: two columns would have one name: {', '.join(header)}")
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter=_delimiter(options), lineterminator="\n")
-        writer.writerow(header)
-        for example in rows:
-            labels = [_join(example, options)] if options.label else []
-            split = [example.split or ""] if options.split else []
-            writer.writerow([example.id, example.text, *labels, *split, *(example.metadata.get(key, "") for key in metadata)])
+    columns = list(options.columns or header)
+    if unnamed := set(header) - set(columns):
+        raise DataError(f"{path}: data.format.columns has no {', '.join(sorted(unnamed))}, which the examples need")
+    content = io.StringIO(newline="")
+    writer = csv.DictWriter(content, columns, restval="", delimiter=_delimiter(options), lineterminator="\n")
+    if options.columns is None:
+        writer.writeheader()
+    for example in rows:
+        values = {**example.metadata, options.id or "id": example.id, options.text[-1]: example.text}
+        values |= {label: _join(example, options)} if label else {}
+        writer.writerow(values | ({split: example.split or ""} if split else {}))
+    publish(path, content.getvalue())
 
 
 def check(options: Options) -> list[str]:
@@ -79,7 +80,23 @@ def check(options: Options) -> list[str]:
 
 
 def _delimiter(options: Options) -> str:
-    return options.delimiter or _BY_ENDING.get(Path(options.path).suffix.lower(), ",")
+    path = Path(options.path)
+    known = options.delimiter or _BY_ENDING.get(path.suffix.lower())
+    if known or not path.is_file():
+        return known or ","
+    first = next(lines(path), "")
+    found = [delimiter for delimiter in (",", "\t", "|", ";") if delimiter in first]
+    if len(found) > 1:
+        raise DataError(f"{path}:1: could be separated by any of {found}; name one as data.format.delimiter")
+    return found[0] if found else ","
+
+
+def _wrong_columns(columns: list[str], options: Options) -> list[str]:
+    where = f"{options.path}:1"
+    if not columns:
+        return [f"{where}: the file is empty; its first line must name the columns"]
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    return [f"{where}: the column {name!r} stands twice" for name in twice] + missing_columns(where, _wanted(options), columns)
 
 
 def _wanted(options: Options) -> dict[str, str]:
@@ -95,12 +112,13 @@ def _example(number: int, row: list[str], columns: list[str], options: Options, 
     if options.label:
         found = values[options.label].split(options.label_separator) if options.label_separator else [values[options.label]]
         several = bool(options.label_separator)  # then a row may have none
-        labels = tuple(check_label(label.strip(), options.labels, where) for label in found if label.strip() or not several)
+        labels = tuple(dict.fromkeys(check_label(label.strip(), options.labels, where) for label in found if label.strip() or not several))
     used = set(_wanted(options).values())
-    metadata = {key: value for key, value in values.items() if key not in used}
+    metadata = {key: value for key, value in values.items() if key and value.strip() and key not in used}
     text = " ".join(filter(None, (values[column].strip() for column in options.text)))
     split = values[options.split].strip() or None if options.split else None
-    return Example(values[options.id].strip() if options.id else str(number), text, labels, split, metadata, where)
+    row_id = check_id(values[options.id].strip(), where) if options.id else str(number)
+    return Example(row_id, text, labels, split, metadata, where)
 
 
 def _join(example: Example, options: Options) -> str:

@@ -1,4 +1,4 @@
-"""One JSON object a line; any field may be text, label, id or split, the others are metadata."""
+"""One JSON object a line; any field may be text, label, id or split, the others are metadata unless they are empty."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,17 @@ from typing import Any, Literal
 from pydantic import Field
 
 from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, as_text, check_label, lines, missing_columns, missing_file, refuse_existing
+from medray.data.formats.base import (
+    FormatOptions,
+    as_text,
+    check_id,
+    check_label,
+    lines,
+    missing_columns,
+    missing_file,
+    publish,
+    refuse_existing,
+)
 from medray.errors import DataError
 
 
@@ -29,17 +39,22 @@ def read(options: Options) -> Iterator[Example]:
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
+    """Ids, labels and sides get a field even where the options name none, so that nothing is lost."""
     path = Path(options.path)
-    rows = list(examples)
     refuse_existing(path)
-    with path.open("w", encoding="utf-8") as file:
-        for example in rows:
-            row: dict[str, Any] = {options.id or "id": example.id, options.text[-1]: example.text}
-            if options.label:
-                row[options.label] = example.labels[0] if len(example.labels) == 1 else list(example.labels)
-            if options.split and example.split:
-                row[options.split] = example.split
-            file.write(json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n")
+    rows = list(examples)
+    label = options.label or ("label" if any(example.labels for example in rows) else None)
+    written = []
+    for example in rows:
+        row: dict[str, Any] = {options.id or "id": example.id, options.text[-1]: example.text}
+        if label:
+            row[label] = example.labels[0] if len(example.labels) == 1 else list(example.labels)
+        if example.split:
+            row[options.split or "split"] = example.split
+        if taken := sorted(row.keys() & example.metadata.keys()):
+            raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
+        written.append(json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n")
+    publish(path, "".join(written))
 
 
 def check(options: Options) -> list[str]:
@@ -57,8 +72,14 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as err:
         raise DataError(f"{where}: not valid JSON: {err.msg} at character {err.pos + 1}") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be a JSON object, found {type(row).__name__}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half of a surrogate pair, which is no character") from None
     return row
 
 
@@ -77,9 +98,12 @@ def _example(row: dict[str, Any], number: int, options: Options, where: str) -> 
         several = found if isinstance(found, list) else [found]
         if not all(isinstance(label, str) for label in several):
             raise DataError(f"{where}: {options.label!r} must be text or a list of texts, found {json.dumps(found)[:60]}")
-        labels = tuple(check_label(label, options.labels, where) for label in several)
+        labels = tuple(dict.fromkeys(check_label(label.strip(), options.labels, where) for label in several))
     used = {*wanted.values(), options.split}
-    metadata = {key: as_text(value) for key, value in row.items() if key not in used}
+    metadata = {key: as_text(value) for key, value in row.items() if key not in used and value not in (None, "")}
     split = row.get(options.split) if options.split else None
+    if not isinstance(split, str | None):
+        raise DataError(f"{where}: {options.split!r} must be text, found {type(split).__name__}")
     text = " ".join(filter(None, (row[field].strip() for field in options.text)))
-    return Example(as_text(row[options.id]) if options.id else str(number), text, labels, split, metadata, where)
+    row_id = check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where) if options.id else str(number)
+    return Example(row_id, text, labels, split, metadata, where)

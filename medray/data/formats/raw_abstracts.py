@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from medray import storage
 from medray.data.base import Example
 from medray.data.formats.base import FormatOptions, check_label, lines, refuse_existing
 from medray.errors import DataError, allowed
@@ -40,23 +41,19 @@ def write(examples: Iterable[Example], options: Options) -> None:
     if len(options.text) != 1:
         raise DataError(f"{root}: a text is written under one key; give text=[Abstract] instead of {', '.join(options.text)}")
     refuse_existing(root)
-    for example in examples:
-        where = example.where or example.id
-        if len(example.labels) != 1:
-            raise DataError(f"{where}: has {len(example.labels)} labels; a folder per class holds exactly one")
-        for what, name in (("id", example.id), ("label", example.labels[0])):
-            if not _SAFE_NAME.fullmatch(name):
-                raise DataError(f"{where}: {what} {name!r} cannot be a file name; letters, digits, blanks, '.', '_' and '-' can")
-        parts = {**({"Split": example.split} if example.split else {}), **example.metadata, options.text[0]: example.text}
-        for key in parts:
-            if not _NAME.fullmatch(key):
-                raise DataError(
-                    f"{where}: {key!r} cannot be a key; it must start with a letter and hold letters, digits, blanks, '_' and '-'"
-                )
-        folder = root / example.labels[0]
-        folder.mkdir(parents=True, exist_ok=True)
-        body = "".join(f"{key}: {' '.join(value.split())}\n" for key, value in parts.items())
-        (folder / f"{example.id}.txt").write_text(f"<ID:{example.id}>\n{body}", encoding="utf-8")
+    with storage.new_folder(root) as filling:
+        for example in examples:
+            where = example.where or example.id
+            if len(example.labels) != 1:
+                raise DataError(f"{where}: has {len(example.labels)} labels; a folder per class holds exactly one")
+            for what, name in (("id", example.id), ("label", example.labels[0])):
+                if not _SAFE_NAME.fullmatch(name):
+                    raise DataError(f"{where}: {what} {name!r} cannot be a file name; letters, digits, blanks, '.', '_' and '-' can")
+            path = filling / example.labels[0] / f"{example.id}.txt"
+            path.parent.mkdir(exist_ok=True)
+            if path.exists():
+                raise DataError(f"{where}: id {example.id!r} was used before under the same label")
+            path.write_text(_render(example, options.text[0], where), encoding="utf-8")
 
 
 def check(options: Options) -> list[str]:
@@ -67,12 +64,25 @@ def check(options: Options) -> list[str]:
     return [] if first else [f"{options.path}: its class folders hold no .txt file"]
 
 
+def _render(example: Example, text_key: str, where: str) -> str:
+    for key in example.metadata:
+        if key in ("Split", text_key):
+            raise DataError(f"{where}: metadata {key!r} has the name of another key; name that one otherwise")
+        if not _NAME.fullmatch(key):
+            raise DataError(f"{where}: {key!r} cannot be a key; it must start with a letter and hold letters, digits, blanks, '_' and '-'")
+    parts = {**({"Split": example.split} if example.split else {}), **example.metadata, text_key: example.text}
+    return f"<ID:{example.id}>\n" + "".join(f"{key}: {' '.join(value.split())}\n" for key, value in parts.items())
+
+
 def _class_folders(root: Path) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; raw_abstracts reads a folder with one folder per class")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(folders) < 2:
         raise DataError(f"{root}: needs a folder per class, at least two; found {', '.join(folder.name for folder in folders) or 'none'}")
+    for folder in folders:
+        if next(folder.glob("*.txt"), None) is None:
+            raise DataError(f"{folder}: a class folder without a .txt file")
     return folders
 
 
@@ -97,6 +107,6 @@ def _read_file(path: Path, label: str, options: Options) -> Example:
     for name in options.text:
         if name not in joined:
             raise DataError(f"{path}:1: has no key {name!r} (data.format.text); {allowed(name, joined)}")
-    metadata = {name: value for name, value in joined.items() if name not in options.text and name != "Split"}
+    metadata = {name: value for name, value in joined.items() if value and name not in options.text and name != "Split"}
     text = " ".join(filter(None, (joined[name] for name in options.text)))
-    return Example(identifier.group(1), text, (label,), joined.get("Split"), metadata, f"{path}:1")
+    return Example(identifier.group(1), text, (label,), joined.get("Split") or None, metadata, f"{path}:1")

@@ -1,0 +1,30 @@
+import pytest
+
+from medray.data.audit import Audit, audit
+from medray.data.base import Example
+from medray.data.duplicates import find
+
+
+def look(examples: list[Example]) -> Audit:
+    return audit(examples, find([example.text for example in examples], 0.8), {})
+
+
+def test_a_multi_label_conflict_is_a_different_set_and_order_is_none() -> None:
+    same = look([Example("1", "text", ("a", "b")), Example("2", "text", ("b", "a")), Example("3", "own", ("b",))])
+    assert (same.exact_groups, same.conflicting_texts, same.accuracy_ceiling) == (1, 0, 1.0)
+    other = look([Example("1", "text", ("a", "b")), Example("2", "text", ("b",)), Example("3", "own", ("b",)), Example("4", "more", ())])
+    assert (other.conflicting_texts, other.conflicting_rows, other.accuracy_ceiling) == (1, 2, 0.75)
+
+
+def test_the_majority_answer_of_multi_label_rows_scores_each_label_by_its_share() -> None:
+    rows = [Example("1", "one", ("a", "b")), Example("2", "two", ("a", "b")), Example("3", "three", ("a",)), Example("4", "four", ("c",))]
+    found = look(rows)
+    assert (found.majority_label, found.majority_accuracy) == ("a + b", 0.5)
+    assert found.majority_f1_macro == pytest.approx((2 * 0.75 / 1.75 + 2 * 0.5 / 1.5 + 0) / 3)
+
+
+def test_two_names_of_one_given_side_are_one_side() -> None:
+    texts = "The very same text of one abstract"
+    assert look([Example("1", texts, ("a",), "val"), Example("2", texts, ("a",), "Validation")]).given_across == 0
+    assert look([Example("1", texts, ("a",), "val"), Example("2", texts, ("a",), "test")]).given_across == 1
+    assert look([Example("1", texts, ("a",)), Example("2", texts, ("a",), "test")]).given_across == 0
