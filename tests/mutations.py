@@ -24,8 +24,8 @@ MUTATIONS = (
     Mutation(
         "the head is not saved",
         "medray/models/build.py",
-        "    state = _state(built.model)\n",
-        '    state = {name: tensor for name, tensor in _state(built.model).items() if "lora_" in name}\n',
+        "    state = adapter.state(built.model)\n",
+        '    state = {name: tensor for name, tensor in adapter.state(built.model).items() if "lora_" in name}\n',
         "tests/models/test_build.py",
     ),
     Mutation(

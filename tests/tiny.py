@@ -58,14 +58,14 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def base(folder: Path, family: str = "bert", seed: int = 0) -> Path:
+def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> Path:
     """A base model without a head (decoders: with their language model), as it would come from the Hub."""
     path = folder / f"tiny-{family}"
     tokens = tokenizer(family)
     torch.manual_seed(seed)
     name, sizes = _KINDS[family]
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, initializer_range=0.2, **sizes
+        vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, initializer_range=0.2, **sizes | changed
     )
     kind = f"{name}ForCausalLM" if family == "llama" else f"{name}Model"
     getattr(transformers, kind)(config).save_pretrained(path)

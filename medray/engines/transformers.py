@@ -7,9 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from medray.engines.base import Chunk, Sampling
-from medray.errors import ConfigError
+from medray.errors import ConfigError, DataError
 from medray.models.batch import collate
 from medray.models.build import Built
 
@@ -19,70 +21,102 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Engine:
     def __init__(self, built: Built, *, precision: Literal["fp32", "bf16", "fp16"], token_budget: int, device: str = "cpu") -> None:
         self.built, self.model = built, built.model
-        self.precision, self.token_budget, self.device = precision, token_budget, device
+        self.precision, self.token_budget, self.device = precision, token_budget, torch.device(device)
 
     @property
     def tokenizer(self) -> Any:
         return self.built.tokenizer
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        self._needs(head=True, what="head outputs")
-        found: dict[int, npt.NDArray[np.float32]] = {}
+        head = self.built.head
+        if head is None:
+            raise ConfigError(f"{self.built.base.source}: gives no head outputs: it was built without a head, as a language model")
+        found = np.zeros((len(inputs), len(head.labels)), dtype=np.float32)
         with self._computing():
             for batch in _batches([len(row) for row in inputs], self.token_budget):
-                outputs = self._forward([inputs[at] for at in batch])
-                found.update(zip(batch, outputs.logits.float().cpu().numpy(), strict=True))
-        return np.stack([found[at] for at in range(len(inputs))])
+                found[batch] = self.model(**self._collated([inputs[at] for at in batch])).logits.float().cpu().numpy()
+        return found
 
     def score(self, prompt: str, continuations: Sequence[str]) -> npt.NDArray[np.float32]:
-        self._needs(head=False, what="scores of continuations")
+        """Prompt and continuation are tokenised apart, so that the prompt is the same tokens before each continuation."""
+        self._needs_language_model("scores of continuations")
         before = list(self.tokenizer(prompt, split_special_tokens=True)["input_ids"])
-        after = [self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in continuations]
+        after = [list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) for text in continuations]
+        rows = [before + ids for ids in after]
         if not before or not all(after):
-            raise ConfigError("a prompt and its continuations need at least one token each")
-        scores = np.zeros(len(after), dtype=np.float32)
+            raise DataError("a prompt and its continuations need at least one token each")
+        scores = np.zeros(len(rows), dtype=np.float32)
         with self._computing():
-            for batch in _batches([len(before) + len(ids) for ids in after], self.token_budget):
-                logits = self._forward([before + after[at] for at in batch]).logits.float().log_softmax(-1).cpu()
-                for row, at in zip(logits, batch, strict=True):
-                    places = torch.arange(len(before) - 1, len(before) - 1 + len(after[at]))
-                    scores[at] = row[places, torch.tensor(after[at])].sum().item()
+            for batch in _batches([len(row) for row in rows], self.token_budget):
+                # Logits of the whole vocabulary are large: they are made from the prompt's last token on only.
+                longest = max(len(after[at]) for at in batch)
+                logits = self.model(**self._collated([rows[at] for at in batch]), logits_to_keep=longest + 1).logits
+                for row, at in zip(logits.float().log_softmax(-1).cpu(), batch, strict=True):
+                    scores[at] = row[torch.arange(len(after[at])), torch.tensor(after[at])].sum()
         return scores
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[Chunk]:
-        self._needs(head=False, what="generated text")
-        for index, prompt in enumerate(prompts):
-            inputs = self.tokenizer(prompt, return_tensors="pt", split_special_tokens=True, return_token_type_ids=False).to(self.device)
-            if sampling.seed is not None:
-                torch.manual_seed(sampling.seed)
-            with self._computing():
-                ids = self.model.generate(
+        """One chunk a prompt, as its batch is done: transformers returns whole texts."""
+        self._needs_language_model("generated text")
+        rows = [list(self.tokenizer(prompt, split_special_tokens=True)["input_ids"]) for prompt in prompts]
+        return self._generate(rows, sampling)
+
+    def _generate(self, rows: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+        ends = self.model.generation_config.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        # A base's own generation_config must not decide: what is not set here is greedy or plain sampling.
+        chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if sampling.temperature > 0:
+            chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        for number, batch in enumerate(_batches([len(row) + sampling.max_tokens for row in rows], self.token_budget)):
+            inputs = self._collated([rows[at] for at in batch], side="left")
+            with self._computing(), _seeded(sampling.seed, number):
+                made = self.model.generate(
                     **inputs,
+                    **chosen,
                     max_new_tokens=sampling.max_tokens,
-                    do_sample=sampling.temperature > 0,
-                    temperature=sampling.temperature or None,
-                    top_p=sampling.top_p if sampling.temperature else None,
+                    num_beams=1,
+                    repetition_penalty=1.0,
+                    use_cache=True,
+                    eos_token_id=sorted(ends) or None,
                     pad_token_id=self.tokenizer.pad_token_id,
-                )[0, inputs["input_ids"].shape[1] :]
-            finish = "length" if len(ids) == sampling.max_tokens and ids[-1] != self.tokenizer.eos_token_id else "stop"
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            ends = [text.find(stop) for stop in sampling.stop if stop in text]
-            yield Chunk(index, text[: min(ends)] if ends else text, "stop" if ends else finish)
+                    stopping_criteria=self._stopping(sampling.stop, inputs["input_ids"].shape[1]),
+                )[:, inputs["input_ids"].shape[1] :].tolist()
+            for at, ids in zip(batch, made, strict=True):
+                yield self._chunk(at, ids, ends, sampling)
 
-    def _forward(self, rows: Sequence[Sequence[int]]) -> Any:
-        inputs = collate(rows, self.tokenizer.pad_token_id)
-        return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+    def _stopping(self, stop: Sequence[str], start: int) -> Any:
+        """transformers' own stop_strings reads the whole vocabulary first, and fails on tokenizers that drop spaces."""
 
-    def _needs(self, *, head: bool, what: str) -> None:
-        if (self.built.head is not None) != head:
-            raise ConfigError(f"{self.built.base.source}: gives no {what}, it was built {'without' if head else 'with'} a head")
+        def stopped(ids: Tensor, scores: Tensor, **others: Any) -> Tensor:
+            texts = self.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
+            return torch.tensor([any(word in text for word in stop) for text in texts], device=ids.device)
+
+        return StoppingCriteriaList([stopped] if stop else [])
+
+    def _chunk(self, index: int, ids: list[int], ends: set[int], sampling: Sampling) -> Chunk:
+        length = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        stops = [text.find(stop) for stop in sampling.stop if stop in text]
+        finish = "stop" if stops or length < sampling.max_tokens else "length"
+        return Chunk(index, text[: min(stops)] if stops else text, finish)
+
+    def _collated(self, rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "right") -> dict[str, Tensor]:
+        empty = [number for number, row in enumerate(rows) if not len(row)]
+        if empty:
+            raise DataError(f"{len(empty)} of {len(rows)} inputs have no tokens: an empty text cannot be answered")
+        return {name: tensor.to(self.device) for name, tensor in collate(rows, self.tokenizer.pad_token_id, side=side).items()}
+
+    def _needs_language_model(self, what: str) -> None:
+        if self.built.head is not None:
+            raise ConfigError(f"{self.built.base.source}: gives no {what}: it was built with a head")
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Evaluation mode for the time of a call: the loop trains the same model before and after."""
         was_training = self.model.training
         self.model.eval()
-        arithmetic = nullcontext() if self.precision == "fp32" else torch.autocast(self.device, dtype=_TYPES[self.precision])
+        arithmetic = nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, dtype=_TYPES[self.precision])
         try:
             with torch.inference_mode(), arithmetic:
                 yield
@@ -90,8 +124,18 @@ class Engine:
             self.model.train(was_training)
 
 
+@contextmanager
+def _seeded(seed: int | None, number: int) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + number)
+        yield
+
+
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Positions, longest first, so that rows x longest stays within the budget."""
+    """Positions, longest first, so that rows x longest stays within the budget; one row always goes."""
     batch: list[int] = []
     for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:

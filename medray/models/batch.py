@@ -7,13 +7,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medray.models.families import Side
 
-def collate(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int) -> dict[str, Tensor]:
-    """Right-padded ids, and a mask made from lengths: an id cannot tell padding, since some models pad with their end of sequence."""
+
+def collate(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int, *, side: Side = "right") -> dict[str, Tensor]:
+    """Padded ids, and a mask made from lengths: an id cannot tell padding, since some models pad with their end of sequence."""
     longest = max(len(row) for row in rows)
     input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
     for number, row in enumerate(rows):
-        input_ids[number, : len(row)] = torch.from_numpy(np.array(row, dtype=np.int64))
-        attention_mask[number, : len(row)] = 1
+        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        input_ids[number, place] = torch.from_numpy(np.array(row, dtype=np.int64))
+        attention_mask[number, place] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}

