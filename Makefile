@@ -36,7 +36,7 @@ test-slow: $(READY)
 test-all: test test-slow
 
 bench: $(READY)
-	$(BIN)/python jobs/bench/train.py
+	$(BIN)/python jobs/bench/train.py $(ARGS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

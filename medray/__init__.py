@@ -1,3 +1,15 @@
 """medray: fine-tune base models with LoRA on Ray, select them by F1, serve the winners."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medray.prediction import Model
+
 __version__ = "0.1.0"
+
+
+def load(reference: str, *, storage_path: str = "runs", device: str = "cpu") -> "Model":
+    """A release by `name@version`, `name@alias` or name: `medray.load("cancer@best").predict(["…"])`."""
+    from medray import prediction
+
+    return prediction.load(reference, storage_path=storage_path, device=device)

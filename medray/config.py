@@ -153,7 +153,13 @@ class StudyConfig(Section):
         raw["model"] |= {"source": base.source, "revision": base.revision}
         for key, value in [*base.overrides.items(), *(sampled or {}).items()]:
             put(raw, key, deepcopy(value), where=f"base model {base.source}")
-        return validate(TrialConfig, raw, where=f"study {self.name}, base model {base.source}")
+        trial = validate(TrialConfig, raw, where=f"study {self.name}, base model {base.source}")
+        if (trial.data.format, trial.data.split) != (self.data.format, self.data.split):
+            raise ConfigError(
+                f"study {self.name}, base model {base.source}: data.format and data.split cannot be overridden: "
+                "base models of one study are compared on the same rows (data.limit can)"
+            )
+        return trial
 
 
 def load(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyConfig:

@@ -268,3 +268,9 @@ def test_reading_a_configuration_or_data_or_figures_imports_no_torch():
     root = Path(config.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
+
+
+def test_base_models_of_a_study_cannot_be_given_other_rows_but_may_be_given_fewer(load, refusal):
+    assert "compared on the same rows" in refusal("base_models.0.overrides={data.split.seed: 3}")
+    study = load("base_models.0.overrides={data.limit: 30}")
+    assert [study.trial(base).data.limit for base in study.base_models] == [30, None]

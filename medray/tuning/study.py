@@ -3,7 +3,7 @@
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -36,27 +36,30 @@ class Outcome:
     trial: TrialResult
     test: Metrics
     num_openings: int  # how often this split's test labels were read, this time included
-    audit: str
 
 
 def run(
     study: StudyConfig, *, resume: bool = False, on_audit: Callable[[str], None], on_report: Callable[[str, EpochReport], None]
 ) -> list[Outcome]:
+    """Every base model's trial, and then one look at the test rows for all of them."""
     run_dir = _latest(study) if resume else study.study_dir / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     _same_settings(run_dir / "study.yaml", study)
+    storage_dir = study.study_dir.parent
     dataset = datasets.load(study.data)
-    task = tasks.fit(study.task, dataset.label_sets())
-    outcomes = []
+    results = []
     for number, base in enumerate(study.base_models):
-        trial_config = study.trial(base)
-        material = gather(trial_config, dataset, task, study.study_dir.parent / "prepared")
+        config = study.trial(base)
+        own = dataset if config.data == study.data else datasets.load(config.data)  # a row limit of its own
+        material = gather(config, own, tasks.fit(config.task, own.label_sets()), storage_dir / "prepared")
         on_audit(material.audit.render())
         folder = run_dir / "trials" / f"{number:02d}-{slug(base.source)}"
-        trial = Trial(trial_config, material, folder, partial(on_report, base.source))
-        result = trial.run(resume=resume)
-        test, count = judge(result.checkpoint, dataset, study.study_dir.parent / "test_log", caller=f"medray train {study.name}")
-        (folder / "test_metrics.json").write_text(json.dumps({"split": "test", **test.as_dict()}, indent=1))
-        outcomes.append(Outcome(base.source, result, test, count, material.audit.render()))
+        results.append(Trial(config, material, folder, partial(on_report, base.source)).run(resume=resume))
+    judged, num_openings = judge([result.checkpoint for result in results], dataset, storage_dir / "test_log", caller=f"train {study.name}")
+    outcomes = []
+    for base, result, test in zip(study.base_models, results, judged, strict=True):
+        kept = {"split": "test", "checkpoint": result.checkpoint.name, "num_openings": num_openings, **test.as_dict()}
+        storage.write(result.folder / "test_metrics.json", json.dumps(kept, indent=1).encode())
+        outcomes.append(Outcome(base.source, result, test, num_openings))
     return outcomes
 
 
@@ -68,12 +71,15 @@ def audit(study: StudyConfig) -> Iterator[Audit]:
         yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
 
 
-def judge(checkpoint: Path, dataset: Dataset, log_dir: Path, *, caller: str) -> tuple[Metrics, int]:
-    """Figures of a reloaded checkpoint on the test rows, whose labels are opened for this and logged."""
-    loaded = load(checkpoint)
-    predictions = loaded.task.predict(loaded.engine, dataset.unlabelled_test())
+def judge(checkpoints: Sequence[Path], dataset: Dataset, log_dir: Path, *, caller: str) -> tuple[list[Metrics], int]:
+    """Figures of reloaded checkpoints on the test rows, whose labels are opened once, for all of them, and logged."""
+    rows = dataset.unlabelled_test()
+    answered = []
+    for folder in checkpoints:
+        loaded = load(folder)
+        answered.append((loaded.task, loaded.task.predict(loaded.engine, rows)))
     opened = dataset.open_test(log_dir, caller)
-    return loaded.task.score(predictions, opened.examples), opened.num_openings
+    return [task.score(predictions, opened.examples) for task, predictions in answered], opened.num_openings
 
 
 def slug(source: str) -> str:

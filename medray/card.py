@@ -1,0 +1,59 @@
+"""The model card of a release, in the Hub's format: every figure names its split."""
+
+import yaml
+
+from medray.checkpoint import Manifest
+from medray.records import ReleaseRecord
+
+
+def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
+    labels = manifest.task.state.get("labels", [])
+    header = {
+        "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "text-classification",
+        "base_model": manifest.base.source,
+        "tags": ["medray", "biomedical", "merged" if merged else "lora"],
+    }
+    note = f" ({manifest.base.note})" if manifest.base.note else ""
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        f"# {record.name}, version {record.version}",
+        "",
+        f"{manifest.task.options['name']} by {manifest.base.source}{note} with LoRA. Labels: {', '.join(labels)}.",
+        "",
+        "Research software, not a medical device: no diagnosis, no treatment decision.",
+        "",
+        *_figures(record, manifest),
+        "",
+        "## Where it comes from",
+        "",
+        f"- base: {manifest.base.source}, revision {manifest.base.revision}, weights sha256 {manifest.base.weight_hash}",
+        f"- data: {manifest.data_fingerprint}, split: {manifest.split_fingerprint}",
+        f"- seed {manifest.seed}, epoch {manifest.cursor['epoch']}, step {manifest.cursor['step']}, arithmetic {manifest.precision.used}",
+        f"- code: {manifest.git_commit or 'no commit known'}; " + ", ".join(f"{name} {value}" for name, value in manifest.versions.items()),
+        f"- checkpoint: {record.content_id}",
+    ]
+    if record.notes:
+        lines += ["", "## Notes", "", record.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(record: ReleaseRecord, manifest: Manifest) -> list[str]:
+    test = record.test
+    lines = ["## Figures", ""]
+    if test is None:
+        lines += ["Test rows were not opened for this release: the figures are those it was chosen by.", ""]
+    elif test.num_openings > 1:
+        lines += [
+            f"The test labels of this split were opened {test.num_openings} times; figures seen before a choice are no longer a test.",
+            "",
+        ]
+    lines += [
+        "| metric | validation |" + (f" test ({test.num_rows} rows) |" if test else ""),
+        "| --- | ---: |" + (" ---: |" if test else ""),
+    ]
+    for name, value in manifest.metrics.items():
+        lines.append(f"| {name} | {value:.4f} |" + (f" {test.metrics[name]:.4f} |" if test else ""))
+    return lines

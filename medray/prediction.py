@@ -1,0 +1,25 @@
+"""A release as a Python object: texts in, named labels out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medray.data.base import Example
+from medray.loading import Loaded
+from medray.registry import Registry
+from medray.tasks.base import Prediction
+
+
+@dataclass(frozen=True)
+class Model:
+    reference: str  # name@version, whatever alias it was asked for by
+    loaded: Loaded
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """One answer a text, in order."""
+        examples = [Example(id=str(number), text=text) for number, text in enumerate(texts)]
+        return self.loaded.task.predict(self.loaded.engine, examples)
+
+
+def load(reference: str, *, storage_path: str, device: str = "cpu") -> Model:
+    release = Registry(storage_path).resolve(reference)
+    return Model(release.reference, release.load(device=device))

@@ -1,0 +1,155 @@
+"""Releases: checkpoints published under a name and a version, and aliases that say which version is meant.
+
+A checkpoint is stored by the hash of its manifest, a version and an alias's every move are objects created by exactly one
+writer. So nothing is overwritten, and two publishers cannot corrupt each other.
+"""
+
+import getpass
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from medray import card, checkpoint, storage
+from medray.errors import ArtifactError, ConfigError, allowed
+from medray.loading import Loaded, load
+from medray.models.adapter import CONFIG, WEIGHTS
+from medray.models.build import export_merged
+from medray.records import Move, ReleaseRecord, TestRecord
+from medray.store import open_store
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_BY_VERSION = re.compile(r"(\d+)\.json")
+
+
+@dataclass(frozen=True)
+class Release:
+    registry: "Registry"
+    record: ReleaseRecord
+
+    @property
+    def reference(self) -> str:
+        return f"{self.record.name}@{self.record.version}"
+
+    def folder(self) -> Path:
+        """The checkpoint on this machine, compared with the release's content id."""
+        folder = self.registry.store.get_folder(f"checkpoints/{self.record.content_id}")
+        found = _content_id(folder)
+        if found != self.record.content_id:
+            raise ArtifactError(
+                f"{self.reference}: manifest.json was changed: its hash is {found[:12]}, the release says {self.record.content_id[:12]}"
+            )
+        return folder
+
+    def verify(self) -> None:
+        """Recompute the hash of every file; what differs is named."""
+        checkpoint.verify(self.folder())
+
+    def load(self, **options: Any) -> Loaded:
+        """Task and engine; hashes, base weights and probe are compared first."""
+        return load(self.folder(), **options)
+
+    def export(self, target: Path, *, merged: bool) -> None:
+        """A folder in the Hub's layout with a model card: the adapter with its tokenizer, or the merged model."""
+        folder = self.folder()
+        manifest = checkpoint.verify(folder)
+        if target.exists():
+            raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
+        with storage.new_folder(target) as filling:
+            if merged:
+                export_merged(load(folder).built, filling)
+            else:
+                for path in [folder / WEIGHTS, folder / CONFIG, *sorted((folder / "tokenizer").iterdir())]:
+                    (filling / path.name).write_bytes(path.read_bytes())
+            (filling / "README.md").write_text(card.render(self.record, manifest, merged=merged), encoding="utf-8")
+
+
+class Registry:
+    """The releases under a storage path."""
+
+    def __init__(self, uri: str) -> None:
+        self.store = open_store(uri)
+
+    def publish(self, folder: Path, name: str, *, test: TestRecord | None = None, notes: str = "") -> Release:
+        """Store a checkpoint and claim the next version of a name for it."""
+        _check_name("release", name)
+        checkpoint.verify(folder)
+        content_id = _content_id(folder)
+        self.store.put_folder(f"checkpoints/{content_id}", folder)
+        while True:
+            version = max(self.versions(name), default=0) + 1
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            record = ReleaseRecord(name=name, version=version, content_id=content_id, created=created, test=test, notes=notes)
+            if self.store.create(f"releases/{name}/{version}.json", record.model_dump_json(indent=1).encode()):
+                return Release(self, record)
+
+    def names(self) -> list[str]:
+        return self.store.names("releases")
+
+    def versions(self, name: str) -> list[int]:
+        found = (_BY_VERSION.fullmatch(entry) for entry in self.store.names(f"releases/{name}"))
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def aliases(self, name: str) -> dict[str, int]:
+        return {alias: self.history(name, alias)[-1].version for alias in self.store.names(f"releases/{name}/aliases")}
+
+    def history(self, name: str, alias: str) -> list[Move]:
+        """Every move of an alias, oldest first."""
+        prefix = f"releases/{name}/aliases/{alias}"
+        numbers = sorted(int(match.group(1)) for entry in self.store.names(prefix) if (match := _BY_VERSION.fullmatch(entry)))
+        return [Move.model_validate_json(self.store.read(f"{prefix}/{number}.json")) for number in numbers]
+
+    def point(self, name: str, alias: str, version: int) -> Move:
+        """Point an alias at a version; its earlier moves stay as its history."""
+        _check_name("alias", alias)
+        if alias.isdigit():
+            raise ConfigError(f"alias {alias!r} would be read as a version; an alias holds a letter")
+        self.resolve(f"{name}@{version}")
+        move = Move(version=version, time=datetime.now(UTC).isoformat(timespec="seconds"), by=getpass.getuser())
+        while True:
+            number = len(self.history(name, alias)) + 1
+            if self.store.create(f"releases/{name}/aliases/{alias}/{number}.json", move.model_dump_json().encode()):
+                return move
+
+    def resolve(self, reference: str) -> Release:
+        """`name@version`, `name@alias`, or a bare name for its latest version."""
+        name, _, which = reference.partition("@")
+        _check_name("release", name)
+        versions = self.versions(name)
+        if not versions:
+            raise ArtifactError(f"{reference}: {self.store.uri} has no release {name!r}; {allowed(name, self.names())}")
+        if not which:
+            version = versions[-1]
+        elif which.isdigit():
+            version = int(which)
+        else:
+            aliases = self.aliases(name)
+            if which not in aliases:
+                raise ArtifactError(f"{reference}: {name!r} has no alias {which!r}; {allowed(which, aliases)}")
+            version = aliases[which]
+        if version not in versions:
+            raise ArtifactError(f"{reference}: {name!r} has versions {', '.join(map(str, versions))}")
+        raw = self.store.read(f"releases/{name}/{version}.json")
+        try:
+            return Release(self, ReleaseRecord.model_validate(json.loads(raw)))
+        except (ValueError, ValidationError) as err:
+            raise ArtifactError(f"{name}@{version}: its record cannot be read: {str(err).splitlines()[0]}") from None
+
+
+def _check_name(what: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} {name!r} is not a name: lower-case letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
+        )
+
+
+def _content_id(folder: Path) -> str:
+    try:
+        return hashlib.sha256((folder / checkpoint.MANIFEST).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: not a checkpoint, it has no {checkpoint.MANIFEST}") from None

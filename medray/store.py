@@ -1,0 +1,66 @@
+"""Named objects that are written whole, never half, and can be claimed by exactly one writer."""
+
+from pathlib import Path
+from typing import Protocol
+
+from medray import storage
+from medray.errors import ArtifactError, ConfigError
+
+
+class Store(Protocol):
+    uri: str
+
+    def read(self, name: str) -> bytes: ...
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write the object only where there is none; of several writers exactly one gets True."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of what lies directly below a prefix, without it."""
+        ...
+
+    def put_folder(self, name: str, folder: Path) -> None:
+        """Copy a folder under a name that its content decides, so that who comes second finds the same."""
+        ...
+
+    def get_folder(self, name: str) -> Path:
+        """The folder on this machine."""
+        ...
+
+
+def open_store(uri: str) -> Store:
+    if "://" in uri and not uri.startswith("file://"):
+        raise ConfigError(f"{uri}: releases are kept in a folder; allowed: a path, or file://PATH")
+    return LocalStore(uri.removeprefix("file://"))
+
+
+class LocalStore:
+    def __init__(self, root: str) -> None:
+        self.root = Path(root).expanduser().resolve()
+        self.uri = str(self.root)
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(f"{self.root / name}: there is no such object") from None
+
+    def create(self, name: str, content: bytes) -> bool:
+        return storage.create(self.root / name, content)
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self.root / prefix
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+    def put_folder(self, name: str, folder: Path) -> None:
+        target = self.root / name
+        if not target.is_dir():
+            with storage.new_folder(target) as filling:
+                for path in storage.files(folder):
+                    copy = filling / path.relative_to(folder)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(path.read_bytes())
+
+    def get_folder(self, name: str) -> Path:
+        return self.root / name

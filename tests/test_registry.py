@@ -1,0 +1,154 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+import medray
+from medray.data.base import Example
+from medray.errors import ArtifactError, ConfigError
+from medray.registry import Registry, TestRecord
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One trained checkpoint for all tests here; none of them changes it."""
+    place = tmp_path_factory.mktemp("trained")
+    return tiny.trial(tiny.study(place, "train.epochs=1"), place).run().checkpoint
+
+
+def test_versions_count_up_and_aliases_point_at_them_with_their_history(folder: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    assert [registry.publish(folder, "cancer").record.version for _ in range(3)] == [1, 2, 3]
+    registry.point("cancer", "best", 2)
+    registry.point("cancer", "best", 3)
+    registry.point("cancer", "best", 1)
+    assert registry.resolve("cancer@best").reference == "cancer@1"
+    assert registry.resolve("cancer@2").record.version == 2
+    assert registry.resolve("cancer").record.version == 3
+    assert [move.version for move in registry.history("cancer", "best")] == [2, 3, 1]
+    assert registry.aliases("cancer") == {"best": 1}
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_two_publishers_at_once_get_two_versions_and_one_copy(folder: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        releases = list(pool.map(lambda _: Registry(str(tmp_path)).publish(folder, "cancer"), range(16)))
+    assert sorted(release.record.version for release in releases) == list(range(1, 17))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [releases[0].record.content_id]
+    releases[0].verify()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda version: Registry(str(tmp_path)).point("cancer", "best", version), range(1, 17)))
+    assert sorted(move.version for move in Registry(str(tmp_path)).history("cancer", "best")) == list(range(1, 17))
+
+
+def test_a_byte_changed_in_a_release_is_found_and_the_file_named(folder: Path, tmp_path: Path) -> None:
+    release = Registry(str(tmp_path)).publish(folder, "cancer")
+    path = release.folder() / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors was changed"):
+        release.verify()
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors was changed"):
+        release.load()
+
+
+def test_a_changed_manifest_cannot_vouch_for_changed_files(folder: Path, tmp_path: Path) -> None:
+    release = Registry(str(tmp_path)).publish(folder, "cancer")
+    path = release.folder() / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ArtifactError, match=r"manifest\.json was changed"):
+        release.verify()
+
+
+def test_a_release_predicts_from_a_text_to_a_named_label(folder: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    registry.publish(folder, "cancer")
+    registry.point("cancer", "best", 1)
+    model = medray.load("cancer@best", storage_path=str(tmp_path))
+    answers = model.predict(["tumour in the lung", "fever after infection"])
+    assert [answer.labels[0] in ("cancer", "other") for answer in answers] == [True, True]
+    assert sum(answers[0].probabilities) == pytest.approx(1)
+    assert model.reference == "cancer@1"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("cancr@1", "has no release 'cancr'; .*did you mean 'cancer'"),
+        ("cancer@7", "'cancer' has versions 1"),
+        ("cancer@bets", "has no alias 'bets'; .*did you mean 'best'"),
+        ("../cancer@1", "is not a name"),
+        ("Cancer", "is not a name"),
+    ],
+)
+def test_a_wrong_reference_says_what_there_is(folder: Path, tmp_path: Path, reference: str, message: str) -> None:
+    registry = Registry(str(tmp_path))
+    registry.publish(folder, "cancer")
+    registry.point("cancer", "best", 1)
+    with pytest.raises((ArtifactError, ConfigError), match=message):
+        registry.resolve(reference)
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden", "A", "x" * 65, "a@b"])
+def test_a_name_cannot_leave_the_registry(folder: Path, tmp_path: Path, name: str) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    with pytest.raises(ConfigError, match="is not a name"):
+        registry.publish(folder, name)
+    registry.publish(folder, "cancer")
+    with pytest.raises(ConfigError, match="is not a name"):
+        registry.point("cancer", name, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"registry"}
+
+
+def test_an_alias_that_looks_like_a_version_and_one_for_a_missing_version_are_refused(folder: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    registry.publish(folder, "cancer")
+    with pytest.raises(ConfigError, match="would be read as a version"):
+        registry.point("cancer", "7", 1)
+    with pytest.raises(ArtifactError, match="has versions 1"):
+        registry.point("cancer", "best", 2)
+    assert registry.aliases("cancer") == {}
+
+
+def test_only_a_whole_checkpoint_is_published(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a checkpoint"):
+        Registry(str(tmp_path)).publish(tmp_path, "cancer")
+    with pytest.raises(ConfigError, match="releases are kept in a folder"):
+        Registry("gs://bucket/x")
+
+
+def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    release = Registry(str(tmp_path / "registry")).publish(folder, "cancer", notes="For trying out.")
+    release.export(tmp_path / "merged", merged=True)
+    text = "tumour in the lung"
+    (plain,) = pipeline("text-classification", model=str(tmp_path / "merged"))(text)
+    loaded = release.load(precision="fp32")
+    (ours,) = loaded.task.predict(loaded.engine, [Example("0", text)])
+    assert plain["label"] == ours.labels[0]
+    assert plain["score"] == pytest.approx(max(ours.probabilities), abs=1e-5)
+    release.export(tmp_path / "adapter", merged=False)
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= {
+        p.name for p in (tmp_path / "adapter").iterdir()
+    }
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "peft"
+    for part in ("# cancer, version 1", "not a medical device", "Labels: cancer, other", "Test rows were not opened", "For trying out."):
+        assert part in card
+    with pytest.raises(ArtifactError, match="is there already"):
+        release.export(tmp_path / "adapter", merged=False)
+
+
+def test_the_card_shows_test_figures_and_warns_of_a_second_look(folder: Path, tmp_path: Path) -> None:
+    metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
+    test = TestRecord(metrics=metrics, num_rows=12, num_openings=2)
+    release = Registry(str(tmp_path / "registry")).publish(folder, "cancer", test=test)
+    release.export(tmp_path / "adapter", merged=False)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "test (12 rows)" in card
+    assert "opened 2 times" in card
