@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from medray import plugins
@@ -10,10 +10,19 @@ from medray.errors import ConfigError, allowed
 
 Location = tuple[int | str, ...]
 Model = TypeVar("Model", bound=BaseModel)
+_NUMBERS = (int, float, int | None, float | None)
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes as true, and pydantic would read true as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in _NUMBERS:
+            raise ValueError(f"must be a number, found {value}")
+        return value
 
 
 class PluginOptions(Section):

@@ -274,3 +274,9 @@ def test_base_models_of_a_study_cannot_be_given_other_rows_but_may_be_given_fewe
     assert "compared on the same rows" in refusal("base_models.0.overrides={data.split.seed: 3}")
     study = load("base_models.0.overrides={data.limit: 30}")
     assert [study.trial(base).data.limit for base in study.base_models] == [30, None]
+
+
+def test_yes_is_no_number(refusal):
+    message = refusal("train.epochs=yes", "lora.alpha=off")
+    assert "train.epochs: must be a number, found True" in message
+    assert "lora.alpha: must be a number, found False" in message
