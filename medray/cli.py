@@ -73,7 +73,7 @@ def publish(
     from medray.registry import Registry
 
     registry = Registry(storage_path)
-    release = registry.publish(Path(checkpoint), name, test=_test_record(Path(checkpoint)), notes=notes)
+    release = registry.publish(checkpoint, name, test=_test_record(Path(checkpoint)), notes=notes)
     if alias:
         registry.point(name, alias, release.record.version)
     print(f"{release.reference}" + (f" is {name}@{alias}" if alias else ""))

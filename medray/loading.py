@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from medray import checkpoint
+from medray import checkpoint, storage
 from medray.checkpoint import Manifest, Probe
 from medray.config import TrialConfig
 from medray.data.base import Example
@@ -34,8 +34,11 @@ class Loaded:
     built: Built
 
 
-def load(folder: Path, *, precision: Literal["fp32", "bf16", "fp16"] | None = None, device: str = "cpu", verify: bool = True) -> Loaded:
-    """Rebuild a checkpoint, by default in the arithmetic it was trained in. Hashes, base weights and probe are compared first."""
+def load(
+    place: Path | str, *, precision: Literal["fp32", "bf16", "fp16"] | None = None, device: str = "cpu", verify: bool = True
+) -> Loaded:
+    """Rebuild a checkpoint from a folder or URI, by default in the arithmetic it was trained in. Hashes, base weights and probe are compared first."""
+    folder = storage.fetch(str(place))
     manifest = checkpoint.verify(folder) if verify else checkpoint.read(folder)
     config = TrialConfig.model_validate(manifest.trial)
     base = sources.resolve(config.model.source, manifest.base.revision)

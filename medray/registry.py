@@ -75,9 +75,10 @@ class Registry:
     def __init__(self, uri: str) -> None:
         self.store = open_store(uri)
 
-    def publish(self, folder: Path, name: str, *, test: TestRecord | None = None, notes: str = "") -> Release:
-        """Store a checkpoint and claim the next version of a name for it."""
+    def publish(self, place: Path | str, name: str, *, test: TestRecord | None = None, notes: str = "") -> Release:
+        """Store a checkpoint (a folder or URI) and claim the next version of a name for it."""
         _check_name("release", name)
+        folder = storage.fetch(str(place))
         checkpoint.verify(folder)
         content_id = _content_id(folder)
         self.store.put_folder(f"checkpoints/{content_id}", folder)

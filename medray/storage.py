@@ -47,36 +47,35 @@ def hash_folder(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, str
 
 def write(path: Path, content: bytes) -> None:
     """Replace the file in one step, so that a reader sees the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with _beside(path, content) as written:
+        os.replace(written, path)
 
 
 def create(path: Path, content: bytes) -> bool:
     """Write the file only where there is none; of several writers exactly one gets True."""
+    with _beside(path, content) as written:
+        try:
+            os.link(written, path)
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextmanager
+def _beside(path: Path, content: bytes) -> Iterator[Path]:
+    """The content on disk under a name of its own, gone when the block ends unless it was moved."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    written = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.link(name, path)
-    except FileExistsError:
-        return False
+        written.chmod(0o644)
+        yield written
     finally:
-        Path(name).unlink(missing_ok=True)
-    return True
+        written.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -96,17 +95,19 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(filling, ignore_errors=True)
 
 
-def fetch(uri: str, target: Path) -> Path:
-    """A local path for `uri`: itself where it is local, else a copy of the file or folder under `target`."""
+def fetch(uri: str) -> Path:
+    """A folder or file on this machine: itself where it is local, else a copy in the cache, made once, since what is fetched never changes."""
     if "://" not in uri:
         return Path(uri)
     remote, root = pyarrow.fs.FileSystem.from_uri(uri)
-    if remote.get_file_info(root).type == pyarrow.fs.FileType.NotFound:
+    kind = remote.get_file_info(root).type
+    if kind == pyarrow.fs.FileType.NotFound:
         raise ArtifactError(f"{uri}: there is no such file or folder")
-    with new_folder(target) as folder:
-        is_file = remote.get_file_info(root).type == pyarrow.fs.FileType.File
-        destination = folder / Path(root).name if is_file else folder
-        pyarrow.fs.copy_files(
-            root, str(destination), source_filesystem=remote, destination_filesystem=pyarrow.fs.LocalFileSystem(), chunk_size=_BLOCK
-        )
-    return target / Path(root).name if is_file else target
+    target = default_cache() / "fetched" / hash_text([uri])[:32]
+    place = target / Path(root).name
+    if not target.is_dir():
+        with new_folder(target) as filling:
+            copy = filling / place.name
+            local = pyarrow.fs.LocalFileSystem()
+            pyarrow.fs.copy_files(root, str(copy), source_filesystem=remote, destination_filesystem=local, chunk_size=_BLOCK)
+    return place

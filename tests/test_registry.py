@@ -7,6 +7,7 @@ import tiny
 import yaml
 
 import medray
+from medray import loading
 from medray.data.base import Example
 from medray.errors import ArtifactError, ConfigError
 from medray.registry import Registry, TestRecord
@@ -119,6 +120,12 @@ def test_only_a_whole_checkpoint_is_published(folder: Path, tmp_path: Path) -> N
         Registry(str(tmp_path)).publish(tmp_path, "cancer")
     with pytest.raises(ConfigError, match="releases are kept in a folder"):
         Registry("gs://bucket/x")
+
+
+def test_a_checkpoint_is_published_and_loaded_from_a_uri(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    release = Registry(str(tmp_path / "registry")).publish(f"file://{folder}", "cancer")
+    assert loading.load(f"file://{folder}").manifest == loading.load(release.folder()).manifest
 
 
 def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Path) -> None:

@@ -48,14 +48,16 @@ def test_hashes_tell_apart_texts_that_join_to_the_same_string() -> None:
     assert storage.hash_text(["a", "b"]) == storage.hash_text(iter(["a", "b"]))
 
 
-def test_a_folder_and_a_file_are_fetched_from_a_uri(tmp_path: Path) -> None:
+def test_a_folder_and_a_file_are_fetched_from_a_uri_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "source"
     (source / "inner").mkdir(parents=True)
     (source / "inner" / "file.txt").write_text("text")
-    fetched = storage.fetch(f"file://{source}", tmp_path / "folder")
+    fetched = storage.fetch(f"file://{source}")
+    assert fetched.is_relative_to(tmp_path / "cache")
     assert storage.hash_folder(fetched) == storage.hash_folder(source)
-    one = storage.fetch(f"file://{source}/inner/file.txt", tmp_path / "one")
-    assert one.read_text() == "text"
-    assert storage.fetch(str(source), tmp_path / "unused") == source
+    assert storage.fetch(f"file://{source}/inner/file.txt").read_text() == "text"
+    assert storage.fetch(f"file://{source}") == fetched
+    assert storage.fetch(str(source)) == source
     with pytest.raises(ArtifactError, match="no such file or folder"):
-        storage.fetch(f"file://{source}/missing", tmp_path / "missing")
+        storage.fetch(f"file://{source}/missing")
