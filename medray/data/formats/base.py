@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from medray import storage
+from medray.data.base import Example
 from medray.errors import DataError, allowed
 from medray.schema import PluginOptions
 
@@ -48,6 +49,14 @@ def lines(path: Path) -> Iterator[str]:
 
 def missing_file(path: str) -> list[str]:
     return [] if Path(path).is_file() else [f"data.format.path: there is no file {path}"]
+
+
+def first_problem(rows: Iterator[Example], nothing: str) -> list[str]:
+    """What the first row tells: an error, or that there is none."""
+    try:
+        return [] if next(rows, None) else [nothing]
+    except DataError as err:
+        return [str(err)]
 
 
 def missing_columns(where: str, wanted: dict[str, str], columns: list[str]) -> list[str]:

@@ -9,7 +9,17 @@ from typing import Literal
 from pydantic import Field
 
 from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, check_id, check_label, lines, missing_columns, missing_file, publish, refuse_existing
+from medray.data.formats.base import (
+    FormatOptions,
+    check_id,
+    check_label,
+    first_problem,
+    lines,
+    missing_columns,
+    missing_file,
+    publish,
+    refuse_existing,
+)
 from medray.errors import DataError
 
 _BY_ENDING = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
@@ -70,13 +80,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 
 def check(options: Options) -> list[str]:
-    if wrong := missing_file(options.path):
-        return wrong
-    try:
-        first = next(read(options), None)
-    except DataError as err:
-        return [str(err)]
-    return [] if first else [f"{options.path}: has no rows below its header"]
+    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows below its header")
 
 
 def _delimiter(options: Options) -> str:

@@ -13,6 +13,7 @@ from medray.data.formats.base import (
     as_text,
     check_id,
     check_label,
+    first_problem,
     lines,
     missing_columns,
     missing_file,
@@ -58,13 +59,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 
 def check(options: Options) -> list[str]:
-    if wrong := missing_file(options.path):
-        return wrong
-    try:
-        first = next(read(options), None)
-    except DataError as err:
-        return [str(err)]
-    return [] if first else [f"{options.path}: has no rows"]
+    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from medray import storage
 from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, check_label, lines, refuse_existing
+from medray.data.formats.base import FormatOptions, check_label, first_problem, lines, refuse_existing
 from medray.errors import DataError, allowed
 
 _ID = re.compile(r"<ID:\s*([^>]*?)\s*>\s*")
@@ -57,11 +57,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 
 def check(options: Options) -> list[str]:
-    try:
-        first = next(read(options), None)
-    except DataError as err:
-        return [str(err)]
-    return [] if first else [f"{options.path}: its class folders hold no .txt file"]
+    return first_problem(read(options), f"{options.path}: its class folders hold no .txt file")
 
 
 def _render(example: Example, text_key: str, where: str) -> str:
