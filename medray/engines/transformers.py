@@ -69,7 +69,7 @@ class Engine:
         if sampling.temperature > 0:
             chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         for number, batch in enumerate(_batches([len(row) + sampling.max_tokens for row in rows], self.token_budget)):
-            inputs = self._collated([rows[at] for at in batch], side="left")
+            inputs = self._collated([rows[at] for at in batch], side=self.built.family.padding_side_generate)
             with self._computing(), _seeded(sampling.seed, number):
                 made = self.model.generate(
                     **inputs,

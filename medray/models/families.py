@@ -24,7 +24,6 @@ class Family:
     optional_modules: tuple[str, ...] = ()  # some bases lack them: drawn fresh, they are trained and saved as the head is
     padding_side_train: Side = "right"
     padding_side_generate: Side = "left"
-    is_decoder: bool = False
 
 
 _BERT = (
@@ -40,7 +39,7 @@ FAMILIES: dict[str, Family] = {
         Family("bert", _BERT, ("classifier",), "bert.encoder.layer", optional_modules=("bert.pooler",)),
         Family("roberta", _BERT, ("classifier",), "roberta.encoder.layer"),
         Family("distilbert", _DISTILBERT, ("pre_classifier", "classifier"), "distilbert.transformer.layer"),
-        Family("llama", _LLAMA, ("score",), "model.layers", is_decoder=True),
+        Family("llama", _LLAMA, ("score",), "model.layers"),
     )
 }
 

@@ -17,6 +17,7 @@ from medray.config import TrainConfig
 from medray.data.base import Rows
 from medray.errors import TrialError
 from medray.models.batch import collate
+from medray.models.families import Side
 from medray.tasks.base import Task
 from medray.training.plan import MicroBatch, Step, plan
 from medray.training.precision import Precision, arithmetic
@@ -58,6 +59,7 @@ class Loop:
     evaluate: Callable[[Slot], dict[str, float]]
     report: Callable[[Slot, EpochReport], None]
     store_state: Callable[[], None]
+    padding_side: Side = "right"
     rank: int = 0
     world_size: int = 1
 
@@ -155,7 +157,7 @@ class Loop:
         return total
 
     def loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        inputs = collate([self.rows.tokens(row) for row in batch.rows], self.pad_id)
+        inputs = collate([self.rows.tokens(row) for row in batch.rows], self.pad_id, side=self.padding_side)
         targets = self.task.tensors([self.rows.target(row) for row in batch.rows])
         weights = torch.from_numpy(self.weights[list(batch.rows)]).float()
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in {**inputs, **targets, "weights": weights}.items()}

@@ -64,6 +64,7 @@ class Trial:
         self.rows = material.prepared.split("train")
         self.built: Built = build(material.base, self.task.head(), config.model, config.lora, seed=config.seed)
         self.built.model.to(self.device)
+        log.info("%s: %d of %d parameters train", config.model.source, self.built.num_trainable, self.built.num_parameters)
         self.slot = self._open_slot()
         self.evaluated: Evaluated | None = None
         self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
@@ -112,6 +113,7 @@ class Trial:
             evaluate=self._evaluate,
             report=self._report,
             store_state=self._store_state,
+            padding_side=self.built.family.padding_side_train,
         )
 
     def _strategy(self, used: str) -> Strategy:
