@@ -1,0 +1,3 @@
+from medray.cli.main import main
+
+__all__ = ["main"]

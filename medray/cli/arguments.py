@@ -1,0 +1,19 @@
+"""What several commands take: configurations, a release, the storage that holds it."""
+
+from typing import Annotated
+
+import typer
+
+from medray import config as configs
+
+Storage = Annotated[str, typer.Option(help="the study's storage_path, which holds its releases")]
+Reference = Annotated[str, typer.Argument(help="name@version, name@alias, or a name for its latest version")]
+Configs = Annotated[
+    list[str], typer.Argument(help="YAML files, later ones over earlier ones, then key=value settings such as train.epochs=3")
+]
+SHOWN = ("f1_binary", "f1_macro", "accuracy", "accuracy_subset", "log_loss")
+
+
+def load(arguments: list[str]) -> configs.StudyConfig:
+    files = [argument for argument in arguments if "=" not in argument]
+    return configs.load(files, [argument for argument in arguments if "=" in argument])

@@ -1,0 +1,39 @@
+"""Commands about data sets."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from medray import config as configs
+from medray import plugins
+from medray.cli.arguments import Configs, load
+
+app = typer.Typer(no_args_is_help=True, help="Look at a data set, or change its format.")
+
+
+@app.command()
+def audit(
+    arguments: Configs,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+) -> None:
+    """Tell what is in a study's data: balance, lengths, duplicates, conflicts, the ceiling they set."""
+    study = load(arguments)
+    from medray.tuning import preflight
+    from medray.tuning import study as studies
+
+    preflight.check(study)
+    for found in studies.audit(study):
+        print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.render())
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="format and options, as in YAML: 'name=raw_abstracts,path=samples/abstracts'")],
+    target: Annotated[str, typer.Argument(help="the same for what is written: 'name=delimited,path=combined.psv'")],
+) -> None:
+    """Read one format, write another; an existing target is left alone and refused."""
+    read_options, write_options = configs.plugin_options("data.formats", source), configs.plugin_options("data.formats", target)
+    examples = list(plugins.find("data.formats", read_options.name).read(read_options))
+    plugins.find("data.formats", write_options.name).write(examples, write_options)
+    print(f"{len(examples)} examples from {source} to {target}")

@@ -1,0 +1,35 @@
+"""The `medray` command: parse, call, print. No logic of its own; a failure exits non-zero."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from medray.cli import data, releases, studies
+from medray.errors import MedrayError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Fine-tune, select and serve biomedical text models."
+)
+app.add_typer(studies.app)
+app.add_typer(releases.app)
+app.add_typer(data.app, name="data")
+_INTERRUPTED = 130  # typer's exit status for Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("bitsandbytes", "filelock", "fsspec", "httpx", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments))
+    except MedrayError as err:
+        print(f"medray: {err}", file=sys.stderr)
+        return 1
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("medray: interrupted; `train --resume` goes on from the last stored state", file=sys.stderr)
+        return int(end.code or 0)
+    return 0

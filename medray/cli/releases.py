@@ -1,0 +1,86 @@
+"""Commands about releases: publish, list, verify, export."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medray.cli.arguments import SHOWN, Reference, Storage
+
+if TYPE_CHECKING:
+    from medray.records import TestRecord
+
+app = typer.Typer()
+
+
+@app.command()
+def publish(
+    checkpoint: Annotated[str, typer.Argument(help="a checkpoint's folder, as `medray train` prints it")],
+    name: Annotated[str, typer.Argument(help="the release's name")],
+    alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
+    notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
+    storage_path: Storage = "runs",
+) -> None:
+    """Publish a checkpoint as the next version of a release."""
+    from medray.registry import Registry
+
+    registry = Registry(storage_path)
+    release = registry.publish(checkpoint, name, test=_test_record(Path(checkpoint)), notes=notes)
+    if alias:
+        registry.point(name, alias, release.record.version)
+    print(f"{release.reference}" + (f" is {name}@{alias}" if alias else ""))
+
+
+@app.command()
+def releases(storage_path: Storage = "runs") -> None:
+    """List releases, their versions, aliases and figures."""
+    from medray.registry import Registry
+
+    registry = Registry(storage_path)
+    for name in registry.names():
+        aliases = registry.aliases(name)
+        for version in registry.versions(name):
+            record = registry.resolve(f"{name}@{version}").record
+            called = "".join(f" @{alias}" for alias, at in sorted(aliases.items()) if at == version)
+            figures = (
+                "  ".join(f"test {metric} {value:.4f}" for metric, value in record.test.metrics.items() if metric in SHOWN)
+                if record.test
+                else ""
+            )
+            print(f"{name}@{version}{called}  {record.created}  {record.content_id[:12]}  {figures}".rstrip())
+
+
+@app.command()
+def verify(reference: Reference, storage_path: Storage = "runs") -> None:
+    """Recompute every hash of a release, and have it answer its probe."""
+    from medray.registry import Registry
+
+    release = Registry(storage_path).resolve(reference)
+    release.load()
+    print(f"{release.reference}: every file is what its manifest says, and the model answers its probe")
+
+
+@app.command()
+def export(
+    reference: Reference,
+    folder: Annotated[str, typer.Argument(help="a new folder")],
+    merged: Annotated[bool, typer.Option("--merged", help="the whole model instead of the adapter")] = False,
+    storage_path: Storage = "runs",
+) -> None:
+    """Write a release as a plain Hub folder with a model card."""
+    from medray.registry import Registry
+
+    Registry(storage_path).resolve(reference).export(Path(folder), merged=merged)
+    print(f"{reference} is in {folder}")
+
+
+def _test_record(checkpoint: Path) -> "TestRecord | None":
+    """The test figures that the trial left beside its checkpoints, if they are this checkpoint's."""
+    from medray.records import TestRecord
+
+    path = checkpoint.resolve().parent.parent / "test_metrics.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.get("checkpoint") != checkpoint.resolve().name:
+        return None
+    return TestRecord(metrics=found["values"], num_rows=found["num_rows"], num_openings=found["num_openings"])
