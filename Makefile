@@ -25,7 +25,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not slow and not real' -x
+	$(BIN)/pytest -m 'not slow and not real and not ray' -x
 
 test: $(READY)
 	$(BIN)/pytest -m 'not slow'

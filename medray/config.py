@@ -4,7 +4,7 @@ A default lives in its field and nowhere else; precedence is field < YAML files,
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +16,7 @@ from medray import plugins
 from medray.errors import ConfigError
 from medray.overlay import merge, parse_value, put, read_yaml
 from medray.schema import Plugin, PluginOptions, Section, validate
+from medray.space import Axis, SearchConfig, check_optuna
 
 
 class SplitConfig(Section):
@@ -69,7 +70,11 @@ class BaseModelConfig(Section):
 
     source: str = Field(description=str(ModelConfig.model_fields["source"].description))
     revision: str | None = None
-    overrides: dict[str, Any] = Field({}, description="dotted trial settings for this base model alone, such as lora.r: 8")
+    overrides: dict[str, Any] = Field(
+        {}, description="dotted trial settings for this base model alone, such as lora.r: 8; what is set here is not searched"
+    )
+    space: dict[str, Axis] = Field({}, description="axes for this base model alone, instead of the study's or beside them")
+    num_trials: int | None = Field(None, ge=1, description="search.num_trials where not given")
 
 
 class LoraConfig(Section):
@@ -112,9 +117,29 @@ class TrainConfig(Section):
 
 
 class ResourcesConfig(Section):
-    cpus_per_worker: int | None = Field(
-        None, ge=1, description="threads a worker computes with; all that the process may use where not given"
+    """What one trial computes on."""
+
+    launcher: Literal["auto", "inline", "train"] = Field(
+        "auto", description="train: workers of Ray Train; inline: the trial's own process, for one worker; auto: inline where that can be"
     )
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: int | None = Field(None, ge=1, description="CPUs and threads of a worker; chosen for the cluster where not given")
+    gpus_per_worker: float | None = Field(None, ge=0, description="1 where the cluster has a GPU, else 0, if not given")
+    max_failures: int = Field(2, ge=0, description="how often a trial whose process died goes on from its last stored state")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.launcher == "inline" and self.num_workers > 1:
+            raise ValueError(f"launcher inline and num_workers {self.num_workers}: several workers need launcher train")
+        return self
+
+
+class PublishConfig(Section):
+    """What the winner is published as."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    storage_path: str | None = Field(None, description="where releases are kept; the study's storage_path where not given")
+    alias: str = Field("best", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="pointed at the new version")
 
 
 class TrialConfig(Section):
@@ -142,10 +167,32 @@ class StudyConfig(Section):
     lora: LoraConfig = LoraConfig()
     train: TrainConfig
     resources: ResourcesConfig = ResourcesConfig()
+    search: SearchConfig = SearchConfig()
+    publish: PublishConfig | None = Field(None, description="publish the winner, where given")
 
-    @property
-    def study_dir(self) -> Path:
-        return Path(self.storage_path).expanduser().resolve() / self.name
+    @model_validator(mode="after")
+    def _searchable(self) -> Self:
+        for base in self.base_models:
+            both = sorted(base.space.keys() & base.overrides.keys())
+            if both:
+                raise ValueError(f"base model {base.source}: {', '.join(both)} in both space and overrides: searched or set, not both")
+            if base.num_trials is not None and self.search.algorithm == "grid":
+                raise ValueError(f"base model {base.source}: num_trials and search.algorithm grid: a grid has as many trials as points")
+            if base.num_trials not in (None, 1) and not self.space(base):
+                raise ValueError(f"base model {base.source}: num_trials {base.num_trials} and nothing to search: its trials would be equal")
+            if self.search.algorithm == "optuna":
+                check_optuna(base.space)
+            if self.search.algorithm == "grid" and (endless := [path for path, axis in base.space.items() if not axis.is_finite]):
+                raise ValueError(
+                    f"base model {base.source}: space {', '.join(endless)} and search.algorithm grid: choice and grid axes only"
+                )
+        if self.search.num_trials not in (None, 1) and not any(map(self.space, self.base_models)):
+            raise ValueError(f"search.num_trials {self.search.num_trials} and no search.space: the trials would be equal")
+        return self
+
+    def space(self, base: BaseModelConfig) -> dict[str, Axis]:
+        """The axes of one base model: the study's and its own, without what its overrides set."""
+        return {path: axis for path, axis in {**self.search.space, **base.space}.items() if path not in base.overrides}
 
     def trial(self, base: BaseModelConfig, sampled: Mapping[str, Any] | None = None) -> TrialConfig:
         """The trial of one base model: the study's sections, the base's overrides, then what a search sampled."""
@@ -174,15 +221,26 @@ def load(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyCon
         put(raw, key, parse_value(override, value), where=override)
     where = ", ".join(str(path) for path in paths) or "the configuration"
     study = validate(StudyConfig, raw, where=where)
-    wrong = []
-    for base in study.base_models:
-        try:
-            study.trial(base)
-        except ConfigError as err:
-            wrong.append(str(err))
+    wrong = [mistake for base in study.base_models for mistake in _mistakes(study, base)]
     if wrong:
         raise ConfigError("\n".join(wrong))
     return study
+
+
+def _mistakes(study: StudyConfig, base: BaseModelConfig) -> Iterator[str]:
+    """What is wrong with a base model's trials, as far as the ends of each axis can tell."""
+    try:
+        study.trial(base)
+    except ConfigError as err:
+        yield str(err)
+        return  # each axis would say the same again
+    for path, axis in study.space(base).items():
+        for value in axis.extremes:
+            try:
+                study.trial(base, {path: value})
+            except ConfigError as err:
+                yield f"{err} (search space {path}: {value!r})"
+                break
 
 
 def dump(config: BaseModel) -> str:

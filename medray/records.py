@@ -1,6 +1,6 @@
-"""What is stored of a release: the record of a version, and the moves of an alias. Written once, never changed."""
+"""What is stored of a trial and of a release. A release's records are written once and never changed."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from medray.schema import Section
 
@@ -33,3 +33,20 @@ class Move(Section):
     version: int
     time: str
     by: str
+
+
+class TrialRecord(Section):
+    """A trial of a study: what was asked of it, and how it went."""
+
+    trial: str
+    base_model: str
+    base: int  # its position in the study's base_models
+    number: int  # among the trials of this base model
+    settings: dict[str, Any]  # what the search chose
+    status: Literal["running", "finished", "stopped", "failed"] = "running"
+    error: str | None = None
+    started_at: float | None = None  # seconds of the epoch
+    first_step_at: float | None = None
+    ended_at: float | None = None
+    num_parameters: int | None = None
+    num_trainable: int | None = None

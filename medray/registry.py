@@ -89,6 +89,12 @@ class Registry:
             if self.store.create(f"releases/{name}/{version}.json", record.model_dump_json(indent=1).encode()):
                 return Release(self, record)
 
+    def find(self, name: str, folder: Path) -> Release | None:
+        """The version of a name that holds this checkpoint already, if any."""
+        wanted = _content_id(folder)
+        found = (self.resolve(f"{name}@{version}") for version in self.versions(name))
+        return next((release for release in found if release.record.content_id == wanted), None)
+
     def names(self) -> list[str]:
         return self.store.names("releases")
 

@@ -20,6 +20,18 @@ def default_cache() -> Path:
     return Path(os.environ.get("MEDRAY_CACHE", "~/.cache/medray")).expanduser()
 
 
+def absolute(path: str) -> Path:
+    """Where a storage path is: below the working folder, or in a submitted job, whose working folder is deleted after it, below ~/medray."""
+    place = Path(path.removeprefix("file://")).expanduser()
+    below = Path("~/medray").expanduser() if is_submitted() else Path.cwd()
+    return (below / place).resolve()
+
+
+def is_submitted() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

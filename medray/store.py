@@ -37,7 +37,7 @@ def open_store(uri: str) -> Store:
 
 class LocalStore:
     def __init__(self, root: str) -> None:
-        self.root = Path(root).expanduser().resolve()
+        self.root = storage.absolute(root)
         self.uri = str(self.root)
 
     def read(self, name: str) -> bytes:

@@ -1,10 +1,13 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+
+from medray.runtime import Cluster, start_cluster
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,10 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MEDRAY_TEST_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One Ray for the whole run; it counts more CPUs than there may be."""
+    with start_cluster("single", num_cpus=4) as started:
+        yield started

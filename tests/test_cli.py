@@ -1,6 +1,7 @@
 """The command as a user runs it."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import tiny
 import yaml
 
 from medray import cli, config, storage
+from medray.runtime import Cluster
 
 
 @dataclass(frozen=True)
@@ -42,32 +44,60 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
-def test_train_prints_audit_epochs_and_test_figures_and_a_second_run_says_the_test_was_seen(
-    medray: Callable[..., Done], study: Path, tmp_path: Path
+@pytest.mark.ray
+def test_a_study_is_searched_ranked_published_and_a_second_run_says_the_test_was_seen(
+    medray: Callable[..., Done], study: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
-    done = medray("train", "study.yaml")
+    done = medray("study", "study.yaml", "publish.name=cancer")
     assert done.returncode == 0, done.stderr
-    for part in ("60 rows", "always answering", "epoch 1  step 5", "validation accuracy", "test (12 rows)", "checkpoint: "):
+    for part in (
+        "60 rows",
+        "always answering",
+        "epoch 1  step 5",
+        "winner: tiny-bert-000",
+        "12 test rows",
+        "TF-IDF",
+        "published: cancer@1",
+    ):
         assert part in done.stdout
-    folder = Path(done.stdout.rsplit("checkpoint: ", 1)[1].strip())
-    assert (folder / "manifest.json").is_file()
-    assert json.loads((folder.parent.parent / "test_metrics.json").read_text())["split"] == "test"
-    again = medray("train", "study.yaml", "train.epochs=1")
+    assert medray("leaderboard", "runs/tiny").stdout.startswith("# tiny\n")
+    assert medray("leaderboard", "runs/tiny", "--format", "csv").stdout.startswith("place,name,kind")
+    assert "'xls' is not known" in medray("leaderboard", "runs/tiny", "--format", "xls").stderr
+    again = medray("study", "study.yaml", "train.epochs=1")
     assert again.returncode == 0
     assert "test labels of this split were opened 1 time(s) before" in again.stderr
 
 
-def test_a_checkpoint_is_published_listed_verified_and_exported(medray: Callable[..., Done], study: Path, tmp_path: Path) -> None:
-    trained = medray("train", "study.yaml", "train.epochs=1")
-    folder = trained.stdout.rsplit("checkpoint: ", 1)[1].strip()
-    published = medray("publish", folder, "cancer", "--alias", "best")
+@pytest.mark.ray
+def test_a_winner_is_published_listed_verified_evaluated_and_exported(
+    medray: Callable[..., Done], study: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    searched = medray("study", "study.yaml", "train.epochs=1", "task.metric=f1_binary")
+    assert searched.returncode == 0, searched.stderr
+    published = medray("publish", "runs/tiny", "cancer", "--alias", "best")
     assert published.stdout.strip() == "cancer@1 is cancer@best", published.stderr
+    checkpoint = re.search(r"checkpoint: (.*)", searched.stdout)
+    assert checkpoint
+    assert medray("publish", checkpoint.group(1), "cancer").stdout.strip() == "cancer@1"  # the same again is no new version
     listed = medray("releases").stdout
     assert "cancer@1 @best" in listed
     assert "test accuracy" in listed
     assert medray("export", "cancer@best", "plain", "--merged").returncode == 0
     assert "test (12 rows)" in (tmp_path / "plain" / "README.md").read_text()
     assert "answers its probe" in medray("verify", "cancer@best").stdout
+
+    board = json.loads(medray("leaderboard", "runs/tiny", "--format", "json").stdout)
+    winner = next(entry for entry in board["entries"] if entry["name"] == board["winner"])
+    judged = json.loads(medray("evaluate", "cancer@best", "study.yaml", "--json").stdout)
+    assert judged["metrics"]["values"] == pytest.approx(winner["test"], abs=1e-5)
+    assert judged["num_openings"] == 2
+    on_validation = medray("evaluate", checkpoint.group(1), "study.yaml", "--split", "validation")
+    assert f"f1_macro {winner['validation']['f1_macro']:.4f}" in on_validation.stdout
+    other = medray("evaluate", "cancer@best", "study.yaml", "data.split.seed=5")
+    assert other.returncode == 1
+    assert "was trained on this data under another split" in other.stderr
+    assert "was trained on rows of this data" in medray("evaluate", "cancer@best", "study.yaml", "--split", "all").stderr
+
     (stored,) = (tmp_path / "runs" / "checkpoints").iterdir()
     (stored / "metrics.json").write_text("{}")
     broken = medray("verify", "cancer")
@@ -75,30 +105,34 @@ def test_a_checkpoint_is_published_listed_verified_and_exported(medray: Callable
     assert "metrics.json was changed" in broken.stderr
 
 
-def test_an_interrupted_run_is_resumed_and_a_missing_one_is_refused(medray: Callable[..., Done], study: Path, tmp_path: Path) -> None:
-    refused = medray("train", "study.yaml", "--resume")
+@pytest.mark.ray
+def test_a_study_that_ended_is_read_again_on_resume_and_other_settings_or_no_run_are_refused(
+    medray: Callable[..., Done], study: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    refused = medray("study", "study.yaml", "--resume")
     assert refused.returncode == 1
-    assert "there is no run to resume" in refused.stderr
-    medray("train", "study.yaml")
+    assert "holds no run of a study" in refused.stderr
+    first = medray("study", "study.yaml")
     (run,) = (tmp_path / "runs" / "tiny").iterdir()
-    changed = medray("train", "study.yaml", "--resume", "lora.r=3")
+    changed = medray("study", "study.yaml", "--resume", "lora.r=3")
     assert changed.returncode == 1
     assert "was started with other settings (- r: 16; + r: 3)" in changed.stderr
-    resumed = medray("train", "study.yaml", "--resume")
+    resumed = medray("study", "study.yaml", "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert "resumed after step 10 of 10" in resumed.stderr
+    assert first.stdout.split("winner:")[1] == resumed.stdout.split("winner:")[1]
+    assert "opened" not in resumed.stderr
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == [run.name]
 
 
 def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(medray: Callable[..., Done], study: Path, tmp_path: Path) -> None:
-    done = medray("train", "study.yaml", "lora.r=4", "--dry-run")
+    done = medray("study", "study.yaml", "lora.r=4", "--dry-run")
     assert done.returncode == 0
     assert yaml.safe_load(done.stdout)["lora"]["r"] == 4
     assert not (tmp_path / "runs").exists()
 
 
 def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Callable[..., Done], study: Path, tmp_path: Path) -> None:
-    done = medray("train", "study.yaml", "lora.rr=4", "train.epochs=0", "task.metrc=f1")
+    done = medray("study", "study.yaml", "lora.rr=4", "train.epochs=0", "task.metrc=f1")
     assert done.returncode == 1
     for part in (
         "lora.rr: unknown key",
@@ -108,7 +142,7 @@ def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Callable[...
         "did you mean 'metric'",
     ):
         assert part in done.stderr
-    done = medray("train", "study.yaml", "data.format.text=[body]", "lora.targets=[q_proj]", "storage_path=study.yaml/x")
+    done = medray("study", "study.yaml", "data.format.text=[body]", "lora.targets=[q_proj]", "storage_path=study.yaml/x")
     assert done.returncode == 1
     for part in (
         "3 mistakes",
@@ -153,36 +187,25 @@ def test_the_schema_knows_every_option_of_every_plugin(medray: Callable[..., Don
     json.loads(schema)
 
 
-def test_base_models_are_judged_together_at_one_opening_of_the_test_labels(medray: Callable[..., Done], tmp_path: Path) -> None:
-    asked = tiny.study(tmp_path, "train.epochs=1")
-    tiny.base(tmp_path, "llama")
-    bert = asked.base_models[0].source
-    both = f"base_models=[{{source: {bert}}}, {{source: {bert.replace('bert', 'llama')}, overrides: {{data.limit: 20}}}}]"
-    (tmp_path / "study.yaml").write_text(config.dump(asked))
-    done = medray("train", "study.yaml", both)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test (12 rows)") == 2
-    assert "were opened" not in done.stderr
-    (log,) = (tmp_path / "runs" / "test_log").iterdir()
-    assert len(log.read_text().splitlines()) == 1
-
-
 def test_the_installed_command_answers_a_mistake_with_one_sentence_and_a_wrong_call_with_its_usage(study: Path, tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("medray")
-    done = subprocess.run([command, "train", "study.yaml", "lora.r=many"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([command, "study", "study.yaml", "lora.r=many"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("medray: study.yaml: lora.r: input should be a valid integer")
     assert "Traceback" not in done.stderr
-    wrong = subprocess.run([command, "trian"], capture_output=True, text=True, cwd=tmp_path)
+    wrong = subprocess.run([command, "stduy"], capture_output=True, text=True, cwd=tmp_path)
     assert wrong.returncode == 2
     assert "No such command" in wrong.stderr
 
 
-def test_an_interrupt_tells_how_to_go_on(medray: Callable[..., Done], study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.ray
+def test_an_interrupt_tells_how_to_go_on(
+    medray: Callable[..., Done], study: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("medray.tuning.study.run", interrupted)
-    done = medray("train", "study.yaml")
+    done = medray("study", "study.yaml")
     assert done.returncode == 130
-    assert "`train --resume` goes on from the last stored state" in done.stderr
+    assert "`medray study --resume` goes on from the last stored state" in done.stderr

@@ -37,7 +37,7 @@ def test_smollm2_with_a_head_trains_on_its_top_layers_and_reloads_exactly(tmp_pa
     )
     loaded = loading.load(folder)  # compares base weights, hashes and the probe
     assert loaded.manifest.base.note == "dequantised from 4 bits (Q4_1 GGUF)"
-    predictions = loaded.task.predict(loaded.engine, trial.material.dataset.validation)
+    predictions = loaded.task.predict(loaded.engine, trial.material.validation)
     assert [(row.row_id, list(row.labels)) for row in predictions] == reported(folder)
 
 

@@ -20,6 +20,7 @@ import torch
 from medray import config as configs
 from medray.config import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
+from medray.data.dataset import Dataset
 from medray.engines.transformers import Engine
 from medray.loading import load
 from medray.models.build import Built, build
@@ -71,13 +72,13 @@ def study(args: argparse.Namespace, seed: int, folder: str) -> StudyConfig:
     )
 
 
-def f1_on_test(engine: Engine, material: Material, folder: str) -> float:
-    predictions = material.task.predict(engine, material.dataset.unlabelled_test())
-    opened = material.dataset.open_test(Path(folder) / f"test_log-{id(engine)}", "bench")  # each arm is judged once
+def f1_on_test(engine: Engine, material: Material, dataset: Dataset, folder: str) -> float:
+    predictions = material.task.predict(engine, dataset.unlabelled_test())
+    opened = dataset.open_test(Path(folder) / f"test_log-{id(engine)}", "bench")  # each arm is judged once
     return material.task.score(predictions, opened.examples).values["f1_binary"]
 
 
-def tutorial(config: TrialConfig, material: Material, folder: str, *, dropout: float) -> Run:
+def tutorial(config: TrialConfig, material: Material, dataset: Dataset, folder: str, *, dropout: float) -> Run:
     """As the tutorials have it: every row padded to 512, batches of 8, no mixed precision."""
     from datasets import Dataset as Table
     from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -87,9 +88,9 @@ def tutorial(config: TrialConfig, material: Material, folder: str, *, dropout: f
         material.base, material.task.head(), config.model.model_copy(update={"dropout": dropout}), config.lora, seed=config.seed
     )
     load_s = time.perf_counter() - start
-    texts = [example.text for example in material.dataset.train]
+    texts = [example.text for example in dataset.train]
     encoded = built.tokenizer(texts, padding="max_length", truncation=True, max_length=TUTORIAL_LENGTH)
-    labels = [material.task.labels.index(example.labels[0]) for example in material.dataset.train]
+    labels = [material.task.labels.index(example.labels[0]) for example in dataset.train]
     table = Table.from_dict({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels})
     train = config.train
     arguments = TrainingArguments(
@@ -114,10 +115,10 @@ def tutorial(config: TrialConfig, material: Material, folder: str, *, dropout: f
     train_s = time.perf_counter() - start
     real = sum(map(sum, encoded["attention_mask"])) * train.epochs
     engine = Engine(built, precision="fp32", token_budget=train.token_budget, device=str(built.model.device.type))
-    return Run(load_s, train_s, done.global_step, len(texts) * train.epochs, real, f1_on_test(engine, material, folder), "fp32")
+    return Run(load_s, train_s, done.global_step, len(texts) * train.epochs, real, f1_on_test(engine, material, dataset, folder), "fp32")
 
 
-def medray(config: TrialConfig, material: Material, folder: str) -> Run:
+def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: str) -> Run:
     """Our trial as users run it; its training time includes the precision probe, checkpoints and stored states, not evaluations."""
     start = time.perf_counter()
     trial = Trial(config, material, Path(folder) / f"trial-{config.seed}", lambda report: None)
@@ -137,7 +138,7 @@ def medray(config: TrialConfig, material: Material, folder: str) -> Run:
     result = trial.run()
     train_s = time.perf_counter() - start - evaluating
     last = load(sorted((Path(folder) / f"trial-{config.seed}" / "checkpoints").glob("step-*"))[-1])  # as the tutorial: after the last step
-    f1 = f1_on_test(last.engine, material, folder)
+    f1 = f1_on_test(last.engine, material, dataset, folder)
     return Run(load_s, train_s, trial.slot.step, config.train.epochs * len(trial.rows), trial.slot.num_tokens, f1, result.precision.used)
 
 
@@ -168,9 +169,9 @@ def compare(args: argparse.Namespace, seed: int) -> tuple[dict[str, Run], dict[s
         rows = material.prepared.split("train")
         lengths = {"mean": float(rows.lengths.mean()), "cut": int((rows.lengths >= TUTORIAL_LENGTH).sum())}
         runs = {
-            "tutorial": tutorial(config, material, folder, dropout=0.1),
-            "tutorial + dropout 0": tutorial(config, material, folder, dropout=0.0),
-            "medray": medray(config, material, folder),
+            "tutorial": tutorial(config, material, dataset, folder, dropout=0.1),
+            "tutorial + dropout 0": tutorial(config, material, dataset, folder, dropout=0.0),
+            "medray": medray(config, material, dataset, folder),
         }
         return runs, lengths
 

@@ -30,6 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            print("medray: interrupted; `train --resume` goes on from the last stored state", file=sys.stderr)
+            print("medray: interrupted; `medray study --resume` goes on from the last stored state", file=sys.stderr)
         return int(end.code or 0)
     return 0

@@ -1,32 +1,29 @@
 """Commands about releases: publish, list, verify, export."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from medray.cli.arguments import SHOWN, Reference, Storage
-
-if TYPE_CHECKING:
-    from medray.records import TestRecord
 
 app = typer.Typer()
 
 
 @app.command()
 def publish(
-    checkpoint: Annotated[str, typer.Argument(help="a checkpoint's folder, as `medray train` prints it")],
+    place: Annotated[str, typer.Argument(help="a study's folder or that of a run, whose winner is meant, or a checkpoint's folder or URI")],
     name: Annotated[str, typer.Argument(help="the release's name")],
     alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
     notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
     storage_path: Storage = "runs",
 ) -> None:
-    """Publish a checkpoint as the next version of a release."""
+    """Publish a study's winner, or a checkpoint, as the next version of a release."""
     from medray.registry import Registry
+    from medray.tuning import winners
 
     registry = Registry(storage_path)
-    release = registry.publish(checkpoint, name, test=_test_record(Path(checkpoint)), notes=notes)
+    release = winners.publish(registry, place, name, notes=notes)
     if alias:
         registry.point(name, alias, release.record.version)
     print(f"{release.reference}" + (f" is {name}@{alias}" if alias else ""))
@@ -73,14 +70,3 @@ def export(
 
     Registry(storage_path).resolve(reference).export(Path(folder), merged=merged)
     print(f"{reference} is in {folder}")
-
-
-def _test_record(checkpoint: Path) -> "TestRecord | None":
-    """The test figures that the trial left beside its checkpoints, if they are this checkpoint's."""
-    from medray.records import TestRecord
-
-    path = checkpoint.resolve().parent.parent / "test_metrics.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if found.get("checkpoint") != checkpoint.resolve().name:
-        return None
-    return TestRecord(metrics=found["values"], num_rows=found["num_rows"], num_openings=found["num_openings"])

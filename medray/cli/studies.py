@@ -1,41 +1,96 @@
-"""Commands that train and choose."""
+"""Commands that search, choose and judge."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from medray import config as configs
-from medray.cli.arguments import SHOWN, Configs, load
+from medray.cli.arguments import Configs, load
 
 if TYPE_CHECKING:
-    from medray.training.loop import EpochReport
     from medray.tuning.study import Outcome
 
 app = typer.Typer()
-console = Console()
 
 
 @app.command()
-def train(
+def study(
     arguments: Configs,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved configuration and what is wrong with it, train nothing")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run of this study")] = False,
 ) -> None:
-    """Train each base model of a study once and judge it on the test split."""
-    study = load(arguments)
+    """Search each base model's settings, rank the trials, judge the best on test rows, publish the winner."""
+    asked = load(arguments)
     if dry_run:
-        print(configs.dump(study))
+        print(configs.dump(asked))
     from medray.tuning import preflight
-    from medray.tuning import study as studies
 
-    preflight.check(study)
-    if not dry_run:
-        _print_outcomes(studies.run(study, resume=resume, on_audit=print, on_report=_print_report))
+    preflight.check(asked)
+    if dry_run:
+        return
+    from medray.runtime import start_cluster
+    from medray.tuning import study as studies
+    from medray.tuning.progress import Progress
+    from medray.tuning.runs import Run
+
+    run = Run.resume(asked) if resume else Run.start(asked)
+    print(f"run: {run.folder}", flush=True)
+    with start_cluster() as cluster:
+        if cluster.dashboard:
+            print(f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir {run.folder}", flush=True)
+        with Progress(studies.metric(asked), Console()) as progress:
+            outcome = studies.run(asked, cluster, run, watcher=progress, on_audit=lambda audit: print(audit.render(), flush=True))
+    _print(outcome)
+
+
+@app.command()
+def leaderboard(
+    folder: Annotated[str, typer.Argument(help="a study's folder (its latest run counts), or that of one run")],
+    form: Annotated[str, typer.Option("--format", help="md, csv or json")] = "md",
+) -> None:
+    """Print the leaderboard of a study that has ended."""
+    from medray.errors import ConfigError, allowed
+    from medray.tuning.runs import latest
+    from medray.tuning.winners import read
+
+    run = latest(Path(folder))
+    read(run)
+    names = {"md": "leaderboard.md", "csv": "leaderboard.csv", "json": "leaderboard.json"}
+    if form not in names:
+        raise ConfigError(f"--format {form!r} is not known; {allowed(form, names)}")
+    print((run.folder / names[form]).read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def evaluate(
+    of: Annotated[str, typer.Argument(help="a release (name@version, name@alias, name) or a checkpoint's folder")],
+    arguments: Configs,
+    split: Annotated[str, typer.Option(help="test, validation, or all rows of data that did not train it")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+    storage_path: Annotated[str | None, typer.Option(help="where releases are kept; the study's storage_path where not given")] = None,
+) -> None:
+    """Judge a release on the data of a study's YAML. Reading test labels is logged."""
+    from medray import evaluation, storage
+    from medray.errors import ConfigError, allowed
+
+    asked = load(arguments)
+    if split not in ("test", "validation", "all"):
+        raise ConfigError(f"--split {split!r} is not known; {allowed(split, ('test', 'validation', 'all'))}")
+    log_dir = storage.absolute(asked.storage_path) / "test_log"
+    found = evaluation.evaluate(of, asked.data, split, storage_path=storage_path or asked.storage_path, log_dir=log_dir)  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        return
+    sure = f" (95 % interval {found.interval.low:.3f} to {found.interval.high:.3f})" if found.interval else ""
+    print(f"{found.of} on {found.metrics.num_rows} {split} rows: {found.metric} {found.metrics.values[found.metric]:.4f}{sure}")
+    for name, value in found.metrics.values.items():
+        print(f"  {name} {value:.4f}")
 
 
 @app.command()
@@ -44,25 +99,18 @@ def schema() -> None:
     print(json.dumps(configs.StudyConfig.model_json_schema(), indent=1))
 
 
-def _print_report(source: str, report: "EpochReport") -> None:
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in report.metrics.items() if name in SHOWN)
-    print(
-        f"{source}  epoch {report.epoch}  step {report.step}  train loss {report.train_loss:.4f}  validation {shown}"
-        f"  {report.tokens_per_s:,.0f} tokens/s{'  best so far' if report.is_best else ''}",
-        flush=True,
-    )
+def _print(outcome: "Outcome") -> None:
+    from medray.selection import tables
 
-
-def _print_outcomes(outcomes: "list[Outcome]") -> None:
-    for outcome in outcomes:
-        best = outcome.trial.best
-        table = Table(
-            title=f"{outcome.source}: best checkpoint (epoch {best['epoch']}, step {best['step']}, {outcome.trial.precision.used})",
-            title_justify="left",
-        )
-        for column in ("metric", "validation", f"test ({outcome.test.num_rows} rows)"):
-            table.add_column(column, justify="left" if column == "metric" else "right")
-        for name in outcome.test.values:
-            table.add_row(name, f"{best['metrics'][name]:.4f}", f"{outcome.test.values[name]:.4f}")
-        console.print(table)
-        print(f"checkpoint: {outcome.trial.checkpoint}")
+    board = outcome.board
+    print()
+    for sentence in tables.sentences(board):
+        print(sentence)
+    if (console := Console()).is_terminal:
+        console.print(tables.rich_table(board))
+    else:
+        print(tables.to_markdown(board).split("\n\n", 2)[2], end="")
+    print(f"leaderboard: {outcome.run.folder / 'leaderboard.md'}")
+    print(f"checkpoint: {board.best.checkpoint}")
+    if outcome.release:
+        print(f"published: {outcome.release.reference} in {outcome.release.registry.store.uri}")

@@ -11,6 +11,7 @@ from medray import plugins
 from medray.data.base import Encoded, Example
 from medray.schema import PluginOptions
 from medray.selection.metrics import Metrics
+from medray.selection.statistics import Answers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,14 @@ class Task(Protocol):
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The predictions with labels by this task's current rule; probabilities stay."""
+        ...
+
+    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+        """The answers that are right, a row an example and a column a label."""
+        ...
+
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
+        """Truth and predictions side by side, for intervals and comparisons."""
         ...
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...

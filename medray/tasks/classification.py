@@ -13,6 +13,7 @@ from medray.data.base import Encoded, Example
 from medray.errors import ConfigError, DataError, allowed
 from medray.schema import PluginOptions, Section
 from medray.selection import metrics
+from medray.selection.statistics import Answers
 from medray.tasks._pieces import Keep, pieces
 from medray.tasks.base import Head, Prediction
 
@@ -177,6 +178,14 @@ class Task:
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         return [replace(row, labels=self._decision(row.probabilities)) for row in predictions]
+
+    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+        return self._indicators([example.labels for example in examples]).astype(np.bool_)
+
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
+        positive = self.options.positive_label
+        predicted = self._indicators([row.labels for row in predictions]).astype(np.bool_)
+        return Answers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]

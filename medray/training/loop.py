@@ -37,6 +37,8 @@ class EpochReport:
     train_loss: float
     metrics: dict[str, float]
     is_best: bool
+    epochs: float  # trained so far, in parts: what a scheduler compares trials by
+    is_last: bool
     seconds: float  # of training since the start, evaluations left out
     tokens_per_s: float  # real tokens, padding not counted
 
@@ -68,6 +70,7 @@ class Loop:
         if limit is not None and len(self.slots) > limit:
             raise TrialError(f"strategy {self.train.strategy} takes {limit} slot(s), not {len(self.slots)}")
         self.token_budget = self.train.token_budget
+        self.first_step_at: float | None = None  # seconds of the epoch
         self._plans: dict[tuple[int, int, int], list[Step]] = {}
 
     def run(self) -> None:
@@ -87,6 +90,7 @@ class Loop:
         slot.weight_sum += step.weight
         slot.num_tokens += int(self.rows.lengths[step.rows].sum())
         slot.step += 1
+        self.first_step_at = self.first_step_at or time.time()
         epoch_ends = at + 1 == len(self._plan(slot))
         slot.cursor = (epoch + 1, 0) if epoch_ends else (epoch, at + 1)
         if slot.step % self.train.log_every_steps == 0:
@@ -102,7 +106,19 @@ class Loop:
         metrics = self.evaluate(slot)
         is_best = slot.stopper.update(metrics[slot.stopper.metric], slot.step)
         speed = slot.num_tokens / max(slot.seconds, 1e-9)
-        report = EpochReport(slot.adapter, epoch, slot.step, slot.loss_sum / slot.weight_sum, metrics, is_best, slot.seconds, speed)
+        at_epoch, at_step = slot.cursor
+        report = EpochReport(
+            adapter=slot.adapter,
+            epoch=epoch,
+            step=slot.step,
+            train_loss=slot.loss_sum / slot.weight_sum,
+            metrics=metrics,
+            is_best=is_best,
+            epochs=at_epoch + (at_step / len(self._plan(slot)) if at_step else 0.0),
+            is_last=slot.done,
+            seconds=slot.seconds,
+            tokens_per_s=speed,
+        )
         slot.loss_sum = slot.weight_sum = 0.0
         slot.history.append(report.as_dict())
         self.report(slot, report)
@@ -136,6 +152,7 @@ class Loop:
                 self.strategy.abandon(slot)
                 self._halve_budget(batches, err)
                 continue
+            loss = self.strategy.reduce(slot, loss)
             if not math.isfinite(loss):
                 raise TrialError(
                     f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): lower train.learning_rate, or model.precision: fp32"

@@ -1,8 +1,12 @@
-"""What the trials of a study share for one base model: data, task, base weights, rows in tokens. Made once."""
+"""What the trials of a study share for one base model: task, base weights, rows in tokens. Made once, opened by each trial.
 
+It holds no labels of test rows: what a trial cannot read, it cannot train on.
+"""
+
+import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +15,28 @@ from medray.config import TrialConfig
 from medray.data.audit import Audit
 from medray.data.base import Encoded, Example, Prepared, Split
 from medray.data.dataset import Dataset
-from medray.errors import DataError
+from medray.errors import ArtifactError, DataError
 from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.models.sources import Base
-from medray.tasks.base import Task
+from medray.tasks.base import Task, restore
 
 
 @dataclass(frozen=True)
 class Material:
-    dataset: Dataset
     task: Task
     base: Base
     prepared: Prepared
-    audit: Audit
+    validation: tuple[Example, ...]
+    data_fingerprint: str
+    split_fingerprint: str
+    audit: Mapping[str, Any]
+    path: Path  # of its description, from which another process opens it
 
 
-def gather(config: TrialConfig, dataset: Dataset, task: Task, cache_dir: Path) -> Material:
+def gather(
+    config: TrialConfig, dataset: Dataset, task: Task, cache_dir: Path, on_audit: Callable[[Audit], None] = lambda audit: None
+) -> Material:
     """Resolve the base and encode every row with its tokenizer, unless a table of the same fingerprint is there already."""
     base = sources.resolve(config.model.source, config.model.revision)
     tokenizer = load_tokenizer(base.path)
@@ -43,15 +52,53 @@ def gather(config: TrialConfig, dataset: Dataset, task: Task, cache_dir: Path) -
             checkpoint.versions()["tokenizers"],
         ]
     )
-    path = cache_dir / f"{fingerprint[:32]}.arrow"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(f".{os.getpid()}")
+    table = cache_dir / f"{fingerprint[:32]}.arrow"
+    if not table.exists():
+        table.parent.mkdir(parents=True, exist_ok=True)
+        half = table.with_suffix(f".{os.getpid()}")
         Prepared.of(_encode(dataset, task, tokenizer), fingerprint).save(half)
-        half.replace(path)
-    prepared = Prepared.open(path)
+        half.replace(table)
+    prepared = Prepared.open(table)
     _check_sides(prepared, dataset)
-    return Material(dataset, task, base, prepared, look(dataset, task, base.source, tokenizer))
+    audit = look(dataset, task, base.source, tokenizer)
+    on_audit(audit)
+    described = {
+        "table": table.name,
+        "task": {"options": task.options.model_dump(mode="json"), "state": task.state()},
+        "base": {**asdict(base), "path": str(base.path)},
+        "validation": [asdict(example) for example in dataset.validation],
+        "data_fingerprint": dataset.fingerprint,
+        "split_fingerprint": dataset.split_fingerprint,
+        "audit": audit.as_dict(),
+    }
+    content = json.dumps(described, ensure_ascii=False)
+    path = cache_dir / f"{storage.hash_text([content])[:32]}.json"
+    storage.write(path, content.encode())
+    return open_material(path)
+
+
+def open_material(path: Path) -> Material:
+    """What `gather` described; the base is found or fetched anew where its folder is not on this machine."""
+    try:
+        described = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: is not there; the storage path of a study must be one that every node sees") from None
+    held = described["base"]
+    base = Base(**{**held, "path": Path(held["path"])})
+    if not sources.weight_files(base.path):
+        base = sources.resolve(base.source, base.revision)
+        if base.weight_hash != held["weight_hash"]:
+            raise ArtifactError(f"{base.source}: its weights here are {base.weight_hash[:12]}, the study's are {held['weight_hash'][:12]}")
+    return Material(
+        task=restore(**described["task"]),
+        base=base,
+        prepared=Prepared.open(path.with_name(described["table"])),
+        validation=tuple(Example(**{**row, "labels": tuple(row["labels"])}) for row in described["validation"]),
+        data_fingerprint=described["data_fingerprint"],
+        split_fingerprint=described["split_fingerprint"],
+        audit=described["audit"],
+        path=path,
+    )
 
 
 def look(dataset: Dataset, task: Task, source: str, tokenizer: Any) -> Audit:

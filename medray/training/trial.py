@@ -23,7 +23,7 @@ from medray.loading import make_probe
 from medray.models.build import Built, build, save
 from medray.selection.metrics import Metrics, higher_is_better
 from medray.tasks.base import Prediction, Task
-from medray.training import precision
+from medray.training import group, precision
 from medray.training.loop import EpochReport, Loop
 from medray.training.material import Material
 from medray.training.plan import MicroBatch
@@ -31,6 +31,7 @@ from medray.training.slot import Slot, Stopper, open_slot
 from medray.training.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
+HISTORY = "history.json"  # every evaluation so far, in a trial's folder
 _PROBE_TOKENS = 2048  # enough for the ratio of two types to hold, little enough to cost about a second
 
 
@@ -72,16 +73,18 @@ class Trial:
     def run(self, *, resume: bool = False) -> TrialResult:
         """Train to the end, from the last stored state where asked and there is one."""
         self.loop = self._loop()
-        state = self._latest("state")
+        state: Path | None = group.shared(self._latest("state"))
         if resume and state:
             self.chosen = PrecisionRecord.model_validate_json((state / "precision.json").read_bytes())
             self._prepare_strategy()
             self.loop.strategy.restore(state)
             log.info("resumed after step %d of %d", self.slot.step, self.slot.num_steps)
         else:
-            for stale in ("state", "checkpoints"):
-                shutil.rmtree(self.folder / stale, ignore_errors=True)
-            self._choose_precision()
+            if group.rank() == 0:
+                for stale in ("state", "checkpoints"):
+                    shutil.rmtree(self.folder / stale, ignore_errors=True)
+                self._choose_precision()
+            self.chosen = group.shared(self.chosen)
             self._prepare_strategy()
         self.loop.run()
         best = self._checkpoint_folder(self.slot.stopper.best_step)
@@ -114,6 +117,8 @@ class Trial:
             report=self._report,
             store_state=self._store_state,
             padding_side=self.built.family.padding_side_train,
+            rank=group.rank(),
+            world_size=group.world_size(),
         )
 
     def _strategy(self, used: str) -> Strategy:
@@ -146,14 +151,21 @@ class Trial:
         return Engine(self.built, precision=used, token_budget=self.config.train.token_budget, device=self.device)
 
     def _evaluate(self, slot: Slot) -> dict[str, float]:
-        examples = self.material.dataset.validation
-        predictions = self.task.predict(self._engine(self.chosen.used), examples)
+        examples = self.material.validation
+        part = self.task.predict(self._engine(self.chosen.used), group.share(examples))
+        by_id = {prediction.row_id: prediction for prediction in group.gathered(part)}
+        predictions = [by_id[example.id] for example in examples]
         task = self.task.tune(predictions, examples)
         predictions = task.decide(predictions)
         self.evaluated = Evaluated(task, predictions, task.score(predictions, examples))
         return self.evaluated.metrics.values
 
     def _report(self, slot: Slot, report: EpochReport) -> None:
+        if group.rank() == 0:
+            self._keep(slot, report)
+        self.tell(report)
+
+    def _keep(self, slot: Slot, report: EpochReport) -> None:
         folder = self._checkpoint_folder(slot.step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
         assert self.evaluated is not None
@@ -163,7 +175,7 @@ class Trial:
         for old in stored:
             if old not in keep:
                 shutil.rmtree(old)
-        self.tell(report)
+        storage.write(self.folder / HISTORY, json.dumps(slot.history).encode())
 
     def _fill(self, folder: Path, report: EpochReport) -> None:
         assert self.evaluated is not None
@@ -172,18 +184,18 @@ class Trial:
         (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         metrics = {"split": "validation", **self.evaluated.metrics.as_dict(), "train_loss": report.train_loss}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (folder / "audit.json").write_text(json.dumps(self.material.audit.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+        (folder / "audit.json").write_text(json.dumps(self.material.audit, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def _manifest(self, report: EpochReport, evaluated: Evaluated) -> Manifest:
-        base, dataset = self.material.base, self.material.dataset
+        base = self.material.base
         return Manifest(
             task=TaskRecord(options=evaluated.task.options.model_dump(mode="json"), state=evaluated.task.state()),
             base=BaseRecord(
                 source=base.source, revision=base.revision, weight_hash=base.weight_hash, family=self.built.family.name, note=base.note
             ),
             trial=self.config.model_dump(mode="json"),
-            data_fingerprint=dataset.fingerprint,
-            split_fingerprint=dataset.split_fingerprint,
+            data_fingerprint=self.material.data_fingerprint,
+            split_fingerprint=self.material.split_fingerprint,
             cursor={"epoch": report.epoch, "step": report.step},
             metrics=report.metrics,
             precision=self.chosen,
@@ -198,6 +210,8 @@ class Trial:
 
     def _store_state(self) -> None:
         """The state of a resume: read only from this trial's own folder, never published."""
+        if group.rank() > 0:
+            return
         target = self.folder / "state" / f"step-{self.slot.step:06d}"
         shutil.rmtree(target, ignore_errors=True)
         with storage.new_folder(target) as folder:

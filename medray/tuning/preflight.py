@@ -1,18 +1,18 @@
 """Everything that can be told to be wrong before a weight is loaded or a GPU asked for, all of it at once."""
 
 import os
-from pathlib import Path
 
 from medray import plugins
 from medray.config import StudyConfig, TrialConfig
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
 from medray.models.build import check_targets
+from medray.tuning.runs import study_dir
 
 
 def check(study: StudyConfig) -> None:
     """Raise one ConfigError that lists every mistake found."""
-    found = [*plugins.find("data.formats", study.data.format.name).check(study.data.format), *_storage(study.study_dir)]
+    found = [*plugins.find("data.formats", study.data.format.name).check(study.data.format), *_storage(study)]
     for base in study.base_models:
         found += [f"base model {base.source}: {sentence}" for sentence in _base(study.trial(base))]
     if found:
@@ -20,7 +20,12 @@ def check(study: StudyConfig) -> None:
         raise ConfigError(f"study {study.name}, {len(found)} mistake{'s' if len(found) > 1 else ''}:\n{listed}")
 
 
-def _storage(folder: Path) -> list[str]:
+def _storage(study: StudyConfig) -> list[str]:
+    if "://" in study.storage_path.removeprefix("file://"):
+        return [
+            f"storage_path: {study.storage_path}: runs need a folder that every node sees; releases may lie elsewhere: publish.storage_path"
+        ]
+    folder = study_dir(study)
     while not folder.exists():
         folder = folder.parent
     if folder.is_dir() and os.access(folder, os.W_OK):

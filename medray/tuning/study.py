@@ -1,66 +1,56 @@
-"""A study: one trial for each base model, in this process, and a last look at test rows for what each trial chose."""
+"""A study, start to end: prepare once, search, rank, judge on test rows, write the leaderboard, publish the winner."""
 
-import difflib
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medray import config as configs
 from medray import storage
-from medray.config import StudyConfig
+from medray.checkpoint import MANIFEST
+from medray.config import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.audit import Audit
 from medray.data.dataset import Dataset
-from medray.errors import ConfigError
-from medray.loading import load
+from medray.errors import TrialError
 from medray.models import sources
 from medray.models.build import load_tokenizer
-from medray.selection.metrics import Metrics
+from medray.registry import Release
+from medray.runtime import Cluster, free_leaked_groups
+from medray.selection import leaderboard, tables
+from medray.selection.leaderboard import Leaderboard
 from medray.tasks import base as tasks
-from medray.training.loop import EpochReport
 from medray.training.material import gather, look
-from medray.training.trial import Trial, TrialResult
+from medray.tuning import tuner, winners
+from medray.tuning.judge import judge
+from medray.tuning.placement import Placement, place
+from medray.tuning.runs import LEADERBOARD, Run
+from medray.tuning.search import Search
+from medray.tuning.tuner import Session, Watcher
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One base model's trial and its figures on test rows."""
-
-    source: str
-    trial: TrialResult
-    test: Metrics
-    num_openings: int  # how often this split's test labels were read, this time included
+    run: Run
+    board: Leaderboard
+    release: Release | None  # what the winner was published as
 
 
-def run(
-    study: StudyConfig, *, resume: bool = False, on_audit: Callable[[str], None], on_report: Callable[[str, EpochReport], None]
-) -> list[Outcome]:
-    """Every base model's trial, and then one look at the test rows for all of them."""
-    run_dir = _latest(study) if resume else study.study_dir / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    _same_settings(run_dir / "study.yaml", study)
-    storage_dir = study.study_dir.parent
-    dataset = datasets.load(study.data)
-    results = []
-    for number, base in enumerate(study.base_models):
-        config = study.trial(base)
-        own = dataset if config.data == study.data else datasets.load(config.data)  # a row limit of its own
-        material = gather(config, own, tasks.fit(config.task, own.label_sets()), storage_dir / "prepared")
-        on_audit(material.audit.render())
-        folder = run_dir / "trials" / f"{number:02d}-{slug(base.source)}"
-        results.append(Trial(config, material, folder, partial(on_report, base.source)).run(resume=resume))
-    judged, num_openings = judge([result.checkpoint for result in results], dataset, storage_dir / "test_log", caller=f"train {study.name}")
-    outcomes = []
-    for base, result, test in zip(study.base_models, results, judged, strict=True):
-        kept = {"split": "test", "checkpoint": result.checkpoint.name, "num_openings": num_openings, **test.as_dict()}
-        storage.write(result.folder / "test_metrics.json", json.dumps(kept, indent=1).encode())
-        outcomes.append(Outcome(base.source, result, test, num_openings))
-    return outcomes
+def run(study: StudyConfig, cluster: Cluster, here: Run, *, watcher: Watcher, on_audit: Callable[[Audit], None]) -> Outcome:
+    """Run what of the study is not done yet, on a cluster that is there."""
+    if not (here.folder / LEADERBOARD).exists():
+        board = _search(study, cluster, here, watcher, on_audit)
+        _write(board, here)
+    board = winners.read(here)
+    _every_base_model_counts(study, board)
+    return Outcome(here, board, winners.of_study(study, here, board) if study.publish else None)
+
+
+def metric(study: StudyConfig) -> str:
+    """The validation figure that the study ranks by."""
+    name: str = study.task.model_dump()["metric"]
+    return name
 
 
 def audit(study: StudyConfig) -> Iterator[Audit]:
@@ -71,39 +61,74 @@ def audit(study: StudyConfig) -> Iterator[Audit]:
         yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
 
 
-def judge(checkpoints: Sequence[Path], dataset: Dataset, log_dir: Path, *, caller: str) -> tuple[list[Metrics], int]:
-    """Figures of reloaded checkpoints on the test rows, whose labels are opened once, for all of them, and logged."""
-    rows = dataset.unlabelled_test()
-    answered = []
-    for folder in checkpoints:
-        loaded = load(folder)
-        answered.append((loaded.task, loaded.task.predict(loaded.engine, rows)))
-    opened = dataset.open_test(log_dir, caller)
-    return [task.score(predictions, opened.examples) for task, predictions in answered], opened.num_openings
+def _search(study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, on_audit: Callable[[Audit], None]) -> Leaderboard:
+    freed = free_leaked_groups()
+    if freed:
+        log.warning("removed %d placement group(s) that ended jobs had left behind", freed)
+    search = Search(study, metric(study))
+
+    def placement(config: TrialConfig) -> Placement:
+        return place(config.resources, cluster, search.num_trials)
+
+    placements = [placement(study.trial(base)) for base in study.base_models]
+    dataset = datasets.load(study.data)
+    task = tasks.fit(study.task, dataset.label_sets())
+    materials = _Materials(study, dataset, here.storage_dir / "prepared", on_audit)
+    for base in study.base_models:
+        materials.path(study.trial(base))
+    session = Session(study, here, search, material=materials.path, placement=placement, watcher=watcher)
+    tuner.run(session, num_at_once=min(found.num_at_once for found in placements))
+
+    records = here.records()
+    entries = [leaderboard.entry_of(record, here.history(record.trial), search.metric) for record in records]
+    entries = [replace(entry, checkpoint=_checkpoint(here, entry.name, entry.step)) for entry in entries]
+    chosen = leaderboard.finalists(entries, search.metric, study.search.num_finalists)
+    if not chosen:
+        errors = "; ".join(f"{record.trial}: {record.error}" for record in records if record.error) or "no trial was evaluated"
+        raise TrialError(f"study {study.name}: nothing to rank: {errors}")
+    largest = max(placements, key=lambda found: (found.gpus, found.cpus))
+    verdict = judge(chosen, task, dataset, largest, here.storage_dir / "test_log", caller=f"study {study.name}")
+    return leaderboard.conclude(study.name, search.metric, entries, verdict.candidates, verdict.references, verdict.num_openings)
 
 
-def slug(source: str) -> str:
-    return "".join(
-        char if char.isalnum() or char in "._-" else "-" for char in source.rsplit(":", 1)[-1].strip("/").rsplit("/", 1)[-1].lower()
-    )
+class _Materials:
+    """What trials share, made when the first of them asks: once for each base model, data and task."""
+
+    def __init__(self, study: StudyConfig, dataset: Dataset, folder: Path, on_audit: Callable[[Audit], None]) -> None:
+        self.study, self.dataset, self.folder, self.on_audit = study, dataset, folder, on_audit
+        self._made: dict[str, Path] = {}
+
+    def path(self, config: TrialConfig) -> Path:
+        key = storage.hash_text(
+            [config.model.source, str(config.model.revision), config.data.model_dump_json(), config.task.model_dump_json()]
+        )
+        if key not in self._made:
+            dataset = self.dataset if config.data == self.study.data else datasets.load(config.data)  # a row limit of its own
+            task = tasks.fit(config.task, dataset.label_sets())
+            self._made[key] = gather(config, dataset, task, self.folder, self.on_audit).path
+        return self._made[key]
 
 
-def _same_settings(path: Path, study: StudyConfig) -> None:
-    """Keep the settings beside the run; a resume with others would mix two configurations under one name."""
-    asked = configs.dump(study)
-    kept = path.read_text(encoding="utf-8") if path.exists() else asked
-    if kept != asked:
-        changed = [
-            f"{line[0]} {line[2:].strip()}"
-            for line in difflib.ndiff(kept.splitlines(), asked.splitlines())
-            if line.startswith(("- ", "+ "))
-        ]
-        raise ConfigError(f"{path.parent}: was started with other settings ({'; '.join(changed[:6])}); resume with those, or start anew")
-    storage.write(path, asked.encode())
+def _checkpoint(here: Run, trial: str, step: int | None) -> str | None:
+    if step is None:
+        return None
+    folder = here.checkpoint(trial, step)
+    return str(folder) if (folder / MANIFEST).exists() else None
 
 
-def _latest(study: StudyConfig) -> Path:
-    found = max((path.parent for path in study.study_dir.glob("*/study.yaml")), default=None)
-    if found is None:
-        raise ConfigError(f"{study.study_dir}: there is no run to resume")
-    return found
+def _write(board: Leaderboard, here: Run) -> None:
+    histories = {record.trial: here.history(record.trial) for record in here.records()}
+    storage.write(here.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode())
+    storage.write(here.folder / "leaderboard.csv", tables.to_csv(tables.rows(board)).encode())
+    storage.write(here.folder / "leaderboard.md", tables.to_markdown(board).encode())
+    storage.write(here.folder / LEADERBOARD, tables.to_json(board).encode())  # last: it says that the study has ended
+
+
+def _every_base_model_counts(study: StudyConfig, board: Leaderboard) -> None:
+    """A base model whose trials all failed was not compared: the study did not do what it was asked."""
+    for base in study.base_models:
+        tried = [entry for entry in board.entries if entry.base_model == base.source]
+        if tried and all(entry.status == "failed" for entry in tried):
+            raise TrialError(
+                f"study {study.name}: every trial of {base.source} failed ({tried[0].error}); the others are ranked in its leaderboard"
+            )

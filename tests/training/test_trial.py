@@ -20,7 +20,7 @@ def test_a_reloaded_checkpoint_predicts_what_was_reported(tmp_path: Path, family
     trial = tiny.trial(tiny.study(tmp_path, family=family), tmp_path)
     result = trial.run()
     loaded = loading.load(result.checkpoint)
-    examples = trial.material.dataset.validation
+    examples = trial.material.validation
     predictions = loaded.task.predict(loaded.engine, examples)
     reported = [json.loads(line) for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()]
     assert [(row["row_id"], tuple(row["labels"])) for row in reported] == [(row.row_id, row.labels) for row in predictions]
@@ -36,7 +36,7 @@ def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
     assert manifest.task.state["labels"] == ["cancer", "other"]
     assert manifest.base.weight_hash == trial.material.base.weight_hash
     assert manifest.trial == trial.config.model_dump(mode="json")
-    assert manifest.data_fingerprint == trial.material.dataset.fingerprint
+    assert manifest.data_fingerprint == trial.material.data_fingerprint
     assert manifest.cursor["step"] == result.best["step"]
     assert {"torch", "peft", "transformers", "medray"} <= manifest.versions.keys()
     assert {
@@ -49,7 +49,7 @@ def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
     } <= set(manifest.files)
     assert json.loads((result.checkpoint / "audit.json").read_text())["num_rows"] == 60
     stored = "".join(path.read_text(errors="replace") for path in result.checkpoint.rglob("*.json*") if "tokenizer" not in path.parts)
-    assert trial.material.dataset.train[0].text not in stored
+    assert dataset.load(trial.config.data).train[0].text not in stored
 
 
 def test_another_base_another_head_or_another_adapter_fails_the_load(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_windows_of_a_long_text_train_as_one_example(tmp_path: Path) -> None:
     settings = ("task.long_texts=windows", "task.max_length=12", "task.window_overlap=4")
     trial = tiny.trial(tiny.study(tmp_path, *settings), tmp_path)
     weights = trial.task.weights(trial.rows.targets(), trial.rows.ids)
-    assert len(trial.rows) > len(trial.material.dataset.train)
-    assert weights.sum() == pytest.approx(len(trial.material.dataset.train))
+    assert len(trial.rows) > len(dataset.load(trial.config.data).train)
+    assert weights.sum() == pytest.approx(len(dataset.load(trial.config.data).train))
     trial.run()
 
 
@@ -118,12 +118,12 @@ def test_rows_are_encoded_once_and_read_again_by_fingerprint(tmp_path: Path, mon
     monkeypatch.setattr(type(first.task), "encode", lambda *args: pytest.fail("encoded again"))
     again = tiny.trial(asked, tmp_path)
     assert again.material.prepared.table.equals(first.material.prepared.table)
-    assert len(list((tmp_path / "prepared").iterdir())) == 1
+    assert len(list((tmp_path / "prepared").glob("*.arrow"))) == 1
     monkeypatch.undo()
     tiny.trial(tiny.study(tmp_path, "task.max_length=8"), tmp_path)
     tiny.trial(tiny.study(tmp_path, "data.split.seed=3"), tmp_path)
     tiny.trial(tiny.study(tmp_path, "data.limit=20"), tmp_path)
-    assert len(list((tmp_path / "prepared").iterdir())) == 4
+    assert len(list((tmp_path / "prepared").glob("*.arrow"))) == 4
 
 
 def test_a_test_row_never_trains(tmp_path: Path) -> None:

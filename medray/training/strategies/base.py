@@ -15,6 +15,10 @@ class Strategy(Protocol):
 
     def backward(self, loss: Tensor, *, last: bool) -> None: ...
 
+    def reduce(self, slot: Slot, loss: float) -> float:
+        """Add gradients and loss up over the workers, where there are several; the whole step's loss comes back."""
+        ...
+
     def step(self, slot: Slot) -> None:
         """Clip, update, advance the schedule, clear the gradients."""
         ...

@@ -1,4 +1,4 @@
-"""Plain PyTorch in one process: any number of slots on one frozen base."""
+"""Plain PyTorch: any number of slots on one frozen base, on one worker or several, whose gradients are added up once a step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medray.config import TrainConfig
+from medray.training import group
 from medray.training.slot import Slot
 
 
@@ -20,6 +21,9 @@ class Strategy:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.scaler.scale(loss).backward()
+
+    def reduce(self, slot: Slot, loss: float) -> float:
+        return group.summed([parameter.grad for parameter in slot.parameters.values() if parameter.grad is not None], loss)
 
     def step(self, slot: Slot) -> None:
         self.scaler.unscale_(slot.optimizer)

@@ -1,0 +1,74 @@
+"""A release or checkpoint on labelled rows: its figures, and how sure they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medray import checkpoint, loading
+from medray.checkpoint import Manifest
+from medray.config import DataConfig
+from medray.data import dataset as datasets
+from medray.data.base import Example
+from medray.data.dataset import Dataset
+from medray.errors import ConfigError
+from medray.loading import Loaded
+from medray.registry import Registry
+from medray.selection.metrics import Metrics
+from medray.selection.statistics import METRICS, Interval, interval
+
+Part = Literal["test", "validation", "all"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    of: str  # name@version, or a checkpoint's folder
+    part: Part
+    metric: str  # that the release was chosen by
+    metrics: Metrics
+    interval: Interval | None  # of that figure
+    num_openings: int | None  # of these test labels, this one included
+
+
+def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> Evaluation:
+    """Answer the rows without labels, then read the labels, and score."""
+    name, loaded = _load(of, storage_path)
+    dataset = datasets.load(data)
+    _unseen(name, loaded.manifest, dataset, part)
+    rows = dataset.validation if part == "validation" else dataset.unlabelled_test()
+    if part == "all":
+        rows = [*dataset.train, *dataset.validation, *rows]
+    predictions = loaded.task.predict(loaded.engine, rows)
+    labelled, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
+    metric = loaded.task.options.metric
+    metrics = loaded.task.score(predictions, labelled)
+    sure = interval(loaded.task.answers(predictions, labelled), metric) if metric in METRICS else None
+    return Evaluation(name, part, metric, metrics, sure, num_openings)
+
+
+def _load(of: str, storage_path: str) -> tuple[str, Loaded]:
+    if (Path(of) / checkpoint.MANIFEST).is_file():
+        return of, loading.load(of)
+    release = Registry(storage_path).resolve(of)
+    return release.reference, release.load()
+
+
+def _labels(dataset: Dataset, rows: Sequence[Example], part: Part, log_dir: Path, caller: str) -> tuple[list[Example], int | None]:
+    if part == "validation":
+        return list(rows), None
+    opened = dataset.open_test(log_dir, caller)
+    by_id = {example.id: example for example in [*opened.examples, *dataset.train, *dataset.validation]}
+    return [by_id[row.id] for row in rows], opened.num_openings
+
+
+def _unseen(name: str, manifest: Manifest, dataset: Dataset, part: Part) -> None:
+    """Rows that trained a model must not judge it."""
+    if manifest.data_fingerprint != dataset.fingerprint:
+        return
+    if part == "all":
+        raise ConfigError(f"{name} was trained on rows of this data: allowed: --split test or validation")
+    if manifest.split_fingerprint != dataset.split_fingerprint:
+        raise ConfigError(
+            f"{name} was trained on this data under another split, so rows of this split's {part} part may have trained it:"
+            " give the study that it comes from, with the same data.split"
+        )

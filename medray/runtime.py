@@ -1,0 +1,150 @@
+"""The only place that starts or joins Ray, and that sets its environment."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medray.errors import ConfigError
+
+log = logging.getLogger(__name__)
+# For every process of a job: Train polls its workers for reports this often (2 s would be most of a short epoch).
+_SHARED = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+_PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")
+
+
+@dataclass(frozen=True)
+class Node:
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    nodes: tuple[Node, ...]
+    dashboard: str | None  # its address
+    is_own: bool  # started here, and ended with the study
+
+    @property
+    def cpus(self) -> float:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(node.gpus for node in self.nodes)
+
+
+@contextmanager
+def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus: int | None = None) -> Iterator[Cluster]:
+    """A connection to Ray for the length of a block: `join` the cluster that RAY_ADDRESS names, or start a `single` node of our own.
+
+    A node of our own listens on loopback only, asks for a token, and ends with the block.
+    """
+    import ray
+
+    if mode == "auto":
+        mode = "join" if os.environ.get("RAY_ADDRESS") else "single"
+    if ray.is_initialized():
+        yield _describe(is_own=False)
+        return
+    os.environ.update(_SHARED)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # medray shows the progress itself
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours: Tune's handler would end the search as if it were done
+    if mode == "single":
+        _single(num_cpus)
+    else:
+        _join()
+    try:
+        yield _describe(is_own=mode == "single")
+    finally:
+        ray.shutdown()
+
+
+def _join() -> None:
+    import ray
+    from ray.dashboard.utils import ray_address_to_api_server_url
+
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise ConfigError("to join a cluster, RAY_ADDRESS must name it")
+    try:
+        dashboard = address if address.startswith("http") else ray_address_to_api_server_url(address)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": _environment(dashboard)})
+    except ConnectionError as err:
+        raise ConfigError(f"RAY_ADDRESS {address}: no Ray answers there: {str(err).splitlines()[0]}") from None
+
+
+def _describe(*, is_own: bool) -> Cluster:
+    import ray
+
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(Node(held.get("CPU", 0.0), held.get("GPU", 0.0)) for held in resources)
+    address = ray.get_runtime_context().worker.node.webui_url
+    return Cluster(nodes, f"http://{address}" if address else None, is_own)
+
+
+def _single(num_cpus: int | None) -> None:
+    import ray
+
+    _make_private(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
+    # Ray's own switch for a node that listens on loopback alone; it is read when ray is imported, which may have been long ago.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    port = free_port()
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env={"env_vars": _environment(f"http://127.0.0.1:{port}")},
+    )
+
+
+def _environment(dashboard: str | None) -> dict[str, str]:
+    """What every worker of the job gets.
+
+    Without the dashboard's address a trial that is stopped early leaks its placement group wherever two Rays share a host:
+    the process that frees it looks the address up and finds two (Ray 2.60).
+    """
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return passed | _SHARED | ({"RAY_API_SERVER_ADDRESS": dashboard} if dashboard else {})
+
+
+def _make_private(token: Path) -> None:
+    """Ray writes its token for all to read; it is made here for its owner alone."""
+    import secrets
+
+    token.parent.mkdir(parents=True, exist_ok=True)
+    if not token.exists():
+        os.close(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600))
+        token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def free_leaked_groups() -> int:
+    """Remove placement groups that jobs left behind when they ended: they hold CPUs and GPUs for ever. How many there were."""
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    if not (ended := {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}):
+        return 0
+    num_digits = len(next(iter(ended)))  # a placement group's id ends with that of the job that made it
+    leaked = [key for key, group in placement_group_table().items() if group["state"] != "REMOVED" and key[-num_digits:] in ended]
+    for key in leaked:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
+    return len(leaked)

@@ -1,0 +1,164 @@
+"""The ranking of a study. Trials are chosen on validation rows; test rows say how good the choice is, and change nothing.
+
+Pure: plain figures in, a leaderboard out. Every column names its split.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from medray.errors import TrialError
+from medray.records import TrialRecord
+from medray.selection.metrics import Metrics, higher_is_better
+from medray.selection.statistics import METRICS, Answers, Comparison, Interval, compare, interval
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the leaderboard: a trial at its best epoch, or a reference."""
+
+    name: str
+    kind: Literal["trial", "reference"]
+    base_model: str = ""
+    status: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int | None = None
+    step: int | None = None
+    num_epochs: int = 0  # how many evaluations there were
+    validation: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)  # of finalists and references
+    test_interval: Interval | None = None  # of the figure that is ranked on
+    num_parameters: int | None = None
+    num_trainable: int | None = None
+    seconds: float | None = None  # of training
+    seconds_to_first_step: float | None = None
+    ms_per_row: float | None = None  # predicting the test rows
+    checkpoint: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a finalist or reference answered, on both splits."""
+
+    entry: Entry
+    validation: Answers
+    test: Answers
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The winner against another, on the same rows."""
+
+    other: str
+    split: Literal["validation", "test"]
+    comparison: Comparison
+    is_tie: bool
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    study: str
+    metric: str
+    entries: tuple[Entry, ...]  # best first; references stand where their figure puts them
+    winner: str
+    runner_up: str | None
+    tied: tuple[str, ...]  # finalists that validation rows cannot tell from the best
+    comparisons: tuple[Paired, ...]
+    num_rows: Mapping[str, int]  # by split
+    num_openings: int  # of these test labels, this study's included
+
+    @property
+    def best(self) -> Entry:
+        return next(entry for entry in self.entries if entry.name == self.winner)
+
+
+def best_row(history: Sequence[Row], metric: str) -> Row | None:
+    """The best evaluation of a trial's whole history, the first of equal ones; one that is not a number never is."""
+    sign = 1 if higher_is_better(metric) else -1
+    counted = [row for row in history if not math.isnan(row["metrics"][metric])]
+    return max(counted, key=lambda row: sign * row["metrics"][metric], default=None)
+
+
+def entry_of(record: TrialRecord, history: Sequence[Row], metric: str) -> Entry:
+    started = record.started_at, record.first_step_at
+    made = Entry(
+        name=record.trial,
+        kind="trial",
+        base_model=record.base_model,
+        status=record.status,
+        settings=record.settings,
+        num_epochs=len(history),
+        num_parameters=record.num_parameters,
+        num_trainable=record.num_trainable,
+        seconds=history[-1]["seconds"] if history else None,
+        seconds_to_first_step=started[1] - started[0] if started[0] and started[1] else None,
+        error=record.error,
+    )
+    best = best_row(history, metric)
+    return replace(made, epoch=best["epoch"], step=best["step"], validation=best["metrics"]) if best else made
+
+
+def ranked(entries: Sequence[Entry], metric: str) -> list[Entry]:
+    """Best first by the validation figure; those without one last."""
+    sign = 1 if higher_is_better(metric) else -1
+    return sorted(entries, key=lambda entry: -sign * entry.validation[metric] if metric in entry.validation else math.inf)
+
+
+def finalists(entries: Sequence[Entry], metric: str, num_finalists: int) -> list[Entry]:
+    """The best trials of each base model, by validation rows; a failed trial is none, whatever it had reached."""
+    chosen: list[Entry] = []
+    for entry in ranked(entries, metric):
+        mates = sum(other.base_model == entry.base_model for other in chosen)
+        if entry.validation and entry.status != "failed" and mates < num_finalists:
+            chosen.append(entry)
+    return chosen
+
+
+def judged(entry: Entry, metric: str, *, validation: tuple[Metrics, Answers], test: tuple[Metrics, Answers], ms_per_row: float) -> Judged:
+    """An entry with its test figures and their interval."""
+    figure = interval(test[1], metric) if metric in METRICS else None
+    made = replace(entry, validation=validation[0].values, test=test[0].values, test_interval=figure, ms_per_row=ms_per_row)
+    return Judged(made, validation[1], test[1])
+
+
+def conclude(
+    study: str, metric: str, trials: Sequence[Entry], candidates: Sequence[Judged], references: Sequence[Judged], num_openings: int
+) -> Leaderboard:
+    """Choose the winner among the candidates by validation rows, and compare it with the others on both splits."""
+    if not candidates:
+        raise TrialError(f"study {study}: no trial gave a {metric}: there is nothing to rank")
+    by_name = {found.entry.name: found for found in candidates}
+    order = [by_name[entry.name] for entry in ranked([found.entry for found in candidates], metric)]
+    tied = [found for found in order[1:] if metric in METRICS and compare(order[0].validation, found.validation, metric).is_tie]
+    # A tie goes to the cheaper model: fewer parameters to hold and to compute with, and of equal ones the better figure.
+    winner = min([order[0], *tied], key=lambda found: found.entry.num_parameters or 0)
+    others = [found for found in order if found is not winner]
+    comparisons = [pair for other in [*others[:1], *references] for pair in _pairs(winner, other, metric)]
+    known = {found.entry.name: found.entry for found in [*candidates, *references]}
+    entries = [known.get(entry.name, entry) for entry in trials] + [found.entry for found in references]
+    return Leaderboard(
+        study=study,
+        metric=metric,
+        entries=tuple(ranked(entries, metric)),
+        winner=winner.entry.name,
+        runner_up=others[0].entry.name if others else None,
+        tied=tuple(found.entry.name for found in [order[0], *tied]) if tied else (),
+        comparisons=tuple(comparisons),
+        num_rows={"validation": len(winner.validation.truth), "test": len(winner.test.truth)},
+        num_openings=num_openings,
+    )
+
+
+def _pairs(winner: Judged, other: Judged, metric: str) -> list[Paired]:
+    if metric not in METRICS:
+        return []
+    on_validation = compare(winner.validation, other.validation, metric)
+    on_test = compare(winner.test, other.test, metric)
+    return [
+        Paired(other.entry.name, "validation", on_validation, on_validation.is_tie),
+        Paired(other.entry.name, "test", on_test, on_test.is_tie),
+    ]

@@ -1,0 +1,86 @@
+"""One trial in the process that computes it: opened from an assignment, told to a callable, or trained as a worker of Ray Train."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medray.config import TrialConfig
+from medray.errors import MedrayError
+from medray.schema import validate
+from medray.training import group
+from medray.training.loop import EpochReport
+from medray.training.material import open_material
+from medray.training.trial import Trial
+
+VALIDATION = "validation/"  # before the name of a validation figure, as Tune and TensorBoard write a path
+FAILED = "failed"  # key of a report that tells why the trial cannot go on
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a process needs to run a trial; plain values, so that it travels anywhere."""
+
+    trial: str
+    config: dict[str, Any]  # a TrialConfig
+    material: str  # path of the description that `gather` wrote
+    folder: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run(assignment: Assignment, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Train to the end, from the last stored state where there is one."""
+    folder = Path(assignment.folder)
+    config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
+    with _log_file(folder):
+        trial = Trial(config, open_material(Path(assignment.material)), folder, lambda report: tell(row(report, trial)))
+        trial.run(resume=True)
+
+
+def row(report: EpochReport, trial: Trial) -> dict[str, Any]:
+    """A report as Tune keeps it: numbers only, validation figures under their split's name."""
+    told = report.as_dict()
+    metrics = told.pop("metrics")
+    del told["adapter"]
+    return told | {
+        **{VALIDATION + name: value for name, value in metrics.items()},
+        "first_step_at": trial.loop.first_step_at,
+        "num_threads": torch.get_num_threads(),
+        "num_parameters": trial.built.num_parameters,
+        "num_trainable": trial.built.num_trainable,
+    }
+
+
+def train(assignment: dict[str, Any]) -> None:
+    """The loop of a TorchTrainer: every worker reports, the first one's figures count."""
+    import ray.train
+
+    try:
+        run(Assignment(**assignment), ray.train.report)
+    except MedrayError as err:
+        if group.world_size() > 1:
+            raise  # the others may be waiting inside a collective call: only the end of the group frees them
+        ray.train.report({FAILED: str(err)})
+
+
+class _log_file:
+    """What a trial logs, kept beside its checkpoints; rank 0 speaks."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.handler = logging.FileHandler(folder / "log.txt") if group.rank() == 0 else logging.NullHandler()
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def __enter__(self) -> None:
+        logger = logging.getLogger("medray")
+        logger.addHandler(self.handler)
+        logger.setLevel(logging.INFO)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("medray").removeHandler(self.handler)
+        self.handler.close()

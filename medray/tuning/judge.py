@@ -1,0 +1,104 @@
+"""The last look: finalists and references answer the test rows without labels, then the labels are opened once for all of them."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medray.data.base import Example
+from medray.data.dataset import Dataset
+from medray.selection import leaderboard, references
+from medray.selection.leaderboard import Entry, Judged
+from medray.selection.references import Reference
+from medray.tasks.base import Prediction, Task
+from medray.tuning.placement import Placement
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one candidate says, before anybody knows what is right on test rows."""
+
+    entry: Entry
+    task: Task
+    validation: list[Prediction]
+    test: list[Prediction]
+    ms_per_row: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    candidates: list[Judged]
+    references: list[Judged]
+    num_openings: int
+
+
+def judge(finalists: Sequence[Entry], task: Task, dataset: Dataset, placement: Placement, log_dir: Path, *, caller: str) -> Verdict:
+    rows = dataset.unlabelled_test()
+    answered = _finalists(finalists, rows, placement)
+    compared = [_reference(found, task, dataset, rows) for found in _references(task, dataset)]
+    opened = dataset.open_test(log_dir, caller)
+
+    def scored(found: Answered) -> Judged:
+        pairs = [
+            (found.task.score(predictions, examples), found.task.answers(predictions, examples))
+            for predictions, examples in ((found.validation, dataset.validation), (found.test, opened.examples))
+        ]
+        metric = task.options.metric
+        return leaderboard.judged(found.entry, metric, validation=pairs[0], test=pairs[1], ms_per_row=found.ms_per_row)
+
+    return Verdict([scored(found) for found in answered], [scored(found) for found in compared], opened.num_openings)
+
+
+def _finalists(finalists: Sequence[Entry], rows: list[Example], placement: Placement) -> list[Answered]:
+    """Each on what a worker of its trial had."""
+    import ray
+
+    task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_calls=1)(predict)
+    answers = ray.get([task.remote(entry.checkpoint, rows, int(placement.cpus) or 1) for entry in finalists])
+    found = []
+    for entry, (restored, predictions, seconds) in zip(finalists, answers, strict=True):
+        stored = Path(str(entry.checkpoint)) / "predictions.jsonl"
+        validation = [_prediction(json.loads(line)) for line in stored.read_text(encoding="utf-8").splitlines()]
+        found.append(Answered(entry, restored, validation, predictions, 1000 * seconds / len(rows)))
+    return found
+
+
+def predict(checkpoint: str, rows: list[Example], num_threads: int) -> tuple[Task, list[Prediction], float]:
+    """A reloaded checkpoint's task, its answers, and the seconds they took."""
+    import torch
+
+    from medray.loading import load
+
+    torch.set_num_threads(num_threads)
+    loaded = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
+    start = time.perf_counter()
+    predictions = loaded.task.predict(loaded.engine, rows)
+    return loaded.task, predictions, time.perf_counter() - start
+
+
+def _references(task: Task, dataset: Dataset) -> list[Reference]:
+    head = task.head()
+    texts, truth = [example.text for example in dataset.train], task.truth(dataset.train)
+    return [references.majority(truth), references.tfidf(texts, truth, multi_label=head is not None and head.multi_label)]
+
+
+def _reference(found: Reference, task: Task, dataset: Dataset, rows: list[Example]) -> Answered:
+    def answers(examples: Sequence[Example]) -> list[Prediction]:
+        probabilities = found.probabilities([example.text for example in examples])
+        return [Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, np.asarray(probabilities), strict=True)]
+
+    validation = answers(dataset.validation)
+    tuned = task.tune(validation, dataset.validation)
+    start = time.perf_counter()
+    test = answers(rows)
+    seconds = time.perf_counter() - start
+    entry = Entry(name=found.name, kind="reference")
+    return Answered(entry, tuned, tuned.decide(validation), tuned.decide(test), 1000 * seconds / len(rows))
+
+
+def _prediction(held: dict[str, Any]) -> Prediction:
+    return replace(Prediction(**held), labels=tuple(held["labels"]), probabilities=tuple(held["probabilities"]))

@@ -1,0 +1,105 @@
+"""How a search goes, while it goes: one live table in a terminal, plain lines anywhere else."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from medray.records import TrialRecord
+from medray.selection.metrics import higher_is_better
+from medray.training.worker import VALIDATION
+
+_MOST_ROWS = 20  # of the live table: the trials that run, and the latest that ended
+
+
+@dataclass
+class Shown:
+    record: TrialRecord
+    epoch: int | None = None
+    value: float | None = None  # at the latest evaluation
+    best: float | None = None
+
+
+@dataclass
+class Progress:
+    metric: str
+    console: Console
+    num_trials: int = 0
+    started: float = field(default_factory=time.monotonic)
+    shown: dict[str, Shown] = field(default_factory=dict)
+    live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=2, get_renderable=self._render)
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.live:
+            self.live.__exit__(*error)
+
+    def planned(self, num_trials: int) -> None:
+        self.num_trials = num_trials
+
+    def begun(self, record: TrialRecord) -> None:
+        self.shown.setdefault(record.trial, Shown(record)).record = record
+
+    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        found = self.shown.setdefault(record.trial, Shown(record))
+        value = row[VALIDATION + self.metric]
+        found.epoch, found.value = row["epoch"], value
+        found.best = value if found.best is None else self._better(found.best, value)
+        self._say(
+            f"{record.trial}  epoch {row['epoch']}  step {row['step']}  train loss {row['train_loss']:.4f}"
+            f"  validation {self.metric} {value:.4f}  {row['tokens_per_s']:,.0f} tokens/s  {self._summary()}"
+        )
+
+    def ended(self, record: TrialRecord) -> None:
+        self.shown.setdefault(record.trial, Shown(record)).record = record
+        self._say(f"{record.trial}  {record.status}" + (f": {record.error}" if record.error else ""))
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the last trial ends, if the rest take as long as those that ended."""
+        ended = sum(found.record.status != "running" for found in self.shown.values())
+        if not ended:
+            return None
+        return (time.monotonic() - self.started) / ended * max(0, self.num_trials - ended)
+
+    def _better(self, one: float, other: float) -> float:
+        return max(one, other) if higher_is_better(self.metric) else min(one, other)
+
+    def _summary(self) -> str:
+        ended = sum(found.record.status != "running" for found in self.shown.values())
+        said = f"{ended}/{self.num_trials} trials ended"
+        reached = {name: found.best for name, found in self.shown.items() if found.best is not None}
+        if reached:
+            best = min(reached, key=lambda name: -reached[name] if higher_is_better(self.metric) else reached[name])
+            said = f"best so far {reached[best]:.4f} ({best})  {said}"
+        return said + (f"  about {_duration(self.eta_s)} to go" if self.eta_s else "")
+
+    def _say(self, line: str) -> None:
+        if not self.live:
+            print(line, flush=True)
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for column in ("base model", "trial", "epoch", f"validation {self.metric}", "best so far", ""):
+            table.add_column(column, justify="right" if column in ("epoch", "best so far") or column.startswith("validation") else "left")
+        running = [found for found in self.shown.values() if found.record.status == "running"]
+        ended = [found for found in self.shown.values() if found.record.status != "running"]
+        for found in [*ended[-max(1, _MOST_ROWS - len(running)) :], *running]:
+            figures = ("" if value is None else f"{value:.4f}" for value in (found.value, found.best))
+            table.add_row(found.record.base_model, found.record.trial, str(found.epoch or ""), *figures, found.record.status)
+        return Group(table, Text(self._summary()))
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

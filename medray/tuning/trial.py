@@ -1,0 +1,56 @@
+"""What Tune runs as a trial: the training itself, or a driver that hands it to the workers of a TorchTrainer."""
+
+from typing import Any
+
+from medray.errors import MedrayError
+from medray.training import worker
+from medray.training.worker import FAILED, Assignment
+
+
+def inline(config: dict[str, Any]) -> None:
+    """Train in this process."""
+    from ray import tune
+
+    try:
+        worker.run(Assignment(**config["assignment"]), tune.report)
+    except MedrayError as err:
+        tune.report({FAILED: str(err)})  # told, not raised: Tune would try again what cannot go on
+
+
+def driven(config: dict[str, Any]) -> None:
+    """Train in workers of Ray Train. This process computes nothing and holds no CPU."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.tune import report
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    assignment = Assignment(**config["assignment"])
+    trainer = TorchTrainer(
+        worker.train,
+        train_loop_config=assignment.as_dict(),
+        scaling_config=ScalingConfig(
+            num_workers=config["num_workers"],
+            use_gpu=config["gpus"] > 0,
+            resources_per_worker={"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})},
+        ),
+        run_config=RunConfig(
+            name=assignment.trial,
+            storage_path=config["storage_path"],
+            # Without limits Train waits for ever for workers that never start.
+            failure_config=FailureConfig(max_failures=config["max_failures"], controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[TuneReportCallback()],
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as err:
+        report({FAILED: _cause(err)})
+
+
+def _cause(err: BaseException) -> str:
+    """The first sentence of what a worker raised: Train wraps it in its own."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    told = next((line for line in reversed(lines) if line.startswith("medray.errors.")), lines[-1] if lines else type(err).__name__)
+    return told.removeprefix("medray.errors.")

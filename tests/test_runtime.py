@@ -1,0 +1,88 @@
+"""What every process of a job gets, and what a finished job may have left."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medray import runtime, storage
+from medray.errors import ConfigError
+from medray.runtime import Cluster, start_cluster
+
+
+@pytest.mark.ray
+def test_workers_know_the_dashboard_and_poll_often(cluster: Cluster) -> None:
+    import ray
+
+    @ray.remote
+    def environment() -> dict[str, str]:
+        return dict(os.environ)
+
+    found = ray.get(environment.remote())
+    assert cluster.is_own
+    assert found["RAY_API_SERVER_ADDRESS"] == cluster.dashboard
+    assert found["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"
+    assert found["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.ray
+def test_a_node_of_our_own_listens_on_loopback_and_its_token_is_private(cluster: Cluster) -> None:
+    import ray
+
+    assert cluster.dashboard is not None
+    assert cluster.dashboard.startswith("http://127.0.0.1:")
+    assert ray.get_runtime_context().gcs_address.startswith("127.0.0.1:")
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+@pytest.mark.ray
+def test_inside_a_running_ray_that_one_is_used_and_left_running(cluster: Cluster) -> None:
+    import ray
+
+    with start_cluster() as found:
+        assert not found.is_own
+        assert found.cpus == cluster.cpus == 4
+    assert ray.is_initialized()
+
+
+@pytest.mark.ray
+def test_placement_groups_of_ended_jobs_are_removed_and_those_of_running_ones_stay(cluster: Cluster) -> None:
+    import ray
+    from ray.util import placement_group, placement_group_table, remove_placement_group
+
+    leave = (
+        "import ray; from ray.util import placement_group; ray.init(log_to_driver=False)\n"
+        "group = placement_group([{'CPU': 1}], lifetime='detached', name='left'); ray.get(group.ready())"
+    )
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    subprocess.run([sys.executable, "-c", leave], env=environment, check=True, capture_output=True, timeout=60)
+    own = placement_group([{"CPU": 1}])
+    ray.get(own.ready())
+    assert runtime.free_leaked_groups() == 1
+    states = {group["name"]: group["state"] for group in placement_group_table().values()}
+    assert states["left"] == "REMOVED"
+    assert placement_group_table(own)["state"] == "CREATED"
+    assert runtime.free_leaked_groups() == 0
+    remove_placement_group(own)
+
+
+def test_joining_needs_an_address_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="RAY_ADDRESS must name it"), start_cluster("join"):
+        pass
+
+
+def test_a_relative_storage_path_is_made_absolute_and_outlives_a_submitted_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert storage.absolute("runs") == tmp_path / "runs"
+    assert storage.absolute(f"file://{tmp_path}/x") == tmp_path / "x"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert storage.absolute("runs") == tmp_path / "home" / "medray" / "runs"
+    assert storage.absolute("/shared/runs") == Path("/shared/runs")

@@ -1,0 +1,222 @@
+"""A study on a real Ray: searched, interrupted, resumed, stopped early, killed, and judged once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from medray.config import StudyConfig
+from medray.data import dataset
+from medray.errors import ConfigError, TrialError
+from medray.records import TrialRecord
+from medray.registry import Registry
+from medray.runtime import Cluster
+from medray.tasks import base as tasks
+from medray.training.material import gather, open_material
+from medray.training.worker import VALIDATION
+from medray.tuning import study as studies
+from medray.tuning.runs import Run
+from medray.tuning.study import Outcome
+
+pytestmark = pytest.mark.ray
+RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
+
+
+class Seen:
+    """A watcher that keeps what it is told, and may act on it."""
+
+    def __init__(self, act: Any = None) -> None:
+        self.rows: list[tuple[str, dict[str, Any]]] = []
+        self.ended_: list[TrialRecord] = []
+        self.act = act
+
+    def planned(self, num_trials: int) -> None:
+        self.num_trials = num_trials
+
+    def begun(self, record: TrialRecord) -> None:
+        pass
+
+    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        self.rows.append((record.trial, row))
+        if self.act:
+            self.act(record, row)
+
+    def ended(self, record: TrialRecord) -> None:
+        self.ended_.append(record)
+
+
+def run(study: StudyConfig, cluster: Cluster, seen: Seen | None = None, here: Run | None = None) -> Outcome:
+    return studies.run(study, cluster, here or Run.start(study), watcher=seen or Seen(), on_audit=lambda audit: None)
+
+
+def figures(history: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
+    return [(row["epoch"], row["train_loss"], row["metrics"]["f1_macro"]) for row in history]
+
+
+def alone(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
+    """What the study's first trial does without Ray."""
+    folder.mkdir()
+    return tiny.trial(study, folder).run().history
+
+
+def test_every_base_model_is_searched_the_winner_published_and_every_file_written(tmp_path: Path, cluster: Cluster) -> None:
+    bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
+    bases = f"base_models=[{{source: {bert}}}, {{source: {llama}, num_trials: 1, overrides: {{data.limit: 20}}}}]"
+    study = tiny.study(tmp_path, bases, RATE, "search.algorithm=optuna", "search.num_trials=3", "publish={name: cancer}")
+    seen = Seen()
+    outcome = run(study, cluster, seen)
+    board = outcome.board
+    assert seen.num_trials == 4
+    assert [record.status for record in outcome.run.records()] == ["finished"] * 4
+    judged = {entry.name for entry in board.entries if entry.test}
+    assert len(judged) == 4  # one finalist of each base model, and two references
+    assert {"tiny-llama-000", "majority", "TF-IDF + logistic regression"} < judged
+    assert all(
+        entry.seconds_to_first_step is not None and entry.seconds_to_first_step > 0 for entry in board.entries if entry.kind == "trial"
+    )
+    release = Registry(study.storage_path).resolve("cancer@best")
+    assert outcome.release is not None
+    assert release.reference == outcome.release.reference == "cancer@1"
+    assert release.record.test is not None
+    assert release.record.test.metrics == dict(board.best.test)
+    (opened,) = (tmp_path / "runs" / "test_log").iterdir()
+    assert len(opened.read_text().splitlines()) == 1
+    assert {"leaderboard.json", "leaderboard.csv", "leaderboard.md", "history.csv", "study.yaml"} <= {
+        path.name for path in outcome.run.folder.iterdir()
+    }
+    assert len((outcome.run.folder / "history.csv").read_text().splitlines()) == 1 + 4 * 2
+    assert len(list(outcome.run.folder.rglob("events.out.tfevents*"))) == 4
+    assert len(list((tmp_path / "runs" / "prepared").glob("*.arrow"))) == 2  # tokenised once for each tokenizer and row limit
+    assert {row["num_threads"] for _, row in seen.rows} == {1}
+    assert all(VALIDATION + "f1_macro" in row for _, row in seen.rows)
+
+
+def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(tmp_path: Path) -> None:
+    study = tiny.study(tmp_path)
+    config, data = study.trial(study.base_models[0]), dataset.load(study.data)
+    material = open_material(gather(config, data, tasks.fit(config.task, data.label_sets()), tmp_path / "prepared").path)
+    assert [example.id for example in material.validation] == [example.id for example in data.validation]
+    tested = {example.id for example in data.unlabelled_test()}
+    assert not tested & {example.id for example in material.validation}
+    rows = material.prepared.table.to_pylist()
+    assert {tuple(row["target"]) for row in rows if row["row_id"] in tested} == {()}
+    assert tested & {row["row_id"] for row in rows}
+
+
+def test_an_early_stop_frees_the_cpu_and_the_stopped_trial_keeps_its_best_epoch(tmp_path: Path, cluster: Cluster) -> None:
+    study = tiny.study(tmp_path, RATE, "search.num_trials=4", "search.scheduler=asha", "train.epochs=3", "resources.cpus_per_worker=4")
+    outcome = run(study, cluster)
+    statuses = {record.trial: record.status for record in outcome.run.records()}
+    assert statuses["tiny-bert-000"] == "finished"
+    assert "stopped" in statuses.values(), statuses
+    stopped = [entry for entry in outcome.board.entries if entry.status == "stopped"]
+    assert all(entry.epoch == 1 and entry.num_epochs == 1 for entry in stopped)
+
+
+def test_a_trial_that_cannot_go_on_is_told_and_the_others_are_ranked(tmp_path: Path, cluster: Cluster) -> None:
+    study = tiny.study(tmp_path, "search.space={train.samples_per_step: {grid: [8, 4]}, train.learning_rate: {grid: [0.01, 1.0e+30]}}")
+    outcome = run(study, cluster)
+    failed = [entry for entry in outcome.board.entries if entry.status == "failed"]
+    assert len(failed) == 2
+    assert all("lower train.learning_rate" in str(entry.error) for entry in failed)
+    assert outcome.board.best.settings["train.learning_rate"] == 0.01
+
+
+def test_a_base_model_whose_trials_all_failed_fails_the_study_after_the_others_are_ranked(tmp_path: Path, cluster: Cluster) -> None:
+    bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
+    bases = f"base_models=[{{source: {bert}}}, {{source: {llama}, overrides: {{train.learning_rate: 1.0e+30}}}}]"
+    study = tiny.study(tmp_path, bases)
+    here = Run.start(study)
+    with pytest.raises(TrialError, match=r"every trial of .*tiny-llama failed \(the loss is"):
+        run(study, cluster, here=here)
+    assert (here.folder / "leaderboard.json").exists()
+
+
+def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path, cluster: Cluster) -> None:
+    study = tiny.study(tmp_path, RATE, "search.num_trials=2", "train.epochs=3", "resources.cpus_per_worker=1")
+    undisturbed = {
+        record.trial: figures(found.run.history(record.trial)) for found in [run(study, cluster)] for record in found.run.records()
+    }
+
+    def interrupt(record: TrialRecord, row: dict[str, Any]) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    here = Run.start(study)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, cluster, Seen(interrupt), here)
+    assert "running" in {record.status for record in here.records()}
+    outcome = run(study, cluster, here=Run.resume(study))
+    assert outcome.run.folder == here.folder
+    assert {record.trial: figures(here.history(record.trial)) for record in here.records()} == undisturbed
+    assert [record.status for record in here.records()] == ["finished", "finished"]
+
+
+def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(tmp_path: Path, cluster: Cluster) -> None:
+    study = tiny.study(tmp_path, "train.epochs=3", "search.scheduler=asha", "resources.cpus_per_worker=1")
+    killed: list[int] = []
+
+    def kill(record: TrialRecord, row: dict[str, Any]) -> None:
+        if not killed and row["epoch"] == 2:
+            killed.append(row["pid"])
+            time.sleep(0.5)  # until its state is stored
+            os.kill(row["pid"], signal.SIGKILL)
+
+    outcome = run(study, cluster, Seen(kill))
+    (record,) = outcome.run.records()
+    assert killed
+    assert record.status == "finished"
+    assert figures(outcome.run.history(record.trial)) == figures(alone(study, tmp_path / "alone"))
+
+
+def test_two_workers_under_ray_train_compute_what_one_does_and_free_what_they_held(tmp_path: Path, cluster: Cluster) -> None:
+    """With drivers, an early stop and a second Ray on the host: each of them alone can leave a study waiting for ever."""
+    from ray.util import placement_group_table
+
+    settings = ["lora.dropout=0", "train.epochs=2", "search.scheduler=asha", RATE, "search.num_trials=2"]
+    study = tiny.study(tmp_path, *settings, "resources.num_workers=2", "resources.cpus_per_worker=1")
+    other = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import ray, sys; ray.init(address='local', num_cpus=1, log_to_driver=False); print('up', flush=True); sys.stdin.read()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert other.stdout is not None
+        assert "up" in other.stdout.readline()
+        outcome = run(study, cluster)
+        deadline = time.monotonic() + 30
+        while held := [group for group in placement_group_table().values() if group["state"] != "REMOVED"]:
+            assert time.monotonic() < deadline, held
+            time.sleep(0.2)
+    finally:
+        other.communicate("", timeout=30)
+    records = outcome.run.records()
+    assert {record.status for record in records} <= {"finished", "stopped"}
+    first = outcome.run.history("tiny-bert-000")
+    single = alone(
+        tiny.study(tmp_path, *settings[:2], f"train.learning_rate={records[0].settings['train.learning_rate']}"), tmp_path / "alone"
+    )
+    for shared, own in zip(first, single, strict=True):
+        assert shared["train_loss"] == pytest.approx(own["train_loss"], abs=1e-5)
+        assert shared["metrics"] == pytest.approx(own["metrics"], abs=1e-4)
+    stored = json.loads((Path(str(outcome.board.best.checkpoint)) / "predictions.jsonl").read_text().splitlines()[0])
+    assert stored["row_id"] == dataset.load(study.data).validation[0].id
+
+
+def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(tmp_path: Path, cluster: Cluster) -> None:
+    study = tiny.study(tmp_path, "resources={num_workers: 3, cpus_per_worker: 2}", "data.format.path=missing.jsonl")
+    with pytest.raises(ConfigError, match=r"3 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"):
+        run(study, cluster)
