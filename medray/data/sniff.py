@@ -209,8 +209,9 @@ def _text(columns: Mapping[str, Sequence[Any]], label: str | None) -> list[str]:
 
 
 def _label(columns: Mapping[str, Sequence[Any]]) -> str | None:
-    if name := _named(columns, _LABELS):
-        return name
+    named = [name for known in _LABELS if (name := _named(columns, [known]))]
+    if named and (len(named) == 1 or named[0].lower() in ("label", "labels")):
+        return named[0]
     fitting = [name for name, values in columns.items() if _few(values)]
     return fitting[0] if len(fitting) == 1 else None
 

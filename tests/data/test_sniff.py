@@ -96,6 +96,9 @@ def test_a_comma_inside_the_names_of_classes_separates_nothing(tmp_path: Path) -
     rows = [[body(number), names[number % 9]] for number in range(45)]
     found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Columns())
     assert (found.multi_label, set(found.labels)) == (False, set(names))
+    graded = [[body(number), ("diabetes", "diabetes, type 2")[number % 2]] for number in range(40)]
+    found = sketch(str(table(tmp_path / "graded.csv", ["text", "label"], graded)), Columns())
+    assert (found.multi_label, set(found.labels)) == (False, {"diabetes", "diabetes, type 2"})
 
 
 def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def raw(root: Path, keys: Sequence[str] = ("Title", "Abstract"), num_rows: int =
         path = root / ("yes", "no")[number % 2] / f"R{number}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
-            f"<ID:R{number}>\n" + "".join(f"{key}: {body(number)}\n" for key in keys) + ("Methods: none.\n" * (number % 3 == 0))
+            f"<ID:R{number}>\n" + "".join(f"{key}: {body(number)}\n" for key in keys) + ("Methods: none.\n" * (number % 3 == 1))
         )
     return root
 
@@ -150,6 +153,13 @@ def test_sides_that_the_data_gives_are_kept(tmp_path: Path) -> None:
     rows[7][2] = "unknown"
     found = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Columns())
     assert study(found, tmp_path).data.split.kind == "stratified"
+    assert "split" not in options(found)
+    folder = raw(tmp_path / "raw", num_rows=60)
+    for number, path in enumerate(sorted(folder.rglob("*.txt"))):
+        path.write_text(path.read_text().replace("Title:", f"Split: {sides[number % 5]}\nTitle:"))
+    assert study(sketch(str(folder), Columns()), tmp_path, positive="yes").data.split.kind == "given"
+    path.write_text(path.read_text().replace("Split: test\n", ""))
+    assert study(sketch(str(folder), Columns()), tmp_path, positive="yes").data.split.kind == "stratified"
 
 
 @pytest.mark.parametrize(("num_characters", "max_length"), [(100, 64), (600, 256), (1200, 384), (9000, 512)])
@@ -168,6 +178,13 @@ def test_names_that_yaml_would_read_otherwise_come_back_as_they_were(tmp_path: P
     assert loaded.data.format.model_dump()["path"] == str(path)
     assert loaded.data.format.model_dump()["label"] == "label: x"
     assert yaml.safe_load(first_study(found, "x\ny: 1", None)).keys() == {"name", "data", "task", "base_models", "train"}
+
+
+def test_of_two_columns_with_a_name_for_labels_none_is_guessed_unless_one_is_called_label(tmp_path: Path) -> None:
+    rows = [[body(number), TOPICS[number % 3], TOPICS[number % 2]] for number in range(30)]
+    with pytest.raises(ConfigError, match="which column is the label is not clear"):
+        sketch(str(table(tmp_path / "two.csv", ["text", "category", "condition"], rows)), Columns())
+    assert options(sketch(str(table(tmp_path / "one.csv", ["text", "category", "Label"], rows)), Columns()))["label"] == "Label"
 
 
 UNCLEAR = ["a", "b", "c", "d"]
