@@ -23,11 +23,8 @@ def init(
     """Look at a data set and write a first study of it."""
     from medray.data import sniff
 
-    taken = ConfigError(f"{output}: is there already and is left alone; choose another --output")
-    if Path(output).exists():
-        raise taken
     found = sniff.sketch(data, sniff.Columns(tuple(text or ()), label, id))
     study = sniff.first_study(found, output, positive)
     if not storage.create(Path(output), study.encode("utf-8")):
-        raise taken
+        raise ConfigError(f"{output}: is there already and is left alone; choose another --output")
     print(f"{found.render()}\n{output} is written; next: medray train {output} --dry-run")
