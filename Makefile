@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)
 
 quickstart: $(READY)
-	$(BIN)/medray train jobs/studies/quickstart.yaml
+	$(BIN)/medray study jobs/studies/quickstart.yaml
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -97,8 +97,19 @@ def read(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def verify(folder: Path) -> Manifest:
-    """The manifest, after every file was compared with its hash."""
+def content_id(folder: Path) -> str:
+    """What names a whole checkpoint: the hash of its manifest, which holds the hash of every other file."""
+    try:
+        return storage.hash_file(folder / MANIFEST)
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: not a checkpoint, it has no {MANIFEST}") from None
+
+
+def verify(folder: Path, *, expected: str | None = None) -> Manifest:
+    """The manifest, after every file was compared with its hash, and the manifest with the content id that is expected."""
+    found_id = content_id(folder)
+    if expected not in (None, found_id):
+        raise ArtifactError(f"{folder}: {MANIFEST} was changed: its hash is {found_id[:12]}, expected {str(expected)[:12]}")
     manifest = read(folder)
     found = storage.hash_folder(folder, leave_out=[MANIFEST])
     wrong = [f"{name} is missing" for name in sorted(manifest.files.keys() - found.keys())]

@@ -206,6 +206,10 @@ class StudyConfig(Section):
                 f"study {self.name}, base model {base.source}: data.format and data.split cannot be overridden: "
                 "base models of one study are compared on the same rows (data.limit can)"
             )
+        if self.task.model_dump().get("metric") != trial.task.model_dump().get("metric"):
+            raise ConfigError(
+                f"study {self.name}, base model {base.source}: task.metric cannot be overridden: trials are ranked by one figure"
+            )
         return trial
 
 

@@ -5,7 +5,6 @@ writer. So nothing is overwritten, and two publishers cannot corrupt each other.
 """
 
 import getpass
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -36,10 +35,10 @@ class Release:
     def reference(self) -> str:
         return f"{self.record.name}@{self.record.version}"
 
-    def folder(self) -> Path:
+    def folder(self, *, anew: bool = False) -> Path:
         """The checkpoint on this machine, compared with the release's content id."""
-        folder = self.registry.store.get_folder(f"checkpoints/{self.record.content_id}")
-        found = _content_id(folder)
+        folder = self.registry.store.get_folder(f"checkpoints/{self.record.content_id}", anew=anew)
+        found = checkpoint.content_id(folder)
         if found != self.record.content_id:
             raise ArtifactError(
                 f"{self.reference}: manifest.json was changed: its hash is {found[:12]}, the release says {self.record.content_id[:12]}"
@@ -47,8 +46,8 @@ class Release:
         return folder
 
     def verify(self) -> None:
-        """Recompute the hash of every file; what differs is named."""
-        checkpoint.verify(self.folder())
+        """Recompute the hash of every file, where it is kept; what differs is named."""
+        checkpoint.verify(self.folder(anew=True))
 
     def load(self, **options: Any) -> Loaded:
         """Task and engine; hashes, base weights and probe are compared first."""
@@ -70,7 +69,7 @@ class Release:
 
 
 class Registry:
-    """The releases under a storage path."""
+    """The releases under a storage path: a folder, or s3://BUCKET/PREFIX."""
 
     def __init__(self, uri: str) -> None:
         self.store = open_store(uri)
@@ -80,7 +79,7 @@ class Registry:
         _check_name("release", name)
         folder = storage.fetch(str(place))
         checkpoint.verify(folder)
-        content_id = _content_id(folder)
+        content_id = checkpoint.content_id(folder)
         self.store.put_folder(f"checkpoints/{content_id}", folder)
         while True:
             version = max(self.versions(name), default=0) + 1
@@ -153,10 +152,3 @@ def _check_name(what: str, name: str) -> None:
         raise ConfigError(
             f"{what} {name!r} is not a name: lower-case letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
         )
-
-
-def _content_id(folder: Path) -> str:
-    try:
-        return hashlib.sha256((folder / checkpoint.MANIFEST).read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise ArtifactError(f"{folder}: not a checkpoint, it has no {checkpoint.MANIFEST}") from None

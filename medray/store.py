@@ -5,6 +5,7 @@ from typing import Protocol
 
 from medray import storage
 from medray.errors import ArtifactError, ConfigError
+from medray.store_s3 import S3Store
 
 
 class Store(Protocol):
@@ -21,17 +22,19 @@ class Store(Protocol):
         ...
 
     def put_folder(self, name: str, folder: Path) -> None:
-        """Copy a folder under a name that its content decides, so that who comes second finds the same."""
+        """Copy a checkpoint under a name that ends in its content id, so that who comes second finds the same."""
         ...
 
-    def get_folder(self, name: str) -> Path:
-        """The folder on this machine."""
+    def get_folder(self, name: str, *, anew: bool = False) -> Path:
+        """The folder on this machine; anew: read where it is kept, though a copy was made before."""
         ...
 
 
 def open_store(uri: str) -> Store:
+    if uri.startswith("s3://"):
+        return S3Store(uri)
     if "://" in uri and not uri.startswith("file://"):
-        raise ConfigError(f"{uri}: releases are kept in a folder; allowed: a path, or file://PATH")
+        raise ConfigError(f"{uri}: releases are kept in a folder or in S3; allowed: a path, file://PATH or s3://BUCKET/PREFIX")
     return LocalStore(uri.removeprefix("file://"))
 
 
@@ -62,5 +65,5 @@ class LocalStore:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(path.read_bytes())
 
-    def get_folder(self, name: str) -> Path:
+    def get_folder(self, name: str, *, anew: bool = False) -> Path:
         return self.root / name

@@ -6,7 +6,7 @@ import typer
 
 from medray import config as configs
 
-Storage = Annotated[str, typer.Option(help="the study's storage_path, which holds its releases")]
+Storage = Annotated[str, typer.Option(help="the study's storage_path, which holds its releases, or s3://BUCKET/PREFIX")]
 Reference = Annotated[str, typer.Argument(help="name@version, name@alias, or a name for its latest version")]
 Configs = Annotated[
     list[str], typer.Argument(help="YAML files, later ones over earlier ones, then key=value settings such as train.epochs=3")

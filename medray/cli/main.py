@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import typer
 
-from medray.cli import data, releases, studies
+from medray.cli import data, init, releases, studies
 from medray.errors import MedrayError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Fine-tune, select and serve biomedical text models."
 )
+app.add_typer(init.app)
 app.add_typer(studies.app)
 app.add_typer(releases.app)
 app.add_typer(data.app, name="data")

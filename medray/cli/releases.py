@@ -54,6 +54,7 @@ def verify(reference: Reference, storage_path: Storage = "runs") -> None:
     from medray.registry import Registry
 
     release = Registry(storage_path).resolve(reference)
+    release.verify()
     release.load()
     print(f"{release.reference}: every file is what its manifest says, and the model answers its probe")
 

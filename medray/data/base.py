@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from medray.schema import PluginOptions
+
+if TYPE_CHECKING:
+    from medray.data.formats.base import Layout
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -30,11 +33,19 @@ class Example:
 
 
 class Format(Protocol):
-    """A file of medray/data/formats: its `Options`, and these two functions."""
+    """A file of medray/data/formats: its `Options`, and these functions."""
 
     def read(self, options: Any) -> Iterator[Example]: ...
 
     def write(self, examples: Iterable[Example], options: Any) -> None: ...
+
+    def check(self, options: Any) -> list[str]:
+        """What is wrong, as far as the first row tells."""
+        ...
+
+    def sniff(self, path: Path) -> "Layout | None":
+        """What a file or folder of this layout holds; None where it is of another."""
+        ...
 
 
 def read(options: PluginOptions) -> Iterator[Example]:

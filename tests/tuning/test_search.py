@@ -129,6 +129,7 @@ def test_what_an_earlier_process_proposed_is_not_proposed_again(tmp_path: Path) 
         (["search.space={lora.rank: {choice: [1]}}"], "lora.rank: unknown key"),
         (["search.space={lora.r: {choice: [4, 0]}}"], "(search space lora.r: 0)"),
         (["search.space={data.split.seed: {choice: [0, 1]}}"], "data.format and data.split cannot be overridden"),
+        (["base_models.0.overrides={task.metric: accuracy}"], "task.metric cannot be overridden"),
         (["search.grace_epochs=2"], "only asha has rungs"),
         (["resources.launcher=inline", "resources.num_workers=2"], "several workers need launcher train"),
         (["base_models.0.num_trials=3"], "nothing to search"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,14 @@ from medray import storage
 from medray.data.base import Example
 from medray.errors import DataError, allowed
 from medray.schema import PluginOptions
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file or folder holds, before anybody said what its columns mean."""
+
+    options: dict[str, Any]  # data.format, as far as the layout decides it
+    columns: dict[str, list[Any]]  # the values of every row, None or empty where it has none
 
 
 class FormatOptions(PluginOptions):

@@ -4,13 +4,14 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from medray.data.base import Example
 from medray.data.formats.base import (
     FormatOptions,
+    Layout,
     check_id,
     check_label,
     first_problem,
@@ -81,6 +82,29 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 def check(options: Options) -> list[str]:
     return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows below its header")
+
+
+def sniff(path: Path) -> Layout | None:
+    if not path.is_file():
+        return None
+    first = next(lines(path), "").rstrip("\r\n")
+    counts = {delimiter: first.count(delimiter) for delimiter in (",", "\t", "|", ";")}
+    usual = _BY_ENDING.get(path.suffix.lower())
+    delimiter = usual if usual and counts[usual] else max(counts, key=lambda each: counts[each])
+    raw: dict[str, Any] = {"name": "delimited", "path": str(path), **({} if delimiter == usual else {"delimiter": delimiter})}
+    header = next(csv.reader([first], delimiter=delimiter), [])
+    named = [name.strip() for name in header if name.strip()]
+    if not usual and (len(named) < 2 or not counts[delimiter]):
+        return None
+    if not named:
+        raise DataError(f"{path}:1: names no columns; its first line must be their names, or data.format.columns must give them")
+    try:
+        rows = list(read(Options.model_validate({**raw, "text": [named[0]], "label": None})))
+    except DataError:
+        if usual:
+            raise
+        return None  # prose with commas, say
+    return Layout(raw, {name: [row.text if name == named[0] else row.metadata.get(name) for row in rows] for name in named})
 
 
 def _delimiter(options: Options) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field
 from medray.data.base import Example
 from medray.data.formats.base import (
     FormatOptions,
+    Layout,
     as_text,
     check_id,
     check_label,
@@ -60,6 +61,19 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 def check(options: Options) -> list[str]:
     return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
+
+
+def sniff(path: Path) -> Layout | None:
+    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
+        return None
+    try:
+        rows = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
+    except DataError:
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            raise
+        return None  # one JSON document over many lines, say
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Layout({"name": "jsonl", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:

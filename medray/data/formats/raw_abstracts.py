@@ -13,7 +13,7 @@ from pydantic import Field
 
 from medray import storage
 from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, check_label, first_problem, lines, refuse_existing
+from medray.data.formats.base import FormatOptions, Layout, check_label, first_problem, lines, refuse_existing
 from medray.errors import DataError, allowed
 
 _ID = re.compile(r"<ID:\s*([^>]*?)\s*>\s*")
@@ -58,6 +58,19 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 def check(options: Options) -> list[str]:
     return first_problem(read(options), f"{options.path}: its class folders hold no .txt file")
+
+
+def sniff(path: Path) -> Layout | None:
+    """Only the keys that every file has: the others may be lines of a text."""
+    if not path.is_dir() or not any(folder.is_dir() and next(folder.glob("*.txt"), None) for folder in path.iterdir()):
+        return None
+    values = [
+        {match.group(1): match.group(2) or "" for line in lines(file) if (match := _KEY.fullmatch(line.strip()))}
+        for folder in _class_folders(path)
+        for file in sorted(folder.glob("*.txt"))
+    ]
+    names = [name for name in values[0] if all(name in found for found in values)]
+    return Layout({"name": "raw_abstracts", "path": str(path)}, {name: [found[name] for found in values] for name in names})
 
 
 def _render(example: Example, text_key: str, where: str) -> str:

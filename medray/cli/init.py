@@ -1,0 +1,30 @@
+"""The command that starts: a look at data, and a first study of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medray import storage
+from medray.errors import ConfigError
+
+app = typer.Typer()
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="a file (csv, tsv, psv, jsonl), or a folder with a folder of .txt files per class")],
+    output: Annotated[str, typer.Option(help="the YAML to write; one that is there is left alone")] = "study.yaml",
+    text: Annotated[list[str] | None, typer.Option(help="column of the text; give it again to join several")] = None,
+    label: Annotated[str | None, typer.Option(help="column of the label, or of the labels")] = None,
+    id: Annotated[str | None, typer.Option(help="column of the row's id")] = None,
+    positive: Annotated[str | None, typer.Option(help="of two labels, the one that the figures are about")] = None,
+) -> None:
+    """Look at a data set and write a first study of it."""
+    from medray.data import sniff
+
+    found = sniff.sketch(data, sniff.Columns(tuple(text or ()), label, id))
+    study = sniff.first_study(found, output, positive)
+    if not storage.create(Path(output), study.encode("utf-8")):
+        raise ConfigError(f"{output}: is there already and is left alone; choose another --output")
+    print(f"{found.render()}\n{output} is written; next: medray study {output} --dry-run")

@@ -1,0 +1,164 @@
+"""A store in S3, or in what speaks its protocol. It asks one thing of the other side: that a conditional PUT is honoured.
+
+Endpoint, region and credentials are boto3's own: AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and the others.
+"""
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medray import checkpoint, storage
+from medray.errors import ArtifactError, ConfigError
+
+_NUM_THREADS = 8
+_NUM_TRIES = 5  # of a conditional PUT that met another one under way
+
+
+class S3Store:
+    def __init__(self, uri: str) -> None:
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise ConfigError(f"{uri}: names no bucket; the form is s3://BUCKET/PREFIX")
+        self.bucket, self.root = bucket, f"{prefix.strip('/')}/".lstrip("/")
+        self.uri = f"s3://{bucket}/{self.root}".rstrip("/")
+        self._client = self._connect()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return S3Store, (self.uri,)  # a client cannot cross processes
+
+    def read(self, name: str) -> bytes:
+        with self._explained():
+            try:
+                content: bytes = self._client.get_object(Bucket=self.bucket, Key=self.root + name)["Body"].read()
+            except self._client.exceptions.NoSuchKey:
+                raise ArtifactError(f"{self.uri}/{name}: there is no such object") from None
+        return content
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write the object only where there is none; of several writers exactly one gets True."""
+        place = {"Bucket": self.bucket, "Key": self.root + name}
+        writer = uuid.uuid4().hex
+        with self._explained():
+            for number in range(_NUM_TRIES):
+                try:
+                    self._client.put_object(**place, Body=content, IfNoneMatch="*", Metadata={"writer": writer})
+                except self._client.exceptions.ClientError as err:
+                    status = err.response["ResponseMetadata"]["HTTPStatusCode"]
+                    if status == 412:
+                        # boto3 repeats a PUT whose answer was lost; then the object that is there already is this one.
+                        found: bool = self._client.head_object(**place)["Metadata"].get("writer") == writer
+                        return found
+                    if status != 409:
+                        raise
+                    time.sleep(0.05 * 2**number)
+                else:
+                    return True
+        return False
+
+    def names(self, prefix: str) -> list[str]:
+        below = f"{self.root}{prefix}/"
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below, Delimiter="/")
+        with self._explained():
+            found = {key[len(below) :].rstrip("/") for page in pages for key in _keys(page)}
+        return sorted(found - {""})  # a console's "folder" is an empty object under the prefix itself
+
+    def put_folder(self, name: str, folder: Path) -> None:
+        """The manifest goes last: a folder without one is not there yet, and is put again."""
+        if checkpoint.MANIFEST in self.names(name):
+            return
+        paths = [path for path in storage.files(folder) if path != folder / checkpoint.MANIFEST]
+        with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
+            list(pool.map(lambda path: self._upload(path, f"{name}/{path.relative_to(folder).as_posix()}"), paths))
+        self.create(f"{name}/{checkpoint.MANIFEST}", (folder / checkpoint.MANIFEST).read_bytes())
+
+    def get_folder(self, name: str, *, anew: bool = False) -> Path:
+        """A copy in the cache, which holds nothing that is not whole and what its content id says."""
+        target = storage.default_cache() / name
+        if anew or not target.is_dir():
+            with storage.new_folder(target) as filling:
+                self._download(name, filling)
+                try:
+                    checkpoint.verify(filling, expected=Path(name).name)
+                except ArtifactError as err:
+                    raise ArtifactError(str(err).replace(str(filling), f"{self.uri}/{name}")) from None
+        return target
+
+    def _download(self, name: str, folder: Path) -> None:
+        below = f"{self.root}{name}/"
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below)
+        with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
+            keys = [key for page in pages for key in _keys(page) if not key.endswith("/")]
+            if not keys:
+                raise ArtifactError(f"{self.uri}/{name}: there is no such folder")
+            for key in keys:
+                if not (folder / key[len(below) :]).resolve().is_relative_to(folder.resolve()):
+                    raise ArtifactError(f"{self.uri}: the object {key!r} would be written outside its folder")
+            list(pool.map(lambda key: self._fetch(key, folder / key[len(below) :]), keys))
+
+    def _upload(self, path: Path, name: str) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        with path.open("rb") as file:  # upload_file would hide the error that says why
+            self._client.upload_fileobj(file, self.bucket, self.root + name, Config=TransferConfig(use_threads=False))
+
+    def _fetch(self, key: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            shutil.copyfileobj(self._client.get_object(Bucket=self.bucket, Key=key)["Body"], file)
+
+    def _connect(self) -> Any:
+        try:
+            import boto3.session
+        except ImportError:
+            raise ConfigError(f"{self.uri}: S3 needs boto3, which is not installed: pip install 'medray[s3]'") from None
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            # A session of its own: the module's must not be made by two threads at once.
+            return boto3.session.Session().client("s3")
+        except (BotoCoreError, ValueError) as err:  # ValueError: an endpoint that is no URL
+            raise ConfigError(f"{self.uri}: {_one_line(err)}") from None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What boto3 raises, as one sentence that says what to do."""
+        from botocore import exceptions
+
+        try:
+            yield
+        except exceptions.ClientError as err:
+            raise ArtifactError(f"{self.uri}: {self._refusal(err)}") from None
+        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
+            raise ConfigError(
+                f"{self.uri}: no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"
+            ) from None
+        except exceptions.BotoCoreError as err:
+            raise ArtifactError(f"{self.uri}: {_one_line(err)}") from None
+
+    def _refusal(self, err: Any) -> str:
+        error, status = err.response["Error"], err.response["ResponseMetadata"]["HTTPStatusCode"]
+        if error["Code"] == "NoSuchBucket":
+            return f"there is no bucket {self.bucket!r} at {self._client.meta.endpoint_url}"
+        if status in (401, 403):
+            return (
+                f"{err.operation_name} is refused ({error['Code']}); "
+                "the credentials must be valid and allow s3:ListBucket, s3:GetObject and s3:PutObject"
+            )
+        if status == 501:
+            return f"{err.operation_name}: this endpoint cannot do what is needed, a PUT with If-None-Match included"
+        return f"{err.operation_name} failed with {status} {error['Code']}: {error.get('Message', '')}".rstrip(": ")
+
+
+def _keys(page: Any) -> Iterator[str]:
+    """Objects and, where a delimiter was asked for, what stands for the objects below."""
+    yield from (entry["Key"] for entry in page.get("Contents", ()))
+    yield from (entry["Prefix"] for entry in page.get("CommonPrefixes", ()))
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())
