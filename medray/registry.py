@@ -90,7 +90,7 @@ class Registry:
 
     def find(self, name: str, folder: Path) -> Release | None:
         """The version of a name that holds this checkpoint already, if any."""
-        wanted = _content_id(folder)
+        wanted = checkpoint.content_id(folder)
         found = (self.resolve(f"{name}@{version}") for version in self.versions(name))
         return next((release for release in found if release.record.content_id == wanted), None)
 
