@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medray.prediction import Model
+    from medray.selection.leaderboard import Leaderboard
 
 __version__ = "0.1.0"
 
@@ -13,3 +14,12 @@ def load(reference: str, *, storage_path: str = "runs", device: str = "cpu") -> 
     from medray import prediction
 
     return prediction.load(reference, storage_path=storage_path, device=device)
+
+
+def leaderboard(folder: str) -> "Leaderboard":
+    """The ranking of a study that has ended: the study's folder means its latest run."""
+    from pathlib import Path
+
+    from medray.tuning import runs
+
+    return runs.latest(Path(folder)).leaderboard()

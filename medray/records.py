@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from medray.schema import Section
 
+HISTORY = "history.json"  # in a trial's folder: every evaluation so far
+
 
 class TestRecord(Section):
     """Figures on test rows, and how often these rows' labels were opened until then."""

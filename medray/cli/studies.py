@@ -57,10 +57,9 @@ def leaderboard(
     """Print the leaderboard of a study that has ended."""
     from medray.errors import ConfigError, allowed
     from medray.tuning.runs import latest
-    from medray.tuning.winners import read
 
     run = latest(Path(folder))
-    read(run)
+    run.leaderboard()  # or says why there is none
     names = {"md": "leaderboard.md", "csv": "leaderboard.csv", "json": "leaderboard.json"}
     if form not in names:
         raise ConfigError(f"--format {form!r} is not known; {allowed(form, names)}")

@@ -21,6 +21,7 @@ from medray.engines.transformers import Engine
 from medray.errors import TrialError
 from medray.loading import make_probe
 from medray.models.build import Built, build, save
+from medray.records import HISTORY
 from medray.selection.metrics import Metrics, higher_is_better
 from medray.tasks.base import Prediction, Task
 from medray.training import group, precision
@@ -31,7 +32,6 @@ from medray.training.slot import Slot, Stopper, open_slot
 from medray.training.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
-HISTORY = "history.json"  # every evaluation so far, in a trial's folder
 _PROBE_TOKENS = 2048  # enough for the ratio of two types to hold, little enough to cost about a second
 
 

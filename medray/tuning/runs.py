@@ -11,9 +11,10 @@ from typing import Any
 from medray import config as configs
 from medray import storage
 from medray.config import StudyConfig
-from medray.errors import ArtifactError, ConfigError
-from medray.records import TrialRecord
-from medray.training.trial import HISTORY
+from medray.errors import ArtifactError, ConfigError, TrialError
+from medray.records import HISTORY, TrialRecord
+from medray.selection import tables
+from medray.selection.leaderboard import Leaderboard
 
 SETTINGS = "study.yaml"
 LEADERBOARD = "leaderboard.json"
@@ -61,6 +62,12 @@ class Run:
         path = self.trial_dir(trial) / HISTORY
         rows: list[dict[str, Any]] = json.loads(path.read_bytes()) if path.exists() else []
         return rows
+
+    def leaderboard(self) -> Leaderboard:
+        path = self.folder / LEADERBOARD
+        if not path.exists():
+            raise TrialError(f"{self.folder}: has no {LEADERBOARD}: its study has not ended; `medray study --resume` goes on")
+        return tables.from_json(path.read_text(encoding="utf-8"), str(path))
 
     def checkpoint(self, trial: str, step: int) -> Path:
         return self.trial_dir(trial) / "checkpoints" / f"step-{step:06d}"

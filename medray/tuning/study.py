@@ -42,7 +42,7 @@ def run(study: StudyConfig, cluster: Cluster, here: Run, *, watcher: Watcher, on
     if not (here.folder / LEADERBOARD).exists():
         board = _search(study, cluster, here, watcher, on_audit)
         _write(board, here)
-    board = winners.read(here)
+    board = here.leaderboard()
     _every_base_model_counts(study, board)
     return Outcome(here, board, winners.of_study(study, here, board) if study.publish else None)
 

@@ -4,19 +4,10 @@ from pathlib import Path
 
 from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
-from medray.errors import TrialError
 from medray.records import TestRecord
 from medray.registry import Registry, Release
-from medray.selection import tables
 from medray.selection.leaderboard import Entry, Leaderboard
 from medray.tuning.runs import LEADERBOARD, Run, latest
-
-
-def read(run: Run) -> Leaderboard:
-    path = run.folder / LEADERBOARD
-    if not path.exists():
-        raise TrialError(f"{run.folder}: has no {LEADERBOARD}: its study has not ended; `medray study --resume` goes on")
-    return tables.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
@@ -37,7 +28,7 @@ def publish(registry: Registry, place: str, name: str, *, notes: str = "") -> Re
     if "://" in place or (folder / MANIFEST).is_file():
         board, entry = _judged(folder)
         return _publish(registry, board, entry, name, notes) if board and entry else registry.publish(place, name, notes=notes)
-    board = read(latest(folder))
+    board = latest(folder).leaderboard()
     return _publish(registry, board, board.best, name, notes)
 
 
@@ -47,7 +38,7 @@ def _judged(checkpoint: Path) -> tuple[Leaderboard | None, Entry | None]:
     above = folder.parents
     if len(above) < 4 or not (above[3] / LEADERBOARD).is_file():
         return None, None
-    board = read(Run(above[3]))
+    board = Run(above[3]).leaderboard()
     found = (entry for entry in board.entries if entry.checkpoint and Path(entry.checkpoint) == folder and entry.test)
     return board, next(found, None)
 
