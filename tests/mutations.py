@@ -80,6 +80,48 @@ MUTATIONS = (
         "best = self._checkpoint_folder(self.slot.step)",
         "tests/training",
     ),
+    Mutation(
+        "trials are ranked by their last epoch",
+        "medray/selection/leaderboard.py",
+        '    return max(counted, key=lambda row: sign * row["metrics"][metric], default=None)',
+        "    return counted[-1] if counted else None",
+        "tests/selection/test_leaderboard.py",
+    ),
+    Mutation(
+        "test rows are used in the search",
+        "medray/training/material.py",
+        "[asdict(example) for example in dataset.validation]",
+        "[asdict(example) for example in [*dataset.validation, *dataset._test]]",
+        "tests/tuning/test_study.py -k opens",
+    ),
+    Mutation(
+        "the winner is chosen by test rows",
+        "medray/selection/leaderboard.py",
+        "    winner = min([order[0], *tied], key=lambda found: found.entry.num_parameters or 0)",
+        "    winner = max(candidates, key=lambda found: found.entry.test[metric])",
+        "tests/selection/test_leaderboard.py",
+    ),
+    Mutation(
+        "a released file that was changed is not noticed",
+        "medray/checkpoint.py",
+        "if found[name] != manifest.files[name]]",
+        "if False]",
+        "tests/test_registry.py tests/test_checkpoint.py",
+    ),
+    Mutation(
+        "an alias is ignored",
+        "medray/registry.py",
+        "            version = aliases[which]",
+        "            version = versions[-1]",
+        "tests/test_registry.py",
+    ),
+    Mutation(
+        "base models share their rungs",
+        "medray/tuning/search.py",
+        "        rungs = self._children[self._base_of[trial]].rungs",
+        "        rungs = self._children[0].rungs",
+        "tests/tuning/test_search.py",
+    ),
 )
 
 

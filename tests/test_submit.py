@@ -1,0 +1,107 @@
+"""`ray job submit` against a running head, as a user of a cluster does it: exit status, logs, where the results are."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tiny
+
+from medray import config
+from medray.runtime import free_port
+from medray.tuning.runs import latest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Head:
+    address: str
+    environment: dict[str, str]
+
+    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", self.address, "--working-dir", str(ROOT)]
+        return subprocess.run([*command, "--", "python", *arguments], env=self.environment, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    folder = tmp_path_factory.mktemp("ray")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HOME": str(folder),
+    }
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text("0" * 64)
+    ports = [free_port() for _ in range(3)]
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus",
+        "4",
+        "--temp-dir",
+        f"/tmp/r{os.getpid()}",
+    ]
+    command += ["--port", str(ports[0]), "--dashboard-port", str(ports[1]), "--ray-client-server-port", str(ports[2])]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    address = f"http://127.0.0.1:{ports[1]}"
+    try:
+        _wait(address)
+        yield Head(address, environment)
+    finally:
+        os.killpg(running.pid, signal.SIGTERM)
+        running.wait(timeout=60)
+
+
+def _wait(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/api/gcs_healthz", timeout=2)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail("the head did not come up")
+
+
+def test_a_submitted_study_is_ranked_published_and_evaluated_and_its_results_outlive_the_job(head: Head, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    space = "search.space={train.learning_rate: {choice: [0.01, 0.02]}}"
+    study.write_text(config.dump(tiny.study(tmp_path, space, "search.num_trials=2", "storage_path=runs")))
+    done = head.submit("jobs/study.py", str(study), "publish.name=cancer")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "published: cancer@1" in done.stdout
+    stored = Path(head.environment["HOME"]) / "medray" / "runs"  # not below the job's working folder, which is deleted
+    board = latest(stored / "tiny").leaderboard()
+    assert sum(entry.kind == "trial" for entry in board.entries) == 2
+    judged = head.submit("jobs/evaluate.py", "cancer@best", str(study))
+    assert f"f1_macro {board.best.test['f1_macro']:.4f}" in judged.stdout, judged.stdout + judged.stderr
+    again = head.submit("jobs/publish.py", str(stored / "tiny"), "again", "--alias", "best")
+    assert "again@1 is again@best" in again.stdout, again.stdout + again.stderr
+
+
+def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(config.dump(tiny.study(tmp_path)))
+    wrong = head.submit("jobs/study.py", str(study), "train.epochs=0")
+    assert wrong.returncode == 1
+    assert "train.epochs: input should be greater than" in wrong.stdout
+    never = head.submit("jobs/study.py", str(study), "resources.num_workers=9")
+    assert never.returncode == 1
+    assert "which this cluster can never hold: a node with 4 CPU(s)" in never.stdout
+    diverged = head.submit("jobs/study.py", str(study), "train.learning_rate=1.0e+30")
+    assert diverged.returncode == 1
+    assert "nothing to rank: tiny-bert-000: the loss is" in diverged.stdout
