@@ -22,5 +22,5 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One Ray for the whole run; it counts more CPUs than there may be."""
-    with start_cluster("single", num_cpus=4) as started:
+    with start_cluster("single", num_cpus=8) as started:
         yield started

@@ -113,13 +113,14 @@ def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(tmp
 
 
 def test_an_early_stop_frees_the_cpu_and_the_stopped_trial_keeps_its_best_epoch(tmp_path: Path, cluster: Cluster) -> None:
-    study = tiny.study(tmp_path, RATE, "search.num_trials=4", "search.scheduler=asha", "train.epochs=3", "resources.cpus_per_worker=4")
-    outcome = run(study, cluster)
-    statuses = {record.trial: record.status for record in outcome.run.records()}
-    assert statuses["tiny-bert-000"] == "finished"
-    assert "stopped" in statuses.values(), statuses
-    stopped = [entry for entry in outcome.board.entries if entry.status == "stopped"]
-    assert all(entry.epoch == 1 and entry.num_epochs == 1 for entry in stopped)
+    space = "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
+    settings = ["task.metric=log_loss", "search.scheduler=asha", "train.epochs=3", f"resources.cpus_per_worker={int(cluster.cpus)}"]
+    outcome = run(tiny.study(tmp_path, space, *settings), cluster)
+    assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
+    (stopped,) = (entry for entry in outcome.board.entries if entry.status == "stopped")
+    assert (stopped.epoch, stopped.num_epochs) == (1, 1)
+    assert stopped.checkpoint is not None
+    assert (Path(stopped.checkpoint) / "manifest.json").exists()
 
 
 def test_a_trial_that_cannot_go_on_is_told_and_the_others_are_ranked(tmp_path: Path, cluster: Cluster) -> None:
@@ -219,8 +220,8 @@ def test_two_workers_under_ray_train_compute_what_one_does_and_free_what_they_he
 
 
 def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(tmp_path: Path, cluster: Cluster) -> None:
-    study = tiny.study(tmp_path, "resources={num_workers: 3, cpus_per_worker: 2}", "data.format.path=missing.jsonl")
-    with pytest.raises(ConfigError, match=r"3 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"):
+    study = tiny.study(tmp_path, "resources={num_workers: 9, cpus_per_worker: 2}", "data.format.path=missing.jsonl")
+    with pytest.raises(ConfigError, match=r"9 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"):
         run(study, cluster)
 
 
