@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 
 def start_cluster(*, num_cpus: int | None = None) -> bool:
@@ -19,7 +20,9 @@ def start_cluster(*, num_cpus: int | None = None) -> bool:
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         ray.init(ignore_reinit_error=True, logging_level="warning")
         return False
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # every listener on 127.0.0.1
+    # Every listener on 127.0.0.1. The variable reaches Ray's processes; this one read it when it imported ray.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     # ray.init turns its tokens on by itself; RAY_AUTH_MODE set after `import ray` reaches its servers and not this process.
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

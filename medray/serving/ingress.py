@@ -1,7 +1,6 @@
 """The one ingress: routes to the head releases, retries a dead replica, records what happened. It imports no torch."""
 
 import asyncio
-import ipaddress
 import json
 import logging
 from pathlib import Path
@@ -13,9 +12,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
-from medray.errors import ServingError
 from medray.serving import keys
+from medray.serving.addresses import check_address
 from medray.serving.api import Event, make_api
+from medray.serving.process import prepare
 from medray.serving.schemas import (
     RETRY_AFTER_S,
     AppOptions,
@@ -36,7 +36,7 @@ _RETRIED = 2  # attempts: the first, and one more where its replica died
 @serve.ingress()
 class Ingress:
     def __init__(self, options: AppOptions, heads: dict[str, DeploymentHandle]) -> None:
-        log_with_serve()
+        prepare()
         self.options, self.heads = options, heads
         self.references = options.releases
         self.digests = keys.read(Path(options.tokens_file)) if options.tokens_file else None
@@ -101,33 +101,8 @@ class Ingress:
         audit.info("%s", json.dumps(line, ensure_ascii=False))
 
 
-def check_address(host: str, *, guarded: bool) -> None:
-    if guarded or is_loopback(host):
-        return
-    raise ServingError(
-        f"{host}: an address that others reach needs tokens_file (a SHA-256 a line), or open_to_all: true to let everybody ask; "
-        "127.0.0.1 needs neither"
-    )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _host() -> str:
     """Where Serve's proxy listens: it is the cluster's setting, and the application is told by nobody else."""
     from ray.serve.context import _get_global_client
 
     return str(_get_global_client().http_config.host)
-
-
-def log_with_serve() -> None:
-    """medray's own lines go where Serve's go: to the replica's log file and the driver."""
-    ours = logging.getLogger("medray")
-    ours.setLevel(logging.INFO)
-    for handler in logging.getLogger("ray.serve").handlers:
-        if handler not in ours.handlers:
-            ours.addHandler(handler)

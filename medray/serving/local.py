@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import ray
 from ray import serve
 
+from medray.serving.addresses import check_address
 from medray.serving.app import build
 from medray.serving.cluster import start_cluster
-from medray.serving.ingress import check_address
 from medray.serving.schemas import AppOptions
 
 NAME = "medray"

@@ -14,13 +14,13 @@ from medray.registry import Registry, Release
 from medray.serving.batching import LateError, OverloadedError, TooManyTokensError
 from medray.serving.follow import Follower
 from medray.serving.head import Head, open_head
-from medray.serving.ingress import log_with_serve
+from medray.serving.process import prepare
 from medray.serving.schemas import RETRY_AFTER_S, AppOptions, ClassifyRequest, ClassifyResponse, Refused, ReplicaReport
 
 
 class HeadReplica:
     def __init__(self, reference: str, options: AppOptions) -> None:
-        log_with_serve()
+        prepare()
         given = ray.get_runtime_context().get_assigned_resources()
         threads = max(1, int(given.get("CPU", 1)))
         torch.set_num_threads(threads)

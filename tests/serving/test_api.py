@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 
 from medray.errors import ConfigError, ServingError
 from medray.serving import keys
+from medray.serving.addresses import check_address
 from medray.serving.api import Event, make_api
-from medray.serving.ingress import check_address
 from medray.serving.schemas import Answer, ClassifyRequest, ClassifyResponse, Health, Limits, Refused, ReleaseHealth, ReplicaReport
 
 SECRET = "patient Jane Roe has a tumour"

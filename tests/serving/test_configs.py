@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from medray.serving.ingress import is_loopback
+from medray.serving.addresses import is_loopback
 from medray.serving.schemas import AppOptions
 
 FOLDER = Path(__file__).parents[2] / "serve_configs"
