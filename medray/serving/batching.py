@@ -1,7 +1,7 @@
 """Rows of many requests in batches of similar length, one batch at a time, in one thread. Knows no task and no Ray.
 
-A batch starts from the row that waited longest and takes those nearest to it in length: nobody starves, little is padding,
-nobody waits for a timer, and each request is answered as soon as its own rows are done.
+A batch starts from the row that waited longest and takes those nearest to it in length, as long as that costs less padding than
+a batch of their own would cost: nobody starves, nobody waits for a timer, and each request is answered when its own rows are done.
 """
 
 import threading
@@ -49,8 +49,9 @@ class _Row:
 
 
 class Batcher:
-    def __init__(self, engine: Engine, thread: Executor, *, token_budget: int, waiting_tokens: int) -> None:
+    def __init__(self, engine: Engine, thread: Executor, *, token_budget: int, waiting_tokens: int, overhead_tokens: int) -> None:
         self.engine, self.token_budget, self.waiting_tokens = engine, token_budget, waiting_tokens
+        self.overhead_tokens = overhead_tokens  # a batch costs as much as this many tokens before its first one
         self._thread = thread  # of one worker, shared by all models of a process: two would fight over the same cores
         self._lock = threading.Lock()
         self._waiting: list[_Row] = []
@@ -95,12 +96,14 @@ class Batcher:
         first = len(self._waiting[0].tokens)
         nearest = sorted(range(len(self._waiting)), key=lambda at: abs(len(self._waiting[at].tokens) - first))
         chosen: list[int] = []
-        longest = 0
+        longest = size = 0
         for at in nearest:
-            longest = max(longest, len(self._waiting[at].tokens))
-            if chosen and (len(chosen) + 1) * longest > self.token_budget:
-                break
+            length = len(self._waiting[at].tokens)
+            larger = (len(chosen) + 1) * max(longest, length)
+            if chosen and (larger > self.token_budget or larger > size + length + self.overhead_tokens):
+                continue
             chosen.append(at)
+            longest, size = max(longest, length), larger
         batch = [self._waiting[at] for at in chosen]
         left = set(chosen)
         self._waiting = [row for at, row in enumerate(self._waiting) if at not in left]

@@ -33,8 +33,10 @@ def later() -> float:
     return time.monotonic() + 10
 
 
-def batcher(engine: Echo, thread: ThreadPoolExecutor, *, token_budget: int = 64, waiting_tokens: int = 100_000) -> Batcher:
-    return Batcher(engine, thread, token_budget=token_budget, waiting_tokens=waiting_tokens)  # type: ignore[arg-type]
+def batcher(
+    engine: Echo, thread: ThreadPoolExecutor, *, token_budget: int = 64, waiting_tokens: int = 100_000, overhead: int = 1000
+) -> Batcher:
+    return Batcher(engine, thread, token_budget=token_budget, waiting_tokens=waiting_tokens, overhead_tokens=overhead)  # type: ignore[arg-type]
 
 
 def held(engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]], **settings: int) -> list[np.ndarray]:
@@ -68,6 +70,15 @@ def test_batches_keep_to_the_budget_and_hold_rows_of_similar_length() -> None:
         held(engine, thread, [[[1] * 30], [[2] * 4], [[3] * 32], [[4] * 5], [[5] * 200], [[6] * 3]], token_budget=64)
     assert [sorted(batch) for batch in engine.batches] == [[30, 32], [3, 4, 5], [200]]
     assert all(len(batch) == 1 or len(batch) * max(batch) <= 64 for batch in engine.batches)
+
+
+def test_a_row_goes_alone_where_padding_would_cost_more_than_a_batch_of_its_own() -> None:
+    asked = [[[1] * 30], [[2] * 20], [[3] * 28], [[4] * 19]]
+    for overhead, batches in ((1, [[30], [20, 19], [28]]), (5, [[30, 28], [20, 19]]), (40, [[30, 28, 20, 19]])):
+        engine = Echo()
+        with ThreadPoolExecutor(1) as thread:
+            held(engine, thread, asked, token_budget=1000, overhead=overhead)
+        assert sorted(map(sorted, engine.batches)) == sorted(map(sorted, batches))
 
 
 def test_the_row_that_waited_longest_goes_first_however_badly_it_fits() -> None:
