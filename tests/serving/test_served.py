@@ -2,123 +2,27 @@
 
 import contextlib
 import os
-import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import load
 import pytest
-import tiny
 import yaml
+from session import TOKEN, Served, free_port, processes
 
 import medray
 from medray import cli
 from medray.client import Client, RefusedError
 from medray.errors import ServingError
-from medray.registry import Registry
-from medray.serving import keys
 
 pytestmark = pytest.mark.ray
-CONFIG = Path(__file__).parents[2] / "serve_configs" / "quickstart.yaml"
-TOKEN, MARKER = "the-token-of-these-tests", "xylophonist"
+MARKER = "xylophonist"
 TEXTS = ["tumour in the lung", "fever after infection and no therapy", "carcinoma metastasis", "blood pressure " * 40, "heart failure"]
-
-
-@dataclass(frozen=True)
-class Served:
-    port: int
-    storage: Path
-    logs: Path
-
-    @property
-    def registry(self) -> Registry:
-        return Registry(str(self.storage))
-
-    @property
-    def client(self) -> Client:
-        return Client(f"http://127.0.0.1:{self.port}", TOKEN)
-
-    def run(self, *arguments: str) -> int:
-        asked = ["--url", self.client.url, "--token-file", str(self.storage / "token"), "--storage-path", str(self.storage)]
-        return cli.main([*arguments, *asked])
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def publish(folder: Path, *settings: str, family: str = "bert") -> Path:
-    folder.mkdir()
-    return tiny.trial(tiny.study(folder, "train.epochs=1", *settings, family=family), folder).run().checkpoint
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """cancer 1 and 2 on one base, 3 on another; 4 has a broken file and 5 is whole. `best` is 1, on two replicas."""
-    import ray
-    from ray import serve
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
-
-    from medray.serving.cluster import start_cluster
-
-    place = tmp_path_factory.mktemp("served")
-    storage = place / "runs"
-    registry = Registry(str(storage))
-    registry.publish(publish(place / "a"), "cancer")
-    registry.publish(publish(place / "b", "seed=1"), "cancer")
-    registry.publish(publish(place / "c", family="roberta"), "cancer")
-    broken = registry.publish(publish(place / "d", "seed=2"), "cancer").folder() / "adapter_model.safetensors"
-    broken.write_bytes(broken.read_bytes()[:-1] + b"\x01")
-    registry.publish(publish(place / "e", "seed=3"), "cancer")
-    registry.point("cancer", "best", 1)
-    (storage / "token").write_text(TOKEN + "\n")
-    (storage / "tokens").write_text(keys.digest(TOKEN) + "\n")
-    port = free_port()
-    config = yaml.safe_load(CONFIG.read_text())
-    config["http_options"]["port"] = port
-    (application,) = config["applications"]
-    application["args"] = {
-        "releases": ["cancer@best", "cancer@1"],
-        "storage_path": str(storage),
-        "tokens_file": str(storage / "tokens"),
-        "precision": "fp32",
-        "token_budget": 256,
-        "follow_s": 0.3,
-        "limits": {"body_bytes": 100_000, "inputs": 32, "tokens": 1500, "ongoing_requests": 4, "queued_requests": 8},
-    }
-    application["deployments"] = [{"name": "cancer@best", "num_replicas": 2}]
-    assert start_cluster(num_cpus=8)
-    try:
-        serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
-        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
-        logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-        _wait_until_running()
-        yield Served(port, storage, logs)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-
-
-def _wait_until_running() -> None:
-    from ray import serve
-
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        found = serve.status().applications["medray"]
-        if found.status == "RUNNING":
-            return
-        assert found.status != "DEPLOY_FAILED", found.message
-        time.sleep(0.2)
-    raise AssertionError("the application did not start")
 
 
 @pytest.fixture
@@ -284,7 +188,7 @@ def test_prometheus_metrics_name_the_release(served: Served) -> None:
 
 def test_every_listener_is_on_loopback(served: Served) -> None:
     """What this process and all that it started listen on, by the kernel's own tables."""
-    owners = dict(_sockets_below(os.getpid()))
+    owners = dict(_sockets())
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -297,20 +201,13 @@ def test_every_listener_is_on_loopback(served: Served) -> None:
     assert {one for one in found if not one[1].endswith("0100007F")} == set()
 
 
-def _sockets_below(root: int) -> Iterator[tuple[str, str]]:
-    parents = {}
-    for process in Path("/proc").glob("[0-9]*"):
+def _sockets() -> Iterator[tuple[str, str]]:
+    for number, name in processes().items():
         with contextlib.suppress(OSError):
-            parents[int(process.name)] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    below = {root}
-    while more := {child for child, parent in parents.items() if parent in below} - below:
-        below |= more
-    for process_id in below:
-        with contextlib.suppress(OSError):
-            for descriptor in Path(f"/proc/{process_id}/fd").iterdir():
+            for descriptor in Path(f"/proc/{number}/fd").iterdir():
                 target = os.readlink(descriptor)
                 if target.startswith("socket:["):
-                    yield target.removeprefix("socket:[").removesuffix("]"), Path(f"/proc/{process_id}/comm").read_text().strip()
+                    yield target.removeprefix("socket:[").removesuffix("]"), name
 
 
 def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(best: Served) -> None:
