@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from medray.errors import ArtifactError, MedrayError
+from medray.errors import ArtifactError
 from medray.records import Move
 from medray.registry import Registry, Release
 
@@ -48,7 +48,7 @@ class Follower(Generic[Model]):
         """Look once, and switch where the alias says so. On failure the old model stays and `error` says why."""
         try:
             wanted = self.registry.resolve(self.reference)
-        except MedrayError as err:
+        except Exception as err:  # a store may fail in ways of its own, and a thread that ends here would never look again
             self._failed(None, err)
             return
         if wanted.record == self.release.record:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from medray.serving.addresses import is_loopback
-from medray.serving.schemas import AppOptions
+from medray.serving.schemas import AppOptions, Limits
 
 FOLDER = Path(__file__).parents[2] / "serve_configs"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
@@ -63,3 +63,11 @@ def test_a_config_cannot_starve_a_batch_outlast_the_proxy_or_open_a_door(path: P
 def test_wrong_options_are_refused(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         AppOptions.model_validate(args)
+
+
+def test_the_serving_page_names_every_option_and_limit() -> None:
+    page = (FOLDER.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    for option in AppOptions.model_fields:
+        assert f"`{option}`" in page, option
+    for limit in Limits.model_fields:
+        assert f"`limits.{limit}`" in page, limit

@@ -108,6 +108,19 @@ def test_a_registry_that_cannot_be_read_leaves_the_model_in_place(registry: Regi
     assert following.error is None
 
 
+def test_a_half_written_move_is_an_error_that_passes_and_not_the_end_of_looking(registry: Registry, tmp_path: Path) -> None:
+    following = follow(registry, Loader())
+    move = tmp_path / "releases" / "cancer" / "aliases" / "best" / "2.json"
+    move.write_text('{"version": 2,')
+    following.step()
+    assert following.model == "model 1"
+    assert "JSON" in str(following.error)
+    move.unlink()
+    registry.point("cancer", "best", 2)
+    following.step()
+    assert (following.model, following.error) == ("model 2", None)
+
+
 def test_a_new_replica_beside_a_broken_release_takes_the_one_before_and_never_a_withdrawn_one(registry: Registry) -> None:
     loader = Loader()
     for version in (2, 3, 2, 4):
