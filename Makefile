@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)
 
 quickstart: $(READY)
-	$(BIN)/medray study jobs/studies/quickstart.yaml
+	$(BIN)/python jobs/quickstart.py
 
 check: $(READY)
 	$(BIN)/ruff check .

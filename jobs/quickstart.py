@@ -22,7 +22,8 @@ def run() -> int:
             return status
         from medray.serving import local
 
-        return local.show("cancer@best", storage_path="runs", texts=TEXTS, keep=os.environ.get("KEEP") == "1")
+        local.show("cancer@best", storage_path="runs", texts=TEXTS, keep=os.environ.get("KEEP") == "1")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The only place that starts or joins Ray, and that sets its environment."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -12,8 +13,14 @@ from typing import Literal
 from medray.errors import ConfigError
 
 log = logging.getLogger(__name__)
-# For every process of a job: Train polls its workers for reports this often (2 s would be most of a short epoch).
-_SHARED = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+# For every process of a job.
+_SHARED = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # Train polls its workers for reports this often: 2 s would be most of a short epoch
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is noticed after 30 s otherwise
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")
 
 
@@ -27,7 +34,7 @@ class Node:
 class Cluster:
     nodes: tuple[Node, ...]
     dashboard: str | None  # its address
-    is_own: bool  # started here, and ended with the study
+    is_joined: bool  # others may use it too
 
     @property
     def cpus(self) -> float:
@@ -49,7 +56,7 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
     if mode == "auto":
         mode = "join" if os.environ.get("RAY_ADDRESS") else "single"
     if ray.is_initialized():
-        yield _describe(is_own=False)
+        yield _describe(is_joined=bool(os.environ.get("RAY_ADDRESS")))
         return
     os.environ.update(_SHARED)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # medray shows the progress itself
@@ -59,7 +66,7 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
     else:
         _join()
     try:
-        yield _describe(is_own=mode == "single")
+        yield _describe(is_joined=mode == "join")
     finally:
         ray.shutdown()
 
@@ -78,13 +85,13 @@ def _join() -> None:
         raise ConfigError(f"RAY_ADDRESS {address}: no Ray answers there: {str(err).splitlines()[0]}") from None
 
 
-def _describe(*, is_own: bool) -> Cluster:
+def _describe(*, is_joined: bool) -> Cluster:
     import ray
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = tuple(Node(held.get("CPU", 0.0), held.get("GPU", 0.0)) for held in resources)
     address = ray.get_runtime_context().worker.node.webui_url
-    return Cluster(nodes, f"http://{address}" if address else None, is_own)
+    return Cluster(nodes, f"http://{address}" if address else None, is_joined)
 
 
 def _single(num_cpus: int | None) -> None:
@@ -128,7 +135,12 @@ def _make_private(token: Path) -> None:
     token.chmod(0o600)
 
 
-def free_port() -> int:
+def free_port(wanted: int = 0) -> int:
+    """The wanted port where nobody listens on it, else any that is free."""
+    with socket.socket() as asked, contextlib.suppress(OSError):
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        asked.bind(("127.0.0.1", wanted))
+        return int(asked.getsockname()[1])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]

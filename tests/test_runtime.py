@@ -22,7 +22,7 @@ def test_workers_know_the_dashboard_and_poll_often(cluster: Cluster) -> None:
         return dict(os.environ)
 
     found = ray.get(environment.remote())
-    assert cluster.is_own
+    assert not cluster.is_joined
     assert found["RAY_API_SERVER_ADDRESS"] == cluster.dashboard
     assert found["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"
     assert found["RAY_USAGE_STATS_ENABLED"] == "0"
@@ -44,7 +44,7 @@ def test_inside_a_running_ray_that_one_is_used_and_left_running(cluster: Cluster
     import ray
 
     with start_cluster() as found:
-        assert not found.is_own
+        assert not found.is_joined
         assert found.cpus == cluster.cpus == 8
     assert ray.is_initialized()
 

@@ -9,7 +9,7 @@ from medray.tuning.placement import place
 
 
 def cluster(*nodes: tuple[float, float]) -> Cluster:
-    return Cluster(tuple(Node(*node) for node in nodes), None, is_own=True)
+    return Cluster(tuple(Node(*node) for node in nodes), None, is_joined=False)
 
 
 def test_open_settings_follow_the_cluster_and_the_number_of_trials() -> None:

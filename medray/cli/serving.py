@@ -1,0 +1,113 @@
+"""Commands that serve releases and move what is served."""
+
+import math
+import os
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from medray.cli.arguments import Reference, Storage
+from medray.client import Client
+from medray.errors import ConfigError
+
+app = typer.Typer()
+Url = Annotated[str | None, typer.Option(help="where the service answers; http://127.0.0.1:8000 where not given")]
+TokenFile = Annotated[str | None, typer.Option(help="file that holds the token to ask with")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="write the alias and wait for nobody")]
+Timeout = Annotated[float, typer.Option("--timeout", help="seconds until every replica must report the version")]
+
+
+@app.command()
+def serve(
+    references: Annotated[list[str], typer.Argument(help="releases: name@alias is followed, name@version stays")],
+    port: Annotated[int, typer.Option(help="port of the HTTP service")] = 8000,
+    host: Annotated[str, typer.Option(help="address to listen on; any but loopback needs --tokens or --open-to-all")] = "127.0.0.1",
+    tokens: Annotated[str | None, typer.Option(help="file with the SHA-256 of a token a line")] = None,
+    open_to_all: Annotated[bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")] = False,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    cpus: Annotated[int | None, typer.Option(help="CPUs of a replica; all of them shared among the releases where not given")] = None,
+    storage_path: Storage = "runs",
+) -> None:
+    """Serve releases over HTTP until Ctrl-C, on an embedded Ray where there is none."""
+    from medray import storage
+    from medray.schema import validate
+    from medray.serving.schemas import AppOptions
+
+    cores = len(os.sched_getaffinity(0))
+    raw = {
+        "releases": references,
+        "storage_path": storage_path if "://" in storage_path else str(storage.absolute(storage_path)),
+        "precision": precision,
+        "cpus": cpus or max(1, cores // len(references)),
+        "tokens_file": os.path.abspath(tokens) if tokens else None,
+        "open_to_all": open_to_all,
+    }
+    options = validate(AppOptions, raw, where="medray serve")
+    from medray.serving import local
+
+    stop = threading.Event()
+    with local.serving(options, host=host, port=port, num_cpus=max(cores, math.ceil(options.cpus * len(references)))):
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(wanted, lambda number, frame: stop.set())
+        shown = f"http://{host}:{port}"
+        print(f"{', '.join(references)} at {shown}, documented at {shown}/docs; Ctrl-C stops it", flush=True)
+        print(f"curl {shown}/v1/classify -H 'content-type: application/json' -d '{{\"text\": \"...\"}}'", flush=True)
+        stop.wait()
+        print("stopping", flush=True)
+
+
+@app.command()
+def promote(
+    reference: Reference,
+    alias: Annotated[str, typer.Argument(help="the alias to point at it, such as best")],
+    url: Url = None,
+    token_file: TokenFile = None,
+    no_wait: NoWait = False,
+    timeout_s: Timeout = 120.0,
+    storage_path: Storage = "runs",
+) -> None:
+    """Point an alias at a version and wait until every replica serves it."""
+    from medray.registry import Registry
+    from medray.serving import promotion
+
+    live = promotion.promote(Registry(storage_path), reference, alias, _client(url, token_file, no_wait), timeout_s=timeout_s)
+    _say(live, alias, no_wait)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="the release's name")],
+    alias: Annotated[str, typer.Argument(help="the alias to move back, such as best")],
+    url: Url = None,
+    token_file: TokenFile = None,
+    no_wait: NoWait = False,
+    timeout_s: Timeout = 120.0,
+    storage_path: Storage = "runs",
+) -> None:
+    """Point an alias at the version before, and wait until every replica serves it."""
+    from medray.registry import Registry
+    from medray.serving import promotion
+
+    live = promotion.rollback(Registry(storage_path), name, alias, _client(url, token_file, no_wait), timeout_s=timeout_s)
+    _say(live, alias, no_wait)
+
+
+def _client(url: str | None, token_file: str | None, no_wait: bool) -> Client | None:
+    if no_wait and url:
+        raise ConfigError(f"--no-wait and --url {url}: nobody is asked when nobody is waited for")
+    if no_wait:
+        return None
+    token = None
+    if token_file:
+        try:
+            with open(token_file, encoding="utf-8") as file:
+                token = file.read().strip()
+        except OSError as err:
+            raise ConfigError(f"{token_file}: cannot be read: {err.strerror}") from None
+    return Client(url or Client.url, token=token)
+
+
+def _say(live: str, alias: str, no_wait: bool) -> None:
+    print(f"{live} is {live.partition('@')[0]}@{alias}" + ("" if no_wait else ", and every replica serves it"))

@@ -1,0 +1,45 @@
+"""The Serve application: one ingress, a deployment per release. `build` is what Serve's YAML names as `import_path`."""
+
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from medray.registry import Registry
+from medray.serving.ingress import Ingress
+from medray.serving.replica import HeadReplica
+from medray.serving.schemas import AppOptions
+
+_QUIET = LoggingConfig(enable_access_log=False)  # the audit line says it once, and more
+
+
+def build(options: AppOptions) -> serve.Application:
+    """What `serve run`, `serve deploy` and `medray serve` start. A wrong reference is refused here already."""
+    registry = Registry(options.storage_path)
+    for reference in options.releases:
+        registry.resolve(reference)
+    heads = {reference: _head(reference, options) for reference in options.releases}
+    ingress = serve.deployment(
+        Ingress,
+        name="Ingress",
+        max_ongoing_requests=1000,  # the bound is in front of the heads, where it is answered with a typed 429
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=options.limits.timeout_s,
+        logging_config=_QUIET,
+    )
+    return ingress.bind(options, heads)
+
+
+def _head(reference: str, options: AppOptions) -> serve.Application:
+    """A deployment of its reference's name: by that name Serve's YAML sets replicas and resources."""
+    limits = options.limits
+    deployment = serve.deployment(
+        HeadReplica,
+        name=reference,
+        max_ongoing_requests=limits.ongoing_requests,
+        max_queued_requests=limits.queued_requests,
+        health_check_period_s=2,
+        health_check_timeout_s=30,  # a load holds the GIL for seconds
+        graceful_shutdown_timeout_s=limits.timeout_s,
+        ray_actor_options={"num_cpus": options.cpus},
+        logging_config=_QUIET,
+    )
+    return deployment.bind(reference, options)

@@ -1,0 +1,147 @@
+"""Rows of many requests in batches of similar length, one batch at a time, in one thread. Knows no task and no Ray.
+
+A batch starts from the row that waited longest and takes those nearest to it in length, as long as that costs less padding than
+a batch of their own would cost: nobody starves, nobody waits for a timer, and each request is answered when its own rows are done.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.engines.base import Engine
+from medray.errors import ServingError
+
+Floats = npt.NDArray[np.float32]
+
+
+class OverloadedError(ServingError):
+    """The queue is full."""
+
+
+class TooManyTokensError(ServingError):
+    """One request asks for more tokens than it may."""
+
+
+class LateError(ServingError):
+    """The answer was not ready in time."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    """One request: its rows' outputs as they come in."""
+
+    num_missing: int
+    found: dict[int, Floats] = field(default_factory=dict)
+    answer: "Future[Floats]" = field(default_factory=Future)
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    tokens: Sequence[int]
+    position: int
+    asked: _Asked
+
+
+class Batcher:
+    def __init__(self, engine: Engine, thread: Executor, *, token_budget: int, waiting_tokens: int, overhead_tokens: int) -> None:
+        self.engine, self.token_budget, self.waiting_tokens = engine, token_budget, waiting_tokens
+        self.overhead_tokens = overhead_tokens  # a batch costs as much as this many tokens before its first one
+        self._thread = thread  # of one worker, shared by all models of a process: two would fight over the same cores
+        self._lock = threading.Lock()
+        self._waiting: list[_Row] = []
+
+    def logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> Floats:
+        """Outputs of a request's rows, by `time.monotonic() == deadline` or not at all."""
+        asked = _Asked(len(inputs))
+        with self._lock:
+            tokens = sum(len(row.tokens) for row in self._waiting) + sum(map(len, inputs))
+            if tokens > self.waiting_tokens:
+                raise OverloadedError(f"{tokens} tokens would wait, at most {self.waiting_tokens} may")
+            self._waiting += [_Row(row, position, asked) for position, row in enumerate(inputs)]
+        self._thread.submit(self._compute)
+        try:
+            return asked.answer.result(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self._forget(asked)
+            raise LateError("the answer was not ready in time") from None
+
+    def _compute(self) -> None:
+        with self._lock:
+            batch = self._take()
+        if not batch:
+            return
+        try:
+            found = self.engine.logits([row.tokens for row in batch])
+        except Exception as err:  # whatever it is, those who wait must hear of it
+            for row in batch:
+                if not row.asked.answer.done():
+                    row.asked.answer.set_exception(err)
+                self._forget(row.asked)
+        else:
+            for row, outputs in zip(batch, found, strict=True):
+                _deliver(row, outputs)
+        # One batch a turn, so that a model which is being replaced and its successor both go on.
+        if self._waiting:
+            self._thread.submit(self._compute)
+
+    def _take(self) -> list[_Row]:
+        if not self._waiting:
+            return []
+        first = len(self._waiting[0].tokens)
+        nearest = sorted(range(len(self._waiting)), key=lambda at: abs(len(self._waiting[at].tokens) - first))
+        chosen: list[int] = []
+        longest = size = 0
+        for at in nearest:
+            length = len(self._waiting[at].tokens)
+            larger = (len(chosen) + 1) * max(longest, length)
+            if chosen and (larger > self.token_budget or larger > size + length + self.overhead_tokens):
+                continue
+            chosen.append(at)
+            longest, size = max(longest, length), larger
+        batch = [self._waiting[at] for at in chosen]
+        left = set(chosen)
+        self._waiting = [row for at, row in enumerate(self._waiting) if at not in left]
+        return batch
+
+    def _forget(self, asked: _Asked) -> None:
+        with self._lock:
+            self._waiting = [row for row in self._waiting if row.asked is not asked]
+
+
+def _deliver(row: _Row, outputs: Floats) -> None:
+    asked = row.asked
+    asked.found[row.position] = outputs
+    asked.num_missing -= 1
+    if not asked.num_missing and not asked.answer.done():
+        asked.answer.set_result(np.stack([asked.found[position] for position in range(len(asked.found))]))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The engine as one request sees it: its rows go with those of others, within its limit and time."""
+
+    batcher: Batcher
+    max_tokens: int
+    deadline: float
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.batcher.engine.tokenizer
+
+    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
+        tokens = sum(map(len, inputs))
+        if tokens > self.max_tokens:
+            raise TooManyTokensError(f"{tokens} tokens in one request, at most {self.max_tokens} are read")
+        return self.batcher.logits(inputs, self.deadline)
+
+    def score(self, prompt: str, continuations: Sequence[str]) -> Floats:
+        return self.batcher.engine.score(prompt, continuations)
+
+    def generate(self, prompts: Sequence[str], sampling: Any) -> Any:
+        return self.batcher.engine.generate(prompts, sampling)

@@ -1,0 +1,98 @@
+"""A replica follows its release: it looks where the alias points, loads, and switches only to what answered its probe.
+
+Knows neither Ray nor HTTP nor torch: what is loaded is the caller's matter.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from medray.errors import ArtifactError
+from medray.records import Move
+from medray.registry import Registry, Release
+
+log = logging.getLogger(__name__)
+Model = TypeVar("Model")
+
+
+def standing(moves: Sequence[Move]) -> list[int]:
+    """The versions an alias stands on, current one last: going back to an earlier one withdraws those after it."""
+    versions: list[int] = []
+    for move in moves:
+        if move.version in versions:
+            del versions[versions.index(move.version) + 1 :]
+        else:
+            versions.append(move.version)
+    return versions
+
+
+class Follower(Generic[Model]):
+    def __init__(self, registry: Registry, reference: str, open_release: Callable[[Release], Model], *, every_s: float, retry_s: float):
+        self.registry, self.reference, self.open_release = registry, reference, open_release
+        self.every_s, self.retry_s = every_s, retry_s
+        self.error: str | None = None
+        self.error_version: int | None = None
+        self._failed_at = 0.0
+        self._stop = threading.Event()
+        self.release, self.model = self._first()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name=f"follow {self.reference}", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def step(self) -> None:
+        """Look once, and switch where the alias says so. On failure the old model stays and `error` says why."""
+        try:
+            wanted = self.registry.resolve(self.reference)
+        except Exception as err:  # a store may fail in ways of its own, and a thread that ends here would never look again
+            self._failed(None, err)
+            return
+        if wanted.record == self.release.record:
+            self.error = self.error_version = None
+            return
+        if wanted.record.version == self.error_version and time.monotonic() < self._failed_at + self.retry_s:
+            return
+        log.info("%s: loading %s", self.reference, wanted.reference)
+        try:
+            model = self.open_release(wanted)
+        except Exception as err:  # a broken release may fail in any way; none of them may take down a model that works
+            self._failed(wanted.record.version, err)
+            return
+        before, self.release, self.model = self.release, wanted, model
+        self.error = self.error_version = None
+        log.info("%s: %s answers instead of %s", self.reference, wanted.reference, before.reference)
+
+    def _first(self) -> tuple[Release, Model]:
+        """A new replica beside a broken release takes what the alias stood on before, never what was withdrawn."""
+        wanted = self.registry.resolve(self.reference)
+        try:
+            return wanted, self.open_release(wanted)
+        except Exception as err:
+            for version in self._earlier(wanted):
+                earlier = self.registry.resolve(f"{wanted.record.name}@{version}")
+                try:
+                    model = self.open_release(earlier)
+                except Exception as again:
+                    log.warning("%s: %s cannot be loaded either: %s", self.reference, earlier.reference, again)
+                    continue
+                self._failed(wanted.record.version, err)
+                return earlier, model
+            raise ArtifactError(f"{self.reference}: {wanted.reference} cannot be loaded: {err}") from err
+
+    def _earlier(self, wanted: Release) -> list[int]:
+        name, _, which = self.reference.partition("@")
+        if not which or which.isdigit():
+            return []
+        return [version for version in reversed(standing(self.registry.history(name, which))) if version != wanted.record.version]
+
+    def _failed(self, version: int | None, err: Exception) -> None:
+        self.error, self.error_version, self._failed_at = f"{type(err).__name__}: {err}", version, time.monotonic()
+        log.warning("%s: stays as it is: %s", self.reference, self.error)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every_s):
+            self.step()

@@ -1,0 +1,115 @@
+"""A published classifier ready to answer: adapter merged into the base, proven by its probe, in the faster arithmetic."""
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from medray.engines.transformers import Engine
+from medray.errors import ServingError
+from medray.loading import PROBE_TEXTS, answers, prove
+from medray.models.build import Built, merge
+from medray.registry import Release
+from medray.serving.batching import Batcher, Turn
+from medray.serving.schemas import Answer, AppOptions
+from medray.tasks import classification
+
+log = logging.getLogger(__name__)
+Precision = Literal["fp32", "bf16", "fp16"]
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TIMED_TOKENS = 1024  # as in a busy moment, and little enough that a load takes about a second more
+
+
+@dataclass(frozen=True)
+class Head:
+    """One version of a release. A request holds on to the one it began with, so a switch never mixes two models."""
+
+    release: str
+    version: int
+    task: classification.Task
+    batcher: Batcher
+    precision: Precision
+
+    def answer(self, request: classification.Request, *, max_tokens: int, deadline: float) -> list[Answer]:
+        turn = Turn(self.batcher, max_tokens, deadline)
+        response = self.task.respond(self.task.predict(turn, self.task.examples(request)))
+        return [Answer(**dict(answer)) for answer in response.predictions]
+
+
+def open_head(release: Release, options: AppOptions, thread: Executor, *, device: str) -> Head:
+    """Loaded and merged in a thread that ends, then timed in the one that will compute.
+
+    Every thread that computes keeps OpenMP workers until it ends, and with more of them than cores they sleep between
+    layers: a second such thread took the first from 1.9 to 1.4 of two cores.
+    """
+    with ThreadPoolExecutor(1, "load") as loader:
+        built, task = loader.submit(_load, release, options, device).result()
+
+    def engine(used: Precision) -> Engine:
+        return Engine(built, precision=used, token_budget=options.token_budget, device=device)
+
+    tried: list[Precision] = ["fp32", "bf16"] if options.precision == "auto" else [options.precision]
+    timed = {used: _time(engine(used), task, thread) for used in tried}
+    used = min(timed, key=lambda name: timed[name].full_s)
+    log.info("%s: %s, a batch costs as much as %d tokens; %s", release.reference, used, timed[used].overhead_tokens, timed)
+    if used != "fp32":
+        _cast_linears(built.model, _TYPES[used])
+    batcher = Batcher(
+        engine(used),
+        thread,
+        token_budget=options.token_budget,
+        waiting_tokens=options.limits.waiting_tokens,
+        overhead_tokens=timed[used].overhead_tokens,
+    )
+    return Head(release.record.name, release.record.version, task, batcher, used)
+
+
+def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, classification.Task]:
+    """Hashes, base weights and probe are compared by the load; the merged model must answer the probe as well."""
+    loaded = release.load(device=device)
+    if not isinstance(loaded.task, classification.Task):
+        raise ServingError(f"{release.reference}: its task {loaded.task.options.name!r} is not one that /v1/classify answers")
+    built = replace(loaded.built, model=merge(loaded.built).eval())
+    merged = Engine(built, precision="fp32", token_budget=options.token_budget, device=device)
+    prove(release.folder(), loaded.manifest.probe, answers(loaded.task, merged))
+    return built, loaded.task
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Seconds of a batch of a few tokens, and of one as in a busy moment."""
+
+    small_s: float
+    full_s: float
+
+    @property
+    def overhead_tokens(self) -> int:
+        per_token = max(self.full_s - self.small_s, 1e-9) / _TIMED_TOKENS
+        return min(int(self.small_s / per_token), 1 << 20)
+
+
+def _time(engine: Engine, task: classification.Task, thread: Executor) -> _Timing:
+    """The best of a few, so that a load beside live traffic judges as one on a quiet machine would."""
+    few = engine.tokenizer(PROBE_TEXTS[2], split_special_tokens=True)["input_ids"][:8]
+    length = max(1, task.options.max_length // 2)
+    row = (few * (length // len(few) + 1))[:length]
+    many = [row] * max(1, _TIMED_TOKENS // length)
+    seconds = [tuple(thread.submit(_seconds, engine, rows).result() for rows in ([few], many)) for _ in range(4)]
+    return _Timing(min(small for small, _ in seconds), min(full for _, full in seconds))
+
+
+def _seconds(engine: Engine, rows: Sequence[Sequence[int]]) -> float:
+    start = time.perf_counter()
+    engine.logits(rows)  # its result is on the CPU, so the device has finished
+    return time.perf_counter() - start
+
+
+def _cast_linears(model: Any, dtype: torch.dtype) -> None:
+    """What autocast would do at every call, once: the same numbers, without 4 % of the time."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(dtype)

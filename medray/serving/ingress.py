@@ -1,0 +1,108 @@
+"""The one ingress: routes to the head releases, retries a dead replica, records what happened. It imports no torch."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.util.metrics import Counter, Histogram
+
+from medray.serving import keys
+from medray.serving.addresses import check_address
+from medray.serving.api import Event, make_api
+from medray.serving.process import prepare
+from medray.serving.schemas import (
+    RETRY_AFTER_S,
+    AppOptions,
+    ClassifyRequest,
+    ClassifyResponse,
+    Health,
+    Refused,
+    ReleaseHealth,
+    ReplicaReport,
+)
+
+audit = logging.getLogger("medray.audit")
+_REPORT_S = 5.0
+_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+_RETRIED = 2  # attempts: the first, and one more where its replica died
+
+
+@serve.ingress()
+class Ingress:
+    def __init__(self, options: AppOptions, heads: dict[str, DeploymentHandle]) -> None:
+        prepare()
+        self.options, self.heads = options, heads
+        self.references = options.releases
+        self.digests = keys.read(Path(options.tokens_file)) if options.tokens_file else None
+        check_address(_host(), guarded=self.digests is not None or options.open_to_all)
+        self.requests = Counter("medray_requests", "requests answered or refused", tag_keys=("model", "release", "version", "status"))
+        self.seconds = Histogram("medray_request_seconds", "from arrival to answer", boundaries=_SECONDS, tag_keys=("release", "version"))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_api(self, self.options.limits, self.digests)
+
+    async def classify(self, reference: str, request: ClassifyRequest) -> ClassifyResponse | Refused:
+        timeout_s = self.options.limits.timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ask(reference, request, timeout_s)
+        except TimeoutError:
+            return Refused(504, "deadline_exceeded", f"the answer was not ready in {timeout_s:g} s")
+        except BackPressureError:
+            return Refused(429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S)
+        except (RayActorError, DeploymentUnavailableError):
+            return Refused(503, "unavailable", "no replica of this release could answer; try again later", RETRY_AFTER_S)
+
+    async def _ask(self, reference: str, request: ClassifyRequest, timeout_s: float) -> ClassifyResponse | Refused:
+        """A prediction changes nothing, so a request whose replica died is simply asked again."""
+        for attempt in range(1, _RETRIED + 1):
+            try:
+                outcome: ClassifyResponse | Refused = await self.heads[reference].classify.remote(request, timeout_s)
+                return outcome
+            except RayActorError:
+                if attempt == _RETRIED:
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+    async def health(self) -> Health:
+        found = await asyncio.gather(*(self._release_health(reference) for reference in self.references))
+        worst = "ok" if all(health.status != "degraded" for health in found) else "degraded"
+        return Health(status=worst, releases=dict(zip(self.references, found, strict=True)))
+
+    async def _release_health(self, reference: str) -> ReleaseHealth:
+        try:
+            answers = await self.heads[reference].broadcast("report").results_async(timeout_s=_REPORT_S, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return ReleaseHealth(status="idle")
+        except TimeoutError:
+            return ReleaseHealth(status="degraded")
+        reports = tuple(sorted((answer for answer in answers if isinstance(answer, ReplicaReport)), key=lambda report: report.replica))
+        healthy = len(reports) == len(answers) and all(report.error is None for report in reports)
+        return ReleaseHealth(status="ok" if healthy else "degraded", replicas=reports)
+
+    def record(self, event: Event) -> None:
+        version = str(event.version)
+        self.requests.inc(1, {"model": event.model, "release": event.release, "version": version, "status": str(event.status)})
+        if event.status == 200:
+            self.seconds.observe(event.seconds, {"release": event.release, "version": version})
+        line = {
+            "request_id": event.request_id,
+            "release": f"{event.release}@{event.version}" if event.release else None,
+            "status": event.status,
+            "labels": event.labels,
+            "ms": round(1000 * event.seconds, 1),
+        }
+        audit.info("%s", json.dumps(line, ensure_ascii=False))
+
+
+def _host() -> str:
+    """Where Serve's proxy listens: it is the cluster's setting, and the application is told by nobody else."""
+    from ray.serve.context import _get_global_client
+
+    return str(_get_global_client().http_config.host)

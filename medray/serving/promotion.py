@@ -1,0 +1,67 @@
+"""Moving an alias under live traffic: write it, then wait until every replica reports the version. Talks HTTP, knows no Ray."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from medray.client import Client
+from medray.errors import ConfigError, ServingError
+from medray.registry import Registry
+from medray.serving.follow import standing
+
+_LOOK_S = 0.5
+
+
+def promote(registry: Registry, reference: str, alias: str, client: Client | None, *, timeout_s: float) -> str:
+    """Point `alias` at the version of a `reference`; without a client nobody is waited for. Returns what is live now."""
+    release = registry.resolve(reference)
+    name, version = release.record.name, release.record.version
+    release.verify()  # a file that is not what it was published as is found before anybody is asked to load it
+    if client is not None:
+        _follower(client, name, alias)
+    registry.point(name, alias, version)
+    if client is not None:
+        _wait(client, f"{name}@{alias}", version, timeout_s)
+    return release.reference
+
+
+def rollback(registry: Registry, name: str, alias: str, client: Client | None, *, timeout_s: float) -> str:
+    """Point an alias at the version it stood on before the current one; asked again, one further back."""
+    before = standing(registry.history(name, alias))[:-1]
+    if not before:
+        raise ConfigError(f"{name}@{alias}: there is no earlier version to go back to")
+    return promote(registry, f"{name}@{before[-1]}", alias, client, timeout_s=timeout_s)
+
+
+def _follower(client: Client, name: str, alias: str) -> dict[str, Any]:
+    """The health of the deployment that follows this alias, or an error that says why nobody can be waited for."""
+    reference = f"{name}@{alias}"
+    releases = client.health().get("releases")
+    if releases is None:
+        raise ServingError(f"{client.url}: tells its versions only to who has a token")
+    if reference not in releases:
+        raise ServingError(f"{client.url}: serves {', '.join(releases)} and not {reference}")
+    found: dict[str, Any] = releases[reference]
+    return found
+
+
+def _wait(client: Client, reference: str, version: int, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    name, _, alias = reference.partition("@")
+    end = clock() + timeout_s
+    seen = "nothing was reported"
+    while clock() < end:
+        try:
+            health = _follower(client, name, alias)
+        except ServingError as err:  # a proxy or ingress that starts anew is waited for as well
+            seen = str(err)
+            time.sleep(_LOOK_S)
+            continue
+        replicas = health["replicas"]
+        if health["status"] == "idle" or (replicas and all(replica["version"] == version for replica in replicas)):
+            return
+        failed = [replica for replica in replicas if replica.get("error_version") == version]
+        if failed:
+            raise ServingError(f"{reference}: version {version} was not taken, the one before still answers: {failed[0]['error']}")
+        seen = ", ".join(f"replica {replica['replica']} serves {replica['version']}" for replica in replicas) or "no replica reports"
+        time.sleep(_LOOK_S)
+    raise ServingError(f"{reference}: version {version} is not everywhere after {timeout_s:g} s: {seen}")

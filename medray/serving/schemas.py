@@ -1,0 +1,122 @@
+"""What the application is configured with, and what its HTTP bodies look like. Knows neither Ray nor torch."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from medray.schema import Section
+from medray.tasks import classification
+
+RETRY_AFTER_S = 1
+
+
+class Limits(Section):
+    """What one request, and all waiting ones, may ask for."""
+
+    body_bytes: int = Field(1 << 20, ge=1, description="larger bodies are refused while they are read (413)")
+    inputs: int = Field(64, ge=1, description="texts in a request")
+    tokens: int = Field(32768, ge=1, description="tokens in a request, windows included")
+    waiting_tokens: int = Field(262144, ge=1, description="tokens waiting in a replica; more are refused (429)")
+    timeout_s: float = Field(
+        30.0, gt=0, description="from arrival to answer; must be longer than a cold start where replicas scale to zero"
+    )
+    ongoing_requests: int = Field(64, ge=1, description="requests in a replica at a time; bounds a batch from above")
+    queued_requests: int = Field(128, ge=-1, description="requests waiting for a replica; more are refused (429), -1 is no bound")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.waiting_tokens < self.tokens:
+            raise ValueError(f"waiting_tokens {self.waiting_tokens} and tokens {self.tokens}: a request that is allowed must fit the queue")
+        return self
+
+
+class AppOptions(Section):
+    """`args` of an application in Ray Serve's YAML: which releases, and within which limits."""
+
+    releases: tuple[str, ...] = Field(min_length=1, description="name@alias (followed), name (its latest, followed) or name@version")
+    storage_path: str = Field("runs", description="the folder that holds the releases")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto times fp32 against bf16 at every load")
+    token_budget: int = Field(4096, ge=1, description="tokens of a batch, padding included; a longer text goes alone")
+    cpus: float = Field(1.0, ge=0, description="CPUs of a replica, which computes with as many threads")
+    follow_s: float = Field(2.0, gt=0, description="how often a replica looks where its alias points")
+    retry_s: float = Field(60.0, gt=0, description="how long a release that failed to load is left alone")
+    tokens_file: str | None = Field(None, description="a SHA-256 in hexadecimal per line: the tokens that may ask")
+    open_to_all: bool = Field(False, description="let an address other than loopback answer without tokens")
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        twice = sorted({name for name in self.releases if self.releases.count(name) > 1})
+        if twice:
+            raise ValueError(f"releases: {', '.join(twice)} stand there twice")
+        return self
+
+
+class ClassifyRequest(classification.Request):
+    model: str | None = Field(None, description="the release that answers; may be left out where one is served")
+
+
+class Answer(classification.Answer):
+    abstained: bool = False
+
+
+class ClassifyResponse(Section):
+    release: str
+    version: int
+    predictions: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a request has no answer. It crosses processes as a value: an exception would put a traceback into every log on its way."""
+
+    status: int
+    type: str
+    message: str
+    retry_after_s: int | None = None
+
+
+class ErrorDetail(Section):
+    type: str
+    message: str
+
+
+class ErrorBody(Section):
+    error: ErrorDetail
+
+
+class ModelCard(Section):
+    """One entry of /v1/models, in the shape that OpenAI clients know."""
+
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: Literal["medray"] = "medray"
+
+
+class ModelList(Section):
+    object: Literal["list"] = "list"
+    data: tuple[ModelCard, ...]
+
+
+class ReplicaReport(Section):
+    """What one replica serves, and why it does not serve what its alias says."""
+
+    replica: str
+    release: str
+    version: int
+    precision: str
+    error: str | None = None
+    error_version: int | None = None
+
+
+class ReleaseHealth(Section):
+    status: Literal["ok", "degraded", "idle"]
+    replicas: tuple[ReplicaReport, ...] = ()
+
+
+class Health(Section):
+    """Details are for those who may ask; a load balancer gets the status alone."""
+
+    status: Literal["ok", "degraded"]
+    releases: dict[str, ReleaseHealth] | None = None

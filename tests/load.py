@@ -1,0 +1,94 @@
+"""Clients that ask without a pause while something happens to the service, and what became of every request."""
+
+import http.client
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Outcome:
+    statuses: Counter[int] = field(default_factory=Counter)  # 0: no answer at all
+    versions: Counter[int] = field(default_factory=Counter)
+    answers: list[tuple[float, int, float]] = field(default_factory=list)  # when, status, seconds
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def num_sent(self) -> int:
+        return sum(self.statuses.values())
+
+    @property
+    def num_failed(self) -> int:
+        return self.num_sent - self.statuses[200]
+
+    def gap(self) -> float:
+        """The longest time without a 200, in seconds."""
+        times = sorted(when for when, status, _ in self.answers if status == 200)
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=float("inf"))
+
+    def __str__(self) -> str:
+        return f"{self.num_sent} sent, {self.num_failed} failed, {dict(self.statuses)}, by version {dict(self.versions)}, longest gap {self.gap():.2f} s"
+
+
+def ask(port: int, body: dict[str, Any], token: str | None = None, *, timeout_s: float = 60) -> tuple[int, dict[str, Any], dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        return _ask(connection, body, token)
+    finally:
+        connection.close()
+
+
+def _ask(connection: http.client.HTTPConnection, body: dict[str, Any], token: str | None) -> tuple[int, dict[str, Any], dict[str, str]]:
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+    connection.request("POST", "/v1/classify", json.dumps(body), headers)
+    answer = connection.getresponse()
+    raw = answer.read()
+    try:
+        return answer.status, json.loads(raw), {name.lower(): value for name, value in answer.getheaders()}
+    except ValueError:
+        return answer.status, {"raw": raw.decode(errors="replace")}, {}
+
+
+@contextmanager
+def running(port: int, bodies: Sequence[dict[str, Any]], token: str | None = None, *, clients: int = 8) -> Iterator[Outcome]:
+    """Every client asks again as soon as it was answered, and never repeats what failed."""
+    outcome, stop, lock = Outcome(), threading.Event(), threading.Lock()
+
+    def client(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        position = number
+        while not stop.is_set():
+            start = time.monotonic()
+            try:
+                status, found, _ = _ask(connection, bodies[position % len(bodies)], token)
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                status, found = 0, {}
+            end = time.monotonic()
+            with lock:
+                outcome.statuses[status] += 1
+                outcome.answers.append((end, status, end - start))
+                if status == 200:
+                    outcome.versions[found["version"]] += 1
+                else:
+                    outcome.wrong.append(str(found)[:200])
+            if status == 0:
+                time.sleep(0.05)  # a refused connection comes back at once
+            position += clients
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcome
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=90)

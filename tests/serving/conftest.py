@@ -1,0 +1,13 @@
+from collections.abc import Iterator
+
+import pytest
+from session import Served, serving
+
+from medray.runtime import Cluster
+
+
+@pytest.fixture(scope="package")
+def served(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One session for every test of this folder that asks over HTTP."""
+    with serving(tmp_path_factory.mktemp("served")) as session:
+        yield session

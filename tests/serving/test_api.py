@@ -1,0 +1,200 @@
+"""The routes over a service that answers without a model."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from medray.errors import ConfigError, ServingError
+from medray.serving import keys
+from medray.serving.addresses import check_address
+from medray.serving.api import Event, make_api
+from medray.serving.schemas import Answer, ClassifyRequest, ClassifyResponse, Health, Limits, Refused, ReleaseHealth, ReplicaReport
+
+SECRET = "patient Jane Roe has a tumour"
+
+
+class Service:
+    def __init__(self, *references: str) -> None:
+        self.references = references or ("cancer@best",)
+        self.events: list[Event] = []
+        self.asked: list[tuple[str, ClassifyRequest]] = []
+        self.refused: Refused | None = None
+        self.broken = False
+
+    async def classify(self, reference: str, request: ClassifyRequest) -> ClassifyResponse | Refused:
+        self.asked.append((reference, request))
+        if self.broken:
+            raise ValueError(SECRET)
+        if self.refused:
+            return self.refused
+        answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+        return ClassifyResponse(release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,)))
+
+    async def health(self) -> Health:
+        report = ReplicaReport(replica="a", release="cancer", version=7, precision="fp32", error="ArtifactError: /data/x", error_version=8)
+        return Health(status="degraded", releases={"cancer@best": ReleaseHealth(status="degraded", replicas=(report,))})
+
+    def record(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def client(service: Service, digests: frozenset[str] | None = None, **limits: Any) -> TestClient:
+    return TestClient(make_api(service, Limits(**limits), digests), raise_server_exceptions=False)
+
+
+def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_probabilities() -> None:
+    service = Service()
+    http = client(service)
+    one = http.post("/classify", json={"text": "a"})
+    assert one.status_code == 200
+    assert one.json() == {
+        "release": "cancer",
+        "version": 7,
+        "predictions": [
+            {"label": "yes", "labels": ["yes"], "confidence": 0.75, "probabilities": {"no": 0.25, "yes": 0.75}, "abstained": False}
+        ],
+    }
+    assert len(http.post("/v1/classify", json={"inputs": ["a", "b", "c"]}).json()["predictions"]) == 3
+    assert [event.labels for event in service.events] == [("yes",), ("yes",) * 3]
+
+
+@pytest.mark.parametrize(
+    ("model", "reference"),
+    [("cancer@best", "cancer@best"), ("findings", "findings@2"), ("findings@2", "findings@2")],
+)
+def test_the_model_field_names_the_release(model: str, reference: str) -> None:
+    service = Service("cancer@best", "cancer@next", "findings@2")
+    assert client(service).post("/v1/classify", json={"text": "a", "model": model}).status_code == 200
+    assert service.asked[0][0] == reference
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "part"),
+    [
+        ({"text": "a"}, 400, "ambiguous_model", "name one in `model`"),
+        ({"text": "a", "model": "cancer"}, 400, "ambiguous_model", "name one in `model`"),
+        ({"text": "a", "model": "cancr@best"}, 404, "unknown_model", "did you mean 'cancer@best'"),
+        ({"text": "a", "inputs": ["b"]}, 422, "invalid_request", "exactly one of text and inputs"),
+        ({}, 422, "invalid_request", "exactly one of text and inputs"),
+        ({"text": ""}, 422, "invalid_request", "text"),
+        ({"text": 5}, 422, "invalid_request", "text"),
+        ({"txt": "a"}, 422, "invalid_request", "txt"),
+        ({"inputs": ["a"] * 9, "model": "cancer@best"}, 413, "too_many_inputs", "at most 8"),
+    ],
+)
+def test_a_wrong_request_gets_one_clear_sentence(body: dict[str, Any], status: int, kind: str, part: str) -> None:
+    answer = client(Service("cancer@best", "cancer@next"), inputs=8).post("/v1/classify", json=body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["type"] == kind
+    assert part in error["message"]
+
+
+def test_no_error_repeats_what_was_sent(caplog: pytest.LogCaptureFixture) -> None:
+    service = Service()
+    http = client(service)
+    wrong: list[dict[str, Any]] = [
+        {"json": {"texts": SECRET}},
+        {"json": {"text": [SECRET]}},
+        {"json": {"text": SECRET, "inputs": [SECRET]}},
+        {"json": SECRET},
+        {"content": f'{{"text": "{SECRET}"'},
+    ]
+    for body in wrong:
+        answer = http.post("/classify", **body)
+        assert answer.status_code == 422
+        assert "Jane" not in answer.text
+    service.broken = True
+    failed = http.post("/classify", json={"text": SECRET})
+    assert failed.status_code == 500
+    assert failed.json()["error"]["type"] == "internal_error"
+    assert "Jane" not in failed.text + caplog.text
+    assert "ValueError at " in caplog.text
+
+
+def test_a_refusal_keeps_its_status_and_says_when_to_come_back() -> None:
+    service = Service()
+    service.refused = Refused(429, "overloaded", "too many requests are waiting", 3)
+    answer = client(service).post("/classify", json={"text": "a"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+    assert [event.status for event in service.events] == [429]
+
+
+def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
+    service = Service()
+    http = client(service, body_bytes=1000)
+    declared = http.post("/classify", json={"text": "a" * 2000})
+    streamed = http.post("/classify", content=(b"x" * 100 for _ in range(20)), headers={"content-type": "application/json"})
+    for answer in (declared, streamed):
+        assert answer.status_code == 413
+        assert answer.json()["error"] == {"type": "body_too_large", "message": "the body is larger than 1000 bytes"}
+    assert http.post("/classify", json={"text": "a" * 900}).status_code == 200
+    assert len(service.asked) == 1
+
+
+def test_without_its_token_nobody_asks_and_health_tells_the_status_alone() -> None:
+    service = Service()
+    http = client(service, frozenset({keys.digest("right"), keys.digest("other")}))
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic right"}, {"x-api-key": ""}):
+        refused = http.post("/classify", json={"text": "a"}, headers=headers)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["type"] == "unauthorized"
+        assert http.get("/docs", headers=headers).status_code == 401
+        assert http.get("/healthz", headers=headers).json() == {"status": "degraded"}
+    assert not service.asked
+    for headers in ({"authorization": "Bearer right"}, {"authorization": "bearer other"}, {"x-api-key": "right"}):
+        assert http.post("/classify", json={"text": "a"}, headers=headers).status_code == 200
+        assert http.get("/healthz", headers=headers).json()["releases"]["cancer@best"]["replicas"][0]["error_version"] == 8
+
+
+def test_models_docs_and_the_root_are_there() -> None:
+    http = client(Service("cancer@best", "findings@2"))
+    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["cancer@best", "findings@2"]
+    assert http.get("/docs").status_code == 200
+    schema = http.get("/openapi.json").json()
+    assert {"ClassifyRequest", "ClassifyResponse", "ErrorBody"} <= schema["components"]["schemas"].keys()
+    assert http.get("/").json()["models"] == ["cancer@best", "findings@2"]
+    assert http.get("/nowhere").json()["error"]["type"] == "not_found"
+    assert http.get("/classify").json()["error"]["type"] == "method_not_allowed"
+
+
+def test_a_request_id_is_kept_where_it_is_one_and_made_where_not() -> None:
+    service = Service()
+    http = client(service)
+    assert http.post("/classify", json={"text": "a"}, headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    http.post("/classify", json={"text": "a"}, headers={"x-request-id": SECRET})
+    assert service.events[0].request_id == "abc-1"
+    assert "Jane" not in service.events[1].request_id
+
+
+def test_a_model_nobody_serves_is_recorded_without_the_name_that_was_sent() -> None:
+    service = Service()
+    client(service).post("/classify", json={"text": "a", "model": SECRET})
+    assert (service.events[0].status, service.events[0].model) == (404, "")
+
+
+def test_a_tokens_file_holds_digests_and_a_wrong_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"# who\n{hashlib.sha256(b'right').hexdigest().upper()}  # Ann\n\n")
+    assert keys.admits(keys.read(path), "right")
+    assert not keys.admits(keys.read(path), "wrong")
+    path.write_text("right\n")
+    with pytest.raises(ConfigError, match="tokens:1: is not a SHA-256"):
+        keys.read(path)
+    path.write_text("# nobody\n")
+    with pytest.raises(ConfigError, match="holds no token"):
+        keys.read(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        keys.read(tmp_path / "none")
+
+
+def test_an_address_that_others_reach_needs_tokens_or_a_word() -> None:
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        check_address(host, guarded=False)
+    for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):
+        with pytest.raises(ServingError, match="needs tokens_file"):
+            check_address(host, guarded=False)
+        check_address(host, guarded=True)

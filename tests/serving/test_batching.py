@@ -1,0 +1,143 @@
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medray.serving.batching import Batcher, LateError, OverloadedError, TooManyTokensError, Turn
+
+
+class Echo:
+    """An engine that answers a row with its first token and length, and remembers its batches."""
+
+    tokenizer: Any = None
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.fail = False
+
+    def logits(self, inputs: Sequence[Sequence[int]]) -> np.ndarray:
+        self.go.wait(10)
+        if self.fail:
+            raise RuntimeError("broken")
+        self.batches.append([len(row) for row in inputs])
+        return np.array([[row[0], len(row)] for row in inputs], dtype=np.float32)
+
+
+def later() -> float:
+    return time.monotonic() + 10
+
+
+def batcher(
+    engine: Echo, thread: ThreadPoolExecutor, *, token_budget: int = 64, waiting_tokens: int = 100_000, overhead: int = 1000
+) -> Batcher:
+    return Batcher(engine, thread, token_budget=token_budget, waiting_tokens=waiting_tokens, overhead_tokens=overhead)  # type: ignore[arg-type]
+
+
+def held(engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]], **settings: int) -> list[np.ndarray]:
+    """All requests wait together before the first batch is computed."""
+    engine.go.clear()
+    blocker = thread.submit(engine.go.wait, 10)
+    made = batcher(engine, thread, **settings)
+    with ThreadPoolExecutor(len(asked)) as clients:
+        answers = []
+        for number, rows in enumerate(asked):
+            answers.append(clients.submit(made.logits, rows, later()))
+            while sum(len(rows) for rows in asked[: number + 1]) > len(made._waiting):
+                time.sleep(0.001)
+        engine.go.set()
+        blocker.result()
+        return [answer.result(timeout=10) for answer in answers]
+
+
+def test_every_request_gets_its_own_rows_in_their_order_whatever_batch_they_were_in() -> None:
+    rng = np.random.default_rng(0)
+    asked = [[[100 * client + row] * int(rng.integers(1, 40)) for row in range(rng.integers(1, 9))] for client in range(20)]
+    with ThreadPoolExecutor(1) as thread:
+        answers = held(Echo(), thread, asked)
+    for rows, answer in zip(asked, answers, strict=True):
+        assert answer.tolist() == [[row[0], len(row)] for row in rows]
+
+
+def test_batches_keep_to_the_budget_and_hold_rows_of_similar_length() -> None:
+    engine = Echo()
+    with ThreadPoolExecutor(1) as thread:
+        held(engine, thread, [[[1] * 30], [[2] * 4], [[3] * 32], [[4] * 5], [[5] * 200], [[6] * 3]], token_budget=64)
+    assert [sorted(batch) for batch in engine.batches] == [[30, 32], [3, 4, 5], [200]]
+    assert all(len(batch) == 1 or len(batch) * max(batch) <= 64 for batch in engine.batches)
+
+
+def test_a_row_goes_alone_where_padding_would_cost_more_than_a_batch_of_its_own() -> None:
+    asked = [[[1] * 30], [[2] * 20], [[3] * 28], [[4] * 19]]
+    for overhead, batches in ((1, [[30], [20, 19], [28]]), (5, [[30, 28], [20, 19]]), (40, [[30, 28, 20, 19]])):
+        engine = Echo()
+        with ThreadPoolExecutor(1) as thread:
+            held(engine, thread, asked, token_budget=1000, overhead=overhead)
+        assert sorted(map(sorted, engine.batches)) == sorted(map(sorted, batches))
+
+
+def test_the_row_that_waited_longest_goes_first_however_badly_it_fits() -> None:
+    engine = Echo()
+    with ThreadPoolExecutor(1) as thread:
+        held(engine, thread, [[[1] * 60], *([[[2] * 4]] * 10)], token_budget=64)
+    assert engine.batches[0] == [60]
+
+
+def test_a_full_queue_refuses_and_takes_again_when_it_has_emptied() -> None:
+    engine = Echo()
+    engine.go.clear()
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(1) as client:
+        made = batcher(engine, thread, token_budget=10, waiting_tokens=50)
+        first = client.submit(made.logits, [[1] * 10] * 5, later())
+        while len(made._waiting) != 4:
+            time.sleep(0.001)
+        with pytest.raises(OverloadedError, match="at most 50 may"):
+            made.logits([[2] * 20], later())
+        engine.go.set()
+        assert len(first.result(timeout=10)) == 5
+        assert made.logits([[2] * 20], later()).tolist() == [[2, 20]]
+
+
+def test_a_late_request_is_told_so_and_its_rows_cost_nothing_more() -> None:
+    engine = Echo()
+    engine.go.clear()
+    with ThreadPoolExecutor(1) as thread:
+        made = batcher(engine, thread, token_budget=4)
+        with pytest.raises(LateError):
+            made.logits([[1] * 4] * 3, time.monotonic() + 0.05)
+        engine.go.set()
+        made.logits([[2] * 3], later())
+    assert engine.batches == [[4], [3]]  # the one that was being computed, and none of the two that waited
+
+
+def test_a_batch_that_fails_tells_everybody_in_it_and_the_next_one_goes_on() -> None:
+    engine = Echo()
+    engine.fail = True
+    with ThreadPoolExecutor(1) as thread:
+        made = batcher(engine, thread)
+        with pytest.raises(RuntimeError, match="broken"):
+            made.logits([[1] * 100, [1]], later())
+        engine.fail = False
+        assert made.logits([[7]], later()).tolist() == [[7, 1]]
+        assert not made._waiting
+
+
+def test_two_models_share_the_thread_and_both_go_on() -> None:
+    old, new = Echo(), Echo()
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
+        first, second = batcher(old, thread, token_budget=4), batcher(new, thread, token_budget=4)
+        asked = [clients.submit((first, second)[number % 2].logits, [[number + 1] * 4] * 10, later()) for number in range(8)]
+        assert [int(one.result(timeout=10)[9][0]) for one in asked] == list(range(1, 9))
+
+
+def test_a_request_over_its_token_limit_is_refused_before_it_waits() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        made = batcher(Echo(), thread)
+        with pytest.raises(TooManyTokensError, match="12 tokens in one request, at most 10"):
+            Turn(made, 10, later()).logits([[1] * 6, [1] * 6])
+        assert not made._waiting

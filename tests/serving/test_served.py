@@ -1,0 +1,239 @@
+"""The whole service in one Serve session with tiny models: the YAML's way in, HTTP's way out."""
+
+import contextlib
+import os
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import load
+import pytest
+import yaml
+from session import TOKEN, Served, processes
+
+import medray
+from medray import cli
+from medray.client import Client, RefusedError
+from medray.errors import ServingError
+from medray.runtime import free_port
+
+pytestmark = pytest.mark.ray
+MARKER = "xylophonist"
+TEXTS = ["tumour in the lung", "fever after infection and no therapy", "carcinoma metastasis", "blood pressure " * 40, "heart failure"]
+
+
+@pytest.fixture
+def best(served: Served) -> Iterator[Served]:
+    """Whatever a test does to the alias, the next one finds version 1 on every replica."""
+    yield served
+    assert served.run("promote", "cancer@1", "best") == 0
+
+
+def bodies() -> list[dict[str, Any]]:
+    return [{"text": text, "model": "cancer@best"} for text in TEXTS]
+
+
+def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> None:
+    expected = medray.load("cancer@1", storage_path=str(served.storage))
+    rows = [f"{text} {number}" for number, text in enumerate(TEXTS * 4)]
+    with ThreadPoolExecutor(4) as pool:  # together, so that they share batches
+        found = list(pool.map(lambda text: served.client.classify([text], model="cancer@best").predictions[0], rows))
+    together = served.client.classify(rows, model="cancer@1")
+    assert (together.release, together.version) == ("cancer", 1)
+    for wanted, one, same in zip(expected.predict(rows), found, together.predictions, strict=True):
+        assert one.labels == same.labels == wanted.labels
+        assert one.label == wanted.labels[0]
+        assert not one.abstained
+        for answer in (one, same):
+            assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-4)
+            assert answer.confidence == max(answer.probabilities.values())
+
+
+def test_a_promotion_under_load_loses_no_request_and_another_base_is_one_like_any_other(best: Served) -> None:
+    with load.running(best.port, bodies(), TOKEN) as outcome:
+        time.sleep(1)
+        for reference in ("cancer@2", "cancer@3"):
+            assert best.run("promote", reference, "best") == 0
+            time.sleep(0.5)
+        assert best.run("rollback", "cancer", "best") == 0
+        assert best.run("rollback", "cancer", "best") == 0
+        time.sleep(0.5)
+    print(f"promotion: {outcome}")
+    assert outcome.num_failed == 0, outcome.wrong[:5]
+    assert outcome.num_sent > 100
+    assert set(outcome.versions) == {1, 2, 3}
+    assert best.registry.aliases("cancer") == {"best": 1}
+
+
+def test_a_release_with_a_broken_file_is_refused_by_promote_and_never_takes_traffic(
+    best: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert best.run("promote", "cancer@4", "best") == 1
+    assert "adapter_model.safetensors was changed" in capsys.readouterr().err
+    assert best.registry.aliases("cancer") == {"best": 1}
+    with load.running(best.port, bodies(), TOKEN) as outcome:
+        best.registry.point("cancer", "best", 4)  # past promote, as another program might
+        health = _health_with_error(best.client)
+    print(f"broken release: {outcome}")
+    assert outcome.num_failed == 0
+    assert set(outcome.versions) == {1}
+    assert health["status"] == "degraded"
+    for replica in health["releases"]["cancer@best"]["replicas"]:
+        assert (replica["version"], replica["error_version"]) == (1, 4)
+        assert "adapter_model.safetensors was changed" in replica["error"]
+    assert best.run("promote", "cancer@5", "best") == 0
+    assert best.client.health()["status"] == "ok"
+
+
+def _health_with_error(client: Client) -> dict[str, Any]:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        health = client.health()
+        if all(replica.get("error") for replica in health["releases"]["cancer@best"]["replicas"]):
+            return health
+        time.sleep(0.1)
+    raise AssertionError(health)
+
+
+def test_a_promotion_that_no_replica_takes_exits_non_zero(best: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert best.run("promote", "cancer@2", "best", "--timeout", "0") == 1
+    assert "is not everywhere after 0 s" in capsys.readouterr().err
+    assert best.run("promote", "cancer@2", "next") == 1
+    assert "serves cancer@best, cancer@1 and not cancer@next" in capsys.readouterr().err
+    assert "next" not in best.registry.aliases("cancer")
+    nobody = ["promote", "cancer@2", "best", "--url", f"http://127.0.0.1:{free_port()}", "--storage-path", str(best.storage)]
+    assert cli.main(nobody) == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_full_queue_answers_429_with_retry_after_and_recovers(served: Served) -> None:
+    slow = {"inputs": ["tumour cell growth " * 20] * 20, "model": "cancer@1"}
+    with ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(lambda _: load.ask(served.port, slow, TOKEN), range(120)))
+    statuses = [status for status, _, _ in answers]
+    print(f"flood: {statuses.count(200)} x 200, {statuses.count(429)} x 429")
+    assert set(statuses) == {200, 429}
+    refused = [(body, headers) for status, body, headers in answers if status == 429]
+    assert all(headers["retry-after"] == "1" and body["error"]["type"] == "overloaded" for body, headers in refused)
+    assert load.ask(served.port, slow, TOKEN)[0] == 200
+
+
+def test_limits_and_tokens_hold_over_http(served: Served) -> None:
+    assert load.ask(served.port, {"text": "a"})[0] == 401
+    assert load.ask(served.port, {"text": "a"}, "wrong")[0] == 401
+    with urllib.request.urlopen(f"{served.client.url}/healthz") as answer:
+        assert set(yaml.safe_load(answer.read())) == {"status"}
+    for body, status, kind in (
+        ({"text": "a" * 200_000, "model": "cancer@1"}, 413, "body_too_large"),
+        ({"inputs": ["a"] * 33, "model": "cancer@1"}, 413, "too_many_inputs"),
+        ({"inputs": ["cell growth stage " * 30] * 32, "model": "cancer@1"}, 413, "too_many_tokens"),
+        ({"text": " ", "model": "nobody"}, 404, "unknown_model"),
+        ({"text": "a"}, 400, "ambiguous_model"),
+    ):
+        found, answer_body, _ = load.ask(served.port, body, TOKEN)
+        assert found == status, answer_body
+        assert answer_body.get("error", {}).get("type", "") == kind
+    with pytest.raises(RefusedError, match="404 model 'cance' is not served") as caught:
+        served.client.classify(["a"], model="cance")
+    assert caught.value.status == 404
+    assert served.client.models() == ["cancer@best", "cancer@1"]
+    with pytest.raises(ServingError, match="does not answer"):
+        Client(f"http://127.0.0.1:{free_port()}").models()
+
+
+def test_no_text_is_in_any_log_and_the_audit_line_is(served: Served) -> None:
+    assert load.ask(served.port, {"text": f"{MARKER} tumour", "model": "cancer@1"}, TOKEN)[0] == 200
+    for body in ({"texts": MARKER}, {"text": [MARKER]}, {"text": "a", "model": MARKER}):
+        _, answer, _ = load.ask(served.port, body, TOKEN)
+        assert answer["error"]
+    assert MARKER not in str(load.ask(served.port, {"texts": MARKER}, TOKEN))
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        written = {path: path.read_text(errors="replace") for path in served.logs.rglob("*") if path.is_file()}
+        audit = [
+            line
+            for path, text in written.items()
+            if "Ingress" in path.name
+            for line in text.splitlines()
+            if '"release": "cancer@1"' in line
+        ]
+        if audit:
+            break
+        time.sleep(0.2)
+    for part in ('"request_id": "', '"status": 200', '"labels": ["', '"ms": '):
+        assert part in audit[-1]
+    assert [str(path) for path, text in written.items() if MARKER in text] == []
+    assert [str(path) for path, text in written.items() if TOKEN in text] == []
+
+
+def test_prometheus_metrics_name_the_release(served: Served) -> None:
+    import ray
+
+    served.client.classify(["tumour"], model="cancer@1")
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    end = time.monotonic() + 30
+    text = ""
+    while time.monotonic() < end and "ray_medray_requests_total{" not in text:
+        time.sleep(1)
+        with urllib.request.urlopen(url) as answer:
+            text = answer.read().decode()
+    lines = [line for line in text.splitlines() if "medray_" in line]
+    assert any("medray_requests_total{" in line and 'release="cancer"' in line and 'status="200"' in line for line in lines), lines[:5]
+    assert any("medray_request_seconds_bucket" in line for line in lines)
+    assert any("medray_release_version{" in line and 'model="cancer@best"' in line for line in lines)
+
+
+def test_every_listener_is_on_loopback(served: Served) -> None:
+    """What this process and all that it started listen on, by the kernel's own tables."""
+    owners = dict(_sockets())
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            parts = line.split()
+            if parts[3] == "0A" and parts[9] in owners:
+                address, _, port = parts[1].partition(":")
+                found.add((owners[parts[9]], address, int(port, 16)))
+    assert served.port in {port for _, _, port in found}
+    assert len(found) > 5  # Ray's own as well
+    assert {one for one in found if not one[1].endswith("0100007F")} == set()
+
+
+def _sockets() -> Iterator[tuple[str, str]]:
+    for number, name in processes().items():
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{number}/fd").iterdir():
+                target = os.readlink(descriptor)
+                if target.startswith("socket:["):
+                    yield target.removeprefix("socket:[").removesuffix("]"), name
+
+
+def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(best: Served) -> None:
+    """Every answer is exactly what its version says to these texts: no request sees half of two models."""
+    texts = [text + " " + str(number) for number, text in enumerate(TEXTS)]
+    expected = {
+        version: [row.probabilities for row in medray.load(f"cancer@{version}", storage_path=str(best.storage)).predict(texts)]
+        for version in (1, 2)
+    }
+    stop = threading.Event()
+
+    def ask() -> set[int]:
+        seen = set()
+        while not stop.is_set():
+            found = best.client.classify(texts, model="cancer@best")
+            for wanted, answer in zip(expected[found.version], found.predictions, strict=True):
+                assert list(answer.probabilities.values()) == pytest.approx(wanted, abs=1e-4)
+            seen.add(found.version)
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            assert best.run("promote", "cancer@2", "best") == 0
+            time.sleep(0.5)
+        finally:
+            stop.set()
+        assert set().union(*(one.result(timeout=30) for one in asking)) == {1, 2}

@@ -1,0 +1,118 @@
+"""One Serve session with tiny models, started the YAML's way."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tiny
+import yaml
+
+from medray import cli
+from medray.client import Client
+from medray.registry import Registry
+from medray.runtime import free_port
+from medray.serving import keys
+
+CONFIG = Path(__file__).parents[1] / "serve_configs" / "quickstart.yaml"
+TOKEN = "the-token-of-these-tests"
+
+
+@dataclass(frozen=True)
+class Served:
+    port: int
+    storage: Path
+    logs: Path
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(str(self.storage))
+
+    @property
+    def client(self) -> Client:
+        return Client(f"http://127.0.0.1:{self.port}", TOKEN)
+
+    def run(self, *arguments: str) -> int:
+        asked = ["--url", self.client.url, "--token-file", str(self.storage / "token"), "--storage-path", str(self.storage)]
+        return cli.main([*arguments, *asked])
+
+
+def publish(folder: Path, *settings: str, family: str = "bert") -> Path:
+    folder.mkdir()
+    return tiny.trial(tiny.study(folder, "train.epochs=1", *settings, family=family), folder).run().checkpoint
+
+
+@contextmanager
+def serving(place: Path) -> Iterator[Served]:
+    """cancer 1 and 2 on one base, 3 on another; 4 has a broken file and 5 is whole. `best` is 1, on two replicas."""
+    import ray
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    storage = place / "runs"
+    registry = Registry(str(storage))
+    registry.publish(publish(place / "a"), "cancer")
+    registry.publish(publish(place / "b", "seed=1"), "cancer")
+    registry.publish(publish(place / "c", family="roberta"), "cancer")
+    broken = registry.publish(publish(place / "d", "seed=2"), "cancer").folder() / "adapter_model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1] + b"\x01")
+    registry.publish(publish(place / "e", "seed=3"), "cancer")
+    registry.point("cancer", "best", 1)
+    (storage / "token").write_text(TOKEN + "\n")
+    (storage / "tokens").write_text(keys.digest(TOKEN) + "\n")
+    port = free_port()
+    config = yaml.safe_load(CONFIG.read_text())
+    config["http_options"]["port"] = port
+    (application,) = config["applications"]
+    application["args"] = {
+        "releases": ["cancer@best", "cancer@1"],
+        "storage_path": str(storage),
+        "tokens_file": str(storage / "tokens"),
+        "precision": "fp32",
+        "token_budget": 256,
+        "follow_s": 0.3,
+        "limits": {"body_bytes": 100_000, "inputs": 32, "tokens": 1500, "ongoing_requests": 4, "queued_requests": 8},
+    }
+    scaling = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2, "upscale_delay_s": 1, "downscale_delay_s": 3}
+    application["deployments"] = [
+        {"name": "cancer@best", "num_replicas": 2},
+        {"name": "cancer@1", "autoscaling_config": scaling | {"look_back_period_s": 12}},
+    ]
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
+        logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+        _wait_until_running()
+        yield Served(port, storage, logs)
+    finally:
+        serve.shutdown()
+
+
+def _wait_until_running() -> None:
+    from ray import serve
+
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        found = serve.status().applications["medray"]
+        if found.status == "RUNNING":
+            return
+        assert found.status != "DEPLOY_FAILED", found.message
+        time.sleep(0.2)
+    raise AssertionError("the application did not start")
+
+
+def processes() -> dict[int, str]:
+    """This process and all below it, by the name they show."""
+    parents, names = {}, {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(process.name)] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            names[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    below = {os.getpid()}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {number: names[number] for number in below if number in names}
