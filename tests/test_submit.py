@@ -44,7 +44,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     }
     (folder / ".ray").mkdir()
     (folder / ".ray" / "auth_token").write_text("0" * 64)
-    ports = [free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(5)]
     command = [
         str(Path(sys.executable).with_name("ray")),
         "start",
@@ -56,6 +56,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         f"/tmp/r{os.getpid()}",
     ]
     command += ["--port", str(ports[0]), "--dashboard-port", str(ports[1]), "--ray-client-server-port", str(ports[2])]
+    command += ["--dashboard-agent-listen-port", str(ports[3]), "--dashboard-agent-grpc-port", str(ports[4])]
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     address = f"http://127.0.0.1:{ports[1]}"
     try:
