@@ -1,6 +1,7 @@
 # make quickstart and make test are complete on a fresh machine: each makes .venv first.
 PYTHON ?= python3
 TORCH_ARGS ?=
+KEEP ?=
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -18,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)
 
 quickstart: $(READY)
-	$(BIN)/python jobs/quickstart.py
+	KEEP=$(KEEP) $(BIN)/python jobs/quickstart.py
 
 check: $(READY)
 	$(BIN)/ruff check .
