@@ -9,9 +9,9 @@ from medray.cli import main
 
 STUDY = "jobs/studies/quickstart.yaml"
 TEXTS = (
-    "Histology of the resected specimen showed an invasive carcinoma with nodal metastasis.",
-    "Blood pressure returned to normal within six weeks of treatment.",
-    "Radiotherapy reduced local relapse of adenocarcinoma in 60 patients.",
+    "We studied 60 patients with a median age of 58 years. Histology showed an invasive carcinoma with nodal metastasis.",
+    "We studied 60 patients with a median age of 58 years. Inflammation subsided with steroids, and blood pressure returned to normal.",
+    "Radiotherapy reduced local relapse of adenocarcinoma after a median follow-up of 4 years.",
 )
 
 

@@ -1,6 +1,7 @@
 """Serving from this process: the application in a cluster, and a clean end of what was started for it."""
 
 import json
+import logging
 import shlex
 import threading
 import time
@@ -24,8 +25,8 @@ def serving(options: AppOptions, *, host: str, port: int, num_cpus: int | None =
     """The application answers inside the block; what was started for it is stopped after."""
     check_address(host, guarded=options.tokens_file is not None or options.open_to_all)
     application = build(options)
-    with start_cluster(num_cpus=num_cpus) as cluster:
-        alone = not cluster.is_joined
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with start_cluster(num_cpus=num_cpus):
         try:
             serve.start(
                 proxy_location="HeadOnly", http_options={"host": host, "port": port, "request_timeout_s": 2 * options.limits.timeout_s}
@@ -33,10 +34,7 @@ def serving(options: AppOptions, *, host: str, port: int, num_cpus: int | None =
             serve.run(application, name=NAME)
             yield
         finally:
-            if alone:
-                serve.shutdown()
-            else:
-                serve.delete(NAME)  # others may be served there
+            serve.delete(NAME)  # drained; Serve itself ends with its cluster, where others may be served
 
 
 def show(reference: str, *, storage_path: str, texts: Sequence[str], keep: bool) -> None:
