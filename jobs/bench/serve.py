@@ -57,10 +57,6 @@ def flask_app() -> Any:
     def answer() -> Any:
         return jsonify(classify([request.get_json()["text"]], truncation=True, max_length=512)[0])
 
-    @app.get("/healthz")
-    def healthz() -> Any:
-        return jsonify(status="ok")
-
     return app
 
 
@@ -128,8 +124,11 @@ def server(command: list[str], port: int, **environment: str) -> Iterator[int]:
         end = time.monotonic() + 120
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5):
-                    break
+                asked = urllib.request.Request(
+                    f"http://127.0.0.1:{port}/v1/classify", b'{"text": "warm-up"}', {"content-type": "application/json"}
+                )
+                with urllib.request.urlopen(asked, timeout=30):
+                    break  # its health may be told before its model is there
             except OSError:
                 if process.poll() is not None or time.monotonic() > end:
                     sys.exit(f"{' '.join(command)} did not start:\n{''.join(lines[-20:])}")
