@@ -1,6 +1,7 @@
 """The whole service in one Serve session with tiny models: the YAML's way in, HTTP's way out."""
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -12,12 +13,14 @@ from typing import Any
 
 import load
 import pytest
+import tiny
 import yaml
 from session import TOKEN, Served, processes
 
 import medray
-from medray import cli
+from medray import cli, evaluation
 from medray.client import Client, RefusedError
+from medray.data import dataset
 from medray.errors import ServingError
 from medray.runtime import free_port
 
@@ -237,3 +240,17 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
         finally:
             stop.set()
         assert set().union(*(one.result(timeout=30) for one in asking)) == {1, 2}
+
+
+def test_training_evaluate_and_http_say_the_same_of_the_same_rows(served: Served, tmp_path: Path) -> None:
+    asked = tiny.study(served.storage.parent / "a", "train.epochs=1")
+    rows = dataset.load(asked.data).validation
+    stored = (served.registry.resolve("cancer@1").folder() / "predictions.jsonl").read_text().splitlines()
+    trained = {row["row_id"]: row for row in map(json.loads, stored)}
+    answers = served.client.classify([row.text for row in rows], model="cancer@1").predictions
+    for row, answer in zip(rows, answers, strict=True):
+        assert list(answer.labels) == trained[row.id]["labels"]
+        assert list(answer.probabilities.values()) == pytest.approx(trained[row.id]["probabilities"], abs=1e-4)
+    judged = evaluation.evaluate("cancer@1", asked.data, "validation", storage_path=str(served.storage), log_dir=tmp_path)
+    right = sum(answer.labels == row.labels for row, answer in zip(rows, answers, strict=True))
+    assert judged.metrics.values["accuracy"] == pytest.approx(right / len(rows))
