@@ -139,7 +139,7 @@ class PublishConfig(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     storage_path: str | None = Field(None, description="where releases are kept; the study's storage_path where not given")
-    alias: str = Field("best", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="pointed at the new version")
+    alias: str = Field("best", pattern=r"^[a-z0-9._-]*[a-z][a-z0-9._-]*$", max_length=64, description="pointed at the new version")
 
 
 class TrialConfig(Section):
@@ -201,14 +201,17 @@ class StudyConfig(Section):
         for key, value in [*base.overrides.items(), *(sampled or {}).items()]:
             put(raw, key, deepcopy(value), where=f"base model {base.source}")
         trial = validate(TrialConfig, raw, where=f"study {self.name}, base model {base.source}")
-        if (trial.data.format, trial.data.split) != (self.data.format, self.data.split):
+        if trial.data.model_copy(update={"limit": None}) != self.data.model_copy(update={"limit": None}):
             raise ConfigError(
-                f"study {self.name}, base model {base.source}: data.format and data.split cannot be overridden: "
-                "base models of one study are compared on the same rows (data.limit can)"
+                f"study {self.name}, base model {base.source}: of data only data.limit can differ: base models of one study are compared on the same rows"
             )
-        if self.task.model_dump().get("metric") != trial.task.model_dump().get("metric"):
+        fixed = [name for name in self.task.FIXED if getattr(trial.task, name, None) != getattr(self.task, name)]
+        if fixed:
+            names = ", ".join(f"task.{name}" for name in fixed)
+            raise ConfigError(f"study {self.name}, base model {base.source}: {names} cannot be overridden: trials are ranked by one figure")
+        if (trial.model.source, trial.model.revision) != (base.source, base.revision):
             raise ConfigError(
-                f"study {self.name}, base model {base.source}: task.metric cannot be overridden: trials are ranked by one figure"
+                f"study {self.name}, base model {base.source}: model.source and model.revision are the base model's: list another one"
             )
         return trial
 

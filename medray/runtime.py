@@ -1,6 +1,7 @@
 """The only place that starts or joins Ray, and that sets its environment."""
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 _SHARED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # Train polls its workers for reports this often: 2 s would be most of a short epoch
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # workers may wait a day for others' jobs: after a minute each trial would fail
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is noticed after 30 s otherwise
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -78,10 +80,12 @@ def _join() -> None:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         raise ConfigError("to join a cluster, RAY_ADDRESS must name it")
+    if "://" in address:
+        raise ConfigError(f"RAY_ADDRESS {address}: must be a cluster's own address, HOST:6379; dashboards take jobs: `ray job submit`")
     try:
-        dashboard = address if address.startswith("http") else ray_address_to_api_server_url(address)
+        dashboard = ray_address_to_api_server_url(address)
         ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": _environment(dashboard)})
-    except ConnectionError as err:
+    except (ConnectionError, ValueError) as err:
         raise ConfigError(f"RAY_ADDRESS {address}: no Ray answers there: {str(err).splitlines()[0]}") from None
 
 
@@ -121,7 +125,11 @@ def _environment(dashboard: str | None) -> dict[str, str]:
     the process that frees it looks the address up and finds two (Ray 2.60).
     """
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return passed | _SHARED | ({"RAY_API_SERVER_ADDRESS": dashboard} if dashboard else {})
+    wanted = passed | _SHARED | ({"RAY_API_SERVER_ADDRESS": dashboard} if dashboard else {})
+    # What a submitted job was given reaches every worker already, and Ray refuses to be told twice.
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in wanted.items() if name not in given}
 
 
 def _make_private(token: Path) -> None:
@@ -148,7 +156,10 @@ def free_port(wanted: int = 0) -> int:
 
 
 def free_leaked_groups() -> int:
-    """Remove placement groups that jobs left behind when they ended: they hold CPUs and GPUs for ever. How many there were."""
+    """Remove placement groups that jobs left behind when they ended: they hold CPUs and GPUs for ever. How many there were.
+
+    Those with a name stay: somebody finds them by it, as Serve does, whose replicas outlive the job that deployed them.
+    """
     import ray
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
@@ -156,7 +167,11 @@ def free_leaked_groups() -> int:
     if not (ended := {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}):
         return 0
     num_digits = len(next(iter(ended)))  # a placement group's id ends with that of the job that made it
-    leaked = [key for key, group in placement_group_table().items() if group["state"] != "REMOVED" and key[-num_digits:] in ended]
+    leaked = [
+        key
+        for key, group in placement_group_table().items()
+        if group["state"] != "REMOVED" and not group["name"] and key[-num_digits:] in ended
+    ]
     for key in leaked:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
     return len(leaked)

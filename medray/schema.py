@@ -1,6 +1,6 @@
 """Sections of a configuration: frozen, closed to unknown keys, and wrong input answered by where, what and what is allowed."""
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, core_schema
@@ -28,6 +28,7 @@ class Section(BaseModel):
 class PluginOptions(Section):
     """Options of one file behind a seam; `name` says which."""
 
+    FIXED: ClassVar[tuple[str, ...]] = ("name",)  # the same for every base model of a study, or their figures could not be compared
     name: str
 
 

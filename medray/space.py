@@ -1,5 +1,6 @@
 """What a study searches: axes, how they are drawn, and when a trial is stopped."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -56,7 +57,13 @@ class Axis(Section):
     @property
     def extremes(self) -> Sequence[Any]:
         """Values that stand for all: what is wrong with one of them is told before anything is drawn."""
-        return self.values if self.is_finite else self.values[:2]
+        if self.is_finite:
+            return self.values
+        low, high = self.values[:2]
+        between = (
+            [] if self.kind in ("randint", "qloguniform") else [low + (high - low) / math.pi]
+        )  # no whole number: a setting may ask for one
+        return [low, *between, high]
 
 
 class SearchConfig(Section):
@@ -66,7 +73,9 @@ class SearchConfig(Section):
     space: dict[str, Axis] = Field({}, description="dotted trial settings and the values they may take")
     num_trials: int | None = Field(None, ge=1, description="draws for each base model, 1 where not given; a grid runs each of its points")
     num_epochs: float | None = Field(None, gt=0, description="stop when the trials have trained this many epochs together")
-    time_s: float | None = Field(None, gt=0, description="stop this many seconds after the search began, at a trial's next evaluation")
+    time_s: float | None = Field(
+        None, gt=0, description="stop after this many seconds of search, resumed ones counted, at a trial's next evaluation"
+    )
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops a trial whose figure is not among the best at its rung")
     grace_epochs: float = Field(1, gt=0, description="asha: the first rung")
     reduction_factor: float = Field(3, gt=1, description="asha: one of so many goes on, and rungs lie this factor apart")

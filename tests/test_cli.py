@@ -1,7 +1,9 @@
 """The command as a user runs it."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import yaml
 
 from medray import cli, config, storage
 from medray.runtime import Cluster
+from medray.tuning.runs import Run
 
 
 @dataclass(frozen=True)
@@ -209,3 +212,29 @@ def test_an_interrupt_tells_how_to_go_on(
     done = medray("study", "study.yaml")
     assert done.returncode == 130
     assert "`medray study --resume` goes on from the last stored state" in done.stderr
+
+
+@pytest.mark.ray
+def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [Path(sys.executable).with_name("medray"), "study", "study.yaml", "train.epochs=500"]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        if "epoch 2" in line:
+            break
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "`medray study --resume` goes on" in errors
+    assert "Traceback" not in errors
+    (run,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert [record.status for record in Run(run).records()] == ["running"]
+    assert (run / "trials" / "tiny-bert-000" / "state").is_dir()
+
+
+def _hear_interrupts() -> None:
+    """A shell that starts tests in the background has them ignore Ctrl-C, and their children too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -52,22 +52,24 @@ def test_inside_a_running_ray_that_one_is_used_and_left_running(cluster: Cluster
 @pytest.mark.ray
 def test_placement_groups_of_ended_jobs_are_removed_and_those_of_running_ones_stay(cluster: Cluster) -> None:
     import ray
-    from ray.util import placement_group, placement_group_table, remove_placement_group
+    from ray.util import get_placement_group, placement_group, placement_group_table, remove_placement_group
 
     leave = (
         "import ray; from ray.util import placement_group; ray.init(log_to_driver=False)\n"
-        "group = placement_group([{'CPU': 1}], lifetime='detached', name='left'); ray.get(group.ready())"
+        "groups = [placement_group([{'CPU': 1}], lifetime='detached', name=name) for name in ('', 'SERVE_REPLICA::kept')]\n"
+        "ray.get([group.ready() for group in groups])"
     )
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     subprocess.run([sys.executable, "-c", leave], env=environment, check=True, capture_output=True, timeout=60)
     own = placement_group([{"CPU": 1}])
     ray.get(own.ready())
     assert runtime.free_leaked_groups() == 1
-    states = {group["name"]: group["state"] for group in placement_group_table().values()}
-    assert states["left"] == "REMOVED"
+    states = {group["name"]: group["state"] for group in placement_group_table().values() if group["name"]}
+    assert states["SERVE_REPLICA::kept"] == "CREATED"
     assert placement_group_table(own)["state"] == "CREATED"
     assert runtime.free_leaked_groups() == 0
-    remove_placement_group(own)
+    for group in (own, get_placement_group("SERVE_REPLICA::kept")):
+        remove_placement_group(group)
 
 
 def test_joining_needs_an_address_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +77,22 @@ def test_joining_needs_an_address_that_answers(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="RAY_ADDRESS must name it"), start_cluster("join"):
         pass
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_an_address_of_something_else_than_a_cluster_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="must be a cluster's own address"), start_cluster():
+        pass
+
+
+def test_what_a_job_was_given_is_not_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", "/shared/hf")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert runtime._environment(None)["HF_HOME"] == "/shared/hf"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"HF_HOME": "/shared/hf"}}}')
+    assert "HF_HOME" not in runtime._environment(None)
 
 
 def test_a_relative_storage_path_is_made_absolute_and_outlives_a_submitted_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

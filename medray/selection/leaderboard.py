@@ -23,6 +23,7 @@ class Entry:
     name: str
     kind: Literal["trial", "reference"]
     base_model: str = ""
+    base: int | None = None  # its place among the study's base models
     status: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     epoch: int | None = None
@@ -89,6 +90,7 @@ def entry_of(record: TrialRecord, history: Sequence[Row], metric: str) -> Entry:
         name=record.trial,
         kind="trial",
         base_model=record.base_model,
+        base=record.base,
         status=record.status,
         settings=record.settings,
         num_epochs=len(history),
@@ -112,7 +114,7 @@ def finalists(entries: Sequence[Entry], metric: str, num_finalists: int) -> list
     """The best trials of each base model, by validation rows; a failed trial is none, whatever it had reached."""
     chosen: list[Entry] = []
     for entry in ranked(entries, metric):
-        mates = sum(other.base_model == entry.base_model for other in chosen)
+        mates = sum(other.base == entry.base for other in chosen)
         if entry.validation and entry.status != "failed" and mates < num_finalists:
             chosen.append(entry)
     return chosen

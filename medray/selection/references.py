@@ -1,5 +1,6 @@
 """What a fine-tuned model has to beat: the most frequent answer, and words counted by TF-IDF under a logistic regression."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 MOST_ROWS = 50_000  # that the regression is fitted on
 
@@ -27,14 +29,14 @@ class Reference:
         return found
 
 
-def majority(truth: npt.NDArray[np.bool_]) -> Reference:
-    """`truth` has a row for each training text and a column for each label."""
+def majority(truth: npt.NDArray[np.bool_], *, multi_label: bool) -> Reference:
+    """`truth` has a row for each training text and a column for each label. The share of each label; multi-label: the most frequent set."""
     most, _ = Counter(map(tuple, truth.tolist())).most_common(1)[0]
-    return Reference("majority", None, np.array(most, dtype=np.float64))
+    return Reference("majority", None, np.array(most, dtype=np.float64) if multi_label else truth.mean(axis=0))
 
 
-def tfidf(texts: Sequence[str], truth: npt.NDArray[np.bool_], *, multi_label: bool, seed: int = 0) -> Reference:
-    """Words and pairs of words; the settings are usual ones and are not searched."""
+def tfidf(texts: Sequence[str], truth: npt.NDArray[np.bool_], *, multi_label: bool, seed: int = 0) -> Reference | None:
+    """Words and pairs of words; the settings are usual ones and are not searched. None where the texts hold no word to count."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
@@ -51,7 +53,13 @@ def tfidf(texts: Sequence[str], truth: npt.NDArray[np.bool_], *, multi_label: bo
     chosen = truth[rows]
     present = np.flatnonzero(chosen.any(axis=0)) if not multi_label else np.arange(truth.shape[1])
     targets = chosen.astype(int) if multi_label else chosen[:, present].argmax(axis=1)
-    pipeline.fit([texts[int(row)] for row in rows], targets)
+    try:
+        pipeline.fit([texts[int(row)] for row in rows], targets)
+    except ValueError as err:
+        if "vocabulary" not in str(err) and "no terms remain" not in str(err):
+            raise
+        log.warning("%s is left out: %s", name, err)
+        return None
     return Reference(name, _Columns(pipeline, present, truth.shape[1]), chosen.mean(axis=0))
 
 
@@ -65,5 +73,6 @@ class _Columns:
 
     def predict_proba(self, texts: Sequence[str]) -> Floats:
         found = np.zeros((len(texts), self.num_labels))
-        found[:, self.present] = self.pipeline.predict_proba(texts)
+        made = self.pipeline.predict_proba(texts)
+        found[:, self.present] = made[:, -len(self.present) :]  # of one label scikit-learn gives both no and yes
         return found

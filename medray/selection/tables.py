@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from medray.errors import ArtifactError
 from medray.selection.leaderboard import Entry, Leaderboard, Paired
-from medray.selection.statistics import Comparison, Interval
+from medray.selection.statistics import METRICS, Comparison, Interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -164,6 +164,10 @@ def sentences(board: Leaderboard) -> list[str]:
         said.append(
             f"winner against {pair.other} on the same {pair.split} rows: {metric} {found.difference:+.4f}"
             f" (95 % interval {found.low:+.4f} to {found.high:+.4f}): {verdict}"
+        )
+    if metric not in METRICS:
+        said.append(
+            f"{metric} has no interval and no paired comparison here, so ties are not told: the better figure wins; with them: {', '.join(METRICS)}"
         )
     if board.num_openings > 1:
         said.append(f"the labels of these test rows were read {board.num_openings} times: the more often, the less they are a test")

@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Options(PluginOptions):
+    FIXED = ("name", "metric", "positive_label", "multi_label")
     name: Literal["classification"]
     positive_label: str | None = Field(None, description="of exactly two labels, the one that the binary figures are about")
     multi_label: bool = Field(False, description="a row may have any number of labels, none included")

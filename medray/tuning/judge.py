@@ -82,8 +82,10 @@ def predict(checkpoint: str, rows: list[Example], num_threads: int) -> tuple[Tas
 
 def _references(task: Task, dataset: Dataset) -> list[Reference]:
     head = task.head()
+    multi_label = head is not None and head.multi_label
     texts, truth = [example.text for example in dataset.train], task.truth(dataset.train)
-    return [references.majority(truth), references.tfidf(texts, truth, multi_label=head is not None and head.multi_label)]
+    found = [references.majority(truth, multi_label=multi_label), references.tfidf(texts, truth, multi_label=multi_label)]
+    return [reference for reference in found if reference is not None]
 
 
 def _reference(found: Reference, task: Task, dataset: Dataset, rows: list[Example]) -> Answered:
@@ -92,7 +94,8 @@ def _reference(found: Reference, task: Task, dataset: Dataset, rows: list[Exampl
         return [Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, np.asarray(probabilities), strict=True)]
 
     validation = answers(dataset.validation)
-    tuned = task.tune(validation, dataset.validation)
+    # Thresholds fitted to constant answers would say a label of every row.
+    tuned = task if found.pipeline is None else task.tune(validation, dataset.validation)
     start = time.perf_counter()
     test = answers(rows)
     seconds = time.perf_counter() - start

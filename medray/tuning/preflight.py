@@ -4,9 +4,10 @@ import os
 
 from medray import plugins
 from medray.config import StudyConfig, TrialConfig
-from medray.errors import ArtifactError, ConfigError
+from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.models import sources
 from medray.models.build import check_targets
+from medray.store import open_store
 from medray.tuning.runs import study_dir
 
 
@@ -25,6 +26,11 @@ def _storage(study: StudyConfig) -> list[str]:
         return [
             f"storage_path: {study.storage_path}: runs need a folder that every node sees; releases may lie elsewhere: publish.storage_path"
         ]
+    if study.publish and study.publish.storage_path:
+        try:
+            open_store(study.publish.storage_path).names("releases")
+        except MedrayError as err:
+            return [f"publish.storage_path: {err}"]
     folder = study_dir(study)
     while not folder.exists():
         folder = folder.parent

@@ -78,12 +78,18 @@ class Optuna:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.num_trials = num_trials
-        sampler = optuna.samplers.TPESampler(seed=_seed(seed, base_model) % 2**32, n_startup_trials=max(3, min(10, num_trials // 3)))
-        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        self.seed, self.base_model = seed, base_model
+        self.study = optuna.create_study(direction="maximize")
         self.distributions = {path: _distribution(axis) for path, axis in space.items()}
         self._asked: list[tuple[dict[str, Any], Any]] = []
 
     def draw(self, number: int) -> dict[str, Any] | None:
+        import optuna
+
+        # Seeded by its number: a process that goes on would draw the first ones again.
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=_seed(self.seed, f"{self.base_model}:{number}") % 2**32, n_startup_trials=max(3, min(10, self.num_trials // 3))
+        )
         asked = self.study.ask(self.distributions)
         settings = dict(asked.params)
         self._asked.append((settings, asked))

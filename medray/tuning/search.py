@@ -71,7 +71,8 @@ class _Child:
 class Search:
     def __init__(self, study: StudyConfig, metric: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.search, self.metric, self.clock = study.search, metric, clock
-        self.start = clock()
+        self.spent_s = 0.0  # by earlier processes of this study
+        self._started = clock()
         self.epochs: dict[str, float] = {}  # trained so far, by trial
         self._base_of: dict[str, int] = {}
         self._best: dict[str, float] = {}
@@ -99,8 +100,12 @@ class Search:
         """Whether the epochs or the time of this study are used up."""
         epochs, seconds = self.search.num_epochs, self.search.time_s
         return (epochs is not None and sum(self.epochs.values()) >= epochs) or (
-            seconds is not None and self.clock() - self.start >= seconds
+            seconds is not None and self.spent_s + self.clock() - self._started >= seconds
         )
+
+    def start(self) -> None:
+        """The time budget counts from now: what comes before the first trial is not search."""
+        self._started = self.clock()
 
     def next(self) -> Proposal | None:
         """The next trial, of the base model that has had the smallest share of its trials; None when there are no more."""

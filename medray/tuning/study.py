@@ -77,7 +77,7 @@ def _search(study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, o
     for base in study.base_models:
         materials.path(study.trial(base))
     session = Session(study, here, search, material=materials.path, placement=placement, watcher=watcher)
-    tuner.run(session, num_at_once=min(found.num_at_once for found in placements))
+    tuner.run(session, placements)
 
     records = here.records()
     entries = [leaderboard.entry_of(record, here.history(record.trial), search.metric) for record in records]
@@ -126,9 +126,13 @@ def _write(board: Leaderboard, here: Run) -> None:
 
 def _every_base_model_counts(study: StudyConfig, board: Leaderboard) -> None:
     """A base model whose trials all failed was not compared: the study did not do what it was asked."""
-    for base in study.base_models:
-        tried = [entry for entry in board.entries if entry.base_model == base.source]
-        if tried and all(entry.status == "failed" for entry in tried):
+    for number, base in enumerate(study.base_models):
+        tried = [entry for entry in board.entries if entry.base == number]
+        if not tried:
+            raise TrialError(
+                f"study {study.name}: the budget ended before {base.source} was tried; the others are ranked in its leaderboard"
+            )
+        if all(entry.status == "failed" for entry in tried):
             raise TrialError(
                 f"study {study.name}: every trial of {base.source} failed ({tried[0].error}); the others are ranked in its leaderboard"
             )

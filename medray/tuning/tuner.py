@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from medray.config import StudyConfig, TrialConfig
-from medray.errors import MedrayError
+from medray.errors import MedrayError, TrialError
 from medray.records import TrialRecord
 from medray.training.worker import FAILED, VALIDATION, Assignment
 from medray.tuning import trial as trials
@@ -107,6 +107,7 @@ class Session:
 
     def told(self, trial: str, row: Row) -> bool:
         """An evaluation; whether the trial goes on."""
+        self.on_start()
         record = self.records[trial]
         if FAILED in row:
             self._keep(record.model_copy(update={"status": "failed", "error": row[FAILED]}))
@@ -122,7 +123,6 @@ class Session:
         return False
 
     def begun(self, trial: str) -> None:
-        self.on_start()
         self.watcher.begun(self.records[trial])
 
     def ended(self, trial: str, error: str | None = None) -> None:
@@ -141,7 +141,9 @@ class Session:
     def _replay(self) -> list[TrialRecord]:
         """Tell the search what an earlier process saw; the trials that it did not finish come back."""
         unfinished = []
-        for record in self.run.records():
+        records = self.run.records()
+        self.search.spent_s = seconds(records)
+        for record in records:
             proposal = Proposal(record.base, record.number, record.settings)
             self.search.recall(proposal)
             self.search.begin(record.trial, proposal)
@@ -155,8 +157,17 @@ class Session:
         return unfinished
 
 
-def run(session: Session, *, num_at_once: int) -> None:
+def seconds(records: Sequence[TrialRecord]) -> float:
+    """From the first start to the last that is known of an earlier process."""
+    known = [at for record in records for at in (record.started_at, record.first_step_at, record.ended_at) if at is not None]
+    return max(known) - min(known) if known else 0.0
+
+
+def run(session: Session, placements: Sequence[Placement]) -> None:
     """Run trials until the search has no more."""
+    session.search.start()
+    num_at_once = min(placement.num_at_once for placement in placements)
+    launcher = "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
     tuner = tune.Tuner(
         tune.with_resources(_start, _resources),
         tune_config=tune.TuneConfig(
@@ -164,7 +175,8 @@ def run(session: Session, *, num_at_once: int) -> None:
             scheduler=_Scheduler(session),
             num_samples=-1,
             max_concurrent_trials=num_at_once,
-            reuse_actors=True,
+            # A driver that Ray Train still holds cannot be used again: Tune would lose the trial that is given to it without a word.
+            reuse_actors=launcher == "inline",
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -178,19 +190,28 @@ def run(session: Session, *, num_at_once: int) -> None:
     )
     started = threading.Event()
     session.on_start = started.set
-    threading.Thread(target=_tell_waiting, args=(started,), daemon=True).start()
+    least = min(placements, key=lambda placement: placement.num_workers * placement.cpus)
+    threading.Thread(target=_tell_waiting, args=(started, least), daemon=True).start()
     try:
         tuner.fit()
     finally:
         started.set()
+    lost = [record.trial for record in session.records.values() if record.status == "running"]
+    if lost:
+        raise TrialError(f"{', '.join(lost)}: did not end, and nobody says why; `medray study --resume` goes on")
 
 
-def _tell_waiting(started: threading.Event) -> None:
+def _tell_waiting(started: threading.Event, placement: Placement) -> None:
     """A study that waits for others' CPUs or GPUs says so: Tune and Train would wait in silence."""
+    free = ray.available_resources()  # before the first trial takes any
+    cpus, gpus = placement.num_workers * placement.cpus, placement.num_workers * placement.gpus
+    if free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus:
+        return
     while not started.wait(_PATIENCE_S):
-        free = ray.available_resources()
         log.warning(
-            "no trial has started yet: waiting for %g free CPU(s) and %g GPU(s) to become more; other jobs hold the rest",
+            "no trial has reported yet: one takes %g CPU(s) and %g GPU(s), and %g and %g were free at the start; other jobs hold the rest",
+            cpus,
+            gpus,
             free.get("CPU", 0),
             free.get("GPU", 0),
         )

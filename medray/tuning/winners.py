@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from medray import storage
 from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
 from medray.records import TestRecord
@@ -16,15 +17,15 @@ def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     asked = study.publish
     registry = Registry(asked.storage_path or str(run.storage_dir))
     release = _publish(registry, board, board.best, asked.name, f"winner of the study {study.name}")
-    aliases = registry.aliases(asked.name)
-    if aliases.get(asked.alias) != release.record.version:
+    # Pointed once: a study that is looked at again must not undo a promotion or rollback that came after it.
+    if all(move.version != release.record.version for move in registry.history(asked.name, asked.alias)):
         registry.point(asked.name, asked.alias, release.record.version)
     return release
 
 
 def publish(registry: Registry, place: str, name: str, *, notes: str = "") -> Release:
     """A study's or run's winner, or a checkpoint; with its test figures where its run judged it."""
-    folder = Path(place)
+    folder = Path(place) if Path(place).exists() else storage.absolute(place)
     if "://" in place or (folder / MANIFEST).is_file():
         board, entry = _judged(folder)
         return _publish(registry, board, entry, name, notes) if board and entry else registry.publish(place, name, notes=notes)

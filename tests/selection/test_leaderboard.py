@@ -26,7 +26,10 @@ def record(trial: str, base: str = "small", **more: object) -> TrialRecord:
 
 
 def entry(name: str, value: float, base: str = "small", num_parameters: int = 10, status: str = "finished") -> Entry:
-    return Entry(name=name, kind="trial", base_model=base, status=status, validation={METRIC: value}, num_parameters=num_parameters)
+    place = ("small", "large").index(base)
+    return Entry(
+        name=name, kind="trial", base_model=base, base=place, status=status, validation={METRIC: value}, num_parameters=num_parameters
+    )
 
 
 def judged(name: str, validation: int, test: int, base: str = "small", num_parameters: int = 10, kind: str = "trial") -> Judged:
@@ -72,7 +75,7 @@ def test_trials_without_a_figure_come_last_and_finalists_are_the_best_of_each_ba
         entry("other", 0.3, base="large"),
         entry("broken", 0.9, status="failed"),
     ]
-    entries[0] = Entry(name="none", kind="trial", base_model="small")
+    entries[0] = Entry(name="none", kind="trial", base_model="small", base=0)
     assert [found.name for found in ranked(entries, METRIC)] == ["broken", "high", "low", "other", "none"]
     assert [found.name for found in finalists(entries, METRIC, 1)] == ["high", "other"]
     assert [found.name for found in finalists(entries, METRIC, 2)] == ["high", "low", "other"]

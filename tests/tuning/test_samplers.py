@@ -102,3 +102,13 @@ def test_a_wrong_axis_is_told(raw: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(Axis, raw, where="axis")
     assert sentence in str(caught.value)
+
+
+def test_an_optuna_study_that_goes_on_does_not_draw_its_first_settings_again() -> None:
+    space = {"train.learning_rate": Axis(loguniform=(1e-5, 1e-2))}
+    first = samplers.make("optuna", space, 8, seed=0, base_model="m")
+    early = [first.draw(number) for number in range(4)]
+    later = samplers.make("optuna", space, 8, seed=0, base_model="m")
+    for settings in early:
+        later.tell(settings or {}, 0.5)
+    assert later.draw(4) not in early

@@ -104,7 +104,11 @@ def test_budgets_end_the_search(tmp_path: Path) -> None:
     assert first
     timed.begin("t", first)
     assert timed.observe("t", 1.0, 0.5)
-    now[0] = 160.0
+    timed.start()  # once the data is there
+    now[0] = 120.0
+    assert timed.observe("t", 1.5, 0.5)
+    timed.spent_s = 39.0  # by a process before this one
+    now[0] = 121.0
     assert not timed.observe("t", 2.0, 0.5)
     assert timed.next() is None
 
@@ -128,8 +132,13 @@ def test_what_an_earlier_process_proposed_is_not_proposed_again(tmp_path: Path) 
         (["search.algorithm=optuna", "search.space={lora.alpha: {qloguniform: [1, 9, 2]}}"], "Optuna has no qloguniform"),
         (["search.space={lora.rank: {choice: [1]}}"], "lora.rank: unknown key"),
         (["search.space={lora.r: {choice: [4, 0]}}"], "(search space lora.r: 0)"),
-        (["search.space={data.split.seed: {choice: [0, 1]}}"], "data.format and data.split cannot be overridden"),
+        (["search.space={data.split.seed: {choice: [0, 1]}}"], "of data only data.limit can differ"),
         (["base_models.0.overrides={task.metric: accuracy}"], "task.metric cannot be overridden"),
+        (["base_models.0.overrides={data.near_duplicate: 0.5}"], "of data only data.limit can differ"),
+        (["base_models.0.overrides={task.positive_label: other}"], "task.positive_label cannot be overridden"),
+        (["search.space={model.source: {choice: [elsewhere]}}"], "model.source and model.revision are the base model's"),
+        (["search.space={lora.r: {loguniform: [4, 64]}}"], "lora.r: input should be a valid integer"),
+        (["publish={name: cancer, alias: '1'}"], "publish.alias"),
         (["search.grace_epochs=2"], "only asha has rungs"),
         (["resources.launcher=inline", "resources.num_workers=2"], "several workers need launcher train"),
         (["base_models.0.num_trials=3"], "nothing to search"),
