@@ -52,7 +52,8 @@ def test_inside_a_running_ray_that_one_is_used_and_left_running(cluster: Cluster
 @pytest.mark.ray
 def test_placement_groups_of_ended_jobs_are_removed_and_those_of_running_ones_stay(cluster: Cluster) -> None:
     import ray
-    from ray.util import get_placement_group, placement_group, placement_group_table, remove_placement_group
+    from ray.util import placement_group, placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
 
     leave = (
         "import ray; from ray.util import placement_group; ray.init(log_to_driver=False)\n"
@@ -68,7 +69,8 @@ def test_placement_groups_of_ended_jobs_are_removed_and_those_of_running_ones_st
     assert states["SERVE_REPLICA::kept"] == "CREATED"
     assert placement_group_table(own)["state"] == "CREATED"
     assert runtime.free_leaked_groups() == 0
-    for group in (own, get_placement_group("SERVE_REPLICA::kept")):
+    (kept,) = (key for key, group in placement_group_table().items() if group["name"] == "SERVE_REPLICA::kept")
+    for group in (own, PlacementGroup(ray.PlacementGroupID.from_hex(kept))):
         remove_placement_group(group)
 
 
