@@ -5,7 +5,7 @@ import os
 from medray import plugins
 from medray.config import StudyConfig, TrialConfig
 from medray.errors import ArtifactError, ConfigError
-from medray.models import sources
+from medray.models import quantization, sources
 from medray.models.build import check_targets
 from medray.tuning.runs import study_dir
 
@@ -34,8 +34,9 @@ def _storage(study: StudyConfig) -> list[str]:
 
 
 def _base(config: TrialConfig) -> list[str]:
+    found = quantization.check(config.model)
     try:
         check_targets(sources.config_dir(config.model.source, config.model.revision), config.lora)
     except (ArtifactError, ConfigError) as err:
-        return [str(err)]
-    return []
+        found.append(str(err))
+    return found
