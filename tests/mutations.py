@@ -123,6 +123,13 @@ MUTATIONS = (
         "tests/models/test_quantization.py",
     ),
     Mutation(
+        "a merge that moves F1 is served",
+        "medray/registry.py",
+        "        return merge.is_faithful if merge else",
+        "        return True if merge else",
+        "tests/tuning/test_merge.py -k served",
+    ),
+    Mutation(
         "heads are in 4 bits",
         "medray/models/quantization.py",
         '[f"^{re.escape(name)}$" for name in outside]',
