@@ -1,5 +1,6 @@
 """The base model itself: its weights in fp32 or 4 bits, no dropout unless asked for, and a fresh head where a task needs one."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,14 +18,23 @@ from medray.models.quiet import quiet
 from medray.models.sources import Base
 from medray.tasks.base import Head
 
+log = logging.getLogger(__name__)
+
 
 def load_config(folder: Path, source: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as err:
         raise ArtifactError(
             f"{source}: its config.json is none that transformers loads, at least not without foreign code: {first_line(err)}"
         ) from err
+    stored = getattr(config, "quantization_config", None)
+    if stored:
+        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else type(stored).__name__
+        raise ArtifactError(
+            f"{source}: its weights are stored quantised ({method}); allowed: the model in full precision, in 4 bits by model.quantization: nf4"
+        )
+    return config
 
 
 def load(base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: int) -> tuple[Any, Family]:
@@ -69,6 +79,8 @@ def _config(base: Base, head: Head | None, model: ModelOptions, pad_token_id: in
         if isinstance(value, int | float) and not isinstance(value, bool) and ("dropout" in name or name.endswith(("_drop", "_pdrop"))):
             setattr(config, name, model.dropout)
     config.pad_token_id = pad_token_id
+    if model.quantization == "none" and not model.double_quantization:
+        log.warning("model.double_quantization: false has no effect with model.quantization: none")
     if head:
         config.num_labels = len(head.labels)
         config.id2label = dict(enumerate(head.labels))
