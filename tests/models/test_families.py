@@ -89,7 +89,7 @@ def test_a_family_trains_reloads_and_merges(tmp_path: Path, family: str, head: H
     plain = kind.from_pretrained(tmp_path / "merged")
     assert not hasattr(plain.config, "quantization_config")
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
-    torch.testing.assert_close(logits(plain), expected, atol=1e-4 if quantization == "none" else 1e-2, rtol=0)
+    torch.testing.assert_close(logits(plain), expected, atol=1e-4, rtol=0)
     assert torch.equal(logits(built.model), expected), "the merged model is a copy"
 
 

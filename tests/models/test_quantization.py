@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from peft import prepare_model_for_kbit_training
 from torch.nn.functional import cross_entropy
 from transformers import pipeline
 
@@ -98,6 +99,16 @@ def test_training_in_16_bits_learns_and_rounds_nothing_of_the_base(tmp_path: Pat
     assert all(torch.equal(built.model.get_submodule(name).bias, bias) for name, bias in biases.items())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_answers_as_the_cpu_that_quantised(tmp_path: Path, precision: Precision) -> None:
+    built = make(tiny.base(tmp_path, hidden_size=64, intermediate_size=128))
+    expected = logits(built)
+    built.model.to("cuda")
+    found = Engine(built, precision=precision, token_budget=1000, device="cuda").logits(ROWS)
+    assert np.abs(found - expected).max() < (1e-2 if precision == "fp32" else 0.1)
+
+
 def test_a_weight_takes_half_a_byte_and_counts_as_one(tmp_path: Path) -> None:
     path = tiny.base(tmp_path, hidden_size=64, intermediate_size=128)
     built, whole = make(path), make(path, quantization="none")
@@ -123,8 +134,16 @@ def test_merged_is_a_plain_model_with_the_same_answers(tmp_path: Path, double_qu
     assert [answer["label"] for answer in plain(TEXTS)] == [HEAD.labels[row.argmax()] for row in before]
     with torch.inference_mode():
         after = np.concatenate([plain.model(torch.tensor([ids])).logits.numpy() for ids in tokens])
-    assert np.abs(after - before).max() < 1e-2
+    assert np.abs(after - before).max() < 1e-4
     assert (Engine(built, precision="fp32", token_budget=1000).logits(tokens) == before).all(), "merged is a copy"
+
+
+def test_pefts_preparation_for_4_bits_finds_nothing_left_to_do(tmp_path: Path) -> None:
+    bare = build(sources.resolve(str(tiny.base(tmp_path))), HEAD, ModelOptions(quantization="nf4"), None).model
+    before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in bare.named_parameters()}
+    assert set(before.values()) == {(torch.float32, False), (torch.uint8, False)}
+    prepare_model_for_kbit_training(bare, use_gradient_checkpointing=False)
+    assert {name: (parameter.dtype, parameter.requires_grad) for name, parameter in bare.named_parameters()} == before
 
 
 def test_a_base_without_an_adapter_is_dequantised_too(tmp_path: Path) -> None:
