@@ -154,8 +154,11 @@ def test_a_base_without_an_adapter_is_dequantised_too(tmp_path: Path) -> None:
     assert np.abs(logits(built) - before).max() < 1e-5
 
 
-def test_a_machine_without_bitsandbytes_says_so_before_a_weight_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = tiny.study(tmp_path, "model.quantization=nf4", "lora.targets=[quary]")
+@pytest.mark.parametrize("setting", ["model.quantization=nf4", "search.space={model.quantization: {choice: [none, nf4]}}"])
+def test_a_machine_without_bitsandbytes_says_so_before_a_weight_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    study = tiny.study(tmp_path, setting, "lora.targets=[quary]")
     monkeypatch.setattr(quantization, "find_spec", lambda name: None if name == "bitsandbytes" else importlib.util.find_spec(name))
     with pytest.raises(ConfigError, match=r"2 mistakes(.|\n)*nf4 needs bitsandbytes, not installed here: pip install(.|\n)*quary"):
         preflight.check(study)
