@@ -21,7 +21,7 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
         "---",
         f"# {record.name}, version {record.version}",
         "",
-        f"{manifest.task.options['name']} by {manifest.base.source}{note} with LoRA. Labels: {', '.join(labels)}.",
+        f"{manifest.task.options['name']} by {manifest.base.source}{note} with {_method(manifest)}. Labels: {', '.join(labels)}.",
         "",
         "Research software, not a medical device: no diagnosis, no treatment decision.",
         "",
@@ -40,6 +40,10 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _method(manifest: Manifest) -> str:
+    return "LoRA" if manifest.quantization == "none" else f"QLoRA ({manifest.quantization})"
+
+
 def _figures(record: ReleaseRecord, manifest: Manifest) -> list[str]:
     test = record.test
     lines = ["## Figures", ""]
@@ -56,4 +60,6 @@ def _figures(record: ReleaseRecord, manifest: Manifest) -> list[str]:
     ]
     for name, value in manifest.metrics.items():
         lines.append(f"| {name} | {value:.4f} |" + (f" {test.metrics[name]:.4f} |" if test else ""))
+    if record.merge:
+        lines += ["", f"Validation {record.merge.metric} in 4 bits {record.merge.unmerged:.4f}, merged {record.merge.merged:.4f}."]
     return lines

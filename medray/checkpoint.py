@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from medray import storage
+from medray.config import TrialConfig
 from medray.errors import ArtifactError
 from medray.schema import Section
 
@@ -68,6 +69,10 @@ class Manifest(Section):
     git_commit: str | None
     probe: Probe
     files: dict[str, str] = {}
+
+    @property
+    def quantization(self) -> str:
+        return TrialConfig.model_validate(self.trial).model.quantization
 
 
 def save(folder: Path, fill: Callable[[Path], None], manifest: Manifest) -> Manifest:

@@ -56,6 +56,8 @@ class ModelOptions(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch"
     )
+    quantization: Literal["none", "nf4"] = Field("none", description="nf4: the base's layers in 4 bits, heads as they are (QLoRA)")
+    double_quantization: bool = Field(True, description="with nf4: its scales in 8 bits, 0.4 bits a weight less")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the frozen base; LoRA has its own")
     gradient_checkpointing: bool = False
 

@@ -1,6 +1,6 @@
 """From a checkpoint's folder back to the task and the engine that made its predictions, proven by its probe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from medray.engines.base import Engine
 from medray.engines.transformers import Engine as TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
-from medray.models.build import Built, build
+from medray.models.build import Built, build, merge
 from medray.tasks.base import Task, restore
 
 PROBE_TEXTS = (
@@ -56,6 +56,14 @@ def load(
     if verify:
         prove(folder, manifest.probe, answers(task, engine("fp32")))
     return Loaded(manifest, task, engine(precision or manifest.precision.used), built)
+
+
+def merged(loaded: Loaded) -> Engine:
+    """The plain model that the checkpoint is merged into, in the same arithmetic. In place: `loaded` is used up."""
+    engine = loaded.engine
+    assert isinstance(engine, TransformersEngine)
+    plain = replace(loaded.built, model=merge(loaded.built))
+    return TransformersEngine(plain, precision=engine.precision, token_budget=engine.token_budget, device=str(engine.device))
 
 
 def answers(task: Task, engine: Engine) -> npt.NDArray[np.float64]:

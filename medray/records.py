@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from medray.schema import Section
 
+MERGE_LIMIT = 0.005  # of F1: what a merge may move it by
 HISTORY = "history.json"  # in a trial's folder: every evaluation so far
 
 
@@ -17,6 +18,18 @@ class TestRecord(Section):
     num_openings: int
 
 
+class MergeRecord(Section):
+    """F1 on validation rows of a 4-bit model and of the plain one that it is merged into. Without 4 bits a merge is exact."""
+
+    metric: str
+    unmerged: float
+    merged: float
+
+    @property
+    def is_faithful(self) -> bool:
+        return round(abs(self.merged - self.unmerged), 6) <= MERGE_LIMIT
+
+
 class ReleaseRecord(Section):
     """What is stored for a version, once and for all."""
 
@@ -26,6 +39,7 @@ class ReleaseRecord(Section):
     content_id: str  # sha256 of the checkpoint's manifest, which holds the hash of every other file
     created: str
     test: TestRecord | None = None
+    merge: MergeRecord | None = None
     notes: str = ""
 
 

@@ -6,6 +6,7 @@ writer. So nothing is overwritten, and two publishers cannot corrupt each other.
 
 import getpass
 import json
+import logging
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,9 +20,10 @@ from medray.errors import ArtifactError, ConfigError, allowed
 from medray.loading import Loaded, load
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import export_merged
-from medray.records import Move, ReleaseRecord, TestRecord
+from medray.records import MERGE_LIMIT, MergeRecord, Move, ReleaseRecord, TestRecord
 from medray.store import open_store
 
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _BY_VERSION = re.compile(r"(\d+)\.json")
 
@@ -53,12 +55,19 @@ class Release:
         """Task and engine; hashes, base weights and probe are compared first."""
         return load(self.folder(), **options)
 
+    def serves_merged(self) -> bool:
+        """Whether the merged model may answer in its place: exact without 4 bits, and with them where it was measured to be."""
+        merge = self.record.merge
+        return merge.is_faithful if merge else checkpoint.read(self.folder()).quantization == "none"
+
     def export(self, target: Path, *, merged: bool) -> None:
         """A folder in the Hub's layout with a model card: the adapter with its tokenizer, or the merged model."""
         folder = self.folder()
         manifest = checkpoint.verify(folder)
         if target.exists():
             raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
+        if merged:
+            self._check_merge()
         with storage.new_folder(target) as filling:
             if merged:
                 export_merged(load(folder).built, filling)
@@ -67,6 +76,16 @@ class Release:
                     (filling / path.name).write_bytes(path.read_bytes())
             (filling / "README.md").write_text(card.render(self.record, manifest, merged=merged), encoding="utf-8")
 
+    def _check_merge(self) -> None:
+        found = self.record.merge
+        if found and not found.is_faithful:
+            raise ArtifactError(
+                f"{self.reference}: merged, its validation {found.metric} is {found.merged:.4f} instead of {found.unmerged:.4f};"
+                f" allowed is a difference of {MERGE_LIMIT}: export it without --merged"
+            )
+        if not self.serves_merged():
+            log.warning("%s: is in 4 bits and was published without its run: what merging does to its F1 was not measured", self.reference)
+
 
 class Registry:
     """The releases under a storage path: a folder, or s3://BUCKET/PREFIX."""
@@ -74,7 +93,9 @@ class Registry:
     def __init__(self, uri: str) -> None:
         self.store = open_store(uri)
 
-    def publish(self, place: Path | str, name: str, *, test: TestRecord | None = None, notes: str = "") -> Release:
+    def publish(
+        self, place: Path | str, name: str, *, test: TestRecord | None = None, merge: MergeRecord | None = None, notes: str = ""
+    ) -> Release:
         """Store a checkpoint (a folder or URI) and claim the next version of a name for it."""
         _check_name("release", name)
         folder = storage.fetch(str(place))
@@ -84,7 +105,7 @@ class Registry:
         while True:
             version = max(self.versions(name), default=0) + 1
             created = datetime.now(UTC).isoformat(timespec="seconds")
-            record = ReleaseRecord(name=name, version=version, content_id=content_id, created=created, test=test, notes=notes)
+            record = ReleaseRecord(name=name, version=version, content_id=content_id, created=created, test=test, merge=merge, notes=notes)
             if self.store.create(f"releases/{name}/{version}.json", record.model_dump_json(indent=1).encode()):
                 return Release(self, record)
 

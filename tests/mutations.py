@@ -116,6 +116,27 @@ MUTATIONS = (
         "tests/test_registry.py",
     ),
     Mutation(
+        "4-bit layers are left as bitsandbytes makes them",
+        "medray/models/quantization.py",
+        "    for module in quantised_layers(bare).values():",
+        "    for module in ():",
+        "tests/models/test_quantization.py",
+    ),
+    Mutation(
+        "a merge that moves F1 is served",
+        "medray/registry.py",
+        "        return merge.is_faithful if merge else",
+        "        return True if merge else",
+        "tests/tuning/test_merge.py -k served",
+    ),
+    Mutation(
+        "heads are in 4 bits",
+        "medray/models/quantization.py",
+        '[f"^{re.escape(name)}$" for name in outside]',
+        "[]",
+        "tests/models/test_families.py",
+    ),
+    Mutation(
         "base models share their rungs",
         "medray/tuning/search.py",
         "        rungs = self._children[self._base_of[trial]].rungs",

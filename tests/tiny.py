@@ -54,8 +54,13 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("Roberta", _SIZES),
     "distilbert": ("DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 130}),
     "llama": ("Llama", {**_SIZES, "num_key_value_heads": 1}),
+    "mistral": ("Mistral", {**_SIZES, "num_key_value_heads": 1}),
+    "phi": ("Phi", _SIZES),
+    "phi3": ("Phi3", {**_SIZES, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 1}),
+    "opt": ("OPT", {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}),
     "electra": ("Electra", {**_SIZES, "embedding_size": 32}),
 }
+DECODERS = ("llama", "mistral", "phi", "phi3", "opt")
 
 
 def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> Path:
@@ -67,14 +72,14 @@ def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> P
     config = getattr(transformers, f"{name}Config")(
         vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, initializer_range=0.2, **sizes | changed
     )
-    kind = f"{name}ForCausalLM" if family == "llama" else f"{name}Model"
+    kind = f"{name}ForCausalLM" if family in DECODERS else f"{name}Model"
     getattr(transformers, kind)(config).save_pretrained(path)
     tokens.save_pretrained(path)
     return path
 
 
 def tokenizer(family: str) -> PreTrainedTokenizerFast:
-    if family == "llama":  # as SmolLM2 has it: padding is the end of sequence
+    if family in DECODERS:  # as SmolLM2 has it: padding is the end of sequence
         special = ["<|endoftext|>", "<|im_end|>"]
         names = {"unk_token": special[0], "eos_token": special[1], "pad_token": special[1]}
     else:
@@ -85,7 +90,7 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.WordLevel(vocab, unk_token=names["unk_token"]))
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     made.decoder = decoders.WordPiece()
-    if family != "llama":
+    if family not in DECODERS:
         made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=128, **names)
 

@@ -1,5 +1,6 @@
-"""The base model itself: its weights in fp32, no dropout unless asked for, and a fresh head where a task needs one."""
+"""The base model itself: its weights in fp32 or 4 bits, no dropout unless asked for, and a fresh head where a task needs one."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,36 +12,40 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from medray.config import ModelOptions
 from medray.errors import ArtifactError
+from medray.models import quantization
 from medray.models.families import Family, family_of
 from medray.models.quiet import quiet
 from medray.models.sources import Base
 from medray.tasks.base import Head
 
+log = logging.getLogger(__name__)
+
 
 def load_config(folder: Path, source: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as err:
         raise ArtifactError(
             f"{source}: its config.json is none that transformers loads, at least not without foreign code: {first_line(err)}"
         ) from err
+    stored = getattr(config, "quantization_config", None)
+    if stored:
+        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else type(stored).__name__
+        raise ArtifactError(
+            f"{source}: its weights are stored quantised ({method}); allowed: the model in full precision, in 4 bits by model.quantization: nf4"
+        )
+    return config
 
 
 def load(base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: int) -> tuple[Any, Family]:
-    """The model in fp32 on the CPU, and its family with the modules that were drawn fresh as its head."""
-    config = load_config(base.path, base.source)
-    for name, value in config.to_dict().items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and ("dropout" in name or name.endswith(("_drop", "_pdrop"))):
-            setattr(config, name, model.dropout)
-    config.pad_token_id = pad_token_id
-    kind = AutoModelForCausalLM
-    if head:
-        kind = AutoModelForSequenceClassification
-        config.num_labels = len(head.labels)
-        config.id2label = dict(enumerate(head.labels))
-        config.label2id = {label: number for number, label in enumerate(head.labels)}
-        config.problem_type = "multi_label_classification" if head.multi_label else "single_label_classification"
-        config.use_cache = False  # a decoder would keep keys and values that a head never asks for
+    """The model on the CPU, and its family with the modules that were drawn fresh as its head."""
+    config = _config(base, head, model, pad_token_id)
+    kind = AutoModelForSequenceClassification if head else AutoModelForCausalLM
+    family, quantised = None, {}
+    if model.quantization != "none":
+        outline = _outline(base.source, kind, config)
+        family = family_of(outline, config.model_type)
+        quantised = quantization.settings(model, family, outline)
     try:
         with quiet():
             bare, info = kind.from_pretrained(
@@ -53,16 +58,45 @@ def load(base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: in
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # reported below, with the other weights that are not the base's
                 output_loading_info=True,
+                **quantised,
             )
     except UnpicklingError as err:  # whose own message advises to read the file all the same
         raise ArtifactError(f"{base.source}: its *.bin weights hold more than plain tensors, and reading the rest would run it") from err
     except (OSError, RuntimeError, ValueError, SafetensorError) as err:
         raise ArtifactError(f"{base.source}: cannot be loaded as {kind.__name__.removeprefix('Auto')}: {first_line(err)}") from err
-    family = family_of(bare, config.model_type)
+    if quantised:
+        quantization.settle(bare)
+    family = family or family_of(bare, config.model_type)
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     heads = _fresh_modules(bare, family, set(info["missing_keys"])) if head else ()
     _check_fresh(base.source, bare, f"{family.layers_path}.", heads, missing=set(info["missing_keys"]), mismatched=mismatched)
     return bare, replace(family, head_modules=heads)
+
+
+def _config(base: Base, head: Head | None, model: ModelOptions, pad_token_id: int) -> Any:
+    config = load_config(base.path, base.source)
+    for name, value in config.to_dict().items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and ("dropout" in name or name.endswith(("_drop", "_pdrop"))):
+            setattr(config, name, model.dropout)
+    config.pad_token_id = pad_token_id
+    if model.quantization == "none" and not model.double_quantization:
+        log.warning("model.double_quantization: false has no effect with model.quantization: none")
+    if head:
+        config.num_labels = len(head.labels)
+        config.id2label = dict(enumerate(head.labels))
+        config.label2id = {label: number for number, label in enumerate(head.labels)}
+        config.problem_type = "multi_label_classification" if head.multi_label else "single_label_classification"
+        config.use_cache = False  # a decoder would keep keys and values that a head never asks for
+    return config
+
+
+def _outline(source: str, kind: Any, config: Any) -> Any:
+    """The architecture without a weight."""
+    try:
+        with torch.device("meta"):
+            return kind.from_config(config, trust_remote_code=False)
+    except ValueError as err:
+        raise ArtifactError(f"{source}: cannot be loaded as {kind.__name__.removeprefix('Auto')}: {first_line(err)}") from err
 
 
 def _fresh_modules(bare: Any, family: Family, missing: set[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from medray.config import LoraConfig, ModelOptions
 from medray.errors import ArtifactError, ConfigError
-from medray.models import adapter
+from medray.models import adapter, quantization
 from medray.models.bare import first_line, load, load_config
 from medray.models.families import Family, family_of, targets
 from medray.models.quiet import quiet
@@ -32,7 +32,9 @@ class Built:
     @property
     def num_parameters(self) -> int:
         # PEFT keeps the head as it was drawn beside the one that is trained.
-        return sum(parameter.numel() for name, parameter in self.model.named_parameters() if ".original_module." not in name)
+        return sum(
+            quantization.num_weights(parameter) for name, parameter in self.model.named_parameters() if ".original_module." not in name
+        )
 
     @property
     def num_trainable(self) -> int:
@@ -44,7 +46,7 @@ def build(
 ) -> Built:
     """A fresh adapter on the base, drawn from `seed`, or with `adapter_dir` the one saved there, whatever `lora` says.
 
-    Without either, the base as it is. Weights are fp32 on the CPU; the arithmetic is chosen by who runs the model.
+    Without either, the base as it is. Weights lie on the CPU, in fp32 or 4 bits; the arithmetic is chosen by who runs the model.
     """
     tokenizer = load_tokenizer(adapter_dir / "tokenizer" if adapter_dir else base.path)
     with _seeded(seed):
@@ -97,7 +99,8 @@ def save(built: Built, folder: Path) -> None:
 
 def merge(built: Built) -> Any:
     """The plain model with the adapter added to its weights. In place: `built.model` is used up."""
-    return adapter.merge(built.model) if isinstance(built.model, PeftModel) else built.model
+    plain = quantization.dequantise(built.model)
+    return adapter.merge(plain) if isinstance(plain, PeftModel) else plain
 
 
 def export_merged(built: Built, folder: Path) -> None:

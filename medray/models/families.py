@@ -31,7 +31,8 @@ _BERT = (
     *("intermediate.dense", "output.dense"),
 )
 _DISTILBERT = (*(f"attention.{name}_lin" for name in ("q", "k", "v", "out")), "ffn.lin1", "ffn.lin2")
-_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_QKV = ("q_proj", "k_proj", "v_proj")
+_LLAMA = (*_QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
 
 FAMILIES: dict[str, Family] = {
     row.name: row
@@ -40,6 +41,10 @@ FAMILIES: dict[str, Family] = {
         Family("roberta", _BERT, ("classifier",), "roberta.encoder.layer"),
         Family("distilbert", _DISTILBERT, ("pre_classifier", "classifier"), "distilbert.transformer.layer"),
         Family("llama", _LLAMA, ("score",), "model.layers"),
+        Family("mistral", _LLAMA, ("score",), "model.layers"),
+        Family("phi", (*_QKV, "self_attn.dense", "fc1", "fc2"), ("score",), "model.layers"),
+        Family("phi3", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), ("score",), "model.layers"),  # Phi-4-mini too
+        Family("opt", (*_QKV, "out_proj", "fc1", "fc2"), ("score",), "model.decoder.layers"),
     )
 }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from medray.errors import TrialError
-from medray.records import TrialRecord
+from medray.records import MergeRecord, TrialRecord
 from medray.selection.metrics import Metrics, higher_is_better
 from medray.selection.statistics import METRICS, Answers, Comparison, Interval, compare, interval
 
@@ -30,6 +30,7 @@ class Entry:
     step: int | None = None
     num_epochs: int = 0  # how many evaluations there were
     validation: Mapping[str, float] = field(default_factory=dict)
+    validation_merged: Mapping[str, float] = field(default_factory=dict)  # of finalists in 4 bits, merged into plain weights
     test: Mapping[str, float] = field(default_factory=dict)  # of finalists and references
     test_interval: Interval | None = None  # of the figure that is ranked on
     num_parameters: int | None = None
@@ -125,6 +126,14 @@ def judged(entry: Entry, metric: str, *, validation: tuple[Metrics, Answers], te
     figure = interval(test[1], metric) if metric in METRICS else None
     made = replace(entry, validation=validation[0].values, test=test[0].values, test_interval=figure, ms_per_row=ms_per_row)
     return Judged(made, validation[1], test[1])
+
+
+def merge_of(entry: Entry, metric: str) -> MergeRecord | None:
+    """By the F1 that is ranked on, and where something else is, by the macro F1."""
+    if not entry.validation_merged:
+        return None
+    f1 = metric if metric.startswith("f1_") else "f1_macro"
+    return MergeRecord(metric=f1, unmerged=entry.validation[f1], merged=entry.validation_merged[f1])
 
 
 def conclude(

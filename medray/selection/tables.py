@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from medray.errors import ArtifactError
-from medray.selection.leaderboard import Entry, Leaderboard, Paired
+from medray.selection.leaderboard import Entry, Leaderboard, Paired, merge_of
 from medray.selection.statistics import METRICS, Comparison, Interval
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ def sentences(board: Leaderboard) -> list[str]:
         f" {board.num_rows['validation']} validation rows, by which it was chosen, and {best.test[metric]:.4f}{spread} on"
         f" {board.num_rows['test']} test rows"
     ]
+    if merge := merge_of(best, metric):
+        said.append(f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain weights {merge.merged:.4f}")
     if board.tied:
         said.append(f"tie: validation rows cannot tell {', '.join(board.tied)} apart; the model with fewer parameters wins a tie")
     for pair in board.comparisons:

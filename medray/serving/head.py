@@ -56,7 +56,7 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
     timed = {used: _time(engine(used), task, thread) for used in tried}
     used = min(timed, key=lambda name: timed[name].full_s)
     log.info("%s: %s, a batch costs as much as %d tokens; %s", release.reference, used, timed[used].overhead_tokens, timed)
-    if used != "fp32":
+    if used != "fp32" and release.serves_merged():  # 4-bit layers follow autocast themselves
         _cast_linears(built.model, _TYPES[used])
     batcher = Batcher(
         engine(used),
@@ -69,10 +69,15 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
 
 
 def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, classification.Task]:
-    """Hashes, base weights and probe are compared by the load; the merged model must answer the probe as well."""
+    """Hashes, base weights and probe are compared by the load; the merged model must answer the probe as well.
+
+    A 4-bit release whose merge was not measured, or changed its F1, answers unmerged.
+    """
     loaded = release.load(device=device)
     if not isinstance(loaded.task, classification.Task):
         raise ServingError(f"{release.reference}: its task {loaded.task.options.name!r} is not one that /v1/classify answers")
+    if not release.serves_merged():
+        return loaded.built, loaded.task
     built = replace(loaded.built, model=merge(loaded.built).eval())
     merged = Engine(built, precision="fp32", token_budget=options.token_budget, device=device)
     prove(release.folder(), loaded.manifest.probe, answers(loaded.task, merged))

@@ -27,6 +27,17 @@ class Answered:
     validation: list[Prediction]
     test: list[Prediction]
     ms_per_row: float
+    merged: list[Prediction] | None = None  # on validation rows
+
+
+@dataclass(frozen=True)
+class Said:
+    """What comes back from where a checkpoint was reloaded."""
+
+    task: Task
+    test: list[Prediction]
+    seconds: float
+    merged: list[Prediction] | None  # on validation rows, where merging is not exact
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Verdict:
 
 def judge(finalists: Sequence[Entry], task: Task, dataset: Dataset, placement: Placement, log_dir: Path, *, caller: str) -> Verdict:
     rows = dataset.unlabelled_test()
-    answered = _finalists(finalists, rows, placement)
+    answered = _finalists(finalists, rows, dataset.validation, placement)
     compared = [_reference(found, task, dataset, rows) for found in _references(task, dataset)]
     opened = dataset.open_test(log_dir, caller)
 
@@ -48,36 +59,40 @@ def judge(finalists: Sequence[Entry], task: Task, dataset: Dataset, placement: P
             for predictions, examples in ((found.validation, dataset.validation), (found.test, opened.examples))
         ]
         metric = task.options.metric
-        return leaderboard.judged(found.entry, metric, validation=pairs[0], test=pairs[1], ms_per_row=found.ms_per_row)
+        merged = found.task.score(found.merged, dataset.validation).values if found.merged else {}
+        entry = replace(found.entry, validation_merged=merged)
+        return leaderboard.judged(entry, metric, validation=pairs[0], test=pairs[1], ms_per_row=found.ms_per_row)
 
     return Verdict([scored(found) for found in answered], [scored(found) for found in compared], opened.num_openings)
 
 
-def _finalists(finalists: Sequence[Entry], rows: list[Example], placement: Placement) -> list[Answered]:
+def _finalists(finalists: Sequence[Entry], rows: list[Example], validation: list[Example], placement: Placement) -> list[Answered]:
     """Each on what a worker of its trial had."""
     import ray
 
     task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_calls=1)(predict)
-    answers = ray.get([task.remote(entry.checkpoint, rows, int(placement.cpus) or 1) for entry in finalists])
+    answers = ray.get([task.remote(entry.checkpoint, rows, validation, int(placement.cpus) or 1) for entry in finalists])
     found = []
-    for entry, (restored, predictions, seconds) in zip(finalists, answers, strict=True):
+    for entry, said in zip(finalists, answers, strict=True):
         stored = Path(str(entry.checkpoint)) / "predictions.jsonl"
-        validation = [_prediction(json.loads(line)) for line in stored.read_text(encoding="utf-8").splitlines()]
-        found.append(Answered(entry, restored, validation, predictions, 1000 * seconds / len(rows)))
+        unmerged = [_prediction(json.loads(line)) for line in stored.read_text(encoding="utf-8").splitlines()]
+        found.append(Answered(entry, said.task, unmerged, said.test, 1000 * said.seconds / len(rows), said.merged))
     return found
 
 
-def predict(checkpoint: str, rows: list[Example], num_threads: int) -> tuple[Task, list[Prediction], float]:
-    """A reloaded checkpoint's task, its answers, and the seconds they took."""
+def predict(checkpoint: str, rows: list[Example], validation: list[Example], num_threads: int) -> Said:
+    """A reloaded checkpoint's answers, and those of the plain model that it is merged into."""
     import torch
 
-    from medray.loading import load
+    from medray.loading import load, merged
 
     torch.set_num_threads(num_threads)
     loaded = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     predictions = loaded.task.predict(loaded.engine, rows)
-    return loaded.task, predictions, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    is_exact = loaded.manifest.quantization == "none"
+    return Said(loaded.task, predictions, seconds, None if is_exact else loaded.task.predict(merged(loaded), validation))
 
 
 def _references(task: Task, dataset: Dataset) -> list[Reference]:

@@ -3,9 +3,9 @@
 import os
 
 from medray import plugins
-from medray.config import StudyConfig, TrialConfig
+from medray.config import BaseModelConfig, StudyConfig
 from medray.errors import ArtifactError, ConfigError, MedrayError
-from medray.models import sources
+from medray.models import quantization, sources
 from medray.models.build import check_targets
 from medray.store import open_store
 from medray.tuning.runs import study_dir
@@ -15,7 +15,7 @@ def check(study: StudyConfig) -> None:
     """Raise one ConfigError that lists every mistake found."""
     found = [*plugins.find("data.formats", study.data.format.name).check(study.data.format), *_storage(study)]
     for base in study.base_models:
-        found += [f"base model {base.source}: {sentence}" for sentence in _base(study.trial(base))]
+        found += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
     if found:
         listed = "\n".join(f"  {sentence}" for sentence in found)
         raise ConfigError(f"study {study.name}, {len(found)} mistake{'s' if len(found) > 1 else ''}:\n{listed}")
@@ -39,9 +39,13 @@ def _storage(study: StudyConfig) -> list[str]:
     return [f"storage_path: {folder} is not a folder that can be written to"]
 
 
-def _base(config: TrialConfig) -> list[str]:
+def _base(study: StudyConfig, base: BaseModelConfig) -> list[str]:
+    config = study.trial(base)
+    axis = study.space(base).get("model.quantization")
+    searched = [study.trial(base, {"model.quantization": value}) for value in axis.extremes] if axis else []
+    found = list(dict.fromkeys(sentence for trial in [config, *searched] for sentence in quantization.check(trial.model)))
     try:
         check_targets(sources.config_dir(config.model.source, config.model.revision), config.lora)
     except (ArtifactError, ConfigError) as err:
-        return [str(err)]
-    return []
+        found.append(str(err))
+    return found

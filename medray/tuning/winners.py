@@ -7,6 +7,7 @@ from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
 from medray.records import TestRecord
 from medray.registry import Registry, Release
+from medray.selection import leaderboard
 from medray.selection.leaderboard import Entry, Leaderboard
 from medray.tuning.runs import LEADERBOARD, Run, latest
 
@@ -47,4 +48,5 @@ def _judged(checkpoint: Path) -> tuple[Leaderboard | None, Entry | None]:
 def _publish(registry: Registry, board: Leaderboard, entry: Entry, name: str, notes: str) -> Release:
     assert entry.checkpoint is not None
     record = TestRecord(metrics=dict(entry.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
-    return registry.find(name, Path(entry.checkpoint)) or registry.publish(entry.checkpoint, name, test=record, notes=notes)
+    held = registry.find(name, Path(entry.checkpoint))
+    return held or registry.publish(entry.checkpoint, name, test=record, merge=leaderboard.merge_of(entry, board.metric), notes=notes)

@@ -21,7 +21,7 @@ def make(folder: Path, family: str, head: Head | None = HEAD) -> Built:
     return build(sources.resolve(str(tiny.base(folder, family))), head, ModelOptions(), LoraConfig(), seed=1)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "llama"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", *tiny.DECODERS])
 def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, family: str) -> None:
     built = make(tmp_path, family)
     pad = built.tokenizer.pad_token_id

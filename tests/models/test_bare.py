@@ -1,8 +1,9 @@
 """What a base may lack, what it may not, and that nothing but the seed decides what is drawn for it."""
 
+import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tiny
@@ -76,12 +77,13 @@ def test_a_base_whose_weights_have_another_size_is_refused(tmp_path: Path) -> No
         make(path)
 
 
-def test_a_base_of_bin_files_is_read_without_running_what_is_in_them(tmp_path: Path) -> None:
-    path = tiny.base(tmp_path)
-    expected = make(path)
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_base_of_bin_files_is_read_without_running_what_is_in_them(tmp_path: Path, quantization: Literal["none", "nf4"]) -> None:
+    path, model = tiny.base(tmp_path), ModelOptions(quantization=quantization)
+    expected = make(path, model=model)
     torch.save(load_file(str(path / "model.safetensors")), path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
-    assert same_weights(make(path), expected)
+    assert same_weights(make(path, model=model), expected)
 
     class Attack:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -89,8 +91,26 @@ def test_a_base_of_bin_files_is_read_without_running_what_is_in_them(tmp_path: P
 
     torch.save({"weight": Attack()}, path / "pytorch_model.bin")
     with pytest.raises(ArtifactError, match="hold more than plain tensors"):
-        make(path)
+        make(path, model=model)
     assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path, quantization: Literal["none", "nf4"]) -> None:
+    path = tiny.base(tmp_path)
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (path / "config.json").write_text(json.dumps(json.loads((path / "config.json").read_text()) | {"quantization_config": stored}))
+    for attempt in (lambda: make(path, model=ModelOptions(quantization=quantization)), lambda: check_targets(path, LoraConfig())):
+        with pytest.raises(ArtifactError, match=r"stored quantised \(bitsandbytes\); allowed: the model in full precision"):
+            attempt()
+
+
+def test_a_setting_of_4_bits_without_them_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tiny.base(tmp_path)
+    make(path, model=ModelOptions(quantization="nf4", double_quantization=False))
+    assert not caplog.messages
+    make(path, model=ModelOptions(double_quantization=False))
+    assert caplog.messages == ["model.double_quantization: false has no effect with model.quantization: none"]
 
 
 def test_weights_cut_short_are_refused(tmp_path: Path) -> None:

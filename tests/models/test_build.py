@@ -22,7 +22,7 @@ from medray.tasks.base import Head
 HEAD = Head(("negative", "positive", "unclear"))
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [20, 21]]
 TEXTS = ["tumour with metastasis in the nodes", "fever and infection", "glucose after therapy was no failure"]
-FAMILIES = ["bert", "roberta", "distilbert", "llama"]
+FAMILIES = ["bert", "roberta", "distilbert", "llama", "mistral", "phi", "phi3", "opt"]
 
 
 def make(folder: Path, family: str, *, head: Head | None = HEAD, **lora: object) -> Built:
@@ -148,6 +148,10 @@ def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None
         ),
         ("distilbert", {"attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"}),
         ("llama", {*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))}),
+        ("mistral", {*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))}),
+        ("phi", {*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.dense", "mlp.fc1", "mlp.fc2"}),
+        ("phi3", {"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"}),
+        ("opt", {*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2"}),
     ],
 )
 def test_every_linear_layer_of_a_block_is_adapted_and_neither_pooler_nor_head(tmp_path: Path, family: str, per_layer: set[str]) -> None:

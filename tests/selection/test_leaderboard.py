@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medray.errors import ArtifactError, TrialError
-from medray.records import TrialRecord
+from medray.records import MergeRecord, TrialRecord
 from medray.selection import leaderboard, tables
 from medray.selection.leaderboard import Entry, Judged, Leaderboard, conclude, entry_of, finalists, ranked
 from medray.selection.metrics import Metrics
@@ -144,3 +144,11 @@ def test_the_files_say_the_same_and_json_comes_back_whole() -> None:
 def test_history_rows_name_their_split() -> None:
     (row,) = tables.history_rows({"a": [evaluation(1, 0.5)]})
     assert (row["trial"], row["epoch"], row["train_loss"], row["validation_loss"], row["validation_accuracy"]) == ("a", 1, 0.5, 0.5, 0.5)
+
+
+def test_a_merge_is_judged_by_f1_the_studys_own_where_it_ranks_by_one() -> None:
+    before, after = {"accuracy": 0.9, "f1_macro": 0.8, "f1_binary": 0.7}, {"accuracy": 0.9, "f1_macro": 0.79, "f1_binary": 0.6}
+    found = Entry(name="a", kind="trial", validation=before, validation_merged=after)
+    assert leaderboard.merge_of(found, "accuracy") == MergeRecord(metric="f1_macro", unmerged=0.8, merged=0.79)
+    assert leaderboard.merge_of(found, "f1_binary") == MergeRecord(metric="f1_binary", unmerged=0.7, merged=0.6)
+    assert leaderboard.merge_of(entry("a", 0.9), METRIC) is None

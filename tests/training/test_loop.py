@@ -67,11 +67,26 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("at_micro_batch", "why"),
-    [(2, "before any state"), (8, "mid-accumulation"), (13, "mid-accumulation, after a state in mid-epoch"), (20, "in the second epoch")],
+    ("at_micro_batch", "why", "quantization"),
+    [
+        (2, "before any state", "none"),
+        (8, "mid-accumulation", "none"),
+        (13, "mid-accumulation, after a state in mid-epoch", "none"),
+        (20, "in the second epoch", "none"),
+        (20, "in the second epoch", "nf4"),
+    ],
 )
-def test_a_killed_trial_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_micro_batch: int, why: str) -> None:
-    settings = ("train.epochs=3", "train.token_budget=60", "train.state_every_steps=2", "train.warmup_ratio=0.2", "train.schedule=cosine")
+def test_a_killed_trial_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_micro_batch: int, why: str, quantization: str
+) -> None:
+    settings: tuple[str, ...] = (
+        "train.epochs=3",
+        "train.token_budget=60",
+        "train.state_every_steps=2",
+        "train.warmup_ratio=0.2",
+        "train.schedule=cosine",
+    )
+    settings += (f"model.quantization={quantization}",)
     (tmp_path / "whole").mkdir()
     asked = tiny.study(tmp_path, *settings)
     whole = tiny.trial(asked, tmp_path / "whole")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from medray import checkpoint, loading
+from medray import checkpoint, loading, storage
 from medray.data import dataset
 from medray.errors import ArtifactError, DataError
 from medray.tasks import base as tasks
@@ -101,6 +101,32 @@ def test_other_types_train_and_reload_exactly_in_fp32(tmp_path: Path, precision:
     result = tiny.trial(tiny.study(tmp_path, f"model.precision={precision}", "train.epochs=4", num_rows=120), tmp_path).run()
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
     assert loading.load(result.checkpoint).manifest.precision.used == precision  # the probe was compared in fp32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto", "fp16"])
+@pytest.mark.parametrize("family", ["bert", "phi3"])
+def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(tmp_path: Path, family: str, precision: str) -> None:
+    settings = ("model.quantization=nf4", f"model.precision={precision}", "train.epochs=4")
+    trial = tiny.trial(tiny.study(tmp_path, *settings, family=family, num_rows=120), tmp_path)
+    result = trial.run()
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    loaded = loading.load(result.checkpoint)  # the probe was compared in fp32
+    assert loaded.manifest.quantization == "nf4"
+    assert loaded.built.model.is_loaded_in_4bit
+    assert loaded.manifest.base.weight_hash == storage.hash_text([storage.hash_file(tmp_path / f"tiny-{family}" / "model.safetensors")])
+    predictions = loaded.task.predict(loaded.engine, trial.material.validation)
+    reported = [json.loads(line)["labels"] for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()]
+    assert [list(row.labels) for row in predictions] == reported
+
+
+def test_a_checkpoint_in_4_bits_is_not_taken_for_a_plain_one(tmp_path: Path) -> None:
+    result = tiny.trial(tiny.study(tmp_path, "model.quantization=nf4", "train.epochs=1"), tmp_path).run()
+    path = result.checkpoint / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["trial"]["model"]["quantization"] = "none"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="answers its probe with"):
+        loading.load(result.checkpoint)
 
 
 def test_windows_of_a_long_text_train_as_one_example(tmp_path: Path) -> None:
