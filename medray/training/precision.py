@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -13,6 +13,7 @@ from medray.checkpoint import PrecisionRecord
 
 log = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16", "fp16"]
+_timed: dict[Hashable, PrecisionRecord] = {}
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -22,15 +23,21 @@ def arithmetic(precision: Precision, device: str) -> AbstractContextManager[obje
 
 
 def choose(
-    asked: Literal["auto", "fp32", "bf16", "fp16"], forward: Callable[[], Tensor], *, shape: tuple[int, int], device: str
+    asked: Literal["auto", "fp32", "bf16", "fp16"], forward: Callable[[], Tensor], *, shape: tuple[int, int], device: str, key: Hashable
 ) -> PrecisionRecord:
-    """For `auto`, two steps in fp32 and two in bf16 on a real micro-batch; the faster second step wins."""
+    """For `auto`, two steps in fp32 and two in bf16 on a real micro-batch; the faster second step wins.
+
+    A process that trains another trial of the same `key` (base, settings of the model, shape, threads) does not time it again.
+    """
     if asked != "auto":
         return PrecisionRecord(used=asked, asked=asked)
+    if key in _timed:
+        return _timed[key]
     seconds = {precision: _second_step(forward, precision, device) for precision in ("fp32", "bf16")}
     used: Precision = "bf16" if seconds["bf16"] < seconds["fp32"] else "fp32"
     log.info("precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s", seconds["fp32"], seconds["bf16"], *shape, used)
-    return PrecisionRecord(used=used, asked=asked, seconds={name: round(value, 4) for name, value in seconds.items()}, shape=shape)
+    _timed[key] = PrecisionRecord(used=used, asked=asked, seconds={name: round(value, 4) for name, value in seconds.items()}, shape=shape)
+    return _timed[key]
 
 
 def _second_step(forward: Callable[[], Tensor], precision: Precision, device: str) -> float:

@@ -135,7 +135,11 @@ class Trial:
         shape = (len(batch.rows), int(self.rows.lengths[list(batch.rows)].max()))
         self.built.model.train()
         self.chosen = precision.choose(
-            self.config.model.precision, lambda: self.loop.loss(batch)[0].sum() / len(batch.rows), shape=shape, device=self.device
+            self.config.model.precision,
+            lambda: self.loop.loss(batch)[0].sum() / len(batch.rows),
+            shape=shape,
+            device=self.device,
+            key=(self.material.base.weight_hash, self.config.model.model_dump_json(), shape, torch.get_num_threads(), self.device),
         )
         self.loop.strategy.abandon(self.slot)
 

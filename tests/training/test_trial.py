@@ -12,6 +12,7 @@ from medray import checkpoint, loading, storage
 from medray.data import dataset
 from medray.errors import ArtifactError, DataError
 from medray.tasks import base as tasks
+from medray.training import precision
 from medray.training.material import gather
 
 
@@ -164,3 +165,14 @@ def test_a_test_row_never_trains(tmp_path: Path) -> None:
     data.train.append(stolen)
     with pytest.raises(DataError, match=f"1 row.* that are not training rows would train, '{stolen.id}' first"):
         gather(config, data, task, tmp_path / "other")
+
+
+def test_a_second_trial_of_a_process_does_not_time_its_arithmetic_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+    monkeypatch.setattr(precision, "_timed", {})
+    monkeypatch.setattr(precision, "_second_step", lambda forward, used, device: timed.append(used) or {"fp32": 2.0, "bf16": 1.0}[used])
+    for settings in (["lora.r=2"], ["lora.r=4"], ["resources.cpus_per_worker=2"]):
+        asked = tiny.study(tmp_path, "model.precision=auto", "train.epochs=1", *settings)
+        chosen = tiny.trial(asked, tmp_path).run().precision
+        assert (chosen.used, chosen.seconds) == ("bf16", {"fp32": 2.0, "bf16": 1.0})
+    assert timed == ["fp32", "bf16"] * 2  # again for another number of threads
