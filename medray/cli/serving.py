@@ -16,6 +16,7 @@ app = typer.Typer()
 Url = Annotated[str | None, typer.Option(help="where the service answers; http://127.0.0.1:8000 where not given")]
 TokenFile = Annotated[str | None, typer.Option(help="file that holds the token to ask with")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="write the alias and wait for nobody")]
+_MOST_REPLICAS = 8  # by default: each holds its model in memory
 Timeout = Annotated[float, typer.Option("--timeout", help="seconds until every replica must report the version")]
 
 
@@ -27,7 +28,10 @@ def serve(
     tokens: Annotated[str | None, typer.Option(help="file with the SHA-256 of a token a line")] = None,
     open_to_all: Annotated[bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
-    cpus: Annotated[int | None, typer.Option(help="CPUs of a replica; all of them shared among the releases where not given")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="of each release; one for each CPU that is its share, 8 at most, where not given")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs and threads of a replica; its share where not given")] = None,
     storage_path: Storage = "runs",
 ) -> None:
     """Serve releases over HTTP until Ctrl-C, on an embedded Ray where there is none."""
@@ -36,11 +40,15 @@ def serve(
     from medray.serving.schemas import AppOptions
 
     cores = len(os.sched_getaffinity(0))
+    share = max(1, cores // len(references))
+    # Replicas of one thread answer more together than one of many threads, as trials do.
+    replicas = replicas or (max(1, share // cpus) if cpus else min(share, _MOST_REPLICAS))
     raw = {
         "releases": references,
         "storage_path": storage_path if "://" in storage_path else str(storage.absolute(storage_path)),
         "precision": precision,
-        "cpus": cpus or max(1, cores // len(references)),
+        "replicas": replicas,
+        "cpus": cpus or max(1, share // replicas),
         "tokens_file": os.path.abspath(tokens) if tokens else None,
         "open_to_all": open_to_all,
     }
@@ -48,7 +56,7 @@ def serve(
     from medray.serving import local
 
     stop = threading.Event()
-    with local.serving(options, host=host, port=port, num_cpus=max(cores, math.ceil(options.cpus * len(references)))):
+    with local.serving(options, host=host, port=port, num_cpus=max(cores, math.ceil(options.cpus * replicas * len(references)))):
         for wanted in (signal.SIGINT, signal.SIGTERM):
             signal.signal(wanted, lambda number, frame: stop.set())
         shown = f"http://{host}:{port}"

@@ -34,6 +34,7 @@ def _head(reference: str, options: AppOptions) -> serve.Application:
     deployment = serve.deployment(
         HeadReplica,
         name=reference,
+        num_replicas=options.replicas,
         max_ongoing_requests=limits.ongoing_requests,
         max_queued_requests=limits.queued_requests,
         health_check_period_s=2,

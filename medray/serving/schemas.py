@@ -38,6 +38,7 @@ class AppOptions(Section):
     storage_path: str = Field("runs", description="the folder that holds the releases")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto times fp32 against bf16 at every load")
     token_budget: int = Field(4096, ge=1, description="tokens of a batch, padding included; a longer text goes alone")
+    replicas: int = Field(1, ge=1, description="of each release, where its deployment in Serve's YAML says nothing else")
     cpus: float = Field(1.0, ge=0, description="CPUs of a replica, which computes with as many threads")
     follow_s: float = Field(2.0, gt=0, description="how often a replica looks where its alias points")
     retry_s: float = Field(60.0, gt=0, description="how long a release that failed to load is left alone")
