@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from medray.schema import Section
 
 MERGE_LIMIT = 0.005  # of F1: what a merge may move it by
@@ -16,6 +18,9 @@ class TestRecord(Section):
     metrics: dict[str, float]
     num_rows: int
     num_openings: int
+    ece: tuple[float, float] | None = None  # before and after calibration
+    answered: tuple[float, float] | None = None  # where a precision was asked for: coverage, and the precision found
+    worst_slice: "SliceRecord | None" = None
 
 
 class MergeRecord(Section):
@@ -30,6 +35,37 @@ class MergeRecord(Section):
         return round(abs(self.merged - self.unmerged), 6) <= MERGE_LIMIT
 
 
+class AbstentionRecord(Section):
+    """Answers less sure than the threshold are abstained from, so that the others are right as often as was wanted."""
+
+    precision: float  # wanted: share of the answered rows that are right
+    level: float  # how sure it is that the threshold keeps to it
+    threshold: float | None  # of the calibrated confidence; None: no threshold could promise it, everything is abstained from
+    coverage: float  # share of validation rows that it answers
+
+
+class CalibrationRecord(Section):
+    """Fitted on validation rows, and obeyed wherever a release answers. As it is by default, it changes nothing."""
+
+    temperature: float = Field(1.0, gt=0)  # divides the logarithms of the probabilities
+    abstention: AbstentionRecord | None = None
+    num_rows: int = 0  # that it was fitted on
+
+
+class SliceRecord(Section):
+    """The slice of the test rows with the lowest F1."""
+
+    column: str
+    value: str
+    num_rows: int
+    metric: str
+    f1: float
+    low: float
+    high: float
+    num_compared: int
+    is_below: bool
+
+
 class ReleaseRecord(Section):
     """What is stored for a version, once and for all."""
 
@@ -40,6 +76,7 @@ class ReleaseRecord(Section):
     created: str
     test: TestRecord | None = None
     merge: MergeRecord | None = None
+    calibration: CalibrationRecord = CalibrationRecord()
     notes: str = ""
 
 
