@@ -3,7 +3,7 @@
 Rows are drawn with weights, so that a thousand resamples are a few matrix products instead of a thousand scorings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,10 +47,30 @@ class Comparison:
         return self.low <= 0 <= self.high
 
 
-def interval(answers: Answers, metric: str, *, num_resamples: int = 2000, seed: int = 0) -> Interval:
+def interval(answers: Answers, metric: str, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Interval:
     drawn = _resampled([answers], metric, num_resamples, seed)[0]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(low), float(high))
+    counted = answers.truth[:, answers.positive] if metric == "f1_binary" and answers.positive is not None else answers.truth
+    return _bounds(drawn, level, len(answers.truth) if counted is answers.truth else int(counted.sum()))
+
+
+def class_intervals(answers: Answers, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0) -> list[Interval]:
+    """Of the F1 of each label, over the same resamples."""
+    drawn = np.concatenate([_class_f1(answers, weights) for weights in _weights(len(answers.truth), num_resamples, seed)])
+    support = answers.truth.sum(axis=0)
+    return [_bounds(drawn[:, column], level, int(support[column])) for column in range(answers.truth.shape[1])]
+
+
+def share_interval(num_right: int, num: int, *, level: float = 0.95) -> Interval:
+    """Of a share of `num` rows (Clopper-Pearson): it holds for any number of them."""
+    tail = (1 - level) / 2
+    return Interval(share_bound(num_right, num, level=1 - tail), 1 - share_bound(num - num_right, num, level=1 - tail), level)
+
+
+def share_bound(num_right: float, num: int, *, level: float) -> float:
+    """What the share of all rows is at least, as surely as `level` says."""
+    from scipy.stats import beta
+
+    return 0.0 if num_right == 0 else float(beta.ppf(1 - level, num_right, num - num_right + 1))
 
 
 def compare(first: Answers, second: Answers, metric: str, *, num_resamples: int = 2000, seed: int = 0) -> Comparison:
@@ -74,16 +94,16 @@ def values(answers: Answers, metric: str, weights: Floats) -> Floats:
         correct = (answers.truth == answers.predicted).all(axis=1)
         share: Floats = weights @ correct.astype(np.float64) / weights.sum(axis=1)
         return share
+    if metric == "f1_binary":
+        if answers.positive is None:
+            raise ConfigError("f1_binary needs the positive label")
+        return _class_f1(answers, weights)[:, answers.positive]
     both = weights @ (answers.truth & answers.predicted).astype(np.float64)
     true = weights @ answers.truth.astype(np.float64)
     said = weights @ answers.predicted.astype(np.float64)
     if metric == "f1_micro":
         return _ratio(2 * both.sum(axis=1), (true + said).sum(axis=1))
     f1 = _ratio(2 * both, true + said)
-    if metric == "f1_binary":
-        if answers.positive is None:
-            raise ConfigError("f1_binary needs the positive label")
-        return f1[:, answers.positive]
     if metric == "f1_weighted":
         return _ratio((f1 * true).sum(axis=1), true.sum(axis=1))
     occurs = (true + said) > 0  # as the metrics have it: macro over the labels that occur
@@ -91,14 +111,34 @@ def values(answers: Answers, metric: str, weights: Floats) -> Floats:
 
 
 def _resampled(predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int) -> list[Floats]:
-    rng = np.random.default_rng(seed)
-    num_rows = len(predictions[0].truth)
     found: list[list[Floats]] = [[] for _ in predictions]
-    for start in range(0, num_resamples, _CHUNK):
-        weights = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=min(_CHUNK, num_resamples - start)).astype(np.float64)
+    for weights in _weights(len(predictions[0].truth), num_resamples, seed):
         for answers, drawn in zip(predictions, found, strict=True):
             drawn.append(values(answers, metric, weights))
     return [np.concatenate(drawn) for drawn in found]
+
+
+def _weights(num_rows: int, num_resamples: int, seed: int) -> Iterator[Floats]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, num_resamples, _CHUNK):
+        yield rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=min(_CHUNK, num_resamples - start)).astype(np.float64)
+
+
+def _class_f1(answers: Answers, weights: Floats) -> Floats:
+    both = weights @ (answers.truth & answers.predicted).astype(np.float64)
+    return _ratio(2 * both, weights @ answers.truth.astype(np.float64) + weights @ answers.predicted.astype(np.float64))
+
+
+def _bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
+    """Quantiles of the resamples. Where no resample differs, nothing or everything was right, and that few rows can be by chance."""
+    tail = (1 - level) / 2
+    low, high = (float(bound) for bound in np.quantile(drawn, [tail, 1 - tail]))
+    by_chance = tail ** (1 / num_rows) if num_rows else 0.0
+    if low == high == 1.0:
+        return Interval(by_chance, 1.0, level)
+    if low == high == 0.0:
+        return Interval(0.0, 1 - by_chance, level)
+    return Interval(low, high, level)
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

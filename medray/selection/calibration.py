@@ -1,0 +1,131 @@
+"""Confidences that mean what they say, and a threshold below which no answer is given. Fitted on validation rows, obeyed everywhere.
+
+Pure numpy: probabilities and truth in, whatever the task. One label a row, or any number of labels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.records import AbstentionRecord, CalibrationRecord
+from medray.selection.statistics import share_bound
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+_TINY = float(np.finfo(np.float64).tiny)
+_FLAT, _STEEP = 20.0, 0.05  # the widest temperatures that are looked at
+_STEPS = 50  # coverages that a threshold is chosen from
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A row an answer."""
+
+    probabilities: Floats
+    confidence: Floats
+    abstained: Bools
+
+
+def apply(record: CalibrationRecord, probabilities: Floats, predicted: Bools, *, multi_label: bool) -> Calibrated:
+    """What a release answers: which labels is decided before, by the model's own probabilities."""
+    scaled = rescale(probabilities, record.temperature, multi_label=multi_label)
+    sure = confidence(scaled, predicted, multi_label=multi_label)
+    rule = record.abstention
+    if rule is None:
+        return Calibrated(scaled, sure, np.zeros(len(sure), dtype=np.bool_))
+    return Calibrated(scaled, sure, np.ones(len(sure), dtype=np.bool_) if rule.threshold is None else sure < rule.threshold)
+
+
+def confidence(probabilities: Floats, predicted: Bools, *, multi_label: bool) -> Floats:
+    """The probability of the label; multi-label: of the least certain of the row's yes and no answers."""
+    if multi_label:
+        least: Floats = np.where(predicted, probabilities, 1 - probabilities).min(axis=1)
+        return least
+    chosen: Floats = np.where(predicted, probabilities, 0.0).sum(axis=1)
+    return chosen
+
+
+def rescale(probabilities: Floats, temperature: float, *, multi_label: bool) -> Floats:
+    if temperature == 1:
+        return probabilities
+    if multi_label:
+        yes, no = _log(probabilities) / temperature, _log(1 - probabilities) / temperature
+        result: Floats = np.exp(yes - np.logaddexp(yes, no))
+        return result
+    logits = _log(probabilities) / temperature
+    result = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    return result
+
+
+def log_loss(probabilities: Floats, truth: Bools, *, multi_label: bool) -> float:
+    """The mean over rows, multi-label over rows and labels; floored as scikit-learn's is."""
+    right = np.where(truth, probabilities, 1 - probabilities) if multi_label else np.where(truth, probabilities, 0.0).sum(axis=1)
+    return float(-np.log(np.clip(right, np.finfo(np.float64).eps, 1.0)).mean())
+
+
+def fit(
+    probabilities: Floats, truth: Bools, predicted: Bools, *, multi_label: bool, scale: bool = True, precision: float | None, level: float
+) -> CalibrationRecord:
+    """`precision` is what answers shall have, or None; `level` how sure the threshold is to keep to it."""
+    temperature = fit_temperature(probabilities, truth, multi_label=multi_label) if scale else 1.0
+    record = CalibrationRecord(temperature=temperature, num_rows=len(truth))
+    if precision is None:
+        return record
+    sure = apply(record, probabilities, predicted, multi_label=multi_label).confidence
+    rule = fit_abstention(sure, (truth == predicted).all(axis=1), precision, level)
+    return record.model_copy(update={"abstention": rule})
+
+
+def fit_temperature(probabilities: Floats, truth: Bools, *, multi_label: bool) -> float:
+    """The temperature with the smallest log loss; 1 where none is smaller than the model's own."""
+    from scipy.optimize import minimize_scalar
+
+    # One row's worth of doubt, as in Platt's scaling: where every row is right the best temperature would be zero.
+    doubt = 1 / (len(truth) + 2)
+
+    def loss(inverse: float) -> float:
+        # Linear in the inverse but for a log-sum-exp: convex, one minimum.
+        if multi_label:
+            yes, no = _log(probabilities) * inverse, _log(1 - probabilities) * inverse
+            total = np.logaddexp(yes, no)
+            wanted = np.where(truth, yes, no)
+            return float((total - (1 - doubt) * wanted - doubt * (yes + no) / 2).mean())
+        logits = _log(probabilities) * inverse
+        wanted = np.where(truth, logits, 0.0).sum(axis=1)
+        return float((np.logaddexp.reduce(logits, axis=1) - (1 - doubt) * wanted - doubt * logits.mean(axis=1)).mean())
+
+    best = minimize_scalar(lambda log_inverse: loss(np.exp(log_inverse)), bounds=(-np.log(_FLAT), -np.log(_STEEP)), method="bounded")
+    temperature = float(np.exp(-best.x))
+    scaled = rescale(probabilities, temperature, multi_label=multi_label)
+    own, found = (log_loss(held, truth, multi_label=multi_label) for held in (probabilities, scaled))
+    return temperature if found < own else 1.0
+
+
+def fit_abstention(sure: Floats, right: Bools, precision: float, level: float) -> AbstentionRecord:
+    """The lowest threshold above which a share of at least `precision` is right, as surely as `level` says.
+
+    Thresholds are tested from sure to unsure, each by an exact bound, until one fails: so the error of many tests is that of one.
+    Where to begin is told by the confidences alone, which know no label: where they promise the highest bound.
+    """
+    order = np.argsort(-sure, kind="stable")
+    ranked, hits, hoped = sure[order], np.cumsum(right[order]), np.cumsum(sure[order])
+    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # last row of each run of equal confidences
+    steps = np.unique(np.searchsorted(ends + 1, len(ranked) * np.arange(1, _STEPS + 1) / _STEPS))
+    counts = ends[steps[steps < len(ends)]] + 1
+    promised = [share_bound(min(float(hoped[count - 1]), float(count)), int(count), level=level) for count in counts]
+    kept = 0
+    for count in counts[int(np.argmax(promised)) :]:
+        if share_bound(int(hits[count - 1]), int(count), level=level) < precision:
+            break
+        kept = int(count)
+    if not kept:
+        return AbstentionRecord(precision=precision, level=level, threshold=None, coverage=0.0)
+    # Half way to the next row: a threshold on a confidence itself would flip that row at the last bit of another device.
+    below = ranked[kept] if kept < len(ranked) else 0.0
+    return AbstentionRecord(precision=precision, level=level, threshold=float((ranked[kept - 1] + below) / 2), coverage=kept / len(ranked))
+
+
+def _log(probabilities: Floats) -> Floats:
+    result: Floats = np.log(np.clip(probabilities, _TINY, 1.0))
+    return result

@@ -1,0 +1,183 @@
+"""From a model's answers on the rows of a split to their analysis. Pure: probabilities and truth in, whatever the task."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.records import CalibrationRecord
+from medray.selection import calibration
+from medray.selection.analysis import (
+    Abstention,
+    Bin,
+    ClassFigures,
+    Estimate,
+    Reliability,
+    RiskPoint,
+    SliceFigures,
+    SplitAnalysis,
+    WorstSlice,
+)
+from medray.selection.mistakes import mistakes, suspects
+from medray.selection.slices import LABEL
+from medray.selection.statistics import METRICS, Answers, Interval, class_intervals, interval, share_interval, values
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+NUM_BINS = 15
+ENOUGH_ROWS = 20  # for a slice to be compared with others
+_MOST_POINTS = 50  # of the risk-coverage curve
+_NUM_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model said about rows whose labels are known, by its own probabilities."""
+
+    ids: Sequence[str]
+    answers: Answers
+    probabilities: Floats
+    columns: Mapping[str, Sequence[str]]  # the slice of each row, by column
+
+
+def examine(
+    split: Literal["train", "validation", "test", "all"],
+    scored: Scored,
+    record: CalibrationRecord,
+    *,
+    labels: Sequence[str],
+    multi_label: bool,
+    metric: str,
+) -> SplitAnalysis:
+    answers = scored.answers
+    calibrated = calibration.apply(record, scored.probabilities, answers.predicted, multi_label=multi_label)
+    right = (answers.truth == answers.predicted).all(axis=1)
+    f1 = metric if metric in METRICS and metric.startswith("f1_") else "f1_macro"
+    classes = tuple(_classes(answers, labels))
+    slices = tuple(_slices(scored, right, f1, classes))
+    figure = _estimate(answers, f1)
+    return SplitAnalysis(
+        split=split,
+        num_rows=len(right),
+        metric=f1,
+        figure=figure,
+        confusion=() if multi_label else _confusion(answers),
+        per_class=classes,
+        before=reliability(scored.probabilities, answers, multi_label=multi_label),
+        after=reliability(calibrated.probabilities, answers, multi_label=multi_label),
+        risk_coverage=tuple(risk_coverage(calibrated.confidence, right)),
+        abstention=_abstention(record, ~calibrated.abstained, right),
+        slices=slices,
+        worst=_worst(slices, scored, f1, figure, labels),
+        mistakes=mistakes(scored.ids, answers, calibrated.confidence, labels),
+        suspects=suspects(scored.ids, answers.truth, calibrated.probabilities, labels, multi_label=multi_label),
+    )
+
+
+def reliability(probabilities: Floats, answers: Answers, *, multi_label: bool) -> Reliability:
+    if multi_label:
+        sure, right = probabilities.ravel(), answers.truth.ravel()
+    else:
+        sure = calibration.confidence(probabilities, answers.predicted, multi_label=False)
+        right = (answers.truth == answers.predicted).all(axis=1)
+    place = np.minimum((sure * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    bins = tuple(
+        Bin(number / NUM_BINS, (number + 1) / NUM_BINS, int(held.sum()), float(sure[held].mean()), float(right[held].mean()))
+        for number in range(NUM_BINS)
+        if (held := place == number).any()
+    )
+    ece = sum(held.num * abs(held.confidence - held.share_right) for held in bins) / len(sure)
+    return Reliability(float(ece), calibration.log_loss(probabilities, answers.truth, multi_label=multi_label), bins)
+
+
+def risk_coverage(confidence: Floats, right: Bools) -> Iterator[RiskPoint]:
+    order = np.argsort(-confidence, kind="stable")
+    ranked, hits = confidence[order], np.cumsum(right[order])
+    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # equal confidences are answered together
+    chosen = np.unique(np.linspace(0, len(ends) - 1, _MOST_POINTS).round().astype(np.int64))
+    for end in ends[chosen][::-1]:
+        num = int(end) + 1
+        yield RiskPoint(float(ranked[end]), num / len(ranked), num, float(hits[end] / num))
+
+
+def _abstention(record: CalibrationRecord, answered: Bools, right: Bools) -> Abstention | None:
+    rule = record.abstention
+    if rule is None:
+        return None
+    num, hits = int(answered.sum()), int(right[answered].sum())
+    precision = _from(hits / num, share_interval(hits, num)) if num else None
+    return Abstention(rule.precision, rule.threshold, num, num / len(right), precision)
+
+
+def _confusion(answers: Answers) -> tuple[tuple[int, ...], ...]:
+    counts = answers.truth.astype(np.int64).T @ answers.predicted.astype(np.int64)
+    return tuple(tuple(int(count) for count in row) for row in counts)
+
+
+def _classes(answers: Answers, labels: Sequence[str]) -> Iterator[ClassFigures]:
+    intervals = class_intervals(answers, num_resamples=_NUM_RESAMPLES)
+    for column, label in enumerate(labels):
+        truth, said = answers.truth[:, column], answers.predicted[:, column]
+        hits, wrong, missed = int((truth & said).sum()), int((said & ~truth).sum()), int((truth & ~said).sum())
+        yield ClassFigures(
+            label=label,
+            true_positives=hits,
+            false_positives=wrong,
+            false_negatives=missed,
+            true_negatives=len(truth) - hits - wrong - missed,
+            precision=hits / (hits + wrong) if hits + wrong else 0.0,
+            recall=hits / (hits + missed) if hits + missed else 0.0,
+            f1=_from(2 * hits / (2 * hits + wrong + missed) if hits else 0.0, intervals[column]),
+        )
+
+
+def _slices(scored: Scored, right: Bools, metric: str, classes: Sequence[ClassFigures]) -> Iterator[SliceFigures]:
+    for column, names in scored.columns.items():
+        held = np.array(names, dtype=object)
+        for value in sorted(set(names)):
+            rows = held == value
+            part = _part(scored.answers, rows)
+            f1 = _estimate(part, metric) if _is_meant(part, metric) else None
+            yield SliceFigures(column, value, int(rows.sum()), f1, float(right[rows].mean()))
+    for column_number, figures in enumerate(classes):
+        rows = scored.answers.truth[:, column_number]
+        if rows.any():
+            yield SliceFigures(LABEL, figures.label, int(rows.sum()), figures.f1, float(right[rows].mean()))
+
+
+def _is_meant(part: Answers, metric: str) -> bool:
+    """A macro F1 over one label, or the F1 of a label that no row has, tells of the slice's make-up and not of the model."""
+    if metric == "f1_binary":
+        return bool(part.truth[:, part.positive].any())
+    num_present = int(part.truth.any(axis=0).sum())
+    return num_present > (1 if metric == "f1_macro" else 0)
+
+
+def _worst(slices: Sequence[SliceFigures], scored: Scored, metric: str, figure: Estimate, labels: Sequence[str]) -> WorstSlice | None:
+    compared = [found for found in slices if found.f1 and found.num_rows >= ENOUGH_ROWS]
+    if len(compared) < 2:
+        return None
+    worst = min(compared, key=lambda found: found.f1.value if found.f1 else 1.0)
+    level = 1 - 0.05 / len(compared)
+    if worst.column == LABEL:
+        answers = Answers(scored.answers.truth, scored.answers.predicted, labels.index(worst.value))
+        wide = interval(answers, "f1_binary", level=level)
+    else:
+        rows = np.array(scored.columns[worst.column], dtype=object) == worst.value
+        wide = interval(_part(scored.answers, rows), metric, level=level)
+    return WorstSlice(worst, len(compared), wide.high < figure.value)
+
+
+def _part(answers: Answers, rows: Bools) -> Answers:
+    return Answers(answers.truth[rows], answers.predicted[rows], answers.positive)
+
+
+def _estimate(answers: Answers, metric: str) -> Estimate:
+    value = values(answers, metric, np.ones((1, len(answers.truth))))[0]
+    return _from(float(value), interval(answers, metric, num_resamples=_NUM_RESAMPLES))
+
+
+def _from(value: float, sure: Interval) -> Estimate:
+    return Estimate(value, sure.low, sure.high)
