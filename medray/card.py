@@ -26,6 +26,7 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
         "Research software, not a medical device: no diagnosis, no treatment decision.",
         "",
         *_figures(record, manifest),
+        *_behaviour(record),
         "",
         "## Where it comes from",
         "",
@@ -63,3 +64,27 @@ def _figures(record: ReleaseRecord, manifest: Manifest) -> list[str]:
     if record.merge:
         lines += ["", f"Validation {record.merge.metric} in 4 bits {record.merge.unmerged:.4f}, merged {record.merge.merged:.4f}."]
     return lines
+
+
+def _behaviour(record: ReleaseRecord) -> list[str]:
+    """Confidence, abstention and the lowest slice, where the release's study measured them."""
+    test, rule, said = record.test, record.calibration.abstention, []
+    if test and test.ece:
+        said.append(
+            f"Confidence: temperature {record.calibration.temperature:.2f}, fitted on {record.calibration.num_rows} validation rows;"
+            f" expected calibration error on test rows {test.ece[0]:.3f} before, {test.ece[1]:.3f} after."
+        )
+    if rule and rule.threshold is None:
+        said.append(f"Abstention: no threshold promises a precision of {rule.precision}: every answer is abstained from.")
+    elif rule:
+        on_test = (
+            f" On test rows {test.answered[0]:.0%} are answered, {test.answered[1]:.3f} of these rightly." if test and test.answered else ""
+        )
+        said.append(f"Abstention: answers with a confidence below {rule.threshold:.3f}, for a precision of {rule.precision}.{on_test}")
+    if test and (worst := test.worst_slice):
+        verdict = "below all rows by more than chance explains" if worst.is_below else "which chance explains"
+        said.append(
+            f"Lowest slice of the test rows: {worst.column} {worst.value}, {worst.metric} {worst.f1:.3f}"
+            f" (95 % interval {worst.low:.3f} to {worst.high:.3f}) on {worst.num_rows} rows, of {worst.num_compared} slices compared, {verdict}."
+        )
+    return [line for sentence in said for line in ("", sentence)]

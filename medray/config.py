@@ -136,6 +136,19 @@ class ResourcesConfig(Section):
         return self
 
 
+class CalibrationConfig(Section):
+    """What is fitted on validation rows after the search, for the release to obey."""
+
+    temperature: bool = Field(True, description="divide log-probabilities by the number that makes validation rows most likely")
+    abstain_precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="mark answers as abstained, so that this share of the others is right; nothing is marked where not given",
+    )
+    abstain_level: float = Field(0.9, ge=0.5, lt=1, description="how sure the threshold is to keep to it on rows like those of validation")
+
+
 class PublishConfig(Section):
     """What the winner is published as."""
 
@@ -170,6 +183,7 @@ class StudyConfig(Section):
     train: TrainConfig
     resources: ResourcesConfig = ResourcesConfig()
     search: SearchConfig = SearchConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     publish: PublishConfig | None = Field(None, description="publish the winner, where given")
 
     @model_validator(mode="after")

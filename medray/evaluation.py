@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from medray import checkpoint, loading
+from medray.answering import examine
 from medray.checkpoint import Manifest
 from medray.config import DataConfig
 from medray.data import dataset as datasets
@@ -13,8 +14,11 @@ from medray.data.base import Example
 from medray.data.dataset import Dataset
 from medray.errors import ConfigError
 from medray.loading import Loaded
+from medray.records import CalibrationRecord
 from medray.registry import Registry
+from medray.selection.analysis import SplitAnalysis
 from medray.selection.metrics import Metrics
+from medray.selection.slices import Slicer
 from medray.selection.statistics import METRICS, Interval, interval
 
 Part = Literal["test", "validation", "all"]
@@ -28,6 +32,8 @@ class Evaluation:
     metrics: Metrics
     interval: Interval | None  # of that figure
     num_openings: int | None  # of these test labels, this one included
+    calibration: CalibrationRecord  # of the release
+    analysis: SplitAnalysis
 
 
 def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> Evaluation:
@@ -43,7 +49,8 @@ def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_di
     metric = loaded.task.options.metric
     metrics = loaded.task.score(predictions, labelled)
     sure = interval(loaded.task.answers(predictions, labelled), metric) if metric in METRICS else None
-    return Evaluation(name, part, metric, metrics, sure, num_openings)
+    analysis = examine(loaded.task, part, predictions, labelled, loaded.calibration, Slicer.of(labelled))
+    return Evaluation(name, part, metric, metrics, sure, num_openings, loaded.calibration, analysis)
 
 
 def _load(of: str, storage_path: str) -> tuple[str, Loaded]:

@@ -1,5 +1,6 @@
 """From a checkpoint's folder back to the task and the engine that made its predictions, proven by its probe."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray import checkpoint, storage
+from medray.answering import calibrated
 from medray.checkpoint import Manifest, Probe
 from medray.config import TrialConfig
 from medray.data.base import Example
@@ -16,7 +18,8 @@ from medray.engines.transformers import Engine as TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
 from medray.models.build import Built, build, merge
-from medray.tasks.base import Task, restore
+from medray.records import AS_IT_IS, CalibrationRecord
+from medray.tasks.base import Prediction, Task, restore
 
 PROBE_TEXTS = (
     "Synthetic probe one: histology of the resected specimen showed an infiltrating carcinoma with nodal metastasis.",
@@ -32,6 +35,10 @@ class Loaded:
     task: Task
     engine: Engine
     built: Built
+    calibration: CalibrationRecord = AS_IT_IS  # of a release; a checkpoint alone has none
+
+    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+        return calibrated(self.task, self.calibration, self.task.predict(self.engine, examples))
 
 
 def load(

@@ -17,7 +17,7 @@ class Model:
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """One answer a text, in order."""
         examples = [Example(id=str(number), text=text) for number, text in enumerate(texts)]
-        return self.loaded.task.predict(self.loaded.engine, examples)
+        return self.loaded.predict(examples)
 
 
 def load(reference: str, *, storage_path: str, device: str = "cpu") -> Model:

@@ -52,6 +52,9 @@ class CalibrationRecord(Section):
     num_rows: int = 0  # that it was fitted on
 
 
+AS_IT_IS = CalibrationRecord()
+
+
 class SliceRecord(Section):
     """The slice of the test rows with the lowest F1."""
 
@@ -76,7 +79,7 @@ class ReleaseRecord(Section):
     created: str
     test: TestRecord | None = None
     merge: MergeRecord | None = None
-    calibration: CalibrationRecord = CalibrationRecord()
+    calibration: CalibrationRecord = AS_IT_IS
     notes: str = ""
 
 

@@ -8,7 +8,7 @@ import getpass
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from medray.errors import ArtifactError, ConfigError, allowed
 from medray.loading import Loaded, load
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import export_merged
-from medray.records import MERGE_LIMIT, MergeRecord, Move, ReleaseRecord, TestRecord
+from medray.records import AS_IT_IS, MERGE_LIMIT, CalibrationRecord, MergeRecord, Move, ReleaseRecord, TestRecord
 from medray.store import open_store
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ class Release:
         checkpoint.verify(self.folder(anew=True))
 
     def load(self, **options: Any) -> Loaded:
-        """Task and engine; hashes, base weights and probe are compared first."""
-        return load(self.folder(), **options)
+        """Task, engine and calibration; hashes, base weights and probe are compared first."""
+        return replace(load(self.folder(), **options), calibration=self.record.calibration)
 
     def serves_merged(self) -> bool:
         """Whether the merged model may answer in its place: exact without 4 bits, and with them where it was measured to be."""
@@ -94,7 +94,14 @@ class Registry:
         self.store = open_store(uri)
 
     def publish(
-        self, place: Path | str, name: str, *, test: TestRecord | None = None, merge: MergeRecord | None = None, notes: str = ""
+        self,
+        place: Path | str,
+        name: str,
+        *,
+        test: TestRecord | None = None,
+        merge: MergeRecord | None = None,
+        calibration: CalibrationRecord = AS_IT_IS,
+        notes: str = "",
     ) -> Release:
         """Store a checkpoint (a folder or URI) and claim the next version of a name for it."""
         _check_name("release", name)
@@ -105,15 +112,26 @@ class Registry:
         while True:
             version = max(self.versions(name), default=0) + 1
             created = datetime.now(UTC).isoformat(timespec="seconds")
-            record = ReleaseRecord(name=name, version=version, content_id=content_id, created=created, test=test, merge=merge, notes=notes)
+            record = ReleaseRecord(
+                name=name,
+                version=version,
+                content_id=content_id,
+                created=created,
+                test=test,
+                merge=merge,
+                calibration=calibration,
+                notes=notes,
+            )
             if self.store.create(f"releases/{name}/{version}.json", record.model_dump_json(indent=1).encode()):
                 return Release(self, record)
 
-    def find(self, name: str, folder: Path) -> Release | None:
-        """The version of a name that holds this checkpoint already, if any."""
+    def find(self, name: str, folder: Path, calibration: CalibrationRecord) -> Release | None:
+        """The version of a name that holds this checkpoint with this calibration already, if any."""
         wanted = checkpoint.content_id(folder)
         found = (self.resolve(f"{name}@{version}") for version in self.versions(name))
-        return next((release for release in found if release.record.content_id == wanted), None)
+        return next(
+            (release for release in found if release.record.content_id == wanted and release.record.calibration == calibration), None
+        )
 
     def names(self) -> list[str]:
         return self.store.names("releases")

@@ -77,6 +77,7 @@ def evaluate(
     """Judge a release on the data of a study's YAML. Reading test labels is logged."""
     from medray import evaluation, storage
     from medray.errors import ConfigError, allowed
+    from medray.selection import analysis
 
     asked = load(arguments)
     if split not in ("test", "validation", "all"):
@@ -90,6 +91,8 @@ def evaluate(
     print(f"{found.of} on {found.metrics.num_rows} {split} rows: {found.metric} {found.metrics.values[found.metric]:.4f}{sure}")
     for name, value in found.metrics.values.items():
         print(f"  {name} {value:.4f}")
+    for sentence in analysis.split_sentences(found.analysis, found.calibration):
+        print(sentence)
 
 
 @app.command()
@@ -103,12 +106,12 @@ def _print(outcome: "Outcome") -> None:
 
     board = outcome.board
     print()
-    for sentence in tables.sentences(board):
+    for sentence in tables.sentences(board, outcome.analysis):
         print(sentence)
     if (console := Console()).is_terminal:
         console.print(tables.rich_table(board))
     else:
-        print(tables.to_markdown(board).split("\n\n", 2)[2], end="")
+        print(tables.to_markdown(board, outcome.analysis).split("\n\n", 2)[2], end="")
     print(f"leaderboard: {outcome.run.folder / 'leaderboard.md'}")
     print(f"checkpoint: {board.best.checkpoint}")
     if outcome.release:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from medray.errors import ArtifactError
+from medray.selection import analysis
+from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Entry, Leaderboard, Paired, merge_of
 from medray.selection.statistics import METRICS, Comparison, Interval
 
@@ -100,9 +102,9 @@ def history_rows(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterat
             }
 
 
-def to_markdown(board: Leaderboard) -> str:
+def to_markdown(board: Leaderboard, inside: Analysis | None = None) -> str:
     heads, body = cells(board)
-    lines = [f"# {board.study}", "", *(f"- {sentence}" for sentence in sentences(board)), ""]
+    lines = [f"# {board.study}", "", *(f"- {sentence}" for sentence in sentences(board, inside)), ""]
     lines += ["| " + " | ".join(heads) + " |", "| " + " | ".join("--- " if head in _TEXT else "---:" for head in heads) + " |"]
     lines += ["| " + " | ".join(row) + " |" for row in body]
     failed = [f"- {entry.name} failed: {entry.error}" for entry in board.entries if entry.error]
@@ -147,8 +149,8 @@ def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     return heads, body
 
 
-def sentences(board: Leaderboard) -> list[str]:
-    """What the leaderboard says, in words."""
+def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
+    """What the leaderboard and the analysis of its winner say, in words."""
     best, metric = board.best, board.metric
     spread = f" (95 % interval {_range(best.test_interval)})" if best.test_interval else ""
     said = [
@@ -167,6 +169,7 @@ def sentences(board: Leaderboard) -> list[str]:
             f"winner against {pair.other} on the same {pair.split} rows: {metric} {found.difference:+.4f}"
             f" (95 % interval {found.low:+.4f} to {found.high:+.4f}): {verdict}"
         )
+    said += analysis.sentences(inside.best) if inside else []
     if metric not in METRICS:
         said.append(
             f"{metric} has no interval and no paired comparison here, so ties are not told: the better figure wins; with them: {', '.join(METRICS)}"

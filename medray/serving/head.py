@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import torch
 
+from medray.answering import calibrated
 from medray.engines.transformers import Engine
 from medray.errors import ServingError
 from medray.loading import PROBE_TEXTS, answers, prove
 from medray.models.build import Built, merge
+from medray.records import CalibrationRecord
 from medray.registry import Release
 from medray.serving.batching import Batcher, Turn
-from medray.serving.schemas import Answer, AppOptions
+from medray.serving.schemas import AppOptions
 from medray.tasks import classification
 
 log = logging.getLogger(__name__)
@@ -33,11 +35,12 @@ class Head:
     task: classification.Task
     batcher: Batcher
     precision: Precision
+    calibration: CalibrationRecord
 
-    def answer(self, request: classification.Request, *, max_tokens: int, deadline: float) -> list[Answer]:
+    def answer(self, request: classification.Request, *, max_tokens: int, deadline: float) -> tuple[classification.Answer, ...]:
         turn = Turn(self.batcher, max_tokens, deadline)
-        response = self.task.respond(self.task.predict(turn, self.task.examples(request)))
-        return [Answer(**dict(answer)) for answer in response.predictions]
+        predictions = calibrated(self.task, self.calibration, self.task.predict(turn, self.task.examples(request)))
+        return self.task.respond(predictions).predictions
 
 
 def open_head(release: Release, options: AppOptions, thread: Executor, *, device: str) -> Head:
@@ -65,7 +68,7 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
         waiting_tokens=options.limits.waiting_tokens,
         overhead_tokens=timed[used].overhead_tokens,
     )
-    return Head(release.record.name, release.record.version, task, batcher, used)
+    return Head(release.record.name, release.record.version, task, batcher, used, release.record.calibration)
 
 
 def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, classification.Task]:

@@ -58,7 +58,7 @@ class HeadReplica:
             return Refused(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
         except LateError:
             return Refused(504, "deadline_exceeded", "the answer was not ready in time")
-        return ClassifyResponse(release=head.release, version=head.version, predictions=tuple(predictions))
+        return ClassifyResponse(release=head.release, version=head.version, predictions=predictions)
 
     async def report(self) -> ReplicaReport:
         following, head = self.follower, self.follower.model

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from medray.schema import Section
 from medray.tasks import classification
+from medray.tasks.classification import Answer
 
 RETRY_AFTER_S = 1
 
@@ -56,10 +57,6 @@ class AppOptions(Section):
 
 class ClassifyRequest(classification.Request):
     model: str | None = Field(None, description="the release that answers; may be left out where one is served")
-
-
-class Answer(classification.Answer):
-    abstained: bool = False
 
 
 class ClassifyResponse(Section):

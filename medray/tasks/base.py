@@ -32,6 +32,8 @@ class Prediction:
     row_id: str
     labels: tuple[str, ...]  # one, or for multi-label any number
     probabilities: tuple[float, ...]  # in the order of the task's labels
+    confidence: float | None = None  # once calibrated: of the answer
+    abstained: bool = False  # less sure than the release's threshold
 
 
 class Task(Protocol):
@@ -39,6 +41,11 @@ class Task(Protocol):
 
     @property
     def options(self) -> Any: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the columns of probabilities and truth stand for."""
+        ...
 
     @classmethod
     def fit(cls, options: Any, examples: Sequence[Example]) -> Self:

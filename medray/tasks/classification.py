@@ -69,7 +69,10 @@ class Request(Section):
 class Answer(Section):
     label: str | None = Field(description="the most probable label; null for a multi-label task")
     labels: tuple[str, ...]
-    confidence: float = Field(description="probability of the label; multi-label: of the least certain of its yes and no answers")
+    confidence: float = Field(
+        description="calibrated probability of the label; multi-label: of the least certain of its yes and no answers"
+    )
+    abstained: bool = Field(False, description="less sure than the release's threshold: not to be relied on")
     probabilities: dict[str, float]
 
 
@@ -207,11 +210,14 @@ class Task:
         return Response(predictions=tuple(self._answer(row) for row in predictions))
 
     def _answer(self, row: Prediction) -> Answer:
-        named = dict(zip(self.labels, row.probabilities, strict=True))
-        if self.options.multi_label:
-            confidence = min(value if label in row.labels else 1 - value for label, value in named.items())
-            return Answer(label=None, labels=row.labels, confidence=confidence, probabilities=named)
-        return Answer(label=row.labels[0], labels=row.labels, confidence=named[row.labels[0]], probabilities=named)
+        assert row.confidence is not None  # what is sent is calibrated
+        return Answer(
+            label=None if self.options.multi_label else row.labels[0],
+            labels=row.labels,
+            confidence=row.confidence,
+            abstained=row.abstained,
+            probabilities=dict(zip(self.labels, row.probabilities, strict=True)),
+        )
 
     def _target(self, example: Example) -> tuple[int, ...]:
         for label in example.labels:

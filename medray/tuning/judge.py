@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from medray import answering
+from medray.config import CalibrationConfig
 from medray.data.base import Example
 from medray.data.dataset import Dataset
 from medray.selection import leaderboard, references
+from medray.selection.analysis import ModelAnalysis
 from medray.selection.leaderboard import Entry, Judged
 from medray.selection.references import Reference
+from medray.selection.slices import Slicer
 from medray.tasks.base import Prediction, Task
 from medray.tuning.placement import Placement
 
@@ -45,9 +49,19 @@ class Verdict:
     candidates: list[Judged]
     references: list[Judged]
     num_openings: int
+    analyses: list[ModelAnalysis]  # of the candidates
 
 
-def judge(finalists: Sequence[Entry], task: Task, dataset: Dataset, placement: Placement, log_dir: Path, *, caller: str) -> Verdict:
+def judge(
+    finalists: Sequence[Entry],
+    task: Task,
+    dataset: Dataset,
+    placement: Placement,
+    log_dir: Path,
+    *,
+    calibration: CalibrationConfig,
+    caller: str,
+) -> Verdict:
     rows = dataset.unlabelled_test()
     answered = _finalists(finalists, rows, dataset.validation, placement)
     compared = [_reference(found, task, dataset, rows) for found in _references(task, dataset)]
@@ -63,7 +77,20 @@ def judge(finalists: Sequence[Entry], task: Task, dataset: Dataset, placement: P
         entry = replace(found.entry, validation_merged=merged)
         return leaderboard.judged(entry, metric, validation=pairs[0], test=pairs[1], ms_per_row=found.ms_per_row)
 
-    return Verdict([scored(found) for found in answered], [scored(found) for found in compared], opened.num_openings)
+    slicer = Slicer.of(dataset.validation)
+
+    def analysed(found: Answered) -> ModelAnalysis:
+        record = answering.fit(found.task, found.validation, dataset.validation, calibration)
+        validation = answering.examine(found.task, "validation", found.validation, dataset.validation, record, slicer)
+        test = answering.examine(found.task, "test", found.test, opened.examples, record, slicer)
+        return ModelAnalysis(found.entry.name, record, validation, test)
+
+    return Verdict(
+        [scored(found) for found in answered],
+        [scored(found) for found in compared],
+        opened.num_openings,
+        [analysed(found) for found in answered],
+    )
 
 
 def _finalists(finalists: Sequence[Entry], rows: list[Example], validation: list[Example], placement: Placement) -> list[Answered]:
@@ -96,8 +123,7 @@ def predict(checkpoint: str, rows: list[Example], validation: list[Example], num
 
 
 def _references(task: Task, dataset: Dataset) -> list[Reference]:
-    head = task.head()
-    multi_label = head is not None and head.multi_label
+    multi_label = answering.is_multi_label(task)
     texts, truth = [example.text for example in dataset.train], task.truth(dataset.train)
     found = [references.majority(truth, multi_label=multi_label), references.tfidf(texts, truth, multi_label=multi_label)]
     return [reference for reference in found if reference is not None]

@@ -13,11 +13,13 @@ from medray import storage
 from medray.config import StudyConfig
 from medray.errors import ArtifactError, ConfigError, TrialError
 from medray.records import HISTORY, TrialRecord
-from medray.selection import tables
+from medray.selection import analysis, tables
+from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Leaderboard
 
 SETTINGS = "study.yaml"
 LEADERBOARD = "leaderboard.json"
+ANALYSIS = "analysis.json"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Run:
         if not path.exists():
             raise TrialError(f"{self.folder}: has no {LEADERBOARD}: its study has not ended; `medray study --resume` goes on")
         return tables.from_json(path.read_text(encoding="utf-8"), str(path))
+
+    def analysis(self) -> Analysis | None:
+        """What lies behind the figures of its finalists; a run of before there was one has none."""
+        path = self.folder / ANALYSIS
+        return analysis.from_json(path.read_bytes(), str(path)) if path.exists() else None
 
     def checkpoint(self, trial: str, step: int) -> Path:
         return self.trial_dir(trial) / "checkpoints" / f"step-{step:06d}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medray import storage
+from medray.answering import is_multi_label
 from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
@@ -16,14 +17,15 @@ from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.registry import Release
 from medray.runtime import Cluster, free_leaked_groups
-from medray.selection import leaderboard, tables
+from medray.selection import analysis, leaderboard, tables
+from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Leaderboard
 from medray.tasks import base as tasks
 from medray.training.material import gather, look
 from medray.tuning import tuner, winners
 from medray.tuning.judge import judge
 from medray.tuning.placement import Placement, place
-from medray.tuning.runs import LEADERBOARD, Run
+from medray.tuning.runs import ANALYSIS, LEADERBOARD, Run
 from medray.tuning.search import Search
 from medray.tuning.tuner import Session, Watcher
 
@@ -34,17 +36,18 @@ log = logging.getLogger(__name__)
 class Outcome:
     run: Run
     board: Leaderboard
+    analysis: Analysis | None  # runs of before have none
     release: Release | None  # what the winner was published as
 
 
 def run(study: StudyConfig, cluster: Cluster, here: Run, *, watcher: Watcher, on_audit: Callable[[Audit], None]) -> Outcome:
     """Run what of the study is not done yet, on a cluster that is there."""
     if not (here.folder / LEADERBOARD).exists():
-        board = _search(study, cluster, here, watcher, on_audit)
-        _write(board, here)
+        board, found = _search(study, cluster, here, watcher, on_audit)
+        _write(board, found, here)
     board = here.leaderboard()
     _every_base_model_counts(study, board)
-    return Outcome(here, board, winners.of_study(study, here, board) if study.publish else None)
+    return Outcome(here, board, here.analysis(), winners.of_study(study, here, board) if study.publish else None)
 
 
 def metric(study: StudyConfig) -> str:
@@ -61,7 +64,9 @@ def audit(study: StudyConfig) -> Iterator[Audit]:
         yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
 
 
-def _search(study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, on_audit: Callable[[Audit], None]) -> Leaderboard:
+def _search(
+    study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, on_audit: Callable[[Audit], None]
+) -> tuple[Leaderboard, Analysis]:
     freed = free_leaked_groups()
     if freed:
         log.warning("removed %d placement group(s) that ended jobs had left behind", freed)
@@ -87,8 +92,11 @@ def _search(study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, o
         errors = "; ".join(f"{record.trial}: {record.error}" for record in records if record.error) or "no trial was evaluated"
         raise TrialError(f"study {study.name}: nothing to rank: {errors}")
     largest = max(placements, key=lambda found: (found.gpus, found.cpus))
-    verdict = judge(chosen, task, dataset, largest, here.storage_dir / "test_log", caller=f"study {study.name}")
-    return leaderboard.conclude(study.name, search.metric, entries, verdict.candidates, verdict.references, verdict.num_openings)
+    log_dir, caller = here.storage_dir / "test_log", f"study {study.name}"
+    verdict = judge(chosen, task, dataset, largest, log_dir, calibration=study.calibration, caller=caller)
+    board = leaderboard.conclude(study.name, search.metric, entries, verdict.candidates, verdict.references, verdict.num_openings)
+    models = sorted(verdict.analyses, key=lambda found: found.name != board.winner)
+    return board, Analysis(study.name, task.labels, is_multi_label(task), board.winner, tuple(models))
 
 
 class _Materials:
@@ -116,11 +124,12 @@ def _checkpoint(here: Run, trial: str, step: int | None) -> str | None:
     return str(folder) if (folder / MANIFEST).exists() else None
 
 
-def _write(board: Leaderboard, here: Run) -> None:
+def _write(board: Leaderboard, found: Analysis, here: Run) -> None:
     histories = {record.trial: here.history(record.trial) for record in here.records()}
     storage.write(here.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode())
     storage.write(here.folder / "leaderboard.csv", tables.to_csv(tables.rows(board)).encode())
-    storage.write(here.folder / "leaderboard.md", tables.to_markdown(board).encode())
+    storage.write(here.folder / "leaderboard.md", tables.to_markdown(board, found).encode())
+    storage.write(here.folder / ANALYSIS, analysis.to_json(found))
     storage.write(here.folder / LEADERBOARD, tables.to_json(board).encode())  # last: it says that the study has ended
 
 

@@ -1,13 +1,15 @@
 """From a run's leaderboard to a release: which checkpoint won, and what test rows said about it."""
 
 from pathlib import Path
+from typing import Any
 
 from medray import storage
 from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
-from medray.records import TestRecord
+from medray.records import AS_IT_IS, SliceRecord, TestRecord
 from medray.registry import Registry, Release
 from medray.selection import leaderboard
+from medray.selection.analysis import SplitAnalysis, WorstSlice
 from medray.selection.leaderboard import Entry, Leaderboard
 from medray.tuning.runs import LEADERBOARD, Run, latest
 
@@ -17,7 +19,7 @@ def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     assert study.publish is not None
     asked = study.publish
     registry = Registry(asked.storage_path or str(run.storage_dir))
-    release = _publish(registry, board, board.best, asked.name, f"winner of the study {study.name}")
+    release = _publish(registry, run, board, board.best, asked.name, f"winner of the study {study.name}")
     # Pointed once: a study that is looked at again must not undo a promotion or rollback that came after it.
     if all(move.version != release.record.version for move in registry.history(asked.name, asked.alias)):
         registry.point(asked.name, asked.alias, release.record.version)
@@ -28,25 +30,56 @@ def publish(registry: Registry, place: str, name: str, *, notes: str = "") -> Re
     """A study's or run's winner, or a checkpoint; with its test figures where its run judged it."""
     folder = Path(place) if Path(place).exists() else storage.absolute(place)
     if "://" in place or (folder / MANIFEST).is_file():
-        board, entry = _judged(folder)
-        return _publish(registry, board, entry, name, notes) if board and entry else registry.publish(place, name, notes=notes)
-    board = latest(folder).leaderboard()
-    return _publish(registry, board, board.best, name, notes)
+        run, entry = _judged(folder)
+        return (
+            _publish(registry, run, run.leaderboard(), entry, name, notes) if run and entry else registry.publish(place, name, notes=notes)
+        )
+    run = latest(folder)
+    board = run.leaderboard()
+    return _publish(registry, run, board, board.best, name, notes)
 
 
-def _judged(checkpoint: Path) -> tuple[Leaderboard | None, Entry | None]:
-    """The leaderboard line of a checkpoint that still lies in its run."""
+def _judged(checkpoint: Path) -> tuple[Run | None, Entry | None]:
+    """The run that a checkpoint still lies in, and its line on the leaderboard."""
     folder = checkpoint.resolve()
     above = folder.parents
     if len(above) < 4 or not (above[3] / LEADERBOARD).is_file():
         return None, None
-    board = Run(above[3]).leaderboard()
-    found = (entry for entry in board.entries if entry.checkpoint and Path(entry.checkpoint) == folder and entry.test)
-    return board, next(found, None)
+    run = Run(above[3])
+    found = (entry for entry in run.leaderboard().entries if entry.checkpoint and Path(entry.checkpoint) == folder and entry.test)
+    return run, next(found, None)
 
 
-def _publish(registry: Registry, board: Leaderboard, entry: Entry, name: str, notes: str) -> Release:
+def _publish(registry: Registry, run: Run, board: Leaderboard, entry: Entry, name: str, notes: str) -> Release:
     assert entry.checkpoint is not None
-    record = TestRecord(metrics=dict(entry.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
-    held = registry.find(name, Path(entry.checkpoint))
-    return held or registry.publish(entry.checkpoint, name, test=record, merge=leaderboard.merge_of(entry, board.metric), notes=notes)
+    analysis = run.analysis()
+    found = analysis.of(entry.name) if analysis else None
+    test = TestRecord(metrics=dict(entry.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
+    test = test.model_copy(update=_behaviour(found.test)) if found else test
+    calibration = found.calibration if found else AS_IT_IS
+    merge = leaderboard.merge_of(entry, board.metric)
+    held = registry.find(name, Path(entry.checkpoint), calibration)
+    return held or registry.publish(entry.checkpoint, name, test=test, merge=merge, calibration=calibration, notes=notes)
+
+
+def _behaviour(test: SplitAnalysis) -> dict[str, Any]:
+    """What of the analysis is told of a release."""
+    rule, worst = test.abstention, test.worst
+    answered = (rule.coverage, rule.precision.value) if rule and rule.precision else None
+    return {"ece": (test.before.ece, test.after.ece), "answered": answered, "worst_slice": _slice(worst, test.metric) if worst else None}
+
+
+def _slice(worst: WorstSlice, metric: str) -> SliceRecord:
+    held = worst.slice
+    assert held.f1 is not None  # or it would not have been compared
+    return SliceRecord(
+        column=held.column,
+        value=held.value,
+        num_rows=held.num_rows,
+        metric=metric,
+        f1=held.f1.value,
+        low=held.f1.low,
+        high=held.f1.high,
+        num_compared=worst.num_compared,
+        is_below=worst.is_below,
+    )

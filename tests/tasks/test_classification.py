@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from medray.answering import calibrated
 from medray.data.base import Example
 from medray.errors import ConfigError, DataError
+from medray.records import AS_IT_IS
 from medray.selection import metrics
 from medray.tasks import base
 from medray.tasks.classification import Options, Request, Task
@@ -249,15 +251,21 @@ def test_a_request_has_either_one_text_or_inputs():
 
 def test_a_response_names_the_label_and_every_probability():
     task = task_of()
-    response = task.respond(predictions_of(task, [[0.2, 0.7, 0.1]]))
+    response = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.2, 0.7, 0.1]])))
     assert response.model_dump(mode="json") == {
         "predictions": [
-            {"label": "heart", "labels": ["heart"], "confidence": 0.7, "probabilities": {"cancer": 0.2, "heart": 0.7, "skin": 0.1}}
+            {
+                "label": "heart",
+                "labels": ["heart"],
+                "confidence": 0.7,
+                "abstained": False,
+                "probabilities": {"cancer": 0.2, "heart": 0.7, "skin": 0.1},
+            }
         ]
     }
 
 
 def test_a_multi_label_response_is_as_confident_as_its_least_certain_answer():
     task = task_of([("a", "b")], multi_label=True)
-    (answer,) = task.respond(predictions_of(task, [[0.9, 0.4]])).predictions
+    (answer,) = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.9, 0.4]]))).predictions
     assert (answer.label, answer.labels, answer.confidence) == (None, ("a",), pytest.approx(0.6))

@@ -72,7 +72,15 @@ def alone(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
 def test_every_base_model_is_searched_the_winner_published_and_every_file_written(tmp_path: Path, cluster: Cluster) -> None:
     bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
     bases = f"base_models=[{{source: {bert}}}, {{source: {llama}, num_trials: 1, overrides: {{data.limit: 20}}}}]"
-    study = tiny.study(tmp_path, bases, RATE, "search.algorithm=optuna", "search.num_trials=3", "publish={name: cancer}")
+    study = tiny.study(
+        tmp_path,
+        bases,
+        RATE,
+        "search.algorithm=optuna",
+        "search.num_trials=3",
+        "publish={name: cancer}",
+        "calibration.abstain_precision=0.6",
+    )
     seen = Seen()
     outcome = run(study, cluster, seen)
     board = outcome.board
@@ -89,9 +97,19 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     assert release.reference == outcome.release.reference == "cancer@1"
     assert release.record.test is not None
     assert release.record.test.metrics == dict(board.best.test)
+    analysis = outcome.analysis
+    assert analysis is not None
+    assert analysis.best.name == board.winner
+    assert {model.name for model in analysis.models} == {entry.name for entry in board.entries if entry.test and entry.kind == "trial"}
+    assert analysis.best.test.figure.value == pytest.approx(board.best.test["f1_macro"])
+    assert analysis.best.calibration == release.record.calibration == release.load().calibration
+    assert release.record.calibration.abstention is not None
+    assert release.record.calibration.num_rows == board.num_rows["validation"]
+    assert release.record.test.ece == (analysis.best.test.before.ece, analysis.best.test.after.ece)
+    assert "abstention for precision 0.6" in (outcome.run.folder / "leaderboard.md").read_text()
     (opened,) = (tmp_path / "runs" / "test_log").iterdir()
     assert len(opened.read_text().splitlines()) == 1
-    assert {"leaderboard.json", "leaderboard.csv", "leaderboard.md", "history.csv", "study.yaml"} <= {
+    assert {"leaderboard.json", "analysis.json", "leaderboard.csv", "leaderboard.md", "history.csv", "study.yaml"} <= {
         path.name for path in outcome.run.folder.iterdir()
     }
     assert len((outcome.run.folder / "history.csv").read_text().splitlines()) == 1 + 4 * 2

@@ -1,0 +1,72 @@
+"""From a task's predictions to what a release answers: calibrated, abstained from, examined. The one path of every caller.
+
+Labels are decided before, by the task and the model's own probabilities; calibration moves confidences and no label.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.config import CalibrationConfig
+from medray.data.base import Example
+from medray.records import CalibrationRecord
+from medray.selection import calibration, examination
+from medray.selection.analysis import SplitAnalysis
+from medray.selection.examination import Scored
+from medray.selection.slices import Slicer
+from medray.tasks.base import Prediction, Task
+
+
+def calibrated(task: Task, record: CalibrationRecord, predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions with calibrated probabilities, their confidence, and whether they are abstained from."""
+    if not predictions:
+        return []
+    predicted = np.array([[label in row.labels for label in task.labels] for row in predictions])
+    found = calibration.apply(record, _probabilities(predictions), predicted, multi_label=is_multi_label(task))
+    return [
+        replace(row, probabilities=tuple(probabilities), confidence=sure, abstained=abstained)
+        for row, probabilities, sure, abstained in zip(
+            predictions, found.probabilities.tolist(), found.confidence.tolist(), found.abstained.tolist(), strict=True
+        )
+    ]
+
+
+def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], asked: CalibrationConfig) -> CalibrationRecord:
+    """From a checkpoint's own answers on validation rows."""
+    answers = task.answers(predictions, examples)
+    return calibration.fit(
+        _probabilities(predictions),
+        answers.truth,
+        answers.predicted,
+        multi_label=is_multi_label(task),
+        scale=asked.temperature,
+        precision=asked.abstain_precision,
+        level=asked.abstain_level,
+    )
+
+
+def examine(
+    task: Task,
+    split: Literal["train", "validation", "test", "all"],
+    predictions: Sequence[Prediction],
+    examples: Sequence[Example],
+    record: CalibrationRecord,
+    slicer: Slicer,
+) -> SplitAnalysis:
+    """`predictions` as the task made them, before calibration."""
+    scored = Scored(
+        [example.id for example in examples], task.answers(predictions, examples), _probabilities(predictions), slicer.columns(examples)
+    )
+    return examination.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)
+
+
+def is_multi_label(task: Task) -> bool:
+    head = task.head()
+    return head is not None and head.multi_label
+
+
+def _probabilities(predictions: Sequence[Prediction]) -> npt.NDArray[np.float64]:
+    return np.array([row.probabilities for row in predictions], dtype=np.float64)
