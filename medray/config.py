@@ -47,6 +47,9 @@ class DataConfig(Section):
     format: Annotated[PluginOptions, Plugin("data.formats")]
     split: SplitConfig = SplitConfig()
     limit: int | None = Field(None, ge=2, description="at most this many training rows, the same for every base model")
+    corrections: str | None = Field(
+        None, description="file of ids and labels (CSV or JSON lines) that replace those of the data; `medray review --export` makes one"
+    )
     near_duplicate: float = Field(
         0.8, gt=0, le=1, description="texts whose word 5-grams overlap by this share (Jaccard) count as near duplicates"
     )

@@ -10,6 +10,7 @@ import medray
 from medray import loading
 from medray.data.base import Example
 from medray.errors import ArtifactError, ConfigError
+from medray.records import AbstentionRecord, CalibrationRecord, SliceRecord
 from medray.registry import Registry, TestRecord
 
 
@@ -159,3 +160,24 @@ def test_the_card_shows_test_figures_and_warns_of_a_second_look(folder: Path, tm
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "test (12 rows)" in card
     assert "opened 2 times" in card
+
+
+def test_the_card_tells_calibration_abstention_and_the_lowest_slice(folder: Path, tmp_path: Path) -> None:
+    metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
+    worst = SliceRecord(
+        column="length", value="over 180 words", num_rows=66, metric="f1_macro", f1=0.81, low=0.7, high=0.9, num_compared=5, is_below=False
+    )
+    test = TestRecord(metrics=metrics, num_rows=12, num_openings=1, ece=(0.06, 0.03), answered=(0.75, 0.97), worst_slice=worst)
+    rule = AbstentionRecord(precision=0.95, level=0.9, threshold=0.91, coverage=0.7)
+    record = CalibrationRecord(temperature=1.7, abstention=rule, num_rows=199)
+    release = Registry(str(tmp_path / "registry")).publish(folder, "cancer", test=test, calibration=record)
+    release.export(tmp_path / "adapter", merged=False)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "temperature 1.70, fitted on 199 validation rows; expected calibration error on test rows 0.060 before, 0.030 after" in card
+    assert "below 0.910, for a precision of 0.95. On test rows 75% are answered, 0.970 of these rightly" in card
+    assert (
+        "length over 180 words, f1_macro 0.810 (95 % interval 0.700 to 0.900) on 66 rows, of 5 slices compared, which chance explains"
+        in card
+    )
+    assert Registry(str(tmp_path / "registry")).find("cancer", folder, record) is not None
+    assert Registry(str(tmp_path / "registry")).find("cancer", folder, CalibrationRecord()) is None  # another rule is another version

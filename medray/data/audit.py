@@ -56,6 +56,7 @@ class Audit:
     majority_label: str
     majority_accuracy: float
     majority_f1_macro: float
+    num_corrected: int = 0  # labels replaced by data.corrections
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +64,9 @@ class Audit:
     def render(self) -> str:
         share = self.conflicting_rows / self.num_rows
         lines = [
-            f"{self.num_rows} rows" + (f", {self.num_empty} with an empty text set aside" if self.num_empty else ""),
+            f"{self.num_rows} rows"
+            + (f", {self.num_empty} with an empty text set aside" if self.num_empty else "")
+            + (f", {self.num_corrected} with corrected labels" if self.num_corrected else ""),
             "labels: " + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items()),
             "splits: " + ", ".join(f"{side} {count}" for side, count in self.splits.items()),
             f"duplicates: {self.exact_groups} texts stand {self.exact_rows} times, {self.near_groups} groups of near duplicates hold {self.near_rows} rows"
@@ -90,6 +93,7 @@ def audit(
     splits: Mapping[str, Split],
     *,
     num_empty: int = 0,
+    num_corrected: int = 0,
     lengths: Mapping[str, Sequence[int]] | None = None,
     max_length: int = 512,
 ) -> Audit:
@@ -119,6 +123,7 @@ def audit(
         majority_label=majority,
         majority_accuracy=share,
         majority_f1_macro=_constant_f1(majority, labels, len(examples)),
+        num_corrected=num_corrected,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medray import storage
 from medray.config import DataConfig
-from medray.data import duplicates
+from medray.data import corrections, duplicates
 from medray.data.audit import Audit, audit
 from medray.data.base import SPLITS, Example, Split, read
 from medray.data.duplicates import Duplicates
@@ -29,7 +29,13 @@ class Dataset:
     """Rows by split. `train` and `validation` are open; test rows have no labels until `open_test`."""
 
     def __init__(
-        self, examples: Sequence[Example], sides: Sequence[Split | None], found: Duplicates, empty: Sequence[str], config: DataConfig
+        self,
+        examples: Sequence[Example],
+        sides: Sequence[Split | None],
+        found: Duplicates,
+        empty: Sequence[str],
+        config: DataConfig,
+        num_corrected: int = 0,
     ) -> None:
         by_side: dict[Split | None, list[Example]] = {side: [] for side in (*SPLITS, None)}
         for example, side in zip(examples, sides, strict=True):
@@ -38,7 +44,7 @@ class Dataset:
         self.train = limit_rows(by_side["train"], limit, config.split.seed)
         self.validation = by_side["validation"]
         self._test = by_side["test"]
-        self._examples, self._duplicates, self._num_empty = examples, found, len(empty)
+        self._examples, self._duplicates, self._num_empty, self._num_corrected = examples, found, len(empty), num_corrected
         self.set_aside = dict.fromkeys(empty, "empty text") | {e.id: "duplicate of a given test or validation row" for e in by_side[None]}
         self.splits: dict[str, Split] = {e.id: side for e, side in zip(examples, sides, strict=True) if side}
         self.fingerprint = storage.hash_text(sorted(json.dumps([e.id, e.text, sorted(e.labels)]) for e in examples))
@@ -53,7 +59,15 @@ class Dataset:
 
     def audit(self, lengths: Mapping[str, Sequence[int]], max_length: int) -> Audit:
         """Figures about all rows; `lengths` are token counts in the order of `texts`, by base model."""
-        return audit(self._examples, self._duplicates, self.splits, num_empty=self._num_empty, lengths=lengths, max_length=max_length)
+        return audit(
+            self._examples,
+            self._duplicates,
+            self.splits,
+            num_empty=self._num_empty,
+            num_corrected=self._num_corrected,
+            lengths=lengths,
+            max_length=max_length,
+        )
 
     def texts(self) -> list[str]:
         return [example.text for example in self._examples]
@@ -91,7 +105,12 @@ def load(config: DataConfig) -> Dataset:
     if not examples:
         raise DataError("the data has no row with a text")
     found = duplicates.find([example.text for example in examples], config.near_duplicate)
-    return Dataset(examples, assign(examples, config.split, found.clusters), found, empty, config)
+    sides = assign(examples, config.split, found.clusters)
+    if config.corrections is None:
+        return Dataset(examples, sides, found, empty, config)
+    # After the split, which balances labels: a correction must not deal the rows anew.
+    corrected = corrections.apply(examples, Path(config.corrections), getattr(config.format, "labels", None) or ())
+    return Dataset(corrected.examples, sides, found, empty, config, corrected.num_changed)
 
 
 def _read(config: DataConfig) -> tuple[list[Example], list[str]]:

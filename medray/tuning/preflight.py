@@ -1,6 +1,7 @@
 """Everything that can be told to be wrong before a weight is loaded or a GPU asked for, all of it at once."""
 
 import os
+from pathlib import Path
 
 from medray import plugins
 from medray.config import BaseModelConfig, StudyConfig
@@ -14,6 +15,8 @@ from medray.tuning.runs import study_dir
 def check(study: StudyConfig) -> None:
     """Raise one ConfigError that lists every mistake found."""
     found = [*plugins.find("data.formats", study.data.format.name).check(study.data.format), *_storage(study)]
+    if study.data.corrections and not Path(study.data.corrections).is_file():
+        found.append(f"data.corrections: there is no file {study.data.corrections}")
     for base in study.base_models:
         found += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
     if found:

@@ -1,0 +1,85 @@
+"""Labels that somebody looked at again: a file of ids and labels, applied as the data is read. The data's own files stay as they are."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medray.data.base import Example
+from medray.data.formats.base import lines
+from medray.errors import DataError, allowed
+
+NO_LABEL = "(none)"  # in a cell: of a multi-label task, that there is none
+SEPARATOR = "|"  # in a cell, between several labels
+
+
+@dataclass(frozen=True)
+class Corrected:
+    examples: list[Example]
+    num_changed: int  # rows whose labels are others than before
+
+
+def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> Corrected:
+    """`labels` are those that may be given beside the ones that occur."""
+    known = {label for example in examples for label in example.labels} | set(labels)
+    found: dict[str, tuple[str, ...]] = {}
+    ids = {example.id for example in examples}
+    for where, row_id, given in _read(path):
+        if row_id not in ids:
+            raise DataError(f"{where}: id {row_id!r} is in no row of the data")
+        if row_id in found:
+            raise DataError(f"{where}: id {row_id!r} was corrected before, in a line above")
+        found[row_id] = _labels(given, known, where)
+    made = [replace(example, labels=found.get(example.id, example.labels)) for example in examples]
+    changed = sum(set(new.labels) != set(old.labels) for new, old in zip(made, examples, strict=True))
+    return Corrected(made, changed)
+
+
+def cell(labels: Sequence[str]) -> str:
+    """Labels as one field of a delimited file, which `apply` reads back."""
+    return SEPARATOR.join(labels) or NO_LABEL
+
+
+def _read(path: Path) -> Iterator[tuple[str, str, str | list[str]]]:
+    """Place, id and label of every row that has a label; the others were looked at and left alone."""
+    rows = _objects(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _delimited(path)
+    for where, row in rows:
+        if missing := {"id", "label"} - row.keys():
+            raise DataError(f"{where}: has no {' and no '.join(sorted(missing))}; a correction has an id and a label")
+        given = row["label"]
+        if not isinstance(given, str | list | None):
+            raise DataError(f"{where}: label {given!r} is neither text nor a list of texts")
+        if given is not None and given != "":
+            yield where, str(row["id"]), given
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    for number, line in enumerate(lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as err:
+            raise DataError(f"{path}:{number}: not valid JSON: {err}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: is no JSON object")
+        yield f"{path}:{number}", row
+
+
+def _delimited(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    reader = csv.DictReader(lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    try:
+        for row in reader:
+            yield f"{path}:{reader.line_num}", {name: (value or "").strip() for name, value in row.items() if isinstance(value, str | None)}
+    except csv.Error as err:
+        raise DataError(f"{path}:{reader.line_num}: {err}") from None
+
+
+def _labels(given: str | list[str], known: set[str], where: str) -> tuple[str, ...]:
+    if isinstance(given, str):
+        given = [] if given == NO_LABEL else [given] if given in known else [part.strip() for part in given.split(SEPARATOR)]
+    for label in given:
+        if label not in known:
+            raise DataError(f"{where}: label {label!r} is no label of the data; {allowed(label, sorted(known))}")
+    return tuple(dict.fromkeys(given))

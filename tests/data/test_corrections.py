@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from medray.config import DataConfig
+from medray.data import dataset
+from medray.data.dataset import Dataset
+from medray.errors import DataError
+
+
+def load(folder: Path, corrections: str | None = None, name: str = "fixed.csv") -> Dataset:
+    path = folder / "rows.jsonl"
+    rows = ({"id": f"r{n}", "text": f"text number {n}", "label": "ab"[n % 2]} for n in range(60))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if corrections is not None:
+        (folder / name).write_text(corrections)
+    raw = {"format": {"name": "jsonl", "path": str(path), "id": "id"}, "corrections": None if corrections is None else str(folder / name)}
+    return dataset.load(DataConfig.model_validate(raw))
+
+
+def labels(data: Dataset, log_dir: Path) -> dict[str, tuple[str, ...]]:
+    return {row.id: row.labels for row in [*data.train, *data.validation, *data.open_test(log_dir, "test").examples]}
+
+
+def test_corrected_labels_replace_those_of_the_data_and_no_row_changes_its_side(tmp_path: Path) -> None:
+    before = load(tmp_path)
+    after = load(tmp_path, "id,label,note\nr0,b,mine\nr1,b,as it was\nr2,,not looked at\n")
+    assert labels(after, tmp_path / "log") == {**labels(before, tmp_path / "log"), "r0": ("b",)}
+    assert after.splits == before.splits
+    assert after.split_fingerprint == before.split_fingerprint
+    assert after.fingerprint != before.fingerprint
+    audit = after.audit({}, 512)
+    assert audit.num_corrected == 1
+    assert "60 rows, 1 with corrected labels" in audit.render()
+    assert audit.labels == {"a": 29, "b": 31}
+    assert "corrected" not in before.audit({}, 512).render()
+
+
+def test_json_lines_correct_too_and_several_labels_or_none_can_be_said(tmp_path: Path) -> None:
+    lines = [{"id": "r0", "label": ["a", "b"]}, {"id": "r1", "label": []}, {"id": "r2", "label": "b"}, {"id": "r3", "label": None}]
+    found = labels(load(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "fixed.jsonl"), tmp_path / "log")
+    assert [found[f"r{row}"] for row in range(4)] == [("a", "b"), (), ("b",), ("b",)]
+    found = labels(load(tmp_path, "id,label\nr0,a|b\nr1,(none)\n"), tmp_path / "log")
+    assert [found["r0"], found["r1"]] == [("a", "b"), ()]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,label\nr99,a\n", r"fixed\.csv:2: id 'r99' is in no row of the data"),
+        ("id,label\nr1,a\nr1,b\n", r"fixed\.csv:3: id 'r1' was corrected before"),
+        ("id,label\nr1,c\n", r"fixed\.csv:2: label 'c' is no label of the data; allowed: a, b"),
+        ("row,label\nr1,c\n", r"fixed\.csv:2: has no id; a correction has an id and a label"),
+    ],
+)
+def test_a_correction_that_cannot_be_meant_is_refused_by_file_and_line(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not valid JSON"), ("[]", "is no JSON object"), ('{"id": "r1", "label": 3}', "label 3 is neither text nor")],
+)
+def test_a_line_that_is_no_correction_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=rf"fixed\.jsonl:1: {message}"):
+        load(tmp_path, content, "fixed.jsonl")
+
+
+def test_a_missing_file_of_corrections_is_refused(tmp_path: Path) -> None:
+    raw = {"format": {"name": "jsonl", "path": str(tmp_path / "rows.jsonl"), "id": "id"}, "corrections": "missing.csv"}
+    load(tmp_path)
+    with pytest.raises(DataError, match=r"missing\.csv: there is no such file"):
+        dataset.load(DataConfig.model_validate(raw))
