@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from medray.data.base import Encoded, Example
 from medray.errors import ConfigError, DataError, allowed
 from medray.schema import PluginOptions, Section
-from medray.selection import metrics
+from medray.selection import metrics, thresholds
 from medray.selection.statistics import Answers
 from medray.tasks._pieces import Keep, pieces
 from medray.tasks.base import Head, Prediction
@@ -39,6 +39,9 @@ class Options(PluginOptions):
         "none", description="weight of a training row by its label; balanced gives every class the same sum, a label not named has 1"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_thresholds: bool = Field(
+        False, description="fit a threshold per class on validation rows for macro F1, kept only where left-out rows gain by it"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -46,6 +49,10 @@ class Options(PluginOptions):
             raise ValueError(f"positive_label {self.positive_label!r} and multi_label true: only one label of two can be positive")
         if self.multi_label and self.class_weights != "none":
             raise ValueError(f"class_weights {self.class_weights!r} and multi_label true: a row of several labels has no one weight")
+        if self.multi_label and self.class_thresholds:
+            raise ValueError(
+                "multi_label true and class_thresholds true: several labels have a threshold each anyway; leave class_thresholds out"
+            )
         if self.long_texts == "windows" and self.keep != "start":
             raise ValueError(f"keep {self.keep!r} and long_texts 'windows': windows keep the whole text")
         if self.long_texts == "windows" and self.window_overlap >= self.max_length:
@@ -84,7 +91,7 @@ class Response(Section):
 class Task:
     options: Options
     labels: tuple[str, ...]
-    thresholds: tuple[float, ...] | None = None  # multi-label, once fitted on validation
+    thresholds: tuple[float, ...] | None = None  # multi-label or class_thresholds, once fitted on validation
 
     @classmethod
     def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
@@ -105,8 +112,8 @@ class Task:
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
-        thresholds = state["thresholds"]
-        return cls(options, tuple(state["labels"]), None if thresholds is None else tuple(thresholds))
+        limits = state["thresholds"]
+        return cls(options, tuple(state["labels"]), None if limits is None else tuple(limits))
 
     def state(self) -> dict[str, Any]:
         return {"labels": list(self.labels), "thresholds": None if self.thresholds is None else list(self.thresholds)}
@@ -175,10 +182,14 @@ class Task:
         return self.decide(list(answers))
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
-        if not self.options.multi_label:
-            return self
-        truth = self._indicators([example.labels for example in examples])
-        return replace(self, thresholds=tuple(metrics.thresholds(truth, [row.probabilities for row in predictions])))
+        probabilities = np.array([row.probabilities for row in predictions])
+        if self.options.multi_label:
+            truth = self._indicators([example.labels for example in examples])
+            return replace(self, thresholds=tuple(metrics.thresholds(truth, probabilities)))
+        if self.options.class_thresholds:
+            classes = np.array([self._target(example)[0] for example in examples])
+            return replace(self, thresholds=thresholds.fit(classes, probabilities))
+        return self
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         return [replace(row, labels=self._decision(row.probabilities)) for row in predictions]
@@ -244,7 +255,8 @@ class Task:
 
     def _decision(self, probabilities: Sequence[float]) -> tuple[str, ...]:
         if not self.options.multi_label:
-            return (self.labels[int(np.argmax(probabilities))],)
+            scores = np.array(probabilities) / (1.0 if self.thresholds is None else np.array(self.thresholds))
+            return (self.labels[int(np.argmax(scores))],)
         limits = self.thresholds or (0.5,) * len(self.labels)
         return tuple(label for label, value, limit in zip(self.labels, probabilities, limits, strict=True) if value >= limit)
 

@@ -269,3 +269,22 @@ def test_a_multi_label_response_is_as_confident_as_its_least_certain_answer():
     task = task_of([("a", "b")], multi_label=True)
     (answer,) = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.9, 0.4]]))).predictions
     assert (answer.label, answer.labels, answer.confidence) == (None, ("a",), pytest.approx(0.6))
+
+
+def test_class_thresholds_are_fitted_travel_and_decide_where_asked_for():
+    rng = np.random.default_rng(0)
+    truth = rng.choice(3, 300, p=[0.6, 0.2, 0.2])
+    logits = rng.normal(0, 1.2, (300, 3)) + 2 * np.eye(3)[truth] + [2.0, 0, 0]  # leans to the first
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    plain = task_of()
+    examples = [Example(str(row), "x", (plain.labels[label],)) for row, label in enumerate(truth)]
+    predictions = [base.Prediction(str(row), (), tuple(values)) for row, values in enumerate(probabilities.tolist())]
+    assert plain.tune(predictions, examples) is plain
+    asked = task_of(class_thresholds=True)
+    tuned = asked.tune(predictions, examples)
+    f1 = [task.score(task.decide(predictions), examples).values["f1_macro"] for task in (plain, tuned)]
+    assert f1[1] > f1[0] + 0.03
+    again = type(tuned).restore(tuned.options, json.loads(json.dumps(tuned.state())))
+    assert again.decide(predictions) == tuned.decide(predictions)
+    with pytest.raises(ValidationError, match="several labels have a threshold each anyway"):
+        task_of([("a", "b")], multi_label=True, class_thresholds=True)
