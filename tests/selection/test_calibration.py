@@ -147,3 +147,11 @@ def test_a_record_obeys_its_threshold() -> None:
     assert 0 < record.abstention.coverage < 1
     assert (found.abstained == (found.confidence < record.abstention.threshold)).all()
     assert (~found.abstained).mean() == pytest.approx(record.abstention.coverage)
+
+
+def test_a_threshold_beyond_one_that_failed_is_not_tested() -> None:
+    sure = np.concatenate([np.linspace(1.0, 0.99, 100), np.linspace(0.9, 0.85, 900)])
+    right = np.ones(1000, dtype=bool)
+    right[100:130] = False
+    rule = fit_abstention(sure, right, 0.95, 0.9)
+    assert 0.08 <= rule.coverage <= 0.11  # of all rows 0.97 are right, which a search for the best threshold would take

@@ -221,3 +221,20 @@ def test_few_rows_that_are_all_right_have_an_interval_all_the_same() -> None:
     assert [held.low for held in class_intervals(Answers(truth, truth))] == pytest.approx([0.025 ** (1 / 10)] * 2)
     assert interval(Answers(truth, ~truth), "accuracy").high == pytest.approx(1 - 0.025 ** (1 / 20))
     assert share_interval(20, 20).low == pytest.approx(0.025 ** (1 / 20))
+
+
+def test_where_slices_are_alike_hardly_one_is_said_to_be_worse() -> None:
+    """Simulated: eight sources that differ by chance alone. Without widening the interval a fifth of the looks would find one."""
+    rng = np.random.default_rng(12)
+    columns = {"source": [f"s{row % 8}" for row in range(320)]}
+    found = [look(scored(rng, 320, 0.85, columns)).worst for _ in range(60)]
+    assert np.mean([worst is not None and worst.is_below for worst in found]) <= 0.1
+
+
+def test_a_label_is_not_suspected_for_an_answer_less_sure_than_that_label_usually_is() -> None:
+    truth = np.eye(2, dtype=bool)[[0, 0, 0, 1, 1, 1]]
+    probabilities = np.array([[0.9, 0.1], [0.95, 0.05], [0.4, 0.6], [0.05, 0.95], [0.05, 0.95], [0.02, 0.98]])
+    assert suspects([*"abcdef"], truth, probabilities, LABELS[:2], multi_label=False) == ()
+    probabilities[2] = [0.01, 0.99]
+    (found,) = suspects([*"abcdef"], truth, probabilities, LABELS[:2], multi_label=False)
+    assert (found.row_id, found.given, found.suggested, found.doubt) == ("c", ("a",), ("b",), pytest.approx(0.98))
