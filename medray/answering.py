@@ -3,8 +3,10 @@
 Labels are decided before, by the task and the model's own probabilities; calibration moves confidences and no label.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -61,6 +63,15 @@ def examine(
         [example.id for example in examples], task.answers(predictions, examples), _probabilities(predictions), slicer.columns(examples)
     )
     return examination.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)
+
+
+def stored(checkpoint: Path) -> list[Prediction]:
+    """What a checkpoint's own evaluation said about the validation rows."""
+    lines = (checkpoint / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        replace(row, labels=tuple(row.labels), probabilities=tuple(row.probabilities))
+        for row in (Prediction(**json.loads(line)) for line in lines)
+    ]
 
 
 def is_multi_label(task: Task) -> bool:

@@ -15,6 +15,7 @@ import tiny
 import yaml
 
 from medray import cli, config, storage
+from medray.registry import Registry
 from medray.runtime import Cluster
 from medray.tuning.runs import Run
 
@@ -82,6 +83,9 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     checkpoint = re.search(r"checkpoint: (.*)", searched.stdout)
     assert checkpoint
     assert medray("publish", checkpoint.group(1), "cancer").stdout.strip() == "cancer@1"  # the same again is no new version
+    again = medray("publish", "runs/tiny", "cancer", "--abstain-precision", "0.5")
+    assert again.stdout.strip() == "cancer@2", again.stderr  # another rule is another version
+    assert Registry(str(tmp_path / "runs")).resolve("cancer@2").record.calibration.abstention is not None
     listed = medray("releases").stdout
     assert "cancer@1 @best" in listed
     assert "test accuracy" in listed
@@ -100,6 +104,9 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     assert other.returncode == 1
     assert "was trained on this data under another split" in other.stderr
     assert "was trained on rows of this data" in medray("evaluate", "cancer@best", "study.yaml", "--split", "all").stderr
+
+    reviewed = medray("review", "runs/tiny")
+    assert "of 12 validation rows are answered wrongly" in reviewed.stdout, reviewed.stderr
 
     (stored,) = (tmp_path / "runs" / "checkpoints").iterdir()
     (stored / "metrics.json").write_text("{}")

@@ -16,6 +16,9 @@ def publish(
     name: Annotated[str, typer.Argument(help="the release's name")],
     alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
     notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
+    abstain_precision: Annotated[
+        float | None, typer.Option(min=0.01, max=0.999, help="fit the threshold for abstention anew, for this share of right answers")
+    ] = None,
     storage_path: Storage = "runs",
 ) -> None:
     """Publish a study's winner, or a checkpoint, as the next version of a release."""
@@ -23,7 +26,7 @@ def publish(
     from medray.tuning import winners
 
     registry = Registry(storage_path)
-    release = winners.publish(registry, place, name, notes=notes)
+    release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision)
     if alias:
         registry.point(name, alias, release.record.version)
     print(f"{release.reference}" + (f" is {name}@{alias}" if alias else ""))

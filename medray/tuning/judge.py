@@ -1,11 +1,9 @@
 """The last look: finalists and references answer the test rows without labels, then the labels are opened once for all of them."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -101,8 +99,7 @@ def _finalists(finalists: Sequence[Entry], rows: list[Example], validation: list
     answers = ray.get([task.remote(entry.checkpoint, rows, validation, int(placement.cpus) or 1) for entry in finalists])
     found = []
     for entry, said in zip(finalists, answers, strict=True):
-        stored = Path(str(entry.checkpoint)) / "predictions.jsonl"
-        unmerged = [_prediction(json.loads(line)) for line in stored.read_text(encoding="utf-8").splitlines()]
+        unmerged = answering.stored(Path(str(entry.checkpoint)))
         found.append(Answered(entry, said.task, unmerged, said.test, 1000 * said.seconds / len(rows), said.merged))
     return found
 
@@ -142,7 +139,3 @@ def _reference(found: Reference, task: Task, dataset: Dataset, rows: list[Exampl
     seconds = time.perf_counter() - start
     entry = Entry(name=found.name, kind="reference")
     return Answered(entry, tuned, tuned.decide(validation), tuned.decide(test), 1000 * seconds / len(rows))
-
-
-def _prediction(held: dict[str, Any]) -> Prediction:
-    return replace(Prediction(**held), labels=tuple(held["labels"]), probabilities=tuple(held["probabilities"]))

@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from medray import storage
+from medray import answering, checkpoint, storage
+from medray import config as configs
 from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
-from medray.records import AS_IT_IS, SliceRecord, TestRecord
+from medray.data import dataset as datasets
+from medray.errors import ArtifactError
+from medray.records import AS_IT_IS, CalibrationRecord, SliceRecord, TestRecord
 from medray.registry import Registry, Release
 from medray.selection import leaderboard
 from medray.selection.analysis import SplitAnalysis, WorstSlice
 from medray.selection.leaderboard import Entry, Leaderboard
-from medray.tuning.runs import LEADERBOARD, Run, latest
+from medray.tasks.base import restore
+from medray.tuning.runs import LEADERBOARD, SETTINGS, Run, latest
 
 
 def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
@@ -26,22 +30,27 @@ def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     return release
 
 
-def publish(registry: Registry, place: str, name: str, *, notes: str = "") -> Release:
-    """A study's or run's winner, or a checkpoint; with its test figures where its run judged it."""
+def publish(registry: Registry, place: str, name: str, *, notes: str = "", abstain_precision: float | None = None) -> Release:
+    """A study's or run's winner, or a checkpoint; with its test figures where its run judged it.
+
+    With `abstain_precision` under that rule, whatever its study asked for.
+    """
     folder = Path(place) if Path(place).exists() else storage.absolute(place)
     if "://" in place or (folder / MANIFEST).is_file():
-        run, entry = _judged(folder)
-        return (
-            _publish(registry, run, run.leaderboard(), entry, name, notes) if run and entry else registry.publish(place, name, notes=notes)
-        )
+        found, entry = _judged(folder)
+        if found and entry:
+            return _publish(registry, found, found.leaderboard(), entry, name, notes, abstain_precision)
+        if abstain_precision is not None:
+            raise ArtifactError(f"{place}: was not judged in a run that is there, so there are no validation rows to fit an abstention on")
+        return registry.publish(place, name, notes=notes)
     run = latest(folder)
     board = run.leaderboard()
-    return _publish(registry, run, board, board.best, name, notes)
+    return _publish(registry, run, board, board.best, name, notes, abstain_precision)
 
 
-def _judged(checkpoint: Path) -> tuple[Run | None, Entry | None]:
+def _judged(checkpoint_dir: Path) -> tuple[Run | None, Entry | None]:
     """The run that a checkpoint still lies in, and its line on the leaderboard."""
-    folder = checkpoint.resolve()
+    folder = checkpoint_dir.resolve()
     above = folder.parents
     if len(above) < 4 or not (above[3] / LEADERBOARD).is_file():
         return None, None
@@ -50,16 +59,32 @@ def _judged(checkpoint: Path) -> tuple[Run | None, Entry | None]:
     return run, next(found, None)
 
 
-def _publish(registry: Registry, run: Run, board: Leaderboard, entry: Entry, name: str, notes: str) -> Release:
+def _publish(
+    registry: Registry, run: Run, board: Leaderboard, entry: Entry, name: str, notes: str, abstain_precision: float | None = None
+) -> Release:
     assert entry.checkpoint is not None
     analysis = run.analysis()
     found = analysis.of(entry.name) if analysis else None
     test = TestRecord(metrics=dict(entry.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
     test = test.model_copy(update=_behaviour(found.test)) if found else test
     calibration = found.calibration if found else AS_IT_IS
+    if abstain_precision is not None:
+        calibration = _refitted(run, Path(entry.checkpoint), abstain_precision)
+        test = test.model_copy(update={"answered": None})  # its threshold was not tried on test rows
     merge = leaderboard.merge_of(entry, board.metric)
     held = registry.find(name, Path(entry.checkpoint), calibration)
     return held or registry.publish(entry.checkpoint, name, test=test, merge=merge, calibration=calibration, notes=notes)
+
+
+def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
+    """From the checkpoint's stored answers, and the labels of its study's validation rows."""
+    study, manifest = configs.load([run.folder / SETTINGS]), checkpoint.read(folder)
+    dataset = datasets.load(study.data)
+    if (manifest.data_fingerprint, manifest.split_fingerprint) != (dataset.fingerprint, dataset.split_fingerprint):
+        raise ArtifactError(f"{folder}: the data or its split is another than the one it was trained on: an abstention cannot be fitted")
+    asked = study.calibration.model_copy(update={"abstain_precision": precision})
+    task = restore(manifest.task.options, manifest.task.state)
+    return answering.fit(task, answering.stored(folder), dataset.validation, asked)
 
 
 def _behaviour(test: SplitAnalysis) -> dict[str, Any]:
