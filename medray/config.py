@@ -149,7 +149,7 @@ class CalibrationConfig(Section):
         lt=1,
         description="mark answers as abstained, so that this share of the others is right; nothing is marked where not given",
     )
-    abstain_level: float = Field(0.9, ge=0.5, lt=1, description="how sure the threshold is to keep to it on rows like those of validation")
+    abstain_level: float = Field(0.8, ge=0.5, lt=1, description="how sure the threshold is to keep to it on rows like those of validation")
 
 
 class PublishConfig(Section):

@@ -181,7 +181,7 @@ def split_sentences(found: SplitAnalysis, record: CalibrationRecord) -> list[str
 
 def _of_abstention(found: Abstention, record: CalibrationRecord, rows: str) -> str:
     if found.precision is None:
-        why = f"no threshold promises it on {record.num_rows} validation rows" if found.threshold is None else "no row is sure enough"
+        why = f"{record.num_rows} validation rows promise it for no threshold" if found.threshold is None else "no row is sure enough"
         return f"abstention for precision {found.wanted}: {why}, so every answer is abstained from"
     sure = f"(95 % interval {found.precision.low:.3f} to {found.precision.high:.3f})"
     return (

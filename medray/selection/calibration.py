@@ -3,6 +3,7 @@
 Pure numpy: probabilities and truth in, whatever the task. One label a row, or any number of labels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,24 +107,37 @@ def fit_abstention(sure: Floats, right: Bools, precision: float, level: float) -
     """The lowest threshold above which a share of at least `precision` is right, as surely as `level` says.
 
     Thresholds are tested from sure to unsure, each by an exact bound, until one fails: so the error of many tests is that of one.
-    Where to begin is told by the confidences alone, which know no label: where they promise the highest bound.
+    Where to begin is told by the confidences alone, which know no label: where by them the test is likeliest to pass.
     """
+    from scipy.stats import poisson
+
     order = np.argsort(-sure, kind="stable")
-    ranked, hits, hoped = sure[order], np.cumsum(right[order]), np.cumsum(sure[order])
+    ranked, hits, feared = sure[order], np.cumsum(right[order]), np.cumsum(1 - sure[order])
     ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # last row of each run of equal confidences
     steps = np.unique(np.searchsorted(ends + 1, len(ranked) * np.arange(1, _STEPS + 1) / _STEPS))
     counts = ends[steps[steps < len(ends)]] + 1
-    promised = [share_bound(min(float(hoped[count - 1]), float(count)), int(count), level=level) for count in counts]
+    allowed = _allowed_errors(counts.tolist(), precision, level)
+    likely = poisson.cdf(allowed, feared[counts - 1])  # 0 where not even no error is allowed, which is -1
     kept = 0
-    for count in counts[int(np.argmax(promised)) :]:
-        if share_bound(int(hits[count - 1]), int(count), level=level) < precision:
+    for place in range(int(np.argmax(likely)), len(counts)):
+        if counts[place] - hits[counts[place] - 1] > allowed[place]:
             break
-        kept = int(count)
+        kept = int(counts[place])
     if not kept:
         return AbstentionRecord(precision=precision, level=level, threshold=None, coverage=0.0)
     # Half way to the next row: a threshold on a confidence itself would flip that row at the last bit of another device.
     below = ranked[kept] if kept < len(ranked) else 0.0
     return AbstentionRecord(precision=precision, level=level, threshold=float((ranked[kept - 1] + below) / 2), coverage=kept / len(ranked))
+
+
+def _allowed_errors(counts: Sequence[int], precision: float, level: float) -> list[int]:
+    """Of so many answers, how many may be wrong; -1 where even none proves nothing. More answers allow no fewer."""
+    found, errors = [], -1
+    for count in counts:
+        while errors < count - 1 and share_bound(count - errors - 1, count, level=level) >= precision:
+            errors += 1
+        found.append(errors)
+    return found
 
 
 def _log(probabilities: Floats) -> Floats:

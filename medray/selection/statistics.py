@@ -66,7 +66,7 @@ def share_interval(num_right: int, num: int, *, level: float = 0.95) -> Interval
     return Interval(share_bound(num_right, num, level=1 - tail), 1 - share_bound(num - num_right, num, level=1 - tail), level)
 
 
-def share_bound(num_right: float, num: int, *, level: float) -> float:
+def share_bound(num_right: int, num: int, *, level: float) -> float:
     """What the share of all rows is at least, as surely as `level` says."""
     from scipy.stats import beta
 
