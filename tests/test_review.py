@@ -136,3 +136,11 @@ def test_what_review_cannot_do_is_said(asked: StudyConfig, arguments: list[str],
     assert message in capsys.readouterr().err
     assert main(["review", "cancer@best"]) == 1
     assert "needs the YAML of a study" in capsys.readouterr().err
+
+
+def test_a_missing_file_of_corrections_is_named_before_anything_starts(
+    asked: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.yaml").write_text(configs.dump(asked))
+    assert main(["study", str(tmp_path / "study.yaml"), "data.corrections=missing.csv", "--dry-run"]) == 1
+    assert "data.corrections: there is no file missing.csv" in capsys.readouterr().err
