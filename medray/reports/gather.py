@@ -1,0 +1,88 @@
+"""From a run's folder to the plain data of its report; what an older run does not have stays out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from medray import checkpoint, config, facts
+from medray.checkpoint import MANIFEST, Manifest
+from medray.records import TestRecord, TrialRecord
+from medray.reports.study import StudyData
+from medray.selection import analysis as analyses
+from medray.selection import leaderboard
+from medray.selection.analysis import Analysis
+from medray.selection.leaderboard import Leaderboard
+
+SETTINGS = "study.yaml"
+ANALYSIS = "analysis.json"
+
+
+class HeldRun(Protocol):
+    """A run of a study on disk, as `tuning` knows it."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    def records(self) -> list[TrialRecord]: ...
+
+    def history(self, trial: str) -> list[dict[str, Any]]: ...
+
+    def leaderboard(self) -> Leaderboard: ...
+
+
+def gather(run: HeldRun) -> StudyData:
+    board, records, folder = run.leaderboard(), run.records(), run.folder
+    asked = config.load([folder / SETTINGS])
+    manifest, held = _winner(folder, board)
+    test = None
+    if board.best.test:
+        test = TestRecord(metrics=dict(board.best.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
+    told = None
+    if manifest and held:
+        merge = leaderboard.merge_of(board.best, board.metric)
+        told = facts.of(manifest, checkpoint.content_id(held), test, merge)
+    return StudyData(
+        config=asked,
+        settings=(folder / SETTINGS).read_text(encoding="utf-8"),
+        run=f"{asked.storage_path.rstrip('/')}/{asked.name}/{folder.name}",
+        board=board,
+        records=records,
+        histories={record.trial: run.history(record.trial) for record in records},
+        winner=told,
+        validation=_json(held / "metrics.json") if held else {},
+        audit=_audit(folder, records),
+        analysis=_analysis(folder / ANALYSIS),
+    )
+
+
+def _winner(folder: Path, board: Leaderboard) -> tuple[Manifest | None, Path | None]:
+    """The winner's checkpoint below this run, wherever the run lies now."""
+    if board.best.step is None:
+        return None, None
+    found = folder / "trials" / board.winner / "checkpoints" / f"step-{board.best.step:06d}"
+    return (checkpoint.read(found), found) if (found / MANIFEST).exists() else (None, None)
+
+
+def _audit(folder: Path, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """The data's audit is the same for all trials, but each knows the lengths for its own base model only."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for record in records:
+        path = next((folder / "trials" / record.trial / "checkpoints").glob("*/audit.json"), None)
+        if path is None or record.base in seen:
+            continue
+        seen.add(record.base)
+        held = _json(path)
+        found = found or held
+        found["tokens"] = {**found.get("tokens", {}), **held.get("tokens", {})}
+    return found
+
+
+def _analysis(path: Path) -> Analysis | None:
+    return analyses.from_json(path.read_bytes(), str(path)) if path.exists() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    held: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return held

@@ -1,0 +1,57 @@
+"""The report as a browser shows it. Needs a Chromium on the PATH: `apt-get install chromium`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser
+import made
+import pytest
+
+from medray.reports import page
+from medray.reports.gather import gather
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    run = made.run(folder / "made", found=made.trials(num_failed=1))
+    return page.write(page.compose(gather(run)), folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[browser.Browser]:
+    if browser.chromium() is None:
+        pytest.skip(f"no Chromium on the PATH ({', '.join(browser.NAMES)})")
+    with browser.start() as started:
+        yield started
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (375, False), (1000, True)])
+def test_a_report_asks_for_nothing_complains_about_nothing_and_fits(
+    chromium: browser.Browser, report: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    chromium.open(report.as_uri(), width=width, dark=dark)
+    assert chromium.requests() == [report.as_uri()]
+    assert chromium.complaints() == []
+    assert chromium.value("document.documentElement.scrollWidth") == width
+    hidden = "[...document.querySelectorAll('main svg')].filter(held => held.getClientRects().length && held.getBoundingClientRect().width < 8).length"
+    assert chromium.value(hidden) == 0
+    background = chromium.value("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+
+
+def test_a_report_that_asked_for_something_would_be_seen(chromium: browser.Browser, report: Path, tmp_path: Path) -> None:
+    """The test above can fail: a script and an image are refused by the page's own policy, and that is a complaint."""
+    spoiled = tmp_path / "spoiled.html"
+    spoiled.write_text(report.read_text().replace("</main>", "<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'></main>"))
+    chromium.open(spoiled.as_uri())
+    assert len(chromium.complaints()) >= 2
+
+
+def test_paper_shows_what_a_reader_would_have_to_open(chromium: browser.Browser, report: Path) -> None:
+    chromium.open(report.as_uri())
+    assert chromium.value("document.querySelectorAll('details:not([open])').length") > 0
+    chromium.value("dispatchEvent(new Event('beforeprint')) && true")
+    assert chromium.value("document.querySelectorAll('details:not([open])').length") == 0

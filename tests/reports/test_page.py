@@ -1,0 +1,215 @@
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import made
+import pytest
+
+from medray import card, checkpoint, cli
+from medray.records import ReleaseRecord, TestRecord
+from medray.reports import page
+from medray.reports.gather import gather
+from medray.selection.leaderboard import Leaderboard
+from medray.tuning.runs import Run
+
+HOSTILE = ("<script>alert('ill')</script>", '"><img src=x onerror=alert(1)> & {{ 7 * 7 }}')
+
+
+class Seen(HTMLParser):
+    """Tags with what they hold, as a browser would build them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def count(self, name: str) -> int:
+        return sum(tag == name for tag, _ in self.tags)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def rendered(run: Run) -> str:
+    return page.render(page.compose(gather(run)))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return made.run(tmp_path_factory.mktemp("whole"), found=made.trials(num_failed=1))
+
+
+def test_the_first_sentence_tells_what_won_with_its_figure_and_interval(whole: Run) -> None:
+    best, report = whole.leaderboard().best, page.compose(gather(whole))
+    assert best.test_interval is not None
+    for part in (
+        "small-encoder",
+        f"{best.test['f1_binary']:.3f}",
+        f"{best.test_interval.low:.3f} to {best.test_interval.high:.3f}",
+        "160 test rows",
+    ):
+        assert part in report.headline
+
+
+def test_every_section_is_there_and_every_chart_has_words_and_a_table_beside_it(whole: Run) -> None:
+    report, seen = page.compose(gather(whole)), Seen(rendered(whole))
+    wanted = ["asked", "leaderboard", "against", "mistakes", "confidence", "slices", "training", "settings", "cost", "data", "repeat"]
+    assert [section.id for section in report.sections] == wanted
+    drawings = [attributes for tag, attributes in seen.tags if tag == "svg"]
+    assert len(drawings) >= 15
+    assert all(len(str(attributes["aria-label"])) > 4 for attributes in drawings)
+    assert seen.count("th") > 50
+    assert seen.count("h1") == 1
+
+
+def test_figures_of_the_page_are_those_of_the_run(whole: Run) -> None:
+    text, board = Seen(rendered(whole)).text, whole.leaderboard()
+    for entry in board.entries:
+        if entry.validation:
+            assert f"{entry.validation['f1_binary']:.3f}" in text, entry.name
+        assert entry.name in text
+    for record in whole.records():
+        for row in whole.history(record.trial):
+            assert f"{row['metrics']['log_loss']:.3f}" in text
+    test = made.analysis(board.winner).best.test
+    for row in test.confusion:
+        assert all(f" {count} " in text for count in row)
+    assert f"ECE {test.before.ece:.3f}" in text
+    assert f"ECE {test.after.ece:.3f}" in text
+    assert "loss is not a number" in text
+    assert "cd" * 32 in text
+
+
+def test_dots_stand_where_their_figures_are(whole: Run) -> None:
+    """The places of two trials and two ticks of the axis tell the same scale."""
+    report = page.compose(gather(whole))
+    drawn = next(chart.drawing for chart in report.charts() if chart.name == "leaderboard-validation")
+    entries = [entry for entry in whole.leaderboard().entries if entry.validation]
+    dots = [mark for mark in drawn.marks if mark.tag in ("circle", "polygon")]
+    assert len(dots) == len(entries)
+    ticks = {
+        float(mark.text or ""): float(mark.get("x") or 0)
+        for mark in drawn.marks
+        if mark.tag == "text" and "small" in (mark.get("class") or "")
+    }
+    (one, at_one), *_, (two, at_two) = sorted(ticks.items())
+    for mark, entry in zip(dots, entries, strict=True):
+        if mark.tag == "circle":
+            value = one + (float(mark.get("cx") or 0) - at_one) / (at_two - at_one) * (two - one)
+            assert value == pytest.approx(entry.validation["f1_binary"], abs=1e-3)
+
+
+def test_nothing_is_asked_for_from_anywhere(whole: Run) -> None:
+    seen = Seen(rendered(whole))
+    for tag, attributes in seen.tags:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), f"{tag} {attributes}"
+    assert "http" not in re.sub(r"http-equiv|HTTP", "", rendered(whole))
+    assert not re.search(r"url\(|@import", page.page_css())
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    def renamed(board: Leaderboard) -> Leaderboard:
+        return replace(board, study=HOSTILE[0])
+
+    made_run = made.run(tmp_path, labels=HOSTILE, column=HOSTILE[1], changed=renamed)
+    record = made_run.records()[-1].model_copy(update={"error": HOSTILE[1], "settings": {"lora.r": HOSTILE[0], "a\x00b": "\x1b"}})
+    made_run.write(record)
+    plain, hostile = Seen(rendered(made.run(tmp_path / "plain"))), Seen(rendered(made_run))
+    assert [tag for tag, _ in hostile.tags if tag in ("script", "img")] == ["script"]
+    assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in plain.tags}
+    assert not any(name.startswith("on") for _, attributes in hostile.tags for name in attributes)
+    assert HOSTILE[0] in hostile.text
+    assert "{{ 7 * 7 }}" in hostile.text
+
+
+def test_no_id_and_no_text_of_a_row_is_told(whole: Run) -> None:
+    assert "row-" in (whole.folder / "analysis.json").read_text(encoding="utf-8")
+    assert not re.search(r"row-\d", rendered(whole))
+
+
+def test_an_older_run_has_a_report_without_what_it_lacks(tmp_path: Path) -> None:
+    older = made.run(tmp_path, with_analysis=False)
+    ids = [section.id for section in page.compose(gather(older)).sections]
+    assert "confidence" not in ids
+    assert "slices" not in ids
+    assert "Confusion on 160 validation rows" in rendered(older)
+    shutil.rmtree(older.folder / "trials" / older.leaderboard().winner / "checkpoints")
+    assert "won" in rendered(older)
+
+
+def test_one_trial_alone_has_a_report(tmp_path: Path) -> None:
+    base = [{"source": made.BASES[0]}]
+    alone = made.run(tmp_path, found=made.trials()[:1], base_models=base, search={})
+    report = page.compose(gather(alone))
+    assert "chosen among 1 trial of small-encoder" in report.said[0]
+    assert "settings" not in [section.id for section in report.sections]
+    assert "small-encoder-000" in rendered(alone)
+
+
+def test_a_tie_is_told_in_the_first_lines(tmp_path: Path) -> None:
+    tied = made.run(tmp_path, close=True)
+    board = tied.leaderboard()
+    assert len(board.tied) == 2
+    assert any("A tie" in sentence and "large-decoder-000" in sentence for sentence in page.compose(gather(tied)).said)
+
+
+def test_a_study_whose_test_rows_were_not_judged_says_so(tmp_path: Path) -> None:
+    def unjudged(board: Leaderboard) -> Leaderboard:
+        entries = tuple(replace(entry, test={}, test_interval=None, ms_per_row=None) for entry in board.entries)
+        return replace(board, entries=entries, comparisons=(), num_openings=0)
+
+    report = page.compose(gather(made.run(tmp_path, changed=unjudged, with_analysis=False)))
+    assert "Test rows were not judged" in report.headline
+    assert "against" not in [section.id for section in report.sections]
+
+
+def test_the_card_of_a_release_tells_the_same_figures(whole: Run) -> None:
+    best, board = whole.leaderboard().best, whole.leaderboard()
+    folder = whole.checkpoint(best.name, best.step or 0)
+    test = TestRecord(metrics=dict(best.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
+    record = ReleaseRecord(name="made", version=1, content_id=checkpoint.content_id(folder), created="today", test=test)
+    told = card.render(record, checkpoint.read(folder), merged=False)
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", told, re.MULTILINE)
+    assert len(rows) == len(best.test)
+    text = Seen(rendered(whole)).text
+    for row in rows:
+        assert " ".join(row) in text
+    assert record.content_id in told
+    assert record.content_id in text
+
+
+def test_medray_report_writes_the_page_and_its_plots(whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, plots = tmp_path / "page.html", tmp_path / "plots"
+    assert cli.main(["report", str(whole.folder.parent), "--out", str(out), "--plots", str(plots)]) == 0
+    assert out.read_text(encoding="utf-8") == rendered(whole)
+    names = {path.stem for path in plots.glob("*.svg")}
+    assert {"leaderboard-test", "confusion-test", "reliability-after", "risk-coverage", "slices", "cost-latency"} <= names
+    assert len(names) == len(list(page.compose(gather(whole)).charts()))
+    assert str(out) in capsys.readouterr().out
+
+
+def test_medray_report_of_a_study_that_has_not_ended_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.start(made.study(tmp_path))
+    assert cli.main(["report", str(run.folder)]) == 1
+    assert "has not ended" in capsys.readouterr().err
+
+
+def test_a_log_loss_study_has_no_intervals_and_says_so(tmp_path: Path) -> None:
+    run = made.run(tmp_path, with_analysis=False)
+    held = json.loads((run.folder / "leaderboard.json").read_text())
+    for entry in held["entries"]:
+        entry["test_interval"] = None
+    (run.folder / "leaderboard.json").write_text(json.dumps({**held, "metric": "log_loss", "comparisons": [], "tied": []}))
+    assert any("log loss has no interval" in sentence for sentence in page.compose(gather(run)).said)
