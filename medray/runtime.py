@@ -62,6 +62,7 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
         return
     os.environ.update(_SHARED)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # medray shows the progress itself
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # and keeps the figures of trials, for TensorBoard too
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours: Tune's handler would end the search as if it were done
     if mode == "single":
         _single(num_cpus)

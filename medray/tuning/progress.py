@@ -1,6 +1,7 @@
 """How a search goes, while it goes: one live table in a terminal, plain lines anywhere else."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -12,8 +13,32 @@ from rich.text import Text
 from medray.records import TrialRecord
 from medray.selection.metrics import higher_is_better
 from medray.training.worker import VALIDATION
+from medray.tuning.tuner import Watcher
 
 _MOST_ROWS = 20  # of the live table: the trials that run, and the latest that ended
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Several, who are told the same."""
+
+    held: Sequence[Watcher]
+
+    def planned(self, num_trials: int) -> None:
+        for watcher in self.held:
+            watcher.planned(num_trials)
+
+    def begun(self, record: TrialRecord) -> None:
+        for watcher in self.held:
+            watcher.begun(record)
+
+    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        for watcher in self.held:
+            watcher.told(record, row)
+
+    def ended(self, record: TrialRecord) -> None:
+        for watcher in self.held:
+            watcher.ended(record)
 
 
 @dataclass
