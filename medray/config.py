@@ -3,6 +3,7 @@
 A default lives in its field and nowhere else; precedence is field < YAML files, left to right < `key=value`.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -160,6 +161,12 @@ class PublishConfig(Section):
     alias: str = Field("best", pattern=r"^[a-z0-9._-]*[a-z][a-z0-9._-]*$", max_length=64, description="pointed at the new version")
 
 
+class MlflowConfig(Section):
+    """Where a study is logged to, besides its own folder."""
+
+    tracking_uri: str = Field(description="MLflow's server, or sqlite:///FILE")
+
+
 class TrialConfig(Section):
     """One configuration of one base model: everything a trial needs, and what its manifest keeps."""
 
@@ -188,6 +195,7 @@ class StudyConfig(Section):
     search: SearchConfig = SearchConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     publish: PublishConfig | None = Field(None, description="publish the winner, where given")
+    mlflow: MlflowConfig | None = Field(None, description="log the study to MLflow; where not given, MLFLOW_TRACKING_URI says where")
 
     @model_validator(mode="after")
     def _searchable(self) -> Self:
@@ -267,6 +275,11 @@ def _mistakes(study: StudyConfig, base: BaseModelConfig) -> Iterator[str]:
             except ConfigError as err:
                 yield f"{err} (search space {path}: {value!r})"
                 break
+
+
+def tracking_uri(study: StudyConfig) -> str | None:
+    """Of MLflow, by the study or, as MLflow's own users set it, by the environment."""
+    return study.mlflow.tracking_uri if study.mlflow else os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def dump(config: BaseModel) -> str:

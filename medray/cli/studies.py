@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from medray import config as configs
+from medray.cli import reports
 from medray.cli.arguments import Configs, load
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ def study(
     preflight.check(asked)
     if dry_run:
         return
+    from medray.reports.tensorboard import TensorBoard
     from medray.runtime import start_cluster
     from medray.tuning import study as studies
-    from medray.tuning.progress import Progress
+    from medray.tuning.progress import Progress, Watchers
     from medray.tuning.runs import Run
 
     run = Run.resume(asked) if resume else Run.start(asked)
@@ -44,9 +46,15 @@ def study(
     with start_cluster() as cluster:
         if cluster.dashboard:
             print(f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir {run.folder}", flush=True)
-        with Progress(studies.metric(asked), Console()) as progress:
-            outcome = studies.run(asked, cluster, run, watcher=progress, on_audit=lambda audit: print(audit.render(), flush=True))
+        try:
+            with Progress(studies.metric(asked), Console()) as progress, TensorBoard(run.folder, studies.metric(asked)) as board:
+                watcher = Watchers([progress, board])
+                outcome = studies.run(asked, cluster, run, watcher=watcher, on_audit=lambda audit: print(audit.render(), flush=True))
+        finally:
+            report = reports.at_the_end(run)
     _print(outcome)
+    print(f"report: {report}")
+    reports.to_mlflow(asked, run, outcome.release)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Everything that can be told to be wrong before a weight is loaded or a GPU asked for, all of it at once."""
 
 import os
+from importlib import util
 from pathlib import Path
 
 from medray import plugins
@@ -17,6 +18,8 @@ def check(study: StudyConfig) -> None:
     found = [*plugins.find("data.formats", study.data.format.name).check(study.data.format), *_storage(study)]
     if study.data.corrections and not Path(study.data.corrections).is_file():
         found.append(f"data.corrections: there is no file {study.data.corrections}")
+    if study.mlflow and util.find_spec("mlflow") is None:
+        found.append("mlflow: MLflow is not installed; pip install 'medray[mlflow]', or take the section out")
     for base in study.base_models:
         found += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
     if found:
