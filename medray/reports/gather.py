@@ -7,15 +7,13 @@ from typing import Any, Protocol
 
 from medray import checkpoint, config, facts
 from medray.checkpoint import MANIFEST, Manifest
-from medray.records import TestRecord, TrialRecord
+from medray.records import AS_IT_IS, TrialRecord
 from medray.reports.study import StudyData
-from medray.selection import analysis as analyses
-from medray.selection import leaderboard
+from medray.selection import leaderboard, telling
 from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Leaderboard
 
 SETTINGS = "study.yaml"
-ANALYSIS = "analysis.json"
 
 
 class HeldRun(Protocol):
@@ -30,18 +28,18 @@ class HeldRun(Protocol):
 
     def leaderboard(self) -> Leaderboard: ...
 
+    def analysis(self) -> Analysis | None: ...
+
 
 def gather(run: HeldRun) -> StudyData:
     board, records, folder = run.leaderboard(), run.records(), run.folder
     asked = config.load([folder / SETTINGS])
     manifest, held = _winner(folder, board)
-    test = None
-    if board.best.test:
-        test = TestRecord(metrics=dict(board.best.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
-    told = None
+    found, told = run.analysis(), None
     if manifest and held:
-        merge = leaderboard.merge_of(board.best, board.metric)
-        told = facts.of(manifest, checkpoint.content_id(held), test, merge)
+        test = telling.test_record(board, board.best, found) if board.best.test else None
+        calibration = found.best.calibration if found else AS_IT_IS
+        told = facts.of(manifest, checkpoint.content_id(held), test, leaderboard.merge_of(board.best, board.metric), calibration)
     return StudyData(
         config=asked,
         settings=(folder / SETTINGS).read_text(encoding="utf-8"),
@@ -52,7 +50,7 @@ def gather(run: HeldRun) -> StudyData:
         winner=told,
         validation=_json(held / "metrics.json") if held else {},
         audit=_audit(folder, records),
-        analysis=_analysis(folder / ANALYSIS),
+        analysis=found,
     )
 
 
@@ -77,10 +75,6 @@ def _audit(folder: Path, records: Sequence[TrialRecord]) -> dict[str, Any]:
         found = found or held
         found["tokens"] = {**found.get("tokens", {}), **held.get("tokens", {})}
     return found
-
-
-def _analysis(path: Path) -> Analysis | None:
-    return analyses.from_json(path.read_bytes(), str(path)) if path.exists() else None
 
 
 def _json(path: Path) -> dict[str, Any]:

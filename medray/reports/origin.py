@@ -63,13 +63,18 @@ def repeat(data: StudyData) -> Section:
         lines.append(f"medray verify {publish.name}@{publish.alias}")
     blocks: list[Block] = [Code("\n".join(lines))]
     if data.winner:
-        blocks.append(Text("Seeds are fixed: on the same machine the same command gives the same trials. What it was made from:"))
+        blocks.append(
+            Text(
+                "The seeds fix splits, draws and first weights; which trials a scheduler stops early can depend on their timing. The winner:"
+            )
+        )
         rows = [list(line) for line in data.winner.origin]
         blocks.append(Table("Fingerprints of the winner", (), rows, left=frozenset({0, 1})))
         figures = [[held.metric, facts.shown(held.validation), facts.shown(held.test)] for held in data.winner.figures]
         note = f" {data.winner.openings}" if data.winner.openings else ""
         caption = f"Every figure of the winner, as its model card tells it.{note}"
-        blocks.append(Details("Every figure of the winner", [Table(caption, ["metric", "validation", "test"], figures)]))
+        behaviour = [Text(sentence, is_note=True) for sentence in data.winner.behaviour]
+        blocks.append(Details("Every figure of the winner", [Table(caption, ["metric", "validation", "test"], figures), *behaviour]))
     blocks.append(Details("study.yaml, every setting resolved", [Code(data.settings)]))
     blocks.append(Text(DISCLAIMER, is_note=True))
     return Section("repeat", "To repeat it", blocks)

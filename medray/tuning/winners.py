@@ -1,7 +1,6 @@
 """From a run's leaderboard to a release: which checkpoint won, and what test rows said about it."""
 
 from pathlib import Path
-from typing import Any
 
 from medray import answering, checkpoint, storage
 from medray import config as configs
@@ -9,10 +8,9 @@ from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
 from medray.data import dataset as datasets
 from medray.errors import ArtifactError
-from medray.records import AS_IT_IS, CalibrationRecord, SliceRecord, TestRecord
+from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import Registry, Release
-from medray.selection import leaderboard
-from medray.selection.analysis import SplitAnalysis, WorstSlice
+from medray.selection import leaderboard, telling
 from medray.selection.leaderboard import Entry, Leaderboard
 from medray.tasks.base import restore
 from medray.tuning.runs import LEADERBOARD, SETTINGS, Run, latest
@@ -65,8 +63,7 @@ def _publish(
     assert entry.checkpoint is not None
     analysis = run.analysis()
     found = analysis.of(entry.name) if analysis else None
-    test = TestRecord(metrics=dict(entry.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
-    test = test.model_copy(update=_behaviour(found.test)) if found else test
+    test = telling.test_record(board, entry, analysis)
     calibration = found.calibration if found else AS_IT_IS
     if abstain_precision is not None:
         calibration = _refitted(run, Path(entry.checkpoint), abstain_precision)
@@ -85,26 +82,3 @@ def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
     asked = study.calibration.model_copy(update={"abstain_precision": precision})
     task = restore(manifest.task.options, manifest.task.state)
     return answering.fit(task, answering.stored(folder), dataset.validation, asked)
-
-
-def _behaviour(test: SplitAnalysis) -> dict[str, Any]:
-    """What of the analysis is told of a release."""
-    rule, worst = test.abstention, test.worst
-    answered = (rule.coverage, rule.precision.value) if rule and rule.precision else None
-    return {"ece": (test.before.ece, test.after.ece), "answered": answered, "worst_slice": _slice(worst, test.metric) if worst else None}
-
-
-def _slice(worst: WorstSlice, metric: str) -> SliceRecord:
-    held = worst.slice
-    assert held.f1 is not None  # or it would not have been compared
-    return SliceRecord(
-        column=held.column,
-        value=held.value,
-        num_rows=held.num_rows,
-        metric=metric,
-        f1=held.f1.value,
-        low=held.f1.low,
-        high=held.f1.high,
-        num_compared=worst.num_compared,
-        is_below=worst.is_below,
-    )

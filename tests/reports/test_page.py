@@ -9,9 +9,11 @@ import made
 import pytest
 
 from medray import card, checkpoint, cli
-from medray.records import ReleaseRecord, TestRecord
+from medray.records import ReleaseRecord
 from medray.reports import page
 from medray.reports.gather import gather
+from medray.selection import telling
+from medray.selection.analysis import to_json
 from medray.selection.leaderboard import Leaderboard
 from medray.tuning.runs import Run
 
@@ -178,14 +180,20 @@ def test_a_study_whose_test_rows_were_not_judged_says_so(tmp_path: Path) -> None
 def test_the_card_of_a_release_tells_the_same_figures(whole: Run) -> None:
     best, board = whole.leaderboard().best, whole.leaderboard()
     folder = whole.checkpoint(best.name, best.step or 0)
-    test = TestRecord(metrics=dict(best.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
-    record = ReleaseRecord(name="made", version=1, content_id=checkpoint.content_id(folder), created="today", test=test)
+    analysis = whole.analysis()
+    assert analysis is not None
+    test, content_id = telling.test_record(board, best, analysis), checkpoint.content_id(folder)
+    calibration = analysis.best.calibration
+    record = ReleaseRecord(name="made", version=1, content_id=content_id, created="today", test=test, calibration=calibration)
     told = card.render(record, checkpoint.read(folder), merged=False)
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", told, re.MULTILINE)
     assert len(rows) == len(best.test)
     text = Seen(rendered(whole)).text
     for row in rows:
         assert " ".join(row) in text
+    sentences = [line for line in told.splitlines() if line.startswith(("Confidence:", "Abstention:", "Lowest slice"))]
+    assert len(sentences) == 3
+    assert all(sentence in text for sentence in sentences)
     assert record.content_id in told
     assert record.content_id in text
 
@@ -213,3 +221,24 @@ def test_a_log_loss_study_has_no_intervals_and_says_so(tmp_path: Path) -> None:
         entry["test_interval"] = None
     (run.folder / "leaderboard.json").write_text(json.dumps({**held, "metric": "log_loss", "comparisons": [], "tied": []}))
     assert any("log loss has no interval" in sentence for sentence in page.compose(gather(run)).said)
+
+
+def test_where_rows_have_several_labels_the_classes_are_a_table_instead_of_a_matrix(tmp_path: Path) -> None:
+    run = made.run(tmp_path)
+    held = made.analysis(run.leaderboard().winner)
+    best = held.best
+    bare = replace(best, test=replace(best.test, confusion=()), validation=replace(best.validation, confusion=()))
+    (run.folder / "analysis.json").write_bytes(to_json(replace(held, multi_label=True, models=(bare,))))
+    report = page.compose(gather(run))
+    assert not any(chart.name.startswith("confusion") for chart in report.charts())
+    assert f"{best.test.per_class[0].f1.value:.3f}" in Seen(page.render(report)).text
+
+
+def test_more_labels_than_a_matrix_can_show_are_left_to_the_table(tmp_path: Path) -> None:
+    run = made.run(tmp_path)
+    held = made.analysis(run.leaderboard().winner)
+    labels = tuple(f"condition {number}" for number in range(30))
+    wide = replace(held.best.test, confusion=tuple(tuple(range(30)) for _ in labels))
+    (run.folder / "analysis.json").write_bytes(to_json(replace(held, labels=labels, models=(replace(held.best, test=wide),))))
+    data = gather(run)
+    assert "30 labels are too many" in Seen(page.render(page.compose(data))).text
