@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from medray.reports.drawing import Drawing, series
 
+_COLUMN = 380
+
 
 @dataclass(frozen=True)
 class Text:
@@ -41,6 +43,11 @@ class Chart:
     drawing: Drawing
     narrow: Drawing | None = None
 
+    @property
+    def is_big(self) -> bool:
+        """Wider than a column, and not to be scaled down: its words would be too small."""
+        return self.narrow is None and self.drawing.width > _COLUMN
+
 
 @dataclass(frozen=True)
 class Key:
@@ -64,6 +71,10 @@ class Figure:
     charts: Sequence[Chart]
     caption: str = ""
     keys: Sequence[Key] = ()
+
+    @property
+    def is_big(self) -> bool:
+        return any(chart.is_big for chart in self.charts)
 
 
 @dataclass(frozen=True)

@@ -178,23 +178,21 @@ def scatter(title: str, says: str, spots: Sequence[Spot], *, x_label: str, log: 
 
 
 def cells(title: str, says: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Drawing:
-    """A confusion matrix: rows are the truth, shaded by their share of the row."""
-    size = max(26.0, min(84.0, 236 / len(labels)))
-    room = min(max(text_width(label) for label in labels) + 12, 110)
-    width = max(float(NARROW), room + size * len(labels) + 8)
-    made = Drawing(title, says, width, 42 + size * len(labels) + 6)
+    """A confusion matrix: rows are the truth, shaded by their share of the row. Columns have the numbers of rows where names do not fit."""
+    room = min(max(text_width(label) for label in labels) + 30, 150)
+    size = max(27.0, min(84.0, (NARROW - room) / len(labels)))
+    many = any(text_width(label) > size - 4 for label in labels)
+    made = Drawing(title, says, max(float(NARROW), room + size * len(labels) + 2), 42 + size * len(labels) + 6)
     made.text((room, 14), "answered", "small muted")
     made.text((0, 34), "truth", "small muted")
-    many = len(labels) > 6
     for column, label in enumerate(labels):
-        name = str(column + 1) if many else shortened(label, size - 4, 12)
-        made.text((room + column * size + size / 2, 34), name, "", "middle")
+        made.text((room + column * size + size / 2, 34), str(column + 1) if many else label, "", "middle")
     for line, (label, row) in enumerate(zip(labels, counts, strict=True)):
         top = 42 + line * size
         made.text((0, top + size / 2 + 4), shortened(f"{line + 1} {label}" if many else label, room - 8))
         for column, count in enumerate(row):
             share = count / sum(row) if sum(row) else 0.0
-            shade, ink = 0.06 + 0.94 * share, "onfill" if share > 0.5 else ""
+            shade, ink = 0.06 + 0.94 * share, "onfill" if share > 0.7 else ""
             left = room + column * size
             tip = f"{count} rows of {label} were answered {labels[column]} ({share:.0%})"
             made.box((left + 1, top + 1), size - 2, size - 2, "cell", tip=tip, opacity=shade)

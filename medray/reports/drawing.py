@@ -115,13 +115,16 @@ class Drawing:
         self.marks[-1].text = _clean(content)
 
     def svg(self, *, standalone: bool = False) -> str:
-        size = {"viewBox": f"0 0 {_short(self.width)} {_short(self.height)}", "width": _short(self.width), "height": _short(self.height)}
+        left, top = (16, 40) if standalone else (0, 0)  # a file of its own has margins, and its title above
+        width, height = self.width + 2 * left, self.height + top + left
+        size = {"viewBox": f"{-left} {-top} {_short(width)} {_short(height)}", "width": _short(width), "height": _short(height)}
         said = {"role": "img", "aria-label": _clean(f"{self.title}. {self.says}")}
         root = ElementTree.Element("svg", {**size, **said, **({"xmlns": "http://www.w3.org/2000/svg"} if standalone else {})})
         if standalone:
             ElementTree.SubElement(root, "title").text = _clean(self.title)
             ElementTree.SubElement(root, "style").text = standalone_css()
-            ElementTree.SubElement(root, "rect", {"class": "paper", "width": "100%", "height": "100%"})
+            ElementTree.SubElement(root, "rect", {"class": "paper", "x": str(-left), "y": str(-top), "width": "100%", "height": "100%"})
+            ElementTree.SubElement(root, "text", {"class": "strong", "x": "0", "y": "-16"}).text = _clean(self.title)
         root.extend(self.marks)
         return ElementTree.tostring(root, encoding="unicode")
 

@@ -75,10 +75,11 @@ def test_every_kind_of_chart_is_svg_that_stands_alone_inside_its_own_frame() -> 
         root = ElementTree.fromstring(made.svg(standalone=True))
         assert root.tag == f"{SVG}svg"
         assert "var(" not in made.svg(standalone=True)
+        left, top, width, height = map(float, (root.get("viewBox") or "").split())
         for mark in root.iter():
-            for name, limit in (("x", made.width), ("cx", made.width), ("x2", made.width), ("y", made.height), ("cy", made.height)):
+            for name, low, size in (("x", left, width), ("cx", left, width), ("x2", left, width), ("y", top, height), ("cy", top, height)):
                 if (place := mark.get(name)) is not None:
-                    assert -0.01 <= float(place) <= limit, f"{mark.tag} {mark.attrib}"
+                    assert low <= float(place) <= low + size, f"{mark.tag} {mark.attrib}"
 
 
 def test_what_xml_cannot_hold_is_left_out() -> None:
