@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,9 @@ def run(
         made.write(trial)
         storage.write(made.trial_dir(trial.trial) / "history.json", json.dumps(rows).encode())
     ranked = changed(board(held, labels=labels, close=close))
+    kept = str(made.checkpoint(ranked.winner, ranked.best.step or 0))
+    entries = tuple(replace(entry, checkpoint=kept) if entry.name == ranked.winner else entry for entry in ranked.entries)
+    ranked = replace(ranked, entries=entries)
     storage.write(made.folder / "leaderboard.json", tables.to_json(ranked).encode())
     if with_analysis:
         storage.write(made.folder / "analysis.json", analyses.to_json(analysis(ranked.winner, labels, column)))

@@ -64,6 +64,12 @@ def test_a_study_is_searched_ranked_published_and_a_second_run_says_the_test_was
         "published: cancer@1",
     ):
         assert part in done.stdout
+    (page,) = (tmp_path / "runs" / "tiny").glob("*/report.html")
+    assert f"report: {page}" in done.stdout
+    assert "tiny-bert with LoRA won" in page.read_text(encoding="utf-8")
+    assert len(list(page.parent.glob("tensorboard/tiny-bert-000/events.*"))) == 1
+    assert medray("report", "runs/tiny", "--out", "again.html").returncode == 0
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert medray("leaderboard", "runs/tiny").stdout.startswith("# tiny\n")
     assert medray("leaderboard", "runs/tiny", "--format", "csv").stdout.startswith("place,name,kind")
     assert "'xls' is not known" in medray("leaderboard", "runs/tiny", "--format", "xls").stderr

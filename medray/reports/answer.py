@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from medray.reports.blocks import Block, Chart, Fact, Figure, Key, Section, Table
+from medray.reports.blocks import Block, Chart, Details, Fact, Figure, Key, Section, Table, Text
 from medray.reports.charts import NARROW, WIDE, Bar, intervals
 from medray.reports.drawing import Drawing
 from medray.reports.study import StudyData, axis_name, base_name, between, compact, count, duration, listed, setting, short, signed
+from medray.selection import tables
 from medray.selection.leaderboard import Entry, Paired
 from medray.selection.metrics import higher_is_better
 from medray.selection.statistics import METRICS
@@ -116,6 +117,9 @@ def leaderboard(data: StudyData) -> Section:
         )
     )
     blocks.append(_table(data))
+    if data.metric in data.board.best.test:
+        sentences = tables.sentences(data.board, data.analysis)
+        blocks.append(Details("The leaderboard in sentences", [Text(sentence, is_note=True) for sentence in sentences]))
     failed = [entry for entry in data.trials if entry.error]
     if failed:
         rows = [[entry.name, entry.base_model, entry.error or ""] for entry in failed]

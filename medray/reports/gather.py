@@ -56,9 +56,10 @@ def gather(run: HeldRun) -> StudyData:
 
 def _winner(folder: Path, board: Leaderboard) -> tuple[Manifest | None, Path | None]:
     """The winner's checkpoint below this run, wherever the run lies now."""
-    if board.best.step is None:
+    if board.best.checkpoint is None:
         return None, None
-    found = folder / "trials" / board.winner / "checkpoints" / f"step-{board.best.step:06d}"
+    kept = Path(board.best.checkpoint)
+    found = folder / "trials" / kept.parents[1].name / "checkpoints" / kept.name
     return (checkpoint.read(found), found) if (found / MANIFEST).exists() else (None, None)
 
 

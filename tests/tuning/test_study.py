@@ -113,7 +113,7 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
         path.name for path in outcome.run.folder.iterdir()
     }
     assert len((outcome.run.folder / "history.csv").read_text().splitlines()) == 1 + 4 * 2
-    assert len(list(outcome.run.folder.rglob("events.out.tfevents*"))) == 4
+    assert not list(outcome.run.folder.rglob("events.out.tfevents*"))  # Tune's: ours are the watcher's that `medray study` brings
     assert len(list((tmp_path / "runs" / "prepared").glob("*.arrow"))) == 2  # tokenised once for each tokenizer and row limit
     assert {row["num_threads"] for _, row in seen.rows} == {1}
     assert all(VALIDATION + "f1_macro" in row for _, row in seen.rows)
