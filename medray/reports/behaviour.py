@@ -91,7 +91,7 @@ def confidence(data: StudyData) -> Section | None:
     if len(test.risk_coverage) > 1:
         charts.append(Chart("risk-coverage", _risk(best, number)))
     caption = (
-        "Test rows. On the dashed diagonal a confidence is what it says; grey bars: how many rows. The last chart: what share of the"
+        "Test rows. On the dashed diagonal a confidence is what it says; a dot's size and the bar beneath it tell how many rows it stands for. The last chart: what share of the"
         " answered rows is right if the unsure ones are left to people."
     )
     blocks: list[Block] = [Figure(charts, caption), Text(_calibration_said(best))]

@@ -227,9 +227,8 @@ def reliability(title: str, says: str, bins: Sequence[Bin], *, number: int = 0) 
         tip = f"confidence {found.low:.2f} to {found.high:.2f}: {found.num_rows} rows"
         made.box((left + 0.5, held.y.start - height), right - left - 1, height, "fill bar grey", tip=tip, opacity=0.22)
     made.line((held.x(left_end), held.y(left_end)), (held.x(1), held.y(1)), "line thin dash grey")
-    places = [(held.x(found.confidence), held.y(found.accuracy)) for found in filled]
-    made.path(places, f"line thin pale {series(number)}")
-    for place, found in zip(places, filled, strict=True):
+    for found in filled:
+        place = (held.x(found.confidence), held.y(found.accuracy))
         tip = f"confidence {found.confidence:.3f}, right {found.accuracy:.3f}, {found.num_rows} rows"
         made.dot(place, f"fill {series(number)}", size=2.5 + 4.5 * math.sqrt(found.num_rows / most), tip=tip)
     return made
