@@ -112,6 +112,19 @@ def test_dots_stand_where_their_figures_are(whole: Run) -> None:
             assert value == pytest.approx(entry.validation["f1_binary"], abs=1e-3)
 
 
+def test_judged_models_stand_at_their_test_figures_with_their_intervals(whole: Run) -> None:
+    drawn = next(chart.drawing for chart in page.compose(gather(whole)).charts() if chart.name == "leaderboard-test")
+    texts = {mark.text for mark in drawn.marks if mark.tag == "text"}
+    tips = {held.text for mark in drawn.marks for held in mark}
+    judged = [entry for entry in whole.leaderboard().entries if entry.test]
+    assert len(judged) == 3
+    for entry in judged:
+        value, spread = entry.test["f1_binary"], entry.test_interval
+        assert spread is not None
+        assert f"{value:.3f}  ({spread.low:.3f} to {spread.high:.3f})" in texts
+        assert any(tip and tip.endswith(f": {value:.4f}") for tip in tips)
+
+
 def test_nothing_is_asked_for_from_anywhere(whole: Run) -> None:
     seen = Seen(rendered(whole))
     for tag, attributes in seen.tags:
