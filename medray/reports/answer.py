@@ -159,7 +159,7 @@ def against(data: StudyData) -> Section | None:
     rows = [[f"{pair.other}, {pair.split}", *_compared(pair)] for pair in data.board.comparisons]
     caption = "Differences on the same resamples of the rows, so that what is hard for both cancels out"
     untuned = any("untuned" in pair.other for pair in pairs)
-    note = "" if untuned else " The untuned base model has no row here: it cannot answer this task before its head is trained."
+    note = "" if untuned else " No untuned base model is among them: one whose head has still to be trained has no answer."
     drawn = _drawn("differences", title, bars, None, zero=True)
     heads = ["winner against", "difference", "95 % interval", "p", "verdict"]
     return Section(
@@ -218,10 +218,13 @@ def _table(data: StudyData) -> Table:
     heads = ["trial", "base model", "epoch", "validation", "test", "95 % interval", "parameters", "trained", "training", "ms per text"]
     paths = list(dict.fromkeys(path for entry in data.trials for path in entry.settings))
     entries = data.board.entries
+    # A trial is named after its base model, unless two of those have the same name or a strange one.
+    is_told = any(not entry.name.startswith(base_name(entry.base_model)) for entry in data.trials)
+    heads = heads if is_told else [head for head in heads if head != "base model"]
     rows = [
         [
             entry.name + (f" ({entry.status})" if entry.status in ("stopped", "failed", "running") else ""),
-            base_name(entry.base_model),
+            *([base_name(entry.base_model)] if is_told else []),
             "" if entry.epoch is None else str(entry.epoch),
             short(entry.validation.get(data.metric)),
             short(entry.test.get(data.metric)),
@@ -237,4 +240,4 @@ def _table(data: StudyData) -> Table:
     strong = frozenset(place for place, entry in enumerate(entries) if entry.name == data.board.winner)
     grey = frozenset(place for place, entry in enumerate(entries) if entry.kind == "reference")
     caption = f"Every trial and reference, by {data.metric_name} on validation rows; a stopped trial was ended early by the scheduler"
-    return Table(caption, [*heads, *map(axis_name, paths)], rows, left=frozenset({0, 1}), strong=strong, set_back=grey)
+    return Table(caption, [*heads, *map(axis_name, paths)], rows, left=frozenset({0, 1} if is_told else {0}), strong=strong, set_back=grey)
