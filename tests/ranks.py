@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ class _Stopped(Exception):
 
 
 def run(jobs: list[Job], num_ranks: int) -> list[Done]:
-    """Each job on all ranks, one after the other; what the first rank saw."""
+    """Each job on all ranks, one after the other; what the first rank saw. One rank alone has no group, as where Ray Train is not used."""
     place = jobs[0].folder.parent
     context = multiprocessing.get_context("spawn")
-    members = [context.Process(target=_rank, args=(rank, num_ranks, jobs, place)) for rank in range(num_ranks)]
+    meeting = place / f"meeting-{uuid.uuid4().hex}"
+    members = [context.Process(target=_rank, args=(rank, num_ranks, jobs, meeting)) for rank in range(num_ranks)]
     for member in members:
         member.start()
     for member in members:
@@ -50,20 +52,21 @@ def run(jobs: list[Job], num_ranks: int) -> list[Done]:
     return [Done(**row) for row in json.loads((place / "done.json").read_text())]
 
 
-def _rank(rank: int, num_ranks: int, jobs: list[Job], place: Path) -> None:
+def _rank(rank: int, num_ranks: int, jobs: list[Job], meeting: Path) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)  # as Ray Train sets it
-    meeting = place / f"meeting-{num_ranks}"
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_ranks)
+    if num_ranks > 1:
+        os.environ["LOCAL_RANK"] = str(rank)  # as Ray Train sets it
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_ranks)
     _shard_all()
     done = [alone(job) for job in jobs]
     if rank == 0:
-        (place / "done.json").write_text(json.dumps([vars(one) for one in done]))
-    dist.barrier()
-    dist.destroy_process_group()
+        (meeting.parent / "done.json").write_text(json.dumps([vars(one) for one in done]))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _shard_all() -> None:

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--random-base", choices=sorted(SHAPES), help="a Mistral of random weights instead of --base")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=DEFAULT, metavar="ARM", help=f"of: {', '.join(ARMS)}")
     parser.add_argument("--rows", type=int, default=200, help="training rows")
+    parser.add_argument("--test", type=float, default=0.6, help="share of the rows that F1 is on")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)

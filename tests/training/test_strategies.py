@@ -49,6 +49,9 @@ class Seen:
         for name, settings in SECOND_LEG.items():
             shutil.copytree(place / "first", place / f"legs of {name}")
             jobs.append(Job(place / f"legs of {name}", settings, resume=True, stop_after=5))
+        self.one = dict(
+            zip(("zero 2", "zero 3"), ranks.run([Job(place / "one 2", zero(2)), Job(place / "one 3", zero(3))], 1), strict=True)
+        )
         done = ranks.run(jobs, num_ranks=2)
         self.two = dict(zip(TWO_WORKERS, done, strict=False))
         self.legs: dict[str, list[Done]] = {}
@@ -73,6 +76,12 @@ def test_two_workers_compute_what_one_does(seen: Seen, name: str) -> None:
     assert len(set(seen.plain.losses)) == 7
     assert two.losses == pytest.approx(seen.plain.losses, abs=1e-5)
     assert figures(two.history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["zero 2", "zero 3"])
+def test_one_worker_in_the_process_of_its_trial_may_use_deepspeed_too(seen: Seen, name: str) -> None:
+    assert seen.one[name].losses == pytest.approx(seen.plain.losses, abs=1e-5)
+    assert seen.one[name].engine == "DeepSpeedEngine"
 
 
 @pytest.mark.parametrize("name", [name for name in TWO_WORKERS if name != "torch"])
