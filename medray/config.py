@@ -94,7 +94,15 @@ class LoraConfig(Section):
 
 
 class TrainConfig(Section):
-    strategy: str = Field("torch", description="how a step is taken: a file of medray/training/strategies")
+    strategy: str = Field(
+        "torch",
+        description="how a step is taken: torch (several workers add their gradients up once a step) or deepspeed (they share out states)",
+    )
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(
+        None,
+        description="with strategy deepspeed, what workers share out: 1 the optimizer's states, 2 gradients too, 3 weights too, 0 nothing",
+    )
+    offload_optimizer: bool = Field(False, description="with zero_stage 1 to 3: optimizer states in the CPU's memory, updated there")
     epochs: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)
     samples_per_step: int = Field(16, ge=1, description="rows per optimizer step, over all workers, exactly")
@@ -118,6 +126,8 @@ class TrainConfig(Section):
             raise ValueError(f"epochs {self.epochs} and max_steps {self.max_steps}: give exactly one of the two")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise ValueError(f"warmup_steps {self.warmup_steps} and warmup_ratio {self.warmup_ratio}: give one of the two")
+        if self.strategy == "ddp":
+            raise ValueError("strategy ddp: strategy torch is that, where resources.num_workers is more than 1")
         plugins.find("training.strategies", self.strategy)
         return self
 
@@ -128,16 +138,28 @@ class ResourcesConfig(Section):
     launcher: Literal["auto", "inline", "train"] = Field(
         "auto", description="train: workers of Ray Train; inline: the trial's own process, for one worker; auto: inline where that can be"
     )
-    num_workers: int = Field(1, ge=1)
+    num_workers: int | tuple[int, int] = Field(
+        1, description="of a trial; [least, most]: as many as are free, more or fewer while it trains, with the same results"
+    )
     cpus_per_worker: int | None = Field(None, ge=1, description="CPUs and threads of a worker; chosen for the cluster where not given")
     gpus_per_worker: float | None = Field(None, ge=0, description="1 where the cluster has a GPU, else 0, if not given")
     max_failures: int = Field(2, ge=0, description="how often a trial whose process died goes on from its last stored state")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.launcher == "inline" and self.num_workers > 1:
+        if not 1 <= self.least_workers <= self.most_workers:
+            raise ValueError(f"num_workers {self.num_workers}: at least 1, and of two numbers the smaller one first")
+        if self.launcher == "inline" and self.most_workers > 1:
             raise ValueError(f"launcher inline and num_workers {self.num_workers}: several workers need launcher train")
         return self
+
+    @property
+    def least_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class CalibrationConfig(Section):
@@ -177,6 +199,17 @@ class TrialConfig(Section):
     lora: LoraConfig = LoraConfig()
     train: TrainConfig
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if wrong := plugins.find("training.strategies", self.train.strategy).check(self):
+            raise ValueError("; ".join(wrong))
+        if self.train.samples_per_step < self.resources.most_workers:
+            raise ValueError(
+                f"train.samples_per_step {self.train.samples_per_step} and resources.num_workers {self.resources.num_workers}: "
+                "each worker needs a row in every step"
+            )
+        return self
 
 
 class StudyConfig(Section):

@@ -10,7 +10,7 @@ from medray.errors import ConfigError, allowed
 
 Location = tuple[int | str, ...]
 Model = TypeVar("Model", bound=BaseModel)
-_NUMBERS = (int, float, int | None, float | None)
+_NUMBERS = (int, float, int | None, float | None, int | tuple[int, int])
 
 
 class Section(BaseModel):

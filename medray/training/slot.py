@@ -6,11 +6,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from medray.config import TrainConfig
+
+VALUE = "value"
+Tensors = dict[str, dict[str, Tensor]]  # by a parameter's name: its value and the optimizer's step and moments for it
 
 
 @dataclass
@@ -59,25 +63,29 @@ class Slot:
     def done(self) -> bool:
         return self.step >= self.num_steps or self.stopper.stop
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on; tensors and plain values only, so that it loads without pickle."""
+    def state(self, parameters: Tensors) -> dict[str, Any]:
+        """Everything that a later process needs to go on; tensors and plain values only, so that it loads without pickle.
+
+        The strategy gives the parameters whole, however it holds them: what it stores, another strategy or number of workers restores.
+        """
         return {
-            "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "parameters": parameters,
             "schedule": {"last_epoch": self.schedule.last_epoch, "last_lr": self.schedule.get_last_lr()},
             "stopper": asdict(self.stopper),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """All of it but the optimizer's moments, which lie where the strategy keeps them."""
         if state["parameters"].keys() != self.parameters.keys():
             raise ValueError("the stored state belongs to a model with other trainable parameters")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+                parameter.copy_(state["parameters"][name][VALUE])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.schedule._last_lr = state["schedule"]["last_lr"]
+        for members, rate in zip(self.optimizer.param_groups, state["schedule"]["last_lr"], strict=True):
+            members["lr"] = rate
         self.stopper = Stopper(**state["stopper"])
         for name in _PLAIN:
             setattr(self, name, state[name])

@@ -6,7 +6,7 @@ It reports through a callable and knows neither Ray nor the study around it.
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from medray import checkpoint, plugins, storage
 from medray.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
 from medray.config import TrialConfig
-from medray.data.base import Rows
+from medray.data.base import Example, Rows
 from medray.engines.transformers import Engine
 from medray.errors import TrialError
 from medray.loading import make_probe
@@ -32,6 +32,7 @@ from medray.training.slot import Slot, Stopper, open_slot
 from medray.training.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
+STATE = "state.pt"  # read with weights_only: tensors and plain values
 _PROBE_TOKENS = 2048  # enough for the ratio of two types to hold, little enough to cost about a second
 
 
@@ -64,8 +65,10 @@ class Trial:
         self.task = material.task
         self.rows = material.prepared.split("train")
         self.built: Built = build(material.base, self.task.head(), config.model, config.lora, seed=config.seed)
-        self.built.model.to(self.device)
-        log.info("%s: %d of %d parameters train", config.model.source, self.built.num_trainable, self.built.num_parameters)
+        self.num_parameters, self.num_trainable = self.built.num_parameters, self.built.num_trainable  # shards cannot be counted
+        log.info("%s: %d of %d parameters train", config.model.source, self.num_trainable, self.num_parameters)
+        if config.train.zero_stage != 3:  # a model that is sharded need not fit on one device
+            self.built.model.to(self.device)
         self.slot = self._open_slot()
         self.evaluated: Evaluated | None = None
         self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
@@ -76,8 +79,7 @@ class Trial:
         state: Path | None = group.shared(self._latest("state"))
         if resume and state:
             self.chosen = PrecisionRecord.model_validate_json((state / "precision.json").read_bytes())
-            self._prepare_strategy()
-            self.loop.strategy.restore(state)
+            self._start(torch.load(state / STATE, map_location="cpu", weights_only=True))
             log.info("resumed after step %d of %d", self.slot.step, self.slot.num_steps)
         else:
             if group.rank() == 0:
@@ -85,7 +87,7 @@ class Trial:
                     shutil.rmtree(self.folder / stale, ignore_errors=True)
                 self._choose_precision()
             self.chosen = group.shared(self.chosen)
-            self._prepare_strategy()
+            self._start(None)
         self.loop.run()
         best = self._checkpoint_folder(self.slot.stopper.best_step)
         if self.slot.stopper.best is None:
@@ -126,9 +128,10 @@ class Trial:
         strategy: Strategy = module.Strategy([self.slot], self.config.train, precision=used, device=self.device)
         return strategy
 
-    def _prepare_strategy(self) -> None:
+    def _start(self, stored: dict[str, Any] | None) -> None:
         self.loop.precision = self.chosen.used
         self.loop.strategy = self._strategy(self.chosen.used)
+        self.loop.model = self.loop.strategy.start(self.built.model, stored)
 
     def _choose_precision(self) -> None:
         batch = self._typical_batch(self.rows)
@@ -152,28 +155,39 @@ class Trial:
         return MicroBatch(tuple(int(row) for row in by_length[middle - count + 1 : middle + 1]))
 
     def _engine(self, used: precision.Precision) -> Engine:
-        return Engine(self.built, precision=used, token_budget=self.config.train.token_budget, device=self.device)
+        budget, is_sharded = self.config.train.token_budget, self.loop.strategy.shards_model
+        return Engine(self.built, precision=used, token_budget=budget, device=self.device, is_sharded=is_sharded)
 
     def _evaluate(self, slot: Slot) -> dict[str, float]:
         examples = self.material.validation
-        part = self.task.predict(self._engine(self.chosen.used), group.share(examples))
-        by_id = {prediction.row_id: prediction for prediction in group.gathered(part)}
-        predictions = [by_id[example.id] for example in examples]
+        predictions = self._predictions(examples)
         task = self.task.tune(predictions, examples)
         predictions = task.decide(predictions)
         self.evaluated = Evaluated(task, predictions, task.score(predictions, examples))
         return self.evaluated.metrics.values
 
+    def _predictions(self, examples: Sequence[Example]) -> list[Prediction]:
+        """Each worker predicts its share; where a forward pass is a call in common, all predict all, and the first one counts."""
+        engine = self._engine(self.chosen.used)
+        if self.loop.strategy.shards_model:
+            return group.shared(self.task.predict(engine, examples))
+        by_id = {prediction.row_id: prediction for prediction in group.gathered(self.task.predict(engine, group.share(examples)))}
+        return [by_id[example.id] for example in examples]
+
     def _report(self, slot: Slot, report: EpochReport) -> None:
-        if group.rank() == 0:
-            self._keep(slot, report)
+        strategy, is_first = self.loop.strategy, group.rank() == 0
+        assert self.evaluated is not None
+        manifest = self._manifest(report, self.evaluated) if is_first or strategy.shards_model else None  # it asks the model its probe
+        with strategy.whole():
+            if is_first:
+                assert manifest is not None
+                self._keep(slot, report, manifest)
         self.tell(report)
 
-    def _keep(self, slot: Slot, report: EpochReport) -> None:
+    def _keep(self, slot: Slot, report: EpochReport, manifest: Manifest) -> None:
         folder = self._checkpoint_folder(slot.step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
-        assert self.evaluated is not None
-        checkpoint.save(folder, lambda filling: self._fill(filling, report), self._manifest(report, self.evaluated))
+        checkpoint.save(folder, lambda filling: self._fill(filling, report), manifest)
         stored = sorted((self.folder / "checkpoints").glob("step-*"))
         keep = {self._checkpoint_folder(slot.stopper.best_step), *stored[-self.config.train.keep_checkpoints :]}
         for old in stored:
@@ -214,12 +228,13 @@ class Trial:
 
     def _store_state(self) -> None:
         """The state of a resume: read only from this trial's own folder, never published."""
+        state = self.loop.strategy.state()
         if group.rank() > 0:
             return
         target = self.folder / "state" / f"step-{self.slot.step:06d}"
         shutil.rmtree(target, ignore_errors=True)
         with storage.new_folder(target) as folder:
-            self.loop.strategy.save(folder)
+            torch.save(state, folder / STATE)
             (folder / "precision.json").write_text(self.chosen.model_dump_json())
         for old in (self.folder / "state").glob("step-*"):
             if old != target:

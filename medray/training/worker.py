@@ -51,8 +51,9 @@ def row(report: EpochReport, trial: Trial) -> dict[str, Any]:
         **{VALIDATION + name: value for name, value in metrics.items()},
         "first_step_at": trial.loop.first_step_at,
         "num_threads": torch.get_num_threads(),
-        "num_parameters": trial.built.num_parameters,
-        "num_trainable": trial.built.num_trainable,
+        "num_workers": group.world_size(),
+        "num_parameters": trial.num_parameters,
+        "num_trainable": trial.num_trainable,
     }
 
 

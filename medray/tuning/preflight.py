@@ -50,6 +50,7 @@ def _base(study: StudyConfig, base: BaseModelConfig) -> list[str]:
     axis = study.space(base).get("model.quantization")
     searched = [study.trial(base, {"model.quantization": value}) for value in axis.extremes] if axis else []
     found = list(dict.fromkeys(sentence for trial in [config, *searched] for sentence in quantization.check(trial.model)))
+    found += plugins.find("training.strategies", config.train.strategy).lacking()
     try:
         check_targets(sources.config_dir(config.model.source, config.model.revision), config.lora)
     except (ArtifactError, ConfigError) as err:

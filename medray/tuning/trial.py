@@ -30,7 +30,7 @@ def driven(config: dict[str, Any]) -> None:
         worker.train,
         train_loop_config=assignment.as_dict(),
         scaling_config=ScalingConfig(
-            num_workers=config["num_workers"],
+            num_workers=config["num_workers"] if isinstance(config["num_workers"], int) else tuple(config["num_workers"]),
             use_gpu=config["gpus"] > 0,
             resources_per_worker={"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})},
         ),

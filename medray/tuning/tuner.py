@@ -190,7 +190,7 @@ def run(session: Session, placements: Sequence[Placement]) -> None:
     )
     started = threading.Event()
     session.on_start = started.set
-    least = min(placements, key=lambda placement: placement.num_workers * placement.cpus)
+    least = min(placements, key=lambda placement: placement.least_workers * placement.cpus)
     threading.Thread(target=_tell_waiting, args=(started, least), daemon=True).start()
     try:
         tuner.fit()
@@ -204,7 +204,7 @@ def run(session: Session, placements: Sequence[Placement]) -> None:
 def _tell_waiting(started: threading.Event, placement: Placement) -> None:
     """A study that waits for others' CPUs or GPUs says so: Tune and Train would wait in silence."""
     free = ray.available_resources()  # before the first trial takes any
-    cpus, gpus = placement.num_workers * placement.cpus, placement.num_workers * placement.gpus
+    cpus, gpus = placement.least_workers * placement.cpus, placement.least_workers * placement.gpus
     if free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus:
         return
     while not started.wait(_PATIENCE_S):

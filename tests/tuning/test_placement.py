@@ -33,6 +33,15 @@ def test_workers_of_a_trial_share_what_drivers_leave_them() -> None:
     assert place(ResourcesConfig(launcher="train"), cluster((4, 0)), num_trials=1).launcher == "train"
 
 
+def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_by_its_most() -> None:
+    few = place(ResourcesConfig(num_workers=(2, 8), cpus_per_worker=1), cluster((4, 0)), num_trials=2)
+    assert (few.launcher, few.num_workers, few.num_at_once) == ("train", (2, 8), 1)
+    many = place(ResourcesConfig(num_workers=(1, 2), cpus_per_worker=1), cluster((4, 0)), num_trials=2)
+    assert many.num_at_once == 2
+    with pytest.raises(ConfigError, match=r"asks for 2 worker\(s\) of 3 CPU"):
+        place(ResourcesConfig(num_workers=(2, 8), cpus_per_worker=3), cluster((4, 0)), num_trials=1)
+
+
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [

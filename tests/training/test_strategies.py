@@ -1,0 +1,146 @@
+"""What a step computes does not depend on how it is taken: plain, by two workers, or in shards. One spawn of two ranks runs it all."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import tiny
+import torch
+from ranks import Done, Job
+
+from medray import loading
+from medray.errors import ConfigError
+
+# 33 rows in steps of 8: the last of an epoch holds one row, so that one of two workers has none; small budgets make several micro-batches.
+SETTINGS = (
+    "data.limit=33",
+    "lora.dropout=0.0",
+    "task.class_weights={cancer: 5.0}",
+    "train={max_steps: 7, evaluate_every_steps: 3, state_every_steps: 1, samples_per_step: 8, token_budget: 60, learning_rate: 0.01, "
+    "head_learning_rate: 0.02, weight_decay: 0.1, schedule: cosine}",
+)
+
+
+def zero(stage: int, *more: str) -> tuple[str, ...]:
+    return (*SETTINGS, "train.strategy=deepspeed", f"train.zero_stage={stage}", *more)
+
+
+TWO_WORKERS = {
+    "torch": SETTINGS,
+    **{f"zero {stage}": zero(stage) for stage in range(4)},
+    "zero 2, offloaded": zero(2, "train.offload_optimizer=true"),
+    "zero 2, nf4": zero(2, "model.quantization=nf4"),
+    "zero 3, nf4": zero(3, "model.quantization=nf4"),
+    "zero 2, bf16": zero(2, "model.precision=bf16"),
+}
+SECOND_LEG = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
+
+
+class Seen:
+    def __init__(self, place: Path) -> None:
+        tiny.study(place, *SETTINGS)  # base and rows, made once for all processes
+        self.plain = ranks.alone(Job(place / "plain", SETTINGS))
+        self.nf4 = ranks.alone(Job(place / "nf4", (*SETTINGS, "model.quantization=nf4")))
+        self.bf16 = ranks.alone(Job(place / "bf16", (*SETTINGS, "model.precision=bf16")))
+        first = ranks.alone(Job(place / "first", SETTINGS, stop_after=3))
+        jobs = [Job(place / name, settings) for name, settings in TWO_WORKERS.items()]
+        for name, settings in SECOND_LEG.items():
+            shutil.copytree(place / "first", place / f"legs of {name}")
+            jobs.append(Job(place / f"legs of {name}", settings, resume=True, stop_after=5))
+        self.one = dict(
+            zip(("zero 2", "zero 3"), ranks.run([Job(place / "one 2", zero(2)), Job(place / "one 3", zero(3))], 1), strict=True)
+        )
+        done = ranks.run(jobs, num_ranks=2)
+        self.two = dict(zip(TWO_WORKERS, done, strict=False))
+        self.legs: dict[str, list[Done]] = {}
+        for name, second in zip(SECOND_LEG, done[len(TWO_WORKERS) :], strict=True):
+            last = ranks.alone(Job(place / f"legs of {name}", SETTINGS, resume=True))
+            self.legs[name] = [first, second, last]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    pytest.importorskip("deepspeed")
+    return Seen(tmp_path_factory.mktemp("strategies"))
+
+
+def figures(history: list[dict[str, Any]]) -> list[float]:
+    return [value for row in history for value in (row["train_loss"], row["metrics"]["log_loss"])]
+
+
+@pytest.mark.parametrize("name", ["torch", "zero 0", "zero 1", "zero 2", "zero 3", "zero 2, offloaded"])
+def test_two_workers_compute_what_one_does(seen: Seen, name: str) -> None:
+    two = seen.two[name]
+    assert len(set(seen.plain.losses)) == 7
+    assert two.losses == pytest.approx(seen.plain.losses, abs=1e-5)
+    assert figures(two.history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["zero 2", "zero 3"])
+def test_one_worker_in_the_process_of_its_trial_may_use_deepspeed_too(seen: Seen, name: str) -> None:
+    assert seen.one[name].losses == pytest.approx(seen.plain.losses, abs=1e-5)
+    assert seen.one[name].engine == "DeepSpeedEngine"
+
+
+@pytest.mark.parametrize("name", [name for name in TWO_WORKERS if name != "torch"])
+def test_it_is_really_deepspeed_that_takes_the_steps(seen: Seen, name: str) -> None:
+    assert seen.two[name].engine == "DeepSpeedEngine"
+
+
+@pytest.mark.parametrize("name", ["zero 2, nf4", "zero 3, nf4"])
+def test_a_base_in_4_bits_trains_beside_shards_and_in_them(seen: Seen, name: str) -> None:
+    assert seen.two[name].losses == pytest.approx(seen.nf4.losses, abs=1e-5)
+    assert seen.nf4.losses != pytest.approx(seen.plain.losses, abs=1e-4)
+
+
+def test_the_arithmetic_is_bf16_where_it_is_asked_for(seen: Seen) -> None:
+    assert seen.two["zero 2, bf16"].losses == pytest.approx(seen.bf16.losses, abs=2e-2)
+    assert seen.two["zero 2, bf16"].losses != pytest.approx(seen.plain.losses, abs=1e-4)
+
+
+def test_only_stage_3_takes_weights_apart(seen: Seen) -> None:
+    """DeepSpeed keeps what it will soon need again whole."""
+    held = {name: done.num_whole for name, done in seen.two.items()}
+    assert held["zero 0"] == held["zero 1"] == held["zero 2"] == held["torch"]
+    assert held["zero 3"] < held["torch"] / 2
+    assert held["zero 3, nf4"] < held["zero 2, nf4"] / 2
+
+
+@pytest.mark.parametrize("name", list(SECOND_LEG))
+def test_a_trial_goes_on_with_another_number_of_workers_and_another_strategy(seen: Seen, name: str) -> None:
+    legs = seen.legs[name]
+    assert [len(leg.losses) for leg in legs] == [3, 2, 2]
+    assert [loss for leg in legs for loss in leg.losses] == pytest.approx(seen.plain.losses, abs=1e-5)
+    assert figures(legs[-1].history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["zero 2", "zero 3", "zero 3, nf4"])
+def test_a_checkpoint_from_shards_is_whole(seen: Seen, name: str) -> None:
+    """Loading compares its answers to the probe, in a process without shards."""
+    for sharded, plain in zip(seen.two[name].checkpoints, (seen.nf4 if "nf4" in name else seen.plain).checkpoints, strict=True):
+        found, wanted = (loading.load(path).manifest.probe.outputs for path in (sharded, plain))
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["train.strategy=ddp"], r"strategy ddp: strategy torch is that, where resources\.num_workers is more than 1"),
+        (["train.strategy=deepspeed"], r"train\.zero_stage None and train\.strategy deepspeed: give the stage, 0, 1, 2 or 3"),
+        (["train.zero_stage=2"], r"train\.zero_stage 2, .* and train\.strategy torch: sharding needs train\.strategy deepspeed"),
+        ([*zero(0), "train.offload_optimizer=true"], r"train\.offload_optimizer True and train\.zero_stage 0: only stages 1 to 3"),
+        ([*zero(1), "model.precision=fp16"], r"model\.precision fp16 and train\.strategy deepspeed: bf16 or fp32"),
+        ([*zero(3), "model.precision=auto"], r"model\.precision auto and train\.zero_stage 3: .*set bf16 or fp32"),
+        (
+            ["resources.num_workers=[2, 9]"],
+            r"train\.samples_per_step 8 and resources\.num_workers \(2, 9\): each worker needs a row in every step",
+        ),
+        (["resources.num_workers=[3, 2]"], r"num_workers \(3, 2\): at least 1, and of two numbers the smaller one first"),
+        (["resources.num_workers=0"], "num_workers 0: at least 1"),
+    ],
+)
+def test_what_a_strategy_cannot_do_is_told_before_anything_starts(tmp_path: Path, settings: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        tiny.study(tmp_path, *settings)

