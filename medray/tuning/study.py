@@ -87,7 +87,8 @@ def _search(study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, o
         errors = "; ".join(f"{record.trial}: {record.error}" for record in records if record.error) or "no trial was evaluated"
         raise TrialError(f"study {study.name}: nothing to rank: {errors}")
     largest = max(placements, key=lambda found: (found.gpus, found.cpus))
-    verdict = judge(chosen, task, dataset, largest, here.storage_dir / "test_log", caller=f"study {study.name}")
+    bases = [study.trial(base) for base in study.base_models]
+    verdict = judge(chosen, task, dataset, largest, here.storage_dir / "test_log", caller=f"study {study.name}", bases=bases)
     return leaderboard.conclude(study.name, search.metric, entries, verdict.candidates, verdict.references, verdict.num_openings)
 
 
