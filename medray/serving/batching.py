@@ -176,6 +176,31 @@ class Turn:
             raise TooManyTokensError(f"{tokens} tokens in one request, at most {self.max_tokens} are read")
 
 
+@dataclass
+class Counting:
+    """An engine that answers zeros without computing, and tells how many tokens it was asked to read."""
+
+    engine: Engine
+    num_labels: int
+    num_tokens: int = 0
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.engine.tokenizer
+
+    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
+        self.num_tokens += sum(map(len, inputs))
+        return np.zeros((len(inputs), self.num_labels), dtype=np.float32)
+
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
+        self.num_tokens += sum(map(len, prompts)) + len(prompts) * tail_length(continuations)
+        return np.zeros((len(prompts), len(continuations)), dtype=np.float32)
+
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+        self.num_tokens += sum(len(prompt) + sampling.max_tokens for prompt in prompts)
+        return iter(())
+
+
 def tail_length(continuations: Sequence[Sequence[int]]) -> int:
     """Tokens behind each prompt; the last of a continuation is only predicted."""
     return sum(len(ids) - 1 for ids in continuations)

@@ -47,6 +47,11 @@ class Task(Protocol):
     @property
     def options(self) -> Any: ...
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the columns of probabilities and truth stand for."""
+        ...
+
     @classmethod
     def fit(cls, options: Any, examples: Sequence[Example]) -> Self:
         """Learn what the data decides (the label set); examples of every split, texts unused."""
@@ -104,6 +109,12 @@ class Task(Protocol):
         ...
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
+
+    def examples(self, request: Any) -> list[Example]:
+        """What an HTTP request asks, one example an answer."""
+        ...
+
+    def respond(self, predictions: Sequence[Prediction]) -> Any: ...
 
 
 def needs_of(options: PluginOptions) -> Literal["head", "language model"]:
