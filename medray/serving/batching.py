@@ -167,7 +167,7 @@ class Turn:
         return self.batcher.score(prompts, tuple(map(tuple, continuations)), self.deadline)
 
     def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
-        rows = [self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+        rows = [self.tokenizer(prompt, split_special_tokens=True)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
         self._check(sum(len(row) + sampling.max_tokens for row in rows))
         return iter(self.batcher.generate(rows, sampling, self.deadline))
 

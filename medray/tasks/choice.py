@@ -216,16 +216,16 @@ class Task:
         if end and tokenizer.eos_token_id is None:
             raise ConfigError("task.end_of_sequence true: the tokenizer of this base model has no end of sequence")
         said = answers([template.render({"label": label}) for label in self.labels], tokenizer, lead=after or "a", end=end)
-        for first, ids in zip(self.labels, said, strict=True):
-            for second, others in zip(self.labels, said, strict=True):
-                if first != second and ids == others:
-                    raise DataError(
-                        f"labels {first!r} and {second!r} are the same tokens for this base model, so it cannot tell them apart"
-                    )
-                if first != second and ids == others[: len(ids)]:
-                    raise ConfigError(
-                        f"label {first!r} is the beginning of {second!r}: task.end_of_sequence must be true to tell them apart"
-                    )
+        known: dict[Ids, str] = {}
+        for label, ids in zip(self.labels, said, strict=True):
+            if ids in known:
+                raise DataError(
+                    f"labels {known[ids]!r} and {label!r} are the same tokens for this base model, so it cannot tell them apart"
+                )
+            known[ids] = label
+        for label, ids in zip(self.labels, said, strict=True):
+            if begins := next((known[ids[:length]] for length in range(1, len(ids)) if ids[:length] in known), None):
+                raise ConfigError(f"label {begins!r} is the beginning of {label!r}: task.end_of_sequence must be true to tell them apart")
         return said
 
     def _prompts(self, examples: Sequence[Example], tokenizer: Any, said: Sequence[Ids]) -> list[Prompt]:
