@@ -35,6 +35,23 @@ class Classified:
 
 
 @dataclass(frozen=True)
+class Choice:
+    label: str | None
+    labels: tuple[str, ...]
+    confidence: float
+    ranked: tuple[str, ...]
+    probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    release: str
+    version: int
+    disclaimer: str
+    predictions: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
 class Client:
     url: str = "http://127.0.0.1:8000"
     token: str | None = None
@@ -45,6 +62,14 @@ class Client:
         found = self._call("/v1/classify", {"inputs": list(texts), **({"model": model} if model else {})})
         answers = (Answer(**{**answer, "labels": tuple(answer["labels"])}) for answer in found["predictions"])
         return Classified(found["release"], found["version"], tuple(answers))
+
+    def choose(self, texts: Sequence[str], *, model: str | None = None) -> Chosen:
+        """One of a closed set of labels a text, in order, with all of them ranked."""
+        found = self._call("/v1/choose", {"inputs": list(texts), **({"model": model} if model else {})})
+        answers = (
+            Choice(**{**answer, "labels": tuple(answer["labels"]), "ranked": tuple(answer["ranked"])}) for answer in found["predictions"]
+        )
+        return Chosen(found["release"], found["version"], found["disclaimer"], tuple(answers))
 
     def models(self) -> list[str]:
         return [str(model["id"]) for model in self._call("/v1/models")["data"]]

@@ -8,25 +8,28 @@ from typing import Literal
 from medray import checkpoint, loading
 from medray.answering import examine
 from medray.checkpoint import Manifest
-from medray.config import DataConfig
+from medray.config import DataConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.base import Example
 from medray.data.dataset import Dataset
+from medray.engines.base import Engine
 from medray.errors import ConfigError
 from medray.loading import Loaded
-from medray.records import CalibrationRecord
+from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import Registry
 from medray.selection.analysis import SplitAnalysis
 from medray.selection.metrics import Metrics
 from medray.selection.slices import Slicer
 from medray.selection.statistics import METRICS, Interval, interval
+from medray.tasks import base as tasks
+from medray.tasks.base import Task
 
 Part = Literal["test", "validation", "all"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    of: str  # name@version, or a checkpoint's folder
+    of: str  # name@version, a checkpoint's folder, or a base model that is untuned
     part: Part
     metric: str  # that the release was chosen by
     metrics: Metrics
@@ -41,16 +44,31 @@ def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_di
     name, loaded = _load(of, storage_path)
     dataset = datasets.load(data)
     _unseen(name, loaded.manifest, dataset, part)
+    return _judged(name, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir)
+
+
+def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> Evaluation:
+    """The base model of a trial as it is: what training starts from."""
+    source, dataset = config.model.source, datasets.load(config.data)
+    task = tasks.fit(config.task, dataset.label_sets())
+    if task.head() is not None:
+        raise ConfigError(f"{source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
+    return _judged(f"{source}, untuned", task, loading.untuned(config), AS_IT_IS, dataset, part, log_dir)
+
+
+def _judged(
+    name: str, task: Task, engine: Engine, calibration: CalibrationRecord, dataset: Dataset, part: Part, log_dir: Path
+) -> Evaluation:
     rows = dataset.validation if part == "validation" else dataset.unlabelled_test()
     if part == "all":
         rows = [*dataset.train, *dataset.validation, *rows]
-    predictions = loaded.task.predict(loaded.engine, rows)
+    predictions = task.predict(engine, rows)
     labelled, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
-    metric = loaded.task.options.metric
-    metrics = loaded.task.score(predictions, labelled)
-    sure = interval(loaded.task.answers(predictions, labelled), metric) if metric in METRICS else None
-    analysis = examine(loaded.task, part, predictions, labelled, loaded.calibration, Slicer.of(labelled))
-    return Evaluation(name, part, metric, metrics, sure, num_openings, loaded.calibration, analysis)
+    metric = task.options.metric
+    metrics = task.score(predictions, labelled)
+    sure = interval(task.answers(predictions, labelled), metric) if metric in METRICS else None
+    analysis = examine(task, part, predictions, labelled, calibration, Slicer.of(labelled))
+    return Evaluation(name, part, metric, metrics, sure, num_openings, calibration, analysis)
 
 
 def _load(of: str, storage_path: str) -> tuple[str, Loaded]:

@@ -65,6 +65,14 @@ def load(
     return Loaded(manifest, task, engine(precision or manifest.precision.used), built)
 
 
+def untuned(config: TrialConfig, *, device: str = "cpu") -> Engine:
+    """The base model of a trial as it is, for tasks that a language model can be asked without training; in fp32 where nothing else was asked for."""
+    built = build(sources.resolve(config.model.source, config.model.revision), None, config.model, None)
+    built.model.to(device)
+    precision = "fp32" if config.model.precision == "auto" else config.model.precision
+    return TransformersEngine(built, precision=precision, token_budget=config.train.token_budget, device=device)
+
+
 def merged(loaded: Loaded) -> Engine:
     """The plain model that the checkpoint is merged into, in the same arithmetic. In place: `loaded` is used up."""
     engine = loaded.engine
@@ -74,12 +82,8 @@ def merged(loaded: Loaded) -> Engine:
 
 
 def answers(task: Task, engine: Engine) -> npt.NDArray[np.float64]:
-    """What a model says to the probe texts: head outputs, or probabilities where it has no head."""
-    examples = [Example(id=f"probe-{number}", text=text) for number, text in enumerate(PROBE_TEXTS)]
-    if task.head() is None:
-        return np.array([prediction.probabilities for prediction in task.predict(engine, examples)], dtype=np.float64)
-    rows = {row.row_id: row for row in reversed(task.encode(examples, engine.tokenizer))}
-    return engine.logits([rows[example.id].tokens for example in examples]).astype(np.float64)
+    """What a model says to the probe texts."""
+    return task.probe(engine, [Example(id=f"probe-{number}", text=text) for number, text in enumerate(PROBE_TEXTS)])
 
 
 def make_probe(task: Task, engine: Engine) -> Probe:

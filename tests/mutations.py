@@ -157,6 +157,34 @@ MUTATIONS = (
         "        rungs = self._children[0].rungs",
         "tests/tuning/test_search.py",
     ),
+    Mutation(
+        "labels in one row see each other",
+        "medray/engines/_scoring.py",
+        "            mask[row, start:end, start:end] = inside",
+        "            mask[row, start:end, start:end] = torch.ones(num, num).tril().bool()",
+        "tests/engines/test_scoring.py",
+    ),
+    Mutation(
+        "the loss counts the prompt's last token",
+        "medray/models/places.py",
+        "positions += range(end - count - 1, end - 1)",
+        "positions += range(end - count - 2, end - 2)",
+        "tests/training/test_choice.py",
+    ),
+    Mutation(
+        "the answer is cut with the text",
+        "medray/tasks/_prompts.py",
+        "room = readable(max_length, tokenizer) - answer",
+        "room = readable(max_length, tokenizer)",
+        "tests/tasks/test_choice.py",
+    ),
+    Mutation(
+        "PubMedQA's conclusion is read",
+        "medray/data/formats/pubmedqa.py",
+        ' if str(key).lower() != "long_answer"}',
+        "} | {'year': record.get('LONG_ANSWER', record.get('long_answer'))}",
+        "tests/data/test_format_pubmedqa.py",
+    ),
 )
 
 

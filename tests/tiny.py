@@ -115,6 +115,39 @@ def abstracts(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
     return path
 
 
+SIGNS = {"renal failure": ("renal", "glucose"), "heart failure": ("rhythm", "pressure"), "fever": ("infection", "culture")}
+
+
+def choices(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
+    """Rows whose label is a word or two of the vocabulary, and follows from one word of the text."""
+    import json
+
+    rng = random.Random(seed)
+    path = folder / "choices.jsonl"
+    signs = {sign for known in SIGNS.values() for sign in known} | {word for label in SIGNS for word in label.split()}
+    others = [word for word in WORDS if word not in signs]
+    with path.open("w") as file:
+        for number in range(num_rows):
+            label = list(SIGNS)[number % len(SIGNS)]
+            words = [rng.choice(others) for _ in range(rng.randint(3, 12))]
+            words.insert(rng.randrange(len(words) + 1), rng.choice(SIGNS[label]))
+            file.write(json.dumps({"id": f"r{number}", "text": " ".join(words) + f" {number}", "label": label}) + "\n")
+    return path
+
+
+def choice_study(folder: Path, *settings: str, family: str = "llama", num_rows: int = 60):  # type: ignore[no-untyped-def]
+    """As `study`, for a causal language model that picks one of three labels."""
+    data = folder / "choices.jsonl"
+    return study(
+        folder,
+        f"data.format.path={data if data.exists() else choices(folder, num_rows)}",
+        "task={name: choice, max_length: 48, prompt: '{text} the', answer: ' {label}'}",
+        "train.epochs=3",
+        *settings,
+        family=family,
+    )
+
+
 def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60):  # type: ignore[no-untyped-def]
     """A study over a tiny base and made-up rows."""
     from medray import config

@@ -53,7 +53,7 @@ def serve(
         "open_to_all": open_to_all,
     }
     options = validate(AppOptions, raw, where="medray serve")
-    from medray.serving import local
+    from medray.serving import local, routes
 
     stop = threading.Event()
     with local.serving(options, host=host, port=port, num_cpus=max(cores, math.ceil(options.cpus * replicas * len(references)))):
@@ -61,7 +61,8 @@ def serve(
             signal.signal(wanted, lambda number, frame: stop.set())
         shown = f"http://{host}:{port}"
         print(f"{', '.join(references)} at {shown}, documented at {shown}/docs; Ctrl-C stops it", flush=True)
-        print(f"curl {shown}/v1/classify -H 'content-type: application/json' -d '{{\"text\": \"...\"}}'", flush=True)
+        path = routes.path_of(references[0], options.storage_path)
+        print(f"curl {shown}{path} -H 'content-type: application/json' -d '{{\"text\": \"...\"}}'", flush=True)
         stop.wait()
         print("stopping", flush=True)
 

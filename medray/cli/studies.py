@@ -76,13 +76,18 @@ def leaderboard(
 
 @app.command()
 def evaluate(
-    of: Annotated[str, typer.Argument(help="a release (name@version, name@alias, name) or a checkpoint's folder")],
+    of: Annotated[
+        str,
+        typer.Argument(
+            help="a release (name@version, name@alias, name), a checkpoint's folder, or one of the study's base models, untuned"
+        ),
+    ],
     arguments: Configs,
     split: Annotated[str, typer.Option(help="test, validation, or all rows of data that did not train it")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
     storage_path: Annotated[str | None, typer.Option(help="where releases are kept; the study's storage_path where not given")] = None,
 ) -> None:
-    """Judge a release on the data of a study's YAML. Reading test labels is logged."""
+    """Judge a release, or a base model before training, on the data of a study's YAML. Reading test labels is logged."""
     from medray import evaluation, storage
     from medray.errors import ConfigError, allowed
     from medray.selection import analysis
@@ -91,7 +96,11 @@ def evaluate(
     if split not in ("test", "validation", "all"):
         raise ConfigError(f"--split {split!r} is not known; {allowed(split, ('test', 'validation', 'all'))}")
     log_dir = storage.absolute(asked.storage_path) / "test_log"
-    found = evaluation.evaluate(of, asked.data, split, storage_path=storage_path or asked.storage_path, log_dir=log_dir)  # type: ignore[arg-type]
+    base = next((base for base in asked.base_models if base.source == of), None)
+    if base:
+        found = evaluation.evaluate_untuned(asked.trial(base), split, log_dir=log_dir)  # type: ignore[arg-type]
+    else:
+        found = evaluation.evaluate(of, asked.data, split, storage_path=storage_path or asked.storage_path, log_dir=log_dir)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(asdict(found), indent=1, ensure_ascii=False))
         return

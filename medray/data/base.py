@@ -86,15 +86,23 @@ class Prepared:
     @classmethod
     def of(cls, rows: Iterable[tuple[Encoded, Split, Mapping[str, str]]], fingerprint: str) -> "Prepared":
         columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        truncated: dict[str, int] = dict.fromkeys(SPLITS, 0)
         for row, split, metadata in rows:
+            truncated[split] += row.truncated
             columns["row_id"].append(row.row_id)
             columns["tokens"].append(row.tokens)
             columns["length"].append(len(row.tokens))
             columns["target"].append(row.target)
             columns["split"].append(split)
             columns["slice"].append(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False))
-        table = pa.table(columns, schema=SCHEMA.with_metadata({"fingerprint": fingerprint}))
+        table = pa.table(columns, schema=SCHEMA.with_metadata({"fingerprint": fingerprint, "truncated": json.dumps(truncated)}))
         return cls(table, fingerprint)
+
+    @property
+    def num_truncated(self) -> dict[str, int]:
+        """Rows of each split whose text was cut to fit."""
+        found: dict[str, int] = json.loads(self.table.schema.metadata[b"truncated"])
+        return found
 
     @classmethod
     def open(cls, path: Path) -> "Prepared":

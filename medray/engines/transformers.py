@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from medray.engines.base import Chunk, Sampling
+from medray.engines import _scoring
 from medray.errors import ConfigError, DataError
+from medray.generation import Chunk, Sampling
 from medray.models.batch import collate
 from medray.models.build import Built
 
+_MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
+_LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,28 +44,29 @@ class Engine:
                 found[batch] = self.model(**self._collated([inputs[at] for at in batch])).logits.float().cpu().numpy()
         return found
 
-    def score(self, prompt: str, continuations: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Prompt and continuation are tokenised apart, so that the prompt is the same tokens before each continuation."""
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """All continuations of a prompt in one pass over its tokens, prompts of similar length together."""
         self._needs_language_model("scores of continuations")
-        before = list(self.tokenizer(prompt, split_special_tokens=True)["input_ids"])
-        after = [list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) for text in continuations]
-        rows = [before + ids for ids in after]
-        if not before or not all(after):
+        if not all(map(len, prompts)) or not continuations or not all(map(len, continuations)):
             raise DataError("a prompt and its continuations need at least one token each")
-        scores = np.zeros(len(rows), dtype=np.float32)
+        scores = np.zeros((len(prompts), len(continuations)), dtype=np.float32)
+        places = _scoring.row_length((), continuations) + 1
+        most = max(1, _MOST_LOGITS // (places * self.model.config.vocab_size))
         with self._computing():
-            for batch in _batches([len(row) for row in rows], self.token_budget):
-                # Logits of the whole vocabulary are large: they are made from the prompt's last token on only.
-                longest = max(len(after[at]) for at in batch)
-                logits = self.model(**self._collated([rows[at] for at in batch]), logits_to_keep=longest + 1).logits
-                for row, at in zip(logits.float().log_softmax(-1).cpu(), batch, strict=True):
-                    scores[at] = row[torch.arange(len(after[at])), torch.tensor(after[at])].sum()
+            method = _scoring.method(self.model)
+            lengths = [_scoring.row_length(prompt, continuations) for prompt in prompts]
+            for batch in _batches(lengths, self.token_budget, most_rows=most, least_share=_LEAST_SHARE):
+                found = method(self.model, [prompts[at] for at in batch], continuations, self.tokenizer.pad_token_id)
+                scores[batch] = found.float().cpu().numpy()
         return scores
 
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[Chunk]:
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
         """One chunk a prompt, as its batch is done: transformers returns whole texts."""
         self._needs_language_model("generated text")
-        rows = [list(self.tokenizer(prompt, split_special_tokens=True)["input_ids"]) for prompt in prompts]
+        rows = [
+            list(self.tokenizer(prompt, split_special_tokens=True)["input_ids"]) if isinstance(prompt, str) else list(prompt)
+            for prompt in prompts
+        ]
         return self._generate(rows, sampling)
 
     def _generate(self, rows: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
@@ -138,11 +142,13 @@ def _seeded(seed: int | None, number: int) -> Iterator[None]:
         yield
 
 
-def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], token_budget: int, *, most_rows: int | None = None, least_share: float = 0.0) -> Iterator[list[int]]:
     """Positions, longest first, so that rows x longest stays within the budget; one row always goes."""
     batch: list[int] = []
     for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
+        longest = lengths[batch[0]] if batch else 0
+        full = (len(batch) + 1) * longest > token_budget or len(batch) == most_rows or lengths[at] < least_share * longest
+        if batch and full:
             yield batch
             batch = []
         batch.append(at)

@@ -5,20 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from medray.config import LoraConfig, ModelOptions
 from medray.errors import ArtifactError, ConfigError
 from medray.models import adapter, quantization
 from medray.models.bare import first_line, load, load_config
-from medray.models.families import Family, family_of, targets
+from medray.models.families import ENCODERS, Family, family_of, targets
 from medray.models.quiet import quiet
 from medray.models.sources import Base
 from medray.tasks.base import Head
+
+_KINDS = {"head": AutoModelForSequenceClassification, "language model": AutoModelForCausalLM}
 
 
 @dataclass
@@ -76,14 +78,16 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def check_targets(config_dir: Path, lora: LoraConfig) -> list[str]:
+def check_targets(config_dir: Path, lora: LoraConfig, needs: Literal["head", "language model"] = "head") -> list[str]:
     """Full names of what would be adapted, by the architecture alone: no weight is read. Raises what is wrong with them."""
     config = load_config(config_dir, str(config_dir))
     with torch.device("meta"):
         try:
-            bare = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+            bare = _KINDS[needs].from_config(config, trust_remote_code=False)
         except ValueError as err:
-            raise ConfigError(f"{config_dir}: model type {config.model_type!r} has no sequence classification in transformers") from err
+            raise ConfigError(f"{config_dir}: model type {config.model_type!r} has no {needs} in transformers") from err
+    if needs == "language model" and not getattr(config, "is_decoder", False) and config.model_type in ENCODERS:
+        raise ConfigError(f"{config_dir}: model type {config.model_type!r} is an encoder: this task needs a causal language model")
     return targets(family_of(bare, config.model_type), bare, lora)
 
 

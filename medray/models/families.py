@@ -47,6 +47,8 @@ FAMILIES: dict[str, Family] = {
         Family("opt", (*_QKV, "out_proj", "fc1", "fc2"), ("score",), "model.decoder.layers"),
     )
 }
+# transformers builds causal language models of these too, which see no more than what is before a token and were never trained so.
+ENCODERS = ("bert", "roberta", "distilbert", "electra")
 
 
 def family_of(model: Module, model_type: str) -> Family:

@@ -15,6 +15,7 @@ from medray.errors import ConfigError, DataError, allowed
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+NO_ANSWER = -1
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,15 @@ def check_positive(labels: Sequence[str], positive: str | None) -> None:
 def single_label(
     truth: Sequence[int], probabilities: npt.ArrayLike, predicted: Sequence[int], labels: Sequence[str], positive: str | None
 ) -> Metrics:
-    """Every row has one class; `truth` and `predicted` are positions in `labels`."""
+    """Every row has one class; `truth` and `predicted` are positions in `labels`, or `NO_ANSWER`, which is right for no row."""
     check_positive(labels, positive)
     rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     scores = _scores(probabilities, (len(rows), len(labels)))
-    one_hot = np.eye(len(labels), dtype=np.int64)
+    one_hot = np.eye(len(labels) + 1, len(labels), dtype=np.int64)  # the last row, of no answer, is all zeros
     values, per_class = _figures(one_hot[rows], scores, one_hot[answers], labels)
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(confusion, (rows, answers), 1)
+    said = answers != NO_ANSWER
+    np.add.at(confusion, (rows[said], answers[said]), 1)
     values["accuracy"] = float((rows == answers).mean())
     values["log_loss"] = float(-_log(scores[np.arange(len(rows)), rows]).mean())
     if positive is not None:

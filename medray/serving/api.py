@@ -15,18 +15,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from medray.errors import allowed
+from medray.serving import schemas
 from medray.serving.guard import Guard
-from medray.serving.schemas import (
-    ClassifyRequest,
-    ClassifyResponse,
-    ErrorBody,
-    ErrorDetail,
-    Health,
-    Limits,
-    ModelCard,
-    ModelList,
-    Refused,
-)
+from medray.serving.schemas import ROUTES, ErrorBody, ErrorDetail, Health, Limits, ModelCard, ModelList, Refused, Route
 
 log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -52,7 +43,7 @@ class Service(Protocol):
     @property
     def references(self) -> tuple[str, ...]: ...
 
-    async def classify(self, reference: str, request: ClassifyRequest) -> ClassifyResponse | Refused: ...
+    async def answer(self, reference: str, request: schemas.Request) -> schemas.Response | Refused: ...
 
     async def health(self) -> Health: ...
 
@@ -77,33 +68,44 @@ def make_api(service: Service, limits: Limits, digests: frozenset[str] | None) -
         found = await service.health()
         return found if request.state.known else Health(status=found.status)
 
-    @api.post("/v1/classify", response_model=ClassifyResponse, responses=errors)
-    @api.post("/classify", response_model=ClassifyResponse, responses=errors, include_in_schema=False)
-    async def classify(asked: ClassifyRequest, request: Request) -> Response:
-        start = time.perf_counter()
-        request_id = _request_id(request)
-        chosen = _choose(service.references, asked.model)
-        if isinstance(chosen, Refused):
-            outcome: ClassifyResponse | Refused = chosen
-        elif len(asked.inputs or ()) > limits.inputs:
-            outcome = Refused(413, "too_many_inputs", f"at most {limits.inputs} inputs are answered in one request")
-        else:
-            outcome = await service.classify(chosen, asked)
-        model = chosen if isinstance(chosen, str) else ""  # never as it was sent: every value would be a metric of its own
-        seconds = time.perf_counter() - start
-        if isinstance(outcome, Refused):
-            service.record(Event(request_id, model, outcome.status, seconds))
-            return _error(outcome, request_id)
-        labels = tuple("|".join(answer.labels) for answer in outcome.predictions)
-        service.record(Event(request_id, model, 200, seconds, outcome.release, outcome.version, labels))
-        # Already validated: letting FastAPI validate and serialise it once more costs as much as a short text.
-        return Response(outcome.model_dump_json(), media_type="application/json", headers={"x-request-id": request_id})
+    for route in ROUTES.values():
+        for number, path in enumerate(route.paths):
+            endpoint = _endpoint(service, limits, route)
+            api.add_api_route(
+                path, endpoint, methods=["POST"], response_model=route.response, responses=errors, include_in_schema=number == 0
+            )
 
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http_error)
     api.middleware("http")(_last_resort)
     api.add_middleware(Guard, body_bytes=limits.body_bytes, digests=digests)
     return api
+
+
+def _endpoint(service: Service, limits: Limits, route: Route) -> Callable[..., Awaitable[Response]]:
+    async def answer(asked: Any, request: Request) -> Response:
+        start = time.perf_counter()
+        request_id = _request_id(request)
+        chosen = _choose(service.references, asked.model)
+        if isinstance(chosen, Refused):
+            outcome: schemas.Response | Refused = chosen
+        elif len(asked.inputs or ()) > limits.inputs:
+            outcome = Refused(413, "too_many_inputs", f"at most {limits.inputs} inputs are answered in one request")
+        else:
+            outcome = await service.answer(chosen, asked)
+        model = chosen if isinstance(chosen, str) else ""  # never as it was sent: every value would be a metric of its own
+        seconds = time.perf_counter() - start
+        if isinstance(outcome, Refused):
+            service.record(Event(request_id, model, outcome.status, seconds))
+            return _error(outcome, request_id)
+        labels = tuple("|".join(found.labels) for found in outcome.predictions)
+        service.record(Event(request_id, model, 200, seconds, outcome.release, outcome.version, labels))
+        # Already validated: letting FastAPI validate and serialise it once more costs as much as a short text.
+        return Response(outcome.model_dump_json(), media_type="application/json", headers={"x-request-id": request_id})
+
+    answer.__annotations__["asked"] = route.request  # which FastAPI reads the body by
+    answer.__name__ = route.paths[-1].rpartition("/")[2]
+    return answer
 
 
 def _choose(references: tuple[str, ...], model: str | None) -> str | Refused:

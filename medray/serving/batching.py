@@ -6,7 +6,7 @@ a batch of their own would cost: nobody starves, nobody waits for a timer, and e
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from medray.engines.base import Engine
 from medray.errors import ServingError
+from medray.generation import Chunk, Sampling
 
 Floats = npt.NDArray[np.float32]
+Continuations = tuple[tuple[int, ...], ...]
 
 
 class OverloadedError(ServingError):
@@ -46,6 +48,8 @@ class _Row:
     tokens: Sequence[int]
     position: int
     asked: _Asked
+    continuations: Continuations | None = None  # to score behind these tokens; None asks for head outputs
+    length: int = 0
 
 
 class Batcher:
@@ -59,11 +63,29 @@ class Batcher:
     def logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> Floats:
         """Outputs of a request's rows, by `time.monotonic() == deadline` or not at all."""
         asked = _Asked(len(inputs))
+        return self._wait([_Row(row, position, asked, None, len(row)) for position, row in enumerate(inputs)], asked, deadline)
+
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Continuations, deadline: float) -> Floats:
+        """Scores of a request's prompts, likewise; those of requests with the same continuations are made together."""
+        asked, behind = _Asked(len(prompts)), tail_length(continuations)
+        rows = [_Row(row, position, asked, continuations, len(row) + behind) for position, row in enumerate(prompts)]
+        return self._wait(rows, asked, deadline)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, deadline: float) -> list[Chunk]:
+        """Whole texts of one request, in its turn between batches."""
+        made = self._thread.submit(lambda: list(self.engine.generate(prompts, sampling)))
+        try:
+            return made.result(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            made.cancel()
+            raise LateError("the answer was not ready in time") from None
+
+    def _wait(self, rows: list[_Row], asked: _Asked, deadline: float) -> Floats:
         with self._lock:
-            tokens = sum(len(row.tokens) for row in self._waiting) + sum(map(len, inputs))
+            tokens = sum(row.length for row in [*self._waiting, *rows])
             if tokens > self.waiting_tokens:
                 raise OverloadedError(f"{tokens} tokens would wait, at most {self.waiting_tokens} may")
-            self._waiting += [_Row(row, position, asked) for position, row in enumerate(inputs)]
+            self._waiting += rows
         self._thread.submit(self._compute)
         try:
             return asked.answer.result(timeout=max(0.0, deadline - time.monotonic()))
@@ -77,7 +99,8 @@ class Batcher:
         if not batch:
             return
         try:
-            found = self.engine.logits([row.tokens for row in batch])
+            tokens, continuations = [row.tokens for row in batch], batch[0].continuations
+            found = self.engine.logits(tokens) if continuations is None else self.engine.score(tokens, continuations)
         except Exception as err:  # whatever it is, those who wait must hear of it
             for row in batch:
                 if not row.asked.answer.done():
@@ -93,12 +116,13 @@ class Batcher:
     def _take(self) -> list[_Row]:
         if not self._waiting:
             return []
-        first = len(self._waiting[0].tokens)
-        nearest = sorted(range(len(self._waiting)), key=lambda at: abs(len(self._waiting[at].tokens) - first))
+        first = self._waiting[0]
+        alike = [at for at, row in enumerate(self._waiting) if row.continuations == first.continuations]
+        nearest = sorted(alike, key=lambda at: abs(self._waiting[at].length - first.length))
         chosen: list[int] = []
         longest = size = 0
         for at in nearest:
-            length = len(self._waiting[at].tokens)
+            length = self._waiting[at].length
             larger = (len(chosen) + 1) * max(longest, length)
             if chosen and (larger > self.token_budget or larger > size + length + self.overhead_tokens):
                 continue
@@ -135,13 +159,48 @@ class Turn:
         return self.batcher.engine.tokenizer
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
-        tokens = sum(map(len, inputs))
-        if tokens > self.max_tokens:
-            raise TooManyTokensError(f"{tokens} tokens in one request, at most {self.max_tokens} are read")
+        self._check(sum(map(len, inputs)))
         return self.batcher.logits(inputs, self.deadline)
 
-    def score(self, prompt: str, continuations: Sequence[str]) -> Floats:
-        return self.batcher.engine.score(prompt, continuations)
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
+        self._check(sum(map(len, prompts)) + len(prompts) * tail_length(continuations))
+        return self.batcher.score(prompts, tuple(map(tuple, continuations)), self.deadline)
 
-    def generate(self, prompts: Sequence[str], sampling: Any) -> Any:
-        return self.batcher.engine.generate(prompts, sampling)
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+        rows = [self.tokenizer(prompt, split_special_tokens=True)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+        self._check(sum(len(row) + sampling.max_tokens for row in rows))
+        return iter(self.batcher.generate(rows, sampling, self.deadline))
+
+    def _check(self, tokens: int) -> None:
+        if tokens > self.max_tokens:
+            raise TooManyTokensError(f"{tokens} tokens in one request, at most {self.max_tokens} are read")
+
+
+@dataclass
+class Counting:
+    """An engine that answers zeros without computing, and tells how many tokens it was asked to read."""
+
+    engine: Engine
+    num_labels: int
+    num_tokens: int = 0
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.engine.tokenizer
+
+    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
+        self.num_tokens += sum(map(len, inputs))
+        return np.zeros((len(inputs), self.num_labels), dtype=np.float32)
+
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
+        self.num_tokens += sum(map(len, prompts)) + len(prompts) * tail_length(continuations)
+        return np.zeros((len(prompts), len(continuations)), dtype=np.float32)
+
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+        self.num_tokens += sum(len(prompt) + sampling.max_tokens for prompt in prompts)
+        return iter(())
+
+
+def tail_length(continuations: Sequence[Sequence[int]]) -> int:
+    """Tokens behind each prompt; the last of a continuation is only predicted."""
+    return sum(len(ids) - 1 for ids in continuations)

@@ -1,4 +1,4 @@
-"""A published classifier ready to answer: adapter merged into the base, proven by its probe, in the faster arithmetic."""
+"""A release ready to answer: adapter merged into the base, proven by its probe, in the faster arithmetic."""
 
 import logging
 import time
@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 
 from medray.answering import calibrated
+from medray.data.base import Example
 from medray.engines.transformers import Engine
 from medray.errors import ServingError
 from medray.loading import PROBE_TEXTS, answers, prove
 from medray.models.build import Built, merge
 from medray.records import CalibrationRecord
 from medray.registry import Release
-from medray.serving.batching import Batcher, Turn
-from medray.serving.schemas import AppOptions
-from medray.tasks import classification
+from medray.serving.batching import Batcher, Counting, Turn
+from medray.serving.schemas import ROUTES, AppOptions, Request, Response, Route
+from medray.tasks.base import Task
 
 log = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -32,15 +33,19 @@ class Head:
 
     release: str
     version: int
-    task: classification.Task
+    task: Task
     batcher: Batcher
     precision: Precision
     calibration: CalibrationRecord
 
-    def answer(self, request: classification.Request, *, max_tokens: int, deadline: float) -> tuple[classification.Answer, ...]:
+    @property
+    def route(self) -> Route:
+        return ROUTES[self.task.options.name]
+
+    def answer(self, request: Request, *, max_tokens: int, deadline: float) -> Response:
         turn = Turn(self.batcher, max_tokens, deadline)
-        predictions = calibrated(self.task, self.calibration, self.task.predict(turn, self.task.examples(request)))
-        return self.task.respond(predictions).predictions
+        said = self.task.respond(calibrated(self.task, self.calibration, self.task.predict(turn, self.task.examples(request))))
+        return self.route.response.model_validate({"release": self.release, "version": self.version, **said.model_dump()})
 
 
 def open_head(release: Release, options: AppOptions, thread: Executor, *, device: str) -> Head:
@@ -71,14 +76,14 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
     return Head(release.record.name, release.record.version, task, batcher, used, release.record.calibration)
 
 
-def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, classification.Task]:
+def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, Task]:
     """Hashes, base weights and probe are compared by the load; the merged model must answer the probe as well.
 
     A 4-bit release whose merge was not measured, or changed its F1, answers unmerged.
     """
     loaded = release.load(device=device)
-    if not isinstance(loaded.task, classification.Task):
-        raise ServingError(f"{release.reference}: its task {loaded.task.options.name!r} is not one that /v1/classify answers")
+    if loaded.task.options.name not in ROUTES:
+        raise ServingError(f"{release.reference}: its task {loaded.task.options.name!r} has no route; those that have: {', '.join(ROUTES)}")
     if not release.serves_merged():
         return loaded.built, loaded.task
     built = replace(loaded.built, model=merge(loaded.built).eval())
@@ -89,35 +94,42 @@ def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, cl
 
 @dataclass(frozen=True)
 class _Timing:
-    """Seconds of a batch of a few tokens, and of one as in a busy moment."""
+    """Seconds of a batch of one short text, and of one as in a busy moment, and how many tokens more that has."""
 
     small_s: float
     full_s: float
+    tokens: int
 
     @property
     def overhead_tokens(self) -> int:
-        per_token = max(self.full_s - self.small_s, 1e-9) / _TIMED_TOKENS
+        per_token = max(self.full_s - self.small_s, 1e-9) / self.tokens
         return min(int(self.small_s / per_token), 1 << 20)
 
 
-def _time(engine: Engine, task: classification.Task, thread: Executor) -> _Timing:
+def _time(engine: Engine, task: Task, thread: Executor) -> _Timing:
     """The best of a few, so that a load beside live traffic judges as one on a quiet machine would."""
-    few = engine.tokenizer(PROBE_TEXTS[2], split_special_tokens=True)["input_ids"][:8]
-    length = max(1, task.options.max_length // 2)
-    row = (few * (length // len(few) + 1))[:length]
-    many = [row] * max(1, _TIMED_TOKENS // length)
-    seconds = [tuple(thread.submit(_seconds, engine, rows).result() for rows in ([few], many)) for _ in range(4)]
-    return _Timing(min(small for small, _ in seconds), min(full for _, full in seconds))
+    few = [Example("few", PROBE_TEXTS[2])]
+    counting = Counting(engine, len(task.labels))
+    task.predict(counting, few)
+    length, small = max(1, task.options.max_length // 2), counting.num_tokens
+    text = " ".join([PROBE_TEXTS[2]] * max(1, length // len(engine.tokenizer(PROBE_TEXTS[2])["input_ids"])))
+    many = [Example(str(number), text) for number in range(max(2, _TIMED_TOKENS // max(length, small)))]
+    task.predict(counting, many)
+    seconds = [tuple(thread.submit(_seconds, engine, task, rows).result() for rows in (few, many)) for _ in range(4)]
+    tokens = max(1, counting.num_tokens - 2 * small)
+    return _Timing(min(small_s for small_s, _ in seconds), min(full_s for _, full_s in seconds), tokens)
 
 
-def _seconds(engine: Engine, rows: Sequence[Sequence[int]]) -> float:
+def _seconds(engine: Engine, task: Task, examples: Sequence[Example]) -> float:
     start = time.perf_counter()
-    engine.logits(rows)  # its result is on the CPU, so the device has finished
+    task.predict(engine, examples)  # its result is on the CPU, so the device has finished
     return time.perf_counter() - start
 
 
 def _cast_linears(model: Any, dtype: torch.dtype) -> None:
     """What autocast would do at every call, once: the same numbers, without 4 % of the time."""
+    # An output layer that shares its weights with the embeddings stays: what flows between layers would be rounded with them.
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear) and id(module.weight) not in shared:
             module.to(dtype)

@@ -19,12 +19,12 @@ from medray.serving.process import prepare
 from medray.serving.schemas import (
     RETRY_AFTER_S,
     AppOptions,
-    ClassifyRequest,
-    ClassifyResponse,
     Health,
     Refused,
     ReleaseHealth,
     ReplicaReport,
+    Request,
+    Response,
 )
 
 audit = logging.getLogger("medray.audit")
@@ -47,7 +47,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_api(self, self.options.limits, self.digests)
 
-    async def classify(self, reference: str, request: ClassifyRequest) -> ClassifyResponse | Refused:
+    async def answer(self, reference: str, request: Request) -> Response | Refused:
         timeout_s = self.options.limits.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -59,11 +59,11 @@ class Ingress:
         except (RayActorError, DeploymentUnavailableError):
             return Refused(503, "unavailable", "no replica of this release could answer; try again later", RETRY_AFTER_S)
 
-    async def _ask(self, reference: str, request: ClassifyRequest, timeout_s: float) -> ClassifyResponse | Refused:
+    async def _ask(self, reference: str, request: Request, timeout_s: float) -> Response | Refused:
         """A prediction changes nothing, so a request whose replica died is simply asked again."""
         for attempt in range(1, _RETRIED + 1):
             try:
-                outcome: ClassifyResponse | Refused = await self.heads[reference].classify.remote(request, timeout_s)
+                outcome: Response | Refused = await self.heads[reference].answer.remote(request, timeout_s)
                 return outcome
             except RayActorError:
                 if attempt == _RETRIED:

@@ -15,7 +15,7 @@ from medray.serving.batching import LateError, OverloadedError, TooManyTokensErr
 from medray.serving.follow import Follower
 from medray.serving.head import Head, open_head
 from medray.serving.process import prepare
-from medray.serving.schemas import RETRY_AFTER_S, AppOptions, ClassifyRequest, ClassifyResponse, Refused, ReplicaReport
+from medray.serving.schemas import RETRY_AFTER_S, AppOptions, Refused, ReplicaReport, Request, Response
 
 
 class HeadReplica:
@@ -42,14 +42,16 @@ class HeadReplica:
         self.gauge.set(head.version)
         return head
 
-    async def classify(self, request: ClassifyRequest, timeout_s: float) -> ClassifyResponse | Refused:
+    async def answer(self, request: Request, timeout_s: float) -> Response | Refused:
         deadline = time.monotonic() + timeout_s
         return await asyncio.get_running_loop().run_in_executor(self.requests, self._answer, request, deadline)
 
-    def _answer(self, request: ClassifyRequest, deadline: float) -> ClassifyResponse | Refused:
+    def _answer(self, request: Request, deadline: float) -> Response | Refused:
         head = self.follower.model
+        if not isinstance(request, head.route.request):
+            return Refused(400, "wrong_route", f"{head.release} is asked at {head.route.paths[0]}")
         try:
-            predictions = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
+            return head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
         except DataError:  # the only one that a text can cause; its message counts rows of a batch, which the sender cannot see
             return Refused(422, "invalid_request", "a text holds no token that the model could read")
         except TooManyTokensError as err:
@@ -58,7 +60,6 @@ class HeadReplica:
             return Refused(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
         except LateError:
             return Refused(504, "deadline_exceeded", "the answer was not ready in time")
-        return ClassifyResponse(release=head.release, version=head.version, predictions=predictions)
 
     async def report(self) -> ReplicaReport:
         following, head = self.follower, self.follower.model

@@ -6,10 +6,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from medray.schema import Section
-from medray.tasks import classification
+from medray.tasks import choice, classification
 from medray.tasks.classification import Answer
 
 RETRY_AFTER_S = 1
+_MODEL = "the release that answers; may be left out where one is served"
 
 
 class Limits(Section):
@@ -56,13 +57,41 @@ class AppOptions(Section):
 
 
 class ClassifyRequest(classification.Request):
-    model: str | None = Field(None, description="the release that answers; may be left out where one is served")
+    model: str | None = Field(None, description=_MODEL)
 
 
 class ClassifyResponse(Section):
     release: str
     version: int
     predictions: tuple[Answer, ...]
+
+
+class ChooseRequest(choice.Request):
+    model: str | None = Field(None, description=_MODEL)
+
+
+class ChooseResponse(choice.Response):
+    release: str
+    version: int
+
+
+Request = ClassifyRequest | ChooseRequest
+Response = ClassifyResponse | ChooseResponse
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where releases of a task are asked, and in which form: the task's own, with the release."""
+
+    paths: tuple[str, ...]
+    request: type[Request]
+    response: type[Response]
+
+
+ROUTES = {
+    "choice": Route(choice.PATHS, ChooseRequest, ChooseResponse),
+    "classification": Route(classification.PATHS, ClassifyRequest, ClassifyResponse),
+}
 
 
 @dataclass(frozen=True)

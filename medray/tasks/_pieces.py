@@ -23,7 +23,7 @@ def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep,
     """Pieces of at most `max_length` tokens; with an `overlap` windows, without one what `keep` says."""
     if not texts:
         return []
-    length = _readable(max_length, tokenizer)
+    length = readable(max_length, tokenizer)
     # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" is text, and must not end the sequence.
     # Special tokens are added before cutting and told apart by the mask, because transformers 5 has no way to add them to ids.
     encoded = tokenizer(
@@ -42,12 +42,12 @@ def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep,
         before, body, after = _parts(ids, mask)
         room = length - len(before) - len(after)
         _check_room(room, overlap, length)
-        bodies = [_cut(body, room, keep)] if overlap is None else _windows(body, room, overlap)
+        bodies = [cut(body, room, keep)] if overlap is None else _windows(body, room, overlap)
         found.append(Pieces([(*before, *part, *after) for part in bodies], truncated=overlap is None))
     return found
 
 
-def _readable(max_length: int, tokenizer: Any) -> int:
+def readable(max_length: int, tokenizer: Any) -> int:
     """The tokenizer knows how many positions its model has (or says 1e30); more would fail inside the model."""
     limit = int(tokenizer.model_max_length)
     if 0 < limit < max_length:
@@ -69,7 +69,8 @@ def _parts(ids: Ids, mask: Ids) -> tuple[Ids, Ids, Ids]:
     return ids[:start], ids[start:end], ids[end:]
 
 
-def _cut(body: Ids, room: int, keep: Keep) -> Ids:
+def cut(body: Ids, room: int, keep: Keep) -> Ids:
+    """As much of a text as there is room for."""
     head = {"start": room, "end": 0, "both": (room + 1) // 2}[keep]
     return body[:head] + body[len(body) - (room - head) :]
 

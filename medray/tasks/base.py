@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,15 @@ class Prediction:
     abstained: bool = False  # less sure than the release's threshold
 
 
+class TaskOptions(PluginOptions):
+    NEEDS: ClassVar[Literal["head", "language model"]] = "head"  # what is asked of a base, known before its data is read
+
+
 class Task(Protocol):
-    """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`."""
+    """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`.
+
+    One that is served says at which `PATHS`, and has a `Request` and a `Response`.
+    """
 
     @property
     def options(self) -> Any: ...
@@ -73,11 +80,19 @@ class Task(Protocol):
         """What `loss` reads of a micro-batch beside `weights` (float, per row, which the loop adds)."""
         ...
 
+    def answer_lengths(self, targets: Sequence[tuple[int, ...]]) -> list[int] | None:
+        """Of a language model's rows, how many tokens at the end are the answer: logits are made for these alone. None with a head."""
+        ...
+
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
         """Per row (weighted sum, weight): never a mean, which micro-batching would change."""
         ...
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]: ...
+
+    def probe(self, engine: "Engine", examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+        """What the model says to examples, before anything is decided: a row of figures each, the same after every reload."""
+        ...
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
         """The task with what is fitted on validation (thresholds); itself where there is nothing to fit."""
@@ -96,6 +111,16 @@ class Task(Protocol):
         ...
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
+
+    def examples(self, request: Any) -> list[Example]:
+        """What an HTTP request asks, one example an answer."""
+        ...
+
+    def respond(self, predictions: Sequence[Prediction]) -> Any: ...
+
+
+def needs_of(options: PluginOptions) -> Literal["head", "language model"]:
+    return options.NEEDS if isinstance(options, TaskOptions) else "head"
 
 
 def fit(options: PluginOptions, examples: Sequence[Example]) -> Task:

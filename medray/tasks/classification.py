@@ -10,12 +10,13 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.data.base import Encoded, Example
-from medray.errors import ConfigError, DataError, allowed
-from medray.schema import PluginOptions, Section
+from medray.errors import DataError
+from medray.schema import Section
 from medray.selection import metrics, thresholds
 from medray.selection.statistics import Answers
+from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
 from medray.tasks._pieces import Keep, pieces
-from medray.tasks.base import Head, Prediction
+from medray.tasks.base import Head, Prediction, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from medray.engines.base import Engine
 
 Floats = npt.NDArray[np.float64]
+PATHS = ("/v1/classify", "/classify")
+_OR_SEVERAL = ", unless task.multi_label is true"
 
 
-class Options(PluginOptions):
+class Options(TaskOptions):
     FIXED = ("name", "metric", "positive_label", "multi_label")
     name: Literal["classification"]
     positive_label: str | None = Field(None, description="of exactly two labels, the one that the binary figures are about")
@@ -35,7 +38,7 @@ class Options(PluginOptions):
     long_texts: Literal["truncate", "windows"] = "truncate"
     keep: Keep = Field("start", description="the part of a long text that truncation keeps")
     window_overlap: int = Field(64, ge=0, description="tokens that neighbouring windows share")
-    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
+    class_weights: ClassWeights = Field(
         "none", description="weight of a training row by its label; balanced gives every class the same sum, a label not named has 1"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -96,18 +99,13 @@ class Task:
     @classmethod
     def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
         if not options.multi_label:
-            _check_one_label(examples)
+            check_one_label(examples, _OR_SEVERAL)
         labels = tuple(sorted({label for example in examples for label in example.labels}))
         if len(labels) < (1 if options.multi_label else 2):
             raise DataError(f"{len(examples)} examples have {len(labels)} labels ({', '.join(labels)}); a classifier needs at least two")
         if not options.multi_label:
             metrics.check_positive(labels, options.positive_label)
-        choices = metrics.names(options.multi_label, binary=len(labels) == 2)
-        if options.metric not in choices:
-            raise ConfigError(f"task.metric: {options.metric!r} is no figure of this task; {allowed(options.metric, choices)}")
-        for label in options.class_weights if isinstance(options.class_weights, dict) else ():
-            if label not in labels:
-                raise ConfigError(f"task.class_weights: {label!r} is not a label; {allowed(label, labels)}")
+        check_options(labels, metric=options.metric, class_weights=options.class_weights, multi_label=options.multi_label)
         return cls(options, labels)
 
     @classmethod
@@ -130,7 +128,7 @@ class Task:
         for example, text in zip(examples, found, strict=True):
             if not text.tokens[0]:
                 raise DataError(f"{example.where or example.id}: there is no token in the text")
-            target = self._target(example)
+            target = places(example, self.labels)
             rows += [Encoded(example.id, tokens, target, text.truncated) for tokens in text.tokens]
         return rows
 
@@ -141,7 +139,7 @@ class Task:
         if self.options.multi_label:
             return 1 / windows
         classes = np.array([target[0] for target in targets], dtype=np.int64)
-        return self._class_weights(classes, windows)[classes] / windows
+        return weights_of(self.options.class_weights, self.labels, classes, 1 / windows)[classes] / windows
 
     def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
         import torch
@@ -152,6 +150,9 @@ class Task:
         for row, target in enumerate(targets):
             active[row, list(target)] = 1
         return {"targets": active}
+
+    def answer_lengths(self, targets: Sequence[tuple[int, ...]]) -> None:
+        return None
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
         import torch.nn.functional as F
@@ -181,13 +182,17 @@ class Task:
         answers = (Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, probabilities, strict=True))
         return self.decide(list(answers))
 
+    def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
+        rows = {row.row_id: row for row in reversed(self.encode(examples, engine.tokenizer))}
+        return engine.logits([rows[example.id].tokens for example in examples]).astype(np.float64)
+
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:
-            truth = self._indicators([example.labels for example in examples])
+            truth = indicators([example.labels for example in examples], self.labels)
             return replace(self, thresholds=tuple(metrics.thresholds(truth, probabilities)))
         if self.options.class_thresholds:
-            classes = np.array([self._target(example)[0] for example in examples])
+            classes = np.array([places(example, self.labels)[0] for example in examples])
             return replace(self, thresholds=thresholds.fit(classes, probabilities))
         return self
 
@@ -195,21 +200,21 @@ class Task:
         return [replace(row, labels=self._decision(row.probabilities)) for row in predictions]
 
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
-        return self._indicators([example.labels for example in examples]).astype(np.bool_)
+        return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
         positive = self.options.positive_label
-        predicted = self._indicators([row.labels for row in predictions]).astype(np.bool_)
+        predicted = indicators([row.labels for row in predictions], self.labels).astype(np.bool_)
         return Answers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:
-            truth, predicted = (self._indicators([row.labels for row in rows]) for rows in (examples, predictions))
+            truth, predicted = (indicators([row.labels for row in rows], self.labels) for rows in (examples, predictions))
             return metrics.multi_label(truth, probabilities, predicted, self.labels)
-        _check_one_label(examples)
-        classes = [self._target(example)[0] for example in examples]
+        check_one_label(examples, _OR_SEVERAL)
+        classes = [places(example, self.labels)[0] for example in examples]
         answers = [self.labels.index(row.labels[0]) for row in predictions]
         return metrics.single_label(classes, probabilities, answers, self.labels, self.options.positive_label)
 
@@ -230,23 +235,6 @@ class Task:
             probabilities=dict(zip(self.labels, row.probabilities, strict=True)),
         )
 
-    def _target(self, example: Example) -> tuple[int, ...]:
-        for label in example.labels:
-            if label not in self.labels:
-                raise DataError(f"{example.where or example.id}: label {label!r} is not the task's; {allowed(label, self.labels)}")
-        return tuple(sorted({self.labels.index(label) for label in example.labels}))
-
-    def _class_weights(self, classes: npt.NDArray[np.int64], windows: Floats) -> Floats:
-        chosen = self.options.class_weights
-        if isinstance(chosen, dict):
-            return np.array([chosen.get(label, 1.0) for label in self.labels])
-        if chosen == "none":
-            return np.ones(len(self.labels))
-        examples = np.bincount(classes, weights=1 / windows, minlength=len(self.labels))
-        # A class without training rows weighs nothing and is looked up by none; the split refuses that case anyway.
-        weights: Floats = np.divide(examples.sum(), len(self.labels) * examples, out=np.zeros(len(examples)), where=examples > 0)
-        return weights
-
     def _probabilities(self, logits: Floats) -> Floats:
         # Logarithm of the denominator: of all classes, or for multi-label of yes and no.
         total = np.logaddexp(0, logits) if self.options.multi_label else np.logaddexp.reduce(logits, axis=1, keepdims=True)
@@ -259,13 +247,3 @@ class Task:
             return (self.labels[int(np.argmax(scores))],)
         limits = self.thresholds or (0.5,) * len(self.labels)
         return tuple(label for label, value, limit in zip(self.labels, probabilities, limits, strict=True) if value >= limit)
-
-    def _indicators(self, rows: Sequence[tuple[str, ...]]) -> npt.NDArray[np.int64]:
-        return np.array([[int(label in row) for label in self.labels] for row in rows], dtype=np.int64)
-
-
-def _check_one_label(examples: Sequence[Example]) -> None:
-    for example in examples:
-        if len(example.labels) != 1:
-            found = ", ".join(example.labels) or "none"
-            raise DataError(f"{example.where or example.id}: labels {found}: a row needs exactly one, unless task.multi_label is true")

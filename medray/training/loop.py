@@ -18,6 +18,7 @@ from medray.data.base import Rows
 from medray.errors import TrialError
 from medray.models.batch import collate
 from medray.models.families import Side
+from medray.models.places import answer_places, logits_at
 from medray.tasks.base import Task
 from medray.training.plan import MicroBatch, Step, plan
 from medray.training.precision import Precision, arithmetic
@@ -177,11 +178,18 @@ class Loop:
 
     def loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         inputs = collate([self.rows.tokens(row) for row in batch.rows], self.pad_id, side=self.padding_side)
-        targets = self.task.tensors([self.rows.target(row) for row in batch.rows])
+        held = [self.rows.target(row) for row in batch.rows]
+        targets, answers = self.task.tensors(held), self.task.answer_lengths(held)
         weights = torch.from_numpy(self.weights[list(batch.rows)]).float()
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in {**inputs, **targets, "weights": weights}.items()}
-        outputs = self.model(**{name: moved[name] for name in inputs})
-        return self.task.loss(outputs, moved)
+        read = {name: moved[name] for name in inputs}
+        if answers is None:
+            return self.task.loss(self.model(**read), moved)
+        lengths = [int(self.rows.lengths[row]) for row in batch.rows]
+        rows, places = answer_places(lengths, answers, inputs["input_ids"].shape[1], left=self.padding_side == "left")
+        wanted = inputs["input_ids"][rows, [place + 1 for place in places]]
+        moved |= {"answer_rows": torch.tensor(rows, device=self.device), "answer_tokens": wanted.to(self.device)}
+        return self.task.loss(logits_at(self.model, read, rows, places), moved)
 
     def _halve_budget(self, batches: Sequence[MicroBatch], err: BaseException) -> None:
         if all(len(batch.rows) == 1 for batch in batches):

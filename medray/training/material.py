@@ -4,6 +4,7 @@ It holds no labels of test rows: what a trial cannot read, it cannot train on.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.models.sources import Base
 from medray.tasks.base import Task, restore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def gather(
             tokenizer.backend_tokenizer.to_str(),
             str(tokenizer.model_max_length),
             checkpoint.versions()["tokenizers"],
+            "truncations counted",  # tables of an earlier medray do not say them
         ]
     )
     table = cache_dir / f"{fingerprint[:32]}.arrow"
@@ -60,6 +64,11 @@ def gather(
         half.replace(table)
     prepared = Prepared.open(table)
     _check_sides(prepared, dataset)
+    cut = prepared.num_truncated
+    if any(cut.values()):
+        log.warning(
+            "%s: texts were cut to fit task.max_length: %s", base.source, ", ".join(f"{split} {number}" for split, number in cut.items())
+        )
     audit = look(dataset, task, base.source, tokenizer)
     on_audit(audit)
     described = {
@@ -69,7 +78,7 @@ def gather(
         "validation": [asdict(example) for example in dataset.validation],
         "data_fingerprint": dataset.fingerprint,
         "split_fingerprint": dataset.split_fingerprint,
-        "audit": audit.as_dict(),
+        "audit": audit.as_dict() | {"truncated": cut},
     }
     content = json.dumps(described, ensure_ascii=False)
     path = cache_dir / f"{storage.hash_text([content])[:32]}.json"

@@ -4,11 +4,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medray import answering
-from medray.config import CalibrationConfig
+from medray.config import CalibrationConfig, TrialConfig
 from medray.data.base import Example
 from medray.data.dataset import Dataset
 from medray.selection import leaderboard, references
@@ -16,7 +17,7 @@ from medray.selection.analysis import ModelAnalysis
 from medray.selection.leaderboard import Entry, Judged
 from medray.selection.references import Reference
 from medray.selection.slices import Slicer
-from medray.tasks.base import Prediction, Task
+from medray.tasks.base import Prediction, Task, restore
 from medray.tuning.placement import Placement
 
 
@@ -59,10 +60,13 @@ def judge(
     *,
     calibration: CalibrationConfig,
     caller: str,
+    bases: Sequence[TrialConfig] = (),
 ) -> Verdict:
+    """`bases` are asked untuned as well, where the task can ask a model without training."""
     rows = dataset.unlabelled_test()
     answered = _finalists(finalists, rows, dataset.validation, placement)
     compared = [_reference(found, task, dataset, rows) for found in _references(task, dataset)]
+    compared += _untuned(bases, task, rows, dataset.validation, placement)
     opened = dataset.open_test(log_dir, caller)
 
     def scored(found: Answered) -> Judged:
@@ -117,6 +121,41 @@ def predict(checkpoint: str, rows: list[Example], validation: list[Example], num
     seconds = time.perf_counter() - start
     is_exact = loaded.manifest.quantization == "none"
     return Said(loaded.task, predictions, seconds, None if is_exact else loaded.task.predict(merged(loaded), validation))
+
+
+def _untuned(
+    bases: Sequence[TrialConfig], task: Task, rows: list[Example], validation: list[Example], placement: Placement
+) -> list[Answered]:
+    """Each base model before training, by its own settings of the task."""
+    import ray
+
+    if task.head() is not None:
+        return []
+    ask = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_calls=1)(predict_untuned)
+    threads = int(placement.cpus) or 1
+    answers = ray.get([ask.remote(config.model_dump(mode="json"), task.state(), rows, validation, threads) for config in bases])
+    found = []
+    for config, (said, on_validation) in zip(bases, answers, strict=True):
+        entry = Entry(name=f"{config.model.source}, untuned", kind="reference", base_model=config.model.source)
+        found.append(Answered(entry, said.task, on_validation, said.test, 1000 * said.seconds / len(rows)))
+    return found
+
+
+def predict_untuned(
+    config: dict[str, Any], state: dict[str, Any], rows: list[Example], validation: list[Example], num_threads: int
+) -> tuple[Said, list[Prediction]]:
+    import torch
+
+    from medray.loading import untuned
+
+    torch.set_num_threads(num_threads)
+    trial = TrialConfig.model_validate(config)
+    task = restore(trial.task.model_dump(mode="json"), state)
+    engine = untuned(trial, device="cuda" if torch.cuda.is_available() else "cpu")
+    start = time.perf_counter()
+    predictions = task.predict(engine, rows)
+    seconds = time.perf_counter() - start
+    return Said(task, predictions, seconds, None), task.predict(engine, validation)
 
 
 def _references(task: Task, dataset: Dataset) -> list[Reference]:

@@ -10,6 +10,7 @@ from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.models import quantization, sources
 from medray.models.build import check_targets
 from medray.store import open_store
+from medray.tasks.base import needs_of
 from medray.tuning.runs import study_dir
 
 
@@ -52,7 +53,7 @@ def _base(study: StudyConfig, base: BaseModelConfig) -> list[str]:
     found = list(dict.fromkeys(sentence for trial in [config, *searched] for sentence in quantization.check(trial.model)))
     found += plugins.find("training.strategies", config.train.strategy).lacking()
     try:
-        check_targets(sources.config_dir(config.model.source, config.model.revision), config.lora)
+        check_targets(sources.config_dir(config.model.source, config.model.revision), config.lora, needs_of(config.task))
     except (ArtifactError, ConfigError) as err:
         found.append(str(err))
     return found

@@ -93,7 +93,8 @@ def _search(
         raise TrialError(f"study {study.name}: nothing to rank: {errors}")
     largest = max(placements, key=lambda found: (found.gpus, found.cpus))
     log_dir, caller = here.storage_dir / "test_log", f"study {study.name}"
-    verdict = judge(chosen, task, dataset, largest, log_dir, calibration=study.calibration, caller=caller)
+    bases = [study.trial(base) for base in study.base_models]
+    verdict = judge(chosen, task, dataset, largest, log_dir, calibration=study.calibration, caller=caller, bases=bases)
     board = leaderboard.conclude(study.name, search.metric, entries, verdict.candidates, verdict.references, verdict.num_openings)
     models = sorted(verdict.analyses, key=lambda found: found.name != board.winner)
     return board, Analysis(study.name, task.labels, is_multi_label(task), board.winner, tuple(models))

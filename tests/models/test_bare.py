@@ -152,7 +152,7 @@ def test_without_an_adapter_the_base_is_as_it_is(tmp_path: Path) -> None:
     built = make(tiny.base(tmp_path, "llama"), head=None, lora=None)
     assert built.num_trainable == 0
     assert built.num_parameters == sum(parameter.numel() for parameter in built.model.parameters())
-    assert Engine(built, precision="fp32", token_budget=100).score("tumour", ["fever"]).shape == (1,)
+    assert Engine(built, precision="fp32", token_budget=100).score([[5]], [[6], [7]]).shape == (1, 2)
     with pytest.raises(ConfigError, match="without an adapter"):
         save(built, tmp_path / "saved")
 

@@ -156,5 +156,6 @@ def test_the_starter_decoder_is_converted_once_and_says_it_came_from_4_bits(tmp_
     assert built.tokenizer.pad_token == built.tokenizer.eos_token == "<|im_end|>"
     assert built.tokenizer.model_max_length == config["max_position_embeddings"]
     assert "<|im_start|>" in built.tokenizer.chat_template
-    paris, cheese = Engine(built, precision="fp32", token_budget=200).score("The capital of France is", [" Paris", " cheese"])
+    prompt, *words = (built.tokenizer(text)["input_ids"] for text in ("The capital of France is", " Paris", " cheese"))
+    ((paris, cheese),) = Engine(built, precision="fp32", token_budget=200).score([prompt], words)
     assert paris > cheese + 2

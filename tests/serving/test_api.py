@@ -11,7 +11,20 @@ from medray.errors import ConfigError, ServingError
 from medray.serving import keys
 from medray.serving.addresses import check_address
 from medray.serving.api import Event, make_api
-from medray.serving.schemas import Answer, ClassifyRequest, ClassifyResponse, Health, Limits, Refused, ReleaseHealth, ReplicaReport
+from medray.serving.schemas import (
+    Answer,
+    ChooseRequest,
+    ChooseResponse,
+    ClassifyResponse,
+    Health,
+    Limits,
+    Refused,
+    ReleaseHealth,
+    ReplicaReport,
+    Request,
+    Response,
+)
+from medray.tasks import choice
 
 SECRET = "patient Jane Roe has a tumour"
 
@@ -20,16 +33,21 @@ class Service:
     def __init__(self, *references: str) -> None:
         self.references = references or ("cancer@best",)
         self.events: list[Event] = []
-        self.asked: list[tuple[str, ClassifyRequest]] = []
+        self.asked: list[tuple[str, Request]] = []
         self.refused: Refused | None = None
         self.broken = False
 
-    async def classify(self, reference: str, request: ClassifyRequest) -> ClassifyResponse | Refused:
+    async def answer(self, reference: str, request: Request) -> Response | Refused:
         self.asked.append((reference, request))
         if self.broken:
             raise ValueError(SECRET)
         if self.refused:
             return self.refused
+        if isinstance(request, ChooseRequest):
+            chosen = choice.Answer(
+                label="no", labels=("no",), confidence=0.75, ranked=("no", "yes"), probabilities={"no": 0.75, "yes": 0.25}
+            )
+            return ChooseResponse(release="triage", version=2, predictions=(chosen,))
         answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
         return ClassifyResponse(release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,)))
 
@@ -59,6 +77,22 @@ def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_pro
     }
     assert len(http.post("/v1/classify", json={"inputs": ["a", "b", "c"]}).json()["predictions"]) == 3
     assert [event.labels for event in service.events] == [("yes",), ("yes",) * 3]
+
+
+def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disclaimer() -> None:
+    service = Service()
+    answer = client(service).post("/v1/choose", json={"text": "a"})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "release": "triage",
+        "version": 2,
+        "predictions": [
+            {"label": "no", "labels": ["no"], "confidence": 0.75, "ranked": ["no", "yes"], "probabilities": {"no": 0.75, "yes": 0.25}}
+        ],
+        "disclaimer": choice.DISCLAIMER,
+    }
+    assert isinstance(service.asked[0][1], ChooseRequest)
+    assert client(service).post("/v1/choose", json={"question": "a"}).status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -155,7 +189,7 @@ def test_models_docs_and_the_root_are_there() -> None:
     assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["cancer@best", "findings@2"]
     assert http.get("/docs").status_code == 200
     schema = http.get("/openapi.json").json()
-    assert {"ClassifyRequest", "ClassifyResponse", "ErrorBody"} <= schema["components"]["schemas"].keys()
+    assert {"ClassifyRequest", "ClassifyResponse", "ChooseRequest", "ChooseResponse", "ErrorBody"} <= schema["components"]["schemas"].keys()
     assert http.get("/").json()["models"] == ["cancer@best", "findings@2"]
     assert http.get("/nowhere").json()["error"]["type"] == "not_found"
     assert http.get("/classify").json()["error"]["type"] == "method_not_allowed"

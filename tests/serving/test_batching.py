@@ -141,3 +141,32 @@ def test_a_request_over_its_token_limit_is_refused_before_it_waits() -> None:
         with pytest.raises(TooManyTokensError, match="12 tokens in one request, at most 10"):
             Turn(made, 10, later()).logits([[1] * 6, [1] * 6])
         assert not made._waiting
+
+
+class Scorer(Echo):
+    """Scores a prompt by its first token and the number of continuations."""
+
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> np.ndarray:
+        self.go.wait(10)
+        self.batches.append([len(continuations), *map(len, prompts)])
+        return np.array([[row[0]] * len(continuations) for row in prompts], dtype=np.float32)
+
+
+def test_prompts_with_the_same_continuations_are_scored_together_and_others_apart() -> None:
+    engine, two, three = Scorer(), ((1, 2), (3,)), ((1, 2), (3,), (4,))
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(4) as clients:
+        engine.go.clear()
+        blocker = thread.submit(engine.go.wait, 10)
+        made = batcher(engine, thread)
+        turn = Turn(made, max_tokens=100, deadline=later())
+        answers = [clients.submit(turn.score, [[number] * 5], behind) for number, behind in enumerate([two, three, two])]
+        answers.append(clients.submit(turn.logits, [[9] * 5]))
+        while len(made._waiting) < 4:
+            time.sleep(0.001)
+        engine.go.set()
+        blocker.result()
+        found = [answer.result(timeout=10).tolist() for answer in answers]
+    assert found == [[[0, 0]], [[1, 1, 1]], [[2, 2]], [[9, 5]]]
+    assert sorted(engine.batches) == [[2, 5, 5], [3, 5], [5]]
+    with pytest.raises(TooManyTokensError, match="11 tokens"):  # the continuation's last token is only predicted
+        Turn(made, max_tokens=10, deadline=later()).score([[1] * 10], two)

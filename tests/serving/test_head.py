@@ -11,8 +11,9 @@ from peft import PeftModel
 from medray.prediction import Model
 from medray.records import MergeRecord
 from medray.registry import Registry
+from medray.serving.batching import LateError, TooManyTokensError
 from medray.serving.head import open_head
-from medray.serving.schemas import AppOptions, ClassifyRequest
+from medray.serving.schemas import AppOptions, ChooseRequest, ClassifyRequest
 
 TEXTS = ("tumour in the lung", "fever after infection")
 
@@ -35,8 +36,32 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
     options = AppOptions(releases=("cancer",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, options, thread, device="cpu")
-        found = head.answer(ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30)
+        found = head.answer(ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30).predictions
     assert isinstance(head.batcher.engine.built.model, PeftModel) != is_merged
     for answer, wanted in zip(found, Model(release.reference, release.load()).predict(TEXTS), strict=True):
         assert answer.labels == wanted.labels
         assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+
+
+@pytest.mark.parametrize("decoding", ["score", "generate"])
+def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(tmp_path: Path, decoding: str) -> None:
+    asked = tiny.choice_study(tmp_path, f"task.decoding={decoding}", "train.epochs=4", family="phi", num_rows=120)
+    release = Registry(str(tmp_path / "runs")).publish(tiny.trial(asked, tmp_path).run().checkpoint, "triage")
+    wanted = Model(release.reference, release.load()).predict(texts := [f"{text} {number}" for number, text in enumerate(TEXTS * 8)])
+    options = AppOptions(releases=("triage",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
+        head = open_head(release, options, thread, device="cpu")
+        assert head.route.paths == ("/v1/choose",)
+        end = time.monotonic() + 30
+        together = list(clients.map(lambda text: head.answer(ChooseRequest(text=text), max_tokens=1000, deadline=end), texts))
+        with pytest.raises(TooManyTokensError):
+            head.answer(ChooseRequest(inputs=tuple(texts)), max_tokens=20, deadline=end)
+        with pytest.raises(LateError):
+            head.answer(ChooseRequest(text=texts[0]), max_tokens=1000, deadline=time.monotonic() - 1)
+    for response, expected in zip(together, wanted, strict=True):
+        (answer,) = response.predictions
+        assert (response.release, response.version) == ("triage", 1)
+        assert "not a medical device" in response.disclaimer
+        assert answer.labels == expected.labels
+        assert list(answer.probabilities.values()) == pytest.approx(expected.probabilities, abs=1e-3)
+        assert [answer.probabilities[label] for label in answer.ranked] == sorted(answer.probabilities.values(), reverse=True)

@@ -1,15 +1,16 @@
 """What the readers share: text decoding and label checks whose errors name file and line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medray import storage
 from medray.data.base import Example
+from medray.data.template import Template, check_no_answer
 from medray.errors import DataError, allowed
 from medray.schema import PluginOptions
 
@@ -25,6 +26,38 @@ class Layout:
 class FormatOptions(PluginOptions):
     path: str = Field(description="file or folder, from the current directory")
     labels: tuple[str, ...] | None = Field(None, description="the labels there may be; any other is an error")
+
+
+class ColumnOptions(FormatOptions):
+    """Where the text comes from, in formats whose columns have names."""
+
+    text: tuple[str, ...] = Field(("text",), min_length=1, description="columns that make the text, joined by a blank")
+    template: str | None = Field(None, description="instead of `text`: the text, with columns named in braces: 'Question: {question}'")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.template is not None and "text" in self.model_fields_set:
+            raise ValueError(f"text {', '.join(self.text)} and template {self.template!r}: give one of the two")
+        if self.template is not None and not Template.parse(self.template).names:
+            raise ValueError(f"template {self.template!r}: names no column, so all texts would be the same")
+        check_no_answer(self.text_columns)
+        return self
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return self.text if self.template is None else Template.parse(self.template).names
+
+    def text_of(self, values: Mapping[str, str]) -> str:
+        """The text, from stripped values."""
+        if self.template is None:
+            return " ".join(filter(None, (values[column] for column in self.text)))
+        return Template.parse(self.template).render(values) if any(values.values()) else ""
+
+    def written_column(self) -> str:
+        """The column that a text is written to."""
+        if self.template is not None:
+            raise DataError(f"{self.path}: a text cannot be taken apart into the columns of {self.template!r}; give text=[COLUMN] to write")
+        return self.text[-1]
 
 
 def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from medray.data.base import Example
 from medray.data.formats.base import (
-    FormatOptions,
+    ColumnOptions,
     Layout,
     check_id,
     check_label,
@@ -26,9 +26,8 @@ from medray.errors import DataError
 _BY_ENDING = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 
 
-class Options(FormatOptions):
+class Options(ColumnOptions):
     name: Literal["delimited"]
-    text: tuple[str, ...] = Field(("text",), min_length=1, description="columns that make the text, joined by a blank")
     label: str | None = Field("label", description="column of the label; null for unlabelled rows")
     label_separator: str | None = Field(None, min_length=1, description="splits the label column into several labels")
     id: str | None = Field(None, description="column of the row's id; the row's number where not given")
@@ -59,10 +58,10 @@ def write(examples: Iterable[Example], options: Options) -> None:
     """Ids, labels and sides get a column even where the options name none, so that nothing is lost."""
     path = Path(options.path)
     refuse_existing(path)
-    rows = list(examples)
+    rows, column = list(examples), options.written_column()
     label = options.label or ("label" if any(example.labels for example in rows) else None)
     split = options.split or ("split" if any(example.split for example in rows) else None)
-    named = [name for name in (options.id or "id", options.text[-1], label, split) if name]
+    named = [name for name in (options.id or "id", column, label, split) if name]
     header = [*named, *sorted({key for example in rows for key in example.metadata})]
     if len(set(header)) != len(header):
         raise DataError(f"{path}: two columns would have one name: {', '.join(header)}")
@@ -74,7 +73,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
     if options.columns is None:
         writer.writeheader()
     for example in rows:
-        values = {**example.metadata, options.id or "id": example.id, options.text[-1]: example.text}
+        values = {**example.metadata, options.id or "id": example.id, column: example.text}
         values |= {label: _join(example, options)} if label else {}
         writer.writerow(values | ({split: example.split or ""} if split else {}))
     publish(path, content.getvalue())
@@ -129,7 +128,9 @@ def _wrong_columns(columns: list[str], options: Options) -> list[str]:
 
 def _wanted(options: Options) -> dict[str, str]:
     named = {"label": options.label, "id": options.id, "split": options.split}
-    return {f"text.{number}": column for number, column in enumerate(options.text)} | {key: value for key, value in named.items() if value}
+    return {f"text.{number}": column for number, column in enumerate(options.text_columns)} | {
+        key: value for key, value in named.items() if value
+    }
 
 
 def _example(number: int, row: list[str], columns: list[str], options: Options, where: str) -> Example:
@@ -143,7 +144,7 @@ def _example(number: int, row: list[str], columns: list[str], options: Options, 
         labels = tuple(dict.fromkeys(check_label(label.strip(), options.labels, where) for label in found if label.strip() or not several))
     used = set(_wanted(options).values())
     metadata = {key: value for key, value in values.items() if key and value.strip() and key not in used}
-    text = " ".join(filter(None, (values[column].strip() for column in options.text)))
+    text = options.text_of({column: values[column].strip() for column in options.text_columns})
     split = values[options.split].strip() or None if options.split else None
     row_id = check_id(values[options.id].strip(), where) if options.id else str(number)
     return Example(row_id, text, labels, split, metadata, where)

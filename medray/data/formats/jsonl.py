@@ -9,7 +9,7 @@ from pydantic import Field
 
 from medray.data.base import Example
 from medray.data.formats.base import (
-    FormatOptions,
+    ColumnOptions,
     Layout,
     as_text,
     check_id,
@@ -24,9 +24,8 @@ from medray.data.formats.base import (
 from medray.errors import DataError
 
 
-class Options(FormatOptions):
+class Options(ColumnOptions):
     name: Literal["jsonl"]
-    text: tuple[str, ...] = Field(("text",), min_length=1, description="fields that make the text, joined by a blank")
     label: str | None = Field("label", description="field of the label, or of a list of labels; null for unlabelled rows")
     id: str | None = Field(None, description="field of the row's id; the line's number where not given")
     split: str | None = Field(None, description="field that says train, validation or test")
@@ -44,11 +43,11 @@ def write(examples: Iterable[Example], options: Options) -> None:
     """Ids, labels and sides get a field even where the options name none, so that nothing is lost."""
     path = Path(options.path)
     refuse_existing(path)
-    rows = list(examples)
+    rows, field = list(examples), options.written_column()
     label = options.label or ("label" if any(example.labels for example in rows) else None)
     written = []
     for example in rows:
-        row: dict[str, Any] = {options.id or "id": example.id, options.text[-1]: example.text}
+        row: dict[str, Any] = {options.id or "id": example.id, field: example.text}
         if label:
             row[label] = example.labels[0] if len(example.labels) == 1 else list(example.labels)
         if example.split:
@@ -94,11 +93,13 @@ def _parse(line: str, where: str) -> dict[str, Any]:
 
 def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
     named = {"label": options.label, "id": options.id}
-    wanted = {f"text.{place}": field for place, field in enumerate(options.text)} | {key: value for key, value in named.items() if value}
+    wanted = {f"text.{place}": field for place, field in enumerate(options.text_columns)} | {
+        key: value for key, value in named.items() if value
+    }
     wrong = missing_columns(where, wanted, list(row))
     if wrong:
         raise DataError("; ".join(wrong))
-    for field in options.text:
+    for field in options.text_columns:
         if not isinstance(row[field], str):
             raise DataError(f"{where}: {field!r} must be text, found {type(row[field]).__name__}")
     labels: tuple[str, ...] = ()
@@ -113,6 +114,6 @@ def _example(row: dict[str, Any], number: int, options: Options, where: str) -> 
     split = row.get(options.split) if options.split else None
     if not isinstance(split, str | None):
         raise DataError(f"{where}: {options.split!r} must be text, found {type(split).__name__}")
-    text = " ".join(filter(None, (row[field].strip() for field in options.text)))
+    text = options.text_of({field: row[field].strip() for field in options.text_columns})
     row_id = check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where) if options.id else str(number)
     return Example(row_id, text, labels, split, metadata, where)

@@ -1,0 +1,154 @@
+"""PubMedQA: a question, what the abstract says about it, and yes, no or maybe.
+
+Read as the official JSON (an object by PMID) or as the Hub's `pqa_labeled` (Parquet, or JSON lines). LONG_ANSWER, the abstract's
+conclusion, is dropped as it is read: no text and no metadata ever holds it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+import pyarrow.parquet
+from pydantic import Field, model_validator
+
+from medray.data.base import Example
+from medray.data.formats.base import FormatOptions, Layout, check_label, first_problem, lines, missing_file, publish, refuse_existing
+from medray.data.template import Template
+from medray.errors import DataError, allowed
+
+LABELS = ("yes", "no", "maybe")
+_PLACES = ("question", "contexts")
+
+
+class Options(FormatOptions):
+    name: Literal["pubmedqa"]
+    labels: tuple[str, ...] = Field(LABELS, min_length=2, description="answers to keep, such as ['yes', 'no']; other rows are left out")
+    template: str = Field("{contexts}\n\nQuestion: {question}", description="the text, from {question} and, where wanted, {contexts}")
+    separator: str = Field("\n", description="between the paragraphs of {contexts}")
+    ground_truth: str | None = Field(None, description="the official test_ground_truth.json: its ids are test rows, all others train")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = Template.parse(self.template).names
+        if "question" not in names or not set(names) <= set(_PLACES):
+            raise ValueError(f"template {self.template!r}: must hold {{question}} and may hold {{contexts}}, nothing else")
+        if wrong := [label for label in self.labels if label not in LABELS]:
+            raise ValueError(f"labels {wrong[0]!r}: {allowed(wrong[0], LABELS)}")
+        return self
+
+
+def read(options: Options) -> Iterator[Example]:
+    template = Template.parse(options.template)
+    truth = read_ground_truth(options.ground_truth) if options.ground_truth else {}
+    found: set[str] = set()
+    for pmid, record, where in _records(Path(options.path)):
+        found.add(pmid)
+        label = check_label(_text(record, "final_decision", where).strip().lower(), LABELS, where)
+        if pmid in truth and truth[pmid] != label:
+            raise DataError(f"{where}: is answered {label!r}, and {truth[pmid]!r} in {options.ground_truth}")
+        if label not in options.labels:
+            continue
+        contexts = [" ".join(part.split()) for part in _contexts(record, where)]
+        values = {"question": " ".join(_text(record, "question", where).split()), "contexts": options.separator.join(contexts)}
+        split = ("test" if pmid in truth else "train") if options.ground_truth else None
+        year = str(record.get("year") or "").strip()
+        text = template.render(values).strip() if values["question"] else ""
+        yield Example(pmid, text, (label,), split, {"year": year} if year else {}, where)
+    if missing := sorted(truth.keys() - found):
+        raise DataError(f"{options.path}: lacks {len(missing)} of the {len(truth)} ids of {options.ground_truth}, {missing[0]!r} first")
+
+
+def read_ground_truth(path: str) -> dict[str, str]:
+    """The official scorer's file: an answer for every id."""
+    truth = _json(Path(path))
+    if not isinstance(truth, dict) or not truth or not all(answer in LABELS for answer in truth.values()):
+        raise DataError(f"{path}: must be a JSON object with one of {', '.join(LABELS)} for every id")
+    return truth
+
+
+def write(examples: Iterable[Example], options: Options) -> None:
+    """As the official JSON, the text as the question: a text cannot be taken apart again."""
+    path = Path(options.path)
+    refuse_existing(path)
+    written: dict[str, Any] = {}
+    for example in examples:
+        if len(example.labels) != 1 or example.labels[0] not in LABELS:
+            raise DataError(f"{example.where or example.id}: PubMedQA holds one of {', '.join(LABELS)} a row, found {example.labels}")
+        if example.id in written:
+            raise DataError(f"{example.where or example.id}: id {example.id!r} was used before")
+        year = {"YEAR": example.metadata["year"]} if "year" in example.metadata else {}
+        written[example.id] = {"QUESTION": example.text, "CONTEXTS": [], **year, "final_decision": example.labels[0]}
+    publish(path, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+
+
+def check(options: Options) -> list[str]:
+    wrong = missing_file(options.path)
+    if options.ground_truth and not Path(options.ground_truth).is_file():
+        wrong.append(f"data.format.ground_truth: there is no file {options.ground_truth}")
+    return wrong or first_problem(read(options), f"{options.path}: has no row with one of the labels {', '.join(options.labels)}")
+
+
+def sniff(path: Path) -> Layout | None:
+    return None  # a first study is one of a head; jobs/studies/pubmedqa.yaml is the one of this set
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Id, record with lower-case keys, and place of every row."""
+    if path.suffix == ".parquet":
+        try:
+            table = pa.parquet.read_table(str(path))
+        except (OSError, pa.ArrowInvalid) as err:
+            raise DataError(f"{path}: cannot be read as Parquet: {str(err).splitlines()[0]}") from None
+        rows = ((f"{path}: row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+    elif path.suffix in (".jsonl", ".ndjson"):
+        rows = ((f"{path}:{number}", _parsed(line, f"{path}:{number}")) for number, line in enumerate(lines(path), 1) if line.strip())
+    else:
+        whole = _json(path)
+        if not isinstance(whole, dict):
+            raise DataError(f"{path}: must be a JSON object with a record for every PMID, found {type(whole).__name__}")
+        for pmid, record in whole.items():
+            yield pmid, _named(record, f"{path}: {pmid}"), f"{path}: {pmid}"
+        return
+    for where, row in rows:
+        record = _named(row, where)
+        if "pubid" not in record:
+            raise DataError(f"{where}: has no pubid; {allowed('pubid', record)}")
+        yield str(record["pubid"]), record, where
+
+
+def _named(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: must be an object, found {type(record).__name__}")
+    return {str(key).lower(): value for key, value in record.items() if str(key).lower() != "long_answer"}
+
+
+def _contexts(record: Mapping[str, Any], where: str) -> list[str]:
+    """A list of paragraphs, which the Hub's layout has one level deeper."""
+    held = record.get("contexts", record.get("context"))
+    held = held.get("contexts") if isinstance(held, dict) else held
+    if not isinstance(held, list) or not all(isinstance(part, str) for part in held):
+        raise DataError(f"{where}: CONTEXTS must be a list of texts")
+    return held
+
+
+def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+    if not isinstance(record.get(key), str):
+        raise DataError(
+            f"{where}: {key!r} must be text, found {type(record.get(key)).__name__}; the record has {', '.join(sorted(record))}"
+        )
+    return str(record[key])
+
+
+def _json(path: Path) -> Any:
+    return _parsed("".join(lines(path)), str(path))
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as err:
+        raise DataError(f"{where}: not valid JSON: {err.msg} at line {err.lineno}, character {err.colno}") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply") from None

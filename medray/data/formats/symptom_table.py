@@ -1,0 +1,102 @@
+"""A disease a row and its symptoms in columns beside it: `Disease, Symptom_1 … Symptom_n`. Each different pair is one example."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from medray.data.base import Example
+from medray.data.formats.base import FormatOptions, Layout, check_label, first_problem, lines, missing_file, publish, refuse_existing
+from medray.data.template import Template
+from medray.errors import DataError, allowed
+
+_SYMPTOMS = "symptoms"
+
+
+class Options(FormatOptions):
+    name: Literal["symptom_table"]
+    label: str = Field("Disease", description="column of the disease; the first one where the header line is blank")
+    symptom: str = Field("Symptom", min_length=1, description="what the names of the symptoms' columns begin with")
+    template: str = Field("Patient presents with: {symptoms}", description="the text, from {symptoms}")
+    separator: str = Field("; ", min_length=1, description="between symptoms in the text")
+
+    @model_validator(mode="after")
+    def _has_symptoms(self) -> Self:
+        Template.parse(self.template).around(_SYMPTOMS)
+        return self
+
+
+def read(options: Options) -> Iterator[Example]:
+    path = Path(options.path)
+    rows = csv.reader(lines(path), strict=True)
+    template, seen = Template.parse(options.template), set()
+    at = 1
+    try:
+        header = next(rows, [])
+        disease, places = _columns(header, options)
+        at = rows.line_num + 1
+        for number, row in enumerate(rows, 1):
+            where = f"{path}:{at}"
+            at = rows.line_num + 1
+            if not any(map(str.strip, row)):
+                continue
+            if len(row) != len(header):
+                raise DataError(f"{where}: has {len(row)} values, the header has {len(header)} columns")
+            label = check_label(_clean(row[disease]), options.labels, where)
+            symptoms = tuple(dict.fromkeys(filter(None, (_clean(row[place]) for place in places))))
+            if (label, frozenset(symptoms)) in seen:
+                continue
+            seen.add((label, frozenset(symptoms)))
+            joined = options.separator.join(symptoms)
+            text = template.render({_SYMPTOMS: joined}) if symptoms else ""
+            yield Example(str(number), text, (label,), None, {_SYMPTOMS: joined} if symptoms else {}, where)
+    except csv.Error as err:
+        raise DataError(f"{path}:{at}: the row that starts here: {err}") from None
+
+
+def write(examples: Iterable[Example], options: Options) -> None:
+    path = Path(options.path)
+    refuse_existing(path)
+    rows: list[tuple[str, list[str]]] = []
+    for example in examples:
+        where = example.where or example.id
+        if _SYMPTOMS not in example.metadata or len(example.labels) != 1:
+            raise DataError(f"{where}: a row of a symptom table needs one label and the metadata {_SYMPTOMS!r}")
+        rows.append((example.labels[0], example.metadata[_SYMPTOMS].split(options.separator)))
+    most = max((len(symptoms) for _, symptoms in rows), default=0)
+    content = io.StringIO(newline="")
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow([options.label, *(f"{options.symptom}_{number}" for number in range(1, most + 1))])
+    for label, symptoms in rows:
+        writer.writerow([label, *symptoms, *[""] * (most - len(symptoms))])
+    publish(path, content.getvalue())
+
+
+def check(options: Options) -> list[str]:
+    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows below its header")
+
+
+def sniff(path: Path) -> Layout | None:
+    return None  # a first study is one of a head, for which such a table is any delimited file
+
+
+def _columns(header: list[str], options: Options) -> tuple[int, list[int]]:
+    """Places of the disease and of the symptoms. Copies whose header was emptied go by place: the disease is first."""
+    names = [name.strip() for name in header]
+    if len(names) > 1 and not any(names):
+        return 0, list(range(1, len(names)))
+    where = f"{options.path}:1"
+    if options.label not in names:
+        raise DataError(f"{where}: data.format.label asks for {options.label!r}; {allowed(options.label, filter(None, names))}")
+    places = [place for place, name in enumerate(names) if name.startswith(options.symptom) and name != options.label]
+    if not places:
+        raise DataError(f"{where}: no column begins with {options.symptom!r} (data.format.symptom); found {', '.join(names)}")
+    return names.index(options.label), places
+
+
+def _clean(value: str) -> str:
+    """The public table has `skin_rash`, ` chills` and `dischromic _patches`."""
+    return " ".join(value.replace("_", " ").split())

@@ -1,0 +1,267 @@
+"""One of a closed set of labels, said by a causal language model: every label scored behind the prompt, or an answer generated and read.
+
+It loads no model. A label's probability is that of its tokens and the end of sequence, over those of all labels.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from medray.data.base import Encoded, Example
+from medray.data.template import Template
+from medray.errors import ConfigError, DataError
+from medray.generation import Sampling
+from medray.schema import Section
+from medray.selection import metrics
+from medray.selection.statistics import Answers
+from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
+from medray.tasks._pieces import Keep
+from medray.tasks._prompts import Prompt, answers, prompts
+from medray.tasks.base import Prediction, TaskOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medray.engines.base import Engine
+
+Floats = npt.NDArray[np.float64]
+Ids = tuple[int, ...]
+PATHS = ("/v1/choose",)
+DISCLAIMER = "Research software, not a medical device: no diagnosis, no treatment decision."
+PARSE_FAILURES = "parse_failure_rate"
+
+
+class Options(TaskOptions):
+    NEEDS: ClassVar[Literal["head", "language model"]] = "language model"
+    FIXED = ("name", "metric", "positive_label")
+    name: Literal["choice"]
+    positive_label: str | None = Field(None, description="of exactly two labels, the one that the binary figures are about")
+    metric: str = Field("f1_macro", description="figure on the validation split that epochs and trials are chosen by")
+    prompt: str = Field("{text}\n\nAnswer:", description="what the model reads, with the row's {text}; special tokens in it are plain text")
+    answer: str = Field(" {label}", description="what follows the prompt, with the {label}")
+    end_of_sequence: bool = Field(True, description="an answer ends with the model's end of sequence, in training and in scores")
+    max_length: int = Field(512, ge=1, description="tokens of prompt and longest answer; the row's text is cut to fit, nothing else")
+    keep: Keep = Field("start", description="the part of a long text that is kept")
+    decoding: Literal["score", "generate"] = Field("score", description="score every label, or generate greedily and look for a label")
+    length_normalisation: bool = Field(False, description="compare labels by their mean token instead of their sum")
+    prior_correction: bool = Field(False, description="subtract what each label scores behind a prompt without content")
+    prior_text: str = Field("N/A", min_length=1, description="the text of that prompt")
+    class_weights: ClassWeights = Field(
+        "none", description="weight of a training row's answer tokens by its label; balanced gives every class the same sum of rows"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.around()
+        Template.parse(self.answer).around("label")
+        chosen = [name for name in ("length_normalisation", "prior_correction") if getattr(self, name)]
+        if self.decoding == "generate" and chosen:
+            raise ValueError(f"{chosen[0]} true and decoding 'generate': what is generated is not scored")
+        return self
+
+    def around(self) -> tuple[str, str]:
+        return Template.parse(self.prompt).around("text")
+
+
+class Request(Section):
+    """What HTTP asks: one text, or several inputs; the task's prompt is put around each."""
+
+    text: str | None = Field(None, min_length=1)
+    inputs: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.text is None) == (self.inputs is None):
+            raise ValueError("give exactly one of text and inputs")
+        return self
+
+
+class Answer(Section):
+    label: str | None = Field(description="the most probable label; null where generated text held none")
+    labels: tuple[str, ...]
+    confidence: float = Field(description="calibrated probability of the label")
+    abstained: bool = Field(False, description="less sure than the release's threshold: not to be relied on")
+    ranked: tuple[str, ...] = Field(description="all labels, the most probable one first")
+    probabilities: dict[str, float]
+
+
+class Response(Section):
+    predictions: tuple[Answer, ...]
+    disclaimer: str = DISCLAIMER
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    options: Options
+    labels: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
+        check_one_label(examples)
+        labels = tuple(sorted({label for example in examples for label in example.labels}))
+        if len(labels) < 2:
+            raise DataError(f"{len(examples)} examples have {len(labels)} labels ({', '.join(labels)}); a choice needs at least two")
+        metrics.check_positive(labels, options.positive_label)
+        check_options(labels, metric=options.metric, class_weights=options.class_weights, multi_label=False)
+        return cls(options, labels)
+
+    @classmethod
+    def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
+        return cls(options, tuple(state["labels"]))
+
+    def state(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}
+
+    def head(self) -> None:
+        return None
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
+        """Prompt and answer; of a row without a label the prompt."""
+        said = self._answers(tokenizer)
+        rows = []
+        for example, prompt in zip(examples, self._prompts(examples, tokenizer, said), strict=True):
+            if not example.labels:
+                rows.append(Encoded(example.id, prompt.tokens, (), prompt.truncated))
+                continue
+            (place,) = places(example, self.labels)
+            rows.append(Encoded(example.id, (*prompt.tokens, *said[place]), (place, len(said[place])), prompt.truncated))
+        return rows
+
+    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
+        """The weight of the row's class for each of its answer's tokens."""
+        classes, counts = np.array(targets, dtype=np.int64).reshape(-1, 2).T
+        return weights_of(self.options.class_weights, self.labels, classes, np.ones(len(classes)))[classes] * counts
+
+    def answer_lengths(self, targets: Sequence[tuple[int, ...]]) -> list[int]:
+        return [count for _, count in targets]
+
+    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
+        import torch
+
+        return {"answer_lengths": torch.tensor(self.answer_lengths(targets))}
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
+        """`outputs` are logits of the places before each answer token, row by row."""
+        import torch.nn.functional as F
+
+        losses = F.cross_entropy(outputs.float(), batch["answer_tokens"], reduction="none")
+        weights = batch["weights"].to(losses)
+        sums = losses.new_zeros(len(weights)).index_add(0, batch["answer_rows"], losses)
+        return sums * weights / batch["answer_lengths"], weights
+
+    def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+        if self.options.decoding == "generate":
+            return self._generated(engine, examples)
+        scores = self._scores(engine, examples)
+        probabilities = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+        found = [Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, probabilities, strict=True)]
+        return self.decide(found)
+
+    def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
+        """Scores whatever the decoding: a generated answer would hide small differences."""
+        return self._scores(engine, examples)
+
+    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
+        return self
+
+    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """The most probable label; none where a generated answer held none, which all zeros say."""
+        return [
+            replace(row, labels=(self.labels[int(np.argmax(row.probabilities))],) if any(row.probabilities) else ()) for row in predictions
+        ]
+
+    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+        return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
+
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
+        positive = self.options.positive_label
+        predicted = indicators([row.labels for row in predictions], self.labels).astype(np.bool_)
+        return Answers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
+        assert [row.row_id for row in predictions] == [example.id for example in examples]
+        check_one_label(examples)
+        classes = [places(example, self.labels)[0] for example in examples]
+        said = [self.labels.index(row.labels[0]) if row.labels else metrics.NO_ANSWER for row in predictions]
+        found = metrics.single_label(classes, [row.probabilities for row in predictions], said, self.labels, self.options.positive_label)
+        if self.options.decoding == "score":
+            return found
+        return replace(found, values={**found.values, PARSE_FAILURES: said.count(metrics.NO_ANSWER) / len(said)})
+
+    def examples(self, request: Request) -> list[Example]:
+        texts = [request.text] if request.text is not None else request.inputs or ()
+        return [Example(str(position), text) for position, text in enumerate(texts)]
+
+    def respond(self, predictions: Sequence[Prediction]) -> Response:
+        return Response(predictions=tuple(self._answer(row) for row in predictions))
+
+    def _answer(self, row: Prediction) -> Answer:
+        assert row.confidence is not None  # what is sent is calibrated
+        order = np.argsort(-np.array(row.probabilities), kind="stable")
+        return Answer(
+            label=row.labels[0] if row.labels else None,
+            labels=row.labels,
+            confidence=row.confidence,
+            abstained=row.abstained,
+            ranked=tuple(self.labels[place] for place in order),
+            probabilities=dict(zip(self.labels, row.probabilities, strict=True)),
+        )
+
+    def _answers(self, tokenizer: Any) -> list[Ids]:
+        """Every label's tokens behind the prompt; no two the same, and none the beginning of another without its end being said."""
+        template, after = Template.parse(self.options.answer), self.options.around()[1]
+        end = self.options.end_of_sequence
+        if end and tokenizer.eos_token_id is None:
+            raise ConfigError("task.end_of_sequence true: the tokenizer of this base model has no end of sequence")
+        said = answers([template.render({"label": label}) for label in self.labels], tokenizer, lead=after or "a", end=end)
+        known: dict[Ids, str] = {}
+        for label, ids in zip(self.labels, said, strict=True):
+            if ids in known:
+                raise DataError(
+                    f"labels {known[ids]!r} and {label!r} are the same tokens for this base model, so it cannot tell them apart"
+                )
+            known[ids] = label
+        for label, ids in zip(self.labels, said, strict=True):
+            if begins := next((known[ids[:length]] for length in range(1, len(ids)) if ids[:length] in known), None):
+                raise ConfigError(f"label {begins!r} is the beginning of {label!r}: task.end_of_sequence must be true to tell them apart")
+        return said
+
+    def _prompts(self, examples: Sequence[Example], tokenizer: Any, said: Sequence[Ids]) -> list[Prompt]:
+        options, longest = self.options, max(map(len, said))
+        texts = [example.text for example in examples]
+        return prompts(texts, tokenizer, around=options.around(), max_length=options.max_length, answer=longest, keep=options.keep)
+
+    def _scores(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
+        said = self._answers(engine.tokenizer)
+        asked = [*examples, Example("", self.options.prior_text)] if self.options.prior_correction else examples
+        read = [prompt.tokens for prompt in self._prompts(asked, engine.tokenizer, said)]
+        scores = engine.score(read, said).astype(np.float64)
+        if self.options.length_normalisation:
+            scores /= np.array([len(ids) for ids in said])
+        return scores[:-1] - scores[-1] if self.options.prior_correction else scores
+
+    def _generated(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+        said = self._answers(engine.tokenizer)
+        read = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer, said)]
+        texts = [""] * len(read)
+        for chunk in engine.generate(read, Sampling(max_tokens=max(map(len, said)))):
+            texts[chunk.index] += chunk.text
+        rows = (indicators([extract(text, self.labels)], self.labels)[0] for text in texts)
+        found = [Prediction(example.id, (), tuple(map(float, row))) for example, row in zip(examples, rows, strict=True)]
+        return self.decide(found)
+
+
+def extract(text: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """The label that a generated text names first, as whole words in any case; of several from one place the longest."""
+    plain = " ".join(text.split())
+    found = []
+    for label in labels:
+        match = re.search(rf"(?<!\w){re.escape(' '.join(label.split()))}(?!\w)", plain, re.IGNORECASE)
+        if match:
+            found.append((match.start(), -len(label), label))
+    return (min(found)[2],) if found else ()

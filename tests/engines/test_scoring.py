@@ -1,0 +1,123 @@
+"""Scores of continuations: what they are, that every way to compute them agrees, and what each way reads."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from medray.config import LoraConfig, ModelOptions
+from medray.engines import _scoring
+from medray.engines.transformers import Engine
+from medray.errors import DataError
+from medray.models import sources
+from medray.models.build import Built, build
+
+# One token, several, one that begins another, and one with the end of sequence behind it.
+CONTINUATIONS = [[40], [41, 42], [41, 42, 43, 44], [41, 42, 1], [50, 51, 52], [60]]
+METHODS = [_scoring.block_mask, _scoring.repeated_cache, _scoring.whole_rows]
+
+
+def make(folder: Path, family: str, **changed: object) -> Built:
+    """With an adapter that does something."""
+    built = build(sources.resolve(str(tiny.base(folder, family, **changed))), None, ModelOptions(), LoraConfig(), seed=1)
+    with torch.no_grad():
+        for name, parameter in built.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    return built
+
+
+def prompts(num: int = 7, seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(2, 90) for _ in range(rng.randint(1, 30))] for _ in range(num)]
+
+
+def plainly(built: Built, prompt: list[int], continuation: list[int]) -> float:
+    """One continuation by one plain forward."""
+    built.model.eval()
+    with torch.inference_mode():
+        found = built.model(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
+    return sum(float(found[len(prompt) + at - 1, token]) for at, token in enumerate(continuation))
+
+
+@pytest.mark.parametrize("family", tiny.DECODERS)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_a_score_is_the_log_likelihood_of_the_continuation(
+    tmp_path: Path, family: str, method: _scoring.Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = make(tmp_path, family)
+    monkeypatch.setattr(_scoring, "method", lambda model: method)
+    engine = Engine(built, precision="fp32", token_budget=200)
+    found = engine.score(prompts(), CONTINUATIONS)
+    expected = [[plainly(built, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
+    assert np.abs(found - np.array(expected)).max() < 4e-5
+
+
+@pytest.mark.parametrize("family", tiny.DECODERS)
+def test_the_block_mask_is_taken_for_every_decoder_of_the_table(tmp_path: Path, family: str) -> None:
+    assert _scoring.method(make(tmp_path, family).model) is _scoring.block_mask
+
+
+def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_numbers(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama")
+    engine = Engine(built, precision="fp32", token_budget=200)
+    expected = engine.score(prompts(), CONTINUATIONS)
+    built.model.config._attn_implementation = "eager"
+    assert np.abs(engine.score(prompts(), CONTINUATIONS) - expected).max() < 4e-5
+    built.model.config._attn_implementation = "flash_attention_2"
+    assert _scoring.method(built.model) is _scoring.repeated_cache
+
+
+def test_a_sliding_window_is_kept_inside_the_block_mask(tmp_path: Path) -> None:
+    built = make(tmp_path, "mistral", sliding_window=6)
+    found = Engine(built, precision="fp32", token_budget=200).score(prompts(), CONTINUATIONS)
+    expected = [[plainly(built, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
+    assert np.abs(found - np.array(expected)).max() < 4e-5
+
+
+def test_neither_batch_nor_neighbours_nor_other_continuations_change_a_score(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama")
+    asked = prompts(20)
+    alone = np.concatenate([Engine(built, precision="fp32", token_budget=1).score([prompt], CONTINUATIONS) for prompt in asked])
+    for budget in (1, 64, 300, 5000):
+        found = Engine(built, precision="fp32", token_budget=budget).score(asked, CONTINUATIONS)
+        assert np.abs(found - alone).max() < 4e-5
+        assert (found.argmax(1) == alone.argmax(1)).all()
+    few = Engine(built, precision="fp32", token_budget=300).score(asked, CONTINUATIONS[2:4])
+    assert np.abs(few - alone[:, 2:4]).max() < 4e-5
+
+
+def test_tokens_through_the_model_are_at_most_the_prompt_and_all_labels(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama")
+    read: list[int] = []
+    given: list[int] = []
+    built.model.get_input_embeddings().register_forward_pre_hook(lambda module, args: read.append(args[0].numel()))
+    built.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: given.append(logits.shape[:-1].numel()))
+    labels = [[number % 90 + 2, number % 80 + 3, 5][: number % 3 + 1] for number in range(41)]
+    prompt = list(range(2, 35))
+    Engine(built, precision="fp32", token_budget=4096).score([prompt], labels)
+    assert len(read) == 1
+    assert read[0] <= len(prompt) + sum(map(len, labels))
+    assert given == [1 + sum(len(label) - 1 for label in labels)]  # of the prompt its last token alone is scored
+
+
+def test_bf16_agrees_where_the_first_two_are_apart(tmp_path: Path) -> None:
+    built = make(tmp_path, "llama")
+    asked = prompts(200)
+    exact, fast = (Engine(built, precision=precision, token_budget=2000).score(asked, CONTINUATIONS) for precision in ("fp32", "bf16"))
+    differ = exact.argmax(1) != fast.argmax(1)
+    assert np.abs(exact - fast).max() > 0
+    assert differ.mean() <= 0.01
+    first_two = np.sort(exact, axis=1)[:, -2:]
+    assert (np.diff(first_two, axis=1)[differ] < 0.5).all()
+
+
+def test_a_prompt_or_continuation_without_tokens_is_refused(tmp_path: Path) -> None:
+    engine = Engine(make(tmp_path, "llama"), precision="fp32", token_budget=100)
+    for asked in [([[]], [[5]]), ([[5]], [[]]), ([[5]], [])]:
+        with pytest.raises(DataError, match="at least one token each"):
+            engine.score(*asked)
+    assert engine.score([], [[5]]).shape == (0, 1)
