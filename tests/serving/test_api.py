@@ -87,7 +87,14 @@ def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disc
         "release": "triage",
         "version": 2,
         "predictions": [
-            {"label": "no", "labels": ["no"], "confidence": 0.75, "ranked": ["no", "yes"], "probabilities": {"no": 0.75, "yes": 0.25}}
+            {
+                "label": "no",
+                "labels": ["no"],
+                "confidence": 0.75,
+                "abstained": False,
+                "ranked": ["no", "yes"],
+                "probabilities": {"no": 0.75, "yes": 0.25},
+            }
         ],
         "disclaimer": choice.DISCLAIMER,
     }

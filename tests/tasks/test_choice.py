@@ -10,10 +10,12 @@ import tiny
 from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, f1_score
 
+from medray.answering import calibrated
 from medray.data.base import Example
 from medray.data.formats.pubmedqa import read_ground_truth
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling
+from medray.records import AS_IT_IS, AbstentionRecord
 from medray.tasks.base import Prediction, restore
 from medray.tasks.choice import DISCLAIMER, Options, Request, Task, extract
 
@@ -213,18 +215,22 @@ def test_the_official_pubmedqa_figures_come_out_of_its_own_files(tmp_path: Path)
 
 def test_a_response_ranks_every_label_and_carries_the_disclaimer():
     task = task_of()
-    response = task.respond(task.decide([Prediction("a", (), (0.1, 0.7, 0.2))]))
+    response = task.respond(calibrated(task, AS_IT_IS, task.decide([Prediction("a", (), (0.1, 0.7, 0.2))])))
     assert response.model_dump(mode="json") == {
         "predictions": [
             {
                 "label": "heart failure",
                 "labels": ["heart failure"],
                 "confidence": 0.7,
+                "abstained": False,
                 "ranked": ["heart failure", "renal failure", "fever"],
                 "probabilities": {"fever": 0.1, "heart failure": 0.7, "renal failure": 0.2},
             }
         ],
         "disclaimer": DISCLAIMER,
     }
-    assert task.respond([Prediction("a", (), (0.0, 0.0, 0.0))]).predictions[0].label is None
+    rule = AbstentionRecord(precision=0.9, level=0.8, threshold=0.5, coverage=0.5)
+    silent = calibrated(task, AS_IT_IS.model_copy(update={"temperature": 2.0, "abstention": rule}), [Prediction("a", (), (0.0, 0.0, 0.0))])
+    (nothing,) = task.respond(silent).predictions
+    assert (nothing.label, nothing.confidence, nothing.abstained) == (None, 0.0, True)
     assert [row.text for row in task.examples(Request(inputs=("a", "b")))] == ["a", "b"]
