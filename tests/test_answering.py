@@ -51,7 +51,7 @@ def test_http_evaluate_and_predict_give_one_answer(trained: Path, tmp_path: Path
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, options, thread, device="cpu")
         request = ClassifyRequest(inputs=tuple(row.text for row in rows))
-        served = head.answer(request, max_tokens=10_000, deadline=time.monotonic() + 30)
+        served = head.answer(request, max_tokens=10_000, deadline=time.monotonic() + 30).predictions
     assert [answer.labels for answer in served] == [row.labels for row in predicted]
     for answer, row in zip(served, predicted, strict=True):
         assert list(answer.probabilities.values()) == pytest.approx(row.probabilities, abs=1e-3)

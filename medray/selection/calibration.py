@@ -16,6 +16,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 _TINY = float(np.finfo(np.float64).tiny)
 _FLAT, _STEEP = 20.0, 0.05  # the widest temperatures that are looked at
+_SPREAD = 0.5  # of the logarithm of a temperature, before any row is seen
 _STEPS = 50  # coverages that a threshold is chosen from
 
 
@@ -96,7 +97,11 @@ def fit_temperature(probabilities: Floats, truth: Bools, *, multi_label: bool) -
         wanted = np.where(truth, logits, 0.0).sum(axis=1)
         return float((np.logaddexp.reduce(logits, axis=1) - (1 - doubt) * wanted - doubt * logits.mean(axis=1)).mean())
 
-    best = minimize_scalar(lambda log_inverse: loss(np.exp(log_inverse)), bounds=(-np.log(_FLAT), -np.log(_STEEP)), method="bounded")
+    def doubted(log_inverse: float) -> float:
+        # Temperatures of most models lie between a half and two: what few rows say against that counts little.
+        return loss(np.exp(log_inverse)) + log_inverse**2 / (2 * _SPREAD**2 * len(truth))
+
+    best = minimize_scalar(doubted, bounds=(-np.log(_FLAT), -np.log(_STEEP)), method="bounded")
     temperature = float(np.exp(-best.x))
     scaled = rescale(probabilities, temperature, multi_label=multi_label)
     own, found = (log_loss(held, truth, multi_label=multi_label) for held in (probabilities, scaled))

@@ -155,3 +155,9 @@ def test_a_threshold_beyond_one_that_failed_is_not_tested() -> None:
     right[100:130] = False
     rule = fit_abstention(sure, right, 0.95, 0.9)
     assert 0.08 <= rule.coverage <= 0.11  # of all rows 0.97 are right, which a search for the best threshold would take
+
+
+def test_a_dozen_rows_hardly_move_a_model_that_is_calibrated() -> None:
+    rng = np.random.default_rng(8)
+    found = [fit_temperature(*draw(rng, 12, 2, 1.0), multi_label=False) for _ in range(40)]
+    assert all(0.4 < temperature < 2.5 for temperature in found)
