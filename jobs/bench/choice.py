@@ -1,4 +1,4 @@
-"""Seconds and tokens per prediction of a choice among many labels: whole rows (naive), a repeated cache, a block mask, and generation.
+"""Seconds and tokens per prediction of a choice among many labels: naive, a batch of whole rows, a repeated cache, a block mask, generation.
 
 `python jobs/bench/choice.py --data FILE` takes prompts and labels from a symptom table; without it both are made up.
 """
@@ -8,7 +8,8 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -23,7 +24,23 @@ from medray.models import sources
 from medray.models.build import build
 from medray.tasks import choice
 
-WAYS = {"naive": _scoring.whole_rows, "repeated cache": _scoring.repeated_cache, "block mask": _scoring.block_mask}
+
+def naive(model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    """Prompt and label through the model, for each label anew, with all logits."""
+    scores = torch.zeros(len(prompts), len(continuations))
+    for row, prompt in enumerate(prompts):
+        for column, ids in enumerate(continuations):
+            found = model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0].float().log_softmax(-1)
+            scores[row, column] = found[torch.arange(len(prompt) - 1, len(prompt) + len(ids) - 1), torch.tensor(ids)].sum()
+    return scores
+
+
+WAYS = {
+    "naive": naive,
+    "batch of whole rows": _scoring.whole_rows,
+    "repeated cache": _scoring.repeated_cache,
+    "block mask": _scoring.block_mask,
+}
 
 
 def main() -> None:
@@ -45,14 +62,14 @@ def main() -> None:
         f"{args.base}, {args.precision}, {torch.get_num_threads()} threads, {len(score.labels)} labels, medians of {args.rows} predictions"
     )
     print(f"{'way':<28} {'seconds':>8} {'tokens':>7} {'largest difference':>19}")
-    exact = None
+    exact: list[Any] = []
     for name, method in WAYS.items():
         _scoring.method = _always(method)
-        seconds, tokens = _each(lambda row: score.predict(engine, [row]), rows, read_tokens)
-        found = score.probe(engine, rows)
-        exact = found if exact is None else exact
-        print(f"{name:<28} {seconds:>8.2f} {tokens:>7.0f} {abs(found - exact).max():>19.1e}")
-    seconds, tokens = _each(lambda row: generate.predict(engine, [row]), rows, read_tokens)
+        seconds, tokens, found = _each(lambda row: score.probe(engine, [row]), rows, read_tokens)
+        exact = exact or found
+        largest = max(abs(one - other).max() for one, other in zip(found, exact, strict=True))
+        print(f"{name:<28} {seconds:>8.2f} {tokens:>7.0f} {largest:>19.1e}", flush=True)
+    seconds, tokens, _ = _each(lambda row: generate.predict(engine, [row]), rows, read_tokens)
     print(f"{'generate':<28} {seconds:>8.2f} {tokens:>7.0f}")
     start = time.perf_counter()
     score.predict(engine, rows)
@@ -63,17 +80,17 @@ def _always(method: _scoring.Method) -> Callable[[object], _scoring.Method]:
     return lambda model: method
 
 
-def _each(predict: Callable[[Example], object], rows: list[Example], read_tokens: list[int]) -> tuple[float, float]:
-    """Medians over predictions made one at a time, the first of them not counted."""
-    predict(rows[0])
-    seconds, tokens = [], []
+def _each(ask: Callable[[Example], Any], rows: list[Example], read_tokens: list[int]) -> tuple[float, float, list[Any]]:
+    """Medians over predictions made one at a time, the first of them not counted, and what they gave."""
+    ask(rows[0])
+    seconds, tokens, found = [], [], []
     for row in rows:
         read_tokens.clear()
         start = time.perf_counter()
-        predict(row)
+        found.append(ask(row))
         seconds.append(time.perf_counter() - start)
         tokens.append(sum(read_tokens))
-    return statistics.median(seconds), statistics.median(tokens)
+    return statistics.median(seconds), statistics.median(tokens), found
 
 
 def _examples(path: str | None) -> list[Example]:
