@@ -39,6 +39,7 @@ class Choice:
     label: str | None
     labels: tuple[str, ...]
     confidence: float
+    abstained: bool
     ranked: tuple[str, ...]
     probabilities: Mapping[str, float]
 

@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from ray import serve
@@ -13,6 +14,7 @@ from medray.client import Client
 from medray.config import StudyConfig
 from medray.data import dataset
 from medray.runtime import Cluster, free_port
+from medray.selection.calibration import rescale
 from medray.serving import local
 from medray.serving.schemas import AppOptions
 from medray.tasks.choice import DISCLAIMER
@@ -113,6 +115,9 @@ def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None
     rows = dataset.load(config.DataConfig.model_validate(data)).validation
     chosen = client.choose([row.text for row in rows], model=f"{name}@best")
     assert (chosen.release, chosen.version, chosen.disclaimer) == (name, 1, DISCLAIMER)
-    for answer, wanted in zip(chosen.predictions, trained, strict=True):
+    assert outcome.release is not None
+    temperature = outcome.release.record.calibration.temperature
+    expected = rescale(np.array([row["probabilities"] for row in trained]), temperature, multi_label=False)
+    for answer, wanted, probabilities in zip(chosen.predictions, trained, expected.tolist(), strict=True):
         assert list(answer.labels) == wanted["labels"]
-        assert list(answer.probabilities.values()) == pytest.approx(wanted["probabilities"], abs=1e-3)
+        assert list(answer.probabilities.values()) == pytest.approx(probabilities, abs=1e-3)
