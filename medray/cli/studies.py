@@ -24,10 +24,15 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved configuration and what is wrong with it, train nothing")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run of this study")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run of this study, or extend it")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="with --resume: run the trials that failed once more")] = False,
 ) -> None:
     """Search each base model's settings, rank the trials, judge the best on test rows, publish the winner."""
+    from medray.errors import ConfigError
+
     asked = load(arguments)
+    if retry_failed and not resume:
+        raise ConfigError("--retry-failed is about an earlier run: give --resume with it")
     if dry_run:
         print(configs.dump(asked))
     from medray.tuning import preflight
@@ -49,7 +54,8 @@ def study(
         try:
             with Progress(studies.metric(asked), Console()) as progress, TensorBoard(run.folder, studies.metric(asked)) as board:
                 watcher = Watchers([progress, board])
-                outcome = studies.run(asked, cluster, run, watcher=watcher, on_audit=lambda audit: print(audit.render(), flush=True))
+                show = lambda audit: print(audit.render(), flush=True)  # noqa: E731
+                outcome = studies.run(asked, cluster, run, watcher=watcher, on_audit=show, retry_failed=retry_failed)
         finally:
             report = reports.at_the_end(run)
     _print(outcome)
