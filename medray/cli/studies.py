@@ -37,7 +37,7 @@ def study(
         print(configs.dump(asked))
     from medray.tuning import preflight
 
-    preflight.check(asked)
+    preflight.check(asked, resume=resume)
     if dry_run:
         return
     from medray.reports.tensorboard import TensorBoard
@@ -116,6 +116,26 @@ def evaluate(
         print(f"  {name} {value:.4f}")
     for sentence in analysis.split_sentences(found.analysis, found.calibration):
         print(sentence)
+
+
+@app.command()
+def gc(
+    place: Annotated[str, typer.Argument(help="a storage path, a study's folder or that of one run")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell what would go, remove nothing")] = False,
+    finalists: Annotated[bool, typer.Option("--finalists", help="finalists that did not win as well")] = False,
+) -> None:
+    """Remove checkpoints and states of losing trials of studies that have ended; never what a release refers to."""
+    from medray import storage
+    from medray.tuning import retention
+
+    found = retention.find(storage.absolute(place), finalists=finalists)
+    for sentence in found.left_alone:
+        print(f"left alone: {sentence}")
+    for item in found.surplus:
+        print(f"{item.num_bytes / 1e6:9.1f} MB  {item.trial}  {item.folder}")
+    if not dry_run:
+        retention.remove(found.surplus)
+    print(f"{'would free' if dry_run else 'freed'} {found.num_bytes / 1e6:.1f} MB")
 
 
 @app.command()

@@ -80,6 +80,12 @@ def load_tokenizer(folder: Path) -> Any:
 
 def check_targets(config_dir: Path, lora: LoraConfig, needs: Literal["head", "language model"] = "head") -> list[str]:
     """Full names of what would be adapted, by the architecture alone: no weight is read. Raises what is wrong with them."""
+    bare, family = outline(config_dir, needs)
+    return targets(family, bare, lora)
+
+
+def outline(config_dir: Path, needs: Literal["head", "language model"] = "head") -> tuple[Any, Family]:
+    """The architecture without a weight, and its family."""
     config = load_config(config_dir, str(config_dir))
     with torch.device("meta"):
         try:
@@ -88,7 +94,7 @@ def check_targets(config_dir: Path, lora: LoraConfig, needs: Literal["head", "la
             raise ConfigError(f"{config_dir}: model type {config.model_type!r} has no {needs} in transformers") from err
     if needs == "language model" and not getattr(config, "is_decoder", False) and config.model_type in ENCODERS:
         raise ConfigError(f"{config_dir}: model type {config.model_type!r} is an encoder: this task needs a causal language model")
-    return targets(family_of(bare, config.model_type), bare, lora)
+    return bare, family_of(bare, config.model_type)
 
 
 def save(built: Built, folder: Path) -> None:
