@@ -70,6 +70,9 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as err:
         raise ArtifactError(f"{folder}: its tokenizer cannot be loaded: {first_line(err)}") from err
+    files = {"tokenizer.json", *getattr(type(tokenizer), "vocab_files_names", {}).values()}
+    if not any((folder / name).is_file() for name in files):  # transformers would make up an empty vocabulary, and say nothing
+        raise ArtifactError(f"{folder}: its tokenizer cannot be loaded: there is none of {', '.join(sorted(files))}")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ArtifactError(f"{folder}: its tokenizer has neither a pad nor an end-of-sequence token, so rows cannot be padded")
