@@ -1,6 +1,7 @@
 """`ray job submit` against a running head, as a user of a cluster does it: exit status, logs, where the results are."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tm
 def test_a_job_that_is_stopped_leaves_no_trial_behind_and_a_study_that_goes_on(head: Head, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     grid = "search.space={train.learning_rate: {grid: [0.002, 0.004]}}"
-    settings = [grid, "search.algorithm=grid", "train.epochs=5", "storage_path=runs", "name=stopped"]
+    settings = [grid, "search.algorithm=grid", "train.epochs=25", "storage_path=runs", "name=stopped"]
     study.write_text(config.dump(tiny.study(tmp_path, *settings, num_rows=800)))
     assert head.submit("jobs/study.py", str(study), options=["--no-wait", "--submission-id", "stopped"]).returncode == 0
     deadline = time.monotonic() + 120
@@ -125,11 +126,11 @@ def test_a_job_that_is_stopped_leaves_no_trial_behind_and_a_study_that_goes_on(h
         assert time.monotonic() < deadline, said
     assert head.job("stop", "stopped").returncode == 0
     deadline = time.monotonic() + 15
-    while trials := [name for name in session.processes(head.process).values() if "ImplicitFunc" in name or "_start" in name]:
+    while trials := [name for name in session.processes(head.process).values() if re.match(r"ray::.*train", name)]:
         assert time.monotonic() < deadline, trials
         time.sleep(0.2)
     run = latest(Path(head.environment["HOME"]) / "medray" / "runs" / "stopped")
     assert "running" in {record.status for record in run.records()}
     done = head.submit("jobs/study.py", str(study), "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [(record.status, len(run.history(record.trial))) for record in run.records()] == [("finished", 5)] * 2
+    assert [(record.status, len(run.history(record.trial))) for record in run.records()] == [("finished", 25)] * 2
