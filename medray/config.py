@@ -29,7 +29,9 @@ class SplitConfig(Section):
     seed: int = 0
     group: str | None = Field(None, description="metadata column whose equal values stay on one side (kind: grouped)")
     folds: int = Field(5, ge=2)
-    fold: int = Field(0, ge=0, description="the fold that is the test split (kind: kfold)")
+    fold: int | None = Field(
+        None, ge=0, description="kfold: the fold that is the test split; where not given each is in turn, and their predictions are pooled"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -39,9 +41,14 @@ class SplitConfig(Section):
             raise ValueError(
                 f"kind {self.kind!r} and group {self.group!r}: grouped needs the metadata column in `group`, other kinds take none"
             )
-        if self.kind == "kfold" and self.fold >= self.folds:
+        if self.kind == "kfold" and self.fold is not None and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} is not one of 0 to folds - 1 = {self.folds - 1}")
         return self
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether every row is a test row once."""
+        return self.kind == "kfold" and self.fold is None
 
 
 class DataConfig(Section):
@@ -248,6 +255,11 @@ class StudyConfig(Section):
                 )
         if self.search.num_trials not in (None, 1) and not any(map(self.space, self.base_models)):
             raise ValueError(f"search.num_trials {self.search.num_trials} and no search.space: the trials would be equal")
+        if self.data.split.is_pooled and self.search.num_seeds > 1:
+            raise ValueError(
+                f"data.split.kind kfold without fold and search.num_seeds {self.search.num_seeds}: finalists are repeated over folds or over seeds;"
+                " give data.split.fold, or num_seeds 1"
+            )
         return self
 
     def space(self, base: BaseModelConfig) -> dict[str, Axis]:

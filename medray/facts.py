@@ -79,6 +79,12 @@ def openings(num_openings: int | None) -> str:
 
 def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> list[str]:
     rule, said = calibration.abstention, []
+    if test and test.num_seeds > 1:
+        said.append(
+            f"Test figures are means over {test.num_seeds} trainings that differ in their seed; this is the best on validation rows."
+        )
+    if test and test.num_folds > 1:
+        said.append(f"Test figures are those of {test.num_folds} folds together, each row answered by a model that had not seen it.")
     if test and test.ece:
         said.append(
             f"Confidence: temperature {calibration.temperature:.2f}, fitted on {calibration.num_rows} validation rows;"

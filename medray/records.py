@@ -21,6 +21,8 @@ class TestRecord(Section):
     ece: tuple[float, float] | None = None  # before and after calibration
     answered: tuple[float, float] | None = None  # where a precision was asked for: coverage, and the precision found
     worst_slice: "SliceRecord | None" = None
+    num_seeds: int = 1  # more: figures are means over trainings that differ in their seed alone
+    num_folds: int = 1  # more: pooled answers of as many models, each to rows that it had not seen
 
 
 class MergeRecord(Section):
@@ -99,6 +101,9 @@ class TrialRecord(Section):
     base: int  # its position in the study's base_models
     number: int  # among the trials of this base model
     settings: dict[str, Any]  # what the search chose
+    of: str | None = None  # the finalist that it trains again, with another seed or on another fold
+    seed: int = 0  # added to the study's
+    fold: int = 0  # whose rows judge it, where folds are pooled
     status: Literal["running", "finished", "stopped", "failed"] = "running"
     error: str | None = None
     started_at: float | None = None  # seconds of the epoch

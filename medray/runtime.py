@@ -4,7 +4,10 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +72,9 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
     else:
         _join()
     try:
+        if threading.current_thread() is threading.main_thread():
+            # What `ray job stop` and Kubernetes send. Ray's own handler, which is there from now on, would abort without cleaning up.
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         yield _describe(is_joined=mode == "join")
     finally:
         ray.shutdown()
@@ -103,6 +109,8 @@ def _single(num_cpus: int | None) -> None:
     import ray
 
     _make_private(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
+    # A head that dies is noticed after a minute otherwise, and the study would say so no earlier.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     # Ray's own switch for a node that listens on loopback alone; it is read when ray is imported, which may have been long ago.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False

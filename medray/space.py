@@ -80,6 +80,12 @@ class SearchConfig(Section):
     grace_epochs: float = Field(1, gt=0, description="asha: the first rung")
     reduction_factor: float = Field(3, gt=1, description="asha: one of so many goes on, and rungs lie this factor apart")
     num_finalists: int = Field(1, ge=1, description="best trials of each base model that are judged on test rows")
+    num_seeds: int = Field(1, ge=1, description="seeds that each finalist is trained with; its figures are the means over them")
+    max_failed: int | None = Field(
+        None,
+        ge=0,
+        description="trials that may fail; with one more no further trial starts and nothing is judged; half of them where not given",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,5 +1,6 @@
 """Named objects that are written whole, never half, and can be claimed by exactly one writer."""
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,10 @@ class Store(Protocol):
 
     def names(self, prefix: str) -> list[str]:
         """Names of what lies directly below a prefix, without it."""
+        ...
+
+    def check(self) -> None:
+        """Raise what would keep a release from being written here, before hours go by."""
         ...
 
     def put_folder(self, name: str, folder: Path) -> None:
@@ -55,6 +60,13 @@ class LocalStore:
     def names(self, prefix: str) -> list[str]:
         folder = self.root / prefix
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+    def check(self) -> None:
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ConfigError(f"{self.root}: {folder} is not a folder that can be written to")
 
     def put_folder(self, name: str, folder: Path) -> None:
         target = self.root / name

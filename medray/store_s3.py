@@ -16,6 +16,7 @@ from medray import checkpoint, storage
 from medray.errors import ArtifactError, ConfigError
 
 _NUM_THREADS = 8
+_MARK = ".medray"
 _NUM_TRIES = 5  # of a conditional PUT that met another one under way
 
 
@@ -66,6 +67,15 @@ class S3Store:
         with self._explained():
             found = {key[len(below) :].rstrip("/") for page in pages for key in _keys(page)}
         return sorted(found - {""})  # a console's "folder" is an empty object under the prefix itself
+
+    def check(self) -> None:
+        """One small object is written, once and for all, and cannot be written again: as versions are claimed."""
+        self.names("releases")
+        self.create(_MARK, b"releases of medray\n")
+        if self.create(_MARK, b""):
+            raise ConfigError(
+                f"{self.uri}: this endpoint overwrites what a PUT with If-None-Match must leave alone: two publishers could claim one version"
+            )
 
     def put_folder(self, name: str, folder: Path) -> None:
         """The manifest goes last: a folder without one is not there yet, and is put again."""

@@ -105,14 +105,14 @@ def _wait_until_running() -> None:
     raise AssertionError("the application did not start")
 
 
-def processes() -> dict[int, str]:
-    """This process and all below it, by the name they show."""
+def processes(root: int | None = None) -> dict[int, str]:
+    """A process (this one where none is named) and all below it, by the name they show."""
     parents, names = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parents[int(process.name)] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
             names[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    below = {os.getpid()}
+    below = {root or os.getpid()}
     while more := {child for child, parent in parents.items() if parent in below} - below:
         below |= more
     return {number: names[number] for number in below if number in names}

@@ -1,17 +1,19 @@
 """`ray job submit` against a running head, as a user of a cluster does it: exit status, logs, where the results are."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import session
 import tiny
 
 from medray import config
@@ -26,10 +28,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 class Head:
     address: str
     environment: dict[str, str]
+    process: int
 
-    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", self.address, "--working-dir", str(ROOT)]
-        return subprocess.run([*command, "--", "python", *arguments], env=self.environment, capture_output=True, text=True, timeout=400)
+    def job(self, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("ray")), "job", action, "--address", self.address, *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400)
+
+    def submit(self, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        return self.job("submit", "--working-dir", str(ROOT), *options, "--", "python", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     address = f"http://127.0.0.1:{ports[1]}"
     try:
         _wait(address)
-        yield Head(address, environment)
+        yield Head(address, environment, running.pid)
     finally:
         os.killpg(running.pid, signal.SIGTERM)
         running.wait(timeout=60)
@@ -106,3 +112,25 @@ def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tm
     diverged = head.submit("jobs/study.py", str(study), "train.learning_rate=1.0e+30")
     assert diverged.returncode == 1
     assert "nothing to rank: tiny-bert-000: the loss is" in diverged.stdout
+
+
+@pytest.mark.chaos
+def test_a_job_that_is_stopped_leaves_no_trial_behind_and_a_study_that_goes_on(head: Head, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    grid = "search.space={train.learning_rate: {grid: [0.002, 0.004]}}"
+    settings = [grid, "search.algorithm=grid", "train.epochs=25", "storage_path=runs", "name=stopped"]
+    study.write_text(config.dump(tiny.study(tmp_path, *settings, num_rows=800)))
+    assert head.submit("jobs/study.py", str(study), options=["--no-wait", "--submission-id", "stopped"]).returncode == 0
+    deadline = time.monotonic() + 120
+    while "epoch 2 " not in (said := head.job("logs", "stopped").stdout):
+        assert time.monotonic() < deadline, said
+    assert head.job("stop", "stopped").returncode == 0
+    deadline = time.monotonic() + 15
+    while trials := [name for name in session.processes(head.process).values() if re.match(r"ray::.*train", name)]:
+        assert time.monotonic() < deadline, trials
+        time.sleep(0.2)
+    run = latest(Path(head.environment["HOME"]) / "medray" / "runs" / "stopped")
+    assert "running" in {record.status for record in run.records()}
+    done = head.submit("jobs/study.py", str(study), "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(record.status, len(run.history(record.trial))) for record in run.records()] == [("finished", 25)] * 2

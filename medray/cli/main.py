@@ -1,6 +1,7 @@
 """The `medray` command: parse, call, print. No logic of its own; a failure exits non-zero."""
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ app.add_typer(reports.app)
 app.add_typer(releases.app)
 app.add_typer(serving.app)
 app.add_typer(data.app, name="data")
-_INTERRUPTED = 130  # typer's exit status for Ctrl-C
+_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of typer and of the runtime
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"medray: {err}", file=sys.stderr)
         return 1
     except SystemExit as end:
-        if end.code == _INTERRUPTED:
+        if end.code in _INTERRUPTED:
             print("medray: interrupted; `medray study --resume` goes on from the last stored state", file=sys.stderr)
         return int(end.code or 0)
     return 0

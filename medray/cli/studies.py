@@ -24,15 +24,20 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved configuration and what is wrong with it, train nothing")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run of this study")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run of this study, or extend it")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="with --resume: run the trials that failed once more")] = False,
 ) -> None:
     """Search each base model's settings, rank the trials, judge the best on test rows, publish the winner."""
+    from medray.errors import ConfigError
+
     asked = load(arguments)
+    if retry_failed and not resume:
+        raise ConfigError("--retry-failed is about an earlier run: give --resume with it")
     if dry_run:
         print(configs.dump(asked))
     from medray.tuning import preflight
 
-    preflight.check(asked)
+    preflight.check(asked, resume=resume)
     if dry_run:
         return
     from medray.reports.tensorboard import TensorBoard
@@ -49,7 +54,8 @@ def study(
         try:
             with Progress(studies.metric(asked), Console()) as progress, TensorBoard(run.folder, studies.metric(asked)) as board:
                 watcher = Watchers([progress, board])
-                outcome = studies.run(asked, cluster, run, watcher=watcher, on_audit=lambda audit: print(audit.render(), flush=True))
+                show = lambda audit: print(audit.render(), flush=True)  # noqa: E731
+                outcome = studies.run(asked, cluster, run, watcher=watcher, on_audit=show, retry_failed=retry_failed)
         finally:
             report = reports.at_the_end(run)
     _print(outcome)
@@ -110,6 +116,26 @@ def evaluate(
         print(f"  {name} {value:.4f}")
     for sentence in analysis.split_sentences(found.analysis, found.calibration):
         print(sentence)
+
+
+@app.command()
+def gc(
+    place: Annotated[str, typer.Argument(help="a storage path, a study's folder or that of one run")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell what would go, remove nothing")] = False,
+    finalists: Annotated[bool, typer.Option("--finalists", help="finalists that did not win as well")] = False,
+) -> None:
+    """Remove checkpoints and states of losing trials of studies that have ended; never what a release refers to."""
+    from medray import storage
+    from medray.tuning import retention
+
+    found = retention.find(storage.absolute(place), finalists=finalists)
+    for sentence in found.left_alone:
+        print(f"left alone: {sentence}")
+    for item in found.surplus:
+        print(f"{item.num_bytes / 1e6:9.1f} MB  {item.trial}  {item.folder}")
+    if not dry_run:
+        retention.remove(found.surplus)
+    print(f"{'would free' if dry_run else 'freed'} {found.num_bytes / 1e6:.1f} MB")
 
 
 @app.command()

@@ -36,7 +36,8 @@ def assign(examples: Sequence[Example], config: SplitConfig, clusters: Sequence[
         if len(groups) < config.folds:
             raise DataError(f"{config.folds} folds need as many groups of rows that stay together; there are {len(groups)}")
         folds = _deal(examples, groups, {str(fold): 1 / config.folds for fold in range(config.folds)}, config.seed)
-        rest = [group for group in groups if folds[group[0]] != str(config.fold)]
+        fold = str(config.fold or 0)  # of pooled folds the first is the one that settings are searched on
+        rest = [group for group in groups if folds[group[0]] != fold]
         inner = _deal(examples, rest, {"train": 1 - config.validation, "validation": config.validation}, config.seed)
         sides = [_side(inner.get(row, "test")) for row in range(len(examples))]
     else:

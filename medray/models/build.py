@@ -70,6 +70,9 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as err:
         raise ArtifactError(f"{folder}: its tokenizer cannot be loaded: {first_line(err)}") from err
+    files = {"tokenizer.json", *getattr(type(tokenizer), "vocab_files_names", {}).values()}
+    if not any((folder / name).is_file() for name in files):  # transformers would make up an empty vocabulary, and say nothing
+        raise ArtifactError(f"{folder}: its tokenizer cannot be loaded: there is none of {', '.join(sorted(files))}")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ArtifactError(f"{folder}: its tokenizer has neither a pad nor an end-of-sequence token, so rows cannot be padded")
@@ -80,6 +83,12 @@ def load_tokenizer(folder: Path) -> Any:
 
 def check_targets(config_dir: Path, lora: LoraConfig, needs: Literal["head", "language model"] = "head") -> list[str]:
     """Full names of what would be adapted, by the architecture alone: no weight is read. Raises what is wrong with them."""
+    bare, family = outline(config_dir, needs)
+    return targets(family, bare, lora)
+
+
+def outline(config_dir: Path, needs: Literal["head", "language model"] = "head") -> tuple[Any, Family]:
+    """The architecture without a weight, and its family."""
     config = load_config(config_dir, str(config_dir))
     with torch.device("meta"):
         try:
@@ -88,7 +97,7 @@ def check_targets(config_dir: Path, lora: LoraConfig, needs: Literal["head", "la
             raise ConfigError(f"{config_dir}: model type {config.model_type!r} has no {needs} in transformers") from err
     if needs == "language model" and not getattr(config, "is_decoder", False) and config.model_type in ENCODERS:
         raise ConfigError(f"{config_dir}: model type {config.model_type!r} is an encoder: this task needs a causal language model")
-    return targets(family_of(bare, config.model_type), bare, lora)
+    return bare, family_of(bare, config.model_type)
 
 
 def save(built: Built, folder: Path) -> None:

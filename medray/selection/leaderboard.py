@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from medray.errors import TrialError
 from medray.records import MergeRecord, TrialRecord
+from medray.selection import repeats
 from medray.selection.metrics import Metrics, higher_is_better
-from medray.selection.statistics import METRICS, Answers, Comparison, Interval, compare, interval
+from medray.selection.repeats import Seeds
+from medray.selection.statistics import METRICS, Answers, Comparison, Interval, interval
 
 Row = Mapping[str, Any]
 
@@ -31,6 +33,7 @@ class Entry:
     num_epochs: int = 0  # how many evaluations there were
     validation: Mapping[str, float] = field(default_factory=dict)
     validation_merged: Mapping[str, float] = field(default_factory=dict)  # of finalists in 4 bits, merged into plain weights
+    validation_unmerged: Mapping[str, float] = field(default_factory=dict)  # of the same checkpoint, where `validation` is a mean
     test: Mapping[str, float] = field(default_factory=dict)  # of finalists and references
     test_interval: Interval | None = None  # of the figure that is ranked on
     num_parameters: int | None = None
@@ -40,6 +43,7 @@ class Entry:
     ms_per_row: float | None = None  # predicting the test rows
     checkpoint: str | None = None
     error: str | None = None
+    seeds: Seeds | None = None  # of a finalist that was trained with several: figures are means, the checkpoint is the best seed's
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Judged:
     entry: Entry
     validation: Answers
     test: Answers
+    others: "tuple[Judged, ...]" = ()  # the same finalist, trained with other seeds
+
+    @property
+    def all(self) -> "tuple[Judged, ...]":
+        return (self, *self.others)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Leaderboard:
     comparisons: tuple[Paired, ...]
     num_rows: Mapping[str, int]  # by split
     num_openings: int  # of these test labels, this study's included
+    num_folds: int = 1  # more: every row was a test row once, answered by a model that had not seen it
 
     @property
     def best(self) -> Entry:
@@ -128,23 +138,58 @@ def judged(entry: Entry, metric: str, *, validation: tuple[Metrics, Answers], te
     return Judged(made, validation[1], test[1])
 
 
+def over_seeds(found: Sequence[Judged], metric: str) -> Judged:
+    """One finalist of several seeds: means are told, the seed with the best validation figure is published."""
+    if len(found) == 1:
+        return found[0]
+    by_name = {judged.entry.name: judged for judged in found}
+    best = ranked([judged.entry for judged in found], metric)[0]
+    entries = [judged.entry for judged in found]
+    seeds = Seeds(
+        trials=tuple(entry.name for entry in entries),
+        validation=tuple(entry.validation[metric] for entry in entries),
+        test=tuple(entry.test[metric] for entry in entries),
+        published=best.name,
+    )
+    sure = repeats.interval([judged.test for judged in found], metric) if metric in METRICS else None
+    entry = replace(
+        best,
+        name=entries[0].name,
+        validation=repeats.mean([entry.validation for entry in entries]),
+        test=repeats.mean([entry.test for entry in entries]),
+        test_interval=sure,
+        validation_unmerged=best.validation,
+        seconds=sum(entry.seconds or 0.0 for entry in entries),
+        seeds=seeds,
+    )
+    others = tuple(judged for judged in found if judged.entry.name != best.name)
+    return replace(by_name[best.name], entry=entry, others=others)
+
+
 def merge_of(entry: Entry, metric: str) -> MergeRecord | None:
     """By the F1 that is ranked on, and where something else is, by the macro F1."""
     if not entry.validation_merged:
         return None
     f1 = metric if metric.startswith("f1_") else "f1_macro"
-    return MergeRecord(metric=f1, unmerged=entry.validation[f1], merged=entry.validation_merged[f1])
+    return MergeRecord(metric=f1, unmerged=entry.validation_unmerged.get(f1, entry.validation[f1]), merged=entry.validation_merged[f1])
 
 
 def conclude(
-    study: str, metric: str, trials: Sequence[Entry], candidates: Sequence[Judged], references: Sequence[Judged], num_openings: int
+    study: str,
+    metric: str,
+    trials: Sequence[Entry],
+    candidates: Sequence[Judged],
+    references: Sequence[Judged],
+    num_openings: int,
+    *,
+    num_folds: int = 1,
 ) -> Leaderboard:
     """Choose the winner among the candidates by validation rows, and compare it with the others on both splits."""
     if not candidates:
         raise TrialError(f"study {study}: no trial gave a {metric}: there is nothing to rank")
     by_name = {found.entry.name: found for found in candidates}
     order = [by_name[entry.name] for entry in ranked([found.entry for found in candidates], metric)]
-    tied = [found for found in order[1:] if metric in METRICS and compare(order[0].validation, found.validation, metric).is_tie]
+    tied = [found for found in order[1:] if metric in METRICS and _compare(order[0], found, "validation", metric).is_tie]
     # A tie goes to the cheaper model: fewer parameters to hold and to compute with, and of equal ones the better figure.
     winner = min([order[0], *tied], key=lambda found: found.entry.num_parameters or 0)
     others = [found for found in order if found is not winner]
@@ -159,16 +204,22 @@ def conclude(
         runner_up=others[0].entry.name if others else None,
         tied=tuple(found.entry.name for found in [order[0], *tied]) if tied else (),
         comparisons=tuple(comparisons),
-        num_rows={"validation": len(winner.validation.truth), "test": len(winner.test.truth)},
+        num_rows={"validation": winner.validation.num_rows, "test": winner.test.num_rows},
         num_openings=num_openings,
+        num_folds=num_folds,
     )
+
+
+def _compare(first: Judged, second: Judged, split: Literal["validation", "test"], metric: str) -> Comparison:
+    one, two = ([judged.validation if split == "validation" else judged.test for judged in side.all] for side in (first, second))
+    return repeats.compare(one, two, metric)
 
 
 def _pairs(winner: Judged, other: Judged, metric: str) -> list[Paired]:
     if metric not in METRICS:
         return []
-    on_validation = compare(winner.validation, other.validation, metric)
-    on_test = compare(winner.test, other.test, metric)
+    on_validation = _compare(winner, other, "validation", metric)
+    on_test = _compare(winner, other, "test", metric)
     return [
         Paired(other.entry.name, "validation", on_validation, on_validation.is_tie),
         Paired(other.entry.name, "test", on_test, on_test.is_tie),

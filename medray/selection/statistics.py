@@ -23,6 +23,11 @@ class Answers:
     truth: npt.NDArray[np.bool_]
     predicted: npt.NDArray[np.bool_]
     positive: int | None = None  # column of the positive label
+    units: npt.NDArray[np.int64] | None = None  # lines of one number are one row, answered by several models: drawn together
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.truth) if self.units is None else int(self.units.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,16 @@ class Comparison:
 
 
 def interval(answers: Answers, metric: str, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Interval:
-    drawn = _resampled([answers], metric, num_resamples, seed)[0]
+    drawn = resampled([answers], metric, num_resamples, seed)[0]
     counted = answers.truth[:, answers.positive] if metric == "f1_binary" and answers.positive is not None else answers.truth
-    return _bounds(drawn, level, len(answers.truth) if counted is answers.truth else int(counted.sum()))
+    return bounds(drawn, level, answers.num_rows if counted is answers.truth else int(counted.sum()))
 
 
 def class_intervals(answers: Answers, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0) -> list[Interval]:
     """Of the F1 of each label, over the same resamples."""
-    drawn = np.concatenate([_class_f1(answers, weights) for weights in _weights(len(answers.truth), num_resamples, seed)])
+    drawn = np.concatenate([_class_f1(answers, weights) for weights in _weights(answers, num_resamples, seed)])
     support = answers.truth.sum(axis=0)
-    return [_bounds(drawn[:, column], level, int(support[column])) for column in range(answers.truth.shape[1])]
+    return [bounds(drawn[:, column], level, int(support[column])) for column in range(answers.truth.shape[1])]
 
 
 def share_interval(num_right: int, num: int, *, level: float = 0.95) -> Interval:
@@ -75,15 +80,22 @@ def share_bound(num_right: int, num: int, *, level: float) -> float:
 
 def compare(first: Answers, second: Answers, metric: str, *, num_resamples: int = 2000, seed: int = 0) -> Comparison:
     """Both are scored on the same resamples: what is hard for both cancels out."""
-    if not np.array_equal(first.truth, second.truth):
-        raise ConfigError("a paired comparison needs two predictions of the same rows")
-    one, two = _resampled([first, second], metric, num_resamples, seed)
-    differences = one - two
-    low, high = np.quantile(differences, [0.025, 0.975])
-    tail = min(float((differences <= 0).mean()), float((differences >= 0).mean()))
+    check_same_rows([first, second])
+    one, two = resampled([first, second], metric, num_resamples, seed)
     whole = np.ones((1, len(first.truth)))
     difference = float(values(first, metric, whole)[0] - values(second, metric, whole)[0])
-    return Comparison(difference, float(low), float(high), min(1.0, 2 * max(tail, 1 / num_resamples)))
+    return comparison(difference, one - two)
+
+
+def check_same_rows(predictions: Sequence[Answers]) -> None:
+    if any(not np.array_equal(predictions[0].truth, answers.truth) for answers in predictions[1:]):
+        raise ConfigError("a paired comparison needs two predictions of the same rows")
+
+
+def comparison(difference: float, resampled_differences: Floats) -> Comparison:
+    low, high = np.quantile(resampled_differences, [0.025, 0.975])
+    tail = min(float((resampled_differences <= 0).mean()), float((resampled_differences >= 0).mean()))
+    return Comparison(difference, float(low), float(high), min(1.0, 2 * max(tail, 1 / len(resampled_differences))))
 
 
 def values(answers: Answers, metric: str, weights: Floats) -> Floats:
@@ -110,18 +122,22 @@ def values(answers: Answers, metric: str, weights: Floats) -> Floats:
     return _ratio((f1 * occurs).sum(axis=1), occurs.sum(axis=1).astype(np.float64))
 
 
-def _resampled(predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int) -> list[Floats]:
+def resampled(predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int) -> list[Floats]:
+    """The metric of each prediction on the same resamples of the rows."""
     found: list[list[Floats]] = [[] for _ in predictions]
-    for weights in _weights(len(predictions[0].truth), num_resamples, seed):
+    for weights in _weights(predictions[0], num_resamples, seed):
         for answers, drawn in zip(predictions, found, strict=True):
             drawn.append(values(answers, metric, weights))
     return [np.concatenate(drawn) for drawn in found]
 
 
-def _weights(num_rows: int, num_resamples: int, seed: int) -> Iterator[Floats]:
+def _weights(answers: Answers, num_resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each line counts; those of one row count alike."""
     rng = np.random.default_rng(seed)
+    num_rows, units = answers.num_rows, answers.units
     for start in range(0, num_resamples, _CHUNK):
-        yield rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=min(_CHUNK, num_resamples - start)).astype(np.float64)
+        drawn = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=min(_CHUNK, num_resamples - start)).astype(np.float64)
+        yield drawn if units is None else drawn[:, units]
 
 
 def _class_f1(answers: Answers, weights: Floats) -> Floats:
@@ -129,7 +145,7 @@ def _class_f1(answers: Answers, weights: Floats) -> Floats:
     return _ratio(2 * both, weights @ answers.truth.astype(np.float64) + weights @ answers.predicted.astype(np.float64))
 
 
-def _bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
+def bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
     """Quantiles of the resamples. Where no resample differs, nothing or everything was right, and that few rows can be by chance."""
     tail = (1 - level) / 2
     low, high = (float(bound) for bound in np.quantile(drawn, [tail, 1 - tail]))

@@ -11,6 +11,7 @@ from medray.errors import ArtifactError
 from medray.selection import analysis
 from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Entry, Leaderboard, Paired, merge_of
+from medray.selection.repeats import Seeds
 from medray.selection.statistics import METRICS, Comparison, Interval
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def from_json(text: str, where: str) -> Leaderboard:
         raw = json.loads(text)
         if raw.pop("schema_version") != SCHEMA_VERSION:
             raise ArtifactError(f"{where}: was written by another medray")
-        entries = tuple(Entry(**{**held, "test_interval": _interval(held["test_interval"])}) for held in raw.pop("entries"))
+        entries = tuple(
+            Entry(**{**held, "test_interval": _interval(held["test_interval"]), "seeds": _seeds(held.get("seeds"))})
+            for held in raw.pop("entries")
+        )
         pairs = tuple(Paired(**{**held, "comparison": Comparison(**held["comparison"])}) for held in raw.pop("comparisons"))
         return Leaderboard(**{**raw, "tied": tuple(raw["tied"])}, entries=entries, comparisons=pairs)
     except (ValueError, KeyError, TypeError) as err:
@@ -56,6 +60,7 @@ def rows(board: Leaderboard) -> Iterator[dict[str, Any]]:
             f"test_{board.metric}_high": high,
             **{f"validation_{name}": value for name, value in entry.validation.items() if name != board.metric},
             **{f"test_{name}": value for name, value in entry.test.items() if name != board.metric},
+            "num_seeds": entry.seeds.num_seeds if entry.seeds else 1,
             "num_parameters": entry.num_parameters,
             "num_trainable": entry.num_trainable,
             "seconds": entry.seconds,
@@ -134,7 +139,9 @@ def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
         name = f"{entry.name} (winner)" if entry.name == board.winner else entry.name
         row = [
             str(place),
-            name + (f" ({entry.status})" if entry.status in ("failed", "stopped", "running") else ""),
+            name
+            + (f" (mean of {entry.seeds.num_seeds} seeds)" if entry.seeds else "")
+            + (f" ({entry.status})" if entry.status in ("failed", "stopped", "running") else ""),
             entry.base_model,
             _shown(entry.epoch, "d"),
             _shown(entry.validation.get(metric), ".4f"),
@@ -158,6 +165,19 @@ def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
         f" {board.num_rows['validation']} validation rows, by which it was chosen, and {best.test[metric]:.4f}{spread} on"
         f" {board.num_rows['test']} test rows"
     ]
+    if best.seeds:
+        figures = ", ".join(
+            f"{validation:.4f} / {test:.4f}" for validation, test in zip(best.seeds.validation, best.seeds.test, strict=True)
+        )
+        said.append(
+            f"winner's figures are means over {best.seeds.num_seeds} seeds ({metric}, validation / test: {figures}); the checkpoint is that of"
+            f" {best.seeds.published}, the best on validation rows"
+        )
+    if board.num_folds > 1:
+        said.append(
+            f"each row was a test row in one of {board.num_folds} folds, answered by a model that had not seen it, and all are judged together;"
+            f" settings were searched on the first fold alone, whose model is the checkpoint"
+        )
     if merge := merge_of(best, metric):
         said.append(f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain weights {merge.merged:.4f}")
     if board.tied:
@@ -177,6 +197,12 @@ def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
     if board.num_openings > 1:
         said.append(f"the labels of these test rows were read {board.num_openings} times: the more often, the less they are a test")
     return said
+
+
+def _seeds(held: Mapping[str, Any] | None) -> Seeds | None:
+    if held is None:
+        return None
+    return Seeds(tuple(held["trials"]), tuple(held["validation"]), tuple(held["test"]), held["published"])
 
 
 def _interval(held: Mapping[str, float] | None) -> Interval | None:

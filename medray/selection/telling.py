@@ -7,7 +7,13 @@ from medray.selection.leaderboard import Entry, Leaderboard
 
 def test_record(board: Leaderboard, entry: Entry, analysis: Analysis | None) -> TestRecord:
     """Its figures on test rows, and how it behaves there where that was looked at."""
-    record = TestRecord(metrics=dict(entry.test), num_rows=board.num_rows["test"], num_openings=board.num_openings)
+    record = TestRecord(
+        metrics=dict(entry.test),
+        num_rows=board.num_rows["test"],
+        num_openings=board.num_openings,
+        num_seeds=entry.seeds.num_seeds if entry.seeds else 1,
+        num_folds=board.num_folds,
+    )
     found = analysis.of(entry.name) if analysis else None
     if found is None:
         return record

@@ -188,11 +188,6 @@ class Trial:
         folder = self._checkpoint_folder(slot.step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
         checkpoint.save(folder, lambda filling: self._fill(filling, report), manifest)
-        stored = sorted((self.folder / "checkpoints").glob("step-*"))
-        keep = {self._checkpoint_folder(slot.stopper.best_step), *stored[-self.config.train.keep_checkpoints :]}
-        for old in stored:
-            if old not in keep:
-                shutil.rmtree(old)
         storage.write(self.folder / HISTORY, json.dumps(slot.history).encode())
 
     def _fill(self, folder: Path, report: EpochReport) -> None:
@@ -238,6 +233,15 @@ class Trial:
             (folder / "precision.json").write_text(self.chosen.model_dump_json())
         for old in (self.folder / "state").glob("step-*"):
             if old != target:
+                shutil.rmtree(old)
+        self._forget_checkpoints()
+
+    def _forget_checkpoints(self) -> None:
+        """Only once the state is stored: a process that goes on from an older one may need what was the best then."""
+        stored = sorted((self.folder / "checkpoints").glob("step-*"))
+        keep = {self._checkpoint_folder(self.slot.stopper.best_step), *stored[-self.config.train.keep_checkpoints :]}
+        for old in stored:
+            if old not in keep:
                 shutil.rmtree(old)
 
     def _latest(self, kind: str) -> Path | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medray import answering
 from medray.config import CalibrationConfig, TrialConfig
@@ -51,10 +52,17 @@ class Verdict:
     analyses: list[ModelAnalysis]  # of the candidates
 
 
+@dataclass(frozen=True)
+class Fold:
+    """A split of the data, and the finalists that were trained on it. A study has one, or pools several."""
+
+    dataset: Dataset
+    finalists: Sequence[Entry]
+
+
 def judge(
-    finalists: Sequence[Entry],
+    folds: Sequence[Fold],
     task: Task,
-    dataset: Dataset,
     placement: Placement,
     log_dir: Path,
     *,
@@ -62,37 +70,77 @@ def judge(
     caller: str,
     bases: Sequence[TrialConfig] = (),
 ) -> Verdict:
-    """`bases` are asked untuned as well, where the task can ask a model without training."""
-    rows = dataset.unlabelled_test()
-    answered = _finalists(finalists, rows, dataset.validation, placement)
-    compared = [_reference(found, task, dataset, rows) for found in _references(task, dataset)]
-    compared += _untuned(bases, task, rows, dataset.validation, placement)
-    opened = dataset.open_test(log_dir, caller)
+    """Finalists stand in one order in every fold: what they answered is pooled, so that each test row is answered once by each.
+
+    `bases` are asked untuned as well, where the task can ask a model without training.
+    """
+    answered, compared = [], []
+    for fold in folds:
+        rows = fold.dataset.unlabelled_test()
+        answered.append(_finalists(fold.finalists, rows, fold.dataset.validation, placement))
+        compared.append([_reference(found, task, fold.dataset, rows) for found in _references(task, fold.dataset)])
+        compared[-1] += _untuned(bases, task, rows, fold.dataset.validation, placement)
+    opened = [fold.dataset.open_test(log_dir, caller) for fold in folds]
+    validation = [example for fold in folds for example in fold.dataset.validation]
+    test = [example for fold in opened for example in fold.examples]
+    units = _units(validation)
 
     def scored(found: Answered) -> Judged:
         pairs = [
             (found.task.score(predictions, examples), found.task.answers(predictions, examples))
-            for predictions, examples in ((found.validation, dataset.validation), (found.test, opened.examples))
+            for predictions, examples in ((found.validation, validation), (found.test, test))
         ]
+        pairs[0] = pairs[0][0], replace(pairs[0][1], units=units)
         metric = task.options.metric
-        merged = found.task.score(found.merged, dataset.validation).values if found.merged else {}
+        merged = found.task.score(found.merged, validation).values if found.merged else {}
         entry = replace(found.entry, validation_merged=merged)
         return leaderboard.judged(entry, metric, validation=pairs[0], test=pairs[1], ms_per_row=found.ms_per_row)
 
-    slicer = Slicer.of(dataset.validation)
+    slicer = Slicer.of(validation)
 
-    def analysed(found: Answered) -> ModelAnalysis:
-        record = answering.fit(found.task, found.validation, dataset.validation, calibration)
-        validation = answering.examine(found.task, "validation", found.validation, dataset.validation, record, slicer)
-        test = answering.examine(found.task, "test", found.test, opened.examples, record, slicer)
-        return ModelAnalysis(found.entry.name, record, validation, test)
+    def analysed(found: Answered, published: Answered) -> ModelAnalysis:
+        """By the calibration of the checkpoint that would be published, fitted on its own validation rows."""
+        record = answering.fit(published.task, published.validation, folds[0].dataset.validation, calibration)
+        on_validation = answering.examine(found.task, "validation", found.validation, validation, record, slicer)
+        on_test = answering.examine(found.task, "test", found.test, test, record, slicer)
+        return ModelAnalysis(found.entry.name, record, on_validation, on_test)
 
+    candidates = _same_in_all(answered)
     return Verdict(
-        [scored(found) for found in answered],
-        [scored(found) for found in compared],
-        opened.num_openings,
-        [analysed(found) for found in answered],
+        [scored(_pooled(found)) for found in candidates],
+        [scored(_pooled(found)) for found in _same_in_all(compared)],
+        max(fold.num_openings for fold in opened),
+        [analysed(_pooled(found), found[0]) for found in candidates],
     )
+
+
+def _same_in_all(folds: Sequence[Sequence[Answered]]) -> list[tuple[Answered, ...]]:
+    """The same candidate in each fold; a reference that could not be fitted in one of them is left out."""
+    if len({len(fold) for fold in folds}) == 1:
+        return list(zip(*folds, strict=True))
+    kinds = [{found.entry.name: found for found in fold} for fold in folds]
+    shared = [name for name in kinds[0] if all(name in kind for kind in kinds)]
+    return [tuple(kind[name] for kind in kinds) for name in shared]
+
+
+def _pooled(folds: Sequence[Answered]) -> Answered:
+    """Told under the first fold's name, task and checkpoint: settings were chosen there, on rows that it does not judge."""
+    if len(folds) == 1:
+        return folds[0]
+    return replace(
+        folds[0],
+        validation=[row for fold in folds for row in fold.validation],
+        test=[row for fold in folds for row in fold.test],
+        ms_per_row=sum(fold.ms_per_row for fold in folds) / len(folds),
+        merged=[row for fold in folds for row in fold.merged or ()] or None,
+    )
+
+
+def _units(examples: Sequence[Example]) -> npt.NDArray[np.int64] | None:
+    """A number for each row where rows come more than once: folds may share validation rows."""
+    numbers: dict[str, int] = {}
+    found = [numbers.setdefault(example.id, len(numbers)) for example in examples]
+    return np.array(found, dtype=np.int64) if len(numbers) < len(found) else None
 
 
 def _finalists(finalists: Sequence[Entry], rows: list[Example], validation: list[Example], placement: Placement) -> list[Answered]:

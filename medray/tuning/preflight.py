@@ -4,17 +4,18 @@ import os
 from importlib import util
 from pathlib import Path
 
-from medray import plugins
+from medray import plugins, storage
 from medray.config import BaseModelConfig, StudyConfig
 from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.models import quantization, sources
 from medray.models.build import check_targets
 from medray.store import open_store
 from medray.tasks.base import needs_of
-from medray.tuning.runs import study_dir
+from medray.tuning import disk
+from medray.tuning.runs import latest, study_dir
 
 
-def check(study: StudyConfig) -> None:
+def check(study: StudyConfig, *, resume: bool = False) -> None:
     """Raise one ConfigError that lists every mistake found."""
     found = [*plugins.find("data.formats", study.data.format.name).check(study.data.format), *_storage(study)]
     if study.data.corrections and not Path(study.data.corrections).is_file():
@@ -23,6 +24,8 @@ def check(study: StudyConfig) -> None:
         found.append("mlflow: MLflow is not installed; pip install 'medray[mlflow]', or take the section out")
     for base in study.base_models:
         found += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
+    if not found:  # sizes are known of a study that is right
+        found = _disk(study, resume)
     if found:
         listed = "\n".join(f"  {sentence}" for sentence in found)
         raise ConfigError(f"study {study.name}, {len(found)} mistake{'s' if len(found) > 1 else ''}:\n{listed}")
@@ -35,15 +38,27 @@ def _storage(study: StudyConfig) -> list[str]:
         ]
     if study.publish and study.publish.storage_path:
         try:
-            open_store(study.publish.storage_path).names("releases")
+            open_store(study.publish.storage_path).check()
         except MedrayError as err:
             return [f"publish.storage_path: {err}"]
-    folder = study_dir(study)
-    while not folder.exists():
-        folder = folder.parent
+    folder = _existing(study)
     if folder.is_dir() and os.access(folder, os.W_OK):
         return []
     return [f"storage_path: {folder} is not a folder that can be written to"]
+
+
+def _existing(study: StudyConfig) -> Path:
+    """The study's folder, or what there is of the way to it."""
+    folder = study_dir(study)
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _disk(study: StudyConfig, resume: bool) -> list[str]:
+    folder = _existing(study)
+    already = sum(path.stat().st_size for path in storage.files(latest(folder).folder / "trials")) if resume else 0
+    return disk.check(study, folder, already=already)
 
 
 def _base(study: StudyConfig, base: BaseModelConfig) -> list[str]:

@@ -1,12 +1,14 @@
 """A run of a study on disk: its settings, the record and history of each trial, and what was chosen in the end."""
 
-import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from medray import config as configs
 from medray import storage
@@ -16,10 +18,13 @@ from medray.records import HISTORY, TrialRecord
 from medray.selection import analysis, tables
 from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Leaderboard
+from medray.tuning import changes
 
 SETTINGS = "study.yaml"
 LEADERBOARD = "leaderboard.json"
 ANALYSIS = "analysis.json"
+_SPENT = "spent.json"
+_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,35 @@ class Run:
 
     @classmethod
     def resume(cls, study: StudyConfig) -> "Run":
-        """The latest run of a study; with other settings it would mix two configurations under one name."""
+        """The latest run of a study; one that has ended and is asked for more is open again."""
         run = latest(study_dir(study))
-        kept, asked = (run.folder / SETTINGS).read_text(encoding="utf-8"), configs.dump(study)
-        if kept != asked:
-            lines = difflib.ndiff(kept.splitlines(), asked.splitlines())
-            changed = [f"{line[0]} {line[2:].strip()}" for line in lines if line.startswith(("- ", "+ "))]
-            raise ConfigError(f"{run.folder}: was started with other settings ({'; '.join(changed[:6])}); resume with those, or start anew")
+        kept = run.settings()
+        changes.check(kept, study, str(run.folder))
+        if configs.dump(kept) != configs.dump(study):
+            with run.held():
+                if changes.asks_for_more(kept, study):
+                    run.reopen()
+                storage.write(run.folder / SETTINGS, configs.dump(study).encode())
         return run
+
+    def settings(self) -> StudyConfig:
+        return configs.load([self.folder / SETTINGS])
+
+    def reopen(self) -> None:
+        """What was ranked stays beside what will be."""
+        number = sum(1 for _ in self.folder.glob("leaderboard-*.json")) + 1
+        if (self.folder / LEADERBOARD).exists():
+            (self.folder / LEADERBOARD).rename(self.folder / f"leaderboard-{number}.json")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For one process at a time: two would write over each other's trials."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            with lock.acquire(timeout=_PATIENCE_S):
+                yield
+        except Timeout:
+            raise ConfigError(f"{self.folder}: another process runs this study; wait for its end, or stop it first") from None
 
     @property
     def storage_dir(self) -> Path:
@@ -54,10 +80,18 @@ class Run:
     def records(self) -> list[TrialRecord]:
         """Of every trial, in the order they were proposed."""
         found = [TrialRecord.model_validate_json(path.read_bytes()) for path in (self.folder / "trials").glob("*/trial.json")]
-        return sorted(found, key=lambda record: (record.number, record.base))
+        return sorted(found, key=lambda record: (record.number, record.base, record.seed, record.fold))
 
     def write(self, record: TrialRecord) -> None:
         storage.write(self.trial_dir(record.trial) / "trial.json", record.model_dump_json(indent=1).encode())
+
+    def spent_s(self) -> float:
+        """Seconds of search by the processes that worked on this run."""
+        path = self.folder / _SPENT
+        return float(json.loads(path.read_bytes())["seconds"]) if path.exists() else 0.0
+
+    def write_spent(self, seconds: float) -> None:
+        storage.write(self.folder / _SPENT, json.dumps({"seconds": seconds}).encode())
 
     def history(self, trial: str) -> list[dict[str, Any]]:
         """Every evaluation of a trial, first to last."""
@@ -100,6 +134,11 @@ def slug(source: str) -> str:
 
 
 def slugs(sources: Sequence[str]) -> list[str]:
-    """One for each, numbered where two are alike."""
-    names = [slug(source) for source in sources]
-    return [name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)]
+    """One for each, numbered where an earlier one is alike: a base model that is appended renames none."""
+    names: list[str] = []
+    for source in sources:
+        name, number = slug(source), 2
+        while name in names:
+            name, number = f"{slug(source)}-{number}", number + 1
+        names.append(name)
+    return names

@@ -7,9 +7,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from medray.config import StudyConfig
+from medray.records import TrialRecord
 from medray.selection.metrics import higher_is_better
 from medray.space import SearchConfig
 from medray.tuning import samplers
@@ -23,6 +24,45 @@ class Proposal:
     base: int  # position in the study's base_models
     number: int  # of this base model's trials, from 0
     settings: dict[str, Any]
+    of: str | None = None  # the finalist that is trained again
+    seed: int = 0  # added to the study's
+    fold: int = 0  # that judges, where folds are pooled
+
+    @property
+    def name(self) -> str | None:
+        """What a repeated finalist is called: after its finalist."""
+        if self.of is None:
+            return None
+        return f"{self.of}-seed-{self.seed}" if self.seed else f"{self.of}-fold-{self.fold}"
+
+
+class Plan(Protocol):
+    """What decides which trials run: a search, or after it the repeats of its finalists."""
+
+    metric: str
+    spent_s: float  # by earlier processes of this study
+
+    @property
+    def num_trials(self) -> int: ...
+
+    @property
+    def seconds(self) -> float:
+        """Of this study's time budget that are spent."""
+        ...
+
+    def owns(self, record: TrialRecord) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def next(self) -> Proposal | None: ...
+
+    def recall(self, proposal: Proposal) -> None: ...
+
+    def begin(self, trial: str, proposal: Proposal) -> None: ...
+
+    def observe(self, trial: str, epochs: float, value: float) -> bool: ...
+
+    def complete(self, trial: str, settings: dict[str, Any], *, failed: bool) -> None: ...
 
 
 @dataclass
@@ -74,6 +114,7 @@ class Search:
         self.spent_s = 0.0  # by earlier processes of this study
         self._started = clock()
         self.epochs: dict[str, float] = {}  # trained so far, by trial
+        self.failed: set[str] = set()
         self._base_of: dict[str, int] = {}
         self._best: dict[str, float] = {}
         self._children = [
@@ -99,9 +140,25 @@ class Search:
     def budget_is_spent(self) -> bool:
         """Whether the epochs or the time of this study are used up."""
         epochs, seconds = self.search.num_epochs, self.search.time_s
-        return (epochs is not None and sum(self.epochs.values()) >= epochs) or (
-            seconds is not None and self.spent_s + self.clock() - self._started >= seconds
-        )
+        return (epochs is not None and sum(self.epochs.values()) >= epochs) or (seconds is not None and self.seconds >= seconds)
+
+    @property
+    def seconds(self) -> float:
+        return self.spent_s + self.clock() - self._started
+
+    @property
+    def most_failed(self) -> int:
+        """Trials that may fail; one that is alone may, since then there is nothing to rank anyway."""
+        asked = self.search.max_failed
+        return max(1, self.num_trials // 2) if asked is None else asked
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether more trials failed than may: what is wrong is then hardly the trials' own settings."""
+        return len(self.failed) > self.most_failed
+
+    def owns(self, record: TrialRecord) -> bool:
+        return record.of is None
 
     def start(self) -> None:
         """The time budget counts from now: what comes before the first trial is not search."""
@@ -109,7 +166,7 @@ class Search:
 
     def next(self) -> Proposal | None:
         """The next trial, of the base model that has had the smallest share of its trials; None when there are no more."""
-        while not self.budget_is_spent:
+        while not self.budget_is_spent and not self.has_failed:
             open_ = [at for at, child in enumerate(self._children) if not child.is_done]
             if not open_:
                 return None
@@ -143,6 +200,8 @@ class Search:
         return goes_on and not self.budget_is_spent
 
     def complete(self, trial: str, settings: dict[str, Any], *, failed: bool) -> None:
+        if failed:
+            self.failed.add(trial)
         best = None if failed else self._best.get(trial)
         self._children[self._base_of[trial]].sampler.tell(settings, best)
 

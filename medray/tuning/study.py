@@ -1,32 +1,35 @@
 """A study, start to end: prepare once, search, rank, judge on test rows, write the leaderboard, publish the winner."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medray import storage
 from medray.answering import is_multi_label
 from medray.checkpoint import MANIFEST
-from medray.config import StudyConfig, TrialConfig
+from medray.config import DataConfig, StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.audit import Audit
 from medray.data.dataset import Dataset
-from medray.errors import TrialError
+from medray.errors import ArtifactError, TrialError
 from medray.models import sources
 from medray.models.build import load_tokenizer
+from medray.records import TrialRecord
 from medray.registry import Release
 from medray.runtime import Cluster, free_leaked_groups
 from medray.selection import analysis, leaderboard, tables
 from medray.selection.analysis import Analysis
-from medray.selection.leaderboard import Leaderboard
+from medray.selection.leaderboard import Entry, Judged, Leaderboard
 from medray.tasks import base as tasks
 from medray.training.material import gather, look
-from medray.tuning import tuner, winners
-from medray.tuning.judge import judge
+from medray.tuning import repeats, tuner, winners
+from medray.tuning.judge import Fold, judge
 from medray.tuning.placement import Placement, place
+from medray.tuning.repeats import Repeats
 from medray.tuning.runs import ANALYSIS, LEADERBOARD, Run
-from medray.tuning.search import Search
+from medray.tuning.search import Plan, Search
 from medray.tuning.tuner import Session, Watcher
 
 log = logging.getLogger(__name__)
@@ -40,11 +43,22 @@ class Outcome:
     release: Release | None  # what the winner was published as
 
 
-def run(study: StudyConfig, cluster: Cluster, here: Run, *, watcher: Watcher, on_audit: Callable[[Audit], None]) -> Outcome:
+def run(
+    study: StudyConfig,
+    cluster: Cluster,
+    here: Run,
+    *,
+    watcher: Watcher,
+    on_audit: Callable[[Audit], None],
+    retry_failed: bool = False,
+) -> Outcome:
     """Run what of the study is not done yet, on a cluster that is there."""
-    if not (here.folder / LEADERBOARD).exists():
-        board, found = _search(study, cluster, here, watcher, on_audit)
-        _write(board, found, here)
+    with here.held():
+        if retry_failed and any(record.status == "failed" for record in here.records()):
+            here.reopen()
+        if not (here.folder / LEADERBOARD).exists():
+            board, found = _Search(study, cluster, here, watcher, on_audit, retry_failed).judged()
+            _write(board, found, here)
     board = here.leaderboard()
     _every_base_model_counts(study, board)
     return Outcome(here, board, here.analysis(), winners.of_study(study, here, board) if study.publish else None)
@@ -64,58 +78,166 @@ def audit(study: StudyConfig) -> Iterator[Audit]:
         yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
 
 
-def _search(
-    study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, on_audit: Callable[[Audit], None]
-) -> tuple[Leaderboard, Analysis]:
-    freed = free_leaked_groups()
-    if freed:
-        log.warning("removed %d placement group(s) that ended jobs had left behind", freed)
-    search = Search(study, metric(study))
+class _Search:
+    """From settings to a leaderboard: the search, its finalists' repeats, and the last look."""
 
-    def placement(config: TrialConfig) -> Placement:
-        return place(config.resources, cluster, search.num_trials)
+    def __init__(
+        self, study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, on_audit: Callable[[Audit], None], retry_failed: bool
+    ) -> None:
+        freed = free_leaked_groups()
+        if freed:
+            log.warning("removed %d placement group(s) that ended jobs had left behind", freed)
+        self.study, self.cluster, self.here, self.watcher, self.retry_failed = study, cluster, here, watcher, retry_failed
+        self.search = Search(study, metric(study))
+        self.placements = [self._placement(study.trial(base)) for base in study.base_models]
+        self.materials = _Materials(here.storage_dir / "prepared", on_audit)
+        self.task = tasks.fit(study.task, self.materials.dataset(study.data).label_sets())
+        for number, base in enumerate(study.base_models):
+            try:
+                self.materials.path(
+                    repeats.config_of(study, TrialRecord(trial=base.source, base_model=base.source, base=number, number=0, settings={}))
+                )
+            except ArtifactError as err:
+                log.warning("base model %s: its trials will fail: %s", base.source, err)
 
-    placements = [placement(study.trial(base)) for base in study.base_models]
-    dataset = datasets.load(study.data)
-    task = tasks.fit(study.task, dataset.label_sets())
-    materials = _Materials(study, dataset, here.storage_dir / "prepared", on_audit)
-    for base in study.base_models:
-        materials.path(study.trial(base))
-    session = Session(study, here, search, material=materials.path, placement=placement, watcher=watcher)
-    tuner.run(session, placements)
+    def judged(self) -> tuple[Leaderboard, Analysis]:
+        self._train(self.search)
+        if self.search.has_failed:
+            raise TrialError(self._failures())
+        metric = self.search.metric
+        searched = self._entries(lambda record: record.of is None)
+        able = [entry for entry in searched if entry.checkpoint or not entry.validation]
+        if len(able) < len(searched):
+            log.warning("%d trial(s) have no checkpoint any more and cannot be finalists: `medray gc` was here", len(searched) - len(able))
+        finalists = leaderboard.finalists(able, metric, self.study.search.num_finalists)
+        if not finalists:
+            errors = "; ".join(f"{record.trial}: {record.error}" for record in self.here.records() if record.error)
+            raise TrialError(f"study {self.study.name}: nothing to rank: {errors or 'no trial was evaluated'}")
+        repeated = self._repeat(finalists)
+        largest = max(self.placements, key=lambda found: (found.gpus, found.cpus))
+        log_dir, caller = self.here.storage_dir / "test_log", f"study {self.study.name}"
+        verdict = judge(
+            self._folds(finalists, repeated),
+            self.task,
+            largest,
+            log_dir,
+            calibration=self.study.calibration,
+            caller=caller,
+            bases=[self.study.trial(base) for base in self.study.base_models],
+        )
+        names = [[entry.name, *(found.name for found in repeated[entry.name])] for entry in finalists]
+        candidates = [leaderboard.over_seeds(_named(verdict.candidates, seeds), metric) for seeds in names]
+        failed = self._entries(lambda record: record.of is not None and record.status == "failed")
+        folds = self.study.data.split.folds if self.study.data.split.is_pooled else 1
+        board = leaderboard.conclude(
+            self.study.name, metric, [*searched, *failed], candidates, verdict.references, verdict.num_openings, num_folds=folds
+        )
+        # What is told of a finalist beside its figures is told of the seed that would be published.
+        published = {found.entry.seeds.published if found.entry.seeds else found.entry.name: found.entry.name for found in candidates}
+        models = [replace(found, name=published[found.name]) for found in verdict.analyses if found.name in published]
+        models.sort(key=lambda found: found.name != board.winner)
+        return board, Analysis(self.study.name, self.task.labels, is_multi_label(self.task), board.winner, tuple(models))
 
-    records = here.records()
-    entries = [leaderboard.entry_of(record, here.history(record.trial), search.metric) for record in records]
-    entries = [replace(entry, checkpoint=_checkpoint(here, entry.name, entry.step)) for entry in entries]
-    chosen = leaderboard.finalists(entries, search.metric, study.search.num_finalists)
-    if not chosen:
-        errors = "; ".join(f"{record.trial}: {record.error}" for record in records if record.error) or "no trial was evaluated"
-        raise TrialError(f"study {study.name}: nothing to rank: {errors}")
-    largest = max(placements, key=lambda found: (found.gpus, found.cpus))
-    log_dir, caller = here.storage_dir / "test_log", f"study {study.name}"
-    bases = [study.trial(base) for base in study.base_models]
-    verdict = judge(chosen, task, dataset, largest, log_dir, calibration=study.calibration, caller=caller, bases=bases)
-    board = leaderboard.conclude(study.name, search.metric, entries, verdict.candidates, verdict.references, verdict.num_openings)
-    models = sorted(verdict.analyses, key=lambda found: found.name != board.winner)
-    return board, Analysis(study.name, task.labels, is_multi_label(task), board.winner, tuple(models))
+    def _train(self, plan: Plan) -> None:
+        session = Session(
+            self.study,
+            self.here,
+            plan,
+            material=self.materials.path,
+            placement=self._placement,
+            watcher=self.watcher,
+            retry_failed=self.retry_failed,
+        )
+        tuner.run(session, self.placements)
+
+    def _placement(self, config: TrialConfig) -> Placement:
+        return place(config.resources, self.cluster, self.search.num_trials)
+
+    def _repeat(self, finalists: Sequence[Entry]) -> dict[str, list[Entry]]:
+        """The other seeds or folds of each finalist, trained and evaluated."""
+        records = {record.trial: record for record in self.here.records()}
+        proposals = repeats.planned(self.study, finalists, records)
+        if proposals:
+            stopped = {entry.name: self.here.history(entry.name)[-1]["epochs"] for entry in finalists if entry.status == "stopped"}
+            self._train(Repeats(proposals, stopped, self.search.metric, num_before=self.search.num_trials))
+        wanted = {proposal.name for proposal in proposals}
+        found: dict[str, list[Entry]] = {entry.name: [] for entry in finalists}
+        by_name = {record.trial: record for record in self.here.records()}
+        for entry in self._entries(lambda record: record.trial in wanted):
+            if entry.status != "failed" and entry.checkpoint:
+                found[str(by_name[entry.name].of)].append(entry)
+            elif self.study.data.split.is_pooled:
+                raise TrialError(f"study {self.study.name}: {entry.name} failed, and a pooled figure needs every fold: {entry.error}")
+        return found
+
+    def _folds(self, finalists: Sequence[Entry], repeated: Mapping[str, list[Entry]]) -> list[Fold]:
+        """What is judged on which rows: seeds all on the same, folds each on its own."""
+        data = self.study.data
+        if not data.split.is_pooled:
+            flat = [found for entry in finalists for found in (entry, *repeated[entry.name])]
+            return [Fold(self.materials.dataset(data), flat)]
+        folds = []
+        for number in range(data.split.folds):
+            split = data.split.model_copy(update={"fold": number})
+            chosen = [(entry, *repeated[entry.name])[number] for entry in finalists]
+            folds.append(Fold(self.materials.dataset(data.model_copy(update={"split": split})), chosen))
+        return folds
+
+    def _entries(self, wanted: Callable[[TrialRecord], bool]) -> list[Entry]:
+        here, metric = self.here, self.search.metric
+        entries = [leaderboard.entry_of(record, here.history(record.trial), metric) for record in here.records() if wanted(record)]
+        return [replace(entry, checkpoint=_checkpoint(here, entry.name, entry.step)) for entry in entries]
+
+    def _failures(self) -> str:
+        reasons = Counter(record.error for record in self.here.records() if record.status == "failed")
+        listed = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(3))
+        return (
+            f"study {self.study.name}: {len(self.search.failed)} trials failed, search.max_failed allows {self.search.most_failed}: {listed}."
+            " No further trial was started and nothing was judged; remove the cause and go on with --resume --retry-failed,"
+            " or allow more with --resume search.max_failed=N"
+        )
+
+
+def _named(judged: Sequence[Judged], names: Sequence[str]) -> list[Judged]:
+    """In the order of the names; a fold's model has none of its own, it is in its finalist's answers."""
+    by_name = {found.entry.name: found for found in judged}
+    return [by_name[name] for name in names if name in by_name]
 
 
 class _Materials:
     """What trials share, made when the first of them asks: once for each base model, data and task."""
 
-    def __init__(self, study: StudyConfig, dataset: Dataset, folder: Path, on_audit: Callable[[Audit], None]) -> None:
-        self.study, self.dataset, self.folder, self.on_audit = study, dataset, folder, on_audit
-        self._made: dict[str, Path] = {}
+    def __init__(self, folder: Path, on_audit: Callable[[Audit], None]) -> None:
+        self.folder, self.on_audit = folder, on_audit
+        self._made: dict[str, Path | ArtifactError] = {}
+        self._datasets: dict[str, Dataset] = {}
+        self._audited: set[str] = set()
+
+    def dataset(self, data: DataConfig) -> Dataset:
+        """Each split, fold and row limit once."""
+        split = data.split.model_copy(update={"fold": data.split.fold or 0})
+        key = data.model_copy(update={"split": split}).model_dump_json()
+        if key not in self._datasets:
+            self._datasets[key] = datasets.load(data)
+        return self._datasets[key]
 
     def path(self, config: TrialConfig) -> Path:
         key = storage.hash_text(
             [config.model.source, str(config.model.revision), config.data.model_dump_json(), config.task.model_dump_json()]
         )
         if key not in self._made:
-            dataset = self.dataset if config.data == self.study.data else datasets.load(config.data)  # a row limit of its own
+            dataset = self.dataset(config.data)
             task = tasks.fit(config.task, dataset.label_sets())
-            self._made[key] = gather(config, dataset, task, self.folder, self.on_audit).path
-        return self._made[key]
+            on_audit = (lambda audit: None) if config.model.source in self._audited else self.on_audit  # it is about all rows
+            self._audited.add(config.model.source)
+            try:
+                self._made[key] = gather(config, dataset, task, self.folder, on_audit).path
+            except ArtifactError as err:
+                self._made[key] = err  # found once: each of its trials tells it
+        found = self._made[key]
+        if isinstance(found, ArtifactError):
+            raise found
+        return found
 
 
 def _checkpoint(here: Run, trial: str, step: int | None) -> str | None:

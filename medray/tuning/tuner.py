@@ -21,8 +21,9 @@ from medray.records import TrialRecord
 from medray.training.worker import FAILED, VALIDATION, Assignment
 from medray.tuning import trial as trials
 from medray.tuning.placement import Placement
+from medray.tuning.repeats import config_of
 from medray.tuning.runs import Run, slugs
-from medray.tuning.search import Proposal, Search
+from medray.tuning.search import Plan, Proposal
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -48,11 +49,12 @@ class Session:
         self,
         study: StudyConfig,
         run: Run,
-        search: Search,
+        search: Plan,
         *,
         material: Callable[[TrialConfig], Path],
         placement: Callable[[TrialConfig], Placement],
         watcher: Watcher,
+        retry_failed: bool = False,
     ) -> None:
         self.study, self.run, self.search = study, run, search
         self.material, self.placement, self.watcher = material, placement, watcher
@@ -60,7 +62,7 @@ class Session:
         self.on_start: Callable[[], None] = lambda: None
         self.records: dict[str, TrialRecord] = {}
         self.stopped: set[str] = set()
-        self._unfinished = self._replay()
+        self._unfinished = self._replay(retry_failed)
 
     def next(self) -> dict[str, Any] | None:
         """What Tune is to run next: first what an earlier process left, then what the search proposes."""
@@ -78,18 +80,21 @@ class Session:
         if proposal is None:
             return None
         record = TrialRecord(
-            trial=f"{self.names[proposal.base]}-{proposal.number:03d}",
+            trial=proposal.name or f"{self.names[proposal.base]}-{proposal.number:03d}",
             base_model=self.study.base_models[proposal.base].source,
             base=proposal.base,
             number=proposal.number,
             settings=proposal.settings,
+            of=proposal.of,
+            seed=proposal.seed,
+            fold=proposal.fold,
         )
         self.search.begin(record.trial, proposal)
         return record
 
     def _assigned(self, record: TrialRecord) -> dict[str, Any]:
         self._keep(record.model_copy(update={"started_at": time.time(), "first_step_at": None}))
-        config = self.study.trial(self.study.base_models[record.base], record.settings)
+        config = config_of(self.study, record)
         placement = self.placement(config)
         resources = config.resources.model_copy(update={"cpus_per_worker": int(placement.cpus) or 1, "gpus_per_worker": placement.gpus})
         config = config.model_copy(update={"resources": resources})
@@ -116,10 +121,13 @@ class Session:
             known = {name: row[name] for name in ("first_step_at", "num_parameters", "num_trainable")}
             record = self._keep(record.model_copy(update=known))
         goes_on = self.search.observe(trial, row["epochs"], row[VALIDATION + self.search.metric])
+        self.run.write_spent(self.search.seconds)
         self.watcher.told(record, row)
         if goes_on or row["is_last"]:
             return True
         self.stopped.add(trial)
+        # Written now: a study that is killed before the trial has ended must not train it on.
+        self._keep(record.model_copy(update={"status": "stopped"}))
         return False
 
     def begun(self, trial: str) -> None:
@@ -138,13 +146,14 @@ class Session:
         self.run.write(record)
         return record
 
-    def _replay(self) -> list[TrialRecord]:
+    def _replay(self, retry_failed: bool) -> list[TrialRecord]:
         """Tell the search what an earlier process saw; the trials that it did not finish come back."""
         unfinished = []
-        records = self.run.records()
-        self.search.spent_s = seconds(records)
-        for record in records:
-            proposal = Proposal(record.base, record.number, record.settings)
+        self.search.spent_s = self.run.spent_s()
+        for record in filter(self.search.owns, self.run.records()):
+            if retry_failed and record.status == "failed":
+                record = record.model_copy(update={"status": "running", "error": None, "ended_at": None})
+            proposal = Proposal(record.base, record.number, record.settings, record.of, record.seed, record.fold)
             self.search.recall(proposal)
             self.search.begin(record.trial, proposal)
             for row in self.run.history(record.trial):
@@ -155,12 +164,6 @@ class Session:
             else:
                 self.search.complete(record.trial, record.settings, failed=record.status == "failed")
         return unfinished
-
-
-def seconds(records: Sequence[TrialRecord]) -> float:
-    """From the first start to the last that is known of an earlier process."""
-    known = [at for record in records for at in (record.started_at, record.first_step_at, record.ended_at) if at is not None]
-    return max(known) - min(known) if known else 0.0
 
 
 def run(session: Session, placements: Sequence[Placement]) -> None:
@@ -276,7 +279,8 @@ class _Callback(_Shell, Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         error = trial.get_pickled_error() or trial.get_error()
-        self.session.ended(_name(trial), error=f"its process died: {str(error).strip().splitlines()[-1]}")
+        how = "it raised" if isinstance(error, ray.exceptions.RayTaskError) else "its process died:"
+        self.session.ended(_name(trial), error=f"{how} {str(error).strip().splitlines()[-1]}")
 
 
 def _name(trial: TuneTrial) -> str:

@@ -16,7 +16,7 @@ from medray.config import LoraConfig, ModelOptions
 from medray.engines.transformers import Engine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
-from medray.models.build import Built, build, check_targets, export_merged, merge, save
+from medray.models.build import Built, build, check_targets, export_merged, load_tokenizer, merge, save
 from medray.tasks.base import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
@@ -221,3 +221,11 @@ def test_the_adapters_type_is_the_one_asked_for(tmp_path: Path) -> None:
     for dtype, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         built = make(tmp_path, "bert", dtype=dtype)
         assert {parameter.dtype for name, parameter in built.model.named_parameters() if "lora_" in name} == {expected}
+
+
+def test_a_base_without_its_tokenizer_is_refused_instead_of_reading_every_word_as_unknown(tmp_path: Path) -> None:
+    folder = tiny.base(tmp_path, "roberta")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ArtifactError, match=r"its tokenizer cannot be loaded: there is none of merges\.txt, tokenizer\.json"):
+        load_tokenizer(folder)

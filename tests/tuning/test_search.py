@@ -149,3 +149,45 @@ def test_a_search_that_cannot_be_is_refused_when_it_is_read(tmp_path: Path, sett
     with pytest.raises(ConfigError) as caught:
         tiny.study(tmp_path, *settings)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "optuna"])
+def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Path, algorithm: str) -> None:
+    study = tiny.study(tmp_path, RATE, "search.num_trials=12", f"search.algorithm={algorithm}")
+
+    def tell(search: Search, proposal: Proposal) -> None:
+        trial = f"t-{proposal.number}"
+        search.begin(trial, proposal)
+        search.observe(trial, 1.0, 1 / (1 + abs(proposal.settings["train.learning_rate"] - 0.003)))
+        search.complete(trial, proposal.settings, failed=proposal.number == 2)
+
+    whole, found = Search(study, "f1_macro"), []
+    while proposal := whole.next():
+        found.append(proposal)
+        tell(whole, proposal)
+    assert len(found) == 12
+    later = Search(study, "f1_macro")
+    for proposal in found[:8]:
+        later.recall(proposal)
+        tell(later, proposal)
+    rest = []
+    while proposal := later.next():
+        rest.append(proposal)
+        tell(later, proposal)
+    assert rest == found[8:]
+
+
+def test_a_search_gives_up_when_more_trials_failed_than_may(tmp_path: Path) -> None:
+    def failed(num: int, *settings: str) -> bool:
+        search = Search(tiny.study(tmp_path, RATE, "search.num_trials=6", *settings), "f1_macro")
+        for number in range(num):
+            proposal = search.next()
+            assert proposal is not None
+            search.begin(f"t-{number}", proposal)
+            search.complete(f"t-{number}", proposal.settings, failed=True)
+        assert (search.next() is None) == search.has_failed
+        return search.has_failed
+
+    assert [failed(num) for num in (3, 4)] == [False, True]  # half of them may
+    assert [failed(num, "search.max_failed=0") for num in (0, 1)] == [False, True]
+    assert not failed(5, "search.max_failed=5")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 from ray.tune.error import TuneError
+from searched import Seen, figures, run
 
 from medray.config import StudyConfig
 from medray.data import dataset
@@ -22,45 +23,12 @@ from medray.runtime import Cluster
 from medray.tasks import base as tasks
 from medray.training.material import gather, open_material
 from medray.training.worker import VALIDATION
-from medray.tuning import study as studies
 from medray.tuning import tuner
 from medray.tuning.placement import Placement
 from medray.tuning.runs import Run
-from medray.tuning.study import Outcome
 
 pytestmark = pytest.mark.ray
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
-
-
-class Seen:
-    """A watcher that keeps what it is told, and may act on it."""
-
-    def __init__(self, act: Any = None) -> None:
-        self.rows: list[tuple[str, dict[str, Any]]] = []
-        self.ended_: list[TrialRecord] = []
-        self.act = act
-
-    def planned(self, num_trials: int) -> None:
-        self.num_trials = num_trials
-
-    def begun(self, record: TrialRecord) -> None:
-        pass
-
-    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
-        self.rows.append((record.trial, row))
-        if self.act:
-            self.act(record, row)
-
-    def ended(self, record: TrialRecord) -> None:
-        self.ended_.append(record)
-
-
-def run(study: StudyConfig, cluster: Cluster, seen: Seen | None = None, here: Run | None = None) -> Outcome:
-    return studies.run(study, cluster, here or Run.start(study), watcher=seen or Seen(), on_audit=lambda audit: None)
-
-
-def figures(history: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
-    return [(row["epoch"], row["train_loss"], row["metrics"]["f1_macro"]) for row in history]
 
 
 def alone(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
@@ -246,7 +214,7 @@ def test_one_base_model_under_two_settings_is_two_on_the_leaderboard(tmp_path: P
     bert = tiny.base(tmp_path, "bert")
     bases = f"base_models=[{{source: {bert}, overrides: {{lora.r: 2}}}}, {{source: {bert}, overrides: {{lora.r: 4}}}}]"
     outcome = run(tiny.study(tmp_path, bases, "train.epochs=1", "publish={name: cancer}"), cluster)
-    assert {entry.name for entry in outcome.board.entries if entry.test and entry.kind == "trial"} == {"tiny-bert-1-000", "tiny-bert-2-000"}
+    assert {entry.name for entry in outcome.board.entries if entry.test and entry.kind == "trial"} == {"tiny-bert-000", "tiny-bert-2-000"}
     registry = Registry(str(tmp_path / "runs"))
     registry.publish(str(outcome.board.entries[-1].checkpoint or outcome.board.best.checkpoint), "cancer")
     study = tiny.study(tmp_path, bases, "train.epochs=1", "publish={name: cancer}")
