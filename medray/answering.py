@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from medray.config import CalibrationConfig
 from medray.data.base import Example
 from medray.records import CalibrationRecord
+from medray.sections import CalibrationConfig
 from medray.selection import calibration, examination
 from medray.selection.analysis import SplitAnalysis
 from medray.selection.examination import Scored

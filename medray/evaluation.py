@@ -8,7 +8,7 @@ from typing import Literal
 from medray import checkpoint, loading
 from medray.answering import examine
 from medray.checkpoint import Manifest
-from medray.config import DataConfig, TrialConfig
+from medray.config import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.base import Example
 from medray.data.dataset import Dataset
@@ -17,6 +17,7 @@ from medray.errors import ConfigError
 from medray.loading import Loaded
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import Registry
+from medray.sections import DataConfig
 from medray.selection.analysis import SplitAnalysis
 from medray.selection.metrics import Metrics
 from medray.selection.slices import Slicer

@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from bucket import endpoint, uri  # noqa: F401  (fixtures)
 
 from medray.runtime import Cluster, start_cluster
 

@@ -11,10 +11,10 @@ import tiny
 
 import medray
 from medray import answering, evaluation, loading
-from medray.config import CalibrationConfig
 from medray.data import dataset
 from medray.records import AS_IT_IS, AbstentionRecord, CalibrationRecord, ReleaseRecord
 from medray.registry import Registry, Release
+from medray.sections import CalibrationConfig
 from medray.selection.analysis import split_sentences
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions, ClassifyRequest

@@ -2,66 +2,19 @@
 
 import pickle
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import pytest
 import tiny
-from searched import run
 
 import medray
 from medray import checkpoint, storage
 from medray.errors import ArtifactError, ConfigError
 from medray.registry import Registry
-from medray.runtime import Cluster
 from medray.store import open_store
 from medray.store_s3 import S3Store
-from medray.tuning import preflight, retention
-from medray.tuning.runs import Run
-
-_NO_CREDENTIALS = {
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-    "AWS_CONFIG_FILE": "/dev/null",
-    "AWS_MAX_ATTEMPTS": "1",
-}
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    from moto.s3.responses import S3Response
-    from moto.server import ThreadedMotoServer
-
-    with pytest.MonkeyPatch.context() as patch:
-        put, lock = S3Response.put_object, Lock()
-
-        def put_alone(self: S3Response) -> Any:
-            with lock:
-                return put(self)
-
-        patch.setattr(S3Response, "put_object", put_alone)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-        server.stop()
-
-
-@pytest.fixture
-def uri(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place in a bucket of its own."""
-    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    for name, value in (_NO_CREDENTIALS | settings).items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
-    bucket = f"test-{storage.hash_text([str(tmp_path)])[:20]}"
-    S3Store("s3://any")._client.create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/some/place"
 
 
 @pytest.fixture(scope="module")
@@ -296,48 +249,3 @@ def test_a_missing_boto3_is_said_with_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "boto3.session", None)
     with pytest.raises(ConfigError, match=r"S3 needs boto3.*pip install 'medray\[s3\]'"):
         Registry("s3://bucket/x")
-
-
-def test_a_place_is_tried_before_a_study_starts(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = S3Store(uri)
-    for _ in range(2):
-        store.check()
-    assert Registry(uri).names() == []
-    with pytest.raises(ArtifactError, match="there is no bucket 'nowhere'"):
-        S3Store("s3://nowhere/x").check()
-    put = store._client.put_object
-
-    def careless(IfNoneMatch: str, **rest: Any) -> Any:
-        return put(**rest)
-
-    monkeypatch.setattr(store._client, "put_object", careless)
-    with pytest.raises(ConfigError, match="overwrites what a PUT with If-None-Match must leave alone"):
-        store.check()
-
-
-@pytest.mark.ray
-def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_published_there(
-    uri: str, tmp_path: Path, cluster: Cluster
-) -> None:
-    settings = ["search.space={train.learning_rate: {grid: [0.01, 1.0e-9]}}", f"publish={{name: cancer, storage_path: '{uri}'}}"]
-    study = tiny.study(tmp_path, *settings)
-    preflight.check(study)
-    outcome = run(study, cluster)
-    assert outcome.release is not None
-    release = Registry(uri).resolve("cancer@best")
-    assert (release.reference, release.registry.store.uri) == ("cancer@1", uri)
-    assert release.record.test is not None
-    release.verify()
-    assert not (tmp_path / "runs" / "releases").exists()
-    again = run(study, cluster, here=Run.resume(study))
-    assert again.release is not None
-    assert again.release.reference == "cancer@1"
-    assert {item.trial for item in retention.find(outcome.run.folder).surplus} == {"tiny-bert-001"}
-
-
-def test_a_study_whose_bucket_is_not_there_is_refused_before_it_starts(uri: str, tmp_path: Path) -> None:
-    study = tiny.study(tmp_path, "publish={name: cancer, storage_path: 's3://nowhere/releases'}")
-    with pytest.raises(ConfigError, match=r"publish\.storage_path: s3://nowhere/releases: there is no bucket 'nowhere'"):
-        preflight.check(study)
-    with pytest.raises(ConfigError, match=r"runs need a folder that every node sees; releases may lie elsewhere: publish\.storage_path"):
-        preflight.check(tiny.study(tmp_path, f"storage_path={uri}"))

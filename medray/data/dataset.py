@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from medray import storage
-from medray.config import DataConfig
 from medray.data import corrections, duplicates
 from medray.data.audit import Audit, audit
 from medray.data.base import SPLITS, Example, Split, read
 from medray.data.duplicates import Duplicates
 from medray.data.split import assign, limit_rows
 from medray.errors import DataError
+from medray.sections import DataConfig
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from medray.config import SplitConfig
 from medray.data.base import Example, Split
 from medray.errors import DataError, allowed
+from medray.sections import SplitConfig
 
 log = logging.getLogger(__name__)
 GIVEN_NAMES: dict[str, Split] = {

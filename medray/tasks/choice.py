@@ -6,7 +6,7 @@ It loads no model. A label's probability is that of its tokens and the end of se
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from medray.selection.statistics import Answers
 from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
 from medray.tasks._pieces import Keep
 from medray.tasks._prompts import Prompt, answers, prompts
+from medray.tasks._requests import TextRequest
 from medray.tasks.base import Prediction, TaskOptions
 
 if TYPE_CHECKING:
@@ -68,17 +69,8 @@ class Options(TaskOptions):
         return Template.parse(self.prompt).around("text")
 
 
-class Request(Section):
-    """What HTTP asks: one text, or several inputs; the task's prompt is put around each."""
-
-    text: str | None = Field(None, min_length=1)
-    inputs: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.text is None) == (self.inputs is None):
-            raise ValueError("give exactly one of text and inputs")
-        return self
+class Request(TextRequest):
+    """One text, or several inputs; the task's prompt is put around each."""
 
 
 class Answer(Section):
@@ -194,8 +186,7 @@ class Task:
         return replace(found, values={**found.values, PARSE_FAILURES: said.count(metrics.NO_ANSWER) / len(said)})
 
     def examples(self, request: Request) -> list[Example]:
-        texts = [request.text] if request.text is not None else request.inputs or ()
-        return [Example(str(position), text) for position, text in enumerate(texts)]
+        return request.examples()
 
     def respond(self, predictions: Sequence[Prediction]) -> Response:
         return Response(predictions=tuple(self._answer(row) for row in predictions))

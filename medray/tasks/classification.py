@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from medray.selection import metrics, thresholds
 from medray.selection.statistics import Answers
 from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
 from medray.tasks._pieces import Keep, pieces
+from medray.tasks._requests import TextRequest
 from medray.tasks.base import Head, Prediction, TaskOptions
 
 if TYPE_CHECKING:
@@ -63,17 +64,8 @@ class Options(TaskOptions):
         return self
 
 
-class Request(Section):
-    """What HTTP asks: one text, or several inputs."""
-
-    text: str | None = Field(None, min_length=1)
-    inputs: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.text is None) == (self.inputs is None):
-            raise ValueError("give exactly one of text and inputs")
-        return self
+class Request(TextRequest):
+    """One text, or several inputs."""
 
 
 class Answer(Section):
@@ -219,8 +211,7 @@ class Task:
         return metrics.single_label(classes, probabilities, answers, self.labels, self.options.positive_label)
 
     def examples(self, request: Request) -> list[Example]:
-        texts = [request.text] if request.text is not None else request.inputs or ()
-        return [Example(str(position), text) for position, text in enumerate(texts)]
+        return request.examples()
 
     def respond(self, predictions: Sequence[Prediction]) -> Response:
         return Response(predictions=tuple(self._answer(row) for row in predictions))

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medray import answering
-from medray.config import CalibrationConfig, TrialConfig
+from medray.config import TrialConfig
 from medray.data.base import Example
 from medray.data.dataset import Dataset
+from medray.sections import CalibrationConfig
 from medray.selection import leaderboard, references
 from medray.selection.analysis import ModelAnalysis
 from medray.selection.leaderboard import Entry, Judged

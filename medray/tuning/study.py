@@ -9,7 +9,7 @@ from pathlib import Path
 from medray import storage
 from medray.answering import is_multi_label
 from medray.checkpoint import MANIFEST
-from medray.config import DataConfig, StudyConfig, TrialConfig
+from medray.config import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.audit import Audit
 from medray.data.dataset import Dataset
@@ -19,6 +19,7 @@ from medray.models.build import load_tokenizer
 from medray.records import TrialRecord
 from medray.registry import Release
 from medray.runtime import Cluster, free_leaked_groups
+from medray.sections import DataConfig
 from medray.selection import analysis, leaderboard, tables
 from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Entry, Judged, Leaderboard

@@ -8,10 +8,10 @@ import pytest
 import tiny
 
 from medray import answering, checkpoint
-from medray.config import CalibrationConfig
 from medray.data import dataset
 from medray.errors import ArtifactError
 from medray.registry import Registry
+from medray.sections import CalibrationConfig
 from medray.selection import analysis, tables
 from medray.selection.analysis import Analysis, ModelAnalysis
 from medray.selection.leaderboard import Entry, Leaderboard
