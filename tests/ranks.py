@@ -19,7 +19,7 @@ class Job:
     settings: tuple[str, ...]
     resume: bool = False
     stop_after: int | None = None  # steps, as if the process had been killed there
-    family: str = "bert"
+    choice: bool = False  # a decoder that picks from labels, instead of a head
 
 
 @dataclass
@@ -105,7 +105,7 @@ def alone(job: Job) -> Done:
     Loop._take_step, Loop._advance = taking, advancing  # type: ignore[method-assign]
     trial = None
     try:
-        asked = tiny.study(job.folder.parent, *job.settings, family=job.family)
+        asked = (tiny.choice_study if job.choice else tiny.study)(job.folder.parent, *job.settings)
         trial = tiny.trial(asked, job.folder)
         done.history = trial.run(resume=job.resume).history
     except MedrayError as err:

@@ -44,6 +44,9 @@ class Seen:
         self.plain = ranks.alone(Job(place / "plain", SETTINGS))
         self.nf4 = ranks.alone(Job(place / "nf4", (*SETTINGS, "model.quantization=nf4")))
         self.bf16 = ranks.alone(Job(place / "bf16", (*SETTINGS, "model.precision=bf16")))
+        choice = (*SETTINGS[:2], SETTINGS[3])
+        tiny.choice_study(place, *choice)
+        self.choice = ranks.alone(Job(place / "choice", choice, choice=True))
         first = ranks.alone(Job(place / "first", SETTINGS, stop_after=3))
         jobs = [Job(place / name, settings) for name, settings in TWO_WORKERS.items()]
         for name, settings in SECOND_LEG.items():
@@ -52,7 +55,9 @@ class Seen:
         self.one = dict(
             zip(("zero 2", "zero 3"), ranks.run([Job(place / "one 2", zero(2)), Job(place / "one 3", zero(3))], 1), strict=True)
         )
-        done = ranks.run(jobs, num_ranks=2)
+        sharded = ("train.strategy=deepspeed", "train.zero_stage=3")
+        done = ranks.run([Job(place / "choice, zero 3", (*choice, *sharded), choice=True), *jobs], num_ranks=2)
+        self.sharded_choice = done.pop(0)
         self.two = dict(zip(TWO_WORKERS, done, strict=False))
         self.legs: dict[str, list[Done]] = {}
         for name, second in zip(SECOND_LEG, done[len(TWO_WORKERS) :], strict=True):
@@ -76,6 +81,11 @@ def test_two_workers_compute_what_one_does(seen: Seen, name: str) -> None:
     assert len(set(seen.plain.losses)) == 7
     assert two.losses == pytest.approx(seen.plain.losses, abs=1e-5)
     assert figures(two.history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
+
+
+def test_a_choice_whose_output_layer_is_asked_at_answers_alone_trains_in_shards(seen: Seen) -> None:
+    assert seen.sharded_choice.losses == pytest.approx(seen.choice.losses, abs=1e-5)
+    assert figures(seen.sharded_choice.history) == pytest.approx(figures(seen.choice.history), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["zero 2", "zero 3"])

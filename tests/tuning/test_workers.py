@@ -63,8 +63,9 @@ def as_undisturbed(study: StudyConfig, alone: StudyConfig, cluster: Cluster, fol
     assert [row["train_loss"] for row in history] == pytest.approx([row["train_loss"] for row in undisturbed.history], abs=1e-5)
     assert outcome.board.best.epoch == undisturbed.best["epoch"]
     told = [row["epoch"] for row in killer.rows]
-    assert sorted(set(told)) == [row["epoch"] for row in undisturbed.history]
-    assert len(told) - len(set(told)) <= 1  # of one evaluation, at most, the figures came a second time
+    # Told while the worker died, one evaluation may come a second time, or never come to Tune; the history has each once.
+    missed, again = len(history) - len(set(told)), len(told) - len(set(told))
+    assert missed + again <= 1
     log = (outcome.run.trial_dir(record.trial) / "log.txt").read_text()
     (resumed,) = (line for line in log.splitlines() if "resumed after step" in line)
     print(f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, {metric} {[round(value, 4) for value in found]}")
