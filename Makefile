@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-all check format bench setup wheel clean
+.PHONY: quickstart test test-slow test-chaos test-all check format bench setup wheel clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -32,9 +32,12 @@ test: $(READY)
 	$(BIN)/pytest -m 'not slow'
 
 test-slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow and not chaos'
 
-test-all: test test-slow
+test-chaos: $(READY)
+	$(BIN)/pytest -m chaos
+
+test-all: test test-slow test-chaos
 
 bench: $(READY)
 	$(BIN)/python jobs/bench/train.py $(ARGS)

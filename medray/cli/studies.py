@@ -1,7 +1,6 @@
 """Commands that search, choose and judge."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,6 +93,8 @@ def evaluate(
     storage_path: Annotated[str | None, typer.Option(help="where releases are kept; the study's storage_path where not given")] = None,
 ) -> None:
     """Judge a release, or a base model before training, on the data of a study's YAML. Reading test labels is logged."""
+    from pydantic import TypeAdapter
+
     from medray import evaluation, storage
     from medray.errors import ConfigError, allowed
     from medray.selection import analysis
@@ -108,7 +109,7 @@ def evaluate(
     else:
         found = evaluation.evaluate(of, asked.data, split, storage_path=storage_path or asked.storage_path, log_dir=log_dir)  # type: ignore[arg-type]
     if as_json:
-        print(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        print(TypeAdapter(evaluation.Evaluation).dump_json(found, indent=1).decode())
         return
     sure = f" (95 % interval {found.interval.low:.3f} to {found.interval.high:.3f})" if found.interval else ""
     print(f"{found.of} on {found.metrics.num_rows} {split} rows: {found.metric} {found.metrics.values[found.metric]:.4f}{sure}")

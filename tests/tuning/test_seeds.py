@@ -23,7 +23,7 @@ from medray.tuning import study as studies
 from medray.tuning.runs import Run
 from medray.tuning.study import Outcome
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 
 

@@ -192,7 +192,9 @@ def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_wai
 
 
 def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(tmp_path: Path, cluster: Cluster) -> None:
-    study = tiny.study(tmp_path, "resources={num_workers: 9, cpus_per_worker: 2}", "data.format.path=missing.jsonl")
+    study = tiny.study(
+        tmp_path, "resources={num_workers: 9, cpus_per_worker: 2}", "train.samples_per_step=9", "data.format.path=missing.jsonl"
+    )
     with pytest.raises(ConfigError, match=r"9 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"):
         run(study, cluster)
 
