@@ -12,6 +12,7 @@ from medray import config, plugins
 from medray.data.base import Example
 from medray.data.split import assign
 from medray.errors import ConfigError, DataError
+from medray.sections import SplitConfig
 
 CONCLUSION = "Aspirin therefore prevents strokes."
 
@@ -100,7 +101,7 @@ def test_the_official_split_goes_by_the_ids_of_the_ground_truth(tmp_path: Path) 
     truth.write_text(json.dumps({pmid: ANSWERS[pmid] for pmid in ("14", "15", "16")}))
     rows = read(official(tmp_path), ground_truth=str(truth))
     assert {row.id for row in rows if row.split == "test"} == {"14", "15", "16"}
-    sides = assign(rows, config.SplitConfig(kind="given", validation=0.3), range(len(rows)))
+    sides = assign(rows, SplitConfig(kind="given", validation=0.3), range(len(rows)))
     assert [side for row, side in zip(rows, sides, strict=True) if row.id in ("14", "15", "16")] == ["test"] * 3
     truth.write_text(json.dumps({"13": "yes"}))
     with pytest.raises(DataError, match="13: is answered 'maybe', and 'yes' in"):

@@ -14,6 +14,7 @@ from medray.client import Client
 from medray.config import StudyConfig
 from medray.data import dataset
 from medray.runtime import Cluster, free_port
+from medray.sections import DataConfig
 from medray.selection.calibration import rescale
 from medray.serving import local
 from medray.serving.schemas import AppOptions
@@ -112,7 +113,7 @@ def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None
     checkpoint = Path(str(outcome.board.best.checkpoint))
     trained = [json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()]
     data = json.loads((checkpoint / "manifest.json").read_text())["trial"]["data"]
-    rows = dataset.load(config.DataConfig.model_validate(data)).validation
+    rows = dataset.load(DataConfig.model_validate(data)).validation
     chosen = client.choose([row.text for row in rows], model=f"{name}@best")
     assert (chosen.release, chosen.version, chosen.disclaimer) == (name, 1, DISCLAIMER)
     assert outcome.release is not None
