@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-chaos test-all check format bench setup wheel clean
+.PHONY: quickstart test test-slow test-chaos test-all lint check format bench setup wheel clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -21,11 +21,13 @@ setup: $(READY)
 quickstart: $(READY)
 	KEEP=$(KEEP) $(BIN)/python jobs/quickstart.py
 
-check: $(READY)
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/pytest -m 'not slow and not real and not ray' -x
 
 test: $(READY)

@@ -106,7 +106,7 @@ def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tm
     wrong = head.submit("jobs/study.py", str(study), "train.epochs=0")
     assert wrong.returncode == 1
     assert "train.epochs: input should be greater than" in wrong.stdout
-    never = head.submit("jobs/study.py", str(study), "resources.num_workers=9")
+    never = head.submit("jobs/study.py", str(study), "train.samples_per_step=18", "resources.num_workers=9")
     assert never.returncode == 1
     assert "which this cluster can never hold: a node with 4 CPU(s)" in never.stdout
     diverged = head.submit("jobs/study.py", str(study), "train.learning_rate=1.0e+30")
