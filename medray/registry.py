@@ -68,6 +68,8 @@ class Release:
             raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
         if merged:
             self._check_merge()
+        elif manifest.is_untuned:
+            raise ArtifactError(f"{self.reference}: is a base model as it is, without an adapter: export it with --merged")
         with storage.new_folder(target) as filling:
             if merged:
                 export_merged(load(folder).built, filling)
