@@ -25,7 +25,7 @@ from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Entry, Judged, Leaderboard
 from medray.tasks import base as tasks
 from medray.training.material import gather, look
-from medray.tuning import repeats, tuner, winners
+from medray.tuning import repeats, sharing, tuner, winners
 from medray.tuning.judge import Fold, judge
 from medray.tuning.placement import Placement, place
 from medray.tuning.repeats import Repeats
@@ -58,6 +58,8 @@ def run(
         if retry_failed and any(record.status == "failed" for record in here.records()):
             here.reopen()
         if not (here.folder / LEADERBOARD).exists():
+            if len(cluster.nodes) > 1:
+                sharing.check(here.folder)
             board, found = _Search(study, cluster, here, watcher, on_audit, retry_failed).judged()
             _write(board, found, here)
     board = here.leaderboard()
