@@ -89,6 +89,23 @@ def lines(path: Path) -> Iterator[str]:
         raise DataError(f"{path}: there is no such file") from None
 
 
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """One line of a file of JSON objects."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as err:
+        raise DataError(f"{where}: not valid JSON: {err.msg} at character {err.pos + 1}") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a JSON object, found {type(row).__name__}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half of a surrogate pair, which is no character") from None
+    return row
+
+
 def missing_file(path: str) -> list[str]:
     return [] if Path(path).is_file() else [f"data.format.path: there is no file {path}"]
 
