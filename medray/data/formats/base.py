@@ -1,7 +1,7 @@
 """What the readers share: text decoding and label checks whose errors name file and line."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -104,6 +104,12 @@ def json_object(line: str, where: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise DataError(f"{where}: holds half of a surrogate pair, which is no character") from None
     return row
+
+
+def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether every JSON row has an instruction and a response, or messages."""
+    held = list(rows)
+    return bool(held) and all({"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list) for row in held)
 
 
 def missing_file(path: str) -> list[str]:

@@ -13,6 +13,7 @@ from medray.data.formats.base import (
     as_text,
     check_id,
     first_problem,
+    is_instructions,
     json_object,
     lines,
     missing_columns,
@@ -84,12 +85,6 @@ def sniff(path: Path) -> Layout | None:
         return None
     names = dict.fromkeys(name for row in rows for name in row)
     return Layout({"name": "instructions", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
-
-
-def is_instructions(rows: Iterable[dict[str, Any]]) -> bool:
-    """Whether every row has an instruction and a response, or messages."""
-    held = list(rows)
-    return bool(held) and all({"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list) for row in held)
 
 
 def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:

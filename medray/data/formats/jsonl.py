@@ -15,6 +15,7 @@ from medray.data.formats.base import (
     check_id,
     check_label,
     first_problem,
+    is_instructions,
     json_object,
     lines,
     missing_columns,
@@ -72,6 +73,8 @@ def sniff(path: Path) -> Layout | None:
         if path.suffix.lower() in (".jsonl", ".ndjson"):
             raise
         return None  # one JSON document over many lines, say
+    if is_instructions(rows):
+        return None  # instructions
     names = dict.fromkeys(name for row in rows for name in row)
     return Layout({"name": "jsonl", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
 
