@@ -77,7 +77,7 @@ def publish_untuned(registry: Registry, study: StudyConfig, source: str | None, 
     chosen = next(iter(bases)) if source is None else source
     if chosen not in bases:
         raise ConfigError(f"base model {chosen!r} is not in study {study.name}; {allowed(chosen, bases)}")
-    dataset = datasets.load(study.data)
+    dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoint"
         _, task, predictions = untuned(study.trial(bases[chosen]), dataset, folder)
