@@ -62,9 +62,7 @@ def _task(found: Sketch, positive: str | None) -> dict[str, Any]:
     task: dict[str, Any] = {"name": "classification"}
     if found.multi_label or len(found.labels) != 2:
         if positive is not None:
-            raise ConfigError(
-                f"{place}: --positive {positive!r} needs one label a row of exactly two; found {len(found.labels)}: {kinds}"
-            )
+            raise ConfigError(f"{place}: --positive {positive!r} needs one label a row of exactly two; found {len(found.labels)}: {kinds}")
         if len(found.labels) < (1 if found.multi_label else 2):
             raise DataError(f"{place}: every row has the label {kinds}; a classifier needs at least two")
         return task | ({"multi_label": True} if found.multi_label else {}) | {"metric": "f1_macro"}

@@ -80,7 +80,9 @@ def sniff(path: Path) -> Layout | None:
         return None
     field = next((name for name in _FIELDS if all(name in row for row in rows)), None)
     if field is None:
-        raise DataError(f"{path}: holds mentions, and no field of every row is one of {', '.join(_FIELDS)}; name it as data.format.mentions")
+        raise DataError(
+            f"{path}: holds mentions, and no field of every row is one of {', '.join(_FIELDS)}; name it as data.format.mentions"
+        )
     names = dict.fromkeys(name for row in rows for name in row if name != field)
     raw = {"name": "spans", "path": str(path), "text": _text_field(rows, field, names, path)}
     return Layout(raw if field == "mentions" else raw | {"mentions": field}, {name: [row.get(name) for row in rows] for name in names})
