@@ -14,7 +14,8 @@ from medray.selection.metrics import Metrics
 from medray.selection.statistics import Tallies
 from medray.tasks import _mentions
 from medray.tasks._mentions import PATHS as PATHS
-from medray.tasks._mentions import Request, Response
+from medray.tasks._mentions import Request as Request
+from medray.tasks._mentions import Response as Response
 from medray.tasks._pieces import Located, located
 from medray.tasks._tags import mentions_of, tag, tags_of, words
 from medray.tasks.base import Head, Needs, Prediction, TaskOptions

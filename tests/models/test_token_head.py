@@ -49,7 +49,9 @@ def test_every_token_has_an_output_whatever_stands_beside_its_row(tmp_path: Path
     assert built.family.head_modules == HEADS[family]
     trained = {name.split(".")[2] for name, parameter in built.model.named_parameters() if parameter.requires_grad and "lora_" not in name}
     assert trained == set(HEADS[family])
-    assert {module.p for name, module in built.model.named_modules() if isinstance(module, torch.nn.Dropout) and "lora" not in name} <= {0.0}
+    assert {module.p for name, module in built.model.named_modules() if isinstance(module, torch.nn.Dropout) and "lora" not in name} <= {
+        0.0
+    }
 
 
 @pytest.mark.parametrize("family", HEADS)
