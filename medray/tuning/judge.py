@@ -84,7 +84,7 @@ def judge(
         rows = fold.dataset.unlabelled_test()
         answered.append(_finalists(fold.finalists, rows, fold.dataset.validation, placement))
         compared.append([_reference(found, task, fold.dataset, rows) for found in _references(task, fold.dataset)])
-        compared[-1] += _untuned(bases, task, rows, fold.dataset.validation, placement)
+        compared[-1] += _untuned(bases, task.learn(fold.dataset.train), rows, fold.dataset.validation, placement)
     opened = [fold.dataset.open_test(log_dir, caller) for fold in folds]
     validation = [example for fold in folds for example in fold.dataset.validation]
     test = [example for fold in opened for example in fold.examples]

@@ -77,7 +77,7 @@ def metric(study: StudyConfig) -> str:
 def audit(study: StudyConfig) -> Iterator[Audit]:
     """The audit of the study's data for each base model's tokenizer; nothing is trained."""
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
-    task = tasks.fit(study.task, dataset.label_sets())
+    task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
     for base in study.base_models:
         yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
 
@@ -95,7 +95,8 @@ class _Search:
         self.search = Search(study, metric(study))
         self.placements = [self._placement(study.trial(base)) for base in study.base_models]
         self.materials = _Materials(here.storage_dir / "prepared", on_audit, tasks.task_options(study.task).bring)
-        self.task = tasks.fit(study.task, self.materials.dataset(study.data).label_sets())
+        dataset = self.materials.dataset(study.data)
+        self.task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
         for number, base in enumerate(study.base_models):
             try:
                 self.materials.path(
@@ -235,7 +236,7 @@ class _Materials:
         )
         if key not in self._made:
             dataset = self.dataset(config.data)
-            task = tasks.fit(config.task, dataset.label_sets())
+            task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
             on_audit = (lambda audit: None) if config.model.source in self._audited else self.on_audit  # it is about all rows
             self._audited.add(config.model.source)
             try:
