@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from medray import storage
-from medray.config import TrialConfig
+from medray.config import ModelConfig, TrainConfig
 from medray.errors import ArtifactError
 from medray.schema import Section
 
@@ -58,9 +58,10 @@ class Manifest(Section):
     schema_version: Literal[1] = 1
     task: TaskRecord
     base: BaseRecord
-    trial: dict[str, Any]  # the resolved TrialConfig
-    data_fingerprint: str
-    split_fingerprint: str
+    trial: dict[str, Any]  # the resolved TrialConfig; of what was trained elsewhere, its model section
+    is_untuned: bool = False  # the base as it is: there is no adapter
+    data_fingerprint: str | None  # None where it was trained elsewhere
+    split_fingerprint: str | None
     cursor: dict[str, int]  # epoch and step that this checkpoint was taken at
     metrics: dict[str, float]  # on the validation split
     precision: PrecisionRecord
@@ -71,8 +72,17 @@ class Manifest(Section):
     files: dict[str, str] = {}
 
     @property
+    def model(self) -> ModelConfig:
+        return ModelConfig.model_validate(self.trial["model"])
+
+    @property
+    def token_budget(self) -> int:
+        """Of the trial; of an import, which had none, a trial's default."""
+        return int(self.trial.get("train", {}).get("token_budget", TrainConfig.model_fields["token_budget"].default))
+
+    @property
     def quantization(self) -> str:
-        return TrialConfig.model_validate(self.trial).model.quantization
+        return self.model.quantization
 
 
 def save(folder: Path, fill: Callable[[Path], None], manifest: Manifest) -> Manifest:

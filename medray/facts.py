@@ -38,7 +38,7 @@ def of(
         task=str(manifest.task.options["name"]),
         base=manifest.base.source,
         note=manifest.base.note,
-        method="LoRA" if manifest.quantization == "none" else f"QLoRA ({manifest.quantization})",
+        method=_method(manifest),
         labels=tuple(manifest.task.state.get("labels", [])),
         figures=figures(manifest.metrics, test.metrics if test else {}),
         num_test_rows=test.num_rows if test else None,
@@ -47,11 +47,8 @@ def of(
         behaviour=tuple(_behaviour(test, calibration)),
         origin=(
             ("base", f"{manifest.base.source}, revision {manifest.base.revision}, weights sha256 {manifest.base.weight_hash}"),
-            ("data", f"{manifest.data_fingerprint}, split: {manifest.split_fingerprint}"),
-            (
-                "training",
-                f"seed {manifest.seed}, epoch {manifest.cursor['epoch']}, step {manifest.cursor['step']}, arithmetic {manifest.precision.used}",
-            ),
+            ("data", f"{manifest.data_fingerprint}, split: {manifest.split_fingerprint}" if manifest.data_fingerprint else "not known"),
+            ("training", _training(manifest)),
             (
                 "code",
                 f"{manifest.git_commit or 'no commit known'}; " + ", ".join(f"{name} {value}" for name, value in manifest.versions.items()),
@@ -59,6 +56,20 @@ def of(
             ("checkpoint", content_id),
         ),
     )
+
+
+def _method(manifest: Manifest) -> str:
+    if manifest.is_untuned:
+        return "no training" + ("" if manifest.quantization == "none" else f", in 4 bits ({manifest.quantization})")
+    return "LoRA" if manifest.quantization == "none" else f"QLoRA ({manifest.quantization})"
+
+
+def _training(manifest: Manifest) -> str:
+    if manifest.is_untuned:
+        return "none: the base model as it is"
+    if manifest.data_fingerprint is None:
+        return "elsewhere: imported from an adapter's folder"
+    return f"seed {manifest.seed}, epoch {manifest.cursor['epoch']}, step {manifest.cursor['step']}, arithmetic {manifest.precision.used}"
 
 
 def figures(validation: Mapping[str, float], test: Mapping[str, float]) -> tuple[Figure, ...]:

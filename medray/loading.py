@@ -47,18 +47,17 @@ def load(
     """Rebuild a checkpoint from a folder or URI, by default in the arithmetic it was trained in. Hashes, base weights and probe are compared first."""
     folder = storage.fetch(str(place))
     manifest = checkpoint.verify(folder) if verify else checkpoint.read(folder)
-    config = TrialConfig.model_validate(manifest.trial)
-    base = sources.resolve(config.model.source, manifest.base.revision)
+    base = sources.resolve(manifest.model.source, manifest.base.revision)
     if base.weight_hash != manifest.base.weight_hash:
         raise ArtifactError(
             f"{folder}: was trained on {manifest.base.source} with weights {manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}"
         )
     task = restore(manifest.task.options, manifest.task.state)
-    built = build(base, task.head(), config.model, config.lora, adapter_dir=folder)
+    built = build(base, task.head(), manifest.model, None, adapter_dir=None if manifest.is_untuned else folder)
     built.model.to(device)
 
     def engine(used: Literal["fp32", "bf16", "fp16"]) -> Engine:
-        return TransformersEngine(built, precision=used, token_budget=config.train.token_budget, device=device)
+        return TransformersEngine(built, precision=used, token_budget=manifest.token_budget, device=device)
 
     if verify:
         prove(folder, manifest.probe, answers(task, engine("fp32")))

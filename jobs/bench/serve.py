@@ -189,6 +189,15 @@ def ask(port: int, texts: list[str], clients: int, seconds: float, pid: int) -> 
     return Run(len(counted) / elapsed, statistics.median(ordered), ordered[int(0.95 * len(ordered))], spent / len(counted), len(failed))
 
 
+def free_port() -> int:
+    """Below the ports that a system, and so Ray, hands out by itself."""
+    for port in range(18765, 28765):
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)):
+                return port
+    raise RuntimeError("no free port from 18765 to 28765")
+
+
 def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict[str, str]]]:
     here = Path(__file__)
     model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port)}
@@ -246,11 +255,8 @@ def main() -> None:
     if args.flask:
         flask_app().run(host="127.0.0.1", port=int(os.environ["BENCH_PORT"]), threaded=True)
         return
-    with tempfile.TemporaryDirectory() as name, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
         texts = publish(args, folder)
         loop = bare(folder, texts)
         runs: dict[str, dict[int, Run]] = {}

@@ -1,35 +1,98 @@
 """Commands about releases: publish, list, verify, export."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medray.cli.arguments import SHOWN, Reference, Storage
+
+if TYPE_CHECKING:
+    from medray.registry import Registry, Release
 
 app = typer.Typer()
 
 
 @app.command()
 def publish(
-    place: Annotated[str, typer.Argument(help="a study's folder or that of a run, whose winner is meant, or a checkpoint's folder or URI")],
-    name: Annotated[str, typer.Argument(help="the release's name")],
+    place: Annotated[
+        str,
+        typer.Argument(
+            help="a study's folder or that of a run, whose winner is meant; a checkpoint's folder or URI; a study's YAML, whose base model is meant as it is;"
+            " or, with --system, a release"
+        ),
+    ],
+    name: Annotated[str | None, typer.Argument(help="the release's name; with --system that of the release where not given")] = None,
     alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
     notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
     abstain_precision: Annotated[
         float | None, typer.Option(min=0.01, max=0.999, help="fit the threshold for abstention anew, for this share of right answers")
     ] = None,
+    base: Annotated[str | None, typer.Option(help="with a study's YAML: which of its base models")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="of a release that answers in words: a new version with this system prompt, untrained")
+    ] = None,
+    system_file: Annotated[str | None, typer.Option(help="the same, read from a file")] = None,
     storage_path: Storage = "runs",
 ) -> None:
-    """Publish a study's winner, or a checkpoint, as the next version of a release."""
+    """Publish a study's winner, a checkpoint, or a base model without training, as the next version of a release."""
+    from medray import config, foreign
+    from medray.errors import ConfigError
     from medray.registry import Registry
     from medray.tuning import winners
 
     registry = Registry(storage_path)
-    release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision)
+    if system_file is not None:
+        if system is not None:
+            raise ConfigError("--system and --system-file: give one of the two")
+        if not Path(system_file).is_file():
+            raise ConfigError(f"--system-file: there is no file {system_file}")
+        system = Path(system_file).read_text(encoding="utf-8").strip()
+    if system is not None:
+        if base or abstain_precision is not None:
+            raise ConfigError("--system goes with a release (NAME@VERSION), and neither with --base nor with --abstain-precision")
+        _point(registry, registry.change(place, {"system": system}, name=name, notes=notes), alias)
+        return
+    if name is None:
+        raise ConfigError("NAME is missing: what the release is called")
+    is_study = place.endswith((".yaml", ".yml"))
+    if is_study and abstain_precision is not None:
+        raise ConfigError("--abstain-precision and a study's YAML: set calibration.abstain_precision in it")
+    if base and not is_study:
+        raise ConfigError(f"--base {base}: goes with a study's YAML, whose base model is published as it is")
+    if is_study:
+        release = foreign.publish_untuned(registry, config.load([place]), base, name, notes=notes)
+    else:
+        release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision)
+    _point(registry, release, alias)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[str, typer.Argument(help="a PEFT folder that was trained elsewhere, such as outputs/checkpoint-300")],
+    name: Annotated[str, typer.Argument(help="the release's name")],
+    settings: Annotated[
+        list[str],
+        typer.Argument(help="model.source=BASE task.name=classification labels=[first,second] and other settings of model and task"),
+    ],
+    alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
+    notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
+    storage_path: Storage = "runs",
+) -> None:
+    """Publish an adapter that was trained elsewhere, once its base, task and labels are named."""
+    from medray import foreign
+    from medray.registry import Registry
+
+    registry = Registry(storage_path)
+    release = foreign.publish_adapter(registry, Path(folder), name, foreign.ImportConfig.load(settings), notes=notes)
+    _point(registry, release, alias)
+
+
+def _point(registry: "Registry", release: "Release", alias: str | None) -> None:
+    record = release.record
     if alias:
-        registry.point(name, alias, release.record.version)
-    print(f"{release.reference}" + (f" is {name}@{alias}" if alias else ""))
+        registry.point(record.name, alias, record.version)
+    print(f"{release.reference}" + (f" is {record.name}@{alias}" if alias else ""))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medray.errors import allowed
 from medray.serving import schemas
@@ -77,7 +78,7 @@ def make_api(service: Service, limits: Limits, digests: frozenset[str] | None) -
 
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http_error)
-    api.middleware("http")(_last_resort)
+    api.add_middleware(_LastResort)
     api.add_middleware(Guard, body_bytes=limits.body_bytes, digests=digests)
     return api
 
@@ -150,13 +151,28 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _error(Refused(error.status_code, kinds.get(error.status_code, "http_error"), str(error.detail)))
 
 
-async def _last_resort(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-    try:
-        return await call(request)
-    except Exception as err:  # the boundary: whoever asked gets a typed body, the log gets where it happened and no value
-        frame = _innermost(err)
-        log.error("%s at %s", type(err).__name__, frame)
-        return _error(Refused(500, "internal_error", "the request could not be answered; the server's log has the cause"))
+class _LastResort:
+    """The boundary: whoever asked gets a typed body, the log gets where it happened and no value. Plain ASGI: Starlette's base costs a task a request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as err:
+            log.error("%s at %s", type(err).__name__, _innermost(err))
+            if has_begun or scope["type"] != "http":
+                raise
+            answer = _error(Refused(500, "internal_error", "the request could not be answered; the server's log has the cause"))
+            await answer(scope, receive, send)
 
 
 def _innermost(err: BaseException) -> str:

@@ -1,10 +1,12 @@
 """A study, start to end: prepare once, search, rank, judge on test rows, write the leaderboard, publish the winner."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from medray import storage
 from medray.answering import is_multi_label
@@ -12,7 +14,7 @@ from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.audit import Audit
-from medray.data.dataset import Dataset
+from medray.data.dataset import Bring, Dataset
 from medray.errors import ArtifactError, TrialError
 from medray.models import sources
 from medray.models.build import load_tokenizer
@@ -29,7 +31,7 @@ from medray.tuning import repeats, tuner, winners
 from medray.tuning.judge import Fold, judge
 from medray.tuning.placement import Placement, place
 from medray.tuning.repeats import Repeats
-from medray.tuning.runs import ANALYSIS, LEADERBOARD, Run
+from medray.tuning.runs import ANALYSIS, LEADERBOARD, SAMPLES, Run
 from medray.tuning.search import Plan, Search
 from medray.tuning.tuner import Session, Watcher
 
@@ -58,8 +60,7 @@ def run(
         if retry_failed and any(record.status == "failed" for record in here.records()):
             here.reopen()
         if not (here.folder / LEADERBOARD).exists():
-            board, found = _Search(study, cluster, here, watcher, on_audit, retry_failed).judged()
-            _write(board, found, here)
+            _write(_Search(study, cluster, here, watcher, on_audit, retry_failed).judged(), here)
     board = here.leaderboard()
     _every_base_model_counts(study, board)
     return Outcome(here, board, here.analysis(), winners.of_study(study, here, board) if study.publish else None)
@@ -73,7 +74,7 @@ def metric(study: StudyConfig) -> str:
 
 def audit(study: StudyConfig) -> Iterator[Audit]:
     """The audit of the study's data for each base model's tokenizer; nothing is trained."""
-    dataset = datasets.load(study.data)
+    dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
     for base in study.base_models:
         yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
@@ -91,7 +92,7 @@ class _Search:
         self.study, self.cluster, self.here, self.watcher, self.retry_failed = study, cluster, here, watcher, retry_failed
         self.search = Search(study, metric(study))
         self.placements = [self._placement(study.trial(base)) for base in study.base_models]
-        self.materials = _Materials(here.storage_dir / "prepared", on_audit)
+        self.materials = _Materials(here.storage_dir / "prepared", on_audit, tasks.task_options(study.task).bring)
         dataset = self.materials.dataset(study.data)
         self.task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
         for number, base in enumerate(study.base_models):
@@ -102,7 +103,7 @@ class _Search:
             except ArtifactError as err:
                 log.warning("base model %s: its trials will fail: %s", base.source, err)
 
-    def judged(self) -> tuple[Leaderboard, Analysis | None]:
+    def judged(self) -> "_Judged":
         self._train(self.search)
         if self.search.has_failed:
             raise TrialError(self._failures())
@@ -138,9 +139,11 @@ class _Search:
         published = {found.entry.seeds.published if found.entry.seeds else found.entry.name: found.entry.name for found in candidates}
         models = [replace(found, name=published[found.name]) for found in verdict.analyses if found.name in published]
         models.sort(key=lambda found: found.name != board.winner)
-        if not models:
-            return board, None
-        return board, Analysis(self.study.name, self.task.labels, is_multi_label(self.task), board.winner, tuple(models))
+        found = Analysis(self.study.name, self.task.labels, is_multi_label(self.task), board.winner, tuple(models)) if models else None
+        # Texts of the user's own file, and answers to them.
+        prompts = [sample.text for sample in tasks.task_options(self.study.task).samples()]
+        samples = {published.get(name, name): said for name, said in verdict.samples.items()}
+        return _Judged(board, found, {"prompts": prompts, "answers": samples} if prompts else {})
 
     def _train(self, plan: Plan) -> None:
         session = Session(
@@ -211,8 +214,8 @@ def _named(judged: Sequence[Judged], names: Sequence[str]) -> list[Judged]:
 class _Materials:
     """What trials share, made when the first of them asks: once for each base model, data and task."""
 
-    def __init__(self, folder: Path, on_audit: Callable[[Audit], None]) -> None:
-        self.folder, self.on_audit = folder, on_audit
+    def __init__(self, folder: Path, on_audit: Callable[[Audit], None], bring: Bring) -> None:
+        self.folder, self.on_audit, self._bring = folder, on_audit, bring
         self._made: dict[str, Path | ArtifactError] = {}
         self._datasets: dict[str, Dataset] = {}
         self._audited: set[str] = set()
@@ -222,7 +225,7 @@ class _Materials:
         split = data.split.model_copy(update={"fold": data.split.fold or 0})
         key = data.model_copy(update={"split": split}).model_dump_json()
         if key not in self._datasets:
-            self._datasets[key] = datasets.load(data)
+            self._datasets[key] = datasets.load(data, self._bring)
         return self._datasets[key]
 
     def path(self, config: TrialConfig) -> Path:
@@ -251,13 +254,23 @@ def _checkpoint(here: Run, trial: str, step: int | None) -> str | None:
     return str(folder) if (folder / MANIFEST).exists() else None
 
 
-def _write(board: Leaderboard, found: Analysis | None, here: Run) -> None:
+@dataclass(frozen=True)
+class _Judged:
+    board: Leaderboard
+    analysis: Analysis | None
+    samples: Mapping[str, Any]
+
+
+def _write(judged: _Judged, here: Run) -> None:
+    board, found = judged.board, judged.analysis
     histories = {record.trial: here.history(record.trial) for record in here.records()}
     storage.write(here.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode())
     storage.write(here.folder / "leaderboard.csv", tables.to_csv(tables.rows(board)).encode())
     storage.write(here.folder / "leaderboard.md", tables.to_markdown(board, found).encode())
     if found:
         storage.write(here.folder / ANALYSIS, analysis.to_json(found))
+    if judged.samples:
+        storage.write(here.folder / SAMPLES, json.dumps(judged.samples, indent=1, ensure_ascii=False).encode())
     storage.write(here.folder / LEADERBOARD, tables.to_json(board).encode())  # last: it says that the study has ended
 
 

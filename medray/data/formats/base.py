@@ -112,6 +112,12 @@ def holds_mentions(rows: Iterable[Mapping[str, Any]]) -> bool:
     return any(isinstance(item, dict) and {"start", "end"} <= item.keys() for value in lists for item in value)
 
 
+def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether every JSON row has an instruction and a response, or messages."""
+    held = list(rows)
+    return bool(held) and all({"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list) for row in held)
+
+
 def missing_file(path: str) -> list[str]:
     return [] if Path(path).is_file() else [f"data.format.path: there is no file {path}"]
 
