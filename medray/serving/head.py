@@ -107,15 +107,18 @@ class _Timing:
 
 
 def _time(engine: Engine, task: Task, thread: Executor) -> _Timing:
-    """The best of a few, so that a load beside live traffic judges as one on a quiet machine would."""
+    """The best of a few, so that a load beside live traffic judges as one on a quiet machine would.
+
+    Asked is what the probe asks, which reads and scores as an answer does: one that is written would take a load a minute.
+    """
     few = [Example("few", PROBE_TEXTS[2])]
     head = task.head()
     counting = Counting(engine, len(head.labels) if head else 0)
-    task.predict(counting, few)
+    task.probe(counting, few)
     length, small = max(1, task.options.max_length // 2), counting.num_tokens
     text = " ".join([PROBE_TEXTS[2]] * max(1, length // len(engine.tokenizer(PROBE_TEXTS[2])["input_ids"])))
     many = [Example(str(number), text) for number in range(max(2, _TIMED_TOKENS // max(length, small)))]
-    task.predict(counting, many)
+    task.probe(counting, many)
     seconds = [tuple(thread.submit(_seconds, engine, task, rows).result() for rows in (few, many)) for _ in range(4)]
     tokens = max(1, counting.num_tokens - 2 * small)
     return _Timing(min(small_s for small_s, _ in seconds), min(full_s for _, full_s in seconds), tokens)
@@ -123,7 +126,7 @@ def _time(engine: Engine, task: Task, thread: Executor) -> _Timing:
 
 def _seconds(engine: Engine, task: Task, examples: Sequence[Example]) -> float:
     start = time.perf_counter()
-    task.predict(engine, examples)  # its result is on the CPU, so the device has finished
+    task.probe(engine, examples)  # its result is on the CPU, so the device has finished
     return time.perf_counter() - start
 
 
