@@ -139,7 +139,8 @@ class _Call:
             if status:
                 await self.close(status)
         if isinstance(found, Begun):
-            self.begun, self.first_token_s = found, time.perf_counter() - self.start
+            self.begun = found
+            self.first_token_s = time.perf_counter() - self.start if found.first_token_s is None else found.first_token_s
         return found
 
     async def rest(self) -> AsyncGenerator[Said | Refused, None]:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import ray
 import torch
@@ -73,14 +74,17 @@ class HeadReplica:
 
     async def talk(self, asked: Asked, timeout_s: float) -> AsyncGenerator[Begun | Said | Refused, None]:
         """Closed by who listens, the row is free at the next step."""
-        loop = asyncio.get_running_loop()
+        loop, start = asyncio.get_running_loop(), time.monotonic()
         told: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        first: list[float] = []
 
         def deliver(found: Chunk | Exception) -> None:
+            if not first:
+                first.append(time.monotonic() - start)
             loop.call_soon_threadsafe(told.put_nowait, found)
 
         chat = self.follower.model
-        started = loop.run_in_executor(self.requests, self._start, chat, asked, time.monotonic() + timeout_s, deliver)
+        started = loop.run_in_executor(self.requests, self._start, chat, asked, start + timeout_s, deliver)
         try:
             found = await asyncio.shield(started)
         except asyncio.CancelledError:
@@ -99,7 +103,7 @@ class HeadReplica:
                     return
                 if not has_begun:
                     has_begun = True
-                    yield found[0]
+                    yield replace(found[0], first_token_s=first[0])
                 said = telling.say(chunks)
                 yield said
                 if said.finish:

@@ -21,13 +21,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Who answers, as soon as there is a first piece."""
+    """Who answers: before the first piece, also of an answer in one piece, which so can be asked for again until it is there."""
 
     release: str
     version: int
     prompt_tokens: int
     disclaimer: str
     ends_with_disclaimer: bool = True
+    first_token_s: float | None = None  # from the replica's being asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import queue
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,7 +162,9 @@ def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: Chat) ->
     assert [piece.finish for piece in said[:-1]] == [None] * (len(said) - 1)
     whole = asyncio.run(everything(replica.talk(Asked(question.messages, question.sampling, 6, whole=True), 30.0)))
     assert len(whole) == 2
-    assert whole[0] == begun
+    assert replace(whole[0], first_token_s=None) == replace(begun, first_token_s=None)
+    assert whole[0].first_token_s is not None
+    assert 0 < whole[0].first_token_s < 30
     assert whole[1].text == "".join(piece.text for piece in said)
     assert (whole[1].finish, whole[1].outcome, whole[1].num_tokens) == (
         said[-1].finish,
