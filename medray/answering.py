@@ -13,19 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.data.base import Example
-from medray.records import CalibrationRecord
+from medray.errors import ConfigError
+from medray.records import AS_IT_IS, CalibrationRecord
 from medray.sections import CalibrationConfig
 from medray.selection import calibration, examination
 from medray.selection.analysis import SplitAnalysis
 from medray.selection.examination import Scored
 from medray.selection.slices import Slicer
+from medray.selection.statistics import LabelAnswers
 from medray.tasks.base import Prediction, Task
 
 
 def calibrated(task: Task, record: CalibrationRecord, predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions with calibrated probabilities, their confidence, and whether they are abstained from."""
-    if not predictions:
-        return []
+    """The predictions with calibrated probabilities, their confidence, and whether they are abstained from. Texts as they are."""
+    if not predictions or not task.labels:
+        return list(predictions)
     predicted = np.array([[label in row.labels for label in task.labels] for row in predictions])
     found = calibration.apply(record, _probabilities(predictions), predicted, multi_label=is_multi_label(task))
     return [
@@ -37,8 +39,12 @@ def calibrated(task: Task, record: CalibrationRecord, predictions: Sequence[Pred
 
 
 def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], asked: CalibrationConfig) -> CalibrationRecord:
-    """From a checkpoint's own answers on validation rows."""
+    """From a checkpoint's own answers on validation rows; nothing where answers are texts."""
     answers = task.answers(predictions, examples)
+    if not isinstance(answers, LabelAnswers):
+        if asked.abstain_precision is not None:
+            raise ConfigError(f"abstain_precision {asked.abstain_precision} and task {task.options.name}: its answers have no confidence")
+        return AS_IT_IS
     return calibration.fit(
         _probabilities(predictions),
         answers.truth,
@@ -57,21 +63,19 @@ def examine(
     examples: Sequence[Example],
     record: CalibrationRecord,
     slicer: Slicer,
-) -> SplitAnalysis:
-    """`predictions` as the task made them, before calibration."""
-    scored = Scored(
-        [example.id for example in examples], task.answers(predictions, examples), _probabilities(predictions), slicer.columns(examples)
-    )
+) -> SplitAnalysis | None:
+    """`predictions` as the task made them, before calibration. None where answers are texts."""
+    answers = task.answers(predictions, examples)
+    if not isinstance(answers, LabelAnswers):
+        return None
+    scored = Scored([example.id for example in examples], answers, _probabilities(predictions), slicer.columns(examples))
     return examination.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)
 
 
 def stored(checkpoint: Path) -> list[Prediction]:
     """What a checkpoint's own evaluation said about the validation rows."""
     lines = (checkpoint / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [
-        replace(row, labels=tuple(row.labels), probabilities=tuple(row.probabilities))
-        for row in (Prediction(**json.loads(line)) for line in lines)
-    ]
+    return [Prediction.from_dict(json.loads(line)) for line in lines]
 
 
 def is_multi_label(task: Task) -> bool:

@@ -12,7 +12,7 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
     told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)
     header = {
         "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": "text-classification" if told.labels else "text-generation",
         "base_model": told.base,
         "tags": ["medray", "biomedical", "merged" if merged else "lora"],
     }
@@ -23,7 +23,7 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
         "---",
         f"# {record.name}, version {record.version}",
         "",
-        f"{told.task} by {told.base}{note} with {told.method}. Labels: {', '.join(told.labels)}.",
+        f"{told.task} by {told.base}{note} with {told.method}." + (f" Labels: {', '.join(told.labels)}." if told.labels else ""),
         "",
         DISCLAIMER,
         "",

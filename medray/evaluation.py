@@ -21,7 +21,7 @@ from medray.sections import DataConfig
 from medray.selection.analysis import SplitAnalysis
 from medray.selection.metrics import Metrics
 from medray.selection.slices import Slicer
-from medray.selection.statistics import METRICS, Interval, interval
+from medray.selection.statistics import Interval, interval
 from medray.tasks import base as tasks
 from medray.tasks.base import Task
 
@@ -37,7 +37,7 @@ class Evaluation:
     interval: Interval | None  # of that figure
     num_openings: int | None  # of these test labels, this one included
     calibration: CalibrationRecord  # of the release
-    analysis: SplitAnalysis
+    analysis: SplitAnalysis | None  # None where answers are texts
 
 
 def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> Evaluation:
@@ -67,7 +67,8 @@ def _judged(
     labelled, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
     metric = task.options.metric
     metrics = task.score(predictions, labelled)
-    sure = interval(task.answers(predictions, labelled), metric) if metric in METRICS else None
+    answers = task.answers(predictions, labelled)
+    sure = interval(answers, metric) if metric in answers.metrics else None
     analysis = examine(task, part, predictions, labelled, calibration, Slicer.of(labelled))
     return Evaluation(name, part, metric, metrics, sure, num_openings, calibration, analysis)
 

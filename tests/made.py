@@ -18,7 +18,7 @@ from medray.selection.analysis import Analysis, ModelAnalysis
 from medray.selection.examination import Scored, examine
 from medray.selection.leaderboard import Entry, Judged, Leaderboard
 from medray.selection.metrics import Metrics, single_label
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 from medray.tuning.runs import Run
 
 ROWS = 160
@@ -43,17 +43,17 @@ def study(folder: Path, labels: tuple[str, str] = LABELS, **changes: Any) -> Stu
     return StudyConfig.model_validate(raw)
 
 
-def said(accuracy: float, seed: int) -> tuple[Answers, np.ndarray[Any, Any]]:
-    """Answers to the same rows, right as often as asked for."""
+def said(accuracy: float, seed: int) -> tuple[LabelAnswers, np.ndarray[Any, Any]]:
+    """LabelAnswers to the same rows, right as often as asked for."""
     truth = np.random.default_rng(0).integers(0, 2, ROWS)
     rng = np.random.default_rng(seed)
     predicted = np.where(rng.random(ROWS) < accuracy, truth, 1 - truth)
     chosen = np.eye(2, dtype=bool)[predicted]
     sure = np.where(predicted == truth, rng.beta(8, 1, ROWS), rng.beta(3, 2, ROWS))[:, None] / 2 + 0.5
-    return Answers(np.eye(2, dtype=bool)[truth], chosen, 0), np.where(chosen, sure, 1 - sure)
+    return LabelAnswers(np.eye(2, dtype=bool)[truth], chosen, 0), np.where(chosen, sure, 1 - sure)
 
 
-def metrics(accuracy: float, seed: int, labels: tuple[str, str] = LABELS) -> tuple[Metrics, Answers]:
+def metrics(accuracy: float, seed: int, labels: tuple[str, str] = LABELS) -> tuple[Metrics, LabelAnswers]:
     answers, probabilities = said(accuracy, seed)
     truth, predicted = (side.argmax(axis=1).tolist() for side in (answers.truth, answers.predicted))
     return single_label(truth, probabilities, predicted, labels, labels[0]), answers

@@ -17,7 +17,7 @@ from medray.selection import analysis, tables
 from medray.selection.analysis import Analysis, ModelAnalysis, SplitAnalysis
 from medray.selection.examination import Scored, examine
 from medray.selection.leaderboard import Entry, Leaderboard
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 from medray.tuning.runs import ANALYSIS, LEADERBOARD, Run
 
 LABELS = ("cancer", "other")
@@ -32,7 +32,7 @@ def answered(split: str, examples: list[Example]) -> SplitAnalysis:
     sure = np.linspace(0.99, 0.9, len(examples))[:, None]
     return examine(
         split,  # type: ignore[arg-type]
-        Scored([row.id for row in examples], Answers(truth, predicted, 0), np.where(predicted, sure, 1 - sure), {}),
+        Scored([row.id for row in examples], LabelAnswers(truth, predicted, 0), np.where(predicted, sure, 1 - sure), {}),
         AS_IT_IS,
         labels=LABELS,
         multi_label=False,

@@ -65,7 +65,7 @@ def _of_run(
     run.leaderboard()  # or says why there is none
     analysis = run.analysis()
     if analysis is None:
-        raise ArtifactError(f"{run.folder}: was judged by a medray that kept no analysis; review a release of it instead")
+        raise ArtifactError(f"{run.folder}: has no analysis: its task answers in texts, or an earlier medray judged it")
     chosen = analysis.of(model or analysis.winner)
     if chosen is None:
         raise ConfigError(
@@ -84,10 +84,13 @@ def _of_release(
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
     from medray import evaluation, storage
     from medray.data import dataset as datasets
+    from medray.errors import ConfigError
 
     asked = load(arguments)
     log_dir = storage.absolute(asked.storage_path) / "test_log"
     judged = evaluation.evaluate(of, asked.data, side, storage_path=storage_path or asked.storage_path, log_dir=log_dir)
+    if judged.analysis is None:
+        raise ConfigError(f"{of}: answers in texts; only labels can be reviewed")
     return judged.analysis, _texts(datasets.load(asked.data), side) if texts else None
 
 

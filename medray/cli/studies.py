@@ -115,7 +115,7 @@ def evaluate(
     print(f"{found.of} on {found.metrics.num_rows} {split} rows: {found.metric} {found.metrics.values[found.metric]:.4f}{sure}")
     for name, value in found.metrics.values.items():
         print(f"  {name} {value:.4f}")
-    for sentence in analysis.split_sentences(found.analysis, found.calibration):
+    for sentence in analysis.split_sentences(found.analysis, found.calibration) if found.analysis else ():
         print(sentence)
 
 

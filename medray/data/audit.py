@@ -62,12 +62,11 @@ class Audit:
         return asdict(self)
 
     def render(self) -> str:
-        share = self.conflicting_rows / self.num_rows
         lines = [
             f"{self.num_rows} rows"
             + (f", {self.num_empty} with an empty text set aside" if self.num_empty else "")
             + (f", {self.num_corrected} with corrected labels" if self.num_corrected else ""),
-            "labels: " + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items()),
+            *(self._labels() if self.labels else []),
             "splits: " + ", ".join(f"{side} {count}" for side, count in self.splits.items()),
             f"duplicates: {self.exact_groups} texts stand {self.exact_rows} times, {self.near_groups} groups of near duplicates hold {self.near_rows} rows"
             + (
@@ -75,9 +74,7 @@ class Audit:
                 if self.given_across
                 else "; none stands on two sides of the split"
             ),
-            f"conflicts: {self.conflicting_texts} texts stand under different labels, {self.conflicting_rows} rows ({share:.1%});"
-            f" no classifier gets more than {self.accuracy_ceiling:.1%} of the rows right",
-            f"always answering {self.majority_label!r}: accuracy {self.majority_accuracy:.3f}, f1_macro {self.majority_f1_macro:.3f}",
+            *(self._ceilings() if self.labels else []),
         ]
         for source, tokens in self.tokens.items():
             lines.append(
@@ -85,6 +82,17 @@ class Audit:
                 f" {tokens.num_over} texts ({tokens.num_over / self.num_rows:.1%}) are longer than {tokens.max_length}"
             )
         return "\n".join(lines)
+
+    def _labels(self) -> list[str]:
+        return ["labels: " + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items())]
+
+    def _ceilings(self) -> list[str]:
+        share = self.conflicting_rows / self.num_rows
+        return [
+            f"conflicts: {self.conflicting_texts} texts stand under different labels, {self.conflicting_rows} rows ({share:.1%});"
+            f" no classifier gets more than {self.accuracy_ceiling:.1%} of the rows right",
+            f"always answering {self.majority_label!r}: accuracy {self.majority_accuracy:.3f}, f1_macro {self.majority_f1_macro:.3f}",
+        ]
 
 
 def audit(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,6 +21,24 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
+class Mention:
+    """A span of a text that names something: `text[start:end]`, in characters."""
+
+    start: int
+    end: int
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one side of a conversation says."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One raw record. Everything that is neither text nor label is metadata."""
 
@@ -30,6 +48,20 @@ class Example:
     split: str | None = None  # as given on disk, where the data says
     metadata: Mapping[str, str] = field(default_factory=dict)
     where: str = ""  # file:line, for messages
+    mentions: tuple[Mention, ...] = ()  # in the order of the text; their kinds are its labels
+    turns: tuple[Message, ...] = ()  # of a conversation, up to what is to be answered; without any the text is the one turn
+    response: str = ""  # the answer that is right, in words
+
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any]) -> "Example":
+        """From what `asdict` made, after JSON."""
+        mentions = tuple(Mention(**mention) for mention in held["mentions"])
+        turns = tuple(Message(**turn) for turn in held["turns"])
+        return cls(**{**held, "labels": tuple(held["labels"]), "mentions": mentions, "turns": turns})
+
+    def unlabelled(self) -> "Example":
+        """Without the answer that is right."""
+        return replace(self, labels=(), mentions=(), response="")
 
 
 class Format(Protocol):

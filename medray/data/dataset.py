@@ -3,9 +3,10 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from medray import storage
 from medray.data import corrections, duplicates
@@ -47,7 +48,7 @@ class Dataset:
         self._examples, self._duplicates, self._num_empty, self._num_corrected = examples, found, len(empty), num_corrected
         self.set_aside = dict.fromkeys(empty, "empty text") | {e.id: "duplicate of a given test or validation row" for e in by_side[None]}
         self.splits: dict[str, Split] = {e.id: side for e, side in zip(examples, sides, strict=True) if side}
-        self.fingerprint = storage.hash_text(sorted(json.dumps([e.id, e.text, sorted(e.labels)]) for e in examples))
+        self.fingerprint = storage.hash_text(sorted(json.dumps(_identity(example)) for example in examples))
         self.split_fingerprint = storage.hash_text(part for row in sorted(self.splits.items()) for part in row)
 
     def label_sets(self) -> list[Example]:
@@ -73,7 +74,7 @@ class Dataset:
         return [example.text for example in self._examples]
 
     def unlabelled_test(self) -> list[Example]:
-        return [replace(example, labels=()) for example in self._test]
+        return [example.unlabelled() for example in self._test]
 
     def open_test(self, log_dir: Path, caller: str) -> Opened:
         """The one way to test labels: says who asked, and warns when they were looked at before."""
@@ -91,6 +92,14 @@ class Dataset:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         return Opened(list(self._test), len(before) + 1)
+
+
+def _identity(example: Example) -> list[Any]:
+    """What a row is. What most rows do not have is told only where it is there, so that their fingerprints stay as they were."""
+    held: list[Any] = [example.id, example.text, sorted(example.labels)]
+    if example.mentions or example.turns or example.response:
+        held += [*map(asdict, example.mentions), *map(asdict, example.turns), example.response]
+    return held
 
 
 def _caller(line: str) -> str:

@@ -95,7 +95,9 @@ def whole_rows(model: Any, prompts: Sequence[Ids], continuations: Sequence[Ids],
     whole = [[*prompt, *ids[:-1]] for prompt in prompts for ids in continuations]
     counts = [len(ids) for _ in prompts for ids in continuations]
     inputs = {name: tensor.to(model.device) for name, tensor in collate(whole, pad_id).items()}
-    rows, places = answer_places([len(row) + 1 for row in whole], counts, 0, left=False)
+    lengths = [len(row) + 1 for row in whole]
+    spans = [((length - count, length),) for length, count in zip(lengths, counts, strict=True)]
+    rows, places = answer_places(lengths, spans, 0, left=False)
     wanted = torch.tensor([token for _ in prompts for ids in continuations for token in ids], device=model.device)
     found = _log_likelihood(logits_at(model, inputs, rows, places), wanted)
     sums = torch.zeros(len(whole), device=found.device).index_add(0, torch.tensor(rows, device=found.device), found)

@@ -31,12 +31,16 @@ def _only(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def answer_places(lengths: Sequence[int], answers: Sequence[int], padded: int, *, left: bool) -> tuple[list[int], list[int]]:
-    """Where the last `answers[row]` tokens of each row are predicted: one place before each. By lengths, since an id cannot tell padding."""
+def answer_places(
+    lengths: Sequence[int], answers: Sequence[Sequence[tuple[int, int]]], padded: int, *, left: bool
+) -> tuple[list[int], list[int]]:
+    """Where the tokens of each row's answers are predicted: one place before each. By positions, since an id cannot tell padding."""
     rows: list[int] = []
     positions: list[int] = []
-    for row, (length, count) in enumerate(zip(lengths, answers, strict=True)):
-        end = padded if left else length
-        rows += [row] * count
-        positions += range(end - count - 1, end - 1)
+    for row, (length, spans) in enumerate(zip(lengths, answers, strict=True)):
+        shift = padded - length if left else 0
+        for start, end in spans:
+            assert 1 <= start < end <= length, "an answer has a token, and one before it"
+            rows += [row] * (end - start)
+            positions += range(shift + start - 1, shift + end - 1)
     return rows, positions

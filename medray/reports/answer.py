@@ -9,7 +9,6 @@ from medray.reports.study import StudyData, axis_name, base_name, between, compa
 from medray.selection import tables
 from medray.selection.leaderboard import Entry, Paired
 from medray.selection.metrics import higher_is_better
-from medray.selection.statistics import METRICS
 
 
 def headline(data: StudyData) -> str:
@@ -37,7 +36,7 @@ def said(data: StudyData) -> list[str]:
         )
     for pair in references(data):
         sentences.append(verdict(pair))
-    if data.metric not in METRICS:
+    if best.test and best.test_interval is None:
         sentences.append(f"{data.metric_name} has no interval here, so nothing says whether two models can be told apart by it.")
     if board.num_openings > 1:
         sentences.append(f"The labels of these test rows were read {board.num_openings} times: the more often, the less they are a test.")

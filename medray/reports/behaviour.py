@@ -24,12 +24,12 @@ def mistakes(data: StudyData) -> Section | None:
         blocks += [Details("The same on validation rows", [_classes(split) for split in splits[1:]])]
         if best.test.mistakes or best.test.suspects:
             blocks.append(_review(best.test))
-    elif data.validation:
+    elif data.validation.get("per_class"):
         held = data.validation
         blocks += _matrices(held["labels"], [("validation", held["num_rows"], held["confusion"])] if held.get("confusion") else [])
         rows = [
             [label, *(short(found.get(name)) for name in ("precision", "recall", "f1", "auprc")), f"{found['support']:.0f}"]
-            for label, found in held.get("per_class", {}).items()
+            for label, found in held["per_class"].items()
         ]
         blocks.append(Table("The winner on validation rows, by class", ["class", "precision", "recall", "F1", "AUPRC", "rows"], rows))
     return Section("mistakes", "What it gets right and wrong", blocks) if blocks else None

@@ -18,20 +18,28 @@ def audit(data: StudyData) -> Section | None:
     rows.append(["rows", f"{num_rows:,}" + (f", and {held['num_empty']:,} with an empty text set aside" if held["num_empty"] else "")])
     rows.append(["splits", ", ".join(f"{side} {number:,}" for side, number in held["splits"].items())])
     rows.append(["duplicates", f"{held['exact_groups']:,} texts stand more than once, in {held['exact_rows']:,} rows; {_near(held)}"])
+    if not held["labels"]:
+        return Section(
+            "data", "The data", [Table("What the data set is like", (), rows, left=frozenset({0, 1})), *_lengths(held, num_rows)]
+        )
     conflicts = f"{held['conflicting_texts']:,} texts stand under different labels ({held['conflicting_rows']:,} rows)"
     rows.append(["conflicts", conflicts if held["conflicting_texts"] else "no text stands under different labels"])
     rows.append(["ceiling", f"no classifier gets more than {percent(held['accuracy_ceiling'])} of the rows right"])
     constant = f"accuracy {short(held['majority_accuracy'])}, macro F1 {short(held['majority_f1_macro'])}"
     rows.append([f"always answering {held['majority_label']}", constant])
     blocks: list[Block] = [Table("What the data set is like", (), rows, left=frozenset({0, 1})), _labels(held["labels"], num_rows)]
-    if held.get("tokens"):
-        lines = [
-            [source, f"{of['mean']:.0f}", f"{of['median']:.0f}", f"{of['p95']:.0f}", str(of["longest"]), _over(of, num_rows)]
-            for source, of in held["tokens"].items()
-        ]
-        heads = ["base model", "mean", "median", "95th percentile", "longest", "cut or windowed"]
-        blocks.append(Table("Lengths of the texts in tokens, by base model", heads, lines))
-    return Section("data", "The data", blocks)
+    return Section("data", "The data", [*blocks, *_lengths(held, num_rows)])
+
+
+def _lengths(held: Mapping[str, Any], num_rows: int) -> list[Block]:
+    if not held.get("tokens"):
+        return []
+    lines = [
+        [source, f"{of['mean']:.0f}", f"{of['median']:.0f}", f"{of['p95']:.0f}", str(of["longest"]), _over(of, num_rows)]
+        for source, of in held["tokens"].items()
+    ]
+    heads = ["base model", "mean", "median", "95th percentile", "longest", "cut or windowed"]
+    return [Table("Lengths of the texts in tokens, by base model", heads, lines)]
 
 
 def _near(held: Mapping[str, Any]) -> str:

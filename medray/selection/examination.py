@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.records import CalibrationRecord
-from medray.selection import calibration
+from medray.selection import calibration, statistics
 from medray.selection.analysis import (
     Abstention,
     Bin,
@@ -22,7 +22,7 @@ from medray.selection.analysis import (
 )
 from medray.selection.mistakes import mistakes, suspects
 from medray.selection.slices import LABEL
-from medray.selection.statistics import METRICS, Answers, Interval, class_intervals, interval, share_interval, values
+from medray.selection.statistics import METRICS, Interval, LabelAnswers, class_intervals, interval, share_interval
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -37,7 +37,7 @@ class Scored:
     """What a model said about rows whose labels are known, by its own probabilities."""
 
     ids: Sequence[str]
-    answers: Answers
+    answers: LabelAnswers
     probabilities: Floats
     columns: Mapping[str, Sequence[str]]  # the slice of each row, by column
 
@@ -76,7 +76,7 @@ def examine(
     )
 
 
-def reliability(probabilities: Floats, answers: Answers, *, multi_label: bool) -> Reliability:
+def reliability(probabilities: Floats, answers: LabelAnswers, *, multi_label: bool) -> Reliability:
     if multi_label:
         sure, right = probabilities.ravel(), answers.truth.ravel()
     else:
@@ -111,12 +111,12 @@ def _abstention(record: CalibrationRecord, answered: Bools, right: Bools) -> Abs
     return Abstention(rule.precision, rule.threshold, num, num / len(right), precision)
 
 
-def _confusion(answers: Answers) -> tuple[tuple[int, ...], ...]:
+def _confusion(answers: LabelAnswers) -> tuple[tuple[int, ...], ...]:
     counts = answers.truth.astype(np.int64).T @ answers.predicted.astype(np.int64)
     return tuple(tuple(int(count) for count in row) for row in counts)
 
 
-def _classes(answers: Answers, labels: Sequence[str]) -> Iterator[ClassFigures]:
+def _classes(answers: LabelAnswers, labels: Sequence[str]) -> Iterator[ClassFigures]:
     intervals = class_intervals(answers, num_resamples=_NUM_RESAMPLES)
     for column, label in enumerate(labels):
         truth, said = answers.truth[:, column], answers.predicted[:, column]
@@ -147,7 +147,7 @@ def _slices(scored: Scored, right: Bools, metric: str, classes: Sequence[ClassFi
             yield SliceFigures(LABEL, figures.label, int(rows.sum()), figures.f1, float(right[rows].mean()))
 
 
-def _is_meant(part: Answers, metric: str) -> bool:
+def _is_meant(part: LabelAnswers, metric: str) -> bool:
     """A macro F1 over one label, or the F1 of a label that no row has, tells of the slice's make-up and not of the model."""
     if metric == "f1_binary":
         return bool(part.truth[:, part.positive].any())
@@ -162,7 +162,7 @@ def _worst(slices: Sequence[SliceFigures], scored: Scored, metric: str, figure: 
     worst = min(compared, key=lambda found: found.f1.value if found.f1 else 1.0)
     level = 1 - 0.05 / len(compared)
     if worst.column == LABEL:
-        answers = Answers(scored.answers.truth, scored.answers.predicted, labels.index(worst.value))
+        answers = LabelAnswers(scored.answers.truth, scored.answers.predicted, labels.index(worst.value))
         wide = interval(answers, "f1_binary", level=level)
     else:
         rows = np.array(scored.columns[worst.column], dtype=object) == worst.value
@@ -170,14 +170,13 @@ def _worst(slices: Sequence[SliceFigures], scored: Scored, metric: str, figure: 
     return WorstSlice(worst, len(compared), wide.high < figure.value)
 
 
-def _part(answers: Answers, rows: Bools) -> Answers:
-    return Answers(answers.truth[rows], answers.predicted[rows], answers.positive)
+def _part(answers: LabelAnswers, rows: Bools) -> LabelAnswers:
+    return LabelAnswers(answers.truth[rows], answers.predicted[rows], answers.positive)
 
 
-def _estimate(answers: Answers, metric: str) -> Estimate:
-    value = values(answers, metric, np.ones((1, len(answers.truth))))[0]
-    return _from(float(value), interval(answers, metric, num_resamples=_NUM_RESAMPLES))
+def _estimate(answers: LabelAnswers, metric: str) -> Estimate:
+    return _from(statistics.value(answers, metric), interval(answers, metric, num_resamples=_NUM_RESAMPLES))
 
 
-def _from(value: float, sure: Interval) -> Estimate:
-    return Estimate(value, sure.low, sure.high)
+def _from(figure: float, sure: Interval) -> Estimate:
+    return Estimate(figure, sure.low, sure.high)

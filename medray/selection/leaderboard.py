@@ -13,7 +13,7 @@ from medray.records import MergeRecord, TrialRecord
 from medray.selection import repeats
 from medray.selection.metrics import Metrics, higher_is_better
 from medray.selection.repeats import Seeds
-from medray.selection.statistics import METRICS, Answers, Comparison, Interval, interval
+from medray.selection.statistics import Answers, Comparison, Interval, interval, num_rows
 
 Row = Mapping[str, Any]
 
@@ -133,7 +133,7 @@ def finalists(entries: Sequence[Entry], metric: str, num_finalists: int) -> list
 
 def judged(entry: Entry, metric: str, *, validation: tuple[Metrics, Answers], test: tuple[Metrics, Answers], ms_per_row: float) -> Judged:
     """An entry with its test figures and their interval."""
-    figure = interval(test[1], metric) if metric in METRICS else None
+    figure = interval(test[1], metric) if metric in test[1].metrics else None
     made = replace(entry, validation=validation[0].values, test=test[0].values, test_interval=figure, ms_per_row=ms_per_row)
     return Judged(made, validation[1], test[1])
 
@@ -151,7 +151,7 @@ def over_seeds(found: Sequence[Judged], metric: str) -> Judged:
         test=tuple(entry.test[metric] for entry in entries),
         published=best.name,
     )
-    sure = repeats.interval([judged.test for judged in found], metric) if metric in METRICS else None
+    sure = repeats.interval([judged.test for judged in found], metric) if metric in found[0].test.metrics else None
     entry = replace(
         best,
         name=entries[0].name,
@@ -167,10 +167,10 @@ def over_seeds(found: Sequence[Judged], metric: str) -> Judged:
 
 
 def merge_of(entry: Entry, metric: str) -> MergeRecord | None:
-    """By the F1 that is ranked on, and where something else is, by the macro F1."""
+    """By the F1 that is ranked on, and where something else is, by the macro F1 of tasks that have one."""
     if not entry.validation_merged:
         return None
-    f1 = metric if metric.startswith("f1_") else "f1_macro"
+    f1 = "f1_macro" if "f1_macro" in entry.validation and not metric.startswith("f1_") else metric
     return MergeRecord(metric=f1, unmerged=entry.validation_unmerged.get(f1, entry.validation[f1]), merged=entry.validation_merged[f1])
 
 
@@ -189,7 +189,7 @@ def conclude(
         raise TrialError(f"study {study}: no trial gave a {metric}: there is nothing to rank")
     by_name = {found.entry.name: found for found in candidates}
     order = [by_name[entry.name] for entry in ranked([found.entry for found in candidates], metric)]
-    tied = [found for found in order[1:] if metric in METRICS and _compare(order[0], found, "validation", metric).is_tie]
+    tied = [found for found in order[1:] if metric in found.validation.metrics and _compare(order[0], found, "validation", metric).is_tie]
     # A tie goes to the cheaper model: fewer parameters to hold and to compute with, and of equal ones the better figure.
     winner = min([order[0], *tied], key=lambda found: found.entry.num_parameters or 0)
     others = [found for found in order if found is not winner]
@@ -204,7 +204,7 @@ def conclude(
         runner_up=others[0].entry.name if others else None,
         tied=tuple(found.entry.name for found in [order[0], *tied]) if tied else (),
         comparisons=tuple(comparisons),
-        num_rows={"validation": winner.validation.num_rows, "test": winner.test.num_rows},
+        num_rows={"validation": num_rows(winner.validation), "test": num_rows(winner.test)},
         num_openings=num_openings,
         num_folds=num_folds,
     )
@@ -216,7 +216,7 @@ def _compare(first: Judged, second: Judged, split: Literal["validation", "test"]
 
 
 def _pairs(winner: Judged, other: Judged, metric: str) -> list[Paired]:
-    if metric not in METRICS:
+    if metric not in winner.test.metrics:
         return []
     on_validation = _compare(winner, other, "validation", metric)
     on_test = _compare(winner, other, "test", metric)

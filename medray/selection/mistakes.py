@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.selection.analysis import Mistake, Suspect
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
-def mistakes(ids: Sequence[str], answers: Answers, confidence: Floats, labels: Sequence[str]) -> tuple[Mistake, ...]:
+def mistakes(ids: Sequence[str], answers: LabelAnswers, confidence: Floats, labels: Sequence[str]) -> tuple[Mistake, ...]:
     wrong = np.flatnonzero((answers.truth != answers.predicted).any(axis=1))
     rows = wrong[np.argsort(-confidence[wrong], kind="stable")]
     return tuple(

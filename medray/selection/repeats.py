@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.selection import statistics
-from medray.selection.statistics import Answers, Comparison, Interval, values
+from medray.selection.statistics import Answers, Comparison, Interval, value
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,7 +31,7 @@ def interval(seeds: Sequence[Answers], metric: str, *, num_resamples: int = 2000
     if len(seeds) == 1:
         return statistics.interval(seeds[0], metric, num_resamples=num_resamples, seed=seed)
     drawn = next(_resampled([seeds], metric, num_resamples, seed))
-    return statistics.bounds(drawn, 0.95, seeds[0].num_rows)
+    return statistics.bounds(drawn, 0.95, statistics.num_rows(seeds[0]))
 
 
 def compare(first: Sequence[Answers], second: Sequence[Answers], metric: str, *, num_resamples: int = 2000, seed: int = 0) -> Comparison:
@@ -49,8 +49,7 @@ def mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _mean(seeds: Sequence[Answers], metric: str) -> float:
-    whole = np.ones((1, len(seeds[0].truth)))
-    return float(np.mean([values(answers, metric, whole)[0] for answers in seeds]))
+    return float(np.mean([value(answers, metric) for answers in seeds]))
 
 
 def _resampled(groups: Sequence[Sequence[Answers]], metric: str, num_resamples: int, seed: int) -> Iterator[Floats]:

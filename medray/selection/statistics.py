@@ -3,8 +3,9 @@
 Rows are drawn with weights, so that a thousand resamples are a few matrix products instead of a thousand scorings.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,22 +13,131 @@ import numpy.typing as npt
 from medray.errors import ConfigError, allowed
 
 Floats = npt.NDArray[np.float64]
+Units = npt.NDArray[np.int64]
 _CHUNK = 250  # resamples at once: 250 x 100,000 rows are 200 MB
 METRICS = ("accuracy", "accuracy_subset", "f1_macro", "f1_micro", "f1_weighted", "f1_binary")
 
 
+class Answers(Protocol):
+    """What a model answered to rows whose truth is known: figures of any resample of these rows."""
+
+    @property
+    def num_lines(self) -> int: ...
+
+    @property
+    def units(self) -> Units | None:
+        """Lines of one number are one row, answered by several models: drawn together."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The figures that `values` knows."""
+        ...
+
+    def values(self, metric: str, weights: Floats) -> Floats:
+        """The metric for each row of weights: how often each line counts."""
+        ...
+
+    def support(self, metric: str) -> int:
+        """How many rows the metric is about."""
+        ...
+
+    def in_units(self, units: Units | None) -> Self: ...
+
+    def same_rows(self, other: "Answers") -> bool: ...
+
+
+def num_rows(answers: Answers) -> int:
+    return answers.num_lines if answers.units is None else int(answers.units.max()) + 1
+
+
 @dataclass(frozen=True)
-class Answers:
+class LabelAnswers:
     """Truth and prediction of the same rows, a column a label, 0 or 1."""
 
     truth: npt.NDArray[np.bool_]
     predicted: npt.NDArray[np.bool_]
     positive: int | None = None  # column of the positive label
-    units: npt.NDArray[np.int64] | None = None  # lines of one number are one row, answered by several models: drawn together
+    units: Units | None = None
+    metrics: ClassVar[tuple[str, ...]] = METRICS
 
     @property
-    def num_rows(self) -> int:
-        return len(self.truth) if self.units is None else int(self.units.max()) + 1
+    def num_lines(self) -> int:
+        return len(self.truth)
+
+    def values(self, metric: str, weights: Floats) -> Floats:
+        if metric not in METRICS:
+            raise ConfigError(f"intervals are known for other figures than {metric!r}; {allowed(metric, METRICS)}")
+        if metric in ("accuracy", "accuracy_subset"):
+            correct = (self.truth == self.predicted).all(axis=1)
+            share: Floats = weights @ correct.astype(np.float64) / weights.sum(axis=1)
+            return share
+        if metric == "f1_binary":
+            if self.positive is None:
+                raise ConfigError("f1_binary needs the positive label")
+            return _class_f1(self, weights)[:, self.positive]
+        both = weights @ (self.truth & self.predicted).astype(np.float64)
+        true = weights @ self.truth.astype(np.float64)
+        said = weights @ self.predicted.astype(np.float64)
+        if metric == "f1_micro":
+            return ratio(2 * both.sum(axis=1), (true + said).sum(axis=1))
+        f1 = ratio(2 * both, true + said)
+        if metric == "f1_weighted":
+            return ratio((f1 * true).sum(axis=1), true.sum(axis=1))
+        occurs = (true + said) > 0  # as the metrics have it: macro over the labels that occur
+        return ratio((f1 * occurs).sum(axis=1), occurs.sum(axis=1).astype(np.float64))
+
+    def support(self, metric: str) -> int:
+        if metric == "f1_binary" and self.positive is not None:
+            return int(self.truth[:, self.positive].sum())
+        return num_rows(self)
+
+    def in_units(self, units: Units | None) -> Self:
+        return replace(self, units=units)
+
+    def same_rows(self, other: Answers) -> bool:
+        return isinstance(other, LabelAnswers) and np.array_equal(self.truth, other.truth)
+
+
+Sums = Mapping[str, Floats]  # of each count, over the rows of each resample
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """What each row adds to some counts, and figures that are made from weighted sums of these."""
+
+    ids: tuple[str, ...]
+    counts: Mapping[str, Floats]  # of each row
+    figures: Mapping[str, Callable[[Sums], Floats]]
+    units: Units | None = None
+    supports: Mapping[str, int] = field(default_factory=dict)  # of figures that are about a part of the rows
+
+    @property
+    def num_lines(self) -> int:
+        return len(self.ids)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.figures)
+
+    def values(self, metric: str, weights: Floats) -> Floats:
+        if metric not in self.figures:
+            raise ConfigError(f"intervals are known for other figures than {metric!r}; {allowed(metric, self.figures)}")
+        return self.figures[metric]({name: weights @ counts for name, counts in self.counts.items()})
+
+    def whole(self) -> dict[str, float]:
+        """Every figure of the rows as they are."""
+        once = np.ones((1, self.num_lines))
+        return {name: float(self.values(name, once)[0]) for name in self.figures}
+
+    def support(self, metric: str) -> int:
+        return self.supports.get(metric, num_rows(self))
+
+    def in_units(self, units: Units | None) -> Self:
+        return replace(self, units=units)
+
+    def same_rows(self, other: Answers) -> bool:
+        return isinstance(other, Tallies) and self.ids == other.ids
 
 
 @dataclass(frozen=True)
@@ -54,11 +164,10 @@ class Comparison:
 
 def interval(answers: Answers, metric: str, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Interval:
     drawn = resampled([answers], metric, num_resamples, seed)[0]
-    counted = answers.truth[:, answers.positive] if metric == "f1_binary" and answers.positive is not None else answers.truth
-    return bounds(drawn, level, answers.num_rows if counted is answers.truth else int(counted.sum()))
+    return bounds(drawn, level, answers.support(metric))
 
 
-def class_intervals(answers: Answers, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0) -> list[Interval]:
+def class_intervals(answers: LabelAnswers, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0) -> list[Interval]:
     """Of the F1 of each label, over the same resamples."""
     drawn = np.concatenate([_class_f1(answers, weights) for weights in _weights(answers, num_resamples, seed)])
     support = answers.truth.sum(axis=0)
@@ -82,13 +191,15 @@ def compare(first: Answers, second: Answers, metric: str, *, num_resamples: int 
     """Both are scored on the same resamples: what is hard for both cancels out."""
     check_same_rows([first, second])
     one, two = resampled([first, second], metric, num_resamples, seed)
-    whole = np.ones((1, len(first.truth)))
-    difference = float(values(first, metric, whole)[0] - values(second, metric, whole)[0])
-    return comparison(difference, one - two)
+    return comparison(value(first, metric) - value(second, metric), one - two)
+
+
+def value(answers: Answers, metric: str) -> float:
+    return float(answers.values(metric, np.ones((1, answers.num_lines)))[0])
 
 
 def check_same_rows(predictions: Sequence[Answers]) -> None:
-    if any(not np.array_equal(predictions[0].truth, answers.truth) for answers in predictions[1:]):
+    if any(not predictions[0].same_rows(answers) for answers in predictions[1:]):
         raise ConfigError("a paired comparison needs two predictions of the same rows")
 
 
@@ -98,51 +209,27 @@ def comparison(difference: float, resampled_differences: Floats) -> Comparison:
     return Comparison(difference, float(low), float(high), min(1.0, 2 * max(tail, 1 / len(resampled_differences))))
 
 
-def values(answers: Answers, metric: str, weights: Floats) -> Floats:
-    """The metric for each row of weights: how often each example counts."""
-    if metric not in METRICS:
-        raise ConfigError(f"intervals are known for other figures than {metric!r}; {allowed(metric, METRICS)}")
-    if metric in ("accuracy", "accuracy_subset"):
-        correct = (answers.truth == answers.predicted).all(axis=1)
-        share: Floats = weights @ correct.astype(np.float64) / weights.sum(axis=1)
-        return share
-    if metric == "f1_binary":
-        if answers.positive is None:
-            raise ConfigError("f1_binary needs the positive label")
-        return _class_f1(answers, weights)[:, answers.positive]
-    both = weights @ (answers.truth & answers.predicted).astype(np.float64)
-    true = weights @ answers.truth.astype(np.float64)
-    said = weights @ answers.predicted.astype(np.float64)
-    if metric == "f1_micro":
-        return _ratio(2 * both.sum(axis=1), (true + said).sum(axis=1))
-    f1 = _ratio(2 * both, true + said)
-    if metric == "f1_weighted":
-        return _ratio((f1 * true).sum(axis=1), true.sum(axis=1))
-    occurs = (true + said) > 0  # as the metrics have it: macro over the labels that occur
-    return _ratio((f1 * occurs).sum(axis=1), occurs.sum(axis=1).astype(np.float64))
-
-
 def resampled(predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int) -> list[Floats]:
     """The metric of each prediction on the same resamples of the rows."""
     found: list[list[Floats]] = [[] for _ in predictions]
     for weights in _weights(predictions[0], num_resamples, seed):
         for answers, drawn in zip(predictions, found, strict=True):
-            drawn.append(values(answers, metric, weights))
+            drawn.append(answers.values(metric, weights))
     return [np.concatenate(drawn) for drawn in found]
 
 
 def _weights(answers: Answers, num_resamples: int, seed: int) -> Iterator[Floats]:
     """How often each line counts; those of one row count alike."""
     rng = np.random.default_rng(seed)
-    num_rows, units = answers.num_rows, answers.units
+    num, units = num_rows(answers), answers.units
     for start in range(0, num_resamples, _CHUNK):
-        drawn = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=min(_CHUNK, num_resamples - start)).astype(np.float64)
+        drawn = rng.multinomial(num, np.full(num, 1 / num), size=min(_CHUNK, num_resamples - start)).astype(np.float64)
         yield drawn if units is None else drawn[:, units]
 
 
-def _class_f1(answers: Answers, weights: Floats) -> Floats:
+def _class_f1(answers: LabelAnswers, weights: Floats) -> Floats:
     both = weights @ (answers.truth & answers.predicted).astype(np.float64)
-    return _ratio(2 * both, weights @ answers.truth.astype(np.float64) + weights @ answers.predicted.astype(np.float64))
+    return ratio(2 * both, weights @ answers.truth.astype(np.float64) + weights @ answers.predicted.astype(np.float64))
 
 
 def bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
@@ -157,5 +244,9 @@ def bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
     return Interval(low, high, level)
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
+def ratio(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def harmonic(one: Floats, two: Floats) -> Floats:
+    return ratio(2 * one * two, one + two)

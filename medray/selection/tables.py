@@ -12,7 +12,7 @@ from medray.selection import analysis
 from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Entry, Leaderboard, Paired, merge_of
 from medray.selection.repeats import Seeds
-from medray.selection.statistics import METRICS, Comparison, Interval
+from medray.selection.statistics import Comparison, Interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -190,10 +190,8 @@ def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
             f" (95 % interval {found.low:+.4f} to {found.high:+.4f}): {verdict}"
         )
     said += analysis.sentences(inside.best) if inside else []
-    if metric not in METRICS:
-        said.append(
-            f"{metric} has no interval and no paired comparison here, so ties are not told: the better figure wins; with them: {', '.join(METRICS)}"
-        )
+    if best.test_interval is None:
+        said.append(f"{metric} has no interval and no paired comparison here, so ties are not told: the better figure wins")
     if board.num_openings > 1:
         said.append(f"the labels of these test rows were read {board.num_openings} times: the more often, the less they are a test")
     return said

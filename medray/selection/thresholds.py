@@ -6,7 +6,7 @@ Fitted for macro F1 on validation rows, and kept only where rows that were left 
 import numpy as np
 import numpy.typing as npt
 
-from medray.selection.statistics import Answers, compare
+from medray.selection.statistics import LabelAnswers, compare
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -35,7 +35,9 @@ def fit(truth: Ints, probabilities: Floats) -> tuple[float, ...] | None:
         if left_out.any() and not left_out.all():
             crossed[left_out] = decide(probabilities[left_out], _search(truth[~left_out], probabilities[~left_out]))
     one_hot = np.eye(num_labels, dtype=np.bool_)
-    gain = compare(Answers(one_hot[truth], one_hot[crossed]), Answers(one_hot[truth], one_hot[own]), "f1_macro", num_resamples=500)
+    gain = compare(
+        LabelAnswers(one_hot[truth], one_hot[crossed]), LabelAnswers(one_hot[truth], one_hot[own]), "f1_macro", num_resamples=500
+    )
     if gain.low <= 0:
         return None
     return tuple(_search(truth, probabilities).tolist())

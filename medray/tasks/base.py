@@ -1,14 +1,14 @@
 """What a task promises: it turns examples into rows, outputs into a loss, and answers into figures. It loads no model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from medray import plugins
-from medray.data.base import Encoded, Example
+from medray.data.base import Encoded, Example, Mention
 from medray.schema import PluginOptions
 from medray.selection.metrics import Metrics
 from medray.selection.statistics import Answers
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medray.engines.base import Engine
+
+
+Spans = Sequence[tuple[int, int]]  # of one row, each from its first token to behind its last
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,15 @@ class Prediction:
     probabilities: tuple[float, ...]  # in the order of the task's labels
     confidence: float | None = None  # once calibrated: of the answer
     abstained: bool = False  # less sure than the release's threshold
+    text: str = ""  # what was generated
+    mentions: tuple[Mention, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)  # what a row adds to figures, once known; kept where the text is not
+
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any]) -> "Prediction":
+        """From what `asdict` made, after JSON."""
+        mentions = tuple(Mention(**mention) for mention in held.get("mentions", ()))
+        return cls(**{**held, "labels": tuple(held["labels"]), "probabilities": tuple(held["probabilities"]), "mentions": mentions})
 
 
 class TaskOptions(PluginOptions):
@@ -51,7 +63,7 @@ class Task(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the columns of probabilities and truth stand for."""
+        """What the columns of probabilities and truth stand for. Without any, answers are texts: nothing is calibrated or sliced by label."""
         ...
 
     @classmethod
@@ -80,8 +92,8 @@ class Task(Protocol):
         """What `loss` reads of a micro-batch beside `weights` (float, per row, which the loop adds)."""
         ...
 
-    def answer_lengths(self, targets: Sequence[tuple[int, ...]]) -> list[int] | None:
-        """Of a language model's rows, how many tokens at the end are the answer: logits are made for these alone. None with a head."""
+    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[Spans] | None:
+        """Of a language model's rows, which tokens are answers: logits are made for these alone. None with a head."""
         ...
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
@@ -102,8 +114,12 @@ class Task(Protocol):
         """The predictions with labels by this task's current rule; probabilities stay."""
         ...
 
+    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+        """What a checkpoint keeps of its predictions: no text, but what `score` and `answers` need of it."""
+        ...
+
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
-        """The answers that are right, a row an example and a column a label."""
+        """The labels that are right, a row an example and a column a label."""
         ...
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:

@@ -18,12 +18,12 @@ from medray.errors import ConfigError, DataError
 from medray.generation import Sampling
 from medray.schema import Section
 from medray.selection import metrics
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
 from medray.tasks._pieces import Keep
 from medray.tasks._prompts import Prompt, answers, prompts
 from medray.tasks._requests import TextRequest
-from medray.tasks.base import Prediction, TaskOptions
+from medray.tasks.base import Prediction, Spans, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,13 +129,13 @@ class Task:
         classes, counts = np.array(targets, dtype=np.int64).reshape(-1, 2).T
         return weights_of(self.options.class_weights, self.labels, classes, np.ones(len(classes)))[classes] * counts
 
-    def answer_lengths(self, targets: Sequence[tuple[int, ...]]) -> list[int]:
-        return [count for _, count in targets]
+    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[Spans]:
+        return [((length - count, length),) for (_, count), length in zip(targets, lengths, strict=True)]
 
     def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
         import torch
 
-        return {"answer_lengths": torch.tensor(self.answer_lengths(targets))}
+        return {"answer_lengths": torch.tensor([count for _, count in targets])}
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
         """`outputs` are logits of the places before each answer token, row by row."""
@@ -167,13 +167,16 @@ class Task:
             replace(row, labels=(self.labels[int(np.argmax(row.probabilities))],) if any(row.probabilities) else ()) for row in predictions
         ]
 
+    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+        return list(predictions)
+
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> LabelAnswers:
         positive = self.options.positive_label
         predicted = indicators([row.labels for row in predictions], self.labels).astype(np.bool_)
-        return Answers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
+        return LabelAnswers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]

@@ -13,7 +13,7 @@ from medray.data.base import Encoded, Example
 from medray.errors import DataError
 from medray.schema import Section
 from medray.selection import metrics, thresholds
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
 from medray.tasks._pieces import Keep, pieces
 from medray.tasks._requests import TextRequest
@@ -143,7 +143,7 @@ class Task:
             active[row, list(target)] = 1
         return {"targets": active}
 
-    def answer_lengths(self, targets: Sequence[tuple[int, ...]]) -> None:
+    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> None:
         return None
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
@@ -191,13 +191,16 @@ class Task:
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         return [replace(row, labels=self._decision(row.probabilities)) for row in predictions]
 
+    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+        return list(predictions)
+
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> LabelAnswers:
         positive = self.options.positive_label
         predicted = indicators([row.labels for row in predictions], self.labels).astype(np.bool_)
-        return Answers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
+        return LabelAnswers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]

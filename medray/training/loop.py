@@ -179,13 +179,13 @@ class Loop:
     def loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         inputs = collate([self.rows.tokens(row) for row in batch.rows], self.pad_id, side=self.padding_side)
         held = [self.rows.target(row) for row in batch.rows]
-        targets, answers = self.task.tensors(held), self.task.answer_lengths(held)
+        lengths = [int(self.rows.lengths[row]) for row in batch.rows]
+        targets, answers = self.task.tensors(held), self.task.answer_spans(held, lengths)
         weights = torch.from_numpy(self.weights[list(batch.rows)]).float()
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in {**inputs, **targets, "weights": weights}.items()}
         read = {name: moved[name] for name in inputs}
         if answers is None:
             return self.task.loss(self.model(**read), moved)
-        lengths = [int(self.rows.lengths[row]) for row in batch.rows]
         rows, places = answer_places(lengths, answers, inputs["input_ids"].shape[1], left=self.padding_side == "left")
         wanted = inputs["input_ids"][rows, [place + 1 for place in places]]
         moved |= {"answer_rows": torch.tensor(rows, device=self.device), "answer_tokens": wanted.to(self.device)}

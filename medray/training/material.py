@@ -102,7 +102,7 @@ def open_material(path: Path) -> Material:
         task=restore(**described["task"]),
         base=base,
         prepared=Prepared.open(path.with_name(described["table"])),
-        validation=tuple(Example(**{**row, "labels": tuple(row["labels"])}) for row in described["validation"]),
+        validation=tuple(map(Example.from_dict, described["validation"])),
         data_fingerprint=described["data_fingerprint"],
         split_fingerprint=described["split_fingerprint"],
         audit=described["audit"],

@@ -193,7 +193,8 @@ class Trial:
     def _fill(self, folder: Path, report: EpochReport) -> None:
         assert self.evaluated is not None
         save(self.built, folder)
-        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in self.evaluated.predictions)
+        kept = self.evaluated.task.keep(self.evaluated.predictions, self.material.validation)
+        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in kept)
         (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         metrics = {"split": "validation", **self.evaluated.metrics.as_dict(), "train_loss": report.train_loss}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))

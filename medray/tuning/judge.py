@@ -50,7 +50,7 @@ class Verdict:
     candidates: list[Judged]
     references: list[Judged]
     num_openings: int
-    analyses: list[ModelAnalysis]  # of the candidates
+    analyses: list[ModelAnalysis]  # of the candidates; none where answers are texts
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def judge(
             (found.task.score(predictions, examples), found.task.answers(predictions, examples))
             for predictions, examples in ((found.validation, validation), (found.test, test))
         ]
-        pairs[0] = pairs[0][0], replace(pairs[0][1], units=units)
+        pairs[0] = pairs[0][0], pairs[0][1].in_units(units)
         metric = task.options.metric
         merged = found.task.score(found.merged, validation).values if found.merged else {}
         entry = replace(found.entry, validation_merged=merged)
@@ -99,19 +99,19 @@ def judge(
 
     slicer = Slicer.of(validation)
 
-    def analysed(found: Answered, published: Answered) -> ModelAnalysis:
+    def analysed(found: Answered, published: Answered) -> ModelAnalysis | None:
         """By the calibration of the checkpoint that would be published, fitted on its own validation rows."""
         record = answering.fit(published.task, published.validation, folds[0].dataset.validation, calibration)
         on_validation = answering.examine(found.task, "validation", found.validation, validation, record, slicer)
         on_test = answering.examine(found.task, "test", found.test, test, record, slicer)
-        return ModelAnalysis(found.entry.name, record, on_validation, on_test)
+        return ModelAnalysis(found.entry.name, record, on_validation, on_test) if on_validation and on_test else None
 
     candidates = _same_in_all(answered)
     return Verdict(
         [scored(_pooled(found)) for found in candidates],
         [scored(_pooled(found)) for found in _same_in_all(compared)],
         max(fold.num_openings for fold in opened),
-        [analysed(_pooled(found), found[0]) for found in candidates],
+        [made for found in candidates if (made := analysed(_pooled(found), found[0]))],
     )
 
 
@@ -208,6 +208,8 @@ def predict_untuned(
 
 
 def _references(task: Task, dataset: Dataset) -> list[Reference]:
+    if not task.labels:
+        return []
     multi_label = answering.is_multi_label(task)
     texts, truth = [example.text for example in dataset.train], task.truth(dataset.train)
     found = [references.majority(truth, multi_label=multi_label), references.tfidf(texts, truth, multi_label=multi_label)]

@@ -101,7 +101,7 @@ class _Search:
             except ArtifactError as err:
                 log.warning("base model %s: its trials will fail: %s", base.source, err)
 
-    def judged(self) -> tuple[Leaderboard, Analysis]:
+    def judged(self) -> tuple[Leaderboard, Analysis | None]:
         self._train(self.search)
         if self.search.has_failed:
             raise TrialError(self._failures())
@@ -137,6 +137,8 @@ class _Search:
         published = {found.entry.seeds.published if found.entry.seeds else found.entry.name: found.entry.name for found in candidates}
         models = [replace(found, name=published[found.name]) for found in verdict.analyses if found.name in published]
         models.sort(key=lambda found: found.name != board.winner)
+        if not models:
+            return board, None
         return board, Analysis(self.study.name, self.task.labels, is_multi_label(self.task), board.winner, tuple(models))
 
     def _train(self, plan: Plan) -> None:
@@ -248,12 +250,13 @@ def _checkpoint(here: Run, trial: str, step: int | None) -> str | None:
     return str(folder) if (folder / MANIFEST).exists() else None
 
 
-def _write(board: Leaderboard, found: Analysis, here: Run) -> None:
+def _write(board: Leaderboard, found: Analysis | None, here: Run) -> None:
     histories = {record.trial: here.history(record.trial) for record in here.records()}
     storage.write(here.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode())
     storage.write(here.folder / "leaderboard.csv", tables.to_csv(tables.rows(board)).encode())
     storage.write(here.folder / "leaderboard.md", tables.to_markdown(board, found).encode())
-    storage.write(here.folder / ANALYSIS, analysis.to_json(found))
+    if found:
+        storage.write(here.folder / ANALYSIS, analysis.to_json(found))
     storage.write(here.folder / LEADERBOARD, tables.to_json(board).encode())  # last: it says that the study has ended
 
 

@@ -6,7 +6,7 @@ from medray.records import CalibrationRecord
 from medray.selection import calibration
 from medray.selection.calibration import apply, confidence, fit, fit_abstention, fit_temperature, log_loss, rescale
 from medray.selection.examination import reliability
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_calibration_lowers_the_error_of_confidences_on_rows_it_has_not_seen() -
     probabilities, truth = draw(rng, 400, 3, 3.0)
     record = fit(probabilities, truth, chosen(probabilities), multi_label=False, precision=None, level=0.9)
     fresh, right = draw(rng, 4000, 3, 3.0)
-    answers = Answers(right, chosen(fresh))
+    answers = LabelAnswers(right, chosen(fresh))
     scaled = apply(record, fresh, answers.predicted, multi_label=False).probabilities
     before, after = (reliability(held, answers, multi_label=False) for held in (fresh, scaled))
     assert before.ece > 0.1

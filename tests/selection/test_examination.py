@@ -12,7 +12,7 @@ from medray.selection.analysis import Analysis, ModelAnalysis
 from medray.selection.examination import Scored, examine
 from medray.selection.mistakes import suspects
 from medray.selection.slices import Slicer
-from medray.selection.statistics import Answers, class_intervals, compare, interval, share_interval
+from medray.selection.statistics import LabelAnswers, class_intervals, compare, interval, share_interval
 
 LABELS = ("a", "b", "c")
 OWN = CalibrationRecord()
@@ -24,7 +24,7 @@ def scored(rng: np.random.Generator, num_rows: int = 300, accuracy: float = 0.8,
     said = np.eye(3, dtype=bool)[predicted]
     sure = rng.uniform(0.4, 1.0, num_rows)[:, None]
     probabilities = np.where(said, sure, (1 - sure) / 2)
-    return Scored([f"r{row}" for row in range(num_rows)], Answers(np.eye(3, dtype=bool)[truth], said), probabilities, columns or {})
+    return Scored([f"r{row}" for row in range(num_rows)], LabelAnswers(np.eye(3, dtype=bool)[truth], said), probabilities, columns or {})
 
 
 def look(rows: Scored, record: CalibrationRecord = OWN, multi_label: bool = False, metric: str = "f1_macro") -> analysis.SplitAnalysis:
@@ -85,7 +85,7 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
     predicted = rows.answers.predicted.copy()
     swapped = np.flatnonzero(held)[::2]
     predicted[swapped] = np.roll(predicted[swapped], 1, axis=1)
-    worse = Scored(rows.ids, Answers(rows.answers.truth, predicted), rows.probabilities, rows.columns)
+    worse = Scored(rows.ids, LabelAnswers(rows.answers.truth, predicted), rows.probabilities, rows.columns)
     worst = look(worse).worst
     assert worst is not None
     assert (worst.slice.column, worst.slice.value, worst.is_below) == ("source", "bad", True)
@@ -97,7 +97,7 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
 def test_a_slice_without_rows_enough_or_without_the_label_is_not_the_worst() -> None:
     rows = scored(np.random.default_rng(5), 100, 0.9, {"place": ["few"] * 5 + ["many"] * 95})
     few = np.arange(100) < 5
-    answers = Answers(rows.answers.truth, np.where(few[:, None], np.roll(rows.answers.truth, 1, axis=1), rows.answers.predicted))
+    answers = LabelAnswers(rows.answers.truth, np.where(few[:, None], np.roll(rows.answers.truth, 1, axis=1), rows.answers.predicted))
     found = look(Scored(rows.ids, answers, rows.probabilities, rows.columns))
     assert found.worst is not None
     assert found.worst.slice.value != "few"
@@ -137,7 +137,7 @@ def test_labels_that_were_changed_are_suspected_before_others() -> None:
 def test_several_labels_have_counts_instead_of_one_confusion_matrix() -> None:
     rng = np.random.default_rng(8)
     probabilities = rng.random((200, 2))
-    answers = Answers(rng.random((200, 2)) < probabilities, probabilities >= 0.5)
+    answers = LabelAnswers(rng.random((200, 2)) < probabilities, probabilities >= 0.5)
     found = look(Scored([str(row) for row in range(200)], answers, probabilities, {}), multi_label=True)
     assert found.confusion == ()
     assert sum(held.num for held in found.before.bins) == 400
@@ -202,10 +202,10 @@ def test_the_interval_of_a_difference_holds_the_true_one_and_equals_are_ties_as_
     """Simulated: two models that err independently on the same rows, one 5 points better; and two equal ones."""
     rng = np.random.default_rng(11)
 
-    def pair(first: float, second: float) -> tuple[Answers, Answers]:
+    def pair(first: float, second: float) -> tuple[LabelAnswers, LabelAnswers]:
         truth = rng.integers(0, 2, 200)
         said = [np.where(rng.random(200) < accuracy, truth, 1 - truth) for accuracy in (first, second)]
-        return tuple(Answers(np.eye(2, dtype=bool)[truth], np.eye(2, dtype=bool)[held]) for held in said)  # type: ignore[return-value]
+        return tuple(LabelAnswers(np.eye(2, dtype=bool)[truth], np.eye(2, dtype=bool)[held]) for held in said)  # type: ignore[return-value]
 
     better = [compare(*pair(0.9, 0.85), "f1_macro", num_resamples=400, seed=seed) for seed in range(200)]
     assert 0.90 <= np.mean([found.low <= 0.05 <= found.high for found in better]) <= 0.99
@@ -215,11 +215,11 @@ def test_the_interval_of_a_difference_holds_the_true_one_and_equals_are_ties_as_
 
 def test_few_rows_that_are_all_right_have_an_interval_all_the_same() -> None:
     truth = np.eye(2, dtype=bool)[np.arange(20) % 2]
-    found = interval(Answers(truth, truth), "f1_macro")
+    found = interval(LabelAnswers(truth, truth), "f1_macro")
     assert found.low == pytest.approx(0.025 ** (1 / 20))
     assert found.high == 1.0
-    assert [held.low for held in class_intervals(Answers(truth, truth))] == pytest.approx([0.025 ** (1 / 10)] * 2)
-    assert interval(Answers(truth, ~truth), "accuracy").high == pytest.approx(1 - 0.025 ** (1 / 20))
+    assert [held.low for held in class_intervals(LabelAnswers(truth, truth))] == pytest.approx([0.025 ** (1 / 10)] * 2)
+    assert interval(LabelAnswers(truth, ~truth), "accuracy").high == pytest.approx(1 - 0.025 ** (1 / 20))
     assert share_interval(20, 20).low == pytest.approx(0.025 ** (1 / 20))
 
 

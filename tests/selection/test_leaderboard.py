@@ -11,7 +11,7 @@ from medray.records import MergeRecord, TrialRecord
 from medray.selection import leaderboard, tables
 from medray.selection.leaderboard import Entry, Judged, Leaderboard, conclude, entry_of, finalists, ranked
 from medray.selection.metrics import Metrics
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 
 METRIC = "accuracy"
 
@@ -35,10 +35,10 @@ def entry(name: str, value: float, base: str = "small", num_parameters: int = 10
 def judged(name: str, validation: int, test: int, base: str = "small", num_parameters: int = 10, kind: str = "trial") -> Judged:
     """A candidate that gets the first so many of 200 rows right."""
 
-    def answers(right: int) -> tuple[Metrics, Answers]:
+    def answers(right: int) -> tuple[Metrics, LabelAnswers]:
         truth = np.tile(np.array([[True, False], [False, True]]), (100, 1))
         predicted = np.where((np.arange(200) < right)[:, None], truth, ~truth)
-        return Metrics({METRIC: right / 200}, 200), Answers(truth, predicted)
+        return Metrics({METRIC: right / 200}, 200), LabelAnswers(truth, predicted)
 
     made = Entry(name=name, kind=kind, base_model=base, epoch=1, num_parameters=num_parameters, checkpoint=f"/{name}")  # type: ignore[arg-type]
     return leaderboard.judged(made, METRIC, validation=answers(validation), test=answers(test), ms_per_row=1.0)

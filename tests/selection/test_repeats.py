@@ -5,19 +5,19 @@ import pytest
 
 from medray.selection import leaderboard, repeats, statistics
 from medray.selection.leaderboard import Entry, Judged
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 
 
-def answers(share_right: float, *, rows: int = 200, seed: int = 0) -> Answers:
+def answers(share_right: float, *, rows: int = 200, seed: int = 0) -> LabelAnswers:
     rng = np.random.default_rng(seed)
     truth = np.zeros((rows, 2), dtype=bool)
     truth[np.arange(rows), np.arange(rows) % 2] = True
     wrong = rng.random(rows) >= share_right
-    return Answers(truth, np.where(wrong[:, None], ~truth, truth), 0)
+    return LabelAnswers(truth, np.where(wrong[:, None], ~truth, truth), 0)
 
 
-def judged(name: str, found: Answers, validation: float) -> Judged:
-    test = float(statistics.values(found, "f1_macro", np.ones((1, len(found.truth))))[0])
+def judged(name: str, found: LabelAnswers, validation: float) -> Judged:
+    test = float(found.values("f1_macro", np.ones((1, len(found.truth))))[0])
     entry = Entry(name, "trial", validation={"f1_macro": validation}, test={"f1_macro": test}, checkpoint=f"/{name}", num_parameters=10)
     return Judged(entry, found, found)
 
@@ -70,9 +70,9 @@ def test_the_best_seed_on_validation_is_published_and_the_mean_is_told() -> None
 
 def test_a_row_that_several_folds_answered_is_drawn_once() -> None:
     one = answers(0.8)
-    doubled = Answers(np.tile(one.truth, (2, 1)), np.tile(one.predicted, (2, 1)), 0, np.tile(np.arange(200), 2))
-    assert doubled.num_rows == 200
+    doubled = LabelAnswers(np.tile(one.truth, (2, 1)), np.tile(one.predicted, (2, 1)), 0, np.tile(np.arange(200), 2))
+    assert statistics.num_rows(doubled) == 200
     once, twice = statistics.interval(one, "f1_macro"), statistics.interval(doubled, "f1_macro")
     assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
-    unaware = statistics.interval(Answers(doubled.truth, doubled.predicted, 0), "f1_macro")
+    unaware = statistics.interval(LabelAnswers(doubled.truth, doubled.predicted, 0), "f1_macro")
     assert unaware.high - unaware.low < 0.8 * (once.high - once.low)

@@ -3,18 +3,18 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from medray.errors import ConfigError
-from medray.selection.statistics import METRICS, Answers, compare, interval, values
+from medray.selection.statistics import METRICS, LabelAnswers, compare, interval
 
 
-def draw(rng: np.random.Generator, num_rows: int, accuracy: float, num_labels: int = 2) -> Answers:
+def draw(rng: np.random.Generator, num_rows: int, accuracy: float, num_labels: int = 2) -> LabelAnswers:
     """A classifier that is right on a share of the rows."""
     truth = rng.integers(0, num_labels, num_rows)
     wrong = (truth + rng.integers(1, num_labels, num_rows)) % num_labels
     predicted = np.where(rng.random(num_rows) < accuracy, truth, wrong)
-    return Answers(np.eye(num_labels, dtype=bool)[truth], np.eye(num_labels, dtype=bool)[predicted], positive=0)
+    return LabelAnswers(np.eye(num_labels, dtype=bool)[truth], np.eye(num_labels, dtype=bool)[predicted], positive=0)
 
 
-def by_scikit_learn(answers: Answers, metric: str, rows: np.ndarray) -> float:
+def by_scikit_learn(answers: LabelAnswers, metric: str, rows: np.ndarray) -> float:
     truth, predicted = answers.truth[rows].argmax(1), answers.predicted[rows].argmax(1)
     if metric.startswith("accuracy"):
         return float(accuracy_score(truth, predicted))
@@ -29,7 +29,7 @@ def test_a_weighted_figure_is_that_of_the_rows_drawn_that_often(metric: str) -> 
     answers = draw(rng, 60, 0.7, num_labels=2 if metric == "f1_binary" else 4)
     weights = rng.multinomial(60, np.full(60, 1 / 60), size=20).astype(float)
     expected = [by_scikit_learn(answers, metric, np.repeat(np.arange(60), row.astype(int))) for row in weights]
-    assert values(answers, metric, weights) == pytest.approx(expected)
+    assert answers.values(metric, weights) == pytest.approx(expected)
 
 
 def test_the_interval_holds_the_true_value_as_often_as_it_says() -> None:
@@ -48,7 +48,7 @@ def test_a_paired_comparison_separates_what_two_intervals_cannot() -> None:
     predicted = first.predicted.copy()
     right = np.flatnonzero((first.truth == first.predicted).all(1))
     predicted[right[:12]] = ~predicted[right[:12]]  # the second errs wherever the first does, and twelve times more
-    second = Answers(first.truth, predicted, positive=0)
+    second = LabelAnswers(first.truth, predicted, positive=0)
     one, two = interval(first, "accuracy"), interval(second, "accuracy")
     assert one.low < two.high
     found = compare(first, second, "accuracy")
@@ -64,7 +64,7 @@ def test_a_classifier_ties_with_itself_and_with_its_equal() -> None:
     same = compare(first, first, "f1_macro")
     assert (same.difference, same.is_tie, same.p_value) == (0.0, True, 1.0)
     truth = first.truth.argmax(1)
-    other = Answers(first.truth, np.eye(2, dtype=bool)[np.where(rng.random(200) < 0.8, truth, 1 - truth)], positive=0)
+    other = LabelAnswers(first.truth, np.eye(2, dtype=bool)[np.where(rng.random(200) < 0.8, truth, 1 - truth)], positive=0)
     assert compare(first, other, "f1_macro").is_tie
 
 
@@ -76,4 +76,4 @@ def test_figures_that_have_no_interval_and_predictions_of_other_rows_are_refused
     with pytest.raises(ConfigError, match="two predictions of the same rows"):
         compare(answers, draw(rng, 20, 0.8), "accuracy")
     with pytest.raises(ConfigError, match="needs the positive label"):
-        interval(Answers(answers.truth, answers.predicted), "f1_binary")
+        interval(LabelAnswers(answers.truth, answers.predicted), "f1_binary")

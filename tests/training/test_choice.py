@@ -49,8 +49,8 @@ def test_micro_batches_change_no_gradient_of_a_language_model(tmp_path: Path) ->
 
 
 def test_answers_stand_at_the_end_of_each_row_on_either_side_of_the_padding() -> None:
-    assert answer_places([5, 3], [2, 1], 5, left=False) == ([0, 0, 1], [2, 3, 1])
-    assert answer_places([5, 3], [2, 1], 5, left=True) == ([0, 0, 1], [2, 3, 3])
+    assert answer_places([5, 3], [[(3, 5)], [(2, 3)]], 5, left=False) == ([0, 0, 1], [2, 3, 1])
+    assert answer_places([5, 3], [[(3, 5)], [(2, 3)]], 5, left=True) == ([0, 0, 1], [2, 3, 3])
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])

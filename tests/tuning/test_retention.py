@@ -14,7 +14,7 @@ from medray.records import TrialRecord
 from medray.registry import Registry
 from medray.selection import leaderboard, tables
 from medray.selection.leaderboard import Entry, Judged, Leaderboard
-from medray.selection.statistics import Answers
+from medray.selection.statistics import LabelAnswers
 from medray.tuning import retention
 from medray.tuning.runs import LEADERBOARD, Run
 
@@ -38,7 +38,7 @@ def ended(study: StudyConfig, tmp_path: Path) -> Run:
         best = next((run.trial_dir(trial) / "checkpoints").glob("step-*"))
         (best / "manifest.json").write_bytes((best / "manifest.json").read_bytes() + b"\n" * number)  # a content id of its own
         entries.append(Entry(trial, "trial", base=0, validation={"f1_macro": 0.9 - number / 10}, num_parameters=10, checkpoint=str(best)))
-    answers = Answers(*(made.task.truth(made.material.validation) for _ in range(2)))
+    answers = LabelAnswers(*(made.task.truth(made.material.validation) for _ in range(2)))
     judged = [Judged(replace(entry, test={"f1_macro": 0.8}), answers, answers) for entry in entries[:2]]
     board: Leaderboard = leaderboard.conclude("tiny", "f1_macro", entries, judged, [], 1)
     assert board.winner == "t-000"
