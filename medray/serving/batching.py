@@ -6,17 +6,15 @@ a batch of their own would cost: nobody starves, nobody waits for a timer, and e
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medray.engines.base import Engine
 from medray.errors import ServingError
-from medray.generation import Chunk, Sampling
 
 Floats = npt.NDArray[np.float32]
 Continuations = tuple[tuple[int, ...], ...]

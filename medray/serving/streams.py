@@ -47,7 +47,7 @@ class Streams:
         with self._lock:
             generation = self._generation = self._generation or self._make()
             stream = Stream(generation.row(next(self._numbers), prompt, sampling), index, deliver, deadline)
-            tokens = sum(waiting.row.most for waiting in [*self._waiting, stream])
+            tokens = sum(waiting.row.most for waiting in [*self._waiting, stream] if not waiting.cancelled)
             if tokens > self.waiting_tokens:
                 raise OverloadedError(f"{tokens} tokens would wait, at most {self.waiting_tokens} may")
             self._waiting.append(stream)

@@ -1,0 +1,67 @@
+"""What ingress and replicas say to each other about generated text: plain values, one after another. Knows neither Ray nor torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from medray.data.base import Message
+from medray.generation import Sampling, TokenLogprob
+
+Outcome = Literal["answered", "refused"]
+SEAM = "\n\n"  # between an answer and the disclaimer at its end
+
+
+@runtime_checkable
+class Chatting(Protocol):
+    """A task that answers conversations."""
+
+    @property
+    def options(self) -> Any: ...
+
+    def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> tuple[int, ...]:
+        """Our system prompt first, a client's after it, as many turns as fit beside an answer of so many tokens."""
+        ...
+
+    def outcome(self, text: str) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A conversation to go on with."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    max_tokens: int | None  # the task's own number where nobody said
+    whole: bool  # the answer in one piece: pieces that nobody looks at cost a message each
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Who answers, as soon as there is a first piece."""
+
+    release: str
+    version: int
+    prompt_tokens: int
+    disclaimer: str
+    ends_with_disclaimer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of the answer; on the last one, why it ended and what it was."""
+
+    text: str
+    num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What somebody who talks to a release should know of it."""
+
+    release: str
+    version: int
+    system: str | None = None  # None: it does not talk
+    disclaimer: str | None = None
