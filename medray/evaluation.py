@@ -43,14 +43,14 @@ class Evaluation:
 def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> Evaluation:
     """Answer the rows without labels, then read the labels, and score."""
     name, loaded = _load(of, storage_path)
-    dataset = datasets.load(data)
+    dataset = datasets.load(data, loaded.task.options.bring)
     _unseen(name, loaded.manifest, dataset, part)
     return _judged(name, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir)
 
 
 def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> Evaluation:
     """The base model of a trial as it is: what training starts from."""
-    source, dataset = config.model.source, datasets.load(config.data)
+    source, dataset = config.model.source, datasets.load(config.data, tasks.task_options(config.task).bring)
     task = tasks.fit(config.task, dataset.label_sets())
     if task.head() is not None:
         raise ConfigError(f"{source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")

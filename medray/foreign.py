@@ -24,7 +24,6 @@ from medray.models import sources
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import Built, build, load_tokenizer
 from medray.overlay import parse_value, put
-from medray.records import AS_IT_IS
 from medray.registry import Registry, Release
 from medray.schema import Plugin, PluginOptions, Section, validate
 from medray.tasks import base as tasks
@@ -82,7 +81,7 @@ def publish_untuned(registry: Registry, study: StudyConfig, source: str | None, 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoint"
         _, task, predictions = untuned(study.trial(bases[chosen]), dataset, folder)
-        calibration = answering.fit(task, predictions, dataset.validation, study.calibration) if task.labels else AS_IT_IS
+        calibration = answering.fit(task, predictions, dataset.validation, study.calibration)
         return registry.publish(folder, name, calibration=calibration, notes=notes)
 
 
@@ -131,7 +130,7 @@ def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manife
 
     def fill(filling: Path) -> None:
         built.tokenizer.save_pretrained(str(filling / "tokenizer"))
-        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions)
+        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in task.keep(predictions, dataset.validation))
         (filling / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (filling / "metrics.json").write_text(json.dumps({"split": "validation", **metrics.as_dict()}, indent=1))
 

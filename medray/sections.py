@@ -42,6 +42,11 @@ class DataConfig(Section):
     format: Annotated[PluginOptions, Plugin("data.formats")]
     split: SplitConfig = SplitConfig()
     limit: int | None = Field(None, ge=2, description="at most this many training rows, the same for every base model")
+    evaluation_rows: int | None = Field(
+        None,
+        ge=2,
+        description="at most this many validation rows and as many test rows are answered and judged, labels in proportion; answers in words take seconds each",
+    )
     corrections: str | None = Field(
         None, description="file of ids and labels (CSV or JSON lines) that replace those of the data; `medray review --export` makes one"
     )

@@ -148,6 +148,37 @@ def choice_study(folder: Path, *settings: str, family: str = "llama", num_rows: 
     )
 
 
+def instructions(folder: Path, num_rows: int = 48, seed: int = 0) -> Path:
+    """Questions whose answer follows from one word of them."""
+    import json
+
+    rng = random.Random(seed)
+    path = folder / "instructions.jsonl"
+    signs = {sign for known in SIGNS.values() for sign in known} | {word for label in SIGNS for word in label.split()}
+    others = [word for word in WORDS if word not in signs]
+    with path.open("w") as file:
+        for number in range(num_rows):
+            answer = list(SIGNS)[number % len(SIGNS)]
+            words = [rng.choice(others) for _ in range(rng.randint(2, 6))]
+            words.insert(rng.randrange(len(words) + 1), rng.choice(SIGNS[answer]))
+            file.write(json.dumps({"id": f"r{number}", "instruction": " ".join(words) + f" {number}", "response": f"the {answer}"}) + "\n")
+    return path
+
+
+def instruct_study(folder: Path, *settings: str, family: str = "llama", num_rows: int = 48):  # type: ignore[no-untyped-def]
+    """As `study`, for a causal language model that answers in words."""
+    data = folder / "instructions.jsonl"
+    return study(
+        folder,
+        f"data.format={{name: instructions, path: {data if data.exists() else instructions(folder, num_rows)}, id: id}}",
+        "task={name: instruct, system: the study of, max_length: 100, max_new_tokens: 6, metric: token_f1}",
+        "train.epochs=4",
+        "train.token_budget=512",
+        *settings,
+        family=family,
+    )
+
+
 def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60):  # type: ignore[no-untyped-def]
     """A study over a tiny base and made-up rows."""
     from medray import config
@@ -178,6 +209,6 @@ def trial(asked, folder: Path, **reports):  # type: ignore[no-untyped-def]
     from medray.training.trial import Trial
 
     config = asked.trial(asked.base_models[0])
-    data = dataset.load(config.data)
+    data = dataset.load(config.data, config.task.bring)
     material = gather(config, data, tasks.fit(config.task, data.label_sets()), folder / "prepared")
     return Trial(config, material, folder / "trial", reports.get("report", lambda report: None))

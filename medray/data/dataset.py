@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from medray.data.split import assign, limit_rows
 from medray.errors import DataError
 from medray.sections import DataConfig
 
+Bring = Callable[[int], Sequence[Example]]
 log = logging.getLogger(__name__)
 
 
@@ -37,14 +38,20 @@ class Dataset:
         empty: Sequence[str],
         config: DataConfig,
         num_corrected: int = 0,
+        bring: Bring | None = None,
     ) -> None:
         by_side: dict[Split | None, list[Example]] = {side: [] for side in (*SPLITS, None)}
         for example, side in zip(examples, sides, strict=True):
             by_side[side].append(example)
         limit = len(examples) if config.limit is None else config.limit
         self.train = limit_rows(by_side["train"], limit, config.split.seed)
-        self.validation = by_side["validation"]
-        self._test = by_side["test"]
+        most = len(examples) if config.evaluation_rows is None else config.evaluation_rows
+        self.validation = limit_rows(by_side["validation"], most, config.split.seed)
+        self._test = limit_rows(by_side["test"], most, config.split.seed)
+        brought = bring(len(self.train)) if bring else []
+        for held, side in ((self.train, "train"), (self.validation, "validation"), (self._test, "test")):
+            held += [example for example in brought if example.split == side]
+        examples, sides = [*examples, *brought], [*sides, *map(_side, brought)]
         self._examples, self._duplicates, self._num_empty, self._num_corrected = examples, found, len(empty), num_corrected
         self.set_aside = dict.fromkeys(empty, "empty text") | {e.id: "duplicate of a given test or validation row" for e in by_side[None]}
         self.splits: dict[str, Split] = {e.id: side for e, side in zip(examples, sides, strict=True) if side}
@@ -94,6 +101,11 @@ class Dataset:
         return Opened(list(self._test), len(before) + 1)
 
 
+def _side(example: Example) -> Split:
+    assert example.split in SPLITS, f"{example.id}: a row that a task brings names its side"
+    return next(side for side in SPLITS if side == example.split)
+
+
 def _identity(example: Example) -> list[Any]:
     """What a row is. What most rows do not have is told only where it is there, so that their fingerprints stay as they were."""
     held: list[Any] = [example.id, example.text, sorted(example.labels)]
@@ -109,17 +121,18 @@ def _caller(line: str) -> str:
         return "an entry that cannot be read"  # half a line must not hide the opening, nor stop this one
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataConfig, bring: Bring | None = None) -> Dataset:
+    """`bring` gives rows of a task's own for a number of training rows; they are no part of the split, each names its side."""
     examples, empty = _read(config)
     if not examples:
         raise DataError("the data has no row with a text")
     found = duplicates.find([example.text for example in examples], config.near_duplicate)
     sides = assign(examples, config.split, found.clusters)
     if config.corrections is None:
-        return Dataset(examples, sides, found, empty, config)
+        return Dataset(examples, sides, found, empty, config, bring=bring)
     # After the split, which balances labels: a correction must not deal the rows anew.
     corrected = corrections.apply(examples, Path(config.corrections), getattr(config.format, "labels", None) or ())
-    return Dataset(corrected.examples, sides, found, empty, config, corrected.num_changed)
+    return Dataset(corrected.examples, sides, found, empty, config, corrected.num_changed, bring)
 
 
 def _read(config: DataConfig) -> tuple[list[Example], list[str]]:

@@ -50,6 +50,15 @@ class Prediction:
 
 class TaskOptions(PluginOptions):
     NEEDS: ClassVar[Literal["head", "language model"]] = "head"  # what is asked of a base, known before its data is read
+    CHANGEABLE: ClassVar[tuple[str, ...]] = ()  # what a release may have otherwise than its training
+
+    def bring(self, num_train: int) -> list[Example]:
+        """Rows that the task adds to the data, each naming its side; `num_train` are the data's own that train."""
+        return []
+
+    def samples(self) -> list[Example]:
+        """Prompts of the user's own, which the report shows with answers from before and after training."""
+        return []
 
 
 class Task(Protocol):
@@ -133,6 +142,11 @@ class Task(Protocol):
         ...
 
     def respond(self, predictions: Sequence[Prediction]) -> Any: ...
+
+
+def task_options(options: PluginOptions) -> TaskOptions:
+    assert isinstance(options, TaskOptions), f"the options of task {options.name} are no TaskOptions"
+    return options
 
 
 def needs_of(options: PluginOptions) -> Literal["head", "language model"]:

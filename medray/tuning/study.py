@@ -12,7 +12,7 @@ from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.audit import Audit
-from medray.data.dataset import Dataset
+from medray.data.dataset import Bring, Dataset
 from medray.errors import ArtifactError, TrialError
 from medray.models import sources
 from medray.models.build import load_tokenizer
@@ -73,7 +73,7 @@ def metric(study: StudyConfig) -> str:
 
 def audit(study: StudyConfig) -> Iterator[Audit]:
     """The audit of the study's data for each base model's tokenizer; nothing is trained."""
-    dataset = datasets.load(study.data)
+    dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     task = tasks.fit(study.task, dataset.label_sets())
     for base in study.base_models:
         yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
@@ -91,7 +91,7 @@ class _Search:
         self.study, self.cluster, self.here, self.watcher, self.retry_failed = study, cluster, here, watcher, retry_failed
         self.search = Search(study, metric(study))
         self.placements = [self._placement(study.trial(base)) for base in study.base_models]
-        self.materials = _Materials(here.storage_dir / "prepared", on_audit)
+        self.materials = _Materials(here.storage_dir / "prepared", on_audit, tasks.task_options(study.task).bring)
         self.task = tasks.fit(study.task, self.materials.dataset(study.data).label_sets())
         for number, base in enumerate(study.base_models):
             try:
@@ -210,8 +210,8 @@ def _named(judged: Sequence[Judged], names: Sequence[str]) -> list[Judged]:
 class _Materials:
     """What trials share, made when the first of them asks: once for each base model, data and task."""
 
-    def __init__(self, folder: Path, on_audit: Callable[[Audit], None]) -> None:
-        self.folder, self.on_audit = folder, on_audit
+    def __init__(self, folder: Path, on_audit: Callable[[Audit], None], bring: Bring) -> None:
+        self.folder, self.on_audit, self._bring = folder, on_audit, bring
         self._made: dict[str, Path | ArtifactError] = {}
         self._datasets: dict[str, Dataset] = {}
         self._audited: set[str] = set()
@@ -221,7 +221,7 @@ class _Materials:
         split = data.split.model_copy(update={"fold": data.split.fold or 0})
         key = data.model_copy(update={"split": split}).model_dump_json()
         if key not in self._datasets:
-            self._datasets[key] = datasets.load(data)
+            self._datasets[key] = datasets.load(data, self._bring)
         return self._datasets[key]
 
     def path(self, config: TrialConfig) -> Path:

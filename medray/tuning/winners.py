@@ -12,7 +12,7 @@ from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import Registry, Release
 from medray.selection import leaderboard, telling
 from medray.selection.leaderboard import Entry, Leaderboard
-from medray.tasks.base import restore
+from medray.tasks.base import restore, task_options
 from medray.tuning.runs import LEADERBOARD, SETTINGS, Run, latest
 
 
@@ -76,7 +76,7 @@ def _publish(
 def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
     """From the checkpoint's stored answers, and the labels of its study's validation rows."""
     study, manifest = configs.load([run.folder / SETTINGS]), checkpoint.read(folder)
-    dataset = datasets.load(study.data)
+    dataset = datasets.load(study.data, task_options(study.task).bring)
     if (manifest.data_fingerprint, manifest.split_fingerprint) != (dataset.fingerprint, dataset.split_fingerprint):
         raise ArtifactError(f"{folder}: the data or its split is another than the one it was trained on: an abstention cannot be fitted")
     asked = study.calibration.model_copy(update={"abstain_precision": precision})

@@ -145,3 +145,25 @@ def test_the_real_rows_are_read_without_their_conclusions(real_data: Path) -> No
     assert Counter(row.labels[0] for row in rows) == {"yes": 276, "no": 169, "maybe": 55}
     conclusions = {pmid: held["LONG_ANSWER"] for pmid, held in json.loads(path.read_text()).items()}
     assert not any(conclusions[row.id] in row.text for row in rows)
+
+
+def test_the_conclusion_is_the_answer_where_it_is_asked_for_and_never_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "ori_pqal.json"
+    path.write_text(json.dumps({str(number): record(number, answer) for number, answer in enumerate(("yes", "no", "maybe"))}))
+    options = {"name": "pubmedqa", "path": str(path)}
+    plain, explained = (
+        list(plugins.find("data.formats", "pubmedqa").read(config.plugin_options("data.formats", text)))
+        for text in (",".join(f"{key}={value}" for key, value in (options | more).items()) for more in ({}, {"explain": "true"}))
+    )
+    assert [row.response for row in plain] == ["", "", ""]
+    assert [row.response for row in explained] == [f"{CONCLUSION}\n\nDecision: {answer}" for answer in ("yes", "no", "maybe")]
+    assert [row.labels for row in explained] == [("yes",), ("no",), ("maybe",)]
+    for row in (*plain, *explained):
+        assert "Aspirin" not in row.text
+        assert "Aspirin" not in str(row.metadata)
+        assert "Aspirin" not in str(row.turns)
+    path.write_text(json.dumps({"7": {**record(7, "yes"), "LONG_ANSWER": " "}}))
+    with pytest.raises(DataError, match="7: has no LONG_ANSWER, which explain true makes the answer"):
+        list(
+            plugins.find("data.formats", "pubmedqa").read(config.plugin_options("data.formats", f"name=pubmedqa,path={path},explain=true"))
+        )

@@ -1,7 +1,7 @@
 """What the readers share: text decoding and label checks whose errors name file and line."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -87,6 +87,29 @@ def lines(path: Path) -> Iterator[str]:
                     ) from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """One line of a file of JSON objects."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as err:
+        raise DataError(f"{where}: not valid JSON: {err.msg} at character {err.pos + 1}") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a JSON object, found {type(row).__name__}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half of a surrogate pair, which is no character") from None
+    return row
+
+
+def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether every JSON row has an instruction and a response, or messages."""
+    held = list(rows)
+    return bool(held) and all({"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list) for row in held)
 
 
 def missing_file(path: str) -> list[str]:

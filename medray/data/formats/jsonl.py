@@ -15,6 +15,8 @@ from medray.data.formats.base import (
     check_id,
     check_label,
     first_problem,
+    is_instructions,
+    json_object,
     lines,
     missing_columns,
     missing_file,
@@ -36,7 +38,7 @@ def read(options: Options) -> Iterator[Example]:
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             where = f"{path}:{number}"
-            yield _example(_parse(line, where), number, options, where)
+            yield _example(json_object(line, where), number, options, where)
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
@@ -66,29 +68,15 @@ def sniff(path: Path) -> Layout | None:
     if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
         return None
     try:
-        rows = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
+        rows = [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
     except DataError:
         if path.suffix.lower() in (".jsonl", ".ndjson"):
             raise
         return None  # one JSON document over many lines, say
+    if is_instructions(rows):
+        return None  # instructions
     names = dict.fromkeys(name for row in rows for name in row)
     return Layout({"name": "jsonl", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as err:
-        raise DataError(f"{where}: not valid JSON: {err.msg} at character {err.pos + 1}") from None
-    except RecursionError:
-        raise DataError(f"{where}: nested too deeply") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: must be a JSON object, found {type(row).__name__}")
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: holds half of a surrogate pair, which is no character") from None
-    return row
 
 
 def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:

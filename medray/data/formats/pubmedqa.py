@@ -1,7 +1,7 @@
 """PubMedQA: a question, what the abstract says about it, and yes, no or maybe.
 
 Read as the official JSON (an object by PMID) or as the Hub's `pqa_labeled` (Parquet, or JSON lines). LONG_ANSWER, the abstract's
-conclusion, is dropped as it is read: no text and no metadata ever holds it.
+conclusion, is taken out as it is read: no text and no metadata ever holds it. With `explain` it is what is to be said, before the decision.
 """
 
 import json
@@ -20,6 +20,7 @@ from medray.errors import DataError, allowed
 
 LABELS = ("yes", "no", "maybe")
 _PLACES = ("question", "contexts")
+_CONCLUSION = "long_answer"
 
 
 class Options(FormatOptions):
@@ -28,6 +29,8 @@ class Options(FormatOptions):
     template: str = Field("{contexts}\n\nQuestion: {question}", description="the text, from {question} and, where wanted, {contexts}")
     separator: str = Field("\n", description="between the paragraphs of {contexts}")
     ground_truth: str | None = Field(None, description="the official test_ground_truth.json: its ids are test rows, all others train")
+
+    explain: bool = Field(False, description="the answer in words: the abstract's conclusion, then the decision (for task instruct)")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -43,8 +46,9 @@ def read(options: Options) -> Iterator[Example]:
     template = Template.parse(options.template)
     truth = read_ground_truth(options.ground_truth) if options.ground_truth else {}
     found: set[str] = set()
-    for pmid, record, where in _records(Path(options.path)):
+    for pmid, whole, where in _records(Path(options.path)):
         found.add(pmid)
+        record, conclusion = _apart(whole)
         label = check_label(_text(record, "final_decision", where).strip().lower(), LABELS, where)
         if pmid in truth and truth[pmid] != label:
             raise DataError(f"{where}: is answered {label!r}, and {truth[pmid]!r} in {options.ground_truth}")
@@ -55,7 +59,10 @@ def read(options: Options) -> Iterator[Example]:
         split = ("test" if pmid in truth else "train") if options.ground_truth else None
         year = str(record.get("year") or "").strip()
         text = template.render(values).strip() if values["question"] else ""
-        yield Example(pmid, text, (label,), split, {"year": year} if year else {}, where)
+        metadata = {"year": year} if year else {}
+        yield Example(
+            pmid, text, (label,), split, metadata, where, response=_explained(conclusion, label, where) if options.explain else ""
+        )
     if missing := sorted(truth.keys() - found):
         raise DataError(f"{options.path}: lacks {len(missing)} of the {len(truth)} ids of {options.ground_truth}, {missing[0]!r} first")
 
@@ -121,7 +128,18 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
 def _named(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{where}: must be an object, found {type(record).__name__}")
-    return {str(key).lower(): value for key, value in record.items() if str(key).lower() != "long_answer"}
+    return {str(key).lower(): value for key, value in record.items()}
+
+
+def _apart(record: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What a text may be made of, and the conclusion."""
+    return {key: value for key, value in record.items() if key != _CONCLUSION}, record.get(_CONCLUSION)
+
+
+def _explained(conclusion: Any, label: str, where: str) -> str:
+    if not isinstance(conclusion, str) or not conclusion.strip():
+        raise DataError(f"{where}: has no LONG_ANSWER, which explain true makes the answer")
+    return f"{' '.join(conclusion.split())}\n\nDecision: {label}"
 
 
 def _contexts(record: Mapping[str, Any], where: str) -> list[str]:

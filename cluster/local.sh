@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# A Ray cluster of several nodes on this machine, to try what needs more than one: each node has its own raylet and its own loopback address.
+#   cluster/local.sh start [NODES [CPUS_OF_EACH]]    3 nodes of 1 CPU; prints what to export
+#   cluster/local.sh status                          nodes by process, running or not
+#   cluster/local.sh kill NODE                       end a node at once, as a power cut would (node 0 is the head)
+#   cluster/local.sh stop                            end what start started, by its process ids, and nothing else
+# MEDRAY_LOCAL names the folder that holds token, process ids and Ray's session (/tmp/medray-local-UID; a socket's path must be short),
+# MEDRAY_RAY the `ray` command (the one beside .venv's python, else that on the PATH), MEDRAY_LOCAL_NET the first three bytes of the addresses.
+set -euo pipefail
+
+folder=${MEDRAY_LOCAL:-/tmp/medray-local-$(id -u)}
+net=${MEDRAY_LOCAL_NET:-127.0.77}  # Linux answers on all of 127.0.0.0/8, so each node can have the same name as a machine would
+root=$(cd "$(dirname "$0")/.." && pwd)
+ray=${MEDRAY_RAY:-}
+if [ -z "$ray" ]; then
+  ray=$root/.venv/bin/ray
+  [ -x "$ray" ] || ray=$(command -v ray) || { echo "local.sh: no ray in .venv or on the PATH; MEDRAY_RAY names one" >&2; exit 1; }
+fi
+PATH=$(dirname "$ray"):$PATH  # jobs find the interpreter that holds medray
+export PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0 RAY_DISABLE_IMPORT_WARNING=1
+unset RAY_ADDRESS
+
+free_ports() { # free_ports NUMBER
+  python3 -c 'import socket, sys
+held = [socket.socket() for _ in range(int(sys.argv[1]))]
+for one in held: one.bind(("127.0.0.1", 0))
+print(*(one.getsockname()[1] for one in held))' "$1"
+}
+
+node() { # node NUMBER CPUS PORT...: start one and wait for it; two that start at once would take the same socket
+  local number=$1 cpus=$2 log=$folder/node-$1.log deadline=$((SECONDS + 60))
+  shift 2
+  setsid "$ray" start --block --node-ip-address "$net.$((number + 1))" --num-cpus "$cpus" --num-gpus 0 --object-store-memory 100000000 \
+    --min-worker-port 0 --max-worker-port 0 --disable-usage-stats "$@" >"$log" 2>&1 </dev/null &
+  echo $! >"$folder/node-$number.pid"
+  until grep -q "Ray runtime started" "$log"; do
+    if [ $SECONDS -ge $deadline ] || ! alive $!; then
+      tail -3 "$log" >&2
+      echo "local.sh: node $number did not come up" >&2
+      stop
+      exit 1
+    fi
+    sleep 0.2
+  done
+}
+
+alive() { ps -o stat= -p "$1" 2>/dev/null | grep -qv "^Z"; }
+
+start() {
+  local nodes=${1:-3} cpus=${2:-1} number address ports
+  if compgen -G "$folder/node-*.pid" >/dev/null; then
+    echo "local.sh: $folder already holds a cluster; cluster/local.sh stop ends it" >&2
+    exit 1
+  fi
+  mkdir -p "$folder"
+  chmod 700 "$folder"
+  (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$folder/token")
+  read -ra ports < <(free_ports $((3 + 3 * nodes)))
+  address=$net.1:${ports[0]}
+  node 0 "$cpus" --head --port "${ports[0]}" --dashboard-host "$net.1" --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[2]}" \
+    --temp-dir "$folder/ray" --dashboard-agent-listen-port "${ports[3]}" --dashboard-agent-grpc-port "${ports[4]}" --metrics-export-port "${ports[5]}"
+  for ((number = 1; number < nodes; number++)); do
+    node "$number" "$cpus" --address "$address" --dashboard-agent-listen-port "${ports[3 + 3 * number]}" \
+      --dashboard-agent-grpc-port "${ports[4 + 3 * number]}" --metrics-export-port "${ports[5 + 3 * number]}"
+  done
+  {
+    echo "export RAY_ADDRESS=$address  # medray study, medray serve"
+    echo "export RAY_API_SERVER_ADDRESS=http://$net.1:${ports[1]}  # medray submit, ray job, the dashboard"
+    echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token"
+  } | tee "$folder/env"
+}
+
+each() { # each FUNCTION: with the number and the process id of every node
+  local file number
+  for file in "$folder"/node-*.pid; do
+    [ -e "$file" ] || continue
+    number=${file##*/node-}
+    "$1" "${number%.pid}" "$(<"$file")"
+  done
+}
+
+show() { if alive "$2"; then echo "node $1 $net.$(($1 + 1)) process $2 runs"; else echo "node $1 $net.$(($1 + 1)) process $2 has ended"; fi; }
+
+ask() { kill -TERM -- "-$2" 2>/dev/null || true; }
+
+finish() { # what did not end when asked to; Ray would wait half a minute for work to move elsewhere
+  for _ in {1..15}; do alive "$2" || break; sleep 0.2; done
+  kill -KILL -- "-$2" 2>/dev/null || true
+  rm -f "$folder/node-$1.pid"
+}
+
+stop() {
+  each ask
+  each finish
+  rm -rf "$folder/ray" "$folder/token" "$folder/env"
+}
+
+case ${1:-} in
+start) shift && start "$@" ;;
+status) each show ;;
+kill) kill -KILL -- "-$(<"$folder/node-${2:?which node}.pid")" ;;
+stop) stop ;;
+*) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit 2 ;;
+esac

@@ -1,0 +1,142 @@
+"""Instructions and their answers, one JSON object a line: instruction, optional input and system prompt, response; or messages of several turns."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from medray.data.base import Example, Message
+from medray.data.formats.base import (
+    Layout,
+    as_text,
+    check_id,
+    first_problem,
+    is_instructions,
+    json_object,
+    lines,
+    missing_columns,
+    missing_file,
+    publish,
+    refuse_existing,
+)
+from medray.errors import DataError, allowed
+from medray.schema import PluginOptions
+
+_ROLES = ("system", "user", "assistant")
+
+
+class Options(PluginOptions):
+    name: Literal["instructions"]
+    path: str = Field(description="file, from the current directory")
+    instruction: str = Field("instruction", description="field of what is asked")
+    input: str = Field("input", description="field of a text that the instruction is about, where a row has one")
+    response: str = Field("response", description="field of the answer")
+    system: str = Field("system", description="field of a system prompt of the row's own, where it has one; it comes after the task's")
+    messages: str = Field(
+        "messages", description="field of a conversation, a list of role and content, where a row has one; the assistant has the last word"
+    )
+    id: str | None = Field(None, description="field of the row's id; the line's number where not given")
+    split: str | None = Field(None, description="field that says train, validation or test")
+
+
+def read(options: Options) -> Iterator[Example]:
+    path = Path(options.path)
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield _example(json_object(line, where), number, options, where)
+
+
+def write(examples: Iterable[Example], options: Options) -> None:
+    path = Path(options.path)
+    refuse_existing(path)
+    written = []
+    for example in examples:
+        if not example.response:
+            raise DataError(f"{example.where or example.id}: has no response; this format holds answers in words")
+        said = [*example.turns, Message("assistant", example.response)]
+        row: dict[str, Any] = {options.id or "id": example.id}
+        if example.turns:
+            row[options.messages] = [{"role": turn.role, "content": turn.content} for turn in said]
+        else:
+            row |= {options.instruction: example.text, options.response: example.response}
+        if example.split:
+            row[options.split or "split"] = example.split
+        if taken := sorted(row.keys() & example.metadata.keys()):
+            raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
+        written.append(json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n")
+    publish(path, "".join(written))
+
+
+def check(options: Options) -> list[str]:
+    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
+
+
+def sniff(path: Path) -> Layout | None:
+    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
+        return None
+    try:
+        rows = [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
+    except DataError:
+        return None  # jsonl tells what is wrong with it
+    if not is_instructions(rows):
+        return None
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Layout({"name": "instructions", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
+
+
+def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
+    row_id = str(number)
+    if options.id:
+        if wrong := missing_columns(where, {"id": options.id}, list(row)):
+            raise DataError(wrong[0])
+        row_id = check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where)
+    split = row.get(options.split) if options.split else None
+    if not isinstance(split, str | None):
+        raise DataError(f"{where}: {options.split!r} must be text, found {type(split).__name__}")
+    used = {options.instruction, options.input, options.response, options.system, options.messages, options.id, options.split}
+    metadata = {key: as_text(value) for key, value in row.items() if key not in used and value not in (None, "")}
+    turns = _conversation(row, options, where) if row.get(options.messages) is not None else _single(row, options, where)
+    *before, last = turns
+    if not last.content:
+        raise DataError(f"{where}: the answer is empty")
+    text = "\n\n".join(turn.content for turn in before if turn.role == "user")
+    is_plain = len(before) == 1 and before[0].role == "user"
+    return Example(row_id, text, (), split, metadata, where, turns=() if is_plain else tuple(before), response=last.content)
+
+
+def _single(row: dict[str, Any], options: Options, where: str) -> list[Message]:
+    if wrong := missing_columns(where, {"instruction": options.instruction, "response": options.response}, list(row)):
+        raise DataError("; ".join(wrong))
+    asked = "\n\n".join(filter(None, (_text(row, options.instruction, where), _text(row, options.input, where))))
+    system = _text(row, options.system, where)
+    return [
+        *([Message("system", system)] if system else []),
+        Message("user", asked),
+        Message("assistant", _text(row, options.response, where)),
+    ]
+
+
+def _conversation(row: dict[str, Any], options: Options, where: str) -> list[Message]:
+    held = row[options.messages]
+    if not isinstance(held, list) or not all(isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in held):
+        raise DataError(f"{where}: {options.messages!r} must be a list of objects with role and content, both text")
+    for turn in held:
+        if turn.get("role") not in _ROLES:
+            raise DataError(f"{where}: role {turn.get('role')!r} is not known; {allowed(turn.get('role'), _ROLES)}")
+    turns = [Message(turn["role"], turn["content"].strip()) for turn in held]
+    said = [turn.role for turn in turns if turn.role != "system"]
+    if not said or said != ["user", "assistant"] * (len(said) // 2):
+        raise DataError(
+            f"{where}: user and assistant must take turns, the user first and the assistant last; found {', '.join(said) or 'nobody'}"
+        )
+    return turns
+
+
+def _text(row: dict[str, Any], field: str, where: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str | None):
+        raise DataError(f"{where}: {field!r} must be text, found {type(value).__name__}")
+    return (value or "").strip()

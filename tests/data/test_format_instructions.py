@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medray.data.base import Message, read
+from medray.data.formats import instructions, jsonl
+from medray.errors import DataError
+
+
+def written(folder: Path, *rows: Any) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def options(path: Path, **more: Any) -> instructions.Options:
+    return instructions.Options(name="instructions", path=str(path), **more)
+
+
+TURNS = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "What is CRP?"},
+    {"role": "assistant", "content": "A protein."},
+    {"role": "user", "content": "Where is it made?"},
+    {"role": "assistant", "content": "In the liver."},
+]
+
+
+def test_a_row_is_an_instruction_with_its_input_and_the_answer(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        {"instruction": " What is it? ", "input": "A lump.", "response": "Unknown.", "source": "NIH", "input2": ""},
+        {"instruction": "Name it.", "response": "CRP", "system": "Be short."},
+        {"messages": TURNS, "id": "x"},
+    )
+    one, two, three = read(options(path))
+    assert (one.id, one.text, one.response, one.turns, one.metadata) == ("1", "What is it?\n\nA lump.", "Unknown.", (), {"source": "NIH"})
+    assert two.turns == (Message("system", "Be short."), Message("user", "Name it."))
+    assert three.text == "What is CRP?\n\nWhere is it made?"
+    assert [turn.content for turn in three.turns] == [turn["content"] for turn in TURNS[:-1]]
+    assert (three.response, three.labels, three.metadata) == ("In the liver.", (), {"id": "x"})
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    path = written(tmp_path, {"id": "a", "instruction": "Name it.", "response": "CRP", "side": "test"}, {"id": "b", "messages": TURNS})
+    asked = options(path, id="id", split="side")
+    rows = list(read(asked))
+    again = options(tmp_path / "again.jsonl", id="id", split="side")
+    instructions.write(rows, again)
+    assert [(row.id, row.text, row.turns, row.response, row.split) for row in read(again)] == [
+        (row.id, row.text, row.turns, row.response, row.split) for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": "a"}, "data.format.response asks for 'response'; allowed: instruction"),
+        ({"instruction": "a", "response": " "}, "the answer is empty"),
+        ({"instruction": "a", "response": 3}, "'response' must be text, found int"),
+        ({"messages": TURNS[:-1]}, "must take turns, the user first and the assistant last; found user, assistant, user"),
+        ({"messages": []}, "found nobody"),
+        ({"messages": [{"role": "doctor", "content": "a"}]}, "role 'doctor' is not known; allowed: assistant, system, user"),
+        ({"messages": "a"}, "must be a list of objects with role and content"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_row_that_is_none_is_an_error_with_its_line(tmp_path: Path, row: Any, message: str) -> None:
+    path = written(tmp_path, {"instruction": "a", "response": "b"}, row)
+    with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{message}"):
+        list(read(options(path)))
+
+
+def test_it_is_told_from_other_json_lines(tmp_path: Path) -> None:
+    found = instructions.sniff(written(tmp_path, {"instruction": "a", "response": "b"}, {"messages": TURNS}))
+    assert found is not None
+    assert found.options["name"] == "instructions"
+    assert jsonl.sniff(tmp_path / "rows.jsonl") is None
+    labelled = written(tmp_path, {"instruction": "a", "response": "b"}, {"text": "a", "label": "b"})
+    assert instructions.sniff(labelled) is None
+    assert jsonl.sniff(labelled) is not None

@@ -1,0 +1,151 @@
+"""Answers in words, learned and judged by a tiny model: what carries loss, what is kept, what an edit changes."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from medray import answering, loading
+from medray.data import dataset
+from medray.data.base import Example, Message
+from medray.errors import ConfigError, DataError
+from medray.selection.statistics import interval, value
+from medray.tasks import instruct
+from medray.tasks._safety import REFUSAL
+from medray.tasks.base import Prediction
+from medray.training.loop import MicroBatch
+from medray.training.trial import Trial, TrialResult
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("instruct")
+    tiny.instructions(made, num_rows=120)
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> tuple[Trial, TrialResult]:
+    made = tiny.trial(tiny.instruct_study(folder, "train.epochs=12", "task.safety_ratio=0"), folder)
+    return made, made.run()
+
+
+def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folder: Path) -> None:
+    made = tiny.trial(tiny.instruct_study(folder), folder)
+    loop = made._loop()
+    batch = MicroBatch(tuple(range(6)))
+    made.built.model.eval()
+    with torch.no_grad():
+        sums, weights = loop.loss(batch)
+        for number, row in enumerate(batch.rows):
+            tokens, target = torch.tensor(made.rows.tokens(row).astype(np.int64)), made.rows.target(row)
+            labels = torch.full_like(tokens, -100)
+            for start, end in zip(target[::2], target[1::2], strict=True):
+                labels[start:end] = tokens[start:end]
+            mean = made.built.model(input_ids=tokens[None], labels=labels[None]).loss
+            assert float(weights[number]) == int((labels != -100).sum())
+            assert float(sums[number] / weights[number]) == pytest.approx(float(mean), rel=1e-4)
+
+
+def test_training_makes_words_right(trained: tuple[Trial, TrialResult]) -> None:
+    first, last = trained[1].history[0]["metrics"], trained[1].history[-1]["metrics"]
+    own = sum(not row.metadata for row in trained[0].material.validation)
+    safe = sum(row.metadata.get("safety") == "safe" for row in trained[0].material.validation)  # in words that it does not know
+    assert first["token_f1"] < last["token_f1"] > 0.7 * own / (own + safe)
+    assert {"refusal_f1", "rouge_l", "safe_answer_f1", "over_refusal", "perplexity"} <= last.keys()
+
+
+def test_a_word_that_decides_changes_the_answer_and_one_that_does_not_leaves_it(trained: tuple[Trial, TrialResult]) -> None:
+    loaded = loading.load(trained[1].checkpoint)
+
+    def said(text: str) -> str:
+        (found,) = loaded.predict([Example("a", text)])
+        return found.text
+
+    assert said("group with infection after 7") == said("infection group with after 9") == "the fever"
+    assert said("group with rhythm after 7") != said("group with infection after 7")
+
+
+def test_a_checkpoint_keeps_no_text_and_is_scored_the_same_from_what_it_keeps(trained: tuple[Trial, TrialResult]) -> None:
+    made, result = trained
+    stored = answering.stored(result.checkpoint)
+    assert not any(row.text for row in stored)
+    assert "fever" not in (result.checkpoint / "predictions.jsonl").read_text()
+    rows = list(made.material.validation)
+    assert made.task.score(stored, rows).values == pytest.approx(result.best["metrics"])
+    loaded = loading.load(result.checkpoint)
+    assert loaded.task.score(loaded.predict(rows), rows).values == pytest.approx(result.best["metrics"], abs=1e-4)
+    answers = made.task.answers(stored, rows)
+    assert answers.support("refusal_f1") == sum(row.response.startswith("I don't have enough") for row in rows)
+    found = interval(answers, "token_f1")
+    assert found.low <= value(answers, "token_f1") <= found.high
+
+
+def test_perplexity_is_that_of_a_loss_pass_over_the_answers(trained: tuple[Trial, TrialResult]) -> None:
+    loaded = loading.load(trained[1].checkpoint, precision="fp32")
+    rows = [row for row in trained[0].material.validation if not row.metadata][:5]
+    found = loaded.task.score(loaded.predict(rows), rows).values["perplexity"]
+    loaded.built.model.eval()
+    nats, count = 0.0, 0
+    for row in loaded.task.encode(rows, loaded.built.tokenizer):
+        labels = torch.full((len(row.tokens),), -100)
+        start, end = row.target[-2:]
+        labels[start:end] = torch.tensor(row.tokens[start:end])
+        with torch.inference_mode():
+            nats += float(loaded.built.model(input_ids=torch.tensor([row.tokens]), labels=labels[None]).loss) * (end - start)
+        count += end - start
+    assert found == pytest.approx(math.exp(nats / count), rel=1e-4)
+
+
+def test_held_out_safety_rows_judge_and_never_train(folder: Path) -> None:
+    asked = tiny.instruct_study(folder, "task.safety_ratio=0.5", "data.evaluation_rows=4")
+    data = dataset.load(asked.data, asked.task.bring)
+    plain = dataset.load(asked.data)
+    assert len(plain.validation) == len(plain.unlabelled_test()) == 4
+    added = [row for row in data.train if row not in plain.train]
+    assert len(added) == math.ceil(0.5 * len(plain.train))
+    assert all(data.splits[row.id] == "train" for row in added)
+    held = [row for row in data.validation if row not in plain.validation]
+    assert {row.metadata["safety"] for row in held} >= {"dosage", "self_harm", "injection", "safe"}
+    assert not {row.text for row in added} & {row.text for row in [*held, *data.unlabelled_test()]}
+    assert not any(row.response for row in data.unlabelled_test())
+    assert data.fingerprint != plain.fingerprint
+
+
+def figures(*said: tuple[str, str]) -> dict[str, float]:
+    """Of pairs of what is said and what is right."""
+    task = instruct.Task.fit(instruct.Options(name="instruct"), [])
+    examples = [Example(str(number), "-", response=right) for number, (_, right) in enumerate(said)]
+    return task.score([Prediction(str(number), (), (), text=text) for number, (text, _) in enumerate(said)], examples).values
+
+
+def test_refusals_and_answers_are_told_apart_by_what_is_right() -> None:
+    found = figures((REFUSAL, REFUSAL), ("Take two.", REFUSAL), ("the blood", "the blood"), (REFUSAL, "the heart"))
+    assert found["refusal_f1"] == pytest.approx(2 * 1 / (2 + 2))
+    assert found["token_f1"] == pytest.approx((1 + 0) / 2)  # a refusal answers nothing, though it shares words
+    assert found["over_refusal"] == pytest.approx(1 / 2)
+    assert found["safe_answer_f1"] == pytest.approx(0.5)
+    with pytest.raises(DataError, match=r"task.metric safe_answer_f1: of these 1 rows none is to be refused"):
+        figures(("the blood", "the blood"))
+
+
+def test_a_decision_at_the_end_is_judged_too() -> None:
+    examples = [Example("a", "-", ("yes",), response="So.\n\nDecision: yes"), Example("b", "-", ("no",), response="So.\n\nDecision: no")]
+    task = instruct.Task.fit(instruct.Options(name="instruct", metric="token_f1"), examples)
+    said = [Prediction("a", (), (), text="There is no doubt. Decision: Yes."), Prediction("b", (), (), text="maybe yes")]
+    assert task.score(said, examples).values["decision_accuracy"] == 0.5
+
+
+def test_a_conversation_is_answered_by_its_last_turn(trained: tuple[Trial, TrialResult]) -> None:
+    loaded = loading.load(trained[1].checkpoint)
+    request = instruct.Request(messages=(Message("user", "group with infection after 7"),))
+    answer = loaded.task.respond(loaded.predict(loaded.task.examples(request)))
+    assert (answer.predictions[0].text, answer.predictions[0].outcome) == ("the fever", "answered")
+
+
+def test_options_that_leave_no_room_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="max_new_tokens 128 and max_length 100: no token is left for a prompt"):
+        tiny.instruct_study(folder, "task.max_new_tokens=128")
