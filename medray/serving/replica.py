@@ -131,6 +131,7 @@ class HeadReplica:
             release=head.release,
             version=head.version,
             precision=head.precision,
+            generating=head.streams.num_running + head.streams.num_waiting,
             error=following.error,
             error_version=following.error_version,
         )

@@ -157,6 +157,7 @@ class ReplicaReport(Section):
     release: str
     version: int
     precision: str
+    generating: int = Field(0, description="texts under way, waiting ones included")
     error: str | None = None
     error_version: int | None = None
 
