@@ -31,7 +31,7 @@ check: lint
 	$(BIN)/pytest -m 'not slow and not real and not ray' -x
 
 test: $(READY)
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' --durations=15
 
 test-slow: $(READY)
 	$(BIN)/pytest -m 'slow and not chaos'

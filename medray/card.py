@@ -34,6 +34,8 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
         "",
         *(f"- {name}: {value}" for name, value in told.origin),
     ]
+    if record.task_options:
+        lines += ["", "## Otherwise than in training", "", *(f"- task.{name}: {value}" for name, value in record.task_options.items())]
     if record.notes:
         lines += ["", "## Notes", "", record.notes]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ The manifest is written last and never changed: a folder without one is not a ch
 """
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from medray.schema import Section
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+COMMIT_VARIABLE = "MEDRAY_GIT_COMMIT"  # tells a submitted job what its files were copied from: its own folder is no repository
 
 
 class BaseRecord(Section):
@@ -150,6 +152,8 @@ def versions() -> dict[str, str]:
 @cache
 def git_commit() -> str | None:
     """The commit of the working folder, `-dirty` where files differ from it; None outside a repository."""
+    if given := os.environ.get(COMMIT_VARIABLE):
+        return given
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True, text=True, timeout=10, check=True

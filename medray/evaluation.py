@@ -51,7 +51,7 @@ def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_di
 def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> Evaluation:
     """The base model of a trial as it is: what training starts from."""
     source, dataset = config.model.source, datasets.load(config.data, tasks.task_options(config.task).bring)
-    task = tasks.fit(config.task, dataset.label_sets())
+    task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
     if task.head() is not None:
         raise ConfigError(f"{source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
     return _judged(f"{source}, untuned", task, loading.untuned(config), AS_IT_IS, dataset, part, log_dir)

@@ -77,7 +77,7 @@ def publish_untuned(registry: Registry, study: StudyConfig, source: str | None, 
     chosen = next(iter(bases)) if source is None else source
     if chosen not in bases:
         raise ConfigError(f"base model {chosen!r} is not in study {study.name}; {allowed(chosen, bases)}")
-    dataset = datasets.load(study.data)
+    dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoint"
         _, task, predictions = untuned(study.trial(bases[chosen]), dataset, folder)
@@ -112,7 +112,7 @@ def take(folder: Path, asked: ImportConfig, target: Path) -> Manifest:
 
 def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manifest, Task, list[Prediction]]:
     """A checkpoint of a study's base model as it is, with its answers to the validation rows."""
-    source, task = config.model.source, tasks.fit(config.task, dataset.label_sets())
+    source, task = config.model.source, tasks.fit(config.task, dataset.label_sets(), dataset.train)
     if task.head() is not None:
         raise ConfigError(f"{source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
     built = build(sources.resolve(source, config.model.revision), None, config.model, None)

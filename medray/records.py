@@ -83,6 +83,7 @@ class ReleaseRecord(Section):
     merge: MergeRecord | None = None
     calibration: CalibrationRecord = AS_IT_IS
     notes: str = ""
+    task_options: dict[str, Any] = Field({}, description="of the task, in place of those that it was trained with")
 
 
 class Move(Section):

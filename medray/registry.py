@@ -8,6 +8,7 @@ import getpass
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +17,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from medray import card, checkpoint, storage
+from medray.checkpoint import Manifest
 from medray.errors import ArtifactError, ConfigError, allowed
 from medray.loading import Loaded, load
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import export_merged
 from medray.records import AS_IT_IS, MERGE_LIMIT, CalibrationRecord, MergeRecord, Move, ReleaseRecord, TestRecord
+from medray.schema import validate
 from medray.store import open_store
+from medray.tasks.base import Task, restore
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NO_OPTIONS: Mapping[str, Any] = {}
 _BY_VERSION = re.compile(r"(\d+)\.json")
 
 
@@ -53,7 +58,12 @@ class Release:
 
     def load(self, **options: Any) -> Loaded:
         """Task, engine and calibration; hashes, base weights and probe are compared first."""
-        return replace(load(self.folder(), **options), calibration=self.record.calibration)
+        loaded = load(self.folder(), **options)
+        return replace(loaded, task=self.task(loaded.manifest), calibration=self.record.calibration)
+
+    def task(self, manifest: Manifest) -> Task:
+        """As it was trained, but for the options that this version has otherwise."""
+        return restore({**manifest.task.options, **self.record.task_options}, manifest.task.state)
 
     def serves_merged(self) -> bool:
         """Whether the merged model may answer in its place: exact without 4 bits, and with them where it was measured to be."""
@@ -104,6 +114,7 @@ class Registry:
         merge: MergeRecord | None = None,
         calibration: CalibrationRecord = AS_IT_IS,
         notes: str = "",
+        task_options: Mapping[str, Any] = _NO_OPTIONS,
     ) -> Release:
         """Store a checkpoint (a folder or URI) and claim the next version of a name for it."""
         _check_name("release", name)
@@ -123,9 +134,32 @@ class Registry:
                 merge=merge,
                 calibration=calibration,
                 notes=notes,
+                task_options=dict(task_options),
             )
             if self.store.create(f"releases/{name}/{version}.json", record.model_dump_json(indent=1).encode()):
                 return Release(self, record)
+
+    def change(self, reference: str, changes: Mapping[str, Any], *, name: str | None = None, notes: str = "") -> Release:
+        """The same checkpoint as a new version, with other options of its task. Figures were measured without them and stay behind."""
+        held = self.resolve(reference)
+        folder = held.folder()
+        manifest = checkpoint.read(folder)
+        options = held.task(manifest).options
+        for option in changes:
+            if option not in options.CHANGEABLE:
+                raise ConfigError(
+                    f"{held.reference}: task {options.name!r} trains with its {option!r}; {allowed(option, options.CHANGEABLE)}"
+                )
+        kept = {**held.record.task_options, **changes}
+        validate(type(options), {**manifest.task.options, **kept}, where=held.reference)
+        return self.publish(
+            folder,
+            name or held.record.name,
+            merge=held.record.merge,
+            calibration=held.record.calibration,
+            notes=notes or f"{held.reference} with another {' and '.join(changes)}",
+            task_options=kept,
+        )
 
     def find(self, name: str, folder: Path, calibration: CalibrationRecord) -> Release | None:
         """The version of a name that holds this checkpoint with this calibration already, if any."""

@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from medray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 log = logging.getLogger(__name__)
 # For every process of a job.
@@ -97,6 +100,39 @@ def _join() -> None:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": _environment(dashboard)})
     except (ConnectionError, ValueError) as err:
         raise ConfigError(f"RAY_ADDRESS {address}: no Ray answers there: {str(err).splitlines()[0]}") from None
+
+
+def jobs_of(address: str | None) -> "JobSubmissionClient":
+    """A client for jobs of the cluster whose dashboard is at an address; where none is given, RAY_API_SERVER_ADDRESS or RAY_ADDRESS names it."""
+    asked = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not asked:
+        raise ConfigError("no cluster is named: give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS")
+    if address:  # Ray lets the environment win over what is asked for
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or Path("~/.ray/auth_token").expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(asked)
+    except AuthenticationError:
+        raise ConfigError(
+            f"{asked}: asks for another token than the one in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+        ) from None
+    except (OSError, RuntimeError, ValueError) as err:
+        raise ConfigError(f"{asked}: no Ray dashboard answers there: {str(err).splitlines()[0]}") from None
+    if (found := client._server_ray_version) != ray.__version__:
+        log.warning("%s: the cluster runs Ray %s, this medray is made for %s", asked, found, ray.__version__)
+    return client
+
+
+def nodes_of(client: "JobSubmissionClient") -> list[dict[str, Any]]:
+    """What the dashboard tells of the nodes; its own page asks the same."""
+    answer = client._do_request("GET", "/nodes?view=summary")
+    summary: list[dict[str, Any]] = answer.json()["data"]["summary"] if answer.status_code == 200 else []
+    return summary
 
 
 def _describe(*, is_joined: bool) -> Cluster:

@@ -16,7 +16,7 @@ import pytest
 import session
 import tiny
 
-from medray import config
+from medray import checkpoint, config
 from medray.runtime import free_port
 from medray.tuning.runs import latest
 
@@ -36,6 +36,11 @@ class Head:
 
     def submit(self, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         return self.job("submit", "--working-dir", str(ROOT), *options, "--", "python", *arguments)
+
+    def medray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`medray submit`, as from a machine whose PATH has another Python."""
+        command = [sys.executable, "-m", "medray.cli", "submit", *arguments, "--address", self.address]
+        return subprocess.run(command, env={**self.environment, **variables}, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +117,46 @@ def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tm
     diverged = head.submit("jobs/study.py", str(study), "train.learning_rate=1.0e+30")
     assert diverged.returncode == 1
     assert "nothing to rank: tiny-bert-000: the loss is" in diverged.stdout
+
+
+def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_did(head: Head, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(config.dump(tiny.study(tmp_path, "storage_path=runs", "name=sent")))
+    secret = "hf_" + "s" * 34
+    done = head.medray(str(study), "--follow", "--upload-data", "publish.name=sent", HF_TOKEN=secret)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("published: sent@1") == 1
+    run = latest(Path(head.environment["HOME"]) / "medray" / "runs" / "sent")
+    manifest = checkpoint.read(Path(run.leaderboard().best.checkpoint))
+    assert manifest.trial["data"]["format"]["path"] == "data/path/rows.jsonl"
+    assert manifest.git_commit == checkpoint.git_commit()
+    failed = head.medray(str(study), "--follow", "--upload-data", "train.learning_rate=1.0e+30", "name=diverged")
+    assert failed.returncode == 1
+    assert "nothing to rank: tiny-bert-000: the loss is" in failed.stdout
+    nowhere = head.medray(str(study), "--follow", "--upload-data", "--python", "/nowhere/python")
+    assert nowhere.returncode == 127, nowhere.stdout + nowhere.stderr  # Ray's own CLI says 1
+    told = head.job("list").stdout
+    assert "medray-sent-" in told
+    assert f"{Path(sys.executable).parent}/python" in told.replace("/nowhere/python", "")  # found by asking, not on the PATH
+    assert secret not in told + done.stdout + done.stderr
+
+
+def test_medray_submit_stops_a_job_and_says_what_it_does_not_know(head: Head, tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(config.dump(tiny.study(tmp_path, "storage_path=runs", "name=long", "train.epochs=500")))
+    sent = head.medray(str(study))
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    job = re.search(r"job: (\S+)", sent.stdout)
+    assert job
+    stopped = head.medray("--stop", job[1])
+    assert stopped.stdout.strip() == f"{job[1]} is stopped"
+    assert head.medray("--logs", job[1], "--follow").returncode == 143
+    unknown = head.medray("--stop", "never")
+    assert unknown.returncode == 1
+    assert "never" in unknown.stderr
+    shut = head.medray("--logs", job[1], RAY_AUTH_TOKEN="1" * 64)
+    assert shut.returncode == 1
+    assert "asks for another token" in shut.stderr
 
 
 @pytest.mark.chaos

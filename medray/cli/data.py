@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from medray import config as configs
-from medray import plugins
 from medray.cli.arguments import Configs, load
+from medray.data import base as formats
 
 app = typer.Typer(no_args_is_help=True, help="Look at a data set, or change its format.")
 
@@ -34,6 +34,6 @@ def convert(
 ) -> None:
     """Read one format, write another; an existing target is left alone and refused."""
     read_options, write_options = configs.plugin_options("data.formats", source), configs.plugin_options("data.formats", target)
-    examples = list(plugins.find("data.formats", read_options.name).read(read_options))
-    plugins.find("data.formats", write_options.name).write(examples, write_options)
+    examples = list(formats.read(read_options))
+    formats.write(examples, write_options)
     print(f"{len(examples)} examples from {source} to {target}")

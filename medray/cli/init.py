@@ -21,10 +21,10 @@ def init(
     positive: Annotated[str | None, typer.Option(help="of two labels, the one that the figures are about")] = None,
 ) -> None:
     """Look at a data set and write a first study of it."""
-    from medray.data import sniff
+    from medray.data import draft, sniff
 
     found = sniff.sketch(data, sniff.Columns(tuple(text or ()), label, id))
-    study = sniff.first_study(found, output, positive)
+    study = draft.first_study(found, output, positive)
     if not storage.create(Path(output), study.encode("utf-8")):
         raise ConfigError(f"{output}: is there already and is left alone; choose another --output")
     print(f"{found.render()}\n{output} is written; next: medray study {output} --dry-run")

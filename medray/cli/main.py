@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from medray.cli import data, init, releases, reports, review, serving, studies
+from medray.cli import data, init, releases, reports, review, serving, studies, submit
 from medray.errors import MedrayError
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.add_typer(init.app)
 app.add_typer(studies.app)
+app.add_typer(submit.app)
 app.add_typer(review.app)
 app.add_typer(reports.app)
 app.add_typer(releases.app)

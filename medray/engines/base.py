@@ -17,6 +17,10 @@ class Engine(Protocol):
         """One row of head outputs per input, in the order of the inputs."""
         ...
 
+    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """Outputs of a head that reads tokens: a matrix an input, a row a token."""
+        ...
+
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Log-likelihoods in token ids: a row a prompt, a column a continuation."""
         ...

@@ -16,7 +16,9 @@ from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling
 from medray.models.batch import collate
 from medray.models.build import Built
+from medray.tasks.base import Head
 
+Floats = npt.NDArray[np.float32]
 _MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
 _LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,14 +38,25 @@ class Engine:
         return self.built.tokenizer
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        head = self.built.head
-        if head is None:
-            raise ConfigError(f"{self.built.base.source}: gives no head outputs: it was built without a head, as a language model")
+        head = self._needs_head(per_token=False)
         found = np.zeros((len(inputs), len(head.labels)), dtype=np.float32)
+        for batch, outputs in self._outputs(inputs):
+            found[batch] = outputs
+        return found
+
+    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
+        head = self._needs_head(per_token=True)
+        found = [np.zeros((0, len(head.labels)), dtype=np.float32) for _ in inputs]
+        for batch, outputs in self._outputs(inputs):
+            for at, row in zip(batch, outputs, strict=True):
+                found[at] = row[: len(inputs[at])]
+        return found
+
+    def _outputs(self, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Floats]]:
+        """Positions of a batch, and what the head says to it."""
         with self._computing():
             for batch in _batches([len(row) for row in inputs], self.token_budget):
-                found[batch] = self.model(**self._collated([inputs[at] for at in batch])).logits.float().cpu().numpy()
-        return found
+                yield batch, self.model(**self._collated([inputs[at] for at in batch])).logits.float().cpu().numpy()
 
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """All continuations of a prompt in one pass over its tokens, prompts of similar length together."""
@@ -90,6 +103,15 @@ class Engine:
     def _collated(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         _check_rows(rows)
         return {name: tensor.to(self.device) for name, tensor in collate(rows, self.tokenizer.pad_token_id).items()}
+
+    def _needs_head(self, *, per_token: bool) -> Head:
+        head = self.built.head
+        if head is None:
+            raise ConfigError(f"{self.built.base.source}: gives no head outputs: it was built without a head, as a language model")
+        if head.per_token != per_token:
+            wanted, made = ("tokens", "rows") if per_token else ("rows", "tokens")
+            raise ConfigError(f"{self.built.base.source}: gives no outputs of {wanted}: it was built with a head that reads {made}")
+        return head
 
     def _needs_language_model(self, what: str) -> None:
         if self.built.head is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from medray.config import ModelOptions
 from medray.errors import ArtifactError
@@ -16,9 +16,16 @@ from medray.models import quantization
 from medray.models.families import Family, family_of
 from medray.models.quiet import quiet
 from medray.models.sources import Base
-from medray.tasks.base import Head
+from medray.tasks.base import Head, Needs
 
 log = logging.getLogger(__name__)
+KINDS = {"head": AutoModelForSequenceClassification, "token head": AutoModelForTokenClassification, "language model": AutoModelForCausalLM}
+
+
+def needed(head: Head | None) -> Needs:
+    if head is None:
+        return "language model"
+    return "token head" if head.per_token else "head"
 
 
 def load_config(folder: Path, source: str) -> Any:
@@ -40,7 +47,7 @@ def load_config(folder: Path, source: str) -> Any:
 def load(base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: int) -> tuple[Any, Family]:
     """The model on the CPU, and its family with the modules that were drawn fresh as its head."""
     config = _config(base, head, model, pad_token_id)
-    kind = AutoModelForSequenceClassification if head else AutoModelForCausalLM
+    kind = KINDS[needed(head)]
     family, quantised = None, {}
     if model.quantization != "none":
         outline = _outline(base.source, kind, config)
@@ -85,6 +92,8 @@ def _config(base: Base, head: Head | None, model: ModelOptions, pad_token_id: in
         config.num_labels = len(head.labels)
         config.id2label = dict(enumerate(head.labels))
         config.label2id = {label: number for number, label in enumerate(head.labels)}
+        # Of a head that reads tokens transformers gives dropout a default of its own (0.1 for decoders).
+        config.classifier_dropout = model.dropout
         config.problem_type = "multi_label_classification" if head.multi_label else "single_label_classification"
         config.use_cache = False  # a decoder would keep keys and values that a head never asks for
     return config
@@ -102,7 +111,8 @@ def _outline(source: str, kind: Any, config: Any) -> Any:
 def _fresh_modules(bare: Any, family: Family, missing: set[str]) -> tuple[str, ...]:
     """By the table, or for a family that it does not have, the modules that the base turns out to lack."""
     if family.head_modules:
-        return family.head_modules + tuple(module for module in family.optional_modules if _weights_of(bare, module) & missing)
+        heads = tuple(module for module in family.head_modules if _weights_of(bare, module))  # a head that reads tokens has fewer in some
+        return heads + tuple(module for module in family.optional_modules if _weights_of(bare, module) & missing)
     return _topmost(bare, missing)
 
 

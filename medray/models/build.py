@@ -5,22 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from medray.config import LoraConfig, ModelOptions
 from medray.errors import ArtifactError, ConfigError
 from medray.models import adapter, quantization
-from medray.models.bare import first_line, load, load_config
+from medray.models.bare import KINDS, first_line, load, load_config, needed
 from medray.models.families import ENCODERS, Family, family_of, targets
 from medray.models.quiet import quiet
 from medray.models.sources import Base
-from medray.tasks.base import Head
+from medray.tasks.base import Head, Needs
 
-_KINDS = {"head": AutoModelForSequenceClassification, "language model": AutoModelForCausalLM}
+_PEFT_TYPES = {"head": "SEQ_CLS", "token head": "TOKEN_CLS", "language model": "CAUSAL_LM"}
 
 
 @dataclass
@@ -60,7 +60,7 @@ def build(
         if adapter_dir:
             bare = adapter.restore(bare, family, adapter_dir)
         elif lora:
-            bare = adapter.attach(bare, family, lora, task_type="SEQ_CLS" if head else "CAUSAL_LM")
+            bare = adapter.attach(bare, family, lora, task_type=_PEFT_TYPES[needed(head)])
     return Built(bare, tokenizer, family, base, head)
 
 
@@ -81,18 +81,18 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def check_targets(config_dir: Path, lora: LoraConfig, needs: Literal["head", "language model"] = "head") -> list[str]:
+def check_targets(config_dir: Path, lora: LoraConfig, needs: Needs = "head") -> list[str]:
     """Full names of what would be adapted, by the architecture alone: no weight is read. Raises what is wrong with them."""
     bare, family = outline(config_dir, needs)
     return targets(family, bare, lora)
 
 
-def outline(config_dir: Path, needs: Literal["head", "language model"] = "head") -> tuple[Any, Family]:
+def outline(config_dir: Path, needs: Needs = "head") -> tuple[Any, Family]:
     """The architecture without a weight, and its family."""
     config = load_config(config_dir, str(config_dir))
     with torch.device("meta"):
         try:
-            bare = _KINDS[needs].from_config(config, trust_remote_code=False)
+            bare = KINDS[needs].from_config(config, trust_remote_code=False)
         except ValueError as err:
             raise ConfigError(f"{config_dir}: model type {config.model_type!r} has no {needs} in transformers") from err
     if needs == "language model" and not getattr(config, "is_decoder", False) and config.model_type in ENCODERS:

@@ -1,14 +1,14 @@
 """How large an adapter will be, by the architecture alone: no weight is read."""
 
 from pathlib import Path
-from typing import Literal
 
 from medray.config import LoraConfig
 from medray.models.build import outline
 from medray.models.families import targets
+from medray.tasks.base import Needs
 
 
-def num_adapter_weights(config_dir: Path, lora: LoraConfig, needs: Literal["head", "language model"] = "head") -> int:
+def num_adapter_weights(config_dir: Path, lora: LoraConfig, needs: Needs = "head") -> int:
     """What trains and is stored: two thin matrices for each adapted layer, and the head where there is one."""
     bare, family = outline(config_dir, needs)
     modules = dict(bare.named_modules())

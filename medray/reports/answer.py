@@ -18,7 +18,8 @@ def headline(data: StudyData) -> str:
     if value is None:
         return f"{by}: {data.metric_name} {short(best.validation.get(data.metric))} on validation rows. Test rows were not judged."
     sure = f" (95 % interval {between(best.test_interval.low, best.test_interval.high)})" if best.test_interval else ""
-    return f"{by}: {data.metric_name} {short(value)}{sure} on {count(data.board.num_rows['test'], 'test row')}."
+    means = f", the mean of {best.seeds.num_seeds} seeds" if best.seeds else ""
+    return f"{by}: {data.metric_name} {short(value)}{sure} on {count(data.board.num_rows['test'], 'test row')}{means}."
 
 
 def said(data: StudyData) -> list[str]:

@@ -14,6 +14,7 @@ from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Leaderboard
 
 SETTINGS = "study.yaml"
+SAMPLES = "samples.json"
 
 
 class HeldRun(Protocol):
@@ -51,6 +52,7 @@ def gather(run: HeldRun) -> StudyData:
         validation=_json(held / "metrics.json") if held else {},
         audit=_audit(folder, records),
         analysis=found,
+        samples=_json(folder / SAMPLES),
     )
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from medray import checkpoint, storage
-from medray.reports import answer, behaviour, origin, training
+from medray.reports import answer, behaviour, origin, samples, training
 from medray.reports.blocks import Report
 from medray.reports.study import StudyData
 from medray.reports.style import page_css
@@ -26,6 +26,7 @@ def compose(data: StudyData) -> Report:
         answer.asked(data),
         answer.leaderboard(data),
         answer.against(data),
+        samples.answers(data),
         behaviour.mistakes(data),
         behaviour.confidence(data),
         behaviour.slices(data),

@@ -22,6 +22,16 @@ _AXES = {
     "lora.alpha": "LoRA alpha",
     "lora.dropout": "LoRA dropout",
 }
+_WORDS = {
+    "log_loss": "log loss",
+    "accuracy_subset": "accuracy of whole label sets",
+    "safe_answer_f1": "safe answer F1",
+    "token_f1": "token F1",
+    "refusal_f1": "refusal F1",
+    "rouge_l": "ROUGE-L",
+    "over_refusal": "share of safe questions refused",
+    "decision_accuracy": "accuracy of decisions",
+}
 _NAMES = {"f1": "F1", "precision": "precision", "recall": "recall", "auprc": "AUPRC", "accuracy": "accuracy"}
 
 
@@ -37,6 +47,7 @@ class StudyData:
     validation: Mapping[str, Any] = field(default_factory=dict)  # metrics.json of the winner
     audit: Mapping[str, Any] = field(default_factory=dict)
     analysis: Analysis | None = None  # None of a run that is older than it
+    samples: Mapping[str, Any] = field(default_factory=dict)  # the user's own prompts, and answers by name
     code: str | None = None  # the commit
 
     @property
@@ -75,10 +86,8 @@ def axis_name(path: str) -> str:
 
 def metric_name(metric: str, positive: str | None) -> str:
     """A figure in words: `f1_binary` is the F1 of the positive label."""
-    if metric == "log_loss":
-        return "log loss"
-    if metric == "accuracy_subset":
-        return "accuracy of whole label sets"
+    if metric in _WORDS:
+        return _WORDS[metric]
     name, _, average = metric.partition("_")
     if average == "binary":
         return f"{_NAMES.get(name, name)} for {positive}" if positive else _NAMES.get(name, name)

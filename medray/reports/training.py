@@ -14,6 +14,8 @@ from medray.space import Axis
 
 Row = Mapping[str, Any]
 _FEW_ROWS = 12
+_FITS = (("log_loss", "log loss"), ("perplexity", "perplexity"))  # less is better
+_SHARES = (("accuracy", "accuracy"), ("accuracy_subset", "accuracy"), ("token_f1", "token F1"), ("refusal_f1", "refusal F1"))
 
 
 def curves(data: StudyData) -> Section | None:
@@ -21,7 +23,7 @@ def curves(data: StudyData) -> Section | None:
     if not histories:
         return None
     charts = []
-    figures = [(data.metric, data.metric_name), *([("log_loss", "log loss")] if data.metric != "log_loss" else [])]
+    figures = [(data.metric, data.metric_name), *((name, said) for name, said in _FITS if name != data.metric)]
     for number, base in enumerate(data.config.base_models):
         mine = [record.trial for record in data.records if record.base == number and record.trial in histories]
         for metric, name in figures:
@@ -60,7 +62,14 @@ def _epochs(row: Row) -> float:
 
 def _heads(data: StudyData) -> list[str]:
     name = "validation " + metric_name(data.metric, getattr(data.config.task, "positive_label", None))
-    return ["trial", "epoch", "step", "training loss", "validation log loss", name, "validation accuracy", "time", "tokens/s"]
+    others = [f"validation {said}" for _, said in _told(data)]
+    return ["trial", "epoch", "step", "training loss", name, *others, "time", "tokens/s"]
+
+
+def _told(data: StudyData) -> list[tuple[str, str]]:
+    """Figures beside the one that was chosen by, as far as the task has them."""
+    has = {name for history in data.histories.values() for row in history for name in row["metrics"]} - {data.metric}
+    return [(name, said) for name, said in (*_FITS, *_SHARES) if name in has]
 
 
 def _rows(data: StudyData, trial: str, history: Sequence[Row]) -> list[list[str]]:
@@ -70,9 +79,8 @@ def _rows(data: StudyData, trial: str, history: Sequence[Row]) -> list[list[str]
             f"{_epochs(row):g}",
             str(row["step"]),
             short(row["train_loss"]),
-            short(row["metrics"].get("log_loss")),
             short(row["metrics"].get(data.metric)),
-            short(row["metrics"].get("accuracy", row["metrics"].get("accuracy_subset"))),
+            *(short(row["metrics"].get(name)) for name, _ in _told(data)),
             duration(row["seconds"]),
             f"{row['tokens_per_s']:,.0f}",
         ]

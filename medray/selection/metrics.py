@@ -41,7 +41,7 @@ def names(multi_label: bool, binary: bool) -> list[str]:
 
 
 def higher_is_better(name: str) -> bool:
-    return name != "log_loss"
+    return name not in ("log_loss", "perplexity")
 
 
 def check_positive(labels: Sequence[str], positive: str | None) -> None:

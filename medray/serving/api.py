@@ -50,7 +50,7 @@ def make_api(service: Service, limits: Limits, digests: frozenset[str] | None, *
         found = await service.health()
         return found if request.state.known else Health(status=found.status)
 
-    for route in ROUTES.values():
+    for route in dict.fromkeys(ROUTES.values()):  # tasks may share one
         for number, path in enumerate(route.paths):
             endpoint = _endpoint(service, limits, route)
             api.add_api_route(

@@ -38,7 +38,7 @@ class _Asked:
 
     num_missing: int
     found: dict[int, Floats] = field(default_factory=dict)
-    answer: "Future[Floats]" = field(default_factory=Future)
+    answer: "Future[list[Floats]]" = field(default_factory=Future)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,7 @@ class _Row:
     asked: _Asked
     continuations: Continuations | None = None  # to score behind these tokens; None asks for head outputs
     length: int = 0
+    per_token: bool = False  # of a head that reads tokens
 
 
 class Batcher:
@@ -60,16 +61,24 @@ class Batcher:
 
     def logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> Floats:
         """Outputs of a request's rows, by `time.monotonic() == deadline` or not at all."""
+        return np.stack(self._outputs(inputs, deadline, per_token=False))
+
+    def token_logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> list[Floats]:
+        """A matrix of outputs for each of a request's rows, likewise."""
+        return self._outputs(inputs, deadline, per_token=True)
+
+    def _outputs(self, inputs: Sequence[Sequence[int]], deadline: float, *, per_token: bool) -> list[Floats]:
         asked = _Asked(len(inputs))
-        return self._wait([_Row(row, position, asked, None, len(row)) for position, row in enumerate(inputs)], asked, deadline)
+        rows = [_Row(row, position, asked, None, len(row), per_token) for position, row in enumerate(inputs)]
+        return self._wait(rows, asked, deadline)
 
     def score(self, prompts: Sequence[Sequence[int]], continuations: Continuations, deadline: float) -> Floats:
         """Scores of a request's prompts, likewise; those of requests with the same continuations are made together."""
         asked, behind = _Asked(len(prompts)), tail_length(continuations)
         rows = [_Row(row, position, asked, continuations, len(row) + behind) for position, row in enumerate(prompts)]
-        return self._wait(rows, asked, deadline)
+        return np.stack(self._wait(rows, asked, deadline))
 
-    def _wait(self, rows: list[_Row], asked: _Asked, deadline: float) -> Floats:
+    def _wait(self, rows: list[_Row], asked: _Asked, deadline: float) -> list[Floats]:
         with self._lock:
             tokens = sum(row.length for row in [*self._waiting, *rows])
             if tokens > self.waiting_tokens:
@@ -88,8 +97,7 @@ class Batcher:
         if not batch:
             return
         try:
-            tokens, continuations = [row.tokens for row in batch], batch[0].continuations
-            found = self.engine.logits(tokens) if continuations is None else self.engine.score(tokens, continuations)
+            found = self._asked_of_engine(batch)
         except Exception as err:  # whatever it is, those who wait must hear of it
             for row in batch:
                 if not row.asked.answer.done():
@@ -101,6 +109,13 @@ class Batcher:
         # One batch a turn, so that a model which is being replaced and its successor both go on.
         if self._waiting:
             self._thread.submit(self._compute)
+
+    def _asked_of_engine(self, batch: Sequence[_Row]) -> Sequence[Floats]:
+        """A batch asks one thing: a release has one kind of head, and rows with other continuations wait for their own."""
+        tokens, first = [row.tokens for row in batch], batch[0]
+        if first.continuations is not None:
+            return list(self.engine.score(tokens, first.continuations))
+        return self.engine.token_logits(tokens) if first.per_token else list(self.engine.logits(tokens))
 
     def _take(self) -> list[_Row]:
         if not self._waiting:
@@ -132,7 +147,7 @@ def _deliver(row: _Row, outputs: Floats) -> None:
     asked.found[row.position] = outputs
     asked.num_missing -= 1
     if not asked.num_missing and not asked.answer.done():
-        asked.answer.set_result(np.stack([asked.found[position] for position in range(len(asked.found))]))
+        asked.answer.set_result([asked.found[position] for position in range(len(asked.found))])
 
 
 def tail_length(continuations: Sequence[Sequence[int]]) -> int:

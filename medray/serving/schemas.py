@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from medray.schema import Section
-from medray.tasks import choice, classification
+from medray.tasks import choice, classification, tagging
 from medray.tasks.classification import Answer
 
 RETRY_AFTER_S = 1
@@ -83,8 +83,17 @@ class ChooseResponse(choice.Response):
     version: int
 
 
-Request = ClassifyRequest | ChooseRequest
-Response = ClassifyResponse | ChooseResponse
+class ExtractRequest(tagging.Request):
+    model: str | None = Field(None, description=_MODEL)
+
+
+class ExtractResponse(tagging.Response):
+    release: str
+    version: int
+
+
+Request = ClassifyRequest | ChooseRequest | ExtractRequest
+Response = ClassifyResponse | ChooseResponse | ExtractResponse
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,12 @@ class Route:
     response: type[Response]
 
 
+_EXTRACT = Route(tagging.PATHS, ExtractRequest, ExtractResponse)
 ROUTES = {
     "choice": Route(choice.PATHS, ChooseRequest, ChooseResponse),
     "classification": Route(classification.PATHS, ClassifyRequest, ClassifyResponse),
+    "extraction": _EXTRACT,
+    "tagging": _EXTRACT,
 }
 
 

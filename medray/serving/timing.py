@@ -41,7 +41,8 @@ class Timing:
 def time_texts(engine: Engine, task: Task, thread: Executor) -> Timing:
     """The best of a few, so that a load beside live traffic judges as one on a quiet machine would."""
     few = [Example("few", PROBE_TEXTS[2])]
-    counting = Counting(engine, len(task.labels))
+    head = task.head()
+    counting = Counting(engine, len(head.labels) if head else 0)
     task.predict(counting, few)
     length, small = max(1, task.options.max_length // 2), counting.num_tokens
     text = " ".join([PROBE_TEXTS[2]] * max(1, length // len(engine.tokenizer(PROBE_TEXTS[2])["input_ids"])))

@@ -29,6 +29,10 @@ class Turn:
         self._check(sum(map(len, inputs)))
         return self.batcher.logits(inputs, self.deadline)
 
+    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
+        self._check(sum(map(len, inputs)))
+        return self.batcher.token_logits(inputs, self.deadline)
+
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
         self._check(sum(map(len, prompts)) + len(prompts) * tail_length(continuations))
         return self.batcher.score(prompts, tuple(map(tuple, continuations)), self.deadline)
@@ -58,6 +62,10 @@ class Counting:
     def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
         self.num_tokens += sum(map(len, inputs))
         return np.zeros((len(inputs), self.num_labels), dtype=np.float32)
+
+    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
+        self.num_tokens += sum(map(len, inputs))
+        return [np.zeros((len(row), self.num_labels), dtype=np.float32) for row in inputs]
 
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
         self.num_tokens += sum(map(len, prompts)) + len(prompts) * tail_length(continuations)

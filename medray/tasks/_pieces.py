@@ -47,6 +47,58 @@ def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep,
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Located:
+    """One text in windows, and where each of their tokens stands."""
+
+    windows: list[tuple[int, ...]]
+    places: list[tuple[int, ...]]  # of each window's tokens among `offsets`; -1 for special tokens
+    offsets: list[tuple[int, int]]  # characters of each token of the text
+
+    def owners(self) -> list[int]:
+        """For each token of the text the window that it lies deepest in: there it is judged, and it counts once."""
+        found, depths = [-1] * len(self.offsets), [-1] * len(self.offsets)
+        for number, places in enumerate(self.places):
+            inside = [place for place in places if place >= 0]
+            for at, place in enumerate(inside):
+                depth = min(at, len(inside) - 1 - at)
+                if depth > depths[place]:
+                    found[place], depths[place] = number, depth
+        return found
+
+
+def located(texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: int) -> list[Located]:
+    """As `pieces` in windows, for tasks that answer for each token."""
+    if not texts:
+        return []
+    length = readable(max_length, tokenizer)
+    encoded = tokenizer(
+        list(texts),
+        split_special_tokens=True,
+        return_special_tokens_mask=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    found = []
+    for ids, mask, offsets in zip(encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True):
+        if all(mask):
+            found.append(Located([tuple(ids)], [(-1,) * len(ids)], []))
+            continue
+        before, body, after = _parts(ids, mask)
+        spans = [tuple(pair) for pair in offsets[len(before) : len(before) + len(body)]]
+        room = length - len(before) - len(after)
+        windows = [list(range(len(body)))]
+        if len(body) > room:
+            _check_room(room, overlap, length)
+            windows = _windows(windows[0], room, overlap)
+        tokens = [(*before, *(body[place] for place in window), *after) for window in windows]
+        places = [(*[-1] * len(before), *window, *[-1] * len(after)) for window in windows]
+        found.append(Located(tokens, places, spans))
+    return found
+
+
 def readable(max_length: int, tokenizer: Any) -> int:
     """The tokenizer knows how many positions its model has (or says 1e30); more would fail inside the model."""
     limit = int(tokenizer.model_max_length)

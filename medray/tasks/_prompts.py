@@ -12,6 +12,7 @@ from medray.tasks._pieces import Ids, Keep, cut, readable
 class Prompt:
     tokens: tuple[int, ...]
     truncated: bool
+    dropped: tuple[int, int] | None = None  # the characters of the text that were cut out
 
 
 def prompts(texts: Sequence[str], tokenizer: Any, *, around: tuple[str, str], max_length: int, answer: int, keep: Keep) -> list[Prompt]:
@@ -46,7 +47,11 @@ def prompts(texts: Sequence[str], tokenizer: Any, *, around: tuple[str, str], ma
                 f"max_length {max_length} leaves no room for text beside the prompt's own {len(ids) - len(body)} tokens and the answer's {answer}"
             )
         start = inside.index(True)
-        found.append(Prompt((*ids[:start], *cut(body, left, keep), *ids[start + len(body) :]), truncated=True))
+        kept = cut(list(range(len(body))), left, keep)
+        gap = start + next((place for place, number in enumerate(kept) if place != number), left)
+        dropped = offsets[gap][0] - len(before), offsets[gap + len(body) - left - 1][1] - len(before)
+        tokens = (*ids[:start], *(body[place] for place in kept), *ids[start + len(body) :])
+        found.append(Prompt(tokens, truncated=True, dropped=dropped))
     return found
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from medray.engines.base import Engine
 
 
+Needs = Literal["head", "token head", "language model"]
 Spans = Sequence[tuple[int, int]]  # of one row, each from its first token to behind its last
 
 
@@ -28,6 +29,7 @@ class Head:
 
     labels: tuple[str, ...]
     multi_label: bool = False
+    per_token: bool = False  # an output for each token instead of one for the row
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Prediction:
 
 
 class TaskOptions(PluginOptions):
-    NEEDS: ClassVar[Literal["head", "language model"]] = "head"  # what is asked of a base, known before its data is read
+    NEEDS: ClassVar[Needs] = "head"  # what is asked of a base, known before its data is read
     CHANGEABLE: ClassVar[tuple[str, ...]] = ()  # what a release may have otherwise than its training
 
     def bring(self, num_train: int) -> list[Example]:
@@ -82,6 +84,10 @@ class Task(Protocol):
 
     @classmethod
     def restore(cls, options: Any, state: Mapping[str, Any]) -> Self: ...
+
+    def learn(self, train: Sequence[Example]) -> Self:
+        """The task with what it takes from training rows (examples for a prompt); itself where it takes nothing."""
+        ...
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as JSON; it travels in the checkpoint's manifest."""
@@ -149,13 +155,14 @@ def task_options(options: PluginOptions) -> TaskOptions:
     return options
 
 
-def needs_of(options: PluginOptions) -> Literal["head", "language model"]:
+def needs_of(options: PluginOptions) -> Needs:
     return options.NEEDS if isinstance(options, TaskOptions) else "head"
 
 
-def fit(options: PluginOptions, examples: Sequence[Example]) -> Task:
+def fit(options: PluginOptions, examples: Sequence[Example], train: Sequence[Example] = ()) -> Task:
+    """`examples` of every split, texts unused; `train` are training rows."""
     task: Task = plugins.find("tasks", options.name).Task.fit(options, examples)
-    return task
+    return task.learn(train)
 
 
 def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:

@@ -23,7 +23,7 @@ from medray.tasks._labels import ClassWeights, check_one_label, check_options, i
 from medray.tasks._pieces import Keep
 from medray.tasks._prompts import Prompt, answers, prompts
 from medray.tasks._requests import TextRequest
-from medray.tasks.base import Prediction, Spans, TaskOptions
+from medray.tasks.base import Needs, Prediction, Spans, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ PARSE_FAILURES = "parse_failure_rate"
 
 
 class Options(TaskOptions):
-    NEEDS: ClassVar[Literal["head", "language model"]] = "language model"
+    NEEDS: ClassVar[Needs] = "language model"
     FIXED = ("name", "metric", "positive_label")
     name: Literal["choice"]
     positive_label: str | None = Field(None, description="of exactly two labels, the one that the binary figures are about")
@@ -105,6 +105,9 @@ class Task:
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
         return cls(options, tuple(state["labels"]))
+
+    def learn(self, train: Sequence[Example]) -> Self:
+        return self
 
     def state(self) -> dict[str, Any]:
         return {"labels": list(self.labels)}

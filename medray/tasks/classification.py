@@ -105,6 +105,9 @@ class Task:
         limits = state["thresholds"]
         return cls(options, tuple(state["labels"]), None if limits is None else tuple(limits))
 
+    def learn(self, train: Sequence[Example]) -> Self:
+        return self
+
     def state(self) -> dict[str, Any]:
         return {"labels": list(self.labels), "thresholds": None if self.thresholds is None else list(self.thresholds)}
 

@@ -13,13 +13,14 @@ from medray import answering
 from medray.config import TrialConfig
 from medray.data.base import Example
 from medray.data.dataset import Dataset
+from medray.engines.base import Engine
 from medray.sections import CalibrationConfig
 from medray.selection import leaderboard, references
 from medray.selection.analysis import ModelAnalysis
 from medray.selection.leaderboard import Entry, Judged
 from medray.selection.references import Reference
 from medray.selection.slices import Slicer
-from medray.tasks.base import Prediction, Task, restore
+from medray.tasks.base import Prediction, Task, restore, task_options
 from medray.tuning.placement import Placement
 
 
@@ -33,6 +34,7 @@ class Answered:
     test: list[Prediction]
     ms_per_row: float
     merged: list[Prediction] | None = None  # on validation rows
+    samples: tuple[str, ...] = ()  # what is answered to the user's own prompts
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Said:
     test: list[Prediction]
     seconds: float
     merged: list[Prediction] | None  # on validation rows, where merging is not exact
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Verdict:
     references: list[Judged]
     num_openings: int
     analyses: list[ModelAnalysis]  # of the candidates; none where answers are texts
+    samples: dict[str, tuple[str, ...]]  # what each candidate, and each base model before training, says to the user's own prompts
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def judge(
         rows = fold.dataset.unlabelled_test()
         answered.append(_finalists(fold.finalists, rows, fold.dataset.validation, placement))
         compared.append([_reference(found, task, fold.dataset, rows) for found in _references(task, fold.dataset)])
-        compared[-1] += _untuned(bases, task, rows, fold.dataset.validation, placement)
+        compared[-1] += _untuned(bases, task.learn(fold.dataset.train), rows, fold.dataset.validation, placement)
     opened = [fold.dataset.open_test(log_dir, caller) for fold in folds]
     validation = [example for fold in folds for example in fold.dataset.validation]
     test = [example for fold in opened for example in fold.examples]
@@ -112,6 +116,7 @@ def judge(
         [scored(_pooled(found)) for found in _same_in_all(compared)],
         max(fold.num_openings for fold in opened),
         [made for found in candidates if (made := analysed(_pooled(found), found[0]))],
+        {found.entry.name: found.samples for found in (*answered[0], *compared[0]) if found.samples},
     )
 
 
@@ -153,7 +158,7 @@ def _finalists(finalists: Sequence[Entry], rows: list[Example], validation: list
     found = []
     for entry, said in zip(finalists, answers, strict=True):
         unmerged = answering.stored(Path(str(entry.checkpoint)))
-        found.append(Answered(entry, said.task, unmerged, said.test, 1000 * said.seconds / len(rows), said.merged))
+        found.append(Answered(entry, said.task, unmerged, said.test, 1000 * said.seconds / len(rows), said.merged, said.samples))
     return found
 
 
@@ -168,8 +173,14 @@ def predict(checkpoint: str, rows: list[Example], validation: list[Example], num
     start = time.perf_counter()
     predictions = loaded.task.predict(loaded.engine, rows)
     seconds = time.perf_counter() - start
+    samples = _sampled(loaded.task, loaded.engine)
     is_exact = loaded.manifest.quantization == "none"
-    return Said(loaded.task, predictions, seconds, None if is_exact else loaded.task.predict(merged(loaded), validation))
+    return Said(loaded.task, predictions, seconds, None if is_exact else loaded.task.predict(merged(loaded), validation), samples)
+
+
+def _sampled(task: Task, engine: Engine) -> tuple[str, ...]:
+    samples = task_options(task.options).samples()
+    return tuple(said.text for said in task.predict(engine, samples)) if samples else ()
 
 
 def _untuned(
@@ -186,7 +197,7 @@ def _untuned(
     found = []
     for config, (said, on_validation) in zip(bases, answers, strict=True):
         entry = Entry(name=f"{config.model.source}, untuned", kind="reference", base_model=config.model.source)
-        found.append(Answered(entry, said.task, on_validation, said.test, 1000 * said.seconds / len(rows)))
+        found.append(Answered(entry, said.task, on_validation, said.test, 1000 * said.seconds / len(rows), samples=said.samples))
     return found
 
 
@@ -204,7 +215,7 @@ def predict_untuned(
     start = time.perf_counter()
     predictions = task.predict(engine, rows)
     seconds = time.perf_counter() - start
-    return Said(task, predictions, seconds, None), task.predict(engine, validation)
+    return Said(task, predictions, seconds, None, _sampled(task, engine)), task.predict(engine, validation)
 
 
 def _references(task: Task, dataset: Dataset) -> list[Reference]:

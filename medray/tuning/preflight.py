@@ -10,6 +10,7 @@ from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.models import quantization, sources
 from medray.models.build import check_targets
 from medray.store import open_store
+from medray.tasks import base as tasks
 from medray.tasks.base import needs_of
 from medray.tuning import disk
 from medray.tuning.runs import latest, study_dir
@@ -18,6 +19,10 @@ from medray.tuning.runs import latest, study_dir
 def check(study: StudyConfig, *, resume: bool = False) -> None:
     """Raise one ConfigError that lists every mistake found."""
     found = [*plugins.find("data.formats", study.data.format.name).check(study.data.format), *_storage(study)]
+    try:
+        tasks.task_options(study.task).samples()
+    except ConfigError as err:
+        found.append(str(err))
     if study.data.corrections and not Path(study.data.corrections).is_file():
         found.append(f"data.corrections: there is no file {study.data.corrections}")
     if study.mlflow and util.find_spec("mlflow") is None:

@@ -23,6 +23,7 @@ from medray.tuning import changes
 SETTINGS = "study.yaml"
 LEADERBOARD = "leaderboard.json"
 ANALYSIS = "analysis.json"
+SAMPLES = "samples.json"
 _SPENT = "spent.json"
 _PATIENCE_S = 1.0
 

@@ -1,10 +1,12 @@
 """A study, start to end: prepare once, search, rank, judge on test rows, write the leaderboard, publish the winner."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from medray import storage
 from medray.answering import is_multi_label
@@ -25,11 +27,11 @@ from medray.selection.analysis import Analysis
 from medray.selection.leaderboard import Entry, Judged, Leaderboard
 from medray.tasks import base as tasks
 from medray.training.material import gather, look
-from medray.tuning import repeats, tuner, winners
+from medray.tuning import repeats, sharing, tuner, winners
 from medray.tuning.judge import Fold, judge
 from medray.tuning.placement import Placement, place
 from medray.tuning.repeats import Repeats
-from medray.tuning.runs import ANALYSIS, LEADERBOARD, Run
+from medray.tuning.runs import ANALYSIS, LEADERBOARD, SAMPLES, Run
 from medray.tuning.search import Plan, Search
 from medray.tuning.tuner import Session, Watcher
 
@@ -58,8 +60,9 @@ def run(
         if retry_failed and any(record.status == "failed" for record in here.records()):
             here.reopen()
         if not (here.folder / LEADERBOARD).exists():
-            board, found = _Search(study, cluster, here, watcher, on_audit, retry_failed).judged()
-            _write(board, found, here)
+            if len(cluster.nodes) > 1:
+                sharing.check(here.folder)
+            _write(_Search(study, cluster, here, watcher, on_audit, retry_failed).judged(), here)
     board = here.leaderboard()
     _every_base_model_counts(study, board)
     return Outcome(here, board, here.analysis(), winners.of_study(study, here, board) if study.publish else None)
@@ -74,7 +77,7 @@ def metric(study: StudyConfig) -> str:
 def audit(study: StudyConfig) -> Iterator[Audit]:
     """The audit of the study's data for each base model's tokenizer; nothing is trained."""
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
-    task = tasks.fit(study.task, dataset.label_sets())
+    task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
     for base in study.base_models:
         yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
 
@@ -92,7 +95,8 @@ class _Search:
         self.search = Search(study, metric(study))
         self.placements = [self._placement(study.trial(base)) for base in study.base_models]
         self.materials = _Materials(here.storage_dir / "prepared", on_audit, tasks.task_options(study.task).bring)
-        self.task = tasks.fit(study.task, self.materials.dataset(study.data).label_sets())
+        dataset = self.materials.dataset(study.data)
+        self.task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
         for number, base in enumerate(study.base_models):
             try:
                 self.materials.path(
@@ -101,7 +105,7 @@ class _Search:
             except ArtifactError as err:
                 log.warning("base model %s: its trials will fail: %s", base.source, err)
 
-    def judged(self) -> tuple[Leaderboard, Analysis | None]:
+    def judged(self) -> "_Judged":
         self._train(self.search)
         if self.search.has_failed:
             raise TrialError(self._failures())
@@ -137,9 +141,11 @@ class _Search:
         published = {found.entry.seeds.published if found.entry.seeds else found.entry.name: found.entry.name for found in candidates}
         models = [replace(found, name=published[found.name]) for found in verdict.analyses if found.name in published]
         models.sort(key=lambda found: found.name != board.winner)
-        if not models:
-            return board, None
-        return board, Analysis(self.study.name, self.task.labels, is_multi_label(self.task), board.winner, tuple(models))
+        found = Analysis(self.study.name, self.task.labels, is_multi_label(self.task), board.winner, tuple(models)) if models else None
+        # Texts of the user's own file, and answers to them.
+        prompts = [sample.text for sample in tasks.task_options(self.study.task).samples()]
+        samples = {published.get(name, name): said for name, said in verdict.samples.items()}
+        return _Judged(board, found, {"prompts": prompts, "answers": samples} if prompts else {})
 
     def _train(self, plan: Plan) -> None:
         session = Session(
@@ -230,7 +236,7 @@ class _Materials:
         )
         if key not in self._made:
             dataset = self.dataset(config.data)
-            task = tasks.fit(config.task, dataset.label_sets())
+            task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
             on_audit = (lambda audit: None) if config.model.source in self._audited else self.on_audit  # it is about all rows
             self._audited.add(config.model.source)
             try:
@@ -250,13 +256,23 @@ def _checkpoint(here: Run, trial: str, step: int | None) -> str | None:
     return str(folder) if (folder / MANIFEST).exists() else None
 
 
-def _write(board: Leaderboard, found: Analysis | None, here: Run) -> None:
+@dataclass(frozen=True)
+class _Judged:
+    board: Leaderboard
+    analysis: Analysis | None
+    samples: Mapping[str, Any]
+
+
+def _write(judged: _Judged, here: Run) -> None:
+    board, found = judged.board, judged.analysis
     histories = {record.trial: here.history(record.trial) for record in here.records()}
     storage.write(here.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode())
     storage.write(here.folder / "leaderboard.csv", tables.to_csv(tables.rows(board)).encode())
     storage.write(here.folder / "leaderboard.md", tables.to_markdown(board, found).encode())
     if found:
         storage.write(here.folder / ANALYSIS, analysis.to_json(found))
+    if judged.samples:
+        storage.write(here.folder / SAMPLES, json.dumps(judged.samples, indent=1, ensure_ascii=False).encode())
     storage.write(here.folder / LEADERBOARD, tables.to_json(board).encode())  # last: it says that the study has ended
 
 

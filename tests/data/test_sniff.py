@@ -11,7 +11,8 @@ import yaml
 
 from medray import config, plugins
 from medray.data import dataset
-from medray.data.sniff import Columns, Sketch, first_study, sketch
+from medray.data.draft import first_study
+from medray.data.sniff import Columns, Sketch, sketch
 from medray.errors import ConfigError, DataError
 from medray.tasks import base as tasks
 

@@ -15,6 +15,7 @@ from medray.reports.gather import gather
 from medray.selection import telling
 from medray.selection.analysis import to_json
 from medray.selection.leaderboard import Leaderboard
+from medray.selection.repeats import Seeds
 from medray.tuning.runs import Run
 
 HOSTILE = ("<script>alert('ill')</script>", '"><img src=x onerror=alert(1)> & {{ 7 * 7 }}')
@@ -62,6 +63,15 @@ def test_the_first_sentence_tells_what_won_with_its_figure_and_interval(whole: R
         "160 test rows",
     ):
         assert part in report.headline
+
+
+def test_figures_that_are_means_over_seeds_are_called_so_in_the_first_sentence(whole: Run, tmp_path: Path) -> None:
+    def repeated(board: Leaderboard) -> Leaderboard:
+        seeds = Seeds(("a-000", "a-001", "a-002"), (0.9, 0.8, 0.85), (0.88, 0.86, 0.87), "a-000")
+        return replace(board, entries=tuple(replace(entry, seeds=seeds) for entry in board.entries))
+
+    assert "seeds" not in page.compose(gather(whole)).headline
+    assert page.compose(gather(made.run(tmp_path, changed=repeated))).headline.endswith("160 test rows, the mean of 3 seeds.")
 
 
 def test_every_section_is_there_and_every_chart_has_words_and_a_table_beside_it(whole: Run) -> None:

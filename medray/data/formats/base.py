@@ -112,6 +112,12 @@ def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:
     return bool(held) and all({"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list) for row in held)
 
 
+def holds_mentions(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether JSON rows are annotated texts: a list of objects with start and end."""
+    lists = (value for row in rows for value in row.values() if isinstance(value, list))
+    return any(isinstance(item, dict) and {"start", "end"} <= item.keys() for value in lists for item in value)
+
+
 def missing_file(path: str) -> list[str]:
     return [] if Path(path).is_file() else [f"data.format.path: there is no file {path}"]
 

@@ -87,6 +87,8 @@ def sniff(path: Path) -> Layout | None:
     if not path.is_file():
         return None
     first = next(lines(path), "").rstrip("\r\n")
+    if first.lstrip().startswith("{"):
+        return None  # JSON, whose commas would pass for columns
     counts = {delimiter: first.count(delimiter) for delimiter in (",", "\t", "|", ";")}
     usual = _BY_ENDING.get(path.suffix.lower())
     delimiter = usual if usual and counts[usual] else max(counts, key=lambda each: counts[each])

@@ -15,6 +15,7 @@ from medray.data.formats.base import (
     check_id,
     check_label,
     first_problem,
+    holds_mentions,
     is_instructions,
     json_object,
     lines,
@@ -75,6 +76,8 @@ def sniff(path: Path) -> Layout | None:
         return None  # one JSON document over many lines, say
     if is_instructions(rows):
         return None  # instructions
+    if holds_mentions(rows):
+        return None  # spans
     names = dict.fromkeys(name for row in rows for name in row)
     return Layout({"name": "jsonl", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
 

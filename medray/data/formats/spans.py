@@ -1,0 +1,142 @@
+"""Annotated texts: one JSON object a line with a text and its mentions, `{"start": 3, "end": 9, "kind": "Disease", "text": "asthma"}`.
+
+Offsets count characters of the text as it stands. A mention's `kind` and `text` may be left out; where its text is given it must be what stands there.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from medray.data.base import Example, Mention
+from medray.data.formats._mentions import MentionOptions, check_only_mentions, checked, kinds_of
+from medray.data.formats.base import (
+    Layout,
+    as_text,
+    check_id,
+    check_label,
+    first_problem,
+    holds_mentions,
+    json_object,
+    lines,
+    missing_columns,
+    missing_file,
+    publish,
+    refuse_existing,
+)
+from medray.errors import DataError, allowed
+
+_KEYS = ("start", "end", "kind", "text")
+_FIELDS = ("mentions", "spans", "entities")
+
+
+class Options(MentionOptions):
+    name: Literal["spans"]
+    text: str = Field("text", description="field of the text")
+    mentions: str = Field("mentions", description="field of the list of mentions; a row without it, or with null, is an error")
+    id: str | None = Field(None, description="field of the row's id; the line's number where not given")
+    split: str | None = Field(None, description="field that says train, validation or test")
+    default_kind: str = Field("Disease", min_length=1, description="kind of mentions that say none")
+
+
+def read(options: Options) -> Iterator[Example]:
+    path = Path(options.path)
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield _example(json_object(line, where), number, options, where)
+
+
+def write(examples: Iterable[Example], options: Options) -> None:
+    path = Path(options.path)
+    refuse_existing(path)
+    written = []
+    for example in examples:
+        check_only_mentions(example)
+        mentions = [{"start": found.start, "end": found.end, "kind": found.kind, "text": found.text} for found in example.mentions]
+        row: dict[str, Any] = {options.id or "id": example.id, options.text: example.text, options.mentions: mentions}
+        if example.split:
+            row[options.split or "split"] = example.split
+        if taken := sorted(row.keys() & example.metadata.keys()):
+            raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
+        written.append(json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n")
+    publish(path, "".join(written))
+
+
+def check(options: Options) -> list[str]:
+    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
+
+
+def sniff(path: Path) -> Layout | None:
+    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
+        return None
+    try:
+        rows = [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
+    except DataError:
+        return None  # jsonl tells what is wrong with it
+    if not holds_mentions(rows):
+        return None
+    field = next((name for name in _FIELDS if all(name in row for row in rows)), None)
+    if field is None:
+        raise DataError(
+            f"{path}: holds mentions, and no field of every row is one of {', '.join(_FIELDS)}; name it as data.format.mentions"
+        )
+    names = dict.fromkeys(name for row in rows for name in row if name != field)
+    raw = {"name": "spans", "path": str(path), "text": _text_field(rows, field, names, path)}
+    return Layout(raw if field == "mentions" else raw | {"mentions": field}, {name: [row.get(name) for row in rows] for name in names})
+
+
+def _text_field(rows: Sequence[dict[str, Any]], field: str, names: Iterable[str], path: Path) -> str:
+    """The one whose texts the mentions lie in."""
+
+    def holds(name: str, row: dict[str, Any]) -> bool:
+        options = Options(name="spans", path=str(path), text=name, mentions=field)
+        try:
+            return bool(_example(row, 0, options, ""))
+        except DataError:
+            return False
+
+    candidates = sorted((name for name in names if all(isinstance(row.get(name), str) for row in rows)), key=lambda name: name != "text")
+    fitting = [name for name in candidates if all(holds(name, row) for row in rows)]
+    if not fitting and candidates:
+        for number, row in enumerate(rows, 1):  # it raises what is wrong
+            _example(row, number, Options(name="spans", path=str(path), text=candidates[0], mentions=field), f"{path}:{number}")
+    if not fitting:
+        raise DataError(f"{path}: holds mentions, and no field is a text in every row")
+    return fitting[0]
+
+
+def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
+    wanted = {"text": options.text, "mentions": options.mentions, **({"id": options.id} if options.id else {})}
+    if wrong := missing_columns(where, wanted, list(row)):
+        raise DataError("; ".join(wrong))
+    text, listed = row[options.text], row[options.mentions]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: {options.text!r} must be text, found {type(text).__name__}")
+    if not isinstance(listed, list):
+        raise DataError(f"{where}: {options.mentions!r} must be a list of mentions, found {type(listed).__name__}")
+    mentions = options.kept(_mention(found, text, options, where) for found in listed)
+    labels = tuple(check_label(kind, options.labels, where) for kind in kinds_of(mentions))
+    split = row.get(options.split) if options.split else None
+    if not isinstance(split, str | None):
+        raise DataError(f"{where}: {options.split!r} must be text, found {type(split).__name__}")
+    row_id = check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where) if options.id else str(number)
+    used = {*wanted.values(), options.split}
+    metadata = {key: as_text(value) for key, value in row.items() if key not in used and value not in (None, "")}
+    return Example(row_id, text, labels, split, metadata, where, mentions=mentions)
+
+
+def _mention(found: Any, text: str, options: Options, where: str) -> Mention:
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: a mention must be an object with start and end, found {type(found).__name__}")
+    for key in found:
+        if key not in _KEYS:
+            raise DataError(f"{where}: a mention has the field {key!r}; {allowed(key, _KEYS)}")
+    if missing := [key for key in ("start", "end") if key not in found]:
+        raise DataError(f"{where}: a mention has no {' and no '.join(missing)}")
+    kind, said = found.get("kind") or options.default_kind, found.get("text")
+    if not isinstance(kind, str) or not isinstance(said, str | None):
+        raise DataError(f"{where}: kind and text of a mention must be text")
+    return checked(text, found["start"], found["end"], kind.strip(), where, said)

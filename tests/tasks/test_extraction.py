@@ -1,0 +1,198 @@
+"""Extraction: prompts with and without examples, answers that fit what was read of a text, and a trained model's lists over HTTP."""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from medray import answering, evaluation, loading
+from medray.data import dataset
+from medray.data.base import Example, Mention
+from medray.errors import ConfigError, DataError
+from medray.generation import Chunk, Sampling
+from medray.prediction import Model
+from medray.registry import Registry
+from medray.serving.head import open_head
+from medray.serving.schemas import AppOptions, ExtractRequest
+from medray.tasks import base as tasks
+from medray.tasks.extraction import Options, Task, choose
+
+MENTION = Mention(4, 13, "carcinoma", "Disease")
+EXAMPLE = Example("a", "the carcinoma of the lung", ("Disease",), mentions=(MENTION,))
+TASK = "{name: extraction, instruction: '', prompt: '{text} in', answer: ' {mentions}', max_length: 64, max_answer: 24}"
+
+
+def task(shots: tuple[Example, ...] = (), kinds: tuple[str, ...] = ("Disease",), **options: Any) -> Task:
+    return Task(Options(name="extraction", **options), kinds, shots)
+
+
+class Speaking:
+    """Says the same about every row, and keeps what it was asked."""
+
+    def __init__(self, said: str) -> None:
+        self.tokenizer, self.said, self.asked = tiny.tokenizer("llama"), said, []
+
+    def generate(self, prompts: list[tuple[int, ...]], sampling: Sampling) -> Iterator[Chunk]:
+        self.asked.append((prompts, sampling))
+        yield from (Chunk(number, self.said, "stop") for number in range(len(prompts)))
+
+
+def test_the_prompt_is_instruction_examples_and_the_row_and_all_rows_share_the_first_two() -> None:
+    assert task(instruction="List.", prompt="T: {text}\nD:").around() == ("List.\n\nT: ", "\nD:")
+    shots = (Example("", "some carcinoma", mentions=(Mention(5, 14, "carcinoma", "Disease"),)), Example("", "nothing"))
+    before, after = task(shots, instruction="", prompt="T: {text}\nD:", num_examples=2).around()
+    assert before == 'T: some carcinoma\nD: ["carcinoma"]\n\nT: nothing\nD: []\n\nT: '
+    assert after == "\nD:"
+    two = task(shots[:1], ("Chemical", "Disease"), num_examples=1).around()[0]
+    assert '[{"text": "carcinoma", "kind": "Disease"}]' in two
+
+
+def test_only_the_answer_and_its_end_are_learned() -> None:
+    made, tokenizer = task(instruction="", prompt="{text} in", max_length=64, max_answer=16), tiny.tokenizer("llama")
+    (row,) = made.encode([EXAMPLE], tokenizer)
+    ((start, end),) = made.answer_spans([row.target], [len(row.tokens)])[0]
+    assert tokenizer.convert_ids_to_tokens(row.tokens[start:end]) == ["[", '"', "carcinoma", '"', "]", "<|im_end|>"]
+    assert end == len(row.tokens)
+    assert tokenizer.convert_ids_to_tokens(row.tokens[:start]) == ["the", "carcinoma", "of", "the", "lung", "in"]
+    assert made.weights([row.target], ["a"]).tolist() == [6.0]
+    assert made.predict(speaker := Speaking("[]"), [EXAMPLE])[0].mentions == ()
+    assert list(speaker.asked[0][0][0]) == list(row.tokens[:start])  # what is asked is what was trained on
+    assert speaker.asked[0][1] == Sampling(max_tokens=16, stop=("\n\n",))
+
+
+def test_of_a_text_that_is_cut_the_answer_names_what_is_left() -> None:
+    text = "carcinoma " + "blood " * 40 + "fever"
+    mentions = (Mention(0, 9, "carcinoma", "Disease"), Mention(len(text) - 5, len(text), "fever", "Disease"))
+    made, tokenizer = task(instruction="", prompt="{text} in", max_length=32, max_answer=12), tiny.tokenizer("llama")
+    (row,) = made.encode([Example("a", text, mentions=mentions)], tokenizer)
+    assert row.truncated
+    said = tokenizer.decode(row.tokens[-row.target[0] :])
+    assert "carcinoma" in said
+    assert "fever" not in said
+    (whole,) = made.encode([Example("a", "carcinoma and fever", mentions=(Mention(0, 9, "carcinoma", "Disease"), Mention(14, 19, "fever", "Disease")))], tokenizer)  # fmt: skip
+    assert not whole.truncated
+    assert "fever" in tokenizer.decode(whole.tokens[-whole.target[0] :])
+
+
+def test_an_answer_is_never_cut() -> None:
+    with pytest.raises(DataError, match=r"a: its 1 mentions are an answer of 6 tokens; task\.max_answer is 5"):
+        task(max_answer=5).encode([EXAMPLE], tiny.tokenizer("llama"))
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "figures"),
+    [
+        (' ["carcinoma"]', ["carcinoma"], (0, 0, 1, 0)),
+        ('["Carcinoma", "asthma"', ["carcinoma"], (0, 1, 2, 1)),
+        ("no disease", [], (1, 0, 0, 0)),
+    ],
+)
+def test_an_answer_becomes_spans_and_what_was_wrong_with_it_is_counted(said: str, found: list[str], figures: tuple[int, ...]) -> None:
+    (row,) = task(instruction="", max_length=64, max_answer=16).predict(Speaking(said), [EXAMPLE])
+    assert [mention.text for mention in row.mentions] == found
+    assert tuple(row.figures[name] for name in ("invalid", "repaired", "listed", "dropped")) == figures
+    assert row.text == said
+
+
+def test_rates_stand_beside_the_f1() -> None:
+    made = task()
+    said = [made.read(EXAMPLE, '["carcinoma"]'), made.read(EXAMPLE, "none"), made.read(EXAMPLE, "['asthma']")]
+    values = made.score(said, [EXAMPLE] * 3).values
+    assert values["mention_recall"] == pytest.approx(1 / 3)
+    assert values["invalid_json_rate"] == pytest.approx(1 / 3)
+    assert values["repaired_json_rate"] == pytest.approx(1 / 3)
+    assert values["dropped_mention_rate"] == pytest.approx(1 / 2)
+    assert made.score(made.keep(said, [EXAMPLE] * 3), [EXAMPLE] * 3).values == values
+    assert not any(row.text or mention.text for row in made.keep(said, [EXAMPLE] * 3) for mention in row.mentions)
+
+
+def rows(num: int) -> list[Example]:
+    named = [Example(f"n{number}", f"row {number} carcinoma" + " x" * number, mentions=(MENTION,)) for number in range(num)]
+    return [*named, *(Example(f"e{number}", f"row {number}") for number in range(num))]
+
+
+def test_examples_are_short_training_rows_chosen_by_their_ids_and_one_in_three_names_nothing() -> None:
+    found = choose(rows(20), 3)
+    assert sum(not shot.mentions for shot in found) == 1
+    assert found == choose(list(reversed(rows(20))), 3)
+    assert len(choose(rows(20), 2)) == 2
+    assert all(shot.mentions for shot in choose(rows(20), 2))
+    assert max(len(shot.text) for shot in choose(rows(20), 6)) < max(len(row.text) for row in rows(20)) * 0.7
+    assert choose(rows(20), 0) == ()
+
+
+def test_examples_are_taken_from_training_rows_alone_and_travel_with_the_task(tmp_path: Path) -> None:
+    asked = tiny.mention_study(tmp_path, "{name: extraction, num_examples: 3}", family="llama")
+    data = dataset.load(asked.data)
+    made = tasks.fit(asked.task, data.label_sets(), data.train)
+    assert isinstance(made, Task)
+    assert len(made.shots) == 3
+    assert {shot.text for shot in made.shots} <= {row.text for row in data.train}
+    state = json.loads(json.dumps(made.state()))
+    again = tasks.restore(made.options.model_dump(mode="json"), state)
+    assert isinstance(again, Task)
+    assert again.around() == made.around()
+    with pytest.raises(ConfigError, match=r"task\.num_examples 3: there were no training rows"):
+        tasks.fit(asked.task, data.label_sets()).encode([EXAMPLE], tiny.tokenizer("llama"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "no place"}, "must hold {text} once"),
+        ({"answer": "{text}"}, "must hold {mentions} once"),
+        ({"max_length": 64, "max_answer": 64}, "max_answer 64 and max_length 64"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Options(name="extraction", **options)
+
+
+def test_an_untuned_base_is_judged_with_examples_in_its_prompt(tmp_path: Path) -> None:
+    asked = tiny.mention_study(
+        tmp_path, "{name: extraction, num_examples: 2, instruction: '', max_length: 128, max_answer: 12}", family="llama"
+    )
+    found = evaluation.evaluate_untuned(asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log")
+    assert found.metric == "mention_f1"
+    assert found.interval is not None
+    assert found.analysis is None
+    assert 0 <= found.metrics.values["mention_f1"] <= 1
+    assert found.metrics.values["invalid_json_rate"] > 0.5  # it was never trained
+
+
+def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answers(tmp_path: Path) -> None:
+    settings = ("train.epochs=14", "train.warmup_ratio=0.1", "train.token_budget=512", "train.evaluate_every_steps=35")
+    asked = tiny.mention_study(tmp_path, TASK, *settings, family="llama", num_rows=120)
+    made = tiny.trial(asked, tmp_path)
+    result = made.run()
+    figures = result.best["metrics"]
+    assert figures["invalid_json_rate"] < 0.5
+    assert figures["mention_f1"] > 0.2
+    stored = answering.stored(result.checkpoint)
+    assert made.task.score(stored, made.material.validation).values == figures
+    loaded = loading.load(result.checkpoint)
+    assert [bare(row.mentions) for row in loaded.predict(made.material.validation)] == [bare(row.mentions) for row in stored]
+
+    release = Registry(str(tmp_path / "runs")).publish(result.checkpoint, "diseases")
+    texts = tuple(example.text for example in made.material.validation)
+    wanted = Model(release.reference, release.load()).predict(texts)
+    options = AppOptions(releases=("diseases",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=512)
+    with ThreadPoolExecutor(1) as thread:
+        head = open_head(release, options, thread, device="cpu")
+        found = head.answer(ExtractRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60)
+    assert (found.release, found.version) == ("diseases", 1)
+    assert "not a medical device" in found.disclaimer
+    for answer, expected in zip(found.predictions, wanted, strict=True):
+        assert [(held.start, held.end, held.text, held.kind, held.confidence) for held in answer.mentions] == [
+            (held.start, held.end, held.text, held.kind, None) for held in expected.mentions
+        ]
+
+
+def bare(mentions: tuple[Mention, ...]) -> list[tuple[int, int, str]]:
+    return [(found.start, found.end, found.kind) for found in mentions]

@@ -1,0 +1,97 @@
+"""Tags and words, without a model: what is tagged is found again, whatever the sub-words."""
+
+import re
+
+import numpy as np
+import pytest
+
+from medray.data.base import Mention
+from medray.tasks._tags import Word, mentions_of, tag, tags_of, words
+
+TAGS = tags_of(["Chemical", "Disease"])
+TEXT = "Non-small-cell lung cancer (NSCLC), asthma; Crohn's disease"
+
+
+def spans(text: str, length: int = 99) -> list[tuple[int, int]]:
+    """Letters and digits in pieces of at most `length`, every other character alone."""
+    found = []
+    for match in re.finditer(r"\w+|[^\w\s]", text):
+        found += [(at, min(at + length, match.end())) for at in range(match.start(), match.end(), length)]
+    return found
+
+
+def mention(part: str, kind: str = "Disease", text: str = TEXT) -> Mention:
+    start = text.index(part)
+    return Mention(start, start + len(part), part, kind)
+
+
+def sure(places: list[int]) -> np.ndarray:
+    return np.eye(len(TAGS))[places]
+
+
+def bare(found: tuple[Mention, ...]) -> list[tuple[int, int, str, str]]:
+    return [(held.start, held.end, held.text, held.kind) for held in found]
+
+
+def test_tags_name_beginning_and_inside_of_each_kind() -> None:
+    assert TAGS == ("O", "B-Chemical", "I-Chemical", "B-Disease", "I-Disease")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 99])
+def test_what_is_tagged_is_found_again_whatever_the_sub_words(length: int) -> None:
+    said = words(TEXT, spans(TEXT, length))
+    assert [TEXT[word.start : word.end] for word in said] == re.findall(r"\w+|[^\w\s]", TEXT)
+    mentions = [mention("Non-small-cell lung cancer"), mention("NSCLC"), mention("asthma", "Chemical"), mention("Crohn's disease")]
+    found = mentions_of(TEXT, said, sure(tag(said, mentions, TAGS)), TAGS)
+    assert bare(found) == bare(tuple(mentions))
+    assert {held.confidence for held in found} == {1.0}
+
+
+def test_neighbours_of_one_kind_stay_two_mentions() -> None:
+    text = "asthma COPD"
+    said = words(text, spans(text))
+    mentions = (mention("asthma", text=text), mention("COPD", text=text))
+    assert bare(mentions_of(text, said, sure(tag(said, mentions, TAGS)), TAGS)) == bare(mentions)
+
+
+def test_blanks_are_no_part_of_a_word_and_tokens_of_one_character_are_one_word() -> None:
+    text = " renal  é failure"
+    offsets = [(0, 6), (6, 8), (8, 9), (8, 9), (9, 17)]  # as byte-level tokenizers have it: blanks in front, two tokens for one character
+    assert words(text, offsets) == [Word(1, 6, (0,)), Word(8, 9, (2, 3)), Word(10, 17, (4,))]
+
+
+def test_a_mention_that_begins_inside_a_word_takes_the_word_and_of_overlapping_ones_the_longest_counts() -> None:
+    text = "postasthma lung cancer"
+    said = words(text, spans(text))
+    given = tag(said, [mention("asthma", text=text), mention("cancer", text=text), mention("lung cancer", text=text)], TAGS)
+    assert [TAGS[place] for place in given] == ["B-Disease", "B-Disease", "I-Disease"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (["I-Disease", "O", "O"], ["one"]),
+        (["O", "I-Disease", "I-Disease"], ["two three"]),
+        (["B-Chemical", "I-Disease", "I-Disease"], ["one", "two three"]),
+        (["B-Disease", "I-Disease", "B-Disease"], ["one two", "three"]),
+        (["I-Disease", "I-Chemical", "O"], ["one", "two"]),
+        (["O", "O", "O"], []),
+        (["B-Disease", "O", "I-Disease"], ["one", "three"]),
+    ],
+)
+def test_an_inside_that_continues_nothing_begins_a_mention(said: list[str], expected: list[str]) -> None:
+    text = "one two three"
+    found = mentions_of(text, words(text, spans(text)), sure([TAGS.index(name) for name in said]), TAGS)
+    assert [held.text for held in found] == expected
+
+
+def test_a_mention_is_as_sure_as_its_least_sure_word_is_of_the_kind() -> None:
+    text = "lung cancer"
+    rows = np.array([[0.1, 0.0, 0.0, 0.6, 0.3], [0.3, 0.0, 0.1, 0.1, 0.5]])
+    (found,) = mentions_of(text, words(text, spans(text)), rows, TAGS)
+    assert found.confidence == pytest.approx(0.6)
+    assert (found.text, found.kind) == ("lung cancer", "Disease")
+
+
+def test_a_text_without_words_has_no_mention() -> None:
+    assert mentions_of("  ", words("  ", [(0, 2)]), np.zeros((0, len(TAGS))), TAGS) == ()
