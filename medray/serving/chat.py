@@ -10,7 +10,8 @@ from medray.facts import DISCLAIMER
 from medray.generation import Chunk, joined
 from medray.serving.schemas import Limits
 from medray.serving.streams import Deliver, Stream, Streams
-from medray.serving.talk import Asked, Begun, Chatting, Described, Said
+from medray.serving.talk import Asked, Begun, Described, Said
+from medray.tasks.base import Chatting
 
 
 class TooLongError(ServingError):

@@ -18,10 +18,10 @@ from medray.serving.batching import Batcher
 from medray.serving.chat import Chat
 from medray.serving.schemas import ROUTES, AppOptions, Request, Response, Route
 from medray.serving.streams import Streams
-from medray.serving.talk import Chatting, Described
+from medray.serving.talk import Described
 from medray.serving.timing import Precision, cast, cast_linears, time_steps, time_texts
 from medray.serving.turn import Turn
-from medray.tasks.base import Task
+from medray.tasks.base import Chatting, Task
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")

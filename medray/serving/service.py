@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from medray.serving.schemas import Health, Refused, Request, Response
-from medray.serving.talk import Asked, Begun, Described, Outcome, Said
+from medray.serving.talk import Asked, Begun, Described, Said
+from medray.tasks.base import Outcome
 
 Events = AsyncGenerator[Begun | Said | Refused, None]  # first one of Begun and Refused; a refusal is the last
 

@@ -1,28 +1,12 @@
 """What ingress and replicas say to each other about generated text: plain values, one after another. Knows neither Ray nor torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
 
 from medray.data.base import Message
 from medray.generation import Sampling, TokenLogprob
+from medray.tasks.base import Outcome
 
-Outcome = Literal["answered", "refused"]
 SEAM = "\n\n"  # between an answer and the disclaimer at its end
-
-
-@runtime_checkable
-class Chatting(Protocol):
-    """A task that answers conversations."""
-
-    @property
-    def options(self) -> Any: ...
-
-    def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> tuple[int, ...]:
-        """Our system prompt first, a client's after it, as many turns as fit beside an answer of so many tokens."""
-        ...
-
-    def outcome(self, text: str) -> Outcome: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
 """OpenAI's routes over a service that talks without a model, asked by OpenAI's own client."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import openai
 import pytest
+from speaking import WARNING, Service
 from starlette.testclient import TestClient
 
 from medray.data.base import Message
@@ -13,51 +13,9 @@ from medray.generation import TokenLogprob
 from medray.serving import keys
 from medray.serving.api import make_api
 from medray.serving.schemas import Limits, Refused
-from medray.serving.service import Event, Events
-from medray.serving.talk import Asked, Begun, Described, Said
+from medray.serving.talk import Said
 
-WARNING = "Not a doctor."
 SECRET = "patient Jane Roe"
-ANSWER = (Said("Asthma ", 2), Said("is common.", 2), Said("", 1, finish="stop", outcome="answered"))
-
-
-class Service:
-    """Says what it was given to say, and remembers what it was asked."""
-
-    references = ("adviser@best", "cancer@1")
-
-    def __init__(self, *said: Said | Refused | Exception) -> None:
-        self.said: Sequence[Said | Refused | Exception] = said or ANSWER
-        self.asked: list[tuple[str, Asked]] = []
-        self.events: list[Event] = []
-        self.num_closed = 0
-        self.refused: Refused | None = None
-
-    async def talk(self, reference: str, asked: Asked) -> Events:
-        self.asked.append((reference, asked))
-        try:
-            if self.refused:
-                yield self.refused
-                return
-            yield Begun("adviser", 3, 12, WARNING)
-            for said in self.said:
-                if isinstance(said, Exception):
-                    raise said
-                yield said
-        finally:
-            self.num_closed += 1
-
-    async def describe(self, reference: str) -> Described | Refused:
-        return Described("adviser", 3, "Be careful.", WARNING)
-
-    async def answer(self, reference: str, request: Any) -> Any:
-        return Refused(400, "wrong_route", "adviser is asked at /v1/chat/completions", param="model")
-
-    async def health(self) -> Any:
-        raise NotImplementedError
-
-    def record(self, event: Event) -> None:
-        self.events.append(event)
 
 
 def http(service: Service, digests: frozenset[str] | None = None, **settings: Any) -> TestClient:
