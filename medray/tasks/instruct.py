@@ -116,6 +116,9 @@ class Task:
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
         return cls(options, tuple(state["decisions"]))
 
+    def learn(self, train: Sequence[Example]) -> Self:
+        return self
+
     def state(self) -> dict[str, Any]:
         return {"decisions": list(self.decisions)}
 
