@@ -7,12 +7,14 @@ from medray.checkpoint import Manifest
 from medray.facts import DISCLAIMER, Facts, shown
 from medray.records import ReleaseRecord
 
+_PIPELINES = {"tagging": "token-classification", "extraction": "text-generation"}  # the Hub's names
+
 
 def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
     told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)
     header = {
         "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": "text-classification" if told.labels else "text-generation",
+        "pipeline_tag": _PIPELINES.get(told.task, "text-classification" if told.labels else "text-generation"),
         "base_model": told.base,
         "tags": ["medray", "biomedical", "merged" if merged else "lora"],
     }

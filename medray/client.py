@@ -58,6 +58,25 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Found:
+    """`text[start:end]` of the text that was sent."""
+
+    start: int
+    end: int
+    text: str
+    kind: str
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Extracted:
+    release: str
+    version: int
+    disclaimer: str
+    mentions: tuple[tuple[Found, ...], ...]  # of each text
+
+
+@dataclass(frozen=True)
 class Talked:
     """An answer in words; its text ends with the disclaimer unless the service or release says otherwise."""
 
@@ -90,6 +109,12 @@ class Client:
             Choice(**{**answer, "labels": tuple(answer["labels"]), "ranked": tuple(answer["ranked"])}) for answer in found["predictions"]
         )
         return Chosen(found["release"], found["version"], found["disclaimer"], tuple(answers))
+
+    def extract(self, texts: Sequence[str], *, model: str | None = None) -> Extracted:
+        """The mentions of each text, in order."""
+        found = self._call("/v1/extract", {"inputs": list(texts), **({"model": model} if model else {})})
+        mentions = (tuple(Found(**mention) for mention in answer["mentions"]) for answer in found["predictions"])
+        return Extracted(found["release"], found["version"], found["disclaimer"], tuple(mentions))
 
     def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> Talked:
         """The answer to the last message. Settings are those of the route: max_tokens, temperature, top_p, seed, stop."""

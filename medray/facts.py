@@ -39,7 +39,7 @@ def of(
         base=manifest.base.source,
         note=manifest.base.note,
         method=_method(manifest),
-        labels=tuple(manifest.task.state.get("labels", [])),
+        labels=tuple(manifest.task.state.get("labels") or manifest.task.state.get("kinds", [])),
         figures=figures(manifest.metrics, test.metrics if test else {}),
         num_test_rows=test.num_rows if test else None,
         openings=openings(test.num_openings if test else None),

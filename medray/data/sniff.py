@@ -85,6 +85,8 @@ def sketch(place: str, asked: Columns) -> Sketch:
     if not any(layout.columns.values()):
         raise DataError(f"{path}: has no rows")
     kind: type[PluginOptions] = plugins.find("data.formats", layout.options["name"]).Options
+    if "response" in kind.model_fields:
+        raise ConfigError(f"{path}: holds answers in words, not labels; begin with jobs/studies/instruct.yaml and data.format.path={path}")
     options = validate(kind, layout.options | _meanings(path, layout, kind, asked), where=str(path))
     examples = [example for example in read(options) if example.text.strip()]
     if not examples:

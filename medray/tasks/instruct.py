@@ -23,7 +23,7 @@ from medray.tasks import _safety
 from medray.tasks._chat import Chat, Rendered, TemplateKind
 from medray.tasks._overlap import rouge_l, token_f1, words
 from medray.tasks._pieces import readable
-from medray.tasks.base import Prediction, Spans, TaskOptions
+from medray.tasks.base import Needs, Prediction, Spans, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ _PROBED = (_safety.REFUSAL, "Ask a doctor.")  # what the probe scores behind its
 
 
 class Options(TaskOptions):
-    NEEDS: ClassVar[Literal["head", "language model"]] = "language model"
+    NEEDS: ClassVar[Needs] = "language model"
     FIXED = ("name", "metric", "safety_ratio", "sample_prompts")
     CHANGEABLE: ClassVar[tuple[str, ...]] = ("system", "disclaimer")
     name: Literal["instruct"]
@@ -112,12 +112,12 @@ class Task:
     def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
         return cls(options, tuple(sorted({label for example in examples for label in example.labels})))
 
+    def learn(self, train: Sequence[Example]) -> Self:
+        return self
+
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
         return cls(options, tuple(state["decisions"]))
-
-    def learn(self, train: Sequence[Example]) -> Self:
-        return self
 
     def state(self) -> dict[str, Any]:
         return {"decisions": list(self.decisions)}

@@ -88,14 +88,13 @@ def judge(
     opened = [fold.dataset.open_test(log_dir, caller) for fold in folds]
     validation = [example for fold in folds for example in fold.dataset.validation]
     test = [example for fold in opened for example in fold.examples]
-    units = _units(validation)
 
     def scored(found: Answered) -> Judged:
         pairs = [
             (found.task.score(predictions, examples), found.task.answers(predictions, examples))
             for predictions, examples in ((found.validation, validation), (found.test, test))
         ]
-        pairs[0] = pairs[0][0], pairs[0][1].in_units(units)
+        pairs = [(metrics, said.in_units(_units(rows))) for (metrics, said), rows in zip(pairs, (validation, test), strict=True)]
         metric = task.options.metric
         merged = found.task.score(found.merged, validation).values if found.merged else {}
         entry = replace(found.entry, validation_merged=merged)
@@ -143,7 +142,7 @@ def _pooled(folds: Sequence[Answered]) -> Answered:
 
 
 def _units(examples: Sequence[Example]) -> npt.NDArray[np.int64] | None:
-    """A number for each row where rows come more than once: folds may share validation rows."""
+    """A number for each row where rows come more than once: folds share rows that a task brings, and may share validation rows."""
     numbers: dict[str, int] = {}
     found = [numbers.setdefault(example.id, len(numbers)) for example in examples]
     return np.array(found, dtype=np.int64) if len(numbers) < len(found) else None

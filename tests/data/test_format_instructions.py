@@ -6,7 +6,8 @@ import pytest
 
 from medray.data.base import Message, read
 from medray.data.formats import instructions, jsonl
-from medray.errors import DataError
+from medray.data.sniff import Columns, sketch
+from medray.errors import ConfigError, DataError
 
 
 def written(folder: Path, *rows: Any) -> Path:
@@ -78,6 +79,8 @@ def test_it_is_told_from_other_json_lines(tmp_path: Path) -> None:
     assert found is not None
     assert found.options["name"] == "instructions"
     assert jsonl.sniff(tmp_path / "rows.jsonl") is None
+    with pytest.raises(ConfigError, match=r"holds answers in words, not labels; begin with jobs/studies/instruct.yaml"):
+        sketch(str(tmp_path / "rows.jsonl"), Columns())
     labelled = written(tmp_path, {"instruction": "a", "response": "b"}, {"text": "a", "label": "b"})
     assert instructions.sniff(labelled) is None
     assert jsonl.sniff(labelled) is not None

@@ -12,10 +12,13 @@ from medray.serving import keys
 from medray.serving.addresses import check_address
 from medray.serving.api import make_api
 from medray.serving.schemas import (
+    ROUTES,
     Answer,
     ChooseRequest,
     ChooseResponse,
     ClassifyResponse,
+    ExtractRequest,
+    ExtractResponse,
     Health,
     Limits,
     Refused,
@@ -26,7 +29,7 @@ from medray.serving.schemas import (
 )
 from medray.serving.service import Event, Events
 from medray.serving.talk import Asked, Described
-from medray.tasks import choice
+from medray.tasks import _mentions, choice
 
 SECRET = "patient Jane Roe has a tumour"
 
@@ -50,6 +53,11 @@ class Service:
                 label="no", labels=("no",), confidence=0.75, ranked=("no", "yes"), probabilities={"no": 0.75, "yes": 0.25}
             )
             return ChooseResponse(release="triage", version=2, predictions=(chosen,))
+        if isinstance(request, ExtractRequest):
+            found = (_mentions.Found(start=0, end=6, text="asthma", kind="Disease", confidence=None),)
+            return ExtractResponse(
+                release="diseases", version=3, predictions=(_mentions.Answer(mentions=found), _mentions.Answer(mentions=()))
+            )
         answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
         return ClassifyResponse(release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,)))
 
@@ -108,6 +116,22 @@ def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disc
     }
     assert isinstance(service.asked[0][1], ChooseRequest)
     assert client(service).post("/v1/choose", json={"question": "a"}).status_code == 422
+
+
+def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_names_kinds_and_no_text() -> None:
+    service = Service("diseases@best")
+    answer = client(service).post("/v1/extract", json={"inputs": ["asthma", "b"]})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "release": "diseases",
+        "version": 3,
+        "predictions": [{"mentions": [{"start": 0, "end": 6, "text": "asthma", "kind": "Disease", "confidence": None}]}, {"mentions": []}],
+        "disclaimer": choice.DISCLAIMER,
+    }
+    assert [event.labels for event in service.events] == [("Disease", "")]
+    paths = client(service).get("/openapi.json").json()["paths"]
+    assert "/v1/extract" in paths
+    assert ROUTES["tagging"] is ROUTES["extraction"]
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,23 @@ def test_a_cut_answer_ends_without_its_end() -> None:
     assert (len(cut.tokens), cut.truncated, whole.truncated) == (24, True, False)
     assert cut.tokens[-1] != tokenizer.eos_token_id
     assert whole.tokens[-1] == tokenizer.eos_token_id
+
+
+PHI = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def test_a_template_whose_turns_end_otherwise_than_a_text_teaches_both_ends() -> None:
+    tokenizer = tiny.tokenizer("phi3")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]})
+    tokenizer.chat_template = PHI
+    chat = Chat(tokenizer, "auto")
+    said = [{"role": turn.role, "content": turn.content} for turn in TALK]
+    assert list(chat.prompt(TALK, 400).tokens) == tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert chat.answer("fever")[-2:] == (end, tokenizer.eos_token_id)
+    found = chat.prompt(TALK, 400)
+    assert [found.tokens[stop - 1] for _, stop in found.spans] == [end, end]
+    assert [tokenizer.decode(found.tokens[start : stop - 1]) for start, stop in found.spans] == ["infection", "therapy"]

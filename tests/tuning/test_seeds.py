@@ -1,4 +1,4 @@
-"""The reference documents' studies of choices, with tiny random models of their architecture classes: from the YAML to an answer over HTTP."""
+"""The reference documents' studies of choices and mentions, with tiny random models of their architecture classes: from the YAML to an answer over HTTP."""
 
 import json
 import random
@@ -13,6 +13,7 @@ from medray import config, evaluation
 from medray.client import Client
 from medray.config import StudyConfig
 from medray.data import dataset
+from medray.reports import gather, page
 from medray.runtime import Cluster, free_port
 from medray.sections import DataConfig
 from medray.selection.calibration import rescale
@@ -63,7 +64,9 @@ def questions(folder: Path) -> Path:
     return path
 
 
-def run(cluster: Cluster, folder: Path, name: str, data: Path, *families: str, nf4: bool) -> tuple[StudyConfig, Outcome]:
+def run(
+    cluster: Cluster, folder: Path, name: str, data: Path, *families: str, nf4: bool, settings: tuple[str, ...] = ()
+) -> tuple[StudyConfig, Outcome]:
     sources = ", ".join(f"{{source: {tiny.base(folder, family)}}}" for family in families)
     study = config.load(
         [STUDIES / f"{name}.yaml"],
@@ -75,6 +78,7 @@ def run(cluster: Cluster, folder: Path, name: str, data: Path, *families: str, n
             "train.epochs=2",
             "model.precision=fp32",  # fp16 is for GPUs
             "resources.cpus_per_worker=1",
+            *settings,
         ],
     )
     assert study.model.quantization == ("nf4" if nf4 else "none")
@@ -122,3 +126,46 @@ def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None
     for answer, wanted, probabilities in zip(chosen.predictions, trained, expected.tolist(), strict=True):
         assert list(answer.labels) == wanted["labels"]
         assert list(answer.probabilities.values()) == pytest.approx(probabilities, abs=1e-3)
+
+
+def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_http(tmp_path: Path, cluster: Cluster) -> None:
+    data, answer = tiny.annotated(tmp_path), ("task.max_answer=16",)
+    found = {
+        "disease-names": run(cluster, tmp_path, "seed_000_extract", data, "phi", nf4=False, settings=answer),
+        "disease-names-few-shot": run(
+            cluster, tmp_path, "seed_001_extract", data, "phi3", nf4=True, settings=(*answer, "task.num_examples=1", "task.instruction=")
+        ),
+        "diseases": run(cluster, tmp_path, "tagging", data, "bert", nf4=False),
+    }
+    for study, outcome in found.values():
+        board = outcome.board
+        untuned = {f"{base.source}, untuned" for base in study.base_models} if study.task.name == "extraction" else set()
+        assert {entry.name for entry in board.entries if entry.kind == "reference"} == untuned
+        assert board.metric == "mention_f1"
+        assert board.best.test_interval is not None
+        assert {pair.other for pair in board.comparisons} == untuned
+        assert outcome.analysis is None
+        assert "</html>" in page.render(page.compose(gather.gather(outcome.run)))
+    options = AppOptions(
+        releases=tuple(f"{name}@best" for name in found), storage_path=str(tmp_path / "runs"), precision="fp32", limits={"timeout_s": 60}
+    )
+    port = free_port()
+    try:
+        with local.serving(options, host="127.0.0.1", port=port):
+            client = Client(f"http://127.0.0.1:{port}")
+            for name, (_, outcome) in found.items():
+                _finds_as_in_training(client, outcome, name)
+    finally:
+        serve.shutdown()
+
+
+def _finds_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
+    checkpoint = Path(str(outcome.board.best.checkpoint))
+    trained = [json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()]
+    data = json.loads((checkpoint / "manifest.json").read_text())["trial"]["data"]
+    rows = dataset.load(DataConfig.model_validate(data)).validation
+    said = client.extract([row.text for row in rows], model=f"{name}@best")
+    assert (said.release, said.version, said.disclaimer) == (name, 1, DISCLAIMER)
+    for row, mentions, wanted in zip(rows, said.mentions, trained, strict=True):
+        assert [(m.start, m.end, m.kind) for m in mentions] == [(m["start"], m["end"], m["kind"]) for m in wanted["mentions"]]
+        assert all(row.text[m.start : m.end] == m.text for m in mentions)
