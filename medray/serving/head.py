@@ -19,7 +19,7 @@ from medray.serving.chat import Chat
 from medray.serving.schemas import ROUTES, AppOptions, Request, Response, Route
 from medray.serving.streams import Streams
 from medray.serving.talk import Described
-from medray.serving.timing import Precision, cast, cast_linears, time_steps, time_texts
+from medray.serving.timing import Precision, cast, cast_linears, generates, time_steps, time_texts
 from medray.serving.turn import Turn
 from medray.tasks.base import Chatting, Task
 
@@ -97,30 +97,34 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
     with ThreadPoolExecutor(1, "load") as loader:
         built, task = loader.submit(_load, release, options, device).result()
     opening = _Opening(release, options, built, thread, device)
-    return _open_chat(opening, task) if isinstance(task, Chatting) else _open_head(opening, task)
+    if isinstance(task, Chatting):
+        used = _faster_steps(opening)
+        record, (engine, streams) = release.record, opening.settled(used)
+        window = getattr(built.model.config, "max_position_embeddings", None) or engine.tokenizer.model_max_length
+        return Chat(record.name, record.version, task, engine.tokenizer, streams, used, window)
+    return _open_head(opening, task)
 
 
-def _open_chat(opening: _Opening, task: Chatting) -> Chat:
+def _faster_steps(opening: _Opening) -> Precision:
     timed = opening.timed(lambda engine: time_steps(engine, opening.thread))
     used = min(timed, key=lambda name: timed[name])
     log.info("%s: %s; seconds of a step: %s", opening.release.reference, used, timed)
-    engine, streams = opening.settled(used)
-    record = opening.release.record
-    window = getattr(opening.built.model.config, "max_position_embeddings", None) or engine.tokenizer.model_max_length
-    return Chat(record.name, record.version, task, engine.tokenizer, streams, used, window)
+    return used
 
 
 def _open_head(opening: _Opening, task: Task) -> Head:
-    timed = opening.timed(lambda engine: time_texts(engine, task, opening.thread))
-    used = min(timed, key=lambda name: timed[name].full_s)
-    overhead = timed[used].overhead_tokens
-    log.info("%s: %s, a batch costs as much as %d tokens; %s", opening.release.reference, used, overhead, timed)
+    record, options, overhead = opening.release.record, opening.options, 1
+    if opening.built.head is None and generates(opening.engine("fp32"), task):
+        used = _faster_steps(opening)
+    else:
+        timed = opening.timed(lambda engine: time_texts(engine, task, opening.thread))
+        used = min(timed, key=lambda name: timed[name].full_s)
+        overhead = timed[used].overhead_tokens
+        log.info("%s: %s, a batch costs as much as %d tokens; %s", opening.release.reference, used, overhead, timed)
     engine, streams = opening.settled(used)
-    options = opening.options
     batcher = Batcher(
         engine, opening.thread, token_budget=options.token_budget, waiting_tokens=options.limits.waiting_tokens, overhead_tokens=overhead
     )
-    record = opening.release.record
     return Head(record.name, record.version, task, batcher, streams, used, record.calibration)
 
 

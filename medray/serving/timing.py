@@ -38,6 +38,13 @@ class Timing:
         return min(int(self.small_s / per_token), 1 << 20)
 
 
+def generates(engine: Engine, task: Task) -> bool:
+    """Whether the task's answers are generated: what counts then is a step, and whole answers would be a minute at every load."""
+    counting = Counting(engine, 0)
+    task.predict(counting, [Example("few", PROBE_TEXTS[2])])
+    return counting.generates
+
+
 def time_texts(engine: Engine, task: Task, thread: Executor) -> Timing:
     """The best of a few, so that a load beside live traffic judges as one on a quiet machine would."""
     few = [Example("few", PROBE_TEXTS[2])]

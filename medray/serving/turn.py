@@ -54,6 +54,7 @@ class Counting:
     engine: Engine
     num_labels: int
     num_tokens: int = 0
+    generates: bool = False
 
     @property
     def tokenizer(self) -> Any:
@@ -73,4 +74,5 @@ class Counting:
 
     def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
         self.num_tokens += sum(len(prompt) + sampling.max_tokens for prompt in prompts)
+        self.generates = True
         return iter(())
