@@ -93,7 +93,7 @@ class StudyPlan:
 def plan(study: StudyConfig, cluster: Cluster, *, memory_bytes: int | None, speed: Speed, num_rows: int | None = None) -> StudyPlan:
     """`memory_bytes` is that of a GPU, or where a trial takes none, of a node; `num_rows` stands for data that is not here."""
     dataset = None if num_rows else _dataset(study)
-    task = tasks.fit(study.task, dataset.label_sets()) if dataset else None
+    task = tasks.fit(study.task, dataset.label_sets(), dataset.train) if dataset else None
     found = tuple(_base(study, base, cluster, dataset, task, memory_bytes, speed, num_rows or 0) for base in study.base_models)
     epochs = sum(base.num_trials * _epochs(study.trial(asked), base.rows) for base, asked in zip(found, study.base_models, strict=True))
     share = min(1.0, study.search.num_epochs / epochs) if study.search.num_epochs else 1.0
@@ -125,7 +125,7 @@ def _precision(trial: TrialConfig) -> Literal["fp32", "bf16", "fp16"]:
 
 def _dataset(study: StudyConfig) -> Dataset:
     try:
-        return datasets.load(study.data)
+        return datasets.load(study.data, tasks.task_options(study.task).bring)
     except (OSError, ValueError) as err:
         raise ConfigError(f"the study's data cannot be read here: {err}; give --rows for its number of training rows") from None
 
@@ -175,7 +175,7 @@ def _rows(trial: TrialConfig, dataset: Dataset | None, task: Task | None, num_ro
     if dataset is None or task is None:
         num_validation = round(num_rows * trial.data.split.validation)
         return Rows(min(num_rows, trial.data.limit or num_rows), num_validation, longest, longest, 2, 1, "every row at max_length")
-    task = tasks.fit(trial.task, dataset.label_sets())
+    task = tasks.fit(trial.task, dataset.label_sets(), dataset.train)
     num_train = min(len(dataset.train), trial.data.limit or len(dataset.train))
     sample = dataset.train[:: max(1, len(dataset.train) // _SAMPLE)]
     head = task.head()
@@ -187,11 +187,10 @@ def _rows(trial: TrialConfig, dataset: Dataset | None, task: Task | None, num_ro
         return Rows(num_train, len(dataset.validation), mean, longest, num_labels, 8, f"{_WORD:g} tokens a word: its tokenizer is not here")
     encoded = task.encode(sample, tokenizer)
     lengths = [len(row.tokens) for row in encoded]
-    answers = task.answer_lengths([row.target for row in encoded])
+    spans = task.answer_spans([row.target for row in encoded], lengths)
+    most = max(sum(end - start for start, end in row) for row in spans) if spans else 0
     mean = sum(lengths) / len(sample)  # a text in several windows is several rows
-    return Rows(
-        num_train, len(dataset.validation), mean, max(lengths), num_labels, max(answers) if answers else 0, f"{len(sample)} rows sampled"
-    )
+    return Rows(num_train, len(dataset.validation), mean, max(lengths), num_labels, most, f"{len(sample)} rows sampled")
 
 
 def _epochs(trial: TrialConfig, rows: Rows) -> float:

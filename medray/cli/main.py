@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from medray.cli import data, init, plan, releases, reports, review, serving, studies, submit
+from medray.cli import chat, data, init, plan, releases, reports, review, serving, studies, submit
 from medray.errors import MedrayError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.add_typer(review.app)
 app.add_typer(reports.app)
 app.add_typer(releases.app)
 app.add_typer(serving.app)
+app.add_typer(chat.app)
 app.add_typer(data.app, name="data")
 _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of typer and of the runtime
 

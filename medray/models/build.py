@@ -20,7 +20,7 @@ from medray.models.quiet import quiet
 from medray.models.sources import Base
 from medray.tasks.base import Head, Needs
 
-_PEFT_TYPES = {"head": "SEQ_CLS", "token head": "TOKEN_CLS", "language model": "CAUSAL_LM"}
+PEFT_TYPES = {"head": "SEQ_CLS", "token head": "TOKEN_CLS", "language model": "CAUSAL_LM"}
 
 
 @dataclass
@@ -60,7 +60,7 @@ def build(
         if adapter_dir:
             bare = adapter.restore(bare, family, adapter_dir)
         elif lora:
-            bare = adapter.attach(bare, family, lora, task_type=_PEFT_TYPES[needed(head)])
+            bare = adapter.attach(bare, family, lora, task_type=PEFT_TYPES[needed(head)])
     return Built(bare, tokenizer, family, base, head)
 
 
@@ -94,7 +94,7 @@ def outline(config_dir: Path, needs: Needs = "head") -> tuple[Any, Family]:
     return bare, family_of(bare, config.model_type)
 
 
-def outline_of(config: Any, where: str, needs: Literal["head", "language model"]) -> Any:
+def outline_of(config: Any, where: str, needs: Needs) -> Any:
     with torch.device("meta"):
         try:
             bare = KINDS[needs].from_config(config, trust_remote_code=False)

@@ -23,9 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medray.config import LoraConfig, ModelOptions
 from medray.models import adapter
 from medray.models.bare import without_dropout
-from medray.models.build import outline_of
+from medray.models.build import PEFT_TYPES, outline_of
 from medray.models.families import Family, family_of
 from medray.models.places import logits_at
+from medray.tasks.base import Needs
 
 _ADAM = 2  # figures that it keeps for each trained weight
 _PACKED = 0.5  # bytes of a weight in nf4
@@ -72,7 +73,7 @@ def measure(
     lora: LoraConfig,
     batch: Batch,
     *,
-    needs: Literal["head", "language model"],
+    needs: Needs,
     precision: Literal["fp32", "bf16", "fp16"],
 ) -> Footprint:
     """Take two steps with the architecture of transformers' `config`: moments are there from the second on."""
@@ -93,11 +94,9 @@ def measure(
     return _told(built, family, trained, weights=weights, peak=live.most, quantised=model.quantization != "none")
 
 
-def _built(
-    config: Any, model: ModelOptions, lora: LoraConfig, batch: Batch, needs: Literal["head", "language model"]
-) -> tuple[Any, Family]:
+def _built(config: Any, model: ModelOptions, lora: LoraConfig, batch: Batch, needs: Needs) -> tuple[Any, Family]:
     config = without_dropout(config, model.dropout)
-    if needs == "head":
+    if needs != "language model":
         config.num_labels, config.use_cache = batch.num_labels, False
     config.pad_token_id = config.pad_token_id or 0
     bare = outline_of(config, config.model_type, needs)
@@ -107,7 +106,7 @@ def _built(
         bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         bare.enable_input_require_grads()
     with torch.device("meta"):
-        built = adapter.attach(bare, family, lora, task_type="SEQ_CLS" if needs == "head" else "CAUSAL_LM")
+        built = adapter.attach(bare, family, lora, task_type=PEFT_TYPES[needs])
     built.train()
     for module in built.modules():
         if hasattr(module, "layerdrop"):
@@ -168,12 +167,14 @@ class _Packed(torch.autograd.Function):
         return gradient @ gradient.new_empty(ctx.sizes), None, None
 
 
-def _loss(built: Any, batch: Batch, needs: str) -> Tensor:
+def _loss(built: Any, batch: Batch, needs: Needs) -> Tensor:
     inputs: Mapping[str, Tensor] = {
         name: torch.ones((batch.rows, batch.length), dtype=torch.long) for name in ("input_ids", "attention_mask")
     }
     if needs == "head":
         return F.cross_entropy(built(**inputs).logits.float(), torch.zeros(batch.rows, dtype=torch.long))
+    if needs == "token head":
+        return F.cross_entropy(built(**inputs).logits.float().flatten(0, 1), torch.zeros(batch.rows * batch.length, dtype=torch.long))
     rows = [row for row in range(batch.rows) for _ in range(batch.answer_tokens)]
     places = [batch.length - 1 - number for _ in range(batch.rows) for number in range(batch.answer_tokens)]
     logits = logits_at(built, inputs, rows, places)
