@@ -112,6 +112,8 @@ def _check_columns(path: str, names: list[str], wanted: list[str] | None) -> Non
     for name in wanted or ():
         if name not in names:
             raise DataError(f"{path}: has no column {name!r}; {allowed(name, names)}")
+        if names.count(name) > 1:
+            raise DataError(f"{path}: the column {name!r} stands twice")
 
 
 def _row(raw: _Raw, columns: Columns) -> Row:

@@ -147,7 +147,7 @@ def predict(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -> Summary
         if notes:
             say(f"{progress.done} of {total} rows are there already")
         work = Work(record, asked.storage_path, asked.output, pool.threads)
-        tasks = [_ReadTask(shard, tuple(again), tuple(there)) for shard, again, there in zip(source.shards, repeated, done, strict=True)]
+        tasks = [ReadTask(shard, tuple(again), tuple(there)) for shard, again, there in zip(source.shards, repeated, done, strict=True)]
         say(f"{plan.name}@{plan.version} answers {total} rows with {pool.actors} {'actors' if pool.actors > 1 else 'actor'}")
         for answered, bad in _answers(tasks, plan.columns, work, pool):
             progress.add(answered + bad)
@@ -158,7 +158,7 @@ def predict(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -> Summary
 
 
 @dataclass(frozen=True)
-class _ReadTask:
+class ReadTask:
     shard: Shard
     repeated: tuple[int, ...]
     done: tuple[int, ...]
@@ -167,7 +167,7 @@ class _ReadTask:
         return json.dumps(asdict(self))
 
     @classmethod
-    def loads(cls, text: str) -> "_ReadTask":
+    def loads(cls, text: str) -> "ReadTask":
         held = json.loads(text)
         shard = Shard(**{**held["shard"], "paths": tuple(held["shard"]["paths"])})
         return cls(shard, tuple(held["repeated"]), tuple(held["done"]))
@@ -178,7 +178,7 @@ def _hashes(source: Source, columns: Columns, most_characters: int) -> list[piec
     return list(ray.get([scan.remote(shard, columns, most_characters) for shard in source.shards]))
 
 
-def _answers(tasks: list[_ReadTask], columns: Columns, work: Work, pool: Pool) -> Iterator[tuple[int, int]]:
+def _answers(tasks: list[ReadTask], columns: Columns, work: Work, pool: Pool) -> Iterator[tuple[int, int]]:
     """Rows answered and set aside of one piece after another, as they are written."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # medray shows the progress itself
     data = ray.data.from_items([{"task": task.dumps()} for task in tasks], override_num_blocks=len(tasks))
@@ -186,7 +186,7 @@ def _answers(tasks: list[_ReadTask], columns: Columns, work: Work, pool: Pool) -
     data.context.print_on_execution_start = False
     data.context.target_max_block_size = 1  # a block a piece: else the pieces of a file would wait for each other, for one actor
     data = data.map_batches(
-        _read,
+        read_pieces,
         fn_kwargs={"columns": columns, "most_characters": work.record.most_characters, "size": work.record.piece_rows},
         batch_size=1,
         batch_format="pyarrow",
@@ -206,9 +206,9 @@ def _answers(tasks: list[_ReadTask], columns: Columns, work: Work, pool: Pool) -
         yield row["answered"], row["set_aside"]
 
 
-def _read(batch: pa.Table, columns: Columns, most_characters: int, size: int) -> Iterator[pa.Table]:
+def read_pieces(batch: pa.Table, columns: Columns, most_characters: int, size: int) -> Iterator[pa.Table]:
     for text in batch["task"].to_pylist():
-        task = _ReadTask.loads(text)
+        task = ReadTask.loads(text)
         done = set(task.done)
         for piece in pieces.cut(rows.read(task.shard, columns, most_characters), task.shard.number, size, task.repeated):
             if piece.number not in done:

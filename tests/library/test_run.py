@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +20,11 @@ import tiny
 import medray
 from medray import cli
 from medray.data.base import Example
-from medray.errors import DataError
+from medray.errors import ArtifactError, DataError
 from medray.library import rows
 from medray.library.rows import Row
-from medray.library.run import Pool
-from medray.library.worker import UNANSWERABLE, Opened, answered
+from medray.library.run import Asked, Pool, ReadTask, prepare, read_pieces
+from medray.library.worker import UNANSWERABLE, Opened, Work, Worker, answered
 from medray.registry import Registry
 from medray.runtime import Cluster, Node
 
@@ -71,6 +72,44 @@ def test_only_the_rows_that_cannot_be_answered_are_set_aside(runs: Path) -> None
     assert [row.id for row in found.rows] == ["r0", "r1", "r3", "r4", "r5", "r6", "r8"]
     wanted = known.predict([Example(row.id, row.text) for row in found.rows])
     assert [row.labels for row in found.predictions] == [row.labels for row in wanted]
+
+
+def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray: the readers' pieces given to a worker, one after another, and the run cut off between two writes."""
+    resources = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
+    monkeypatch.setattr("medray.library.worker.ray", SimpleNamespace(get_runtime_context=lambda: resources))
+    held = library(tmp_path / "rows.parquet", 300)
+    asked = Asked("cancer", str(tmp_path / "rows.parquet"), str(tmp_path / "out.jsonl"), str(runs), resume=True, precision="fp32")
+    plan = prepare(asked)
+    work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
+    output = work.open_output()
+    output.begin(work.record, resume=False)
+    worker = Worker(work)
+
+    def read(done: tuple[int, ...]) -> list[pa.Table]:
+        task = pa.table({"task": [ReadTask(plan.source.shards[0], (), done).dumps()]})
+        return list(read_pieces(task, plan.columns, 1000, 64))
+
+    every = read(())
+    assert [table["number"].to_pylist() for table in every] == [[0], [1], [2], [3], [4]]
+    for table in every[:2]:
+        worker(table)
+    worker(every[3])
+    (tmp_path / "out.jsonl" / "_done" / "00000-000003.64.0.0").unlink()  # its answers were written, and then the power failed
+    answers = (tmp_path / "out.jsonl" / "part-00000-000003.jsonl").read_bytes()
+    assert [note.number for note in output.notes()] == [0, 1]
+    with pytest.raises(ArtifactError, match="300 rows were read, but 128 are answered"):
+        output.finish(work.record, 300)
+    left = read((0, 1))
+    assert [table["number"].to_pylist() for table in left] == [[2], [3], [4]]
+    for table in left:
+        worker(table)
+    assert (tmp_path / "out.jsonl" / "part-00000-000003.jsonl").read_bytes() == answers
+    assert output.finish(work.record, 300).answered == 300
+    ids = [json.loads(line)["id"] for path in (tmp_path / "out.jsonl").glob("part-*") for line in path.read_text().splitlines()]
+    assert sorted(ids) == sorted(row["id"] for row in held)
 
 
 def test_a_pool_fills_the_cluster_and_no_more() -> None:
