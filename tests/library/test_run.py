@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,22 +24,40 @@ from medray import cli
 from medray.data.base import Example
 from medray.errors import ArtifactError, DataError
 from medray.library import rows
+from medray.library.pieces import Piece
 from medray.library.rows import Row
 from medray.library.run import Asked, Pool, ReadTask, prepare, read_pieces
 from medray.library.worker import UNANSWERABLE, Opened, Work, Worker, answered
 from medray.registry import Registry
 from medray.runtime import Cluster, Node
 
+MADE: dict[str, Callable[..., Any]] = {
+    "cancer": tiny.study,
+    "triage": tiny.choice_study,
+    "answers": tiny.instruct_study,
+    "tags": lambda place, *settings: tiny.mention_study(place, "{name: tagging, max_length: 64}", *settings),
+    "mentions": lambda place, *settings: tiny.mention_study(
+        place, "{name: extraction, max_length: 100, max_answer: 40}", *settings, family="llama"
+    ),
+}
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage path with a release of a head, and one that scores choices."""
+    """A storage path with a release of each task."""
     folder = tmp_path_factory.mktemp("released")
     registry = Registry(str(folder / "runs"))
-    for name, make, settings in (("cancer", tiny.study, ["train.epochs=1"]), ("triage", tiny.choice_study, ["train.epochs=1"])):
+    for name, make in MADE.items():
         (place := folder / name).mkdir()
-        registry.publish(tiny.trial(make(place, *settings), place).run().checkpoint, name)
+        registry.publish(tiny.trial(make(place, "train.epochs=1"), place).run().checkpoint, name)
     return folder / "runs"
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker asks Ray for nothing but what it was given."""
+    resources = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
+    monkeypatch.setattr("medray.library.worker.ray", SimpleNamespace(get_runtime_context=lambda: resources))
 
 
 def library(path: Path, num_rows: int) -> list[dict[str, str]]:
@@ -74,12 +94,30 @@ def test_only_the_rows_that_cannot_be_answered_are_set_aside(runs: Path) -> None
     assert [row.labels for row in found.predictions] == [row.labels for row in wanted]
 
 
-def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without Ray: the readers' pieces given to a worker, one after another, and the run cut off between two writes."""
-    resources = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
-    monkeypatch.setattr("medray.library.worker.ray", SimpleNamespace(get_runtime_context=lambda: resources))
+@pytest.mark.parametrize("name", MADE)
+def test_a_release_of_every_task_writes_what_the_loaded_release_says(runs: Path, tmp_path: Path, name: str, without_ray: None) -> None:
+    held = library(tmp_path / "rows.parquet", 12)
+    plan = prepare(Asked(name, str(tmp_path / "rows.parquet"), str(tmp_path / "out"), str(runs), precision="fp32"))
+    work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
+    piece = Piece(0, 0, tuple(Row(row["id"], row["text"], f"rows.parquet:{number}") for number, row in enumerate(held, 1)))
+    Worker(work)(piece.table())
+    found = pq.read_table(tmp_path / "out" / "part-00000-000000.parquet").to_pylist()
+    for row, wanted in zip(found, medray.load(name, storage_path=str(runs)).predict([row["text"] for row in held]), strict=True):
+        if "labels" in row:
+            assert (row["labels"], row["abstained"]) == (list(wanted.labels), wanted.abstained)
+            assert row["confidence"] == pytest.approx(wanted.confidence, abs=1e-3)
+            assert list(row["probabilities"].values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+        else:
+            assert (row["text"], row["mentions"]) == (wanted.text, [asdict(mention) for mention in wanted.mentions])
+    assert ("labels" in found[0]) == (name in ("cancer", "triage"))
+    if name == "answers":
+        assert any(row["text"] for row in found)
+    if name in ("tags", "mentions"):
+        assert {"text", "mentions"} < found[0].keys()
+
+
+def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(runs: Path, tmp_path: Path, without_ray: None) -> None:
+    """The readers' pieces given to a worker, one after another, and the run cut off between two writes."""
     held = library(tmp_path / "rows.parquet", 300)
     asked = Asked("cancer", str(tmp_path / "rows.parquet"), str(tmp_path / "out.jsonl"), str(runs), resume=True, precision="fp32")
     plan = prepare(asked)
