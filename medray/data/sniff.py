@@ -115,6 +115,15 @@ def sketch(place: str, asked: Columns) -> Sketch:
     )
 
 
+def unlabelled(columns: Mapping[str, Sequence[Any]]) -> Columns:
+    """Where texts and ids of rows without answers are; nothing where names and contents do not say. A few ids may be missing or repeated."""
+    row_id = _named(columns, _IDS)
+    free = {name: values for name, values in columns.items() if name != row_id}
+    given = [str(value) for value in columns.get(row_id or "", ()) if value not in (None, "")]
+    is_id = row_id is not None and len(set(given)) >= 0.9 * len(columns[row_id])
+    return Columns(tuple(_text(free, _named(free, _LABELS))), id=row_id if is_id else None)
+
+
 def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Columns) -> dict[str, Any]:
     """The options that name columns: as asked, by name, by content."""
     columns = layout.columns
