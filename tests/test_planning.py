@@ -83,6 +83,10 @@ def test_settings_that_save_memory_are_counted_as_saving_it(tmp_path: Path) -> N
         ("mistralai/Mistral-7B-v0.3", "language model", 7248.0),
         ("meta-llama/Llama-3.2-1B", "language model", 1235.8),
         ("meta-llama/Llama-3.2-3B", "language model", 3212.7),
+        ("HuggingFaceTB/SmolLM-135M-Instruct", "language model", 134.5),
+        ("microsoft/phi-2", "language model", 2779.7),
+        ("microsoft/Phi-4-mini-instruct", "language model", 3836.0),
+        ("microsoft/phi-4", "language model", 14659.5),
     ],
 )
 def test_published_shapes_have_as_many_weights_as_the_models_they_stand_for(source: str, needs: str, millions: float) -> None:

@@ -22,8 +22,9 @@ from medray.loading import merged
 from medray.records import CalibrationRecord
 from medray.registry import Registry, Release
 from medray.schema import validate
-from medray.serving.head import Head, Precision, open_head
+from medray.serving.head import Head, open_head
 from medray.serving.schemas import ROUTES, AppOptions
+from medray.serving.timing import Precision
 from medray.store import open_store
 from medray.tasks.base import Prediction, Task
 
