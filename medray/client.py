@@ -3,11 +3,16 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from medray.errors import ServingError
+
+Messages = Sequence[Mapping[str, str]]  # each with a role (system, user, assistant) and its content
+_CHAT = "/v1/chat/completions"
 
 
 class RefusedError(ServingError):
@@ -72,6 +77,20 @@ class Extracted:
 
 
 @dataclass(frozen=True)
+class Talked:
+    """An answer in words; its text ends with the disclaimer unless the service or release says otherwise."""
+
+    release: str
+    version: int
+    text: str
+    outcome: str
+    disclaimer: str
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
 class Client:
     url: str = "http://127.0.0.1:8000"
     token: str | None = None
@@ -97,6 +116,32 @@ class Client:
         mentions = (tuple(Found(**mention) for mention in answer["mentions"]) for answer in found["predictions"])
         return Extracted(found["release"], found["version"], found["disclaimer"], tuple(mentions))
 
+    def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> Talked:
+        """The answer to the last message. Settings are those of the route: max_tokens, temperature, top_p, seed, stop."""
+        found = self._call(_CHAT, {"messages": list(messages), **settings, **({"model": model} if model else {})})
+        (choice,) = found["choices"]
+        return _talked(found, choice["message"]["content"], choice["finish_reason"], found["usage"])
+
+    def stream(self, messages: Messages, *, model: str | None = None, **settings: Any) -> Generator[str, None, Talked]:
+        """Its text in pieces, as they are made; the whole is the generator's result. Closing it ends the generation."""
+        asked = {"messages": list(messages), **settings, "stream": True, "stream_options": {"include_usage": True}}
+        pieces: list[str] = []
+        last: dict[str, Any] = {}
+        for event in self._events(_CHAT, asked | ({"model": model} if model else {})):
+            if "error" in event:
+                raise ServingError(f"{self.url}: the answer broke off: {event['error']['message']}")
+            if not event["choices"]:
+                return _talked(last, "".join(pieces), last["choices"][0]["finish_reason"], event["usage"])
+            last = event
+            if piece := event["choices"][0]["delta"].get("content"):
+                pieces.append(piece)
+                yield piece
+        raise ServingError(f"{self.url}: the answer broke off")
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What one should know who asks a release: its version, system prompt and disclaimer."""
+        return self._call(f"/v1/models/{name}")
+
     def models(self) -> list[str]:
         return [str(model["id"]) for model in self._call("/v1/models")["data"]]
 
@@ -104,6 +149,21 @@ class Client:
         return self._call("/healthz")
 
     def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        with self._open(path, body) as response:
+            found: dict[str, Any] = json.load(response)
+            return found
+
+    def _events(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
+        with self._open(path, body) as response:
+            for line in response:
+                data = line.decode().strip().removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                if data:
+                    yield json.loads(data)
+
+    @contextmanager
+    def _open(self, path: str, body: Mapping[str, Any] | None) -> Iterator[Any]:
         headers = {"content-type": "application/json"}
         if self.token:
             headers["authorization"] = f"Bearer {self.token}"
@@ -111,12 +171,16 @@ class Client:
         request = urllib.request.Request(self.url.rstrip("/") + path, data=data, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                found: dict[str, Any] = json.load(response)
-                return found
+                yield response
         except urllib.error.HTTPError as err:
             raise RefusedError(f"{err.code} {_message(err)}") from None
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, HTTPException) as err:
             raise ServingError(f"{self.url}: does not answer: {getattr(err, 'reason', err)}") from None
+
+
+def _talked(found: Mapping[str, Any], text: str, finish: str, usage: Mapping[str, int]) -> Talked:
+    said = {name: found[name] for name in ("release", "version", "outcome", "disclaimer")}
+    return Talked(text=text, finish=finish, prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"], **said)
 
 
 def _message(err: urllib.error.HTTPError) -> str:

@@ -112,9 +112,13 @@ def bare(folder: Path, texts: list[str]) -> dict[str, Run]:
     return runs
 
 
+_WARM_UP = ("/v1/classify", {"text": "warm-up"})
+
+
 @contextmanager
-def server(command: list[str], port: int, **environment: str) -> Iterator[int]:
+def server(command: list[str], port: int, *, warm_up: tuple[str, Any] = _WARM_UP, **environment: str) -> Iterator[int]:
     """The process of a server that answers, ended with all that it started."""
+    path, body = warm_up
     process = subprocess.Popen(
         command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -125,7 +129,7 @@ def server(command: list[str], port: int, **environment: str) -> Iterator[int]:
         while True:
             try:
                 asked = urllib.request.Request(
-                    f"http://127.0.0.1:{port}/v1/classify", b'{"text": "warm-up"}', {"content-type": "application/json"}
+                    f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
                 )
                 with urllib.request.urlopen(asked, timeout=30):
                     break  # its health may be told before its model is there

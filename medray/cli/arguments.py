@@ -5,15 +5,27 @@ from typing import Annotated
 import typer
 
 from medray import config as configs
+from medray.errors import ConfigError
 
 Storage = Annotated[str, typer.Option(help="the study's storage_path, which holds its releases, or s3://BUCKET/PREFIX")]
 Reference = Annotated[str, typer.Argument(help="name@version, name@alias, or a name for its latest version")]
 Configs = Annotated[
     list[str], typer.Argument(help="YAML files, later ones over earlier ones, then key=value settings such as train.epochs=3")
 ]
+TokenFile = Annotated[str | None, typer.Option(help="file that holds the token to ask with")]
 SHOWN = ("f1_binary", "f1_macro", "accuracy", "accuracy_subset", "log_loss")
 
 
 def load(arguments: list[str]) -> configs.StudyConfig:
     files = [argument for argument in arguments if "=" not in argument]
     return configs.load(files, [argument for argument in arguments if "=" in argument])
+
+
+def read_token(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from None

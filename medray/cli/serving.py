@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from medray.cli.arguments import Reference, Storage
+from medray.cli.arguments import Reference, Storage, TokenFile, read_token
 from medray.client import Client
 from medray.errors import ConfigError
 
 app = typer.Typer()
 Url = Annotated[str | None, typer.Option(help="where the service answers; http://127.0.0.1:8000 where not given")]
-TokenFile = Annotated[str | None, typer.Option(help="file that holds the token to ask with")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="write the alias and wait for nobody")]
 _MOST_REPLICAS = 8  # by default: each holds its model in memory
 Timeout = Annotated[float, typer.Option("--timeout", help="seconds until every replica must report the version")]
@@ -37,7 +36,7 @@ def serve(
     """Serve releases over HTTP until Ctrl-C, on an embedded Ray where there is none."""
     from medray import storage
     from medray.schema import validate
-    from medray.serving.schemas import AppOptions
+    from medray.serving.schemas import CHAT_PATH, AppOptions
 
     cores = len(os.sched_getaffinity(0))
     share = max(1, cores // len(references))
@@ -62,7 +61,8 @@ def serve(
         shown = f"http://{host}:{port}"
         print(f"{', '.join(references)} at {shown}, documented at {shown}/docs; Ctrl-C stops it", flush=True)
         path = routes.path_of(references[0], options.storage_path)
-        print(f"curl {shown}{path} -H 'content-type: application/json' -d '{{\"text\": \"...\"}}'", flush=True)
+        body = '{"messages": [{"role": "user", "content": "..."}]}' if path == CHAT_PATH else '{"text": "..."}'
+        print(f"curl {shown}{path} -H 'content-type: application/json' -d '{body}'", flush=True)
         stop.wait()
         print("stopping", flush=True)
 
@@ -108,14 +108,7 @@ def _client(url: str | None, token_file: str | None, no_wait: bool) -> Client | 
         raise ConfigError(f"--no-wait and --url {url}: nobody is asked when nobody is waited for")
     if no_wait:
         return None
-    token = None
-    if token_file:
-        try:
-            with open(token_file, encoding="utf-8") as file:
-                token = file.read().strip()
-        except OSError as err:
-            raise ConfigError(f"{token_file}: cannot be read: {err.strerror}") from None
-    return Client(url or Client.url, token=token)
+    return Client(url or Client.url, token=read_token(token_file))
 
 
 def _say(live: str, alias: str, no_wait: bool) -> None:

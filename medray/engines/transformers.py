@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
 
 from medray.engines import _scoring
+from medray.engines._generation import Generation
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling
 from medray.models.batch import collate
@@ -74,59 +75,34 @@ class Engine:
         return scores
 
     def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
-        """One chunk a prompt, as its batch is done: transformers returns whole texts."""
-        self._needs_language_model("generated text")
+        """Prompts decode together as far as the budget goes, and the next one joins when one is done. Sampled, each has a seed of its own."""
+        generation = self.generation()
         rows = [
             list(self.tokenizer(prompt, split_special_tokens=True)["input_ids"]) if isinstance(prompt, str) else list(prompt)
             for prompt in prompts
         ]
-        return self._generate(rows, sampling)
+        _check_rows(rows)
+        return self._generate(generation, rows, sampling)
 
-    def _generate(self, rows: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
-        ends = self.model.generation_config.eos_token_id
-        ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        # A base's own generation_config must not decide: what is not set here is greedy or plain sampling.
-        chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if sampling.temperature > 0:
-            chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        for number, batch in enumerate(_batches([len(row) + sampling.max_tokens for row in rows], self.token_budget)):
-            inputs = self._collated([rows[at] for at in batch], side=self.built.family.padding_side_generate)
-            with self._computing(), _seeded(sampling.seed, number):
-                made = self.model.generate(
-                    **inputs,
-                    **chosen,
-                    max_new_tokens=sampling.max_tokens,
-                    num_beams=1,
-                    repetition_penalty=1.0,
-                    use_cache=True,
-                    eos_token_id=sorted(ends) or None,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    stopping_criteria=self._stopping(sampling.stop, inputs["input_ids"].shape[1]),
-                )[:, inputs["input_ids"].shape[1] :].tolist()
-            for at, ids in zip(batch, made, strict=True):
-                yield self._chunk(at, ids, ends, sampling)
+    def generation(self) -> Generation:
+        """Rows that come and go, for one who has requests at different times."""
+        self._needs_language_model("generated text")
+        return Generation(self.model, self.tokenizer, self._computing)
 
-    def _stopping(self, stop: Sequence[str], start: int) -> Any:
-        """transformers' own stop_strings reads the whole vocabulary first, and fails on tokenizers that drop spaces."""
+    def _generate(self, generation: Generation, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+        def seeded(index: int) -> Sampling:
+            return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
 
-        def stopped(ids: Tensor, scores: Tensor, **others: Any) -> Tensor:
-            texts = self.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-            return torch.tensor([any(word in text for word in stop) for text in texts], device=ids.device)
+        longest_first = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+        waiting = [generation.row(at, prompts[at], seeded(at)) for at in longest_first]
+        while waiting or generation.rows:
+            joining = generation.admit(waiting, self.token_budget)
+            waiting = waiting[len(joining) :]
+            yield from generation.join(joining) if joining else generation.step()
 
-        return StoppingCriteriaList([stopped] if stop else [])
-
-    def _chunk(self, index: int, ids: list[int], ends: set[int], sampling: Sampling) -> Chunk:
-        length = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-        stops = [text.find(stop) for stop in sampling.stop if stop in text]
-        finish = "stop" if stops or length < sampling.max_tokens else "length"
-        return Chunk(index, text[: min(stops)] if stops else text, finish)
-
-    def _collated(self, rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "right") -> dict[str, Tensor]:
-        empty = [number for number, row in enumerate(rows) if not len(row)]
-        if empty:
-            raise DataError(f"{len(empty)} of {len(rows)} inputs have no tokens: an empty text cannot be answered")
-        return {name: tensor.to(self.device) for name, tensor in collate(rows, self.tokenizer.pad_token_id, side=side).items()}
+    def _collated(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        _check_rows(rows)
+        return {name: tensor.to(self.device) for name, tensor in collate(rows, self.tokenizer.pad_token_id).items()}
 
     def _needs_head(self, *, per_token: bool) -> Head:
         head = self.built.head
@@ -145,23 +121,21 @@ class Engine:
     def _computing(self) -> Iterator[None]:
         """Evaluation mode for the time of a call: the loop trains the same model before and after."""
         was_training = self.model.training
-        self.model.eval()
+        if was_training:  # it goes through every module, which a single token would feel
+            self.model.eval()
         arithmetic = nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, dtype=_TYPES[self.precision])
         try:
             with self._without_gradients(), arithmetic:
                 yield
         finally:
-            self.model.train(was_training)
+            if was_training:
+                self.model.train()
 
 
-@contextmanager
-def _seeded(seed: int | None, number: int) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed + number)
-        yield
+def _check_rows(rows: Sequence[Sequence[int]]) -> None:
+    empty = [number for number, row in enumerate(rows) if not len(row)]
+    if empty:
+        raise DataError(f"{len(empty)} of {len(rows)} inputs have no tokens: an empty text cannot be answered")
 
 
 def _batches(lengths: Sequence[int], token_budget: int, *, most_rows: int | None = None, least_share: float = 0.0) -> Iterator[list[int]]:

@@ -6,17 +6,15 @@ a batch of their own would cost: nobody starves, nobody waits for a timer, and e
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medray.engines.base import Engine
 from medray.errors import ServingError
-from medray.generation import Chunk, Sampling
 
 Floats = npt.NDArray[np.float32]
 Continuations = tuple[tuple[int, ...], ...]
@@ -79,15 +77,6 @@ class Batcher:
         asked, behind = _Asked(len(prompts)), tail_length(continuations)
         rows = [_Row(row, position, asked, continuations, len(row) + behind) for position, row in enumerate(prompts)]
         return np.stack(self._wait(rows, asked, deadline))
-
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, deadline: float) -> list[Chunk]:
-        """Whole texts of one request, in its turn between batches."""
-        made = self._thread.submit(lambda: list(self.engine.generate(prompts, sampling)))
-        try:
-            return made.result(timeout=max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            made.cancel()
-            raise LateError("the answer was not ready in time") from None
 
     def _wait(self, rows: list[_Row], asked: _Asked, deadline: float) -> list[Floats]:
         with self._lock:
@@ -159,69 +148,6 @@ def _deliver(row: _Row, outputs: Floats) -> None:
     asked.num_missing -= 1
     if not asked.num_missing and not asked.answer.done():
         asked.answer.set_result([asked.found[position] for position in range(len(asked.found))])
-
-
-@dataclass(frozen=True)
-class Turn:
-    """The engine as one request sees it: its rows go with those of others, within its limit and time."""
-
-    batcher: Batcher
-    max_tokens: int
-    deadline: float
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.batcher.engine.tokenizer
-
-    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
-        self._check(sum(map(len, inputs)))
-        return self.batcher.logits(inputs, self.deadline)
-
-    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
-        self._check(sum(map(len, inputs)))
-        return self.batcher.token_logits(inputs, self.deadline)
-
-    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
-        self._check(sum(map(len, prompts)) + len(prompts) * tail_length(continuations))
-        return self.batcher.score(prompts, tuple(map(tuple, continuations)), self.deadline)
-
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
-        rows = [self.tokenizer(prompt, split_special_tokens=True)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
-        self._check(sum(len(row) + sampling.max_tokens for row in rows))
-        return iter(self.batcher.generate(rows, sampling, self.deadline))
-
-    def _check(self, tokens: int) -> None:
-        if tokens > self.max_tokens:
-            raise TooManyTokensError(f"{tokens} tokens in one request, at most {self.max_tokens} are read")
-
-
-@dataclass
-class Counting:
-    """An engine that answers zeros without computing, and tells how many tokens it was asked to read."""
-
-    engine: Engine
-    num_labels: int
-    num_tokens: int = 0
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.engine.tokenizer
-
-    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
-        self.num_tokens += sum(map(len, inputs))
-        return np.zeros((len(inputs), self.num_labels), dtype=np.float32)
-
-    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
-        self.num_tokens += sum(map(len, inputs))
-        return [np.zeros((len(row), self.num_labels), dtype=np.float32) for row in inputs]
-
-    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
-        self.num_tokens += sum(map(len, prompts)) + len(prompts) * tail_length(continuations)
-        return np.zeros((len(prompts), len(continuations)), dtype=np.float32)
-
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
-        self.num_tokens += sum(len(prompt) + sampling.max_tokens for prompt in prompts)
-        return iter(())
 
 
 def tail_length(continuations: Sequence[Sequence[int]]) -> int:

@@ -71,7 +71,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def refuse(send: Send, status: int, kind: str, message: str, headers: dict[str, str]) -> None:
-    body = json.dumps({"error": {"type": kind, "message": message}}).encode()
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": kind}}).encode()
     named = {"content-type": "application/json", "content-length": str(len(body)), **headers}
     raw = [(name.encode(), value.encode()) for name, value in named.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

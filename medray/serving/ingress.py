@@ -1,9 +1,10 @@
-"""The one ingress: routes to the head releases, retries a dead replica, records what happened. It imports no torch."""
+"""The one ingress: routes to the releases, retries a dead replica, records what happened. It imports no torch."""
 
 import asyncio
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -14,7 +15,7 @@ from ray.util.metrics import Counter, Histogram
 
 from medray.serving import keys
 from medray.serving.addresses import check_address
-from medray.serving.api import Event, make_api
+from medray.serving.api import make_api
 from medray.serving.process import prepare
 from medray.serving.schemas import (
     RETRY_AFTER_S,
@@ -26,11 +27,15 @@ from medray.serving.schemas import (
     Request,
     Response,
 )
+from medray.serving.service import Event, Events
+from medray.serving.talk import Asked, Described
 
 audit = logging.getLogger("medray.audit")
 _REPORT_S = 5.0
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+_FIRST_TOKEN_S = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _RETRIED = 2  # attempts: the first, and one more where its replica died
+_EXPECTED = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailableError)
 
 
 @serve.ingress()
@@ -38,26 +43,27 @@ class Ingress:
     def __init__(self, options: AppOptions, heads: dict[str, DeploymentHandle]) -> None:
         prepare()
         self.options, self.heads = options, heads
+        self.talking = {reference: head.options(stream=True) for reference, head in heads.items()}
         self.references = options.releases
         self.digests = keys.read(Path(options.tokens_file)) if options.tokens_file else None
         check_address(_host(), guarded=self.digests is not None or options.open_to_all)
         self.requests = Counter("medray_requests", "requests answered or refused", tag_keys=("model", "release", "version", "status"))
         self.seconds = Histogram("medray_request_seconds", "from arrival to answer", boundaries=_SECONDS, tag_keys=("release", "version"))
+        self.tokens = Counter("medray_tokens", "tokens read and written by releases that talk", tag_keys=("release", "version", "kind"))
+        self.first = Histogram(
+            "medray_first_token_seconds", "from arrival to the first piece", boundaries=_FIRST_TOKEN_S, tag_keys=("release", "version")
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self, self.options.limits, self.digests)
+        return make_api(self, self.options.limits, self.digests, disclaimer_in_content=self.options.disclaimer_in_content)
 
     async def answer(self, reference: str, request: Request) -> Response | Refused:
         timeout_s = self.options.limits.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._ask(reference, request, timeout_s)
-        except TimeoutError:
-            return Refused(504, "deadline_exceeded", f"the answer was not ready in {timeout_s:g} s")
-        except BackPressureError:
-            return Refused(429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S)
-        except (RayActorError, DeploymentUnavailableError):
-            return Refused(503, "unavailable", "no replica of this release could answer; try again later", RETRY_AFTER_S)
+        except _EXPECTED as err:
+            return self._refused(err)
 
     async def _ask(self, reference: str, request: Request, timeout_s: float) -> Response | Refused:
         """A prediction changes nothing, so a request whose replica died is simply asked again."""
@@ -69,6 +75,45 @@ class Ingress:
                 if attempt == _RETRIED:
                     raise
         raise AssertionError("the loop returns or raises")
+
+    async def talk(self, reference: str, asked: Asked) -> Events:
+        """Piece by piece. An answer that has begun is not begun anew where its replica dies: half of it was told."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.options.limits.timeout_s
+        has_begun = has_ended = False
+        for attempt in range(1, _RETRIED + 1):
+            pieces = self.talking[reference].talk.remote(asked, end - loop.time())
+            try:
+                while True:
+                    async with asyncio.timeout_at(end):
+                        piece = await anext(pieces, None)
+                    if piece is None:
+                        has_ended = True
+                        return
+                    has_begun = True
+                    yield piece
+            except _EXPECTED as err:
+                if has_begun or attempt == _RETRIED or not isinstance(err, RayActorError):
+                    yield self._refused(err)
+                    return
+            finally:
+                if not has_ended:
+                    pieces.cancel()
+
+    async def describe(self, reference: str) -> Described | Refused:
+        try:
+            async with asyncio.timeout(_REPORT_S):
+                found: Described = await self.heads[reference].describe.remote()
+                return found
+        except _EXPECTED as err:
+            return self._refused(err)
+
+    def _refused(self, err: Exception) -> Refused:
+        if isinstance(err, TimeoutError):
+            return Refused(504, "deadline_exceeded", f"the answer was not ready in {self.options.limits.timeout_s:g} s")
+        if isinstance(err, BackPressureError):
+            return Refused(429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S)
+        return Refused(503, "unavailable", "no replica of this release could answer; try again later", RETRY_AFTER_S)
 
     async def health(self) -> Health:
         found = await asyncio.gather(*(self._release_health(reference) for reference in self.references))
@@ -91,6 +136,7 @@ class Ingress:
         self.requests.inc(1, {"model": event.model, "release": event.release, "version": version, "status": str(event.status)})
         if event.status == 200:
             self.seconds.observe(event.seconds, {"release": event.release, "version": version})
+        talked = self._talked(event, {"release": event.release, "version": version}) if event.first_token_s is not None else {}
         line = {
             "request_id": event.request_id,
             "release": f"{event.release}@{event.version}" if event.release else None,
@@ -98,7 +144,20 @@ class Ingress:
             "labels": event.labels,
             "ms": round(1000 * event.seconds, 1),
         }
-        audit.info("%s", json.dumps(line, ensure_ascii=False))
+        audit.info("%s", json.dumps(line | talked, ensure_ascii=False))
+
+    def _talked(self, event: Event, tags: dict[str, str]) -> dict[str, Any]:
+        """An answer that had begun, told to its end or not."""
+        assert event.first_token_s is not None
+        self.tokens.inc(event.prompt_tokens, tags | {"kind": "prompt"})
+        self.tokens.inc(event.completion_tokens, tags | {"kind": "completion"})
+        self.first.observe(event.first_token_s, tags)
+        return {
+            "outcome": event.outcome,
+            "prompt_tokens": event.prompt_tokens,
+            "completion_tokens": event.completion_tokens,
+            "first_token_ms": round(1000 * event.first_token_s, 1),
+        }
 
 
 def _host() -> str:

@@ -1,21 +1,30 @@
-"""A Serve replica of a head release: a thin shell that loads, follows, answers and reports. No arithmetic here."""
+"""A Serve replica of a release: a thin shell that loads, follows, answers, talks and reports. No arithmetic here."""
 
 import asyncio
+import logging
 import time
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import ray
 import torch
 from ray import serve
 from ray.util.metrics import Gauge
 
-from medray.errors import DataError
+from medray.errors import DataError, ServingError
+from medray.generation import Chunk
 from medray.registry import Registry, Release
 from medray.serving.batching import LateError, OverloadedError, TooManyTokensError
+from medray.serving.chat import Chat, Telling, TooLongError
 from medray.serving.follow import Follower
 from medray.serving.head import Head, open_head
 from medray.serving.process import prepare
-from medray.serving.schemas import RETRY_AFTER_S, AppOptions, Refused, ReplicaReport, Request, Response
+from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, Refused, ReplicaReport, Request, Response
+from medray.serving.streams import Stream
+from medray.serving.talk import Asked, Begun, Described, Said
+
+log = logging.getLogger(__name__)
 
 
 class HeadReplica:
@@ -32,12 +41,12 @@ class HeadReplica:
         self.requests = ThreadPoolExecutor(options.limits.ongoing_requests, "request")
         self.gauge = Gauge("medray_release_version", "version that a replica serves", tag_keys=("model",))
         self.gauge.set_default_tags({"model": reference})
-        self.follower: Follower[Head] = Follower(
+        self.follower: Follower[Head | Chat] = Follower(
             Registry(options.storage_path), reference, self._open, every_s=options.follow_s, retry_s=options.retry_s
         )
         self.follower.start()
 
-    def _open(self, release: Release) -> Head:
+    def _open(self, release: Release) -> Head | Chat:
         head = open_head(release, self.options, self.compute, device=self.device)
         self.gauge.set(head.version)
         return head
@@ -48,8 +57,10 @@ class HeadReplica:
 
     def _answer(self, request: Request, deadline: float) -> Response | Refused:
         head = self.follower.model
+        if isinstance(head, Chat):
+            return Refused(400, "wrong_route", f"{head.release} is asked at {CHAT_PATH}", param="model")
         if not isinstance(request, head.route.request):
-            return Refused(400, "wrong_route", f"{head.release} is asked at {head.route.paths[0]}")
+            return Refused(400, "wrong_route", f"{head.release} is asked at {head.route.paths[0]}", param="model")
         try:
             return head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
         except DataError:  # the only one that a text can cause; its message counts rows of a batch, which the sender cannot see
@@ -61,6 +72,62 @@ class HeadReplica:
         except LateError:
             return Refused(504, "deadline_exceeded", "the answer was not ready in time")
 
+    async def talk(self, asked: Asked, timeout_s: float) -> AsyncGenerator[Begun | Said | Refused, None]:
+        """Closed by who listens, the row is free at the next step."""
+        loop, start = asyncio.get_running_loop(), time.monotonic()
+        told: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        first: list[float] = []
+
+        def deliver(found: Chunk | Exception) -> None:
+            if not first:
+                first.append(time.monotonic() - start)
+            loop.call_soon_threadsafe(told.put_nowait, found)
+
+        chat = self.follower.model
+        started = loop.run_in_executor(self.requests, self._start, chat, asked, start + timeout_s, deliver)
+        try:
+            found = await asyncio.shield(started)
+        except asyncio.CancelledError:
+            started.add_done_callback(lambda done: self._cancel(chat, done.result()))
+            raise
+        if isinstance(found, Refused):
+            yield found
+            return
+        assert isinstance(chat, Chat)
+        telling, has_begun = Telling(chat.task), False
+        try:
+            while True:
+                chunks = await _gathered(told, whole=asked.whole)
+                if isinstance(chunks, Exception):
+                    yield _refused(chunks)
+                    return
+                if not has_begun:
+                    has_begun = True
+                    yield replace(found[0], first_token_s=first[0])
+                said = telling.say(chunks)
+                yield said
+                if said.finish:
+                    return
+        finally:
+            self._cancel(chat, found)
+
+    def _start(
+        self, chat: Head | Chat, asked: Asked, deadline: float, deliver: Callable[[Chunk | Exception], None]
+    ) -> tuple[Begun, Stream] | Refused:
+        if not isinstance(chat, Chat):
+            return Refused(400, "wrong_route", f"{chat.release} does not talk: it is asked at {chat.route.paths[0]}", param="model")
+        try:
+            return chat.begin(asked, self.options.limits, deadline, deliver)
+        except ServingError as err:
+            return _refused(err)
+
+    def _cancel(self, chat: Head | Chat, found: tuple[Begun, Stream] | Refused) -> None:
+        if isinstance(chat, Chat) and not isinstance(found, Refused):
+            chat.streams.cancel(found[1])
+
+    async def describe(self) -> Described:
+        return self.follower.model.describe()
+
     async def report(self) -> ReplicaReport:
         following, head = self.follower, self.follower.model
         return ReplicaReport(
@@ -68,6 +135,30 @@ class HeadReplica:
             release=head.release,
             version=head.version,
             precision=head.precision,
+            generating=head.streams.num_running + head.streams.num_waiting,
             error=following.error,
             error_version=following.error_version,
         )
+
+
+async def _gathered(told: "asyncio.Queue[Chunk | Exception]", *, whole: bool) -> list[Chunk] | Exception:
+    """What has come since the last time, or the whole."""
+    chunks: list[Chunk] = []
+    while True:
+        found = await told.get()
+        if isinstance(found, Exception):
+            return found
+        chunks.append(found)
+        if found.finish or (told.empty() and not whole):
+            return chunks
+
+
+def _refused(err: Exception) -> Refused:
+    if isinstance(err, TooLongError):
+        return Refused(400, "invalid_request", str(err), code="context_length_exceeded")
+    if isinstance(err, OverloadedError):
+        return Refused(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
+    if isinstance(err, LateError):
+        return Refused(504, "deadline_exceeded", "the answer was not ready in time")
+    log.error("%s while a text was generated", type(err).__name__)
+    return Refused(500, "internal_error", "the answer broke off; the server's log has the cause")

@@ -2,9 +2,10 @@
 
 from medray import checkpoint
 from medray.registry import Registry
-from medray.serving.schemas import ROUTES
+from medray.serving.schemas import CHAT_PATH, ROUTES
 
 
 def path_of(reference: str, storage_path: str) -> str:
     folder = Registry(storage_path).resolve(reference).folder()
-    return ROUTES[str(checkpoint.read(folder).task.options["name"])].paths[0]
+    route = ROUTES.get(str(checkpoint.read(folder).task.options["name"]))
+    return route.paths[0] if route else CHAT_PATH

@@ -10,6 +10,7 @@ from medray.tasks import choice, classification, tagging
 from medray.tasks.classification import Answer
 
 RETRY_AFTER_S = 1
+CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
 _MODEL = "the release that answers; may be left out where one is served"
 
 
@@ -18,7 +19,8 @@ class Limits(Section):
 
     body_bytes: int = Field(1 << 20, ge=1, description="larger bodies are refused while they are read (413)")
     inputs: int = Field(64, ge=1, description="texts in a request")
-    tokens: int = Field(32768, ge=1, description="tokens in a request, windows included")
+    tokens: int = Field(32768, ge=1, description="tokens in a request, windows included, and those it asks to be generated")
+    new_tokens: int = Field(1024, ge=1, description="tokens of a generated answer")
     waiting_tokens: int = Field(262144, ge=1, description="tokens waiting in a replica; more are refused (429)")
     timeout_s: float = Field(
         30.0, gt=0, description="from arrival to answer; must be longer than a cold start where replicas scale to zero"
@@ -40,6 +42,12 @@ class AppOptions(Section):
     storage_path: str = Field("runs", description="the folder that holds the releases")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto times fp32 against bf16 at every load")
     token_budget: int = Field(4096, ge=1, description="tokens of a batch, padding included; a longer text goes alone")
+    generation_tokens: int = Field(
+        16384, ge=1, description="tokens, padding included, whose keys and values a replica keeps while it generates; more wait"
+    )
+    disclaimer_in_content: bool = Field(
+        True, description="a generated answer ends with the disclaimer, which is a field of the answer either way"
+    )
     replicas: int = Field(1, ge=1, description="of each release, where its deployment in Serve's YAML says nothing else")
     cpus: float = Field(1.0, ge=0, description="CPUs of a replica, which computes with as many threads")
     follow_s: float = Field(2.0, gt=0, description="how often a replica looks where its alias points")
@@ -114,11 +122,17 @@ class Refused:
     type: str
     message: str
     retry_after_s: int | None = None
+    param: str | None = None
+    code: str | None = None  # the type, where OpenAI's clients look for no other word
 
 
 class ErrorDetail(Section):
-    type: str
+    """As OpenAI's clients read it."""
+
     message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
 
 
 class ErrorBody(Section):
@@ -130,7 +144,17 @@ class ModelCard(Section):
 
     id: str
     object: Literal["model"] = "model"
+    created: int = Field(description="when this server started")
     owned_by: Literal["medray"] = "medray"
+
+
+class ModelDetail(ModelCard):
+    """What somebody who asks it should know."""
+
+    release: str
+    version: int
+    system: str | None = Field(None, description="the system prompt of a release that talks; a client's own comes after it")
+    disclaimer: str | None = None
 
 
 class ModelList(Section):
@@ -145,6 +169,7 @@ class ReplicaReport(Section):
     release: str
     version: int
     precision: str
+    generating: int = Field(0, description="texts under way, waiting ones included")
     error: str | None = None
     error_version: int | None = None
 

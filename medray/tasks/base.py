@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from medray import plugins
-from medray.data.base import Encoded, Example, Mention
+from medray.data.base import Encoded, Example, Mention, Message
 from medray.schema import PluginOptions
 from medray.selection.metrics import Metrics
 from medray.selection.statistics import Answers
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 Needs = Literal["head", "token head", "language model"]
+Outcome = Literal["answered", "refused"]
 Spans = Sequence[tuple[int, int]]  # of one row, each from its first token to behind its last
 
 
@@ -153,6 +154,20 @@ class Task(Protocol):
 def task_options(options: PluginOptions) -> TaskOptions:
     assert isinstance(options, TaskOptions), f"the options of task {options.name} are no TaskOptions"
     return options
+
+
+@runtime_checkable
+class Chatting(Protocol):
+    """A task that answers conversations has these besides; its options hold `system`, `max_new_tokens` and `disclaimer`."""
+
+    @property
+    def options(self) -> Any: ...
+
+    def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> tuple[int, ...]:
+        """The task's system prompt first, one of the messages after it, as many turns as fit beside an answer of so many tokens."""
+        ...
+
+    def outcome(self, text: str) -> Outcome: ...
 
 
 def needs_of(options: PluginOptions) -> Needs:

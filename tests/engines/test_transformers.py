@@ -1,5 +1,6 @@
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,17 @@ import torch
 from medray.config import LoraConfig, ModelOptions
 from medray.engines.transformers import Engine
 from medray.errors import ConfigError, DataError
-from medray.generation import Sampling
+from medray.generation import Chunk, Sampling, gather
 from medray.models import sources
 from medray.models.build import Built, build
 from medray.tasks.base import Head
 
 HEAD = Head(("a", "b"))
+
+
+def said(engine: Engine, prompt: str | list[int], **sampling: Any) -> Chunk:
+    (whole,) = gather(engine.generate([prompt], Sampling(**sampling)), 1)  # type: ignore[list-item]
+    return whole
 
 
 def make(folder: Path, family: str, head: Head | None = HEAD) -> Built:
@@ -34,7 +40,7 @@ def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, famil
 def test_generation_reads_token_ids_as_they_are(tmp_path: Path) -> None:
     engine = Engine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=100)
     ids = engine.tokenizer("tumour in the lung")["input_ids"]
-    texts = [next(iter(engine.generate(prompts, Sampling(max_tokens=5)))).text for prompts in (["tumour in the lung"], [ids], [ids[::-1]])]
+    texts = [said(engine, prompt, max_tokens=5).text for prompt in ("tumour in the lung", ids, ids[::-1])]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -79,17 +85,17 @@ def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
 def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked(tmp_path: Path) -> None:
     built = make(tmp_path, "llama", head=None)
     engine = Engine(built, precision="fp32", token_budget=100)
-    (chunk,) = engine.generate(["tumour in the lung"], Sampling(max_tokens=5))
+    chunk = said(engine, "tumour in the lung", max_tokens=5)
     ids = built.tokenizer("tumour in the lung")["input_ids"]
     with torch.inference_mode():
         for _ in range(5):
             ids.append(int(built.model(torch.tensor([ids])).logits[0, -1].argmax()))
     assert chunk.text == built.tokenizer.decode(ids[4:], skip_special_tokens=True)
     word = chunk.text.split()[1]
-    (cut,) = engine.generate(["tumour in the lung"], Sampling(max_tokens=5, stop=(word,)))
+    cut = said(engine, "tumour in the lung", max_tokens=5, stop=(word,))
     assert cut.text == chunk.text[: chunk.text.index(word)]
     assert cut.finish == "stop"
-    sampled = [next(iter(engine.generate(["tumour"], Sampling(max_tokens=8, temperature=1.0, seed=seed)))).text for seed in (1, 1, 2)]
+    sampled = [said(engine, "tumour", max_tokens=8, temperature=1.0, seed=seed).text for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
 
 
@@ -97,11 +103,10 @@ def test_generation_in_batches_is_what_each_prompt_gives_alone(tmp_path: Path) -
     built = make(tmp_path, "llama", head=None)
     rng = random.Random(0)
     prompts = [tiny.text(rng, num_words) for num_words in (1, 9, 2, 5, 3, 7, 2, 4)]
-    alone = [next(iter(Engine(built, precision="fp32", token_budget=1).generate([prompt], Sampling(max_tokens=6)))) for prompt in prompts]
+    alone = [said(Engine(built, precision="fp32", token_budget=1), prompt, max_tokens=6) for prompt in prompts]
     together = Engine(built, precision="fp32", token_budget=1000).generate(prompts, Sampling(max_tokens=6))
-    assert {chunk.index: (chunk.text, chunk.finish) for chunk in together} == {
-        number: (chunk.text, chunk.finish) for number, chunk in enumerate(alone)
-    }
+    found = [(chunk.text, chunk.finish) for chunk in gather(together, len(prompts))]
+    assert found == [(chunk.text, chunk.finish) for chunk in alone]
 
 
 def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the_caller(tmp_path: Path) -> None:
@@ -109,7 +114,7 @@ def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the
     engine = Engine(built, precision="fp32", token_budget=1000)
 
     def sample() -> str:
-        return next(iter(engine.generate(["tumour in the lung"], Sampling(max_tokens=12, temperature=1.0, seed=1)))).text
+        return said(engine, "tumour in the lung", max_tokens=12, temperature=1.0, seed=1).text
 
     before, state = sample(), torch.get_rng_state()
     built.model.generation_config.top_k = 1
@@ -121,11 +126,11 @@ def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the
 def test_a_text_that_ends_itself_says_stop(tmp_path: Path) -> None:
     built = make(tmp_path, "llama", head=None)
     engine = Engine(built, precision="fp32", token_budget=100)
-    (chunk,) = engine.generate(["tumour"], Sampling(max_tokens=5))
+    chunk = said(engine, "tumour", max_tokens=5)
     assert chunk.finish == "length"
     third = built.tokenizer(chunk.text)["input_ids"][2]
     built.model.generation_config.eos_token_id = [built.tokenizer.eos_token_id, third]
-    (ended,) = engine.generate(["tumour"], Sampling(max_tokens=5))
+    ended = said(engine, "tumour", max_tokens=5)
     assert ended.finish == "stop"
     assert chunk.text.startswith(ended.text)
     assert len(ended.text) < len(chunk.text)

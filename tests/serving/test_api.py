@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from medray.errors import ConfigError, ServingError
 from medray.serving import keys
 from medray.serving.addresses import check_address
-from medray.serving.api import Event, make_api
+from medray.serving.api import make_api
 from medray.serving.schemas import (
     ROUTES,
     Answer,
@@ -27,6 +27,8 @@ from medray.serving.schemas import (
     Request,
     Response,
 )
+from medray.serving.service import Event, Events
+from medray.serving.talk import Asked, Described
 from medray.tasks import _mentions, choice
 
 SECRET = "patient Jane Roe has a tumour"
@@ -58,6 +60,12 @@ class Service:
             )
         answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
         return ClassifyResponse(release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,)))
+
+    async def talk(self, reference: str, asked: Asked) -> Events:
+        yield Refused(400, "wrong_route", "cancer does not talk: it is asked at /v1/classify", param="model")
+
+    async def describe(self, reference: str) -> Described | Refused:
+        return self.refused or Described("cancer", 7)
 
     async def health(self) -> Health:
         report = ReplicaReport(replica="a", release="cancer", version=7, precision="fp32", error="ArtifactError: /data/x", error_version=8)
@@ -195,7 +203,12 @@ def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
     streamed = http.post("/classify", content=(b"x" * 100 for _ in range(20)), headers={"content-type": "application/json"})
     for answer in (declared, streamed):
         assert answer.status_code == 413
-        assert answer.json()["error"] == {"type": "body_too_large", "message": "the body is larger than 1000 bytes"}
+        assert answer.json()["error"] == {
+            "message": "the body is larger than 1000 bytes",
+            "type": "body_too_large",
+            "param": None,
+            "code": "body_too_large",
+        }
     assert http.post("/classify", json={"text": "a" * 900}).status_code == 200
     assert len(service.asked) == 1
 
@@ -218,6 +231,9 @@ def test_without_its_token_nobody_asks_and_health_tells_the_status_alone() -> No
 def test_models_docs_and_the_root_are_there() -> None:
     http = client(Service("cancer@best", "findings@2"))
     assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["cancer@best", "findings@2"]
+    detail = http.get("/v1/models/cancer@best").json()
+    assert (detail["id"], detail["release"], detail["version"], detail["system"]) == ("cancer@best", "cancer", 7, None)
+    assert http.get("/v1/models/nobody").json()["error"]["code"] == "model_not_found"
     assert http.get("/docs").status_code == 200
     schema = http.get("/openapi.json").json()
     assert {"ClassifyRequest", "ClassifyResponse", "ChooseRequest", "ChooseResponse", "ErrorBody"} <= schema["components"]["schemas"].keys()

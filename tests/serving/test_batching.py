@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medray.serving.batching import Batcher, LateError, OverloadedError, TooManyTokensError, Turn
+from medray.serving.batching import Batcher, LateError, OverloadedError, TooManyTokensError
+from medray.serving.streams import Streams
+from medray.serving.turn import Turn
 
 
 class Echo:
@@ -37,6 +39,13 @@ def batcher(
     engine: Echo, thread: ThreadPoolExecutor, *, token_budget: int = 64, waiting_tokens: int = 100_000, overhead: int = 1000
 ) -> Batcher:
     return Batcher(engine, thread, token_budget=token_budget, waiting_tokens=waiting_tokens, overhead_tokens=overhead)  # type: ignore[arg-type]
+
+
+def turn(made: Batcher, *, max_tokens: int) -> Turn:
+    def never() -> Any:
+        raise AssertionError("nothing is generated here")
+
+    return Turn(made, Streams(never, made._thread, token_budget=1, waiting_tokens=1), max_tokens, later())
 
 
 def held(engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]], **settings: int) -> list[np.ndarray]:
@@ -139,7 +148,7 @@ def test_a_request_over_its_token_limit_is_refused_before_it_waits() -> None:
     with ThreadPoolExecutor(1) as thread:
         made = batcher(Echo(), thread)
         with pytest.raises(TooManyTokensError, match="12 tokens in one request, at most 10"):
-            Turn(made, 10, later()).logits([[1] * 6, [1] * 6])
+            turn(made, max_tokens=10).logits([[1] * 6, [1] * 6])
         assert not made._waiting
 
 
@@ -158,9 +167,9 @@ def test_prompts_with_the_same_continuations_are_scored_together_and_others_apar
         engine.go.clear()
         blocker = thread.submit(engine.go.wait, 10)
         made = batcher(engine, thread)
-        turn = Turn(made, max_tokens=100, deadline=later())
-        answers = [clients.submit(turn.score, [[number] * 5], behind) for number, behind in enumerate([two, three, two])]
-        answers.append(clients.submit(turn.logits, [[9] * 5]))
+        asking = turn(made, max_tokens=100)
+        answers = [clients.submit(asking.score, [[number] * 5], behind) for number, behind in enumerate([two, three, two])]
+        answers.append(clients.submit(asking.logits, [[9] * 5]))
         while len(made._waiting) < 4:
             time.sleep(0.001)
         engine.go.set()
@@ -169,4 +178,4 @@ def test_prompts_with_the_same_continuations_are_scored_together_and_others_apar
     assert found == [[[0, 0]], [[1, 1, 1]], [[2, 2]], [[9, 5]]]
     assert sorted(engine.batches) == [[2, 5, 5], [3, 5], [5]]
     with pytest.raises(TooManyTokensError, match="11 tokens"):  # the continuation's last token is only predicted
-        Turn(made, max_tokens=10, deadline=later()).score([[1] * 10], two)
+        turn(made, max_tokens=10).score([[1] * 10], two)

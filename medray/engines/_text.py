@@ -1,0 +1,52 @@
+"""Text of a row while its tokens come: no half characters, and nothing of what may become a stop string."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_BROKEN = "�"  # what a tokenizer says to the first bytes of a character
+
+
+class Text:
+    """`push` gives what is sure by now, `end` the rest. All pieces together are the text, cut before a stop string."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
+        self.stopped = False
+        self._ids: list[int] = []
+        self._start = self._read = 0  # tokens that words are spelled behind, and those whose text was taken
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        before, whole = self._decode(self._ids[self._start : self._read]), self._decode(self._ids[self._start :])
+        if whole.endswith(_BROKEN) or not whole.startswith(before) or len(whole) == len(before):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return self._sure(whole[len(before) :])
+
+    def end(self) -> str:
+        if self.stopped:
+            return ""
+        before, whole = self._decode(self._ids[self._start : self._read]), self._decode(self._ids[self._start :])
+        sure = self._sure(whole[len(before) :])
+        rest, self._held = self._held, ""
+        return sure if self.stopped else sure + rest
+
+    def _sure(self, new: str) -> str:
+        text = self._held + new
+        found = [place for place in map(text.find, self.stop) if place >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        kept = max((_beginning(text, word) for word in self.stop), default=0)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def _beginning(text: str, word: str) -> int:
+    """How many characters at the end of a text may be the beginning of a word."""
+    return next((size for size in range(min(len(text), len(word) - 1), 0, -1) if text.endswith(word[:size])), 0)

@@ -1,0 +1,71 @@
+"""A release that talks: from a conversation to a stream of rows, and from its pieces to what is said. Knows neither Ray nor HTTP."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medray.data.base import Message
+from medray.errors import ConfigError, ServingError
+from medray.facts import DISCLAIMER
+from medray.generation import Chunk, joined
+from medray.serving.schemas import Limits
+from medray.serving.streams import Deliver, Stream, Streams
+from medray.serving.talk import Asked, Begun, Described, Said
+from medray.tasks.base import Chatting
+
+
+class TooLongError(ServingError):
+    """What is asked for does not fit the model or the limits."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One version of a release. A text holds on to the one it began with."""
+
+    release: str
+    version: int
+    task: Chatting
+    tokenizer: Any
+    streams: Streams
+    precision: str
+    window: int  # places that the model has for tokens
+
+    def begin(self, asked: Asked, limits: Limits, deadline: float, deliver: Deliver) -> tuple[Begun, Stream]:
+        options = self.task.options
+        most = asked.max_tokens or min(options.max_new_tokens, limits.new_tokens)
+        if most > limits.new_tokens:
+            raise TooLongError(f"max_tokens {most}: at most {limits.new_tokens} tokens are generated")
+        try:
+            prompt = self.task.prompt(without_disclaimer(asked.messages), self.tokenizer, most)
+        except ConfigError as err:
+            raise TooLongError(str(err)) from None
+        longest = min(limits.tokens, self.window)
+        if len(prompt) + most > longest:
+            raise TooLongError(f"{len(prompt)} tokens and {most} to be generated: at most {longest} are read and written")
+        stream = self.streams.start(prompt, replace(asked.sampling, max_tokens=most), deliver, deadline)
+        return Begun(self.release, self.version, len(prompt), DISCLAIMER, options.disclaimer), stream
+
+    def describe(self) -> Described:
+        return Described(self.release, self.version, self.task.options.system, DISCLAIMER)
+
+
+class Telling:
+    """An answer while it is told: its last piece says what the whole was."""
+
+    def __init__(self, task: Chatting) -> None:
+        self.task = task
+        self._text = ""
+
+    def say(self, chunks: Sequence[Chunk]) -> Said:
+        piece = joined(0, chunks)
+        self._text += piece.text
+        outcome = self.task.outcome(self._text) if piece.finish else None
+        return Said(piece.text, piece.num_tokens, piece.logprobs, piece.finish, outcome)
+
+
+def without_disclaimer(messages: Sequence[Message]) -> list[Message]:
+    """A client sends back what it was told, the disclaimer at its end included, which the model never said."""
+    return [
+        replace(message, content=message.content.removesuffix(DISCLAIMER).rstrip()) if message.role == "assistant" else message
+        for message in messages
+    ]

@@ -1,0 +1,151 @@
+"""Texts of many requests, generated together: a step of all rows a turn, in the thread that computes. Knows no task and no Ray.
+
+Between two turns others compute in the same thread; between two prompts that join, those under way get a step.
+"""
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+from medray.engines._generation import Generation, Row
+from medray.generation import Chunk, Sampling, gather
+from medray.serving.batching import LateError, OverloadedError
+
+log = logging.getLogger(__name__)
+Deliver = Callable[[Chunk | Exception], None]  # called in the thread that computes; after a finish or an exception no more
+
+
+@dataclass(eq=False)
+class Stream:
+    """One text under way."""
+
+    row: Row
+    index: int  # of its prompt in the request; its row's is a number of our own
+    deliver: Deliver
+    deadline: float
+    cancelled: bool = False
+
+
+class Streams:
+    def __init__(self, make: Callable[[], Generation], thread: Executor, *, token_budget: int, waiting_tokens: int) -> None:
+        self.token_budget, self.waiting_tokens = token_budget, waiting_tokens
+        self._make, self._thread = make, thread
+        self._generation: Generation | None = None  # made by the first who asks: most releases never generate
+        self._lock = threading.Lock()
+        self._waiting: list[Stream] = []
+        self._running: dict[int, Stream] = {}  # by the number of its row
+        self._numbers = itertools.count()
+        self._turning = self._joined = False
+
+    def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float, index: int = 0) -> Stream:
+        """Its text comes to `deliver`, until `time.monotonic() == deadline`."""
+        with self._lock:
+            generation = self._generation = self._generation or self._make()
+            stream = Stream(generation.row(next(self._numbers), prompt, sampling), index, deliver, deadline)
+            tokens = sum(waiting.row.most for waiting in [*self._waiting, stream] if not waiting.cancelled)
+            if tokens > self.waiting_tokens:
+                raise OverloadedError(f"{tokens} tokens would wait, at most {self.waiting_tokens} may")
+            self._waiting.append(stream)
+            if not self._turning:
+                self._turning = True
+                self._thread.submit(self._turn)
+        return stream
+
+    def cancel(self, stream: Stream) -> None:
+        """Its row is free at the next step."""
+        stream.cancelled = True
+
+    def collect(self, prompts: Sequence[Sequence[int]], sampling: Sampling, deadline: float) -> list[Chunk]:
+        """Whole texts of one request."""
+        told: queue.SimpleQueue[Chunk | Exception] = queue.SimpleQueue()
+        seeds = [sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + at) for at in range(len(prompts))]
+        started: list[Stream] = []
+        chunks: list[Chunk] = []
+        missing = len(prompts)
+        try:
+            for index, (prompt, asked) in enumerate(zip(prompts, seeds, strict=True)):
+                started.append(self.start(prompt, asked, told.put, deadline, index))
+            while missing:
+                found = told.get(timeout=max(0.0, deadline - time.monotonic()))
+                if isinstance(found, Exception):
+                    raise found
+                chunks.append(found)
+                missing -= found.finish is not None
+        except queue.Empty:
+            raise LateError("the answer was not ready in time") from None
+        finally:
+            for stream in started:
+                self.cancel(stream)
+        return gather(chunks, len(prompts))
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def _turn(self) -> None:
+        generation = self._generation
+        assert generation is not None
+        joining = self._choose(generation)
+        try:
+            chunks = generation.join([stream.row for stream in joining]) if joining else generation.step() if generation.rows else []
+        except Exception as err:  # whatever it is, those who wait must hear of it
+            self._fail(generation, err)
+        else:
+            self._tell(chunks)
+        # One step a turn, so that whatever else computes here goes on too.
+        with self._lock:
+            self._turning = bool(self._waiting or self._running)
+            if self._turning:
+                self._thread.submit(self._turn)
+
+    def _choose(self, generation: Generation) -> list[Stream]:
+        """Who joins now; those who left or came too late are gone after."""
+        now = time.monotonic()
+        with self._lock:
+            late = [stream for stream in [*self._waiting, *self._running.values()] if not stream.cancelled and now >= stream.deadline]
+            for stream in late:
+                stream.cancelled = True
+            self._waiting = [stream for stream in self._waiting if not stream.cancelled]
+            self._running = {number: stream for number, stream in self._running.items() if not stream.cancelled}
+            generation.drop([row for row in generation.rows if row.index not in self._running])
+            has_had_turn = not (self._joined and self._running)
+            admitted = generation.admit([stream.row for stream in self._waiting], self.token_budget) if has_had_turn else []
+            joining, self._waiting = self._waiting[: len(admitted)], self._waiting[len(admitted) :]
+            self._running |= {stream.row.index: stream for stream in joining}
+            self._joined = bool(joining)
+        for stream in late:
+            _deliver(stream, LateError("the answer was not ready in time"))
+        return joining
+
+    def _tell(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            with self._lock:
+                stream = self._running[chunk.index]
+                if chunk.finish:
+                    del self._running[chunk.index]
+            if not stream.cancelled:
+                _deliver(stream, replace(chunk, index=stream.index))
+
+    def _fail(self, generation: Generation, err: Exception) -> None:
+        with self._lock:
+            failed, self._running = list(self._running.values()), {}
+        generation.drop(list(generation.rows))
+        for stream in failed:
+            _deliver(stream, err)
+
+
+def _deliver(stream: Stream, found: Chunk | Exception) -> None:
+    try:
+        stream.deliver(found)
+    except RuntimeError as err:  # the loop of who asked is closed: a replica that ends
+        log.warning("a text under way has nobody left to be told to: %s", err)
+        stream.cancelled = True

@@ -1,0 +1,112 @@
+"""Which arithmetic is faster here, measured at every load with what the release will do."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Parameter
+
+from medray.data.base import Example
+from medray.engines.transformers import Engine
+from medray.generation import Sampling
+from medray.loading import PROBE_TEXTS
+from medray.serving.turn import Counting
+from medray.tasks.base import Task
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TIMED_TOKENS = 1024  # as in a busy moment, and little enough that a load takes about a second more
+_TIMED_ROWS, _TIMED_STEPS = 8, 4
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a batch of one short text, and of one as in a busy moment, and how many tokens more that has."""
+
+    small_s: float
+    full_s: float
+    tokens: int
+
+    @property
+    def overhead_tokens(self) -> int:
+        per_token = max(self.full_s - self.small_s, 1e-9) / self.tokens
+        return min(int(self.small_s / per_token), 1 << 20)
+
+
+def generates(engine: Engine, task: Task) -> bool:
+    """Whether the task's answers are generated: what counts then is a step, and whole answers would be a minute at every load."""
+    counting = Counting(engine, 0)
+    task.predict(counting, [Example("few", PROBE_TEXTS[2])])
+    return counting.generates
+
+
+def time_texts(engine: Engine, task: Task, thread: Executor) -> Timing:
+    """The best of a few, so that a load beside live traffic judges as one on a quiet machine would."""
+    few = [Example("few", PROBE_TEXTS[2])]
+    head = task.head()
+    counting = Counting(engine, len(head.labels) if head else 0)
+    task.predict(counting, few)
+    length, small = max(1, task.options.max_length // 2), counting.num_tokens
+    text = " ".join([PROBE_TEXTS[2]] * max(1, length // len(engine.tokenizer(PROBE_TEXTS[2])["input_ids"])))
+    many = [Example(str(number), text) for number in range(max(2, _TIMED_TOKENS // max(length, small)))]
+    task.predict(counting, many)
+    seconds = [tuple(thread.submit(_seconds, engine, task, rows).result() for rows in (few, many)) for _ in range(4)]
+    tokens = max(1, counting.num_tokens - 2 * small)
+    return Timing(min(small_s for small_s, _ in seconds), min(full_s for _, full_s in seconds), tokens)
+
+
+def time_steps(engine: Engine, thread: Executor) -> float:
+    """Seconds of a step of several rows, the best of a few."""
+    return min(thread.submit(_step_seconds, engine).result() for _ in range(3))
+
+
+def _seconds(engine: Engine, task: Task, examples: Sequence[Example]) -> float:
+    start = time.perf_counter()
+    task.predict(engine, examples)  # its result is on the CPU, so the device has finished
+    return time.perf_counter() - start
+
+
+def _step_seconds(engine: Engine) -> float:
+    generation = engine.generation()
+    generation.ends = set()  # no row may leave before it was timed
+    prompt = engine.tokenizer(PROBE_TEXTS[0])["input_ids"]
+    rows = [generation.row(number, prompt, Sampling(max_tokens=2 + _TIMED_STEPS)) for number in range(_TIMED_ROWS)]
+    generation.join(rows)
+    start = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+        generation.step()
+    return (time.perf_counter() - start) / _TIMED_STEPS
+
+
+@contextmanager
+def cast(model: Any, precision: Precision) -> Iterator[None]:
+    """The model as `cast_linears` leaves it, and afterwards as it was."""
+    held = [(module, module.weight, module.bias) for module in model.modules() if isinstance(module, Linear)]
+    try:
+        cast_linears(model, precision)
+        yield
+    finally:
+        for module, weight, bias in held:
+            module.weight, module.bias = weight, bias
+
+
+def cast_linears(model: Any, precision: Precision) -> None:
+    """What autocast would do at every call, once: the same numbers in less time, above all where one token is read.
+
+    Each gets weights of its own: an output layer may share them with the embeddings, where what flows between layers would be rounded.
+    """
+    if precision == "fp32":
+        return
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.weight = _as(module.weight, precision)
+            module.bias = None if module.bias is None else _as(module.bias, precision)
+
+
+def _as(parameter: Tensor, precision: Precision) -> Parameter:
+    return Parameter(parameter.detach().to(_TYPES[precision]), requires_grad=False)

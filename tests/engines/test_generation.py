@@ -1,0 +1,209 @@
+"""Rows that decode together say what each says alone."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from medray.config import LoraConfig, ModelOptions
+from medray.engines._generation import Generation
+from medray.engines._text import Text
+from medray.engines.transformers import Engine
+from medray.errors import ConfigError
+from medray.generation import Chunk, Sampling, gather
+from medray.models import sources
+from medray.models.build import Built, build
+
+PROMPTS = [[10, 11, 12], [20] * 17, [9, 1, 13, 1, 14], [15], [16, 17, 18, 19], [30, 31] * 6]
+LENGTHS = [9, 5, 12, 20, 1, 7]
+
+
+def make(folder: Path, family: str = "llama", **changed: Any) -> Built:
+    source = str(tiny.base(folder, family, **changed))
+    return build(sources.resolve(source, None), None, ModelOptions(), LoraConfig(), seed=1)
+
+
+def alone(built: Built, prompt: list[int], num: int) -> str:
+    """By transformers' own loop."""
+    built.model.eval()
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        made = built.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=num, do_sample=False, pad_token_id=0, eos_token_id=1
+        )
+    return built.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
+
+
+def texts(chunks: list[Chunk]) -> list[str]:
+    return [chunk.text for chunk in gather(chunks, len(PROMPTS))]
+
+
+@pytest.mark.parametrize(
+    ("family", "changed"),
+    [*((family, {}) for family in tiny.DECODERS), ("mistral", {"sliding_window": 6}), ("llama", {"attn_implementation": "eager"})],
+)
+def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alone(
+    tmp_path: Path, family: str, changed: dict[str, Any]
+) -> None:
+    built = make(tmp_path, family, **changed)
+    wanted = [alone(built, prompt, num) for prompt, num in zip(PROMPTS, LENGTHS, strict=True)]
+    generation = Engine(built, precision="fp32", token_budget=1).generation()
+    rows = [generation.row(at, prompt, Sampling(max_tokens=LENGTHS[at])) for at, prompt in enumerate(PROMPTS)]
+    chunks, most = [], 0
+    for at in range(0, len(rows), 2):  # two prompts at a time, while those before are under way
+        chunks += generation.join(rows[at : at + 2])
+        for _ in range(3):
+            most = max(most, len(generation.rows))
+            chunks += generation.step()
+    while generation.rows:
+        chunks += generation.step()
+    assert texts(chunks) == wanted
+    assert most >= 3
+    assert len(set(wanted)) == len(wanted)
+
+
+def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    generation = Engine(built, precision="fp32", token_budget=1).generation()
+    short, long, other = (generation.row(at, PROMPTS[at], Sampling(max_tokens=20)) for at in range(3))
+    chunks = generation.join([short, long, other])
+    chunks += generation.step()
+    generation.drop([long])
+    assert generation.rows == [short, other]
+    assert generation._cache is not None
+    assert generation._cache.get_seq_length() == other.length  # nothing is kept for the longest row, which left
+    while generation.rows:
+        chunks += generation.step()
+    found = texts(chunks)
+    assert found[0] == alone(built, PROMPTS[0], 20)
+    assert found[2] == alone(built, PROMPTS[2], 20)
+    assert generation._cache is None
+
+
+def test_the_budget_bounds_keys_and_values_and_one_row_always_goes(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    generation = Engine(built, precision="fp32", token_budget=1).generation()
+    rows = [generation.row(at, [5] * size, Sampling(max_tokens=10)) for at, size in enumerate((10, 10, 30, 5))]
+    assert generation.admit(rows, 1) == rows[:1]
+    assert generation.admit(rows, 59) == rows[:2]  # a third would make three rows of forty
+    assert generation.admit(rows, 120) == rows[:3]
+    generation.join(rows[2:3])
+    assert generation.admit(rows[:2], 79) == []
+    assert generation.admit(rows[:2], 80) == rows[:1]
+
+
+def test_a_small_budget_changes_nothing_of_what_is_said(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    wanted = [alone(built, prompt, 8) for prompt in PROMPTS]
+    for budget in (1, 60, 1000):
+        engine = Engine(built, precision="fp32", token_budget=budget)
+        assert texts(list(engine.generate(PROMPTS, Sampling(max_tokens=8)))) == wanted
+
+
+def test_text_comes_token_by_token_and_the_last_piece_says_why_it_ended(tmp_path: Path) -> None:
+    engine = Engine(make(tmp_path), precision="fp32", token_budget=100)
+    chunks = list(engine.generate([PROMPTS[0]], Sampling(max_tokens=6)))
+    assert len(chunks) > 3
+    assert [chunk.finish for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    assert sum(chunk.num_tokens for chunk in chunks) == 6
+
+
+def sampled(engine: Engine, prompts: list[list[int]], **settings: Any) -> list[str]:
+    sampling = Sampling(max_tokens=12, temperature=1.0, **settings)
+    return [chunk.text for chunk in gather(engine.generate(prompts, sampling), len(prompts))]
+
+
+def test_a_seed_says_the_same_whatever_it_is_batched_with(tmp_path: Path) -> None:
+    engine = Engine(make(tmp_path), precision="fp32", token_budget=1000)
+    (one,) = sampled(engine, PROMPTS[:1], seed=3)
+    assert sampled(engine, PROMPTS, seed=3)[0] == one
+    assert sampled(engine, PROMPTS[:1], seed=4) != [one]
+    assert len({sampled(engine, PROMPTS[:1])[0] for _ in range(4)}) > 1  # without a seed
+    assert len(set(sampled(engine, PROMPTS[:1] * 4, seed=3))) > 1  # each prompt draws its own numbers
+
+
+def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    engine = Engine(built, precision="fp32", token_budget=1000)
+    assert sampled(engine, PROMPTS[:1], top_p=1e-6) == [alone(built, PROMPTS[0], 12)]
+    counts = dict.fromkeys(range(4), 0)
+    generation = engine.generation()
+    for seed in range(200):
+        row = generation.row(0, [5], Sampling(max_tokens=1, temperature=1.0, top_p=0.6, seed=seed))
+        generation._accept([row], torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log())
+        counts[row.made[0]] += 1
+    assert counts[2] == counts[3] == 0  # 0.5 and 0.3 hold more than 0.6
+    assert counts[0] > counts[1] > 40
+
+
+def test_logprobs_are_the_models_own_of_each_token_made(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    (chunk,) = gather(Engine(built, precision="fp32", token_budget=1000).generate(PROMPTS[:1], Sampling(max_tokens=4, logprobs=3)), 1)
+    assert len(chunk.logprobs) == chunk.num_tokens == 4
+    with torch.inference_mode():
+        first = built.model(torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
+    values, ids = first.topk(3)
+    assert [value for _, value in chunk.logprobs[0].top] == pytest.approx(values.tolist(), abs=1e-5)
+    assert [text for text, _ in chunk.logprobs[0].top] == [built.tokenizer.decode([number]) for number in ids.tolist()]
+    assert chunk.logprobs[0].logprob == pytest.approx(float(values[0]), abs=1e-5)
+    (plain,) = gather(Engine(built, precision="fp32", token_budget=1000).generate(PROMPTS[:1], Sampling(max_tokens=4)), 1)
+    assert (plain.text, plain.logprobs) == (chunk.text, ())
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+def pushed(text: str, *stop: str) -> list[str]:
+    """What each byte lets out, and the rest."""
+    reader, pieces = Text(Bytes(), stop), []
+    for token in text.encode():
+        pieces.append(reader.push(token))
+        if reader.stopped:
+            return pieces
+    return [*pieces, reader.end()]
+
+
+def test_no_piece_holds_half_a_character_and_none_is_lost() -> None:
+    for text in ("naïve β-blocker 5 µg", "体温 38 °C 🌡️ ok", "plain"):
+        pieces = pushed(text)
+        assert "".join(pieces) == text
+        assert not any("\ufffd" in piece for piece in pieces)
+    reader = Text(Bytes(), ())
+    assert [reader.push(token) for token in "é".encode()[:1]] == [""]
+    assert reader.end() == "\ufffd"  # cut by the length in the middle of a character
+
+
+def test_what_may_become_a_stop_string_is_held_back_until_it_is_known() -> None:
+    assert pushed("say END now", "END") == ["s", "a", "y", " ", "", "", ""]
+    assert "".join(pushed("say EN", "END")) == "say EN"
+    assert pushed("aab", "ab") == ["", "a", ""]
+    assert "".join(pushed("one ENE END", "END")) == "one ENE "
+    assert "".join(pushed("stop or halt", "halt", "or")) == "stop "
+    rng = random.Random(0)
+    for _ in range(300):
+        text, stop = ("".join(rng.choice("ab") for _ in range(size)) for size in (20, rng.randint(1, 5)))
+        assert "".join(pushed(text, stop)) == text.partition(stop)[0]
+
+
+def test_a_stop_string_ends_a_row_and_its_tokens_are_counted(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    engine = Engine(built, precision="fp32", token_budget=1000)
+    (whole,) = gather(engine.generate(PROMPTS[:1], Sampling(max_tokens=8)), 1)
+    word = whole.text.split()[3]
+    (cut,) = gather(engine.generate(PROMPTS[:1], Sampling(max_tokens=8, stop=(word,))), 1)
+    assert cut.text == whole.text[: whole.text.index(word)]
+    assert (cut.finish, cut.num_tokens < 8) == ("stop", True)
+
+
+def test_a_model_that_keeps_other_states_is_refused(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    built.model.get_base_model().config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ConfigError, match="more than keys and values"):
+        Generation(built.model, built.tokenizer, lambda: torch.inference_mode())

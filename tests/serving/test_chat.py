@@ -1,0 +1,209 @@
+"""A release that talks, as a replica holds it: many conversations at once, each what it would be alone."""
+
+import asyncio
+import queue
+import time
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from medray.data.base import Message
+from medray.facts import DISCLAIMER
+from medray.generation import Chunk, Sampling, gather
+from medray.registry import Registry, Release
+from medray.serving.chat import Chat, Telling, TooLongError, without_disclaimer
+from medray.serving.head import Head, open_head
+from medray.serving.replica import HeadReplica
+from medray.serving.schemas import AppOptions, ClassifyRequest, Limits, Refused
+from medray.serving.talk import Asked, Begun, Said
+from medray.serving.timing import cast
+
+QUESTIONS = ("renal failure study", "rhythm pressure", "fever after infection and culture", "glucose")
+OPTIONS = {"precision": "fp32", "token_budget": 256}
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    place = tmp_path_factory.mktemp("chat")
+    checkpoint = tiny.trial(tiny.instruct_study(place, "train.epochs=1"), place).run().checkpoint
+    return Registry(str(place / "runs")).publish(checkpoint, "adviser")
+
+
+@pytest.fixture(scope="module")
+def chat(release: Release) -> Iterator[Chat]:
+    with ThreadPoolExecutor(1) as thread:
+        found = open_head(release, AppOptions(releases=("adviser",), **OPTIONS), thread, device="cpu")
+        assert isinstance(found, Chat)
+        yield found
+
+
+def asked(*said: str, max_tokens: int | None = 6, **sampling: Any) -> Asked:
+    roles = ("user", "assistant") * len(said)
+    turns = tuple(Message(role, text) for role, text in zip(roles, said, strict=False))  # type: ignore[arg-type]
+    return Asked(turns, Sampling(**sampling), max_tokens, whole=False)
+
+
+def told(chat: Chat, question: Asked, limits: Limits | None = None) -> tuple[Begun, Chunk]:
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    begun, _ = chat.begin(question, limits or Limits(), time.monotonic() + 30, answer.put)
+    chunks: list[Chunk] = []
+    while not chunks or not chunks[-1].finish:
+        chunks.append(answer.get(timeout=30))
+    return begun, gather(chunks, 1)[0]
+
+
+def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(release: Release, chat: Chat) -> None:
+    loaded = release.load()
+    wanted = []
+    for question in QUESTIONS:
+        prompt = loaded.task.prompt([Message("user", question)], loaded.engine.tokenizer, 6)
+        (alone,) = gather(loaded.engine.generate([prompt], Sampling(max_tokens=6)), 1)
+        wanted.append((len(prompt), alone.text, alone.finish))
+    with ThreadPoolExecutor(4) as clients:
+        found = list(clients.map(lambda question: told(chat, asked(question)), QUESTIONS))
+    assert [(begun.prompt_tokens, text.text, text.finish) for begun, text in found] == wanted
+    assert {(begun.release, begun.version, begun.disclaimer) for begun, _ in found} == {("adviser", 1, DISCLAIMER)}
+    assert len({text.text for _, text in found}) > 1
+
+
+def test_turns_before_and_a_clients_system_message_change_the_answer(chat: Chat) -> None:
+    alone = told(chat, asked("glucose"))[0].prompt_tokens
+    assert told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens > alone
+    system = Asked((Message("system", "study of cell"), *asked("glucose").messages), Sampling(), 6, whole=False)
+    begun, _ = told(chat, system)
+    assert begun.prompt_tokens == alone + 3
+    tokens = chat.task.prompt(system.messages, chat.tokenizer, 6)
+    text = chat.tokenizer.decode(tokens)
+    assert text.index("the study of") < text.index("study of cell")  # ours first
+
+
+def test_the_disclaimer_that_a_client_sends_back_is_not_read_as_the_models_words(chat: Chat) -> None:
+    with_it = told(chat, asked("rhythm", f"heart failure\n\n{DISCLAIMER}", "glucose"))
+    assert with_it[0].prompt_tokens == told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens
+    said = [Message("user", f"why {DISCLAIMER}")]
+    assert without_disclaimer(said) == said
+
+
+def test_what_does_not_fit_is_refused_before_it_waits(chat: Chat) -> None:
+    for question, limits, part in (
+        (asked("glucose", max_tokens=9), Limits(new_tokens=8), "at most 8 tokens are generated"),
+        (asked("glucose"), Limits(tokens=7), "at most 7 are read and written"),
+        (asked("glucose", max_tokens=200), Limits(), f"at most {chat.window} are read and written"),
+        (asked("glucose", "fever"), Limits(), "the last message must be the user's"),
+    ):
+        with pytest.raises(TooLongError, match=part):
+            chat.begin(question, limits, time.monotonic() + 30, lambda found: None)
+    assert chat.streams.num_waiting == chat.streams.num_running == 0
+
+
+def test_without_a_number_the_releases_own_counts_up_to_the_limit(chat: Chat) -> None:
+    assert told(chat, asked("glucose", max_tokens=None))[1].num_tokens <= 6
+    assert told(chat, asked("glucose", max_tokens=None), Limits(new_tokens=2))[1].num_tokens <= 2
+
+
+def test_the_last_piece_judges_the_whole_answer() -> None:
+    class Task:
+        options = None
+
+        def prompt(self, *others: Any) -> tuple[int, ...]:
+            raise AssertionError
+
+        def outcome(self, text: str) -> Any:
+            return "refused" if text == "I cannot." else "answered"
+
+    telling = Telling(Task())
+    assert telling.say([Chunk(0, "I ", None, 1), Chunk(0, "can", None, 1)]) == Said("I can", 2)
+    assert telling.say([Chunk(0, "not.", "stop", 2)]) == Said("not.", 2, (), "stop", "refused")
+
+
+def test_weights_that_were_cast_for_a_measurement_are_the_old_ones_after(chat: Chat) -> None:
+    model = chat.streams._make().model
+    before = dict(model.named_parameters())
+    with cast(model, "bf16"):
+        assert model.get_output_embeddings().weight.dtype == torch.bfloat16
+        assert model.get_input_embeddings().weight.dtype == torch.float32
+    assert {name: id(weight) for name, weight in model.named_parameters()} == {name: id(weight) for name, weight in before.items()}
+
+
+def test_bf16_is_served_where_it_was_asked_for(release: Release) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        found = open_head(release, AppOptions(releases=("adviser",), precision="bf16", token_budget=256), thread, device="cpu")
+        assert isinstance(found, Chat)
+        assert found.precision == "bf16"
+        assert told(found, asked("glucose"))[1].finish
+
+
+class Replica(HeadReplica):
+    """Without Serve around it."""
+
+    def __init__(self, model: Head | Chat) -> None:
+        self.follower = SimpleNamespace(model=model)  # type: ignore[assignment]
+        self.options = AppOptions(releases=("adviser",))
+        self.requests = ThreadPoolExecutor(2)
+
+
+async def everything(pieces: AsyncGenerator[Any, None]) -> list[Any]:
+    return [piece async for piece in pieces]
+
+
+def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: Chat) -> None:
+    replica = Replica(chat)
+    question = asked("glucose")
+    streamed = asyncio.run(everything(replica.talk(question, 30.0)))
+    begun, *said = streamed
+    assert isinstance(begun, Begun)
+    assert [piece.finish for piece in said[:-1]] == [None] * (len(said) - 1)
+    whole = asyncio.run(everything(replica.talk(Asked(question.messages, question.sampling, 6, whole=True), 30.0)))
+    assert len(whole) == 2
+    assert replace(whole[0], first_token_s=None) == replace(begun, first_token_s=None)
+    assert whole[0].first_token_s is not None
+    assert 0 < whole[0].first_token_s < 30
+    assert whole[1].text == "".join(piece.text for piece in said)
+    assert (whole[1].finish, whole[1].outcome, whole[1].num_tokens) == (
+        said[-1].finish,
+        "answered",
+        sum(piece.num_tokens for piece in said),
+    )
+
+
+def test_a_listener_that_leaves_frees_the_row(chat: Chat) -> None:
+    replica = Replica(chat)
+
+    async def leave() -> None:
+        pieces = replica.talk(asked("glucose", max_tokens=60), 30.0)
+        await anext(pieces)
+        await pieces.aclose()
+        end = time.monotonic() + 10
+        while chat.streams.num_running:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+
+    asyncio.run(leave())
+
+
+def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Chat) -> None:
+    replica = Replica(chat)
+    (late,) = asyncio.run(everything(replica.talk(asked("glucose"), -1.0)))
+    assert late.status == 504
+    (long,) = asyncio.run(everything(replica.talk(asked("glucose", max_tokens=10**4), 30.0)))
+    assert (long.status, long.code) == (400, "context_length_exceeded")
+    wrong = replica._answer(ClassifyRequest(text="a"), time.monotonic() + 1)
+    assert isinstance(wrong, Refused)
+    assert (wrong.status, wrong.message) == (400, "adviser is asked at /v1/chat/completions")
+
+
+def test_a_release_that_does_not_talk_says_so(tmp_path: Path) -> None:
+    checkpoint = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path).run().checkpoint
+    release = Registry(str(tmp_path / "runs")).publish(checkpoint, "cancer")
+    with ThreadPoolExecutor(1) as thread:
+        head = open_head(release, AppOptions(releases=("cancer",), **OPTIONS), thread, device="cpu")
+        (refused,) = asyncio.run(everything(Replica(head).talk(asked("glucose"), 30.0)))
+    assert (refused.status, refused.message) == (400, "cancer does not talk: it is asked at /v1/classify")
+    assert head.describe().system is None
