@@ -1,5 +1,6 @@
 """The HTTP routes over a `Service`. Every answer and every error is a typed body; no error repeats what was sent. Knows no Ray."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -9,11 +10,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medray.serving import completion_routes, schemas
+from medray.serving import completion_routes, page, schemas
+from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
 from medray.serving.guard import Guard
 from medray.serving.refusals import choose, error, request_id
 from medray.serving.schemas import ROUTES, ErrorBody, Health, Limits, ModelCard, ModelDetail, ModelList, Refused, Route
@@ -29,8 +31,20 @@ def make_api(service: Service, limits: Limits, digests: frozenset[str] | None, *
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)}
 
     @api.get("/", include_in_schema=False)
-    async def root() -> dict[str, Any]:
-        return {"service": "medray", "version": version, "models": service.references, "docs": "/docs", "notice": DISCLAIMER}
+    async def root(request: Request) -> Response:
+        if page.is_asked_for(request.headers):
+            return Response(page.html(), media_type="text/html", headers=page.headers())
+        told = {"service": "medray", "version": version, "models": service.references, "docs": "/docs", "notice": DISCLAIMER}
+        return JSONResponse(told, headers={"vary": "accept"})
+
+    @api.get("/v1/releases", responses={401: {"model": ErrorBody}})
+    async def releases() -> ReleaseList:
+        found = await asyncio.gather(*map(service.card, service.references))
+        named = list(zip(service.references, found, strict=True))
+        return ReleaseList(
+            data=tuple(ServedCard(id=name, **dict(told)) for name, told in named if isinstance(told, ReleaseCard)),
+            unavailable=tuple(Unavailable(id=name, message=told.message) for name, told in named if isinstance(told, Refused)),
+        )
 
     @api.get("/v1/models")
     async def models() -> ModelList:

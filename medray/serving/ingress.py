@@ -16,6 +16,7 @@ from ray.util.metrics import Counter, Histogram
 from medray.serving import keys
 from medray.serving.addresses import check_address
 from medray.serving.api import make_api
+from medray.serving.cards import ReleaseCard
 from medray.serving.process import prepare
 from medray.serving.schemas import (
     RETRY_AFTER_S,
@@ -104,6 +105,14 @@ class Ingress:
         try:
             async with asyncio.timeout(_REPORT_S):
                 found: Described = await self.heads[reference].describe.remote()
+                return found
+        except _EXPECTED as err:
+            return self._refused(err)
+
+    async def card(self, reference: str) -> ReleaseCard | Refused:
+        try:
+            async with asyncio.timeout(_REPORT_S):
+                found: ReleaseCard = await self.heads[reference].card.remote()
                 return found
         except _EXPECTED as err:
             return self._refused(err)

@@ -16,6 +16,7 @@ from medray.errors import DataError, ServingError
 from medray.generation import Chunk
 from medray.registry import Registry, Release
 from medray.serving.batching import LateError, OverloadedError, TooManyTokensError
+from medray.serving.cards import ReleaseCard, card
 from medray.serving.chat import Chat, Telling, TooLongError
 from medray.serving.follow import Follower
 from medray.serving.head import Head, open_head
@@ -127,6 +128,9 @@ class HeadReplica:
 
     async def describe(self) -> Described:
         return self.follower.model.describe()
+
+    async def card(self) -> ReleaseCard:
+        return await asyncio.get_running_loop().run_in_executor(self.requests, card, self.follower.release)
 
     async def report(self) -> ReplicaReport:
         following, head = self.follower, self.follower.model
