@@ -1,6 +1,7 @@
 """A service that answers without a model: one release of each kind, as the page and the fuzzer ask them."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from medray.serving.schemas import (
     ChooseResponse,
     ClassifyRequest,
     ClassifyResponse,
+    ExtractRequest,
+    ExtractResponse,
     Health,
     Limits,
     Refused,
@@ -30,6 +33,8 @@ from medray.serving.schemas import (
 from medray.serving.service import Event, Events
 from medray.serving.talk import Asked, Begun, Described, Said
 from medray.tasks import choice
+from medray.tasks._mentions import Answer as Mentions
+from medray.tasks._mentions import Found
 
 TERMS = ("chills", "high fever", "itching", "joint pain", "nodal skin eruptions", "skin rash", "vomiting")
 DISEASES = (*(f"disease {number}" for number in range(1, 16)), "paroxysmal positional vertigo with a long name")
@@ -74,6 +79,7 @@ CARDS = {
     "pubmedqa@2": _card(
         "pubmedqa", "choice", "/v1/choose", pubmedqa.Options(name="pubmedqa", path="-").form(), labels=("maybe", "no", "yes")
     ),
+    "diseases@1": _card("diseases", "tagging", "/v1/extract", Form(), labels=("disease", "drug")),
     "adviser@best": _card("adviser", "instruct", CHAT_PATH, Form(), system="You answer carefully."),
 }
 
@@ -92,13 +98,16 @@ class Service:
         if self.refused:
             return self.refused
         told = CARDS[reference]
-        wanted = {"/v1/classify": ClassifyRequest, "/v1/choose": ChooseRequest}.get(told.path)
+        wanted = {"/v1/classify": ClassifyRequest, "/v1/choose": ChooseRequest, "/v1/extract": ExtractRequest}.get(told.path)
         if wanted is None or not isinstance(request, wanted):
             return Refused(400, "wrong_route", f"{told.release} is asked at {told.path}", param="model")
         count = len(request.inputs or (1,))
         if isinstance(request, ClassifyRequest):
             answer = Answer(label="cancer", labels=("cancer",), confidence=0.83, probabilities={"cancer": 0.83, "no cancer": 0.17})
             return ClassifyResponse(release=told.release, version=told.version, predictions=(answer,) * count)
+        if isinstance(request, ExtractRequest):
+            answers = tuple(Mentions(mentions=_mentions(text)) for text in (request.inputs or (request.text or "",)))
+            return ExtractResponse(release=told.release, version=told.version, predictions=answers)
         total = 2 ** len(told.labels) - 1
         probabilities = {label: 2**place / total for place, label in enumerate(told.labels)}
         ranked = tuple(reversed(told.labels))
@@ -135,6 +144,13 @@ class Service:
 
     def record(self, event: Event) -> None:
         self.events.append(event)
+
+
+def _mentions(text: str) -> tuple[Found, ...]:
+    known = re.finditer("(?P<disease>asthma|lung cancer|cancer)|(?P<drug>aspirin)", text)
+    return tuple(
+        Found(start=match.start(), end=match.end(), text=match.group(), kind=str(match.lastgroup), confidence=0.9) for match in known
+    )
 
 
 def api(service: Service, digests: frozenset[str] | None = None) -> FastAPI:

@@ -33,7 +33,7 @@ class ReleaseCard(Section):
     path: str = Field(description="the route that it is asked at")
     form: Form = Field(description="what a text is made of, as those that it was trained on")
     terms: tuple[str, ...] = Field((), description="the vocabulary of a form's terms, where its data has one")
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = Field(description="or the kinds of mentions")
     system: str | None = Field(None, description="the system prompt of a release that talks")
     base: str
     method: str
@@ -73,7 +73,7 @@ def card(release: "Release") -> ReleaseCard:
         path=route.paths[0] if route else CHAT_PATH,
         form=form(manifest),
         terms=tuple(audit(folder).get("terms", ())),
-        labels=told.labels,
+        labels=told.labels or tuple(manifest.task.state.get("kinds", ())),
         system=manifest.task.options.get("system"),
         base=told.base + (f" ({told.note})" if told.note else ""),
         method=told.method,

@@ -36,6 +36,8 @@ async function say(event) {
         said.append(part);
         $("talk").scrollTop = $("talk").scrollHeight;
       }
+      const masked = Object.entries(piece.masked || {});
+      if (masked.length) said.after(remarks({ masked: piece.masked })[0]);
       if (piece.outcome === "refused") said.parentElement.classList.add("refused");
     }
   } catch (error) {

@@ -23,6 +23,7 @@ class Event:
     release: str = ""
     version: int = 0
     labels: tuple[str, ...] = ()
+    confidences: tuple[float, ...] = ()
     outcome: Outcome | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0

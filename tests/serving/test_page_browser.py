@@ -123,6 +123,23 @@ def test_a_question_is_asked_with_its_abstract_as_the_release_was_trained(page: 
     page.is_clean()
 
 
+def test_mentions_are_marked_where_they_stand_whatever_characters_come_before(page: Page) -> None:
+    page.open("diseases@1", width=360)
+    page.type("#field-text", "😀 <b>Aspirin</b> or aspirin in lung cancer and asthma 𝛂")
+    page.shown.value("document.getElementById('send').click()")
+    page.until("!document.getElementById('answer').hidden")
+    assert page.shown.value("[...document.querySelectorAll('mark')].map(held => held.firstChild.data)") == [
+        "aspirin",
+        "lung cancer",
+        "asthma",
+    ]
+    assert page.shown.value("[...document.querySelectorAll('mark')].map(held => held.className)") == ["k0", "k1", "k1"]
+    assert page.text(".read") == "😀 <b>Aspirin</b> or aspirindrug in lung cancerdisease and asthmadisease 𝛂"
+    assert page.text(".verdict") == "3 mentions"
+    assert page.text("#found tbody tr") == "aspirindrug90.0 %"
+    page.is_clean()
+
+
 def test_a_conversation_streams_as_text_goes_on_and_stops(page: Page) -> None:
     page.open("adviser@best", width=360)
     page.type("#said", "What is asthma?")
