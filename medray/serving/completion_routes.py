@@ -87,8 +87,13 @@ def add_routes(
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         return await _answer(service, _TEXT, asked, request, with_disclaimer, mask_identifiers)
 
-    api.add_api_route(CHAT_PATH, chat_completions, methods=["POST"], response_model=ChatCompletion, responses=errors)
-    api.add_api_route(COMPLETION_PATH, completions, methods=["POST"], response_model=Completion, responses=errors)
+    streamed = {
+        "content": {"text/event-stream": {}},
+        "description": "the answer; in pieces where `stream` is true",
+    }
+    responses = errors | {200: streamed}
+    api.add_api_route(CHAT_PATH, chat_completions, methods=["POST"], response_model=ChatCompletion, responses=responses)
+    api.add_api_route(COMPLETION_PATH, completions, methods=["POST"], response_model=Completion, responses=responses)
 
 
 async def _answer(
