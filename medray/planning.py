@@ -1,7 +1,7 @@
 """What a study will take, before it is spent: memory of a worker, trials side by side, hours. No weight is read."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ PROCESS = 600_000_000  # libraries of a worker, before it has a model; of a GPU,
 _SPARE = 0.9  # of a memory: the rest is lost between blocks
 _WORD = 1.5  # tokens of a word, where no tokenizer is here to count them
 _SAMPLE = 200
+_ANSWER = 8  # tokens of a label
 TFLOPS_OF_A_GPU = 40.0
 _TFLOPS_OF_A_CPU = {"fp32": 0.04, "bf16": 0.06, "fp16": 0.04}  # a core with AVX512_BF16, MiniLM
 
@@ -174,7 +175,15 @@ def _rows(trial: TrialConfig, dataset: Dataset | None, task: Task | None, num_ro
     longest = int(trial.task.model_dump()["max_length"])
     if dataset is None or task is None:
         num_validation = round(num_rows * trial.data.split.validation)
-        return Rows(min(num_rows, trial.data.limit or num_rows), num_validation, longest, longest, 2, 1, "every row at max_length")
+        return Rows(
+            min(num_rows, trial.data.limit or num_rows),
+            num_validation,
+            longest,
+            longest,
+            2,
+            _answer_tokens(trial),
+            "every row at max_length",
+        )
     task = tasks.fit(trial.task, dataset.label_sets(), dataset.train)
     num_train = min(len(dataset.train), trial.data.limit or len(dataset.train))
     sample = dataset.train[:: max(1, len(dataset.train) // _SAMPLE)]
@@ -184,13 +193,29 @@ def _rows(trial: TrialConfig, dataset: Dataset | None, task: Task | None, num_ro
         tokenizer = load_tokenizer(sources.config_dir(trial.model.source, trial.model.revision))
     except ArtifactError:
         mean = sum(min(longest, _WORD * len(example.text.split())) for example in sample) / len(sample)
-        return Rows(num_train, len(dataset.validation), mean, longest, num_labels, 8, f"{_WORD:g} tokens a word: its tokenizer is not here")
+        return Rows(
+            num_train,
+            len(dataset.validation),
+            mean,
+            longest,
+            num_labels,
+            _answer_tokens(trial),
+            f"{_WORD:g} tokens a word: its tokenizer is not here",
+        )
     encoded = task.encode(sample, tokenizer)
     lengths = [len(row.tokens) for row in encoded]
-    spans = task.answer_spans([row.target for row in encoded], lengths)
-    most = max(sum(end - start for start, end in row) for row in spans) if spans else 0
+    spans = task.answer_spans([row.target for row in encoded], lengths) or []
+    answers = [sum(end - start for start, end in held) for held in spans]
     mean = sum(lengths) / len(sample)  # a text in several windows is several rows
-    return Rows(num_train, len(dataset.validation), mean, max(lengths), num_labels, most, f"{len(sample)} rows sampled")
+    return Rows(
+        num_train, len(dataset.validation), mean, max(lengths), num_labels, max(answers) if answers else 0, f"{len(sample)} rows sampled"
+    )
+
+
+def _answer_tokens(trial: TrialConfig) -> int:
+    """At most, where no tokenizer counts them."""
+    options = trial.task.model_dump()
+    return int(options.get("max_new_tokens") or options.get("max_answer") or _ANSWER)
 
 
 def _epochs(trial: TrialConfig, rows: Rows) -> float:
@@ -237,41 +262,3 @@ def _smaller(trial: TrialConfig, rows: Rows, workers: int) -> Iterator[dict[str,
     for number in (2, 4, 8):
         if number > workers:
             yield again | {"train.strategy": "deepspeed", "train.zero_stage": 3, "resources.num_workers": number}
-
-
-def table(found: StudyPlan) -> Sequence[tuple[str, ...]]:
-    """Lines of what is told of each base model, the header first."""
-    lines = [
-        (
-            "base model",
-            "parameters",
-            "train",
-            "GB a worker",
-            "of it activations",
-            "fits",
-            "workers",
-            "side by side",
-            "trials",
-            "hours a trial",
-        )
-    ]
-    for base in found.bases:
-        shown = "-" if base.fits is None else "yes" if base.fits else "no"
-        devices = f"{base.placement.least_workers} x " + (
-            f"{base.placement.gpus:g} GPU" if base.placement.gpus else f"{base.placement.cpus:g} CPU"
-        )
-        figures = (
-            f"{base.footprint.num_parameters / 1e6:,.0f}M",
-            f"{base.footprint.num_trainable / 1e6:.1f}M",
-            f"{base.worker_bytes / 1e9:.1f}",
-        )
-        rest = (
-            f"{base.footprint.activations / 1e9:.1f}",
-            shown,
-            devices,
-            str(base.at_once),
-            str(base.num_trials),
-            f"{base.trial_s / 3600:.2f}",
-        )
-        lines.append((base.source, *figures, *rest))
-    return lines

@@ -92,13 +92,15 @@ def one(name: str) -> dict[str, float]:
         trial = asked.trial(asked.base_models[0])
         dataset = datasets.load(trial.data)
         material = gather(trial, dataset, tasks.fit(trial.task, dataset.label_sets()), folder)
-        answers = material.task.answer_lengths(material.prepared.split("train").targets())
-        estimated = footprint(trial, length=LENGTH, num_labels=2, answer_tokens=max(answers) if answers else 0)
+        rows = material.prepared.split("train")
+        spans = material.task.answer_spans(rows.targets(), rows.lengths.tolist()) or []
+        answers = [sum(end - start for start, end in held) for held in spans]
+        estimated = footprint(trial, length=LENGTH, num_labels=2, answer_tokens=max(answers, default=0))
         before = _resident()
         with _watched() as watched:
             ran = Trial(trial, material, folder / "trial", lambda report: None)
             ran.run()
-        assert int(material.prepared.split("train").lengths.max()) == LENGTH
+        assert int(rows.lengths.max()) == LENGTH
         return {
             "estimated": estimated.peak,
             "measured": watched.most - before,

@@ -2,12 +2,16 @@
 
 import math
 import os
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medray.cli.arguments import Configs, load
 from medray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from medray.planning import StudyPlan
 
 app = typer.Typer()
 
@@ -49,7 +53,7 @@ def plan(
         speed=planning.Speed(tflops, tokens_per_second),
         num_rows=rows,
     )
-    header, *lines = planning.table(found)
+    header, *lines = _table(found)
     shown = Table(*header)
     for line in lines:
         shown.add_row(*line)
@@ -60,9 +64,9 @@ def plan(
         for note in base.notes:
             print(f"{base.source}: {note}")
     print(_assumed(tflops, tokens_per_second, bool(gpus)))
-    print(f"in all at most {found.hours:.2f} hours and {found.gpu_hours:.2f} GPU-hours; ASHA and patience end trials earlier")
+    print(f"in all at most {found.hours:.3f} hours and {found.gpu_hours:.3f} GPU-hours; ASHA and patience end trials earlier")
     over = [
-        f"{amount:.2f} {name} are more than {limit:g}"
+        f"{amount:.3f} {name} are more than {limit:g}"
         for amount, limit, name in (
             (found.hours, limit_hours or math.inf, "hours"),
             (found.gpu_hours, limit_gpu_hours or math.inf, "GPU-hours"),
@@ -84,3 +88,41 @@ def _assumed(tflops: float | None, tokens_per_second: float | None, has_gpus: bo
     if has_gpus:
         return f"assumed: {planning.TFLOPS_OF_A_GPU:g} TFLOP/s of each GPU; --tokens-per-second takes what a trial's log tells"
     return "assumed: 0.04 TFLOP/s of each CPU in fp32, 0.06 in bf16; --tokens-per-second takes what a trial's log tells"
+
+
+def _table(found: "StudyPlan") -> Sequence[tuple[str, ...]]:
+    """Lines of what is told of each base model, the header first."""
+    lines = [
+        (
+            "base model",
+            "parameters",
+            "train",
+            "GB a worker",
+            "of it activations",
+            "fits",
+            "workers",
+            "side by side",
+            "trials",
+            "hours a trial",
+        )
+    ]
+    for base in found.bases:
+        shown = "-" if base.fits is None else "yes" if base.fits else "no"
+        devices = f"{base.placement.least_workers} x " + (
+            f"{base.placement.gpus:g} GPU" if base.placement.gpus else f"{base.placement.cpus:g} CPU"
+        )
+        figures = (
+            f"{base.footprint.num_parameters / 1e6:,.0f}M",
+            f"{base.footprint.num_trainable / 1e6:.1f}M",
+            f"{base.worker_bytes / 1e9:.1f}",
+        )
+        rest = (
+            f"{base.footprint.activations / 1e9:.1f}",
+            shown,
+            devices,
+            str(base.at_once),
+            str(base.num_trials),
+            f"{base.trial_s / 3600:.3f}",
+        )
+        lines.append((base.source, *figures, *rest))
+    return lines

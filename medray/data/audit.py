@@ -1,16 +1,19 @@
 """What is in a data set, told before a GPU hour is spent on it: balance, lengths, duplicates, conflicts, the ceiling they set."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from medray.data import language
 from medray.data.base import Example, Split
 from medray.data.duplicates import Duplicates
 from medray.data.split import GIVEN_NAMES
 
+_LANGUAGE_ROWS = 2000  # are looked at: enough to know what languages a data set has
 _PLUS = " + "  # between the labels of a row that has several
 
 
@@ -39,6 +42,19 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class WordCounts:
+    """Lengths of the texts for nobody's tokenizer: what a text that is asked about later is compared with."""
+
+    p1: int
+    p99: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "WordCounts":
+        low, high = np.percentile([len(text.split()) for text in texts], (1, 99))
+        return cls(int(low), math.ceil(high))
+
+
+@dataclass(frozen=True)
 class Audit:
     num_rows: int
     num_empty: int  # set aside
@@ -58,6 +74,9 @@ class Audit:
     majority_f1_macro: float
     num_corrected: int = 0  # labels replaced by data.corrections
     num_mentions: int = 0  # of annotated rows, whose labels are the kinds of these
+    terms: tuple[str, ...] = ()  # the vocabulary that the texts are made of, where the data set has one
+    words: WordCounts | None = None
+    languages: dict[str, int] = field(default_factory=dict)  # rows of a sample by what language they look like
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -106,6 +125,7 @@ def audit(
     num_corrected: int = 0,
     lengths: Mapping[str, Sequence[int]] | None = None,
     max_length: int = 512,
+    terms: Iterable[str] = (),
 ) -> Audit:
     """`lengths` are token counts of all examples, by base model; label sets of several labels count as one label each."""
     groups = duplicates.exact
@@ -135,6 +155,9 @@ def audit(
         majority_f1_macro=_constant_f1(majority, labels, len(examples)),
         num_corrected=num_corrected,
         num_mentions=sum(len(example.mentions) for example in examples),
+        terms=tuple(sorted(set(terms))),
+        words=WordCounts.of(example.text for example in examples),
+        languages=dict(Counter(language.guess(example.text) for example in examples[:: math.ceil(len(examples) / _LANGUAGE_ROWS)])),
     )
 
 

@@ -13,6 +13,7 @@ from medray.data import corrections, duplicates
 from medray.data.audit import Audit, audit
 from medray.data.base import SPLITS, Example, Split, read
 from medray.data.duplicates import Duplicates
+from medray.data.formats.base import FormatOptions
 from medray.data.split import assign, limit_rows
 from medray.errors import DataError
 from medray.sections import DataConfig
@@ -53,6 +54,7 @@ class Dataset:
             held += [example for example in brought if example.split == side]
         examples, sides = [*examples, *brought], [*sides, *map(_side, brought)]
         self._examples, self._duplicates, self._num_empty, self._num_corrected = examples, found, len(empty), num_corrected
+        self._format = config.format
         self.set_aside = dict.fromkeys(empty, "empty text") | {e.id: "duplicate of a given test or validation row" for e in by_side[None]}
         self.splits: dict[str, Split] = {e.id: side for e, side in zip(examples, sides, strict=True) if side}
         self.fingerprint = storage.hash_text(sorted(json.dumps(_identity(example)) for example in examples))
@@ -75,7 +77,13 @@ class Dataset:
             num_corrected=self._num_corrected,
             lengths=lengths,
             max_length=max_length,
+            terms=self._terms(),
         )
+
+    def _terms(self) -> set[str]:
+        if not isinstance(self._format, FormatOptions):
+            return set()
+        return {term for example in self._examples for term in self._format.terms(example)}
 
     def texts(self) -> list[str]:
         return [example.text for example in self._examples]

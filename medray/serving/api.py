@@ -1,5 +1,6 @@
 """The HTTP routes over a `Service`. Every answer and every error is a typed body; no error repeats what was sent. Knows no Ray."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -9,11 +10,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medray.serving import completion_routes, schemas
+from medray.serving import completion_routes, guards, page, schemas
+from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
+from medray.serving.drift import named
 from medray.serving.guard import Guard
 from medray.serving.refusals import choose, error, request_id
 from medray.serving.schemas import ROUTES, ErrorBody, Health, Limits, ModelCard, ModelDetail, ModelList, Refused, Route
@@ -23,14 +26,28 @@ log = logging.getLogger(__name__)
 DISCLAIMER = "medray is research software, not a medical device."
 
 
-def make_api(service: Service, limits: Limits, digests: frozenset[str] | None, *, disclaimer_in_content: bool = True) -> FastAPI:
+def make_api(
+    service: Service, limits: Limits, digests: frozenset[str] | None, *, disclaimer_in_content: bool = True, mask_identifiers: bool = False
+) -> FastAPI:
     version, started = metadata.version("medray"), int(time.time())
     api = FastAPI(title="medray", version=version, description=DISCLAIMER)
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)}
 
     @api.get("/", include_in_schema=False)
-    async def root() -> dict[str, Any]:
-        return {"service": "medray", "version": version, "models": service.references, "docs": "/docs", "notice": DISCLAIMER}
+    async def root(request: Request) -> Response:
+        if page.is_asked_for(request.headers):
+            return Response(page.html(), media_type="text/html", headers=page.headers())
+        told = {"service": "medray", "version": version, "models": service.references, "docs": "/docs", "notice": DISCLAIMER}
+        return JSONResponse(told, headers={"vary": "accept"})
+
+    @api.get("/v1/releases", responses={401: {"model": ErrorBody}})
+    async def releases() -> ReleaseList:
+        found = await asyncio.gather(*map(service.card, service.references))
+        named = list(zip(service.references, found, strict=True))
+        return ReleaseList(
+            data=tuple(ServedCard(id=name, **dict(told)) for name, told in named if isinstance(told, ReleaseCard)),
+            unavailable=tuple(Unavailable(id=name, message=told.message) for name, told in named if isinstance(told, Refused)),
+        )
 
     @api.get("/v1/models")
     async def models() -> ModelList:
@@ -52,12 +69,12 @@ def make_api(service: Service, limits: Limits, digests: frozenset[str] | None, *
 
     for route in dict.fromkeys(ROUTES.values()):  # tasks may share one
         for number, path in enumerate(route.paths):
-            endpoint = _endpoint(service, limits, route)
+            endpoint = _endpoint(service, limits, route, mask_identifiers)
             api.add_api_route(
                 path, endpoint, methods=["POST"], response_model=route.response, responses=errors, include_in_schema=number == 0
             )
 
-    completion_routes.add_routes(api, service, with_disclaimer=disclaimer_in_content, errors=errors)
+    completion_routes.add_routes(api, service, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers, errors=errors)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_middleware(_LastResort)
@@ -65,7 +82,7 @@ def make_api(service: Service, limits: Limits, digests: frozenset[str] | None, *
     return api
 
 
-def _endpoint(service: Service, limits: Limits, route: Route) -> Callable[..., Awaitable[Response]]:
+def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: bool) -> Callable[..., Awaitable[Response]]:
     async def answer(asked: Any, request: Request) -> Response:
         start = time.perf_counter()
         number = request_id(request.headers)
@@ -75,14 +92,18 @@ def _endpoint(service: Service, limits: Limits, route: Route) -> Callable[..., A
         elif len(asked.inputs or ()) > limits.inputs:
             outcome = Refused(413, "too_many_inputs", f"at most {limits.inputs} inputs are answered in one request")
         else:
-            outcome = await service.answer(chosen, asked)
+            masked = guards.mask(asked) if mask_identifiers else None
+            outcome = await service.answer(chosen, masked.request if masked else asked)
+            if masked and not isinstance(outcome, Refused):
+                outcome = masked.noted(outcome)
         model = chosen if isinstance(chosen, str) else ""  # never as it was sent: every value would be a metric of its own
         seconds = time.perf_counter() - start
         if isinstance(outcome, Refused):
             service.record(Event(number, model, outcome.status, seconds))
             return error(outcome, number)
-        labels = tuple("|".join(found.labels) for found in outcome.predictions)
-        service.record(Event(number, model, 200, seconds, outcome.release, outcome.version, labels))
+        labels = tuple(named(found.labels) for found in outcome.predictions)
+        confidences = tuple(sure for found in outcome.predictions if (sure := getattr(found, "confidence", None)) is not None)
+        service.record(Event(number, model, 200, seconds, outcome.release, outcome.version, labels, confidences))
         # Already validated: letting FastAPI validate and serialise it once more costs as much as a short text.
         return Response(outcome.model_dump_json(), media_type="application/json", headers={"x-request-id": number})
 

@@ -1,7 +1,9 @@
 """A release that talks: from a conversation to a stream of rows, and from its pieces to what is said. Knows neither Ray nor HTTP."""
 
+import copy
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medray.data.base import Message
@@ -29,6 +31,13 @@ class Chat:
     streams: Streams
     precision: str
     window: int  # places that the model has for tokens
+    _reading: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(cls, release: str, version: int, task: Chatting, tokenizer: Any, streams: Streams, precision: str, window: int) -> "Chat":
+        # One tokenizer reads a template's marks as marks and what people say as text, by a switch of its own: two threads at it would
+        # let a user's "<|im_end|>" end the turn. And the thread that computes spells tokens with the engine's meanwhile.
+        return cls(release, version, task, copy.deepcopy(tokenizer), streams, precision, window)
 
     def begin(self, asked: Asked, limits: Limits, deadline: float, deliver: Deliver) -> tuple[Begun, Stream]:
         options = self.task.options
@@ -36,7 +45,8 @@ class Chat:
         if most > limits.new_tokens:
             raise TooLongError(f"max_tokens {most}: at most {limits.new_tokens} tokens are generated")
         try:
-            prompt = self.task.prompt(without_disclaimer(asked.messages), self.tokenizer, most)
+            with self._reading:
+                prompt = self.task.prompt(without_disclaimer(asked.messages), self.tokenizer, most)
         except ConfigError as err:
             raise TooLongError(str(err)) from None
         longest = min(limits.tokens, self.window)

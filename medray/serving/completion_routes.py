@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from medray.generation import TokenLogprob
+from medray.serving import guards
 from medray.serving.completions import (
     ChatChoice,
     ChatCompletion,
@@ -27,6 +28,7 @@ from medray.serving.completions import (
     chat_logprobs,
     completion_logprobs,
 )
+from medray.serving.identifiers import Kind
 from medray.serving.refusals import body, choose, error, request_id
 from medray.serving.schemas import CHAT_PATH, COMPLETION_PATH, Refused
 from medray.serving.service import Event, Events, Service
@@ -76,19 +78,26 @@ _CHAT = _Shape(
 _TEXT = _Shape("cmpl", _text, _text, None, lambda fields: Completion(**fields, choices=()))
 
 
-def add_routes(api: FastAPI, service: Service, *, with_disclaimer: bool, errors: dict[int | str, dict[str, Any]]) -> None:
+def add_routes(
+    api: FastAPI, service: Service, *, with_disclaimer: bool, mask_identifiers: bool, errors: dict[int | str, dict[str, Any]]
+) -> None:
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
-        return await _answer(service, _CHAT, asked, request, with_disclaimer)
+        return await _answer(service, _CHAT, asked, request, with_disclaimer, mask_identifiers)
 
     async def completions(asked: CompletionRequest, request: Request) -> Response:
-        return await _answer(service, _TEXT, asked, request, with_disclaimer)
+        return await _answer(service, _TEXT, asked, request, with_disclaimer, mask_identifiers)
 
-    api.add_api_route(CHAT_PATH, chat_completions, methods=["POST"], response_model=ChatCompletion, responses=errors)
-    api.add_api_route(COMPLETION_PATH, completions, methods=["POST"], response_model=Completion, responses=errors)
+    streamed = {
+        "content": {"text/event-stream": {}},
+        "description": "the answer; in pieces where `stream` is true",
+    }
+    responses = errors | {200: streamed}
+    api.add_api_route(CHAT_PATH, chat_completions, methods=["POST"], response_model=ChatCompletion, responses=responses)
+    api.add_api_route(COMPLETION_PATH, completions, methods=["POST"], response_model=Completion, responses=responses)
 
 
 async def _answer(
-    service: Service, shape: _Shape, asked: ChatRequest | CompletionRequest, request: Request, with_disclaimer: bool
+    service: Service, shape: _Shape, asked: ChatRequest | CompletionRequest, request: Request, with_disclaimer: bool, mask_identifiers: bool
 ) -> Response:
     number = request_id(request.headers)
     start = time.perf_counter()
@@ -96,7 +105,8 @@ async def _answer(
     if isinstance(chosen, Refused):
         service.record(Event(number, "", chosen.status, time.perf_counter() - start))
         return error(chosen, number)
-    call = _Call(service, shape, service.talk(chosen, asked.asked()), number, chosen, start, with_disclaimer, asked.include_usage)
+    wanted, masked = guards.mask_conversation(asked.asked()) if mask_identifiers else (asked.asked(), None)
+    call = _Call(service, shape, service.talk(chosen, wanted), number, chosen, start, with_disclaimer, asked.include_usage, masked)
     if asked.stream:
         first = await call.first()
         headers = {"x-request-id": number, "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -119,6 +129,7 @@ class _Call:
     start: float
     with_disclaimer: bool
     include_usage: bool
+    masked: dict[Kind, int] | None = None
     begun: Begun | None = None
     ended: Said | None = None
     num_tokens: int = 0
@@ -217,7 +228,7 @@ class _Call:
     def _conclusion(self) -> Fields:
         assert self.begun is not None
         assert self.ended is not None
-        return {"outcome": self.ended.outcome, "disclaimer": self.begun.disclaimer}
+        return {"outcome": self.ended.outcome, "disclaimer": self.begun.disclaimer, "masked": self.masked}
 
     def _usage(self) -> Usage:
         assert self.begun is not None

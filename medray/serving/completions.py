@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from medray.data.base import Message
 from medray.generation import Sampling, TokenLogprob
+from medray.serving.identifiers import Kind
 from medray.serving.talk import Asked
 
 _MODEL = "the release that answers; may be left out where one is served"
@@ -205,6 +206,9 @@ class _Answer(_Body):
     version: int
     outcome: Literal["answered", "refused"] | None = Field(None, description="whether the whole answer is a refusal; known at its end")
     disclaimer: str | None = None
+    masked: dict[Kind, int] | None = Field(
+        None, description="identifiers that were masked in the messages, by kind, where that is switched on"
+    )
 
 
 class ChatCompletion(_Answer):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from medray.serving import keys
+from medray.serving import keys, page
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,7 +25,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         known = self.digests is None or keys.admits(self.digests, _token(headers))
         scope.setdefault("state", {})["known"] = known
-        if not known and scope["path"] not in OPEN_PATHS:
+        if not known and scope["path"] not in OPEN_PATHS and not (scope["path"] == "/" and page.is_asked_for(headers)):
             await refuse(send, 401, "unauthorized", "a valid token is needed: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
             return
         body = await self._read(headers, receive)

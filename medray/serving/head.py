@@ -101,7 +101,7 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
         used = _faster_steps(opening)
         record, (engine, streams) = release.record, opening.settled(used)
         window = getattr(built.model.config, "max_position_embeddings", None) or engine.tokenizer.model_max_length
-        return Chat(record.name, record.version, task, engine.tokenizer, streams, used, window)
+        return Chat.open(record.name, record.version, task, engine.tokenizer, streams, used, window)
     return _open_head(opening, task)
 
 

@@ -13,9 +13,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
-from medray.serving import keys
+from medray.serving import drift, keys
 from medray.serving.addresses import check_address
 from medray.serving.api import make_api
+from medray.serving.cards import ReleaseCard
 from medray.serving.process import prepare
 from medray.serving.schemas import (
     RETRY_AFTER_S,
@@ -49,13 +50,22 @@ class Ingress:
         check_address(_host(), guarded=self.digests is not None or options.open_to_all)
         self.requests = Counter("medray_requests", "requests answered or refused", tag_keys=("model", "release", "version", "status"))
         self.seconds = Histogram("medray_request_seconds", "from arrival to answer", boundaries=_SECONDS, tag_keys=("release", "version"))
+        self.labels = Counter("medray_labels", "texts answered so", tag_keys=("release", "version", "label"))
+        self.confidence = Histogram("medray_confidence", "how sure answers were", boundaries=drift.BOUNDS, tag_keys=("release", "version"))
         self.tokens = Counter("medray_tokens", "tokens read and written by releases that talk", tag_keys=("release", "version", "kind"))
         self.first = Histogram(
             "medray_first_token_seconds", "from arrival to the first piece", boundaries=_FIRST_TOKEN_S, tag_keys=("release", "version")
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self, self.options.limits, self.digests, disclaimer_in_content=self.options.disclaimer_in_content)
+        options = self.options
+        return make_api(
+            self,
+            options.limits,
+            self.digests,
+            disclaimer_in_content=options.disclaimer_in_content,
+            mask_identifiers=options.mask_identifiers,
+        )
 
     async def answer(self, reference: str, request: Request) -> Response | Refused:
         timeout_s = self.options.limits.timeout_s
@@ -108,6 +118,14 @@ class Ingress:
         except _EXPECTED as err:
             return self._refused(err)
 
+    async def card(self, reference: str) -> ReleaseCard | Refused:
+        try:
+            async with asyncio.timeout(_REPORT_S):
+                found: ReleaseCard = await self.heads[reference].card.remote()
+                return found
+        except _EXPECTED as err:
+            return self._refused(err)
+
     def _refused(self, err: Exception) -> Refused:
         if isinstance(err, TimeoutError):
             return Refused(504, "deadline_exceeded", f"the answer was not ready in {self.options.limits.timeout_s:g} s")
@@ -136,6 +154,10 @@ class Ingress:
         self.requests.inc(1, {"model": event.model, "release": event.release, "version": version, "status": str(event.status)})
         if event.status == 200:
             self.seconds.observe(event.seconds, {"release": event.release, "version": version})
+        for label in event.labels:
+            self.labels.inc(1, {"release": event.release, "version": version, "label": label})
+        for sure in event.confidences:
+            self.confidence.observe(sure, {"release": event.release, "version": version})
         talked = self._talked(event, {"release": event.release, "version": version}) if event.first_token_s is not None else {}
         line = {
             "request_id": event.request_id,

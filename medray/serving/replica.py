@@ -12,13 +12,18 @@ import torch
 from ray import serve
 from ray.util.metrics import Gauge
 
+from medray.answering import calibrated, stored
 from medray.errors import DataError, ServingError
 from medray.generation import Chunk
 from medray.registry import Registry, Release
+from medray.serving import guards
 from medray.serving.batching import LateError, OverloadedError, TooManyTokensError
+from medray.serving.cards import ReleaseCard, audit, card
 from medray.serving.chat import Chat, Telling, TooLongError
+from medray.serving.drift import shares
 from medray.serving.follow import Follower
 from medray.serving.head import Head, open_head
+from medray.serving.likeness import Known
 from medray.serving.process import prepare
 from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, Refused, ReplicaReport, Request, Response
 from medray.serving.streams import Stream
@@ -41,6 +46,13 @@ class HeadReplica:
         self.requests = ThreadPoolExecutor(options.limits.ongoing_requests, "request")
         self.gauge = Gauge("medray_release_version", "version that a replica serves", tag_keys=("model",))
         self.gauge.set_default_tags({"model": reference})
+        self.validation_labels = Gauge(
+            "medray_validation_label_share", "share of validation rows answered so", tag_keys=("release", "version", "label")
+        )
+        self.validation_confidence = Gauge(
+            "medray_validation_confidence_share", "share of validation rows this sure at most", tag_keys=("release", "version", "at_most")
+        )
+        self.known: dict[str, Known | None] = {}
         self.follower: Follower[Head | Chat] = Follower(
             Registry(options.storage_path), reference, self._open, every_s=options.follow_s, retry_s=options.retry_s
         )
@@ -49,7 +61,22 @@ class HeadReplica:
     def _open(self, release: Release) -> Head | Chat:
         head = open_head(release, self.options, self.compute, device=self.device)
         self.gauge.set(head.version)
+        if isinstance(head, Head):
+            self._tell_validation(head, release)
         return head
+
+    def _tell_validation(self, head: Head, release: Release) -> None:
+        said = shares(calibrated(head.task, head.calibration, stored(release.folder())))
+        tags = {"release": head.release, "version": str(head.version)}
+        for label, share in said.labels.items():
+            self.validation_labels.set(share, tags | {"label": label})
+        for bound, share in said.confidence.items():
+            self.validation_confidence.set(share, tags | {"at_most": bound})
+
+    def _known(self, release: Release) -> Known | None:
+        if release.record.content_id not in self.known:
+            self.known[release.record.content_id] = Known.of(audit(release.folder()))
+        return self.known[release.record.content_id]
 
     async def answer(self, request: Request, timeout_s: float) -> Response | Refused:
         deadline = time.monotonic() + timeout_s
@@ -62,7 +89,8 @@ class HeadReplica:
         if not isinstance(request, head.route.request):
             return Refused(400, "wrong_route", f"{head.release} is asked at {head.route.paths[0]}", param="model")
         try:
-            return head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
+            said = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
+            return guards.flagged(request, said, self._known(self.follower.release)) if self.options.flag_unlike_training else said
         except DataError:  # the only one that a text can cause; its message counts rows of a batch, which the sender cannot see
             return Refused(422, "invalid_request", "a text holds no token that the model could read")
         except TooManyTokensError as err:
@@ -127,6 +155,9 @@ class HeadReplica:
 
     async def describe(self) -> Described:
         return self.follower.model.describe()
+
+    async def card(self) -> ReleaseCard:
+        return await asyncio.get_running_loop().run_in_executor(self.requests, card, self.follower.release)
 
     async def report(self) -> ReplicaReport:
         following, head = self.follower, self.follower.model

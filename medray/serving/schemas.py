@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from medray.schema import Section
+from medray.serving.identifiers import Kind
 from medray.tasks import choice, classification, tagging
 from medray.tasks.classification import Answer
 
@@ -53,6 +54,10 @@ class AppOptions(Section):
     follow_s: float = Field(2.0, gt=0, description="how often a replica looks where its alias points")
     retry_s: float = Field(60.0, gt=0, description="how long a release that failed to load is left alone")
     tokens_file: str | None = Field(None, description="a SHA-256 in hexadecimal per line: the tokens that may ask")
+    mask_identifiers: bool = Field(
+        False, description="e-mail, telephone, record numbers, dates and names behind a title are masked before a model reads a text"
+    )
+    flag_unlike_training: bool = Field(False, description="say where a text's length or language is unlike those of the release's training")
     open_to_all: bool = Field(False, description="let an address other than loopback answer without tokens")
     limits: Limits = Limits()
 
@@ -64,11 +69,22 @@ class AppOptions(Section):
         return self
 
 
+class InputNote(Section):
+    """What the guards have to say of one input."""
+
+    masked: dict[Kind, int] = Field(default_factory=dict, description="identifiers that were masked before anything read them, by kind")
+    unlike_training: tuple[str, ...] = Field((), description="a sentence for each way in which the text is unlike those of the training")
+
+
+class Noted(Section):
+    notes: tuple[InputNote, ...] = Field((), description="one for each input, where mask_identifiers or flag_unlike_training is set")
+
+
 class ClassifyRequest(classification.Request):
     model: str | None = Field(None, description=_MODEL)
 
 
-class ClassifyResponse(Section):
+class ClassifyResponse(Noted):
     release: str
     version: int
     predictions: tuple[Answer, ...]
@@ -78,7 +94,7 @@ class ChooseRequest(choice.Request):
     model: str | None = Field(None, description=_MODEL)
 
 
-class ChooseResponse(choice.Response):
+class ChooseResponse(choice.Response, Noted):
     release: str
     version: int
 
@@ -87,7 +103,7 @@ class ExtractRequest(tagging.Request):
     model: str | None = Field(None, description=_MODEL)
 
 
-class ExtractResponse(tagging.Response):
+class ExtractResponse(tagging.Response, Noted):
     release: str
     version: int
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+from medray.serving.cards import ReleaseCard
 from medray.serving.schemas import Health, Refused, Request, Response
 from medray.serving.talk import Asked, Begun, Described, Said
 from medray.tasks.base import Outcome
@@ -22,6 +23,7 @@ class Event:
     release: str = ""
     version: int = 0
     labels: tuple[str, ...] = ()
+    confidences: tuple[float, ...] = ()
     outcome: Outcome | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -39,6 +41,8 @@ class Service(Protocol):
         ...
 
     async def describe(self, reference: str) -> Described | Refused: ...
+
+    async def card(self, reference: str) -> ReleaseCard | Refused: ...
 
     async def health(self) -> Health: ...
 

@@ -87,6 +87,7 @@ def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_pro
     assert one.json() == {
         "release": "cancer",
         "version": 7,
+        "notes": [],
         "predictions": [
             {"label": "yes", "labels": ["yes"], "confidence": 0.75, "probabilities": {"no": 0.25, "yes": 0.75}, "abstained": False}
         ],
@@ -102,6 +103,7 @@ def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disc
     assert answer.json() == {
         "release": "triage",
         "version": 2,
+        "notes": [],
         "predictions": [
             {
                 "label": "no",
@@ -125,6 +127,7 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
     assert answer.json() == {
         "release": "diseases",
         "version": 3,
+        "notes": [],
         "predictions": [{"mentions": [{"start": 0, "end": 6, "text": "asthma", "kind": "Disease", "confidence": None}]}, {"mentions": []}],
         "disclaimer": choice.DISCLAIMER,
     }

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from medray import storage
 from medray.data.base import Example
 from medray.data.template import Template, check_no_answer
 from medray.errors import DataError, allowed
-from medray.schema import PluginOptions
+from medray.schema import PluginOptions, Section
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,31 @@ class Layout:
     columns: dict[str, list[Any]]  # the values of every row, None or empty where it has none
 
 
+class FormField(Section):
+    """A place of the text, by the name that the data has for it."""
+
+    name: str
+    kind: Literal["text", "line", "terms"] = "text"  # some paragraphs, one line, or several of a vocabulary
+
+
+class Form(Section):
+    """How somebody who asks a release writes a text as those that it was trained on."""
+
+    parts: tuple[tuple[str, str | None], ...] = (("", "text"),)  # a literal, and the name of the field after it
+    fields: tuple[FormField, ...] = (FormField(name="text"),)
+    separator: str = "; "  # between terms
+
+
 class FormatOptions(PluginOptions):
     path: str = Field(description="file or folder, from the current directory")
     labels: tuple[str, ...] | None = Field(None, description="the labels there may be; any other is an error")
+
+    def form(self) -> Form:
+        return Form()
+
+    def terms(self, example: Example) -> tuple[str, ...]:
+        """What an example's text names of a vocabulary that the data set has."""
+        return ()
 
 
 class ColumnOptions(FormatOptions):
@@ -42,6 +64,11 @@ class ColumnOptions(FormatOptions):
             raise ValueError(f"template {self.template!r}: names no column, so all texts would be the same")
         check_no_answer(self.text_columns)
         return self
+
+    def form(self) -> Form:
+        if self.template is None:
+            return Form()
+        return Form(parts=Template.parse(self.template).parts, fields=tuple(FormField(name=name) for name in self.text_columns))
 
     @property
     def text_columns(self) -> tuple[str, ...]:

@@ -14,7 +14,18 @@ import pyarrow.parquet
 from pydantic import Field, model_validator
 
 from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, Layout, check_label, first_problem, lines, missing_file, publish, refuse_existing
+from medray.data.formats.base import (
+    Form,
+    FormatOptions,
+    FormField,
+    Layout,
+    check_label,
+    first_problem,
+    lines,
+    missing_file,
+    publish,
+    refuse_existing,
+)
 from medray.data.template import Template
 from medray.errors import DataError, allowed
 
@@ -40,6 +51,11 @@ class Options(FormatOptions):
         if wrong := [label for label in self.labels if label not in LABELS]:
             raise ValueError(f"labels {wrong[0]!r}: {allowed(wrong[0], LABELS)}")
         return self
+
+    def form(self) -> Form:
+        parsed = Template.parse(self.template)
+        fields = (FormField(name=name, kind="line" if name == "question" else "text") for name in parsed.names)
+        return Form(parts=parsed.parts, fields=tuple(fields), separator=self.separator)
 
 
 def read(options: Options) -> Iterator[Example]:

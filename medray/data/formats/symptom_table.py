@@ -9,7 +9,18 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, Layout, check_label, first_problem, lines, missing_file, publish, refuse_existing
+from medray.data.formats.base import (
+    Form,
+    FormatOptions,
+    FormField,
+    Layout,
+    check_label,
+    first_problem,
+    lines,
+    missing_file,
+    publish,
+    refuse_existing,
+)
 from medray.data.template import Template
 from medray.errors import DataError, allowed
 
@@ -27,6 +38,14 @@ class Options(FormatOptions):
     def _has_symptoms(self) -> Self:
         Template.parse(self.template).around(_SYMPTOMS)
         return self
+
+    def form(self) -> Form:
+        parts = Template.parse(self.template).parts
+        return Form(parts=parts, fields=(FormField(name=_SYMPTOMS, kind="terms"),), separator=self.separator)
+
+    def terms(self, example: Example) -> tuple[str, ...]:
+        joined = example.metadata.get(_SYMPTOMS)
+        return tuple(joined.split(self.separator)) if joined else ()
 
 
 def read(options: Options) -> Iterator[Example]:

@@ -1,0 +1,106 @@
+"""What a release tells of itself over HTTP: its task, what it is asked with, its labels and figures. Read from its record and manifest."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from medray import checkpoint, facts, plugins
+from medray.checkpoint import Manifest
+from medray.data.formats.base import Form, FormatOptions
+from medray.errors import ConfigError
+from medray.schema import Section
+from medray.serving.schemas import CHAT_PATH, ROUTES
+
+if TYPE_CHECKING:
+    from medray.registry import Release  # which imports torch, and the ingress imports none
+
+
+class CardFigure(Section):
+    metric: str
+    validation: float | None
+    test: float | None
+
+
+class ReleaseCard(Section):
+    """A release as it is served, for somebody who wants to ask it."""
+
+    release: str
+    version: int
+    created: str
+    task: str
+    path: str = Field(description="the route that it is asked at")
+    form: Form = Field(description="what a text is made of, as those that it was trained on")
+    terms: tuple[str, ...] = Field((), description="the vocabulary of a form's terms, where its data has one")
+    labels: tuple[str, ...] = Field(description="or the kinds of mentions")
+    system: str | None = Field(None, description="the system prompt of a release that talks")
+    base: str
+    method: str
+    figures: tuple[CardFigure, ...]
+    num_test_rows: int | None = Field(None, description="null where test rows were not opened")
+    said: tuple[str, ...] = Field((), description="sentences on its confidence, its lowest slice, and its test rows")
+    origin: dict[str, str]
+    notes: str = ""
+
+
+class ServedCard(ReleaseCard):
+    id: str = Field(description="what a request's `model` names")
+
+
+class Unavailable(Section):
+    """A release that cannot tell of itself now, such as one that sleeps until it is asked."""
+
+    id: str
+    message: str
+
+
+class ReleaseList(Section):
+    data: tuple[ServedCard, ...]
+    unavailable: tuple[Unavailable, ...] = ()
+
+
+def card(release: "Release") -> ReleaseCard:
+    folder, record = release.folder(), release.record
+    manifest = checkpoint.read(folder)
+    told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)
+    route = ROUTES.get(told.task)
+    return ReleaseCard(
+        release=record.name,
+        version=record.version,
+        created=record.created,
+        task=told.task,
+        path=route.paths[0] if route else CHAT_PATH,
+        form=form(manifest),
+        terms=tuple(audit(folder).get("terms", ())),
+        labels=told.labels or tuple(manifest.task.state.get("kinds", ())),
+        system=manifest.task.options.get("system"),
+        base=told.base + (f" ({told.note})" if told.note else ""),
+        method=told.method,
+        figures=tuple(CardFigure(metric=row.metric, validation=row.validation, test=row.test) for row in told.figures),
+        num_test_rows=told.num_test_rows,
+        said=tuple(filter(None, (told.openings, *told.behaviour))),
+        origin=dict(told.origin),
+        notes=record.notes,
+    )
+
+
+def form(manifest: Manifest) -> Form:
+    """As its data's format says; a plain text where it was trained elsewhere, or by a medray whose formats had other options."""
+    asked = manifest.trial.get("data", {}).get("format")
+    if not isinstance(asked, dict):
+        return Form()
+    try:
+        options = plugins.find("data.formats", str(asked.get("name"))).Options.model_validate(asked)
+    except (ConfigError, ValidationError):
+        return Form()
+    return options.form() if isinstance(options, FormatOptions) else Form()
+
+
+def audit(folder: Path) -> dict[str, Any]:
+    """What is kept of the data set; nothing where it was trained elsewhere."""
+    try:
+        found = json.loads((folder / "audit.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

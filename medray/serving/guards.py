@@ -1,0 +1,64 @@
+"""What is done to a request's texts before they are answered, and what is said of them with the answer."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from medray.serving import identifiers
+from medray.serving.identifiers import Kind, Masked
+from medray.serving.likeness import Known, unlike
+from medray.serving.schemas import ExtractResponse, InputNote, Request, Response
+from medray.serving.talk import Asked
+from medray.tasks._mentions import Found
+
+
+@dataclass(frozen=True)
+class MaskedRequest:
+    request: Request
+    texts: Sequence[str]
+    masked: Sequence[Masked]
+
+    def noted(self, response: Response) -> Response:
+        """The answer with what was masked; places of mentions are those of the texts that were sent."""
+        notes = response.notes or (InputNote(),) * len(self.masked)
+        changes: dict[str, object] = {
+            "notes": tuple(note.model_copy(update={"masked": found.counts}) for note, found in zip(notes, self.masked, strict=True))
+        }
+        if isinstance(response, ExtractResponse):
+            changes["predictions"] = tuple(
+                answer.model_copy(update={"mentions": tuple(self._placed(number, one) for one in answer.mentions)})
+                for number, answer in enumerate(response.predictions)
+            )
+        return response.model_copy(update=changes)
+
+    def _placed(self, number: int, mention: Found) -> Found:
+        start, end = self.masked[number].original(mention.start, mention.end)
+        return mention.model_copy(update={"start": start, "end": end, "text": self.texts[number][start:end]})
+
+
+def mask(request: Request) -> MaskedRequest:
+    texts = _texts(request)
+    found = [identifiers.mask(text) for text in texts]
+    changed = {"text": found[0].text} if request.text is not None else {"inputs": tuple(one.text for one in found)}
+    return MaskedRequest(request.model_copy(update=changed), texts, found)
+
+
+def mask_conversation(asked: Asked) -> tuple[Asked, dict[Kind, int]]:
+    counts: Counter[Kind] = Counter()
+    messages = []
+    for message in asked.messages:
+        found = identifiers.mask(message.content)
+        counts.update(found.counts)
+        messages.append(replace(message, content=found.text))
+    return replace(asked, messages=tuple(messages)), dict(counts)
+
+
+def flagged(request: Request, response: Response, known: Known | None) -> Response:
+    """The answer with what is unlike the training; of a release whose data nothing is known of, as it is."""
+    if known is None:
+        return response
+    return response.model_copy(update={"notes": tuple(InputNote(unlike_training=unlike(text, known)) for text in _texts(request))})
+
+
+def _texts(request: Request) -> Sequence[str]:
+    return (request.text,) if request.text is not None else request.inputs or ()

@@ -1,0 +1,60 @@
+"""What a release tells of itself, from a checkpoint that was trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from medray import checkpoint
+from medray.data.formats.base import Form
+from medray.registry import Registry, Release
+from medray.serving import cards
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    place = tmp_path_factory.mktemp("cards")
+    table = place / "table.csv"
+    rows = [
+        f"{disease},{sign},fever,stage {number}" for number in range(12) for disease, sign in (("cancer", "tumour"), ("flu", "infection"))
+    ]
+    table.write_text("\n".join(["Disease,Symptom_1,Symptom_2,Symptom_3", *rows]) + "\n")
+    trained = tiny.trial(
+        tiny.study(
+            place,
+            f"data={{format: {{name: symptom_table, path: {table}}}, near_duplicate: 1.0}}",
+            "task.positive_label=cancer",
+            "train.epochs=1",
+        ),
+        place,
+    )
+    return Registry(str(place / "runs")).publish(trained.run().checkpoint, "symptoms")
+
+
+def test_a_card_tells_task_path_form_vocabulary_labels_and_figures(release: Release) -> None:
+    found = cards.card(release)
+    assert (found.release, found.version, found.task, found.path) == ("symptoms", 1, "classification", "/v1/classify")
+    assert found.labels == ("cancer", "flu")
+    assert found.form.parts == (("Patient presents with: ", "symptoms"),)
+    assert [(field.name, field.kind) for field in found.form.fields] == [("symptoms", "terms")]
+    assert {"fever", "infection", "stage 3", "tumour"} < set(found.terms)
+    assert any(figure.validation is not None for figure in found.figures)
+    assert found.said == ("Test rows were not opened: the figures are those it was chosen by.",)
+    assert release.record.content_id in found.origin["checkpoint"]
+
+
+def test_what_was_trained_elsewhere_is_asked_with_a_plain_text(release: Release) -> None:
+    manifest = checkpoint.read(release.folder())
+    assert cards.form(manifest.model_copy(update={"trial": {"model": manifest.trial["model"]}})) == Form()
+    unknown = manifest.trial | {"data": {"format": {"name": "of_tomorrow", "path": "-"}}}
+    assert cards.form(manifest.model_copy(update={"trial": unknown})) == Form()
+
+
+def test_a_checkpoint_keeps_what_lengths_and_languages_its_data_had(release: Release, tmp_path: Path) -> None:
+    kept = cards.audit(release.folder())
+    assert kept["words"] == {"p1": 7, "p99": 7}
+    assert sum(kept["languages"].values()) == 24
+    assert cards.audit(tmp_path) == {}
+    (tmp_path / "audit.json").write_text(json.dumps([1]))
+    assert cards.audit(tmp_path) == {}

@@ -1,0 +1,93 @@
+"""Requests made from the OpenAPI document, right and wrong ones: each is answered as the document says, none with a failure of ours."""
+
+from collections import Counter
+from typing import Any
+
+import pretend
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.generation import GenerationMode
+from schemathesis.schemas import BaseSchema as OpenApiSchema
+from schemathesis.specs.openapi import checks
+
+from medray.serving.schemas import Refused
+
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", pretend.api(pretend.Service()))
+OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
+RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+CHECKS = [  # not that all well-formed requests are accepted: they may ask for several things of which we do one
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+]
+
+
+def test_every_route_that_answers_is_in_the_document() -> None:
+    assert {
+        "POST /v1/classify",
+        "POST /v1/choose",
+        "POST /v1/extract",
+        "POST /v1/chat/completions",
+        "POST /v1/completions",
+    } < OPERATIONS.keys()
+    assert {"GET /v1/models", "GET /v1/models/{model}", "GET /v1/releases", "GET /healthz"} < OPERATIONS.keys()
+
+
+def allowed(label: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A request that keeps to the rules which a schema cannot say; else nearly all would end at them."""
+    served = [name for name, card in pretend.CARDS.items() if card.path in label] or ["adviser@best"]
+    said = body | {"model": served[len(body.get("model") or "") % len(served)]}
+    if "completions" in label:
+        said["stream"] = len(str(body)) % 2 == 0
+    if body.get("messages"):
+        said["messages"] = [*body["messages"], {"role": "user", "content": "?"}]
+    if body.get("text") is not None:
+        said.pop("inputs", None)
+    return said
+
+
+def ask(found: OpenApiSchema, label: str, mode: GenerationMode, num_examples: int = 30) -> Counter[int]:
+    seen: Counter[int] = Counter()
+    (operation,) = (one.ok() for one in found.get_all_operations() if one.ok().label == label)
+
+    @settings(
+        max_examples=num_examples,
+        deadline=2000,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def one(case: schemathesis.Case) -> None:
+        if mode == RIGHT and isinstance(case.body, dict):
+            case.body = allowed(label, case.body)
+        seen[case.call_and_validate(checks=CHECKS).status_code] += 1
+
+    one()
+    return seen
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_a_well_formed_request_is_answered_as_the_document_says(label: str) -> None:
+    seen = ask(SCHEMA, label, RIGHT)
+    assert max(seen) < 500
+    assert seen[200] or label == "GET /v1/models/{model}", seen
+
+
+@pytest.mark.parametrize("label", [label for label in OPERATIONS if label.startswith("POST")])
+def test_a_malformed_request_is_refused_as_the_document_says(label: str) -> None:
+    assert set(ask(SCHEMA, label, WRONG)) <= {400, 404, 422}
+
+
+def test_a_failure_would_be_found() -> None:
+    service = pretend.Service()
+    service.refused = Refused(418, "teapot", "is no status of ours")
+    with pytest.raises(FailureGroup, match="Undocumented status code"):
+        ask(schemathesis.openapi.from_asgi("/openapi.json", pretend.api(service)), "POST /v1/classify", RIGHT, 20)

@@ -1,0 +1,128 @@
+"""Masking and flags as requests and answers see them, and what is counted of answers."""
+
+import pretend
+import pytest
+from starlette.testclient import TestClient
+
+from medray.data.base import Message
+from medray.generation import Sampling
+from medray.serving import drift, guards
+from medray.serving.api import make_api
+from medray.serving.likeness import Known, unlike
+from medray.serving.schemas import ClassifyRequest, ClassifyResponse, ExtractRequest, ExtractResponse, InputNote, Limits
+from medray.serving.talk import Asked
+from medray.tasks._mentions import Answer as Mentions
+from medray.tasks._mentions import Found
+from medray.tasks.base import Prediction
+from medray.tasks.classification import Answer
+
+NOTE = "Dr. Jane Roe (roe@clinic.org) saw a tumour on 2021-03-12."
+ENGLISH = "We studied the effect of the drug in patients with asthma and found that it was safe."
+GERMAN = "Wir haben die Wirkung des Medikaments bei Patienten mit Asthma untersucht und sie ist nicht belegt."
+KNOWN = Known(shortest=10, longest=20, languages={"en": 0.99, "": 0.01})
+
+
+def http(service: pretend.Service) -> TestClient:
+    return TestClient(make_api(service, Limits(), None, mask_identifiers=True))
+
+
+def test_a_model_reads_the_masked_text_and_the_answer_counts_by_kind_and_input() -> None:
+    service = pretend.Service()
+    told = http(service).post("/v1/classify", json={"inputs": [NOTE, "a tumour"], "model": "cancer"}).json()
+    assert service.asked[0].inputs == ("Dr. [NAME] ([EMAIL]) saw a tumour on [DATE].", "a tumour")
+    assert [note["masked"] for note in told["notes"]] == [{"email": 1, "date": 1, "name": 1}, {}]
+
+
+def test_without_the_option_a_text_is_read_as_it_was_sent() -> None:
+    service = pretend.Service()
+    told = TestClient(pretend.api(service)).post("/v1/classify", json={"text": NOTE, "model": "cancer"}).json()
+    assert service.asked[0].text == NOTE
+    assert told["notes"] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_message_of_a_conversation_is_masked_and_the_answer_says_so(stream: bool) -> None:
+    service = pretend.Service()
+    messages = [
+        {"role": "user", "content": "I am treated by Dr. Roe"},
+        {"role": "assistant", "content": "Ask Dr. Roe"},
+        {"role": "user", "content": "mail a@b.org"},
+    ]
+    found = http(service).post("/v1/chat/completions", json={"model": "adviser", "messages": messages, "stream": stream})
+    assert [message.content for message in service.talks[0].messages] == ["I am treated by Dr. [NAME]", "Ask Dr. [NAME]", "mail [EMAIL]"]
+    assert found.text.count('"masked":{"name":2,"email":1}') == 1
+
+
+def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -> None:
+    asked = guards.mask(ExtractRequest(text=NOTE))
+    start = str(asked.request.text).index("tumour")
+    said = ExtractResponse(
+        release="diseases",
+        version=1,
+        predictions=(Mentions(mentions=(Found(start=start, end=start + 6, text="tumour", kind="disease", confidence=0.9),)),),
+    )
+    noted = asked.noted(said)
+    assert isinstance(noted, ExtractResponse)
+    ((found,),) = (answer.mentions for answer in noted.predictions)
+    assert NOTE[found.start : found.end] == found.text == "tumour"
+    assert said.predictions[0].mentions[0].start == start
+
+
+def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None:
+    answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+    said = ClassifyResponse(release="cancer", version=1, predictions=(answer,))
+    asked = guards.mask(ClassifyRequest(text=NOTE))
+    flagged = guards.flagged(asked.request, said, Known(20, 30, {"en": 1.0}))
+    (note,) = asked.noted(flagged).notes
+    assert note.masked["email"] == 1
+    assert note.unlike_training == ("8 words are fewer than the release was trained on: 99 of 100 texts had at least 20",)
+    assert guards.flagged(asked.request, said, None) is said
+    assert asked.noted(said).notes == (InputNote(masked={"email": 1, "date": 1, "name": 1}),)
+
+
+def test_a_text_like_those_of_the_training_has_no_flag() -> None:
+    assert unlike(ENGLISH, KNOWN) == ()
+    assert unlike(ENGLISH.replace(".", " and well tolerated."), KNOWN) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ENGLISH * 3, "words are more than"),
+        ("a tumour", "2 words are fewer than"),
+        (GERMAN, "it reads like language 'de', the training texts like 'en'"),
+    ],
+)
+def test_another_length_or_language_is_flagged(text: str, said: str) -> None:
+    (found,) = unlike(text, KNOWN)
+    assert said in found
+
+
+def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
+    assert Known.of({"num_rows": 3}) is None
+    assert Known.of({"words": {"p1": 3, "p99": 9}, "languages": {"en": 3, "de": 1}}) == Known(3, 9, {"en": 0.75, "de": 0.25})
+
+
+def test_no_conversation_is_changed_where_nothing_is_found() -> None:
+    asked = Asked((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
+    assert guards.mask_conversation(asked) == (asked, {})
+
+
+def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() -> None:
+    rows = [
+        Prediction("a", ("yes",), (), 0.97),
+        Prediction("b", ("yes",), (), 0.6),
+        Prediction("c", (), (), 0.55),
+        Prediction("d", ("no", "x"), (), 0.3),
+    ]
+    found = drift.shares(rows)
+    assert found.labels == {"yes": 0.5, "none": 0.25, "no|x": 0.25}
+    assert (found.confidence["0.4"], found.confidence["0.6"], found.confidence["0.95"], found.confidence["1"]) == (0.25, 0.75, 0.75, 1.0)
+    assert drift.shares([Prediction("a", (), ())]) == drift.Shares({}, {})
+
+
+def test_an_answered_text_is_recorded_with_its_label_and_confidence() -> None:
+    service = pretend.Service()
+    http(service).post("/v1/classify", json={"inputs": ["a", "b"], "model": "cancer"})
+    assert service.events[0].labels == ("cancer", "cancer")
+    assert service.events[0].confidences == (0.83, 0.83)

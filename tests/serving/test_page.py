@@ -1,0 +1,84 @@
+"""The page at `/` and what it learns of the releases, without a browser."""
+
+import re
+
+import pretend
+import pytest
+from starlette.testclient import TestClient
+
+from medray.reports import style
+from medray.serving import keys, page
+from medray.serving.schemas import Refused
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def http(service: pretend.Service | None = None, digests: frozenset[str] | None = None) -> TestClient:
+    return TestClient(pretend.api(service or pretend.Service(), digests), raise_server_exceptions=False)
+
+
+def test_a_browser_gets_the_page_and_everybody_else_json() -> None:
+    asked = http()
+    found = asked.get("/", headers=BROWSER)
+    assert found.headers["content-type"].startswith("text/html")
+    assert found.text.startswith("<!doctype html>")
+    for accept in ("*/*", "application/json"):
+        told = asked.get("/", headers={"accept": accept})
+        assert told.json()["models"] == list(pretend.CARDS)
+        assert told.headers["vary"] == found.headers["vary"] == "accept"
+
+
+def test_the_page_is_shown_without_a_token_and_nothing_else_is() -> None:
+    asked = http(digests=frozenset({keys.digest("right")}))
+    assert asked.get("/", headers=BROWSER).status_code == 200
+    assert not any(name in asked.get("/", headers=BROWSER).text for name in pretend.CARDS)
+    assert asked.get("/").status_code == 401
+    assert asked.get("/v1/releases", headers=BROWSER).status_code == 401
+    assert asked.get("/v1/releases", headers={"authorization": "Bearer right"}).status_code == 200
+
+
+def test_the_policy_lets_in_exactly_the_sheet_and_the_script_of_the_page() -> None:
+    policy = page.headers()["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for name, tag in (("style", "style"), ("script", "script")):
+        (held,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page.html(), re.DOTALL)
+        digest = page._digest(held)
+        assert f"{name}-src {digest}" in policy
+    assert "/*sheet*/" not in page.html()
+    assert "/*script*/" not in page.html()
+
+
+def test_the_page_names_no_other_host_and_makes_html_of_no_text() -> None:
+    assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", page.html())
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", 'setAttribute("style'):
+        assert way not in page.html()
+
+
+@pytest.mark.parametrize("colours", [style.LIGHT, style.DARK])
+def test_the_page_has_the_colours_of_the_reports(colours: dict[str, str]) -> None:
+    for name, value in colours.items():
+        assert f"--{name}:{value}" in page.html()
+
+
+def test_releases_tell_task_path_form_labels_and_figures() -> None:
+    found = {one["id"]: one for one in http().get("/v1/releases").json()["data"]}
+    assert list(found) == list(pretend.CARDS)
+    symptoms, questions = found["symptoms@best"], found["pubmedqa@2"]
+    assert (symptoms["path"], symptoms["form"]["fields"], symptoms["terms"][0]) == (
+        "/v1/choose",
+        [{"name": "symptoms", "kind": "terms"}],
+        "chills",
+    )
+    assert {field["name"]: field["kind"] for field in questions["form"]["fields"]} == {"contexts": "text", "question": "line"}
+    assert questions["form"]["parts"] == [["", "contexts"], ["\n\nQuestion: ", "question"]]
+    assert found["cancer@best"]["figures"][0] == {"metric": "f1_macro", "validation": 0.9123, "test": 0.9011}
+
+
+def test_a_release_that_does_not_answer_is_told_beside_those_that_do() -> None:
+    service = pretend.Service()
+    service.refused = Refused(503, "unavailable", "no replica of this release could answer")
+    found = http(service).get("/v1/releases")
+    assert found.status_code == 200
+    assert found.json()["data"] == []
+    assert [one["id"] for one in found.json()["unavailable"]] == list(pretend.CARDS)
