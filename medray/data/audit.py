@@ -73,6 +73,7 @@ class Audit:
     majority_accuracy: float
     majority_f1_macro: float
     num_corrected: int = 0  # labels replaced by data.corrections
+    num_mentions: int = 0  # of annotated rows, whose labels are the kinds of these
     terms: tuple[str, ...] = ()  # the vocabulary that the texts are made of, where the data set has one
     words: WordCounts | None = None
     languages: dict[str, int] = field(default_factory=dict)  # rows of a sample by what language they look like
@@ -93,7 +94,7 @@ class Audit:
                 if self.given_across
                 else "; none stands on two sides of the split"
             ),
-            *(self._ceilings() if self.labels else []),
+            *(self._ceilings() if self.labels and not self.num_mentions else []),
         ]
         for source, tokens in self.tokens.items():
             lines.append(
@@ -103,7 +104,8 @@ class Audit:
         return "\n".join(lines)
 
     def _labels(self) -> list[str]:
-        return ["labels: " + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items())]
+        what = f"{self.num_mentions} mentions, rows with each kind: " if self.num_mentions else "labels: "
+        return [what + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items())]
 
     def _ceilings(self) -> list[str]:
         share = self.conflicting_rows / self.num_rows
@@ -152,6 +154,7 @@ def audit(
         majority_accuracy=share,
         majority_f1_macro=_constant_f1(majority, labels, len(examples)),
         num_corrected=num_corrected,
+        num_mentions=sum(len(example.mentions) for example in examples),
         terms=tuple(sorted(set(terms))),
         words=WordCounts.of(example.text for example in examples),
         languages=dict(Counter(language.guess(example.text) for example in examples[:: math.ceil(len(examples) / _LANGUAGE_ROWS)])),

@@ -18,7 +18,9 @@ def audit(data: StudyData) -> Section | None:
     rows.append(["rows", f"{num_rows:,}" + (f", and {held['num_empty']:,} with an empty text set aside" if held["num_empty"] else "")])
     rows.append(["splits", ", ".join(f"{side} {number:,}" for side, number in held["splits"].items())])
     rows.append(["duplicates", f"{held['exact_groups']:,} texts stand more than once, in {held['exact_rows']:,} rows; {_near(held)}"])
-    if not held["labels"]:
+    if num_mentions := held.get("num_mentions", 0):
+        rows.append(["mentions", f"{num_mentions:,}; rows with each kind: {', '.join(f'{k} {n:,}' for k, n in held['labels'].items())}"])
+    if num_mentions or not held["labels"]:
         return Section(
             "data", "The data", [Table("What the data set is like", (), rows, left=frozenset({0, 1})), *_lengths(held, num_rows)]
         )

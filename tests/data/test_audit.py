@@ -1,7 +1,7 @@
 import pytest
 
 from medray.data.audit import Audit, audit
-from medray.data.base import Example
+from medray.data.base import Example, Mention
 from medray.data.duplicates import find
 
 
@@ -28,3 +28,12 @@ def test_two_names_of_one_given_side_are_one_side() -> None:
     assert look([Example("1", texts, ("a",), "val"), Example("2", texts, ("a",), "Validation")]).given_across == 0
     assert look([Example("1", texts, ("a",), "val"), Example("2", texts, ("a",), "test")]).given_across == 1
     assert look([Example("1", texts, ("a",)), Example("2", texts, ("a",), "test")]).given_across == 0
+
+
+def test_of_annotated_rows_mentions_are_counted_and_no_ceiling_of_a_classifier_is_told() -> None:
+    mention = Mention(0, 6, "asthma", "Disease")
+    rows = [Example("a", "asthma one", ("Disease",), mentions=(mention,)), Example("b", "nothing here")]
+    found = audit(rows, find([row.text for row in rows], 0.8), {"a": "train", "b": "test"})
+    assert found.num_mentions == 1
+    assert "1 mentions, rows with each kind: Disease 1 (50.0%)" in found.render()
+    assert "always answering" not in found.render()
