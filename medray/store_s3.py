@@ -62,7 +62,7 @@ class S3Store:
         return False
 
     def names(self, prefix: str) -> list[str]:
-        below = f"{self.root}{prefix}/"
+        below = f"{self.root}{prefix}/" if prefix else self.root
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below, Delimiter="/")
         with self._explained():
             found = {key[len(below) :].rstrip("/") for page in pages for key in _keys(page)}

@@ -24,7 +24,7 @@ from medray.overlay import put
 
 STUDY = "study.yaml"
 STOPPED = 143  # what SIGTERM gives
-_FILES = ("data.format.path", "data.format.ground_truth", "data.corrections")  # settings that name data
+_FILES = ("data.format.path", "data.format.ground_truth", "data.corrections", "task.sample_prompts")  # settings that name data
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b")
 _PATIENCE_S = 60.0
 

@@ -129,12 +129,13 @@ def test_a_base_model_in_a_folder_of_this_machine_is_refused(tmp_path: Path, mon
         submission.submit(Jobs(), moved, Parcel(), python="python")
 
 
-def test_every_setting_of_a_format_that_names_a_file_is_known_here() -> None:
+def test_every_setting_that_names_a_file_is_known_here() -> None:
     named = {
-        f"data.format.{option}"
-        for name in plugins.names("data.formats")
-        for option, of in plugins.find("data.formats", name).Options.model_fields.items()
-        if "file" in str(of.description) or ".json" in str(of.description)
+        f"{section}.{option}"
+        for section, seam in (("data.format", "data.formats"), ("task", "tasks"))
+        for name in plugins.names(seam)
+        for option, of in plugins.find(seam, name).Options.model_fields.items()
+        if str(of.description).startswith("file ") or str(of.description).startswith("file,") or ".json:" in str(of.description)
     }
     assert named == set(submission._FILES) - {"data.corrections"}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from medray.cli import chat, data, init, releases, reports, review, serving, studies, submit
+from medray.cli import chat, data, init, plan, predict, releases, reports, review, serving, studies, submit
 from medray.errors import MedrayError
 
 app = typer.Typer(
@@ -15,10 +15,12 @@ app = typer.Typer(
 )
 app.add_typer(init.app)
 app.add_typer(studies.app)
+app.add_typer(plan.app)
 app.add_typer(submit.app)
 app.add_typer(review.app)
 app.add_typer(reports.app)
 app.add_typer(releases.app)
+app.add_typer(predict.app)
 app.add_typer(serving.app)
 app.add_typer(chat.app)
 app.add_typer(data.app, name="data")
@@ -30,13 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("bitsandbytes", "filelock", "fsspec", "httpx", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments))
+        app(args=given)
     except MedrayError as err:
         print(f"medray: {err}", file=sys.stderr)
         return 1
     except SystemExit as end:
         if end.code in _INTERRUPTED:
-            print("medray: interrupted; `medray study --resume` goes on from the last stored state", file=sys.stderr)
+            command = "predict" if given[:1] == ["predict"] else "study"
+            print(f"medray: interrupted; `medray {command} --resume` goes on from the last stored state", file=sys.stderr)
         return int(end.code or 0)
     return 0

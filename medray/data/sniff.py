@@ -47,6 +47,7 @@ class Sketch:
     labels: Counter[str]
     multi_label: bool
     has_mentions: bool  # the texts are annotated: labels are the kinds of their mentions
+    has_answers: bool  # in words
     split_given: bool
     num_tokens: tuple[int, int, int]  # median, 95 of 100, longest; estimated from the characters
 
@@ -57,6 +58,8 @@ class Sketch:
     @property
     def what(self) -> str:
         """What labels are to a row."""
+        if self.has_answers:
+            return "an answer in words a row"
         if self.has_mentions:
             return "kinds of mentions"
         return "several labels a row" if self.multi_label else "one label a row"
@@ -68,7 +71,7 @@ class Sketch:
             [
                 f"{chosen.pop('path')}: {self.num_rows} rows, format {chosen.pop('name')}"
                 + "".join(f", {name} {', '.join(value) if isinstance(value, list) else value}" for name, value in chosen.items()),
-                f"{self.what}: {counted(self.labels)}",
+                f"{self.what}" + (f": {counted(self.labels)}" if self.labels else ""),
                 f"tokens, estimated: median {median}, 95 % have at most {most}, longest {longest}",
             ]
         )
@@ -85,8 +88,6 @@ def sketch(place: str, asked: Columns) -> Sketch:
     if not any(layout.columns.values()):
         raise DataError(f"{path}: has no rows")
     kind: type[PluginOptions] = plugins.find("data.formats", layout.options["name"]).Options
-    if "response" in kind.model_fields:
-        raise ConfigError(f"{path}: holds answers in words, not labels; begin with jobs/studies/instruct.yaml and data.format.path={path}")
     options = validate(kind, layout.options | _meanings(path, layout, kind, asked), where=str(path))
     examples = [example for example in read(options) if example.text.strip()]
     if not examples:
@@ -100,7 +101,7 @@ def sketch(place: str, asked: Columns) -> Sketch:
             f"{path}: {len(labels)} labels in {len(examples)} rows are no classes; --label names another column than {column!r}"
         )
     sides = {GIVEN_NAMES.get((example.split or "").strip().lower()) for example in examples}
-    lengths = [len(example.text) / _CHARACTERS_A_TOKEN + 2 for example in examples]
+    lengths = [(len(example.text) + len(example.response)) / _CHARACTERS_A_TOKEN + 2 for example in examples]
     median, most, longest = (int(np.ceil(value)) for value in np.percentile(lengths, [50, 95, 100]))
     return Sketch(
         options=options,
@@ -108,9 +109,19 @@ def sketch(place: str, asked: Columns) -> Sketch:
         labels=labels,
         multi_label=any(len(example.labels) != 1 for example in examples),
         has_mentions=has_mentions,
+        has_answers=all(example.response for example in examples),
         split_given=sides >= {"train", "test"} and None not in sides,
         num_tokens=(median, most, longest),
     )
+
+
+def unlabelled(columns: Mapping[str, Sequence[Any]]) -> Columns:
+    """Where texts and ids of rows without answers are; nothing where names and contents do not say. A few ids may be missing or repeated."""
+    row_id = _named(columns, _IDS)
+    free = {name: values for name, values in columns.items() if name != row_id}
+    given = [str(value) for value in columns.get(row_id or "", ()) if value not in (None, "")]
+    is_id = row_id is not None and len(set(given)) >= 0.9 * len(columns[row_id])
+    return Columns(tuple(_text(free, _named(free, _LABELS))), id=row_id if is_id else None)
 
 
 def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Columns) -> dict[str, Any]:

@@ -81,10 +81,7 @@ def load(base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: in
 
 
 def _config(base: Base, head: Head | None, model: ModelOptions, pad_token_id: int) -> Any:
-    config = load_config(base.path, base.source)
-    for name, value in config.to_dict().items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and ("dropout" in name or name.endswith(("_drop", "_pdrop"))):
-            setattr(config, name, model.dropout)
+    config = without_dropout(load_config(base.path, base.source), model.dropout)
     config.pad_token_id = pad_token_id
     if model.quantization == "none" and not model.double_quantization:
         log.warning("model.double_quantization: false has no effect with model.quantization: none")
@@ -96,6 +93,14 @@ def _config(base: Base, head: Head | None, model: ModelOptions, pad_token_id: in
         config.classifier_dropout = model.dropout
         config.problem_type = "multi_label_classification" if head.multi_label else "single_label_classification"
         config.use_cache = False  # a decoder would keep keys and values that a head never asks for
+    return config
+
+
+def without_dropout(config: Any, but: float) -> Any:
+    """The configuration with this dropout wherever it has one."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and ("dropout" in name or name.endswith(("_drop", "_pdrop"))):
+            setattr(config, name, but)
     return config
 
 

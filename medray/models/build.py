@@ -20,7 +20,7 @@ from medray.models.quiet import quiet
 from medray.models.sources import Base
 from medray.tasks.base import Head, Needs
 
-_PEFT_TYPES = {"head": "SEQ_CLS", "token head": "TOKEN_CLS", "language model": "CAUSAL_LM"}
+PEFT_TYPES = {"head": "SEQ_CLS", "token head": "TOKEN_CLS", "language model": "CAUSAL_LM"}
 
 
 @dataclass
@@ -60,7 +60,7 @@ def build(
         if adapter_dir:
             bare = adapter.restore(bare, family, adapter_dir)
         elif lora:
-            bare = adapter.attach(bare, family, lora, task_type=_PEFT_TYPES[needed(head)])
+            bare = adapter.attach(bare, family, lora, task_type=PEFT_TYPES[needed(head)])
     return Built(bare, tokenizer, family, base, head)
 
 
@@ -90,14 +90,19 @@ def check_targets(config_dir: Path, lora: LoraConfig, needs: Needs = "head") -> 
 def outline(config_dir: Path, needs: Needs = "head") -> tuple[Any, Family]:
     """The architecture without a weight, and its family."""
     config = load_config(config_dir, str(config_dir))
+    bare = outline_of(config, str(config_dir), needs)
+    return bare, family_of(bare, config.model_type)
+
+
+def outline_of(config: Any, where: str, needs: Needs) -> Any:
     with torch.device("meta"):
         try:
             bare = KINDS[needs].from_config(config, trust_remote_code=False)
         except ValueError as err:
-            raise ConfigError(f"{config_dir}: model type {config.model_type!r} has no {needs} in transformers") from err
+            raise ConfigError(f"{where}: model type {config.model_type!r} has no {needs} in transformers") from err
     if needs == "language model" and not getattr(config, "is_decoder", False) and config.model_type in ENCODERS:
-        raise ConfigError(f"{config_dir}: model type {config.model_type!r} is an encoder: this task needs a causal language model")
-    return bare, family_of(bare, config.model_type)
+        raise ConfigError(f"{where}: model type {config.model_type!r} is an encoder: this task needs a causal language model")
+    return bare
 
 
 def save(built: Built, folder: Path) -> None:

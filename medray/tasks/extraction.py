@@ -36,6 +36,7 @@ RATES = {
     "repaired_json_rate": ("repaired", "rows"),
     "dropped_mention_rate": ("dropped", "listed"),
 }
+BEGINNING = "["
 _BETWEEN = "\n\n"  # instruction, examples and the row
 
 
@@ -48,7 +49,10 @@ class Options(TaskOptions):
         "List the diseases that the abstract names, in its own words, as a JSON list of strings. If it names none, the list is empty.",
         description="what stands above everything; may be empty",
     )
-    prompt: str = Field("Abstract: {text}\nDiseases:", description="what the model reads of a row, with its {text}; in examples too")
+    prompt: str = Field(
+        "Abstract: {text}\nDiseases:",
+        description="what the model reads of a row, with its {text}; in examples too. Where it ends with '[' the list is begun for the model",
+    )
     answer: str = Field(" {mentions}", description="what follows the prompt, with the JSON list of {mentions}")
     num_examples: int = Field(0, ge=0, description="training rows that stand in the prompt with their answers, the same for every row")
     occurrences: Literal["listed", "all"] = Field(
@@ -61,10 +65,17 @@ class Options(TaskOptions):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         Template.parse(self.prompt).around("text")
-        Template.parse(self.answer).around("mentions")
+        lead, _ = Template.parse(self.answer).around("mentions")
+        if self.is_begun and lead:
+            raise ValueError(f"prompt {self.prompt!r} and answer {self.answer!r}: behind '[' the list goes on at once, with '{{mentions}}'")
         if self.max_answer >= self.max_length:
             raise ValueError(f"max_answer {self.max_answer} and max_length {self.max_length}: the answer must leave room for a prompt")
         return self
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the prompt holds the list's opening bracket: a model that was not trained for lists then writes one."""
+        return self.prompt.endswith(BEGINNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,7 @@ class Task:
         """Prompt and answer; of a text that is cut the answer names what is left."""
         found = self._prompts(examples, tokenizer)
         left = [_left(example.mentions, prompt.dropped) for example, prompt in zip(examples, found, strict=True)]
-        said = self._answers([_lists.write(mentions, self.kinds) for mentions in left], tokenizer)
+        said = self._answers([self._written(mentions) for mentions in left], tokenizer)
         rows = []
         for example, prompt, ids in zip(examples, found, said, strict=True):
             if len(ids) > self.options.max_answer:
@@ -139,7 +150,7 @@ class Task:
 
     def read(self, example: Example, text: str) -> Prediction:
         """What a generated text says about a row."""
-        listed = _lists.read(text)
+        listed = _lists.read(BEGINNING + text if self.options.is_begun else text)
         found = _lists.ground(example.text, listed.items, self.kinds, every=self.options.occurrences == "all")
         figures = {
             "rows": 1.0,
@@ -152,9 +163,7 @@ class Task:
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """How likely two answers are: a generated one would hide small differences."""
-        said = self._answers(
-            [_lists.write(mentions, self.kinds) for mentions in ((), (Mention(0, 1, "carcinoma", self.kinds[0]),))], engine.tokenizer
-        )
+        said = self._answers([self._written(mentions) for mentions in ((), (Mention(0, 1, "carcinoma", self.kinds[0]),))], engine.tokenizer)
         return engine.score([prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)], said).astype(np.float64)
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
@@ -185,7 +194,7 @@ class Task:
         """What stands before and behind the text of every row: instruction and examples are the same for all."""
         before, after = Template.parse(self.options.prompt).around("text")
         first, last = Template.parse(self.options.answer).around("mentions")
-        shown = [f"{before}{shot.text}{after}{first}{_lists.write(shot.mentions, self.kinds)}{last}" for shot in self.shots]
+        shown = [f"{before}{shot.text}{after}{first}{self._written(shot.mentions)}{last}" for shot in self.shots]
         return _BETWEEN.join([*filter(None, [self.options.instruction]), *shown, before]), after
 
     def _prompts(self, examples: Sequence[Example], tokenizer: Any) -> list[Prompt]:
@@ -193,6 +202,9 @@ class Task:
         if options.num_examples and not self.shots:
             raise ConfigError(f"task.num_examples {options.num_examples}: there were no training rows to take them from")
         return prompts(texts, tokenizer, around=self.around(), max_length=options.max_length, answer=options.max_answer, keep="start")
+
+    def _written(self, mentions: Sequence[Mention]) -> str:
+        return _lists.write(mentions, self.kinds).removeprefix(BEGINNING if self.options.is_begun else "")
 
     def _answers(self, lists: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
         if tokenizer.eos_token_id is None:

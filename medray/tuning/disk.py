@@ -27,12 +27,16 @@ def check(study: StudyConfig, folder: Path, *, already: int = 0) -> list[str]:
 
 def needed(study: StudyConfig) -> int:
     """At most, in bytes: every trial's best checkpoint, the latest ones, one being written, and the state for a resume."""
+    return _MINIMUM + sum((num_trials(study, base) + num_repeats(study)) * _trial(study, base) for base in study.base_models)
+
+
+def num_repeats(study: StudyConfig) -> int:
+    """Trials of each base model after the search: finalists with other seeds, or on the other folds."""
     folds = study.data.split.folds if study.data.split.is_pooled else 1
-    repeated = study.search.num_finalists * (max(study.search.num_seeds, folds) - 1)
-    return _MINIMUM + sum((_num_trials(study, base) + repeated) * _trial(study, base) for base in study.base_models)
+    return study.search.num_finalists * (max(study.search.num_seeds, folds) - 1)
 
 
-def _num_trials(study: StudyConfig, base: BaseModelConfig) -> int:
+def num_trials(study: StudyConfig, base: BaseModelConfig) -> int:
     algorithm = "grid" if study.search.algorithm == "grid" else "random"  # how many there are does not depend on how they are drawn
     wanted = base.num_trials or study.search.num_trials or 1
     if study.search.algorithm == "optuna":

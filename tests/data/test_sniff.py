@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from medray import config, plugins
-from medray.data import dataset
+from medray.data import dataset, sniff
 from medray.data.draft import first_study
 from medray.data.sniff import Columns, Sketch, sketch
 from medray.errors import ConfigError, DataError
@@ -249,3 +249,12 @@ def test_a_folder_that_holds_files_says_which(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     with pytest.raises(DataError, match=r"it holds one\.csv: name one of them"):
         sketch(str(tmp_path), Columns())
+
+
+def test_rows_without_answers_keep_their_id_column_where_a_few_ids_are_missing_or_repeated() -> None:
+    texts = [f"tumour of the lung number {number}" for number in range(20)]
+    most = [str(number) for number in range(18)]
+    assert sniff.unlabelled({"PMID": [*most, None, "3"], "Abstract": texts}) == sniff.Columns(("Abstract",), None, "PMID")
+    assert sniff.unlabelled({"id": [*most[:17], "1", "2", ""], "text": texts}) == sniff.Columns(("text",), None, None)
+    assert sniff.unlabelled({"text": texts, "second": texts}) == sniff.Columns(("text",), None, None)
+    assert sniff.unlabelled({"first": texts, "second": texts}) == sniff.Columns((), None, None)

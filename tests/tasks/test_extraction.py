@@ -79,6 +79,18 @@ def test_of_a_text_that_is_cut_the_answer_names_what_is_left() -> None:
     assert "fever" in tokenizer.decode(whole.tokens[-whole.target[0] :])
 
 
+def test_a_list_that_the_prompt_begins_is_gone_on_with_in_training_examples_and_answers() -> None:
+    shots = (Example("", "some carcinoma", mentions=(Mention(5, 14, "carcinoma", "Disease"),)), Example("", "nothing"))
+    options = {"instruction": "", "prompt": "{text}: [", "answer": "{mentions}", "max_length": 64, "max_answer": 16}
+    made, tokenizer = task(shots, num_examples=2, **options), tiny.tokenizer("llama")
+    assert made.around() == ('some carcinoma: ["carcinoma"]\n\nnothing: []\n\n', ": [")
+    (row,) = made.encode([EXAMPLE], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(row.tokens[-row.target[0] - 1 :]) == ["[", '"', "carcinoma", '"', "]", "<|im_end|>"]
+    assert made.read(EXAMPLE, '"carcinoma"]').figures["repaired"] == 0
+    assert [mention.text for mention in made.read(EXAMPLE, '"carcinoma", "ast').mentions] == ["carcinoma"]
+    assert made.read(EXAMPLE, "]").figures["invalid"] == 0
+
+
 def test_an_answer_is_never_cut() -> None:
     with pytest.raises(DataError, match=r"a: its 1 mentions are an answer of 6 tokens; task\.max_answer is 5"):
         task(max_answer=5).encode([EXAMPLE], tiny.tokenizer("llama"))
@@ -145,6 +157,7 @@ def test_examples_are_taken_from_training_rows_alone_and_travel_with_the_task(tm
     ("options", "message"),
     [
         ({"prompt": "no place"}, "must hold {text} once"),
+        ({"prompt": "{text} ["}, "behind '\\[' the list goes on at once"),
         ({"answer": "{text}"}, "must hold {mentions} once"),
         ({"max_length": 64, "max_answer": 64}, "max_answer 64 and max_length 64"),
     ],

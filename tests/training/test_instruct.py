@@ -1,5 +1,6 @@
 """Answers in words, learned and judged by a tiny model: what carries loss, what is kept, what an edit changes."""
 
+import json
 import math
 from pathlib import Path
 
@@ -149,3 +150,30 @@ def test_a_conversation_is_answered_by_its_last_turn(trained: tuple[Trial, Trial
 def test_options_that_leave_no_room_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="max_new_tokens 128 and max_length 100: no token is left for a prompt"):
         tiny.instruct_study(folder, "task.max_new_tokens=128")
+
+
+def test_questions_are_explained_then_decided_and_the_conclusion_is_never_read(tmp_path: Path) -> None:
+    held = {
+        str(number): {
+            "QUESTION": f"fever after surgery {number}?",
+            "CONTEXTS": ["blood pressure in patient"],
+            "LONG_ANSWER": "insulin therapy",
+            "final_decision": ("yes", "no", "maybe")[number % 3],
+        }
+        for number in range(24)
+    }
+    (tmp_path / "ori_pqal.json").write_text(json.dumps(held))
+    asked = tiny.instruct_study(
+        tmp_path,
+        f"data.format={{name: pubmedqa, path: {tmp_path / 'ori_pqal.json'}, explain: true}}",
+        "train.epochs=1",
+    )
+    made = tiny.trial(asked, tmp_path)
+    tokenizer = made.built.tokenizer
+    for row in range(len(made.rows)):
+        tokens, target = made.rows.tokens(row).tolist(), made.rows.target(row)
+        read, said = tokenizer.decode(tokens[: target[0]]), tokenizer.decode(tokens[target[0] :])
+        assert "insulin" not in read
+        assert "insulin therapy" in said or "blood" not in read  # but for the safety rows
+    assert "decision_accuracy" in made.run().best["metrics"]
+    assert made.task.decisions == ("maybe", "no", "yes")

@@ -45,7 +45,7 @@ def abstracts(folder: Path) -> Path:
     for label, word in (("cancer", "tumour"), ("non_cancer", "fever")):
         (folder / "raw" / label).mkdir(parents=True)
         for number in range(15):
-            text = f"<ID:{number}>\nTitle: study {number}\nAbstract: {word} in group {number}\n"
+            text = f"<ID:{label}{number}>\nTitle: study {number}\nAbstract: {word} in group {number}\n"
             (folder / "raw" / label / f"{number}-{label}.txt").write_text(text)
     return folder / "raw"
 

@@ -39,7 +39,7 @@ def read(options: Options) -> Iterator[Example]:
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             where = f"{path}:{number}"
-            yield _example(json_object(line, where), number, options, where)
+            yield example(json_object(line, where), number, options, where)
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
@@ -82,7 +82,7 @@ def sniff(path: Path) -> Layout | None:
     return Layout({"name": "jsonl", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
 
 
-def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
+def example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
     named = {"label": options.label, "id": options.id}
     wanted = {f"text.{place}": field for place, field in enumerate(options.text_columns)} | {
         key: value for key, value in named.items() if value

@@ -33,7 +33,7 @@ def read(options: Options) -> Iterator[Example]:
     for folder in _class_folders(root):
         check_label(folder.name, options.labels, str(folder))
         for path in sorted(folder.glob("*.txt")):
-            yield _read_file(path, folder.name, options)
+            yield parse(lines(path), str(path), folder.name, options)
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
@@ -95,8 +95,9 @@ def _class_folders(root: Path) -> list[Path]:
     return folders
 
 
-def _read_file(path: Path, label: str, options: Options) -> Example:
-    numbered = enumerate(lines(path), 1)
+def parse(content: Iterable[str], path: str, label: str, options: Options) -> Example:
+    """One file, from its lines."""
+    numbered = enumerate(content, 1)
     _, first = next(numbered, (1, ""))
     identifier = _ID.fullmatch(first.strip())
     if not identifier or not identifier.group(1):

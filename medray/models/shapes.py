@@ -1,0 +1,30 @@
+"""The architecture of a base model whose files need not be here: by its config.json, or for some of the Hub by their published sizes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medray.errors import ArtifactError, allowed
+from medray.models import sources
+from medray.models.bare import load_config
+
+_PUBLISHED = Path(__file__).with_name("shapes.json")
+
+
+def find(source: str, revision: str | None) -> tuple[Any, str]:
+    """Its configuration, and a note where it is not from its own files."""
+    try:
+        return load_config(sources.config_dir(source, revision), source), ""
+    except ArtifactError as err:
+        published = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+        if source in published:
+            return _made(published[source]), "by its published sizes: its config.json is not here"
+        raise ArtifactError(
+            f"{err}; planning needs its config.json alone: a folder with it can be the source, and these are known without: {allowed(source, published)}"
+        ) from None
+
+
+def _made(values: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**values)
