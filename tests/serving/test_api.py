@@ -127,6 +127,7 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
     assert answer.json() == {
         "release": "diseases",
         "version": 3,
+        "notes": [],
         "predictions": [{"mentions": [{"start": 0, "end": 6, "text": "asthma", "kind": "Disease", "confidence": None}]}, {"mentions": []}],
         "disclaimer": choice.DISCLAIMER,
     }
