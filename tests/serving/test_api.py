@@ -131,7 +131,7 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
         "predictions": [{"mentions": [{"start": 0, "end": 6, "text": "asthma", "kind": "Disease", "confidence": None}]}, {"mentions": []}],
         "disclaimer": choice.DISCLAIMER,
     }
-    assert [event.labels for event in service.events] == [("Disease", "")]
+    assert [event.labels for event in service.events] == [("Disease", "none")]
     paths = client(service).get("/openapi.json").json()["paths"]
     assert "/v1/extract" in paths
     assert ROUTES["tagging"] is ROUTES["extraction"]
