@@ -184,6 +184,7 @@ def _answers(tasks: list[ReadTask], columns: Columns, work: Work, pool: Pool) ->
     data = ray.data.from_items([{"task": task.dumps()} for task in tasks], override_num_blocks=len(tasks))
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
+    data.context.raise_original_map_exception = True  # Ray's wrapper loses what it wraps on its way here, but for the text
     data.context.target_max_block_size = 1  # a block a piece: else the pieces of a file would wait for each other, for one actor
     data = data.map_batches(
         read_pieces,

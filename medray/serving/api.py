@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medray.serving import completion_routes, guards, page, schemas
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
-from medray.serving.drift import named
 from medray.serving.guard import Guard
 from medray.serving.refusals import choose, error, request_id
 from medray.serving.schemas import ROUTES, ErrorBody, Health, Limits, ModelCard, ModelDetail, ModelList, Refused, Route
@@ -101,7 +100,7 @@ def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: 
         if isinstance(outcome, Refused):
             service.record(Event(number, model, outcome.status, seconds))
             return error(outcome, number)
-        labels = tuple(named(found.labels) for found in outcome.predictions)
+        labels = tuple("|".join(found.labels) for found in outcome.predictions)
         confidences = tuple(sure for found in outcome.predictions if (sure := getattr(found, "confidence", None)) is not None)
         service.record(Event(number, model, 200, seconds, outcome.release, outcome.version, labels, confidences))
         # Already validated: letting FastAPI validate and serialise it once more costs as much as a short text.

@@ -155,7 +155,7 @@ class Ingress:
         if event.status == 200:
             self.seconds.observe(event.seconds, {"release": event.release, "version": version})
         for label in event.labels:
-            self.labels.inc(1, {"release": event.release, "version": version, "label": label})
+            self.labels.inc(1, {"release": event.release, "version": version, "label": label or drift.NOTHING})
         for sure in event.confidences:
             self.confidence.observe(sure, {"release": event.release, "version": version})
         talked = self._talked(event, {"release": event.release, "version": version}) if event.first_token_s is not None else {}

@@ -40,7 +40,7 @@ function marked(text, mentions) {
   read.append(characters.slice(at).join(""));
   const count = mentions.length === 1 ? "1 mention" : `${mentions.length || "No"} mentions`;
   const rows = mentions.slice(0, LISTED).map(one => make("tr", {}, make("th", { scope: "row" }, one.text), make("td", { class: "left" }, one.kind), make("td", {}, typeof one.confidence === "number" ? percent(one.confidence) : "")));
-  const head = make("thead", {}, make("tr", {}, ...["Mention", "Kind", "Confidence"].map(name => make("th", { scope: "col" }, name))));
+  const head = make("thead", {}, make("tr", {}, ...["Mention", "Kind", "Confidence"].map(name => make("th", { scope: "col", class: name === "Kind" && "left" }, name))));
   const table = make("div", { class: "scroll" }, make("table", {}, head, make("tbody", {}, ...rows)));
   return [make("p", { class: "verdict" }, count), read, mentions.length ? table : null];
 }

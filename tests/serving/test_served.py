@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import browser
 import load
 import pytest
 import tiny
@@ -188,6 +189,56 @@ def test_prometheus_metrics_name_the_release(served: Served) -> None:
     assert any("medray_requests_total{" in line and 'release="cancer"' in line and 'status="200"' in line for line in lines), lines[:5]
     assert any("medray_request_seconds_bucket" in line for line in lines)
     assert any("medray_release_version{" in line and 'model="cancer@best"' in line for line in lines)
+    assert any("medray_labels_total{" in line and 'release="cancer"' in line for line in lines)
+    assert any("medray_confidence_bucket{" in line and 'le="0.5"' in line for line in lines)
+    shares = {
+        line.split("label=")[1].split('"')[1]: float(line.rsplit(" ", 1)[1])
+        for line in lines
+        if "medray_validation_label_share{" in line and 'version="1"' in line
+    }
+    assert sum(shares.values()) == pytest.approx(1)
+    assert any("medray_validation_confidence_share{" in line and 'at_most="0.9"' in line for line in lines)
+
+
+def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(served: Served) -> None:
+    page = urllib.request.Request(served.client.url + "/", headers={"accept": "text/html"})
+    with urllib.request.urlopen(page) as answer:
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert answer.read().startswith(b"<!doctype html>")
+    asked = urllib.request.Request(served.client.url + "/v1/releases", headers={"authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(asked) as answer:
+        found = json.load(answer)
+    assert found["unavailable"] == []
+    assert [(one["id"], one["release"], one["path"]) for one in found["data"]] == [
+        ("cancer@best", "cancer", "/v1/classify"),
+        ("cancer@1", "cancer", "/v1/classify"),
+    ]
+    assert all(len(one["labels"]) > 1 for one in found["data"])
+    assert all(any(figure["validation"] is not None for figure in one["figures"]) for one in found["data"])
+
+
+@pytest.mark.browser
+def test_a_browser_asks_a_running_serve(served: Served) -> None:
+    if browser.chromium() is None:
+        pytest.skip("no Chromium on the PATH")
+    with browser.start() as shown:
+        shown.open(served.client.url + "/#cancer@1", width=360)
+        _shown(shown, "!document.getElementById('access').hidden")
+        shown.value(f"document.getElementById('token').value = {TOKEN!r}; document.querySelector('#access button').click()")
+        _shown(shown, "document.getElementById('release').value === 'cancer@1' && !document.getElementById('card').hidden")
+        shown.value("document.getElementById('field-text').value = 'tumour in the lung'; document.getElementById('send').click()")
+        _shown(shown, "!document.getElementById('answer').hidden")
+        label = served.client.classify(["tumour in the lung"], model="cancer@1").predictions[0].label
+        assert shown.value("document.querySelector('.verdict').textContent") == label
+        assert shown.value("document.documentElement.scrollWidth") == 360
+        assert {url.startswith(served.client.url) for url in shown.requests()} == {True}
+
+
+def _shown(shown: browser.Browser, script: str) -> None:
+    end = time.monotonic() + 20
+    while not shown.value(script):
+        assert time.monotonic() < end, (script, shown.complaints())
+        time.sleep(0.05)
 
 
 def test_every_listener_is_on_loopback(served: Served) -> None:

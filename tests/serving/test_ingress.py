@@ -1,0 +1,120 @@
+"""How the ingress asks replicas for pieces: once more where nothing was told, and never longer than anybody listens."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from medray.data.base import Message
+from medray.generation import Sampling
+from medray.serving.ingress import Ingress
+from medray.serving.schemas import AppOptions, Refused
+from medray.serving.talk import Asked, Begun, Said
+
+ASKED = Asked((Message("user", "a"),), Sampling(), 5, whole=False)
+BEGUN, LAST = Begun("adviser", 1, 3, "Not a doctor."), Said("b", 1, finish="stop", outcome="answered")
+FULL = BackPressureError.__new__(BackPressureError)
+AWAY = DeploymentUnavailableError.__new__(DeploymentUnavailableError)
+
+
+class Pieces:
+    """What a replica answers to one call: values, an error, or nothing for ever."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = list(items)
+        self.num_cancelled = 0
+
+    def __aiter__(self) -> "Pieces":
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self.items:
+            raise StopAsyncIteration
+        item = self.items.pop(0)
+        if item is None:
+            await asyncio.sleep(60)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self.num_cancelled += 1
+
+
+def ingress(calls: Sequence[Pieces]) -> Any:
+    """One without Serve around it."""
+    left = iter(calls)
+    made = object.__new__(Ingress)
+    made.options = AppOptions.model_validate({"releases": ["adviser@1"], "limits": {"timeout_s": 0.2}})
+    remote: Callable[..., Pieces] = lambda asked, timeout_s: next(left)  # noqa: E731
+    made.talking = {"adviser@1": SimpleNamespace(talk=SimpleNamespace(remote=remote))}
+    return made
+
+
+def told(*calls: Pieces) -> list[Any]:
+    async def listen() -> list[Any]:
+        return [piece async for piece in ingress(calls).talk("adviser@1", ASKED)]
+
+    return asyncio.run(listen())
+
+
+def test_pieces_are_passed_on_and_a_finished_call_is_not_cancelled() -> None:
+    call = Pieces(BEGUN, LAST)
+    assert told(call) == [BEGUN, LAST]
+    assert call.num_cancelled == 0
+
+
+def test_a_replica_that_dies_before_the_first_piece_is_asked_again_and_after_it_never() -> None:
+    assert told(Pieces(RayActorError()), Pieces(BEGUN, LAST)) == [BEGUN, LAST]
+    begun, refused = told(Pieces(BEGUN, RayActorError()), Pieces(BEGUN, LAST))
+    assert begun == BEGUN
+    assert (refused.status, refused.type) == (503, "unavailable")
+    (twice,) = told(Pieces(RayActorError()), Pieces(RayActorError()), Pieces(BEGUN, LAST))
+    assert twice.status == 503
+
+
+@pytest.mark.parametrize(("err", "status"), [(FULL, 429), (AWAY, 503), (None, 504)])
+def test_a_full_queue_no_replica_and_a_late_one_are_refusals(err: Exception | None, status: int) -> None:
+    call = Pieces(err)
+    (refused,) = told(call, Pieces(BEGUN, LAST))
+    assert isinstance(refused, Refused)
+    assert refused.status == status
+    assert call.num_cancelled == 1
+
+
+def test_an_answer_that_outlasts_the_deadline_ends_with_a_refusal_and_is_cancelled() -> None:
+    call = Pieces(BEGUN, Said("b", 1), None, LAST)
+    *pieces, refused = told(call)
+    assert pieces == [BEGUN, Said("b", 1)]
+    assert refused.status == 504
+    assert call.num_cancelled == 1
+
+
+def test_who_stops_listening_cancels_the_call() -> None:
+    call = Pieces(BEGUN, Said("b", 1), LAST)
+
+    async def leave() -> None:
+        pieces = ingress([call]).talk("adviser@1", ASKED)
+        assert await anext(pieces) == BEGUN
+        await pieces.aclose()
+
+    asyncio.run(leave())
+    assert call.num_cancelled == 1
+
+
+def test_who_is_cancelled_while_waiting_cancels_the_call() -> None:
+    call = Pieces(None)
+
+    async def give_up() -> None:
+        waiting = asyncio.ensure_future(anext(ingress([call]).talk("adviser@1", ASKED)))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(give_up())
+    assert call.num_cancelled == 1
