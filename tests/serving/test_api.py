@@ -132,7 +132,7 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
         "notes": [],
         "disclaimer": choice.DISCLAIMER,
     }
-    assert [event.labels for event in service.events] == [("Disease", "none")]
+    assert [event.labels for event in service.events] == [("Disease", "")]
     paths = client(service).get("/openapi.json").json()["paths"]
     assert "/v1/extract" in paths
     assert ROUTES["tagging"] is ROUTES["extraction"]
