@@ -228,6 +228,7 @@ def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_release_that_is_not_what_its_manifest_says_answers_nothing(
     runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
