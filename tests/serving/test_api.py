@@ -129,7 +129,6 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
         "version": 3,
         "notes": [],
         "predictions": [{"mentions": [{"start": 0, "end": 6, "text": "asthma", "kind": "Disease", "confidence": None}]}, {"mentions": []}],
-        "notes": [],
         "disclaimer": choice.DISCLAIMER,
     }
     assert [event.labels for event in service.events] == [("Disease", "")]
