@@ -1,7 +1,7 @@
 """What the readers share: text decoding and label checks whose errors name file and line."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -131,6 +131,32 @@ def json_object(line: str, where: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise DataError(f"{where}: holds half of a surrogate pair, which is no character") from None
     return row
+
+
+def json_rows(path: Path) -> list[dict[str, Any]] | None:
+    """Every row of a file of JSON lines; None where it is something else."""
+    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
+        return None
+    try:
+        return [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
+    except DataError:
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            raise
+        return None  # one JSON document over many lines, say
+
+
+def json_layout(name: str, path: Path, rows: Sequence[Mapping[str, Any]]) -> "Layout":
+    names = dict.fromkeys(column for row in rows for column in row)
+    return Layout({"name": name, "path": str(path)}, {column: [row.get(column) for row in rows] for column in names})
+
+
+def json_line(row: dict[str, Any], example: Example, split: str | None) -> str:
+    """A row as it is written, with the example's side and metadata beside its own fields."""
+    if example.split:
+        row = {**row, split or "split": example.split}
+    if taken := sorted(row.keys() & example.metadata.keys()):
+        raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
+    return json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n"
 
 
 def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:

@@ -1,6 +1,5 @@
 """Instructions and their answers, one JSON object a line: instruction, optional input and system prompt, response; or messages of several turns."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,10 @@ from medray.data.formats.base import (
     check_id,
     first_problem,
     is_instructions,
+    json_layout,
+    json_line,
     json_object,
+    json_rows,
     lines,
     missing_columns,
     missing_file,
@@ -62,11 +64,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
             row[options.messages] = [{"role": turn.role, "content": turn.content} for turn in said]
         else:
             row |= {options.instruction: example.text, options.response: example.response}
-        if example.split:
-            row[options.split or "split"] = example.split
-        if taken := sorted(row.keys() & example.metadata.keys()):
-            raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
-        written.append(json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n")
+        written.append(json_line(row, example, options.split))
     publish(path, "".join(written))
 
 
@@ -75,16 +73,8 @@ def check(options: Options) -> list[str]:
 
 
 def sniff(path: Path) -> Layout | None:
-    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
-        return None
-    try:
-        rows = [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
-    except DataError:
-        return None  # jsonl tells what is wrong with it
-    if not is_instructions(rows):
-        return None
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Layout({"name": "instructions", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
+    rows = json_rows(path)
+    return json_layout("instructions", path, rows) if rows and is_instructions(rows) else None
 
 
 def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:

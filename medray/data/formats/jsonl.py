@@ -17,7 +17,10 @@ from medray.data.formats.base import (
     first_problem,
     holds_mentions,
     is_instructions,
+    json_layout,
+    json_line,
     json_object,
+    json_rows,
     lines,
     missing_columns,
     missing_file,
@@ -53,11 +56,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
         row: dict[str, Any] = {options.id or "id": example.id, field: example.text}
         if label:
             row[label] = example.labels[0] if len(example.labels) == 1 else list(example.labels)
-        if example.split:
-            row[options.split or "split"] = example.split
-        if taken := sorted(row.keys() & example.metadata.keys()):
-            raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
-        written.append(json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n")
+        written.append(json_line(row, example, options.split))
     publish(path, "".join(written))
 
 
@@ -66,20 +65,10 @@ def check(options: Options) -> list[str]:
 
 
 def sniff(path: Path) -> Layout | None:
-    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
-        return None
-    try:
-        rows = [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
-    except DataError:
-        if path.suffix.lower() in (".jsonl", ".ndjson"):
-            raise
-        return None  # one JSON document over many lines, say
-    if is_instructions(rows):
-        return None  # instructions
-    if holds_mentions(rows):
-        return None  # spans
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Layout({"name": "jsonl", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
+    rows = json_rows(path)
+    if rows is None or is_instructions(rows) or holds_mentions(rows):
+        return None  # something else, or of another format
+    return json_layout("jsonl", path, rows)
 
 
 def example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:

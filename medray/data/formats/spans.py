@@ -3,7 +3,6 @@
 Offsets count characters of the text as it stands. A mention's `kind` and `text` may be left out; where its text is given it must be what stands there.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,9 @@ from medray.data.formats.base import (
     check_label,
     first_problem,
     holds_mentions,
+    json_line,
     json_object,
+    json_rows,
     lines,
     missing_columns,
     missing_file,
@@ -57,11 +58,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
         check_only_mentions(example)
         mentions = [{"start": found.start, "end": found.end, "kind": found.kind, "text": found.text} for found in example.mentions]
         row: dict[str, Any] = {options.id or "id": example.id, options.text: example.text, options.mentions: mentions}
-        if example.split:
-            row[options.split or "split"] = example.split
-        if taken := sorted(row.keys() & example.metadata.keys()):
-            raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
-        written.append(json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n")
+        written.append(json_line(row, example, options.split))
     publish(path, "".join(written))
 
 
@@ -70,13 +67,8 @@ def check(options: Options) -> list[str]:
 
 
 def sniff(path: Path) -> Layout | None:
-    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
-        return None
-    try:
-        rows = [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
-    except DataError:
-        return None  # jsonl tells what is wrong with it
-    if not holds_mentions(rows):
+    rows = json_rows(path)
+    if rows is None or not holds_mentions(rows):
         return None
     field = next((name for name in _FIELDS if all(name in row for row in rows)), None)
     if field is None:
