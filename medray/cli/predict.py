@@ -32,8 +32,8 @@ def predict(
     storage_path: Storage = "runs",
 ) -> None:
     """Answer every row of a library: an answer an id, calibrated as over HTTP; rows that cannot be read are set aside."""
-    from medray.library import run
-    from medray.library.sources import Columns
+    from medray.corpus import run
+    from medray.corpus.sources import Columns
     from medray.runtime import start_cluster
 
     asked = run.Asked(

@@ -16,12 +16,12 @@ from ray.exceptions import RayError
 
 import medray
 from medray import storage
+from medray.corpus import pieces, rows, sources
+from medray.corpus.output import Form, Output, Record, Summary
+from medray.corpus.progress import Progress
+from medray.corpus.sources import Columns, Shard, Source
+from medray.corpus.worker import Work, Worker
 from medray.errors import ConfigError, DataError, MedrayError
-from medray.library import pieces, rows, sources
-from medray.library.output import Form, Output, Record, Summary
-from medray.library.progress import Progress
-from medray.library.sources import Columns, Shard, Source
-from medray.library.worker import Work, Worker
 from medray.registry import Registry
 from medray.runtime import Cluster
 from medray.store import open_store

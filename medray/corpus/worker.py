@@ -12,12 +12,12 @@ import torch
 
 from medray import checkpoint
 from medray.answering import calibrated
+from medray.corpus.output import Output, Record, tabulate
+from medray.corpus.pieces import Piece
+from medray.corpus.rows import Row
 from medray.data.base import Example
 from medray.engines.base import Engine
 from medray.errors import DataError, MedrayError
-from medray.library.output import Output, Record, tabulate
-from medray.library.pieces import Piece
-from medray.library.rows import Row
 from medray.loading import merged
 from medray.records import CalibrationRecord
 from medray.registry import Registry, Release

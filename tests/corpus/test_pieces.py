@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medray.library import pieces, rows, sources
-from medray.library.pieces import Piece
-from medray.library.progress import Progress
-from medray.library.rows import Row
-from medray.library.sources import Columns
+from medray.corpus import pieces, rows, sources
+from medray.corpus.pieces import Piece
+from medray.corpus.progress import Progress
+from medray.corpus.rows import Row
+from medray.corpus.sources import Columns
 
 
 def made(*ids: str) -> list[Row]:

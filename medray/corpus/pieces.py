@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from medray.library import rows
-from medray.library.rows import Row
-from medray.library.sources import Columns, Shard
+from medray.corpus import rows
+from medray.corpus.rows import Row
+from medray.corpus.sources import Columns, Shard
 
 _MOST_CHARACTERS = 8_000_000  # of a piece, whatever its rows
 _LEAST_ROWS, _MOST_ROWS = 64, 4096

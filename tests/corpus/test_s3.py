@@ -2,9 +2,9 @@
 
 import json
 
-from medray.library import rows, sources
-from medray.library.output import Output
-from medray.library.sources import Columns
+from medray.corpus import rows, sources
+from medray.corpus.output import Output
+from medray.corpus.sources import Columns
 from medray.store_s3 import S3Store
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from medray.corpus.output import Output, Record, encode, tabulate
+from medray.corpus.rows import Row
 from medray.data.base import Mention
 from medray.errors import ArtifactError, ConfigError
-from medray.library.output import Output, Record, encode, tabulate
-from medray.library.rows import Row
 from medray.store import open_store
 from medray.tasks import classification
 from medray.tasks.base import Prediction, Task

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from medray.corpus import rows, sources
+from medray.corpus.rows import Row
+from medray.corpus.sources import Columns
 from medray.errors import ConfigError, DataError
-from medray.library import rows, sources
-from medray.library.rows import Row
-from medray.library.sources import Columns
 
 TEXTS = ["tumour in the lung", "fever after infection", "renal failure of the patient"]
 

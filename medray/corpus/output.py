@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medray.answering import is_multi_label
+from medray.corpus.rows import Row
 from medray.errors import ArtifactError, ConfigError
-from medray.library.rows import Row
 from medray.schema import Section, validate
 from medray.store import Store
 from medray.tasks.base import Prediction, Task

@@ -128,7 +128,7 @@ def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns)
 
 def head(source: Source) -> list[dict[str, Any]]:
     """A few rows as they are, for their columns."""
-    from medray.library import rows
+    from medray.corpus import rows
 
     return list(islice(rows.values(source.shards[0]), SAMPLE))
 

@@ -9,9 +9,9 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
+from medray.corpus.sources import Columns, Shard
 from medray.data.formats import raw_abstracts
 from medray.errors import DataError, allowed
-from medray.library.sources import Columns, Shard
 
 _BATCH = 1024
 _DELIMITERS = {".tsv": "\t", ".tab": "\t", ".psv": "|"}

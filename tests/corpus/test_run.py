@@ -21,13 +21,13 @@ import tiny
 
 import medray
 from medray import cli
+from medray.corpus import rows
+from medray.corpus.pieces import Piece
+from medray.corpus.rows import Row
+from medray.corpus.run import Asked, Pool, ReadTask, prepare, read_pieces
+from medray.corpus.worker import UNANSWERABLE, Opened, Work, Worker, answered
 from medray.data.base import Example
 from medray.errors import ArtifactError, DataError
-from medray.library import rows
-from medray.library.pieces import Piece
-from medray.library.rows import Row
-from medray.library.run import Asked, Pool, ReadTask, prepare, read_pieces
-from medray.library.worker import UNANSWERABLE, Opened, Work, Worker, answered
 from medray.registry import Registry
 from medray.runtime import Cluster, Node
 
@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker asks Ray for nothing but what it was given."""
     resources = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
-    monkeypatch.setattr("medray.library.worker.ray", SimpleNamespace(get_runtime_context=lambda: resources))
+    monkeypatch.setattr("medray.corpus.worker.ray", SimpleNamespace(get_runtime_context=lambda: resources))
 
 
 def library(path: Path, num_rows: int) -> list[dict[str, str]]:
