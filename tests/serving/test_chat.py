@@ -171,7 +171,7 @@ class Replica(HeadReplica):
     """Without Serve around it."""
 
     def __init__(self, model: Head | Chat) -> None:
-        self.follower = SimpleNamespace(model=model)  # type: ignore[assignment]
+        self.followers = {"adviser": SimpleNamespace(model=model)}  # type: ignore[assignment]
         self.options = AppOptions(releases=("adviser",))
         self.requests = ThreadPoolExecutor(2)
 
@@ -183,11 +183,11 @@ async def everything(pieces: AsyncGenerator[Any, None]) -> list[Any]:
 def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: Chat) -> None:
     replica = Replica(chat)
     question = asked("glucose")
-    streamed = asyncio.run(everything(replica.talk(question, 30.0)))
+    streamed = asyncio.run(everything(replica.talk("adviser", question, 30.0)))
     begun, *said = streamed
     assert isinstance(begun, Begun)
     assert [piece.finish for piece in said[:-1]] == [None] * (len(said) - 1)
-    whole = asyncio.run(everything(replica.talk(Asked(question.messages, question.sampling, 6, whole=True), 30.0)))
+    whole = asyncio.run(everything(replica.talk("adviser", Asked(question.messages, question.sampling, 6, whole=True), 30.0)))
     assert len(whole) == 2
     assert replace(whole[0], first_token_s=None) == replace(begun, first_token_s=None)
     assert whole[0].first_token_s is not None
@@ -204,7 +204,7 @@ def test_a_listener_that_leaves_frees_the_row(chat: Chat) -> None:
     replica = Replica(chat)
 
     async def leave() -> None:
-        pieces = replica.talk(asked("glucose", max_tokens=60), 30.0)
+        pieces = replica.talk("adviser", asked("glucose", max_tokens=60), 30.0)
         await anext(pieces)
         await pieces.aclose()
         end = time.monotonic() + 10
@@ -217,11 +217,11 @@ def test_a_listener_that_leaves_frees_the_row(chat: Chat) -> None:
 
 def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Chat) -> None:
     replica = Replica(chat)
-    (late,) = asyncio.run(everything(replica.talk(asked("glucose"), -1.0)))
+    (late,) = asyncio.run(everything(replica.talk("adviser", asked("glucose"), -1.0)))
     assert late.status == 504
-    (long,) = asyncio.run(everything(replica.talk(asked("glucose", max_tokens=10**4), 30.0)))
+    (long,) = asyncio.run(everything(replica.talk("adviser", asked("glucose", max_tokens=10**4), 30.0)))
     assert (long.status, long.code) == (400, "context_length_exceeded")
-    wrong = replica._answer(ClassifyRequest(text="a"), time.monotonic() + 1)
+    wrong = replica._answer("adviser", ClassifyRequest(text="a"), time.monotonic() + 1)
     assert isinstance(wrong, Refused)
     assert (wrong.status, wrong.message) == (400, "adviser is asked at /v1/chat/completions")
 
@@ -231,6 +231,6 @@ def test_a_release_that_does_not_talk_says_so(tmp_path: Path) -> None:
     release = Registry(str(tmp_path / "runs")).publish(checkpoint, "cancer")
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, AppOptions(releases=("cancer",), **OPTIONS), thread, device="cpu")
-        (refused,) = asyncio.run(everything(Replica(head).talk(asked("glucose"), 30.0)))
+        (refused,) = asyncio.run(everything(Replica(head).talk("adviser", asked("glucose"), 30.0)))
     assert (refused.status, refused.message) == (400, "cancer does not talk: it is asked at /v1/classify")
     assert head.describe().system is None

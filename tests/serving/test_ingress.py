@@ -50,7 +50,7 @@ def ingress(calls: Sequence[Pieces]) -> Any:
     left = iter(calls)
     made = object.__new__(Ingress)
     made.options = AppOptions.model_validate({"releases": ["adviser@1"], "limits": {"timeout_s": 0.2}})
-    remote: Callable[..., Pieces] = lambda asked, timeout_s: next(left)  # noqa: E731
+    remote: Callable[..., Pieces] = lambda reference, asked, timeout_s: next(left)  # noqa: E731
     made.talking = {"adviser@1": SimpleNamespace(talk=SimpleNamespace(remote=remote))}
     return made
 

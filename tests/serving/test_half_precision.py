@@ -1,0 +1,48 @@
+"""A probe that vLLM answers in bf16: near to what it should be, and to nothing else on the same engine."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medray.engines import vllm
+from medray.errors import ArtifactError
+from medray.serving import shared
+from medray.serving.groups import Adapter, Group
+from medray.serving.schemas import AppOptions
+from medray.serving.shared import Shared
+
+ADVISER, NURSE, BASE = np.array([[-53.0, -24.0]]), np.array([[-55.0, -24.0]]), np.array([[-54.2, -24.5]])
+
+
+def prove(monkeypatch: pytest.MonkeyPatch, opening: Shared, name: str, wanted: Any, found: Any) -> None:
+    answered = {"release": found, "bare": BASE}
+    monkeypatch.setattr(shared, "answers", lambda task, engine: answered[engine.name])
+    monkeypatch.setattr(vllm, "Engine", lambda core, tokenizer: SimpleNamespace(name="bare"))
+    release: Any = SimpleNamespace(reference=name)
+    manifest: Any = SimpleNamespace(probe=SimpleNamespace(outputs=wanted.tolist()), is_untuned=False)
+    engine: Any = SimpleNamespace(name="release", core=None, tokenizer=None)
+    opening._prove(release, manifest, None, engine)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def opening(monkeypatch: pytest.MonkeyPatch) -> Shared:
+    """One that the adviser was loaded into."""
+    group = Group("vllm", ("adviser", "nurse"), Adapter(16, frozenset({"q_proj"})))
+    found = Shared(group, AppOptions(releases=("adviser", "nurse"), precision="bf16"), threads=1, gpus=0)
+    prove(monkeypatch, found, "adviser@1", ADVISER, ADVISER + 0.3)
+    return found
+
+
+def test_what_rounding_explains_is_proven_and_what_it_does_not_is_refused(monkeypatch: pytest.MonkeyPatch, opening: Shared) -> None:
+    prove(monkeypatch, opening, "nurse@1", NURSE, NURSE - 0.3)
+    with pytest.raises(ArtifactError, match=r"nurse@1: on vLLM it answers its probe with \[\[-53.0, -24.0\]\] instead"):
+        prove(monkeypatch, opening, "nurse@1", NURSE, ADVISER)
+
+
+def test_within_rounding_no_other_on_the_engine_may_be_nearer(monkeypatch: pytest.MonkeyPatch, opening: Shared) -> None:
+    with pytest.raises(ArtifactError, match="as its base without adapter does"):
+        prove(monkeypatch, opening, "other@1", np.add(BASE, [[1.2, 0.5]]), np.add(BASE, [[0.5, 0.1]]))
+    with pytest.raises(ArtifactError, match="as adviser@1 does"):
+        prove(monkeypatch, opening, "other@1", np.add(ADVISER, [[1.1, 0.0]]), np.add(ADVISER, [[0.2, 0.0]]))
