@@ -1,8 +1,6 @@
 """The whole service in one Serve session with tiny models: the YAML's way in, HTTP's way out."""
 
-import contextlib
 import json
-import os
 import threading
 import time
 import urllib.request
@@ -16,7 +14,7 @@ import load
 import pytest
 import tiny
 import yaml
-from session import TOKEN, Served, processes
+from session import TOKEN, Served
 
 import medray
 from medray import cli, evaluation
@@ -239,30 +237,6 @@ def _shown(shown: browser.Browser, script: str) -> None:
     while not shown.value(script):
         assert time.monotonic() < end, (script, shown.complaints())
         time.sleep(0.05)
-
-
-def test_every_listener_is_on_loopback(served: Served) -> None:
-    """What this process and all that it started listen on, by the kernel's own tables."""
-    owners = dict(_sockets())
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            parts = line.split()
-            if parts[3] == "0A" and parts[9] in owners:
-                address, _, port = parts[1].partition(":")
-                found.add((owners[parts[9]], address, int(port, 16)))
-    assert served.port in {port for _, _, port in found}
-    assert len(found) > 5  # Ray's own as well
-    assert {one for one in found if not one[1].endswith("0100007F")} == set()
-
-
-def _sockets() -> Iterator[tuple[str, str]]:
-    for number, name in processes().items():
-        with contextlib.suppress(OSError):
-            for descriptor in Path(f"/proc/{number}/fd").iterdir():
-                target = os.readlink(descriptor)
-                if target.startswith("socket:["):
-                    yield target.removeprefix("socket:[").removesuffix("]"), name
 
 
 def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(best: Served) -> None:
