@@ -213,6 +213,7 @@ def test_every_id_is_answered_once_as_by_the_loaded_release_and_bad_rows_are_set
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_are_allowed(
     runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

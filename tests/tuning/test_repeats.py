@@ -55,6 +55,7 @@ def test_folds_and_seeds_together_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_twice(tmp_path: Path, cluster: Cluster) -> None:
     study = tiny.study(tmp_path, GRID, "search.num_seeds=3", "publish={name: cancer}")
     outcome = run(study, cluster)
@@ -80,6 +81,7 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_every_row_is_answered_once_by_a_model_that_had_not_seen_it(tmp_path: Path, cluster: Cluster) -> None:
     study = tiny.study(tmp_path, GRID, "data.split={kind: kfold, folds: 3}", "publish={name: cancer}")
     outcome = run(study, cluster)

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.ray
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
 
 
+@pytest.mark.slow
 def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_winner_changed(
     tmp_path: Path, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
