@@ -126,7 +126,9 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
         "medray transformers auto": Arm([*ours, "--engine", "transformers"]),
     }
     if importlib.util.find_spec("vllm"):
-        theirs = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder / "merged"), "--host", "127.0.0.1", "--port", str(port)]
+        # Not its command: that asks for the version of a package `vllm`, and its CPU build is called otherwise.
+        theirs = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "merged"), "--host", "127.0.0.1"]
+        theirs += ["--port", str(port)]
         theirs += ["--max-model-len", "2048", "--served-model-name", "bench", "--disable-uvicorn-access-log"]
         bound = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
         shared = [*ours[:4], "bench", "other", *ours[5:-2], "--cpus", str(max(1, cores // 2))]
