@@ -44,9 +44,11 @@ class Watchers:
 @dataclass
 class Shown:
     record: TrialRecord
+    begun: float
     epoch: int | None = None
     value: float | None = None  # at the latest evaluation
     best: float | None = None
+    seconds: float | None = None  # that it took, once it has ended
 
 
 @dataclass
@@ -54,7 +56,6 @@ class Progress:
     metric: str
     console: Console
     num_trials: int = 0
-    started: float = field(default_factory=time.monotonic)
     shown: dict[str, Shown] = field(default_factory=dict)
     live: Live | None = None
 
@@ -72,10 +73,10 @@ class Progress:
         self.num_trials = num_trials
 
     def begun(self, record: TrialRecord) -> None:
-        self.shown.setdefault(record.trial, Shown(record)).record = record
+        self._shown(record).record = record
 
     def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
-        found = self.shown.setdefault(record.trial, Shown(record))
+        found = self._shown(record)
         value = row[VALIDATION + self.metric]
         found.epoch, found.value = row["epoch"], value
         found.best = value if found.best is None else self._better(found.best, value)
@@ -85,16 +86,24 @@ class Progress:
         )
 
     def ended(self, record: TrialRecord) -> None:
-        self.shown.setdefault(record.trial, Shown(record)).record = record
+        found = self._shown(record)
+        found.record, found.seconds = record, time.monotonic() - found.begun
         self._say(f"{record.trial}  {record.status}" + (f": {record.error}" if record.error else ""))
+
+    def _shown(self, record: TrialRecord) -> Shown:
+        return self.shown.setdefault(record.trial, Shown(record, time.monotonic()))
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until the last trial ends, if the rest take as long as those that ended."""
-        ended = sum(found.record.status != "running" for found in self.shown.values())
-        if not ended:
+        """Seconds until the last trial ends, if each takes as long as those that ended here (one without an evaluation was only looked up)."""
+        took = [found.seconds for found in self.shown.values() if found.seconds is not None and found.epoch is not None]
+        if not took:
             return None
-        return (time.monotonic() - self.started) / ended * max(0, self.num_trials - ended)
+        mean, now = sum(took) / len(took), time.monotonic()
+        running = [found for found in self.shown.values() if found.record.status == "running"]
+        waiting = max(0, self.num_trials - len(self.shown))
+        rest = waiting * mean + sum(max(0.0, mean - (now - found.begun)) for found in running)
+        return rest / max(1, len(running))
 
     def _better(self, one: float, other: float) -> float:
         return max(one, other) if higher_is_better(self.metric) else min(one, other)
