@@ -3,17 +3,21 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from medray.engines.transformers import Precision
     from medray.prediction import Model
     from medray.selection.leaderboard import Leaderboard
 
 __version__ = "0.1.0"
 
 
-def load(reference: str, *, storage_path: str = "runs", device: str = "cpu") -> "Model":
-    """A release by `name@version`, `name@alias` or name: `medray.load("cancer@best").predict(["…"])`."""
+def load(reference: str, *, storage_path: str = "runs", device: str = "cpu", precision: "Precision | None" = None) -> "Model":
+    """A release by `name@version`, `name@alias` or name: `medray.load("cancer@best").predict(["…"])`.
+
+    `precision` is fp32, bf16, fp16 or int8; where not given, what it was trained in.
+    """
     from medray import prediction
 
-    return prediction.load(reference, storage_path=storage_path, device=device)
+    return prediction.load(reference, storage_path=storage_path, device=device, precision=precision)
 
 
 def leaderboard(folder: str) -> "Leaderboard":

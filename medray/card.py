@@ -11,7 +11,7 @@ _PIPELINES = {"tagging": "token-classification", "extraction": "text-generation"
 
 
 def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
-    told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)
+    told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration, record.int8)
     header = {
         "library_name": "transformers" if merged else "peft",
         "pipeline_tag": _PIPELINES.get(told.task, "text-classification" if told.labels else "text-generation"),

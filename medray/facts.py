@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medray.checkpoint import Manifest
-from medray.records import AS_IT_IS, CalibrationRecord, MergeRecord, TestRecord
+from medray.records import AS_IT_IS, CalibrationRecord, Int8Record, MergeRecord, TestRecord
 
 DISCLAIMER = "Research software, not a medical device: no diagnosis, no treatment decision."
 
@@ -32,7 +32,12 @@ class Facts:
 
 
 def of(
-    manifest: Manifest, content_id: str, test: TestRecord | None, merge: MergeRecord | None, calibration: CalibrationRecord = AS_IT_IS
+    manifest: Manifest,
+    content_id: str,
+    test: TestRecord | None,
+    merge: MergeRecord | None,
+    calibration: CalibrationRecord = AS_IT_IS,
+    int8: Int8Record | None = None,
 ) -> Facts:
     return Facts(
         task=str(manifest.task.options["name"]),
@@ -44,7 +49,7 @@ def of(
         num_test_rows=test.num_rows if test else None,
         openings=openings(test.num_openings if test else None),
         merge=merge,
-        behaviour=tuple(_behaviour(test, calibration)),
+        behaviour=(*_behaviour(test, calibration), *([in_8_bits(int8)] if int8 else [])),
         origin=(
             ("base", f"{manifest.base.source}, revision {manifest.base.revision}, weights sha256 {manifest.base.weight_hash}"),
             ("data", f"{manifest.data_fingerprint}, split: {manifest.split_fingerprint}" if manifest.data_fingerprint else "not known"),
@@ -86,6 +91,14 @@ def openings(num_openings: int | None) -> str:
     if num_openings > 1:
         return f"The test labels of this split were opened {num_openings} times; figures seen before a choice are no longer a test."
     return ""
+
+
+def in_8_bits(record: Int8Record) -> str:
+    verdict = "it may be served so" if record.is_faithful else "it is never served so"
+    return (
+        f"In 8 bits (int8): validation {record.metric} {record.int8:.4f} instead of {record.plain:.4f},"
+        f" {record.agreement:.1%} of {record.num_rows} rows answered alike: {verdict}."
+    )
 
 
 def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medray.data.base import Example
+from medray.engines.transformers import Precision
 from medray.loading import Loaded
 from medray.registry import Registry
 from medray.tasks.base import Prediction
@@ -20,6 +21,6 @@ class Model:
         return self.loaded.predict(examples)
 
 
-def load(reference: str, *, storage_path: str, device: str = "cpu") -> Model:
+def load(reference: str, *, storage_path: str, device: str = "cpu", precision: Precision | None = None) -> Model:
     release = Registry(storage_path).resolve(reference)
-    return Model(release.reference, release.load(device=device))
+    return Model(release.reference, release.load(device=device, precision=precision))

@@ -7,6 +7,7 @@ from pydantic import Field
 from medray.schema import Section
 
 MERGE_LIMIT = 0.005  # of F1: what a merge may move it by
+INT8_LIMIT = 0.005  # of F1: what 8 bits may lose
 HISTORY = "history.json"  # in a trial's folder: every evaluation so far
 
 
@@ -57,6 +58,22 @@ class CalibrationRecord(Section):
 AS_IT_IS = CalibrationRecord()
 
 
+class Int8Record(Section):
+    """Validation rows answered in 8 bits, beside the checkpoint's own answers to them."""
+
+    metric: str
+    plain: float
+    int8: float
+    agreement: float  # share of the rows that are answered alike
+    num_rows: int
+    tolerance: float  # by which outputs for the manifest's probe may differ from those in fp32
+    calibration: CalibrationRecord  # of the scores in 8 bits
+
+    @property
+    def is_faithful(self) -> bool:
+        return round(self.plain - self.int8, 6) <= INT8_LIMIT
+
+
 class SliceRecord(Section):
     """The slice of the test rows with the lowest F1."""
 
@@ -82,6 +99,7 @@ class ReleaseRecord(Section):
     test: TestRecord | None = None
     merge: MergeRecord | None = None
     calibration: CalibrationRecord = AS_IT_IS
+    int8: Int8Record | None = None  # None where it was not measured: it is not served in 8 bits then
     notes: str = ""
     task_options: dict[str, Any] = Field({}, description="of the task, in place of those that it was trained with")
 

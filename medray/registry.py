@@ -12,17 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from medray import card, checkpoint, storage
 from medray.checkpoint import Manifest
+from medray.engines.transformers import Precision
 from medray.errors import ArtifactError, ConfigError, allowed
-from medray.loading import Loaded, load
+from medray.loading import Loaded, in_8_bits, load
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import export_merged
-from medray.records import AS_IT_IS, MERGE_LIMIT, CalibrationRecord, MergeRecord, Move, ReleaseRecord, TestRecord
+from medray.records import AS_IT_IS, MERGE_LIMIT, CalibrationRecord, Int8Record, MergeRecord, Move, ReleaseRecord, TestRecord
 from medray.schema import validate
 from medray.store import open_store
 from medray.tasks.base import Task, restore
@@ -56,10 +57,13 @@ class Release:
         """Recompute the hash of every file, where it is kept; what differs is named."""
         checkpoint.verify(self.folder(anew=True))
 
-    def load(self, **options: Any) -> Loaded:
-        """Task, engine and calibration; hashes, base weights and probe are compared first."""
-        loaded = load(self.folder(), **options)
-        return replace(loaded, task=self.task(loaded.manifest), calibration=self.record.calibration)
+    def load(self, *, precision: Precision | None = None, **options: Any) -> Loaded:
+        """Task, engine and calibration; hashes, base weights and probe are compared first. In 8 bits where `precision` is int8."""
+        if precision not in (None, *get_args(Precision)):
+            raise ConfigError(f"{self.reference}: there is no precision {precision!r}; {allowed(str(precision), get_args(Precision))}")
+        loaded = load(self.folder(), precision=None if precision == "int8" else precision, **options)
+        loaded = replace(loaded, task=self.task(loaded.manifest), calibration=self.record.calibration)
+        return in_8_bits(loaded, self.record.int8) if precision == "int8" else loaded
 
     def task(self, manifest: Manifest) -> Task:
         """As it was trained, but for the options that this version has otherwise."""
@@ -113,6 +117,7 @@ class Registry:
         test: TestRecord | None = None,
         merge: MergeRecord | None = None,
         calibration: CalibrationRecord = AS_IT_IS,
+        int8: Int8Record | None = None,
         notes: str = "",
         task_options: Mapping[str, Any] = _NO_OPTIONS,
     ) -> Release:
@@ -133,6 +138,7 @@ class Registry:
                 test=test,
                 merge=merge,
                 calibration=calibration,
+                int8=int8,
                 notes=notes,
                 task_options=dict(task_options),
             )
@@ -157,17 +163,17 @@ class Registry:
             name or held.record.name,
             merge=held.record.merge,
             calibration=held.record.calibration,
+            int8=held.record.int8,
             notes=notes or f"{held.reference} with another {' and '.join(changes)}",
             task_options=kept,
         )
 
-    def find(self, name: str, folder: Path, calibration: CalibrationRecord) -> Release | None:
-        """The version of a name that holds this checkpoint with this calibration already, if any."""
+    def find(self, name: str, folder: Path, calibration: CalibrationRecord, *, with_int8: bool = False) -> Release | None:
+        """The version of a name that holds this checkpoint with this calibration already, if any; that was measured in 8 bits, if it must be."""
         wanted = checkpoint.content_id(folder)
         found = (self.resolve(f"{name}@{version}") for version in self.versions(name))
-        return next(
-            (release for release in found if release.record.content_id == wanted and release.record.calibration == calibration), None
-        )
+        same = (release for release in found if (release.record.content_id, release.record.calibration) == (wanted, calibration))
+        return next((release for release in same if release.record.int8 or not with_int8), None)
 
     def names(self) -> list[str]:
         return self.store.names("releases")

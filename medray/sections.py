@@ -1,6 +1,6 @@
 """Sections of a study's settings about its rows, and about what its winner becomes."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -68,12 +68,20 @@ class CalibrationConfig(Section):
     abstain_level: float = Field(0.8, ge=0.5, lt=1, description="how sure the threshold is to keep to it on rows like those of validation")
 
 
+Int8Mode = Literal["auto", "always", "never"]
+INT8_MODES: tuple[Int8Mode, ...] = get_args(Int8Mode)
+
+
 class PublishConfig(Section):
     """What the winner is published as."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     storage_path: str | None = Field(None, description="where releases are kept; the study's storage_path where not given")
     alias: str = Field("best", pattern=r"^[a-z0-9._-]*[a-z][a-z0-9._-]*$", max_length=64, description="pointed at the new version")
+    int8: Int8Mode = Field(
+        "auto",
+        description="measure on validation rows what 8 bits do to a head's F1, so that it may be served in them; always: however long it takes, and an error where it cannot be",
+    )
 
 
 class MlflowConfig(Section):

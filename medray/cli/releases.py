@@ -9,6 +9,7 @@ from medray.cli.arguments import SHOWN, Reference, Storage
 
 if TYPE_CHECKING:
     from medray.registry import Registry, Release
+    from medray.sections import Int8Mode
 
 app = typer.Typer()
 
@@ -29,6 +30,10 @@ def publish(
         float | None, typer.Option(min=0.01, max=0.999, help="fit the threshold for abstention anew, for this share of right answers")
     ] = None,
     base: Annotated[str | None, typer.Option(help="with a study's YAML: which of its base models")] = None,
+    int8: Annotated[
+        str | None,
+        typer.Option(help="auto, always or never: measure on validation rows whether a head may answer in 8 bits; auto where not given"),
+    ] = None,
     system: Annotated[
         str | None, typer.Option(help="of a release that answers in words: a new version with this system prompt, untrained")
     ] = None,
@@ -42,6 +47,7 @@ def publish(
     from medray.tuning import winners
 
     registry = Registry(storage_path)
+    mode = _int8_mode(int8, place, is_other=system is not None or system_file is not None)
     if system_file is not None:
         if system is not None:
             raise ConfigError("--system and --system-file: give one of the two")
@@ -63,8 +69,21 @@ def publish(
     if is_study:
         release = foreign.publish_untuned(registry, config.load([place]), base, name, notes=notes)
     else:
-        release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision)
+        release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision, int8=mode)
     _point(registry, release, alias)
+
+
+def _int8_mode(asked: str | None, place: str, *, is_other: bool) -> "Int8Mode":
+    from medray.errors import ConfigError, allowed
+    from medray.sections import INT8_MODES, PublishConfig
+
+    if asked is not None and (is_other or place.endswith((".yaml", ".yml"))):
+        raise ConfigError(f"--int8 {asked}: goes with a study's folder or a checkpoint in it, whose validation rows are answered in 8 bits")
+    default: Int8Mode = PublishConfig.model_fields["int8"].default
+    found = next((mode for mode in INT8_MODES if mode == asked), None)
+    if asked is not None and found is None:
+        raise ConfigError(f"--int8 {asked}: {allowed(asked, INT8_MODES)}")
+    return found or default
 
 
 @app.command("import")
@@ -89,10 +108,14 @@ def import_(
 
 
 def _point(registry: "Registry", release: "Release", alias: str | None) -> None:
+    from medray import facts
+
     record = release.record
     if alias:
         registry.point(record.name, alias, record.version)
     print(f"{release.reference}" + (f" is {record.name}@{alias}" if alias else ""))
+    if record.int8:
+        print(facts.in_8_bits(record.int8))
     from medray.engines import vllm
 
     if vllm.is_installed():
@@ -130,12 +153,17 @@ def releases(storage_path: Storage = "runs") -> None:
 @app.command()
 def verify(reference: Reference, storage_path: Storage = "runs") -> None:
     """Recompute every hash of a release, and have it answer its probe."""
+    from medray.models import int8
     from medray.registry import Registry
 
     release = Registry(storage_path).resolve(reference)
     release.verify()
     release.load()
-    print(f"{release.reference}: every file is what its manifest says, and the model answers its probe")
+    also = ""
+    if release.record.int8 and release.record.int8.is_faithful and int8.is_supported():
+        release.load(precision="int8")
+        also = ", in 8 bits too"
+    print(f"{release.reference}: every file is what its manifest says, and the model answers its probe{also}")
 
 
 @app.command()

@@ -26,7 +26,7 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on; any but loopback needs --tokens or --open-to-all")] = "127.0.0.1",
     tokens: Annotated[str | None, typer.Option(help="file with the SHA-256 of a token a line")] = None,
     open_to_all: Annotated[bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")] = False,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, transformers or vllm, for releases that talk")] = "auto",
     replicas: Annotated[
         int | None, typer.Option(help="of each release; one for each CPU that is its share, 8 at most, where not given")

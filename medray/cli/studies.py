@@ -146,6 +146,7 @@ def schema() -> None:
 
 
 def _print(outcome: "Outcome") -> None:
+    from medray import facts
     from medray.selection import tables
 
     board = outcome.board
@@ -160,3 +161,5 @@ def _print(outcome: "Outcome") -> None:
     print(f"checkpoint: {board.best.checkpoint}")
     if outcome.release:
         print(f"published: {outcome.release.reference} in {outcome.release.registry.store.uri}")
+        if outcome.release.record.int8:
+            print(facts.in_8_bits(outcome.release.record.int8))

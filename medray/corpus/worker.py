@@ -17,6 +17,7 @@ from medray.corpus.pieces import Piece
 from medray.corpus.rows import Row
 from medray.data.base import Example
 from medray.engines.base import Engine
+from medray.engines.transformers import Precision
 from medray.errors import DataError, MedrayError
 from medray.loading import merged
 from medray.records import CalibrationRecord
@@ -24,7 +25,6 @@ from medray.registry import Registry, Release
 from medray.schema import validate
 from medray.serving.head import Head, open_head
 from medray.serving.schemas import ROUTES, AppOptions
-from medray.serving.timing import Precision
 from medray.store import open_store
 from medray.tasks.base import Prediction, Task
 
@@ -108,7 +108,8 @@ class Worker:
             assert isinstance(head, Head)
             return Opened(head.task, head.batcher.engine, head.calibration, head.precision)
         # What has no route yet answers in the arithmetic that it was trained in.
-        loaded = release.load(device=device, **({"precision": precision} if precision in get_args(Precision) else {}))
+        asked: Precision | None = next((name for name in get_args(Precision) if name == precision), None)
+        loaded = release.load(device=device, precision=asked)
         engine = merged(loaded) if release.serves_merged() else loaded.engine
         return Opened(loaded.task, engine, loaded.calibration, precision if precision != "auto" else loaded.manifest.precision.used)
 

@@ -22,12 +22,11 @@ Floats = npt.NDArray[np.float32]
 _MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
 _LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16", "int8"]  # int8: of a model whose layers were quantised, the rest of it in fp32
 
 
 class Engine:
-    def __init__(
-        self, built: Built, *, precision: Literal["fp32", "bf16", "fp16"], token_budget: int, device: str = "cpu", is_sharded: bool = False
-    ) -> None:
+    def __init__(self, built: Built, *, precision: Precision, token_budget: int, device: str = "cpu", is_sharded: bool = False) -> None:
         self.built, self.model = built, built.model
         # Shards are put together inside a call, and some stay: made in inference mode they could not train afterwards.
         self._without_gradients = torch.no_grad if is_sharded else torch.inference_mode
@@ -123,7 +122,8 @@ class Engine:
         was_training = self.model.training
         if was_training:  # it goes through every module, which a single token would feel
             self.model.eval()
-        arithmetic = nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, dtype=_TYPES[self.precision])
+        is_plain = self.precision in ("fp32", "int8")
+        arithmetic = nullcontext() if is_plain else torch.autocast(self.device.type, dtype=_TYPES[self.precision])
         try:
             with self._without_gradients(), arithmetic:
                 yield

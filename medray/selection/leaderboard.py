@@ -166,11 +166,15 @@ def over_seeds(found: Sequence[Judged], metric: str) -> Judged:
     return replace(by_name[best.name], entry=entry, others=others)
 
 
+def f1_of(figures: Mapping[str, float], metric: str) -> str:
+    """The F1 that is ranked on, and where something else is, the macro F1 of tasks that have one."""
+    return "f1_macro" if "f1_macro" in figures and not metric.startswith("f1_") else metric
+
+
 def merge_of(entry: Entry, metric: str) -> MergeRecord | None:
-    """By the F1 that is ranked on, and where something else is, by the macro F1 of tasks that have one."""
     if not entry.validation_merged:
         return None
-    f1 = "f1_macro" if "f1_macro" in entry.validation and not metric.startswith("f1_") else metric
+    f1 = f1_of(entry.validation, metric)
     return MergeRecord(metric=f1, unmerged=entry.validation_unmerged.get(f1, entry.validation[f1]), merged=entry.validation_merged[f1])
 
 

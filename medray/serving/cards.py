@@ -63,7 +63,7 @@ class ReleaseList(Section):
 def card(release: "Release") -> ReleaseCard:
     folder, record = release.folder(), release.record
     manifest = checkpoint.read(folder)
-    told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)
+    told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration, record.int8)
     route = ROUTES.get(told.task)
     return ReleaseCard(
         release=record.name,

@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from medray import checkpoint
 from medray.answering import calibrated
-from medray.engines.transformers import Engine
-from medray.errors import ServingError
-from medray.loading import answers, prove
+from medray.engines.transformers import Engine, Precision
+from medray.errors import MedrayError, ServingError
+from medray.loading import answers, check_int8, prove
+from medray.models import int8
 from medray.models.build import Built, merge
 from medray.records import CalibrationRecord
 from medray.registry import Release
@@ -19,7 +21,7 @@ from medray.serving.chat import Chat
 from medray.serving.schemas import ROUTES, AppOptions, Request, Response, Route
 from medray.serving.streams import Streams
 from medray.serving.talk import Described
-from medray.serving.timing import Precision, cast, cast_linears, generates, time_steps, time_texts
+from medray.serving.timing import cast, cast_linears, fastest, generates, time_steps, time_texts
 from medray.serving.turn import Turn
 from medray.tasks.base import Chatting, Task
 
@@ -61,6 +63,7 @@ class _Opening:
     built: Built
     thread: Executor
     device: str
+    has_int8: bool
 
     @property
     def casts(self) -> bool:
@@ -72,14 +75,27 @@ class _Opening:
     def timed(self, measure: Callable[[Engine], Found]) -> dict[Precision, Found]:
         asked = self.options.precision
         tried: list[Precision] = ["fp32", "bf16"] if asked == "auto" else [asked]
+        if asked == "auto" and self.has_int8:
+            tried.append("int8")
         found = {}
         for used in tried:
-            with cast(self.built.model, used) if self.casts else nullcontext():
+            with self._in(used):
                 found[used] = measure(self.engine(used))
         return found
 
+    def _in(self, precision: Precision) -> AbstractContextManager[None]:
+        if precision == "int8":
+            return int8.quantised(self.built)
+        return cast(self.built.model, precision) if self.casts else nullcontext()
+
+    def calibration(self, precision: Precision) -> CalibrationRecord:
+        record = self.release.record
+        return record.int8.calibration if record.int8 and precision == "int8" else record.calibration
+
     def settled(self, precision: Precision) -> tuple[Engine, Streams]:
-        if self.casts:
+        if precision == "int8":
+            int8.quantise(self.built)
+        elif self.casts:
             cast_linears(self.built.model, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
@@ -96,7 +112,8 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
     """
     with ThreadPoolExecutor(1, "load") as loader:
         built, task = loader.submit(_load, release, options, device).result()
-    opening = _Opening(release, options, built, thread, device)
+        has_int8 = loader.submit(_has_int8, release, task, built, options).result()
+    opening = _Opening(release, options, built, thread, device, has_int8)
     if isinstance(task, Chatting):
         used = _faster_steps(opening)
         record, (engine, streams) = release.record, opening.settled(used)
@@ -107,7 +124,7 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
 
 def _faster_steps(opening: _Opening) -> Precision:
     timed = opening.timed(lambda engine: time_steps(engine, opening.thread))
-    used = min(timed, key=lambda name: timed[name])
+    used = fastest(timed)
     log.info("%s: %s; seconds of a step: %s", opening.release.reference, used, timed)
     return used
 
@@ -118,14 +135,29 @@ def _open_head(opening: _Opening, task: Task) -> Head:
         used = _faster_steps(opening)
     else:
         timed = opening.timed(lambda engine: time_texts(engine, task, opening.thread))
-        used = min(timed, key=lambda name: timed[name].full_s)
+        used = fastest({name: timing.full_s for name, timing in timed.items()})
         overhead = timed[used].overhead_tokens
         log.info("%s: %s, a batch costs as much as %d tokens; %s", opening.release.reference, used, overhead, timed)
     engine, streams = opening.settled(used)
     batcher = Batcher(
         engine, opening.thread, token_budget=options.token_budget, waiting_tokens=options.limits.waiting_tokens, overhead_tokens=overhead
     )
-    return Head(record.name, record.version, task, batcher, streams, used, record.calibration)
+    return Head(record.name, record.version, task, batcher, streams, used, opening.calibration(used))
+
+
+def _has_int8(release: Release, task: Task, built: Built, options: AppOptions) -> bool:
+    """Whether 8 bits are tried. That a release cannot have them is said where they were asked for, or were measured."""
+    if options.precision not in ("auto", "int8"):
+        return False
+    try:
+        check_int8(checkpoint.read(release.folder()), task, built, release.record.int8)
+    except MedrayError as err:
+        if options.precision == "int8":
+            raise ServingError(f"{release.reference}: {err}") from err
+        if release.record.int8:
+            log.info("%s: %s", release.reference, err)
+        return False
+    return True
 
 
 def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, Task]:

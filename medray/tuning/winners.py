@@ -1,5 +1,6 @@
 """From a run's leaderboard to a release: which checkpoint won, and what test rows said about it."""
 
+from functools import partial
 from pathlib import Path
 
 from medray import answering, checkpoint, storage
@@ -7,13 +8,18 @@ from medray import config as configs
 from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
 from medray.data import dataset as datasets
+from medray.data.base import Example
 from medray.errors import ArtifactError
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import Registry, Release
+from medray.sections import Int8Mode, PublishConfig
 from medray.selection import leaderboard, telling
 from medray.selection.leaderboard import Entry, Leaderboard
 from medray.tasks.base import restore, task_options
+from medray.tuning import int8 as eight_bits
 from medray.tuning.runs import LEADERBOARD, SETTINGS, Run, latest
+
+_INT8: Int8Mode = PublishConfig.model_fields["int8"].default
 
 
 def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
@@ -21,14 +27,17 @@ def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     assert study.publish is not None
     asked = study.publish
     registry = Registry(asked.storage_path or str(run.storage_dir))
-    release = _publish(registry, run, board, board.best, asked.name, f"winner of the study {study.name}")
+    notes = f"winner of the study {study.name}"
+    release = _publish(registry, run, board, board.best, asked.name, notes, int8=asked.int8)
     # Pointed once: a study that is looked at again must not undo a promotion or rollback that came after it.
     if all(move.version != release.record.version for move in registry.history(asked.name, asked.alias)):
         registry.point(asked.name, asked.alias, release.record.version)
     return release
 
 
-def publish(registry: Registry, place: str, name: str, *, notes: str = "", abstain_precision: float | None = None) -> Release:
+def publish(
+    registry: Registry, place: str, name: str, *, notes: str = "", abstain_precision: float | None = None, int8: Int8Mode = _INT8
+) -> Release:
     """A study's or run's winner, or a checkpoint; with its test figures where its run judged it.
 
     With `abstain_precision` under that rule, whatever its study asked for.
@@ -37,13 +46,15 @@ def publish(registry: Registry, place: str, name: str, *, notes: str = "", absta
     if "://" in place or (folder / MANIFEST).is_file():
         found, entry = _judged(folder)
         if found and entry:
-            return _publish(registry, found, found.leaderboard(), entry, name, notes, abstain_precision)
+            return _publish(registry, found, found.leaderboard(), entry, name, notes, abstain_precision, int8=int8)
+        if int8 == "always":
+            raise ArtifactError(f"{place}: was not judged in a run that is there, so there are no validation rows to answer in 8 bits")
         if abstain_precision is not None:
             raise ArtifactError(f"{place}: was not judged in a run that is there, so there are no validation rows to fit an abstention on")
         return registry.publish(place, name, notes=notes)
     run = latest(folder)
     board = run.leaderboard()
-    return _publish(registry, run, board, board.best, name, notes, abstain_precision)
+    return _publish(registry, run, board, board.best, name, notes, abstain_precision, int8=int8)
 
 
 def _judged(checkpoint_dir: Path) -> tuple[Run | None, Entry | None]:
@@ -58,27 +69,53 @@ def _judged(checkpoint_dir: Path) -> tuple[Run | None, Entry | None]:
 
 
 def _publish(
-    registry: Registry, run: Run, board: Leaderboard, entry: Entry, name: str, notes: str, abstain_precision: float | None = None
+    registry: Registry,
+    run: Run,
+    board: Leaderboard,
+    entry: Entry,
+    name: str,
+    notes: str,
+    abstain_precision: float | None = None,
+    *,
+    int8: Int8Mode,
 ) -> Release:
     assert entry.checkpoint is not None
+    folder = Path(entry.checkpoint)
     analysis = run.analysis()
     found = analysis.of(entry.name) if analysis else None
     test = telling.test_record(board, entry, analysis)
     calibration = found.calibration if found else AS_IT_IS
     if abstain_precision is not None:
-        calibration = _refitted(run, Path(entry.checkpoint), abstain_precision)
+        calibration = _refitted(run, folder, abstain_precision)
         test = test.model_copy(update={"answered": None})  # its threshold was not tried on test rows
     merge = leaderboard.merge_of(entry, board.metric)
-    held = registry.find(name, Path(entry.checkpoint), calibration)
-    return held or registry.publish(entry.checkpoint, name, test=test, merge=merge, calibration=calibration, notes=notes)
+    if held := registry.find(name, folder, calibration, with_int8=int8 == "always"):
+        return held
+    found_int8 = eight_bits.measured(
+        int8,
+        folder,
+        num_parameters=entry.num_parameters or 0,
+        num_rows=board.num_rows["validation"],
+        read=partial(_validation, run, folder, abstain_precision),
+        metric=board.metric,
+    )
+    return registry.publish(folder, name, test=test, merge=merge, calibration=calibration, int8=found_int8, notes=notes)
 
 
 def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
     """From the checkpoint's stored answers, and the labels of its study's validation rows."""
+    study, rows = _validation(run, folder, precision)
+    manifest = checkpoint.read(folder)
+    return answering.fit(restore(manifest.task.options, manifest.task.state), answering.stored(folder), rows, study.calibration)
+
+
+def _validation(run: Run, folder: Path, abstain_precision: float | None) -> tuple[StudyConfig, list[Example]]:
+    """The rows that a checkpoint was validated on, and its study, with this rule of abstention where one is given."""
     study, manifest = configs.load([run.folder / SETTINGS]), checkpoint.read(folder)
     dataset = datasets.load(study.data, task_options(study.task).bring)
     if (manifest.data_fingerprint, manifest.split_fingerprint) != (dataset.fingerprint, dataset.split_fingerprint):
-        raise ArtifactError(f"{folder}: the data or its split is another than the one it was trained on: an abstention cannot be fitted")
-    asked = study.calibration.model_copy(update={"abstain_precision": precision})
-    task = restore(manifest.task.options, manifest.task.state)
-    return answering.fit(task, answering.stored(folder), dataset.validation, asked)
+        raise ArtifactError(f"{folder}: the data or its split is another than the one it was trained on: nothing can be fitted")
+    if abstain_precision is not None:
+        asked = study.calibration.model_copy(update={"abstain_precision": abstain_precision})
+        study = study.model_copy(update={"calibration": asked})
+    return study, dataset.validation

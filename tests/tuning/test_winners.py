@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 
+import medray
 from medray import answering, checkpoint
 from medray.data import dataset
-from medray.errors import ArtifactError
+from medray.errors import ArtifactError, ConfigError
+from medray.models import int8
+from medray.records import AS_IT_IS, Int8Record, ReleaseRecord
 from medray.registry import Registry
 from medray.sections import CalibrationConfig
 from medray.selection import analysis, tables
@@ -17,6 +20,7 @@ from medray.selection.analysis import Analysis, ModelAnalysis
 from medray.selection.leaderboard import Entry, Leaderboard
 from medray.selection.slices import Slicer
 from medray.tasks.base import restore
+from medray.tuning import int8 as eight_bits
 from medray.tuning import winners
 from medray.tuning.runs import ANALYSIS, LEADERBOARD, Run
 
@@ -81,3 +85,66 @@ def test_an_abstention_is_not_fitted_where_there_are_no_rows_for_it(run: Run, tm
             winners.publish(Registry(str(tmp_path)), str(run.folder), "cancer", abstain_precision=0.9)
     finally:
         settings.write_text(kept)
+
+
+needs_dot_products = pytest.mark.skipif(not int8.is_supported(), reason="this processor has no AVX512_VNNI")
+
+
+@needs_dot_products
+def test_what_8_bits_do_to_a_winner_is_measured_on_validation_rows_and_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset.load(tiny.study(run.folder.parents[2]).data)
+    monkeypatch.setattr(dataset.Dataset, "open_test", lambda *args: pytest.fail("test labels were opened"))
+    release = winners.publish(Registry(str(tmp_path)), str(run.folder), "cancer")
+    found = release.record.int8
+    assert found is not None
+    assert found.num_rows == len(data.validation)
+    assert found.plain == pytest.approx(checkpoint.read(release.folder()).metrics["f1_macro"])
+    loaded = medray.load("cancer@1", storage_path=str(tmp_path), precision="int8").loaded
+    said = loaded.task.predict(loaded.engine, data.validation)
+    own = answering.stored(release.folder())
+    alike = sum(one.labels == other.labels for one, other in zip(said, own, strict=True)) / len(own)
+    assert found.agreement == pytest.approx(alike)
+    assert found.int8 == pytest.approx(loaded.task.score(said, data.validation).values["f1_macro"])
+    assert found.calibration == answering.fit(loaded.task, said, data.validation, CalibrationConfig())
+    assert found.calibration.num_rows == len(data.validation)
+
+
+@pytest.mark.parametrize(("in_8_bits", "is_faithful"), [(0.9, True), (0.895, True), (0.95, True), (0.8949, False)])
+def test_8_bits_may_cost_half_a_point_of_f1_and_gain_any(in_8_bits: float, is_faithful: bool) -> None:
+    fitted = AS_IT_IS
+    record = Int8Record(metric="f1_macro", plain=0.9, int8=in_8_bits, agreement=1.0, num_rows=1, tolerance=0.1, calibration=fitted)
+    assert record.is_faithful is is_faithful
+
+
+def test_a_release_of_before_8_bits_still_reads() -> None:
+    assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "", "created": ""}).int8 is None
+
+
+@needs_dot_products
+def test_8_bits_are_left_out_where_nobody_wants_them_or_they_take_long_and_can_be_had_later(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, place = Registry(str(tmp_path)), str(run.folder)
+    assert winners.publish(registry, place, "cancer", int8="never").record.int8 is None
+    monkeypatch.setattr(eight_bits, "_MOST_WORK", -1)
+    assert winners.publish(registry, place, "other").record.int8 is None
+    assert winners.publish(registry, place, "cancer").record.version == 1  # it is there already
+    later = winners.publish(registry, place, "cancer", int8="always").record
+    assert (later.version, later.int8 is None) == (2, False)
+    assert winners.publish(registry, place, "cancer", int8="always").record.version == 2
+
+
+def test_where_8_bits_cannot_be_had_publishing_goes_on_unless_they_were_demanded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "is_supported", lambda: False)
+    registry = Registry(str(tmp_path))
+    assert winners.publish(registry, str(run.folder), "cancer").record.int8 is None
+    with pytest.raises(ConfigError, match="this processor has no AVX512_VNNI"):
+        winners.publish(registry, str(run.folder), "cancer", int8="always")
+    alone = tmp_path / "alone"
+    shutil.copytree(str(run.leaderboard().best.checkpoint), alone)
+    with pytest.raises(ArtifactError, match="no validation rows to answer in 8 bits"):
+        winners.publish(registry, str(alone), "cancer", int8="always")
