@@ -19,6 +19,7 @@ import yaml
 
 from medray import checkpoint, config, storage
 from medray.config import StudyConfig
+from medray.data.remote import is_elsewhere
 from medray.errors import ConfigError, TrialError
 from medray.overlay import put
 
@@ -77,6 +78,9 @@ def stage(study: StudyConfig, folder: Path, parcel: Parcel) -> int:
     raw = study.model_dump(mode="json")
     wrong = [f"base model {base.source}: {_not_seen(base.source)}" for base in study.base_models if _is_here(base.source)]
     for setting, value in _named_files(raw):
+        own = setting == "data.format.path" and getattr(study.data.format, "lies_elsewhere", False)
+        if own or (setting.startswith("data.format.") and is_elsewhere(value)):
+            continue  # the nodes pull it
         if parcel.upload_data and Path(value).expanduser().exists():
             put(raw, setting, _copied(setting, Path(value).expanduser(), folder, parcel.limit_bytes), where=setting)
         elif not Path(value).is_absolute():

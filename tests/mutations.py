@@ -59,8 +59,8 @@ MUTATIONS = (
     Mutation(
         "a test row is in train",
         "medray/data/dataset.py",
-        '        self._test = by_side["test"]\n',
-        '        self._test = by_side["test"]\n        self.train = [*self.train, self._test[0]]\n',
+        "        self._examples = kept.followed_by(held.examples, brought)\n",
+        "        self._examples = kept.followed_by(held.examples, brought)\n        self.train = [*self.train, self._test[0]]\n",
         "tests/data/test_dataset.py tests/training/test_trial.py",
     ),
     Mutation(
@@ -83,8 +83,8 @@ MUTATIONS = (
     Mutation(
         "duplicates may stand on two sides",
         "medray/data/split.py",
-        'keys: list[tuple[str, object]] = [("cluster", clusters[row])]',
-        'keys: list[tuple[str, object]] = [("cluster", row)]',
+        "members[cluster].append(row)",
+        "members[row].append(row)",
         "tests/data/test_split.py",
     ),
     Mutation(
@@ -104,8 +104,8 @@ MUTATIONS = (
     Mutation(
         "test rows are used in the search",
         "medray/training/material.py",
-        "[asdict(example) for example in dataset.validation]",
-        "[asdict(example) for example in [*dataset.validation, *dataset._test]]",
+        "_described(dataset.validation, cache_dir)",
+        "_described([*dataset.validation, *dataset._test], cache_dir)",
         "tests/tuning/test_study.py -k opens",
     ),
     Mutation(

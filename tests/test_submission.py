@@ -97,6 +97,16 @@ def test_no_token_of_this_machine_travels_and_a_key_in_the_settings_is_refused(t
         submission.submit(jobs, tiny.study(tmp_path, f"mlflow.tracking_uri=https://{secret}@host"), Parcel(), python="python")
 
 
+def test_data_that_lies_elsewhere_is_left_for_the_cluster_to_pull(tmp_path: Path) -> None:
+    study = _written(tiny.study(tmp_path), tmp_path)
+    for number, place in enumerate(("data.format.path=s3://bucket/rows.jsonl", "data.format={name: hub, path: owner/name}")):
+        folder = tmp_path / f"sent{number}"
+        folder.mkdir()
+        submission.stage(config.load([study], [place]), folder, Parcel())
+        assert not (folder / "data").exists()
+        assert ("s3://bucket/rows.jsonl", "owner/name")[number] in (folder / submission.STUDY).read_text()
+
+
 def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     study = tiny.study(tmp_path)

@@ -18,9 +18,9 @@ import medray
 from medray import storage
 from medray.corpus import pieces, rows, sources
 from medray.corpus.output import Form, Output, Record, Summary
-from medray.corpus.progress import Progress
 from medray.corpus.sources import Columns, Shard, Source
 from medray.corpus.worker import Work, Worker
+from medray.data.progress import Progress
 from medray.errors import ConfigError, DataError, MedrayError
 from medray.registry import Registry
 from medray.runtime import Cluster

@@ -1,9 +1,10 @@
 """What is in a data set, told before a GPU hour is spent on it: balance, lengths, duplicates, conflicts, the ceiling they set."""
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from medray.data import language
 from medray.data.base import Example, Split
 from medray.data.duplicates import Duplicates
+from medray.data.progress import Progress
 from medray.data.split import GIVEN_NAMES
 
 _LANGUAGE_ROWS = 2000  # are looked at: enough to know what languages a data set has
@@ -49,8 +51,8 @@ class WordCounts:
     p99: int
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> "WordCounts":
-        low, high = np.percentile([len(text.split()) for text in texts], (1, 99))
+    def of(cls, num_words: Sequence[int]) -> "WordCounts":
+        low, high = np.percentile(num_words, (1, 99))
         return cls(int(low), math.ceil(high))
 
 
@@ -126,13 +128,27 @@ def audit(
     lengths: Mapping[str, Sequence[int]] | None = None,
     max_length: int = 512,
     terms: Iterable[str] = (),
+    progress: Progress | None = None,
 ) -> Audit:
     """`lengths` are token counts of all examples, by base model; label sets of several labels count as one label each."""
-    groups = duplicates.exact
-    conflicting = [rows for rows in groups if len({_label(examples[row]) for row in rows}) > 1]
-    lost = sum(len(rows) - max(Counter(_label(examples[row]) for row in rows).values()) for rows in conflicting)
-    labels = Counter(label for example in examples for label in example.labels)
-    sets = Counter(_label(example) for example in examples)
+    groups, alike = duplicates.exact, _clusters(duplicates)
+    in_several = {row for rows in (*groups, *alike) for row in rows}
+    own: dict[int, Example] = {}  # rows that are looked at again, without their texts
+    labels, sets, num_words, languages = Counter[str](), Counter[str](), array("l"), Counter[str]()
+    num_mentions, step = 0, math.ceil(len(examples) / _LANGUAGE_ROWS)
+    for row, example in enumerate(examples):  # once: there may be millions, on disk
+        labels.update(example.labels)
+        sets[_label(example)] += 1
+        num_words.append(len(example.text.split()))
+        num_mentions += len(example.mentions)
+        if row % step == 0:
+            languages[language.guess(example.text)] += 1
+        if row in in_several:
+            own[row] = replace(example, text="", metadata={})
+        if progress:
+            progress.add(1)
+    conflicting = [rows for rows in groups if len({_label(own[row]) for row in rows}) > 1]
+    lost = sum(len(rows) - max(Counter(_label(own[row]) for row in rows).values()) for rows in conflicting)
     majority, most = max(sets.items(), key=lambda item: (item[1], item[0]))
     share = most / len(examples)
     sides = Counter(splits.values())
@@ -146,7 +162,7 @@ def audit(
         exact_rows=sum(map(len, groups)),
         near_groups=len(duplicates.near),
         near_rows=sum(map(len, duplicates.near)),
-        given_across=sum(len({_given(examples[row]) for row in rows} - {None}) > 1 for rows in _clusters(duplicates)),
+        given_across=sum(len({_given(own[row]) for row in rows} - {None}) > 1 for rows in alike),
         conflicting_texts=len(conflicting),
         conflicting_rows=sum(map(len, conflicting)),
         accuracy_ceiling=1 - lost / len(examples),
@@ -154,10 +170,10 @@ def audit(
         majority_accuracy=share,
         majority_f1_macro=_constant_f1(majority, labels, len(examples)),
         num_corrected=num_corrected,
-        num_mentions=sum(len(example.mentions) for example in examples),
+        num_mentions=num_mentions,
         terms=tuple(sorted(set(terms))),
-        words=WordCounts.of(example.text for example in examples),
-        languages=dict(Counter(language.guess(example.text) for example in examples[:: math.ceil(len(examples) / _LANGUAGE_ROWS)])),
+        words=WordCounts.of(num_words),
+        languages=dict(languages),
     )
 
 
@@ -177,7 +193,10 @@ def _label(example: Example) -> str:
 
 
 def _clusters(duplicates: Duplicates) -> list[list[int]]:
+    """Rows that stand together, several at a time."""
+    sizes = np.bincount(np.array(duplicates.clusters, dtype=np.int64))
     rows: dict[int, list[int]] = {}
     for row, cluster in enumerate(duplicates.clusters):
-        rows.setdefault(cluster, []).append(row)
-    return [members for members in rows.values() if len(members) > 1]
+        if sizes[cluster] > 1:
+            rows.setdefault(cluster, []).append(row)
+    return list(rows.values())

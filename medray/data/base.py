@@ -83,9 +83,23 @@ class Format(Protocol):
 
 
 def read(options: PluginOptions) -> Iterator[Example]:
+    """What lies elsewhere is pulled to this machine first."""
     from medray import plugins
+    from medray.data.remote import localised
 
-    yield from plugins.find("data.formats", options.name).read(options)
+    yield from plugins.find("data.formats", options.name).read(localised(options))
+
+
+def check(options: PluginOptions) -> list[str]:
+    """What is wrong, as far as the first row tells."""
+    from medray import plugins
+    from medray.data.remote import localised
+
+    try:
+        found: list[str] = plugins.find("data.formats", options.name).check(localised(options))
+    except DataError as err:  # there is nothing to be pulled
+        return [f"data.format: {err}"]
+    return found
 
 
 def write(examples: Sequence[Example], options: PluginOptions) -> None:
@@ -159,28 +173,45 @@ class Prepared:
             writer.write_table(self.table)
 
     def split(self, split: Split) -> "Rows":
-        chosen = self.table.filter(pa.compute.equal(self.table["split"], split)).combine_chunks()
-        return Rows(chosen)
+        is_of = pa.compute.equal(self.table["split"], split)
+        places = np.flatnonzero(is_of.to_numpy())
+        is_run = len(places) > 0 and places[-1] - places[0] == len(places) - 1
+        # Rows of a split follow each other as they are made: a part of the mapped file, where a filter would copy it.
+        return Rows(self.table.slice(int(places[0]), len(places)) if is_run else self.table.filter(is_of))
+
+    @classmethod
+    def join(cls, pieces: Sequence[Path], fingerprint: str, path: Path) -> None:
+        """One file of several, a batch at a time."""
+        opened = [cls.open(piece) for piece in pieces]
+        truncated = {split: sum(piece.num_truncated[split] for piece in opened) for split in SPLITS}
+        schema = SCHEMA.with_metadata({"fingerprint": fingerprint, "truncated": json.dumps(truncated)})
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for piece in opened:
+                writer.write_table(piece.table.replace_schema_metadata(schema.metadata))
 
 
 class Rows:
-    """The rows of one split, read by position."""
+    """The rows of one split, read by position; tokens and targets stay in the table, which may be a mapped file."""
 
     def __init__(self, table: pa.Table) -> None:
         self.ids: list[str] = table["row_id"].to_pylist()
         self.lengths: npt.NDArray[np.int64] = table["length"].to_numpy().astype(np.int64)
-        self._tokens = table["tokens"].combine_chunks()
-        self._targets = table["target"].combine_chunks()
+        self._tokens, self._targets = table["tokens"].chunks, table["target"].chunks
+        self._starts = np.cumsum([0, *map(len, self._tokens)])
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def tokens(self, position: int) -> npt.NDArray[np.int32]:
-        values: npt.NDArray[np.int32] = self._tokens[position].values.to_numpy()
+        values: npt.NDArray[np.int32] = self._at(self._tokens, position).values.to_numpy()
         return values
 
     def target(self, position: int) -> tuple[int, ...]:
-        return tuple(self._targets[position].as_py())
+        return tuple(self._at(self._targets, position).as_py())
 
     def targets(self) -> Sequence[tuple[int, ...]]:
-        return [tuple(target) for target in self._targets.to_pylist()]
+        return [tuple(target) for chunk in self._targets for target in chunk.to_pylist()]
+
+    def _at(self, chunks: Sequence[pa.ListArray], position: int) -> pa.ListScalar:
+        chunk = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return chunks[chunk][position - int(self._starts[chunk])]

@@ -3,9 +3,10 @@
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from medray.data import examples as kept
 from medray.data.base import Example
 from medray.data.formats.base import lines
 from medray.errors import DataError, allowed
@@ -16,24 +17,25 @@ SEPARATOR = "|"  # in a cell, between several labels
 
 @dataclass(frozen=True)
 class Corrected:
-    examples: list[Example]
+    examples: Sequence[Example]
     num_changed: int  # rows whose labels are others than before
 
 
 def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> Corrected:
     """`labels` are those that may be given beside the ones that occur."""
-    known = {label for example in examples for label in example.labels} | set(labels)
+    outlines = kept.outlines(examples)
+    known = {label for example in outlines for label in example.labels} | set(labels)
     found: dict[str, tuple[str, ...]] = {}
-    ids = {example.id for example in examples}
+    ids = {example.id for example in outlines}
     for where, row_id, given in _read(path):
         if row_id not in ids:
             raise DataError(f"{where}: id {row_id!r} is in no row of the data")
         if row_id in found:
             raise DataError(f"{where}: id {row_id!r} was corrected before, in a line above")
         found[row_id] = _labels(given, known, where)
-    made = [replace(example, labels=found.get(example.id, example.labels)) for example in examples]
-    changed = sum(set(new.labels) != set(old.labels) for new, old in zip(made, examples, strict=True))
-    return Corrected(made, changed)
+    rows = {row: found[example.id] for row, example in enumerate(outlines) if example.id in found}
+    changed = sum(set(given) != set(outlines[row].labels) for row, given in rows.items())
+    return Corrected(kept.relabelled(examples, rows), changed)
 
 
 def cell(labels: Sequence[str]) -> str:

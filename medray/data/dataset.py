@@ -2,20 +2,26 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from heapq import merge
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from medray import storage
-from medray.data import corrections, duplicates
+from medray.data import corrections, duplicates, reading, signing
+from medray.data import examples as kept
 from medray.data.audit import Audit, audit
-from medray.data.base import SPLITS, Example, Split, read
+from medray.data.base import SPLITS, Example, Split
 from medray.data.duplicates import Duplicates
+from medray.data.examples import Examples
 from medray.data.formats.base import FormatOptions
+from medray.data.progress import Progress, stage
+from medray.data.reading import Held
 from medray.data.split import assign, limit_rows
-from medray.errors import DataError
 from medray.sections import DataConfig
 
 Bring = Callable[[int], Sequence[Example]]
@@ -24,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Opened:
-    examples: list[Example]
+    examples: Sequence[Example]
     num_openings: int  # this one included
 
 
@@ -33,63 +39,71 @@ class Dataset:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        held: Held,
         sides: Sequence[Split | None],
         found: Duplicates,
-        empty: Sequence[str],
         config: DataConfig,
         num_corrected: int = 0,
         bring: Bring | None = None,
     ) -> None:
-        by_side: dict[Split | None, list[Example]] = {side: [] for side in (*SPLITS, None)}
-        for example, side in zip(examples, sides, strict=True):
-            by_side[side].append(example)
-        limit = len(examples) if config.limit is None else config.limit
-        self.train = limit_rows(by_side["train"], limit, config.split.seed)
-        most = len(examples) if config.evaluation_rows is None else config.evaluation_rows
-        self.validation = limit_rows(by_side["validation"], most, config.split.seed)
-        self._test = limit_rows(by_side["test"], most, config.split.seed)
-        brought = bring(len(self.train)) if bring else []
-        for held, side in ((self.train, "train"), (self.validation, "validation"), (self._test, "test")):
-            held += [example for example in brought if example.split == side]
-        examples, sides = [*examples, *brought], [*sides, *map(_side, brought)]
-        self._examples, self._duplicates, self._num_empty, self._num_corrected = examples, found, len(empty), num_corrected
-        self._format = config.format
-        self.set_aside = dict.fromkeys(empty, "empty text") | {e.id: "duplicate of a given test or validation row" for e in by_side[None]}
-        self.splits: dict[str, Split] = {e.id: side for e, side in zip(examples, sides, strict=True) if side}
-        self.fingerprint = storage.hash_text(sorted(json.dumps(_identity(example)) for example in examples))
+        outlines = kept.outlines(held.examples)
+        limit = len(outlines) if config.limit is None else config.limit
+        most = len(outlines) if config.evaluation_rows is None else config.evaluation_rows
+        by_side: dict[Split, Sequence[Example]] = {}
+        for side, number in zip(SPLITS, (limit, most, most), strict=True):
+            rows = [row for row, given in enumerate(sides) if given == side]
+            chosen = limit_rows([outlines[row] for row in rows], number, config.split.seed)
+            by_side[side] = kept.take(held.examples, [rows[at] for at in chosen])
+        brought = bring(len(by_side["train"])) if bring else []
+        self.train, self.validation, self._test = (
+            kept.followed_by(by_side[side], [example for example in brought if example.split == side]) for side in SPLITS
+        )
+        self._examples = kept.followed_by(held.examples, brought)
+        self._duplicates, self._num_empty, self._num_corrected, self._format = found, len(held.empty), num_corrected, config.format
+        self.folder = held.folder  # of what can be made again, where there is much of it
+        twice = [example.id for example, side in zip(outlines, sides, strict=True) if side is None]
+        self.set_aside = dict.fromkeys(held.empty, "empty text") | dict.fromkeys(twice, "duplicate of a given test or validation row")
+        self.splits: dict[str, Split] = {e.id: side for e, side in zip(outlines, sides, strict=True) if side}
+        self.splits |= {example.id: _side(example) for example in brought}
+        self.fingerprint = _fingerprint(held, outlines, brought, is_as_read=not num_corrected)
         self.split_fingerprint = storage.hash_text(part for row in sorted(self.splits.items()) for part in row)
+        self._label_sets: dict[tuple[str, ...], Example] = {}
+        for example in chain(outlines, brought):
+            self._label_sets.setdefault(example.labels, Example(id="", text="", labels=example.labels, where=example.where))
 
     def label_sets(self) -> list[Example]:
         """Each combination of labels that occurs, once, with the place it was first seen: what a task may learn from every split."""
-        seen: dict[tuple[str, ...], Example] = {}
-        for example in self._examples:
-            seen.setdefault(example.labels, Example(id="", text="", labels=example.labels, where=example.where))
-        return list(seen.values())
+        return list(self._label_sets.values())
 
     def audit(self, lengths: Mapping[str, Sequence[int]], max_length: int) -> Audit:
         """Figures about all rows; `lengths` are token counts in the order of `texts`, by base model."""
-        return audit(
-            self._examples,
-            self._duplicates,
-            self.splits,
-            num_empty=self._num_empty,
-            num_corrected=self._num_corrected,
-            lengths=lengths,
-            max_length=max_length,
-            terms=self._terms(),
-        )
+        with self.stage("audit", len(self._examples)) as progress:
+            return audit(
+                self._examples,
+                self._duplicates,
+                self.splits,
+                num_empty=self._num_empty,
+                num_corrected=self._num_corrected,
+                lengths=lengths,
+                max_length=max_length,
+                terms=self._terms(),
+                progress=progress,
+            )
+
+    def stage(self, what: str, total: int) -> AbstractContextManager[Progress]:
+        """Told of where there are many rows."""
+        return _stage(self.folder, what, total)
 
     def _terms(self) -> set[str]:
-        if not isinstance(self._format, FormatOptions):
+        if not isinstance(self._format, FormatOptions) or type(self._format).terms is FormatOptions.terms:
             return set()
         return {term for example in self._examples for term in self._format.terms(example)}
 
-    def texts(self) -> list[str]:
-        return [example.text for example in self._examples]
+    def texts(self) -> Sequence[str]:
+        return kept.texts(self._examples)
 
-    def unlabelled_test(self) -> list[Example]:
-        return [example.unlabelled() for example in self._test]
+    def unlabelled_test(self) -> Sequence[Example]:
+        return kept.unlabelled(self._test)
 
     def open_test(self, log_dir: Path, caller: str) -> Opened:
         """The one way to test labels: says who asked, and warns when they were looked at before."""
@@ -106,7 +120,7 @@ class Dataset:
         log_dir.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        return Opened(list(self._test), len(before) + 1)
+        return Opened(self._test, len(before) + 1)
 
 
 def _side(example: Example) -> Split:
@@ -129,32 +143,52 @@ def _caller(line: str) -> str:
         return "an entry that cannot be read"  # half a line must not hide the opening, nor stop this one
 
 
+def _fingerprint(held: Held, outlines: Sequence[Example], brought: Sequence[Example], *, is_as_read: bool) -> str:
+    """Of what every row is, in the order of that. Ids differ, so the order of ids is the order of rows, and a text is read once."""
+    if not isinstance(held.examples, Examples):
+        return storage.hash_text(sorted(json.dumps(_identity(example)) for example in (*held.examples, *brought)))
+    assert held.folder is not None
+    known = held.folder / "fingerprint"
+    if is_as_read and not brought and known.exists():
+        return known.read_text(encoding="utf-8")
+    names = [json.dumps(example.id) for example in outlines]
+    in_order = held.examples.take(sorted(range(len(names)), key=names.__getitem__))
+
+    def rows() -> Iterator[str]:
+        with stage("fingerprint", len(names)) as progress:
+            for example in in_order:
+                yield json.dumps(_identity(example))
+                progress.add(1)
+
+    found = storage.hash_text(merge(rows(), sorted(json.dumps(_identity(example)) for example in brought)))
+    if is_as_read and not brought:
+        storage.write(known, found.encode())
+    return found
+
+
 def load(config: DataConfig, bring: Bring | None = None) -> Dataset:
     """`bring` gives rows of a task's own for a number of training rows; they are no part of the split, each names its side."""
-    examples, empty = _read(config)
-    if not examples:
-        raise DataError("the data has no row with a text")
-    found = duplicates.find([example.text for example in examples], config.near_duplicate)
-    sides = assign(examples, config.split, found.clusters)
+    held = reading.load(config.format)
+    found = _duplicates(held, config.near_duplicate)
+    with _stage(held.folder, "split", len(held.examples)) as progress:
+        sides = assign(kept.outlines(held.examples, config.split.group), config.split, found.clusters)
+        progress.done = len(sides)
     if config.corrections is None:
-        return Dataset(examples, sides, found, empty, config, bring=bring)
+        return Dataset(held, sides, found, config, bring=bring)
     # After the split, which balances labels: a correction must not deal the rows anew.
-    corrected = corrections.apply(examples, Path(config.corrections), getattr(config.format, "labels", None) or ())
-    return Dataset(corrected.examples, sides, found, empty, config, corrected.num_changed, bring)
+    corrected = corrections.apply(held.examples, Path(config.corrections), getattr(config.format, "labels", None) or ())
+    return Dataset(replace(held, examples=corrected.examples), sides, found, config, corrected.num_changed, bring)
 
 
-def _read(config: DataConfig) -> tuple[list[Example], list[str]]:
-    examples: list[Example] = []
-    seen_at: dict[str, str] = {}
-    empty: list[str] = []
-    for example in read(config.format):
-        if example.id in seen_at:
-            raise DataError(f"{example.where}: id {example.id!r} was used before, at {seen_at[example.id]}")
-        seen_at[example.id] = example.where
-        if example.text.strip():
-            examples.append(example)
-        else:
-            empty.append(example.id)
-    if empty:
-        log.warning("%d row(s) have an empty text and are set aside", len(empty))
-    return examples, empty
+def _duplicates(held: Held, threshold: float) -> Duplicates:
+    if not isinstance(held.examples, Examples):
+        return duplicates.find(kept.texts(held.examples), threshold)
+    num_rows = len(held.examples)
+    with stage("near-duplicates, signing", num_rows) as progress:
+        signed = signing.sign_table(held.examples.path, num_rows, signing.band_width(threshold), progress)
+    with stage("near-duplicates, comparing", num_rows) as progress:
+        return duplicates.find(held.examples.texts(), threshold, signed, progress)
+
+
+def _stage(folder: Path | None, what: str, total: int) -> AbstractContextManager[Progress]:
+    return stage(what, total) if folder else nullcontext(Progress.idle(total))

@@ -1,16 +1,24 @@
-"""Which texts are the same or nearly so. Exact: equal after normalising. Near: word 5-grams overlap, found by MinHash, then counted."""
+"""Which texts are the same or nearly so. Exact: equal after normalising. Near: word 5-grams overlap, found by MinHash, then counted.
 
-import hashlib
-import unicodedata
-from collections import defaultdict
-from collections.abc import Sequence
+Numbers of rows are all that is held: bands are sorted one after the other, and a text is read again only to be compared.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-_SHINGLE = 5
-_HASHES = 128
+from medray.data import signing
+from medray.data.progress import Progress
+from medray.data.signing import Numbers, Signed, Signer, normalise
+
+Positions = npt.NDArray[np.int64]
+_MOST_COMPARED = 1000  # texts that one is compared with in a band; more share one only where a template was filled in
+_MOST_HELD = 10_000  # texts whose shingles are remembered, about 2.5 kB each
+_MOST_APART = 1_000_000  # pairs that are remembered not to be near
 
 
 @dataclass(frozen=True)
@@ -20,96 +28,106 @@ class Duplicates:
     near: list[list[int]]  # groups that hold texts which overlap without being the same
 
 
-def normalise(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def find(texts: Sequence[str], threshold: float) -> Duplicates:
+def find(texts: Sequence[str], threshold: float, signed: Signed | None = None, progress: Progress | None = None) -> Duplicates:
     """Group rows; `threshold` is the Jaccard overlap from which on two texts count as near duplicates."""
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, text in enumerate(texts):
-        rows_of[normalise(text)].append(row)
-    unique = list(rows_of)
-    parent = list(range(len(unique)))
-    _join_near(unique, threshold, parent)
-    members: dict[int, list[int]] = defaultdict(list)
-    for number in range(len(unique)):
-        members[_root(parent, number)].append(number)
-    clusters = [0] * len(texts)
-    near = []
-    for numbers in members.values():
-        rows = sorted(row for number in numbers for row in rows_of[unique[number]])
-        for row in rows:
-            clusters[row] = rows[0]
-        if len(numbers) > 1:
-            near.append(rows)
-    return Duplicates(clusters, [rows for rows in rows_of.values() if len(rows) > 1], near)
+    if not texts:
+        return Duplicates([], [], [])
+    signed = signed or Signed([Signer().sign(texts, signing.band_width(threshold))])
+    order, starts = _runs(*signed.digest())
+    first_of_run = order[starts[:-1]]  # rows of a run are in order
+    ranked = np.argsort(first_of_run)
+    unique = first_of_run[ranked]  # the first row of each text
+    number_of = np.empty(len(order), dtype=np.int64)
+    number_of[order] = np.repeat(np.argsort(ranked), np.diff(starts))
+    exact = [order[starts[run] : starts[run + 1]].tolist() for run in ranked if starts[run + 1] - starts[run] > 1]
+    rows_of = {int(number_of[rows[0]]): rows for rows in exact}
+
+    parent = _Comparison(texts, unique, threshold).joined(signed, progress or Progress.idle())
+    roots = np.array([_root(parent, number) for number in range(len(parent))])
+    lowest = np.full(len(parent), len(parent))
+    np.minimum.at(lowest, roots, np.arange(len(parent)))
+    clusters = unique[lowest[roots]][number_of]
+    order, starts = _runs(lowest[roots])
+    near = [
+        sorted(row for number in order[begin:end].tolist() for row in rows_of.get(number, [int(unique[number])]))
+        for begin, end in pairwise(starts.tolist())
+        if end - begin > 1
+    ]
+    return Duplicates(clusters.tolist(), exact, near)
 
 
-def _join_near(texts: Sequence[str], threshold: float, parent: list[int]) -> None:
-    """Unite the texts that overlap enough. Texts that share a band of their signatures are compared, others are not."""
-    words: dict[str, int] = {}
-    shingles = [_shingles(text, words) for text in texts]
-    signatures = _signatures(shingles)
-    width = _band_width(threshold)
-    apart: set[tuple[int, int]] = set()
+class _Comparison:
+    """Texts by their numbers, with what was found out about them lately."""
 
-    def near(first: int, second: int) -> bool:
-        if (first, second) in apart:
+    def __init__(self, texts: Sequence[str], rows: Positions, threshold: float) -> None:
+        self.texts, self.rows, self.threshold = texts, rows, threshold
+        self.parent = list(range(len(rows)))
+        self._signer = Signer()
+        self._held: OrderedDict[int, Numbers] = OrderedDict()
+        self._apart: set[tuple[int, int]] = set()
+
+    def joined(self, signed: Signed, progress: Progress) -> list[int]:
+        """Unite the texts that overlap enough. Texts that share a band of their signatures are compared, others are not."""
+        for band in range(signed.num_bands):
+            for bucket in _buckets(signed.band(band)[self.rows]):
+                self._join(bucket)
+            progress.add(len(self.rows) // signed.num_bands)
+        return self.parent
+
+    def _join(self, bucket: list[int]) -> None:
+        # One comparison that succeeds places a text, so a thousand copies cost a thousand comparisons, not half a million.
+        groups: list[list[int]] = []
+        for number in bucket:
+            own, others, left = [number], [], iter(range(_MOST_COMPARED))
+            for group in groups:
+                same = _root(self.parent, group[0]) == _root(self.parent, number)
+                if same or any(self._near(other, number) for other, _ in zip(group, left, strict=False)):
+                    self.parent[_root(self.parent, group[0])] = _root(self.parent, number)
+                    own = [*group, *own]
+                else:
+                    others.append(group)
+            groups = [*others, own]
+
+    def _near(self, first: int, second: int) -> bool:
+        if (first, second) in self._apart:
             return False
-        found = _overlap(shingles[first], shingles[second]) >= threshold
+        found = _overlap(self._shingles(first), self._shingles(second)) >= self.threshold
         if not found:
-            apart.add((first, second))
+            if len(self._apart) >= _MOST_APART:
+                self._apart.clear()
+            self._apart.add((first, second))
         return found
 
-    for start in range(0, _HASHES, width):
-        buckets: dict[bytes, list[int]] = defaultdict(list)
-        for number, signature in enumerate(signatures[:, start : start + width]):
-            buckets[signature.tobytes()].append(number)
-        for bucket in buckets.values():
-            # One comparison that succeeds places a text, so a thousand copies cost a thousand comparisons, not half a million.
-            groups: list[list[int]] = []
-            for number in bucket:
-                own, others = [number], []
-                for group in groups:
-                    if _root(parent, group[0]) == _root(parent, number) or any(near(other, number) for other in group):
-                        parent[_root(parent, group[0])] = _root(parent, number)
-                        own = [*group, *own]
-                    else:
-                        others.append(group)
-                groups = [*others, own]
+    def _shingles(self, number: int) -> Numbers:
+        held = self._held.pop(number, None)
+        if held is None:
+            held = self._signer.shingles(normalise(self.texts[int(self.rows[number])]))
+            if len(self._held) >= _MOST_HELD:
+                self._held.popitem(last=False)
+        self._held[number] = held
+        return held
 
 
-def _band_width(threshold: float) -> int:
-    """The widest band by which fewer than one pair in a thousand that overlaps by `threshold` is missed."""
-    return max((width for width in (1, 2, 4, 8, 16) if (1 - threshold**width) ** (_HASHES // width) < 1e-3), default=1)
+def _runs(*keys: npt.NDArray[np.generic]) -> tuple[Positions, Positions]:
+    """Positions in the order of their keys, equal ones as they stand; and where in it each run of equal keys starts, with its end."""
+    order = np.lexsort(keys)
+    is_new = np.zeros(len(order), dtype=bool)
+    for key in keys:
+        ordered = key[order]
+        is_new[1:] |= ordered[1:] != ordered[:-1]
+    is_new[:1] = True
+    return order, np.append(np.flatnonzero(is_new), len(order))
 
 
-def _shingles(text: str, words: dict[str, int]) -> npt.NDArray[np.uint64]:
-    """Hashes of the text's word 5-grams; of all its words where it has fewer."""
-    numbers = [words.get(word) or words.setdefault(word, _word_hash(word)) for word in text.split()]
-    values = np.array(numbers, dtype=np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(values, min(_SHINGLE, len(values)))
-    mixed = np.zeros(len(windows), dtype=np.uint64)
-    for column in range(windows.shape[1]):
-        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + windows[:, column]
-        mixed ^= mixed >> np.uint64(29)
-    return np.unique(mixed)
+def _buckets(keys: Numbers) -> Iterator[list[int]]:
+    """Numbers of texts that have the same key, two of them at least."""
+    order, starts = _runs(keys)
+    sizes = np.diff(starts)
+    for run in np.flatnonzero(sizes > 1):
+        yield order[starts[run] : starts[run + 1]].tolist()
 
 
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") or 1
-
-
-def _signatures(shingles: Sequence[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
-    rng = np.random.default_rng(20_250_101)  # fixed: the same texts group alike on every machine
-    factors = rng.integers(1, 1 << 63, _HASHES, dtype=np.uint64) | np.uint64(1)
-    offsets = rng.integers(0, 1 << 63, _HASHES, dtype=np.uint64)
-    rows = [(values[:, None] * factors + offsets).min(axis=0) for values in shingles]
-    return np.array(rows, dtype=np.uint64).reshape(len(rows), _HASHES)
-
-
-def _overlap(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> float:
+def _overlap(first: Numbers, second: Numbers) -> float:
     shared = len(np.intersect1d(first, second, assume_unique=True))
     return shared / (len(first) + len(second) - shared)
 

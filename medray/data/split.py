@@ -48,10 +48,10 @@ def assign(examples: Sequence[Example], config: SplitConfig, clusters: Sequence[
     return sides
 
 
-def limit_rows(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
-    """At most `limit` examples in their order, labels in proportion; a smaller limit keeps a part of a larger one's rows."""
+def limit_rows(examples: Sequence[Example], limit: int, seed: int) -> list[int]:
+    """Positions of at most `limit` examples in their order, labels in proportion; a smaller limit keeps a part of a larger one's rows."""
     if limit >= len(examples):
-        return list(examples)
+        return list(range(len(examples)))
     order = sorted(range(len(examples)), key=lambda row: _hash(seed, "limit", examples[row].id))
     first = _a_row_of_each_label(examples, order)
     if limit < len(first):
@@ -62,7 +62,7 @@ def limit_rows(examples: Sequence[Example], limit: int, seed: int) -> list[Examp
     # The k-th of a label's n rows stands at (k + 1/2) / n of the way: a prefix of this order holds every label in proportion.
     placed = [((k + 0.5) / len(queue), labels, row) for labels, queue in queues.items() for k, row in enumerate(queue)]
     kept = set(list(dict.fromkeys([*first, *(row for _, _, row in sorted(placed))]))[:limit])
-    return [example for row, example in enumerate(examples) if row in kept]
+    return sorted(kept)
 
 
 def _a_row_of_each_label(examples: Sequence[Example], order: Sequence[int]) -> list[int]:
@@ -76,6 +76,11 @@ def _a_row_of_each_label(examples: Sequence[Example], order: Sequence[int]) -> l
 
 def _groups(examples: Sequence[Example], clusters: Sequence[int], column: str | None) -> list[Group]:
     """Rows joined by a duplicate cluster or by an equal value of the group column."""
+    members: dict[int, Group] = defaultdict(list)
+    if column is None:
+        for row, cluster in enumerate(clusters):
+            members[cluster].append(row)
+        return list(members.values())
     parent = list(range(len(examples)))
 
     def root(row: int) -> int:
@@ -86,16 +91,12 @@ def _groups(examples: Sequence[Example], clusters: Sequence[int], column: str | 
 
     first_with: dict[tuple[str, object], int] = {}
     for row, example in enumerate(examples):
-        keys: list[tuple[str, object]] = [("cluster", clusters[row])]
-        if column is not None:
-            if column not in example.metadata:
-                raise DataError(
-                    f"{example.where or example.id}: has no metadata {column!r} (data.split.group); {allowed(column, example.metadata)}"
-                )
-            keys.append(("group", example.metadata[column]))
-        for key in keys:
+        if column not in example.metadata:
+            raise DataError(
+                f"{example.where or example.id}: has no metadata {column!r} (data.split.group); {allowed(column, example.metadata)}"
+            )
+        for key in (("cluster", clusters[row]), ("group", example.metadata[column])):
             parent[root(row)] = root(first_with.setdefault(key, row))
-    members: dict[int, Group] = defaultdict(list)
     for row in range(len(examples)):
         members[root(row)].append(row)
     return list(members.values())
@@ -103,13 +104,16 @@ def _groups(examples: Sequence[Example], clusters: Sequence[int], column: str | 
 
 def _deal(examples: Sequence[Example], groups: Sequence[Group], shares: Mapping[str, float], seed: int) -> dict[int, str]:
     """Iterative stratification over groups: row -> side."""
-    labels_of = [Counter(label for row in group for label in _labels(examples[row])) for group in groups]
-    counts = sum(labels_of, Counter[str]())
+    known: dict[tuple[str, ...], Counter[str]] = {}  # a million groups of one row have few sets of labels
+    labels_of = [_count(examples, group, known) for group in groups]
+    counts: Counter[str] = Counter()
+    for held in labels_of:
+        counts.update(held)
     num_rows = sum(map(len, groups))
     lacking = {side: {label: share * count for label, count in counts.items()} for side, share in shares.items()}
     lacking_rows = {side: share * num_rows for side, share in shares.items()}
 
-    def order(number: int) -> tuple[int, int, str]:
+    def order(number: int) -> tuple[int, int, bytes]:
         rarest = min(counts[label] for label in labels_of[number])
         return (-len(groups[number]), rarest, min(_hash(seed, "split", examples[row].id) for row in groups[number]))
 
@@ -145,6 +149,13 @@ def _deal(examples: Sequence[Example], groups: Sequence[Group], shares: Mapping[
             move(number, here, -1)
             move(number, there, 1)
     return {row: side for number, side in dealt.items() for row in groups[number]}
+
+
+def _count(examples: Sequence[Example], group: Group, known: dict[tuple[str, ...], Counter[str]]) -> Counter[str]:
+    labels = tuple(label for row in group for label in _labels(examples[row]))
+    if labels not in known:
+        known[labels] = Counter(labels)
+    return known[labels]
 
 
 def _given(examples: Sequence[Example], clusters: Sequence[int], config: SplitConfig) -> list[Split | None]:
@@ -194,8 +205,8 @@ def _labels(example: Example) -> tuple[str, ...]:
     return example.labels or ("",)  # rows without a label are dealt out like a class of their own
 
 
-def _hash(seed: int, purpose: str, row_id: str) -> str:
-    return hashlib.sha256(f"{seed}\x00{purpose}\x00{row_id}".encode("utf-8", "surrogatepass")).hexdigest()
+def _hash(seed: int, purpose: str, row_id: str) -> bytes:
+    return hashlib.sha256(f"{seed}\x00{purpose}\x00{row_id}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _side(name: str) -> Split:

@@ -3,19 +3,27 @@
 It holds no labels of test rows: what a trial cannot read, it cannot train on.
 """
 
+import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from filelock import FileLock
+
 from medray import checkpoint, storage
 from medray.config import TrialConfig
+from medray.data import examples
 from medray.data.audit import Audit
 from medray.data.base import Encoded, Example, Prepared, Split
 from medray.data.dataset import Dataset
+from medray.data.examples import Examples
 from medray.errors import ArtifactError, DataError
 from medray.models import sources
 from medray.models.build import load_tokenizer
@@ -23,6 +31,8 @@ from medray.models.sources import Base
 from medray.tasks.base import Task, restore
 
 log = logging.getLogger(__name__)
+_BATCH = 1024  # texts that are in tokens at a time
+_PIECE = 8192  # rows that are encoded before they are kept
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Material:
     task: Task
     base: Base
     prepared: Prepared
-    validation: tuple[Example, ...]
+    validation: Sequence[Example]
     data_fingerprint: str
     split_fingerprint: str
     audit: Mapping[str, Any]
@@ -50,18 +60,15 @@ def gather(
             str(config.data.limit),
             task.options.model_dump_json(),
             repr(task.state()),
-            tokenizer.backend_tokenizer.to_str(),
-            str(tokenizer.model_max_length),
-            checkpoint.versions()["tokenizers"],
+            *_identity(tokenizer),
             "truncations counted",  # tables of an earlier medray do not say them
         ]
     )
     table = cache_dir / f"{fingerprint[:32]}.arrow"
-    if not table.exists():
-        table.parent.mkdir(parents=True, exist_ok=True)
-        half = table.with_suffix(f".{os.getpid()}")
-        Prepared.of(_encode(dataset, task, tokenizer), fingerprint).save(half)
-        half.replace(table)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(table.with_suffix(".lock")):  # of two studies one encodes
+        if not table.exists():
+            _prepare(dataset, task, tokenizer, fingerprint, table)
     prepared = Prepared.open(table)
     _check_sides(prepared, dataset)
     cut = prepared.num_truncated
@@ -75,7 +82,7 @@ def gather(
         "table": table.name,
         "task": {"options": task.options.model_dump(mode="json"), "state": task.state()},
         "base": {**asdict(base), "path": str(base.path)},
-        "validation": [asdict(example) for example in dataset.validation],
+        "validation": _described(dataset.validation, cache_dir),
         "data_fingerprint": dataset.fingerprint,
         "split_fingerprint": dataset.split_fingerprint,
         "audit": audit.as_dict() | {"truncated": cut},
@@ -102,7 +109,7 @@ def open_material(path: Path) -> Material:
         task=restore(**described["task"]),
         base=base,
         prepared=Prepared.open(path.with_name(described["table"])),
-        validation=tuple(map(Example.from_dict, described["validation"])),
+        validation=_validation(described["validation"], path.parent),
         data_fingerprint=described["data_fingerprint"],
         split_fingerprint=described["split_fingerprint"],
         audit=described["audit"],
@@ -112,16 +119,77 @@ def open_material(path: Path) -> Material:
 
 def look(dataset: Dataset, task: Task, source: str, tokenizer: Any) -> Audit:
     """The audit with token counts of one base model's tokenizer."""
-    lengths = [len(ids) for ids in tokenizer(dataset.texts(), split_special_tokens=True, verbose=False)["input_ids"]]
-    return dataset.audit({source: lengths}, task.options.max_length)
+    return dataset.audit({source: _lengths(dataset, tokenizer)}, task.options.max_length)
 
 
-def _encode(dataset: Dataset, task: Task, tokenizer: Any) -> Iterator[tuple[Encoded, Split, Mapping[str, str]]]:
-    examples: dict[Split, list[Example]] = {"train": dataset.train, "validation": dataset.validation, "test": dataset.unlabelled_test()}
-    for split, members in examples.items():
-        metadata = {example.id: example.metadata for example in members}
-        for row in task.encode(members, tokenizer):
+def _lengths(dataset: Dataset, tokenizer: Any) -> Sequence[int]:
+    texts, kept = dataset.texts(), None
+    if dataset.folder:
+        kept = dataset.folder / f"lengths-{storage.hash_text([dataset.fingerprint, *_identity(tokenizer)])[:32]}.npy"
+        if kept.exists():
+            return np.load(kept).tolist()
+    lengths = array("i")
+    with dataset.stage("counting tokens", len(texts)) as progress:
+        for start in range(0, len(texts), _BATCH):
+            batch = list(texts[start : start + _BATCH])
+            counted = tokenizer(batch, split_special_tokens=True, verbose=False, return_attention_mask=False, return_token_type_ids=False)
+            lengths.extend(map(len, counted["input_ids"]))
+            progress.add(len(batch))
+    if kept:
+        content = io.BytesIO()
+        np.save(content, np.array(lengths))
+        storage.write(kept, content.getvalue())
+    return lengths
+
+
+def _identity(tokenizer: Any) -> list[str]:
+    return [tokenizer.backend_tokenizer.to_str(), str(tokenizer.model_max_length), checkpoint.versions()["tokenizers"]]
+
+
+def _prepare(dataset: Dataset, task: Task, tokenizer: Any, fingerprint: str, table: Path) -> None:
+    """Encode every row, some thousands at a time; what an interrupted study encoded of many rows is there already."""
+    pieces = table.with_suffix(".pieces")
+    pieces.mkdir(exist_ok=True)
+    sides: dict[Split, Sequence[Example]] = {"train": dataset.train, "validation": dataset.validation, "test": dataset.unlabelled_test()}
+    made = []
+    with dataset.stage("encoding", sum(map(len, sides.values()))) as progress:
+        for number, (split, members) in enumerate(sides.items()):
+            for start in range(0, len(members), _PIECE):
+                made.append(pieces / f"{number}-{start:012}.arrow")
+                some = list(members[start : start + _PIECE])
+                if not made[-1].exists():
+                    half = made[-1].with_suffix(f".{os.getpid()}")
+                    Prepared.of(_encode(split, some, task, tokenizer), fingerprint).save(half)
+                    half.replace(made[-1])
+                progress.add(len(some))
+    half = table.with_suffix(f".{os.getpid()}")
+    Prepared.join(made, fingerprint, half)
+    half.replace(table)
+    shutil.rmtree(pieces, ignore_errors=True)
+
+
+def _encode(split: Split, members: Sequence[Example], task: Task, tokenizer: Any) -> Iterator[tuple[Encoded, Split, Mapping[str, str]]]:
+    metadata = {example.id: example.metadata for example in members}
+    for start in range(0, len(members), _BATCH):
+        for row in task.encode(members[start : start + _BATCH], tokenizer):
             yield row, split, metadata[row.row_id]
+
+
+def _described(validation: Sequence[Example], folder: Path) -> list[dict[str, Any]] | dict[str, str]:
+    """As JSON; of many a file beside it, which every trial maps."""
+    if len(validation) <= _PIECE:
+        return [asdict(example) for example in validation]
+    digest = storage.hash_text(text for example in validation for text in (example.id, example.text, *example.labels))
+    path = folder / f"{digest[:32]}.rows.arrow"
+    if not path.exists():
+        examples.write(validation, path)
+    return {"table": path.name}
+
+
+def _validation(described: list[dict[str, Any]] | dict[str, str], folder: Path) -> Sequence[Example]:
+    if isinstance(described, dict):
+        return Examples.open(folder / described["table"])
+    return tuple(map(Example.from_dict, described))
 
 
 def _check_sides(prepared: Prepared, dataset: Dataset) -> None:

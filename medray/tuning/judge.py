@@ -148,7 +148,7 @@ def _units(examples: Sequence[Example]) -> npt.NDArray[np.int64] | None:
     return np.array(found, dtype=np.int64) if len(numbers) < len(found) else None
 
 
-def _finalists(finalists: Sequence[Entry], rows: list[Example], validation: list[Example], placement: Placement) -> list[Answered]:
+def _finalists(finalists: Sequence[Entry], rows: Sequence[Example], validation: Sequence[Example], placement: Placement) -> list[Answered]:
     """Each on what a worker of its trial had."""
     import ray
 
@@ -161,7 +161,7 @@ def _finalists(finalists: Sequence[Entry], rows: list[Example], validation: list
     return found
 
 
-def predict(checkpoint: str, rows: list[Example], validation: list[Example], num_threads: int) -> Said:
+def predict(checkpoint: str, rows: Sequence[Example], validation: Sequence[Example], num_threads: int) -> Said:
     """A reloaded checkpoint's answers, and those of the plain model that it is merged into."""
     import torch
 
@@ -183,7 +183,7 @@ def _sampled(task: Task, engine: Engine) -> tuple[str, ...]:
 
 
 def _untuned(
-    bases: Sequence[TrialConfig], task: Task, rows: list[Example], validation: list[Example], placement: Placement
+    bases: Sequence[TrialConfig], task: Task, rows: Sequence[Example], validation: Sequence[Example], placement: Placement
 ) -> list[Answered]:
     """Each base model before training, by its own settings of the task."""
     import ray
@@ -201,7 +201,7 @@ def _untuned(
 
 
 def predict_untuned(
-    config: dict[str, Any], state: dict[str, Any], rows: list[Example], validation: list[Example], num_threads: int
+    config: dict[str, Any], state: dict[str, Any], rows: Sequence[Example], validation: Sequence[Example], num_threads: int
 ) -> tuple[Said, list[Prediction]]:
     import torch
 
@@ -226,7 +226,7 @@ def _references(task: Task, dataset: Dataset) -> list[Reference]:
     return [reference for reference in found if reference is not None]
 
 
-def _reference(found: Reference, task: Task, dataset: Dataset, rows: list[Example]) -> Answered:
+def _reference(found: Reference, task: Task, dataset: Dataset, rows: Sequence[Example]) -> Answered:
     def answers(examples: Sequence[Example]) -> list[Prediction]:
         probabilities = found.probabilities([example.text for example in examples])
         return [Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, np.asarray(probabilities), strict=True)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medray import plugins, storage
 from medray.config import BaseModelConfig, StudyConfig
+from medray.data import base as formats
 from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.models import quantization, sources
 from medray.models.build import check_targets
@@ -18,7 +19,7 @@ from medray.tuning.runs import latest, study_dir
 
 def check(study: StudyConfig, *, resume: bool = False) -> None:
     """Raise one ConfigError that lists every mistake found."""
-    found = [*plugins.find("data.formats", study.data.format.name).check(study.data.format), *_storage(study)]
+    found = [*formats.check(study.data.format), *_storage(study)]
     try:
         tasks.task_options(study.task).samples()
     except ConfigError as err:

@@ -6,9 +6,9 @@ import numpy as np
 
 from medray.corpus import pieces, rows, sources
 from medray.corpus.pieces import Piece
-from medray.corpus.progress import Progress
 from medray.corpus.rows import Row
 from medray.corpus.sources import Columns
+from medray.data.progress import Progress
 
 
 def made(*ids: str) -> list[Row]:

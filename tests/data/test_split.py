@@ -130,14 +130,18 @@ def test_a_label_that_validation_or_test_lacks_is_warned_of(caplog: pytest.LogCa
     ]
 
 
+def kept(examples: list[Example], limit: int) -> list[Example]:
+    return [examples[row] for row in limit_rows(examples, limit, seed=0)]
+
+
 def test_a_limit_keeps_labels_in_proportion_and_a_smaller_one_is_a_part_of_a_larger() -> None:
     examples = rows(300)
-    hundred, fifty = (limit_rows(examples, limit, seed=0) for limit in (100, 50))
+    hundred, fifty = (kept(examples, limit) for limit in (100, 50))
     assert Counter(example.labels[0] for example in hundred) == {"common": 60, "rarer": 30, "rare": 10}
     assert {example.id for example in fifty} <= {example.id for example in hundred}
     shuffled = random.Random(1).sample(examples, len(examples))
-    assert {example.id for example in limit_rows(shuffled, 50, seed=0)} == {example.id for example in fifty}
-    assert limit_rows(examples, 1000, seed=0) == examples
+    assert {example.id for example in kept(shuffled, 50)} == {example.id for example in fifty}
+    assert kept(examples, 1000) == examples
 
 
 def test_the_roundings_of_many_small_labels_do_not_add_up() -> None:
@@ -163,8 +167,8 @@ def test_a_limit_keeps_a_row_of_every_label_or_says_that_it_cannot() -> None:
         Example("y", "t", ("rarer",)),
     ]
     for limit in (3, 20):
-        kept = limit_rows(examples, limit, seed=0)
-        assert len(kept) == limit
-        assert {label for example in kept for label in example.labels} == {"common", "rare", "other", "rarer"}
+        found = kept(examples, limit)
+        assert len(found) == limit
+        assert {label for example in found for label in example.labels} == {"common", "rare", "other", "rarer"}
     with pytest.raises(DataError, match=r"data\.limit 2 is too small: a training row of every label takes 3"):
         limit_rows(examples, 2, seed=0)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from medray import storage
 from medray.data.base import Example
+from medray.data.remote import is_elsewhere
 from medray.data.template import Template, check_no_answer
 from medray.errors import DataError, allowed
 from medray.schema import PluginOptions, Section
@@ -39,8 +40,13 @@ class Form(Section):
 
 
 class FormatOptions(PluginOptions):
-    path: str = Field(description="file or folder, from the current directory")
+    path: str = Field(description="file or folder, from the current directory, or its URI: s3://, gs://, https://")
     labels: tuple[str, ...] | None = Field(None, description="the labels there may be; any other is an error")
+
+    @property
+    def lies_elsewhere(self) -> bool:
+        """Whether every node gets it from where it lies, and nothing of this machine is needed."""
+        return is_elsewhere(self.path)
 
     def form(self) -> Form:
         return Form()

@@ -22,7 +22,7 @@ from medray.data.split import GIVEN_NAMES
 from medray.errors import DataError
 
 _ENDINGS = (".parquet", ".arrow")
-_BATCH = 1024
+BATCH = 1024
 Row = dict[str, Any]
 
 
@@ -37,13 +37,20 @@ class Options(ColumnOptions):
 
 def read(options: Options) -> Iterator[Example]:
     number = 0
-    for path, split in _files(Path(options.path)):
+    for path, side in _files(Path(options.path)):
+        used = sided(options, side)
         for place, row in enumerate(_rows(path), 1):
             number += 1
-            if split and options.split is None:
-                row = row | {_SPLIT: split}
-            used = options if not split or options.split else options.model_copy(update={"split": _SPLIT})
-            yield jsonl.example(row, number, used, f"{path}:{place}")  # type: ignore[arg-type]
+            yield example(row, number, used, side, f"{path}:{place}")
+
+
+def sided(options: Options, side: str | None) -> Options:
+    """For rows whose file says their side, unless a column does."""
+    return options if side is None or options.split else options.model_copy(update={"split": _SPLIT})
+
+
+def example(row: Row, number: int, options: Options, side: str | None, where: str) -> Example:
+    return jsonl.example(row | {_SPLIT: side} if options.split == _SPLIT else row, number, options, where)  # type: ignore[arg-type]
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
@@ -117,17 +124,22 @@ def _side(file: Path) -> str | None:
 
 def _rows(path: Path) -> Iterator[Row]:
     schema, batches = _batches(path)
+    yield from rows(schema, batches, str(path))
+
+
+def rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], where: str) -> Iterator[Row]:
+    """With the names of classes that the schema tells."""
     names = _class_names(schema)
     for batch in batches:
         for row in batch.to_pylist():
-            yield {name: _named(value, names[name], path) if name in names else _plain(value) for name, value in row.items()}
+            yield {name: _named(value, names[name], where) if name in names else _plain(value) for name, value in row.items()}
 
 
 def _batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.ParquetFile(path)
-            return table.schema_arrow, table.iter_batches(_BATCH, use_threads=False)
+            return table.schema_arrow, table.iter_batches(BATCH, use_threads=False)
         source = pa.memory_map(str(path))
         try:
             file = pa.ipc.open_file(source)
@@ -147,13 +159,13 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     return {name: feature["names"] for name, feature in inner.items() if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"}
 
 
-def _named(value: Any, names: list[str], path: Path) -> Any:
+def _named(value: Any, names: list[str], where: str) -> Any:
     if isinstance(value, list):
-        return [_named(each, names, path) for each in value]
+        return [_named(each, names, where) for each in value]
     if value is None or value == -1:  # as datasets marks rows without a label
         return None
     if not 0 <= value < len(names):
-        raise DataError(f"{path}: a label is number {value}, the table names {len(names)}")
+        raise DataError(f"{where}: a label is number {value}, the table names {len(names)}")
     return names[value]
 
 

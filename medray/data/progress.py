@@ -1,0 +1,59 @@
+"""How far work over many rows is: a line every few seconds, with rows a second and the time that is left."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    total: int | None  # where it is known
+    say: Callable[[str], None]
+    done: int = 0  # before this run as well
+    unit: str = "rows"
+    every_s: float = 5.0
+    clock: Callable[[], float] = time.monotonic
+    _first: tuple[float, int] | None = field(default=None, init=False)  # when the first piece was done, and how many rows then were
+    _said: float = field(default=0.0, init=False)
+
+    @classmethod
+    def idle(cls, total: int | None = None) -> "Progress":
+        """That nobody is told of."""
+        return cls(total, lambda line: None)
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        now = self.clock()
+        if self._first is None:  # loading the release is no part of a rate
+            self._first, self._said = (now, self.done), now
+        elif now - self._said >= self.every_s:
+            self._said = now
+            self.say(self.line(now))
+
+    def line(self, now: float) -> str:
+        shown = f"{self.done} {self.unit}"
+        if self.total is not None:
+            shown = f"{self.done} of {self.total} {self.unit} ({100 * self.done // max(self.total, 1)} %)"
+        if not (rate := self.rate(now)):
+            return shown
+        shown += f", {rate:.1f} {self.unit}/s"
+        return shown if self.total is None else f"{shown}, {timedelta(seconds=round((self.total - self.done) / rate))} left"
+
+    def rate(self, now: float) -> float:
+        if self._first is None or now <= self._first[0]:
+            return 0.0
+        return (self.done - self._first[1]) / (now - self._first[0])
+
+
+@contextmanager
+def stage(what: str, total: int | None = None) -> Iterator[Progress]:
+    """Work that is worth telling about while it goes, and how long it took."""
+    start = time.monotonic()
+    progress = Progress(total, lambda line: log.info("%s: %s", what, line))
+    yield progress
+    log.info("%s: %d %s in %.1f s", what, progress.done, progress.unit, time.monotonic() - start)

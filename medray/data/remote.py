@@ -1,0 +1,107 @@
+"""Data that lies elsewhere: pulled to this machine once, by what the other side says of its size and time, and read from there."""
+
+import re
+import shutil
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs
+from filelock import FileLock
+
+from medray import storage
+from medray.data.progress import stage
+from medray.errors import DataError
+from medray.schema import PluginOptions
+
+_ELSEWHERE = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?)://", re.IGNORECASE)
+_BLOCK = 1 << 20
+_PATIENCE_S = 60.0
+
+
+def is_elsewhere(place: str) -> bool:
+    return _ELSEWHERE.match(place) is not None
+
+
+def localised(options: PluginOptions) -> PluginOptions:
+    """The options with a path of this machine for each that is a URI."""
+    found = {name: value for name, value in options.model_dump().items() if isinstance(value, str) and is_elsewhere(value)}
+    return options.model_copy(update={name: str(pull(uri)) for name, uri in found.items()}) if found else options
+
+
+def pull(uri: str) -> Path:
+    """A copy on this machine, under the name that it has there; made again only where the other side has other files now."""
+    return _over_http(uri) if urlsplit(uri).scheme.lower() in ("http", "https") else _from_bucket(uri)
+
+
+def _from_bucket(uri: str) -> Path:
+    try:
+        system, root = pa.fs.FileSystem.from_uri(uri)
+        top = system.get_file_info(root.rstrip("/"))
+        below = system.get_file_info(pa.fs.FileSelector(top.path, recursive=True)) if top.type == pa.fs.FileType.Directory else [top]
+    except (OSError, pa.ArrowException) as err:
+        raise DataError(f"{uri}: cannot be opened: {_one_line(err)}") from None
+    files = sorted((info for info in below if info.type == pa.fs.FileType.File), key=lambda info: info.path)
+    if not files:
+        raise DataError(f"{uri}: there is no such file or folder, or nothing in it")
+    folder = _folder(uri.rstrip("/"), *(f"{info.path} {info.size} {info.mtime_ns}" for info in files))
+    place = folder / PurePosixPath(top.path).name
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            with stage(f"pulling {uri}", sum(info.size for info in files)) as progress, storage.new_folder(folder) as filling:
+                progress.unit = "bytes"
+                for info in files:
+                    copy = filling / place.name / info.path.removeprefix(top.path).lstrip("/")
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    try:
+                        with system.open_input_stream(info.path, compression=None) as source, copy.open("wb") as target:
+                            while block := source.read(_BLOCK):
+                                target.write(block)
+                                progress.add(len(block))
+                    except OSError as err:
+                        raise DataError(f"{uri}: {info.path} cannot be read: {_one_line(err)}") from None
+    return place
+
+
+def _over_http(uri: str) -> Path:
+    shown = uri.partition("?")[0]  # a signed address has a secret behind it
+    name = PurePosixPath(unquote(urlsplit(uri).path)).name
+    if not name:
+        raise DataError(f"{shown}: names no file; http addresses are read file by file")
+    try:
+        with urllib.request.urlopen(uri, timeout=_PATIENCE_S) as answer:
+            told = [answer.headers.get(header, "") for header in ("ETag", "Last-Modified", "Content-Length")]
+            folder = _folder(shown, *told)
+            with FileLock(folder.with_suffix(".lock")):
+                if folder.is_dir() and any(told[:2]):
+                    return folder / name
+                shutil.rmtree(folder, ignore_errors=True)  # nothing says whether it is still the same
+                size = int(told[2]) if told[2].isdigit() else None
+                with stage(f"pulling {shown}", size) as progress, storage.new_folder(folder) as filling:
+                    progress.unit = "bytes"
+                    with (filling / name).open("wb") as target:
+                        while block := answer.read(_BLOCK):
+                            target.write(block)
+                            progress.add(len(block))
+                    if size is not None and progress.done != size:
+                        raise DataError(f"{shown}: ended after {progress.done} of {size} bytes")
+                return folder / name
+    except DataError:
+        raise
+    except urllib.error.HTTPError as err:
+        raise DataError(f"{shown}: the server answered {err.code} {err.reason}") from None
+    except (OSError, HTTPException, ValueError) as err:
+        raise DataError(f"{shown}: cannot be read: {_one_line(err)}") from None
+
+
+def _folder(*parts: str) -> Path:
+    folder = storage.default_cache() / "pulled" / storage.hash_text(parts)[:32]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())

@@ -1,0 +1,213 @@
+"""Rows that lie on disk: the same figures as rows in memory, made once, gone on with after an interruption."""
+
+import json
+import os
+import pickle
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medray.data import dataset, duplicates, examples, reading, signing
+from medray.data.base import Example, Mention, Message
+from medray.data.dataset import Dataset
+from medray.data.examples import Examples
+from medray.data.progress import Progress
+from medray.errors import DataError
+from medray.sections import DataConfig
+
+SOME = [
+    Example("a", "one \ud800 text", ("x", "y"), "train", {"year": "1991"}, "f:1"),
+    Example("b", "fever", (), None, {}, "f:2", (Mention(0, 5, "fever", "Disease", 0.5),)),
+    Example("c", "", ("x",), None, {"b": "2", "a": "1"}, "f:3", (), (Message("user", "why?"),), "because"),
+]
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every data set were large, in pieces of a few rows."""
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reading, "LARGE_BYTES", 0)
+    monkeypatch.setattr(examples, "_BATCH", 16)
+
+
+def file(folder: Path, num: int = 90) -> Path:
+    draw = random.Random(3)
+    words = [[f"w{draw.randrange(300)}" for _ in range(60)] for _ in range(num)]
+    words[7], words[17] = words[5], [*words[16][:-1], "changed"]
+    path = folder / "rows.jsonl"
+    held = [
+        {"id": f"r{n}", "text": " ".join(text), "label": "abc"[n % 3], "hospital": f"h{n % 11}", "side": "train" if n % 4 else "test"}
+        for n, text in enumerate(words)
+    ]
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*held, {"id": "void", "text": " ", "label": "a", "hospital": "h0", "side": "test"}])
+    )
+    return path
+
+
+def load(path: Path, settings: dict[str, Any]) -> Dataset:
+    own = {"split": "side"} if settings.get("split", {}).get("kind") == "given" else {}
+    brought = [Example(f"own{n}", f"brought text {n}", ("a",), side) for n, side in enumerate(("train", "validation", "test"))]
+    config = DataConfig.model_validate({"format": {"name": "jsonl", "path": str(path), "id": "id", **own}, **settings})
+    return dataset.load(config, lambda num: brought if num > 30 else [])
+
+
+def told(data: Dataset) -> dict[str, Any]:
+    return {
+        "prints": (data.fingerprint, data.split_fingerprint),
+        "rows": [list(rows) for rows in (data.train, data.validation, data.unlabelled_test())],
+        "splits": data.splits,
+        "aside": data.set_aside,
+        "labels": data.label_sets(),
+        "texts": list(data.texts()),
+        "audit": data.audit({"m": range(len(data.texts()))}, 40).as_dict(),
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"limit": 20, "evaluation_rows": 6},
+        {"split": {"kind": "given"}},
+        {"split": {"kind": "grouped", "group": "hospital"}},
+        {"split": {"kind": "kfold", "fold": 1}, "corrections": "corrections.csv"},
+    ],
+)
+def test_rows_on_disk_give_every_figure_that_rows_in_memory_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    (tmp_path / "corrections.csv").write_text("id,label\nr4,c\nr7,a\n")
+    if "corrections" in settings:
+        settings = settings | {"corrections": str(tmp_path / "corrections.csv")}
+    path = file(tmp_path)
+    light = load(path, settings)
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reading, "LARGE_BYTES", 0)
+    monkeypatch.setattr(examples, "_BATCH", 16)
+    monkeypatch.setattr(signing, "sign_table", _here)
+    heavy = load(path, settings)
+    assert isinstance(heavy.train, Examples)
+    assert isinstance(light.train, list)
+    assert told(heavy) == told(light)
+    assert told(load(path, settings)) == told(light)  # from the cache
+
+
+def _here(path: Path, num_rows: int, width: int, progress: Progress) -> signing.Signed:
+    """In this process: the starts of others take seconds."""
+    return signing.Signed([signing.Signer().sign(Examples.open(path).texts(), width)])
+
+
+def test_examples_come_back_from_disk_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "_BATCH", 2)
+    examples.write(SOME, tmp_path / "rows.arrow")
+    held = Examples.open(tmp_path / "rows.arrow")
+    assert list(held) == SOME == held
+    assert [held[0], held[-1], *held[1:]] == [SOME[0], SOME[2], *SOME[1:]]
+    assert list(held.take([2, 0, 1, 0])) == [SOME[2], SOME[0], SOME[1], SOME[0]]
+    assert list(held.texts()) == [example.text for example in SOME]
+    assert held.texts()[1] == "fever"
+    assert [(row.id, row.text, row.labels, dict(row.metadata)) for row in held.outlines("a")][2] == ("c", "", ("x",), {"a": "1"})
+    assert list(held.unlabelled().followed_by(SOME[:1])) == [*(example.unlabelled() for example in SOME), SOME[0]]
+    assert [row.labels for row in held[1:].relabelled({0: ("new",)})] == [("new",), ("x",)]
+    assert pickle.loads(pickle.dumps(held[1:])) == SOME[1:]
+    with pytest.raises(IndexError, match="example 3 of 3"):
+        held[3]
+
+
+@pytest.mark.usefixtures("on_disk")
+def test_rows_are_read_once_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = file(tmp_path, 20)
+    config = DataConfig.model_validate({"format": {"name": "jsonl", "path": str(path), "id": "id"}}).format
+    first = list(reading.load(config).examples)
+    read = reading.read
+    monkeypatch.setattr(reading, "read", lambda options: pytest.fail("the rows are in the cache"))
+    again = reading.load(config)
+    assert (list(again.examples), list(again.empty)) == (first, ["void"])
+    monkeypatch.setattr(reading, "read", read)
+    path.write_text(path.read_text().replace("w1", "w999", 1))
+    os.utime(path, (time.time() + 5, time.time() + 5))
+    assert list(reading.load(config).examples) != first
+
+
+@pytest.mark.usefixtures("on_disk")
+def test_an_id_used_twice_is_told_with_both_places_and_nothing_is_kept(tmp_path: Path) -> None:
+    path = file(tmp_path, 20)
+    path.write_text(path.read_text() + '{"id": "r3", "text": "again", "label": "a"}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:22: id 'r3' was used before, at .*rows\.jsonl:4"):
+        load(path, {})
+    assert not list((tmp_path / "cache" / "rows").glob("*/*.arrow"))
+
+
+def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing, "PIECE", 25)
+    draw = random.Random(0)
+    rows = [Example(str(n), " ".join(f"w{draw.randrange(50)}" for _ in range(8))) for n in range(40)]
+    path = tmp_path / "rows.arrow"
+    examples.write(rows, path)
+    progress = Progress(len(rows), lambda line: None)
+    signed = signing.sign_table(path, len(rows), 4, progress, cores=2)
+    own = signing.Signed([signing.Signer().sign([row.text for row in rows], 4)])
+    assert progress.done == len(rows)
+    for band in range(own.num_bands):
+        assert np.array_equal(signed.band(band), own.band(band))
+    assert np.array_equal(np.array(signed.digest()), np.array(own.digest()))
+    first, second = sorted((tmp_path / "signed-32").iterdir())
+    made = first.stat().st_mtime_ns
+    second.unlink()
+    again = signing.sign_table(path, len(rows), 4, Progress(len(rows), lambda line: None))
+    assert (first.stat().st_mtime_ns, second.exists()) == (made, True)
+    assert np.array_equal(again.band(5), own.band(5))
+
+
+def test_a_process_that_ends_early_is_an_error_that_says_where(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the process that compares rows from 0 on ended with status 1"):
+        signing.sign_table(tmp_path / "nothing.arrow", 10, 4, Progress(10, lambda line: None), cores=1)
+
+
+def test_planted_near_duplicates_are_found_and_no_others() -> None:
+    draw = random.Random(2)
+    vocabulary = [f"w{n}" for n in range(3000)]
+    texts, planted = [], []
+    for n in range(600):
+        words = draw.choices(vocabulary, k=200)
+        texts.append(" ".join(words))
+        if n % 3 == 0:  # 4 words of 200: 180 of 212 shingles
+            near, far = list(words), list(words)
+            for place in range(20, 180, 40):
+                near[place] = "changed"
+            for place in range(5, 200, 12):
+                far[place] = "changed"
+            planted.append([len(texts) - 1, len(texts)])
+            texts += [" ".join(near), " ".join(far)]
+    assert duplicates.find(texts, 0.8).near == planted
+
+
+def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_MOST_COMPARED", 20)
+    draw = random.Random(1)
+    form = [f"form{n}" for n in range(60)]
+    texts = [" ".join([*form, *(f"w{draw.randrange(9999)}" for _ in range(60))]) for _ in range(400)]
+    compared = []
+    overlap = duplicates._overlap
+    monkeypatch.setattr(duplicates, "_overlap", lambda *pair: compared.append(1) or overlap(*pair))
+    comparison = duplicates._Comparison(texts, np.arange(400), 0.8)
+    comparison._join(list(range(400)))  # as if all of them shared a band
+    assert 400 < len(compared) <= 400 * 20
+    assert comparison.parent == list(range(400))
+
+
+def test_while_rows_are_read_their_number_is_guessed_from_the_bytes(tmp_path: Path) -> None:
+    path = file(tmp_path, 3000)
+    config = DataConfig.model_validate({"format": {"name": "jsonl", "path": str(path), "id": "id"}}).format
+    progress = Progress.idle()
+    rows = reading._Checked(config, progress, path.stat().st_size).rows()
+    for _ in range(1500):
+        next(rows)
+    assert progress.total == pytest.approx(3000, rel=0.3)
+    assert len(list(rows)) == 1500
+    assert progress.done == 3001  # the one without a text too

@@ -1,0 +1,85 @@
+"""Rows in tokens: made some thousands at a time, gone on with after an interruption, and mapped by trials."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import tiny
+
+from medray.config import StudyConfig
+from medray.data import dataset, examples, reading, signing
+from medray.data.base import Prepared
+from medray.data.examples import Examples
+from medray.data.progress import Progress
+from medray.tasks import base as tasks
+from medray.training import material
+from medray.training.material import Material, gather, open_material
+
+
+def gathered(study: StudyConfig, place: Path) -> Material:
+    config, data = study.trial(study.base_models[0]), dataset.load(study.data)
+    return gather(config, data, tasks.fit(config.task, data.label_sets(), data.train), place)
+
+
+def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tiny.study(tmp_path)
+    whole = gathered(study, tmp_path / "whole")
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reading, "LARGE_BYTES", 0)
+    monkeypatch.setattr(examples, "_BATCH", 4)
+    monkeypatch.setattr(signing, "sign_table", signed_here)
+    monkeypatch.setattr(material, "_PIECE", 5)
+    monkeypatch.setattr(material, "_BATCH", 3)
+    parts = gathered(study, tmp_path / "parts")
+    assert parts.prepared.table.equals(whole.prepared.table)
+    assert parts.prepared.table["tokens"].num_chunks > 3
+    assert (parts.prepared.fingerprint, parts.prepared.num_truncated) == (whole.prepared.fingerprint, whole.prepared.num_truncated)
+    assert parts.audit == whole.audit
+    assert isinstance(parts.validation, Examples)  # in a file beside the description
+    assert list(open_material(parts.path).validation) == list(whole.validation)
+    one, other = parts.prepared.split("train"), whole.prepared.split("train")
+    assert [one.tokens(row).tolist() for row in range(len(one))] == [other.tokens(row).tolist() for row in range(len(other))]
+    assert [one.target(row) for row in range(len(one))] == one.targets() == other.targets()
+    stage = dataset.Dataset.stage
+    told: list[str] = []
+    monkeypatch.setattr(dataset.Dataset, "stage", lambda self, what, total: [told.append(what), stage(self, what, total)][1])
+    assert gathered(study, tmp_path / "again").audit == whole.audit
+    assert told == ["encoding", "audit"]  # tokens were counted before
+
+
+def signed_here(path: Path, num_rows: int, width: int, progress: Progress) -> signing.Signed:
+    return signing.Signed([signing.Signer().sign(Examples.open(path).texts(), width)])
+
+
+def test_what_an_interrupted_study_encoded_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(material, "_PIECE", 5)
+    study = tiny.study(tmp_path)
+    whole = gathered(study, tmp_path / "whole")
+    made = material._encode
+    asked: list[Any] = []
+
+    def encode(*arguments: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return made(*arguments)
+
+    monkeypatch.setattr(material, "_encode", encode)
+    with pytest.raises(KeyboardInterrupt):
+        gathered(study, tmp_path / "prepared")
+    num_pieces = sum(-(-len(whole.prepared.split(split)) // 5) for split in ("train", "validation", "test"))
+    found = gathered(study, tmp_path / "prepared")
+    assert len(asked) == 3 + num_pieces - 2
+    assert found.prepared.table.equals(whole.prepared.table)
+    assert not list((tmp_path / "prepared").glob("*.pieces"))
+
+
+def test_the_rows_of_a_split_are_read_from_the_mapped_file_without_a_copy(tmp_path: Path) -> None:
+    prepared = gathered(tiny.study(tmp_path), tmp_path / "prepared").prepared
+    before = pa.total_allocated_bytes()
+    opened = Prepared.open(next((tmp_path / "prepared").glob("*.arrow")))
+    rows = opened.split("validation")
+    held = pa.total_allocated_bytes() - before
+    assert rows.tokens(0).tolist() == prepared.split("validation").tokens(0).tolist()
+    assert held < opened.table["tokens"].nbytes
