@@ -197,12 +197,14 @@ class ReplicaReport(Section):
 
 
 class ReleaseHealth(Section):
-    status: Literal["ok", "degraded", "idle"]
+    status: Literal["ok", "loading", "degraded", "idle"] = Field(
+        description="loading: no replica answers yet; idle: there is none until somebody asks"
+    )
     replicas: tuple[ReplicaReport, ...] = ()
 
 
 class Health(Section):
     """Details are for those who may ask; a load balancer gets the status alone."""
 
-    status: Literal["ok", "degraded"]
+    status: Literal["ok", "loading", "degraded"]
     releases: dict[str, ReleaseHealth] | None = None
