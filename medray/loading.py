@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
 
 from medray import checkpoint, storage
 from medray.answering import calibrated
@@ -19,6 +20,7 @@ from medray.errors import ArtifactError
 from medray.models import int8, sources
 from medray.models.build import Built, build, merge
 from medray.records import AS_IT_IS, INT8_LIMIT, CalibrationRecord, Int8Record
+from medray.selection.nearness import Cloud
 from medray.tasks.base import Prediction, Task, restore
 
 PROBE_TEXTS = (
@@ -26,6 +28,7 @@ PROBE_TEXTS = (
     "Synthetic probe two: blood pressure fell after twelve weeks of treatment in a randomised crossover trial.",
     "Synthetic probe three: a short note.",
 )
+_CLOUD = "embeddings.safetensors"  # in a checkpoint: what its validation rows' embeddings are like
 _TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base differs by far more
 
 
@@ -116,6 +119,16 @@ def probe_difference(manifest: Manifest, task: Task, built: Built) -> float:
 def answers(task: Task, engine: Engine) -> npt.NDArray[np.float64]:
     """What a model says to the probe texts."""
     return task.probe(engine, [Example(id=f"probe-{number}", text=text) for number, text in enumerate(PROBE_TEXTS)])
+
+
+def write_cloud(folder: Path, cloud: Cloud) -> None:
+    save_file(cloud.arrays(), folder / _CLOUD)
+
+
+def read_cloud(folder: Path) -> Cloud | None:
+    """None where a checkpoint has kept none: of a task without a head for rows, of few rows, from elsewhere, or of an earlier medray."""
+    path = folder / _CLOUD
+    return Cloud.from_arrays(load_file(path)) if path.is_file() else None
 
 
 def make_probe(task: Task, engine: Engine) -> Probe:

@@ -13,6 +13,7 @@ import yaml
 
 from medray import cli
 from medray.client import Client
+from medray.errors import ServingError
 from medray.registry import Registry
 from medray.runtime import free_port
 from medray.serving import keys
@@ -26,6 +27,7 @@ class Served:
     port: int
     storage: Path
     logs: Path
+    at_start: tuple[str, ...]  # what /healthz said of cancer@best until it answered
 
     @property
     def registry(self) -> Registry:
@@ -84,23 +86,24 @@ def serving(place: Path) -> Iterator[Served]:
     ]
     try:
         serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
-        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-        _wait_until_running()
-        yield Served(port, storage, logs)
+        yield Served(port, storage, logs, _wait_until_running(Client(f"http://127.0.0.1:{port}", TOKEN)))
     finally:
         serve.shutdown()
 
 
-def _wait_until_running() -> None:
+def _wait_until_running(client: Client) -> tuple[str, ...]:
     from ray import serve
 
-    end = time.monotonic() + 120
+    end, said = time.monotonic() + 120, []
     while time.monotonic() < end:
         found = serve.status().applications["medray"]
         if found.status == "RUNNING":
-            return
+            return tuple(said)
         assert found.status != "DEPLOY_FAILED", found.message
+        with contextlib.suppress(ServingError):
+            said.append(client.health()["releases"]["cancer@best"]["status"])
         time.sleep(0.2)
     raise AssertionError("the application did not start")
 

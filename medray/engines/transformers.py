@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medray.engines import _scoring
+from medray.engines._embedding import means, watched
 from medray.engines._generation import Generation
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling
@@ -20,27 +21,46 @@ from medray.tasks.base import Head
 
 Floats = npt.NDArray[np.float32]
 _MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
+_MOST_EMBEDDINGS = 500  # of one call, that are kept
 _LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["fp32", "bf16", "fp16", "int8"]  # int8: of a model whose layers were quantised, the rest of it in fp32
 
 
 class Engine:
-    def __init__(self, built: Built, *, precision: Precision, token_budget: int, device: str = "cpu", is_sharded: bool = False) -> None:
+    def __init__(
+        self,
+        built: Built,
+        *,
+        precision: Precision,
+        token_budget: int,
+        device: str = "cpu",
+        is_sharded: bool = False,
+        embeddings: list[Floats] | None = None,
+    ) -> None:
         self.built, self.model = built, built.model
         # Shards are put together inside a call, and some stay: made in inference mode they could not train afterwards.
         self._without_gradients = torch.no_grad if is_sharded else torch.inference_mode
         self.precision, self.token_budget, self.device = precision, token_budget, torch.device(device)
+        self.embeddings = embeddings  # where given, what `logits` adds rows' to: of many, some
 
     @property
     def tokenizer(self) -> Any:
         return self.built.tokenizer
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        head = self._needs_head(per_token=False)
-        found = np.zeros((len(inputs), len(head.labels)), dtype=np.float32)
-        for batch, outputs in self._outputs(inputs):
+        num = len(self._needs_head(per_token=False).labels)
+        found = np.zeros((len(inputs), num), dtype=np.float32)
+        if self.embeddings is None:
+            for batch, outputs in self._outputs(inputs):
+                found[batch] = outputs
+            return found
+        kept: dict[int, Floats] = {}
+        step = -(-len(inputs) // _MOST_EMBEDDINGS)
+        for batch, outputs, embeddings in self._embedded(inputs):
             found[batch] = outputs
+            kept |= {at: row for at, row in zip(batch, embeddings, strict=True) if at % step == 0}
+        self.embeddings.extend(kept[at] for at in sorted(kept))
         return found
 
     def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
@@ -50,6 +70,19 @@ class Engine:
             for at, row in zip(batch, outputs, strict=True):
                 found[at] = row[: len(inputs[at])]
         return found
+
+    def embedded(self, inputs: Sequence[Sequence[int]]) -> Floats:
+        """The outputs of a head that reads rows, and beside them each row's embedding, which the same pass makes."""
+        self._needs_head(per_token=False)
+        rows: dict[int, Floats] = {}
+        for batch, outputs, embeddings in self._embedded(inputs):
+            rows |= dict(zip(batch, np.concatenate([outputs, embeddings], axis=1), strict=True))
+        return np.stack([rows[at] for at in range(len(inputs))])
+
+    def _embedded(self, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Floats, Floats]]:
+        with watched(self.built) as states:
+            for batch, outputs in self._outputs(inputs):
+                yield batch, outputs, means(states.pop(), [len(inputs[at]) for at in batch])
 
     def _outputs(self, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Floats]]:
         """Positions of a batch, and what the head says to it."""

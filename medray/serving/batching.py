@@ -6,7 +6,7 @@ a batch of their own would cost: nobody starves, nobody waits for a timer, and e
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
@@ -52,7 +52,17 @@ class _Row:
 
 
 class Batcher:
-    def __init__(self, engine: Engine, thread: Executor, *, token_budget: int, waiting_tokens: int, overhead_tokens: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        thread: Executor,
+        *,
+        token_budget: int,
+        waiting_tokens: int,
+        overhead_tokens: int,
+        outputs: Callable[[Sequence[Sequence[int]]], Floats] | None = None,
+    ) -> None:
+        self._outputs_of = outputs or engine.logits  # embeddings may stand beside the head's outputs
         self.engine, self.token_budget, self.waiting_tokens = engine, token_budget, waiting_tokens
         self.overhead_tokens = overhead_tokens  # a batch costs as much as this many tokens before its first one
         self._thread = thread  # of one worker, shared by all models of a process: two would fight over the same cores
@@ -115,7 +125,7 @@ class Batcher:
         tokens, first = [row.tokens for row in batch], batch[0]
         if first.continuations is not None:
             return list(self.engine.score(tokens, first.continuations))
-        return self.engine.token_logits(tokens) if first.per_token else list(self.engine.logits(tokens))
+        return self.engine.token_logits(tokens) if first.per_token else list(self._outputs_of(tokens))
 
     def _take(self) -> list[_Row]:
         if not self._waiting:

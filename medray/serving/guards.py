@@ -57,7 +57,13 @@ def flagged(request: Request, response: Response, known: Known | None) -> Respon
     """The answer with what is unlike the training; of a release whose data nothing is known of, as it is."""
     if known is None:
         return response
-    return response.model_copy(update={"notes": tuple(InputNote(unlike_training=unlike(text, known)) for text in _texts(request))})
+    texts = _texts(request)
+    notes = response.notes or (InputNote(),) * len(texts)
+    said = (
+        note.model_copy(update={"unlike_training": (*unlike(text, known), *note.unlike_training)})
+        for text, note in zip(texts, notes, strict=True)
+    )
+    return response.model_copy(update={"notes": tuple(said)})
 
 
 def _texts(request: Request) -> Sequence[str]:

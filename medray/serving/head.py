@@ -1,24 +1,29 @@
 """A release ready to answer: adapter merged into the base, proven by its probe, in the faster arithmetic."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+
 from medray import checkpoint
 from medray.answering import calibrated
+from medray.data.base import Example
 from medray.engines.transformers import Engine, Precision
 from medray.errors import MedrayError, ServingError
-from medray.loading import answers, check_int8, prove
+from medray.loading import answers, check_int8, prove, read_cloud
 from medray.models import int8
 from medray.models.build import Built, merge
 from medray.records import CalibrationRecord
 from medray.registry import Release
+from medray.selection.nearness import Cloud
 from medray.serving.batching import Batcher
 from medray.serving.chat import Chat
-from medray.serving.schemas import ROUTES, AppOptions, Request, Response, Route
+from medray.serving.likeness import far
+from medray.serving.schemas import ROUTES, AppOptions, InputNote, Request, Response, Route
 from medray.serving.streams import Streams
 from medray.serving.talk import Described
 from medray.serving.timing import cast, cast_linears, fastest, generates, time_steps, time_texts
@@ -40,15 +45,29 @@ class Head:
     streams: Streams
     precision: Precision
     calibration: CalibrationRecord
+    cloud: Cloud | None = None  # what embeddings are compared with, where texts unlike the training are flagged
 
     @property
     def route(self) -> Route:
         return ROUTES[self.task.options.name]
 
     def answer(self, request: Request, *, max_tokens: int, deadline: float) -> Response:
-        turn = Turn(self.batcher, self.streams, max_tokens, deadline)
-        said = self.task.respond(calibrated(self.task, self.calibration, self.task.predict(turn, self.task.examples(request))))
-        return self.route.response.model_validate({"release": self.release, "version": self.version, **said.model_dump()})
+        turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
+        examples = self.task.examples(request)
+        said = self.task.respond(calibrated(self.task, self.calibration, self.task.predict(turn, examples)))
+        notes = self._notes(turn, examples)
+        return self.route.response.model_validate({"release": self.release, "version": self.version, "notes": notes, **said.model_dump()})
+
+    def _notes(self, turn: Turn, examples: Sequence[Example]) -> tuple[InputNote, ...]:
+        """Of each text how far its rows are from those of the training, in the mean."""
+        if self.cloud is None:
+            return ()
+        owners: Sequence[int] = range(len(examples))
+        if len(turn.distances) > len(examples):  # windows, in the order of their texts
+            numbered = [replace(example, id=str(number)) for number, example in enumerate(examples)]
+            owners = [int(row.row_id) for row in self.task.encode(numbered, turn.tokenizer)]
+        found = np.bincount(owners, turn.distances) / np.bincount(owners)
+        return tuple(InputNote(distance=round(one, 3), unlike_training=far(one, self.cloud)) for one in found.tolist())
 
     def describe(self) -> Described:
         return Described(self.release, self.version)
@@ -139,10 +158,16 @@ def _open_head(opening: _Opening, task: Task) -> Head:
         overhead = timed[used].overhead_tokens
         log.info("%s: %s, a batch costs as much as %d tokens; %s", opening.release.reference, used, overhead, timed)
     engine, streams = opening.settled(used)
+    cloud = read_cloud(opening.release.folder()) if options.flag_unlike_training else None
     batcher = Batcher(
-        engine, opening.thread, token_budget=options.token_budget, waiting_tokens=options.limits.waiting_tokens, overhead_tokens=overhead
+        engine,
+        opening.thread,
+        token_budget=options.token_budget,
+        waiting_tokens=options.limits.waiting_tokens,
+        overhead_tokens=overhead,
+        outputs=engine.embedded if cloud else None,
     )
-    return Head(record.name, record.version, task, batcher, streams, used, opening.calibration(used))
+    return Head(record.name, record.version, task, batcher, streams, used, opening.calibration(used), cloud)
 
 
 def _has_int8(release: Release, task: Task, built: Built, options: AppOptions) -> bool:

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
@@ -36,6 +38,7 @@ _REPORT_S = 5.0
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _FIRST_TOKEN_S = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _RETRIED = 2  # attempts: the first, and one more where its replica died
+Absence = Literal["loading", "degraded", "idle"]
 _EXPECTED = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailableError)
 
 
@@ -135,7 +138,8 @@ class Ingress:
 
     async def health(self) -> Health:
         found = await asyncio.gather(*(self._release_health(reference) for reference in self.references))
-        worst = "ok" if all(health.status != "degraded" for health in found) else "degraded"
+        seen = {health.status for health in found}
+        worst: Literal["ok", "loading", "degraded"] = "degraded" if "degraded" in seen else "loading" if "loading" in seen else "ok"
         return Health(status=worst, releases=dict(zip(self.references, found, strict=True)))
 
     async def _release_health(self, reference: str) -> ReleaseHealth:
@@ -143,12 +147,19 @@ class Ingress:
             asked = self.heads[reference].broadcast("report", reference)
             answers = await asked.results_async(timeout_s=_REPORT_S, return_exceptions=True)
         except DeploymentUnavailableError:
-            return ReleaseHealth(status="idle")
+            return ReleaseHealth(status=await self._absence(reference))
         except TimeoutError:
             return ReleaseHealth(status="degraded")
         reports = tuple(sorted((answer for answer in answers if isinstance(answer, ReplicaReport)), key=lambda report: report.replica))
         healthy = len(reports) == len(answers) and all(report.error is None for report in reports)
         return ReleaseHealth(status="ok" if healthy else "degraded", replicas=reports)
+
+    async def _absence(self, reference: str) -> Absence:
+        try:
+            async with asyncio.timeout(_REPORT_S):
+                return absence(await asyncio.to_thread(_deployment, self.heads[reference]))
+        except (TimeoutError, RayError):  # Serve's controller is not there either
+            return "degraded"
 
     def record(self, event: Event) -> None:
         version = str(event.version)
@@ -183,8 +194,20 @@ class Ingress:
         }
 
 
+def absence(deployment: Mapping[str, Any] | None) -> Absence:
+    """Why no replica of a release answers, by what Serve's controller tells of its deployment."""
+    if deployment is None or deployment["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+        return "degraded"
+    return "loading" if deployment["target_num_replicas"] else "idle"
+
+
+def _deployment(head: DeploymentHandle) -> Mapping[str, Any] | None:
+    """As Serve's REST API shows it; `serve.status()` leaves out how many replicas are wanted."""
+    application = _get_global_client().get_serve_details()["applications"].get(head.app_name, {})
+    found: Mapping[str, Any] | None = application.get("deployments", {}).get(head.deployment_name)
+    return found
+
+
 def _host() -> str:
     """Where Serve's proxy listens: it is the cluster's setting, and the application is told by nobody else."""
-    from ray.serve.context import _get_global_client
-
     return str(_get_global_client().http_config.host)

@@ -1,6 +1,6 @@
-"""Whether a text is like those that a release was trained on: by its length in words and its language, which its checkpoint keeps.
+"""Whether a text is like those that a release was trained on, by what its checkpoint keeps: length in words, language, and embeddings.
 
-It says nothing about what the text is about: a cooking recipe of the usual length passes.
+Length and language say nothing about what a text is about: by them a cooking recipe of the usual length passes.
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from medray.data import language
+from medray.selection.nearness import Cloud
 
 _BEYOND = 1.5  # times the length that 99 of 100 texts keep below, or above: a text at the edge is still like them
 _RARE = 0.01  # share of the texts in a language below which it counts as unknown to the release
@@ -42,3 +43,12 @@ def unlike(text: str, known: Known) -> tuple[str, ...]:
         usual = sorted(name for name, share in known.languages.items() if name != language.UNKNOWN and share >= _RARE)
         said.append(f"it reads like language {found!r}, the training texts like " + (", ".join(map(repr, usual)) or "no running text"))
     return tuple(said)
+
+
+def far(distance: float, cloud: Cloud) -> tuple[str, ...]:
+    """The same of how the model reads it."""
+    if distance <= cloud.limit:
+        return ()
+    return (
+        f"the model reads it as unlike its data: at distance {distance:.2f}, where 99 of 100 validation texts lie within {cloud.limit:.2f}",
+    )

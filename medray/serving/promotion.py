@@ -62,6 +62,9 @@ def _wait(client: Client, reference: str, version: int, timeout_s: float, clock:
         failed = [replica for replica in replicas if replica.get("error_version") == version]
         if failed:
             raise ServingError(f"{reference}: version {version} was not taken, the one before still answers: {failed[0]['error']}")
-        seen = ", ".join(f"replica {replica['replica']} serves {replica['version']}" for replica in replicas) or "no replica reports"
+        seen = (
+            ", ".join(f"replica {replica['replica']} serves {replica['version']}" for replica in replicas)
+            or f"no replica reports ({health['status']})"
+        )
         time.sleep(_LOOK_S)
     raise ServingError(f"{reference}: version {version} is not everywhere after {timeout_s:g} s: {seen}")

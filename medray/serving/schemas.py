@@ -64,7 +64,9 @@ class AppOptions(Section):
     mask_identifiers: bool = Field(
         False, description="e-mail, telephone, record numbers, dates and names behind a title are masked before a model reads a text"
     )
-    flag_unlike_training: bool = Field(False, description="say where a text's length or language is unlike those of the release's training")
+    flag_unlike_training: bool = Field(
+        False, description="say where a text's length, language or, with a head for rows, embedding is unlike those of the release's data"
+    )
     open_to_all: bool = Field(False, description="let an address other than loopback answer without tokens")
     limits: Limits = Limits()
 
@@ -81,6 +83,9 @@ class InputNote(Section):
 
     masked: dict[Kind, int] = Field(default_factory=dict, description="identifiers that were masked before anything read them, by kind")
     unlike_training: tuple[str, ...] = Field((), description="a sentence for each way in which the text is unlike those of the training")
+    distance: float | None = Field(
+        None, description="of the text as the model reads it from the release's validation texts; about 1 for one like them"
+    )
 
 
 class Noted(Section):
@@ -198,12 +203,14 @@ class ReplicaReport(Section):
 
 
 class ReleaseHealth(Section):
-    status: Literal["ok", "degraded", "idle"]
+    status: Literal["ok", "loading", "degraded", "idle"] = Field(
+        description="loading: no replica answers yet; idle: there is none until somebody asks"
+    )
     replicas: tuple[ReplicaReport, ...] = ()
 
 
 class Health(Section):
     """Details are for those who may ask; a load balancer gets the status alone."""
 
-    status: Literal["ok", "degraded"]
+    status: Literal["ok", "loading", "degraded"]
     releases: dict[str, ReleaseHealth] | None = None

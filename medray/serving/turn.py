@@ -1,13 +1,14 @@
 """The engine as a task sees it while it serves a request, and while it is asked how much it would read."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from medray.engines.base import Engine
 from medray.generation import Chunk, Sampling
+from medray.selection.nearness import Cloud
 from medray.serving.batching import Batcher, Floats, TooManyTokensError, tail_length
 from medray.serving.streams import Streams
 
@@ -20,6 +21,8 @@ class Turn:
     streams: Streams
     max_tokens: int
     deadline: float
+    cloud: Cloud | None = None  # of embeddings, where the batcher's engine makes them beside its outputs
+    distances: list[float] = field(default_factory=list)  # of the rows that were asked, in their order
 
     @property
     def tokenizer(self) -> Any:
@@ -27,7 +30,12 @@ class Turn:
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
         self._check(sum(map(len, inputs)))
-        return self.batcher.logits(inputs, self.deadline)
+        found = self.batcher.logits(inputs, self.deadline)
+        if self.cloud is None:
+            return found
+        outputs, embeddings = np.split(found, [-len(self.cloud.centre)], axis=1)
+        self.distances.extend(self.cloud.distances(embeddings).tolist())
+        return outputs
 
     def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
         self._check(sum(map(len, inputs)))

@@ -17,12 +17,13 @@ from medray import checkpoint, plugins, storage
 from medray.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
 from medray.config import TrialConfig
 from medray.data.base import Example, Rows
-from medray.engines.transformers import Engine
+from medray.engines.transformers import Engine, Floats
 from medray.errors import TrialError
-from medray.loading import make_probe
+from medray.loading import make_probe, write_cloud
 from medray.models.build import Built, build, save
 from medray.records import HISTORY
 from medray.selection.metrics import Metrics, higher_is_better
+from medray.selection.nearness import Cloud
 from medray.tasks.base import Prediction, Task
 from medray.training import group, precision
 from medray.training.loop import EpochReport, Loop
@@ -54,6 +55,7 @@ class Evaluated:
     task: Task  # with what was fitted on validation
     predictions: list[Prediction]
     metrics: Metrics
+    cloud: Cloud | None  # of the validation rows' embeddings
 
 
 class Trial:
@@ -154,21 +156,23 @@ class Trial:
         count = max(1, min(self.config.train.samples_per_step, budget // int(rows.lengths[by_length[middle]]), middle))
         return MicroBatch(tuple(int(row) for row in by_length[middle - count + 1 : middle + 1]))
 
-    def _engine(self, used: precision.Precision) -> Engine:
+    def _engine(self, used: precision.Precision, embeddings: list[Floats] | None = None) -> Engine:
         budget, is_sharded = self.config.train.token_budget, self.loop.strategy.shards_model
-        return Engine(self.built, precision=used, token_budget=budget, device=self.device, is_sharded=is_sharded)
+        return Engine(self.built, precision=used, token_budget=budget, device=self.device, is_sharded=is_sharded, embeddings=embeddings)
 
     def _evaluate(self, slot: Slot) -> dict[str, float]:
         examples = self.material.validation
-        predictions = self._predictions(examples)
+        embeddings: list[Floats] = []
+        predictions = self._predictions(examples, embeddings)
         task = self.task.tune(predictions, examples)
         predictions = task.decide(predictions)
-        self.evaluated = Evaluated(task, predictions, task.score(predictions, examples))
+        cloud = Cloud.fit(group.gathered(embeddings)) if not self.loop.strategy.shards_model else Cloud.fit(embeddings)
+        self.evaluated = Evaluated(task, predictions, task.score(predictions, examples), cloud)
         return self.evaluated.metrics.values
 
-    def _predictions(self, examples: Sequence[Example]) -> list[Prediction]:
+    def _predictions(self, examples: Sequence[Example], embeddings: list[Floats]) -> list[Prediction]:
         """Each worker predicts its share; where a forward pass is a call in common, all predict all, and the first one counts."""
-        engine = self._engine(self.chosen.used)
+        engine = self._engine(self.chosen.used, embeddings)
         if self.loop.strategy.shards_model:
             return group.shared(self.task.predict(engine, examples))
         by_id = {prediction.row_id: prediction for prediction in group.gathered(self.task.predict(engine, group.share(examples)))}
@@ -196,6 +200,8 @@ class Trial:
         kept = self.evaluated.task.keep(self.evaluated.predictions, self.material.validation)
         lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in kept)
         (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if self.evaluated.cloud:
+            write_cloud(folder, self.evaluated.cloud)
         metrics = {"split": "validation", **self.evaluated.metrics.as_dict(), "train_loss": report.train_loss}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         (folder / "audit.json").write_text(json.dumps(self.material.audit, indent=1, ensure_ascii=False), encoding="utf-8")

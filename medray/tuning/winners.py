@@ -109,7 +109,7 @@ def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
     return answering.fit(restore(manifest.task.options, manifest.task.state), answering.stored(folder), rows, study.calibration)
 
 
-def _validation(run: Run, folder: Path, abstain_precision: float | None) -> tuple[StudyConfig, list[Example]]:
+def _validation(run: Run, folder: Path, abstain_precision: float | None) -> tuple[StudyConfig, Sequence[Example]]:
     """The rows that a checkpoint was validated on, and its study, with this rule of abstention where one is given."""
     study, manifest = configs.load([run.folder / SETTINGS]), checkpoint.read(folder)
     dataset = datasets.load(study.data, task_options(study.task).bring)

@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from medray.config import LoraConfig, ModelOptions
+from medray.engines import transformers
 from medray.engines.transformers import Engine
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling, gather
@@ -35,6 +36,37 @@ def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, famil
     alone = np.concatenate([Engine(built, precision="fp32", token_budget=1000).logits([row]) for row in rows])
     for budget in (1, 12, 64, 1000):
         assert np.abs(Engine(built, precision="fp32", token_budget=budget).logits(rows) - alone).max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", *tiny.DECODERS])
+def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(tmp_path: Path, family: str) -> None:
+    built = make(tmp_path, family)
+    pad = built.tokenizer.pad_token_id
+    rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15]]
+    engine = Engine(built, precision="fp32", token_budget=1000)
+    found = engine.embedded(rows)
+    assert found.shape == (4, 2 + 32)
+    assert np.abs(found[:, :2] - engine.logits(rows)).max() < 1e-5
+    assert np.abs(found - np.concatenate([engine.embedded([row]) for row in rows])).max() < 1e-4
+    built.model.eval()
+    with torch.inference_mode():
+        states = built.model(input_ids=torch.tensor([rows[0]]), output_hidden_states=True).hidden_states
+    assert np.abs(found[0, 2:] - states[1][0].mean(0).numpy()).max() < 1e-4  # of two layers the first
+
+
+def test_an_engine_that_keeps_embeddings_answers_as_one_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, kept = make(tmp_path, "bert"), list[np.ndarray]()
+    rows = [[10, 11, 12], [20] * 30, [15]]
+    plain = Engine(built, precision="fp32", token_budget=1000)
+    keeping = Engine(built, precision="fp32", token_budget=1000, embeddings=kept)
+    assert np.abs(keeping.logits(rows) - plain.logits(rows)).max() < 1e-5
+    assert np.abs(np.stack(kept) - plain.embedded(rows)[:, 2:]).max() < 1e-5
+    few = list[np.ndarray]()
+    with monkeypatch.context() as patched:
+        patched.setattr(transformers, "_MOST_EMBEDDINGS", 2)
+        Engine(built, precision="fp32", token_budget=32, embeddings=few).logits(rows)
+    assert np.abs(np.stack(few) - np.stack(kept)[[0, 2]]).max() < 1e-5
+    assert not built.model.get_base_model().bert.encoder.layer[0]._forward_hooks  # it looks no longer than a call
 
 
 def test_generation_reads_token_ids_as_they_are(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Masking and flags as requests and answers see them, and what is counted of answers."""
 
+import numpy as np
 import pretend
 import pytest
 from starlette.testclient import TestClient
 
 from medray.data.base import Message
 from medray.generation import Sampling
+from medray.selection.nearness import Cloud
 from medray.serving import drift, guards
 from medray.serving.api import make_api
-from medray.serving.likeness import Known, unlike
+from medray.serving.likeness import Known, far, unlike
 from medray.serving.schemas import ClassifyRequest, ClassifyResponse, ExtractRequest, ExtractResponse, InputNote, Limits
 from medray.serving.talk import Asked
 from medray.tasks._mentions import Answer as Mentions
@@ -19,6 +21,7 @@ from medray.tasks.classification import Answer
 NOTE = "Dr. Jane Roe (roe@clinic.org) saw a tumour on 2021-03-12."
 ENGLISH = "We studied the effect of the drug in patients with asthma and found that it was safe."
 GERMAN = "Wir haben die Wirkung des Medikaments bei Patienten mit Asthma untersucht und sie ist nicht belegt."
+CLOUD = Cloud(np.zeros(2), np.eye(2), np.ones(2), 1.0, 1.2)
 KNOWN = Known(shortest=10, longest=20, languages={"en": 0.99, "": 0.01})
 
 
@@ -78,6 +81,22 @@ def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None
     assert note.unlike_training == ("8 words are fewer than the release was trained on: 99 of 100 texts had at least 20",)
     assert guards.flagged(asked.request, said, None) is said
     assert asked.noted(said).notes == (InputNote(masked={"email": 1, "date": 1, "name": 1}),)
+
+
+def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() -> None:
+    answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+    notes = (InputNote(distance=2.5, unlike_training=far(2.5, CLOUD)), InputNote(distance=1.1, unlike_training=far(1.1, CLOUD)))
+    said = ClassifyResponse(release="cancer", version=1, predictions=(answer, answer), notes=notes)
+    asked = guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH)))
+    both, near = asked.noted(guards.flagged(asked.request, said, Known(10, 30, {"en": 1.0}))).notes
+    assert (both.distance, both.masked["email"]) == (2.5, 1)
+    assert both.unlike_training == (
+        "the model reads it as unlike its data: at distance 2.50, where 99 of 100 validation texts lie within 1.20",
+    )
+    assert (near.distance, near.unlike_training) == (1.1, ())
+    short = guards.flagged(ClassifyRequest(inputs=("a", ENGLISH)), said, Known(10, 30, {"en": 1.0})).notes[0].unlike_training
+    assert [sentence.split(" are")[0] for sentence in short] == ["1 words", both.unlike_training[0]]
+    assert guards.flagged(asked.request, said, None).notes == notes
 
 
 def test_a_text_like_those_of_the_training_has_no_flag() -> None:

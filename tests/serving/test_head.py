@@ -13,7 +13,7 @@ from medray.records import MergeRecord
 from medray.registry import Registry
 from medray.serving.batching import LateError, TooManyTokensError
 from medray.serving.head import open_head
-from medray.serving.schemas import AppOptions, ChooseRequest, ClassifyRequest
+from medray.serving.schemas import AppOptions, ChooseRequest, ClassifyRequest, ClassifyResponse
 
 TEXTS = ("tumour in the lung", "fever after infection")
 
@@ -41,6 +41,40 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
     for answer, wanted in zip(found, Model(release.reference, release.load()).predict(TEXTS), strict=True):
         assert answer.labels == wanted.labels
         assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+
+
+@pytest.mark.parametrize("long_texts", ["truncate", "windows"])
+def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the_data_are_not(tmp_path: Path, long_texts: str) -> None:
+    asked = tiny.study(
+        tmp_path, "train.epochs=1", f"task.long_texts={long_texts}", "task.max_length=24", "task.window_overlap=4", num_rows=300
+    )
+    trial = tiny.trial(asked, tmp_path)
+    release = Registry(str(tmp_path / "runs")).publish(trial.run().checkpoint, "cancer")
+    assert "embeddings.safetensors" in release.load().manifest.files
+    usual = [row.text for row in trial.material.validation]
+    strange = " ".join("%" * 16)  # one word again and again: no text of the data is
+    texts = (*usual, strange, *usual[:2])
+
+    def answered(flag: bool) -> ClassifyResponse:
+        options = AppOptions(
+            releases=("cancer",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256, flag_unlike_training=flag
+        )
+        with ThreadPoolExecutor(1) as thread:
+            head = open_head(release, options, thread, device="cpu")
+            found = head.answer(ClassifyRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60)
+        assert isinstance(found, ClassifyResponse)
+        return found
+
+    told, plain = answered(True), answered(False)
+    assert plain.notes == ()
+    for one, other in zip(told.predictions, plain.predictions, strict=True):
+        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
+    assert len(told.notes) == len(texts)
+    far = [bool(note.unlike_training) for note in told.notes]
+    assert sum(far[: len(usual)]) <= 2
+    assert far[len(usual)], told.notes
+    assert "the model reads it as unlike its data: at distance" in told.notes[len(usual)].unlike_training[0]
+    assert [note.distance for note in told.notes[-2:]] == pytest.approx([note.distance for note in told.notes[:2]], abs=0.01)
 
 
 @pytest.mark.parametrize("decoding", ["score", "generate"])

@@ -11,6 +11,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from medray.data.base import Message
 from medray.generation import Sampling
+from medray.serving import ingress as ingress_module
 from medray.serving.ingress import Ingress
 from medray.serving.schemas import AppOptions, Refused
 from medray.serving.talk import Asked, Begun, Said
@@ -118,3 +119,38 @@ def test_who_is_cancelled_while_waiting_cancels_the_call() -> None:
 
     asyncio.run(give_up())
     assert call.num_cancelled == 1
+
+
+UP, WAKING, ASLEEP = (
+    {"status": status, "target_num_replicas": count} for status, count in (("HEALTHY", 2), ("UPSCALING", 1), ("HEALTHY", 0))
+)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "status", "whole"),
+    [
+        ({"status": "UPDATING", "target_num_replicas": 1}, "loading", "loading"),
+        (WAKING, "loading", "loading"),
+        (UP, "loading", "loading"),  # a replica that died is started anew
+        (ASLEEP, "idle", "ok"),
+        ({"status": "DOWNSCALING", "target_num_replicas": 0}, "idle", "ok"),
+        ({"status": "DEPLOY_FAILED", "target_num_replicas": 1}, "degraded", "degraded"),
+        ({"status": "UNHEALTHY", "target_num_replicas": 1}, "degraded", "degraded"),
+        (None, "degraded", "degraded"),
+    ],
+)
+def test_a_release_without_replicas_is_loading_asleep_or_broken(
+    monkeypatch: pytest.MonkeyPatch, deployment: dict[str, Any] | None, status: str, whole: str
+) -> None:
+    def broadcast(method: str, reference: str) -> Any:
+        raise AWAY
+
+    made = ingress([])
+    made.references = ("adviser@1",)
+    made.heads = {"adviser@1": SimpleNamespace(broadcast=broadcast, app_name="medray", deployment_name="adviser@1")}
+    deployments = {} if deployment is None else {"adviser@1": deployment}
+    details = {"applications": {"medray": {"deployments": deployments}}}
+    monkeypatch.setattr(ingress_module, "_get_global_client", lambda: SimpleNamespace(get_serve_details=lambda: details))
+    health = asyncio.run(made.health())
+    assert health.releases["adviser@1"].status == status
+    assert health.status == whole

@@ -55,6 +55,13 @@ def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> N
             assert answer.confidence == max(answer.probabilities.values())
 
 
+def test_a_release_is_loading_until_its_first_replica_answers(served: Served) -> None:
+    print(f"health while it started: {served.at_start}")
+    assert served.at_start[0] == "loading"
+    assert "idle" not in served.at_start
+    assert served.client.health()["status"] == "ok"
+
+
 def test_a_promotion_under_load_loses_no_request_and_another_base_is_one_like_any_other(best: Served) -> None:
     with load.running(best.port, bodies(), TOKEN) as outcome:
         time.sleep(1)

@@ -53,6 +53,21 @@ def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
     assert dataset.load(trial.config.data).train[0].text not in stored
 
 
+def test_a_checkpoint_keeps_what_its_validation_rows_are_like_and_of_few_rows_nothing(tmp_path: Path) -> None:
+    few = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path).run().checkpoint
+    assert loading.read_cloud(few) is None
+    (many := tmp_path / "many").mkdir()
+    trial = tiny.trial(tiny.study(many, "train.epochs=1", num_rows=300), many)
+    folder = trial.run().checkpoint
+    assert "embeddings.safetensors" in checkpoint.verify(folder).files
+    cloud, engine = loading.read_cloud(folder), loading.load(folder).engine
+    assert cloud is not None
+    rows = trial.task.encode(trial.material.validation, engine.tokenizer)
+    embeddings = engine.embedded([row.tokens for row in rows])[:, 2:]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(cloud.centre, embeddings.mean(0), atol=1e-4)
+    assert (cloud.distances(embeddings) <= cloud.limit).mean() > 0.95
+
+
 def test_another_base_another_head_or_another_adapter_fails_the_load(tmp_path: Path) -> None:
     result = tiny.trial(tiny.study(tmp_path), tmp_path).run()
     manifest = checkpoint.read(result.checkpoint)

@@ -1,0 +1,75 @@
+"""How far a row's embedding lies from those of rows that a model has not trained on: a Gaussian of few axes, and a limit.
+
+Pure numpy. Two hundred rows say nothing of most of hundreds of axes: those beyond the first ones share one variance.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+LEAST_ROWS = 50  # fewer make no 99th percentile
+_MOST_AXES = 16
+_ROWS_PER_AXIS = 4
+_FOLDS = 5
+_WITHIN = 0.99  # share of the rows that lie within the limit
+
+
+@dataclass(frozen=True)
+class Cloud:
+    centre: Floats
+    axes: Floats  # a row an axis
+    variances: Floats  # along these
+    rest: float  # along each other one
+    limit: float = 0.0  # 99 of 100 rows that it was not made of lie within
+
+    @classmethod
+    def fit(cls, rows: npt.ArrayLike) -> Self | None:
+        """Of held-out rows; None where there are too few, or training has ended in no numbers. The limit is of rows left out in turn."""
+        found = np.asarray(rows, dtype=np.float64)
+        if len(found) < LEAST_ROWS or not np.isfinite(found).all():
+            return None
+        # Neighbours are left out together: they may be windows of one text.
+        parts = np.array_split(np.arange(len(found)), _FOLDS)
+        left_out = [cls._of(np.delete(found, part, axis=0)).distances(found[part]) for part in parts]
+        whole = cls._of(found)
+        limit = float(np.quantile(np.concatenate(left_out), _WITHIN))
+        return cls(whole.centre, whole.axes, whole.variances, whole.rest, limit)
+
+    @classmethod
+    def _of(cls, rows: npt.NDArray[np.float64]) -> Self:
+        centre = rows.mean(axis=0)
+        _, lengths, axes = np.linalg.svd(rows - centre, full_matrices=False)
+        variances = np.maximum(lengths**2 / (len(rows) - 1), 1e-12)
+        num = min(_MOST_AXES, len(rows) // _ROWS_PER_AXIS, rows.shape[1] - 1)
+        rest = max(float(variances[num:].sum()) / (rows.shape[1] - num), 1e-12)
+        return cls(_small(centre), _small(axes[:num]), _small(variances[:num]), rest)
+
+    def distances(self, rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """About 1 for a row like the others: Mahalanobis, by the root of the number of axes."""
+        away = np.asarray(rows, dtype=np.float64) - self.centre
+        along = away @ self.axes.T.astype(np.float64)
+        beside = np.maximum((away**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
+        squares = (along**2 / self.variances).sum(axis=1) + beside / self.rest
+        found: npt.NDArray[np.float64] = np.sqrt(squares / len(self.centre))
+        return found
+
+    def arrays(self) -> dict[str, Floats]:
+        return {
+            "centre": self.centre,
+            "axes": self.axes,
+            "variances": self.variances,
+            "rest_and_limit": np.array([self.rest, self.limit], dtype=np.float32),
+        }
+
+    @classmethod
+    def from_arrays(cls, held: Mapping[str, Floats]) -> Self:
+        rest, limit = held["rest_and_limit"].tolist()
+        return cls(held["centre"], held["axes"], held["variances"], rest, limit)
+
+
+def _small(values: npt.NDArray[np.float64]) -> Floats:
+    return np.ascontiguousarray(values, dtype=np.float32)
