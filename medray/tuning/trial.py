@@ -9,10 +9,10 @@ from medray.training.worker import FAILED, Assignment
 
 def inline(config: dict[str, Any]) -> None:
     """Train in this process."""
-    from ray import tune
+    from ray import tune, util
 
     try:
-        worker.run(Assignment(**config["assignment"]), tune.report)
+        worker.run(Assignment(**config["assignment"]), tune.report, node=util.get_node_ip_address())
     except MedrayError as err:
         tune.report({FAILED: str(err)})  # told, not raised: Tune would try again what cannot go on
 
@@ -32,6 +32,7 @@ def driven(config: dict[str, Any]) -> None:
         scaling_config=ScalingConfig(
             num_workers=config["num_workers"] if isinstance(config["num_workers"], int) else tuple(config["num_workers"]),
             use_gpu=config["gpus"] > 0,
+            placement_strategy=config["placement"].upper(),
             resources_per_worker={"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})},
         ),
         run_config=RunConfig(

@@ -104,6 +104,7 @@ class Session:
             "assignment": assignment.as_dict(),
             "launcher": placement.launcher,
             "num_workers": placement.num_workers,
+            "placement": config.resources.placement,
             "cpus": placement.cpus,
             "gpus": placement.gpus,
             "max_failures": config.resources.max_failures,
