@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from medray.config import TrialConfig
-from medray.errors import MedrayError
+from medray.errors import DiskFullError, MedrayError
 from medray.schema import validate
 from medray.training import group
 from medray.training.loop import EpochReport
@@ -19,6 +19,7 @@ from medray.training.trial import Trial
 log = logging.getLogger(__name__)
 VALIDATION = "validation/"  # before the name of a validation figure, as Tune and TensorBoard write a path
 FAILED = "failed"  # key of a report that tells why the trial cannot go on
+FULL = "full"  # key of a report that tells that no trial can: there is no room for what it writes
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ def train(assignment: dict[str, Any]) -> None:
     except MedrayError as err:
         if group.world_size() > 1:
             raise  # the others may be waiting inside a collective call: only the end of the group frees them
-        ray.train.report({FAILED: str(err)})
+        ray.train.report(told(err))
+
+
+def told(err: MedrayError) -> dict[str, str]:
+    """The report of a trial that cannot go on."""
+    return {FULL if isinstance(err, DiskFullError) else FAILED: str(err)}
 
 
 class _log_file:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from medray import storage
 from medray.errors import MedrayError
 from medray.training import worker
 from medray.training.worker import FAILED, Assignment
@@ -14,7 +15,7 @@ def inline(config: dict[str, Any]) -> None:
     try:
         worker.run(Assignment(**config["assignment"]), tune.report, node=util.get_node_ip_address())
     except MedrayError as err:
-        tune.report({FAILED: str(err)})  # told, not raised: Tune would try again what cannot go on
+        tune.report(worker.told(err))  # told, not raised: Tune would try again what cannot go on
 
 
 def driven(config: dict[str, Any]) -> None:
@@ -47,7 +48,8 @@ def driven(config: dict[str, Any]) -> None:
     try:
         trainer.fit()
     except TrainingFailedError as err:
-        report({FAILED: _cause(err)})
+        # Train writes too, and of what a worker raised it keeps the text.
+        report(worker.told(storage.full(assignment.folder)) if storage.is_full(err) else {FAILED: _cause(err)})
 
 
 def _cause(err: BaseException) -> str:
