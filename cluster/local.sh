@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Ray cluster of several nodes on this machine, to try what needs more than one: each node has its own raylet and its own loopback address.
-#   cluster/local.sh start [NODES [CPUS_OF_EACH]]    3 nodes of 1 CPU; prints what to export
+#   cluster/local.sh start [NODES [CPUS_OF_EACH [CPUS_OF_HEAD]]]    3 nodes of 1 CPU; prints what to export
 #   cluster/local.sh status                          nodes by process, running or not
 #   cluster/local.sh kill NODE                       end a node at once, as a power cut would (node 0 is the head)
 #   cluster/local.sh stop                            end what start started, by its process ids, and nothing else
@@ -27,8 +27,8 @@ for one in held: one.bind(("127.0.0.1", 0))
 print(*(one.getsockname()[1] for one in held))' "$1"
 }
 
-node() { # node NUMBER CPUS PORT...: start one and wait for it; two that start at once would take the same socket
-  local number=$1 cpus=$2 log=$folder/node-$1.log deadline=$((SECONDS + 60))
+node() { # node NUMBER CPUS OPTION...: start one and wait for it; two that start at once would take the same socket
+  local number=$1 cpus=$2 log=$folder/node-$1.log deadline=$((SECONDS + 300))
   shift 2
   setsid "$ray" start --block --node-ip-address "$net.$((number + 1))" --num-cpus "$cpus" --num-gpus 0 --object-store-memory 100000000 \
     --min-worker-port 0 --max-worker-port 0 --disable-usage-stats "$@" >"$log" 2>&1 </dev/null &
@@ -37,8 +37,7 @@ node() { # node NUMBER CPUS PORT...: start one and wait for it; two that start a
     if [ $SECONDS -ge $deadline ] || ! alive $!; then
       tail -3 "$log" >&2
       echo "local.sh: node $number did not come up" >&2
-      stop
-      exit 1
+      return 1
     fi
     sleep 0.2
   done
@@ -48,6 +47,7 @@ alive() { ps -o stat= -p "$1" 2>/dev/null | grep -qv "^Z"; }
 
 start() {
   local nodes=${1:-3} cpus=${2:-1} number address ports
+  local of_head=${3:-$cpus}
   if compgen -G "$folder/node-*.pid" >/dev/null; then
     echo "local.sh: $folder already holds a cluster; cluster/local.sh stop ends it" >&2
     exit 1
@@ -57,11 +57,11 @@ start() {
   (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$folder/token")
   read -ra ports < <(free_ports $((3 + 3 * nodes)))
   address=$net.1:${ports[0]}
-  node 0 "$cpus" --head --port "${ports[0]}" --dashboard-host "$net.1" --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[2]}" \
-    --temp-dir "$folder/ray" --dashboard-agent-listen-port "${ports[3]}" --dashboard-agent-grpc-port "${ports[4]}" --metrics-export-port "${ports[5]}"
+  node 0 "$of_head" --head --port "${ports[0]}" --dashboard-host "$net.1" --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[2]}" \
+    --temp-dir "$folder/ray" --dashboard-agent-listen-port "${ports[3]}" --dashboard-agent-grpc-port "${ports[4]}" --metrics-export-port "${ports[5]}" || fail
   for ((number = 1; number < nodes; number++)); do
     node "$number" "$cpus" --address "$address" --dashboard-agent-listen-port "${ports[3 + 3 * number]}" \
-      --dashboard-agent-grpc-port "${ports[4 + 3 * number]}" --metrics-export-port "${ports[5 + 3 * number]}"
+      --dashboard-agent-grpc-port "${ports[4 + 3 * number]}" --metrics-export-port "${ports[5 + 3 * number]}" || fail
   done
   {
     echo "export RAY_ADDRESS=$address  # medray study, medray serve"
@@ -69,6 +69,8 @@ start() {
     echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token"
   } | tee "$folder/env"
 }
+
+fail() { stop && exit 1; }
 
 each() { # each FUNCTION: with the number and the process id of every node
   local file number

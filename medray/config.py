@@ -106,6 +106,9 @@ class ResourcesConfig(Section):
     num_workers: int | tuple[int, int] = Field(
         1, description="of a trial; [least, most]: as many as are free, more or fewer while it trains, with the same results"
     )
+    placement: Literal["pack", "spread"] = Field(
+        "pack", description="a trial's workers on as few nodes as hold them (pack), or on as many as there are (spread)"
+    )
     cpus_per_worker: int | None = Field(None, ge=1, description="CPUs and threads of a worker; chosen for the cluster where not given")
     gpus_per_worker: float | None = Field(None, ge=0, description="1 where the cluster has a GPU, else 0, if not given")
     max_failures: int = Field(2, ge=0, description="how often a trial whose process died goes on from its last stored state")

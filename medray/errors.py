@@ -24,6 +24,10 @@ class TrialError(MedrayError, RuntimeError):
     """A trial cannot go on."""
 
 
+class DiskFullError(MedrayError, RuntimeError):
+    """There is no room for what must be written; nothing is wrong with a trial, and a study goes on once there is."""
+
+
 class ServingError(MedrayError, RuntimeError):
     """A deployment cannot serve what it was asked to."""
 

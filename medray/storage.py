@@ -1,5 +1,6 @@
 """Bytes on disk that other processes may read at any moment: written whole or not at all, addressed by their hashes."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from medray.errors import ArtifactError
+from medray.errors import ArtifactError, DiskFullError
 
 _BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def default_cache() -> Path:
@@ -105,6 +107,33 @@ def new_folder(target: Path) -> Iterator[Path]:
                 raise  # else another process was first with the same content, which is as good
     finally:
         shutil.rmtree(filling, ignore_errors=True)
+
+
+def is_full(err: BaseException | None) -> bool:
+    """Whether a write failed for want of room: libraries and other processes keep the system's words, or only a cause that has its number."""
+    while err is not None:
+        if getattr(err, "errno", None) in _FULL or any(os.strerror(number) in str(err) for number in _FULL):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
+
+
+def full(where: Path | str) -> DiskFullError:
+    return DiskFullError(
+        f"{where}: {os.strerror(errno.ENOSPC)}; what was written before is whole: make room (`medray gc` removes what earlier studies left)"
+        " and go on with --resume"
+    )
+
+
+@contextmanager
+def room_for(folder: Path) -> Iterator[None]:
+    """What is written in the block fits, or DiskFullError says that it does not, whoever found out."""
+    try:
+        yield
+    except Exception as err:  # each library has a kind of its own for it
+        if not is_full(err):
+            raise
+        raise full(folder) from err
 
 
 def fetch(uri: str) -> Path:

@@ -71,7 +71,7 @@ def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> P
     name, sizes = _KINDS[family]
     ends = {"eos_token_id": tokens.eos_token_id} if family in DECODERS else {}  # else a family's own number: a word of this vocabulary
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, initializer_range=0.2, **sizes | ends | changed
+        vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, **{"initializer_range": 0.2} | sizes | ends | changed
     )
     kind = f"{name}ForCausalLM" if family in DECODERS else f"{name}Model"
     getattr(transformers, kind)(config).save_pretrained(path)

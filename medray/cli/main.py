@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
+from medray import storage
 from medray.cli import chat, data, init, plan, predict, releases, reports, review, serving, studies, submit
 from medray.errors import MedrayError
 
@@ -37,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(args=given)
     except MedrayError as err:
         print(f"medray: {err}", file=sys.stderr)
+        return 1
+    except OSError as err:
+        if not storage.is_full(err):
+            raise
+        print(f"medray: {storage.full(err.filename or 'the disk')}", file=sys.stderr)
         return 1
     except SystemExit as end:
         if end.code in _INTERRUPTED:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +28,8 @@ class TensorBoard:
 
     def __exit__(self, *error: Any) -> None:
         for writer in self._writers.values():
-            writer.close()
+            with suppress(OSError):  # a disk that is full is told by those who need it
+                writer.close()
 
     def planned(self, num_trials: int) -> None:
         """Nothing is drawn of what has not begun."""

@@ -191,8 +191,9 @@ class Trial:
     def _keep(self, slot: Slot, report: EpochReport, manifest: Manifest) -> None:
         folder = self._checkpoint_folder(slot.step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
-        checkpoint.save(folder, lambda filling: self._fill(filling, report), manifest)
-        storage.write(self.folder / HISTORY, json.dumps(slot.history).encode())
+        with storage.room_for(self.folder):
+            checkpoint.save(folder, lambda filling: self._fill(filling, report), manifest)
+            storage.write(self.folder / HISTORY, json.dumps(slot.history).encode())
 
     def _fill(self, folder: Path, report: EpochReport) -> None:
         assert self.evaluated is not None
@@ -235,8 +236,9 @@ class Trial:
             return
         target = self.folder / "state" / f"step-{self.slot.step:06d}"
         shutil.rmtree(target, ignore_errors=True)
-        with storage.new_folder(target) as folder:
-            torch.save(state, folder / STATE)
+        with storage.room_for(self.folder), storage.new_folder(target) as folder:
+            with (folder / STATE).open("wb") as file:  # not by its path: torch would hide why a write failed
+                torch.save(state, file)
             (folder / "precision.json").write_text(self.chosen.model_dump_json())
         for old in (self.folder / "state").glob("step-*"):
             if old != target:

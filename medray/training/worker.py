@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 from medray.config import TrialConfig
-from medray.errors import MedrayError
+from medray.errors import DiskFullError, MedrayError
 from medray.schema import validate
 from medray.training import group
 from medray.training.loop import EpochReport
 from medray.training.material import open_material
 from medray.training.trial import Trial
 
+log = logging.getLogger(__name__)
 VALIDATION = "validation/"  # before the name of a validation figure, as Tune and TensorBoard write a path
 FAILED = "failed"  # key of a report that tells why the trial cannot go on
+FULL = "full"  # key of a report that tells that no trial can: there is no room for what it writes
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class Assignment:
         return asdict(self)
 
 
-def run(assignment: Assignment, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Train to the end, from the last stored state where there is one."""
+def run(assignment: Assignment, tell: Callable[[dict[str, Any]], None], *, node: str) -> None:
+    """Train to the end, from the last stored state where there is one. `node`: the address of the node that this process is on."""
     folder = Path(assignment.folder)
     config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
     with _log_file(folder):
+        log.info("%d worker(s) on %s", group.world_size(), ", ".join(group.gathered([node])))
         trial = Trial(config, open_material(Path(assignment.material)), folder, lambda report: tell(row(report, trial)))
         trial.run(resume=True)
 
@@ -62,11 +65,16 @@ def train(assignment: dict[str, Any]) -> None:
     import ray.train
 
     try:
-        run(Assignment(**assignment), ray.train.report)
+        run(Assignment(**assignment), ray.train.report, node=ray.util.get_node_ip_address())
     except MedrayError as err:
         if group.world_size() > 1:
             raise  # the others may be waiting inside a collective call: only the end of the group frees them
-        ray.train.report({FAILED: str(err)})
+        ray.train.report(told(err))
+
+
+def told(err: MedrayError) -> dict[str, str]:
+    """The report of a trial that cannot go on."""
+    return {FULL if isinstance(err, DiskFullError) else FAILED: str(err)}
 
 
 class _log_file:

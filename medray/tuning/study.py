@@ -33,7 +33,7 @@ from medray.tuning.placement import Placement, place
 from medray.tuning.repeats import Repeats
 from medray.tuning.runs import ANALYSIS, LEADERBOARD, SAMPLES, Run
 from medray.tuning.search import Plan, Search
-from medray.tuning.tuner import Session, Watcher
+from medray.tuning.session import Session, Watcher
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from medray import storage
 from medray.errors import MedrayError
 from medray.training import worker
 from medray.training.worker import FAILED, Assignment
@@ -9,12 +10,12 @@ from medray.training.worker import FAILED, Assignment
 
 def inline(config: dict[str, Any]) -> None:
     """Train in this process."""
-    from ray import tune
+    from ray import tune, util
 
     try:
-        worker.run(Assignment(**config["assignment"]), tune.report)
+        worker.run(Assignment(**config["assignment"]), tune.report, node=util.get_node_ip_address())
     except MedrayError as err:
-        tune.report({FAILED: str(err)})  # told, not raised: Tune would try again what cannot go on
+        tune.report(worker.told(err))  # told, not raised: Tune would try again what cannot go on
 
 
 def driven(config: dict[str, Any]) -> None:
@@ -32,6 +33,7 @@ def driven(config: dict[str, Any]) -> None:
         scaling_config=ScalingConfig(
             num_workers=config["num_workers"] if isinstance(config["num_workers"], int) else tuple(config["num_workers"]),
             use_gpu=config["gpus"] > 0,
+            placement_strategy=config["placement"].upper(),
             resources_per_worker={"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})},
         ),
         run_config=RunConfig(
@@ -46,7 +48,8 @@ def driven(config: dict[str, Any]) -> None:
     try:
         trainer.fit()
     except TrainingFailedError as err:
-        report({FAILED: _cause(err)})
+        # Train writes too, and of what a worker raised it keeps the text.
+        report(worker.told(storage.full(assignment.folder)) if storage.is_full(err) else {FAILED: _cause(err)})
 
 
 def _cause(err: BaseException) -> str:

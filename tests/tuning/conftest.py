@@ -1,0 +1,1 @@
+from chaos import undisturbed  # noqa: F401  (a fixture)
