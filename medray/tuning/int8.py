@@ -25,7 +25,13 @@ _TOLERANCE, _LEAST_TOLERANCE = 4.0, 0.05
 
 
 def measured(
-    mode: Int8Mode, folder: Path, *, num_parameters: int, num_rows: int, read: Callable[[], tuple[StudyConfig, Sequence[Example]]], metric: str
+    mode: Int8Mode,
+    folder: Path,
+    *,
+    num_parameters: int,
+    num_rows: int,
+    read: Callable[[], tuple[StudyConfig, Sequence[Example]]],
+    metric: str,
 ) -> Int8Record | None:
     """By `mode`: `auto` is silent about models that cannot be had in 8 bits, and leaves out those that would take long."""
     if mode == "never":

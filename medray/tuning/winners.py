@@ -1,5 +1,6 @@
 """From a run's leaderboard to a release: which checkpoint won, and what test rows said about it."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
