@@ -1,6 +1,8 @@
 """One search as it runs: its trials' records, what Tune is given next, and what it tells. Tune itself is in `tuner`."""
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from medray.tuning.runs import Run, slugs
 from medray.tuning.search import Plan, Proposal
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -51,6 +54,7 @@ class Session:
         self.on_start: Callable[[], None] = lambda: None
         self.records: dict[str, TrialRecord] = {}
         self.stopped: set[str] = set()
+        self.halted = Counter[str]()  # how often each trial was under way when Tune stopped before its time
         self.full: DiskFullError | None = None  # why the search was ended before its time
         self._unfinished = self._replay(retry_failed)
 
@@ -147,6 +151,16 @@ class Session:
         record = self._keep(record.model_copy(update={"status": status, "error": error, "ended_at": time.time()}))
         self.search.complete(trial, record.settings, failed=error is not None)
         self.watcher.ended(record)
+
+    def interrupted(self, reason: str) -> None:
+        """Tune has stopped with trials under way: they go on from their last stored states, each as often as a study allows."""
+        self.halted.update(record.trial for record in self.records.values() if record.status == "running")
+        for record in [held for held in self.records.values() if held.status == "running"]:
+            if self.halted[record.trial] > self.study.resources.max_failures:
+                self.ended(record.trial, error=reason)
+            else:
+                log.warning("%s: %s; it goes on from its last stored state", record.trial, reason)
+                self._unfinished.append(record)
 
     def _keep(self, record: TrialRecord) -> TrialRecord:
         self.records[record.trial] = record

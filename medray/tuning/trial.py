@@ -1,5 +1,8 @@
 """What Tune runs as a trial: the training itself, or a driver that hands it to the workers of a TorchTrainer."""
 
+import ctypes
+import gc
+import sys
 from typing import Any
 
 from medray import storage
@@ -16,6 +19,14 @@ def inline(config: dict[str, Any]) -> None:
         worker.run(Assignment(**config["assignment"]), tune.report, node=util.get_node_ip_address())
     except MedrayError as err:
         tune.report(worker.told(err))  # told, not raised: Tune would try again what cannot go on
+    finally:
+        _give_memory_back()  # the next trial is started in this process
+
+
+def _give_memory_back() -> None:
+    gc.collect()  # a trial and its loop hold each other
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)  # glibc keeps what was freed between others' blocks: it may be as much as a trial takes
 
 
 def driven(config: dict[str, Any]) -> None:

@@ -29,6 +29,17 @@ def run(session: Session, placements: Sequence[Placement]) -> None:
     session.search.start()
     # On a full disk it would tell at length, with tracebacks, that Tune cannot store a state of its own, which nobody reads.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    while not _fit(session, placements):
+        pass
+    if session.full:
+        raise session.full
+    lost = [record.trial for record in session.records.values() if record.status == "running"]
+    if lost:
+        raise TrialError(f"{', '.join(lost)}: did not end, and nobody says why; `medray study --resume` goes on")
+
+
+def _fit(session: Session, placements: Sequence[Placement]) -> bool:
+    """Whether the search came to its end; False where Tune must begin again with the trials that it lost."""
     num_at_once = min(placement.num_at_once for placement in placements)
     launcher = "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
     tuner = tune.Tuner(
@@ -57,21 +68,33 @@ def run(session: Session, placements: Sequence[Placement]) -> None:
     threading.Thread(target=_tell_waiting, args=(started, least), daemon=True).start()
     try:
         tuner.fit()
+    except Exception as err:  # Tune knows a process that died, but not one that Ray ended for want of memory: it gives up
+        if not _is_out_of_memory(err):
+            raise
+        session.interrupted("its process died: Ray ended it, since this machine ran out of memory")
+        return False
     finally:
         started.set()
-    if session.full:
-        raise session.full
-    lost = [record.trial for record in session.records.values() if record.status == "running"]
-    if lost:
-        raise TrialError(f"{', '.join(lost)}: did not end, and nobody says why; `medray study --resume` goes on")
+    return True
+
+
+def _is_out_of_memory(err: BaseException | None) -> bool:
+    while err is not None:
+        if isinstance(err, ray.exceptions.OutOfMemoryError):
+            return True
+        err = err.__cause__
+    return False
 
 
 def _tell_waiting(started: threading.Event, placement: Placement) -> None:
     """A study that waits for others' CPUs or GPUs says so: Tune and Train would wait in silence."""
-    free = ray.available_resources()  # before the first trial takes any
     cpus, gpus = placement.least_workers * placement.cpus, placement.least_workers * placement.gpus
-    if free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus:
-        return
+    for _ in range(10):  # what an earlier search of this study held comes back a moment after its end
+        free = ray.available_resources()  # before the first trial takes any
+        if free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus:
+            return
+        if started.wait(0.2):
+            return
     while not started.wait(_PATIENCE_S):
         log.warning(
             "no trial has reported yet: one takes %g CPU(s) and %g GPU(s), and %g and %g were free at the start; other jobs hold the rest",

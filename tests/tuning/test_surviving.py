@@ -3,14 +3,17 @@
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+from ray.exceptions import OutOfMemoryError
 from searched import Seen, figures, run
 
 from medray.errors import TrialError
 from medray.registry import Registry
 from medray.runtime import Cluster
+from medray.tuning import tuner
 from medray.tuning.runs import Run
 
 pytestmark = pytest.mark.ray
@@ -81,3 +84,28 @@ def test_a_base_model_without_its_tokenizer_is_a_row_and_the_others_are_ranked(t
     (failed,) = (entry for entry in board.entries if entry.status == "failed")
     assert "tokenizer" in str(failed.error)
     shutil.rmtree(here.folder)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_allowed(
+    times: int, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tiny.study(tmp_path, "train.epochs=3", "resources={max_failures: 1}")
+    undisturbed = run(study, cluster).run.history("tiny-bert-000") if times == 1 else None
+    left = times
+
+    def ended(self: object, iteration: int, trials: list[Any], **info: Any) -> None:
+        nonlocal left
+        if left and any(trial.last_result.get("epoch") == 2 and trial.status == "RUNNING" for trial in trials):
+            left -= 1
+            raise RuntimeError("Caught unexpected exception") from OutOfMemoryError("1 worker(s) were killed")  # as Tune does
+
+    monkeypatch.setattr(tuner._Callback, "on_step_end", ended)
+    here = Run.start(study)
+    if undisturbed is not None:
+        run(study, cluster, here=here)
+        assert figures(here.history("tiny-bert-000")) == figures(undisturbed)
+    else:
+        with pytest.raises(TrialError, match="this machine ran out of memory"):
+            run(study, cluster, here=here)
+        assert [record.status for record in here.records()] == ["failed"]
