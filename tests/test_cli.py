@@ -85,12 +85,12 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     searched = medray("study", "study.yaml", "train.epochs=1", "task.metric=f1_binary")
     assert searched.returncode == 0, searched.stderr
     published = medray("publish", "runs/tiny", "cancer", "--alias", "best")
-    assert published.stdout.strip() == "cancer@1 is cancer@best", published.stderr
+    assert published.stdout.splitlines()[0] == "cancer@1 is cancer@best", published.stderr
     checkpoint = re.search(r"checkpoint: (.*)", searched.stdout)
     assert checkpoint
-    assert medray("publish", checkpoint.group(1), "cancer").stdout.strip() == "cancer@1"  # the same again is no new version
+    assert medray("publish", checkpoint.group(1), "cancer").stdout.splitlines()[0] == "cancer@1"  # the same again is no new version
     again = medray("publish", "runs/tiny", "cancer", "--abstain-precision", "0.5")
-    assert again.stdout.strip() == "cancer@2", again.stderr  # another rule is another version
+    assert again.stdout.splitlines()[0] == "cancer@2", again.stderr  # another rule is another version
     assert Registry(str(tmp_path / "runs")).resolve("cancer@2").record.calibration.abstention is not None
     listed = medray("releases").stdout
     assert "cancer@1 @best" in listed
