@@ -77,11 +77,21 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
         _single(num_cpus)
     else:
         _join()
+    received: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        received.append(128 + number)
+        sys.exit(128 + number)
+
     try:
         if threading.current_thread() is threading.main_thread():
             # What `ray job stop` and Kubernetes send. Ray's own handler, which is there from now on, would abort without cleaning up.
-            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            signal.signal(signal.SIGTERM, end)
         yield _describe(is_joined=mode == "join")
+    except SystemExit:
+        if received:  # Ray says 1 where the signal found it waiting
+            sys.exit(received[0])
+        raise
     finally:
         ray.shutdown()
 

@@ -1,6 +1,7 @@
 """What every process of a job gets, and what a finished job may have left."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -106,3 +107,27 @@ def test_a_relative_storage_path_is_made_absolute_and_outlives_a_submitted_job(t
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert storage.absolute("runs") == tmp_path / "home" / "medray" / "runs"
     assert storage.absolute("/shared/runs") == Path("/shared/runs")
+
+
+def test_sigterm_ends_with_its_own_status_where_ray_makes_another_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    for name, stand_in in (("_single", lambda num_cpus: None), ("_describe", lambda is_joined: None)):
+        monkeypatch.setattr(runtime, name, stand_in)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for name in (*runtime._SHARED, "RAY_AIR_NEW_OUTPUT", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end, start_cluster("single"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except SystemExit:
+                sys.exit(1)  # as ray.wait does
+        assert end.value.code == 128 + signal.SIGTERM
+        with pytest.raises(SystemExit) as end, start_cluster("single"):
+            sys.exit(3)
+        assert end.value.code == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
