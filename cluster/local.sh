@@ -3,6 +3,7 @@
 #   cluster/local.sh start [NODES [CPUS_OF_EACH [CPUS_OF_HEAD]]]    3 nodes of 1 CPU; prints what to export
 #   cluster/local.sh status                          nodes by process, running or not
 #   cluster/local.sh kill NODE                       end a node at once, as a power cut would (node 0 is the head)
+#   cluster/local.sh restart NODE                    start a node again that has ended, with the addresses that it had
 #   cluster/local.sh stop                            end what start started, by its process ids, and nothing else
 # MEDRAY_LOCAL names the folder that holds token, process ids and Ray's session (/tmp/medray-local-UID; a socket's path must be short),
 # MEDRAY_RAY the `ray` command (the one beside .venv's python, else that on the PATH), MEDRAY_LOCAL_NET the first three bytes of the addresses.
@@ -29,6 +30,7 @@ print(*(one.getsockname()[1] for one in held))' "$1"
 
 node() { # node NUMBER CPUS OPTION...: start one and wait for it; two that start at once would take the same socket
   local number=$1 cpus=$2 log=$folder/node-$1.log deadline=$((SECONDS + 300))
+  printf '%s\n' "$@" >"$folder/node-$1.asked"
   shift 2
   setsid "$ray" start --block --node-ip-address "$net.$((number + 1))" --num-cpus "$cpus" --num-gpus 0 --object-store-memory 100000000 \
     --min-worker-port 0 --max-worker-port 0 --disable-usage-stats "$@" >"$log" 2>&1 </dev/null &
@@ -72,6 +74,16 @@ start() {
 
 fail() { stop && exit 1; }
 
+restart() {
+  local asked
+  if alive "$(<"$folder/node-$1.pid")"; then
+    echo "local.sh: node $1 still runs" >&2
+    exit 1
+  fi
+  mapfile -t asked <"$folder/node-$1.asked"
+  node "${asked[@]}"
+}
+
 each() { # each FUNCTION: with the number and the process id of every node
   local file number
   for file in "$folder"/node-*.pid; do
@@ -94,13 +106,14 @@ finish() { # what did not end when asked to; Ray would wait half a minute for wo
 stop() {
   each ask
   each finish
-  rm -rf "$folder/ray" "$folder/token" "$folder/env"
+  rm -rf "$folder/ray" "$folder/token" "$folder/env" "$folder"/node-*.asked
 }
 
 case ${1:-} in
 start) shift && start "$@" ;;
 status) each show ;;
 kill) kill -KILL -- "-$(<"$folder/node-${2:?which node}.pid")" ;;
+restart) restart "${2:?which node}" ;;
 stop) stop ;;
-*) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit 2 ;;
+*) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

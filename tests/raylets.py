@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import session
+
 _LOCAL = Path(__file__).parents[1] / "cluster" / "local.sh"
 
 
@@ -38,9 +40,16 @@ class Raylets:
     def address(self, node: int) -> str:
         return f"{self.environment['MEDRAY_LOCAL_NET']}.{node + 1}"
 
+    def raylet(self, node: int) -> int:
+        """The process id of a node's raylet."""
+        below = session.processes(int((self.folder / f"node-{node}.pid").read_text()))
+        (found,) = (number for number, name in below.items() if re.match(r"\S*/raylet ", name))
+        return found
+
 
 @contextmanager
-def raylets(num_nodes: int, *, cpus: int, of_head: int) -> Iterator[Raylets]:
+def raylets(num_nodes: int, *, cpus: int, of_head: int, wrapped: str = "", **variables: str) -> Iterator[Raylets]:
+    """`wrapped`: shell lines that every node is started through, where `$RAY` is Ray's command and `"$@"` its arguments."""
     folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="mr"))  # not pytest's: a socket's path must be short
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
         "MEDRAY_LOCAL": str(folder),
@@ -48,7 +57,12 @@ def raylets(num_nodes: int, *, cpus: int, of_head: int) -> Iterator[Raylets]:
         "MEDRAY_RAY": str(Path(sys.executable).with_name("ray")),
         "OMP_NUM_THREADS": "1",
     }
-    started = Raylets(folder, environment)
+    if wrapped:
+        wrapper = folder / "ray-wrapped"
+        wrapper.write_text(f"#!/bin/sh\nRAY={environment['MEDRAY_RAY']}\n{wrapped}\n")
+        wrapper.chmod(0o755)
+        environment["MEDRAY_RAY"] = str(wrapper)
+    started = Raylets(folder, environment | variables)
     try:
         started.run("start", num_nodes, cpus, of_head)
         yield started

@@ -1,15 +1,18 @@
-"""A study on a cluster of three raylets, of which the head offers no CPU: over several nodes it finds what one finds."""
+"""Studies on a cluster of three raylets: over several nodes they find what one finds, and a node may die. The head offers no CPU."""
 
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chaos import Figures, Study, figures, write_study
+import tiny
+from chaos import Figures, Study, epochs_trained_twice, figures, write_study
 from raylets import Raylets, raylets
 
-from medray import checkpoint
+from medray import checkpoint, config
 from medray.registry import Registry
 from medray.tuning.runs import Run, latest
 
@@ -67,4 +70,66 @@ def test_workers_spread_over_two_nodes_find_what_one_node_finds(nodes: Raylets, 
     agree(run, alone)
     both = [nodes.address(1), nodes.address(2)]
     assert {trial: [sorted(found) for found in times] for trial, times in placed(run).items()} == {trial: [both] for trial in alone}
+    everything_is_whole(run)
+
+
+def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(nodes: Raylets, tmp_path: Path) -> None:
+    # Stage 3 leaves weights below 100,000 numbers whole; wide layers with large weights would make much of the last bit.
+    base = tiny.base(tmp_path, hidden_size=256, intermediate_size=512, initializer_range=0.05)
+    settings = ("lora.dropout=0.0", "data.limit=48", "train.epochs=2", "train.learning_rate=0.002")
+    stages = ", ".join(f"{{source: {base}, overrides: {{train.strategy: deepspeed, train.zero_stage: {stage}}}}}" for stage in range(4))
+    asked = tiny.study(tmp_path, *settings, f"base_models=[{stages}]", SPREAD)
+    path = tmp_path / "study.yaml"
+    path.write_text(config.dump(asked))
+    done = Study(path, joined=nodes.joined).end()
+    assert done.status == 0, done.output
+    (tmp_path / "alone").mkdir()
+    plain = tiny.trial(tiny.study(tmp_path, *settings), tmp_path / "alone").run().history
+    run = latest(tmp_path / "runs" / "tiny")
+    assert [len(set(found)) for (found,) in placed(run).values()] == [2, 2, 2, 2]
+    furthest = {}
+    for record in run.records():
+        history = run.history(record.trial)
+        assert [row["metrics"]["f1_macro"] for row in history] == [row["metrics"]["f1_macro"] for row in plain]
+        pairs = [(row[name], wanted[name]) for row, wanted in zip(history, plain, strict=True) for name in ("train_loss",)]
+        pairs += [(row["metrics"]["log_loss"], wanted["metrics"]["log_loss"]) for row, wanted in zip(history, plain, strict=True)]
+        furthest[record.trial] = max(abs(found - wanted) for found, wanted in pairs)
+    print(f"furthest from plain: {furthest}")
+    assert len(furthest) == 4
+    assert max(furthest.values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("what", "settings", "command"),
+    [
+        ("trials in a process each", "resources.cpus_per_worker=1", ("study",)),
+        ("trials of two workers, submitted as a job", SPREAD, ("submit", "--follow")),
+    ],
+)
+def test_a_study_goes_on_when_a_raylet_is_killed(
+    what: str, settings: str, command: tuple[str, ...], nodes: Raylets, tmp_path: Path, alone: Figures
+) -> None:
+    study = Study(write_study(tmp_path, *EXACT, settings), *command[1:], command=command[0], joined=nodes.joined)
+    killed = None
+    try:
+        study.until(r"tiny-bert-000  epoch 2 ")
+        start = time.monotonic()
+        run = latest(tmp_path / "runs" / "tiny")
+        before = placed(run)
+        killed = next(node for node in (1, 2) if nodes.address(node) in before["tiny-bert-000"][-1])
+        os.kill(nodes.raylet(killed), signal.SIGKILL)
+        done = study.end()
+    finally:
+        study.abandon()
+        if killed:
+            nodes.run("restart", killed)
+    assert done.status == 0, done.output
+    again = epochs_trained_twice(run)
+    moved = [trial for trial, times in placed(run).items() if len(times) > len(before[trial])]
+    print(
+        f"{what}: ended {time.monotonic() - start:.0f} s after the kill; epochs trained twice {again:.2f} by {len(moved)} trials; {placed(run)}"
+    )
+    assert moved
+    agree(run, alone)
+    assert again <= len(moved)  # one evaluation interval for each trial that ran there
     everything_is_whole(run)
