@@ -181,8 +181,8 @@ MUTATIONS = (
     Mutation(
         "the loss counts the prompt's last token",
         "medray/models/places.py",
-        "positions += range(end - count - 1, end - 1)",
-        "positions += range(end - count - 2, end - 2)",
+        "positions += range(shift + start - 1, shift + end - 1)",
+        "positions += range(shift + start - 2, shift + end - 2)",
         "tests/training/test_choice.py",
     ),
     Mutation(
@@ -195,8 +195,8 @@ MUTATIONS = (
     Mutation(
         "PubMedQA's conclusion is read",
         "medray/data/formats/pubmedqa.py",
-        ' if str(key).lower() != "long_answer"}',
-        "} | {'year': record.get('LONG_ANSWER', record.get('long_answer'))}",
+        "for key, value in record.items() if key != _CONCLUSION}",
+        "for key, value in record.items()} | {'year': record.get(_CONCLUSION)}",
         "tests/data/test_format_pubmedqa.py",
     ),
 )
