@@ -1,5 +1,6 @@
 """Requests and answers of OpenAI's completion routes, with our fields beside theirs. What we do not know is ignored, as new clients send it."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -79,12 +80,12 @@ class _Request(_Lenient):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def conversation(self) -> tuple[Message, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def conversation(self) -> tuple[Message, ...]: ...
 
     @property
-    def num_logprobs(self) -> int | None:
-        raise NotImplementedError
+    @abstractmethod
+    def num_logprobs(self) -> int | None: ...
 
     def asked(self) -> Asked:
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
