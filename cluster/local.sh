@@ -28,12 +28,12 @@ for one in held: one.bind(("127.0.0.1", 0))
 print(*(one.getsockname()[1] for one in held))' "$1"
 }
 
-node() { # node NUMBER CPUS OPTION...: start one and wait for it; two that start at once would take the same socket
+node() { # node NUMBER CPUS OPTION...: start one, with a folder of its own as on a machine of its own, and wait for it
   local number=$1 cpus=$2 log=$folder/node-$1.log deadline=$((SECONDS + 300))
   printf '%s\n' "$@" >"$folder/node-$1.asked"
   shift 2
   setsid "$ray" start --block --node-ip-address "$net.$((number + 1))" --num-cpus "$cpus" --num-gpus 0 --object-store-memory 100000000 \
-    --min-worker-port 0 --max-worker-port 0 --disable-usage-stats "$@" >"$log" 2>&1 </dev/null &
+    --min-worker-port 0 --max-worker-port 0 --disable-usage-stats --temp-dir "$folder/ray/$number" "$@" >"$log" 2>&1 </dev/null &
   echo $! >"$folder/node-$number.pid"
   until grep -q "Ray runtime started" "$log"; do
     if [ $SECONDS -ge $deadline ] || ! alive $!; then
@@ -60,7 +60,7 @@ start() {
   read -ra ports < <(free_ports $((3 + 3 * nodes)))
   address=$net.1:${ports[0]}
   node 0 "$of_head" --head --port "${ports[0]}" --dashboard-host "$net.1" --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[2]}" \
-    --temp-dir "$folder/ray" --dashboard-agent-listen-port "${ports[3]}" --dashboard-agent-grpc-port "${ports[4]}" --metrics-export-port "${ports[5]}" || fail
+    --dashboard-agent-listen-port "${ports[3]}" --dashboard-agent-grpc-port "${ports[4]}" --metrics-export-port "${ports[5]}" || fail
   for ((number = 1; number < nodes; number++)); do
     node "$number" "$cpus" --address "$address" --dashboard-agent-listen-port "${ports[3 + 3 * number]}" \
       --dashboard-agent-grpc-port "${ports[4 + 3 * number]}" --metrics-export-port "${ports[5 + 3 * number]}" || fail
