@@ -47,13 +47,13 @@ class Dataset:
         bring: Bring | None = None,
     ) -> None:
         outlines = kept.outlines(held.examples)
-        limit = len(outlines) if config.limit is None else config.limit
-        most = len(outlines) if config.evaluation_rows is None else config.evaluation_rows
         by_side: dict[Split, Sequence[Example]] = {}
-        for side, number in zip(SPLITS, (limit, most, most), strict=True):
+        for side in SPLITS:
+            asked, most = ("data.limit", config.limit) if side == "train" else ("data.evaluation_rows", config.evaluation_rows)
             rows = [row for row, given in enumerate(sides) if given == side]
-            chosen = limit_rows([outlines[row] for row in rows], number, config.split.seed)
-            by_side[side] = kept.take(held.examples, [rows[at] for at in chosen])
+            if most is not None:
+                rows = [rows[at] for at in limit_rows([outlines[row] for row in rows], most, config.split.seed, asked, side)]
+            by_side[side] = kept.take(held.examples, rows)
         brought = bring(len(by_side["train"])) if bring else []
         self.train, self.validation, self._test = (
             kept.followed_by(by_side[side], [example for example in brought if example.split == side]) for side in SPLITS

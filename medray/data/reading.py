@@ -18,7 +18,7 @@ from medray.data import examples as kept
 from medray.data.base import Example, read
 from medray.data.examples import Examples
 from medray.data.progress import Progress, stage
-from medray.data.remote import localised
+from medray.data.remote import localised, places
 from medray.errors import DataError
 from medray.schema import PluginOptions
 
@@ -95,18 +95,11 @@ def stamp_of(options: PluginOptions) -> Stamp:
 
 
 def _stamp_of_files(options: PluginOptions) -> tuple[int, list[str]]:
-    named = [Path(value) for value in options.model_dump().values() if isinstance(value, str) and len(value) < 4096 and "\0" not in value]
-    files = [file for path in named if _exists(path) for file in (storage.files(path) if path.is_dir() else [path])]
+    named = [path for path in map(Path, places(options).values()) if path.exists()]
+    files = [file for path in named for file in (storage.files(path) if path.is_dir() else [path])]
     states = [file.stat() for file in files]
     parts = [f"{file.absolute()} {state.st_size} {state.st_mtime_ns}" for file, state in zip(files, states, strict=True)]
     return sum(state.st_size for state in states), parts
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a template is no name of a file
-        return False
 
 
 def _from_disk(options: PluginOptions, stamp: Stamp) -> Held:

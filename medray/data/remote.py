@@ -28,8 +28,14 @@ def is_elsewhere(place: str) -> bool:
 
 def localised(options: PluginOptions) -> PluginOptions:
     """The options with a path of this machine for each that is a URI."""
-    found = {name: value for name, value in options.model_dump().items() if isinstance(value, str) and is_elsewhere(value)}
+    found = {name: place for name, place in places(options).items() if is_elsewhere(place)}
     return options.model_copy(update={name: str(pull(uri)) for name, uri in found.items()}) if found else options
+
+
+def places(options: PluginOptions) -> dict[str, str]:
+    """The options of a format that say where its files lie; what stands in others is never taken for a path."""
+    named = {name: getattr(options, name, None) for name in getattr(options, "FILES", ("path",))}
+    return {name: place for name, place in named.items() if place}
 
 
 def pull(uri: str) -> Path:
@@ -38,20 +44,21 @@ def pull(uri: str) -> Path:
 
 
 def _from_bucket(uri: str) -> Path:
+    shown = _shown(uri)
     try:
         system, root = pa.fs.FileSystem.from_uri(uri)
         top = system.get_file_info(root.rstrip("/"))
         below = system.get_file_info(pa.fs.FileSelector(top.path, recursive=True)) if top.type == pa.fs.FileType.Directory else [top]
     except (OSError, pa.ArrowException) as err:
-        raise DataError(f"{uri}: cannot be opened: {_one_line(err)}") from None
+        raise DataError(f"{shown}: cannot be opened: {_one_line(err)}") from None
     files = sorted((info for info in below if info.type == pa.fs.FileType.File), key=lambda info: info.path)
     if not files:
-        raise DataError(f"{uri}: there is no such file or folder, or nothing in it")
+        raise DataError(f"{shown}: there is no such file or folder, or nothing in it")
     folder = _folder(uri.rstrip("/"), *(f"{info.path} {info.size} {info.mtime_ns}" for info in files))
     place = folder / PurePosixPath(top.path).name
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            with stage(f"pulling {uri}", sum(info.size for info in files)) as progress, storage.new_folder(folder) as filling:
+            with stage(f"pulling {shown}", sum(info.size for info in files)) as progress, storage.new_folder(folder) as filling:
                 progress.unit = "bytes"
                 for info in files:
                     copy = filling / place.name / info.path.removeprefix(top.path).lstrip("/")
@@ -62,12 +69,14 @@ def _from_bucket(uri: str) -> Path:
                                 target.write(block)
                                 progress.add(len(block))
                     except OSError as err:
-                        raise DataError(f"{uri}: {info.path} cannot be read: {_one_line(err)}") from None
+                        if storage.is_full(err):
+                            raise
+                        raise DataError(f"{shown}: {info.path} cannot be read: {_one_line(err)}") from None
     return place
 
 
 def _over_http(uri: str) -> Path:
-    shown = uri.partition("?")[0]  # a signed address has a secret behind it
+    shown = _shown(uri)
     name = PurePosixPath(unquote(urlsplit(uri).path)).name
     if not name:
         raise DataError(f"{shown}: names no file; http addresses are read file by file")
@@ -94,7 +103,15 @@ def _over_http(uri: str) -> Path:
     except urllib.error.HTTPError as err:
         raise DataError(f"{shown}: the server answered {err.code} {err.reason}") from None
     except (OSError, HTTPException, ValueError) as err:
+        if storage.is_full(err):
+            raise
         raise DataError(f"{shown}: cannot be read: {_one_line(err)}") from None
+
+
+def _shown(uri: str) -> str:
+    """Without a name and a password before the host, and without what a signed address has behind it."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _folder(*parts: str) -> Path:

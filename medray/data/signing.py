@@ -33,9 +33,9 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 class Signed:
     """A column of numbers a row: two of the digest, then one a band. Held in memory, or in files of a piece each."""
 
-    def __init__(self, pieces: Sequence[Numbers]) -> None:
+    def __init__(self, pieces: Sequence[Numbers] | Sequence[Path]) -> None:
         self._pieces = pieces
-        self.num_bands = pieces[0].shape[0] - 2
+        self.num_bands = _mapped(pieces[0]).shape[0] - 2
 
     def digest(self) -> tuple[Numbers, Numbers]:
         return self._line(0), self._line(1)
@@ -44,7 +44,13 @@ class Signed:
         return self._line(2 + number)
 
     def _line(self, number: int) -> Numbers:
-        return np.concatenate([piece[number] for piece in self._pieces])
+        return np.concatenate([np.array(_mapped(piece)[number]) for piece in self._pieces])
+
+
+def _mapped(piece: Numbers | Path) -> Numbers:
+    """A map holds a file open, and data of millions of rows has more pieces than a process may have files."""
+    found: Numbers = np.load(piece, mmap_mode="r") if isinstance(piece, Path) else piece
+    return found
 
 
 def normalise(text: str) -> str:
@@ -142,7 +148,7 @@ def sign_table(path: Path, num_rows: int, width: int, progress: Progress, cores:
                     pass
             for future in running:
                 future.result()
-    return Signed([np.load(piece, mmap_mode="r") for piece in pieces.values()])
+    return Signed(list(pieces.values()))
 
 
 def serve() -> None:

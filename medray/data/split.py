@@ -48,14 +48,14 @@ def assign(examples: Sequence[Example], config: SplitConfig, clusters: Sequence[
     return sides
 
 
-def limit_rows(examples: Sequence[Example], limit: int, seed: int) -> list[int]:
+def limit_rows(examples: Sequence[Example], limit: int, seed: int, asked: str = "data.limit", side: Split = "train") -> list[int]:
     """Positions of at most `limit` examples in their order, labels in proportion; a smaller limit keeps a part of a larger one's rows."""
     if limit >= len(examples):
         return list(range(len(examples)))
     order = sorted(range(len(examples)), key=lambda row: _hash(seed, "limit", examples[row].id))
     first = _a_row_of_each_label(examples, order)
     if limit < len(first):
-        raise DataError(f"data.limit {limit} is too small: a training row of every label takes {len(first)}")
+        raise DataError(f"{asked} {limit} is too small: a {side} row of every label takes {len(first)}")
     queues: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row in order:
         queues[examples[row].labels].append(row)

@@ -211,3 +211,38 @@ def test_while_rows_are_read_their_number_is_guessed_from_the_bytes(tmp_path: Pa
     assert progress.total == pytest.approx(3000, rel=0.3)
     assert len(list(rows)) == 1500
     assert progress.done == 3001  # the one without a text too
+
+
+def test_what_a_data_set_is_on_disk_is_told_by_its_files_and_by_nothing_that_looks_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, truth = tmp_path / "rows.json", tmp_path / "truth.json"
+    rows.write_text("{}")
+    truth.write_text("{}")
+    (tmp_path / "label").write_text("a file that has a column's name")
+    monkeypatch.chdir(tmp_path)
+    asked = DataConfig.model_validate({"format": {"name": "delimited", "path": str(rows), "label": "label", "label_separator": "/"}})
+    assert [part.split()[0] for part in reading.stamp_of(asked.format).parts[2:]] == [str(rows)]
+    asked = DataConfig.model_validate({"format": {"name": "pubmedqa", "path": str(rows), "separator": ".", "ground_truth": str(truth)}})
+    before = reading.stamp_of(asked.format)
+    assert [part.split()[0] for part in before.parts[2:]] == [str(rows), str(truth)]
+    truth.write_text('{"1": "yes"}')
+    assert reading.stamp_of(asked.format) != before
+
+
+def test_signatures_hold_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing, "PIECE", 2)
+    path = tmp_path / "rows.arrow"
+    examples.write([Example(str(n), f"text of row {n}") for n in range(40)], path)
+    before = len(os.listdir("/proc/self/fd"))
+    signed = signing.sign_table(path, 40, 4, Progress(40, lambda line: None), cores=1)
+    assert len(signed.band(0)) == 40
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+
+
+def test_a_column_to_group_by_that_is_not_there_is_told_with_those_that_are(
+    on_disk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signing, "sign_table", _here)
+    with pytest.raises(DataError, match=r"has no metadata 'hospitel' \(data\.split\.group\); allowed: .*hospital.*did you mean 'hospital'"):
+        load(file(tmp_path), {"split": {"kind": "grouped", "group": "hospitel"}})

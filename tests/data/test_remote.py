@@ -1,6 +1,8 @@
 """Data that lies elsewhere: pulled once, again where it changed."""
 
+import errno
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from bucket import endpoint, uri  # noqa: F401
 
 from medray.data import base, dataset, remote
+from medray.data.progress import Progress
 from medray.errors import DataError
 from medray.schema import PluginOptions
 from medray.sections import DataConfig
@@ -116,3 +119,23 @@ def test_a_bucket_that_cannot_be_reached_is_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"^abfs://none: cannot be opened: "):
         remote.pull("abfs://none")
+
+
+def test_no_secret_of_an_address_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in (
+        "https://user:secret@127.0.0.1:1/rows.csv?key=secret",
+        "s3://KEY:secret@no-bucket/rows.csv?endpoint_override=127.0.0.1:1",
+    ):
+        with pytest.raises(DataError, match=r"rows\.csv: cannot be") as raised:
+            remote.pull(address)
+        assert "secret" not in str(raised.value)
+
+
+def test_a_full_disk_is_not_told_as_data_that_cannot_be_read(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache")
+
+    monkeypatch.setattr(Progress, "add", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        remote.pull(site)
+    assert not isinstance(raised.value, DataError)

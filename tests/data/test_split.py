@@ -170,5 +170,7 @@ def test_a_limit_keeps_a_row_of_every_label_or_says_that_it_cannot() -> None:
         found = kept(examples, limit)
         assert len(found) == limit
         assert {label for example in found for label in example.labels} == {"common", "rare", "other", "rarer"}
-    with pytest.raises(DataError, match=r"data\.limit 2 is too small: a training row of every label takes 3"):
+    with pytest.raises(DataError, match=r"data\.limit 2 is too small: a train row of every label takes 3"):
         limit_rows(examples, 2, seed=0)
+    with pytest.raises(DataError, match=r"data\.evaluation_rows 2 is too small: a test row of every label takes 3"):
+        limit_rows(examples, 2, 0, "data.evaluation_rows", "test")

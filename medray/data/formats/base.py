@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -40,6 +40,7 @@ class Form(Section):
 
 
 class FormatOptions(PluginOptions):
+    FILES: ClassVar[tuple[str, ...]] = ("path",)  # options that name a file, a folder, or where one lies
     path: str = Field(description="file or folder, from the current directory, or its URI: s3://, gs://, https://")
     labels: tuple[str, ...] | None = Field(None, description="the labels there may be; any other is an error")
 

@@ -7,7 +7,7 @@ conclusion, is taken out as it is read: no text and no metadata ever holds it. W
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -35,6 +35,7 @@ _CONCLUSION = "long_answer"
 
 
 class Options(FormatOptions):
+    FILES: ClassVar[tuple[str, ...]] = ("path", "ground_truth")
     name: Literal["pubmedqa"]
     labels: tuple[str, ...] = Field(LABELS, min_length=2, description="answers to keep, such as ['yes', 'no']; other rows are left out")
     template: str = Field("{contexts}\n\nQuestion: {question}", description="the text, from {question} and, where wanted, {contexts}")
