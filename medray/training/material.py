@@ -57,7 +57,7 @@ def gather(
         [
             dataset.fingerprint,
             dataset.split_fingerprint,
-            str(config.data.limit),
+            *map(str, (config.data.limit, config.data.evaluation_rows, config.data.split.seed)),  # which rows of a side were chosen
             task.options.model_dump_json(),
             repr(task.state()),
             *_identity(tokenizer),
@@ -179,7 +179,7 @@ def _described(validation: Sequence[Example], folder: Path) -> list[dict[str, An
     """As JSON; of many a file beside it, which every trial maps."""
     if len(validation) <= _PIECE:
         return [asdict(example) for example in validation]
-    digest = storage.hash_text(text for example in validation for text in (example.id, example.text, *example.labels))
+    digest = storage.hash_text(json.dumps(asdict(example), sort_keys=True) for example in validation)
     path = folder / f"{digest[:32]}.rows.arrow"
     if not path.exists():
         examples.write(validation, path)

@@ -9,7 +9,7 @@ import tiny
 
 from medray.config import StudyConfig
 from medray.data import dataset, examples, reading, signing
-from medray.data.base import Prepared
+from medray.data.base import Example, Mention, Prepared
 from medray.data.examples import Examples
 from medray.data.progress import Progress
 from medray.tasks import base as tasks
@@ -83,3 +83,25 @@ def test_the_rows_of_a_split_are_read_from_the_mapped_file_without_a_copy(tmp_pa
     held = pa.total_allocated_bytes() - before
     assert rows.tokens(0).tolist() == prepared.split("validation").tokens(0).tolist()
     assert held < opened.table["tokens"].nbytes
+
+
+def test_other_rows_of_a_side_are_another_table(tmp_path: Path) -> None:
+    """Where the sides are given, the split's seed decides nothing but which rows a limit takes."""
+    place, found = tmp_path / "prepared", []
+    for seed, limit in ((0, 10), (1, 10), (0, 10), (0, 11)):
+        study = tiny.study(tmp_path, f"data.limit={limit}", f"data.split={{seed: {seed}}}")
+        data = dataset.load(study.data)
+        ids = [example.id for example in data.train]
+        made = gathered(study, place)
+        assert list(made.prepared.split("train").ids) == ids
+        found.append(made.prepared.fingerprint)
+    assert len(set(found)) == 3
+
+
+def test_validation_rows_that_were_corrected_are_not_those_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(material, "_PIECE", 1)
+    one = [Example("a", "fever of two days", mentions=(Mention(0, 5, "fever", "Sign"),)), Example("b", "no fever")]
+    other = [Example("a", "fever of two days", mentions=(Mention(0, 17, "fever of two days", "Sign"),)), Example("b", "no fever")]
+    for held in (one, other):
+        described = material._described(held, tmp_path)
+        assert list(material._validation(described, tmp_path)) == held
