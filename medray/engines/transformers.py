@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medray.engines import _scoring
-from medray.engines._embedding import means, watched
+from medray.engines._embedding import watched
 from medray.engines._generation import Generation
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling
@@ -82,7 +82,7 @@ class Engine:
     def _embedded(self, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Floats, Floats]]:
         with watched(self.built) as states:
             for batch, outputs in self._outputs(inputs):
-                yield batch, outputs, means(states.pop(), [len(inputs[at]) for at in batch])
+                yield batch, outputs, states.means([len(inputs[at]) for at in batch])
 
     def _outputs(self, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Floats]]:
         """Positions of a batch, and what the head says to it."""

@@ -3,15 +3,16 @@
 Pure numpy. Two hundred rows say nothing of most of hundreds of axes: those beyond the first ones share one variance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 LEAST_ROWS = 50  # fewer make no 99th percentile
+_MOST_ROWS = 1000  # more make it no better, and several workers bring their own
 _MOST_AXES = 16
 _ROWS_PER_AXIS = 4
 _FOLDS = 5
@@ -27,10 +28,12 @@ class Cloud:
     limit: float = 0.0  # 99 of 100 rows that it was not made of lie within
 
     @classmethod
-    def fit(cls, rows: npt.ArrayLike) -> Self | None:
-        """Of held-out rows; None where there are too few, or training has ended in no numbers. The limit is of rows left out in turn."""
-        found = np.asarray(rows, dtype=np.float64)
-        if len(found) < LEAST_ROWS or not np.isfinite(found).all():
+    def fit(cls, rows: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> Self | None:
+        """Of held-out rows; None where there are too few or none has numbers. The limit is of rows left out in turn."""
+        if len(rows) < LEAST_ROWS or len(widths := {len(row) for row in rows}) > 1 or 0 in widths:
+            return None
+        found = np.asarray(rows[:: -(-len(rows) // _MOST_ROWS)], dtype=np.float64)
+        if not np.isfinite(found).all():
             return None
         # Neighbours are left out together: they may be windows of one text.
         parts = np.array_split(np.arange(len(found)), _FOLDS)

@@ -9,11 +9,13 @@ import torch
 
 from medray.config import LoraConfig, ModelOptions
 from medray.engines import transformers
+from medray.engines._embedding import States
 from medray.engines.transformers import Engine
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling, gather
 from medray.models import sources
 from medray.models.build import Built, build
+from medray.selection.nearness import Cloud
 from medray.tasks.base import Head
 
 HEAD = Head(("a", "b"))
@@ -173,3 +175,14 @@ def test_an_engine_refuses_what_its_model_cannot_do(tmp_path: Path) -> None:
         Engine(make(tmp_path, "llama"), precision="fp32", token_budget=10).score([[5]], [[6]])
     with pytest.raises(ConfigError, match="built without a head"):
         Engine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=10).logits([[5]])
+
+
+def test_states_laid_out_otherwise_make_no_embeddings_and_no_cloud() -> None:
+    states, made = States(), []
+    for held in (None, torch.ones(5, 2, 8), torch.ones(2, 8), torch.ones(2, 5, 8)):  # none, XLNet's layout, one a row, as wanted
+        if held is not None:
+            states.hold(None, (), (held,))
+        made += list(states.means([5, 3]))
+    assert [row.shape for row in made] == [(0,)] * 6 + [(8,)] * 2
+    assert Cloud.fit(made * 10) is None
+    assert states.means([5, 3]).shape == (2, 0)  # it was taken

@@ -49,3 +49,11 @@ def test_a_cloud_is_the_same_after_it_was_stored() -> None:
     assert again.limit == pytest.approx(cloud.limit)
     np.testing.assert_allclose(again.distances(rows(5, seed=4)), cloud.distances(rows(5, seed=4)), rtol=1e-6)
     assert sum(array.nbytes for array in cloud.arrays().values()) < 20 * 4 * WIDTH
+
+
+def test_of_many_rows_some_are_enough() -> None:
+    many, cloud = Cloud.fit(rows(5000, seed=1)), fitted(1000)
+    assert many is not None
+    fresh = rows(500, seed=2)
+    assert np.corrcoef(many.distances(fresh), cloud.distances(fresh))[0, 1] > 0.9
+    assert many.limit == pytest.approx(cloud.limit, rel=0.2)
