@@ -29,7 +29,6 @@ def measured(
     folder: Path,
     *,
     num_parameters: int,
-    num_rows: int,
     read: Callable[[], tuple[StudyConfig, Sequence[Example]]],
     metric: str,
 ) -> Int8Record | None:
@@ -37,9 +36,10 @@ def measured(
     if mode == "never":
         return None
     try:
+        _check(folder)
+        num_rows = len(answering.stored(folder))
         if mode == "auto" and num_parameters * num_rows > _MOST_WORK:
             raise ConfigError(f"{num_parameters:,} parameters and {num_rows} validation rows take longer than publishing should")
-        _check(folder)
         study, rows = read()
         return measure(folder, rows, study, metric)
     except MedrayError as err:

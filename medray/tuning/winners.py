@@ -9,6 +9,7 @@ from medray import config as configs
 from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
 from medray.data import dataset as datasets
+from medray.data import examples
 from medray.data.base import Example
 from medray.errors import ArtifactError
 from medray.records import AS_IT_IS, CalibrationRecord
@@ -31,9 +32,15 @@ def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     notes = f"winner of the study {study.name}"
     release = _publish(registry, run, board, board.best, asked.name, notes, int8=asked.int8)
     # Pointed once: a study that is looked at again must not undo a promotion or rollback that came after it.
-    if all(move.version != release.record.version for move in registry.history(asked.name, asked.alias)):
+    pointed = [move.version for move in registry.history(asked.name, asked.alias)]
+    ours = {version for version in pointed if _content(registry, asked.name, version) == release.record.content_id}
+    if release.record.version not in pointed and (not ours or pointed[-1] in ours):
         registry.point(asked.name, asked.alias, release.record.version)
     return release
+
+
+def _content(registry: Registry, name: str, version: int) -> str:
+    return registry.resolve(f"{name}@{version}").record.content_id
 
 
 def publish(
@@ -96,7 +103,6 @@ def _publish(
         int8,
         folder,
         num_parameters=entry.num_parameters or 0,
-        num_rows=board.num_rows["validation"],
         read=partial(_validation, run, folder, abstain_precision),
         metric=board.metric,
     )
@@ -119,4 +125,6 @@ def _validation(run: Run, folder: Path, abstain_precision: float | None) -> tupl
     if abstain_precision is not None:
         asked = study.calibration.model_copy(update={"abstain_precision": abstain_precision})
         study = study.model_copy(update={"calibration": asked})
-    return study, dataset.validation
+    # In the order of the checkpoint's answers: files that were sorted anew have the same fingerprints.
+    places = {example.id: place for place, example in enumerate(examples.outlines(dataset.validation))}
+    return study, examples.take(dataset.validation, [places[answer.row_id] for answer in answering.stored(folder)])

@@ -3,12 +3,13 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 
 import medray
-from medray import answering, checkpoint
+from medray import answering, checkpoint, config
 from medray.data import dataset
 from medray.errors import ArtifactError, ConfigError
 from medray.models import int8
@@ -22,7 +23,7 @@ from medray.selection.slices import Slicer
 from medray.tasks.base import restore
 from medray.tuning import int8 as eight_bits
 from medray.tuning import winners
-from medray.tuning.runs import ANALYSIS, LEADERBOARD, Run
+from medray.tuning.runs import ANALYSIS, LEADERBOARD, SETTINGS, Run
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,38 @@ def test_where_8_bits_cannot_be_had_publishing_goes_on_unless_they_were_demanded
     shutil.copytree(str(run.leaderboard().best.checkpoint), alone)
     with pytest.raises(ArtifactError, match="no validation rows to answer in 8 bits"):
         winners.publish(registry, str(alone), "cancer", int8="always")
+
+
+def test_a_file_that_was_sorted_anew_changes_nothing_of_what_is_fitted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = winners.publish(Registry(str(tmp_path / "a")), str(run.folder), "cancer", abstain_precision=0.9, int8="never").record.calibration
+    load = dataset.load
+
+    def turned(*arguments: Any) -> dataset.Dataset:
+        found = load(*arguments)
+        found.validation = list(reversed(found.validation))
+        return found
+
+    monkeypatch.setattr(dataset, "load", turned)
+    registry = Registry(str(tmp_path / "b"))
+    assert winners.publish(registry, str(run.folder), "cancer", abstain_precision=0.9, int8="never").record.calibration == own
+
+
+def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(run: Run, tmp_path: Path) -> None:
+    study = config.load([run.folder / SETTINGS], ["publish={name: cancer, int8: never}", f"publish.storage_path={tmp_path}"])
+    registry, board = Registry(str(tmp_path)), run.leaderboard()
+
+    def again(**changed: str) -> list[int]:
+        assert study.publish
+        winners.of_study(study.model_copy(update={"publish": study.publish.model_copy(update=changed)}), run, board)
+        return [move.version for move in registry.history("cancer", "best")]
+
+    assert again() == again() == [1]
+    registry.publish(str(board.best.checkpoint), "cancer", notes="of the same checkpoint, as another rule of abstention makes it")
+    with_8_bits = {"int8": "always"} if int8.is_supported() else {}
+    assert again(**with_8_bits) == ([1, 3] if with_8_bits else [1])  # the study's own release, made better
+    other = tmp_path / "other"
+    shutil.copytree(str(board.best.checkpoint), other)
+    (other / "manifest.json").write_text((other / "manifest.json").read_text().replace('"tiny"', '"another"'))
+    registry.point("cancer", "best", registry.publish(str(other), "cancer").record.version)
+    moved = again()
+    assert again(**with_8_bits) == moved  # nobody asked for another release again
