@@ -46,12 +46,16 @@ def study(
     from medray.tuning.runs import Run
 
     run = Run.resume(asked) if resume else Run.start(asked)
+    num_before = sum(record.status not in ("running", *(["failed"] if retry_failed else [])) for record in run.records())
     print(f"run: {run.folder}", flush=True)
     with start_cluster() as cluster:
         if cluster.dashboard:
             print(f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir {run.folder}", flush=True)
         try:
-            with Progress(studies.metric(asked), Console()) as progress, TensorBoard(run.folder, studies.metric(asked)) as board:
+            with (
+                Progress(studies.metric(asked), Console(), num_before) as progress,
+                TensorBoard(run.folder, studies.metric(asked)) as board,
+            ):
                 watcher = Watchers([progress, board])
                 show = lambda audit: print(audit.render(), flush=True)  # noqa: E731
                 outcome = studies.run(asked, cluster, run, watcher=watcher, on_audit=show, retry_failed=retry_failed)

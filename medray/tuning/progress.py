@@ -55,6 +55,7 @@ class Shown:
 class Progress:
     metric: str
     console: Console
+    num_before: int = 0  # trials that had ended when this process began
     num_trials: int = 0
     shown: dict[str, Shown] = field(default_factory=dict)
     live: Live | None = None
@@ -101,7 +102,7 @@ class Progress:
             return None
         mean, now = sum(took) / len(took), time.monotonic()
         running = [found for found in self.shown.values() if found.record.status == "running"]
-        waiting = max(0, self.num_trials - len(self.shown))
+        waiting = max(0, self.num_trials - self.num_before - len(self.shown))
         rest = waiting * mean + sum(max(0.0, mean - (now - found.begun)) for found in running)
         return rest / max(1, len(running))
 
@@ -109,7 +110,7 @@ class Progress:
         return max(one, other) if higher_is_better(self.metric) else min(one, other)
 
     def _summary(self) -> str:
-        ended = sum(found.record.status != "running" for found in self.shown.values())
+        ended = self.num_before + sum(found.record.status != "running" for found in self.shown.values())
         said = f"{ended}/{self.num_trials} trials ended"
         reached = {name: found.best for name, found in self.shown.items() if found.best is not None}
         if reached:

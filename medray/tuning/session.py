@@ -54,7 +54,8 @@ class Session:
         self.on_start: Callable[[], None] = lambda: None
         self.records: dict[str, TrialRecord] = {}
         self.stopped: set[str] = set()
-        self.halted = Counter[str]()  # how often each trial was under way when Tune stopped before its time
+        self.halted = Counter[str]()  # how often each trial was under way when Tune stopped before its time, and came no further since
+        self.reached: dict[str, float] = {}  # the epochs of each trial's last evaluation
         self.full: DiskFullError | None = None  # why the search was ended before its time
         self._unfinished = self._replay(retry_failed)
 
@@ -129,6 +130,9 @@ class Session:
         if record.first_step_at is None:
             known = {name: row[name] for name in ("first_step_at", "num_parameters", "num_trainable")}
             record = self._keep(record.model_copy(update=known))
+        if row["epochs"] > self.reached.get(trial, 0):
+            self.reached[trial] = row["epochs"]
+            del self.halted[trial]
         goes_on = self.search.observe(trial, row["epochs"], row[VALIDATION + self.search.metric])
         self.run.write_spent(self.search.seconds)
         self.watcher.told(record, row)
@@ -153,9 +157,13 @@ class Session:
         self.watcher.ended(record)
 
     def interrupted(self, reason: str) -> None:
-        """Tune has stopped with trials under way: they go on from their last stored states, each as often as a study allows."""
-        self.halted.update(record.trial for record in self.records.values() if record.status == "running")
-        for record in [held for held in self.records.values() if held.status == "running"]:
+        """Tune has stopped with trials under way: they go on from their last stored states, each as often as a study allows without an evaluation.
+
+        Which of them was too large is not known; one that comes further was not, and is not counted for another's failures.
+        """
+        waiting = {record.trial for record in self._unfinished}
+        for record in [held for held in self.records.values() if held.status == "running" and held.trial not in waiting]:
+            self.halted[record.trial] += 1
             if self.halted[record.trial] > self.study.resources.max_failures:
                 self.ended(record.trial, error=reason)
             else:

@@ -71,7 +71,7 @@ def _fit(session: Session, placements: Sequence[Placement]) -> bool:
     except Exception as err:  # Tune knows a process that died, but not one that Ray ended for want of memory: it gives up
         if not _is_out_of_memory(err):
             raise
-        session.interrupted("its process died: Ray ended it, since this machine ran out of memory")
+        session.interrupted("its machine ran out of memory, and Ray ended its process or one beside it")
         return False
     finally:
         started.set()

@@ -11,16 +11,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from chaos import GRID
-from searched import Seen
 
 from medray import checkpoint, cli, storage
 from medray.errors import DiskFullError
-from medray.training.worker import FULL
-from medray.tuning.placement import Placement
-from medray.tuning.runs import Run
-from medray.tuning.search import Search
-from medray.tuning.session import Session
 
 
 @pytest.fixture
@@ -98,46 +91,8 @@ def test_every_command_tells_a_full_disk_in_a_sentence(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sys.modules["medray.cli.main"], "app", app)
     assert cli.main(["gc", "runs"]) == 1
-    assert capsys.readouterr().err.startswith("medray: runs/x: No space left on device; what was written before is whole: make room (")
-
-
-def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = tiny.study(tmp_path, GRID, "search.algorithm=grid")
-    here = Run.start(study)
-
-    def begun() -> Session:
-        return Session(
-            study,
-            here,
-            Search(study, "f1_macro"),
-            material=lambda config: tmp_path,
-            placement=lambda config: Placement("inline", 1, 1, 0, 2),
-            watcher=Seen(),
-        )
-
-    session = begun()
-    session.search.start()
-    first, second = session.next(), session.next()
-    assert first
-    assert second
-    with session.halting():
-        session.told("tiny-bert-000", {FULL: "runs: No space left on device"})
-    assert str(session.full) == "runs: No space left on device"
-    assert not session.told("tiny-bert-001", {"epochs": 1.0})  # it stops where it is
-    for trial in ("tiny-bert-000", "tiny-bert-001"):
-        session.ended(trial)
-    assert session.next() is None
-    assert [record.status for record in here.records()] == ["running", "running"]
-    again = begun()
-    again.search.start()
-    assert again.next() == first
-
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(storage, "write", full)
-    with again.halting():
-        again.ended("tiny-bert-000")
-    assert str(here.folder) in str(again.full)
-    with pytest.raises(OSError, match="Permission"), again.halting():
-        raise OSError(errno.EACCES, "Permission denied")
+    said = capsys.readouterr().err
+    assert said.startswith("medray: runs/x: No space left on device; what was written before is whole: make room (")
+    assert said.endswith("then give the command again\n")
+    assert cli.main(["study", "study.yaml"]) == 1
+    assert capsys.readouterr().err.endswith("then `medray study --resume` goes on from the last stored state\n")

@@ -37,3 +37,15 @@ def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(monk
     assert progress.eta_s == (60 + 100) / 2
     now = 300.0
     assert progress.eta_s == 0
+
+
+def test_trials_that_ended_before_a_resume_count_as_ended_and_not_as_waiting() -> None:
+    progress = Progress("f1", Console(file=io.StringIO()), 10)
+    progress.planned(12)
+    progress.begun(record("eleven"))
+    progress.told(record("eleven"), ROW)
+    progress.begun(record("twelve"))
+    progress.ended(record("eleven", "finished"))
+    assert "11/12 trials ended" in progress._summary()
+    assert progress.eta_s is not None
+    assert progress.eta_s < 1  # nobody waits
