@@ -118,10 +118,10 @@ def is_full(err: BaseException | None) -> bool:
     return False
 
 
-def full(where: Path | str) -> DiskFullError:
+def full(where: Path | str, then: str = "go on with --resume") -> DiskFullError:
     return DiskFullError(
-        f"{where}: {os.strerror(errno.ENOSPC)}; what was written before is whole: make room (`medray gc` removes what earlier studies left)"
-        " and go on with --resume"
+        f"{where}: {os.strerror(errno.ENOSPC)}; what was written before is whole: make room (`medray gc` removes what earlier studies left),"
+        f" then {then}"
     )
 
 

@@ -28,6 +28,13 @@ app.add_typer(data.app, name="data")
 _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of typer and of the runtime
 
 
+def _again(given: Sequence[str]) -> str:
+    """What somebody does whose command was cut off."""
+    if given[:1] in (["study"], ["predict"]):
+        return f"`medray {given[0]} --resume` goes on from the last stored state"
+    return "give the command again"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -42,11 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as err:
         if not storage.is_full(err):
             raise
-        print(f"medray: {storage.full(err.filename or 'the disk')}", file=sys.stderr)
+        print(f"medray: {storage.full(err.filename or 'the disk', _again(given))}", file=sys.stderr)
         return 1
     except SystemExit as end:
         if end.code in _INTERRUPTED:
-            command = "predict" if given[:1] == ["predict"] else "study"
-            print(f"medray: interrupted; `medray {command} --resume` goes on from the last stored state", file=sys.stderr)
+            print(f"medray: interrupted; {_again(given)}", file=sys.stderr)
         return int(end.code or 0)
     return 0

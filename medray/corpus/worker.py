@@ -18,7 +18,7 @@ from medray.corpus.rows import Row
 from medray.data.base import Example
 from medray.engines.base import Engine
 from medray.engines.transformers import Precision
-from medray.errors import DataError, MedrayError
+from medray.errors import DataError, MedrayError, ServingError
 from medray.loading import merged
 from medray.records import CalibrationRecord
 from medray.registry import Registry, Release
@@ -83,7 +83,13 @@ class Worker:
         # What is faster is measured, and measures differ: all parts are of the arithmetic that the first worker chose.
         used = self.output.agree("precision", self.opened.precision)
         if used != self.opened.precision:
-            self.opened = self._open(release, used, device)
+            try:
+                self.opened = self._open(release, used, device)
+            except ServingError as err:
+                raise DataError(
+                    f"{self.work.output}: its first part is in {used}, which cannot be had here: {err}; go on where it can,"
+                    " or begin another output with --precision"
+                ) from err
         self.metadata = {
             "medray": record.medray,
             "release": record.release,

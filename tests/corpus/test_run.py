@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -270,3 +271,19 @@ def _wait(until: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
         assert run.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_arithmetic_that_the_first_worker_chose_and_another_cannot_do_is_an_error_that_says_what_helps(
+    runs: Path, tmp_path: Path, without_ray: None
+) -> None:
+    library(tmp_path / "rows.parquet", 10)
+    asked = Asked("cancer", str(tmp_path / "rows.parquet"), str(tmp_path / "out.jsonl"), str(runs), resume=True)
+    plan = prepare(asked)
+    work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
+    work.open_output().begin(work.record, resume=False)
+    assert work.open_output().agree("precision", "int8") == "int8"
+    failure = Worker(work).failure
+    assert re.search(
+        r"its first part is in int8, which cannot be had here: .* was not measured .* or begin another output with --precision",
+        str(failure),
+    )
