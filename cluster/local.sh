@@ -80,6 +80,7 @@ restart() {
     echo "local.sh: node $1 still runs" >&2
     exit 1
   fi
+  rm -f "$folder/ray/$1/ray_current_cluster"  # a head that finds it takes the other nodes' processes for one of its own that still runs
   mapfile -t asked <"$folder/node-$1.asked"
   node "${asked[@]}"
 }

@@ -60,7 +60,7 @@ def test_a_study_whose_disk_fills_up_ends_with_a_sentence_and_goes_on_once_there
     said = [line for line in done.output.splitlines() if "No space left on device" in line]
     print(f"{launcher}: ended after {seconds:.0f} s: {said}")
     assert done.status == 1, done.output
-    assert len(said) == 1
+    assert len(said) == 1, done.output
     assert said[0].startswith(f"medray: {run.folder}")
     assert "Traceback" not in done.output
     for folder in (run.folder / "trials").glob("*/checkpoints/step-*"):
