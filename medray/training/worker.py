@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,23 @@ def told(err: MedrayError) -> dict[str, str]:
     return {FULL if isinstance(err, DiskFullError) else FAILED: str(err)}
 
 
+class _Log(logging.FileHandler):
+    """Where there is no room for it, the trial itself says so: what stands in its way would hide that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 class _log_file:
     """What a trial logs, kept beside its checkpoints; rank 0 speaks."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.handler = logging.FileHandler(folder / "log.txt") if group.rank() == 0 else logging.NullHandler()
+        self.handler = _Log(folder / "log.txt") if group.rank() == 0 else logging.NullHandler()
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 
     def __enter__(self) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from medray import checkpoint, cli, storage
 from medray.errors import DiskFullError
+from medray.training import worker
 
 
 @pytest.fixture
@@ -96,3 +97,11 @@ def test_every_command_tells_a_full_disk_in_a_sentence(monkeypatch: pytest.Monke
     assert said.endswith("then give the command again\n")
     assert cli.main(["study", "study.yaml"]) == 1
     assert capsys.readouterr().err.endswith("then `medray study --resume` goes on from the last stored state\n")
+
+
+def test_a_log_without_room_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match="of the trial"), worker._log_file(tmp_path):
+        worker.log.info("a line that finds no room")
+        raise DiskFullError("of the trial")
+    assert "No space" not in capsys.readouterr().err  # the logging module would print a traceback for every line
