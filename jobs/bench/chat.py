@@ -203,12 +203,14 @@ def main() -> None:
         publish(args, folder)
         before = os.getloadavg()[0]
         runs: dict[str, list[Round]] = {}
-        for arm, what in arms(folder, port, len(os.sched_getaffinity(0))).items():
-            if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
-                with server(what.command, port, warm_up=(PATH, body(QUESTIONS[0], 4)), **what.environment) as pid:
-                    measure(port, pid, args)  # nobody's speed
-                    runs[arm] = [measure(port, pid, args) for _ in range(args.rounds)]
-        show(runs, (before, os.getloadavg()[0]))
+        try:
+            for arm, what in arms(folder, port, len(os.sched_getaffinity(0))).items():
+                if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
+                    with server(what.command, port, warm_up=(PATH, body(QUESTIONS[0], 4)), **what.environment) as pid:
+                        measure(port, pid, args)  # nobody's speed
+                        runs[arm] = [measure(port, pid, args) for _ in range(args.rounds)]
+        finally:  # what was measured before an arm that does not start is not lost
+            show(runs, (before, os.getloadavg()[0]))
 
 
 if __name__ == "__main__":

@@ -154,7 +154,9 @@ def test_a_full_queue_is_a_rate_limit_and_empties_again(talking: Talking) -> Non
                 answers.append(err)
 
     threads = [threading.Thread(target=ask, daemon=True) for _ in range(6)]
-    for number, thread in enumerate(threads, 1):  # Serve counts who is on the way to a replica as waiting: all at once, more would be refused
+    for number, thread in enumerate(
+        threads, 1
+    ):  # Serve counts who is on the way to a replica as waiting: all at once, more would be refused
         thread.start()
         talking.wait_until_generating(min(number, 3))
     end = time.monotonic() + 10
