@@ -44,5 +44,12 @@ def test_what_rounding_explains_is_proven_and_what_it_does_not_is_refused(monkey
 def test_within_rounding_no_other_on_the_engine_may_be_nearer(monkeypatch: pytest.MonkeyPatch, opening: Shared) -> None:
     with pytest.raises(ArtifactError, match="as its base without adapter does"):
         prove(monkeypatch, opening, "other@1", np.add(BASE, [[1.2, 0.5]]), np.add(BASE, [[0.5, 0.1]]))
+    with pytest.raises(
+        ArtifactError, match="as its base without adapter does"
+    ):  # an adapter that does nothing, which rounding would explain
+        prove(monkeypatch, opening, "other@1", np.add(BASE, [[1.3, 0.5]]), BASE)
+    prove(
+        monkeypatch, opening, "other@1", np.add(BASE, [[1.3, 1.2]]), np.add(BASE, [[0.7, 0.7]])
+    )  # far from its own, and farther from the base
     with pytest.raises(ArtifactError, match="as adviser@1 does"):
         prove(monkeypatch, opening, "other@1", np.add(ADVISER, [[1.1, 0.0]]), np.add(ADVISER, [[0.2, 0.0]]))
