@@ -96,11 +96,9 @@ class Examples(Sequence[Example]):
         for rows, chosen in self._chunks():
             for row, row_id, rest in zip(rows, chosen.column(0).to_pylist(), chosen.column(2).to_pylist(), strict=True):
                 whole = self._example(row, _text(row_id), "", rest)
-                kept = (
-                    _NONE
-                    if metadata is None
-                    else {name: whole.metadata[name] for name in (metadata,) if name in whole.metadata} or whole.metadata
-                )
+                kept = _NONE if metadata is None else whole.metadata
+                if metadata is not None and metadata in kept:
+                    kept = {metadata: kept[metadata]}
                 side = whole.split and sys.intern(whole.split)
                 yield Example(whole.id, "", known.setdefault(whole.labels, whole.labels), side, kept, whole.where)
         yield from (replace(example, text="") for example in self._tail)

@@ -1,1 +1,1 @@
-from chaos import undisturbed  # noqa: F401  (a fixture)
+from chaos import small, undisturbed  # noqa: F401  (fixtures)

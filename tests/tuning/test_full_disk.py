@@ -2,43 +2,17 @@
 
 import errno
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from chaos import fill
 
 from medray import checkpoint, cli, storage
 from medray.errors import DiskFullError
 from medray.training import worker
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with little more room than a study asks for at its start."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a file system that can be filled needs the right to mount one: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """To the last byte."""
-    filler = folder / "filler"
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"0" * 65536)
-    with suppress(OSError), filler.open("ab", buffering=0) as file:
-        while file.write(b"0"):
-            pass
-    return filler
 
 
 def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(small: Path, tmp_path: Path) -> None:

@@ -1,40 +1,13 @@
 """A disk that fills up while a study writes to it, on Ray: one sentence, nothing half-written, and a study that goes on once there is room."""
 
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from chaos import Figures, Study, epochs_trained_twice, figures, write_study
+from chaos import Figures, Study, epochs_trained_twice, figures, fill, write_study
 
 from medray import checkpoint
 from medray.tuning.runs import latest
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with little more room than a study asks for at its start."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a file system that can be filled needs the right to mount one: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """To the last byte."""
-    filler = folder / "filler"
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"0" * 65536)
-    with suppress(OSError), filler.open("ab", buffering=0) as file:
-        while file.write(b"0"):
-            pass
-    return filler
 
 
 @pytest.mark.slow

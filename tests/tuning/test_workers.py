@@ -44,8 +44,11 @@ class Killer:
             os.kill(self.killed[0], signal.SIGKILL)
 
 
-def as_undisturbed(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path) -> None:
-    """A study of one trial, one of whose two workers is killed, against the same trial in this process; prints what happened."""
+Told = tuple[list[dict[str, Any]], int]  # rows by epoch, and the best one
+
+
+def run_both(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path) -> tuple[Told, Told]:
+    """A study of one trial, one of whose two workers is killed, and the same trial in this process; prints what happened."""
     killer, start = Killer(), time.monotonic()
     outcome = studies.run(study, cluster, Run.start(study), watcher=killer, on_audit=lambda audit: None)
     seconds = time.monotonic() - start
@@ -56,19 +59,23 @@ def as_undisturbed(study: StudyConfig, alone: StudyConfig, cluster: Cluster, fol
 
     folder.mkdir()
     undisturbed = tiny.trial(alone, folder).run()
-    metric = alone.trial(alone.base_models[0]).task.metric
     history = outcome.run.history(record.trial)
-    found, wanted = ([row["metrics"][metric] for row in rows] for rows in (history, undisturbed.history))
-    assert found == wanted
-    assert [row["train_loss"] for row in history] == pytest.approx([row["train_loss"] for row in undisturbed.history], abs=1e-5)
-    assert outcome.board.best.epoch == undisturbed.best["epoch"]
     told = [row["epoch"] for row in killer.rows]
     # Told while the worker died, one evaluation may come a second time, or never come to Tune; the history has each once.
     missed, again = len(history) - len(set(told)), len(told) - len(set(told))
     assert missed + again <= 1
     log = (outcome.run.trial_dir(record.trial) / "log.txt").read_text()
     (resumed,) = (line for line in log.splitlines() if "resumed after step" in line)
-    print(f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, {metric} {[round(value, 4) for value in found]}")
+    print(f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, metrics {[row['metrics'] for row in history]}")
+    return (history, outcome.board.best.epoch), (undisturbed.history, undisturbed.best["epoch"])
+
+
+def scores(told: Told, metric: str) -> list[float]:
+    return [row["metrics"][metric] for row in told[0]]
+
+
+def losses(told: Told) -> list[float]:
+    return [row["train_loss"] for row in told[0]]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,11 @@ def test_a_killed_worker_costs_at_most_the_steps_since_the_last_evaluation(
 ) -> None:
     settings = ("lora.dropout=0.0", "train.epochs=6")
     study = tiny.study(tmp_path, *settings, *strategy, f"resources={resources}")
-    as_undisturbed(study, tiny.study(tmp_path, *settings), cluster, tmp_path / "alone")
+    found, wanted = run_both(study, tiny.study(tmp_path, *settings), cluster, tmp_path / "alone")
+    metric = study.trial(study.base_models[0]).task.metric
+    assert scores(found, metric) == scores(wanted, metric)
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
+    assert found[1] == wanted[1]
 
 
 @pytest.mark.real
@@ -99,4 +110,7 @@ def test_a_study_of_real_abstracts_finds_the_same_after_a_worker_was_killed(tmp_
         "train={epochs: 4, samples_per_step: 8, learning_rate: 0.001}",
     )
     study = config.load([], [*settings, *ZERO_2, "resources={num_workers: 2, cpus_per_worker: 1, max_failures: 1}"])
-    as_undisturbed(study, config.load([], [*settings, "resources.cpus_per_worker=1"]), cluster, tmp_path / "alone")
+    found, wanted = run_both(study, config.load([], [*settings, "resources.cpus_per_worker=1"]), cluster, tmp_path / "alone")
+    assert scores(found, "f1_binary") == scores(wanted, "f1_binary")
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
+    assert found[1] == wanted[1]
