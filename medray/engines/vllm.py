@@ -226,6 +226,8 @@ async def _start(settings: Settings) -> Any:
             # Else the output layer is wrapped too: 0.29.0 then multiplies nothing at every token, and dies of prompt_logprobs in a batch.
             "lora_target_modules": list(settings.targets),
         }
+        if not settings.gpus:
+            lora["worker_extension_cls"] = "medray.engines._lora.Extension"
     return AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=str(settings.folder),

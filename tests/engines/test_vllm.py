@@ -1,6 +1,7 @@
 """vLLM says what the transformers engine says: merged, and by adapters that share a base."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def engines(checkpoints: list[Path]) -> list[vllm.Engine]:
-    """The base without an adapter, and both adapters."""
+    """The base without an adapter, and both adapters, which fill all places that there are."""
     base = load(checkpoints[0]).built.base
     targets = FAMILIES["llama"].lora_targets
-    settings = vllm.Settings(base.path, "fp32", 256, cache_tokens=4096, num_rows=8, rank=16, num_adapters=3, targets=targets)
+    settings = vllm.Settings(base.path, "fp32", 256, cache_tokens=4096, num_rows=16, rank=16, num_adapters=2, targets=targets)
     core = vllm.Core(settings)
     tokenizer = load(checkpoints[0]).built.tokenizer
     return [vllm.Engine(core, tokenizer), *(vllm.Engine(core, tokenizer, f"a{at}", folder) for at, folder in enumerate(checkpoints))]
@@ -61,6 +62,16 @@ def test_adapters_on_one_base_say_and_score_what_each_says_on_transformers(check
         np.testing.assert_allclose(engine.score(PROMPTS, behind), wanted.score(PROMPTS, behind), atol=1e-3)
     assert found[0] != found[1]
     assert said(engines[0], Sampling(max_tokens=12)) not in found
+
+
+def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(checkpoints: list[Path], engines: list[vllm.Engine]) -> None:
+    loaded = load(checkpoints[0], precision="fp32")
+    with loaded.built.model.disable_adapter():
+        wanted = said(loaded.engine, Sampling(max_tokens=12))
+    with ThreadPoolExecutor(2) as together:
+        adapted = together.submit(said, engines[2], Sampling(max_tokens=12))
+        assert said(engines[0], Sampling(max_tokens=12)) == wanted
+        assert adapted.result() == said(load(checkpoints[1], precision="fp32").engine, Sampling(max_tokens=12))
 
 
 def test_stop_strings_ends_and_log_probabilities_are_those_of_the_other_engine(checkpoints: list[Path], engines: list[vllm.Engine]) -> None:
