@@ -34,6 +34,10 @@ QUESTIONS = (
     "What is a tumour marker used for in oncology?",
 )
 SYSTEM = "You are a careful medical assistant."
+ANSWERS = {
+    "bench": "Please ask a doctor, who can examine you and knows your history.",
+    "other": "Rest, drink water, sleep well, and come back in a week if nothing changes.",
+}
 FIRST = "FastAPI + generate"
 
 
@@ -81,7 +85,10 @@ def fastapi_app() -> Any:
 
 
 def publish(args: argparse.Namespace, folder: Path) -> None:
-    """A release of one training step (its speed is that of any), and its merged model for those who know no releases."""
+    """Two releases that were taught another answer each, so that one engine can tell them apart, and the first one's merged model.
+
+    The answers are longer than what is asked for: nobody's text ends early.
+    """
     from medray import config as configs
     from medray.data import dataset as datasets
     from medray.registry import Registry
@@ -89,29 +96,28 @@ def publish(args: argparse.Namespace, folder: Path) -> None:
     from medray.training.material import gather
     from medray.training.trial import Trial
 
-    rows = [
-        {"id": f"r{number}", "instruction": f"{text} {number}", "response": "Ask a doctor."} for number, text in enumerate(QUESTIONS * 2)
-    ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = [
-        "name=bench",
-        f"data.format={{name: instructions, path: '{folder / 'rows.jsonl'}', id: id}}",
-        f"task={{name: instruct, metric: token_f1, max_length: 256, max_new_tokens: 2, system: '{SYSTEM}'}}",
-        "data.evaluation_rows=2",
-        f"base_models=[{{source: '{args.base}'}}]",
-        "train.max_steps=1",
-        "train.learning_rate=0.0001",
-    ]
-    config = configs.load([], settings)
-    trial_config = config.trial(config.base_models[0])
-    dataset = datasets.load(trial_config.data)
-    task = tasks.fit(trial_config.task, dataset.label_sets(), dataset.train)
-    material = gather(trial_config, dataset, task, folder)
-    checkpoint = Trial(trial_config, material, folder / "trial", lambda report: None).run().checkpoint
     registry = Registry(str(folder / "runs"))
-    release = registry.publish(checkpoint, "bench")
-    registry.publish(checkpoint, "other")  # beside it on one engine
-    release.export(folder / "merged", merged=True)
+    for name, answer in ANSWERS.items():
+        rows = [
+            {"id": f"r{number}", "instruction": f"{text} {number}", "response": " ".join([answer] * (args.tokens // 8))}
+            for number, text in enumerate(QUESTIONS * 2)
+        ]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = [
+            f"name={name}",
+            f"data.format={{name: instructions, path: '{folder / 'rows.jsonl'}', id: id}}",
+            f"task={{name: instruct, metric: token_f1, max_length: 512, max_new_tokens: 2, system: '{SYSTEM}'}}",
+            "data.evaluation_rows=2",
+            f"base_models=[{{source: '{args.base}'}}]",
+            f"train={{max_steps: {args.steps}, samples_per_step: 8, learning_rate: 0.001, schedule: constant}}",
+        ]
+        config = configs.load([], settings)
+        trial_config = config.trial(config.base_models[0])
+        dataset = datasets.load(trial_config.data)
+        task = tasks.fit(trial_config.task, dataset.label_sets(), dataset.train)
+        material = gather(trial_config, dataset, task, folder / name)
+        registry.publish(Trial(trial_config, material, folder / name / "trial", lambda report: None).run().checkpoint, name)
+    registry.resolve("bench@1").export(folder / "merged", merged=True)
 
 
 def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
@@ -190,6 +196,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="that each of the two releases is trained for")
     parser.add_argument("--only", nargs="*", default=None, help="arms to run, by the beginning of their names")
     parser.add_argument("--fastapi", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
