@@ -27,6 +27,7 @@ _SHARED = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # workers may wait a day for others' jobs: after a minute each trial would fail
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is noticed after 30 s otherwise
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # one that starts on a busy machine is killed after 5 s, and `medray serve` fails with it
     # Our replicas and ingress never block their loop, so threads of Serve's own would only cost a tenth of a request's CPU seconds.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
