@@ -1,7 +1,7 @@
 """Text by vLLM, in processes of its own: on one core, releases as LoRA requests on their base, or one merged model.
 
-The one file of this process that imports vLLM, inside functions: that takes seconds, and reads its environment (`_lora` is imported by its workers). Prompts are token ids; what
-becomes of the tokens (text, stop strings, ends) is ours, so that both engines say the same. Knows no task.
+The one file of this process that imports vLLM (its workers import `_lora`), inside functions: that takes seconds, and reads its
+environment. Prompts are token ids; what becomes of the tokens (text, stop strings, ends) is ours, so that both engines say the same. Knows no task.
 """
 
 import asyncio
