@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medray.models import attention
 from medray.models.batch import collate
 from medray.models.places import answer_places, logits_at
 
@@ -24,7 +25,7 @@ def method(model: Any) -> Method:
         return whole_rows
     # One mask serves all layers, and flash attention takes none.
     alike = len(set(getattr(config, "layer_types", None) or [None])) == 1
-    return block_mask if alike and config._attn_implementation in ("sdpa", "eager") else repeated_cache
+    return block_mask if alike and config._attn_implementation in ("sdpa", "eager", attention.NAME) else repeated_cache
 
 
 def row_length(prompt: Ids, continuations: Sequence[Ids]) -> int:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from medray.config import ModelOptions
 from medray.errors import ArtifactError
 from medray.models import quantization
+from medray.models.attention import set_attention
 from medray.models.families import Family, family_of
 from medray.models.quiet import quiet
 from medray.models.sources import Base
@@ -73,6 +74,7 @@ def load(base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: in
         raise ArtifactError(f"{base.source}: cannot be loaded as {kind.__name__.removeprefix('Auto')}: {first_line(err)}") from err
     if quantised:
         quantization.settle(bare)
+    set_attention(bare)
     family = family or family_of(bare, config.model_type)
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     heads = _fresh_modules(bare, family, set(info["missing_keys"])) if head else ()
