@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from medray import config as configs
@@ -34,7 +35,7 @@ SHAPES = {
 @dataclass(frozen=True)
 class Arm:
     tutorial: bool = False
-    options: dict[str, Any] = field(default_factory=dict)  # of the tutorial way
+    options: dict[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()  # of medray
     workers: int = 1
 
@@ -51,12 +52,13 @@ ARMS = {
     "tutorial bf16": Arm(tutorial=True, options={"bf16": True}),
     "tutorial QLoRA bf16": Arm(tutorial=True, options={"bf16": True}, settings=(NF4,)),
     "medray": Arm(),
+    "medray plain": Arm(options={"plain": True}),
     "medray fp32": Arm(settings=("model.precision=fp32",)),
     "medray QLoRA": Arm(settings=(NF4,)),
     "medray 2 workers": Arm(settings=("model.precision=bf16",), workers=2),
     **{f"medray 2 workers ZeRO-{stage}": Arm(settings=zero(stage), workers=2) for stage in (1, 2, 3)},
 }
-DEFAULT = [name for name in ARMS if "bf16" not in name]
+DEFAULT = [name for name in ARMS if "bf16" not in name and "plain" not in name]
 
 
 @dataclass
@@ -114,7 +116,7 @@ def run(arm: Arm, args: argparse.Namespace, seed: int, folder: str) -> Run:
     config = asked.trial(asked.base_models[0])
     dataset = datasets.load(config.data)
     material = gather(config, dataset, tasks.fit(config.task, dataset.label_sets()), Path(folder))
-    found = tutorial(config, material, dataset, folder, **arm.options) if arm.tutorial else medray(config, material, dataset, folder)
+    found = (tutorial if arm.tutorial else medray)(config, material, dataset, folder, **arm.options)
     found.rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
         found.gpu_mib = torch.cuda.max_memory_allocated() / 2**20
@@ -145,6 +147,7 @@ def tutorial(
     start = time.perf_counter()
     options = config.model.model_copy(update={"dropout": dropout})
     built: Built = build(material.base, material.task.head(), options, config.lora, seed=config.seed)
+    as_it_comes(built.model)
     num_parameters = built.num_parameters
     if bf16:
         for parameter in built.model.parameters():
@@ -186,10 +189,23 @@ def tutorial(
     return Run(load_s, train_s, done.global_step, real, judge(engine, material, dataset, folder), used, num_parameters)
 
 
-def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: str) -> Run:
-    """Our trial as users run it; its training time includes the precision probe, checkpoints and stored states, not evaluations."""
+def as_it_comes(model: Any) -> None:
+    """With transformers' attention and PEFT's dropout, which medray replaces."""
+    model.get_base_model().set_attn_implementation("sdpa")
+    for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+        for name, dropout in list(layer.lora_dropout.items()):
+            layer.lora_dropout[name] = torch.nn.Dropout(dropout.p) if isinstance(dropout, torch.nn.Dropout) else dropout
+
+
+def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: str, *, plain: bool = False) -> Run:
+    """Our trial as users run it; its training time includes the precision probe, checkpoints and stored states, not evaluations.
+
+    Plain, it has the attention of transformers and the dropout of PEFT.
+    """
     start = time.perf_counter()
     trial = Trial(config, material, Path(folder) / "trial", lambda report: None)
+    if plain:
+        as_it_comes(trial.built.model)
     load_s = time.perf_counter() - start
     evaluating = 0.0
     evaluate = trial._evaluate

@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from arms import as_it_comes
 
 from medray import config as configs
 from medray.config import TrialConfig
@@ -96,6 +97,7 @@ def tutorial(config: TrialConfig, material: Material, dataset: Dataset, folder: 
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     built = build(material.base, None, config.model, config.lora, seed=config.seed)
+    as_it_comes(built.model)
     rows, pad = material.prepared.split("train"), built.tokenizer.pad_token_id
     held = [rows.tokens(number).tolist() for number in range(len(rows))]
     padded = [(ids + [pad] * TUTORIAL_LENGTH)[:TUTORIAL_LENGTH] for ids in held]

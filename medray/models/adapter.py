@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medray.config import LoraConfig
 from medray.errors import ArtifactError
+from medray.models.dropout import quicken
 from medray.models.families import Family, targets
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -39,6 +40,7 @@ def attach(bare: Any, family: Family, lora: LoraConfig, *, task_type: str) -> Pe
     )
     wanted = set(config.target_modules)
     adapted = get_peft_model(bare, config)
+    quicken(adapted)
     _to_type(adapted, torch.bfloat16 if lora.dtype == "bf16" else torch.float32)
     # PEFT shortens a long list of targets to endings that mean the same; that they do is checked, not believed.
     found = {name.removeprefix(_PREFIX) for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
@@ -61,6 +63,7 @@ def restore(bare: Any, family: Family, folder: Path) -> PeftModel:
         adapted = get_peft_model(bare, config)
     except ValueError as err:
         raise ArtifactError(f"{folder / CONFIG}: does not fit the base: {err}") from err
+    quicken(adapted)
     _compare(path, family, state(adapted), saved)
     types = {tensor.dtype for name, tensor in saved.items() if ".lora_" in name}
     if len(types) == 1:

@@ -9,6 +9,7 @@ import torch
 
 from medray.config import TrainConfig
 from medray.errors import TrialError
+from medray.models.dropout import quicken
 from medray.training.slot import Slot, Stopper, open_slot, rate_factor
 from medray.training.strategies.torch import Strategy
 from medray.training.trial import Trial
@@ -24,6 +25,7 @@ def beside(trial: Trial, other: Trial) -> Slot:
     """The other trial's adapter and head as a second slot on this trial's base."""
     model = trial.built.model
     model.add_adapter("second", model.peft_config["default"])
+    quicken(model)
     model.set_adapter("second")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
