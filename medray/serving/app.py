@@ -12,7 +12,7 @@ from medray.serving.replica import HeadReplica
 from medray.serving.schemas import AppOptions
 
 log = logging.getLogger(__name__)
-_QUIET = LoggingConfig(enable_access_log=False)  # the audit line says it once, and more
+QUIET = LoggingConfig(enable_access_log=False)  # the audit line says it once, and more
 
 
 def build(options: AppOptions) -> serve.Application:
@@ -30,7 +30,7 @@ def build(options: AppOptions) -> serve.Application:
         max_ongoing_requests=1000,  # the bound is in front of the heads, where it is answered with a typed 429
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=options.limits.timeout_s,
-        logging_config=_QUIET,
+        logging_config=QUIET,
     )
     return ingress.bind(options, heads)
 
@@ -50,6 +50,6 @@ def _head(group: Group, options: AppOptions) -> serve.Application:
         health_check_timeout_s=30,  # a load holds the GIL for seconds
         graceful_shutdown_timeout_s=limits.timeout_s,
         ray_actor_options={"num_cpus": options.cpus * options.replicas * len(group.references) if is_one else options.cpus},
-        logging_config=_QUIET,
+        logging_config=QUIET,
     )
     return deployment.bind(group, options)

@@ -14,7 +14,7 @@ from medray import storage
 from medray.client import Client
 from medray.runtime import free_port, start_cluster
 from medray.serving.addresses import check_address
-from medray.serving.app import build
+from medray.serving.app import QUIET, build
 from medray.serving.schemas import AppOptions
 
 NAME = "medray"
@@ -29,7 +29,9 @@ def serving(options: AppOptions, *, host: str, port: int, num_cpus: int | None =
     with start_cluster(num_cpus=num_cpus):
         try:
             serve.start(
-                proxy_location="HeadOnly", http_options={"host": host, "port": port, "request_timeout_s": 2 * options.limits.timeout_s}
+                proxy_location="HeadOnly",
+                http_options={"host": host, "port": port, "request_timeout_s": 2 * options.limits.timeout_s},
+                logging_config=QUIET,
             )
             serve.run(application, name=NAME)
             yield

@@ -175,6 +175,7 @@ def test_no_text_is_in_any_log_and_the_audit_line_is(served: Served) -> None:
         time.sleep(0.2)
     for part in ('"request_id": "', '"status": 200', '"labels": ["', '"ms": '):
         assert part in audit[-1]
+    assert {path.parent.name for path, text in written.items() if '"release": "cancer@1"' in text} == {"serve"}  # not in Ray's logs as well
     assert [str(path) for path, text in written.items() if MARKER in text] == []
     assert [str(path) for path, text in written.items() if TOKEN in text] == []
 
