@@ -35,8 +35,11 @@ lint: $(READY)
 check: lint
 	$(BIN)/pytest -m 'not slow and not real and not ray and not vllm' -x
 
+# Models of tests are tiny: a second thread costs them more than it brings. Tests that need Ray share one cluster, and take turns.
+test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/pytest -m 'not slow' --durations=15
+	$(BIN)/pytest -m 'not slow and not ray' -n 2 --dist loadfile --durations=15
+	$(BIN)/pytest -m 'ray and not slow' --durations=15
 
 test-slow: $(READY)
 	$(BIN)/pytest -m 'slow and not chaos'

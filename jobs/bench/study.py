@@ -68,16 +68,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         asked = study(args, folder)
         searched = search(asked)
+        tell(f"the study: {searched.seconds:.0f} s, {searched.epochs} epochs")
         dataset = datasets.load(asked.data)
         task = tasks.fit(asked.task, dataset.label_sets())
         trials = [asked.trial(asked.base_models[0], record.settings) for record in searched.records]
         material = gather(trials[0], dataset, task, Path(folder) / "bench")
         ours = in_sequence(trials, material, Path(folder))
-        theirs = [
-            tutorial(trial, material, dataset, f"{folder}/tutorial-{at}", dropout=0.1) for at, trial in enumerate(trials[: args.full])
-        ]
-        show(searched, ours, [run.load_s + run.train_s for run in theirs], args)
         show_f1(searched.checkpoint, ours.checkpoint, dataset, Path(folder))
+        theirs = []
+        for at, trial in enumerate(trials[: args.full]):
+            run = tutorial(trial, material, dataset, f"{folder}/tutorial-{at}", dropout=0.1)
+            theirs.append(run.load_s + run.train_s)
+            tell(f"the tutorial script, trial {at}: {theirs[-1]:.0f} s")
+        show(searched, ours, theirs, args)
+
+
+def tell(line: str) -> None:
+    """An arm's figures as soon as it has ended: a run that is cut off still has those of the arms before."""
+    print(line, flush=True)
 
 
 def study(args: argparse.Namespace, folder: str) -> StudyConfig:
@@ -111,7 +119,10 @@ def search(asked: StudyConfig) -> Searched:
 
 def in_sequence(trials: list[TrialConfig], material: Material, folder: Path) -> InSequence:
     start = time.perf_counter()
-    results = [Trial(trial, material, folder / f"alone-{at}", lambda report: None).run() for at, trial in enumerate(trials)]
+    results = []
+    for at, trial in enumerate(trials):
+        results.append(Trial(trial, material, folder / f"alone-{at}", lambda report: None).run())
+        tell(f"our trainer, trial {at}: after {time.perf_counter() - start:.0f} s in all")
     seconds = time.perf_counter() - start
     best = max(results, key=lambda result: result.best["metrics"][METRIC])
     return InSequence(seconds, sum(len(result.history) for result in results), best.checkpoint)
@@ -141,7 +152,8 @@ def show_f1(searched: Path, alone: Path, dataset: Dataset, folder: Path) -> None
     paired = compare(first, second, METRIC)
     print(
         f"test {METRIC} of the study's winner {values[0]:.4f}, of the best of all full trials {values[1]:.4f}: difference"
-        f" {100 * paired.difference:+.1f} points (95 % interval {100 * paired.low:+.1f} to {100 * paired.high:+.1f})"
+        f" {100 * paired.difference:+.1f} points (95 % interval {100 * paired.low:+.1f} to {100 * paired.high:+.1f})",
+        flush=True,
     )
 
 
