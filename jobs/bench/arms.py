@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import Linear
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from medray import config as configs
@@ -21,6 +22,7 @@ from medray.engines.transformers import Engine
 from medray.loading import load
 from medray.models import sources
 from medray.models.build import Built, build
+from medray.models.quick import QuickLinear
 from medray.tasks import base as tasks
 from medray.training.material import Material, gather
 from medray.training.trial import Trial
@@ -190,9 +192,11 @@ def tutorial(
 
 
 def as_it_comes(model: Any) -> None:
-    """With transformers' attention and PEFT's dropout, which medray replaces."""
+    """With transformers' attention and PEFT's layers, which medray replaces."""
     model.get_base_model().set_attn_implementation("sdpa")
     for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+        if type(layer) is QuickLinear:
+            layer.__class__ = Linear
         for name, dropout in list(layer.lora_dropout.items()):
             layer.lora_dropout[name] = torch.nn.Dropout(dropout.p) if isinstance(dropout, torch.nn.Dropout) else dropout
 
@@ -200,7 +204,7 @@ def as_it_comes(model: Any) -> None:
 def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: str, *, plain: bool = False) -> Run:
     """Our trial as users run it; its training time includes the precision probe, checkpoints and stored states, not evaluations.
 
-    Plain, it has the attention of transformers and the dropout of PEFT.
+    Plain, it has the attention of transformers and the layers of PEFT.
     """
     start = time.perf_counter()
     trial = Trial(config, material, Path(folder) / "trial", lambda report: None)

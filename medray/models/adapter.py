@@ -14,8 +14,8 @@ from torch import Tensor
 
 from medray.config import LoraConfig
 from medray.errors import ArtifactError
-from medray.models.dropout import quicken
 from medray.models.families import Family, targets
+from medray.models.quick import quicken
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # PEFT's, before the names that the base has

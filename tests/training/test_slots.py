@@ -9,7 +9,7 @@ import torch
 
 from medray.config import TrainConfig
 from medray.errors import TrialError
-from medray.models.dropout import quicken
+from medray.models.quick import quicken
 from medray.training.slot import Slot, Stopper, open_slot, rate_factor
 from medray.training.strategies.torch import Strategy
 from medray.training.trial import Trial
