@@ -18,7 +18,6 @@ from rich.console import Console
 from medray import config as configs
 from medray.config import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
-from medray.data.dataset import Dataset
 from medray.loading import load
 from medray.records import TrialRecord
 from medray.runtime import start_cluster
@@ -60,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=9, help="of a trial that is not stopped")
+    parser.add_argument("--validation", type=int, help="validation rows that are answered after each epoch; all unless given")
     parser.add_argument("--full", type=int, default=2, help="configurations that the tutorial script trains fully")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
         trials = [asked.trial(asked.base_models[0], record.settings) for record in searched.records]
         material = gather(trials[0], dataset, task, Path(folder) / "bench")
         ours = in_sequence(trials, material, Path(folder))
-        show_f1(searched.checkpoint, ours.checkpoint, dataset, Path(folder))
+        show_f1(searched.checkpoint, ours.checkpoint, asked, Path(folder))
         theirs = []
         for at, trial in enumerate(trials[: args.full]):
             run = tutorial(trial, material, dataset, f"{folder}/tutorial-{at}", dropout=0.1)
@@ -98,6 +98,7 @@ def study(args: argparse.Namespace, folder: str) -> StudyConfig:
             f"data.format={{name: raw_abstracts, path: '{args.data}'}}",
             f"data.split={{seed: {args.seed}}}",
             f"data.limit={args.rows}",
+            *([f"data.evaluation_rows={args.validation}"] if args.validation else []),
             f"task={{name: classification, positive_label: {args.positive}, metric: {METRIC}}}",
             f"base_models=[{{source: '{args.base}'}}]",
             f"train={{epochs: {args.epochs}, samples_per_step: 8, warmup_ratio: 0.1, schedule: constant}}",
@@ -141,8 +142,9 @@ def show(searched: Searched, ours: InSequence, theirs: list[float], args: argpar
     print(f"the study, with ASHA          {searched.seconds:8.0f} s  {searched.epochs:4} epochs")
 
 
-def show_f1(searched: Path, alone: Path, dataset: Dataset, folder: Path) -> None:
+def show_f1(searched: Path, alone: Path, asked: StudyConfig, folder: Path) -> None:
     """Test rows are answered by both before their labels are opened, once."""
+    dataset = datasets.load(asked.data.model_copy(update={"evaluation_rows": None}))  # of the validation rows: the test is whole
     rows = dataset.unlabelled_test()
     found = [load(checkpoint) for checkpoint in (searched, alone)]
     predictions = [loaded.task.predict(loaded.engine, rows) for loaded in found]
