@@ -90,7 +90,23 @@ def serving(place: Path) -> Iterator[Served]:
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         yield Served(port, storage, logs, _wait_until_running(Client(f"http://127.0.0.1:{port}", TOKEN)))
     finally:
-        serve.shutdown()
+        end_serve()
+
+
+def end_serve() -> None:
+    """Serve's own end gives up after 30 s: whoever starts next would find a controller that is about to go."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        try:
+            ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        except ValueError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("Serve's controller has not ended")
 
 
 def _wait_until_running(client: Client) -> tuple[str, ...]:

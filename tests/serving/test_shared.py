@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+from session import end_serve
 
 from medray import checkpoint
 from medray.data.base import Message
@@ -144,7 +145,7 @@ def test_releases_that_share_an_engine_follow_their_aliases_over_http(registry: 
         assert says("nurse") == right("nurse@1")
         assert len({report["replica"] for found in health(port)["releases"].values() for report in found["replicas"]}) == 1
     finally:
-        serve.shutdown()
+        end_serve()
 
 
 def test_an_adapter_that_fails_its_probe_never_answers(registry: Registry) -> None:

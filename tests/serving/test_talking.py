@@ -15,7 +15,7 @@ from typing import Any
 import openai
 import pytest
 import tiny
-from session import TOKEN, processes
+from session import TOKEN, end_serve, processes
 from transformers import LlamaForCausalLM
 
 import medray
@@ -65,7 +65,6 @@ class Talking:
 def talking(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talking]:
     """One replica, which generates two long texts at a time and lets one wait."""
     import ray
-    from ray import serve
 
     place = tmp_path_factory.mktemp("talking")
     base = tiny.base(place, "llama", max_position_embeddings=4096)
@@ -95,7 +94,7 @@ def talking(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
             logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
             yield Talking(f"http://127.0.0.1:{port}", place / "runs", logs)
     finally:
-        serve.shutdown()
+        end_serve()
 
 
 def test_what_is_told_is_what_the_loaded_release_says_streamed_and_not(talking: Talking) -> None:

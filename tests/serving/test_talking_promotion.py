@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 import tiny
-from session import TOKEN
+from session import TOKEN, end_serve
 from transformers import LlamaForCausalLM
 
 import medray
@@ -61,8 +61,6 @@ class Adviser:
 @pytest.fixture(scope="module")
 def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adviser]:
     """Versions 1 and 2 of one base, of which `best` is 1, on two replicas."""
-    from ray import serve
-
     place = tmp_path_factory.mktemp("promotion")
     base = tiny.base(place, "llama", max_position_embeddings=512)
     model = LlamaForCausalLM.from_pretrained(base)
@@ -93,7 +91,7 @@ def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         with local.serving(options, host="127.0.0.1", port=port):
             yield Adviser(f"http://127.0.0.1:{port}", place / "runs")
     finally:
-        serve.shutdown()
+        end_serve()
 
 
 def expected(adviser: Adviser) -> dict[int, dict[str, tuple[str, str | None]]]:

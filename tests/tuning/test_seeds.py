@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from ray import serve
+from session import end_serve
 
 from medray import config, evaluation
 from medray.client import Client
@@ -110,7 +110,7 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
             for (_, outcome), name in zip(found, ("symptoms", "pubmedqa"), strict=True):
                 _answers_as_in_training(client, outcome, name)
     finally:
-        serve.shutdown()
+        end_serve()
 
 
 def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
@@ -156,7 +156,7 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
             for name, (_, outcome) in found.items():
                 _finds_as_in_training(client, outcome, name)
     finally:
-        serve.shutdown()
+        end_serve()
 
 
 def _finds_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
