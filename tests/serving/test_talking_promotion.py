@@ -67,9 +67,9 @@ def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     model.lm_head.weight.data[tiny.tokenizer("llama").eos_token_id] = 0  # no text ends early: streams are under way when the alias moves
     model.save_pretrained(base)
     registry = Registry(str(place / "runs"))
-    for seed in (0, 1):
+    for seed, rate in enumerate((0.02, 0.002)):  # the second learns little, and says something else to every question
         (folder := place / str(seed)).mkdir()
-        study = tiny.instruct_study(place, f"seed={seed}", "train={max_steps: 8, learning_rate: 0.02}", "train.epochs=null")
+        study = tiny.instruct_study(place, f"seed={seed}", f"train={{max_steps: 8, learning_rate: {rate}}}", "train.epochs=null")
         registry.publish(tiny.trial(study, folder).run().checkpoint, "adviser")
     registry.point("adviser", "best", 1)
     (place / "runs" / "token").write_text(TOKEN + "\n")
