@@ -6,7 +6,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Linear
 from torch import Tensor
-from torch.nn import Dropout, Module
+from torch.nn import Dropout, Identity, Module
 
 _STEPS = 1 << 16  # a quarter of a drawn number decides over each
 
@@ -58,7 +58,8 @@ class QuickLinear(Linear):  # type: ignore[misc]  # PEFT's are untyped
         down, up = self.lora_A[name], self.lora_B[name]
         is_whole = not hasattr(down.weight, "ds_id")  # ZeRO-3 brings a weight together when its module is called
         is_one_type = torch.is_autocast_enabled("cpu") or x.dtype == down.weight.dtype == self.base_layer.weight.dtype
-        return is_whole and is_one_type and name not in self.lora_variant and down.bias is None and up.bias is None
+        is_vanilla = name not in self.lora_variant and isinstance(self.lora_dropout[name], (Dropout, Identity))
+        return is_whole and is_one_type and is_vanilla and down.bias is None and up.bias is None
 
 
 class _Adapted(torch.autograd.Function):

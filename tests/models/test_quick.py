@@ -131,6 +131,14 @@ def test_adapters_that_are_not_plain_are_pefts(settings: dict[str, bool]) -> Non
     assert torch.equal(ours(inputs), theirs(inputs))
 
 
+def test_a_dropout_that_is_none_of_pytorchs_is_asked() -> None:
+    theirs, ours = adapted(0.5)
+    inputs = torch.randn(15, 24)
+    for layer in (theirs, ours):
+        layer.lora_dropout["default"] = Times(torch.full((15, 24), 3.0))  # type: ignore[operator, union-attr]
+    assert torch.equal(ours(inputs), theirs(inputs))
+
+
 def test_switched_off_merged_and_doubled_it_is_pefts() -> None:
     theirs, ours = adapted()
     inputs = torch.randn(15, 24)
