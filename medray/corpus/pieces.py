@@ -15,7 +15,7 @@ from medray.corpus.sources import Columns, Shard
 
 _MOST_CHARACTERS = 8_000_000  # of a piece, whatever its rows
 _LEAST_ROWS, _MOST_ROWS = 64, 4096
-_PIECES_A_WORKER = 8  # so that the last ones end at about the same time
+_PIECES_A_WORKER = 16  # so that the last ones end at about the same time
 REPEATED = "repeated id"
 _ROW = pa.struct(
     [

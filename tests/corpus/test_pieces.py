@@ -57,7 +57,7 @@ def test_a_piece_crosses_a_table_unchanged() -> None:
 
 def test_small_inputs_still_keep_every_worker_busy_and_large_ones_have_bounded_pieces() -> None:
     assert pieces.num_rows(10, 4) == 64
-    assert pieces.num_rows(8000, 4) == 250
+    assert pieces.num_rows(8000, 4) == 125
     assert pieces.num_rows(10**7, 4) == 4096
 
 
