@@ -22,8 +22,8 @@ from medray.engines.transformers import Engine
 from medray.models import int8
 from medray.models.batch import collate
 from medray.models.build import Built, merge
-from medray.models.half import cast
 from medray.selection.leaderboard import f1_of
+from medray.serving.timing import cast
 from medray.tasks.base import task_options
 from medray.tuning.runs import SETTINGS, latest
 

@@ -17,7 +17,6 @@ from medray.errors import MedrayError, ServingError
 from medray.loading import answers, check_int8, prove, read_cloud
 from medray.models import int8
 from medray.models.build import Built, merge
-from medray.models.half import cast, cast_linears
 from medray.records import CalibrationRecord
 from medray.registry import Release
 from medray.selection.nearness import Cloud
@@ -27,7 +26,7 @@ from medray.serving.likeness import far
 from medray.serving.schemas import ROUTES, AppOptions, InputNote, Request, Response, Route
 from medray.serving.streams import Streams
 from medray.serving.talk import Described
-from medray.serving.timing import fastest, generates, time_steps, time_texts
+from medray.serving.timing import cast, cast_linears, fastest, generates, time_steps, time_texts
 from medray.serving.turn import Turn
 from medray.tasks.base import Chatting, Task
 

@@ -17,13 +17,13 @@ import torch
 from medray.data.base import Message
 from medray.facts import DISCLAIMER
 from medray.generation import Chunk, Sampling, gather
-from medray.models.half import cast
 from medray.registry import Registry, Release
 from medray.serving.chat import Chat, Telling, TooLongError, without_disclaimer
 from medray.serving.head import Head, open_head
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import AppOptions, ClassifyRequest, Limits, Refused
 from medray.serving.talk import Asked, Begun, Said
+from medray.serving.timing import cast
 
 QUESTIONS = ("renal failure study", "rhythm pressure", "fever after infection and culture", "glucose")
 OPTIONS = {"precision": "fp32", "token_budget": 256}
