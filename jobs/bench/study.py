@@ -59,7 +59,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=9, help="of a trial that is not stopped")
-    parser.add_argument("--grace", type=int, default=2, help="epochs of every trial; then ASHA may stop it")
     parser.add_argument("--validation", type=int, help="validation rows that are answered after each epoch; all unless given")
     parser.add_argument("--full", type=int, default=2, help="configurations that the tutorial script trains fully")
     parser.add_argument("--seed", type=int, default=0)
@@ -103,7 +102,7 @@ def study(args: argparse.Namespace, folder: str) -> StudyConfig:
             f"task={{name: classification, positive_label: {args.positive}, metric: {METRIC}}}",
             f"base_models=[{{source: '{args.base}'}}]",
             f"train={{epochs: {args.epochs}, samples_per_step: 8, warmup_ratio: 0.1, schedule: constant}}",
-            f"search={{num_trials: {args.trials}, scheduler: asha, grace_epochs: {args.grace}}}",
+            f"search={{num_trials: {args.trials}, scheduler: asha, grace_epochs: 1}}",
             "search.space={train.learning_rate: {loguniform: [1.0e-4, 4.0e-3]}, lora.r: {choice: [8, 16, 32]}}",
         ],
     )
@@ -137,7 +136,7 @@ def show(searched: Searched, ours: InSequence, theirs: list[float], args: argpar
         f"\nthe study trains {1 / share:.2f} times fewer epochs than {args.trials} full trials, in {searched.seconds / (share * ours.seconds):.2f} times"
         f" its share of their time, and is {scaled / searched.seconds:.1f} times as fast as the tutorial script"
     )
-    print(f"{args.base}, {args.rows} rows, {args.trials} trials of up to {args.epochs} epochs, first rung {args.grace}, seed {args.seed}")
+    print(f"{args.base}, {args.rows} rows, {args.trials} trials of up to {args.epochs} epochs, seed {args.seed}")
     print(f"tutorial script, in sequence  {scaled:8.0f} s  {args.trials * args.epochs:4} epochs ({len(theirs)} run fully, the rest scaled)")
     print(f"our trainer, in sequence      {ours.seconds:8.0f} s  {ours.epochs:4} epochs")
     print(f"the study, with ASHA          {searched.seconds:8.0f} s  {searched.epochs:4} epochs")
