@@ -1,7 +1,8 @@
 """A study with ASHA against what it replaces, in one run: each configuration trained to its end by a tutorial script, and by our trainer.
 
 All three try the same configurations of one base model. The tutorial script runs fully for `--full` of them, the rest is scaled and marked
-so. `--data` takes a folder in the raw layout; without it the synthetic sample is used.
+so. Rows that do not train choose and judge: an F1 on few rows tells little. `--data` takes a folder in the raw layout; without it the
+synthetic sample is used.
 """
 
 import argparse
@@ -59,7 +60,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=9, help="of a trial that is not stopped")
-    parser.add_argument("--validation", type=int, help="validation rows that are answered after each epoch; all unless given")
+    parser.add_argument("--grace", type=int, default=2, help="epochs before a trial can be stopped; the first one is the warm-up")
+    parser.add_argument("--test", type=float, default=0.55, help="share of the rows that judge")
     parser.add_argument("--full", type=int, default=2, help="configurations that the tutorial script trains fully")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -96,13 +98,12 @@ def study(args: argparse.Namespace, folder: str) -> StudyConfig:
             f"storage_path={folder}",
             f"seed={args.seed}",
             f"data.format={{name: raw_abstracts, path: '{args.data}'}}",
-            f"data.split={{seed: {args.seed}}}",
+            f"data.split={{seed: {args.seed}, test: {args.test}}}",
             f"data.limit={args.rows}",
-            *([f"data.evaluation_rows={args.validation}"] if args.validation else []),
             f"task={{name: classification, positive_label: {args.positive}, metric: {METRIC}}}",
             f"base_models=[{{source: '{args.base}'}}]",
             f"train={{epochs: {args.epochs}, samples_per_step: 8, warmup_ratio: 0.1, schedule: constant}}",
-            f"search={{num_trials: {args.trials}, scheduler: asha, grace_epochs: 1}}",
+            f"search={{num_trials: {args.trials}, scheduler: asha, grace_epochs: {args.grace}}}",
             "search.space={train.learning_rate: {loguniform: [1.0e-4, 4.0e-3]}, lora.r: {choice: [8, 16, 32]}}",
         ],
     )
@@ -136,7 +137,7 @@ def show(searched: Searched, ours: InSequence, theirs: list[float], args: argpar
         f"\nthe study trains {1 / share:.2f} times fewer epochs than {args.trials} full trials, in {searched.seconds / (share * ours.seconds):.2f} times"
         f" its share of their time, and is {scaled / searched.seconds:.1f} times as fast as the tutorial script"
     )
-    print(f"{args.base}, {args.rows} rows, {args.trials} trials of up to {args.epochs} epochs, seed {args.seed}")
+    print(f"{args.base}, {args.rows} rows, {args.trials} trials of {args.grace} to {args.epochs} epochs, seed {args.seed}")
     print(f"tutorial script, in sequence  {scaled:8.0f} s  {args.trials * args.epochs:4} epochs ({len(theirs)} run fully, the rest scaled)")
     print(f"our trainer, in sequence      {ours.seconds:8.0f} s  {ours.epochs:4} epochs")
     print(f"the study, with ASHA          {searched.seconds:8.0f} s  {searched.epochs:4} epochs")
@@ -144,7 +145,7 @@ def show(searched: Searched, ours: InSequence, theirs: list[float], args: argpar
 
 def show_f1(searched: Path, alone: Path, asked: StudyConfig, folder: Path) -> None:
     """Test rows are answered by both before their labels are opened, once."""
-    dataset = datasets.load(asked.data.model_copy(update={"evaluation_rows": None}))  # of the validation rows: the test is whole
+    dataset = datasets.load(asked.data)
     rows = dataset.unlabelled_test()
     found = [load(checkpoint) for checkpoint in (searched, alone)]
     predictions = [loaded.task.predict(loaded.engine, rows) for loaded in found]
