@@ -1,12 +1,15 @@
 """Files of a base model from the Hugging Face Hub. What can go wrong there becomes one sentence; no token is read or kept here."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP client that it uses
+from huggingface_hub.utils import get_session
 
 from medray.errors import ArtifactError
 
@@ -28,7 +31,21 @@ def snapshot(model_id: str, revision: str | None, has_weights: Callable[[Path], 
 
 def config(model_id: str, revision: str | None) -> Path:
     with _explained(model_id, revision):
-        return Path(huggingface_hub.hf_hub_download(model_id, "config.json", revision=revision))
+        return Path(huggingface_hub.hf_hub_download(model_id, "config.json", revision=revision, local_files_only=not _is_reached()))
+
+
+@cache
+def _is_reached() -> bool:
+    """Whether anything answers there, asked once: without a network huggingface_hub tries for half a minute for each file."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    for pause_s in (1, 1, 0):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            return True
+        except (HTTPError, OSError):
+            time.sleep(pause_s)
+    return False
 
 
 @contextmanager

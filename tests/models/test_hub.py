@@ -27,6 +27,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self, body: bool = True) -> None:
         parts = self.path.split("?")[0].strip("/").split("/")
+        if parts == [""]:
+            return self.send(b"", body)
         if parts[:2] == ["api", "models"]:
             folder = self.root / parts[3]
             files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -113,3 +115,9 @@ def test_bin_weights_are_fetched_only_where_there_are_no_safetensors(hub: str, t
     (path / "pytorch_model.bin").unlink()
     said = ask("try: sources.resolve('org/old')\nexcept ArtifactError as err: print(err)", tmp_path / "empty", HF_ENDPOINT=hub)
     assert said.startswith("org/old: holds no weights that transformers reads: model.safetensors or pytorch_model.bin")
+
+
+def test_without_a_network_nobody_waits_half_a_minute_for_each_base(tmp_path: Path) -> None:
+    tries = "import time\nstart = time.monotonic()\nfor name in ('org/one', 'org/two'):\n    try: sources.config_dir(name)\n    except ArtifactError as err: print(err)\nassert time.monotonic() - start < 15"
+    said = ask(tries, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")  # the port of "discard", where nothing listens
+    assert said.count("is not in the local cache and the Hub cannot be reached") == 2

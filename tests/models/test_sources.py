@@ -26,9 +26,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         seen.append(self.headers.get("authorization", ""))
-        status, code = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "revision": (404, "RevisionNotFound")}.get(
-            self.path.split("/")[2 if not self.path.startswith("/api") else 4], (500, "")
-        )
+        known = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "revision": (404, "RevisionNotFound")}
+        status, code = next((known[part] for part in self.path.split("/") if part in known), (500, ""))
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
