@@ -9,7 +9,6 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP client that it uses
-from huggingface_hub.utils import get_session
 
 from medray.errors import ArtifactError
 
@@ -41,7 +40,7 @@ def _is_reached() -> bool:
         return False
     for pause_s in (1, 1, 0):
         try:
-            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
             return True
         except (HTTPError, OSError):
             time.sleep(pause_s)
