@@ -79,8 +79,7 @@ def main() -> None:
         for at, trial in enumerate(trials[: args.full]):
             run = tutorial(trial, material, dataset, f"{folder}/tutorial-{at}", dropout=0.1)
             theirs.append(run.load_s + run.train_s)
-            times = statistics.mean(theirs) * args.trials / searched.seconds
-            tell(f"the tutorial script, trial {at}: {theirs[-1]:.0f} s; scaled to all, the study is {times:.1f} times as fast")
+            tell(f"the tutorial script, trial {at}: {theirs[-1]:.0f} s")
         ours = in_sequence(trials, material, Path(folder))
         show_f1(searched.checkpoint, ours.checkpoint, asked, Path(folder))
         show(searched, ours, theirs, args)
