@@ -28,6 +28,7 @@ _SHARED = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is noticed after 30 s otherwise
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # one that starts on a busy machine is killed after 5 s, and `medray serve` fails with it
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # at Serve's 0.1 s its controller and Ray's GCS take a twentieth of a core, asked or not
     # Our replicas and ingress never block their loop, so threads of Serve's own would only cost a tenth of a request's CPU seconds.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",

@@ -19,11 +19,10 @@ import torch
 from medray import config, loading
 from medray.data import dataset as datasets
 from medray.engines.transformers import Engine
-from medray.models import int8
+from medray.models import half, int8
 from medray.models.batch import collate
 from medray.models.build import Built, merge
 from medray.selection.leaderboard import f1_of
-from medray.serving.timing import cast
 from medray.tasks.base import task_options
 from medray.tuning.runs import SETTINGS, latest
 
@@ -84,7 +83,7 @@ def onnx(built: Built, folder: Path, threads: int) -> Callable[[dict[str, Any]],
 
 def outputs(built: Built, arm: str, batches: Sequence[Sequence[Sequence[int]]], runtime: Any) -> Any:
     """What the arm says to all batches, one after another, and the CPU seconds it took."""
-    context = int8.quantised(built) if arm == "int8" else cast(built.model, "bf16") if arm == "bf16" else nullcontext()
+    context = int8.quantised(built) if arm == "int8" else half.cast_within(built, "bf16") if arm == "bf16" else nullcontext()
     with context:
         engine = Engine(built, precision="fp32" if arm == "onnx int8" else arm, token_budget=1 << 20)  # type: ignore[arg-type]
         answer = (lambda rows: runtime(collate(rows, built.tokenizer.pad_token_id))) if arm == "onnx int8" else engine.logits

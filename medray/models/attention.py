@@ -1,7 +1,8 @@
 """Attention on a CPU, where PyTorch's own kernel is slow: what is trained in half precision, and padded rows of an encoder.
 
 Its backward in bf16 takes up to three times that in fp32. And it takes padding as a number for every pair of tokens, and computes with
-what is padded: a tenth of an encoder's time, which rows that are attended one by one do not need. Elsewhere all is as transformers has it.
+what is padded: a tenth of an encoder's time, which rows that are attended one by one do not need. In bf16 it takes up to three times as long
+where the number of keys is no multiple of 16, so there rows are as wide as the next one. Elsewhere all is as transformers has it.
 """
 
 from typing import Any
@@ -13,9 +14,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
+from medray.models.families import ENCODERS
 from medray.models.quiet import quiet
 
 NAME = "medray"  # for transformers
+_KEYS = 16
 
 
 def set_attention(model: Any) -> None:
@@ -26,6 +29,17 @@ def set_attention(model: Any) -> None:
     AttentionMaskInterface.register(NAME, _mask)
     with quiet():  # of a model that takes no other, transformers warns
         model.set_attn_implementation(NAME)
+
+
+def width(config: Any, longest: int) -> int:
+    """Of a batch in bf16, on a CPU."""
+    is_ours = config._attn_implementation == NAME and config.model_type in ENCODERS
+    rounded = _rounded(longest)
+    return rounded if is_ours and rounded <= config.max_position_embeddings else longest
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _KEYS) * _KEYS
 
 
 def _mask(*, attention_mask: Tensor | None = None, **asked: Any) -> Tensor | None:
@@ -61,6 +75,11 @@ def _attend(
 def _by_rows(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float | None) -> Tensor:
     found = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)  # what is padded is not read, but must be finite
     for row, length in enumerate(lengths):
-        own = [tensor[row : row + 1, :, :length] for tensor in (query, key, value)]
-        found[row, :length] = scaled_dot_product_attention(own[0], own[1], own[2], scale=scaling)[0].transpose(0, 1)
+        end, mask = length, None
+        if query.dtype == torch.bfloat16 and length < _rounded(length) <= query.shape[2]:
+            end = _rounded(length)
+            mask = query.new_zeros(1, 1, 1, end)
+            mask[..., length:] = -torch.inf
+        own = [tensor[row : row + 1, :, :end] for tensor in (query, key, value)]
+        found[row, :end] = scaled_dot_product_attention(own[0], own[1], own[2], attn_mask=mask, scale=scaling)[0].transpose(0, 1)
     return found

@@ -10,9 +10,11 @@ from torch import Tensor
 from medray.models.families import Side
 
 
-def collate(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int, *, side: Side = "right") -> dict[str, Tensor]:
-    """Padded ids, and a mask made from lengths: an id cannot tell padding, since some models pad with their end of sequence."""
-    longest = max(len(row) for row in rows)
+def collate(
+    rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int, *, side: Side = "right", width: int = 0
+) -> dict[str, Tensor]:
+    """Padded ids, as wide as the longest row or `width`, and a mask made from lengths: an id cannot tell padding, since some models pad with their end of sequence."""
+    longest = max(width, *(len(row) for row in rows))
     input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
     for number, row in enumerate(rows):

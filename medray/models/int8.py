@@ -4,9 +4,7 @@ The layers that LoRA adapts; embeddings, norms, attention's products and heads s
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch.nn import Linear, Module
 from medray.errors import ConfigError
 from medray.models.build import Built
 from medray.models.families import FAMILIES
+from medray.models.layers import Held, put_back_after, replace_linears
 
 # Without it sums of two products of bytes are kept in 16 bits, where they overflow unless a bit of the inputs is given up.
 _NEEDED = "avx512_vnni"
@@ -52,25 +51,11 @@ class Linear8(Module):
         return torch.ops.quantized.linear_dynamic(inputs, self.packed, False)
 
 
-def quantise(built: Built) -> list[tuple[Any, str, Linear]]:
-    """In place. What was there before, for who wants it back: where, under which name, and the layer."""
-    layers = built.model.get_submodule(built.family.layers_path)
-    found = [(name, module) for name, module in layers.named_modules() if isinstance(module, Linear)]
-    held = []
-    for name, linear in found:
-        above, _, last = name.rpartition(".")
-        parent = layers.get_submodule(above)
-        held.append((parent, last, linear))
-        setattr(parent, last, Linear8(linear))
-    return held
+def quantise(built: Built) -> Held:
+    """In place. What was there before, for who wants it back."""
+    return replace_linears(built, Linear8)
 
 
-@contextmanager
-def quantised(built: Built) -> Iterator[None]:
+def quantised(built: Built) -> AbstractContextManager[None]:
     """The model as `quantise` leaves it, and afterwards as it was."""
-    held = quantise(built)
-    try:
-        yield
-    finally:
-        for parent, name, linear in held:
-            setattr(parent, name, linear)
+    return put_back_after(quantise(built))

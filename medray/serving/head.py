@@ -15,7 +15,7 @@ from medray.data.base import Example
 from medray.engines.transformers import Engine, Precision
 from medray.errors import MedrayError, ServingError
 from medray.loading import answers, check_int8, prove, read_cloud
-from medray.models import int8
+from medray.models import half, int8
 from medray.models.build import Built, merge
 from medray.records import CalibrationRecord
 from medray.registry import Release
@@ -26,7 +26,7 @@ from medray.serving.likeness import far
 from medray.serving.schemas import ROUTES, AppOptions, InputNote, Request, Response, Route
 from medray.serving.streams import Streams
 from medray.serving.talk import Described
-from medray.serving.timing import cast, cast_linears, fastest, generates, time_steps, time_texts
+from medray.serving.timing import fastest, generates, time_steps, time_texts
 from medray.serving.turn import Turn
 from medray.tasks.base import Chatting, Task
 
@@ -105,7 +105,7 @@ class _Opening:
     def _in(self, precision: Precision) -> AbstractContextManager[None]:
         if precision == "int8":
             return int8.quantised(self.built)
-        return cast(self.built.model, precision) if self.casts else nullcontext()
+        return half.cast_within(self.built, precision) if self.casts else nullcontext()
 
     def calibration(self, precision: Precision) -> CalibrationRecord:
         record = self.release.record
@@ -115,7 +115,7 @@ class _Opening:
         if precision == "int8":
             int8.quantise(self.built)
         elif self.casts:
-            cast_linears(self.built.model, precision)
+            half.cast(self.built, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
             engine.generation, self.thread, token_budget=options.generation_tokens, waiting_tokens=options.limits.waiting_tokens

@@ -1,15 +1,9 @@
 """Which arithmetic is faster here, measured at every load with what the release will do."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import Linear, Parameter
 
 from medray.data.base import Example
 from medray.engines.transformers import Engine, Precision
@@ -19,7 +13,6 @@ from medray.serving.turn import Counting
 from medray.tasks.base import Task
 
 _INT8_GAIN = 1.1  # 8 bits round answers more than the others do: for less they are not worth it
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TIMED_TOKENS = 1024  # as in a busy moment, and little enough that a load takes about a second more
 _TIMED_ROWS, _TIMED_STEPS = 8, 4
 
@@ -85,32 +78,3 @@ def _step_seconds(engine: Engine) -> float:
     for _ in range(_TIMED_STEPS):
         generation.step()
     return (time.perf_counter() - start) / _TIMED_STEPS
-
-
-@contextmanager
-def cast(model: Any, precision: Precision) -> Iterator[None]:
-    """The model as `cast_linears` leaves it, and afterwards as it was."""
-    held = [(module, module.weight, module.bias) for module in model.modules() if isinstance(module, Linear)]
-    try:
-        cast_linears(model, precision)
-        yield
-    finally:
-        for module, weight, bias in held:
-            module.weight, module.bias = weight, bias
-
-
-def cast_linears(model: Any, precision: Precision) -> None:
-    """What autocast would do at every call, once: the same numbers in less time, above all where one token is read.
-
-    Each gets weights of its own: an output layer may share them with the embeddings, where what flows between layers would be rounded.
-    """
-    if precision == "fp32":
-        return
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.weight = _as(module.weight, precision)
-            module.bias = None if module.bias is None else _as(module.bias, precision)
-
-
-def _as(parameter: Tensor, precision: Precision) -> Parameter:
-    return Parameter(parameter.detach().to(_TYPES[precision]), requires_grad=False)

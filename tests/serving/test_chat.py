@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import tiny
-import torch
 
 from medray.data.base import Message
 from medray.facts import DISCLAIMER
@@ -23,7 +22,6 @@ from medray.serving.head import Head, open_head
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import AppOptions, ClassifyRequest, Limits, Refused
 from medray.serving.talk import Asked, Begun, Said
-from medray.serving.timing import cast
 
 QUESTIONS = ("renal failure study", "rhythm pressure", "fever after infection and culture", "glucose")
 OPTIONS = {"precision": "fp32", "token_budget": 256}
@@ -148,15 +146,6 @@ def test_the_last_piece_judges_the_whole_answer() -> None:
     telling = Telling(Task())
     assert telling.say([Chunk(0, "I ", None, 1), Chunk(0, "can", None, 1)]) == Said("I can", 2)
     assert telling.say([Chunk(0, "not.", "stop", 2)]) == Said("not.", 2, (), "stop", "refused")
-
-
-def test_weights_that_were_cast_for_a_measurement_are_the_old_ones_after(chat: Chat) -> None:
-    model = chat.streams._make().model
-    before = dict(model.named_parameters())
-    with cast(model, "bf16"):
-        assert model.get_output_embeddings().weight.dtype == torch.bfloat16
-        assert model.get_input_embeddings().weight.dtype == torch.float32
-    assert {name: id(weight) for name, weight in model.named_parameters()} == {name: id(weight) for name, weight in before.items()}
 
 
 def test_bf16_is_served_where_it_was_asked_for(release: Release) -> None:
