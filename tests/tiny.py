@@ -79,6 +79,17 @@ def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> P
     return path
 
 
+def merged(folder: Path, family: str, head):  # type: ignore[no-untyped-def]
+    """A model as it is served: with its adapter merged, or without one for want of a head."""
+    from medray.config import LoraConfig, ModelOptions
+    from medray.models import sources
+    from medray.models.build import build, merge
+
+    built = build(sources.resolve(str(base(folder, family)), None), head, ModelOptions(), LoraConfig() if head else None)
+    built.model = merge(built).eval()
+    return built
+
+
 def tokenizer(family: str) -> PreTrainedTokenizerFast:
     if family in DECODERS:  # as SmolLM2 has it: padding is the end of sequence
         special = ["<|endoftext|>", "<|im_end|>"]

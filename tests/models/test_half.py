@@ -10,22 +10,15 @@ from torch import Tensor
 from torch.nn import Linear
 from transformers.activations import GELUActivation
 
-from medray.config import LoraConfig, ModelOptions
 from medray.engines.transformers import Engine
-from medray.models import attention, half, sources
-from medray.models.build import Built, build, merge
+from medray.models import attention, half
+from medray.models.build import Built
 from medray.models.families import ENCODERS, FAMILIES
 from medray.models.half import PackedLinear
 from medray.tasks.base import Head
 
 needs_bf16 = pytest.mark.skipif(not half.multiplies_packed(), reason="no AVX512_BF16")
 ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)]
-
-
-def made(folder: Path, family: str, head: Head | None) -> Built:
-    built = build(sources.resolve(str(tiny.base(folder, family)), None), head, ModelOptions(), LoraConfig() if head else None)
-    built.model = merge(built).eval()
-    return built
 
 
 def outputs(built: Built, precision: str) -> np.ndarray:
@@ -39,7 +32,7 @@ def outputs(built: Built, precision: str) -> np.ndarray:
 def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, family: str, per_token: bool) -> None:
     if per_token and family not in ENCODERS:
         pytest.skip("heads that read tokens are for encoders")
-    built = made(tmp_path, family, Head(("a", "b", "c"), per_token))
+    built = tiny.merged(tmp_path, family, Head(("a", "b", "c"), per_token))
     exact, before = outputs(built, "fp32"), {name: id(weight) for name, weight in built.model.named_parameters()}
     parts = dict(built.model.named_modules())
     with half.cast_within(built, "bf16"):
@@ -54,7 +47,7 @@ def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, famil
 @needs_bf16
 @pytest.mark.parametrize("family", ENCODERS)
 def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
-    built = made(tmp_path, family, Head(("a", "b")))
+    built = tiny.merged(tmp_path, family, Head(("a", "b")))
     half.cast(built, "bf16")
     layers = built.model.get_submodule(built.family.layers_path)
     assert not any(isinstance(module, Linear) for module in layers.modules())
@@ -63,7 +56,7 @@ def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
 
 
 def test_what_flows_between_the_layers_of_a_language_model_is_fp32(tmp_path: Path) -> None:
-    built = made(tmp_path, "llama", None)
+    built = tiny.merged(tmp_path, "llama", None)
     half.cast(built, "bf16")
     assert {weight.dtype for name, weight in built.model.named_parameters() if "norm" in name} == {torch.float32}
     assert built.model.get_input_embeddings().weight.dtype == torch.float32
@@ -87,7 +80,7 @@ def test_a_packed_layer_multiplies_as_one_in_bf16(has_bias: bool) -> None:
 def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, widths: list[int]
 ) -> None:
-    built, seen = made(tmp_path, "bert", Head(("a", "b"))), list[int]()
+    built, seen = tiny.merged(tmp_path, "bert", Head(("a", "b"))), list[int]()
     forward = built.model.forward
 
     def watched(input_ids: Tensor, attention_mask: Tensor) -> object:
@@ -101,7 +94,7 @@ def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
 
 
 def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
-    config = made(tmp_path, "bert", Head(("a", "b"))).model.config
+    config = tiny.merged(tmp_path, "bert", Head(("a", "b"))).model.config
     config.max_position_embeddings = 70
     assert [attention.width(config, longest) for longest in (1, 16, 17, 64, 65, 70)] == [16, 16, 32, 64, 65, 70]
-    assert attention.width(made(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17
+    assert attention.width(tiny.merged(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17

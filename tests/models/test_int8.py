@@ -8,23 +8,16 @@ import tiny
 import torch
 from torch.nn import Linear
 
-from medray.config import LoraConfig, ModelOptions
 from medray.engines.transformers import Engine
 from medray.errors import ConfigError
-from medray.models import int8, sources
-from medray.models.build import Built, build, merge
+from medray.models import int8
+from medray.models.build import Built
 from medray.models.families import FAMILIES
 from medray.models.int8 import Linear8
 from medray.tasks.base import Head
 
 needs_dot_products = pytest.mark.skipif(not int8.is_supported(), reason="this processor has no AVX512_VNNI")
 ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)]
-
-
-def made(folder: Path, family: str, head: Head | None) -> Built:
-    built = build(sources.resolve(str(tiny.base(folder, family)), None), head, ModelOptions(), LoraConfig() if head else None)
-    built.model = merge(built).eval()
-    return built
 
 
 def outputs(built: Built, precision: str, budget: int = 256) -> list[np.ndarray]:
@@ -35,7 +28,7 @@ def outputs(built: Built, precision: str, budget: int = 256) -> list[np.ndarray]
 @needs_dot_products
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, family: str) -> None:
-    built = made(tmp_path, family, Head(("a", "b", "c")))
+    built = tiny.merged(tmp_path, family, Head(("a", "b", "c")))
     exact = np.concatenate(outputs(built, "fp32"))
     with int8.quantised(built):
         layers = built.model.get_submodule(built.family.layers_path)
@@ -51,7 +44,7 @@ def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, famil
 
 @needs_dot_products
 def test_a_head_that_reads_tokens_answers_each_of_them(tmp_path: Path) -> None:
-    built = made(tmp_path, "bert", Head(("O", "B", "I"), per_token=True))
+    built = tiny.merged(tmp_path, "bert", Head(("O", "B", "I"), per_token=True))
     exact = outputs(built, "fp32")
     int8.quantise(built)
     for row, wanted, tokens in zip(outputs(built, "int8"), exact, ROWS, strict=True):
@@ -73,13 +66,13 @@ def test_a_layer_is_as_near_as_rounding_lets_it_be() -> None:
 
 
 def test_what_cannot_be_had_in_8_bits_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speaker = made(tmp_path, "llama", None)
+    speaker = tiny.merged(tmp_path, "llama", None)
     with pytest.raises(ConfigError, match="is a language model: 8 bits are for models with a head"):
         int8.check(speaker)
-    other = made(tmp_path, "electra", Head(("a", "b")))
+    other = tiny.merged(tmp_path, "electra", Head(("a", "b")))
     with pytest.raises(ConfigError, match="its type 'electra' has no row"):
         int8.check(other)
-    known = made(tmp_path, "bert", Head(("a", "b")))
+    known = tiny.merged(tmp_path, "bert", Head(("a", "b")))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     with pytest.raises(ConfigError, match="this processor has no AVX512_VNNI"):
         int8.check(known)
