@@ -291,6 +291,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None, help="arms to run, by the beginning of their names")
     parser.add_argument("--flask", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"--rounds: {args.rounds} given, at least 1 is needed")
     if args.flask:
         flask_app().run(host="127.0.0.1", port=int(os.environ["BENCH_PORT"]), threaded=True)
         return
