@@ -1,7 +1,8 @@
 """A merged model in half precision: what autocast would cast at every call is cast once.
 
-What flows between the layers of a language model stays in fp32, so its numbers are autocast's. An encoder in bf16 holds everything so, which rounds a little more, and on a CPU the weights of its
-layers lie as they are multiplied, instead of being laid out at every call, and a GELU is applied where its inputs are made.
+What flows between the layers of a language model stays in fp32, so its numbers are autocast's. An encoder in bf16 holds everything so,
+which rounds a little more; on a CPU the weights of its layers lie as they are multiplied, instead of being laid out at every call, and a
+GELU is applied where its inputs are made.
 """
 
 from contextlib import AbstractContextManager
