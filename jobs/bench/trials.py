@@ -1,14 +1,19 @@
 """Seconds from a trial's start to its first step, and between trials: inline, and through workers of Ray Train.
 
-`python jobs/bench/trials.py` runs the same short trials both ways on one Ray and prints a table.
+`python jobs/bench/trials.py` runs the same short trials both ways on one Ray and prints a table, with the memory of Tune's own processes:
+inline they train, through Ray Train they are drivers, which compute nothing.
 """
 
 import argparse
+import contextlib
 import statistics
 import tempfile
+import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from medray import config as configs
@@ -28,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, start_cluster("single") as cluster:
-        found = {}
+        found, memory = {}, {}
         for launcher in ("inline", "train"):
             asked = configs.load(
                 [ROOT / "jobs" / "studies" / "quickstart.yaml"],
@@ -44,13 +49,17 @@ def main() -> None:
                 ],
             )
             run = Run.start(asked)
-            with Progress(studies.metric(asked), Console()) as progress:
+            with _measured() as memory[launcher], Progress(studies.metric(asked), Console()) as progress:
                 studies.run(asked, cluster, run, watcher=progress, on_audit=lambda audit: None)
             found[launcher] = run.records()
-    print("\nlauncher   start to first step, first trial / median of the rest   end of a trial to the first step of the next, median")
+    print(
+        "\nlauncher   start to first step, first trial / median of the rest   end of a trial to the first step of the next   Tune's process"
+    )
     for launcher, records in found.items():
         first, *rest = (_to_first_step(record) for record in records)
-        print(f"{launcher:<10} {first:>10.1f} s / {statistics.median(rest):.1f} s {_between(records):>40.1f} s")
+        print(
+            f"{launcher:<10} {first:>10.1f} s / {statistics.median(rest):.1f} s {_between(records):>40.1f} s {max(memory[launcher]):>27.0f} MiB"
+        )
 
 
 def _to_first_step(record: TrialRecord) -> float:
@@ -61,6 +70,25 @@ def _to_first_step(record: TrialRecord) -> float:
 
 def _between(records: list[TrialRecord]) -> float:
     return statistics.median((after.first_step_at or 0.0) - (before.ended_at or 0.0) for before, after in pairwise(records))
+
+
+@contextlib.contextmanager
+def _measured() -> Iterator[list[float]]:
+    """Resident MiB of the processes in which Tune runs a trial's function, looked at twice a second."""
+    seen, ended = [0.0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.5):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.name().startswith("ray::ImplicitFun") or "ImplicitFunc" in "".join(process.cmdline()):
+                        seen.append(process.memory_info().rss / 2**20)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    yield seen
+    ended.set()
+    thread.join()
 
 
 if __name__ == "__main__":

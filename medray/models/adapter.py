@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +12,15 @@ from torch import Tensor
 from medray.config import LoraConfig
 from medray.errors import ArtifactError
 from medray.models.families import Family, targets
+from medray.models.libraries import (
+    LoraLayer,
+    PeftConfig,
+    PeftLoraConfig,
+    PeftModel,
+    adapt,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from medray.models.quick import quicken
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -39,7 +45,7 @@ def attach(bare: Any, family: Family, lora: LoraConfig, *, task_type: str) -> Pe
         modules_to_save=list(family.head_modules) or None,
     )
     wanted = set(config.target_modules)
-    adapted = get_peft_model(bare, config)
+    adapted = adapt(bare, config)
     quicken(adapted)
     _to_type(adapted, torch.bfloat16 if lora.dtype == "bf16" else torch.float32)
     # PEFT shortens a long list of targets to endings that mean the same; that they do is checked, not believed.
@@ -60,7 +66,7 @@ def restore(bare: Any, family: Family, folder: Path) -> PeftModel:
     except (OSError, SafetensorError) as err:
         raise ArtifactError(f"{path}: cannot be read as safetensors: {err}") from err
     try:
-        adapted = get_peft_model(bare, config)
+        adapted = adapt(bare, config)
     except ValueError as err:
         raise ArtifactError(f"{folder / CONFIG}: does not fit the base: {err}") from err
     quicken(adapted)

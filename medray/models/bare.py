@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from medray.config import ModelOptions
 from medray.errors import ArtifactError
 from medray.models import quantization
 from medray.models.attention import set_attention
 from medray.models.families import Family, family_of
+from medray.models.libraries import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from medray.models.quiet import quiet
 from medray.models.sources import Base
 from medray.tasks.base import Head, Needs

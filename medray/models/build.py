@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import AutoTokenizer
 
 from medray.config import LoraConfig, ModelOptions
 from medray.errors import ArtifactError, ConfigError
 from medray.models import adapter, quantization
 from medray.models.bare import KINDS, first_line, load, load_config, needed
 from medray.models.families import ENCODERS, Family, family_of, targets
+from medray.models.libraries import AutoTokenizer, PeftModel
 from medray.models.quiet import quiet
 from medray.models.sources import Base
 from medray.tasks.base import Head, Needs

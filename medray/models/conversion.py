@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medray import storage
 from medray.errors import ArtifactError
@@ -31,6 +30,8 @@ def converted(gguf: Path, name: str, cache_dir: Path) -> tuple[Path, str]:
 
 
 def _convert(gguf: Path, target: Path) -> None:
+    from medray.models.libraries import AutoModelForCausalLM, AutoTokenizer
+
     if importlib.util.find_spec("gguf") is None:
         raise ArtifactError(f"{gguf.name}: reading GGUF needs one more package: pip install gguf")
     place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}

@@ -6,13 +6,13 @@ from types import MethodType
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
 from medray.config import ModelOptions
 from medray.errors import ConfigError
 from medray.models.families import Family
+from medray.models.libraries import LoraLinear
 
 _NEEDED = ("bitsandbytes", "accelerate")  # transformers quantises with the one and places weights with the other
 

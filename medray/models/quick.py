@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import Linear
 from torch import Tensor
 from torch.nn import Dropout, Identity, Module
+
+from medray.models.libraries import LoraLayer, LoraLinear
 
 _STEPS = 1 << 16  # a quarter of a drawn number decides over each
 
@@ -14,7 +14,7 @@ _STEPS = 1 << 16  # a quarter of a drawn number decides over each
 def quicken(adapted: Module) -> None:
     """In place: every adapter. On other devices, and where an adapter is not a plain one, all is as PEFT has it."""
     for layer in [module for module in adapted.modules() if isinstance(module, LoraLayer)]:
-        if type(layer) is Linear:
+        if type(layer) is LoraLinear:
             layer.__class__ = QuickLinear
         for name, dropout in list(layer.lora_dropout.items()):
             if isinstance(dropout, Dropout):
@@ -35,7 +35,7 @@ class QuickDropout(Dropout):
         return inputs * kept(inputs, self.p).mul_(1 / (1 - self.p))
 
 
-class QuickLinear(Linear):  # type: ignore[misc]  # PEFT's are untyped
+class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
     """One cast for the layer and its adapter, which one product scales and adds."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

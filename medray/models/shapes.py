@@ -25,6 +25,6 @@ def find(source: str, revision: str | None) -> tuple[Any, str]:
 
 
 def _made(values: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
+    from medray.models.libraries import AutoConfig
 
     return AutoConfig.for_model(**values)

@@ -1,19 +1,22 @@
 """fp32, bf16 or fp16 for one model and batch shape on this machine, found by trying rather than by guessing."""
 
 import logging
+import platform
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Literal
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
+from medray import storage
 from medray.checkpoint import PrecisionRecord
 
 log = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16", "fp16"]
-_timed: dict[Hashable, PrecisionRecord] = {}
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -23,21 +26,42 @@ def arithmetic(precision: Precision, device: str) -> AbstractContextManager[obje
 
 
 def choose(
-    asked: Literal["auto", "fp32", "bf16", "fp16"], forward: Callable[[], Tensor], *, shape: tuple[int, int], device: str, key: Hashable
+    asked: Literal["auto", "fp32", "bf16", "fp16"],
+    forward: Callable[[], Tensor],
+    *,
+    shape: tuple[int, int],
+    device: str,
+    key: tuple[str, ...],
+    folder: Path,
 ) -> PrecisionRecord:
     """For `auto`, two steps in fp32 and two in bf16 on a real micro-batch; the faster second step wins.
 
-    A process that trains another trial of the same `key` (base, settings of the model, shape, threads) does not time it again.
+    The result is kept in the folder, by `key` (base and settings of the model), shape, threads and processor: it is timed once.
     """
     if asked != "auto":
         return PrecisionRecord(used=asked, asked=asked)
-    if key in _timed:
-        return _timed[key]
-    seconds = {precision: _second_step(forward, precision, device) for precision in ("fp32", "bf16")}
-    used: Precision = "bf16" if seconds["bf16"] < seconds["fp32"] else "fp32"
-    log.info("precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s", seconds["fp32"], seconds["bf16"], *shape, used)
-    _timed[key] = PrecisionRecord(used=used, asked=asked, seconds={name: round(value, 4) for name, value in seconds.items()}, shape=shape)
-    return _timed[key]
+    names = [*key, *map(str, shape), str(torch.get_num_threads()), device, processor(device), torch.__version__]
+    path = folder / f"precision-{storage.hash_text(names)[:32]}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with storage.room_for(folder), FileLock(path.with_suffix(".lock")):  # trials that start together would slow each other's timing
+        if path.exists():
+            return PrecisionRecord.model_validate_json(path.read_bytes())
+        seconds = {precision: _second_step(forward, precision, device) for precision in ("fp32", "bf16")}
+        used: Precision = "bf16" if seconds["bf16"] < seconds["fp32"] else "fp32"
+        log.info("precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s", seconds["fp32"], seconds["bf16"], *shape, used)
+        rounded = {name: round(value, 4) for name, value in seconds.items()}
+        record = PrecisionRecord(used=used, asked=asked, seconds=rounded, shape=shape)
+        storage.write(path, record.model_dump_json().encode())
+    return record
+
+
+def processor(device: str) -> str:
+    """What computes, by the name that its maker or its kernel gives it."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
+    return "\n".join(sorted(model)) or f"{platform.machine()} {platform.processor()}"
 
 
 def _second_step(forward: Callable[[], Tensor], precision: Precision, device: str) -> float:

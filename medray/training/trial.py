@@ -144,7 +144,8 @@ class Trial:
             lambda: self.loop.loss(batch)[0].sum() / len(batch.rows),
             shape=shape,
             device=self.device,
-            key=(self.material.base.weight_hash, self.config.model.model_dump_json(), shape, torch.get_num_threads(), self.device),
+            key=(self.material.base.weight_hash, self.config.model.model_dump_json()),
+            folder=self.material.path.parent,
         )
         self.loop.strategy.abandon(self.slot)
 

@@ -3,37 +3,21 @@
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medray.config import TrialConfig
-from medray.errors import DiskFullError, MedrayError
+from medray.errors import MedrayError
 from medray.schema import validate
 from medray.training import group
+from medray.training.assignment import VALIDATION, Assignment, failure
 from medray.training.loop import EpochReport
 from medray.training.material import open_material
 from medray.training.trial import Trial
 
 log = logging.getLogger(__name__)
-VALIDATION = "validation/"  # before the name of a validation figure, as Tune and TensorBoard write a path
-FAILED = "failed"  # key of a report that tells why the trial cannot go on
-FULL = "full"  # key of a report that tells that no trial can: there is no room for what it writes
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What a process needs to run a trial; plain values, so that it travels anywhere."""
-
-    trial: str
-    config: dict[str, Any]  # a TrialConfig
-    material: str  # path of the description that `gather` wrote
-    folder: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def run(assignment: Assignment, tell: Callable[[dict[str, Any]], None], *, node: str) -> None:
@@ -70,12 +54,7 @@ def train(assignment: dict[str, Any]) -> None:
     except MedrayError as err:
         if group.world_size() > 1:
             raise  # the others may be waiting inside a collective call: only the end of the group frees them
-        ray.train.report(told(err))
-
-
-def told(err: MedrayError) -> dict[str, str]:
-    """The report of a trial that cannot go on."""
-    return {FULL if isinstance(err, DiskFullError) else FAILED: str(err)}
+        ray.train.report(failure(err))
 
 
 class _Log(logging.FileHandler):

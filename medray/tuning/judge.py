@@ -1,7 +1,7 @@
 """The last look: finalists and references answer the test rows without labels, then the labels are opened once for all of them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from medray.config import TrialConfig
 from medray.data.base import Example
 from medray.data.dataset import Dataset
 from medray.engines.base import Engine
+from medray.imports import uncollected
 from medray.sections import CalibrationConfig
 from medray.selection import leaderboard, references
 from medray.selection.analysis import ModelAnalysis
@@ -22,6 +23,7 @@ from medray.selection.references import Reference
 from medray.selection.slices import Slicer
 from medray.tasks.base import Prediction, Task, restore, task_options
 from medray.tuning.placement import Placement
+from medray.tuning.trial import give_memory_back
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _finalists(finalists: Sequence[Entry], rows: Sequence[Example], validation: 
     """Each on what a worker of its trial had."""
     import ray
 
-    task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_calls=1)(predict)
+    task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_freeing(predict))
     answers = ray.get([task.remote(entry.checkpoint, rows, validation, int(placement.cpus) or 1) for entry in finalists])
     found = []
     for entry, said in zip(finalists, answers, strict=True):
@@ -161,11 +163,24 @@ def _finalists(finalists: Sequence[Entry], rows: Sequence[Example], validation: 
     return found
 
 
+def _freeing(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Without GPUs, Ray runs the next call in the same process, which has imported what it needs."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return ask(*arguments)
+        finally:
+            give_memory_back()
+
+    return call
+
+
 def predict(checkpoint: str, rows: Sequence[Example], validation: Sequence[Example], num_threads: int) -> Said:
     """A reloaded checkpoint's answers, and those of the plain model that it is merged into."""
-    import torch
+    with uncollected():
+        import torch
 
-    from medray.loading import load, merged
+        from medray.loading import load, merged
 
     torch.set_num_threads(num_threads)
     loaded = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -190,7 +205,7 @@ def _untuned(
 
     if task.head() is not None:
         return []
-    ask = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_calls=1)(predict_untuned)
+    ask = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_freeing(predict_untuned))
     threads = int(placement.cpus) or 1
     answers = ray.get([ask.remote(config.model_dump(mode="json"), task.state(), rows, validation, threads) for config in bases])
     found = []
@@ -203,9 +218,10 @@ def _untuned(
 def predict_untuned(
     config: dict[str, Any], state: dict[str, Any], rows: Sequence[Example], validation: Sequence[Example], num_threads: int
 ) -> tuple[Said, list[Prediction]]:
-    import torch
+    with uncollected():
+        import torch
 
-    from medray.loading import untuned
+        from medray.loading import untuned
 
     torch.set_num_threads(num_threads)
     trial = TrialConfig.model_validate(config)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from medray.records import TrialRecord
 from medray.selection.metrics import higher_is_better
-from medray.training.worker import VALIDATION
+from medray.training.assignment import VALIDATION
 from medray.tuning.session import Watcher
 
 _MOST_ROWS = 20  # of the live table: the trials that run, and the latest that ended

@@ -12,7 +12,7 @@ from medray import storage
 from medray.config import StudyConfig, TrialConfig
 from medray.errors import DiskFullError, MedrayError
 from medray.records import TrialRecord
-from medray.training.worker import FAILED, FULL, VALIDATION, Assignment
+from medray.training.assignment import FAILED, FULL, VALIDATION, Assignment
 from medray.tuning.placement import Placement
 from medray.tuning.repeats import config_of
 from medray.tuning.runs import Run, slugs

@@ -1,4 +1,7 @@
-"""What Tune runs as a trial: the training itself, or a driver that hands it to the workers of a TorchTrainer."""
+"""What Tune runs as a trial: the training itself, or a driver that hands it to the workers of a TorchTrainer.
+
+The training code is imported where it runs: a driver computes nothing, and importing it would take seconds and half a GB.
+"""
 
 import ctypes
 import gc
@@ -7,23 +10,31 @@ from typing import Any
 
 from medray import storage
 from medray.errors import MedrayError
-from medray.training import worker
-from medray.training.worker import FAILED, Assignment
+from medray.imports import uncollected
+from medray.training.assignment import FAILED, Assignment, failure
+
+
+def start(config: dict[str, Any]) -> None:
+    (inline if config["launcher"] == "inline" else driven)(config)
 
 
 def inline(config: dict[str, Any]) -> None:
     """Train in this process."""
     from ray import tune, util
 
+    with uncollected():
+        from medray.training import worker
+
     try:
         worker.run(Assignment(**config["assignment"]), tune.report, node=util.get_node_ip_address())
     except MedrayError as err:
-        tune.report(worker.told(err))  # told, not raised: Tune would try again what cannot go on
+        tune.report(failure(err))  # told, not raised: Tune would try again what cannot go on
     finally:
-        _give_memory_back()  # the next trial is started in this process
+        give_memory_back()  # the next trial is started in this process
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
+    """What a call that has ended used, for others of this process or of this machine."""
     gc.collect()  # a trial and its loop hold each other
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)  # glibc keeps what was freed between others' blocks: it may be as much as a trial takes
@@ -39,7 +50,7 @@ def driven(config: dict[str, Any]) -> None:
 
     assignment = Assignment(**config["assignment"])
     trainer = TorchTrainer(
-        worker.train,
+        _train,
         train_loop_config=assignment.as_dict(),
         scaling_config=ScalingConfig(
             num_workers=config["num_workers"] if isinstance(config["num_workers"], int) else tuple(config["num_workers"]),
@@ -60,7 +71,15 @@ def driven(config: dict[str, Any]) -> None:
         trainer.fit()
     except TrainingFailedError as err:
         # Train writes too, and of what a worker raised it keeps the text.
-        report(worker.told(storage.full(assignment.folder)) if storage.is_full(err) else {FAILED: _cause(err)})
+        report(failure(storage.full(assignment.folder)) if storage.is_full(err) else {FAILED: _cause(err)})
+
+
+def _train(assignment: dict[str, Any]) -> None:
+    """In a worker of Ray Train."""
+    with uncollected():
+        from medray.training import worker
+
+    worker.train(assignment)
 
 
 def _cause(err: BaseException) -> str:

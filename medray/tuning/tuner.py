@@ -43,7 +43,7 @@ def _fit(session: Session, placements: Sequence[Placement]) -> bool:
     num_at_once = min(placement.num_at_once for placement in placements)
     launcher = "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
     tuner = tune.Tuner(
-        tune.with_resources(_start, _resources),
+        tune.with_resources(trials.start, _resources),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(session),
             scheduler=_Scheduler(session),
@@ -103,10 +103,6 @@ def _tell_waiting(started: threading.Event, placement: Placement) -> None:
             free.get("CPU", 0),
             free.get("GPU", 0),
         )
-
-
-def _start(config: dict[str, Any]) -> None:
-    (trials.inline if config["launcher"] == "inline" else trials.driven)(config)
 
 
 def _resources(config: dict[str, Any]) -> PlacementGroupFactory:

@@ -182,12 +182,20 @@ def test_a_test_row_never_trains(tmp_path: Path) -> None:
         gather(config, data, task, tmp_path / "other")
 
 
-def test_a_second_trial_of_a_process_does_not_time_its_arithmetic_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arithmetic_of_a_model_is_timed_once_per_processor_and_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timed = []
-    monkeypatch.setattr(precision, "_timed", {})
     monkeypatch.setattr(precision, "_second_step", lambda forward, used, device: timed.append(used) or {"fp32": 2.0, "bf16": 1.0}[used])
-    for settings in (["lora.r=2"], ["lora.r=4"], ["resources.cpus_per_worker=2"]):
+
+    def run(*settings: str) -> None:
         asked = tiny.study(tmp_path, "model.precision=auto", "train.epochs=1", *settings)
         chosen = tiny.trial(asked, tmp_path).run().precision
-        assert (chosen.used, chosen.seconds) == ("bf16", {"fp32": 2.0, "bf16": 1.0})
+        assert (chosen.used, chosen.asked, chosen.seconds) == ("bf16", "auto", {"fp32": 2.0, "bf16": 1.0})
+
+    for settings in (["lora.r=2"], ["lora.r=4"], ["resources.cpus_per_worker=2"]):
+        run(*settings)
     assert timed == ["fp32", "bf16"] * 2  # again for another number of threads
+    monkeypatch.setattr(precision, "processor", lambda device: "another machine that sees the same folder")
+    run()
+    assert timed == ["fp32", "bf16"] * 3

@@ -8,7 +8,7 @@ import pytest
 
 from medray.errors import TrialError
 from medray.training import worker
-from medray.training.worker import Assignment
+from medray.training.assignment import Assignment
 from medray.tuning import trial as trials
 
 

@@ -11,7 +11,7 @@ from searched import Seen
 
 from medray import storage
 from medray.config import StudyConfig
-from medray.training.worker import FULL
+from medray.training.assignment import FULL
 from medray.tuning.placement import Placement
 from medray.tuning.runs import Run
 from medray.tuning.search import Search

@@ -1,0 +1,32 @@
+"""What processes need not import, which would take seconds in each: of drivers, workers and replicas."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from types import ModuleType
+
+def loaded(*names):
+    return [name for name in names if isinstance(sys.modules.get(name), ModuleType)]
+
+import medray.tuning.trial, medray.tuning.tuner
+print("driver", loaded("torch", "transformers", "peft"))
+import medray.serving.replica, medray.training.worker, medray.tuning.judge
+print("worker", loaded("bitsandbytes", "sklearn", "torch._inductor.compile_fx"))
+import tiny
+from medray.tasks.base import Head
+tiny.merged(Path(sys.argv[1]), "bert", Head(("cancer", "other")))
+print("adapted", loaded("bitsandbytes", "sklearn"))
+from peft.import_utils import is_bnb_available
+print("afterwards", is_bnb_available())
+"""
+
+
+def test_a_driver_imports_no_torch_and_nobody_imports_what_only_4_bits_need(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120)
+    said = [line for line in done.stdout.splitlines() if not line.startswith("[")]  # DeepSpeed logs there that it was found
+    assert said == ["driver []", "worker []", "adapted []", "afterwards True"], done.stderr
