@@ -1,12 +1,16 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import sides
 from bucket import endpoint, uri  # noqa: F401  (fixtures)
+from budget import Budget
+from costs import Costs
 
 from medray.runtime import Cluster, start_cluster
 
@@ -23,5 +27,28 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One Ray for the whole run; it counts more CPUs than there may be."""
-    with start_cluster("single", num_cpus=8) as started:
+    with start_cluster("single", num_cpus=4) as started:
         yield started
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", type=float, default=0, metavar="SECONDS", help="run what fits, begin with another file each day")
+    parser.addoption("--costs", type=int, default=0, metavar="N", help="show the N slowest phases of tests, with their seconds of CPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if seconds := config.getoption("--budget"):
+        config.pluginmanager.register(Budget(seconds), "budget")
+    if num_shown := config.getoption("--costs"):
+        config.pluginmanager.register(Costs(num_shown), "costs")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sides.order(items)
+    sides.mark_breadth(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return sides.RayTogether(config, log) if config.getoption("dist") == "loadfile" else None

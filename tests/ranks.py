@@ -1,4 +1,4 @@
-"""Trials on several gloo processes of one spawn, without Ray: the same functions that Ray's workers run."""
+"""Trials on several gloo processes, without Ray: the same functions that Ray's workers run."""
 
 import json
 import multiprocessing
@@ -39,7 +39,8 @@ class _Stopped(Exception):
 def run(jobs: list[Job], num_ranks: int) -> list[Done]:
     """Each job on all ranks, one after the other; what the first rank saw. One rank alone has no group, as where Ray Train is not used."""
     place = jobs[0].folder.parent
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # torch, PEFT and DeepSpeed are imported once, by the server
+    context.set_forkserver_preload(["medray.training.worker", "deepspeed"])
     meeting = place / f"meeting-{uuid.uuid4().hex}"
     members = [context.Process(target=_rank, args=(rank, num_ranks, jobs, meeting)) for rank in range(num_ranks)]
     for member in members:

@@ -33,6 +33,11 @@ class Seen:
         self.ended_.append(record)
 
 
+def whole(cluster: Cluster) -> str:
+    """The setting of a trial that takes every CPU: the next one runs in its process, which has imported what it needs."""
+    return f"resources.cpus_per_worker={int(cluster.cpus)}"
+
+
 def run(study: StudyConfig, cluster: Cluster, seen: Seen | None = None, here: Run | None = None, **options: bool) -> Outcome:
     return studies.run(study, cluster, here or Run.start(study), watcher=seen or Seen(), on_audit=lambda audit: None, **options)
 

@@ -1,4 +1,4 @@
-"""One Serve session with tiny models, started the YAML's way."""
+"""One Serve session with tiny models, a head for classes and a release that talks, started the YAML's way."""
 
 import contextlib
 import os
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import openai
 import tiny
 import yaml
 
@@ -20,6 +22,7 @@ from medray.serving import keys
 
 CONFIG = Path(__file__).parents[1] / "serve_configs" / "quickstart.yaml"
 TOKEN = "the-token-of-these-tests"
+LONG = 3500  # tokens of a generated text: seconds of work for a tiny model
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,23 @@ class Served:
     def client(self) -> Client:
         return Client(f"http://127.0.0.1:{self.port}", TOKEN)
 
+    @property
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.client.url}/v1", api_key=TOKEN, max_retries=0, timeout=60)
+
+    def say(self, text: str, **others: Any) -> Any:
+        messages: Any = [{"role": "user", "content": text}]
+        return self.openai.chat.completions.create(**{"model": "adviser", "messages": messages, **others})
+
+    def generating(self) -> int:
+        return sum(replica["generating"] for replica in self.client.health()["releases"]["adviser@1"]["replicas"])
+
+    def wait_until_generating(self, wanted: int) -> None:
+        end = time.monotonic() + 20
+        while self.generating() != wanted:
+            assert time.monotonic() < end, self.generating()
+            time.sleep(0.1)
+
     def run(self, *arguments: str) -> int:
         asked = ["--url", self.client.url, "--token-file", str(self.storage / "token"), "--storage-path", str(self.storage)]
         return cli.main([*arguments, *asked])
@@ -47,9 +67,25 @@ def publish(folder: Path, *settings: str, family: str = "bert") -> Path:
     return tiny.trial(tiny.study(folder, "train.epochs=1", *settings, family=family), folder).run().checkpoint
 
 
+def publish_adviser(registry: Registry, place: Path) -> None:
+    """A release that talks, and says everything that it is allowed to: no text ends before it is told to."""
+    from transformers import LlamaForCausalLM
+
+    place.mkdir()
+    base = tiny.base(place, "llama", max_position_embeddings=4096)
+    model = LlamaForCausalLM.from_pretrained(base)
+    model.lm_head.weight.data[tiny.tokenizer("llama").eos_token_id] = 0  # other tokens are always more probable
+    model.save_pretrained(base)
+    study = tiny.instruct_study(place, "train={max_steps: 1, learning_rate: 1e-9}", "train.epochs=null")
+    registry.publish(tiny.trial(study, place).run().checkpoint, "adviser")
+
+
 @contextmanager
 def serving(place: Path) -> Iterator[Served]:
-    """cancer 1 and 2 on one base, 3 on another; 4 has a broken file and 5 is whole. `best` is 1, on two replicas."""
+    """cancer 1 and 2 on one base, 3 on another; 4 has a broken file and 5 is whole. `best` is 1, on two replicas.
+
+    adviser 1 generates two long texts at a time on one replica, and lets one wait.
+    """
     import ray
     from ray import serve
     from ray.serve.context import _get_global_client
@@ -64,6 +100,7 @@ def serving(place: Path) -> Iterator[Served]:
     broken.write_bytes(broken.read_bytes()[:-1] + b"\x01")
     registry.publish(publish(place / "e", "seed=3"), "cancer")
     registry.point("cancer", "best", 1)
+    publish_adviser(registry, place / "f")
     (storage / "token").write_text(TOKEN + "\n")
     (storage / "tokens").write_text(keys.digest(TOKEN) + "\n")
     port = free_port()
@@ -71,18 +108,30 @@ def serving(place: Path) -> Iterator[Served]:
     config["http_options"]["port"] = port
     (application,) = config["applications"]
     application["args"] = {
-        "releases": ["cancer@best", "cancer@1"],
+        "releases": ["cancer@best", "cancer@1", "adviser@1"],
         "storage_path": str(storage),
         "tokens_file": str(storage / "tokens"),
         "precision": "fp32",
         "token_budget": 256,
+        "generation_tokens": 7500,
         "follow_s": 0.3,
-        "limits": {"body_bytes": 100_000, "inputs": 32, "tokens": 1500, "ongoing_requests": 4, "queued_requests": 8},
+        "limits": {
+            "body_bytes": 100_000,
+            "inputs": 64,
+            "tokens": 4000,
+            "waiting_tokens": 4000,
+            "new_tokens": LONG,
+            "ongoing_requests": 4,
+            "queued_requests": 8,
+            "timeout_s": 60,
+        },
     }
     scaling = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2, "upscale_delay_s": 1, "downscale_delay_s": 3}
+    half = {"num_cpus": 0.5}  # up to six replicas on the four CPUs that the tests' Ray counts
     application["deployments"] = [
-        {"name": "cancer@best", "num_replicas": 2},
-        {"name": "cancer@1", "autoscaling_config": scaling | {"look_back_period_s": 12}},
+        {"name": "cancer@best", "num_replicas": 2, "ray_actor_options": half},
+        {"name": "cancer@1", "autoscaling_config": scaling | {"look_back_period_s": 12}, "ray_actor_options": half},
+        {"name": "adviser@1", "ray_actor_options": half},
     ]
     try:
         serve.start(proxy_location="HeadOnly", http_options=config["http_options"])

@@ -1,12 +1,13 @@
 """The command as a user runs it."""
 
+import contextlib
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +28,23 @@ class Done:
     stderr: str
 
 
-@pytest.fixture
-def medray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+class Command:
     """The command in this process: importing torch anew for every call would be most of the time."""
-    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> Done:
-        capsys.readouterr()
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str) -> Done:
+        self.capsys.readouterr()
         status = cli.main(arguments)
-        shown = capsys.readouterr()
+        shown = self.capsys.readouterr()
         return Done(status, shown.out, shown.err)
 
-    return run
+
+@pytest.fixture
+def medray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(capsys)
 
 
 @pytest.fixture
@@ -48,11 +54,31 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Searched:
+    folder: Path  # in which the command was run
+    done: Done
+
+    @property
+    def run(self) -> Path:
+        (run,) = (self.folder / "runs" / "tiny").iterdir()
+        return run
+
+
+@pytest.fixture(scope="module")
+def searched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """`medray study` once, for all tests that look at what it did. None of them starts another run of this study."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "study.yaml").write_text(config.dump(tiny.study(folder, "train.epochs=2", "task.metric=f1_binary")))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main(["study", "study.yaml", "publish.name=cancer"])
+    return Searched(folder, Done(status, out.getvalue(), err.getvalue()))
+
+
 @pytest.mark.ray
-def test_a_study_is_searched_ranked_published_and_a_second_run_says_the_test_was_seen(
-    medray: Callable[..., Done], study: Path, tmp_path: Path, cluster: Cluster
-) -> None:
-    done = medray("study", "study.yaml", "publish.name=cancer")
+def test_a_study_is_searched_ranked_published_and_reported(medray: Command, searched: Searched, tmp_path: Path) -> None:
+    done, runs = searched.done, str(searched.folder / "runs" / "tiny")
     assert done.returncode == 0, done.stderr
     for part in (
         "60 rows",
@@ -64,90 +90,94 @@ def test_a_study_is_searched_ranked_published_and_a_second_run_says_the_test_was
         "published: cancer@1",
     ):
         assert part in done.stdout
-    (page,) = (tmp_path / "runs" / "tiny").glob("*/report.html")
+    page = searched.run / "report.html"
     assert f"report: {page}" in done.stdout
     assert "tiny-bert with LoRA won" in page.read_text(encoding="utf-8")
     assert len(list(page.parent.glob("tensorboard/tiny-bert-000/events.*"))) == 1
-    assert medray("report", "runs/tiny", "--out", "again.html").returncode == 0
+    assert medray("report", runs, "--out", "again.html").returncode == 0
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
-    assert medray("leaderboard", "runs/tiny").stdout.startswith("# tiny\n")
-    assert medray("leaderboard", "runs/tiny", "--format", "csv").stdout.startswith("place,name,kind")
-    assert "'xls' is not known" in medray("leaderboard", "runs/tiny", "--format", "xls").stderr
-    again = medray("study", "study.yaml", "train.epochs=1")
-    assert again.returncode == 0
-    assert "test labels of this split were opened 1 time(s) before" in again.stderr
-
-
-@pytest.mark.ray
-def test_a_winner_is_published_listed_verified_evaluated_and_exported(
-    medray: Callable[..., Done], study: Path, tmp_path: Path, cluster: Cluster
-) -> None:
-    searched = medray("study", "study.yaml", "train.epochs=1", "task.metric=f1_binary")
-    assert searched.returncode == 0, searched.stderr
-    published = medray("publish", "runs/tiny", "cancer", "--alias", "best")
-    assert published.stdout.splitlines()[0] == "cancer@1 is cancer@best", published.stderr
-    checkpoint = re.search(r"checkpoint: (.*)", searched.stdout)
-    assert checkpoint
-    assert medray("publish", checkpoint.group(1), "cancer").stdout.splitlines()[0] == "cancer@1"  # the same again is no new version
-    again = medray("publish", "runs/tiny", "cancer", "--abstain-precision", "0.5")
-    assert again.stdout.splitlines()[0] == "cancer@2", again.stderr  # another rule is another version
-    assert Registry(str(tmp_path / "runs")).resolve("cancer@2").record.calibration.abstention is not None
-    listed = medray("releases").stdout
-    assert "cancer@1 @best" in listed
-    assert "test accuracy" in listed
-    assert medray("export", "cancer@best", "plain", "--merged").returncode == 0
-    assert "test (12 rows)" in (tmp_path / "plain" / "README.md").read_text()
-    assert "answers its probe" in medray("verify", "cancer@best").stdout
-
-    board = json.loads(medray("leaderboard", "runs/tiny", "--format", "json").stdout)
-    winner = next(entry for entry in board["entries"] if entry["name"] == board["winner"])
-    judged = json.loads(medray("evaluate", "cancer@best", "study.yaml", "--json").stdout)
-    assert judged["metrics"]["values"] == pytest.approx(winner["test"], abs=1e-5)
-    assert judged["num_openings"] == 2
-    on_validation = medray("evaluate", checkpoint.group(1), "study.yaml", "--split", "validation")
-    assert f"f1_macro {winner['validation']['f1_macro']:.4f}" in on_validation.stdout
-    other = medray("evaluate", "cancer@best", "study.yaml", "data.split.seed=5")
-    assert other.returncode == 1
-    assert "was trained on this data under another split" in other.stderr
-    assert "was trained on rows of this data" in medray("evaluate", "cancer@best", "study.yaml", "--split", "all").stderr
-
-    reviewed = medray("review", "runs/tiny")
-    assert "of 12 validation rows are answered wrongly" in reviewed.stdout, reviewed.stderr
-
-    (stored,) = (tmp_path / "runs" / "checkpoints").iterdir()
-    (stored / "metrics.json").write_text("{}")
-    broken = medray("verify", "cancer")
-    assert broken.returncode == 1
-    assert "metrics.json was changed" in broken.stderr
+    assert medray("leaderboard", runs).stdout.startswith("# tiny\n")
+    assert medray("leaderboard", runs, "--format", "csv").stdout.startswith("place,name,kind")
+    assert "'xls' is not known" in medray("leaderboard", runs, "--format", "xls").stderr
 
 
 @pytest.mark.ray
 def test_a_study_that_ended_is_read_again_on_resume_and_other_settings_or_no_run_are_refused(
-    medray: Callable[..., Done], study: Path, tmp_path: Path, cluster: Cluster
+    medray: Command, searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = medray("study", "study.yaml", "--resume")
+    monkeypatch.chdir(searched.folder)
+    refused = medray("study", "study.yaml", "--resume", "storage_path=elsewhere")
     assert refused.returncode == 1
     assert "holds no run of a study" in refused.stderr
-    first = medray("study", "study.yaml")
-    (run,) = (tmp_path / "runs" / "tiny").iterdir()
-    changed = medray("study", "study.yaml", "--resume", "lora.r=3")
+    run = searched.run
+    changed = medray("study", "study.yaml", "publish.name=cancer", "--resume", "lora.r=3")
     assert changed.returncode == 1
     assert "was started with other settings: lora.r was 16 and is 3; a study that goes on may change search.num_trials" in changed.stderr
-    resumed = medray("study", "study.yaml", "--resume")
+    resumed = medray("study", "study.yaml", "publish.name=cancer", "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert first.stdout.split("winner:")[1] == resumed.stdout.split("winner:")[1]
+    assert searched.done.stdout.split("winner:")[1] == resumed.stdout.split("winner:")[1]
     assert "opened" not in resumed.stderr
-    assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == [run.name]
+    assert searched.run == run
 
 
-def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(medray: Callable[..., Done], study: Path, tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_winner_is_published_listed_verified_evaluated_and_exported(
+    medray: Command, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(searched.folder)
+    published = medray("publish", "runs/tiny", "tumour", "--alias", "best")
+    assert published.stdout.splitlines()[0] == "tumour@1 is tumour@best", published.stderr
+    checkpoint = re.search(r"checkpoint: (.*)", searched.done.stdout)
+    assert checkpoint
+    assert medray("publish", checkpoint.group(1), "tumour").stdout.splitlines()[0] == "tumour@1"  # the same again is no new version
+    again = medray("publish", "runs/tiny", "tumour", "--abstain-precision", "0.5")
+    assert again.stdout.splitlines()[0] == "tumour@2", again.stderr  # another rule is another version
+    assert Registry(str(searched.folder / "runs")).resolve("tumour@2").record.calibration.abstention is not None
+    listed = medray("releases").stdout
+    assert "tumour@1 @best" in listed
+    assert "test accuracy" in listed
+    plain = tmp_path / "plain"
+    assert medray("export", "tumour@best", str(plain), "--merged").returncode == 0
+    assert "test (12 rows)" in (plain / "README.md").read_text()
+    assert "answers its probe" in medray("verify", "tumour@best").stdout
+
+    board = json.loads(medray("leaderboard", "runs/tiny", "--format", "json").stdout)
+    winner = next(entry for entry in board["entries"] if entry["name"] == board["winner"])
+    judged = json.loads(medray("evaluate", "tumour@best", "study.yaml", "--json").stdout)
+    assert judged["metrics"]["values"] == pytest.approx(winner["test"], abs=1e-5)
+    assert judged["num_openings"] == 2
+    on_validation = medray("evaluate", checkpoint.group(1), "study.yaml", "--split", "validation")
+    assert f"f1_binary {winner['validation']['f1_binary']:.4f}" in on_validation.stdout
+    other = medray("evaluate", "tumour@best", "study.yaml", "data.split.seed=5")
+    assert other.returncode == 1
+    assert "was trained on this data under another split" in other.stderr
+    assert "was trained on rows of this data" in medray("evaluate", "tumour@best", "study.yaml", "--split", "all").stderr
+
+    reviewed = medray("review", "runs/tiny")
+    assert "of 12 validation rows are answered wrongly" in reviewed.stdout, reviewed.stderr
+
+    # A second look at the test rows by another study; in its own folder of runs, with the same log.
+    again = medray("study", "study.yaml", "name=second", "train.epochs=1")
+    assert again.returncode == 0
+    assert "test labels of this split were opened 2 time(s) before" in again.stderr
+
+    stored = next((searched.folder / "runs" / "checkpoints").iterdir()) / "metrics.json"
+    whole = stored.read_bytes()
+    stored.write_text("{}")
+    broken = medray("verify", "tumour")
+    stored.write_bytes(whole)
+    assert broken.returncode == 1
+    assert "metrics.json was changed" in broken.stderr
+
+
+def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(medray: Command, study: Path, tmp_path: Path) -> None:
     done = medray("study", "study.yaml", "lora.r=4", "--dry-run")
     assert done.returncode == 0
     assert yaml.safe_load(done.stdout)["lora"]["r"] == 4
     assert not (tmp_path / "runs").exists()
 
 
-def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Callable[..., Done], study: Path, tmp_path: Path) -> None:
+def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Command, study: Path, tmp_path: Path) -> None:
     done = medray("study", "study.yaml", "lora.rr=4", "train.epochs=0", "task.metrc=f1")
     assert done.returncode == 1
     for part in (
@@ -171,7 +201,7 @@ def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Callable[...
     assert not (tmp_path / "runs").exists()
 
 
-def test_audit_tells_text_and_json(medray: Callable[..., Done], study: Path, tmp_path: Path) -> None:
+def test_audit_tells_text_and_json(medray: Command, study: Path, tmp_path: Path) -> None:
     done = medray("data", "audit", "study.yaml")
     assert done.returncode == 0, done.stderr
     assert "no classifier gets more than" in done.stdout
@@ -179,7 +209,7 @@ def test_audit_tells_text_and_json(medray: Callable[..., Done], study: Path, tmp
     assert found["num_rows"] == 60
 
 
-def test_convert_writes_the_combined_file_and_never_over_another(medray: Callable[..., Done], study: Path, tmp_path: Path) -> None:
+def test_convert_writes_the_combined_file_and_never_over_another(medray: Command, study: Path, tmp_path: Path) -> None:
     asked = (
         "data",
         "convert",
@@ -197,7 +227,7 @@ def test_convert_writes_the_combined_file_and_never_over_another(medray: Callabl
     assert storage.hash_file(tmp_path / "combined.psv") == before
 
 
-def test_the_schema_knows_every_option_of_every_plugin(medray: Callable[..., Done], tmp_path: Path) -> None:
+def test_the_schema_knows_every_option_of_every_plugin(medray: Command, tmp_path: Path) -> None:
     schema = medray("schema").stdout
     assert {"positive_label", "label_separator", "keys", "samples_per_step"} <= set(schema.replace('"', " ").split())
     json.loads(schema)
@@ -215,9 +245,7 @@ def test_the_installed_command_answers_a_mistake_with_one_sentence_and_a_wrong_c
 
 
 @pytest.mark.ray
-def test_an_interrupt_tells_how_to_go_on(
-    medray: Callable[..., Done], study: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_tells_how_to_go_on(medray: Command, study: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 

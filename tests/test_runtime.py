@@ -46,7 +46,7 @@ def test_inside_a_running_ray_that_one_is_used_and_left_running(cluster: Cluster
 
     with start_cluster() as found:
         assert not found.is_joined
-        assert found.cpus == cluster.cpus == 8
+        assert found.cpus == cluster.cpus == 4
     assert ray.is_initialized()
 
 

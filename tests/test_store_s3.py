@@ -52,12 +52,12 @@ def test_a_release_is_published_resolved_verified_loaded_and_exported(folder: Pa
 
 def test_publishers_and_promoters_at_once_get_a_number_each(folder: Path, uri: str) -> None:
     with ThreadPoolExecutor(8) as pool:
-        releases = list(pool.map(lambda _: Registry(uri).publish(folder, "cancer"), range(12)))
-    assert sorted(release.record.version for release in releases) == list(range(1, 13))
+        releases = list(pool.map(lambda _: Registry(uri).publish(folder, "cancer"), range(8)))
+    assert sorted(release.record.version for release in releases) == list(range(1, 9))
     assert Registry(uri).store.names("checkpoints") == [releases[0].record.content_id]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda version: Registry(uri).point("cancer", "best", version), range(1, 13)))
-    assert sorted(move.version for move in Registry(uri).history("cancer", "best")) == list(range(1, 13))
+        list(pool.map(lambda version: Registry(uri).point("cancer", "best", version), range(1, 9)))
+    assert sorted(move.version for move in Registry(uri).history("cancer", "best")) == list(range(1, 9))
 
 
 def test_of_many_writers_of_one_object_exactly_one_succeeds(uri: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import tiny
-from searched import run
+from searched import run, whole
 
 from medray.errors import ArtifactError, ConfigError
 from medray.registry import Registry
@@ -37,7 +37,7 @@ def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_pu
     uri: str, tmp_path: Path, cluster: Cluster
 ) -> None:
     settings = ["search.space={train.learning_rate: {grid: [0.01, 1.0e-9]}}", f"publish={{name: cancer, storage_path: '{uri}'}}"]
-    study = tiny.study(tmp_path, *settings)
+    study = tiny.study(tmp_path, *settings, whole(cluster))
     preflight.check(study)
     outcome = run(study, cluster)
     assert outcome.release is not None

@@ -26,6 +26,7 @@ CHECKS = [  # not that all well-formed requests are accepted: they may ask for s
     checks.response_schema_conformance,
     checks.negative_data_rejection,
 ]
+MANY = pytest.mark.parametrize("num_examples", [15, pytest.param(150, marks=pytest.mark.slow)])
 
 
 def test_every_route_that_answers_is_in_the_document() -> None:
@@ -52,7 +53,7 @@ def allowed(label: str, body: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
-def ask(found: OpenApiSchema, label: str, mode: GenerationMode, num_examples: int = 30) -> Counter[int]:
+def ask(found: OpenApiSchema, label: str, mode: GenerationMode, num_examples: int) -> Counter[int]:
     seen: Counter[int] = Counter()
     (operation,) = (one.ok() for one in found.get_all_operations() if one.ok().label == label)
 
@@ -74,16 +75,18 @@ def ask(found: OpenApiSchema, label: str, mode: GenerationMode, num_examples: in
     return seen
 
 
+@MANY
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_a_well_formed_request_is_answered_as_the_document_says(label: str) -> None:
-    seen = ask(SCHEMA, label, RIGHT)
+def test_a_well_formed_request_is_answered_as_the_document_says(label: str, num_examples: int) -> None:
+    seen = ask(SCHEMA, label, RIGHT, num_examples)
     assert max(seen) < 500
     assert seen[200] or label == "GET /v1/models/{model}", seen
 
 
 @pytest.mark.parametrize("label", [label for label in OPERATIONS if label.startswith("POST")])
-def test_a_malformed_request_is_refused_as_the_document_says(label: str) -> None:
-    assert set(ask(SCHEMA, label, WRONG)) <= {400, 404, 422}
+@MANY
+def test_a_malformed_request_is_refused_as_the_document_says(label: str, num_examples: int) -> None:
+    assert set(ask(SCHEMA, label, WRONG, num_examples)) <= {400, 404, 422}
 
 
 def test_a_failure_would_be_found() -> None:

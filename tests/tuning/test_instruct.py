@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from searched import whole
 
 from medray import card, checkpoint, cli, config, evaluation
 from medray.registry import Registry
@@ -37,6 +38,7 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
         "data.evaluation_rows=6",
         "search={num_trials: 2, space: {train.learning_rate: {choice: [0.01, 0.02]}}}",
         "publish={name: instruct}",
+        whole(cluster),
     )
     preflight.check(asked)
     found = studies.run(asked, cluster, Run.start(asked), watcher=Silent(), on_audit=lambda audit: print(audit.render()))

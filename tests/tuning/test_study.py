@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 from ray.tune.error import TuneError
-from searched import Seen, figures, run
+from searched import Seen, figures, run, whole
 
 from medray.config import StudyConfig
 from medray.data import dataset
@@ -21,11 +24,12 @@ from medray.records import TrialRecord
 from medray.registry import Registry
 from medray.runtime import Cluster
 from medray.tasks import base as tasks
+from medray.training.assignment import VALIDATION
 from medray.training.material import gather, open_material
-from medray.training.worker import VALIDATION
 from medray.tuning import tuner
 from medray.tuning.placement import Placement
 from medray.tuning.runs import Run
+from medray.tuning.study import Outcome
 
 pytestmark = pytest.mark.ray
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
@@ -37,25 +41,35 @@ def alone(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
     return tiny.trial(study, folder).run().history
 
 
-def test_every_base_model_is_searched_the_winner_published_and_every_file_written(tmp_path: Path, cluster: Cluster) -> None:
-    bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
-    bases = f"base_models=[{{source: {bert}}}, {{source: {llama}, num_trials: 1, overrides: {{data.limit: 20}}}}]"
-    study = tiny.study(
-        tmp_path,
-        bases,
-        RATE,
-        "search.algorithm=optuna",
-        "search.num_trials=3",
-        "publish={name: cancer}",
-        "calibration.abstain_precision=0.6",
+@dataclass(frozen=True)
+class Compared:
+    study: StudyConfig
+    outcome: Outcome
+    seen: Seen
+
+
+@pytest.fixture(scope="module")
+def compared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """One study over an encoder under two settings and a decoder, for all tests that look at what it did."""
+    folder = tmp_path_factory.mktemp("compared")
+    bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
+    bases = (
+        f"base_models=[{{source: {bert}}}, {{source: {bert}, num_trials: 1, overrides: {{lora.r: 4}}}},"
+        f" {{source: {llama}, num_trials: 1, overrides: {{data.limit: 20}}}}]"
     )
+    more = ("search.algorithm=optuna", "search.num_trials=2", "publish={name: cancer}", "calibration.abstain_precision=0.6")
+    study = tiny.study(folder, bases, RATE, whole(cluster), *more)
     seen = Seen()
-    outcome = run(study, cluster, seen)
+    return Compared(study, run(study, cluster, seen), seen)
+
+
+def test_every_base_model_is_searched_the_winner_published_and_every_file_written(compared: Compared, cluster: Cluster) -> None:
+    study, outcome, seen = compared.study, compared.outcome, compared.seen
     board = outcome.board
     assert seen.num_trials == 4
     assert [record.status for record in outcome.run.records()] == ["finished"] * 4
     judged = {entry.name for entry in board.entries if entry.test}
-    assert len(judged) == 4  # one finalist of each base model, and two references
+    assert len(judged) == 5  # one finalist of each base model, and two references
     assert {"tiny-llama-000", "majority", "TF-IDF + logistic regression"} < judged
     assert all(
         entry.seconds_to_first_step is not None and entry.seconds_to_first_step > 0 for entry in board.entries if entry.kind == "trial"
@@ -75,16 +89,34 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     assert release.record.calibration.num_rows == board.num_rows["validation"]
     assert release.record.test.ece == (analysis.best.test.before.ece, analysis.best.test.after.ece)
     assert "abstention for precision 0.6" in (outcome.run.folder / "leaderboard.md").read_text()
-    (opened,) = (tmp_path / "runs" / "test_log").iterdir()
+    storage = Path(study.storage_path)
+    (opened,) = (storage / "test_log").iterdir()
     assert len(opened.read_text().splitlines()) == 1
     assert {"leaderboard.json", "analysis.json", "leaderboard.csv", "leaderboard.md", "history.csv", "study.yaml"} <= {
         path.name for path in outcome.run.folder.iterdir()
     }
     assert len((outcome.run.folder / "history.csv").read_text().splitlines()) == 1 + 4 * 2
     assert not list(outcome.run.folder.rglob("events.out.tfevents*"))  # Tune's: ours are the watcher's that `medray study` brings
-    assert len(list((tmp_path / "runs" / "prepared").glob("*.arrow"))) == 2  # tokenised once for each tokenizer and row limit
-    assert {row["num_threads"] for _, row in seen.rows} == {1}
+    assert len(list((storage / "prepared").glob("*.arrow"))) == 2  # tokenised once for each tokenizer and row limit
+    assert {row["num_threads"] for _, row in seen.rows} == {int(cluster.cpus)}
     assert all(VALIDATION + "f1_macro" in row for _, row in seen.rows)
+
+
+def test_one_base_model_under_two_settings_is_two_on_the_leaderboard_and_what_was_promoted_since_stays(
+    compared: Compared, cluster: Cluster
+) -> None:
+    board = compared.outcome.board
+    judged = {entry.name for entry in board.entries if entry.test and entry.kind == "trial"}
+    assert {name for name in judged if "bert" in name} == {next(n for n in judged if n.startswith("tiny-bert-0")), "tiny-bert-2-000"}
+    registry = Registry(compared.study.storage_path)
+    loser = next(entry.checkpoint for entry in board.entries if entry.checkpoint and entry.checkpoint != board.best.checkpoint)
+    assert registry.publish(str(loser), "cancer").reference == "cancer@2"
+    registry.point("cancer", "best", 2)
+    try:
+        assert run(compared.study, cluster, here=Run.resume(compared.study)).release is not None
+        assert registry.resolve("cancer@best").record.version == 2
+    finally:
+        registry.point("cancer", "best", 1)
 
 
 def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(tmp_path: Path) -> None:
@@ -101,7 +133,7 @@ def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(tmp
 
 def test_an_early_stop_frees_the_cpu_and_the_stopped_trial_keeps_its_best_epoch(tmp_path: Path, cluster: Cluster) -> None:
     space = "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
-    settings = ["task.metric=log_loss", "search.scheduler=asha", "train.epochs=3", f"resources.cpus_per_worker={int(cluster.cpus)}"]
+    settings = ["task.metric=log_loss", "search.scheduler=asha", "train.epochs=3", whole(cluster)]
     outcome = run(tiny.study(tmp_path, space, *settings), cluster)
     assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
     (stopped,) = (entry for entry in outcome.board.entries if entry.status == "stopped")
@@ -110,30 +142,45 @@ def test_an_early_stop_frees_the_cpu_and_the_stopped_trial_keeps_its_best_epoch(
     assert (Path(stopped.checkpoint) / "manifest.json").exists()
 
 
-def test_a_trial_that_cannot_go_on_is_told_and_the_others_are_ranked(tmp_path: Path, cluster: Cluster) -> None:
-    study = tiny.study(tmp_path, "search.space={train.samples_per_step: {grid: [8, 4]}, train.learning_rate: {grid: [0.01, 1.0e+30]}}")
-    outcome = run(study, cluster)
-    failed = [entry for entry in outcome.board.entries if entry.status == "failed"]
+@pytest.fixture(scope="module")
+def troubled(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+    """A study whose second base model never trains, and a setting of the first one neither: its run, and how it ended."""
+    folder = tmp_path_factory.mktemp("troubled")
+    bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
+    space = "{train.samples_per_step: {grid: [8, 4]}, train.learning_rate: {grid: [0.01, 1.0e+30]}}"
+    study = tiny.study(
+        folder,
+        f"base_models=[{{source: {bert}, space: {space}}}, {{source: {llama}, overrides: {{train.learning_rate: 1.0e+30}}}}]",
+        whole(cluster),
+        "search.max_failed=3",
+    )
+    here = Run.start(study)
+    with pytest.raises(TrialError) as raised:
+        run(study, cluster, here=here)
+    return here, str(raised.value)
+
+
+def test_a_trial_that_cannot_go_on_is_told_and_the_others_are_ranked(troubled: tuple[Run, str]) -> None:
+    board = troubled[0].leaderboard()
+    failed = [entry for entry in board.entries if entry.status == "failed" and "bert" in entry.name]
     assert len(failed) == 2
     assert all("lower train.learning_rate" in str(entry.error) for entry in failed)
-    assert outcome.board.best.settings["train.learning_rate"] == 0.01
+    assert board.best.settings["train.learning_rate"] == 0.01
 
 
-def test_a_base_model_whose_trials_all_failed_fails_the_study_after_the_others_are_ranked(tmp_path: Path, cluster: Cluster) -> None:
-    bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
-    bases = f"base_models=[{{source: {bert}}}, {{source: {llama}, overrides: {{train.learning_rate: 1.0e+30}}}}]"
-    study = tiny.study(tmp_path, bases)
-    here = Run.start(study)
-    with pytest.raises(TrialError, match=r"every trial of .*tiny-llama failed \(the loss is"):
-        run(study, cluster, here=here)
+def test_a_base_model_whose_trials_all_failed_fails_the_study_after_the_others_are_ranked(troubled: tuple[Run, str]) -> None:
+    here, error = troubled
+    assert re.search(r"every trial of .*tiny-llama failed \(the loss is", error)
     assert (here.folder / "leaderboard.json").exists()
 
 
 def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path, cluster: Cluster) -> None:
-    study = tiny.study(tmp_path, RATE, "search.num_trials=2", "train.epochs=3", "resources.cpus_per_worker=1")
-    undisturbed = {
-        record.trial: figures(found.run.history(record.trial)) for found in [run(study, cluster)] for record in found.run.records()
-    }
+    grid = "search.space={train.learning_rate: {grid: [0.01, 0.02]}}"
+    study = tiny.study(tmp_path, grid, "train.epochs=3", whole(cluster))
+    undisturbed = {}
+    for number, rate in enumerate((0.01, 0.02)):
+        same = tiny.study(tmp_path, f"train.learning_rate={rate}", "train.epochs=3", whole(cluster))
+        undisturbed[f"tiny-bert-{number:03d}"] = figures(alone(same, tmp_path / f"alone-{number}"))
 
     def interrupt(record: TrialRecord, row: dict[str, Any]) -> None:
         if row["epoch"] == 2:
@@ -167,9 +214,12 @@ def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(tmp
 
 
 def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_waits_for_itself(tmp_path: Path, cluster: Cluster) -> None:
-    """A trial takes every CPU, so that a driver that held one, or a group left by an early stop, would end in waiting; and a second Ray is on the host."""
+    """A trial takes every CPU, so that a driver that held one would end in waiting, and so would what comes after a group left by an early stop.
+
+    A second Ray is on the host.
+    """
     settings = ["lora.dropout=0", "train.epochs=2", "task.metric=log_loss"]
-    space = "search.space={train.learning_rate: {grid: [0.005, 1.0e-9, 1.0e-8]}}"  # two that learn nothing
+    space = "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
     resources = f"resources={{num_workers: 2, cpus_per_worker: {int(cluster.cpus) // 2}}}"
     study = tiny.study(tmp_path, *settings, space, resources, "search.scheduler=asha")
     alive = "import ray, sys; ray.init(address='local', num_cpus=1, log_to_driver=False); print('up', flush=True); sys.stdin.read()"
@@ -182,13 +232,24 @@ def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_wai
         outcome = run(study, cluster)
     finally:
         other.communicate("", timeout=30)
-    assert [record.status for record in outcome.run.records()] == ["finished", "stopped", "stopped"]
+    assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
+    assert _until_all_is_free(cluster) == cluster.cpus
     single = alone(tiny.study(tmp_path, *settings, "train.learning_rate=0.005", "resources.cpus_per_worker=1"), tmp_path / "alone")
     for shared, own in zip(outcome.run.history("tiny-bert-000"), single, strict=True):
         assert shared["train_loss"] == pytest.approx(own["train_loss"], abs=1e-5)
         assert shared["metrics"] == pytest.approx(own["metrics"], abs=1e-4)
     stored = json.loads((Path(str(outcome.board.best.checkpoint)) / "predictions.jsonl").read_text().splitlines()[0])
     assert stored["row_id"] == dataset.load(study.data).validation[0].id
+
+
+def _until_all_is_free(cluster: Cluster) -> float:
+    """The CPUs that are free, at the latest after a while."""
+    import ray
+
+    end = time.monotonic() + 30
+    while (free := ray.available_resources().get("CPU", 0.0)) < cluster.cpus and time.monotonic() < end:
+        time.sleep(0.1)
+    return free
 
 
 def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(tmp_path: Path, cluster: Cluster) -> None:
@@ -212,23 +273,8 @@ def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyP
     assert len(said) == 1
 
 
-def test_one_base_model_under_two_settings_is_two_on_the_leaderboard(tmp_path: Path, cluster: Cluster) -> None:
-    bert = tiny.base(tmp_path, "bert")
-    bases = f"base_models=[{{source: {bert}, overrides: {{lora.r: 2}}}}, {{source: {bert}, overrides: {{lora.r: 4}}}}]"
-    outcome = run(tiny.study(tmp_path, bases, "train.epochs=1", "publish={name: cancer}"), cluster)
-    assert {entry.name for entry in outcome.board.entries if entry.test and entry.kind == "trial"} == {"tiny-bert-000", "tiny-bert-2-000"}
-    registry = Registry(str(tmp_path / "runs"))
-    registry.publish(str(outcome.board.entries[-1].checkpoint or outcome.board.best.checkpoint), "cancer")
-    study = tiny.study(tmp_path, bases, "train.epochs=1", "publish={name: cancer}")
-    registry.point("cancer", "best", 2)
-    assert run(study, cluster, here=Run.resume(study)).release is not None
-    assert registry.resolve("cancer@best").record.version == 2  # what was promoted since stays
-
-
 def test_a_base_model_that_the_budget_left_untried_fails_the_study(tmp_path: Path, cluster: Cluster) -> None:
     bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
-    study = tiny.study(
-        tmp_path, f"base_models=[{{source: {bert}}}, {{source: {llama}}}]", "search.num_epochs=1", "resources.cpus_per_worker=8"
-    )
+    study = tiny.study(tmp_path, f"base_models=[{{source: {bert}}}, {{source: {llama}}}]", "search.num_epochs=1", whole(cluster))
     with pytest.raises(TrialError, match=r"the budget ended before .*tiny-llama was tried"):
         run(study, cluster)

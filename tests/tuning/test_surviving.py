@@ -58,7 +58,7 @@ def test_failures_above_the_budget_end_the_search_unjudged_and_a_mended_base_mod
     whole = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     rates = "search.space={train.learning_rate: {grid: [0.01, 0.02, 0.03, 0.04]}}"
-    settings = [rates, "search.max_failed=1", "resources={max_failures: 0, cpus_per_worker: 8}", "train.epochs=1"]
+    settings = [rates, "search.max_failed=1", f"resources={{max_failures: 0, cpus_per_worker: {int(cluster.cpus)}}}", "train.epochs=1"]
     study = tiny.study(tmp_path, *settings)
     here = Run.start(study)
     with pytest.raises(TrialError, match=r"2 trials failed, search\.max_failed allows 1: 2 x .*tiny-bert: cannot be loaded") as caught:
@@ -90,8 +90,9 @@ def test_a_base_model_without_its_tokenizer_is_a_row_and_the_others_are_ranked(t
 def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_allowed(
     times: int, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = tiny.study(tmp_path, "train.epochs=3", "resources={max_failures: 1}")
-    undisturbed = run(study, cluster).run.history("tiny-bert-000") if times == 1 else None
+    study = tiny.study(tmp_path, "train.epochs=3", "resources={max_failures: 1, cpus_per_worker: 1}")
+    (tmp_path / "alone").mkdir()
+    undisturbed = tiny.trial(study, tmp_path / "alone").run().history if times == 1 else None
     left = times
 
     def ended(self: object, iteration: int, trials: list[Any], **info: Any) -> None:

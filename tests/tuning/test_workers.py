@@ -82,7 +82,7 @@ def losses(told: Told) -> list[float]:
     ("resources", "strategy"),
     [
         ("{num_workers: 2, cpus_per_worker: 1, max_failures: 1}", ZERO_2),
-        ("{num_workers: [1, 3], cpus_per_worker: 4, max_failures: 1}", ()),  # of 8 CPUs: two fit
+        ("{num_workers: [1, 3], cpus_per_worker: 2, max_failures: 1}", ()),  # of 4 CPUs: two fit
     ],
 )
 def test_a_killed_worker_costs_at_most_the_steps_since_the_last_evaluation(

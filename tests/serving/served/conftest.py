@@ -6,8 +6,8 @@ from session import Served, serving
 from medray.runtime import Cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def served(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One session for the tests of a file that ask over HTTP; its replicas hold CPUs, which the tests after it need."""
+    """One session for the tests of this folder; its replicas hold CPUs, which the tests after it need."""
     with serving(tmp_path_factory.mktemp("served")) as session:
         yield session

@@ -112,7 +112,7 @@ def test_a_promotion_that_no_replica_takes_exits_non_zero(best: Served, capsys: 
     assert best.run("promote", "cancer@2", "best", "--timeout", "0") == 1
     assert "is not everywhere after 0 s" in capsys.readouterr().err
     assert best.run("promote", "cancer@2", "next") == 1
-    assert "serves cancer@best, cancer@1 and not cancer@next" in capsys.readouterr().err
+    assert "serves cancer@best, cancer@1, adviser@1 and not cancer@next" in capsys.readouterr().err
     assert "next" not in best.registry.aliases("cancer")
     nobody = ["promote", "cancer@2", "best", "--url", f"http://127.0.0.1:{free_port()}", "--storage-path", str(best.storage)]
     assert cli.main(nobody) == 1
@@ -138,8 +138,8 @@ def test_limits_and_tokens_hold_over_http(served: Served) -> None:
         assert set(yaml.safe_load(answer.read())) == {"status"}
     for body, status, kind in (
         ({"text": "a" * 200_000, "model": "cancer@1"}, 413, "body_too_large"),
-        ({"inputs": ["a"] * 33, "model": "cancer@1"}, 413, "too_many_inputs"),
-        ({"inputs": ["cell growth stage " * 30] * 32, "model": "cancer@1"}, 413, "too_many_tokens"),
+        ({"inputs": ["a"] * 65, "model": "cancer@1"}, 413, "too_many_inputs"),
+        ({"inputs": ["cell growth stage " * 30] * 64, "model": "cancer@1"}, 413, "too_many_tokens"),
         ({"text": " ", "model": "nobody"}, 404, "unknown_model"),
         ({"text": "a"}, 400, "ambiguous_model"),
     ):
@@ -149,7 +149,7 @@ def test_limits_and_tokens_hold_over_http(served: Served) -> None:
     with pytest.raises(RefusedError, match="404 model 'cance' is not served") as caught:
         served.client.classify(["a"], model="cance")
     assert caught.value.status == 404
-    assert served.client.models() == ["cancer@best", "cancer@1"]
+    assert served.client.models() == ["cancer@best", "cancer@1", "adviser@1"]
     with pytest.raises(ServingError, match="does not answer"):
         Client(f"http://127.0.0.1:{free_port()}").models()
 
@@ -185,10 +185,10 @@ def test_prometheus_metrics_name_the_release(served: Served) -> None:
 
     served.client.classify(["tumour"], model="cancer@1")
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     text = ""
-    while time.monotonic() < end and "ray_medray_requests_total{" not in text:
-        time.sleep(1)
+    while time.monotonic() < end and not all(name in text for name in ("ray_medray_requests_total{", "ray_medray_validation_label_share{")):
+        time.sleep(0.5)
         with urllib.request.urlopen(url) as answer:
             text = answer.read().decode()
     lines = [line for line in text.splitlines() if "medray_" in line]
@@ -218,8 +218,9 @@ def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(s
     assert [(one["id"], one["release"], one["path"]) for one in found["data"]] == [
         ("cancer@best", "cancer", "/v1/classify"),
         ("cancer@1", "cancer", "/v1/classify"),
+        ("adviser@1", "adviser", "/v1/chat/completions"),
     ]
-    assert all(len(one["labels"]) > 1 for one in found["data"])
+    assert all(len(one["labels"]) > 1 for one in found["data"][:2])
     assert all(any(figure["validation"] is not None for figure in one["figures"]) for one in found["data"])
 
 
