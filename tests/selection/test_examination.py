@@ -183,7 +183,9 @@ def test_an_analysis_comes_back_from_its_file_as_it_was() -> None:
         analysis.from_json(b'{"study": 1}', "analysis.json")
 
 
-@pytest.mark.parametrize(("num_rows", "accuracy"), [(60, 0.9), (200, 0.92), (200, 0.7)])
+@pytest.mark.parametrize(
+    ("num_rows", "accuracy"), [(60, 0.9), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((200, 0.92), (200, 0.7)))]
+)
 def test_intervals_of_f1_hold_the_true_value_as_often_as_they_say(num_rows: int, accuracy: float) -> None:
     """Simulated: macro F1 and the F1 of a class, whose true values are those of a million rows."""
     rng = np.random.default_rng(10)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import made
 import pytest
 import tiny
 from ray.tune.error import TuneError
@@ -273,8 +274,10 @@ def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyP
     assert len(said) == 1
 
 
-def test_a_base_model_that_the_budget_left_untried_fails_the_study(tmp_path: Path, cluster: Cluster) -> None:
-    bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
-    study = tiny.study(tmp_path, f"base_models=[{{source: {bert}}}, {{source: {llama}}}]", "search.num_epochs=1", whole(cluster))
-    with pytest.raises(TrialError, match=r"the budget ended before .*tiny-llama was tried"):
-        run(study, cluster)
+def test_a_base_model_that_the_budget_left_untried_fails_the_study(tmp_path: Path) -> None:
+    """Its run has ended: nothing is trained, and no Ray is asked."""
+    bases = [{"source": source} for source in (*made.BASES, "hub/untried")]
+    ended = made.run(tmp_path, base_models=bases, publish=None)
+    study = made.study(tmp_path, base_models=bases, publish=None)
+    with pytest.raises(TrialError, match=r"the budget ended before hub/untried was tried"):
+        run(study, Cluster((), None, is_joined=False), here=ended)
