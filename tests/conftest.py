@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import sides
+import tiny
 from bucket import endpoint, uri  # noqa: F401  (fixtures)
 from budget import Budget
 from costs import Costs
@@ -22,6 +23,11 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MEDRAY_TEST_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tiny.share(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture(scope="session")

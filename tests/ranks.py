@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,11 @@ class _Stopped(Exception):
 def run(jobs: list[Job], num_ranks: int) -> list[Done]:
     """Each job on all ranks, one after the other; what the first rank saw. One rank alone has no group, as where Ray Train is not used."""
     place = jobs[0].folder.parent
-    context = multiprocessing.get_context("forkserver")  # torch, PEFT and DeepSpeed are imported once, by the server
-    context.set_forkserver_preload(["medray.training.worker", "deepspeed"])
+    if torch.cuda.is_available():
+        context: Any = multiprocessing.get_context("spawn")  # what was forked after a look at CUDA cannot use it
+    else:
+        context = multiprocessing.get_context("forkserver")  # torch, PEFT and DeepSpeed are imported once, by the server
+        context.set_forkserver_preload(["medray.training.worker", "deepspeed"])
     meeting = place / f"meeting-{uuid.uuid4().hex}"
     members = [context.Process(target=_rank, args=(rank, num_ranks, jobs, meeting)) for rank in range(num_ranks)]
     for member in members:
@@ -54,7 +58,6 @@ def run(jobs: list[Job], num_ranks: int) -> list[Done]:
 
 
 def _rank(rank: int, num_ranks: int, jobs: list[Job], meeting: Path) -> None:
-    import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)

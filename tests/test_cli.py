@@ -161,7 +161,8 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     assert again.returncode == 0
     assert "test labels of this split were opened 2 time(s) before" in again.stderr
 
-    stored = next((searched.folder / "runs" / "checkpoints").iterdir()) / "metrics.json"
+    (folder,) = (searched.folder / "runs" / "checkpoints").iterdir()
+    stored = folder / "metrics.json"
     whole = stored.read_bytes()
     stored.write_text("{}")
     broken = medray("verify", "tumour")

@@ -84,7 +84,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_release_is_talked_to_where_it_lies(tmp_path: Path, typed: Callable[..., tuple[int, str, str]]) -> None:
     runs = str(tmp_path / "runs")
-    release = Registry(runs).publish(tiny.trial(tiny.instruct_study(tmp_path, "train.epochs=1"), tmp_path).run().checkpoint, "adviser")
+    release = Registry(runs).publish(tiny.checkpoint("instruct"), "adviser")
     loaded = release.load()
     prompt = loaded.task.prompt([Message("user", "rhythm pressure")], loaded.engine.tokenizer, 5)  # type: ignore[attr-defined]
     (wanted,) = gather(loaded.engine.generate([prompt], Sampling(max_tokens=5)), 1)
@@ -96,7 +96,7 @@ def test_a_release_is_talked_to_where_it_lies(tmp_path: Path, typed: Callable[..
 
 def test_a_release_that_does_not_talk_is_refused(tmp_path: Path, typed: Callable[..., tuple[int, str, str]]) -> None:
     runs = str(tmp_path / "runs")
-    Registry(runs).publish(tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path).run().checkpoint, "cancer")
+    Registry(runs).publish(tiny.checkpoint(), "cancer")
     status, _, told = typed("a\n", "cancer@1", "--storage-path", runs)
     assert status == 1
     assert "cancer@1: its task 'classification' does not talk" in told

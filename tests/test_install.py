@@ -29,6 +29,7 @@ def calls(install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     (tmp_path / "wheels").mkdir()
     (tmp_path / "pip.conf").write_text(
         "[global]\nindex-url = https://index.example.com/simple\ncert = /etc/ssl/own.pem\n"
+        "constraint = /etc/caps.txt\nno-index = true\n"
         f"find-links = {tmp_path / 'wheels'} {tmp_path / 'missing'} https://wheels.example.com\n[install]\ntimeout = 7\n"
     )
     for name in ("PIP_CERT", "PIP_FIND_LINKS", "PIP_DEFAULT_TIMEOUT", "PIP_INDEX_URL", "UV_INDEX_URL", "SSL_CERT_FILE"):
@@ -49,21 +50,17 @@ def test_uv_is_told_what_pip_is_configured_with(
     monkeypatch.setattr(install, "find_uv", lambda: "/bin/uv")
     assert install.main(["-c", "constraints.txt", "torch"]) == 0
     ((command, environment),) = calls
-    assert command == [
-        "/bin/uv",
-        "pip",
-        "install",
-        "--quiet",
-        "--compile-bytecode",
-        "--python",
-        sys.executable,
-        "-c",
-        "constraints.txt",
-        "torch",
-    ]
+    uv = ["/bin/uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", sys.executable]
+    # Its variable for constraints is not read where the command line names one.
+    assert command == [*uv, "--no-index", "--constraint", "/etc/caps.txt", "-c", "constraints.txt", "torch"]
     assert environment["UV_INDEX_URL"] == "https://index.example.com/simple"
     assert environment["UV_FIND_LINKS"] == f"{tmp_path / 'wheels'},https://wheels.example.com"
     assert (environment["SSL_CERT_FILE"], environment["UV_HTTP_TIMEOUT"]) == ("/etc/ssl/own.pem", "7")
+
+
+def test_without_such_settings_uv_is_told_nothing(install: ModuleType) -> None:
+    assert (install.uv_settings({}), install.uv_options({"no-index": "false"})) == ({}, [])
+    assert install.uv_settings({"default-timeout": "180"}) == {"UV_HTTP_TIMEOUT": "180"}
 
 
 def test_what_is_set_for_uv_itself_and_a_variable_of_pips_come_before_pips_file(
@@ -79,7 +76,6 @@ def test_what_is_set_for_uv_itself_and_a_variable_of_pips_come_before_pips_file(
 
 
 def test_several_indexes_are_compared_as_pip_compares_them(install: ModuleType) -> None:
-    assert install.uv_settings({"no-index": "true"}) == {"UV_NO_INDEX": "1"}
     told = install.uv_settings({"extra-index-url": "https://a.example.com\nhttps://b.example.com file:///missing/simple"})
     assert told == {"UV_EXTRA_INDEX_URL": "https://a.example.com https://b.example.com", "UV_INDEX_STRATEGY": "unsafe-best-match"}
 

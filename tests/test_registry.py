@@ -15,10 +15,9 @@ from medray.registry import Registry, TestRecord
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder() -> Path:
     """One trained checkpoint for all tests here; none of them changes it."""
-    place = tmp_path_factory.mktemp("trained")
-    return tiny.trial(tiny.study(place, "train.epochs=1"), place).run().checkpoint
+    return tiny.checkpoint()
 
 
 def test_versions_count_up_and_aliases_point_at_them_with_their_history(folder: Path, tmp_path: Path) -> None:

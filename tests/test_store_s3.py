@@ -18,9 +18,8 @@ from medray.store_s3 import S3Store
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("trained")
-    return tiny.trial(tiny.study(place, "train.epochs=1"), place).run().checkpoint
+def folder() -> Path:
+    return tiny.checkpoint()
 
 
 def _put(store: S3Store, name: str, content: bytes) -> None:

@@ -13,9 +13,8 @@ from medray.registry import Registry
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("trained")
-    return tiny.trial(tiny.instruct_study(place, "train.epochs=1", "task.safety_ratio=0"), place).run().checkpoint
+def folder() -> Path:
+    return tiny.checkpoint("instruct", "task.safety_ratio=0")
 
 
 def test_it_is_published_without_training_and_obeyed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +60,6 @@ def test_what_training_decided_cannot_be_changed(folder: Path, tmp_path: Path, c
 
 def test_a_release_of_labels_has_no_system_prompt(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path / "releases"))
-    registry.publish(tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path).run().checkpoint, "cancer")
+    registry.publish(tiny.checkpoint(), "cancer")
     with pytest.raises(ConfigError, match="task 'classification' trains with its 'system'; nothing is allowed here"):
         registry.change("cancer@1", {"system": "a"})

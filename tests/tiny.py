@@ -1,6 +1,10 @@
 """Tiny random base models of the real architecture classes, with a tokenizer made on the spot."""
 
+import json
 import random
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +65,28 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "electra": ("Electra", {**_SIZES, "embedding_size": 32}),
 }
 DECODERS = ("llama", "mistral", "phi", "phi3", "opt")
+_places: list[Path] = []  # of what is made once for all tests of a process: conftest names one that pytest removes
+
+
+def share(place: Path) -> None:
+    _places.append(place)
+
+
+def _made_once() -> Path:
+    return Path(tempfile.mkdtemp(dir=_places[-1] if _places else None, prefix="tiny-"))
 
 
 def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> Path:
-    """A base model without a head (decoders: with their language model), as it would come from the Hub."""
+    """A base model without a head (decoders: with their language model), as it would come from the Hub: a copy of the caller's own."""
     path = folder / f"tiny-{family}"
+    shutil.rmtree(path, ignore_errors=True)  # not written over: a model may still be mapped from there
+    shutil.copytree(_base(family, seed, json.dumps(changed)), path)
+    return path
+
+
+@cache
+def _base(family: str, seed: int, changes: str) -> Path:
+    path, changed = _made_once(), json.loads(changes)
     tokens = tokenizer(family)
     torch.manual_seed(seed)
     name, sizes = _KINDS[family]
@@ -113,8 +134,6 @@ def text(rng: random.Random, num_words: int) -> str:
 
 def abstracts(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
     """JSON lines that a tiny model can learn: a row is about cancer when it holds one of three words."""
-    import json
-
     rng = random.Random(seed)
     path = folder / "rows.jsonl"
     with path.open("w") as file:
@@ -132,8 +151,6 @@ SIGNS = {"renal failure": ("renal", "glucose"), "heart failure": ("rhythm", "pre
 
 def choices(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
     """Rows whose label is a word or two of the vocabulary, and follows from one word of the text."""
-    import json
-
     rng = random.Random(seed)
     path = folder / "choices.jsonl"
     signs = {sign for known in SIGNS.values() for sign in known} | {word for label in SIGNS for word in label.split()}
@@ -162,8 +179,6 @@ def choice_study(folder: Path, *settings: str, family: str = "llama", num_rows: 
 
 def instructions(folder: Path, num_rows: int = 48, seed: int = 0) -> Path:
     """Questions whose answer follows from one word of them."""
-    import json
-
     rng = random.Random(seed)
     path = folder / "instructions.jsonl"
     signs = {sign for known in SIGNS.values() for sign in known} | {word for label in SIGNS for word in label.split()}
@@ -196,8 +211,6 @@ NAMES = ("carcinoma", "renal failure", "heart failure", "lung infection")
 
 def annotated(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
     """Rows with mentions that a tiny model can learn: four names, among words that are never part of one."""
-    import json
-
     rng = random.Random(seed)
     path = folder / "annotated.jsonl"
     others = [word for word in WORDS if not any(word in name for name in NAMES)]
@@ -247,6 +260,14 @@ def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60
             *settings,
         ],
     )
+
+
+@cache
+def checkpoint(kind: str = "study", *settings: str) -> Path:
+    """One of a trial of an epoch, trained once for all tests of a process: to be read, and published, which copies it."""
+    place = _made_once()
+    asked = {"study": study, "choice": choice_study, "instruct": instruct_study}[kind](place, "train.epochs=1", *settings)
+    return trial(asked, place).run().checkpoint
 
 
 def trial(asked, folder: Path, **reports):  # type: ignore[no-untyped-def]

@@ -4,12 +4,12 @@ import logging
 import platform
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from medray import storage
@@ -17,6 +17,8 @@ from medray.checkpoint import PrecisionRecord
 
 log = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16", "fp16"]
+Asked = Literal["auto", "fp32", "bf16", "fp16"]
+_PATIENCE_S = 600  # for another trial that times
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,7 +28,7 @@ def arithmetic(precision: Precision, device: str) -> AbstractContextManager[obje
 
 
 def choose(
-    asked: Literal["auto", "fp32", "bf16", "fp16"],
+    asked: Asked,
     forward: Callable[[], Tensor],
     *,
     shape: tuple[int, int],
@@ -36,23 +38,29 @@ def choose(
 ) -> PrecisionRecord:
     """For `auto`, two steps in fp32 and two in bf16 on a real micro-batch; the faster second step wins.
 
-    The result is kept in the folder, by `key` (base and settings of the model), shape, threads and processor: it is timed once.
+    The result is kept in the folder, by `key` (what computes, in which versions), shape, threads and processor: it is timed once.
     """
     if asked != "auto":
         return PrecisionRecord(used=asked, asked=asked)
-    names = [*key, *map(str, shape), str(torch.get_num_threads()), device, processor(device), torch.__version__]
+    names = [*key, *map(str, shape), str(torch.get_num_threads()), device, processor(device)]
     path = folder / f"precision-{storage.hash_text(names)[:32]}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with storage.room_for(folder), FileLock(path.with_suffix(".lock")):  # trials that start together would slow each other's timing
+    lock = FileLock(path.with_suffix(".lock"), timeout=_PATIENCE_S)
+    with storage.room_for(folder), suppress(Timeout), lock:  # trials that start together would slow each other's timing
         if path.exists():
             return PrecisionRecord.model_validate_json(path.read_bytes())
-        seconds = {precision: _second_step(forward, precision, device) for precision in ("fp32", "bf16")}
-        used: Precision = "bf16" if seconds["bf16"] < seconds["fp32"] else "fp32"
-        log.info("precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s", seconds["fp32"], seconds["bf16"], *shape, used)
-        rounded = {name: round(value, 4) for name, value in seconds.items()}
-        record = PrecisionRecord(used=used, asked=asked, seconds=rounded, shape=shape)
+        record = _timed(asked, forward, shape, device)
         storage.write(path, record.model_dump_json().encode())
-    return record
+        return record
+    return _timed(asked, forward, shape, device)  # whoever holds the lock does not come to an end
+
+
+def _timed(asked: Asked, forward: Callable[[], Tensor], shape: tuple[int, int], device: str) -> PrecisionRecord:
+    seconds = {precision: _second_step(forward, precision, device) for precision in ("fp32", "bf16")}
+    used: Precision = "bf16" if seconds["bf16"] < seconds["fp32"] else "fp32"
+    log.info("precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s", seconds["fp32"], seconds["bf16"], *shape, used)
+    rounded = {name: round(value, 4) for name, value in seconds.items()}
+    return PrecisionRecord(used=used, asked=asked, seconds=rounded, shape=shape)
 
 
 def processor(device: str) -> str:

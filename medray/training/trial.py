@@ -144,7 +144,16 @@ class Trial:
             lambda: self.loop.loss(batch)[0].sum() / len(batch.rows),
             shape=shape,
             device=self.device,
-            key=(self.material.base.weight_hash, self.config.model.model_dump_json()),
+            key=(
+                self.material.base.weight_hash,
+                self.config.model.model_dump_json(),
+                self.config.task.name,
+                *(
+                    f"{name} {version}"
+                    for name, version in checkpoint.versions().items()
+                    if name in ("medray", "torch", "transformers", "peft")
+                ),
+            ),
             folder=self.material.path.parent,
         )
         self.loop.strategy.abandon(self.slot)

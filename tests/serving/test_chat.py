@@ -30,8 +30,7 @@ OPTIONS = {"precision": "fp32", "token_budget": 256}
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     place = tmp_path_factory.mktemp("chat")
-    checkpoint = tiny.trial(tiny.instruct_study(place, "train.epochs=1"), place).run().checkpoint
-    return Registry(str(place / "runs")).publish(checkpoint, "adviser")
+    return Registry(str(place / "runs")).publish(tiny.checkpoint("instruct"), "adviser")
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +215,7 @@ def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Cha
 
 
 def test_a_release_that_does_not_talk_says_so(tmp_path: Path) -> None:
-    checkpoint = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path).run().checkpoint
-    release = Registry(str(tmp_path / "runs")).publish(checkpoint, "cancer")
+    release = Registry(str(tmp_path / "runs")).publish(tiny.checkpoint(), "cancer")
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, AppOptions(releases=("cancer",), **OPTIONS), thread, device="cpu")
         (refused,) = asyncio.run(everything(Replica(head).talk("adviser", asked("glucose"), 30.0)))

@@ -20,9 +20,8 @@ from medray.runtime import free_port
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("command")
-    checkpoint = tiny.trial(tiny.study(place, "train.epochs=1"), place).run().checkpoint
     registry = Registry(str(place / "runs"))
-    registry.publish(checkpoint, "cancer")
+    registry.publish(tiny.checkpoint(), "cancer")
     registry.point("cancer", "best", 1)
     return place / "runs"
 
