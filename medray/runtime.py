@@ -164,6 +164,8 @@ def _single(num_cpus: int | None) -> None:
     _make_private(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
     # A head that dies is noticed after a minute otherwise, and the study would say so no earlier.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+    # By default Ray lowers its workers' priority by 15, which leaves them a thirtieth of a core that another program wants too.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's own switch for a node that listens on loopback alone; it is read when ray is imported, which may have been long ago.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False

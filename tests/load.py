@@ -32,6 +32,13 @@ class Outcome:
         times = sorted(when for when, status, _ in self.answers if status == 200)
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=float("inf"))
 
+    def until(self, version: int, more: int = 25, seconds: float = 60) -> None:
+        """Wait until so many more requests were answered by a version."""
+        wanted, end = self.versions[version] + more, time.monotonic() + seconds
+        while self.versions[version] < wanted:
+            assert time.monotonic() < end, f"version {version} does not answer: {self}"
+            time.sleep(0.01)
+
     def __str__(self) -> str:
         return f"{self.num_sent} sent, {self.num_failed} failed, {dict(self.statuses)}, by version {dict(self.versions)}, longest gap {self.gap():.2f} s"
 

@@ -161,7 +161,7 @@ def end_serve() -> None:
 def _wait_until_running(client: Client) -> tuple[str, ...]:
     from ray import serve
 
-    end, said = time.monotonic() + 120, []
+    end, said = time.monotonic() + 400, []
     while time.monotonic() < end:
         found = serve.status().applications["medray"]
         if found.status == "RUNNING":

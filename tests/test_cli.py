@@ -268,7 +268,7 @@ def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_pa
         if "epoch 2" in line:
             break
     running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=300)
     assert running.returncode == 130, errors
     assert "`medray study --resume` goes on" in errors
     assert "Traceback" not in errors

@@ -19,10 +19,11 @@ def test_workers_know_the_dashboard_and_poll_often(cluster: Cluster) -> None:
     import ray
 
     @ray.remote
-    def environment() -> dict[str, str]:
-        return dict(os.environ)
+    def environment() -> tuple[dict[str, str], int]:
+        return dict(os.environ), os.nice(0)
 
-    found = ray.get(environment.remote())
+    found, niceness = ray.get(environment.remote())
+    assert niceness == os.nice(0)  # a worker is worth as much as any other program
     assert not cluster.is_joined
     assert found["RAY_API_SERVER_ADDRESS"] == cluster.dashboard
     assert found["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"

@@ -64,13 +64,13 @@ def test_a_release_is_loading_until_its_first_replica_answers(served: Served) ->
 
 def test_a_promotion_under_load_loses_no_request_and_another_base_is_one_like_any_other(best: Served) -> None:
     with load.running(best.port, bodies(), TOKEN) as outcome:
-        time.sleep(1)
-        for reference in ("cancer@2", "cancer@3"):
-            assert best.run("promote", reference, "best") == 0
-            time.sleep(0.5)
-        assert best.run("rollback", "cancer", "best") == 0
-        assert best.run("rollback", "cancer", "best") == 0
-        time.sleep(0.5)
+        outcome.until(1)
+        for version in (2, 3):
+            assert best.run("promote", f"cancer@{version}", "best") == 0
+            outcome.until(version)
+        for version in (2, 1):
+            assert best.run("rollback", "cancer", "best") == 0
+            outcome.until(version)
     print(f"promotion: {outcome}")
     assert outcome.num_failed == 0, outcome.wrong[:5]
     assert outcome.num_sent > 100
@@ -255,25 +255,32 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
         version: [row.probabilities for row in medray.load(f"cancer@{version}", storage_path=str(best.storage)).predict(texts)]
         for version in (1, 2)
     }
-    stop = threading.Event()
+    stop, seen = threading.Event(), set()
 
-    def ask() -> set[int]:
-        seen = set()
+    def ask() -> None:
         while not stop.is_set():
             found = best.client.classify(texts, model="cancer@best")
             for wanted, answer in zip(expected[found.version], found.predictions, strict=True):
                 assert list(answer.probabilities.values()) == pytest.approx(wanted, abs=1e-4)
             seen.add(found.version)
-        return seen
+
+    def wait_for(version: int) -> None:
+        end = time.monotonic() + 60
+        while version not in seen and not any(one.done() for one in asking):
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask) for _ in range(4)]
         try:
+            wait_for(1)
             assert best.run("promote", "cancer@2", "best") == 0
-            time.sleep(0.5)
+            wait_for(2)
         finally:
             stop.set()
-        assert set().union(*(one.result(timeout=30) for one in asking)) == {1, 2}
+        for one in asking:
+            one.result(timeout=30)
+    assert seen == {1, 2}
 
 
 def test_training_evaluate_and_http_say_the_same_of_the_same_rows(served: Served, tmp_path: Path) -> None:
