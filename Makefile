@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 INSTALL := $(BIN)/python cluster/install.py -c constraints.txt
 
-.PHONY: quickstart test test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench constraints promises setup wheel clean
+.PHONY: quickstart test test-attacks test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench constraints promises setup wheel clean
 
 $(READY): pyproject.toml constraints.txt cluster/install.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -38,7 +38,12 @@ check: lint
 # Models of tests are tiny: a second thread costs them more than it brings. Tests that need Ray begin, beside each other and then the others.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder --costs=15
+	$(BIN)/pytest -m 'not slow and not attack' -n 2 --dist loadfile --no-loadscope-reorder --costs=15
+
+# Hostile input, files and neighbours: docs/security.md.
+test-attacks: export OMP_NUM_THREADS = 1
+test-attacks: $(READY)
+	$(BIN)/pytest -m 'attack and not slow' -n 2 --dist loadfile --no-loadscope-reorder --costs=15
 
 # With BUDGET=SECONDS, as many tests as fit, beginning with another file each day; what was left out is named.
 test-slow: $(READY)
@@ -50,7 +55,7 @@ test-chaos: $(READY)
 test-vllm: vllm-cpu
 	$(BIN)/pytest -m vllm $(if $(BUDGET),--budget $(BUDGET))
 
-test-all: test test-slow test-chaos test-vllm
+test-all: test test-attacks test-slow test-chaos test-vllm
 
 # constraints.txt is the lock: a lock file of uv's would name the registries that it was made with.
 constraints: $(READY)

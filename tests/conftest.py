@@ -53,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     sides.order(items)
     sides.mark_breadth(items)
+    sides.mark_attacks(items)
 
 
 @pytest.hookimpl(optionalhook=True)

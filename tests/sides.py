@@ -34,6 +34,13 @@ def mark_breadth(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def mark_attacks(items: list[pytest.Item]) -> None:
+    """Tests of tests/attacks are a tier of their own."""
+    for item in items:
+        if item.nodeid.startswith("tests/attacks/"):
+            item.add_marker(pytest.mark.attack)
+
+
 def needs_ray(nodeid: str) -> bool:
     return _marks_ray(nodeid.partition("::")[0])
 
