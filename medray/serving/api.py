@@ -91,7 +91,7 @@ def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: 
         elif len(asked.inputs or ()) > limits.inputs:
             outcome = Refused(413, "too_many_inputs", f"at most {limits.inputs} inputs are answered in one request")
         else:
-            masked = guards.mask(asked) if mask_identifiers else None
+            masked = await guards.mask(asked) if mask_identifiers else None
             outcome = await service.answer(chosen, masked.request if masked else asked)
             if masked and not isinstance(outcome, Refused):
                 outcome = masked.noted(outcome)

@@ -105,7 +105,7 @@ async def _answer(
     if isinstance(chosen, Refused):
         service.record(Event(number, "", chosen.status, time.perf_counter() - start))
         return error(chosen, number)
-    wanted, masked = guards.mask_conversation(asked.asked()) if mask_identifiers else (asked.asked(), None)
+    wanted, masked = await guards.mask_conversation(asked.asked()) if mask_identifiers else (asked.asked(), None)
     call = _Call(service, shape, service.talk(chosen, wanted), number, chosen, start, with_disclaimer, asked.include_usage, masked)
     if asked.stream:
         first = await call.first()

@@ -1,5 +1,7 @@
 """Masking and flags as requests and answers see them, and what is counted of answers."""
 
+import asyncio
+
 import numpy as np
 import pretend
 import pytest
@@ -57,7 +59,7 @@ def test_every_message_of_a_conversation_is_masked_and_the_answer_says_so(stream
 
 
 def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -> None:
-    asked = guards.mask(ExtractRequest(text=NOTE))
+    asked = asyncio.run(guards.mask(ExtractRequest(text=NOTE)))
     start = str(asked.request.text).index("tumour")
     said = ExtractResponse(
         release="diseases",
@@ -74,7 +76,7 @@ def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -
 def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None:
     answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
     said = ClassifyResponse(release="cancer", version=1, predictions=(answer,))
-    asked = guards.mask(ClassifyRequest(text=NOTE))
+    asked = asyncio.run(guards.mask(ClassifyRequest(text=NOTE)))
     flagged = guards.flagged(asked.request, said, Known(20, 30, {"en": 1.0}))
     (note,) = asked.noted(flagged).notes
     assert note.masked["email"] == 1
@@ -87,7 +89,7 @@ def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() ->
     answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
     notes = (InputNote(distance=2.5, unlike_training=far(2.5, CLOUD)), InputNote(distance=1.1, unlike_training=far(1.1, CLOUD)))
     said = ClassifyResponse(release="cancer", version=1, predictions=(answer, answer), notes=notes)
-    asked = guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH)))
+    asked = asyncio.run(guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH))))
     both, near = asked.noted(guards.flagged(asked.request, said, Known(10, 30, {"en": 1.0}))).notes
     assert (both.distance, both.masked["email"]) == (2.5, 1)
     assert both.unlike_training == (
@@ -124,7 +126,7 @@ def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
 
 def test_no_conversation_is_changed_where_nothing_is_found() -> None:
     asked = Asked((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
-    assert guards.mask_conversation(asked) == (asked, {})
+    assert asyncio.run(guards.mask_conversation(asked)) == (asked, {})
 
 
 def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() -> None:

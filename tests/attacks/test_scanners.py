@@ -1,0 +1,91 @@
+"""No text is scanned in a time that grows faster than its length, and no long one keeps others waiting."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from medray.data import language
+from medray.serving import guards, identifiers
+from medray.serving.likeness import Known, unlike
+from medray.serving.schemas import ClassifyRequest
+from medray.tasks import _lists, _overlap, _safety
+
+# Beginnings of identifiers that go on and on, and texts that repeat one: what a pattern could try in many ways.
+PARTS = {
+    "a key and blanks": ("tel", " "),
+    "another key and tabs": ("MRN", "\t"),
+    "blanks": ("", " "),
+    "keys": ("", "tel \t "),
+    "keys with a word behind": ("", "MRN is "),
+    "keys with digits": ("", "tel 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1_ "),
+    "records": ("", "MRN 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1_ "),
+    "digits": ("", "1"),
+    "spaced digits": ("tel ", "1 "),
+    "hyphens": ("", "1-"),
+    "telephones": ("", " +1111111111111111111111111x"),
+    "telephones in brackets": ("", " +1(1)1(1)1(1)1(1)1(1)1(1)x"),
+    "letters": ("", "a"),
+    "addresses": ("", " " + "a" * 64 + "@" + ("b" * 63 + ".") * 6),
+    "half addresses": ("", "a@"),
+    "names": ("Dr ", "Aa "),
+    "titles": ("", "Dr "),
+    "particles": ("Dr ", "van "),
+    "patients": ("", "patient name "),
+    "dates": ("", "12/"),
+    "months": ("", "12 January "),
+    "quotes": ("", '"'),
+    "escapes": ('"', "\\"),
+    "stops": ("", ". "),
+    "refusals": ("", "i can not safely really "),
+    "sorry": ("sorry", " but"),
+    "lists": ("", '["a", '),
+}
+SCANNERS: dict[str, Callable[[str], object]] = {
+    "identifiers": identifiers.mask,
+    "language": language.guess,
+    "likeness": lambda text: unlike(text, Known(3, 300, {"en": 1.0})),
+    "refusals": _safety.is_refusal,
+    "words": _overlap.words,
+    "lists": _lists.read,
+}
+
+
+def text_of(part: str, length: int) -> str:
+    start, repeated = PARTS[part]
+    return (start + repeated * (length // len(repeated) + 1))[:length]
+
+
+def seconds(scan: Callable[[str], object], text: str) -> float:
+    start = time.thread_time()
+    scan(text)
+    return time.thread_time() - start
+
+
+@pytest.mark.parametrize("scanner", SCANNERS)
+@pytest.mark.parametrize("part", PARTS)
+def test_the_time_of_a_scan_grows_with_the_length_and_no_faster(scanner: str, part: str) -> None:
+    """Sixteen times the length may take fifty times as long; what grows with the square takes 256."""
+    scan, before = SCANNERS[scanner], 0.0
+    for length in (1 << 10, 1 << 14, 1 << 18):
+        taken = seconds(scan, text_of(part, length))
+        assert taken < max(0.05, 50 * before), f"{length} characters took {taken:.3f} s, a sixteenth of them {before:.3f} s"
+        before = taken
+    assert before < 3
+
+
+def test_others_are_answered_while_a_long_text_is_masked() -> None:
+    async def masked_beside_others() -> tuple[float, float]:
+        start = time.monotonic()
+        masking = asyncio.create_task(guards.mask(ClassifyRequest(text=text_of("records", 4 << 20))))
+        longest = 0.0
+        while not masking.done():
+            asked = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - asked)
+        assert (await masking).masked[0].counts.keys() == {"record"}
+        return longest, time.monotonic() - start
+
+    longest, whole = asyncio.run(masked_beside_others())
+    assert longest < 0.6 * whole
