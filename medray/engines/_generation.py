@@ -21,6 +21,14 @@ from medray.models.batch import collate
 _LAYERS = {"full_attention", "sliding_attention"}
 
 
+class RowError(Exception):
+    """What ended one row; those beside it go on."""
+
+    def __init__(self, index: int, reason: Exception) -> None:
+        super().__init__(index, reason)
+        self.index, self.reason = index, reason
+
+
 @dataclass(eq=False)
 class Row:
     """One prompt on its way to a text."""
@@ -77,13 +85,16 @@ class Generation:
             found.append(row)
         return found
 
-    def join(self, rows: Sequence[Row]) -> list[Chunk]:
-        """Read the prompts of new rows, and make the first token of each."""
+    def join(self, rows: Sequence[Row]) -> list[Chunk | RowError]:
+        """Read the prompts of new rows, and make the first token of each. Where that fails, the rows under way are as they were."""
         inputs = collate([row.prompt for row in rows], self.tokenizer.pad_token_id, side="left")
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         cache = RowCache()
         with self._computing():
-            logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+            try:
+                logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+            except Exception as err:  # such as memory that ran out: they have touched no other row
+                return [RowError(row.index, err) for row in rows]
             if self._cache is None:
                 self._cache = cache
             else:
@@ -91,7 +102,7 @@ class Generation:
             self.rows += rows
             return self._accept(rows, logits)
 
-    def step(self) -> list[Chunk]:
+    def step(self) -> list[Chunk | RowError]:
         """One token more for every row."""
         lengths = torch.tensor([row.length for row in self.rows])
         ids = torch.tensor([[row.made[-1]] for row in self.rows])
@@ -125,18 +136,26 @@ class Generation:
         logits: Tensor = outputs.logits[:, -1].float().cpu()
         return logits
 
-    def _accept(self, rows: Sequence[Row], logits: Tensor) -> list[Chunk]:
+    def _accept(self, rows: Sequence[Row], logits: Tensor) -> list[Chunk | RowError]:
         greedy = logits.argmax(-1).tolist()
-        chunks = []
+        chunks: list[Chunk | RowError] = []
         for row, found, best in zip(rows, logits, greedy, strict=True):
-            token = best if row.numbers is None else _draw(found, row.sampling, row.numbers)
-            if row.sampling.logprobs is not None:
-                row.logprobs.append(self._logprob(found, token, row.sampling.logprobs))
-            chunk = self._chunk(row, token)
+            try:
+                chunk = self._next(row, found, best)
+            except Exception as err:  # such as logits that are no numbers
+                row.finish = "error"
+                chunks.append(RowError(row.index, err))
+                continue
             if chunk is not None:
                 chunks.append(chunk)
         self.drop([row for row in rows if row.finish])
         return chunks
+
+    def _next(self, row: Row, logits: Tensor, best: int) -> Chunk | None:
+        token = best if row.numbers is None else _draw(logits, row.sampling, row.numbers)
+        if row.sampling.logprobs is not None:
+            row.logprobs.append(self._logprob(logits, token, row.sampling.logprobs))
+        return self._chunk(row, token)
 
     def _chunk(self, row: Row, token: int) -> Chunk | None:
         row.made.append(token)
@@ -173,6 +192,7 @@ def _draw(logits: Tensor, sampling: Sampling, numbers: torch.Generator) -> int:
         return int(probabilities.multinomial(1, generator=numbers))
     ordered, ids = probabilities.sort(descending=True)
     kept = ordered * (ordered.cumsum(-1) - ordered < sampling.top_p)
+    kept[0] = ordered[0]  # however small top_p is
     return int(ids[kept.multinomial(1, generator=numbers)])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medray.engines import _scoring
 from medray.engines._embedding import watched
-from medray.engines._generation import Generation
+from medray.engines._generation import Generation, RowError
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling
 from medray.models import attention
@@ -131,7 +131,10 @@ class Engine:
         while waiting or generation.rows:
             joining = generation.admit(waiting, self.token_budget)
             waiting = waiting[len(joining) :]
-            yield from generation.join(joining) if joining else generation.step()
+            for chunk in generation.join(joining) if joining else generation.step():
+                if isinstance(chunk, RowError):
+                    raise chunk.reason
+                yield chunk
 
     def _collated(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         _check_rows(rows)

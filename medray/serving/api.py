@@ -73,7 +73,9 @@ def make_api(
                 path, endpoint, methods=["POST"], response_model=route.response, responses=errors, include_in_schema=number == 0
             )
 
-    completion_routes.add_routes(api, service, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers, errors=errors)
+    completion_routes.add_routes(
+        api, service, limits, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers, errors=errors
+    )
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_middleware(_LastResort)

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from medray.data.base import Message
 from medray.errors import ConfigError, ServingError
 from medray.facts import DISCLAIMER
 from medray.generation import Chunk, Sampling, joined
+from medray.serving.batching import LateError
 from medray.serving.schemas import Limits
 from medray.serving.streams import Deliver
 from medray.serving.talk import Asked, Begun, Described, Said
@@ -62,6 +64,8 @@ class Chat:
             raise TooLongError(f"max_tokens {most}: at most {limits.new_tokens} tokens are generated")
         try:
             with self._reading:
+                if time.monotonic() >= deadline:  # others were read first for so long
+                    raise LateError("the answer was not ready in time")
                 prompt = self.task.prompt(without_disclaimer(asked.messages), self.tokenizer, most)
         except ConfigError as err:
             raise TooLongError(str(err)) from None

@@ -30,7 +30,7 @@ from medray.serving.completions import (
 )
 from medray.serving.identifiers import Kind
 from medray.serving.refusals import body, choose, error, request_id
-from medray.serving.schemas import CHAT_PATH, COMPLETION_PATH, Refused
+from medray.serving.schemas import CHAT_PATH, COMPLETION_PATH, Limits, Refused
 from medray.serving.service import Event, Events, Service
 from medray.serving.talk import SEAM, Begun, Said
 
@@ -79,9 +79,20 @@ _TEXT = _Shape("cmpl", _text, _text, None, lambda fields: Completion(**fields, c
 
 
 def add_routes(
-    api: FastAPI, service: Service, *, with_disclaimer: bool, mask_identifiers: bool, errors: dict[int | str, dict[str, Any]]
+    api: FastAPI,
+    service: Service,
+    limits: Limits,
+    *,
+    with_disclaimer: bool,
+    mask_identifiers: bool,
+    errors: dict[int | str, dict[str, Any]],
 ) -> None:
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        if len(asked.messages) > limits.messages:
+            number = request_id(request.headers)
+            service.record(Event(number, "", 400, 0.0))
+            message = f"messages: at most {limits.messages} are read; leave out the oldest"
+            return error(Refused(400, "invalid_request", message, param="messages"), number)
         return await _answer(service, _CHAT, asked, request, with_disclaimer, mask_identifiers)
 
     async def completions(asked: CompletionRequest, request: Request) -> Response:

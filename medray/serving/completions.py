@@ -33,6 +33,9 @@ _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "assistant": "assistant",
 }
 _Text = Annotated[str, StringConstraints(min_length=1)]
+_Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+_GREEDY = 0.01  # temperatures below it divide logits into infinities
+_LEAST_TOP_P = 1e-6  # as a 32-bit float still more than nothing
 
 
 class _Lenient(BaseModel):
@@ -60,10 +63,10 @@ class ChatMessage(_Lenient):
 class _Request(_Lenient):
     model: str | None = Field(None, description=_MODEL)
     max_tokens: int | None = Field(None, ge=1, description="tokens of the answer; the release's own number where not given")
-    temperature: float | None = Field(None, ge=0, le=2, description="0, which is greedy, where not given")
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
-    stop: _Text | Annotated[tuple[_Text, ...], Field(max_length=4)] | None = None
+    temperature: float | None = Field(None, ge=0, le=2, description="0, which is greedy, where not given; below 0.01 it is 0")
+    top_p: float | None = Field(None, gt=0, le=1, description="below 0.000001 it is that")
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: _Stop | Annotated[tuple[_Stop, ...], Field(max_length=4)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -90,8 +93,8 @@ class _Request(_Lenient):
     def asked(self) -> Asked:
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
         sampling = Sampling(
-            temperature=self.temperature or 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            temperature=self.temperature if self.temperature and self.temperature >= _GREEDY else 0.0,
+            top_p=1.0 if self.top_p is None else max(self.top_p, _LEAST_TOP_P),
             seed=self.seed,
             stop=stop,
             logprobs=self.num_logprobs,

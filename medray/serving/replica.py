@@ -128,11 +128,12 @@ class HeadReplica:
             loop.call_soon_threadsafe(told.put_nowait, found)
 
         chat = self.followers[reference].model
-        started = loop.run_in_executor(self.requests, self._start, chat, asked, start + timeout_s, deliver)
+        started = self.requests.submit(self._start, chat, asked, start + timeout_s, deliver)
         try:
-            found = await asyncio.shield(started)
+            found = await asyncio.shield(asyncio.wrap_future(started))
         except asyncio.CancelledError:
-            started.add_done_callback(lambda done: self._cancel(chat, done.result()))
+            if not started.cancel():  # it runs already: what it starts ends with it
+                started.add_done_callback(lambda done: self._cancel(chat, done.result()))
             raise
         if isinstance(found, Refused):
             yield found

@@ -20,6 +20,7 @@ class Limits(Section):
 
     body_bytes: int = Field(1 << 20, ge=1, description="larger bodies are refused while they are read (413)")
     inputs: int = Field(64, ge=1, description="texts in a request")
+    messages: int = Field(1000, ge=1, description="messages of a conversation")
     tokens: int = Field(32768, ge=1, description="tokens in a request, windows included, and those it asks to be generated")
     new_tokens: int = Field(1024, ge=1, description="tokens of a generated answer")
     waiting_tokens: int = Field(262144, ge=1, description="tokens waiting in a replica; more are refused (429)")

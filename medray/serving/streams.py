@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from medray.engines._generation import Generation, Row
+from medray.engines._generation import Generation, Row, RowError
 from medray.generation import Chunk, Sampling, gather
 from medray.serving.batching import LateError, OverloadedError
 
@@ -126,14 +126,13 @@ class Streams:
             _deliver(stream, LateError("the answer was not ready in time"))
         return joining
 
-    def _tell(self, chunks: Sequence[Chunk]) -> None:
+    def _tell(self, chunks: Sequence[Chunk | RowError]) -> None:
         for chunk in chunks:
+            has_ended = isinstance(chunk, RowError) or chunk.finish
             with self._lock:
-                stream = self._running[chunk.index]
-                if chunk.finish:
-                    del self._running[chunk.index]
+                stream = self._running.pop(chunk.index) if has_ended else self._running[chunk.index]
             if not stream.cancelled:
-                _deliver(stream, replace(chunk, index=stream.index))
+                _deliver(stream, chunk.reason if isinstance(chunk, RowError) else replace(chunk, index=stream.index))
 
     def _fail(self, generation: Generation, err: Exception) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ What somebody says is read as text: the marks of a template come from the templa
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +18,7 @@ from medray.tasks._pieces import cut
 from medray.tasks._prompts import answers
 
 Ids = tuple[int, ...]
+_Known = dict[tuple[str, str], Ids]  # tokens of a turn's words, by them and by what stands before
 TemplateKind = Literal["auto", "chat", "plain"]
 _TURN = re.compile("\ue000(\\d+)\ue001")  # stands for a turn's words while a template is filled in
 _DAY = datetime(2024, 7, 26)  # a template that tells the day would give every row and probe other tokens tomorrow
@@ -57,10 +59,13 @@ class Chat:
         Oldest turns are dropped, then the last turn is cut; the system prompt stays whole.
         """
         turns = together(messages)
-        pieces, dropped = self._pieces(turns), False
-        while _length(pieces) > room and (shorter := _without_oldest(turns)):
-            turns, dropped = shorter, True
-            pieces = self._pieces(turns)
+        ids: _Known = {}  # each turn is encoded once, however often the template is filled in
+        pieces, dropped = self._pieces(turns, ids), False
+        if _length(pieces) > room and (begins := _beginnings(turns)):
+            # Fewer turns are fewer tokens: the longest conversation that fits is found by halves.
+            first = bisect_left(begins[:-1], True, key=lambda at: _length(self._pieces(_since(turns, at), ids)) <= room)
+            turns, dropped = _since(turns, begins[first]), True
+            pieces = self._pieces(turns, ids)
         excess = _length(pieces) - room
         if excess > 0:
             pieces = _cut_last(pieces, excess, len(turns) - 1, room)
@@ -72,15 +77,19 @@ class Chat:
         (ids,) = answers([text.strip()], self.tokenizer, lead=lead or "a", end=False)
         return (*ids, *self._ends())
 
-    def _pieces(self, turns: Sequence[Message]) -> list[_Piece]:
-        return self._plain(turns) if self.is_plain else self._filled(turns)
+    def _pieces(self, turns: Sequence[Message], known: _Known) -> list[_Piece]:
+        return self._plain(turns, known) if self.is_plain else self._filled(turns, known)
 
-    def _filled(self, turns: Sequence[Message]) -> list[_Piece]:
+    def _filled(self, turns: Sequence[Message], known: _Known) -> list[_Piece]:
         """The template, filled in with marks instead of words; then each part read by itself."""
         parts = _TURN.split(self._fill([Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)], opened=True))
+        numbers = list(map(int, parts[1::2]))
+        words = self._words(
+            [(turns[number].content, before[-1:] or "\n") for before, number in zip(parts[::2], numbers, strict=False)], known
+        )
         pieces = [_Piece(self._literal(parts[0]))]
-        for before, number, literal in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
-            pieces += [_Piece(self._words(turns[int(number)].content, before), int(number)), _Piece(self._literal(literal))]
+        for number, ids, literal in zip(numbers, words, parts[2::2], strict=True):
+            pieces += [_Piece(ids, number), _Piece(self._literal(literal))]
         said = [piece.turn for piece in pieces if piece.turn is not None]
         if said != list(range(len(turns))):
             raise ConfigError("task.template: the chat template of this base model does not tell every turn once and in order: use plain")
@@ -109,12 +118,13 @@ class Chat:
         except TemplateError as err:
             raise ConfigError(f"task.template: the chat template of this base model refuses the conversation: {err}; use plain") from None
 
-    def _plain(self, turns: Sequence[Message]) -> list[_Piece]:
+    def _plain(self, turns: Sequence[Message], known: _Known) -> list[_Piece]:
         end = (self._end_of_sequence(),)
+        words = self._words([(turn.content, "\n") for turn in turns], known)
         pieces = [_Piece(self._beginning())]
-        for number, turn in enumerate(turns):
+        for number, (turn, ids) in enumerate(zip(turns, words, strict=True)):
             heading = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}[turn.role]
-            pieces += [_Piece(self._literal(heading)), _Piece(self._words(turn.content, "\n"), number)]
+            pieces += [_Piece(self._literal(heading)), _Piece(ids, number)]
             pieces.append(_Piece((*(end if turn.role == "assistant" else ()), *self._literal("\n\n"))))
         return [*pieces, _Piece(self._literal("### Response:\n"))]
 
@@ -159,8 +169,13 @@ class Chat:
             self._known[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
         return self._known[text]
 
-    def _words(self, text: str, before: str) -> Ids:
-        return answers([text], self.tokenizer, lead=before[-1:] or "\n", end=False)[0]
+    def _words(self, turns: Sequence[tuple[str, str]], known: _Known) -> list[Ids]:
+        """Tokens of each turn's words behind what stands before it."""
+        for lead in {lead for _, lead in turns}:
+            texts = [text for text in dict.fromkeys(text for text, before in turns if before == lead) if (text, lead) not in known]
+            if texts:
+                known.update(zip([(text, lead) for text in texts], answers(texts, self.tokenizer, lead=lead, end=False), strict=True))
+        return [known[turn] for turn in turns]
 
 
 def together(messages: Sequence[Message]) -> list[Message]:
@@ -172,13 +187,14 @@ def together(messages: Sequence[Message]) -> list[Message]:
     return [*([Message("system", system)] if system else []), *turns]
 
 
-def _without_oldest(turns: Sequence[Message]) -> list[Message]:
-    """Without the first exchange; empty where only the last turn is left."""
-    system = [turn for turn in turns[:1] if turn.role == "system"]
-    left = list(turns[len(system) + 1 :])
-    while left and left[0].role == "assistant":  # an answer without its question
-        left.pop(0)
-    return [*system, *left] if left else []
+def _beginnings(turns: Sequence[Message]) -> list[int]:
+    """Where a shortened conversation may begin: an answer without its question is never the first."""
+    start = 1 if turns[0].role == "system" else 0
+    return [at for at in range(start + 1, len(turns)) if turns[at].role != "assistant"]
+
+
+def _since(turns: Sequence[Message], at: int) -> list[Message]:
+    return [*(turn for turn in turns[:1] if turn.role == "system"), *turns[at:]]
 
 
 def _cut_last(pieces: Sequence[_Piece], excess: int, last: int, room: int) -> list[_Piece]:

@@ -1,0 +1,250 @@
+"""Conversations that are made to be slow or to fail: others are answered meanwhile."""
+
+import asyncio
+import math
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pretend
+import pytest
+import tiny
+import torch
+from starlette.testclient import TestClient
+
+from medray.data.base import Message
+from medray.engines._generation import Generation, RowError
+from medray.engines.transformers import Engine
+from medray.generation import Chunk, Sampling, gather
+from medray.registry import Registry
+from medray.serving.api import make_api
+from medray.serving.batching import LateError
+from medray.serving.chat import Chat as Served
+from medray.serving.completions import ChatRequest
+from medray.serving.head import open_head
+from medray.serving.replica import HeadReplica
+from medray.serving.schemas import CHAT_PATH, AppOptions, Limits
+from medray.serving.streams import Streams
+from medray.serving.talk import Asked
+from medray.tasks import _chat
+from medray.tasks._chat import Chat
+
+TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}patient {% endif %}"
+    "{% for message in messages %}{{ message['role'] + ' ' + message['content'] + ' study ' }}{% endfor %}"
+)
+
+
+def conversation(num: int) -> list[Message]:
+    turns = [Message("user" if at % 2 == 0 else "assistant", f"{tiny.WORDS[at % 30]} {at}") for at in range(num)]
+    return turns if turns[-1].role == "user" else turns[:-1]
+
+
+@pytest.fixture(params=["chat", "plain"])
+def chat(request: pytest.FixtureRequest) -> Chat:
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = TEMPLATE
+    return Chat(tokenizer, request.param)
+
+
+@pytest.mark.parametrize("system", [(), (Message("system", "blood pressure"),)])
+@pytest.mark.parametrize("room", [16, 20, 60, 200])
+def test_of_a_long_conversation_the_most_turns_that_fit_are_read(chat: Chat, room: int, system: tuple[Message, ...]) -> None:
+    turns = conversation(60)
+    wholes = [chat.prompt([*system, *turns[at:]], 10**6).tokens for at in range(0, len(turns), 2)]
+    wanted = next((tokens for tokens in wholes if len(tokens) <= room), None)
+    found = chat.prompt([*system, *turns], room)
+    assert found.truncated
+    assert len(found.tokens) == room if wanted is None else found.tokens == wanted
+
+
+def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    filled: list[int] = []
+    answers, pieces = _chat.answers, Chat._pieces
+
+    def counted(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
+        encoded.extend(texts)
+        return answers(texts, *rest, **options)
+
+    def counted_pieces(self: Chat, turns: Sequence[Message], known: Any) -> Any:
+        filled.append(len(turns))
+        return pieces(self, turns, known)
+
+    monkeypatch.setattr(_chat, "answers", counted)
+    monkeypatch.setattr(Chat, "_pieces", counted_pieces)
+    turns = conversation(999)
+    assert chat.prompt(turns, 100).truncated
+    assert len(encoded) == len(turns) == 999
+    assert len(filled) <= 3 + math.log2(999)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_messages_than_are_read_are_refused_before_anything_is_done_with_them(stream: bool) -> None:
+    service = pretend.Service()
+    http = TestClient(make_api(service, Limits(messages=5), None, mask_identifiers=True))
+    messages = [{"role": turn.role, "content": turn.content} for turn in conversation(7)]
+    refused = http.post(CHAT_PATH, json={"model": "adviser", "messages": messages, "stream": stream})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "messages: at most 5 are read; leave out the oldest"
+    assert not service.talks
+    assert http.post(CHAT_PATH, json={"model": "adviser", "messages": messages[2:], "stream": stream}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "extreme", [{"temperature": 1e-40}, {"temperature": 5e-324}, {"top_p": 1e-300}, {"top_p": 5e-324, "temperature": 1}]
+)
+def test_extreme_parameters_become_the_nearest_ones_that_can_be_computed(extreme: dict[str, float]) -> None:
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "a"}], **extreme})
+    sampling = request.asked().sampling
+    assert sampling.temperature == 0 or sampling.temperature >= 0.01
+    assert float(torch.tensor(sampling.top_p, dtype=torch.float32)) > 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seed": 1 << 200}, {"seed": 1 << 63}, {"stop": "x" * 400_000}, {"stop": ["x" * 1001]}, {"temperature": -1}]
+)
+def test_parameters_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    http = TestClient(make_api(pretend.Service(), Limits(), None))
+    refused = http.post(CHAT_PATH, json={"model": "adviser", "messages": [{"role": "user", "content": "a"}], **wrong})
+    assert refused.status_code == 400
+    assert next(iter(wrong)) in refused.json()["error"]["message"]
+
+
+PROMPTS = [[10, 11, 12], [20] * 7, [9, 13, 14]]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    from medray.loading import load
+
+    found = load(tiny.checkpoint("instruct"), precision="fp32").engine
+    assert isinstance(found, Engine)
+    return found
+
+
+def run(generation: Generation, first: Sequence[Chunk | RowError]) -> dict[int, str | Exception]:
+    """What each row came to."""
+    items = list(first)
+    while generation.rows:
+        items += generation.step()
+    ends: dict[int, str | Exception] = {item.index: item.reason for item in items if isinstance(item, RowError)}
+    texts = gather([item for item in items if isinstance(item, Chunk)], len(PROMPTS))
+    return {at: ends.get(at, text.text) for at, text in enumerate(texts)}
+
+
+def test_a_row_that_cannot_be_sampled_ends_alone(engine: Engine) -> None:
+    alone = run(fresh := engine.generation(), fresh.join([fresh.row(at, PROMPTS[at], Sampling(max_tokens=8)) for at in range(3)]))
+    generation = engine.generation()
+    poison = Sampling(max_tokens=8, temperature=1e-40)  # as a request's own bounds let none through
+    rows = [generation.row(at, PROMPTS[at], poison if at == 1 else Sampling(max_tokens=8)) for at in range(3)]
+    found = run(generation, generation.join(rows))
+    assert isinstance(found[1], RuntimeError)
+    assert (found[0], found[2]) == (alone[0], alone[2])
+
+
+def test_a_tiny_top_p_takes_the_most_probable_token(engine: Engine) -> None:
+    generation = engine.generation()
+    kinds = [
+        Sampling(max_tokens=8),
+        Sampling(max_tokens=8, temperature=1, top_p=1e-300),
+        Sampling(max_tokens=8, temperature=1, top_p=5e-324),
+    ]
+    found = run(generation, generation.join([generation.row(at, PROMPTS[0], kind) for at, kind in enumerate(kinds)]))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    generation = engine.generation()
+    under_way = list(generation.join([generation.row(0, PROMPTS[0], Sampling(max_tokens=8))]))
+    forward = Generation._forward
+
+    def out_of_memory(*args: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Generation, "_forward", out_of_memory)
+    (refused,) = generation.join([generation.row(1, PROMPTS[1], Sampling(max_tokens=8))])
+    assert isinstance(refused, RowError)
+    monkeypatch.setattr(Generation, "_forward", forward)
+    fresh = engine.generation()
+    assert run(generation, under_way)[0] == run(fresh, fresh.join([fresh.row(0, PROMPTS[0], Sampling(max_tokens=8))]))[0]
+
+
+def test_whoever_asked_for_the_row_that_fails_hears_of_it_and_the_others_get_their_texts(engine: Engine) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        streams = Streams(engine.generation, thread, token_budget=10**6, waiting_tokens=10**6)
+        answers: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in PROMPTS]
+        for at, prompt in enumerate(PROMPTS):
+            sampling = Sampling(max_tokens=30, temperature=1e-40 if at == 1 else 0)
+            streams.start(prompt, sampling, answers[at].put, time.monotonic() + 60)
+
+        def last(answer: "queue.SimpleQueue[Any]") -> Any:
+            while True:
+                item = answer.get(timeout=60)
+                if isinstance(item, Exception) or item.finish:
+                    return item
+
+        ends = [last(answer) for answer in answers]
+        assert [isinstance(end, Chunk) for end in ends] == [True, False, True]
+        assert isinstance(ends[1], RuntimeError)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    release = Registry(str(tmp_path_factory.mktemp("chat"))).publish(tiny.checkpoint("instruct"), "adviser")
+    with ThreadPoolExecutor(1) as thread:
+        found = open_head(release, AppOptions(releases=("adviser",), precision="fp32", token_budget=256), thread, device="cpu")
+        assert isinstance(found, Served)
+        yield found
+
+
+QUESTION = Asked((Message("user", "glucose"),), Sampling(), 4, whole=True)
+
+
+def test_a_conversation_is_not_read_after_its_time(served: Served) -> None:
+    class Untouched:
+        options = served.task.options
+
+        def prompt(self, *args: Any) -> Any:
+            raise AssertionError("read for nobody")
+
+    with pytest.raises(LateError):
+        replace(served, task=Untouched()).begin(QUESTION, Limits(), time.monotonic() - 1, lambda chunk: None)
+
+
+class Replica(HeadReplica):
+    def __init__(self, model: Served) -> None:
+        self.followers = {"adviser": SimpleNamespace(model=model)}  # type: ignore[dict-item]
+        self.options = AppOptions(releases=("adviser",))
+        self.requests = ThreadPoolExecutor(1)
+
+
+def test_a_client_that_leaves_while_its_conversation_waits_to_be_read_makes_no_work(served: Served) -> None:
+    begun: list[int] = []
+
+    class Noted:
+        options = served.task.options
+
+        def prompt(self, *args: Any) -> Any:
+            begun.append(1)
+            return served.task.prompt(*args)
+
+    replica = Replica(replace(served, task=Noted()))
+    replica.requests.submit(time.sleep, 0.5)
+
+    async def leave() -> None:
+        pieces = replica.talk("adviser", QUESTION, 30.0)
+        first = asyncio.ensure_future(anext(pieces))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    asyncio.run(leave())
+    replica.requests.shutdown()
+    assert not begun
+    assert served.streams.num_running == served.streams.num_waiting == 0
