@@ -2,10 +2,13 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class MedrayError(Exception):
     """Base of every error that a user can act on; the command line prints its message and exits non-zero."""
+
+    exit_status: ClassVar[int] = 1
 
 
 class ConfigError(MedrayError, ValueError):
@@ -22,6 +25,12 @@ class ArtifactError(MedrayError, RuntimeError):
 
 class TrialError(MedrayError, RuntimeError):
     """A trial cannot go on."""
+
+
+class GateError(MedrayError, RuntimeError):
+    """The work was done, and a rule of its settings forbids what would follow, such as publishing."""
+
+    exit_status: ClassVar[int] = 3
 
 
 class DiskFullError(MedrayError, RuntimeError):

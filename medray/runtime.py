@@ -35,6 +35,8 @@ _SHARED = {
     # Serve's lines are in its own files. Told once more, Ray reads and passes on what nobody asked for: a tenth of a request's CPU seconds.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Tune uses a trial's process again once its thread has ended. It waits 2 s for that, too short for a busy machine, and loses the next trial.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
 }
 _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")
 

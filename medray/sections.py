@@ -77,6 +77,7 @@ class PublishConfig(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     storage_path: str | None = Field(None, description="where releases are kept; the study's storage_path where not given")
+    allow_worse: bool = Field(False, description="publish the winner also where validation rows show a baseline to be better")
     alias: str = Field("best", pattern=r"^[a-z0-9._-]*[a-z][a-z0-9._-]*$", max_length=64, description="pointed at the new version")
     int8: Int8Mode = Field(
         "auto",

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,31 @@ def test_a_study_that_ended_is_read_again_on_resume_and_other_settings_or_no_run
     assert searched.done.stdout.split("winner:")[1] == resumed.stdout.split("winner:")[1]
     assert "opened" not in resumed.stderr
     assert searched.run == run
+
+
+@pytest.mark.ray
+def test_a_winner_that_is_worse_than_a_baseline_is_withheld_with_exit_status_3(
+    medray: Command, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "searched"
+    shutil.copytree(searched.folder, copy)
+    (board_path,) = copy.glob("runs/tiny/*/leaderboard.json")
+    board = json.loads(board_path.read_text(encoding="utf-8"))
+    (pair,) = [pair for pair in board["comparisons"] if pair["split"] == "validation" and pair["other"] == "majority"]
+    pair.update(is_tie=False, comparison=pair["comparison"] | {"difference": -0.3})
+    board_path.write_text(json.dumps(board), encoding="utf-8")
+    for settings in (copy / "study.yaml", board_path.parent / "study.yaml"):
+        text = settings.read_text(encoding="utf-8")
+        settings.write_text(text.replace(str(searched.folder / "runs"), str(copy / "runs")), encoding="utf-8")
+    monkeypatch.chdir(copy)
+    asked = ("study", "study.yaml", "--resume")
+    withheld = medray(*asked, "publish.name=lymphoma")
+    assert withheld.returncode == 3, withheld.stderr
+    assert "medray: study tiny: the winner tiny-bert-000 is not published, since on validation rows majority is better" in withheld.stderr
+    assert "published:" not in withheld.stdout
+    allowed = medray(*asked, "publish={name: lymphoma, allow_worse: true}")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "published: lymphoma@1" in allowed.stdout
 
 
 @pytest.mark.ray

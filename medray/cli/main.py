@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(args=given)
     except MedrayError as err:
         print(f"medray: {err}", file=sys.stderr)
-        return 1
+        return err.exit_status
     except OSError as err:
         if not storage.is_full(err):
             raise

@@ -27,7 +27,7 @@ def study(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="with --resume: run the trials that failed once more")] = False,
 ) -> None:
     """Search each base model's settings, rank the trials, judge the best on test rows, publish the winner."""
-    from medray.errors import ConfigError
+    from medray.errors import ConfigError, GateError
 
     asked = load(arguments)
     if retry_failed and not resume:
@@ -64,6 +64,8 @@ def study(
     _print(outcome)
     print(f"report: {report}")
     reports.to_mlflow(asked, run, outcome.release)
+    if outcome.withheld:
+        raise GateError(outcome.withheld)
 
 
 @app.command()

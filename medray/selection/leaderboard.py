@@ -87,6 +87,17 @@ class Leaderboard:
     def best(self) -> Entry:
         return next(entry for entry in self.entries if entry.name == self.winner)
 
+    @property
+    def better_baselines(self) -> list[Entry]:
+        """Baselines that validation rows show to be better than the winner, the best first."""
+        sign = 1 if higher_is_better(self.metric) else -1
+        better = {
+            pair.other
+            for pair in self.comparisons
+            if pair.split == "validation" and not pair.is_tie and sign * pair.comparison.difference < 0
+        }
+        return [entry for entry in self.entries if entry.kind == "reference" and entry.name in better]
+
 
 def best_row(history: Sequence[Row], metric: str) -> Row | None:
     """The best evaluation of a trial's whole history, the first of equal ones; one that is not a number never is."""

@@ -53,6 +53,7 @@ class Session:
         self.names = slugs([base.source for base in study.base_models])
         self.on_start: Callable[[], None] = lambda: None
         self.records: dict[str, TrialRecord] = {}
+        self.under_way: set[str] = set()  # trials that Tune has
         self.stopped: set[str] = set()
         self.halted = Counter[str]()  # how often each trial was under way when Tune stopped before its time, and came no further since
         self.reached: dict[str, float] = {}  # the epochs of each trial's last evaluation
@@ -75,7 +76,9 @@ class Session:
             self._keep(record)
             self.watcher.planned(self.search.num_trials)
             try:
-                return self._assigned(record)
+                assigned = self._assigned(record)
+                self.under_way.add(record.trial)
+                return assigned
             except MedrayError as err:  # settings that exclude each other, or data that they cannot read
                 self.ended(record.trial, error=str(err))
         return None
@@ -147,6 +150,7 @@ class Session:
         self.watcher.begun(self.records[trial])
 
     def ended(self, trial: str, error: str | None = None) -> None:
+        self.under_way.discard(trial)
         if self.full:
             return
         record = self.records[trial]
@@ -156,19 +160,27 @@ class Session:
         self.search.complete(trial, record.settings, failed=error is not None)
         self.watcher.ended(record)
 
-    def interrupted(self, reason: str) -> None:
-        """Tune has stopped with trials under way: they go on from their last stored states, each as often as a study allows without an evaluation.
+    def requeue(self, reason: str) -> bool:
+        """Queue every trial again that was under way when Tune stopped; whether any trial is queued."""
+        for trial in [trial for trial in self.records if trial in self.under_way]:
+            self.lost(trial, reason)
+        return bool(self._unfinished)
 
-        Which of them was too large is not known; one that comes further was not, and is not counted for another's failures.
+    def lost(self, trial: str, reason: str) -> None:
+        """Queue a trial again that Tune gave up; it goes on from its last stored state, as often as a study allows without a new evaluation.
+
+        Which of several caused their end is not known; one that gets further did not, and is not counted for another's failures.
         """
-        waiting = {record.trial for record in self._unfinished}
-        for record in [held for held in self.records.values() if held.status == "running" and held.trial not in waiting]:
-            self.halted[record.trial] += 1
-            if self.halted[record.trial] > self.study.resources.max_failures:
-                self.ended(record.trial, error=reason)
-            else:
-                log.warning("%s: %s; it goes on from its last stored state", record.trial, reason)
-                self._unfinished.append(record)
+        self.under_way.discard(trial)
+        record = self.records[trial]
+        if record.status != "running":
+            return
+        self.halted[trial] += 1
+        if self.halted[trial] > self.study.resources.max_failures:
+            self.ended(trial, error=reason)
+        else:
+            log.warning("%s: %s; it goes on from its last stored state", trial, reason)
+            self._unfinished.append(record)
 
     def _keep(self, record: TrialRecord) -> TrialRecord:
         self.records[record.trial] = record

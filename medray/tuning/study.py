@@ -44,6 +44,7 @@ class Outcome:
     board: Leaderboard
     analysis: Analysis | None  # runs of before have none
     release: Release | None  # what the winner was published as
+    withheld: str | None = None  # why it was not published, where the study asks for it
 
 
 def run(
@@ -65,7 +66,9 @@ def run(
             _write(_Search(study, cluster, here, watcher, on_audit, retry_failed).judged(), here)
     board = here.leaderboard()
     _every_base_model_counts(study, board)
-    return Outcome(here, board, here.analysis(), winners.of_study(study, here, board) if study.publish else None)
+    withheld = winners.withheld(study, board)
+    release = winners.of_study(study, here, board) if study.publish and not withheld else None
+    return Outcome(here, board, here.analysis(), release, withheld)
 
 
 def metric(study: StudyConfig) -> str:

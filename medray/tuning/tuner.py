@@ -15,13 +15,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from medray import storage
-from medray.errors import TrialError
 from medray.tuning import trial as trials
 from medray.tuning.placement import Placement
 from medray.tuning.session import Row, Session
 
 log = logging.getLogger(__name__)
 _PATIENCE_S = 30.0
+_LOST = "Ray Tune gave it up without a result or an error"
 
 
 def run(session: Session, placements: Sequence[Placement]) -> None:
@@ -29,26 +29,25 @@ def run(session: Session, placements: Sequence[Placement]) -> None:
     session.search.start()
     # On a full disk it would tell at length, with tracebacks, that Tune cannot store a state of its own, which nobody reads.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
-    while not _fit(session, placements):
-        pass
-    if session.full:
-        raise session.full
-    lost = [record.trial for record in session.records.values() if record.status == "running"]
-    if lost:
-        raise TrialError(f"{', '.join(lost)}: did not end, and nobody says why; `medray study --resume` goes on")
+    is_done = False
+    while not is_done:
+        reason = _fit(session, placements)
+        if session.full:
+            raise session.full
+        has_more = session.requeue(reason or _LOST)
+        is_done = reason is None and not has_more
 
 
-def _fit(session: Session, placements: Sequence[Placement]) -> bool:
-    """Whether the search came to its end; False where Tune must begin again with the trials that it lost."""
+def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
+    """Why Tune stopped before the search came to its end, if it did."""
     num_at_once = min(placement.num_at_once for placement in placements)
     launcher = "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
     tuner = tune.Tuner(
         tune.with_resources(trials.start, _resources),
         tune_config=tune.TuneConfig(
-            search_alg=_Searcher(session),
+            search_alg=_Searcher(session, num_at_once),
             scheduler=_Scheduler(session),
             num_samples=-1,
-            max_concurrent_trials=num_at_once,
             # A driver that Ray Train still holds cannot be used again: Tune would lose the trial that is given to it without a word.
             reuse_actors=launcher == "inline",
             trial_name_creator=_name,
@@ -71,11 +70,10 @@ def _fit(session: Session, placements: Sequence[Placement]) -> bool:
     except Exception as err:  # Tune knows a process that died, but not one that Ray ended for want of memory: it gives up
         if not _is_out_of_memory(err):
             raise
-        session.interrupted("its machine ran out of memory, and Ray ended its process or one beside it")
-        return False
+        return "its machine ran out of memory, and Ray ended its process or one beside it"
     finally:
         started.set()
-    return True
+    return None
 
 
 def _is_out_of_memory(err: BaseException | None) -> bool:
@@ -120,12 +118,15 @@ class _Shell:
 
 
 class _Searcher(_Shell, Searcher):
-    def __init__(self, session: Session) -> None:
-        super().__init__()
-        self.session = session
-        self.trials: dict[str, str] = {}
+    """Proposes as many trials as run at once. Tune's own limit counts a trial that Tune gave up as one that runs, for ever."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def __init__(self, session: Session, num_at_once: int) -> None:
+        super().__init__()
+        self.session, self.num_at_once = session, num_at_once
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if len(self.session.under_way) >= self.num_at_once:
+            return None
         with self.session.halting():
             if (found := self.session.next()) is not None:
                 return found
@@ -156,6 +157,16 @@ class _Scheduler(_Shell, FIFOScheduler):
 class _Callback(_Shell, Callback):
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.given_up: set[str] = set()  # ids of Tune's trials
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Tune calls nothing for a trial whose process it could not use again (Ray 2.60): its status alone shows it."""
+        for trial in trials:
+            if trial.status == TuneTrial.ERROR and trial.trial_id not in self.given_up:
+                self.given_up.add(trial.trial_id)
+                if _name(trial) in self.session.under_way:
+                    with self.session.halting():
+                        self.session.lost(_name(trial), _LOST)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         with self.session.halting():

@@ -39,6 +39,18 @@ def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     return release
 
 
+def withheld(study: StudyConfig, board: Leaderboard) -> str | None:
+    """Why the winner must not be published: a baseline is better, and the study does not allow that."""
+    if study.publish is None or study.publish.allow_worse or not (better := board.better_baselines):
+        return None
+    baseline, winner, metric = better[0], board.best, board.metric
+    return (
+        f"study {study.name}: the winner {winner.name} is not published, since on validation rows {baseline.name} is better"
+        f" ({metric} {baseline.validation[metric]:.4f} against {winner.validation[metric]:.4f});"
+        " search on with --resume search.num_trials=N, or publish it all the same with --resume publish.allow_worse=true"
+    )
+
+
 def _content(registry: Registry, name: str, version: int) -> str:
     return registry.resolve(f"{name}@{version}").record.content_id
 

@@ -80,10 +80,13 @@ def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_ano
         return found and found["assignment"]["trial"]
 
     assert [next_name(), next_name()] == names[:2]
-    session.interrupted("memory")
+    assert session.requeue("memory")
     assert (session.halted[names[0]], session.halted[names[1]], session.halted[names[2]]) == (1, 1, 0)
     assert [next_name() for _ in range(3)] == [names[2], names[0], names[1]]  # each once
     session.told(names[1], {"epochs": 1.0, "validation/f1_macro": 0.5, "is_last": False, **KNOWN})
-    session.interrupted("memory")
+    assert session.requeue("memory")
     assert [record.status for record in here.records()] == ["failed", "running", "running"]
     assert [next_name(), next_name(), next_name()] == [names[1], names[2], None]
+    session.ended(names[1])
+    assert not session.requeue("memory")  # the third was under way twice and came no further: nothing is left to run
+    assert [record.status for record in here.records()] == ["failed", "finished", "failed"]

@@ -18,8 +18,9 @@ from medray.registry import Registry
 from medray.sections import CalibrationConfig
 from medray.selection import analysis, tables
 from medray.selection.analysis import Analysis, ModelAnalysis
-from medray.selection.leaderboard import Entry, Leaderboard
+from medray.selection.leaderboard import Entry, Leaderboard, Paired
 from medray.selection.slices import Slicer
+from medray.selection.statistics import Comparison
 from medray.tasks.base import restore
 from medray.tuning import int8 as eight_bits
 from medray.tuning import winners
@@ -184,3 +185,28 @@ def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(ru
     registry.point("cancer", "best", registry.publish(str(other), "cancer").record.version)
     moved = again()
     assert again(**with_8_bits) == moved  # nobody asked for another release again
+
+
+def board_against(baseline: float, *, is_tie: bool, metric: str = "f1_macro") -> Leaderboard:
+    winner = Entry("one", "trial", validation={metric: 0.6}, checkpoint="-")
+    other = Entry("TF-IDF + logistic regression", "reference", validation={metric: baseline})
+    difference = 0.6 - baseline
+    compared = Paired(other.name, "validation", Comparison(difference, difference - 0.01, difference + 0.01, 0.01), is_tie)
+    return Leaderboard("tiny", metric, (winner, other), "one", None, (), (compared,), {"validation": 12, "test": 12}, 1)
+
+
+@pytest.mark.parametrize(("metric", "better"), [("f1_macro", 0.9), ("perplexity", 0.3)])
+def test_a_winner_that_a_baseline_beats_on_validation_rows_is_not_published(tmp_path: Path, metric: str, better: float) -> None:
+    asked = tiny.study(tmp_path, "publish={name: cancer}")
+    board = board_against(better, is_tie=False, metric=metric)
+    reason = winners.withheld(asked, board)
+    assert reason is not None
+    assert "the winner one is not published, since on validation rows TF-IDF + logistic regression is better" in reason
+    assert f"({metric} {better:.4f} against 0.6000)" in reason
+    for allowed in (
+        winners.withheld(asked, board_against(better, is_tie=True, metric=metric)),  # the rows cannot tell
+        winners.withheld(asked, board_against(1.2 - better, is_tie=False, metric=metric)),
+        winners.withheld(tiny.study(tmp_path, "publish={name: cancer, allow_worse: true}"), board),
+        winners.withheld(tiny.study(tmp_path), board),  # nothing is to be published
+    ):
+        assert allowed is None
