@@ -4,9 +4,17 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+from medray.redaction import redact
+
 
 class MedrayError(Exception):
-    """Base of every error that a user can act on; the command line prints its message and exits non-zero."""
+    """Base of every error that a user can act on; the command line prints its message and exits non-zero.
+
+    Messages are printed, logged and kept in records, so none holds a secret.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
     exit_status: ClassVar[int] = 1
 

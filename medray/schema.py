@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from medray import plugins
 from medray.errors import ConfigError, allowed
+from medray.redaction import redact
 
 Location = tuple[int | str, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -91,7 +92,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
                     (loc, f"must be text, found {item['input']}; YAML reads yes, no, on and off as true and false: put it in quotes")
                 )
             case _:
-                found.append((loc, f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r:.80}"))
+                found.append((loc, f"{item['msg'][0].lower()}{item['msg'][1:]}, found {redact(repr(item['input'])):.80}"))
     return found
 
 

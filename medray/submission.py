@@ -4,7 +4,6 @@ A folder is staged and sent: the package, the resolved study, and data that was 
 """
 
 import asyncio
-import re
 import shlex
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from medray import checkpoint, config, storage
+from medray import checkpoint, config, redaction, storage
 from medray.config import StudyConfig
 from medray.data.remote import is_elsewhere
 from medray.errors import ConfigError, TrialError
@@ -26,7 +25,6 @@ from medray.overlay import put
 STUDY = "study.yaml"
 STOPPED = 143  # what SIGTERM gives
 _FILES = ("data.format.path", "data.format.ground_truth", "data.corrections", "task.sample_prompts")  # settings that name data
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b")
 _PATIENCE_S = 60.0
 
 
@@ -86,14 +84,14 @@ def stage(study: StudyConfig, folder: Path, parcel: Parcel) -> int:
         elif not Path(value).is_absolute():
             here = ", or send it with --upload-data" if Path(value).expanduser().exists() else ""
             wrong.append(f"{setting}: {value}: {_not_seen(value)}{here}")
+    wrong += [
+        f"{setting}: holds what looks like a key or password ({kind}); a study is stored and shown: name it instead, as"
+        " ${env:NAME} of the head node's environment or ${file:PATH} there"
+        for setting, kind in redaction.find(raw)
+    ]
     if wrong:
         raise ConfigError(f"study {study.name} cannot run on a cluster as it is:\n" + "\n".join(f"  {sentence}" for sentence in wrong))
-    text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
-    if found := _SECRET.search(text):
-        raise ConfigError(
-            f"study {study.name}: holds what looks like a key ({found[0][:6]}…); a study is stored and shown: give secrets to the nodes"
-        )
-    (folder / STUDY).write_text(text, encoding="utf-8")
+    (folder / STUDY).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
     shutil.copytree(Path(checkpoint.__file__).parent, folder / "medray", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     config.load([folder / STUDY])  # what the job will read
     return _size(folder)

@@ -93,8 +93,8 @@ def test_no_token_of_this_machine_travels_and_a_key_in_the_settings_is_refused(t
     assert jobs.sent["runtime_env"]["env_vars"]["HF_TOKEN_PATH"] == "/run/secrets/hub"
     assert secret not in json.dumps({**jobs.sent, "runtime_env": jobs.sent["runtime_env"]}, default=str)
     assert not any(secret.encode() in content for content in jobs.files.values())
-    with pytest.raises(ConfigError, match=r"looks like a key \(hf_aaa…\)"):
-        submission.submit(jobs, tiny.study(tmp_path, f"mlflow.tracking_uri=https://{secret}@host"), Parcel(), python="python")
+    with pytest.raises(ConfigError, match=r"mlflow.tracking_uri: holds what looks like a key or password \(a token of Hugging Face\)"):
+        submission.submit(jobs, tiny.study(tmp_path, f"mlflow.tracking_uri=https://host/{secret}"), Parcel(), python="python")
 
 
 def test_data_that_lies_elsewhere_is_left_for_the_cluster_to_pull(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 
 import typer
 
 from medray import storage
 from medray.cli import chat, data, init, plan, predict, releases, reports, review, serving, studies, submit
 from medray.errors import MedrayError
+from medray.redaction import redact
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Fine-tune, select and serve biomedical text models."
@@ -35,14 +38,29 @@ def _again(given: Sequence[str]) -> str:
     return "give the command again"
 
 
+class _Redacted(logging.Formatter):
+    """Libraries log addresses as they were given them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _print_traceback(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
+    """As Python prints it, without secrets."""
+    print(redact("".join(traceback.format_exception(kind, err, trace))), end="", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(_Redacted("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown], force=True)
     for noisy in ("bitsandbytes", "filelock", "fsspec", "httpx", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    sys.excepthook = _print_traceback
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=given)
+        typer.main.get_command(app)(args=given)  # a Typer that is called puts a hook of its own in the place of ours
     except MedrayError as err:
         print(f"medray: {err}", file=sys.stderr)
         return err.exit_status

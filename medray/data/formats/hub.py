@@ -11,6 +11,7 @@ from medray.data.formats import tables
 from medray.data.formats.base import ColumnOptions, Layout, first_problem
 from medray.data.split import GIVEN_NAMES
 from medray.errors import ConfigError, DataError, allowed
+from medray.redaction import redact
 
 
 class Options(ColumnOptions):
@@ -68,7 +69,7 @@ def _load(options: Options) -> dict[str, Any]:
     try:
         loaded = datasets.load_dataset(options.path, options.config, revision=options.revision)
     except Exception as err:  # it raises what its readers and the network raise, ValueError and OSError among others
-        raise DataError(f"{options.path}: datasets cannot load it: {' '.join(str(err).split())[:500]}") from None
+        raise DataError(f"{options.path}: datasets cannot load it: {redact(' '.join(str(err).split()))[:500]}") from None
     for name in options.splits or ():
         if name not in loaded:
             raise DataError(f"{options.path}: data.format.splits asks for {name!r}; {allowed(name, list(loaded))}")
