@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medray.errors import ConfigError
+from medray.redaction import redact
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -190,7 +191,10 @@ def _environment(dashboard: str | None) -> dict[str, str]:
     Without the dashboard's address a trial that is stopped early leaks its placement group wherever two Rays share a host:
     the process that frees it looks the address up and finds two (Ray 2.60).
     """
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    passed = {name: value for name in _PASSED_ON if (value := os.environ.get(name)) is not None}
+    for name in [name for name, value in passed.items() if redact(value) != value]:
+        log.warning("%s holds a secret and is not passed on, since Ray logs what it passes: set it on the nodes", name)
+        del passed[name]
     wanted = passed | _SHARED | ({"RAY_API_SERVER_ADDRESS": dashboard} if dashboard else {})
     # What a submitted job was given reaches every worker already, and Ray refuses to be told twice.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))

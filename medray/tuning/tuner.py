@@ -10,6 +10,7 @@ import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 from ray.tune.callback import Callback
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -29,6 +30,8 @@ def run(session: Session, placements: Sequence[Placement]) -> None:
     session.search.start()
     # On a full disk it would tell at length, with tracebacks, that Tune cannot store a state of its own, which nobody reads.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    # Tune gives keys of AWS to its actors as a runtime environment, which Ray's agent writes into its log. Trials need none.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
     is_done = False
     while not is_done:
         reason = _fit(session, placements)
