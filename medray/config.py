@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from medray import plugins
 from medray.errors import ConfigError
 from medray.overlay import merge, parse_value, put, read_yaml
+from medray.redaction import redact_settings
 from medray.schema import Plugin, PluginOptions, Section, validate
 from medray.sections import CalibrationConfig, DataConfig, MlflowConfig, PublishConfig
 from medray.space import Axis, SearchConfig, check_optuna
@@ -261,8 +262,14 @@ def tracking_uri(study: StudyConfig) -> str | None:
     return study.mlflow.tracking_uri if study.mlflow else os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
+def public(config: BaseModel) -> dict[str, Any]:
+    """The settings as they may be written, shown and sent: without secrets, which stay in the process that was given them."""
+    settings: dict[str, Any] = redact_settings(config.model_dump(mode="json"))
+    return settings
+
+
 def dump(config: BaseModel) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True)
 
 
 def plugin_options(seam: str, text: str) -> PluginOptions:

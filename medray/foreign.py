@@ -13,7 +13,7 @@ from pydantic import Field
 
 from medray import answering, checkpoint
 from medray.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
-from medray.config import ModelConfig, StudyConfig, TrialConfig
+from medray.config import ModelConfig, StudyConfig, TrialConfig, public
 from medray.data import dataset as datasets
 from medray.data.base import Example
 from medray.data.dataset import Dataset
@@ -119,7 +119,7 @@ def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manife
     engine = Engine(built, precision="fp32", token_budget=config.train.token_budget)
     predictions = task.predict(engine, dataset.validation)
     metrics = task.score(predictions, dataset.validation)
-    manifest = _manifest(built, task, config.model_dump(mode="json")).model_copy(
+    manifest = _manifest(built, task, public(config)).model_copy(
         update={
             "is_untuned": True,
             "data_fingerprint": dataset.fingerprint,

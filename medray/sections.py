@@ -88,4 +88,4 @@ class PublishConfig(Section):
 class MlflowConfig(Section):
     """Where a study is logged to, besides its own folder."""
 
-    tracking_uri: str = Field(description="MLflow's server, or sqlite:///FILE")
+    tracking_uri: str = Field(description="MLflow's server, or sqlite:///FILE; a password by reference: https://USER:${env:NAME}@HOST")

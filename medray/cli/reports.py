@@ -8,6 +8,7 @@ import typer
 
 from medray import config as configs
 from medray.config import StudyConfig
+from medray.redaction import redact
 
 if TYPE_CHECKING:
     from medray.registry import Release
@@ -64,7 +65,7 @@ def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None
     if not study.mlflow and not tracking.is_installed():
         log.warning("MLFLOW_TRACKING_URI is set, but %s", tracking.MISSING)
         return
-    print(f"MLflow run: {_log(run, uri, release)} at {uri}")
+    print(f"MLflow run: {_log(run, uri, release)} at {redact(uri)}")
 
 
 def _log(run: "Run", uri: str, release: "Release | None") -> str:

@@ -10,14 +10,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import AfterValidator
 
 from medray.answering import is_multi_label
 from medray.corpus.rows import Row
 from medray.errors import ArtifactError, ConfigError
+from medray.redaction import redact
 from medray.schema import Section, validate
 from medray.store import Store
 from medray.tasks.base import Prediction, Task
@@ -35,7 +37,7 @@ class Record(Section):
     release: str
     version: int
     content_id: str
-    input: str
+    input: Annotated[str, AfterValidator(redact)]
     fingerprint: str
     text_columns: tuple[str, ...]
     id_column: str | None

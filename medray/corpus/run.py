@@ -22,6 +22,7 @@ from medray.corpus.sources import Columns, Shard, Source
 from medray.corpus.worker import Work, Worker
 from medray.data.progress import Progress
 from medray.errors import ConfigError, DataError, MedrayError
+from medray.redaction import redact
 from medray.registry import Registry
 from medray.runtime import Cluster
 from medray.store import open_store
@@ -127,7 +128,9 @@ def predict(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -> Summary
     asked, source = plan.asked, plan.source
     pool = Pool.of(cluster, asked.actors, asked.threads)
     with _plainly():
-        say(f"reading {len(source.shards)} {'parts' if len(source.shards) > 1 else 'part'} of {source.uri} once, for counts and ids")
+        say(
+            f"reading {len(source.shards)} {'parts' if len(source.shards) > 1 else 'part'} of {redact(source.uri)} once, for counts and ids"
+        )
         found = _hashes(source, plan.columns, asked.most_characters)
         total = sum(map(len, found))
         if not total:

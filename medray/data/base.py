@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.ipc
 
-from medray.errors import DataError
+from medray.errors import ConfigError, DataError
 from medray.schema import PluginOptions
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def check(options: PluginOptions) -> list[str]:
 
     try:
         found: list[str] = plugins.find("data.formats", options.name).check(localised(options))
-    except DataError as err:  # there is nothing to be pulled
-        return [f"data.format: {err}"]
+    except (ConfigError, DataError) as err:  # there is nothing to be pulled
+        return [f"data.format: {str(err).removeprefix('data.format: ')}"]
     return found
 
 

@@ -1,5 +1,6 @@
 """Data that lies elsewhere: pulled to this machine once, by what the other side says of its size and time, and read from there."""
 
+import base64
 import re
 import shutil
 import urllib.error
@@ -13,17 +14,21 @@ import pyarrow.fs
 from filelock import FileLock
 
 from medray import storage
+from medray.addresses import has_reference, resolved
 from medray.data.progress import stage
 from medray.errors import DataError
+from medray.redaction import redact
 from medray.schema import PluginOptions
 
 _ELSEWHERE = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?)://", re.IGNORECASE)
+_USER = re.compile(r"://[^/]*@")
 _BLOCK = 1 << 20
 _PATIENCE_S = 60.0
 
 
 def is_elsewhere(place: str) -> bool:
-    return _ELSEWHERE.match(place) is not None
+    """Whether a place is an address, or is named by reference."""
+    return _ELSEWHERE.match(place) is not None or has_reference(place)
 
 
 def localised(options: PluginOptions) -> PluginOptions:
@@ -40,11 +45,14 @@ def places(options: PluginOptions) -> dict[str, str]:
 
 def pull(uri: str) -> Path:
     """A copy on this machine, under the name that it has there; made again only where the other side has other files now."""
-    return _over_http(uri) if urlsplit(uri).scheme.lower() in ("http", "https") else _from_bucket(uri)
+    with resolved(uri) as whole:
+        shown = redact(uri) if has_reference(uri) else _shown(uri)
+        if not _ELSEWHERE.match(whole):
+            return Path(whole)  # of this machine, named by reference
+        return _over_http(whole, shown) if whole.lower().startswith("http") else _from_bucket(whole, shown)
 
 
-def _from_bucket(uri: str) -> Path:
-    shown = _shown(uri)
+def _from_bucket(uri: str, shown: str) -> Path:
     try:
         system, root = pa.fs.FileSystem.from_uri(uri)
         top = system.get_file_info(root.rstrip("/"))
@@ -54,7 +62,7 @@ def _from_bucket(uri: str) -> Path:
     files = sorted((info for info in below if info.type == pa.fs.FileType.File), key=lambda info: info.path)
     if not files:
         raise DataError(f"{shown}: there is no such file or folder, or nothing in it")
-    folder = _folder(uri.rstrip("/"), *(f"{info.path} {info.size} {info.mtime_ns}" for info in files))
+    folder = _folder(redact(uri.rstrip("/")), *(f"{info.path} {info.size} {info.mtime_ns}" for info in files))
     place = folder / PurePosixPath(top.path).name
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
@@ -75,15 +83,14 @@ def _from_bucket(uri: str) -> Path:
     return place
 
 
-def _over_http(uri: str) -> Path:
-    shown = _shown(uri)
-    name = PurePosixPath(unquote(urlsplit(uri).path)).name
-    if not name:
-        raise DataError(f"{shown}: names no file; http addresses are read file by file")
+def _over_http(uri: str, shown: str) -> Path:
     try:
-        with urllib.request.urlopen(uri, timeout=_PATIENCE_S) as answer:
+        name = PurePosixPath(unquote(urlsplit(uri).path)).name
+        if not name:
+            raise DataError(f"{shown}: names no file; http addresses are read file by file")
+        with urllib.request.urlopen(_request(uri), timeout=_PATIENCE_S) as answer:
             told = [answer.headers.get(header, "") for header in ("ETag", "Last-Modified", "Content-Length")]
-            folder = _folder(shown, *told)
+            folder = _folder(_shown(uri), *told)
             with FileLock(folder.with_suffix(".lock")):
                 if folder.is_dir() and any(told[:2]):
                     return folder / name
@@ -108,10 +115,19 @@ def _over_http(uri: str) -> Path:
         raise DataError(f"{shown}: cannot be read: {_one_line(err)}") from None
 
 
+def _request(uri: str) -> urllib.request.Request:
+    """A name and a password before the host are sent as browsers and curl do, to this host alone."""
+    parts = urlsplit(uri)
+    user, sign, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if sign:
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
+    return request
+
+
 def _shown(uri: str) -> str:
     """Without a name and a password before the host, and without what a signed address has behind it."""
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return _USER.sub("://", re.split(r"[?#]", redact(uri), maxsplit=1)[0])
 
 
 def _folder(*parts: str) -> Path:

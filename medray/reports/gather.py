@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from medray import checkpoint, config, facts
 from medray.checkpoint import MANIFEST, Manifest
 from medray.records import AS_IT_IS, TrialRecord
+from medray.redaction import redact
 from medray.reports.study import StudyData
 from medray.selection import leaderboard, telling
 from medray.selection.analysis import Analysis
@@ -35,6 +36,7 @@ class HeldRun(Protocol):
 def gather(run: HeldRun) -> StudyData:
     board, records, folder = run.leaderboard(), run.records(), run.folder
     asked = config.load([folder / SETTINGS])
+    asked = config.StudyConfig.model_validate(config.public(asked))  # runs of before kept secrets
     manifest, held = _winner(folder, board)
     found, told = run.analysis(), None
     if manifest and held:
@@ -43,7 +45,7 @@ def gather(run: HeldRun) -> StudyData:
         told = facts.of(manifest, checkpoint.content_id(held), test, leaderboard.merge_of(board.best, board.metric), calibration)
     return StudyData(
         config=asked,
-        settings=(folder / SETTINGS).read_text(encoding="utf-8"),
+        settings=redact((folder / SETTINGS).read_text(encoding="utf-8")),
         run=f"{asked.storage_path.rstrip('/')}/{asked.name}/{folder.name}",
         board=board,
         records=records,

@@ -8,6 +8,8 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from medray import storage
+from medray.addresses import resolved
 from medray.errors import ArtifactError, ConfigError
 from medray.records import TrialRecord
 from medray.reports.study import StudyData
@@ -39,10 +41,13 @@ def log(data: StudyData, uri: str, *, mark: str, files: Sequence[Path], release:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    try:
-        return _log(MlflowClient(tracking_uri=uri, registry_uri=uri), data, mark, files, release)
-    except MlflowException as err:
-        raise ArtifactError(f"MLflow at {uri}: {str(err).strip().splitlines()[0]}") from err
+    with resolved(uri) as whole:
+        try:
+            return _log(MlflowClient(tracking_uri=whole, registry_uri=whole), data, mark, files, release)
+        except (MlflowException, OSError, ValueError) as err:  # of requests are OSErrors, and what is no address is a ValueError
+            if storage.is_full(err):
+                raise
+            raise ArtifactError(f"MLflow at {uri}: {str(err).strip().splitlines()[0]}") from None
 
 
 def _log(client: Any, data: StudyData, mark: str, files: Sequence[Path], release: Published | None) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from medray import checkpoint, plugins, storage
 from medray.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
-from medray.config import TrialConfig
+from medray.config import TrialConfig, public
 from medray.data.base import Example, Rows
 from medray.engines.transformers import Engine, Floats
 from medray.errors import TrialError
@@ -224,7 +224,7 @@ class Trial:
             base=BaseRecord(
                 source=base.source, revision=base.revision, weight_hash=base.weight_hash, family=self.built.family.name, note=base.note
             ),
-            trial=self.config.model_dump(mode="json"),
+            trial=public(self.config),
             data_fingerprint=self.material.data_fingerprint,
             split_fingerprint=self.material.split_fingerprint,
             cursor={"epoch": report.epoch, "step": report.step},

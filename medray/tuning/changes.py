@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from medray.addresses import comparable
 from medray.config import StudyConfig
 from medray.errors import ConfigError
 
@@ -15,8 +16,8 @@ _SHOWN = 6
 
 def check(kept: StudyConfig, asked: StudyConfig, where: str) -> None:
     """Refuse what would mix two configurations in one ranking, each by its name."""
-    before, after = (dict(_leaves(study.model_dump(mode="json"))) for study in (kept, asked))
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    before, after = (dict(leaves(study.model_dump(mode="json"))) for study in (kept, asked))
+    names = [name for name in {**before, **after} if not _is_same(before.get(name), after.get(name))]
     refused = [name for name in names if not _may_change(name, len(kept.base_models))]
     if not refused:
         return
@@ -49,6 +50,11 @@ def asks_for_more(kept: StudyConfig, asked: StudyConfig) -> bool:
     )
 
 
+def _is_same(before: Any, after: Any) -> bool:
+    """Also an address that was signed again, or whose secret is given or named otherwise: its place is the same."""
+    return before == after or (isinstance(before, str) and isinstance(after, str) and comparable(before) == comparable(after))
+
+
 def _may_change(name: str, num_bases: int) -> bool:
     section, _, rest = name.partition(".")
     if section == "base_models":
@@ -57,13 +63,13 @@ def _may_change(name: str, num_bases: int) -> bool:
     return section in _CHANGEABLE_SECTIONS or name in CHANGEABLE or name in _CHANGEABLE_MEMORY
 
 
-def _leaves(raw: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(raw: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting under its dotted name; lists of plain values are one setting."""
     if isinstance(raw, dict) and raw:
         for key, value in raw.items():
-            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+            yield from leaves(value, f"{name}.{key}" if name else str(key))
     elif name == "base_models":
         for place, base in enumerate(raw):
-            yield from _leaves(base, f"{name}.{place}")
+            yield from leaves(base, f"{name}.{place}")
     else:
         yield name, raw

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray import answering
-from medray.config import TrialConfig
+from medray.config import TrialConfig, public
 from medray.data.base import Example
 from medray.data.dataset import Dataset
 from medray.engines.base import Engine
@@ -207,7 +207,12 @@ def _untuned(
         return []
     ask = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_freeing(predict_untuned))
     threads = int(placement.cpus) or 1
-    answers = ray.get([ask.remote(config.model_dump(mode="json"), task.state(), rows, validation, threads) for config in bases])
+    answers = ray.get(
+        [
+            ask.remote(config.model_dump(mode="json") | {"data": public(config.data)}, task.state(), rows, validation, threads)
+            for config in bases
+        ]
+    )
     found = []
     for config, (said, on_validation) in zip(bases, answers, strict=True):
         entry = Entry(name=f"{config.model.source}, untuned", kind="reference", base_model=config.model.source)

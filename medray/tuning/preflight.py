@@ -1,10 +1,12 @@
 """Everything that can be told to be wrong before a weight is loaded or a GPU asked for, all of it at once."""
 
+import logging
 import os
 from importlib import util
 from pathlib import Path
 
-from medray import plugins, storage
+from medray import plugins, redaction, storage
+from medray.addresses import has_reference, resolved
 from medray.config import BaseModelConfig, StudyConfig
 from medray.data import base as formats
 from medray.errors import ArtifactError, ConfigError, MedrayError
@@ -13,13 +15,15 @@ from medray.models.build import check_targets
 from medray.store import open_store
 from medray.tasks import base as tasks
 from medray.tasks.base import needs_of
-from medray.tuning import disk
+from medray.tuning import changes, disk
 from medray.tuning.runs import latest, study_dir
+
+log = logging.getLogger(__name__)
 
 
 def check(study: StudyConfig, *, resume: bool = False) -> None:
     """Raise one ConfigError that lists every mistake found."""
-    found = [*formats.check(study.data.format), *_storage(study)]
+    found = [*formats.check(study.data.format), *_storage(study), *_references(study)]
     try:
         tasks.task_options(study.task).samples()
     except ConfigError as err:
@@ -35,6 +39,27 @@ def check(study: StudyConfig, *, resume: bool = False) -> None:
     if found:
         listed = "\n".join(f"  {sentence}" for sentence in found)
         raise ConfigError(f"study {study.name}, {len(found)} mistake{'s' if len(found) > 1 else ''}:\n{listed}")
+
+
+def _references(study: StudyConfig) -> list[str]:
+    """What is wrong with secrets that are named; of those that are written in the study, a warning."""
+    for setting, kind in redaction.find(study.model_dump(mode="json")):
+        log.warning(
+            "%s: holds %s, which is used and not stored: --resume needs it again; name it instead: ${env:NAME} or ${file:PATH}",
+            setting,
+            kind,
+        )
+    found = []
+    for setting, value in changes.leaves(study.model_dump(mode="json")):
+        if has_reference(str(value)) and not setting.startswith("data.format.") and setting != "mlflow.tracking_uri":
+            found.append(f"{setting}: {value}: a secret is named in data.format and mlflow.tracking_uri alone; write the value itself")
+    if study.mlflow:
+        try:
+            with resolved(study.mlflow.tracking_uri):
+                pass
+        except ConfigError as err:
+            found.append(f"mlflow.tracking_uri: {err}")
+    return found
 
 
 def _storage(study: StudyConfig) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,21 @@ _PATIENCE_S = 1.0
 @dataclass(frozen=True)
 class Run:
     folder: Path
+    given: StudyConfig | None = field(default=None, compare=False, repr=False)  # with secrets, which its file does not hold
 
     @classmethod
     def start(cls, study: StudyConfig) -> "Run":
-        run = cls(study_dir(study) / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"))
+        run = cls(study_dir(study) / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"), study)
         storage.write(run.folder / SETTINGS, configs.dump(study).encode())
         return run
 
     @classmethod
     def resume(cls, study: StudyConfig) -> "Run":
         """The latest run of a study; one that has ended and is asked for more is open again."""
-        run = latest(study_dir(study))
-        kept = run.settings()
+        run = cls(latest(study_dir(study)).folder, study)
+        kept = configs.load([run.folder / SETTINGS])
         changes.check(kept, study, str(run.folder))
-        if configs.dump(kept) != configs.dump(study):
+        if (run.folder / SETTINGS).read_text(encoding="utf-8") != configs.dump(study):
             with run.held():
                 if changes.asks_for_more(kept, study):
                     run.reopen()
@@ -52,7 +53,7 @@ class Run:
         return run
 
     def settings(self) -> StudyConfig:
-        return configs.load([self.folder / SETTINGS])
+        return self.given or configs.load([self.folder / SETTINGS])
 
     def reopen(self) -> None:
         """What was ranked stays beside what will be."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medray import storage
-from medray.config import StudyConfig, TrialConfig
+from medray.config import StudyConfig, TrialConfig, public
 from medray.errors import DiskFullError, MedrayError
 from medray.records import TrialRecord
 from medray.training.assignment import FAILED, FULL, VALIDATION, Assignment
@@ -107,7 +107,7 @@ class Session:
         resources = config.resources.model_copy(update={"cpus_per_worker": int(placement.cpus) or 1, "gpus_per_worker": placement.gpus})
         config = config.model_copy(update={"resources": resources})
         folder = self.run.trial_dir(record.trial)
-        assignment = Assignment(record.trial, config.model_dump(mode="json"), str(self.material(config)), str(folder))
+        assignment = Assignment(record.trial, public(config), str(self.material(config)), str(folder))
         return {
             "assignment": assignment.as_dict(),
             "launcher": placement.launcher,

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 from medray import answering, checkpoint, storage
-from medray import config as configs
 from medray.checkpoint import MANIFEST
 from medray.config import StudyConfig
 from medray.data import dataset as datasets
@@ -19,7 +18,7 @@ from medray.selection import leaderboard, telling
 from medray.selection.leaderboard import Entry, Leaderboard
 from medray.tasks.base import restore, task_options
 from medray.tuning import int8 as eight_bits
-from medray.tuning.runs import LEADERBOARD, SETTINGS, Run, latest
+from medray.tuning.runs import LEADERBOARD, Run, latest
 
 _INT8: Int8Mode = PublishConfig.model_fields["int8"].default
 
@@ -130,7 +129,7 @@ def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
 
 def _validation(run: Run, folder: Path, abstain_precision: float | None) -> tuple[StudyConfig, Sequence[Example]]:
     """The rows that a checkpoint was validated on, and its study, with this rule of abstention where one is given."""
-    study, manifest = configs.load([run.folder / SETTINGS]), checkpoint.read(folder)
+    study, manifest = run.settings(), checkpoint.read(folder)
     dataset = datasets.load(study.data, task_options(study.task).bring)
     if (manifest.data_fingerprint, manifest.split_fingerprint) != (dataset.fingerprint, dataset.split_fingerprint):
         raise ArtifactError(f"{folder}: the data or its split is another than the one it was trained on: nothing can be fitted")

@@ -41,7 +41,9 @@ class Form(Section):
 
 class FormatOptions(PluginOptions):
     FILES: ClassVar[tuple[str, ...]] = ("path",)  # options that name a file, a folder, or where one lies
-    path: str = Field(description="file or folder, from the current directory, or its URI: s3://, gs://, https://")
+    path: str = Field(
+        description="file or folder, from the current directory, or its URI: s3://, gs://, https://; a secret in it by reference: ${env:NAME}, ${file:PATH}"
+    )
     labels: tuple[str, ...] | None = Field(None, description="the labels there may be; any other is an error")
 
     @property

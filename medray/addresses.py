@@ -1,0 +1,80 @@
+"""Addresses whose secrets are named and not written: `${env:NAME}` and `${file:PATH}`, replaced for the moment of their use."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from medray.errors import ConfigError, MedrayError
+from medray.redaction import MARK, REFERENCE, hide, redact
+
+_BEFORE_HOST = re.compile(r"(?:\$\{[^{}\n]+\}|[^/?#\s$])*@")
+_HIDDEN = re.compile(rf"(?:[:/]{re.escape(MARK)}@)|(?:[?&#]{re.escape(MARK)}$)")
+
+
+def has_reference(address: str) -> bool:
+    return REFERENCE.search(address) is not None
+
+
+@contextmanager
+def resolved(address: str) -> Iterator[str]:
+    """The address with its secrets, for the length of a block; no error that leaves the block repeats them."""
+    if _HIDDEN.search(address):
+        raise ConfigError(
+            f"{address}: was stored without its secret ({MARK}); give the whole address again (data.format.path=ADDRESS),"
+            " or name the secret in it: ${env:NAME} or ${file:PATH}"
+        )
+    secrets: list[str] = []
+    whole = _expanded(address, secrets)
+    if whole != address or redact(whole) != whole:
+        secrets += _secrets(whole)
+    try:
+        yield whole
+    except MedrayError as err:
+        raise type(err)(hide(str(err), secrets)) from None
+
+
+def comparable(address: str) -> str:
+    """The same for two addresses of one place: references are replaced where that can be done, secrets are left out."""
+    try:
+        return redact(_expanded(address, []))
+    except ConfigError:
+        return redact(address)
+
+
+def _expanded(address: str, secrets: list[str]) -> str:
+    """The address with each reference replaced, before the host as an address writes it; what was put in is added to `secrets`."""
+
+    def value(match: re.Match[str]) -> str:
+        secrets.append(_read(address, match["kind"], match["name"]))
+        is_before_host = "://" in address[: match.start()] and _BEFORE_HOST.match(address, match.end())
+        return quote(secrets[-1], safe="") if is_before_host else secrets[-1]
+
+    return REFERENCE.sub(value, address)
+
+
+def _read(address: str, kind: str, name: str) -> str:
+    if kind == "env":
+        if not (value := os.environ.get(name, "").strip()):
+            raise ConfigError(f"{redact(address)}: the environment variable {name} is not set; set it where the study runs")
+        return value
+    try:
+        value = Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as err:
+        reason = err.strerror if isinstance(err, OSError) else "it is not text"
+        raise ConfigError(f"{redact(address)}: the file {name} cannot be read: {reason}; it must be there where the study runs") from None
+    if not value:
+        raise ConfigError(f"{redact(address)}: the file {name} is empty; write the secret into it")
+    return value
+
+
+def _secrets(address: str) -> list[str]:
+    """What of an address must not be repeated: as it is written, and as it is sent."""
+    try:
+        parts = urlsplit(address)
+        found = [parts.password or "", parts.query]
+    except ValueError:
+        return [address]
+    return [form for secret in found for form in (secret, unquote(secret))]
