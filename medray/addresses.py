@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 from medray.errors import ConfigError, MedrayError
 from medray.redaction import MARK, REFERENCE, hide, redact
 
+_MOST_CHARACTERS = 1 << 14
 _BEFORE_HOST = re.compile(r"(?:\$\{[^{}\n]+\}|[^/?#\s$])*@")
 _HIDDEN = re.compile(rf"(?:[:/]{re.escape(MARK)}@)|(?:[?&#]{re.escape(MARK)}$)")
 
@@ -57,17 +58,20 @@ def _expanded(address: str, secrets: list[str]) -> str:
 
 def _read(address: str, kind: str, name: str) -> str:
     if kind == "env":
-        if not (value := os.environ.get(name, "").strip()):
-            raise ConfigError(f"{redact(address)}: the environment variable {name} is not set; set it where the study runs")
-        return value
-    try:
-        value = Path(name).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as err:
-        reason = err.strerror if isinstance(err, OSError) else "it is not text"
-        raise ConfigError(f"{redact(address)}: the file {name} cannot be read: {reason}; it must be there where the study runs") from None
-    if not value:
-        raise ConfigError(f"{redact(address)}: the file {name} is empty; write the secret into it")
-    return value
+        where, value = f"the environment variable {name}", os.environ.get(name)
+        if value is None:
+            raise ConfigError(f"{redact(address)}: {where} is not set; set it where the study runs")
+    else:
+        where = f"the file {name}"
+        try:
+            with Path(name).expanduser().open(encoding="utf-8") as file:
+                value = file.read(_MOST_CHARACTERS)
+        except (OSError, ValueError) as err:  # ValueError: no text, or no path
+            reason = (err.strerror if isinstance(err, OSError) else None) or "it is not text"
+            raise ConfigError(f"{redact(address)}: {where} cannot be read: {reason}; it must be there where the study runs") from None
+    if len(value.split()) != 1 or len(value) == _MOST_CHARACTERS:
+        raise ConfigError(f"{redact(address)}: {where} does not hold one word, as a secret of an address is; write nothing else into it")
+    return value.strip()
 
 
 def _secrets(address: str) -> list[str]:
