@@ -8,6 +8,7 @@
 # MEDRAY_LOCAL names the folder that holds token, process ids and Ray's session (/tmp/medray-local-UID; a socket's path must be short),
 # MEDRAY_RAY the `ray` command (the one beside .venv's python, else that on the PATH), MEDRAY_LOCAL_NET the first three bytes of the addresses.
 set -euo pipefail
+umask 077
 
 folder=${MEDRAY_LOCAL:-/tmp/medray-local-$(id -u)}
 net=${MEDRAY_LOCAL_NET:-127.0.77}  # Linux answers on all of 127.0.0.0/8, so each node can have the same name as a machine would
@@ -45,6 +46,16 @@ node() { # node NUMBER CPUS OPTION...: start one, with a folder of its own as on
   done
 }
 
+own_folder() { # another user may have made one of that name, with process ids in it, or a link
+  mkdir -p "$(dirname "$folder")"
+  mkdir "$folder" 2>/dev/null || true
+  if [ -z "$(find "$folder" -maxdepth 0 -type d -user "$(id -u)" ! -perm /022)" ]; then
+    echo "local.sh: $folder: is not a folder of yours that nobody else may write to; name another place with MEDRAY_LOCAL" >&2
+    exit 1
+  fi
+  chmod 700 "$folder"
+}
+
 alive() { ps -o stat= -p "$1" 2>/dev/null | grep -qv "^Z"; }
 
 start() {
@@ -54,9 +65,7 @@ start() {
     echo "local.sh: $folder already holds a cluster; cluster/local.sh stop ends it" >&2
     exit 1
   fi
-  mkdir -p "$folder"
-  chmod 700 "$folder"
-  (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$folder/token")
+  python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$folder/token"
   read -ra ports < <(free_ports $((3 + 3 * nodes)))
   address=$net.1:${ports[0]}
   node 0 "$of_head" --head --port "${ports[0]}" --dashboard-host "$net.1" --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[2]}" \
@@ -110,6 +119,7 @@ stop() {
   rm -rf "$folder/ray" "$folder/token" "$folder/env" "$folder"/node-*.asked
 }
 
+case ${1:-} in start | status | kill | restart | stop) own_folder ;; esac
 case ${1:-} in
 start) shift && start "$@" ;;
 status) each show ;;

@@ -4,10 +4,12 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medray.errors import ConfigError
+from medray.private import make_folder
 from medray.redaction import redact
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ _SHARED = {
     # Tune uses a trial's process again once its thread has ended. It waits 2 s for that, too short for a busy machine, and loses the next trial.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
 }
+_KEPT_S = 7 * 24 * 3600.0  # for how long an ended session's logs stay
 _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")
 
 
@@ -67,7 +71,7 @@ class Cluster:
 def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus: int | None = None) -> Iterator[Cluster]:
     """A connection to Ray for the length of a block: `join` the cluster that RAY_ADDRESS names, or start a `single` node of our own.
 
-    A node of our own listens on loopback only, asks for a token, and ends with the block.
+    A node of our own listens on loopback only, asks for a token, keeps its files from other users, and ends with the block.
     """
     import ray
 
@@ -173,16 +177,44 @@ def _single(num_cpus: int | None) -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     port = free_port()
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        dashboard_port=port,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        runtime_env={"env_vars": _environment(f"http://127.0.0.1:{port}")},
-    )
+    sessions = private_folder() / "ray"  # one below, since Ray opens its own folder to all users
+    _remove_old(sessions)
+    umask = os.umask(0o077)  # Ray's processes inherit it
+
+    def put_umask_back() -> None:  # in workers, which write what other users may read, such as releases
+        os.umask(umask)
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _temp_dir=str(sessions),
+            runtime_env={"env_vars": _environment(f"http://127.0.0.1:{port}"), "worker_process_setup_hook": put_umask_back},
+        )
+    finally:
+        os.umask(umask)
+
+
+def private_folder() -> Path:
+    """This user's own in the system's folder for temporary files. Its name is short: a socket's path has 107 bytes at most."""
+    from ray._common.utils import get_default_system_temp_dir
+
+    folder = make_folder(Path(get_default_system_temp_dir()) / f"medray-{os.getuid()}", "RAY_TMPDIR")
+    folder.chmod(0o700)
+    return folder
+
+
+def _remove_old(sessions: Path) -> None:
+    """Ray removes no session. One that still runs writes to its logs every minute."""
+    for session in sessions.glob("session_2*"):
+        with contextlib.suppress(FileNotFoundError):  # another start removes it as well
+            if max(path.lstat().st_mtime for path in (session, *session.glob("logs/*"))) < time.time() - _KEPT_S:
+                shutil.rmtree(session, ignore_errors=True)
 
 
 def _environment(dashboard: str | None) -> dict[str, str]:

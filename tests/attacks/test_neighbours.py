@@ -1,0 +1,132 @@
+"""Other users of the machine, and other services beside ours: Ray's session, the audit log, a port, an application's name."""
+
+import os
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from medray import runtime
+from medray.errors import ConfigError
+from medray.runtime import Cluster
+
+OTHER_USER = 65534  # nobody
+LOCAL = Path(__file__).parents[2] / "cluster" / "local.sh"
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to act as another user")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def as_other_user(script: str, *arguments: object) -> str:
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *map(str, arguments)],
+        user=OTHER_USER,
+        group=OTHER_USER,
+        extra_groups=[],
+        env={"PATH": os.environ["PATH"]},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
+def session() -> Path:
+    import ray
+
+    return Path(ray._private.worker.global_worker.node.get_session_dir_path())
+
+
+@pytest.mark.ray
+def test_ray_keeps_its_session_in_a_folder_of_this_user_and_its_logs_to_this_user(cluster: Cluster) -> None:
+    import ray
+
+    @ray.remote
+    def umask() -> int:
+        before = os.umask(0)
+        os.umask(before)
+        return before
+
+    own = session().parents[1]
+    assert (own.name, mode(own), own.lstat().st_uid) == (f"medray-{os.getuid()}", 0o700, os.getuid())
+    logs = [path for path in session().glob("logs/*.log") if path.name.startswith(("dashboard", "gcs", "raylet"))]
+    assert logs
+    assert [path.name for path in logs if mode(path) & 0o077] == []
+    before = os.umask(0)
+    os.umask(before)
+    assert ray.get(umask.remote()) == before  # what trials and replicas write is as readable as it was
+
+
+@pytest.mark.ray
+@needs_root
+def test_another_user_reads_no_file_of_rays_session_and_replaces_no_socket(cluster: Cluster) -> None:
+    folder = session()
+    assert (folder / "sockets" / "raylet").is_socket()
+    told = as_other_user('find "$1" -type f -readable | wc -l; mv "$1/sockets/raylet" "$1/sockets/r0"; mv "$1/logs" "$1/stolen"', folder)
+    assert told.count("Permission denied") == 3
+    assert "\n0\n" in f"\n{told}"
+    assert (folder / "sockets" / "raylet").is_socket()
+    assert (folder / "logs").is_dir()
+
+
+@pytest.mark.parametrize("prepared", ["link", "open to all", "a file", pytest.param("another user's", marks=needs_root)])
+def test_a_folder_that_somebody_prepared_under_our_name_is_refused(prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    ours = tmp_path / f"medray-{os.getuid()}"
+    match prepared:
+        case "link":
+            (tmp_path / "theirs").mkdir(mode=0o700)
+            ours.symlink_to(tmp_path / "theirs")
+        case "open to all":
+            ours.mkdir()
+            ours.chmod(0o777)
+        case "a file":
+            ours.touch()
+        case "another user's":
+            ours.mkdir(mode=0o700)
+            os.chown(ours, OTHER_USER, OTHER_USER)
+    with pytest.raises(ConfigError, match="RAY_TMPDIR"):
+        runtime.private_folder()
+
+
+def test_a_folder_of_our_own_is_closed_to_others_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert mode(runtime.private_folder()) == 0o700
+    runtime.private_folder().chmod(0o755)
+    assert mode(runtime.private_folder()) == 0o700
+
+
+def test_sessions_that_ended_a_week_ago_are_removed_and_those_that_still_write_stay(tmp_path: Path) -> None:
+    old, new, running = (tmp_path / f"session_2026-01-0{day}_1" for day in (1, 2, 3))
+    month_ago = time.time() - 30 * 24 * 3600
+    for folder in (old, new, running):
+        (folder / "logs").mkdir(parents=True)
+        (folder / "logs" / "raylet.out").touch()
+    for path in (old, old / "logs", old / "logs" / "raylet.out", running):
+        os.utime(path, (month_ago, month_ago))
+    runtime._remove_old(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, running.name]
+
+
+@pytest.mark.parametrize("prepared", ["link", "open to all", pytest.param("another user's", marks=needs_root)])
+def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(prepared: str, tmp_path: Path) -> None:
+    folder, theirs = tmp_path / "local", tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    if prepared == "link":
+        folder.symlink_to(theirs)
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if prepared == "open to all" else 0o700)
+    if prepared == "another user's":
+        os.chown(folder, OTHER_USER, OTHER_USER)
+    # No Ray: a start that is not refused ends at once, with another sentence.
+    environment = os.environ | {"MEDRAY_LOCAL": str(folder), "MEDRAY_RAY": "/bin/false"}
+    done = subprocess.run([str(LOCAL), "start", "1"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "MEDRAY_LOCAL" in done.stderr
+    assert list(folder.iterdir()) == []
