@@ -30,6 +30,7 @@ class Served:
     port: int
     storage: Path
     logs: Path
+    audit: Path
     at_start: tuple[str, ...]  # what /healthz said of cancer@best until it answered
 
     @property
@@ -56,6 +57,13 @@ class Served:
         while self.generating() != wanted:
             assert time.monotonic() < end, self.generating()
             time.sleep(0.1)
+
+    def audit_lines(self, part: str) -> list[str]:
+        end = time.monotonic() + 10
+        while not (lines := [line for line in self.audit.read_text().splitlines() if part in line]):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        return lines
 
     def run(self, *arguments: str) -> int:
         asked = ["--url", self.client.url, "--token-file", str(self.storage / "token"), "--storage-path", str(self.storage)]
@@ -111,6 +119,7 @@ def serving(place: Path) -> Iterator[Served]:
         "releases": ["cancer@best", "cancer@1", "adviser@1"],
         "storage_path": str(storage),
         "tokens_file": str(storage / "tokens"),
+        "audit_log": str(place / "audit" / "audit.log"),
         "precision": "fp32",
         "token_budget": 256,
         "generation_tokens": 7500,
@@ -137,7 +146,8 @@ def serving(place: Path) -> Iterator[Served]:
         serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-        yield Served(port, storage, logs, _wait_until_running(Client(f"http://127.0.0.1:{port}", TOKEN)))
+        audit = Path(application["args"]["audit_log"])
+        yield Served(port, storage, logs, audit, _wait_until_running(Client(f"http://127.0.0.1:{port}", TOKEN)))
     finally:
         end_serve()
 

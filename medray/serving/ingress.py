@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
-from medray.serving import drift, keys
+from medray.serving import audit, drift, keys
 from medray.serving.addresses import check_address
 from medray.serving.api import make_api
 from medray.serving.cards import ReleaseCard
@@ -33,7 +32,6 @@ from medray.serving.schemas import (
 from medray.serving.service import Event, Events
 from medray.serving.talk import Asked, Described
 
-audit = logging.getLogger("medray.audit")
 _REPORT_S = 5.0
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _FIRST_TOKEN_S = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
@@ -46,6 +44,7 @@ _EXPECTED = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailab
 class Ingress:
     def __init__(self, options: AppOptions, heads: dict[str, DeploymentHandle]) -> None:
         prepare()
+        audit.open_log(options.audit_log)
         self.options, self.heads = options, heads
         self.talking = {reference: head.options(stream=True) for reference, head in heads.items()}
         self.references = options.releases
@@ -178,7 +177,7 @@ class Ingress:
             "labels": event.labels,
             "ms": round(1000 * event.seconds, 1),
         }
-        audit.info("%s", json.dumps(line | talked, ensure_ascii=False))
+        audit.log.info("%s", json.dumps(line | talked, ensure_ascii=False))
 
     def _talked(self, event: Event, tags: dict[str, str]) -> dict[str, Any]:
         """An answer that had begun, told to its end or not."""

@@ -68,6 +68,10 @@ class AppOptions(Section):
     flag_unlike_training: bool = Field(
         False, description="say where a text's length, language or, with a head for rows, embedding is unlike those of the release's data"
     )
+    audit_log: str | None = Field(
+        "~/.local/state/medray/audit.log",
+        description="a file in a folder of the user's own, which gets a line per request; null: Serve's own log files get it",
+    )
     open_to_all: bool = Field(False, description="let an address other than loopback answer without tokens")
     limits: Limits = Limits()
 

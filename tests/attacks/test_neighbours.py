@@ -1,16 +1,21 @@
 """Other users of the machine, and other services beside ours: Ray's session, the audit log, a port, an application's name."""
 
+import logging
 import os
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from medray import runtime
-from medray.errors import ConfigError
+from medray.errors import ConfigError, ServingError
+from medray.private import make_folder
 from medray.runtime import Cluster
+from medray.serving import audit
 
 OTHER_USER = 65534  # nobody
 LOCAL = Path(__file__).parents[2] / "cluster" / "local.sh"
@@ -130,3 +135,53 @@ def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(prepa
     assert done.returncode == 1
     assert "MEDRAY_LOCAL" in done.stderr
     assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def handler(tmp_path: Path) -> Iterator[audit.AppendHandler]:
+    made = audit.AppendHandler(make_folder(tmp_path / "log", "audit_log") / "audit.log")
+    yield made
+    made.close()
+
+
+def line(text: str) -> logging.LogRecord:
+    return logging.LogRecord("medray.audit", logging.INFO, "", 0, text, None, None)
+
+
+def test_the_audit_log_is_this_users_alone_and_only_grows(handler: audit.AppendHandler) -> None:
+    handler.emit(line("one"))
+    with handler.path.open("r+b") as file:  # whoever else has it open for writing
+        file.seek(0)
+        handler.emit(line("two"))
+    assert handler.path.read_text() == "one\ntwo\n"
+    assert (mode(handler.path), mode(handler.path.parent)) == (0o600, 0o700)
+    handler.path.rename(handler.path.with_suffix(".1"))  # as a rotation does
+    handler.emit(line("three"))
+    assert handler.path.read_text() == "three\n"
+
+
+def test_lines_of_several_replicas_in_one_audit_log_stay_whole(handler: audit.AppendHandler) -> None:
+    others = [audit.AppendHandler(handler.path) for _ in range(4)]
+    texts = [f"{number % 10}" * 20_000 for number in range(4)]
+
+    def write(other: audit.AppendHandler, text: str) -> None:
+        for _ in range(100):
+            other.emit(line(text))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, others, texts))
+    assert sorted(handler.path.read_text().splitlines()) == sorted(texts * 100)
+
+
+def test_an_audit_log_where_others_could_touch_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "own" / "link.log").symlink_to(tmp_path / "elsewhere")
+    try:
+        for name, reason in (("open/audit.log", "others may write to it"), ("own/link.log", "symbolic link"), ("own", "directory")):
+            with pytest.raises(ServingError, match=f"audit_log .*{name}.*{reason}"):
+                audit.open_log(str(tmp_path / name))
+    finally:
+        audit.log.propagate = True
+    assert not (tmp_path / "elsewhere").exists()

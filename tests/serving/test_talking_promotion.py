@@ -81,6 +81,7 @@ def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "engine": "transformers",
             "precision": "fp32",
             "tokens_file": str(place / "runs" / "tokens"),
+            "audit_log": None,
             "replicas": 2,
             "follow_s": 0.3,
             "limits": {"timeout_s": 60},

@@ -101,7 +101,11 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
         again = evaluation.evaluate_untuned(study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log")
         assert again.metrics.values == rows[again.of].validation
     options = AppOptions(
-        releases=("symptoms@best", "pubmedqa@best"), storage_path=str(tmp_path / "runs"), precision="fp32", limits={"timeout_s": 60}
+        releases=("symptoms@best", "pubmedqa@best"),
+        storage_path=str(tmp_path / "runs"),
+        precision="fp32",
+        audit_log=None,
+        limits={"timeout_s": 60},
     )
     port = free_port()
     try:
@@ -147,7 +151,11 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
         assert outcome.analysis is None
         assert "</html>" in page.render(page.compose(gather.gather(outcome.run)))
     options = AppOptions(
-        releases=tuple(f"{name}@best" for name in found), storage_path=str(tmp_path / "runs"), precision="fp32", limits={"timeout_s": 60}
+        releases=tuple(f"{name}@best" for name in found),
+        storage_path=str(tmp_path / "runs"),
+        precision="fp32",
+        audit_log=None,
+        limits={"timeout_s": 60},
     )
     port = free_port()
     try:
