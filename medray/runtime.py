@@ -76,9 +76,9 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
     import ray
 
     if mode == "auto":
-        mode = "join" if os.environ.get("RAY_ADDRESS") else "single"
+        mode = "join" if is_joining() else "single"
     if ray.is_initialized():
-        yield _describe(is_joined=bool(os.environ.get("RAY_ADDRESS")))
+        yield _describe(is_joined=is_joining())
         return
     os.environ.update(_SHARED)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # medray shows the progress itself
@@ -105,6 +105,11 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
         raise
     finally:
         ray.shutdown()
+
+
+def is_joining() -> bool:
+    """Whether the environment names a cluster to join, rather than that a node of our own is started."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _join() -> None:

@@ -24,6 +24,7 @@ def serve(
     references: Annotated[list[str], typer.Argument(help="releases: name@alias is followed, name@version stays")],
     port: Annotated[int, typer.Option(help="port of the HTTP service")] = 8000,
     host: Annotated[str, typer.Option(help="address to listen on; any but loopback needs --tokens or --open-to-all")] = "127.0.0.1",
+    prefix: Annotated[str, typer.Option(help="path below which it answers, beside other applications of a cluster")] = "/",
     tokens: Annotated[str | None, typer.Option(help="file with the SHA-256 of a token a line")] = None,
     open_to_all: Annotated[bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8")] = "auto",
@@ -57,14 +58,15 @@ def serve(
     from medray.serving import local, routes
 
     stop = threading.Event()
-    with local.serving(options, host=host, port=port, num_cpus=max(cores, math.ceil(options.cpus * replicas * len(references)))):
+    prefix = "/" + prefix.strip("/")
+    num_cpus = max(cores, math.ceil(options.cpus * replicas * len(references)))
+    with local.serving(options, host=host, port=port, prefix=prefix, num_cpus=num_cpus) as url:
         for wanted in (signal.SIGINT, signal.SIGTERM):
             signal.signal(wanted, lambda number, frame: stop.set())
-        shown = f"http://{host}:{port}"
-        print(f"{', '.join(references)} at {shown}, documented at {shown}/docs; Ctrl-C stops it", flush=True)
+        print(f"{', '.join(references)} at {url}, documented at {url}/docs; Ctrl-C stops it", flush=True)
         path = routes.path_of(references[0], options.storage_path)
         body = '{"messages": [{"role": "user", "content": "..."}]}' if path == CHAT_PATH else '{"text": "..."}'
-        print(f"curl {shown}{path} -H 'content-type: application/json' -d '{body}'", flush=True)
+        print(f"curl {url}{path} -H 'content-type: application/json' -d '{body}'", flush=True)
         stop.wait()
         print("stopping", flush=True)
 

@@ -1,25 +1,43 @@
 """Other users of the machine, and other services beside ours: Ray's session, the audit log, a port, an application's name."""
 
+import json
 import logging
 import os
+import socket
 import stat
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tiny
+from session import end_serve
 
-from medray import runtime
+from medray import cli, runtime
+from medray.client import Client
 from medray.errors import ConfigError, ServingError
 from medray.private import make_folder
-from medray.runtime import Cluster
-from medray.serving import audit
+from medray.registry import Registry
+from medray.runtime import Cluster, free_port
+from medray.serving import audit, local
+from medray.serving.schemas import AppOptions
 
 OTHER_USER = 65534  # nobody
 LOCAL = Path(__file__).parents[2] / "cluster" / "local.sh"
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to act as another user")
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("neighbours") / "runs"
+    registry = Registry(str(place))
+    registry.publish(tiny.checkpoint(), "cancer")
+    registry.point("cancer", "best", 1)
+    return place
 
 
 def mode(path: Path) -> int:
@@ -185,3 +203,76 @@ def test_an_audit_log_where_others_could_touch_it_is_refused(tmp_path: Path) -> 
     finally:
         audit.log.propagate = True
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_serve_on_a_port_where_somebody_listens_is_refused_before_anything_is_started(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local, "start_cluster", None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as listener:
+        # What Serve's proxy does: the kernel lets a second one listen on the same port.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert cli.main(["serve", "cancer@best", "--port", str(port), "--storage-path", str(storage)]) == 1
+    assert f"127.0.0.1:{port}: another process serves there; stop it, or give another --host or --port" in capsys.readouterr().err
+
+
+def test_of_two_services_that_start_at_once_on_a_port_one_is_refused() -> None:
+    port = free_port()
+    claim = f"from medray.serving import local\nwith local._claim('127.0.0.1', {port}): pass"
+    with local._claim("127.0.0.1", port):
+        second = subprocess.run([sys.executable, "-c", claim], capture_output=True, text=True, timeout=60)
+    assert "another process serves there" in second.stderr
+    with local._claim("127.0.0.1", port):  # and it is free again
+        pass
+
+
+@pytest.mark.ray
+def test_serve_on_a_shared_cluster_leaves_what_is_served_there_as_it_is(
+    cluster: Cluster, storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray import serve
+
+    class Theirs:
+        def __call__(self) -> str:
+            return "theirs"
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    port = free_port()
+    log = tmp_path / "audit" / "audit.log"
+    options = AppOptions(releases=("cancer@best",), storage_path=str(storage), precision="fp32", audit_log=str(log))
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        serve.run(serve.deployment(Theirs).bind(), name="medray", route_prefix="/")
+        with (
+            pytest.raises(ServingError, match=f"listens at 127.0.0.1:{port}, .* give --host 127.0.0.1 --port {port}"),
+            local.serving(options, host="127.0.0.1", port=free_port()),
+        ):
+            pass
+        with (
+            pytest.raises(ServingError, match="application medray of the cluster's Serve answers there; give another --prefix"),
+            local.serving(options, host="127.0.0.1", port=port),
+        ):
+            pass
+        with local.serving(options, host="127.0.0.1", port=port, prefix="/cancer") as url:
+            assert url == f"http://127.0.0.1:{port}/cancer"
+            assert Client(url).classify(["fever"]).release == "cancer"
+            assert len(serve.status().applications) == 2
+            assert read(f"http://127.0.0.1:{port}/") == "theirs"
+        assert list(serve.status().applications) == ["medray"]
+        assert read(f"http://127.0.0.1:{port}/") == "theirs"
+    finally:
+        end_serve()
+    (written,) = log.read_text().splitlines()
+    assert json.loads(written[written.index("{") :])["release"] == "cancer@1"
+    assert (mode(log), mode(log.parent)) == (0o600, 0o700)
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return str(response.read().decode())
