@@ -22,7 +22,7 @@ Timeout = Annotated[float, typer.Option("--timeout", help="seconds until every r
 @app.command()
 def serve(
     references: Annotated[list[str], typer.Argument(help="releases: name@alias is followed, name@version stays")],
-    port: Annotated[int, typer.Option(help="port of the HTTP service")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port of the HTTP service")] = 8000,
     host: Annotated[str, typer.Option(help="address to listen on; any but loopback needs --tokens or --open-to-all")] = "127.0.0.1",
     prefix: Annotated[str, typer.Option(help="path below which it answers, beside other applications of a cluster")] = "/",
     tokens: Annotated[str | None, typer.Option(help="file with the SHA-256 of a token a line")] = None,

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import logging
+import re
 import secrets
 import shlex
 import socket
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 def serving(options: AppOptions, *, host: str, port: int, prefix: str = "/", num_cpus: int | None = None) -> Iterator[str]:
     """The application answers inside the block at the address that it gets; what was started for it is stopped after, and nothing else."""
     check_address(host, guarded=options.tokens_file is not None or options.open_to_all)
+    if not re.fullmatch(r"/|(/[\w.~-]+)+", prefix, re.ASCII):
+        raise ServingError(f"prefix {prefix}: must be a path of letters, digits, and the signs . _ ~ -; such as /cancer")
     application = build(options)
     # A name that no other application has: Serve would put this one in the other's place.
     name = f"medray-{port}-{secrets.token_hex(3)}"
@@ -90,8 +93,8 @@ def _claim(host: str, port: int) -> Iterator[None]:
             socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
         except OSError as err:
             is_taken = err.errno in (errno.EWOULDBLOCK, errno.EADDRINUSE)
-            reason = "another process serves there" if is_taken else err.strerror
-            raise ServingError(f"{host}:{port}: {reason}; stop it, or give another --host or --port") from None
+            reason = "another process listens there; stop it, or" if is_taken else f"{str(err.strerror).partition(' (')[0]};"
+            raise ServingError(f"{host}:{port}: {reason} give another --host or --port") from None
         yield
 
 

@@ -218,7 +218,7 @@ def test_serve_on_a_port_where_somebody_listens_is_refused_before_anything_is_st
         listener.listen()
         port = listener.getsockname()[1]
         assert cli.main(["serve", "cancer@best", "--port", str(port), "--storage-path", str(storage)]) == 1
-    assert f"127.0.0.1:{port}: another process serves there; stop it, or give another --host or --port" in capsys.readouterr().err
+    assert f"127.0.0.1:{port}: another process listens there; stop it, or give another --host or --port" in capsys.readouterr().err
 
 
 def test_of_two_services_that_start_at_once_on_a_port_one_is_refused() -> None:
@@ -226,7 +226,7 @@ def test_of_two_services_that_start_at_once_on_a_port_one_is_refused() -> None:
     claim = f"from medray.serving import local\nwith local._claim('127.0.0.1', {port}): pass"
     with local._claim("127.0.0.1", port):
         second = subprocess.run([sys.executable, "-c", claim], capture_output=True, text=True, timeout=60)
-    assert "another process serves there" in second.stderr
+    assert "another process listens there" in second.stderr
     with local._claim("127.0.0.1", port):  # and it is free again
         pass
 

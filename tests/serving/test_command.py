@@ -67,6 +67,8 @@ def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: P
         (["serve", "cancer@best", "--host", "0.0.0.0"], "0.0.0.0: an address that others reach needs tokens_file"),
         (["serve", "cancer@bets"], "has no alias 'bets'; allowed: best; did you mean 'best'"),
         (["serve", "cancer@best", "cancer@best"], "stand there twice"),
+        (["serve", "cancer@best", "--prefix", "{x}"], "prefix /{x}: must be a path of letters"),
+        (["serve", "cancer@best", "--host", "192.0.2.1", "--open-to-all"], "192.0.2.1:8000: Cannot assign requested address; give another"),
         (["serve", "cancer@best", "--precision", "int3"], "precision: input should be 'auto'"),
         (["promote", "cancer@9", "best", "--no-wait"], "'cancer' has versions 1"),
         (["promote", "cancer@1", "best", "--no-wait", "--url", "http://x"], "nobody is asked when nobody is waited for"),
