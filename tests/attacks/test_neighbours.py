@@ -155,6 +155,21 @@ def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(prepa
     assert list(folder.iterdir()) == []
 
 
+def test_a_local_cluster_that_somebody_made_up_is_not_stopped(tmp_path: Path) -> None:
+    """Its process ids would be those of other processes of ours."""
+    tmp_path.chmod(0o777)
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as victim:
+        (tmp_path / "node-0.pid").write_text(f"{victim.pid}\n")
+        done = subprocess.run(
+            [str(LOCAL), "stop"], env=os.environ | {"MEDRAY_LOCAL": str(tmp_path)}, capture_output=True, text=True, timeout=60
+        )
+        is_alive = victim.poll() is None
+        victim.kill()
+    assert done.returncode == 1
+    assert "MEDRAY_LOCAL" in done.stderr
+    assert is_alive
+
+
 @pytest.fixture
 def handler(tmp_path: Path) -> Iterator[audit.AppendHandler]:
     made = audit.AppendHandler(make_folder(tmp_path / "log", "audit_log") / "audit.log")
