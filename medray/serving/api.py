@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from medray.serving.schemas import ROUTES, ErrorBody, Health, Limits, ModelCard,
 from medray.serving.service import Event, Service
 
 log = logging.getLogger(__name__)
+_PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,39}")
 DISCLAIMER = "medray is research software, not a medical device."
 
 
@@ -116,16 +118,20 @@ def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: 
 async def _invalid(request: Request, err: Exception) -> Response:
     """What is wrong and where, without what was sent: FastAPI's own answer repeats all of it."""
     assert isinstance(err, RequestValidationError)
-    found, places = [], []
-    for item in err.errors():
+    found: list[str] = []
+    places: list[str] = []
+    for item in err.errors()[:5]:
         if item["type"] == "json_invalid":
             found.append("the body is not valid JSON")
-        else:
-            place = ".".join(str(part)[:64] for part in item["loc"] if part != "body")
-            places.append(place)
-            found.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
+            continue
+        # A key is shown where it reads as parameters of programs do: any other may be text of a patient.
+        place = ".".join(str(part) for part in item["loc"][1:] if isinstance(part, int) or _PARAMETER.fullmatch(part))
+        if item["type"] == "too_short" and any(other.startswith(place) for other in places):
+            continue  # pydantic counts no item where the first one ended it
+        places.append(place)
+        found.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
     status = 400 if request.url.path in completion_routes.PATHS else 422  # as OpenAI's clients expect it of these
-    return error(Refused(status, "invalid_request", "; ".join(found[:5]), param=next(filter(None, places), None)))
+    return error(Refused(status, "invalid_request", "; ".join(found), param=next(filter(None, places), None)))
 
 
 async def _http_error(request: Request, err: Exception) -> Response:

@@ -53,7 +53,7 @@ class Part(_Lenient):
 
 class ChatMessage(_Lenient):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | tuple[Part, ...]
+    content: str | Annotated[tuple[Part, ...], Field(fail_fast=True)]
 
     def message(self) -> Message:
         said = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -66,7 +66,7 @@ class _Request(_Lenient):
     temperature: float | None = Field(None, ge=0, le=2, description="0, which is greedy, where not given; below 0.01 it is 0")
     top_p: float | None = Field(None, gt=0, le=1, description="below 0.000001 it is that")
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
-    stop: _Stop | Annotated[tuple[_Stop, ...], Field(max_length=4)] | None = None
+    stop: _Stop | Annotated[tuple[_Stop, ...], Field(max_length=4, fail_fast=True)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -103,7 +103,9 @@ class _Request(_Lenient):
 
 
 class ChatRequest(_Request):
-    messages: tuple[ChatMessage, ...] = Field(min_length=1, description="the last one is the user's; a system message is added after ours")
+    messages: Annotated[tuple[ChatMessage, ...], Field(fail_fast=True)] = Field(
+        min_length=1, description="the last one is the user's; a system message is added after ours"
+    )
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from medray.errors import allowed
 from medray.serving.schemas import ErrorBody, ErrorDetail, Refused
 
+_LONGEST = 200  # of a name that is compared with ours
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -18,7 +19,7 @@ def choose(references: tuple[str, ...], model: str | None) -> str | Refused:
     if model in references or len(fitting) == 1:
         return model if model in references and model is not None else fitting[0]
     if not fitting:
-        message = f"model {str(model)[:64]!r} is not served here; {allowed(model, references)}"
+        message = f"model: is not served here; {allowed(str(model)[:_LONGEST], references)}"
         return Refused(404, "unknown_model", message, param="model", code="model_not_found")
     message = f"several releases fit: name one in `model`; {allowed(model, references)}"
     return Refused(400, "ambiguous_model", message, param="model")
