@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medray.serving import completion_routes, guards, page, schemas
+from medray.serving import completion_routes, guards, page, reference, schemas
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
 from medray.serving.guard import Guard
 from medray.serving.refusals import choose, error, request_id
@@ -28,10 +28,15 @@ DISCLAIMER = "medray is research software, not a medical device."
 
 
 def make_api(
-    service: Service, limits: Limits, digests: frozenset[str] | None, *, disclaimer_in_content: bool = True, mask_identifiers: bool = False
+    service: Service,
+    limits: Limits,
+    digests: frozenset[str] | None,
+    *,
+    disclaimer_in_content: bool = True,
+    mask_identifiers: bool = False,
 ) -> FastAPI:
     version, started = metadata.version("medray"), int(time.time())
-    api = FastAPI(title="medray", version=version, description=DISCLAIMER)
+    api = FastAPI(title="medray", version=version, description=DISCLAIMER, docs_url=None, redoc_url=None)
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)}
 
     @api.get("/", include_in_schema=False)
@@ -40,6 +45,10 @@ def make_api(
             return Response(page.html(), media_type="text/html", headers=page.headers())
         told = {"service": "medray", "version": version, "models": service.references, "docs": "/docs", "notice": DISCLAIMER}
         return JSONResponse(told, headers={"vary": "accept"})
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(reference.html(api.openapi()), media_type="text/html", headers=page.headers())
 
     @api.get("/v1/releases", responses={401: {"model": ErrorBody}})
     async def releases() -> ReleaseList:

@@ -17,14 +17,14 @@ _SCRIPTS = ("page.js", "page_form.js", "page_answers.js", "page_talk.js")  # the
 
 @cache
 def html() -> str:
-    return _file("page.html").replace("/*sheet*/", _file("page.css")).replace("/*script*/", _script())
+    return _file("page.html").replace("/*sheet*/", sheet()).replace("/*script*/", _script())
 
 
 @cache
 def headers() -> dict[str, str]:
     policy = {
         "default-src": "'none'",
-        "style-src": _digest(_file("page.css")),
+        "style-src": _digest(sheet()),
         "script-src": _digest(_script()),
         "img-src": "data:",
         "connect-src": "'self'",
@@ -39,6 +39,10 @@ def headers() -> dict[str, str]:
         "cache-control": "no-cache",
         "vary": "accept",
     }
+
+
+def sheet() -> str:
+    return _file("page.css")
 
 
 def _script() -> str:

@@ -1,5 +1,6 @@
 """Hostile requests against the routes, and against the process that reads them first."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ def test_an_error_of_a_models_page_does_not_repeat_its_name() -> None:
     answer = http().get(f"/v1/models/{CANARY}")
     assert (answer.status_code, "Canary" in answer.text) == (404, False)
     assert "allowed: cancer@best" in answer.text
+
+
+def test_the_documentation_loads_nothing_and_runs_no_script() -> None:
+    answer = http().get("/docs")
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "<script" not in answer.text
+    assert not re.search(r"(?:https?:)?//", answer.text)
+    for part in ("POST /v1/classify", "POST /v1/chat/completions", 'id="ClassifyRequest"', "the release that answers"):
+        assert part in answer.text
+    assert set(re.findall(r'href="#(.*?)"', answer.text)) <= set(re.findall(r'id="(.*?)"', answer.text))
+    for path in ("/redoc", "/docs/oauth2-redirect"):
+        assert http().get(path).status_code == 404
 
 
 # Tokens.
