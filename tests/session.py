@@ -18,7 +18,7 @@ from medray.client import Client
 from medray.errors import ServingError
 from medray.registry import Registry
 from medray.runtime import free_port
-from medray.serving import keys
+from medray.serving import front, keys
 
 CONFIG = Path(__file__).parents[1] / "serve_configs" / "quickstart.yaml"
 TOKEN = "the-token-of-these-tests"
@@ -143,7 +143,8 @@ def serving(place: Path) -> Iterator[Served]:
         {"name": "adviser@1", "ray_actor_options": half},
     ]
     try:
-        serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
+        options = {"runtime_env": {"env_vars": front.environment(100_000)}}
+        serve.start(proxy_location="HeadOnly", http_options=config["http_options"], controller_options=options)
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         audit = Path(application["args"]["audit_log"])

@@ -16,6 +16,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from medray import config
+from medray.serving import front
 from medray.serving.schemas import AppOptions
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +151,9 @@ def test_what_is_served_fits_serves_schema_and_lies_where_the_pods_have_it() -> 
     options = AppOptions.model_validate(application.args)
     assert {deployment.name for deployment in application.deployments} == {"Ingress", *options.releases}
     assert served.http_options.host == "0.0.0.0"
+    assert served.controller_options is not None
+    environment = (served.controller_options.runtime_env or {})["env_vars"]
+    assert environment.items() >= front.environment(options.limits.body_bytes).items()
     assert served.http_options.request_timeout_s > options.limits.timeout_s
     assert options.storage_path.startswith(mount_of(document, "shared") + "/")
     assert str(options.tokens_file).startswith(mount_of(document, "tokens") + "/")

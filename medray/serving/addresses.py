@@ -19,3 +19,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_named(host: str, names: tuple[str, ...]) -> bool:
+    """Whether a Host header names this service: by an address, which no foreign page can have, as localhost, or as one of `names`."""
+    name, _, port = host.rpartition(":")
+    name = (name if port.isdecimal() else host).strip("[]").rstrip(".").lower()
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost") or name in {one.lower() for one in names}
+    return True

@@ -32,6 +32,7 @@ def make_api(
     limits: Limits,
     digests: frozenset[str] | None,
     *,
+    hosts: tuple[str, ...] | None = None,
     disclaimer_in_content: bool = True,
     mask_identifiers: bool = False,
 ) -> FastAPI:
@@ -90,7 +91,7 @@ def make_api(
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_middleware(_LastResort)
-    api.add_middleware(Guard, body_bytes=limits.body_bytes, digests=digests)
+    api.add_middleware(Guard, body_bytes=limits.body_bytes, digests=digests, hosts=hosts)
     return api
 
 

@@ -1,43 +1,71 @@
-"""ASGI middleware before any parsing: who may ask, and how much may be sent. Serve itself bounds neither."""
+"""ASGI middleware before any parsing: who may ask, under which name, and how much may be sent. Serve itself bounds none of it."""
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from medray.serving import keys, page
+from medray.serving.addresses import is_named
 
+Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/healthz",)  # a load balancer has no token; it gets the status alone
 
 
+@dataclass(frozen=True)
+class Refused:
+    """Why a request has no answer. It crosses processes as a value: an exception would put a traceback into every log on its way."""
+
+    status: int
+    type: str
+    message: str
+    retry_after_s: int | None = None
+    param: str | None = None
+    code: str | None = None  # the type, where OpenAI's clients look for no other word
+
+
 class Guard:
-    def __init__(self, app: App, *, body_bytes: int, digests: frozenset[str] | None) -> None:
-        self.app, self.body_bytes, self.digests = app, body_bytes, digests
+    """`hosts` are the names that a browser may have asked for besides loopback's and any address; None lets all in."""
+
+    def __init__(self, app: App, *, body_bytes: int, digests: frozenset[str] | None, hosts: tuple[str, ...] | None = None) -> None:
+        self.app, self.body_bytes, self.digests, self.hosts = app, body_bytes, digests, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        known = self.digests is None or keys.admits(self.digests, _token(headers))
-        scope.setdefault("state", {})["known"] = known
-        if not known and scope["path"] not in OPEN_PATHS and not (scope["path"] == "/" and page.is_asked_for(headers)):
-            await refuse(send, 401, "unauthorized", "a valid token is needed: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
+        refused = self._refused(scope, headers)
+        scope.setdefault("state", {})["known"] = refused is None
+        if (
+            refused
+            and scope["path"] not in OPEN_PATHS
+            and not (refused.status == 401 and scope["path"] == "/" and page.is_asked_for(headers))
+        ):
+            await refuse(send, refused)
             return
-        body = await self._read(headers, receive)
+        body = await self._read(scope, receive)
         if body is None:
-            await refuse(send, 413, "body_too_large", f"the body is larger than {self.body_bytes} bytes", {"connection": "close"})
+            await refuse(send, too_large(self.body_bytes))
             return
-        await self.app(scope, _replay(body, receive), send)
+        await self.app(scope, replay(body, receive), send)
 
-    async def _read(self, headers: dict[str, str], receive: Receive) -> bytes | None:
+    def _refused(self, scope: Scope, headers: dict[str, str]) -> Refused | None:
+        names = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
+        if self.hosts is not None and not all(is_named(name, self.hosts) for name in names):
+            return Refused(421, "unknown_host", "Host: is no name of this service; ask 127.0.0.1, or add the name to `hosts`")
+        if self.digests is not None and not keys.admits(self.digests, _token(headers)):
+            return Refused(401, "unauthorized", "a valid token is needed: Authorization: Bearer TOKEN")
+        return None
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body, or None as soon as it is known to be too large."""
-        declared = headers.get("content-length", "0")
-        if not declared.isdecimal() or int(declared) > self.body_bytes:
+        if (declared_bytes(scope["headers"]) or 0) > self.body_bytes:
             return None
         parts: list[bytes] = []
         size = 0
@@ -52,15 +80,26 @@ class Guard:
                 return b"".join(parts)
 
 
+def declared_bytes(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """How large the body is: 0 where there is none, None where its sender does not say."""
+    named = {name.lower(): value for name, value in headers}
+    if b"transfer-encoding" in named:
+        return None
+    declared = named.get(b"content-length", b"0")
+    # Python refuses to read 5,000 digits; they are too many in any case.
+    return int(declared) if declared.isdigit() and len(declared) < 20 else float("inf")
+
+
 def _token(headers: dict[str, str]) -> str:
     kind, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already, then what comes after it."""
     given = False
 
-    async def again() -> MutableMapping[str, Any]:
+    async def again() -> Message:
         nonlocal given
         if given:
             return await receive()  # waits for the client to leave
@@ -70,9 +109,32 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def refuse(send: Send, status: int, kind: str, message: str, headers: dict[str, str]) -> None:
-    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": kind}}).encode()
-    named = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+def too_large(body_bytes: int) -> Refused:
+    return Refused(413, "body_too_large", f"the body is larger than {body_bytes} bytes")
+
+
+_CLOSING = (408, 413)  # the rest of the body is on its way, and nobody reads it
+
+
+def content(refused: Refused) -> bytes:
+    """The form of every error."""
+    detail = {"message": refused.message, "type": refused.type, "param": refused.param, "code": refused.code or refused.type}
+    return json.dumps({"error": detail}).encode()
+
+
+async def refuse(send: Send, refused: Refused, rest: Awaitable[None] | None = None) -> None:
+    """Answer; the connection ends once `rest` does."""
+    body = content(refused)
+    named = {"content-type": "application/json", "content-length": str(len(body))}
+    if refused.status == 401:
+        named["www-authenticate"] = "Bearer"
+    if refused.status in _CLOSING:
+        named["connection"] = "close"
+    if refused.retry_after_s is not None:
+        named["retry-after"] = str(refused.retry_after_s)
     raw = [(name.encode(), value.encode()) for name, value in named.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.start", "status": refused.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body, "more_body": rest is not None})
+    if rest is not None:
+        await rest
+        await send({"type": "http.response.body", "body": b""})

@@ -14,8 +14,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
-from medray.serving import audit, drift, keys
-from medray.serving.addresses import check_address
+from medray.serving import audit, drift, front, keys
+from medray.serving.addresses import check_address, is_loopback
 from medray.serving.api import make_api
 from medray.serving.cards import ReleaseCard
 from medray.serving.process import prepare
@@ -49,7 +49,12 @@ class Ingress:
         self.talking = {reference: head.options(stream=True) for reference, head in heads.items()}
         self.references = options.releases
         self.digests = keys.read(Path(options.tokens_file)) if options.tokens_file else None
-        check_address(_host(), guarded=self.digests is not None or options.open_to_all)
+        host = _host()
+        check_address(host, guarded=self.digests is not None or options.open_to_all)
+        # A page of another name that is made to point at loopback has no token, so only what needs none must know its names.
+        is_checked = bool(options.hosts) or (self.digests is None and is_loopback(host))
+        self.hosts = (*options.hosts, host) if is_checked else None
+        front.check(options.limits.body_bytes)
         self.requests = Counter("medray_requests", "requests answered or refused", tag_keys=("model", "release", "version", "status"))
         self.seconds = Histogram("medray_request_seconds", "from arrival to answer", boundaries=_SECONDS, tag_keys=("release", "version"))
         self.labels = Counter("medray_labels", "texts answered so", tag_keys=("release", "version", "label"))
@@ -65,6 +70,7 @@ class Ingress:
             self,
             options.limits,
             self.digests,
+            hosts=self.hosts,
             disclaimer_in_content=options.disclaimer_in_content,
             mask_identifiers=options.mask_identifiers,
         )

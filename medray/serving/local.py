@@ -22,6 +22,7 @@ from medray import storage
 from medray.client import Client
 from medray.errors import ServingError
 from medray.runtime import free_port, is_joining, private_folder, start_cluster
+from medray.serving import front
 from medray.serving.addresses import check_address, is_loopback
 from medray.serving.app import QUIET, build
 from medray.serving.schemas import AppOptions
@@ -52,6 +53,7 @@ def serving(options: AppOptions, *, host: str, port: int, prefix: str = "/", num
                 proxy_location="HeadOnly",
                 http_options={"host": host, "port": port, "request_timeout_s": 2 * options.limits.timeout_s},
                 logging_config=QUIET,
+                controller_options={"runtime_env": {"env_vars": front.environment(options.limits.body_bytes)}},
             )
         else:
             _check_beside(http, host, port, prefix)

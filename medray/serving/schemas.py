@@ -6,6 +6,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from medray.schema import Section
+from medray.serving.front import BODY_BYTES
+from medray.serving.guard import Refused as Refused
 from medray.serving.identifiers import Kind
 from medray.tasks import choice, classification, tagging
 from medray.tasks.classification import Answer
@@ -18,7 +20,7 @@ _MODEL = "the release that answers; may be left out where one is served"
 class Limits(Section):
     """What one request, and all waiting ones, may ask for."""
 
-    body_bytes: int = Field(1 << 20, ge=1, description="larger bodies are refused while they are read (413)")
+    body_bytes: int = Field(BODY_BYTES, ge=1, description="larger bodies are refused while they are read (413)")
     inputs: int = Field(64, ge=1, description="texts in a request")
     messages: int = Field(1000, ge=1, description="messages of a conversation")
     tokens: int = Field(32768, ge=1, description="tokens in a request, windows included, and those it asks to be generated")
@@ -72,6 +74,7 @@ class AppOptions(Section):
         "~/.local/state/medray/audit.log",
         description="a file in a folder of the user's own, which gets a line per request; null: Serve's own log files get it",
     )
+    hosts: tuple[str, ...] = Field((), description="names that browsers may ask besides localhost, where there are no tokens")
     open_to_all: bool = Field(False, description="let an address other than loopback answer without tokens")
     limits: Limits = Limits()
 
@@ -145,18 +148,6 @@ ROUTES = {
     "extraction": _EXTRACT,
     "tagging": _EXTRACT,
 }
-
-
-@dataclass(frozen=True)
-class Refused:
-    """Why a request has no answer. It crosses processes as a value: an exception would put a traceback into every log on its way."""
-
-    status: int
-    type: str
-    message: str
-    retry_after_s: int | None = None
-    param: str | None = None
-    code: str | None = None  # the type, where OpenAI's clients look for no other word
 
 
 class ErrorDetail(Section):

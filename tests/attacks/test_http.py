@@ -1,18 +1,28 @@
 """Hostile requests against the routes, and against the process that reads them first."""
 
+import asyncio
+import json
 import re
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pretend
 import pytest
+import uvicorn
 from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
+from uvicorn.protocols.http import auto
 
 from medray.errors import ConfigError
-from medray.serving import keys
+from medray.runtime import free_port
+from medray.serving import front, keys, protocol
 from medray.serving.api import make_api
 from medray.serving.completions import ChatRequest
+from medray.serving.front import Front
 from medray.serving.schemas import ClassifyRequest, Limits
 
 CANARY = "Zebediah-Q-Canary-4711"
@@ -22,8 +32,278 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 MB = b"a" * (1 << 20)
 
 
-def http(digests: frozenset[str] | None = None, host: str = "testserver") -> TestClient:
-    api = make_api(pretend.Service("cancer@best"), Limits(), digests)
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The routes behind what Serve's proxy puts before them, on uvicorn as Serve starts it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)  # put back at the end
+        patch.setattr(protocol, "HEAD_S", 1.0)
+        (bounds,) = front.middlewares()
+        assert bounds.kwargs["body_bytes"] == Limits().body_bytes
+        app = Front(pretend.api(pretend.Service("cancer@best")), body_bytes=100_000, body_s=1.0)
+        chosen = free_port()
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=chosen, log_level="critical"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield chosen
+        server.should_exit = True
+        thread.join(20)
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def read(client: socket.socket) -> bytes:
+    """All until the server closes."""
+    parts = []
+    try:
+        while part := client.recv(65536):
+            parts.append(part)
+    except ConnectionError:
+        pass
+    return b"".join(parts)
+
+
+def exchange(port: int, data: bytes) -> bytes:
+    with connect(port) as client:
+        client.sendall(data)
+        return read(client)
+
+
+def error(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["type"]
+
+
+def is_well(port: int) -> bool:
+    return exchange(port, GET + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET + b"".join(b"X-%d: a\r\n" % number for number in range(200)) + b"\r\n",
+        GET + b"X-A: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["many headers", "a large header", "a large address"],
+)
+def test_a_head_over_the_bound_is_refused_in_the_form_of_every_error(port: int, data: bytes) -> None:
+    assert error(exchange(port, data)) == (431, "head_too_large")
+    assert is_well(port)
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (GET + b"X-A: ", MB),
+        (GET, b"X-A: a\r\n" * 100_000),
+        (b"GET /", MB),
+        (CHUNKED + b"1\r\n{\r\n0\r\nX-A: ", MB),
+        (CHUNKED + b"1;", MB),
+        (CHUNKED, b"100000\r\n" + MB + b"\r\n"),
+        (POST + b"Content-Length: 9999999999\r\n\r\n", MB),
+    ],
+    ids=["header", "headers", "address", "trailer", "chunk extension", "chunked body", "declared body"],
+)
+def test_what_never_ends_is_cut_off_before_the_server_holds_much(port: int, start: bytes, piece: bytes) -> None:
+    with connect(port) as client:
+        client.sendall(start)
+        with pytest.raises(ConnectionError):
+            for _ in range(200):
+                client.sendall(piece)
+    assert is_well(port)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTP\r\n\r\n", POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}"],
+    ids=["version", "chunk"],
+)
+def test_what_is_no_http_is_refused_and_closed(port: int, data: bytes) -> None:
+    answer = exchange(port, data)
+    assert not answer or error(answer) == (400, "invalid_http")
+    assert is_well(port)
+
+
+@pytest.mark.parametrize("drip", [b"X-A: b\r\n", b"\r\n", b""], ids=["headers", "blank lines", "nothing"])
+def test_a_head_that_takes_too_long_is_closed(port: int, drip: bytes) -> None:
+    with connect(port) as client:
+        client.sendall(GET if drip != b"\r\n" else b"")
+        start = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while True:
+                time.sleep(0.1)
+                client.sendall(drip or b"")
+                client.setblocking(False)
+                try:
+                    if client.recv(10) == b"":
+                        raise ConnectionResetError
+                except BlockingIOError:
+                    assert time.monotonic() - start < 15
+                finally:
+                    client.setblocking(True)
+
+
+def test_bodies_that_take_too_long_are_refused_and_no_route_hears_of_them(port: int) -> None:
+    clients = [connect(port) for _ in range(50)]
+    for client in clients:
+        client.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
+    assert is_well(port)
+    assert {error(read(client)) for client in clients} == {(408, "body_too_slow")}
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: 1500000\r\n\r\n" + b" " * 1_500_000,
+        b"Transfer-Encoding: chunked\r\n\r\n16e360\r\n" + b" " * 1_500_000 + b"\r\n0\r\n\r\n",
+    ],
+    ids=["declared", "chunked"],
+)
+def test_a_body_over_the_limit_is_refused_and_its_client_can_read_why(port: int, rest: bytes) -> None:
+    assert error(exchange(port, POST + rest)) == (413, "body_too_large")
+
+
+def test_a_length_of_five_thousand_digits_is_too_large(port: int) -> None:
+    assert error(exchange(port, POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}"))[0] in (400, 413)
+
+
+def test_requests_on_one_connection_are_answered_in_order_up_to_a_number(port: int) -> None:
+    one = POST + b"X-Request-Id: p%d\r\nContent-Length: 12\r\n\r\n" + b'{"text":"a"}'
+    with connect(port) as client:
+        client.sendall(b"".join(one % number for number in range(50)) + GET + b"Connection: close\r\n\r\n")
+        answer = read(client)
+    assert re.findall(rb"x-request-id: p(\d+)", answer) == [b"%d" % number for number in range(50)]
+    flood = exchange(port, b"".join(one % number for number in range(2000)))
+    assert flood.count(b"x-request-id") < 2000
+    assert is_well(port)
+
+
+def test_uvicorn_takes_the_bounded_protocol_where_serve_names_none(port: int) -> None:
+    config = uvicorn.Config(pretend.api(pretend.Service()))
+    config.load()
+    assert config.http_protocol_class is protocol.BoundedProtocol
+
+
+# The middleware alone.
+
+
+def request(*headers: tuple[bytes, bytes], kind: str = "http") -> dict[str, Any]:
+    return {"type": kind, "path": "/v1/classify", "headers": list(headers)}
+
+
+async def ask(asked: Front, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await asked(scope, receive, send)
+    return sent
+
+
+def test_headers_that_steer_serve_do_not_pass_and_others_do() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(scope["headers"])
+
+    steering = [
+        (b"serve_multiplexed_model_id", b"\xff\xfe"),
+        (b"Serve-Multiplexed-Model-Id", b"abc"),
+        (b"x-session-id", b"\xff"),
+        (b"x-request-timeout-seconds", b"0"),
+        (b"X-Request-Disconnect-Disabled", b"?1"),
+        (b"x-request-id", b"\x1b[31mred"),
+        (b"x-request-id", b"a" * 65),
+    ]
+    for kind in ("http", "websocket"):
+        asyncio.run(
+            ask(Front(app, body_bytes=10), request(*steering, (b"x-request-id", b"a-1"), (b"x-api-key", b"\xff"), kind=kind), _never)
+        )
+        assert seen == [(b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")]
+        seen.clear()
+
+
+async def _never() -> dict[str, Any]:
+    raise AssertionError("nothing is to be read")
+
+
+def test_of_half_read_bodies_over_the_room_for_all_the_largest_goes_and_a_small_one_is_read() -> None:
+    read_bodies: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        read_bodies.append((await receive())["body"])
+
+    async def scene() -> list[list[dict[str, Any]]]:
+        asked = Front(app, body_bytes=1000, reading_bytes=1500, body_s=0.5)
+        large = [asyncio.ensure_future(ask(asked, _chunked(), _pieces(b"x" * size, None))) for size in (800, 600)]
+        await asyncio.sleep(0)
+        small = asyncio.ensure_future(ask(asked, _chunked(), _pieces(b"y" * 100, b"y" * 100, b"")))
+        answers = await asyncio.gather(*large, small)
+        assert (asked.bodies, asked.num_bytes) == ({}, 0)
+        return answers
+
+    first, second, small = asyncio.run(scene())
+    assert (first[0]["status"], second[0]["status"], small) == (503, 408, [])
+    assert read_bodies == [b"y" * 200]
+
+
+def _chunked() -> dict[str, Any]:
+    return request((b"transfer-encoding", b"chunked"))
+
+
+def _pieces(*parts: bytes | None) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """Of None it waits for ever; an empty part is the end."""
+    left: AsyncIterator[bytes | None] = _each(parts)
+
+    async def receive() -> dict[str, Any]:
+        part = await anext(left)
+        if part is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": part, "more_body": part != b""}
+
+    return receive
+
+
+async def _each(parts: tuple[bytes | None, ...]) -> AsyncIterator[bytes | None]:
+    for part in parts:
+        await asyncio.sleep(0)
+        yield part
+
+
+def test_the_ids_that_the_ingress_and_serve_name_become_one() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [[b"x-request-id", b"a"], [b"X-Request-ID", b"a"], [b"b", b"c"]]}
+        )
+
+    (start,) = asyncio.run(ask(Front(app, body_bytes=10), request(), _never))
+    assert start["headers"] == [[b"x-request-id", b"a"], [b"b", b"c"]]
+
+
+def test_an_application_whose_proxy_has_other_bounds_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in front.environment(500).items():
+        monkeypatch.setenv(name, value)
+    front.check(500)
+    assert not caplog.text
+    front.check(700)
+    assert 'MEDRAY_BODY_BYTES: "700"' in caplog.text
+
+
+# The routes.
+
+
+def http(hosts: tuple[str, ...] | None = None, digests: frozenset[str] | None = None, host: str = "testserver") -> TestClient:
+    api = make_api(pretend.Service("cancer@best"), Limits(), digests, hosts=hosts)
     return TestClient(api, base_url=f"http://{host}", raise_server_exceptions=False)
 
 
@@ -73,6 +353,33 @@ def test_an_error_of_a_models_page_does_not_repeat_its_name() -> None:
     answer = http().get(f"/v1/models/{CANARY}")
     assert (answer.status_code, "Canary" in answer.text) == (404, False)
     assert "allowed: cancer@best" in answer.text
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "evil.example:8000", "2130706433"])
+def test_a_foreign_name_that_is_made_to_point_at_loopback_is_not_answered(host: str) -> None:
+    rebound = http(hosts=("medray.clinic.example",), host=host)
+    for answer in (
+        rebound.post("/v1/classify", json={"text": "a"}),
+        rebound.get("/v1/releases"),
+        rebound.get("/", headers={"accept": "text/html"}),
+    ):
+        assert (answer.status_code, answer.json()["error"]["type"]) == (421, "unknown_host")
+        assert "evil" not in answer.text
+    assert rebound.get("/healthz").json() == {"status": "ok"}  # as to everybody without a token
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[::1]:8000", "10.1.2.3", "Medray.Clinic.example", "app.localhost"])
+def test_a_name_of_this_service_and_every_address_is_answered(host: str) -> None:
+    known = http(hosts=("medray.clinic.example",), host=host)
+    assert known.post("/v1/classify", json={"text": "a"}).status_code == 200
+    assert known.get("/healthz").json()["releases"] == {}
+
+
+def test_a_second_host_header_does_not_help(port: int) -> None:
+    app = make_api(pretend.Service("cancer@best"), Limits(), None, hosts=())
+    with TestClient(app, base_url="http://localhost") as client:
+        answer = client.get("/v1/models", headers=[("host", "localhost"), ("host", "evil.example")])
+    assert answer.status_code == 421
 
 
 def test_the_documentation_loads_nothing_and_runs_no_script() -> None:

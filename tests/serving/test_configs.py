@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from medray.serving import front
 from medray.serving.addresses import is_loopback
 from medray.serving.schemas import AppOptions, Limits
 
@@ -42,6 +43,9 @@ def test_a_config_cannot_starve_a_batch_outlast_the_proxy_or_open_a_door(path: P
     options = AppOptions.model_validate(application.args)
     assert config.http_options.request_timeout_s > options.limits.timeout_s
     assert is_loopback(config.http_options.host) or options.tokens_file
+    assert config.controller_options is not None
+    environment = (config.controller_options.runtime_env or {})["env_vars"]
+    assert environment.items() >= front.environment(options.limits.body_bytes).items()
     for deployment in application.deployments:
         found: dict[str, Any] = deployment.model_dump(exclude_unset=True)
         if "max_ongoing_requests" in found:

@@ -1,0 +1,105 @@
+"""uvicorn's HTTP protocol with bounds of a request's head, which uvicorn (0.54) reads without any. Knows nothing of medray's routes."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from medray.serving.guard import Refused, content
+
+NUM_HEADERS = 100
+HEAD_BYTES = 1 << 16  # of the address and all headers, trailers included
+HEAD_S = 10.0  # from the connection, or the first byte of a later request, to the end of the head
+PIPELINED = 100  # requests that wait for the answer of one before
+_TOO_LARGE = Refused(431, "head_too_large", f"more than {NUM_HEADERS} headers or {HEAD_BYTES} bytes of them; send fewer")
+_TOO_MANY = Refused(429, "overloaded", f"more than {PIPELINED} requests wait on one connection; read the answers first")
+_INVALID = Refused(400, "invalid_http", "this is not a valid HTTP request")
+
+
+class _OverBoundError(Exception):
+    """Ends the parser from within its callbacks."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.refusal = _INVALID
+        self.num_headers = self.head_bytes = 0
+        self.idle_bytes = 0  # since a request began, or since the last byte of a body: what the parser may keep
+        self.head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self.idle_bytes += len(data)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._await_head()
+        super().data_received(data)
+        if self.idle_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.refusal = _TOO_LARGE
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.num_headers = self.head_bytes = self.idle_bytes = 0
+        self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.num_headers += 1
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._end_timer()
+        if len(self.pipeline) >= PIPELINED:
+            self.refusal = _TOO_MANY
+            raise _OverBoundError
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.idle_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.idle_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Ours, in the form of every error; none in the middle of an answer to a request before."""
+        if self.cycle is None or self.cycle.response_complete:
+            body = content(self.refusal)
+            head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[self.refusal.status] + head.encode() + body)
+        self.transport.close()
+
+    def _count(self, num_bytes: int) -> None:
+        self.head_bytes += num_bytes
+        if self.head_bytes > HEAD_BYTES or self.num_headers > NUM_HEADERS:
+            self.refusal = _TOO_LARGE
+            raise _OverBoundError
+
+    def _await_head(self) -> None:
+        if self.head_timer is None:
+            self.head_timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _end_timer(self) -> None:
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def _give_up(self) -> None:
+        self.head_timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._await_head()  # an answer is under way, and reading may be paused until it ends
+        else:
+            self.transport.close()
