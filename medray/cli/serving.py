@@ -26,6 +26,9 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on; any but loopback needs --tokens or --open-to-all")] = "127.0.0.1",
     prefix: Annotated[str, typer.Option(help="path below which it answers, beside other applications of a cluster")] = "/",
     tokens: Annotated[str | None, typer.Option(help="file with the SHA-256 of a token a line")] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="a name besides localhost that browsers may ask; may be repeated")
+    ] = None,
     open_to_all: Annotated[bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, transformers or vllm, for releases that talk")] = "auto",
@@ -52,6 +55,7 @@ def serve(
         "replicas": replicas,
         "cpus": cpus or max(1, share // replicas),
         "tokens_file": os.path.abspath(tokens) if tokens else None,
+        "hosts": names or [],
         "open_to_all": open_to_all,
     }
     options = validate(AppOptions, raw, where="medray serve")

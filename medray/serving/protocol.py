@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol with bounds of a request's head, which uvicorn (0.54) reads without any. Knows nothing of medray's routes."""
 
 import asyncio
+import resource
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -11,6 +12,7 @@ NUM_HEADERS = 100
 HEAD_BYTES = 1 << 16  # of the address and all headers, trailers included
 HEAD_S = 10.0  # from the connection, or the first byte of a later request, to the end of the head
 PIPELINED = 100  # requests that wait for the answer of one before
+CONNECTIONS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # Ray's own sockets need some as well
 _TOO_LARGE = Refused(431, "head_too_large", f"more than {NUM_HEADERS} headers or {HEAD_BYTES} bytes of them; send fewer")
 _TOO_MANY = Refused(429, "overloaded", f"more than {PIPELINED} requests wait on one connection; read the answers first")
 _INVALID = Refused(400, "invalid_http", "this is not a valid HTTP request")
@@ -31,6 +33,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_head()
+        if len(self.connections) > CONNECTIONS:
+            # Any of those that wait for their client: where one client opens thousands, it is most likely one of them.
+            others = (one for one in self.connections if one is not self and isinstance(one, BoundedProtocol))
+            waiting = (one for one in others if one.waits_for_client())
+            next(waiting, self).transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
@@ -87,6 +94,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.head_bytes > HEAD_BYTES or self.num_headers > NUM_HEADERS:
             self.refusal = _TOO_LARGE
             raise _OverBoundError
+
+    def waits_for_client(self) -> bool:
+        is_busy = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        return not is_busy and not self.transport.is_closing()
 
     def _await_head(self) -> None:
         if self.head_timer is None:

@@ -1,6 +1,7 @@
 """Hostile requests against the routes, and against the process that reads them first."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -183,6 +184,22 @@ def test_requests_on_one_connection_are_answered_in_order_up_to_a_number(port: i
     flood = exchange(port, b"".join(one % number for number in range(2000)))
     assert flood.count(b"x-request-id") < 2000
     assert is_well(port)
+
+
+def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CONNECTIONS", 20)
+    clients = [connect(port) for _ in range(100)]
+    for client in clients[::2]:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
+    assert all(is_well(port) for _ in range(10))
+    closed = 0
+    for client in clients:
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            closed += not read(client)
+        client.close()
+    assert closed >= 80
 
 
 def test_uvicorn_takes_the_bounded_protocol_where_serve_names_none(port: int) -> None:
