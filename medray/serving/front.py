@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BODY_BYTES = 1 << 20  # of a request, where limits.body_bytes sets no other number
-READING_BYTES = 64 << 20  # of all bodies that are not complete yet
+READING_BYTES = 64 << 20  # of all bodies that are not complete yet, at least
 BODY_S = 30.0  # from the head of a request to the end of its body
 _LINGER_S, _LINGER_BYTES = 1.0, 8 << 20  # the rest of a refused body is thrown away, so that its client reads why
 _CALLBACK, _BODY_BYTES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "MEDRAY_BODY_BYTES"
@@ -33,21 +33,24 @@ _SERVES_OWN = {
 }
 
 
-def environment(body_bytes: int = BODY_BYTES) -> dict[str, str]:
+def environment(body_bytes: int) -> dict[str, str]:
     """What Serve's controller must have in its environment; its proxies and replicas inherit it."""
     return {_CALLBACK: f"{__name__}:middlewares", _BODY_BYTES: str(body_bytes)}
 
 
 def check(body_bytes: int) -> None:
-    """Warn where Serve was started without these bounds, or with others than the application's."""
+    """Warn where Serve was started without these bounds, or refuses what the application would read."""
     wanted = environment(body_bytes)
-    if different := {name: value for name, value in wanted.items() if os.environ.get(name) != value}:
-        lines = ", ".join(f'{name}: "{value}"' for name, value in different.items())
-        log.warning(
-            "Serve's proxy: reads requests without the application's bounds; start Serve with %s in "
-            "controller_options.runtime_env.env_vars",
-            lines,
-        )
+    if os.environ.get(_CALLBACK) == wanted[_CALLBACK] and _body_bytes() >= body_bytes:
+        return
+    log.warning(
+        "Serve's proxy: does not have the bounds of this application; start Serve with %s in controller_options.runtime_env.env_vars",
+        ", ".join(f'{name}: "{value}"' for name, value in wanted.items()),
+    )
+
+
+def _body_bytes() -> int:
+    return int(os.environ.get(_BODY_BYTES, BODY_BYTES))
 
 
 def middlewares() -> "list[Middleware]":
@@ -58,7 +61,8 @@ def middlewares() -> "list[Middleware]":
     from medray.serving.protocol import BoundedProtocol
 
     auto.AutoHTTPProtocol = BoundedProtocol  # type: ignore[misc]  # Serve has no setting for uvicorn's `http`
-    return [Middleware(Front, body_bytes=int(os.environ.get(_BODY_BYTES, BODY_BYTES)))]
+    body_bytes = _body_bytes()
+    return [Middleware(Front, body_bytes=body_bytes, reading_bytes=max(READING_BYTES, 4 * body_bytes))]
 
 
 class Front:

@@ -310,10 +310,15 @@ def test_an_application_whose_proxy_has_other_bounds_says_what_to_set(
 ) -> None:
     for name, value in front.environment(500).items():
         monkeypatch.setenv(name, value)
-    front.check(500)
+    for smaller in (400, 500):
+        front.check(smaller)
     assert not caplog.text
     front.check(700)
     assert 'MEDRAY_BODY_BYTES: "700"' in caplog.text
+    caplog.clear()
+    monkeypatch.delenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH")
+    front.check(500)
+    assert "medray.serving.front:middlewares" in caplog.text
 
 
 # The routes.
