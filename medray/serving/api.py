@@ -38,7 +38,9 @@ def make_api(
 ) -> FastAPI:
     version, started = metadata.version("medray"), int(time.time())
     api = FastAPI(title="medray", version=version, description=DISCLAIMER, docs_url=None, redoc_url=None)
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 421, 422, 429, 431, 500, 503, 504)
+    }
 
     @api.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
