@@ -1,19 +1,20 @@
 """One row after another, good or bad: what cannot be predicted says why, and nothing is skipped in silence."""
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
 from medray.corpus.sources import Columns, Shard
+from medray.data.csv_text import MOST_CHARACTERS, CsvRow, bounded_lines, read_rows
 from medray.data.formats import raw_abstracts
 from medray.errors import DataError, allowed
 
-_BATCH = 1024
+_BATCH = 64  # rows of parquet: one text of many megabytes may stand in each and be kept once in the file
 _DELIMITERS = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
 UNREADABLE, WRONG_TYPE, EMPTY, TOO_LONG = "unreadable", "wrong type", "empty", "too long"
 
@@ -35,26 +36,37 @@ class _Raw:
     where: str
     values: Mapping[str, Any]
     reason: str = ""
+    fault: str = UNREADABLE
 
 
 def read(shard: Shard, columns: Columns, most_characters: int) -> Iterator[Row]:
+    # JSON may write a character in twelve, and a row has more than its text.
+    most = max(MOST_CHARACTERS, 12 * most_characters)
     if shard.form == "texts":
-        yield from (_checked(_text_file(shard, path, columns), most_characters) for path in shard.paths)
+        yield from (_checked(_text_file(shard, path, columns, most), most_characters) for path in shard.paths)
         return
-    for raw in _raw(shard, columns):
+    for raw in _raw(shard, columns, most):
         yield _checked(_row(raw, columns), most_characters)
 
 
 def values(shard: Shard) -> Iterator[dict[str, Any]]:
     """All columns of the rows that can be read."""
     if shard.form != "texts":
-        yield from (dict(raw.values) for raw in _raw(shard, None) if not raw.reason)
+        yield from (dict(raw.values) for raw in _raw(shard, None, MOST_CHARACTERS) if not raw.reason)
 
 
-def _raw(shard: Shard, columns: Columns | None) -> Iterator[_Raw]:
+def _raw(shard: Shard, columns: Columns | None, most: int) -> Iterator[_Raw]:
     (path,) = shard.paths
-    reader = {"parquet": _parquet, "csv": _delimited, "jsonl": _json_lines}[shard.form]
-    return reader(shard, path, None if columns is None else [*columns.text, *([columns.id] if columns.id else [])])
+    wanted = None if columns is None else [*columns.text, *([columns.id] if columns.id else [])]
+    try:
+        if shard.form == "parquet":
+            yield from _parquet(shard, path, wanted)
+        elif shard.form == "csv":
+            yield from _delimited(shard, path, wanted, most)
+        else:
+            yield from _json_lines(shard, path, wanted, most)
+    except (OSError, pa.ArrowException) as err:  # of what is packed, damage shows as it is read
+        raise DataError(f"{path}: cannot be read to its end: {' '.join(str(err).split())}") from None
 
 
 def _parquet(shard: Shard, path: str, wanted: list[str] | None) -> Iterator[_Raw]:
@@ -70,34 +82,33 @@ def _parquet(shard: Shard, path: str, wanted: list[str] | None) -> Iterator[_Raw
                 yield _Raw(f"{shard.name(path)}:{number}", row)
 
 
-def _delimited(shard: Shard, path: str, wanted: list[str] | None) -> Iterator[_Raw]:
-    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB a field, is less than a long document
+def _delimited(shard: Shard, path: str, wanted: list[str] | None, most: int) -> Iterator[_Raw]:
     suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
     delimiter = next((_DELIMITERS[suffix] for suffix in suffixes if suffix in _DELIMITERS), ",")
     # Bytes that are no UTF-8 become surrogates, which `_checked` finds: one such row must not end the file.
-    with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
-        names = [name.strip() for name in next(rows, ())]
+    with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = read_rows(bounded_lines(file, most), delimiter, most)
+        header = next(rows, CsvRow(1, 0, []))
+        if header.reason:
+            raise DataError(f"{path}:1: {header.reason}; the first line must name the columns")
+        names = [name.strip() for name in header.values]
         _check_columns(path, names, wanted)
-        while True:
-            where = f"{shard.name(path)}:{rows.line_num + 1}"
-            try:
-                found = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as err:
-                yield _Raw(where, {}, f"the row that starts here: {err}")
-                continue
-            if len(found) == len(names):
-                yield _Raw(where, dict(zip(names, found, strict=True)))
-            elif any(map(str.strip, found)):
-                yield _Raw(where, {}, f"has {len(found)} values, the header has {len(names)} columns")
+        for row in rows:
+            if not row.reason and len(row.values) == len(names):
+                yield _Raw(f"{shard.name(path)}:{row.line}", dict(zip(names, row.values, strict=True)))
+            elif row.reason or any(map(str.strip, row.values)):
+                reason = row.reason or f"has {len(row.values)} values, the header has {len(names)} columns"
+                for line in range(row.line, row.line + row.num_lines):  # as many rows as may be lost in it
+                    yield _Raw(f"{shard.name(path)}:{line}", {}, reason)
 
 
-def _json_lines(shard: Shard, path: str, wanted: list[str] | None) -> Iterator[_Raw]:
-    with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
+def _json_lines(shard: Shard, path: str, wanted: list[str] | None, most: int) -> Iterator[_Raw]:
+    with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(bounded_lines(file, most), 1):
             where = f"{shard.name(path)}:{number}"
+            if len(line) >= most:
+                yield _Raw(where, {}, f"the line is longer than {most} characters", TOO_LONG)
+                continue
             if not line.strip():
                 continue
             try:
@@ -118,7 +129,7 @@ def _check_columns(path: str, names: list[str], wanted: list[str] | None) -> Non
 
 def _row(raw: _Raw, columns: Columns) -> Row:
     if raw.reason:
-        return Row(raw.where, "", raw.where, is_made=True, fault=UNREADABLE, reason=raw.reason)
+        return Row(raw.where, "", raw.where, is_made=True, fault=raw.fault, reason=raw.reason)
     given = raw.values.get(columns.id) if columns.id else None
     is_made = given is None or given == ""
     if not is_made and (isinstance(given, bool) or not isinstance(given, str | int)):
@@ -134,18 +145,23 @@ def _row(raw: _Raw, columns: Columns) -> Row:
     return Row(row_id, " ".join(filter(None, parts)), raw.where, is_made)
 
 
-def _text_file(shard: Shard, path: str, columns: Columns) -> Row:
+def _text_file(shard: Shard, path: str, columns: Columns, most: int) -> Row:
     """As medray writes abstracts where the first line says so; else a whole file is one text, and its path the id."""
     name = shard.name(path)
-    with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape") as lines:
-        first = next(lines, "")
-        if not first.startswith("<ID:"):
-            return Row(name, "".join([first, *lines]).strip(), name, is_made=True)
-        options = raw_abstracts.Options(name="raw_abstracts", path=shard.root, **({"text": columns.text} if columns.text else {}))
-        try:
-            found = raw_abstracts.parse(chain([first], lines), name, PurePosixPath(path).parent.name, options)
-        except DataError as err:
-            return Row(name, "", name, is_made=True, fault=UNREADABLE, reason=str(err))
+    try:
+        with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+            text = file.read(most)
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read to its end: {' '.join(str(err).split())}") from None
+    if len(text) >= most:
+        return Row(name, "", name, is_made=True, fault=TOO_LONG, reason=f"the file is longer than {most} characters")
+    if not text.startswith("<ID:"):
+        return Row(name, text.strip(), name, is_made=True)
+    options = raw_abstracts.Options(name="raw_abstracts", path=shard.root, **({"text": columns.text} if columns.text else {}))
+    try:
+        found = raw_abstracts.parse(io.StringIO(text), name, PurePosixPath(path).parent.name, options)
+    except DataError as err:
+        return Row(name, "", name, is_made=True, fault=UNREADABLE, reason=str(err))
     return Row(found.id, found.text, name)
 
 

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from medray import storage
 from medray.data import sniff
+from medray.data.csv_text import MOST_CHARACTERS
+from medray.data.formats.base import columns_of
 from medray.errors import ConfigError, DataError, allowed
 
 Form = Literal["parquet", "csv", "jsonl", "texts"]
@@ -111,7 +113,7 @@ def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns)
         return asked
     if not sample:
         raise DataError(f"{source.uri}: has no rows")
-    values = {name: [row.get(name) for row in sample] for name in {name: None for row in sample for name in row}}
+    values = columns_of(sample, source.uri)
     for option, names in (("--text-column", asked.text), ("--id-column", (asked.id,) if asked.id else ())):
         for name in names:
             if name not in values:
@@ -130,7 +132,13 @@ def head(source: Source) -> list[dict[str, Any]]:
     """A few rows as they are, for their columns."""
     from medray.corpus import rows
 
-    return list(islice(rows.values(source.shards[0]), SAMPLE))
+    sample, num_characters = [], 0
+    for row in islice(rows.values(source.shards[0]), SAMPLE):
+        sample.append(row)
+        num_characters += sum(len(value) for value in row.values() if isinstance(value, str))
+        if num_characters >= MOST_CHARACTERS:
+            break
+    return sample
 
 
 def _form(path: str) -> Form | None:

@@ -1,14 +1,15 @@
 """Labels that somebody looked at again: a file of ids and labels, applied as the data is read. The data's own files stay as they are."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from medray.data import examples as kept
 from medray.data.base import Example
-from medray.data.formats.base import lines
+from medray.data.csv_text import CsvRow, restore_cell
+from medray.data.formats.base import csv_rows, lines
 from medray.errors import DataError, allowed
 
 NO_LABEL = "(none)"  # in a cell: of a multi-label task, that there is none
@@ -51,7 +52,7 @@ def _read(path: Path) -> Iterator[tuple[str, str, str | list[str]]]:
             raise DataError(f"{where}: has no {' and no '.join(sorted(missing))}; a correction has an id and a label")
         given = row["label"]
         if not isinstance(given, str | list | None):
-            raise DataError(f"{where}: label {given!r} is neither text nor a list of texts")
+            raise DataError(f"{where}: the label is neither text nor a list of texts, found {type(given).__name__}")
         if given is not None and given != "":
             yield where, str(row["id"]), given
 
@@ -70,12 +71,12 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def _delimited(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    reader = csv.DictReader(lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    try:
-        for row in reader:
-            yield f"{path}:{reader.line_num}", {name: (value or "").strip() for name, value in row.items() if isinstance(value, str | None)}
-    except csv.Error as err:
-        raise DataError(f"{path}:{reader.line_num}: {err}") from None
+    rows = csv_rows(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+    header = [name.strip() for name in next(rows, CsvRow(1, 0, [])).values]
+    for row in rows:
+        if any(row.values):
+            cells = [restore_cell(value).strip() for value in row.values]
+            yield f"{path}:{row.line}", dict(zip_longest(header, cells[: len(header)], fillvalue=""))
 
 
 def _labels(given: str | list[str], known: set[str], where: str) -> tuple[str, ...]:
@@ -83,5 +84,5 @@ def _labels(given: str | list[str], known: set[str], where: str) -> tuple[str, .
         given = [] if given == NO_LABEL else [given] if given in known else [part.strip() for part in given.split(SEPARATOR)]
     for label in given:
         if label not in known:
-            raise DataError(f"{where}: label {label!r} is no label of the data; {allowed(label, sorted(known))}")
+            raise DataError(f"{where}: label {label!r:.60} is no label of the data; {allowed(label, sorted(known))}")
     return tuple(dict.fromkeys(given))

@@ -61,7 +61,11 @@ def test_a_correction_that_cannot_be_meant_is_refused_by_file_and_line(tmp_path:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not valid JSON"), ("[]", "is no JSON object"), ('{"id": "r1", "label": 3}', "label 3 is neither text nor")],
+    [
+        ("{", "not valid JSON"),
+        ("[]", "is no JSON object"),
+        ('{"id": "r1", "label": 3}', "the label is neither text nor a list of texts, found int"),
+    ],
 )
 def test_a_line_that_is_no_correction_is_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"fixed\.jsonl:1: {message}"):

@@ -60,7 +60,7 @@ def test_an_ambiguous_delimiter_is_asked_for(tmp_path: Path) -> None:
     [
         ("id,text,text,label\n1,a,b,c\n", r"rows\.csv:1: the column 'text' stands twice"),
         ("id,text,label\n1,a,b\n ,a,b\n", r"rows\.csv:3: the id is empty"),
-        ('id,text,label\n1,"a\nb",c\n2,"never\nclosed,d\n', r"rows\.csv:4: the row that starts here: unexpected end"),
+        ('id,text,label\n1,"a\nb",c\n2,"a\nb","never\nclosed,d\n', r"rows\.csv:4: the quoted field that opens in line 5 does not close"),
         ("id,text,label\n1,a,b,c\n", r"rows\.csv:2: has 4 values, the header has 3 columns"),
     ],
 )

@@ -10,10 +10,13 @@ from pydantic import Field, model_validator
 
 from medray import storage
 from medray.data.base import Example
+from medray.data.csv_text import MOST_CHARACTERS, CsvRow, read_rows
 from medray.data.remote import is_elsewhere
 from medray.data.template import Template, check_no_answer
 from medray.errors import DataError, allowed
 from medray.schema import PluginOptions, Section
+
+_MOST_CELLS = 1_000_000  # of a table of which nearly all are empty
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:
     if not label:
         raise DataError(f"{where}: the label is empty")
     if labels is not None and label not in labels:
-        raise DataError(f"{where}: label {label!r} is not one of the labels; {allowed(label, labels)}")
+        raise DataError(f"{where}: label {label!r:.60} is not one of the labels; {allowed(label, labels)}")
     return label
 
 
@@ -110,11 +113,13 @@ def check_id(row_id: str, where: str) -> str:
     return row_id
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: Path, most: int = MOST_CHARACTERS) -> Iterator[str]:
     """Lines of a UTF-8 file, line ends kept; a byte order mark is dropped, undecodable bytes are an error with their line."""
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(lambda: file.readline(most), b""), 1):
+                if len(raw) >= most:
+                    raise DataError(f"{path}:{number}: the line is longer than {most} bytes; is this a file of rows?")
                 try:
                     yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as err:
@@ -123,6 +128,14 @@ def lines(path: Path) -> Iterator[str]:
                     ) from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
+
+
+def csv_rows(path: Path, delimiter: str) -> Iterator[CsvRow]:
+    """The rows of a delimited file; the first one that cannot be read ends them."""
+    for row in read_rows(lines(path), delimiter):
+        if row.reason:
+            raise DataError(f"{path}:{row.line}: {row.reason}; mend it, or write a quote inside a field twice")
+        yield row
 
 
 def json_object(line: str, where: str) -> dict[str, Any]:
@@ -155,8 +168,15 @@ def json_rows(path: Path) -> list[dict[str, Any]] | None:
 
 
 def json_layout(name: str, path: Path, rows: Sequence[Mapping[str, Any]]) -> "Layout":
+    return Layout({"name": name, "path": str(path)}, columns_of(rows, path))
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], where: str | Path) -> dict[str, list[Any]]:
+    """The values of every row by their names, None where a row has none of a name."""
     names = dict.fromkeys(column for row in rows for column in row)
-    return Layout({"name": name, "path": str(path)}, {column: [row.get(column) for row in rows] for column in names})
+    if len(names) * len(rows) > max(_MOST_CELLS, 10 * sum(map(len, rows))):
+        raise DataError(f"{where}: {len(rows)} rows have {len(names)} different names; rows of one table share theirs")
+    return {column: [row.get(column) for row in rows] for column in names}
 
 
 def json_line(row: dict[str, Any], example: Example, split: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from medray.data.base import Example
+from medray.data.csv_text import CsvRow
 from medray.data.formats.base import (
     ColumnOptions,
     Layout,
     check_id,
     check_label,
+    csv_rows,
     first_problem,
     lines,
     missing_columns,
@@ -23,6 +26,7 @@ from medray.data.formats.base import (
 )
 from medray.errors import DataError
 
+_NO_ROW = CsvRow(1, 0, [])
 _BY_ENDING = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 
 
@@ -38,20 +42,13 @@ class Options(ColumnOptions):
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
-    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB a field, is less than a long document
-    rows = csv.reader(lines(path), delimiter=_delimiter(options), strict=True)
-    at = 1
-    try:
-        columns = [name.strip() for name in options.columns or next(rows, ())]
-        if wrong := _wrong_columns(columns, options):
-            raise DataError("; ".join(wrong))
-        at = rows.line_num + 1
-        for number, row in enumerate(rows, 1):
-            if any(map(str.strip, row)):
-                yield _example(number, row, columns, options, f"{path}:{at}")
-            at = rows.line_num + 1
-    except csv.Error as err:
-        raise DataError(f"{path}:{at}: the row that starts here: {err}") from None
+    rows = csv_rows(path, _delimiter(options))
+    columns = [name.strip() for name in options.columns or next(rows, _NO_ROW).values]
+    if wrong := _wrong_columns(columns, options):
+        raise DataError("; ".join(wrong))
+    for number, row in enumerate(rows, 1):
+        if any(map(str.strip, row.values)):
+            yield _example(number, row.values, columns, options, f"{path}:{row.line}")
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
@@ -124,7 +121,7 @@ def _wrong_columns(columns: list[str], options: Options) -> list[str]:
     where = f"{options.path}:1"
     if not columns:
         return [f"{where}: the file is empty; its first line must name the columns"]
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    twice = sorted(name for name, count in Counter(columns).items() if name and count > 1)
     return [f"{where}: the column {name!r} stands twice" for name in twice] + missing_columns(where, _wanted(options), columns)
 
 

@@ -32,6 +32,7 @@ from medray.errors import DataError, allowed
 LABELS = ("yes", "no", "maybe")
 _PLACES = ("question", "contexts")
 _CONCLUSION = "long_answer"
+_MOST_BYTES = 1 << 30  # of one line: the whole set may stand in it
 
 
 class Options(FormatOptions):
@@ -177,7 +178,7 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _json(path: Path) -> Any:
-    return _parsed("".join(lines(path)), str(path))
+    return _parsed("".join(lines(path, _MOST_BYTES)), str(path))
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -16,6 +16,7 @@ from medray.data.formats.base import (
     as_text,
     check_id,
     check_label,
+    columns_of,
     first_problem,
     holds_mentions,
     json_line,
@@ -75,9 +76,9 @@ def sniff(path: Path) -> Layout | None:
         raise DataError(
             f"{path}: holds mentions, and no field of every row is one of {', '.join(_FIELDS)}; name it as data.format.mentions"
         )
-    names = dict.fromkeys(name for row in rows for name in row if name != field)
-    raw = {"name": "spans", "path": str(path), "text": _text_field(rows, field, names, path)}
-    return Layout(raw if field == "mentions" else raw | {"mentions": field}, {name: [row.get(name) for row in rows] for name in names})
+    columns = {name: values for name, values in columns_of(rows, path).items() if name != field}
+    raw = {"name": "spans", "path": str(path), "text": _text_field(rows, field, columns, path)}
+    return Layout(raw if field == "mentions" else raw | {"mentions": field}, columns)
 
 
 def _text_field(rows: Sequence[dict[str, Any]], field: str, names: Iterable[str], path: Path) -> str:
@@ -125,7 +126,7 @@ def _mention(found: Any, text: str, options: Options, where: str) -> Mention:
         raise DataError(f"{where}: a mention must be an object with start and end, found {type(found).__name__}")
     for key in found:
         if key not in _KEYS:
-            raise DataError(f"{where}: a mention has the field {key!r}; {allowed(key, _KEYS)}")
+            raise DataError(f"{where}: a mention has the field {key!r:.60}; {allowed(key, _KEYS)}")
     if missing := [key for key in ("start", "end") if key not in found]:
         raise DataError(f"{where}: a mention has no {' and no '.join(missing)}")
     kind, said = found.get("kind") or options.default_kind, found.get("text")

@@ -9,14 +9,15 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from medray.data.base import Example
+from medray.data.csv_text import CsvRow
 from medray.data.formats.base import (
     Form,
     FormatOptions,
     FormField,
     Layout,
     check_label,
+    csv_rows,
     first_problem,
-    lines,
     missing_file,
     publish,
     refuse_existing,
@@ -50,30 +51,24 @@ class Options(FormatOptions):
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
-    rows = csv.reader(lines(path), strict=True)
+    rows = csv_rows(path, ",")
     template, seen = Template.parse(options.template), set()
-    at = 1
-    try:
-        header = next(rows, [])
-        disease, places = _columns(header, options)
-        at = rows.line_num + 1
-        for number, row in enumerate(rows, 1):
-            where = f"{path}:{at}"
-            at = rows.line_num + 1
-            if not any(map(str.strip, row)):
-                continue
-            if len(row) != len(header):
-                raise DataError(f"{where}: has {len(row)} values, the header has {len(header)} columns")
-            label = check_label(_clean(row[disease]), options.labels, where)
-            symptoms = tuple(dict.fromkeys(filter(None, (_clean(row[place]) for place in places))))
-            if (label, frozenset(symptoms)) in seen:
-                continue
-            seen.add((label, frozenset(symptoms)))
-            joined = options.separator.join(symptoms)
-            text = template.render({_SYMPTOMS: joined}) if symptoms else ""
-            yield Example(str(number), text, (label,), None, {_SYMPTOMS: joined} if symptoms else {}, where)
-    except csv.Error as err:
-        raise DataError(f"{path}:{at}: the row that starts here: {err}") from None
+    header = next(rows, CsvRow(1, 0, [])).values
+    disease, places = _columns(header, options)
+    for number, row in enumerate(rows, 1):
+        where, values = f"{path}:{row.line}", row.values
+        if not any(map(str.strip, values)):
+            continue
+        if len(values) != len(header):
+            raise DataError(f"{where}: has {len(values)} values, the header has {len(header)} columns")
+        label = check_label(_clean(values[disease]), options.labels, where)
+        symptoms = tuple(dict.fromkeys(filter(None, (_clean(values[place]) for place in places))))
+        if (label, frozenset(symptoms)) in seen:
+            continue
+        seen.add((label, frozenset(symptoms)))
+        joined = options.separator.join(symptoms)
+        text = template.render({_SYMPTOMS: joined}) if symptoms else ""
+        yield Example(str(number), text, (label,), None, {_SYMPTOMS: joined} if symptoms else {}, where)
 
 
 def write(examples: Iterable[Example], options: Options) -> None:

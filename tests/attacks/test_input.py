@@ -1,0 +1,147 @@
+"""What hostile or broken files and settings may cost: bounded memory and time, a sentence with a place, and no row lost uncounted."""
+
+import csv
+import gzip
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medray.corpus import pieces, rows, sources
+from medray.corpus.rows import Row
+from medray.corpus.sources import Columns
+from medray.data import corrections, csv_text
+from medray.data.base import Example
+from medray.data.formats import delimited, jsonl, symptom_table
+from medray.errors import DataError
+
+NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
+COLUMNS = Columns(("text",), "id")
+
+
+def read(path: Path, columns: Columns = COLUMNS, most: int = 1_000_000) -> list[Row]:
+    source = sources.find(str(path))
+    return [row for shard in source.shards for row in rows.read(shard, columns, most)]
+
+
+def bad(found: list[Row]) -> list[Row]:
+    return [row for row in found if row.fault]
+
+
+def lost(path: Path, closing: str, num_rows: int = 5000) -> Path:
+    """A file in which a quote opens and takes in the rows behind it."""
+    before = "".join(f"a{number},good row {number}\n" for number in range(num_rows))
+    path.write_text(f'id,text\n{before}bad,"opened\n' + before.replace("a", "b") + closing)
+    return path
+
+
+# A quote that never closes
+
+
+@pytest.mark.parametrize(
+    ("closing", "reason"),
+    [
+        ("", "does not close"),
+        ('z,"x"\n', "goes on where its quote closes"),
+        ('z,a disk of 5"\n', "holds 5000 lines that are rows themselves"),
+    ],
+)
+def test_the_rows_that_an_open_quote_takes_in_are_counted(tmp_path: Path, closing: str, reason: str) -> None:
+    path = lost(tmp_path / "lost.csv", closing)
+    found = read(path)
+    assert len(found) >= 10_000
+    assert [row.text for row in found[:5000]] == [f"good row {number}" for number in range(5000)]
+    assert len(bad(found)) == 5001 + bool(closing)
+    assert {row.reason for row in bad(found)} == {f"the quoted field that opens in line 5002 {reason}"}
+    assert [row.where for row in bad(found)][:2] == ["lost.csv:5002", "lost.csv:5003"]
+    assert len(pieces.hashes(sources.find(str(path)).shards[0], COLUMNS, 1000)) == len(found)  # what --max-bad is a share of
+
+
+@pytest.mark.parametrize("closing", ["", 'z,"x"\n', 'z,a disk of 5"\n'])
+def test_study_data_with_an_open_quote_is_refused_with_its_line(tmp_path: Path, closing: str) -> None:
+    path = lost(tmp_path / "lost.csv", closing, 300)
+    options = delimited.Options(name="delimited", path=str(path), text=("text",), label=None, id="id")
+    with pytest.raises(DataError, match=r"lost\.csv:302: the quoted field that opens in line 302 ") as caught:
+        list(delimited.read(options))
+    assert "good row" not in str(caught.value)
+    (tmp_path / "fixed.csv").write_text('id,label\na1,x\na2,"opened\n' + "a3,x\n" * 200 + closing)
+    with pytest.raises(DataError, match=r"fixed\.csv:3: the quoted field that opens in line 3 "):
+        corrections.apply([Example("a1", "a", ("x",))], tmp_path / "fixed.csv", ())
+    (tmp_path / "table.csv").write_text('Disease,Symptom_1\nflu,fever\ncold,"cough\n' + "flu,fever\n" * 50)
+    with pytest.raises(DataError, match=r"table\.csv:3: the quoted field that opens in line 3 does not close"):
+        list(symptom_table.read(symptom_table.Options(name="symptom_table", path=str(tmp_path / "table.csv"))))
+
+
+def test_an_open_quote_takes_in_no_more_lines_than_a_row_may_have(tmp_path: Path) -> None:
+    path = lost(tmp_path / "lost.csv", "", 30_000)
+    found = read(path)
+    assert len(bad(found)) == csv_text.MOST_LINES + 1
+    assert sum(not row.fault for row in found) == 60_000 - csv_text.MOST_LINES
+
+
+def test_long_texts_in_quotes_are_read_as_before(tmp_path: Path) -> None:
+    note = "\n".join(f"Day {day}: no fever, no pain, wound dry.\n" for day in range(1500))  # 3,000 lines, 60 kB
+    labs = "\n".join(["Results", *(f"value {number}, 4.{number} mmol/l" for number in range(40))])  # rows of two values, nearly
+    said = 'He said: "no pain", and left.'
+    texts = [note, labs, said, "long " * 100_000]
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *([f"r{number}", text] for number, text in enumerate(texts))])
+    assert [(row.text, row.fault) for row in read(tmp_path / "rows.csv")] == [(text.strip(), "") for text in texts]
+    options = delimited.Options(name="delimited", path=str(tmp_path / "rows.csv"), text=("text",), label=None, id="id")
+    assert [example.text for example in delimited.read(options)] == [text.strip() for text in texts]
+
+
+@pytest.mark.real
+def test_real_files_lose_no_row(real_data: Path) -> None:
+    found = read(real_data / "abstracts" / "medical_abstracts.csv", Columns(("abstract",), None))
+    assert (len(found), bad(found)) == (2305, [])
+
+
+# What is packed
+
+
+def test_a_packed_line_of_half_a_gigabyte_is_not_held_in_memory(tmp_path: Path) -> None:
+    for name, begin in (("a.jsonl.gz", b'{"id":"1","text":"'), ("b.csv.gz", b'id,text\n1,"'), ("c.txt.gz", b"")):
+        with gzip.open(tmp_path / name, "wb", 1) as file:
+            file.write(begin)
+            for _ in range(500):
+                file.write(b"a" * 1_000_000)
+            file.write(b'"}\n{"id":"2","text":"fever"}\n' if b"{" in begin else b'"\n2,fever\n')
+    table = {"id": [1] * 500, "text": pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), ["a" * 3_000_000])}
+    pq.write_table(pa.table(table), tmp_path / "d.parquet", compression="zstd")
+    script = """
+import resource, sys
+from medray.corpus import rows, sources
+for path in sys.argv[1:]:
+    source = sources.find(path)
+    columns = sources.Columns(("text",), "id") if source.form != "texts" else sources.Columns()
+    sources.head(source)
+    for row in list(rows.read(source.shards[0], columns, 1_000_000))[:2]:
+        print(row.fault or row.text)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=120, check=True)
+    said = done.stdout.splitlines()
+    too_long = rows.TOO_LONG
+    assert [said[0], said[1], said[3], said[4], said[6], said[8]] == [too_long, "fever", rows.UNREADABLE, "fever", too_long, too_long]
+    assert int(said[-1]) < 800, said  # MiB, libraries included; one copy of the text alone would be 477 more
+
+
+def test_a_packed_file_that_is_damaged_is_a_sentence(tmp_path: Path) -> None:
+    whole = gzip.compress(
+        "".join(json.dumps({"id": str(n), "text": f"text {random.Random(n).random()}"}) + "\n" for n in range(9999)).encode()
+    )
+    (tmp_path / "half.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"half\.jsonl\.gz: cannot be read to its end: "):
+        read(tmp_path / "half.jsonl.gz")
+
+
+def test_a_line_without_end_is_refused_in_study_data() -> None:
+    with pytest.raises(DataError, match=r"/dev/zero:1: the line is longer than 16777216 bytes"):
+        list(jsonl.read(jsonl.Options(name="jsonl", path="/dev/zero")))
