@@ -1,7 +1,5 @@
 """Rows for a person to look at again, as a table that can be filled in and read back as `data.corrections`."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +7,7 @@ from pathlib import Path
 
 from medray import storage
 from medray.data import corrections
+from medray.data.csv_text import write_table
 from medray.errors import ConfigError, DataError
 from medray.selection.analysis import SplitAnalysis
 
@@ -69,13 +68,10 @@ def export(found: Sequence[Row], path: Path) -> None:
     if path.suffix.lower() == ".jsonl":
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fields)
     else:
-        written = io.StringIO(newline="")
         names = ["id", "label", "given", "predicted", "confidence", "suggested", "doubt", *(["text"] if with_texts else [])]
-        writer = csv.DictWriter(written, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {name: corrections.cell(value) if isinstance(value, tuple) else value for name, value in row.items()} for row in fields
+        content = write_table(
+            names,
+            ({name: corrections.cell(value) if isinstance(value, tuple) else value for name, value in row.items()} for row in fields),
         )
-        content = written.getvalue()
     if not storage.create(path, content.encode("utf-8")):
         raise ConfigError(f"{path}: is there already and is left alone, since somebody may have filled it in; choose another path")

@@ -4,8 +4,6 @@ Everything is created once and whole, under a name that follows from the piece. 
 a run that goes on, is there once; and without its note it counts as not done.
 """
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +16,7 @@ from pydantic import AfterValidator
 
 from medray.answering import is_multi_label
 from medray.corpus.rows import Row
+from medray.data.csv_text import write_table
 from medray.errors import ArtifactError, ConfigError
 from medray.redaction import redact
 from medray.schema import Section, validate
@@ -179,14 +178,11 @@ def encode(table: pa.Table, form: Form) -> bytes:
         return content
     if form == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, table.column_names, lineterminator="\n")
-    writer.writeheader()
-    for row in table.to_pylist():
-        writer.writerow(
-            {name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value for name, value in row.items()}
-        )
-    return text.getvalue().encode()
+    rows = (
+        {name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value for name, value in row.items()}
+        for row in table.to_pylist()
+    )
+    return write_table(table.column_names, rows).encode()
 
 
 def _name(shard: int, number: int) -> str:

