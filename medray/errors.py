@@ -2,9 +2,13 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 from typing import ClassVar
 
 from medray.redaction import redact
+
+_MOST_SHOWN = 80  # characters of a name
+_MOST_COMPARED = 1000  # names
 
 
 class MedrayError(Exception):
@@ -54,6 +58,11 @@ def allowed(name: object, names: Iterable[str]) -> str:
     choices = sorted(set(names))
     if not choices:
         return "nothing is allowed here"
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
-    shown = ", ".join(choices[:20]) + (f" and {len(choices) - 20} more" if len(choices) > 20 else "")
-    return f"allowed: {shown}" + (f"; did you mean {near[0]!r}?" if near else "")
+    shown = [choice if len(choice) <= _MOST_SHOWN else f"{choice[: _MOST_SHOWN - 3]}..." for choice in choices[:20]]
+    return f"allowed: {', '.join(shown)}" + (f" and {len(choices) - 20} more" if len(choices) > 20 else "") + nearest(name, choices)
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """The question whether another name was meant, where one is like it."""
+    near = difflib.get_close_matches(str(name)[:_MOST_SHOWN], islice(names, _MOST_COMPARED), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r:.{_MOST_SHOWN}}?" if near else ""

@@ -162,7 +162,9 @@ def _given(examples: Sequence[Example], clusters: Sequence[int], config: SplitCo
     sides: list[Split | None] = []
     for example in examples:
         if example.split is None or example.split.strip().lower() not in GIVEN_NAMES:
-            raise DataError(f"{example.where or example.id}: split {example.split!r} is not known; {allowed(example.split, GIVEN_NAMES)}")
+            raise DataError(
+                f"{example.where or example.id}: split {example.split!r:.60} is not known; {allowed(example.split, GIVEN_NAMES)}"
+            )
         sides.append(GIVEN_NAMES[example.split.strip().lower()])
     for protected in ("test", "validation"):
         taken = {clusters[row] for row, side in enumerate(sides) if side == protected}

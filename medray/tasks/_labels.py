@@ -35,7 +35,7 @@ def check_one_label(examples: Sequence[Example], otherwise: str = "") -> None:
 def places(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
     for label in example.labels:
         if label not in labels:
-            raise DataError(f"{example.where or example.id}: label {label!r} is not the task's; {allowed(label, labels)}")
+            raise DataError(f"{example.where or example.id}: label {label!r:.60} is not the task's; {allowed(label, labels)}")
     return tuple(sorted({labels.index(label) for label in example.labels}))
 
 

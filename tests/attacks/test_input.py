@@ -7,7 +7,9 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +22,8 @@ from medray.corpus.rows import Row
 from medray.corpus.sources import Columns
 from medray.data import corrections, csv_text
 from medray.data.base import Example
-from medray.data.formats import delimited, jsonl, symptom_table
-from medray.errors import DataError
+from medray.data.formats import delimited, jsonl, pubtator, spans, symptom_table
+from medray.errors import DataError, MedrayError
 from medray.selection import tables
 
 NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
@@ -149,6 +151,72 @@ def test_a_packed_file_that_is_damaged_is_a_sentence(tmp_path: Path) -> None:
 def test_a_line_without_end_is_refused_in_study_data() -> None:
     with pytest.raises(DataError, match=r"/dev/zero:1: the line is longer than 16777216 bytes"):
         list(jsonl.read(jsonl.Options(name="jsonl", path="/dev/zero")))
+
+
+# What messages repeat
+
+
+def message(run: Callable[[], Any]) -> str:
+    with pytest.raises(MedrayError) as caught:
+        run()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"<ID: {NAMED}\nTitle: x\n",
+        f"<ID:7>\n{NAMED} has carcinoma\n",
+        "<ID:7>\nTitle: x\nJane Canary: a\nJane Canary: b\n",
+        "<ID:7>\nTitle: x\nJane Canary: a\n",
+    ],
+)
+def test_reasons_of_texts_set_aside_name_the_place_and_the_kind_only(tmp_path: Path, content: str) -> None:
+    (tmp_path / "note.txt").write_text(content)
+    (row,) = read(tmp_path, Columns())
+    assert row.fault == rows.UNREADABLE
+    assert row.reason.startswith("note.txt:")
+    assert not any(part in row.reason for part in ("Canary", "1950", "4711"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", f'id,text\n1,"{NAMED}"x\n'),
+        ("rows.csv", f"id,text\n1,{NAMED}\n"),
+        ("rows.csv", f'id,text\n1,"{NAMED}\n'),
+        ("rows.jsonl", f'{{"id": "1", "text": "{NAMED}"\n'),
+        ("rows.jsonl", f'["{NAMED}"]\n'),
+        ("rows.jsonl", f'{{"id": ["{NAMED}"], "text": "a"}}\n'),
+        ("rows.jsonl", f'{{"id": "1", "text": ["{NAMED}"]}}\n'),
+    ],
+)
+def test_reasons_of_rows_set_aside_hold_no_text(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    row = read(tmp_path / name)[0]
+    assert row.fault
+    assert not any(part in f"{row.id} {row.reason}" for part in ("Canary", "1950", "4711"))
+
+
+def test_errors_of_study_data_hold_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    said = []
+    for content in (f"1|t|a\n1|a|b\n{NAMED}\t0\t1\ta\tD\n", f"{NAMED}\n", f"1|t|a\n{NAMED}|a|b\n", f"1|t|a\n1|a|b\n1\t{NAMED}\t1\ta\tD\n"):
+        path.write_text(content)
+        said.append(message(lambda: list(pubtator.read(pubtator.Options(name="pubtator", path=str(path))))))
+    for mention in ({"start": 0, "end": 4, "text": NAMED}, {"start": NAMED, "end": 4}, {"start": 4, "end": 12}):
+        path.write_text(json.dumps({"text": NAMED, "mentions": [mention]}) + "\n")
+        said.append(message(lambda: list(spans.read(spans.Options(name="spans", path=str(path))))))
+    path.write_text(json.dumps({"text": "a", "label": {"name": NAMED}}) + "\n")
+    said.append(message(lambda: list(jsonl.read(jsonl.Options(name="jsonl", path=str(path))))))
+    assert not any(part in line for line in said for part in ("Canary", "1950", "4711")), said
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_a_number_that_is_none_is_an_error_of_its_line(tmp_path: Path, number: str) -> None:
+    (tmp_path / "rows.txt").write_text(f"1|t|a\n1|a|b\n1\t{number}\t1\ta\tD\n")
+    with pytest.raises(DataError, match=r"rows\.txt:3: start and end must be whole numbers"):
+        list(pubtator.read(pubtator.Options(name="pubtator", path=str(tmp_path / "rows.txt"))))
 
 
 # Cells that a spreadsheet would run

@@ -74,7 +74,7 @@ def test_a_table_that_cannot_be_right_is_named_with_the_line_its_row_starts_on(t
     [
         ('{"id": "", "text": "a", "label": "x"}', "the id is empty"),
         ('{"id": null, "text": "a", "label": "x"}', "the id is empty"),
-        ('{"id": 1, "text": "a", "label": null}', "must be text or a list of texts, found null"),
+        ('{"id": 1, "text": "a", "label": null}', "must be text or a list of texts, found NoneType"),
         ('{"id": 1, "text": "a", "label": "x", "split": 3}', "'split' must be text, found int"),
         ('{"id": 1, "text": "\\ud800", "label": "x"}', "half of a surrogate pair"),
         ("[" * 100_000, "nested too deeply|not valid JSON"),

@@ -53,10 +53,10 @@ def test_raw_abstracts_makes_the_text_of_the_keys_asked_for(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no id here\n", r"10\.txt:1: the first line must be <ID:…>, found 'no id here'"),
+        (b"no id here\n", r"10\.txt:1: the first line must be <ID:…>$"),
         (b"", r"10\.txt:1: the first line must be <ID:…>"),
         (b"<ID:10>\nTitle: t\nAbstrct: a\n", r"10\.txt:1: has no key 'Abstract' .*did you mean 'Abstrct'"),
-        (b"<ID:10>\nTitle: t\nTitle: u\nAbstract: a\n", r"10\.txt:3: the key 'Title' stands twice"),
+        (b"<ID:10>\nTitle: t\nTitle: u\nAbstract: a\n", r"10\.txt:3: the key of this line stands twice"),
         (b"<ID:10>\nfree text\n", r"10\.txt:2: expected `Key: value`"),
         (b"<ID:10>\nTitle: t\nAbstract: caf\xe9\n", r"10\.txt:3: not UTF-8 text .*0xe9"),
     ],
@@ -137,7 +137,7 @@ def test_jsonl_takes_one_label_or_a_list_and_nested_metadata(tmp_path: Path) -> 
         ('{"text": "a", "label": "x"}\n[1]\n', r"rows\.jsonl:2: must be a JSON object, found list"),
         ('{"txt": "a", "label": "x"}\n', r"rows\.jsonl:1: data\.format\.text\.0 asks for 'text'; .*did you mean 'txt'"),
         ('{"text": 3, "label": "x"}\n', r"rows\.jsonl:1: 'text' must be text, found int"),
-        ('{"text": "a", "label": 1}\n', r"rows\.jsonl:1: 'label' must be text or a list of texts, found 1"),
+        ('{"text": "a", "label": 1}\n', r"rows\.jsonl:1: 'label' must be text or a list of texts, found int"),
     ],
 )
 def test_a_broken_json_line_is_named(tmp_path: Path, content: str, message: str) -> None:

@@ -31,7 +31,7 @@ def checked(text: str, start: object, end: object, kind: str, where: str, said: 
     """The mention, if its offsets lie in the text and it reads as the annotation says."""
     for name, value in (("start", start), ("end", end)):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise DataError(f"{where}: {name} must be a whole number, found {value!r:.40}")
+            raise DataError(f"{where}: {name} must be a whole number, found {type(value).__name__}")
     assert isinstance(start, int)
     assert isinstance(end, int)
     if not 0 <= start < end <= len(text):
@@ -40,9 +40,9 @@ def checked(text: str, start: object, end: object, kind: str, where: str, said: 
         raise DataError(f"{where}: the mention from {start} to {end} has no kind")
     found = text[start:end]
     if said is not None and said != found:
-        raise DataError(f"{where}: the mention from {start} to {end} is said to be {said!r:.60}, and the text has {found!r:.60} there")
+        raise DataError(f"{where}: the mention from {start} to {end} is said to be another text than stands there")
     if found != found.strip():
-        raise DataError(f"{where}: the mention from {start} to {end} begins or ends with a blank: {found!r:.60}")
+        raise DataError(f"{where}: the mention from {start} to {end} begins or ends with a blank")
     return Mention(start, end, found, kind)
 
 

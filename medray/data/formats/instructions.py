@@ -115,7 +115,7 @@ def _conversation(row: dict[str, Any], options: Options, where: str) -> list[Mes
         raise DataError(f"{where}: {options.messages!r} must be a list of objects with role and content, both text")
     for turn in held:
         if turn.get("role") not in _ROLES:
-            raise DataError(f"{where}: role {turn.get('role')!r} is not known; {allowed(turn.get('role'), _ROLES)}")
+            raise DataError(f"{where}: role {turn.get('role')!r:.60} is not known; {allowed(turn.get('role'), _ROLES)}")
     turns = [Message(turn["role"], turn["content"].strip()) for turn in held]
     said = [turn.role for turn in turns if turn.role != "system"]
     if not said or said != ["user", "assistant"] * (len(said) // 2):

@@ -1,6 +1,5 @@
 """One JSON object a line; any field may be text, label, id or split, the others are metadata unless they are empty."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +86,7 @@ def example(row: dict[str, Any], number: int, options: Options, where: str) -> E
         found = row[options.label]
         several = found if isinstance(found, list) else [found]
         if not all(isinstance(label, str) for label in several):
-            raise DataError(f"{where}: {options.label!r} must be text or a list of texts, found {json.dumps(found)[:60]}")
+            raise DataError(f"{where}: {options.label!r} must be text or a list of texts, found {type(found).__name__}")
         labels = tuple(dict.fromkeys(check_label(label.strip(), options.labels, where) for label in several))
     used = {*wanted.values(), options.split}
     metadata = {key: as_text(value) for key, value in row.items() if key not in used and value not in (None, "")}

@@ -77,7 +77,7 @@ def _example(block: list[tuple[str, str]], options: Options) -> Example:
         raise DataError(f"{where}: document {row_id!r} has no abstract line `{row_id}|a|…`")
     abstract_id, abstract = _part(block[1][1], "a", block[1][0])
     if abstract_id != row_id:
-        raise DataError(f"{block[1][0]}: abstract of {abstract_id!r} below the title of {row_id!r}")
+        raise DataError(f"{block[1][0]}: abstract of another document below the title of {row_id!r}")
     text = f"{title} {abstract}" if abstract else title
     found = [_mention(line, row_id, text, place) for place, line in block[2:]]
     mentions = options.kept(mention for mention in found if mention)
@@ -89,19 +89,19 @@ def _part(line: str, mark: str, where: str) -> tuple[str, str]:
     parts = line.split("|", 2)
     if len(parts) < 3 or parts[1] != mark:
         what = "title" if mark == "t" else "abstract"
-        raise DataError(f"{where}: expected the {what} as `id|{mark}|…`, found {line[:40]!r}")
+        raise DataError(f"{where}: expected the {what} as `id|{mark}|…`")
     return check_id(parts[0].strip(), where), parts[2]
 
 
 def _mention(line: str, row_id: str, text: str, where: str) -> Mention | None:
     fields = line.split("\t")
     if fields[0].strip() != row_id:
-        raise DataError(f"{where}: annotation of {fields[0][:40]!r} among those of {row_id!r}; an empty line separates documents")
-    if len(fields) == 4 and not fields[1].strip().isdigit():
+        raise DataError(f"{where}: annotation of another document among those of {row_id!r}; an empty line separates documents")
+    if len(fields) == 4 and not fields[1].strip().isdecimal():
         return None  # a relation: its name and two concepts
     if len(fields) < _NUM_FIELDS:
         raise DataError(f"{where}: {len(fields)} fields separated by tabs; a mention has id, start, end, text and kind")
     _, start, end, said, kind = (field.strip() for field in fields[:_NUM_FIELDS])
-    if not (start.isdigit() and end.isdigit()):
-        raise DataError(f"{where}: start {start!r:.20} and end {end!r:.20} must be whole numbers")
+    if not all(number.isdecimal() and len(number) < 10 for number in (start, end)):
+        raise DataError(f"{where}: start and end must be whole numbers")
     return checked(text, int(start), int(end), kind, where, said)

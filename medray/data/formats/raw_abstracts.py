@@ -14,9 +14,9 @@ from pydantic import Field
 from medray import storage
 from medray.data.base import Example
 from medray.data.formats.base import FormatOptions, Layout, check_label, first_problem, lines, refuse_existing
-from medray.errors import DataError, allowed
+from medray.errors import DataError, nearest
 
-_ID = re.compile(r"<ID:\s*([^>]*?)\s*>\s*")
+_ID = re.compile(r"<ID:([^>]*)>")
 _NAME = re.compile(r"[A-Za-z][\w -]{0,40}")
 _KEY = re.compile(rf"({_NAME.pattern}):(?:\s+(.*))?")
 _SAFE_NAME = re.compile(r"\w[\w. -]{0,127}")
@@ -100,23 +100,24 @@ def parse(content: Iterable[str], path: str, label: str, options: Options) -> Ex
     numbered = enumerate(content, 1)
     _, first = next(numbered, (1, ""))
     identifier = _ID.fullmatch(first.strip())
-    if not identifier or not identifier.group(1):
-        raise DataError(f"{path}:1: the first line must be <ID:…>, found {first.strip()[:40]!r}")
+    row_id = identifier.group(1).strip() if identifier else ""
+    if not row_id:
+        raise DataError(f"{path}:1: the first line must be <ID:…>")
     values: dict[str, list[str]] = {}
     for number, line in numbered:
         match = _KEY.fullmatch(line.strip())
         if match and (match.group(1) in options.text + options.keys or not values.keys() >= set(options.text)):
             if match.group(1) in values:
-                raise DataError(f"{path}:{number}: the key {match.group(1)!r} stands twice in this file")
+                raise DataError(f"{path}:{number}: the key of this line stands twice in this file")
             values[match.group(1)] = [(match.group(2) or "").strip()]
         elif line.strip():
             if not values:
-                raise DataError(f"{path}:{number}: expected `Key: value`, found {line.strip()[:40]!r}")
+                raise DataError(f"{path}:{number}: expected `Key: value`")
             values[next(reversed(values))].append(line.strip())
     joined = {name: " ".join(filter(None, parts)) for name, parts in values.items()}
     for name in options.text:
         if name not in joined:
-            raise DataError(f"{path}:1: has no key {name!r} (data.format.text); {allowed(name, joined)}")
+            raise DataError(f"{path}:1: has no key {name!r} (data.format.text) among its {len(joined)}{nearest(name, joined)}")
     metadata = {name: value for name, value in joined.items() if value and name not in options.text and name != "Split"}
     text = " ".join(filter(None, (joined[name] for name in options.text)))
-    return Example(identifier.group(1), text, (label,), joined.get("Split") or None, metadata, f"{path}:1")
+    return Example(row_id, text, (label,), joined.get("Split") or None, metadata, f"{path}:1")
