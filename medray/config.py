@@ -4,9 +4,9 @@ A default lives in its field and nowhere else; precedence is field < YAML files,
 """
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -272,9 +272,19 @@ def dump(config: BaseModel) -> str:
     return yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True)
 
 
+def _split(text: str) -> list[str]:
+    """At commas outside brackets."""
+    ends, depth = [-1], 0
+    for at, mark in enumerate(text):
+        depth = max(0, depth + (mark == "[") - (mark == "]"))
+        if mark == "," and not depth:
+            ends.append(at)
+    return [text[before + 1 : end] for before, end in pairwise([*ends, len(text)])]
+
+
 def plugin_options(seam: str, text: str) -> PluginOptions:
     """Options from one line, `name=raw_abstracts,path=samples/abstracts`; a value may be a YAML list in brackets."""
-    parts = re.split(r",(?![^\[]*\])", text)
+    parts = _split(text)
     if any("=" not in part for part in parts):
         raise ConfigError(f"{text!r} is not of the form name=FORMAT,path=PATH,option=value")
     raw = {key: parse_value(text, value) for key, _, value in (part.partition("=") for part in parts)}

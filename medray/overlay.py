@@ -1,5 +1,7 @@
 """YAML files and `key=value` settings laid over one another, before anything is validated."""
 
+import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -7,37 +9,68 @@ import yaml
 
 from medray.errors import ConfigError
 
+_MOST_BYTES = 256 << 10  # of a file or a value, which takes seconds to read
+_MOST_NODES = 50_000  # keys and values, each counted as often as it is referred to
+
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for position, key in enumerate(keys):
-            if key.value in {earlier.value for earlier in keys[:position]}:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r:.60} is given twice", key.start_mark)
+                keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        raw = _parse(content.decode("utf-8", "strict" if len(content) <= _MOST_BYTES else "replace"), f"{path}:")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path}: cannot be read: {err}") from None
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(err).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping of settings, found {type(raw).__name__}")
     return raw
 
 
 def parse_value(override: str, text: str) -> Any:
+    return _parse(text, f"{override!r:.200}: the value")
+
+
+def _parse(text: str, where: str) -> Any:
+    if len(text.encode("utf-8", "replace")) > _MOST_BYTES:
+        raise ConfigError(f"{where} is longer than {_MOST_BYTES} bytes; settings are not data")
+    loader = _Loader(text)
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {' '.join(str(err).split())}") from None
+        node = loader.get_single_node()
+        num_nodes = 0 if node is None else _count(node, {})
+        if num_nodes <= _MOST_NODES:
+            return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{where} is not valid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+        # Of a value that is none of its type (a date of month 13, !!bool x), PyYAML lets Python's own error through.
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(err).split())}") from None
+    finally:
+        loader.dispose()
+    shown = "keys and values without end" if math.isinf(num_nodes) else f"{num_nodes:.0f} keys and values"
+    raise ConfigError(f"{where} holds {shown} with what its aliases repeat; at most {_MOST_NODES} are read")
+
+
+def _count(node: yaml.Node, known: dict[int, float]) -> float:
+    """Nodes below this one and itself; without end where it is inside itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +100,6 @@ def put(raw: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:
 
 
 def _index(items: list[Any], part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"{where}: {part!r} is not a position in a list of {len(items)} (0 to {len(items) - 1})")
+    if not (part.isdecimal() and len(part) < 10 and int(part) < len(items)):
+        raise ConfigError(f"{where:.200}: {part!r:.60} is not a position in a list of {len(items)} (0 to {len(items) - 1})")
     return int(part)

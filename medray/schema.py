@@ -11,6 +11,7 @@ from medray.redaction import redact
 
 Location = tuple[int | str, ...]
 Model = TypeVar("Model", bound=BaseModel)
+_MOST_SHOWN = 20  # mistakes of a section
 _NUMBERS = (int, float, int | None, float | None, int | tuple[int, int])
 
 
@@ -75,7 +76,8 @@ def validate(model: type[Model], raw: dict[str, Any], *, where: str) -> Model:
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
     found: list[tuple[Location, str]] = []
-    for item in error.errors():
+    items = error.errors()
+    for item in items[:_MOST_SHOWN]:
         # pydantic puts the tried member of a union into the path, such as dict[str,float]; no user wrote that.
         loc: Location = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
         match item["type"]:
@@ -93,6 +95,8 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
                 )
             case _:
                 found.append((loc, f"{item['msg'][0].lower()}{item['msg'][1:]}, found {redact(repr(item['input'])):.80}"))
+    if more := len(items[_MOST_SHOWN:]):
+        found.append(((), f"has {more} mistakes more"))
     return found
 
 

@@ -38,11 +38,14 @@ def _is_reached() -> bool:
     """Whether anything answers there, asked once: without a network huggingface_hub tries for half a minute for each file."""
     if constants.HF_HUB_OFFLINE:
         return False
+    end = time.monotonic() + constants.HF_HUB_ETAG_TIMEOUT  # of all tries together
     for pause_s in (1, 1, 0):
         try:
-            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=max(end - time.monotonic(), 0.1))
             return True
         except (HTTPError, OSError):
+            if time.monotonic() + pause_s >= end:
+                return False
             time.sleep(pause_s)
     return False
 

@@ -5,8 +5,10 @@ import gzip
 import io
 import json
 import random
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medray import review
+from medray import config, overlay, review
 from medray.corpus import pieces, rows, sources
 from medray.corpus.output import encode
 from medray.corpus.rows import Row
@@ -23,7 +25,7 @@ from medray.corpus.sources import Columns
 from medray.data import corrections, csv_text
 from medray.data.base import Example
 from medray.data.formats import delimited, jsonl, pubtator, spans, symptom_table
-from medray.errors import DataError, MedrayError
+from medray.errors import ConfigError, DataError, MedrayError
 from medray.selection import tables
 
 NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
@@ -268,3 +270,83 @@ def test_a_row_that_looks_like_a_formula_is_exported_harmless_and_corrected_by_i
         csv.writer(file).writerows([exported[0], *([row[0], row[2], *row[2:]] for row in exported[1:])])
     corrected = corrections.apply([Example(row_id, "a", ("b",)) for row_id in ids], path, (label,))
     assert [example.labels for example in corrected.examples] == [(label, "b")] * 4
+
+
+# Settings
+
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + number)}: &{chr(98 + number)} [{','.join(['*' + chr(97 + number)] * 10)}]\n" for number in range(8)
+)
+MERGES = "a: &a {k: 1}\n" + "".join(
+    f"{chr(98 + number)}: &{chr(98 + number)} {{<<: [{','.join(['*' + chr(97 + number)] * 10)}]}}\n" for number in range(8)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{LAUGHS}name: *i\n", "keys and values with what its aliases repeat"),
+        (
+            f"{LAUGHS}seed: *i\nname: x\ndata: {{format: {{name: jsonl, path: a, id: *i}}}}\n",
+            "keys and values with what its aliases repeat",
+        ),
+        (f"{MERGES}name: *i\n", "keys and values with what its aliases repeat"),
+        ("a: &a [*a]", "without end"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("".join(f"k{number}: 1\n" for number in range(40_000)), "is longer than 262144 bytes"),
+        ("seed: " + "9" * 5000, "is not valid YAML"),
+        ("seed: 2020-13-45", "is not valid YAML"),
+        ("seed: !!bool x", "is not valid YAML"),
+        ("seed: !!int ''", "is not valid YAML"),
+    ],
+)
+def test_settings_that_would_grow_or_break_the_reader_are_a_sentence(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load([path])
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(ConfigError, match=message):
+        overlay.parse_value("seed=...", content)
+
+
+def test_a_file_without_end_is_no_study() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: is longer than 262144 bytes"):
+        config.load(["/dev/zero"])
+
+
+def test_of_many_unknown_keys_some_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("".join(f"k{number}: 1\n" for number in range(15_000)))
+    with pytest.raises(ConfigError, match=r"has 14985 mistakes more") as caught:
+        config.load([tmp_path / "study.yaml"])
+    assert len(str(caught.value).splitlines()) == 21
+
+
+@pytest.mark.parametrize("at", ["²", "9" * 5000, "99", "-1"])
+def test_a_position_that_a_list_has_not_is_a_sentence(at: str) -> None:
+    with pytest.raises(ConfigError, match="is not a position in a list of 1") as caught:
+        overlay.put({"base_models": [{"source": "a"}]}, f"base_models.{at}.source", "x", where=f"base_models.{at}.source=x")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        asked: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    asked.append(silent.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        script = "from medray.models import hub\nprint(hub._is_reached())"
+        env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_HUB_ETAG_TIMEOUT": "2"}
+        env["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=100, check=True)
+        assert done.stdout.strip() == "False"
+        heads = [each for each in asked if each.recv(4) == b"HEAD"]
+        assert len(heads) == 1
