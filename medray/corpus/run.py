@@ -115,6 +115,8 @@ def prepare(asked: Asked) -> Plan:
     storage_path = asked.storage_path if "://" in asked.storage_path else str(storage.absolute(asked.storage_path))
     asked = replace(asked, output=str(where), storage_path=storage_path)
     store = open_store(asked.output)
+    if not asked.output.startswith("s3://"):  # of a bucket, the check writes into it
+        store.check()
     if store.names("") and not asked.resume:
         raise ConfigError(f"{store.uri}: is there already and is left alone; choose another --output, or go on with it by --resume")
     release = Registry(storage_path).resolve(asked.reference)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medray import config, overlay, review
+from medray import cli, config, overlay, review
 from medray.corpus import pieces, rows, sources
 from medray.corpus.output import encode
 from medray.corpus.rows import Row
@@ -350,3 +350,18 @@ def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
         assert done.stdout.strip() == "False"
         heads = [each for each in asked if each.recv(4) == b"HEAD"]
         assert len(heads) == 1
+
+
+# The command
+
+
+@pytest.mark.parametrize("name", ["afile", "afile.csv", "afile/below"])
+def test_an_output_that_is_a_file_is_refused_and_left_alone(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name.partition("/")[0]).write_text("precious")
+    (tmp_path / "in.csv").write_text("id,text\n1,fever\n")
+    arguments = ["predict", "cancer@best", "--input", str(tmp_path / "in.csv"), "--storage-path", str(tmp_path / "runs")]
+    assert cli.main([*arguments, "--output", str(tmp_path / name)]) == 1
+    said = capsys.readouterr().err
+    assert "is not a folder that can be written to" in said
+    assert len(said.splitlines()) == 1
+    assert (tmp_path / name.partition("/")[0]).read_text() == "precious"
