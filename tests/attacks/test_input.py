@@ -1,5 +1,6 @@
 """What hostile or broken files and settings may cost: bounded memory and time, a sentence with a place, and no row lost uncounted."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,13 @@ from medray.corpus import pieces, rows, sources
 from medray.corpus.output import encode
 from medray.corpus.rows import Row
 from medray.corpus.sources import Columns
-from medray.data import corrections, csv_text
+from medray.data import corrections, csv_text, language, signing
 from medray.data.base import Example
-from medray.data.formats import delimited, jsonl, pubtator, spans, symptom_table
+from medray.data.formats import delimited, jsonl, pubtator, raw_abstracts, spans, symptom_table
 from medray.errors import ConfigError, DataError, MedrayError
 from medray.selection import tables
+from medray.tasks import _lists, _overlap, choice
+from medray.tasks._safety import is_refusal
 
 NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
 COLUMNS = Columns(("text",), "id")
@@ -365,3 +369,96 @@ def test_an_output_that_is_a_file_is_refused_and_left_alone(tmp_path: Path, name
     assert "is not a folder that can be written to" in said
     assert len(said.splitlines()) == 1
     assert (tmp_path / name.partition("/")[0]).read_text() == "precious"
+
+
+# Time in proportion to length
+
+
+def parsed(content: str) -> None:
+    with contextlib.suppress(DataError):
+        raw_abstracts.parse(io.StringIO(content), "a.txt", "a", raw_abstracts.Options(name="raw_abstracts", path="a"))
+
+
+def table(content: str) -> None:
+    for row in csv_text.read_rows(io.StringIO(content, newline=""), ","):
+        csv_text.restore_cell(row.reason)
+
+
+def header(content: str, folder: Path) -> None:
+    (folder / "wide.csv").write_text(content)
+    with pytest.raises(DataError):
+        list(delimited.read(delimited.Options(name="delimited", path=str(folder / "wide.csv"))))
+
+
+def options(content: str, _: Path) -> None:
+    with pytest.raises(ConfigError):
+        config.plugin_options("data.formats", f"name=jsonl,path={content}")
+
+
+def study(content: str, folder: Path) -> None:
+    (folder / "study.yaml").write_text(content[: 200 << 10])
+    overlay.read_yaml(folder / "study.yaml")
+
+
+def different(content: str, folder: Path) -> None:
+    (folder / "rows.jsonl").write_text(content)
+    with pytest.raises(DataError, match="different names"):
+        jsonl.sniff(folder / "rows.jsonl")
+
+
+def alone(run: Callable[[str], Any]) -> Callable[[str, Path], Any]:
+    return lambda content, _: run(content)
+
+
+SCANNERS: dict[str, tuple[Callable[[str, Path], Any], Callable[[int], str]]] = {
+    "id of an abstract": (alone(parsed), lambda n: "<ID:" + " " * n + "x"),
+    "id that closes": (alone(parsed), lambda n: "<ID:" + " x" * (n // 2) + ">"),
+    "keys of an abstract": (alone(parsed), lambda n: "<ID:1>\n" + "Aa b-" * (n // 5) + ": x"),
+    "lines of an abstract": (alone(parsed), lambda n: "<ID:1>\nTitle: a\n" + "A: b\n" * (n // 5)),
+    "quotes": (alone(table), lambda n: '"' * n),
+    "quotes and text": (alone(table), lambda n: 'a,"b"c\n' * (n // 7)),
+    "open quote": (alone(table), lambda n: 'a,b\nc,"' + "d\n" * (n // 2)),
+    "escaped quotes": (alone(table), lambda n: 'a,b\nc,"' + '""' * (n // 2) + "x"),
+    "fields, then an open quote": (alone(table), lambda n: '"a",' * (n // 4) + '"'),
+    "columns": (header, lambda n: "a," * (n // 2)),
+    "rows of different names": (different, lambda n: "".join(f'{{"k{number}": 1}}\n' for number in range(2000 + n // 14))),
+    "apostrophes of a cell": (alone(csv_text.restore_cell), lambda n: "'" * n),
+    "number in a cell": (alone(csv_text.restore_cell), lambda n: "'-" + "1" * n + "x"),
+    "blanks in a cell": (alone(csv_text.restore_cell), lambda n: "'-1" + " " * n + "x"),
+    "commas of options": (options, lambda n: "," * n),
+    "brackets of options": (options, lambda n: "[," * (n // 2)),
+    "keys of settings": (study, lambda n: "".join(f"k{number}: 1\n" for number in range(n // 160))),
+    "language": (alone(language.guess), lambda n: "a b1 " * (n // 5)),
+    "normal form": (alone(signing.normalise), lambda n: "ﷺ" * (n // 18)),
+    "list in quotes": (alone(_lists.read), lambda n: '["' + '" ' * (n // 2)),
+    "list with apostrophes": (alone(_lists.read), lambda n: "['" + "' x" * (n // 3)),
+    "list with escapes": (alone(_lists.read), lambda n: '["' + "\\a" * (n // 2)),
+    "list of words": (alone(_lists.read), lambda n: "[" + "a b " * (n // 4)),
+    "list of objects": (alone(_lists.read), lambda n: "[{" + '"a" ' * (n // 4) + "}"),
+    "brackets": (alone(_lists.read), lambda n: "[" * n),
+    "mention in its text": (alone(lambda text: _lists.ground(text, [_lists.Item("a a-b")], ["x"])), lambda n: "a -" * (n // 3)),
+    "refusal": (alone(is_refusal), lambda n: "i cannot safely " * (n // 16)),
+    "apologies": (alone(is_refusal), lambda n: "sorry. " * (n // 7)),
+    "quoted refusal": (alone(is_refusal), lambda n: '"' + "a" * n),
+    "words": (alone(_overlap.words), lambda n: "a'" * (n // 2)),
+    "label in an answer": (alone(lambda text: choice.extract(text, ["lung cancer"])), lambda n: "lung " * (n // 5)),
+}
+
+
+@pytest.mark.parametrize("name", SCANNERS)
+def test_time_grows_no_faster_than_what_is_read(name: str, tmp_path: Path) -> None:
+    run, make = SCANNERS[name]
+    seconds: list[float] = []
+    for size in (1 << power for power in range(10, 21)):
+        content = make(size)
+        seconds.append(cpu_seconds(run, content, tmp_path))
+        if len(seconds) > 2 and seconds[-3] > 0.01 and seconds[-1] > 9 * seconds[-3]:
+            # Four times as long takes four times as much; sixteen times would be quadratic.
+            least = min(seconds[-1], *(cpu_seconds(run, content, tmp_path) for _ in range(2)))
+            assert least < 9 * seconds[-3], f"{size} characters: {least:.3f} s, a quarter of them {seconds[-3]:.3f} s"
+
+
+def cpu_seconds(run: Callable[[str, Path], Any], content: str, folder: Path) -> float:
+    start = time.thread_time()
+    run(content, folder)
+    return time.thread_time() - start
