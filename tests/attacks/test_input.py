@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from medray.corpus.sources import Columns
 from medray.data import corrections, csv_text, language, signing
 from medray.data.base import Example
 from medray.data.formats import delimited, jsonl, pubtator, raw_abstracts, spans, symptom_table
+from medray.data.formats import tables as tables_format
 from medray.errors import ConfigError, DataError, MedrayError
 from medray.selection import tables
 from medray.tasks import _lists, _overlap, choice
@@ -157,6 +159,24 @@ def test_a_packed_file_that_is_damaged_is_a_sentence(tmp_path: Path) -> None:
 def test_a_line_without_end_is_refused_in_study_data() -> None:
     with pytest.raises(DataError, match=r"/dev/zero:1: the line is longer than 16777216 bytes"):
         list(jsonl.read(jsonl.Options(name="jsonl", path="/dev/zero")))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_text_that_a_table_keeps_once_is_not_in_memory_for_every_row(tmp_path: Path, ending: str) -> None:
+    path, text = tmp_path / f"rows.{ending}", "a" * 3_000_000
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), [text])})
+    if ending == "parquet":
+        pq.write_table(table, path, compression="zstd")
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+            file.write_table(table)
+    tracemalloc.start()
+    options = tables_format.Options(name="tables", path=str(path), label=None)
+    num_rows = sum(len(example.text) == len(text) for example in tables_format.read(options))
+    peak = tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory()
+    tracemalloc.stop()
+    assert num_rows == 500
+    assert peak < 1_000_000_000  # all at once, they would be 1.5 GB as texts alone
 
 
 # What messages repeat
@@ -454,7 +474,8 @@ def test_time_grows_no_faster_than_what_is_read(name: str, tmp_path: Path) -> No
         seconds.append(cpu_seconds(run, content, tmp_path))
         if len(seconds) > 2 and seconds[-3] > 0.01 and seconds[-1] > 9 * seconds[-3]:
             # Four times as long takes four times as much; sixteen times would be quadratic.
-            least = min(seconds[-1], *(cpu_seconds(run, content, tmp_path) for _ in range(2)))
+            again = range(2 if seconds[-1] < 2 else 0)  # a neighbour may have taken the caches
+            least = min([seconds[-1], *(cpu_seconds(run, content, tmp_path) for _ in again)])
             assert least < 9 * seconds[-3], f"{size} characters: {least:.3f} s, a quarter of them {seconds[-3]:.3f} s"
 
 

@@ -6,6 +6,7 @@ Labels that `datasets` stores as numbers get their names back. The split of a ro
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from medray.errors import DataError
 
 _ENDINGS = (".parquet", ".arrow")
 BATCH = 1024
+_TEXTS = 64  # rows that become texts together: one of many megabytes may stand in each and be kept once in the file
 Row = dict[str, Any]
 
 
@@ -131,7 +133,8 @@ def rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], where: str) -> It
     """With the names of classes that the schema tells."""
     names = _class_names(schema)
     for batch in batches:
-        for row in batch.to_pylist():
+        parts = (batch.slice(start, _TEXTS) for start in range(0, batch.num_rows, _TEXTS))
+        for row in chain.from_iterable(part.to_pylist() for part in parts):
             yield {name: _named(value, names[name], where) if name in names else _plain(value) for name, value in row.items()}
 
 
@@ -139,7 +142,7 @@ def _batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.ParquetFile(path)
-            return table.schema_arrow, table.iter_batches(BATCH, use_threads=False)
+            return table.schema_arrow, table.iter_batches(_TEXTS, use_threads=False)
         source = pa.memory_map(str(path))
         try:
             file = pa.ipc.open_file(source)
