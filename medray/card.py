@@ -1,5 +1,8 @@
 """The model card of a release, in the Hub's format: every figure names its split."""
 
+import html
+import re
+
 import yaml
 
 from medray import facts
@@ -8,6 +11,12 @@ from medray.facts import DISCLAIMER, Facts, shown
 from medray.records import ReleaseRecord
 
 _PIPELINES = {"tagging": "token-classification", "extraction": "text-generation"}  # the Hub's names
+
+_MARKS = (  # of Markdown: anywhere in a line, and at its start
+    re.compile(r"()([\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"),
+    re.compile(r"^(\s*)([#+=-])", re.MULTILINE),
+    re.compile(r"^(\s*\d+)([.)])", re.MULTILINE),
+)
 
 
 def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
@@ -18,29 +27,47 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
         "base_model": told.base,
         "tags": ["medray", "biomedical", "merged" if merged else "lora"],
     }
-    note = f" ({told.note})" if told.note else ""
+    note = f" ({_line(told.note)})" if told.note else ""
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False).strip(),
         "---",
         f"# {record.name}, version {record.version}",
         "",
-        f"{told.task} by {told.base}{note} with {told.method}." + (f" Labels: {', '.join(told.labels)}." if told.labels else ""),
+        f"{told.task} by {_line(told.base)}{note} with {told.method}."
+        + (f" Labels: {', '.join(map(_line, told.labels))}." if told.labels else ""),
         "",
         DISCLAIMER,
         "",
         *_figures(told),
-        *(line for sentence in told.behaviour for line in ("", sentence)),
+        *(line for sentence in told.behaviour for line in ("", _line(sentence))),
         "",
         "## Where it comes from",
         "",
-        *(f"- {name}: {value}" for name, value in told.origin),
+        *(f"- {name}: {_line(value)}" for name, value in told.origin),
     ]
     if record.task_options:
-        lines += ["", "## Otherwise than in training", "", *(f"- task.{name}: {value}" for name, value in record.task_options.items())]
+        lines += [
+            "",
+            "## Otherwise than in training",
+            "",
+            *(f"- task.{_line(name)}: {_line(value)}" for name, value in record.task_options.items()),
+        ]
     if record.notes:
-        lines += ["", "## Notes", "", record.notes]
+        lines += ["", "## Notes", "", _text(record.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _text(value: object) -> str:
+    """Words of others as words: no HTML, link, table or heading comes of them."""
+    text = html.escape(str(value), quote=False)
+    for mark in _MARKS:
+        text = mark.sub(r"\1\\\2", text)
+    return text
+
+
+def _line(value: object) -> str:
+    return _text(" ".join(str(value).split()))
 
 
 def _figures(told: Facts) -> list[str]:
@@ -51,7 +78,7 @@ def _figures(told: Facts) -> list[str]:
         "| --- | ---: |" + (" ---: |" if has_test else ""),
     ]
     for figure in told.figures:
-        lines.append(f"| {figure.metric} | {shown(figure.validation)} |" + (f" {shown(figure.test)} |" if has_test else ""))
+        lines.append(f"| {_line(figure.metric)} | {shown(figure.validation)} |" + (f" {shown(figure.test)} |" if has_test else ""))
     if told.merge:
-        lines += ["", f"Validation {told.merge.metric} in 4 bits {told.merge.unmerged:.4f}, merged {told.merge.merged:.4f}."]
+        lines += ["", f"Validation {_line(told.merge.metric)} in 4 bits {told.merge.unmerged:.4f}, merged {told.merge.merged:.4f}."]
     return lines
