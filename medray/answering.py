@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from medray.data.base import Example
 from medray.errors import ConfigError
-from medray.records import AS_IT_IS, CalibrationRecord
+from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
 from medray.sections import CalibrationConfig
 from medray.selection import calibration, examination
 from medray.selection.analysis import SplitAnalysis
 from medray.selection.examination import Scored
 from medray.selection.slices import Slicer
 from medray.selection.statistics import LabelAnswers
-from medray.tasks.base import Prediction, Task
+from medray.tasks.base import Choosing, Prediction, Task
 
 
 def calibrated(task: Task, record: CalibrationRecord, predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -36,6 +36,15 @@ def calibrated(task: Task, record: CalibrationRecord, predictions: Sequence[Pred
             predictions, found.probabilities.tolist(), found.confidence.tolist(), found.abstained.tolist(), strict=True
         )
     ]
+
+
+def probed(task: Task, record: CalibrationRecord, outputs: Sequence[Sequence[float]]) -> ProbeRecord:
+    """What a release answers to its checkpoint's probe; labels alone where its answers are texts or mentions."""
+    labels = task.labels or tuple(task.state().get("kinds", ()))
+    if not isinstance(task, Choosing):
+        return ProbeRecord(labels=labels)
+    rows = calibrated(task, record, task.read_probe(np.array(outputs, dtype=np.float64).reshape(-1, len(labels))))
+    return ProbeRecord(labels=labels, answers=tuple(row.labels for row in rows), probabilities=tuple(row.probabilities for row in rows))
 
 
 def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], asked: CalibrationConfig) -> CalibrationRecord:

@@ -3,22 +3,19 @@
 The manifest is written last and never changed: a folder without one is not a checkpoint.
 """
 
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from medray import storage
 from medray.config import ModelConfig, TrainConfig
 from medray.errors import ArtifactError
-from medray.schema import Section
+from medray.schema import Section, parse, validate
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -72,10 +69,11 @@ class Manifest(Section):
     git_commit: str | None
     probe: Probe
     files: dict[str, str] = {}
+    sizes: dict[str, int] = {}  # bytes of each file, known before one is read; none in a manifest of an earlier medray
 
     @property
     def model(self) -> ModelConfig:
-        return ModelConfig.model_validate(self.trial["model"])
+        return validate(ModelConfig, self.trial.get("model") or {}, where=f"{MANIFEST}: trial.model")
 
     @property
     def token_budget(self) -> int:
@@ -91,50 +89,68 @@ def save(folder: Path, fill: Callable[[Path], None], manifest: Manifest) -> Mani
     """Let `fill` write the files, hash what it wrote, and only then write the manifest."""
     with storage.new_folder(folder) as filling:
         fill(filling)
-        complete = manifest.model_copy(update={"files": storage.hash_folder(filling)})
+        complete = manifest.model_copy(update={"files": storage.hash_folder(filling), "sizes": storage.plain_sizes(filling)})
         storage.write(filling / MANIFEST, complete.model_dump_json(indent=1).encode())
     return complete
 
 
 def read(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        raw = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ArtifactError(f"{folder}: not a checkpoint, it has no {MANIFEST}") from None
-    except ValueError as err:
-        raise ArtifactError(f"{path}: not valid JSON: {err}") from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{path}: schema version {version!r} was written by another medray; this one reads {SCHEMA_VERSION}")
-    try:
-        return Manifest.model_validate(raw)
-    except ValidationError as err:
-        first = err.errors()[0]
-        raise ArtifactError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return parse_manifest(_raw(folder), where=str(folder / MANIFEST))
+
+
+def parse_manifest(raw: bytes, *, where: str) -> Manifest:
+    return parse(Manifest, raw, where=where, version=SCHEMA_VERSION)
 
 
 def content_id(folder: Path) -> str:
     """What names a whole checkpoint: the hash of its manifest, which holds the hash of every other file."""
+    return storage.hash_bytes(_raw(folder))
+
+
+def _raw(folder: Path) -> bytes:
     try:
-        return storage.hash_file(folder / MANIFEST)
-    except FileNotFoundError:
+        return storage.read_plain(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder}: not a checkpoint, it has no {MANIFEST}") from None
 
 
 def verify(folder: Path, *, expected: str | None = None) -> Manifest:
-    """The manifest, after every file was compared with its hash, and the manifest with the content id that is expected."""
-    found_id = content_id(folder)
-    if expected not in (None, found_id):
-        raise ArtifactError(f"{folder}: {MANIFEST} was changed: its hash is {found_id[:12]}, expected {str(expected)[:12]}")
-    manifest = read(folder)
+    """The manifest, after every file was compared with its hash, and the manifest with the content id that is expected.
+
+    Names and sizes are compared first: nothing is read that the manifest does not bound.
+    """
+    raw = _raw(folder)
+    manifest = check_manifest(raw, folder, expected)
+    check_names(manifest, storage.plain_sizes(folder), folder)
     found = storage.hash_folder(folder, leave_out=[MANIFEST])
-    wrong = [f"{name} is missing" for name in sorted(manifest.files.keys() - found.keys())]
-    wrong += [f"{name} is not in the manifest" for name in sorted(found.keys() - manifest.files.keys())]
-    wrong += [f"{name} was changed" for name in sorted(found.keys() & manifest.files.keys()) if found[name] != manifest.files[name]]
-    if wrong:
-        raise ArtifactError(f"{folder}: not what its manifest says: {'; '.join(wrong)}")
+    check_hashes(manifest, found, folder)
     return manifest
+
+
+def check_manifest(raw: bytes, where: Path | str, expected: str | None) -> Manifest:
+    """The manifest whose bytes have the content id that is expected."""
+    found = storage.hash_bytes(raw)
+    if expected not in (None, found):
+        raise ArtifactError(f"{where}: {MANIFEST} was changed: its hash is {found[:12]}, expected {str(expected)[:12]}")
+    return parse_manifest(raw, where=f"{where}/{MANIFEST}")
+
+
+def check_names(manifest: Manifest, sizes: Mapping[str, int], where: Path | str) -> None:
+    """That the files of a listing are those of the manifest, each of its size."""
+    names = sizes.keys() - {MANIFEST}
+    wrong = [f"{name} is missing" for name in sorted(manifest.files.keys() - names)]
+    wrong += [f"{name} is not in the manifest" for name in sorted(names - manifest.files.keys())]
+    wrong += [f"{name} was changed" for name in sorted(names) if sizes[name] != manifest.sizes.get(name, sizes[name])]
+    _refuse(wrong, where)
+
+
+def check_hashes(manifest: Manifest, hashes: Mapping[str, str], where: Path | str) -> None:
+    _refuse([f"{name} was changed" for name, wanted in sorted(manifest.files.items()) if hashes.get(name) != wanted], where)
+
+
+def _refuse(wrong: list[str], where: Path | str) -> None:
+    if wrong:
+        raise ArtifactError(f"{where}: not what its manifest says: {'; '.join(wrong)}; `medray verify --repair` says what mends it")
 
 
 @cache

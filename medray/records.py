@@ -1,6 +1,6 @@
 """What is stored of a trial and of a release. A release's records are written once and never changed."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,11 @@ from medray.schema import Section
 MERGE_LIMIT = 0.005  # of F1: what a merge may move it by
 INT8_LIMIT = 0.005  # of F1: what 8 bits may lose
 HISTORY = "history.json"  # in a trial's folder: every evaluation so far
+# What becomes a path is checked here, where it is parsed.
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # sha256
+Name = Annotated[str, Field(pattern=NAME)]
+Version = Annotated[int, Field(ge=1, lt=10**9)]
 
 
 class TestRecord(Section):
@@ -50,7 +55,7 @@ class AbstentionRecord(Section):
 class CalibrationRecord(Section):
     """Fitted on validation rows, and obeyed wherever a release answers. As it is by default, it changes nothing."""
 
-    temperature: float = Field(1.0, gt=0)  # divides the logarithms of the probabilities
+    temperature: float = Field(1.0, ge=0.01, le=100)  # wider than any fit looks; divides the logarithms of the probabilities
     abstention: AbstentionRecord | None = None
     num_rows: int = 0  # that it was fitted on
 
@@ -88,13 +93,21 @@ class SliceRecord(Section):
     is_below: bool
 
 
+class ProbeRecord(Section):
+    """What a release answers to its checkpoint's probe, calibrated: another record or manifest gives other labels or probabilities."""
+
+    labels: tuple[str, ...]  # or kinds of mentions, in the order of the outputs
+    answers: tuple[tuple[str, ...], ...] = ()  # per text; of tasks whose answers are labels
+    probabilities: tuple[tuple[float, ...], ...] = ()
+
+
 class ReleaseRecord(Section):
     """What is stored for a version, once and for all."""
 
     schema_version: Literal[1] = 1
-    name: str
-    version: int
-    content_id: str  # sha256 of the checkpoint's manifest, which holds the hash of every other file
+    name: Name
+    version: Version
+    content_id: Hash  # sha256 of the checkpoint's manifest, which holds the hash of every other file
     created: str
     test: TestRecord | None = None
     merge: MergeRecord | None = None
@@ -102,12 +115,14 @@ class ReleaseRecord(Section):
     int8: Int8Record | None = None  # None where it was not measured: it is not served in 8 bits then
     notes: str = ""
     task_options: dict[str, Any] = Field({}, description="of the task, in place of those that it was trained with")
+    probe: ProbeRecord | None = None  # None where an earlier medray published it
 
 
 class Move(Section):
     """An alias was pointed at a version."""
 
-    version: int
+    version: Version
+    record: Hash | None = None  # of the version's record as it was then; None where an earlier medray wrote it
     time: str
     by: str
 

@@ -5,39 +5,56 @@ writer. So nothing is overwritten, and two publishers cannot corrupt each other.
 """
 
 import getpass
-import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+import numpy as np
 
-from medray import card, checkpoint, storage
+from medray import answering, card, checkpoint, storage
 from medray.checkpoint import Manifest
 from medray.engines.transformers import Precision
 from medray.errors import ArtifactError, ConfigError, allowed
 from medray.loading import Loaded, in_8_bits, load
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import export_merged
-from medray.records import AS_IT_IS, MERGE_LIMIT, CalibrationRecord, Int8Record, MergeRecord, Move, ReleaseRecord, TestRecord
-from medray.schema import validate
+from medray.records import (
+    AS_IT_IS,
+    MERGE_LIMIT,
+    NAME,
+    CalibrationRecord,
+    Int8Record,
+    MergeRecord,
+    Move,
+    ProbeRecord,
+    ReleaseRecord,
+    TestRecord,
+)
+from medray.schema import parse, validate
 from medray.store import open_store
-from medray.tasks.base import Task, restore
+from medray.tasks.base import Task, restore, task_options
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NAME = re.compile(NAME)
 _NO_OPTIONS: Mapping[str, Any] = {}
-_BY_VERSION = re.compile(r"(\d+)\.json")
+_NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
+_PROBE_TOLERANCE = 1e-6  # of a calibrated probability, computed from the same outputs
 
 
 @dataclass(frozen=True)
 class Release:
     registry: "Registry"
     record: ReleaseRecord
+    raw: bytes = field(repr=False)  # the record as it is stored
+
+    @property
+    def digest(self) -> str:
+        """What an alias is bound to."""
+        return storage.hash_bytes(self.raw)
 
     @property
     def reference(self) -> str:
@@ -54,20 +71,72 @@ class Release:
         return folder
 
     def verify(self) -> None:
-        """Recompute the hash of every file, where it is kept; what differs is named."""
-        checkpoint.verify(self.folder(anew=True))
+        """Recompute the hash of every file, where it is kept, and compare labels and calibration with the record; what differs is named."""
+        self.check_probe(checkpoint.verify(self.folder(anew=True), expected=self.record.content_id))
+
+    def check_aliases(self) -> list[str]:
+        """That no alias was pointed at another record of this version. Returns a sentence for each thing that nothing vouches for."""
+        name, notes = self.record.name, []
+        if self.record.probe is None:
+            notes.append(
+                f"{self.reference}: its probe holds no labels and calibration, as an earlier version published it; publish it again"
+            )
+        for alias in self.registry.alias_names(name):
+            try:
+                move = self.registry.newest(name, alias)
+            except ArtifactError as err:  # another alias may stand elsewhere, and is no fault of this version
+                notes.append(str(err))
+                continue
+            if move.version != self.record.version:
+                continue
+            self._check_digest(move.record, f"{name}@{alias}")
+            if move.record is None:
+                notes.append(
+                    f"{name}@{alias}: is not bound to the record of {self.reference}, as an earlier version wrote it;"
+                    f" point the alias again to bind it (`medray promote {self.reference} {alias} --no-wait`)"
+                )
+        return notes
+
+    def mend(self, folder: Path) -> None:
+        """Put files that were damaged or lost back from a checkpoint of the same content."""
+        self.registry.store.put_folder(f"checkpoints/{self.record.content_id}", folder)
+
+    def _check_digest(self, digest: str | None, where: str) -> None:
+        if digest not in (None, self.digest):
+            raise ArtifactError(
+                f"{where}: the record of {self.reference} was changed after the alias was pointed at it; put the record back,"
+                " or point the alias again if the change is yours"
+            )
+
+    def check_probe(self, manifest: Manifest) -> None:
+        """That labels and calibrated probabilities for the probe are those of the record. The probe itself is proven by a load."""
+        wanted = self.record.probe
+        if wanted is None:
+            return
+        found = _probed(self.reference, self.task(manifest), self.record.calibration, manifest)
+        if found.labels != wanted.labels:
+            raise ArtifactError(
+                f"{self.reference}: has labels {', '.join(found.labels)[:80]}, its record says {', '.join(wanted.labels)[:80]}; publish it again"
+            )
+        ours, theirs = np.array(found.probabilities), np.array(wanted.probabilities)
+        if found.answers != wanted.answers or ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=_PROBE_TOLERANCE):
+            raise ArtifactError(f"{self.reference}: calibrated, it answers its probe otherwise than its record says; publish it again")
 
     def load(self, *, precision: Precision | None = None, **options: Any) -> Loaded:
         """Task, engine and calibration; hashes, base weights and probe are compared first. In 8 bits where `precision` is int8."""
         if precision not in (None, *get_args(Precision)):
             raise ConfigError(f"{self.reference}: there is no precision {precision!r}; {allowed(str(precision), get_args(Precision))}")
         loaded = load(self.folder(), precision=None if precision == "int8" else precision, **options)
+        self.check_probe(loaded.manifest)
         loaded = replace(loaded, task=self.task(loaded.manifest), calibration=self.record.calibration)
         return in_8_bits(loaded, self.record.int8) if precision == "int8" else loaded
 
     def task(self, manifest: Manifest) -> Task:
         """As it was trained, but for the options that this version has otherwise."""
-        return restore({**manifest.task.options, **self.record.task_options}, manifest.task.state)
+        trained = restore(manifest.task.options, manifest.task.state)
+        for option in self.record.task_options:
+            _check_changeable(self.reference, trained, option)
+        return restore({**manifest.task.options, **self.record.task_options}, manifest.task.state) if self.record.task_options else trained
 
     def serves_merged(self) -> bool:
         """Whether the merged model may answer in its place: exact without 4 bits, and with them where it was measured to be."""
@@ -124,11 +193,13 @@ class Registry:
         """Store a checkpoint (a folder or URI) and claim the next version of a name for it."""
         _check_name("release", name)
         folder = storage.fetch(str(place))
-        checkpoint.verify(folder)
+        manifest = checkpoint.verify(folder)
         content_id = checkpoint.content_id(folder)
+        task = restore({**manifest.task.options, **task_options}, manifest.task.state)
+        probe = _probed(str(place), task, calibration, manifest)
         self.store.put_folder(f"checkpoints/{content_id}", folder)
         while True:
-            version = max(self.versions(name), default=0) + 1
+            version = _next(self.versions(name), f"{self.store.uri}/releases/{name}")
             created = datetime.now(UTC).isoformat(timespec="seconds")
             record = ReleaseRecord(
                 name=name,
@@ -141,21 +212,21 @@ class Registry:
                 int8=int8,
                 notes=notes,
                 task_options=dict(task_options),
+                probe=probe,
             )
-            if self.store.create(f"releases/{name}/{version}.json", record.model_dump_json(indent=1).encode()):
-                return Release(self, record)
+            raw = record.model_dump_json(indent=1).encode()
+            if self.store.create(f"releases/{name}/{version}.json", raw):
+                return Release(self, record, raw)
 
     def change(self, reference: str, changes: Mapping[str, Any], *, name: str | None = None, notes: str = "") -> Release:
         """The same checkpoint as a new version, with other options of its task. Figures were measured without them and stay behind."""
         held = self.resolve(reference)
         folder = held.folder()
         manifest = checkpoint.read(folder)
-        options = held.task(manifest).options
+        task = held.task(manifest)
+        options = task.options
         for option in changes:
-            if option not in options.CHANGEABLE:
-                raise ConfigError(
-                    f"{held.reference}: task {options.name!r} trains with its {option!r}; {allowed(option, options.CHANGEABLE)}"
-                )
+            _check_changeable(held.reference, task, option)
         kept = {**held.record.task_options, **changes}
         validate(type(options), {**manifest.task.options, **kept}, where=held.reference)
         return self.publish(
@@ -176,60 +247,116 @@ class Registry:
         return next((release for release in same if release.record.int8 or not with_int8), None)
 
     def names(self) -> list[str]:
-        return self.store.names("releases")
+        return [name for name in self.store.names("releases") if _NAME.fullmatch(name)]
 
     def versions(self, name: str) -> list[int]:
-        found = (_BY_VERSION.fullmatch(entry) for entry in self.store.names(f"releases/{name}"))
-        return sorted(int(match.group(1)) for match in found if match)
+        return self._numbers(f"releases/{name}")
+
+    def _numbers(self, prefix: str) -> list[int]:
+        matches = (_NUMBERED.fullmatch(entry) for entry in self.store.names(prefix))
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def alias_names(self, name: str) -> list[str]:
+        """Aliases that were pointed at a version; a folder without a move is what is left of a process that was killed."""
+        prefix = f"releases/{name}/aliases"
+        return [alias for alias in self.store.names(prefix) if _NAME.fullmatch(alias) and self._numbers(f"{prefix}/{alias}")]
 
     def aliases(self, name: str) -> dict[str, int]:
-        return {alias: self.history(name, alias)[-1].version for alias in self.store.names(f"releases/{name}/aliases")}
+        return {alias: self.newest(name, alias).version for alias in self.alias_names(name)}
+
+    def newest(self, name: str, alias: str) -> Move:
+        """The move that says where an alias stands."""
+        numbers = self.move_numbers(name, alias)
+        if not numbers:
+            raise ArtifactError(
+                f"{_short(name)}@{_short(alias)}: {name!r} has no alias {_short(alias)!r}; {allowed(alias[:80], self.alias_names(name))}"
+            )
+        return self.move(name, alias, numbers[-1])
+
+    def move_numbers(self, name: str, alias: str) -> list[int]:
+        return self._numbers(f"releases/{name}/aliases/{alias}") if _NAME.fullmatch(alias) else []
+
+    def move(self, name: str, alias: str, number: int) -> Move:
+        place = f"releases/{name}/aliases/{alias}/{number}.json"
+        return parse(Move, self.store.read(place), where=f"{self.store.uri}/{place}")
 
     def history(self, name: str, alias: str) -> list[Move]:
         """Every move of an alias, oldest first."""
-        prefix = f"releases/{name}/aliases/{alias}"
-        numbers = sorted(int(match.group(1)) for entry in self.store.names(prefix) if (match := _BY_VERSION.fullmatch(entry)))
-        return [Move.model_validate_json(self.store.read(f"{prefix}/{number}.json")) for number in numbers]
+        return [self.move(name, alias, number) for number in self.move_numbers(name, alias)]
 
-    def point(self, name: str, alias: str, version: int) -> Move:
-        """Point an alias at a version; its earlier moves stay as its history."""
+    def point(self, name: str, alias: str, version: int, *, digest: str | None = None) -> Move:
+        """Point an alias at a version and its record, of which a digest may be expected; its earlier moves stay as its history."""
         _check_name("alias", alias)
         if alias.isdigit():
             raise ConfigError(f"alias {alias!r} would be read as a version; an alias holds a letter")
-        self.resolve(f"{name}@{version}")
-        move = Move(version=version, time=datetime.now(UTC).isoformat(timespec="seconds"), by=getpass.getuser())
+        release = self.resolve(f"{name}@{version}", digest=digest)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        move = Move(version=version, record=release.digest, time=time, by=getpass.getuser())
         while True:
-            number = len(self.history(name, alias)) + 1
+            number = _next(self.move_numbers(name, alias), f"{self.store.uri}/releases/{name}/aliases/{alias}")
             if self.store.create(f"releases/{name}/aliases/{alias}/{number}.json", move.model_dump_json().encode()):
                 return move
 
-    def resolve(self, reference: str) -> Release:
-        """`name@version`, `name@alias`, or a bare name for its latest version."""
+    def resolve(self, reference: str, *, digest: str | None = None) -> Release:
+        """`name@version`, `name@alias`, or a bare name for its latest version. Its record has the digest that is expected, or that its alias is bound to."""
         name, _, which = reference.partition("@")
         _check_name("release", name)
         versions = self.versions(name)
         if not versions:
-            raise ArtifactError(f"{reference}: {self.store.uri} has no release {name!r}; {allowed(name, self.names())}")
+            raise ArtifactError(f"{_short(reference)}: {self.store.uri} has no release {name!r}; {allowed(name, self.names())}")
         if not which:
             version = versions[-1]
-        elif which.isdigit():
-            version = int(which)
+        elif is_version(which):
+            version = int(which[:12])
         else:
-            aliases = self.aliases(name)
-            if which not in aliases:
-                raise ArtifactError(f"{reference}: {name!r} has no alias {which!r}; {allowed(which, aliases)}")
-            version = aliases[which]
+            move = self.newest(name, which)
+            version, digest = move.version, move.record
         if version not in versions:
-            raise ArtifactError(f"{reference}: {name!r} has versions {', '.join(map(str, versions))}")
+            raise ArtifactError(f"{_short(reference)}: {name!r} has versions {', '.join(map(str, versions[-20:]))}")
+        release = self.read(name, version)
+        release._check_digest(digest, _short(reference))
+        return release
+
+    def read(self, name: str, version: int) -> Release:
+        """The release that a record describes, which says of itself where it is."""
         raw = self.store.read(f"releases/{name}/{version}.json")
-        try:
-            return Release(self, ReleaseRecord.model_validate(json.loads(raw)))
-        except (ValueError, ValidationError) as err:
-            raise ArtifactError(f"{name}@{version}: its record cannot be read: {str(err).splitlines()[0]}") from None
+        record = parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")
+        if (record.name, record.version) != (name, version):
+            raise ArtifactError(f"{name}@{version}: its record is that of {record.name}@{record.version}; put the record back")
+        return Release(self, record, raw)
+
+
+def is_version(which: str) -> bool:
+    """Whether a reference names a version by its number, and no alias."""
+    return which.isascii() and which.isdigit()
+
+
+def _next(numbers: list[int], where: str) -> int:
+    number = max(numbers, default=0) + 1
+    if number >= 10**9:
+        raise ArtifactError(f"{where}: {number - 1}.json leaves no next number; move this file away")
+    return number
+
+
+def _probed(where: str, task: Task, calibration: CalibrationRecord, manifest: Manifest) -> ProbeRecord:
+    try:
+        return answering.probed(task, calibration, manifest.probe.outputs)
+    except ValueError as err:
+        raise ArtifactError(f"{where}: its probe does not fit its labels ({err}); publish another checkpoint") from None
+
+
+def _check_changeable(where: str, task: Task, option: str) -> None:
+    changeable = task_options(task.options).CHANGEABLE
+    if option not in changeable:
+        raise ConfigError(f"{where}: task {task.options.name!r} trains with its {option!r}; {allowed(option, changeable)}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _check_name(what: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{what} {name!r} is not a name: lower-case letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
+            f"{what} {_short(name)!r} is not a name: lower-case letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
         )

@@ -1,12 +1,13 @@
 """Sections of a configuration: frozen, closed to unknown keys, and wrong input answered by where, what and what is allowed."""
 
+import json
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from medray import plugins
-from medray.errors import ConfigError, allowed
+from medray.errors import ArtifactError, ConfigError, allowed
 from medray.redaction import redact
 
 Location = tuple[int | str, ...]
@@ -72,6 +73,23 @@ def validate(model: type[Model], raw: dict[str, Any], *, where: str) -> Model:
     except ValidationError as err:
         lines = [f"{'.'.join(map(str, loc)) or 'top level'}: {message}" for loc, message in _problems(err, model)]
         raise ConfigError(f"{where}: " + "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])) from None
+
+
+def parse(model: type[Model], raw: bytes, *, where: str, version: int | None = None) -> Model:
+    """A stored file as its model; whatever is wrong with its bytes is one sentence that names the file."""
+    try:
+        content = json.loads(raw)
+        if version is not None and (written := content.get("schema_version") if isinstance(content, dict) else None) != version:
+            raise ArtifactError(f"{where}: schema version {str(written)[:40]} was written by another medray; this one reads {version}")
+        return model.model_validate(content)
+    except ValidationError as err:
+        first = err.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc'])) or 'top level'}: {first['msg']}"
+    except RecursionError:
+        reason = "not valid JSON: it is too deep"
+    except ValueError as err:  # of JSON, of its encoding, or of a number with thousands of digits
+        reason = f"not valid JSON: {str(err).splitlines()[0]}"
+    raise ArtifactError(f"{where}: cannot be read: {reason[:200]}; `medray verify --repair` says what mends it")
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from medray.errors import ArtifactError, DiskFullError
 
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
+LARGEST_JSON = 64 << 20  # bytes of a manifest, a record or a move
 
 
 def default_cache() -> Path:
@@ -39,6 +42,10 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def hash_text(parts: Iterable[str]) -> str:
     """One hash of several texts in order; no two different sequences give the same bytes."""
     digest = hashlib.sha256()
@@ -50,6 +57,55 @@ def hash_text(parts: Iterable[str]) -> str:
 
 def files(folder: Path) -> Iterator[Path]:
     yield from sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def read_plain(path: Path, limit: int = LARGEST_JSON) -> bytes:
+    """The bytes of a plain file: a link, a pipe, a device and a file above the limit are refused unread."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise ArtifactError(f"{path}: is not a plain file; put the file itself there")
+            if info.st_size > limit:
+                raise ArtifactError(f"{path}: has {info.st_size} bytes, at most {limit} are read; put the file itself there")
+            return file.read(limit)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as err:
+        what = "is a link" if err.errno == errno.ELOOP else f"cannot be read: {err.strerror}"
+        raise ArtifactError(f"{path}: {what}; put a plain file there that this user may read") from None
+
+
+def plain_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file, by its path inside the folder. A link, a pipe or a device is refused by its name."""
+    sizes: dict[str, int] = {}
+    for at, below, names in os.walk(folder):
+        for name in [*below, *names]:
+            path = Path(at, name)
+            info = path.lstat()
+            if stat.S_ISREG(info.st_mode):
+                sizes[path.relative_to(folder).as_posix()] = info.st_size
+            elif not stat.S_ISDIR(info.st_mode):
+                kind = "a link" if stat.S_ISLNK(info.st_mode) else "neither a file nor a folder"
+                raise ArtifactError(f"{path}: is {kind}; put the file itself there")
+    return sizes
+
+
+def mirror(source: Path, target: Path) -> None:
+    """Make a folder hold the source's files and nothing else. Each file is replaced in one step, so readers see an old or a new one."""
+    wanted = {path.relative_to(source) for path in files(source)}
+    folders = {above for path in wanted for above in path.parents}
+    for path in sorted(target.rglob("*"), reverse=True):
+        inside = path.relative_to(target)
+        if path.is_dir() and not path.is_symlink():
+            if inside not in folders:
+                shutil.rmtree(path)
+        elif inside not in wanted or not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+    for inside in sorted(wanted):
+        place = target / inside
+        if not place.is_file() or hash_file(place) != hash_file(source / inside):
+            write(place, (source / inside).read_bytes())
 
 
 def hash_folder(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, str]:
@@ -78,8 +134,9 @@ def create(path: Path, content: bytes) -> bool:
 @contextmanager
 def _beside(path: Path, content: bytes) -> Iterator[Path]:
     """The content on disk under a name of its own, gone when the block ends unless it was moved."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with _allowed(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     written = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -93,10 +150,22 @@ def _beside(path: Path, content: bytes) -> Iterator[Path]:
 
 
 @contextmanager
+def _allowed(path: Path) -> Iterator[None]:
+    """A place that this user may not write to is one sentence."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in _LOCKED:
+            raise
+        raise ArtifactError(f"{path}: cannot be written: {err.strerror}; choose a place that this user may write to") from None
+
+
+@contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that appears under its name only when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    filling = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    with _allowed(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        filling = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         os.chmod(filling, 0o755)
         yield filling

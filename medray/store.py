@@ -1,12 +1,18 @@
 """Named objects that are written whole, never half, and can be claimed by exactly one writer."""
 
+import logging
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Protocol
 
-from medray import storage
+from medray import checkpoint, storage
 from medray.errors import ArtifactError, ConfigError
 from medray.store_s3 import S3Store
+
+log = logging.getLogger(__name__)
+_HALF_WRITTEN_S = 3600  # a younger file may be one that a process is writing
 
 
 class Store(Protocol):
@@ -22,12 +28,18 @@ class Store(Protocol):
         """Names of what lies directly below a prefix, without it."""
         ...
 
+    def remove(self, name: str) -> None: ...
+
+    def leftovers(self) -> list[str]:
+        """What processes that were killed left half written: it is in nobody's way."""
+        ...
+
     def check(self) -> None:
         """Raise what would keep a release from being written here, before hours go by."""
         ...
 
     def put_folder(self, name: str, folder: Path) -> None:
-        """Copy a checkpoint under a name that ends in its content id, so that who comes second finds the same."""
+        """Copy a checkpoint under a name that ends in its content id. A copy that is there already is compared, and mended where it differs."""
         ...
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
@@ -50,7 +62,7 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         try:
-            return (self.root / name).read_bytes()
+            return storage.read_plain(self.root / name)
         except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(f"{self.root / name}: there is no such object") from None
 
@@ -61,6 +73,20 @@ class LocalStore:
         folder = self.root / prefix
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
+    def remove(self, name: str) -> None:
+        path = self.root / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def leftovers(self) -> list[str]:
+        hidden = [path for part in ("checkpoints", "releases") for path in (self.root / part).rglob(".*")]
+        folders = [path for path in self.root.glob("releases/*/aliases/*") if path.is_dir()]
+        empty = [path for path in folders if all(inside.name.startswith(".") for inside in path.iterdir())]
+        before = time.time() - _HALF_WRITTEN_S
+        return sorted(path.relative_to(self.root).as_posix() for path in {*hidden, *empty} if path.lstat().st_mtime < before)
+
     def check(self) -> None:
         folder = self.root
         while not folder.exists():
@@ -70,7 +96,15 @@ class LocalStore:
 
     def put_folder(self, name: str, folder: Path) -> None:
         target = self.root / name
-        if not target.is_dir():
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+        if target.is_dir():
+            try:
+                checkpoint.verify(target, expected=target.name)
+            except ArtifactError as err:
+                log.warning("%s; it is mended from %s", err, folder)
+                storage.mirror(folder, target)
+        else:
             with storage.new_folder(target) as filling:
                 for path in storage.files(folder):
                     copy = filling / path.relative_to(folder)

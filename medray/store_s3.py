@@ -3,6 +3,7 @@
 Endpoint, region and credentials are boto3's own: AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and the others.
 """
 
+import logging
 import shutil
 import time
 import uuid
@@ -15,6 +16,7 @@ from typing import Any
 from medray import checkpoint, storage
 from medray.errors import ArtifactError, ConfigError
 
+log = logging.getLogger(__name__)
 _NUM_THREADS = 8
 _MARK = ".medray"
 _NUM_TRIES = 5  # of a conditional PUT that met another one under way
@@ -35,7 +37,10 @@ class S3Store:
     def read(self, name: str) -> bytes:
         with self._explained():
             try:
-                content: bytes = self._client.get_object(Bucket=self.bucket, Key=self.root + name)["Body"].read()
+                found = self._client.get_object(Bucket=self.bucket, Key=self.root + name)
+                if found["ContentLength"] > storage.LARGEST_JSON:
+                    raise ArtifactError(f"{self.uri}/{name}: has {found['ContentLength']} bytes, at most {storage.LARGEST_JSON} are read")
+                content: bytes = found["Body"].read()
             except self._client.exceptions.NoSuchKey:
                 raise ArtifactError(f"{self.uri}/{name}: there is no such object") from None
         return content
@@ -68,6 +73,13 @@ class S3Store:
             found = {key[len(below) :].rstrip("/") for page in pages for key in _keys(page)}
         return sorted(found - {""})  # a console's "folder" is an empty object under the prefix itself
 
+    def remove(self, name: str) -> None:
+        with self._explained():
+            self._client.delete_object(Bucket=self.bucket, Key=self.root + name)
+
+    def leftovers(self) -> list[str]:
+        return []  # an object is there whole or not at all
+
     def check(self) -> None:
         """One small object is written, once and for all, and cannot be written again: as versions are claimed."""
         self.names("releases")
@@ -79,12 +91,20 @@ class S3Store:
 
     def put_folder(self, name: str, folder: Path) -> None:
         """The manifest goes last: a folder without one is not there yet, and is put again."""
+        manifest = folder / checkpoint.MANIFEST
         if checkpoint.MANIFEST in self.names(name):
-            return
-        paths = [path for path in storage.files(folder) if path != folder / checkpoint.MANIFEST]
+            try:
+                self.get_folder(name, anew=True)
+                return
+            except ArtifactError as err:
+                log.warning("%s; it is mended from %s", err, folder)
+            self._upload(manifest, f"{name}/{checkpoint.MANIFEST}")
+        paths = [path for path in storage.files(folder) if path != manifest]
         with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
             list(pool.map(lambda path: self._upload(path, f"{name}/{path.relative_to(folder).as_posix()}"), paths))
-        self.create(f"{name}/{checkpoint.MANIFEST}", (folder / checkpoint.MANIFEST).read_bytes())
+        self.create(f"{name}/{checkpoint.MANIFEST}", manifest.read_bytes())
+        for more in self._listed(name).keys() - {path.relative_to(folder).as_posix() for path in storage.files(folder)}:
+            self.remove(f"{name}/{more}")
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
         """A copy in the cache, which holds nothing that is not whole and what its content id says."""
@@ -92,23 +112,36 @@ class S3Store:
         if anew or not target.is_dir():
             with storage.new_folder(target) as filling:
                 self._download(name, filling)
-                try:
-                    checkpoint.verify(filling, expected=Path(name).name)
-                except ArtifactError as err:
-                    raise ArtifactError(str(err).replace(str(filling), f"{self.uri}/{name}")) from None
+                if target.is_dir():  # it may have been damaged since it was made
+                    storage.mirror(filling, target)
         return target
 
     def _download(self, name: str, folder: Path) -> None:
+        """The manifest first, which bounds the rest: no byte of a file that it does not name, or of another size, is fetched."""
+        where = f"{self.uri}/{name}"
+        sizes = self._listed(name)
+        if not sizes:
+            raise ArtifactError(f"{where}: there is no such folder")
+        if checkpoint.MANIFEST not in sizes:
+            raise ArtifactError(f"{where}: not a checkpoint, it has no {checkpoint.MANIFEST}")
+        raw = self.read(f"{name}/{checkpoint.MANIFEST}")
+        manifest = checkpoint.check_manifest(raw, where, Path(name).name)
+        checkpoint.check_names(manifest, sizes, where)
+        with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
+            list(pool.map(lambda file: self._fetch(f"{self.root}{name}/{file}", folder / file), manifest.files))
+        (folder / checkpoint.MANIFEST).write_bytes(raw)
+        checkpoint.check_hashes(manifest, storage.hash_folder(folder), where)
+
+    def _listed(self, name: str) -> dict[str, int]:
+        """Bytes of every object below a name."""
         below = f"{self.root}{name}/"
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below)
-        with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
-            keys = [key for page in pages for key in _keys(page) if not key.endswith("/")]
-            if not keys:
-                raise ArtifactError(f"{self.uri}/{name}: there is no such folder")
-            for key in keys:
-                if not (folder / key[len(below) :]).resolve().is_relative_to(folder.resolve()):
-                    raise ArtifactError(f"{self.uri}: the object {key!r} would be written outside its folder")
-            list(pool.map(lambda key: self._fetch(key, folder / key[len(below) :]), keys))
+        with self._explained():
+            sizes = {entry["Key"][len(below) :]: entry["Size"] for page in pages for entry in page.get("Contents", ())}
+        for inside in sizes:
+            if inside.startswith("/") or ".." in Path(inside).parts:
+                raise ArtifactError(f"{self.uri}: the object {below + inside!r} would be written outside its folder")
+        return {inside: size for inside, size in sizes.items() if not inside.endswith("/") and inside}
 
     def _upload(self, path: Path, name: str) -> None:
         from boto3.s3.transfer import TransferConfig

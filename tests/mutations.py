@@ -118,16 +118,23 @@ MUTATIONS = (
     Mutation(
         "a released file that was changed is not noticed",
         "medray/checkpoint.py",
-        "if found[name] != manifest.files[name]]",
+        "if hashes.get(name) != wanted]",
         "if False]",
         "tests/test_registry.py tests/test_checkpoint.py",
     ),
     Mutation(
         "an alias is ignored",
         "medray/registry.py",
-        "            version = aliases[which]",
+        "            version, digest = move.version, move.record",
         "            version = versions[-1]",
         "tests/test_registry.py",
+    ),
+    Mutation(
+        "a record that was changed behind its alias is loaded",
+        "medray/registry.py",
+        "        if digest not in (None, self.digest):",
+        "        if False:",
+        "tests/attacks/test_store.py",
     ),
     Mutation(
         "4-bit layers are left as bitsandbytes makes them",

@@ -128,7 +128,7 @@ def test_a_write_whose_answer_was_lost_and_that_was_repeated_still_counts_as_our
     assert not S3Store(uri).create("1.json", b"same")
 
 
-def test_a_folder_without_its_manifest_is_put_again_and_one_with_it_is_left_alone(folder: Path, uri: str) -> None:
+def test_a_folder_without_its_manifest_is_put_again_and_a_damaged_one_is_mended(folder: Path, uri: str) -> None:
     registry = Registry(uri)
     store = registry.store
     assert isinstance(store, S3Store)
@@ -137,8 +137,10 @@ def test_a_folder_without_its_manifest_is_put_again_and_one_with_it_is_left_alon
     release = registry.publish(folder, "cancer")
     release.verify()
     _put(store, f"{name}/metrics.json", b"{}")
+    _put(store, f"{name}/more.json", b"{}")
     registry.publish(folder, "cancer")
-    assert store.read(f"{name}/metrics.json") == b"{}"
+    assert store.read(f"{name}/metrics.json") == (folder / "metrics.json").read_bytes()
+    assert "more.json" not in store.names(name)
 
 
 def test_the_manifest_is_written_when_every_other_file_is_there(folder: Path, uri: str) -> None:
@@ -179,7 +181,7 @@ def test_what_was_changed_in_the_bucket_is_named_and_does_not_reach_the_cache(fo
 @pytest.mark.parametrize("key", ["../../../escaped", "//escaped", "inner/../../escaped"])
 def test_an_object_cannot_be_written_outside_its_folder(uri: str, tmp_path: Path, key: str) -> None:
     store = S3Store(uri)
-    listed = {"Contents": [{"Key": f"{store.root}checkpoints/x/{key}"}]}
+    listed = {"Contents": [{"Key": f"{store.root}checkpoints/x/{key}", "Size": 1}]}
 
     class Paginator:
         def paginate(self, **request: Any) -> list[dict[str, Any]]:

@@ -1,11 +1,13 @@
 """Commands about releases: publish, list, verify, export."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medray.cli.arguments import SHOWN, Reference, Storage
+from medray.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from medray.registry import Registry, Release
@@ -42,7 +44,6 @@ def publish(
 ) -> None:
     """Publish a study's winner, a checkpoint, or a base model without training, as the next version of a release."""
     from medray import config, foreign
-    from medray.errors import ConfigError
     from medray.registry import Registry
     from medray.tuning import winners
 
@@ -74,7 +75,7 @@ def publish(
 
 
 def _int8_mode(asked: str | None, place: str, *, is_other: bool) -> "Int8Mode":
-    from medray.errors import ConfigError, allowed
+    from medray.errors import allowed
     from medray.sections import INT8_MODES, PublishConfig
 
     if asked is not None and (is_other or place.endswith((".yaml", ".yml"))):
@@ -112,7 +113,7 @@ def _point(registry: "Registry", release: "Release", alias: str | None) -> None:
 
     record = release.record
     if alias:
-        registry.point(record.name, alias, record.version)
+        registry.point(record.name, alias, record.version, digest=release.digest)
     print(f"{release.reference}" + (f" is {record.name}@{alias}" if alias else ""))
     if record.int8:
         print(facts.in_8_bits(record.int8))
@@ -137,33 +138,93 @@ def releases(storage_path: Storage = "runs") -> None:
     from medray.registry import Registry
 
     registry = Registry(storage_path)
-    for name in registry.names():
-        aliases = registry.aliases(name)
-        for version in registry.versions(name):
-            record = registry.resolve(f"{name}@{version}").record
-            called = "".join(f" @{alias}" for alias, at in sorted(aliases.items()) if at == version)
-            figures = (
-                "  ".join(f"test {metric} {value:.4f}" for metric, value in record.test.metrics.items() if metric in SHOWN)
-                if record.test
-                else ""
-            )
-            print(f"{name}@{version}{called}  {record.created}  {record.content_id[:12]}  {figures}".rstrip())
+    wrong = [mistake for name in registry.names() for mistake in _list(registry, name)]
+    for mistake in wrong:
+        print(f"medray: {mistake}", file=sys.stderr)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _list(registry: "Registry", name: str) -> list[str]:
+    """Print the versions of a release; return a sentence for each file that cannot be read."""
+    wrong, aliases = [], {}
+    for alias in registry.alias_names(name):
+        try:
+            aliases[alias] = registry.newest(name, alias).version
+        except ArtifactError as err:
+            wrong.append(str(err))
+    for version in registry.versions(name):
+        try:
+            record = registry.read(name, version).record
+        except ArtifactError as err:
+            wrong.append(str(err))
+            continue
+        called = "".join(f" @{alias}" for alias, at in sorted(aliases.items()) if at == version)
+        figures = (
+            "  ".join(f"test {metric} {value:.4f}" for metric, value in record.test.metrics.items() if metric in SHOWN)
+            if record.test
+            else ""
+        )
+        print(f"{name}@{version}{called}  {record.created}  {record.content_id[:12]}  {figures}".rstrip())
+    return wrong
 
 
 @app.command()
-def verify(reference: Reference, storage_path: Storage = "runs") -> None:
-    """Recompute every hash of a release, and have it answer its probe."""
-    from medray.models import int8
+def verify(
+    reference: Annotated[
+        str | None, typer.Argument(help="name@version, name@alias, or a name for its latest version; none with --repair")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="look at the whole storage path, and print what would be mended and how")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="with --repair: mend it")] = False,
+    storage_path: Storage = "runs",
+) -> None:
+    """Recompute every hash of a release, and have it answer its probe; or find what is broken in a storage path."""
     from medray.registry import Registry
 
-    release = Registry(storage_path).resolve(reference)
+    registry = Registry(storage_path)
+    if repair:
+        if reference:
+            raise ConfigError("--repair looks at the whole storage path; drop NAME@VERSION")
+        _repair(registry, yes)
+        return
+    if reference is None or yes:
+        raise ConfigError("NAME@VERSION is missing" if reference is None else "--yes goes with --repair; drop one of them")
+    release = registry.resolve(reference)
+    notes = release.check_aliases()
     release.verify()
+    _load(release)
+    for note in notes:
+        print(f"note: {note}")
+
+
+def _load(release: "Release") -> None:
+    from medray.models import int8
+
     release.load()
     also = ""
     if release.record.int8 and release.record.int8.is_faithful and int8.is_supported():
         release.load(precision="int8")
         also = ", in 8 bits too"
     print(f"{release.reference}: every file is what its manifest says, and the model answers its probe{also}")
+
+
+def _repair(registry: "Registry", yes: bool) -> None:
+    from medray import repair
+
+    findings = list(repair.examine(registry))
+    for finding in findings:
+        if yes and finding.mend:
+            finding.mend()
+        print(f"{finding.where}: {finding.what}; {'done: ' if yes and finding.mend else ''}{finding.remedy}")
+    open_ones = [finding for finding in findings if finding.is_broken and not (yes and finding.mend)]
+    if not findings:
+        print(f"{registry.store.uri}: nothing is broken")
+    if open_ones:
+        if not yes and any(finding.mend for finding in findings):
+            print("nothing was changed: `medray verify --repair --yes` mends what can be mended")
+        raise typer.Exit(1)
 
 
 @app.command()

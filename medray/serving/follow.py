@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from medray.errors import ArtifactError
 from medray.records import Move
-from medray.registry import Registry, Release
+from medray.registry import Registry, Release, is_version
 
 log = logging.getLogger(__name__)
 Model = TypeVar("Model")
@@ -72,22 +72,26 @@ class Follower(Generic[Model]):
         try:
             return wanted, self.open_release(wanted)
         except Exception as err:
-            for version in self._earlier(wanted):
-                earlier = self.registry.resolve(f"{wanted.record.name}@{version}")
+            for version, digest in self._earlier(wanted).items():
+                reference = f"{wanted.record.name}@{version}"
                 try:
+                    earlier = self.registry.resolve(reference, digest=digest)
                     model = self.open_release(earlier)
                 except Exception as again:
-                    log.warning("%s: %s cannot be loaded either: %s", self.reference, earlier.reference, again)
+                    log.warning("%s: %s cannot be loaded either: %s", self.reference, reference, again)
                     continue
                 self._failed(wanted.record.version, err)
                 return earlier, model
             raise ArtifactError(f"{self.reference}: {wanted.reference} cannot be loaded: {err}") from err
 
-    def _earlier(self, wanted: Release) -> list[int]:
+    def _earlier(self, wanted: Release) -> dict[int, str | None]:
+        """Versions that the alias stood on, latest first, each with its record's digest."""
         name, _, which = self.reference.partition("@")
-        if not which or which.isdigit():
-            return []
-        return [version for version in reversed(standing(self.registry.history(name, which))) if version != wanted.record.version]
+        if not which or is_version(which):
+            return {}
+        moves = self.registry.history(name, which)
+        digests = {move.version: move.record for move in moves}
+        return {version: digests[version] for version in reversed(standing(moves)) if version != wanted.record.version}
 
     def _failed(self, version: int | None, err: Exception) -> None:
         self.error, self.error_version, self._failed_at = f"{type(err).__name__}: {err}", version, time.monotonic()

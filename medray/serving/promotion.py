@@ -12,14 +12,14 @@ from medray.serving.follow import standing
 _LOOK_S = 0.5
 
 
-def promote(registry: Registry, reference: str, alias: str, client: Client | None, *, timeout_s: float) -> str:
+def promote(registry: Registry, reference: str, alias: str, client: Client | None, *, timeout_s: float, digest: str | None = None) -> str:
     """Point `alias` at the version of a `reference`; without a client nobody is waited for. Returns what is live now."""
-    release = registry.resolve(reference)
+    release = registry.resolve(reference, digest=digest)
     name, version = release.record.name, release.record.version
     release.verify()  # a file that is not what it was published as is found before anybody is asked to load it
     if client is not None:
         _follower(client, name, alias)
-    registry.point(name, alias, version)
+    registry.point(name, alias, version, digest=release.digest)
     if client is not None:
         _wait(client, f"{name}@{alias}", version, timeout_s)
     return release.reference
@@ -27,10 +27,12 @@ def promote(registry: Registry, reference: str, alias: str, client: Client | Non
 
 def rollback(registry: Registry, name: str, alias: str, client: Client | None, *, timeout_s: float) -> str:
     """Point an alias at the version it stood on before the current one; asked again, one further back."""
-    before = standing(registry.history(name, alias))[:-1]
+    moves = registry.history(name, alias)
+    before = standing(moves)[:-1]
     if not before:
         raise ConfigError(f"{name}@{alias}: there is no earlier version to go back to")
-    return promote(registry, f"{name}@{before[-1]}", alias, client, timeout_s=timeout_s)
+    digest = {move.version: move.record for move in moves}[before[-1]]
+    return promote(registry, f"{name}@{before[-1]}", alias, client, timeout_s=timeout_s, digest=digest)
 
 
 def _follower(client: Client, name: str, alias: str) -> dict[str, Any]:

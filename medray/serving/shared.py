@@ -21,7 +21,7 @@ from medray.serving.chat import Chat
 from medray.serving.groups import Adapter, Group, adapter_of, refused_by_vllm
 from medray.serving.relay import Relay
 from medray.serving.schemas import AppOptions
-from medray.tasks.base import Chatting, Task, restore
+from medray.tasks.base import Chatting, Task
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
@@ -52,7 +52,8 @@ class Shared:
             raise ServingError(f"{release.reference}: is not for the vLLM engine that {self.group.references[0]} has: {refusal}")
         folder = release.folder()
         manifest = checkpoint.verify(folder)
-        task = restore(manifest.task.options, manifest.task.state)
+        release.check_probe(manifest)
+        task = release.task(manifest)
         assert isinstance(task, Chatting), "what does not talk was refused"
         tokenizer = load_tokenizer(folder / "tokenizer")
         with self._lock:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from medray import plugins
 from medray.data.base import Encoded, Example, Mention, Message
-from medray.schema import PluginOptions
+from medray.errors import ArtifactError
+from medray.schema import PluginOptions, validate
 from medray.selection.metrics import Metrics
 from medray.selection.statistics import Answers
 
@@ -170,6 +171,15 @@ class Chatting(Protocol):
     def outcome(self, text: str) -> Outcome: ...
 
 
+@runtime_checkable
+class Choosing(Protocol):
+    """A task whose `probe` says how likely each label is has this besides."""
+
+    def read_probe(self, outputs: npt.NDArray[np.float64]) -> list[Prediction]:
+        """The answers that outputs of `probe` stand for, before calibration."""
+        ...
+
+
 def needs_of(options: PluginOptions) -> Needs:
     return options.NEEDS if isinstance(options, TaskOptions) else "head"
 
@@ -182,6 +192,13 @@ def fit(options: PluginOptions, examples: Sequence[Example], train: Sequence[Exa
 
 def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
     """The task as a manifest describes it."""
-    module = plugins.find("tasks", str(options["name"]))
-    task: Task = module.Task.restore(module.Options.model_validate(options), state)
+    name = str(options.get("name"))
+    module = plugins.find("tasks", name)
+    parsed = validate(module.Options, dict(options), where=f"task {name}")
+    try:
+        task: Task = module.Task.restore(parsed, state)
+    except (KeyError, TypeError, ValueError) as err:
+        raise ArtifactError(
+            f"task {name}: its state cannot be restored ({type(err).__name__} {err}); publish the checkpoint again"
+        ) from None
     return task

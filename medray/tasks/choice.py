@@ -152,14 +152,16 @@ class Task:
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if self.options.decoding == "generate":
             return self._generated(engine, examples)
-        scores = self._scores(engine, examples)
-        probabilities = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
-        found = [Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, probabilities, strict=True)]
-        return self.decide(found)
+        answers = self.read_probe(self._scores(engine, examples))
+        return [replace(answer, row_id=example.id) for example, answer in zip(examples, answers, strict=True)]
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """Scores whatever the decoding: a generated answer would hide small differences."""
         return self._scores(engine, examples)
+
+    def read_probe(self, outputs: Floats) -> list[Prediction]:
+        probabilities = np.exp(outputs - np.logaddexp.reduce(outputs, axis=1, keepdims=True))
+        return self.decide([Prediction(str(row), (), tuple(one.tolist())) for row, one in enumerate(probabilities)])
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
         return self

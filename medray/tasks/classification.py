@@ -181,6 +181,9 @@ class Task:
         rows = {row.row_id: row for row in reversed(self.encode(examples, engine.tokenizer))}
         return engine.logits([rows[example.id].tokens for example in examples]).astype(np.float64)
 
+    def read_probe(self, outputs: Floats) -> list[Prediction]:
+        return self.decide([Prediction(str(row), (), tuple(one.tolist())) for row, one in enumerate(self._probabilities(outputs))])
+
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:

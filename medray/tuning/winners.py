@@ -109,6 +109,7 @@ def _publish(
         test = test.model_copy(update={"answered": None})  # its threshold was not tried on test rows
     merge = leaderboard.merge_of(entry, board.metric)
     if held := registry.find(name, folder, calibration, with_int8=int8 == "always"):
+        held.mend(folder)
         return held
     found_int8 = eight_bits.measured(
         int8,

@@ -39,7 +39,7 @@ def registry(tmp_path: Path) -> Registry:
     """Five versions as the registry keeps them, without the checkpoints that a loader would read."""
     registry = Registry(str(tmp_path))
     for version in range(1, 6):
-        record = f'{{"name": "cancer", "version": {version}, "content_id": "c{version}", "created": ""}}'
+        record = f'{{"name": "cancer", "version": {version}, "content_id": "{version:064x}", "created": ""}}'
         registry.store.create(f"releases/cancer/{version}.json", record.encode())
     registry.point("cancer", "best", 1)
     return registry
@@ -141,6 +141,6 @@ def test_a_pinned_version_has_no_other_to_fall_back_to_and_a_bare_name_follows_t
         follow(registry, loader, "cancer@4")
     following = follow(registry, loader, "cancer")
     assert following.model == "model 5"
-    registry.store.create("releases/cancer/6.json", b'{"name": "cancer", "version": 6, "content_id": "c6", "created": ""}')
+    registry.store.create("releases/cancer/6.json", f'{{"name": "cancer", "version": 6, "content_id": "{6:064x}", "created": ""}}'.encode())
     following.step()
     assert following.model == "model 6"

@@ -98,7 +98,7 @@ def test_a_merge_that_was_not_measured_is_not_served_and_its_export_says_so(
 
 
 def test_a_release_of_before_there_were_merge_records_still_reads() -> None:
-    assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "", "created": ""}).merge is None
+    assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "0" * 64, "created": ""}).merge is None
 
 
 @pytest.mark.ray

@@ -121,7 +121,15 @@ def test_8_bits_may_cost_half_a_point_of_f1_and_gain_any(in_8_bits: float, is_fa
 
 
 def test_a_release_of_before_8_bits_still_reads() -> None:
-    assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "", "created": ""}).int8 is None
+    assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "0" * 64, "created": ""}).int8 is None
+
+
+def test_a_winner_that_is_published_again_keeps_its_version_and_what_was_lost_of_it_is_put_back(run: Run, tmp_path: Path) -> None:
+    registry, place = Registry(str(tmp_path)), str(run.folder)
+    release = winners.publish(registry, place, "cancer", int8="never")
+    (release.folder() / "adapter_model.safetensors").unlink()
+    assert winners.publish(registry, place, "cancer", int8="never").record.version == 1
+    release.verify()
 
 
 @needs_dot_products
