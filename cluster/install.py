@@ -29,7 +29,7 @@ PASSED_ON = {
 }
 PLACES = ("index-url", "extra-index-url", "find-links")
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("train", "serve", "qlora", "deepspeed", "s3", "plots", "dev")
+EXTRAS = ("train", "serve", "qlora", "deepspeed", "s3", "sign", "plots", "dev")
 HEAD = "# One set for everything: training, serving, tests, and vLLM's CPU build. Renewed by `make constraints`; torch is installed first."
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from medray import answering, card, checkpoint, storage
+from medray import answering, card, checkpoint, signatures, storage
 from medray.checkpoint import Manifest
 from medray.engines.transformers import Precision
 from medray.errors import ArtifactError, ConfigError, allowed
@@ -121,6 +121,15 @@ class Release:
         ours, theirs = np.array(found.probabilities), np.array(wanted.probabilities)
         if found.answers != wanted.answers or ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=_PROBE_TOLERANCE):
             raise ArtifactError(f"{self.reference}: calibrated, it answers its probe otherwise than its record says; publish it again")
+
+    def check_signature(self, public_key: Path) -> None:
+        """That the record, which names every file by its hash, was signed by the holder of the key."""
+        key, name = signatures.read_key(public_key), self.registry.signature_name(self, signatures.key_id(public_key))
+        if Path(name).name not in self.registry.store.names(f"releases/{self.record.name}"):
+            raise ArtifactError(
+                f"{self.reference}: is not signed by the key of {public_key}; sign it (`medray publish ... --sign PRIVATE_KEY`)"
+            )
+        signatures.check(self.raw, self.registry.store.read(name), key, where=self.reference)
 
     def load(self, *, precision: Precision | None = None, **options: Any) -> Loaded:
         """Task, engine and calibration; hashes, base weights and probe are compared first. In 8 bits where `precision` is int8."""
@@ -245,6 +254,22 @@ class Registry:
         found = (self.resolve(f"{name}@{version}") for version in self.versions(name))
         same = (release for release in found if (release.record.content_id, release.record.calibration) == (wanted, calibration))
         return next((release for release in same if release.record.int8 or not with_int8), None)
+
+    def sign(self, release: Release, private_key: Path) -> None:
+        """Put a signature of the release's record beside it, one for each key."""
+        signature = signatures.sign(release.raw, private_key)
+        name = self.signature_name(release, signature.key_id)
+        if self.store.create(name, signature.bundle):
+            return
+        try:
+            signatures.check(release.raw, self.store.read(name), signature.public_key, where=release.reference)
+        except ArtifactError as err:
+            log.warning("%s; it is signed anew", err)
+            self.store.remove(name)
+            self.store.create(name, signature.bundle)
+
+    def signature_name(self, release: Release, key_id: str) -> str:
+        return f"releases/{release.record.name}/{release.record.version}.{key_id}.sig"
 
     def names(self) -> list[str]:
         return [name for name in self.store.names("releases") if _NAME.fullmatch(name)]

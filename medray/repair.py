@@ -40,7 +40,7 @@ def examine(registry: Registry) -> Iterator[Finding]:
                 yield Finding(f"{store.uri}/releases/{name}/{version}.json", _reason(err), remedy)
         content_ids |= {release.record.content_id: release.reference for release in releases.values()}
         for entry in store.names(f"releases/{name}"):
-            if entry != "aliases" and not entry.endswith(".json"):
+            if entry != "aliases" and not entry.endswith((".json", ".sig")):
                 yield _stray(f"{store.uri}/releases/{name}/{entry}")
         for alias in store.names(f"releases/{name}/aliases"):
             yield from _of_alias(registry, name, alias, releases)

@@ -1,5 +1,6 @@
 """What several commands take: configurations, a release, the storage that holds it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,9 @@ Configs = Annotated[
     list[str], typer.Argument(help="YAML files, later ones over earlier ones, then key=value settings such as train.epochs=3")
 ]
 TokenFile = Annotated[str | None, typer.Option(help="file that holds the token to ask with")]
+RequireSignature = Annotated[
+    Path | None, typer.Option(help="public key (PEM): a release that its holder did not sign is refused; extra `sign`")
+]
 SHOWN = ("f1_binary", "f1_macro", "accuracy", "accuracy_subset", "log_loss")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medray.cli.arguments import SHOWN, Reference, Storage
+from medray.cli.arguments import SHOWN, Reference, RequireSignature, Storage
 from medray.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from medray.sections import Int8Mode
 
 app = typer.Typer()
+Sign = Annotated[
+    Path | None,
+    typer.Option(help="sign the version with this elliptic-curve private key (PEM), before any alias points at it; extra `sign`"),
+]
 
 
 @app.command()
@@ -40,6 +44,7 @@ def publish(
         str | None, typer.Option(help="of a release that answers in words: a new version with this system prompt, untrained")
     ] = None,
     system_file: Annotated[str | None, typer.Option(help="the same, read from a file")] = None,
+    sign: Sign = None,
     storage_path: Storage = "runs",
 ) -> None:
     """Publish a study's winner, a checkpoint, or a base model without training, as the next version of a release."""
@@ -58,7 +63,7 @@ def publish(
     if system is not None:
         if base or abstain_precision is not None:
             raise ConfigError("--system goes with a release (NAME@VERSION), and neither with --base nor with --abstain-precision")
-        _point(registry, registry.change(place, {"system": system}, name=name, notes=notes), alias)
+        _point(registry, registry.change(place, {"system": system}, name=name, notes=notes), alias, sign)
         return
     if name is None:
         raise ConfigError("NAME is missing: what the release is called")
@@ -71,7 +76,7 @@ def publish(
         release = foreign.publish_untuned(registry, config.load([place]), base, name, notes=notes)
     else:
         release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision, int8=mode)
-    _point(registry, release, alias)
+    _point(registry, release, alias, sign)
 
 
 def _int8_mode(asked: str | None, place: str, *, is_other: bool) -> "Int8Mode":
@@ -97,6 +102,7 @@ def import_(
     ],
     alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
     notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
+    sign: Sign = None,
     storage_path: Storage = "runs",
 ) -> None:
     """Publish an adapter that was trained elsewhere, once its base, task and labels are named."""
@@ -105,16 +111,18 @@ def import_(
 
     registry = Registry(storage_path)
     release = foreign.publish_adapter(registry, Path(folder), name, foreign.ImportConfig.load(settings), notes=notes)
-    _point(registry, release, alias)
+    _point(registry, release, alias, sign)
 
 
-def _point(registry: "Registry", release: "Release", alias: str | None) -> None:
+def _point(registry: "Registry", release: "Release", alias: str | None, sign: Path | None = None) -> None:
     from medray import facts
 
     record = release.record
+    if sign:
+        registry.sign(release, sign)
     if alias:
         registry.point(record.name, alias, record.version, digest=release.digest)
-    print(f"{release.reference}" + (f" is {record.name}@{alias}" if alias else ""))
+    print(f"{release.reference}" + (f" is {record.name}@{alias}" if alias else "") + (", signed" if sign else ""))
     if record.int8:
         print(facts.in_8_bits(record.int8))
     from medray.engines import vllm
@@ -174,6 +182,7 @@ def verify(
     reference: Annotated[
         str | None, typer.Argument(help="name@version, name@alias, or a name for its latest version; none with --repair")
     ] = None,
+    require_signature: RequireSignature = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="look at the whole storage path, and print what would be mended and how")
     ] = False,
@@ -185,13 +194,15 @@ def verify(
 
     registry = Registry(storage_path)
     if repair:
-        if reference:
-            raise ConfigError("--repair looks at the whole storage path; drop NAME@VERSION")
+        if reference or require_signature:
+            raise ConfigError("--repair looks at the whole storage path; drop NAME@VERSION and --require-signature")
         _repair(registry, yes)
         return
     if reference is None or yes:
         raise ConfigError("NAME@VERSION is missing" if reference is None else "--yes goes with --repair; drop one of them")
     release = registry.resolve(reference)
+    if require_signature:
+        release.check_signature(require_signature)
     notes = release.check_aliases()
     release.verify()
     _load(release)

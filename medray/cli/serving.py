@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medray.cli.arguments import Reference, Storage, TokenFile, read_token
+from medray.cli.arguments import Reference, RequireSignature, Storage, TokenFile, read_token
 from medray.client import Client
 from medray.errors import ConfigError
 
@@ -36,6 +36,7 @@ def serve(
         int | None, typer.Option(help="of each release; one for each CPU that is its share, 8 at most, where not given")
     ] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs and threads of a replica; its share where not given")] = None,
+    require_signature: RequireSignature = None,
     storage_path: Storage = "runs",
 ) -> None:
     """Serve releases over HTTP until Ctrl-C, on an embedded Ray where there is none."""
@@ -57,6 +58,7 @@ def serve(
         "tokens_file": os.path.abspath(tokens) if tokens else None,
         "hosts": names or [],
         "open_to_all": open_to_all,
+        "require_signature": str(require_signature.absolute()) if require_signature else None,
     }
     options = validate(AppOptions, raw, where="medray serve")
     from medray.serving import local, routes

@@ -1,6 +1,7 @@
 """The Serve application: one ingress, a deployment per release, or per engine that several share. `build` is what Serve's YAML names as `import_path`."""
 
 import logging
+from pathlib import Path
 
 from ray import serve
 from ray.serve.schema import LoggingConfig
@@ -18,6 +19,9 @@ QUIET = LoggingConfig(enable_access_log=False)  # the audit line says it once, a
 def build(options: AppOptions) -> serve.Application:
     """What `serve run`, `serve deploy` and `medray serve` start. A wrong reference is refused here already."""
     registry = Registry(options.storage_path)
+    if options.require_signature:
+        for reference in options.releases:
+            registry.resolve(reference).check_signature(Path(options.require_signature))
     found = groups(registry, options)
     for group in found:
         log.info("%s: answered by %s%s", ", ".join(group.references), group.engine, ", sharing its base" if group.is_shared else "")

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -68,6 +69,8 @@ class HeadReplica:
             follower.start()
 
     def _open(self, reference: str, release: Release) -> Head | Chat:
+        if self.options.require_signature:
+            release.check_signature(Path(self.options.require_signature))
         head = self.shared.open(release) if self.shared else open_head(release, self.options, self.compute, device=self.device)
         self.gauge.set(head.version, {"model": reference})
         if isinstance(head, Head):

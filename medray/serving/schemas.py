@@ -64,6 +64,10 @@ class AppOptions(Section):
     follow_s: float = Field(2.0, gt=0, description="how often a replica looks where its alias points")
     retry_s: float = Field(60.0, gt=0, description="how long a release that failed to load is left alone")
     tokens_file: str | None = Field(None, description="a SHA-256 in hexadecimal per line: the tokens that may ask")
+    require_signature: str | None = Field(
+        None,
+        description="a public key (PEM): a version that its holder did not sign is never switched to, and the one before still answers",
+    )
     mask_identifiers: bool = Field(
         False, description="e-mail, telephone, record numbers, dates and names behind a title are masked before a model reads a text"
     )
