@@ -122,16 +122,15 @@ def verify(folder: Path, *, expected: str | None = None) -> Manifest:
     raw = _raw(folder)
     manifest = check_manifest(raw, folder, expected)
     check_names(manifest, storage.plain_sizes(folder), folder)
-    found = storage.hash_folder(folder, leave_out=[MANIFEST])
-    check_hashes(manifest, found, folder)
+    check_hashes(manifest, storage.hash_folder(folder, leave_out=[MANIFEST]), folder)
     return manifest
 
 
 def check_manifest(raw: bytes, where: Path | str, expected: str | None) -> Manifest:
     """The manifest whose bytes have the content id that is expected."""
-    found = storage.hash_bytes(raw)
-    if expected not in (None, found):
-        raise ArtifactError(f"{where}: {MANIFEST} was changed: its hash is {found[:12]}, expected {str(expected)[:12]}")
+    actual = storage.hash_bytes(raw)
+    if expected not in (None, actual):
+        raise ArtifactError(f"{where}: {MANIFEST} was changed: its hash is {actual[:12]}, expected {str(expected)[:12]}")
     return parse_manifest(raw, where=f"{where}/{MANIFEST}")
 
 
@@ -150,7 +149,9 @@ def check_hashes(manifest: Manifest, hashes: Mapping[str, str], where: Path | st
 
 def _refuse(wrong: list[str], where: Path | str) -> None:
     if wrong:
-        raise ArtifactError(f"{where}: not what its manifest says: {'; '.join(wrong)}; `medray verify --repair` says what mends it")
+        raise ArtifactError(
+            f"{where}: not what its manifest says: {'; '.join(wrong)}; put these files back, or publish the checkpoint again"
+        )
 
 
 @cache

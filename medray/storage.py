@@ -91,17 +91,24 @@ def plain_sizes(folder: Path) -> dict[str, int]:
     return sizes
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing where there is none."""
+    with writable(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def mirror(source: Path, target: Path) -> None:
     """Make a folder hold the source's files and nothing else. Each file is replaced in one step, so readers see an old or a new one."""
     wanted = {path.relative_to(source) for path in files(source)}
     folders = {above for path in wanted for above in path.parents}
     for path in sorted(target.rglob("*"), reverse=True):
         inside = path.relative_to(target)
-        if path.is_dir() and not path.is_symlink():
-            if inside not in folders:
-                shutil.rmtree(path)
-        elif inside not in wanted or not stat.S_ISREG(path.lstat().st_mode):
-            path.unlink()
+        is_folder = path.is_dir() and not path.is_symlink()
+        if inside not in (folders if is_folder else wanted) or not (is_folder or stat.S_ISREG(path.lstat().st_mode)):
+            remove(path)
     for inside in sorted(wanted):
         place = target / inside
         if not place.is_file() or hash_file(place) != hash_file(source / inside):
@@ -134,7 +141,7 @@ def create(path: Path, content: bytes) -> bool:
 @contextmanager
 def _beside(path: Path, content: bytes) -> Iterator[Path]:
     """The content on disk under a name of its own, gone when the block ends unless it was moved."""
-    with _allowed(path):
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     written = Path(name)
@@ -150,8 +157,8 @@ def _beside(path: Path, content: bytes) -> Iterator[Path]:
 
 
 @contextmanager
-def _allowed(path: Path) -> Iterator[None]:
-    """A place that this user may not write to is one sentence."""
+def writable(path: Path) -> Iterator[None]:
+    """In the block, a place that this user may not write to is one sentence."""
     try:
         yield
     except OSError as err:
@@ -163,7 +170,7 @@ def _allowed(path: Path) -> Iterator[None]:
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that appears under its name only when the block ends without an error."""
-    with _allowed(target):
+    with writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         filling = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Protocol
@@ -71,14 +70,15 @@ class LocalStore:
 
     def names(self, prefix: str) -> list[str]:
         folder = self.root / prefix
-        return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+        try:
+            return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as err:
+            raise ArtifactError(f"{folder}: cannot be read: {err.strerror}; choose a place that this user may read") from None
 
     def remove(self, name: str) -> None:
-        path = self.root / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        storage.remove(self.root / name)
 
     def leftovers(self) -> list[str]:
         hidden = [path for part in ("checkpoints", "releases") for path in (self.root / part).rglob(".*")]
@@ -97,7 +97,7 @@ class LocalStore:
     def put_folder(self, name: str, folder: Path) -> None:
         target = self.root / name
         if target.is_symlink() or target.is_file():
-            target.unlink()
+            storage.remove(target)
         if target.is_dir():
             try:
                 checkpoint.verify(target, expected=target.name)

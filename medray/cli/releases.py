@@ -49,10 +49,9 @@ def publish(
 ) -> None:
     """Publish a study's winner, a checkpoint, or a base model without training, as the next version of a release."""
     from medray import config, foreign
-    from medray.registry import Registry
     from medray.tuning import winners
 
-    registry = Registry(storage_path)
+    registry = _registry(storage_path, sign)
     mode = _int8_mode(int8, place, is_other=system is not None or system_file is not None)
     if system_file is not None:
         if system is not None:
@@ -107,11 +106,20 @@ def import_(
 ) -> None:
     """Publish an adapter that was trained elsewhere, once its base, task and labels are named."""
     from medray import foreign
-    from medray.registry import Registry
 
-    registry = Registry(storage_path)
+    registry = _registry(storage_path, sign)
     release = foreign.publish_adapter(registry, Path(folder), name, foreign.ImportConfig.load(settings), notes=notes)
     _point(registry, release, alias, sign)
+
+
+def _registry(storage_path: str, sign: Path | None) -> "Registry":
+    """The registry, once the key that shall sign is known to be one: a version that is published stays."""
+    from medray import signatures
+    from medray.registry import Registry
+
+    if sign:
+        signatures.sign(b"", sign)
+    return Registry(storage_path)
 
 
 def _point(registry: "Registry", release: "Release", alias: str | None, sign: Path | None = None) -> None:
@@ -232,9 +240,9 @@ def _repair(registry: "Registry", yes: bool) -> None:
     open_ones = [finding for finding in findings if finding.is_broken and not (yes and finding.mend)]
     if not findings:
         print(f"{registry.store.uri}: nothing is broken")
+    if not yes and any(finding.mend for finding in findings):
+        print("nothing was changed: `medray verify --repair --yes` mends what can be mended")
     if open_ones:
-        if not yes and any(finding.mend for finding in findings):
-            print("nothing was changed: `medray verify --repair --yes` mends what can be mended")
         raise typer.Exit(1)
 
 

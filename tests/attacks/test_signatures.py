@@ -198,6 +198,9 @@ def test_a_key_of_another_kind_is_one_sentence(root: Path, keys: tuple[Path, Pat
     for private in (rsa_private, locked, curve, keys[1], tmp_path / "empty", tmp_path / "none", tmp_path):
         with pytest.raises(ConfigError, match="give an elliptic-curve private key"):
             registry.sign(release, private)
+    command = ["publish", str(tiny.checkpoint()), "cancer", "--alias", "best", "--storage-path", str(root)]
+    assert main([*command, "--sign", str(rsa_private)]) == 1
+    assert registry.versions("cancer") == [1, 2]  # nothing was published
     for public in (keys[0], tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(ConfigError, match="give an elliptic-curve public key"):
             release.check_signature(public)

@@ -367,6 +367,11 @@ def test_a_store_that_cannot_be_written_is_one_sentence(
         assert status == 1
         assert f"cannot be written: {os.strerror(reason)}; choose a place" in err
     assert run(capsys, "releases", "--storage-path", root)[0] == 0
+    (root / "releases" / "cancer" / "aliases" / "best" / "2.json").write_text("{")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    status, _, err = run(capsys, "verify", "--repair", "--yes", "--storage-path", root)
+    assert status == 1
+    assert f"2.json: cannot be written: {os.strerror(reason)}" in err
 
 
 def test_a_store_of_an_earlier_version_loads_and_verify_says_what_is_not_bound(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
