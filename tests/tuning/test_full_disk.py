@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import typer
 from chaos import fill
 
 from medray import checkpoint, cli, storage
@@ -61,9 +62,12 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_every_command_tells_a_full_disk_in_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def app(args: list[str]) -> None:
+    def write(place: str) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "runs/x")
 
+    app = typer.Typer()
+    app.command("gc")(write)
+    app.command("study")(write)
     monkeypatch.setattr(sys.modules["medray.cli.main"], "app", app)
     assert cli.main(["gc", "runs"]) == 1
     said = capsys.readouterr().err
