@@ -74,11 +74,10 @@ class Front:
         self.num_bytes = 0  # of all bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            scope["headers"] = [(name, value) for name, value in scope["headers"] if _passes(name, value)]
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if _passes(name, value)]
         declared = declared_bytes(scope["headers"])
         if declared != 0:
             is_too_large = declared is not None and declared > self.body_bytes

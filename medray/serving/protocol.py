@@ -1,10 +1,15 @@
-"""uvicorn's HTTP protocol with bounds of a request's head, which uvicorn (0.54) reads without any. Knows nothing of medray's routes."""
+"""uvicorn's HTTP protocol with bounds of a request's head, which uvicorn (0.54) reads without any. Knows nothing of medray's routes.
+
+An `Upgrade` is ignored, as RFC 9110 lets a server do. To a WebSocket it would leave all bounds (one whose
+handshake fails stays open for ever), and to HTTP/2, which Java's client offers, httptools loses the body.
+"""
 
 import asyncio
 import resource
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from medray.serving.guard import Refused, content
 
@@ -29,6 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.num_headers = self.head_bytes = 0
         self.idle_bytes = 0  # since a request began, or since the last byte of a body: what the parser may keep
         self.head_timer: asyncio.TimerHandle | None = None
+        self.answering: RequestResponseCycle | None = None  # `cycle` is the last one that was read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -37,20 +43,42 @@ class BoundedProtocol(HttpToolsProtocol):
             # Any of those that wait for their client: where one client opens thousands, it is most likely one of them.
             others = (one for one in self.connections if one is not self and isinstance(one, BoundedProtocol))
             waiting = (one for one in others if one.waits_for_client())
-            next(waiting, self).transport.close()
+            next(waiting, self).transport.abort()  # not close(): it waits for clients that never read
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
         super().connection_lost(exc)
+        if self.answering is not None:
+            self.answering.disconnected = True
+            self.answering.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         self.idle_bytes += len(data)
         if self.cycle is not None and self.cycle.response_complete:
             self._await_head()
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except (HttpParserError, HttpParserUpgrade):
+            self.send_400_response("")
         if self.idle_bytes > HEAD_BYTES and not self.transport.is_closing():
             self.refusal = _TOO_LARGE
             self.send_400_response("")
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            if not self._is_read_again():  # CONNECT
+                raise
+            lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+            lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = HttpRequestParser(self)
+            self._feed(b"\r\n".join([*lines, b"", data[upgrade.args[0] :]]))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -68,6 +96,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_timer()
+        if self._is_read_again():
+            return
         if len(self.pipeline) >= PIPELINED:
             self.refusal = _TOO_MANY
             raise _OverBoundError
@@ -79,7 +109,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self.idle_bytes = 0
-        super().on_message_complete()
+        if not self._is_read_again():
+            super().on_message_complete()
+
+    def _is_read_again(self) -> bool:
+        return self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
 
     def send_400_response(self, msg: str) -> None:
         """Ours, in the form of every error; none in the middle of an answer to a request before."""
@@ -96,6 +130,8 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _OverBoundError
 
     def waits_for_client(self) -> bool:
+        if self.transport.get_write_buffer_size():  # an answer that is not read, also where it is closing
+            return True
         is_busy = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
         return not is_busy and not self.transport.is_closing()
 

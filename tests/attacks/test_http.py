@@ -202,6 +202,43 @@ def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(
     assert closed >= 80
 
 
+@pytest.mark.parametrize(
+    "stuck",
+    [
+        POST + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\n",
+        (GET.replace(b"/healthz", b"/docs") + b"\r\n") * 99,
+    ],
+    ids=["a WebSocket that never begins", "answers that nobody reads"],
+)
+def test_connections_that_hang_without_sending_keep_nobody_out(port: int, stuck: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CONNECTIONS", 10)
+    clients = [socket.socket() for _ in range(12)]
+    for client in clients:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        with contextlib.suppress(ConnectionError):
+            client.sendall(stuck)
+    time.sleep(3)  # what is sent to them fills the kernel's buffers
+    assert all(is_well(port) for _ in range(5))
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("part", [1 << 20, 1], ids=["at once", "byte by byte"])
+def test_the_body_of_a_request_that_offers_an_upgrade_is_read(port: int, upgrade: bytes, part: int) -> None:
+    """As Java's client sends each of its first ones."""
+    body = b'{"text":"a"}'
+    head = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\nHTTP2-Settings: AAEAAEAA\r\nContent-Length: %d\r\n\r\n"
+    one = POST + head % (upgrade, len(body)) + body
+    data = one * 2 + GET + b"Connection: close\r\n\r\n"
+    with connect(port) as client:
+        for at in range(0, len(data), part):
+            client.sendall(data[at : at + part])
+        answer = read(client)
+    assert answer.count(b"HTTP/1.1 200") == 3, answer
+
+
 def test_uvicorn_takes_the_bounded_protocol_where_serve_names_none(port: int) -> None:
     config = uvicorn.Config(pretend.api(pretend.Service()))
     config.load()
@@ -211,8 +248,8 @@ def test_uvicorn_takes_the_bounded_protocol_where_serve_names_none(port: int) ->
 # The middleware alone.
 
 
-def request(*headers: tuple[bytes, bytes], kind: str = "http") -> dict[str, Any]:
-    return {"type": kind, "path": "/v1/classify", "headers": list(headers)}
+def request(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"type": "http", "path": "/v1/classify", "headers": list(headers)}
 
 
 async def ask(asked: Front, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -240,12 +277,8 @@ def test_headers_that_steer_serve_do_not_pass_and_others_do() -> None:
         (b"x-request-id", b"\x1b[31mred"),
         (b"x-request-id", b"a" * 65),
     ]
-    for kind in ("http", "websocket"):
-        asyncio.run(
-            ask(Front(app, body_bytes=10), request(*steering, (b"x-request-id", b"a-1"), (b"x-api-key", b"\xff"), kind=kind), _never)
-        )
-        assert seen == [(b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")]
-        seen.clear()
+    asyncio.run(ask(Front(app, body_bytes=10), request(*steering, (b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")), _never))
+    assert seen == [(b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")]
 
 
 async def _never() -> dict[str, Any]:
