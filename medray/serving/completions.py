@@ -33,6 +33,7 @@ _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "assistant": "assistant",
 }
 _Text = Annotated[str, StringConstraints(min_length=1)]
+_Words = Annotated[str, StringConstraints(min_length=0)]  # a constraint has pydantic refuse half of a surrogate pair
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _GREEDY = 0.01  # temperatures below it divide logits into infinities
 _LEAST_TOP_P = 1e-6  # as a 32-bit float still more than nothing
@@ -48,12 +49,12 @@ class StreamOptions(_Lenient):
 
 class Part(_Lenient):
     type: Literal["text"]
-    text: str
+    text: _Words
 
 
 class ChatMessage(_Lenient):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[tuple[Part, ...], Field(fail_fast=True)]
+    content: _Words | Annotated[tuple[Part, ...], Field(fail_fast=True)]
 
     def message(self) -> Message:
         said = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)

@@ -1,6 +1,7 @@
 """Conversations that are made to be slow or to fail: others are answered meanwhile."""
 
 import asyncio
+import json
 import math
 import queue
 import time
@@ -49,6 +50,14 @@ def chat(request: pytest.FixtureRequest) -> Chat:
     tokenizer = tiny.tokenizer("llama")
     tokenizer.chat_template = TEMPLATE
     return Chat(tokenizer, request.param)
+
+
+@pytest.mark.parametrize("content", ["\\ud800", [{"type": "text", "text": "\\ud800"}]], ids=["text", "part"])
+def test_half_a_surrogate_pair_is_refused_before_a_tokenizer_fails_at_it(content: Any) -> None:
+    client = TestClient(make_api(pretend.Service("adviser@best"), Limits(), None))
+    body = json.dumps({"messages": [{"role": "user", "content": content}]}).replace("\\\\", "\\")
+    answer = client.post(CHAT_PATH, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("system", [(), (Message("system", "blood pressure"),)])
