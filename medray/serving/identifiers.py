@@ -52,7 +52,7 @@ class Masked:
         return self._place(start, after=False), self._place(end, after=True)
 
     def _place(self, at: int, *, after: bool) -> int:
-        number = bisect_right([begin for begin, _, _ in self.places], at if not after else at - 1) - 1
+        number = bisect_right(self.places, at if not after else at - 1, key=lambda place: place[0]) - 1
         if number < 0:
             return at
         _, end, original_end = self.places[number]
