@@ -142,7 +142,7 @@ async def _invalid(request: Request, err: Exception) -> Response:
             continue  # pydantic counts no item where the first one ended it
         places.append(place)
         found.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
-    status = 400 if request.url.path in completion_routes.PATHS else 422  # as OpenAI's clients expect it of these
+    status = 400 if request.url.path.endswith(completion_routes.PATHS) else 422  # as OpenAI's clients expect it of these
     return error(Refused(status, "invalid_request", "; ".join(found), param=next(filter(None, places), None)))
 
 

@@ -41,12 +41,9 @@ class Guard:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refused = self._refused(scope, headers)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # below the application's prefix
         scope.setdefault("state", {})["known"] = refused is None
-        if (
-            refused
-            and scope["path"] not in OPEN_PATHS
-            and not (refused.status == 401 and scope["path"] == "/" and page.is_asked_for(headers))
-        ):
+        if refused and path not in OPEN_PATHS and not (refused.status == 401 and path in ("", "/") and page.is_asked_for(headers)):
             await refuse(send, refused)
             return
         body = await self._read(scope, receive)

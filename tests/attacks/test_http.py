@@ -24,7 +24,7 @@ from medray.serving import front, keys, protocol
 from medray.serving.api import make_api
 from medray.serving.completions import ChatRequest
 from medray.serving.front import Front
-from medray.serving.schemas import ClassifyRequest, Limits
+from medray.serving.schemas import CHAT_PATH, ClassifyRequest, Limits
 
 CANARY = "Zebediah-Q-Canary-4711"
 POST = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -428,6 +428,15 @@ def test_a_name_of_this_service_and_every_address_is_answered(host: str) -> None
     known = http(hosts=("medray.clinic.example",), host=host)
     assert known.post("/v1/classify", json={"text": "a"}).status_code == 200
     assert known.get("/healthz").json()["releases"] == {}
+
+
+def test_an_application_below_a_prefix_has_the_same_open_paths_and_statuses() -> None:
+    api = make_api(pretend.Service("adviser@best"), Limits(), frozenset({keys.digest("right")}))
+    below = TestClient(api, root_path="/a", raise_server_exceptions=False)
+    assert below.get("/a/healthz").json() == {"status": "ok"}
+    assert below.get("/a/", headers={"accept": "text/html"}).headers["content-type"].startswith("text/html")
+    assert below.get("/a/v1/models").status_code == 401
+    assert below.post(f"/a{CHAT_PATH}", json={}, headers={"x-api-key": "right"}).status_code == 400
 
 
 def test_a_second_host_header_does_not_help(port: int) -> None:
