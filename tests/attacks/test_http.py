@@ -239,6 +239,19 @@ def test_the_body_of_a_request_that_offers_an_upgrade_is_read(port: int, upgrade
     assert answer.count(b"HTTP/1.1 200") == 3, answer
 
 
+def test_a_client_that_leaves_ends_its_answer_also_where_another_request_waits_behind(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    service = pretend.Service("adviser@best", pause_s=0.3)
+    body = b'{"messages":[{"role":"user","content":"a"}],"stream":true}'
+    one = POST.replace(b"/v1/classify", CHAT_PATH.encode()) + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with pretend.running(pretend.api(service)) as url:
+        with connect(int(url.strip("/").rpartition(":")[2])) as client:
+            client.sendall(one + GET + b"\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+        time.sleep(2.5)  # the whole answer would have been told
+    assert [event.status for event in service.events] == [499]
+    assert not caplog.records
+
+
 def test_uvicorn_takes_the_bounded_protocol_where_serve_names_none(port: int) -> None:
     config = uvicorn.Config(pretend.api(pretend.Service()))
     config.load()
