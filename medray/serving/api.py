@@ -42,6 +42,7 @@ def make_api(
         status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 421, 422, 429, 431, 500, 503, 504)
     }
 
+    @api.head("/", include_in_schema=False)
     @api.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
         if page.is_asked_for(request.headers):
@@ -75,6 +76,7 @@ def make_api(
         detail = ModelDetail(id=str(chosen), created=started, **asdict(found))
         return Response(detail.model_dump_json(), media_type="application/json")
 
+    @api.head("/healthz", include_in_schema=False)  # some load balancers send it
     @api.get("/healthz", response_model_exclude_none=True)
     async def healthz(request: Request) -> Health:
         found = await service.health()

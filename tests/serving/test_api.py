@@ -216,6 +216,13 @@ def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
     assert len(service.asked) == 1
 
 
+def test_a_load_balancer_may_ask_for_the_head_alone() -> None:
+    http = client(Service())
+    for path in ("/healthz", "/"):
+        answer = http.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_without_its_token_nobody_asks_and_health_tells_the_status_alone() -> None:
     service = Service()
     http = client(service, frozenset({keys.digest("right"), keys.digest("other")}))
