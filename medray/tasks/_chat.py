@@ -21,6 +21,7 @@ Ids = tuple[int, ...]
 _Known = dict[tuple[str, str], Ids]  # tokens of a turn's words, by them and by what stands before
 TemplateKind = Literal["auto", "chat", "plain"]
 _TURN = re.compile("\ue000(\\d+)\ue001")  # stands for a turn's words while a template is filled in
+_MOST_CHARACTERS = 64  # of a token in the mean: what a longer turn has more would be cut out after it was encoded
 _DAY = datetime(2024, 7, 26)  # a template that tells the day would give every row and probe other tokens tomorrow
 
 
@@ -58,9 +59,11 @@ class Chat:
 
         Oldest turns are dropped, then the last turn is cut; the system prompt stays whole.
         """
-        turns = together(messages)
+        whole = together(messages)
+        turns = [_readable(turn, room) for turn in whole]
+        dropped = turns != whole
         ids: _Known = {}  # each turn is encoded once, however often the template is filled in
-        pieces, dropped = self._pieces(turns, ids), False
+        pieces = self._pieces(turns, ids)
         if _length(pieces) > room and (begins := _beginnings(turns)):
             # Fewer turns are fewer tokens: the longest conversation that fits is found by halves.
             first = bisect_left(begins[:-1], True, key=lambda at: _length(self._pieces(_since(turns, at), ids)) <= room)
@@ -185,6 +188,16 @@ def together(messages: Sequence[Message]) -> list[Message]:
     system = "\n\n".join(message.content.strip() for message in messages if message.role == "system" and message.content.strip())
     turns = [Message(message.role, message.content.strip()) for message in messages if message.role != "system"]
     return [*([Message("system", system)] if system else []), *turns]
+
+
+def _readable(turn: Message, room: int) -> Message:
+    """Without what stands in the middle of a turn that is far too long: encoding a megabyte takes seconds."""
+    most, text = _MOST_CHARACTERS * room, turn.content
+    if len(text) <= most:
+        return turn
+    if turn.role == "system":
+        raise ConfigError(f"{room} tokens for a prompt leave no room beside a system prompt of {len(text)} characters")
+    return Message(turn.role, text[: most // 2] + text[-(most // 2) :])
 
 
 def _beginnings(turns: Sequence[Message]) -> list[int]:

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from medray.data.base import Message
 from medray.engines._generation import Generation, RowError
 from medray.engines.transformers import Engine
+from medray.errors import ConfigError
 from medray.generation import Chunk, Sampling, gather
 from medray.registry import Registry
 from medray.serving.api import make_api
@@ -90,6 +91,27 @@ def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(cha
     assert chat.prompt(turns, 100).truncated
     assert len(encoded) == len(turns) == 999
     assert len(filled) <= 3 + math.log2(999)
+
+
+def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    answers = _chat.answers
+
+    def counted(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
+        encoded.extend(texts)
+        return answers(texts, *rest, **options)
+
+    monkeypatch.setattr(_chat, "answers", counted)
+    words = [tiny.WORDS[at * at % 37] for at in range(100_000)]
+    long = [Message("user", "fever"), Message("assistant", "no"), Message("user", " ".join(words))]
+    found = chat.prompt(long, 60)
+    assert max(map(len, encoded)) <= 64 * 60
+    assert (len(found.tokens), found.truncated) == (60, True)
+    monkeypatch.setattr(_chat, "_MOST_CHARACTERS", 10**6)
+    assert chat.prompt(long, 60) == found
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="no room beside a system prompt of 1000000 characters"):
+        chat.prompt([Message("system", "a" * 10**6), *long], 60)
 
 
 @pytest.mark.parametrize("stream", [False, True])
