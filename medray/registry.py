@@ -7,11 +7,12 @@ writer. So nothing is overwritten, and two publishers cannot corrupt each other.
 import getpass
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -39,6 +40,7 @@ from medray.store import open_store
 from medray.tasks.base import Task, restore, task_options
 
 log = logging.getLogger(__name__)
+_Read = TypeVar("_Read")
 _NAME = re.compile(NAME)
 _NO_OPTIONS: Mapping[str, Any] = {}
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
@@ -251,7 +253,7 @@ class Registry:
     def find(self, name: str, folder: Path, calibration: CalibrationRecord, *, with_int8: bool = False) -> Release | None:
         """The version of a name that holds this checkpoint with this calibration already, if any; that was measured in 8 bits, if it must be."""
         wanted = checkpoint.content_id(folder)
-        found = (self.resolve(f"{name}@{version}") for version in self.versions(name))
+        found = self.readable(name)
         same = (release for release in found if (release.record.content_id, release.record.calibration) == (wanted, calibration))
         return next((release for release in same if release.record.int8 or not with_int8), None)
 
@@ -270,6 +272,10 @@ class Registry:
 
     def signature_name(self, release: Release, key_id: str) -> str:
         return f"releases/{release.record.name}/{release.record.version}.{key_id}.sig"
+
+    def readable(self, name: str) -> list[Release]:
+        """Every version of a name; one whose record cannot be read is told and left out."""
+        return _readable(partial(self.read, name), self.versions(name))
 
     def names(self) -> list[str]:
         return [name for name in self.store.names("releases") if _NAME.fullmatch(name)]
@@ -306,8 +312,8 @@ class Registry:
         return parse(Move, self.store.read(place), where=f"{self.store.uri}/{place}")
 
     def history(self, name: str, alias: str) -> list[Move]:
-        """Every move of an alias, oldest first."""
-        return [self.move(name, alias, number) for number in self.move_numbers(name, alias)]
+        """Every move of an alias, oldest first; one that cannot be read is told and left out."""
+        return _readable(partial(self.move, name, alias), self.move_numbers(name, alias))
 
     def point(self, name: str, alias: str, version: int, *, digest: str | None = None) -> Move:
         """Point an alias at a version and its record, of which a digest may be expected; its earlier moves stay as its history."""
@@ -354,6 +360,16 @@ class Registry:
 def is_version(which: str) -> bool:
     """Whether a reference names a version by its number, and no alias."""
     return which.isascii() and which.isdigit()
+
+
+def _readable(read: Callable[[int], _Read], numbers: list[int]) -> list[_Read]:
+    found = []
+    for number in numbers:
+        try:
+            found.append(read(number))
+        except ArtifactError as err:
+            log.warning("%s; it is left out", err)
+    return found
 
 
 def _next(numbers: list[int], where: str) -> int:

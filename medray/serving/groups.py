@@ -130,7 +130,7 @@ def _weights(reference: str, manifest: Manifest) -> tuple[str, ...]:
 def _room(registry: Registry, references: Sequence[str]) -> Adapter:
     """For every version that these names have, so that an alias can move to any of them that vLLM takes."""
     names = dict.fromkeys(reference.partition("@")[0] for reference in references)
-    versions = [registry.resolve(f"{name}@{version}") for name in names for version in registry.versions(name)]
+    versions = (release for name in names for release in registry.readable(name))
     adapters = [adapter_of(release) for release in versions if refused_by_vllm(release) is None]
     largest = max(adapter.rank for adapter in adapters)
     return Adapter(next(rank for rank in vllm.RANKS if rank >= largest), frozenset().union(*(adapter.targets for adapter in adapters)))

@@ -32,7 +32,8 @@ def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     release = _publish(registry, run, board, board.best, asked.name, notes, int8=asked.int8)
     # Pointed once: a study that is looked at again must not undo a promotion or rollback that came after it.
     pointed = [move.version for move in registry.history(asked.name, asked.alias)]
-    ours = {version for version in pointed if _content(registry, asked.name, version) == release.record.content_id}
+    same = (held for held in registry.readable(asked.name) if held.record.content_id == release.record.content_id)
+    ours = {held.record.version for held in same}.intersection(pointed)
     if release.record.version not in pointed and (not ours or pointed[-1] in ours):
         registry.point(asked.name, asked.alias, release.record.version)
     return release
@@ -48,10 +49,6 @@ def withheld(study: StudyConfig, board: Leaderboard) -> str | None:
         f" ({metric} {baseline.validation[metric]:.4f} against {winner.validation[metric]:.4f});"
         " search on with --resume search.num_trials=N, or publish it all the same with --resume publish.allow_worse=true"
     )
-
-
-def _content(registry: Registry, name: str, version: int) -> str:
-    return registry.resolve(f"{name}@{version}").record.content_id
 
 
 def publish(

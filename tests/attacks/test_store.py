@@ -17,8 +17,8 @@ import tiny
 from medray import checkpoint, storage
 from medray.cli import main
 from medray.errors import ArtifactError, ConfigError, MedrayError
-from medray.records import Move
-from medray.registry import Registry
+from medray.records import CalibrationRecord, Move
+from medray.registry import Registry, Release
 from medray.serving import promotion
 from medray.serving.follow import Follower
 from medray.store import LocalStore
@@ -179,6 +179,30 @@ def test_a_broken_file_is_one_sentence_that_names_it_and_all_others_go_on(
     assert status == 1
     assert str(root / where) in out
     assert (root / where).read_bytes() == content
+
+
+def test_a_version_and_a_move_of_long_ago_that_cannot_be_read_stop_nobody(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry(str(root))
+    for version in (2, 3):
+        registry.publish(tiny.checkpoint(), "cancer")
+        registry.point("cancer", "best", version)
+    registry.point("cancer", "best", 2)
+    registry.point("cancer", "best", 3)
+    for broken in ("1.json", "aliases/best/1.json"):
+        (root / "releases" / "cancer" / broken).write_bytes(b"")
+    found = registry.find("cancer", tiny.checkpoint(), CalibrationRecord())  # as a study asks before it publishes its winner
+    assert found is not None
+    assert found.record.version == 2
+
+    def open_release(release: Release) -> int:
+        if release.record.version == 3:
+            raise ValueError("cannot be loaded")
+        return release.record.version
+
+    assert Follower(registry, "cancer@best", open_release, every_s=1, retry_s=1).model == 2
+    assert promotion.rollback(registry, "cancer", "best", None, timeout_s=1) == "cancer@2"
+    assert "aliases/best/1.json: cannot be read: not valid JSON" in caplog.text
+    assert "cancer@1: its record: cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
