@@ -60,7 +60,7 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
 
 def _text(value: object) -> str:
     """Words of others as words: no HTML, link, table or heading comes of them."""
-    text = html.escape(str(value), quote=False)
+    text = html.escape("\n".join(str(value).splitlines()), quote=False)
     for mark in _MARKS:
         text = mark.sub(r"\1\\\2", text)
     return text

@@ -21,13 +21,13 @@ def test_a_card_shows_labels_notes_and_names_of_others_as_plain_words(tmp_path: 
             "metrics": {evil: 1.0},
         }
     )
-    notes = f"{evil}\n---\n# heading\n1. list\n| a | b |\nplain_words, here."
+    notes = f"{evil}\n---\n# heading\n1. list\n| a | b |\rfirst\r# heading\nplain_words, here."
     shown = card.render(release.record.model_copy(update={"notes": notes, "task_options": {evil: evil}}), changed, merged=False)
     header, body = shown.removeprefix("---\n").split("---\n", 1)
     assert yaml.safe_load(header)["base_model"] == f"base {evil}"
     assert "<" not in body.replace("&lt;", "")
     assert "[click](" not in body
-    assert "\n# heading" not in body
+    assert "\n# heading" not in body.replace("\r", "\n")
     assert "\n---" not in body.replace("| --- |", "")
     assert "\n1. list" not in body
     assert "not_cancer" in body
