@@ -16,7 +16,7 @@ from medray.errors import ArtifactError, DiskFullError
 
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last two: a file stands where a folder must be
 LARGEST_JSON = 64 << 20  # bytes of a manifest, a record or a move
 
 
@@ -82,7 +82,10 @@ def plain_sizes(folder: Path) -> dict[str, int]:
     for at, below, names in os.walk(folder):
         for name in [*below, *names]:
             path = Path(at, name)
-            info = path.lstat()
+            try:
+                info = path.lstat()
+            except FileNotFoundError:  # gone since it was listed: another process mends this copy
+                continue
             if stat.S_ISREG(info.st_mode):
                 sizes[path.relative_to(folder).as_posix()] = info.st_size
             elif not stat.S_ISDIR(info.st_mode):
@@ -177,8 +180,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         os.chmod(filling, 0o755)
         yield filling
         try:
-            filling.rename(target)
-        except OSError:
+            with writable(target):
+                filling.rename(target)
+        except (OSError, ArtifactError):
             if not target.is_dir():
                 raise  # else another process was first with the same content, which is as good
     finally:

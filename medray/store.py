@@ -1,5 +1,6 @@
 """Named objects that are written whole, never half, and can be claimed by exactly one writer."""
 
+import contextlib
 import logging
 import os
 import time
@@ -85,7 +86,12 @@ class LocalStore:
         folders = [path for path in self.root.glob("releases/*/aliases/*") if path.is_dir()]
         empty = [path for path in folders if all(inside.name.startswith(".") for inside in path.iterdir())]
         before = time.time() - _HALF_WRITTEN_S
-        return sorted(path.relative_to(self.root).as_posix() for path in {*hidden, *empty} if path.lstat().st_mtime < before)
+        found = []
+        for path in {*hidden, *empty}:
+            with contextlib.suppress(FileNotFoundError):  # whoever was writing it is done
+                if path.lstat().st_mtime < before:
+                    found.append(path.relative_to(self.root).as_posix())
+        return sorted(found)
 
     def check(self) -> None:
         folder = self.root

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny
 
-from medray import checkpoint, storage
+from medray import checkpoint, repair, storage
 from medray.cli import main
 from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.records import CalibrationRecord, Move
@@ -396,6 +396,37 @@ def test_a_store_that_cannot_be_written_is_one_sentence(
     status, _, err = run(capsys, "verify", "--repair", "--yes", "--storage-path", root)
     assert status == 1
     assert f"2.json: cannot be written: {os.strerror(reason)}" in err
+
+
+def test_a_file_where_a_folder_must_be_is_one_sentence(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (root / "releases" / "cancer" / "aliases" / "file").touch()
+    for arguments in (
+        ["publish", tiny.checkpoint(), "cancer", "--storage-path", tmp_path / "file"],
+        ["promote", "cancer@1", "file", "--no-wait", "--storage-path", root],
+        ["export", "cancer", tmp_path / "file" / "below", "--storage-path", root],
+        ["export", "cancer", tmp_path / "link", "--storage-path", root],
+    ):
+        status, _, said = run(capsys, *arguments)
+        assert status == 1
+        assert "cannot be written: " in said
+
+
+def test_what_another_process_takes_away_meanwhile_stops_no_look_at_a_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is while others publish, and mend a copy."""
+    for place in (root / "releases" / "cancer" / ".1.json.x", files_of(root) / ".manifest.json.x"):
+        place.touch()
+    look = Path.lstat
+
+    def gone(self: Path) -> os.stat_result:
+        if self.name.endswith(".x"):
+            self.unlink(missing_ok=True)
+        return look(self)
+
+    monkeypatch.setattr(Path, "lstat", gone)
+    assert checkpoint.verify(files_of(root)) == checkpoint.read(files_of(root))
+    assert list(repair.examine(Registry(str(root)))) == []
 
 
 def test_a_store_of_an_earlier_version_loads_and_verify_says_what_is_not_bound(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
