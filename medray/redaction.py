@@ -36,19 +36,19 @@ _ASSIGNED = re.compile(
     r"|client[_-]?secret|password|passwd)(?P<sign> ?= ?)(?P<value>[^\s'\"&;,<>]+)",
     re.IGNORECASE,
 )
-_FORMS = tuple(
+_FORMS = tuple(  # a word of small letters alone is none of them
     (kind, re.compile(pattern, re.DOTALL))
     for kind, pattern in (
         ("a private key", r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"),
         ("a key of AWS", r"(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"),
-        ("a token of Hugging Face", r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}"),
+        ("a token of Hugging Face", r"(?<![A-Za-z0-9])hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{20,}"),
         ("a token of GitHub", r"(?<![A-Za-z0-9])(?:gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
         ("a token of GitLab", r"(?<![A-Za-z0-9_-])glpat-[A-Za-z0-9_-]{16,}"),
         ("a token of Slack", r"(?<![A-Za-z0-9_-])xox[abeoprs]-[A-Za-z0-9-]{10,}"),
-        ("a key of an API", r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z0-9_-]{0,24}?[A-Za-z0-9]{16})[A-Za-z0-9_-]{20,}"),
+        ("a key of an API", r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z0-9_-]{0,24}?(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{16})[A-Za-z0-9_-]{20,}"),
         ("a key of Google", r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}"),
         ("a token of Databricks", r"(?<![A-Za-z0-9])dapi[0-9a-f]{32}"),
-        ("a header with a password", r"(?i:authorization[\"']?: ?[\"']?(?:basic|bearer) )[A-Za-z0-9._~+/=-]{8,}"),
+        ("a header with a password", r"(?i:authorization[\"']?: ?[\"']?(?:basic|bearer) )(?=[a-z._~+/-]*[A-Z0-9=])[A-Za-z0-9._~+/=-]{8,}"),
         ("a JSON web token", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
     )
 )

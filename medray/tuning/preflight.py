@@ -42,14 +42,17 @@ def check(study: StudyConfig, *, resume: bool = False) -> None:
 
 
 def _references(study: StudyConfig) -> list[str]:
-    """What is wrong with secrets that are named; of those that are written in the study, a warning."""
+    """What is wrong with secrets that are named, and with those that trials would miss; of others that are written in the study, a warning."""
+    found = []
     for setting, kind in redaction.find(study.model_dump(mode="json")):
+        if not setting.startswith(("data.", "mlflow.")):  # what a trial is given, and a release keeps
+            found.append(f"{setting}: holds what looks like a key or password ({kind}), which is never stored; write it in other words")
+            continue
         log.warning(
             "%s: holds %s, which is used and not stored: --resume needs it again; name it instead: ${env:NAME} or ${file:PATH}",
             setting,
             kind,
         )
-    found = []
     for setting, value in changes.leaves(study.model_dump(mode="json")):
         if has_reference(str(value)) and not setting.startswith("data.format.") and setting != "mlflow.tracking_uri":
             found.append(f"{setting}: {value}: a secret is named in data.format and mlflow.tracking_uri alone; write the value itself")

@@ -64,6 +64,8 @@ OPEN = [
     "sk-learn-classification-study-of-abstracts",
     "Prior authorization: approved. Is the password of the ward, or a token = 5, the key?",
     "da39a3ee5e6b4b0d3255bfef95601890afd80709",
+    "Prior authorization: basic metabolic panel, authorization: bearer unknown",
+    "/data/sk-immunohistochemistry-2024/hf_electroencephalography/x",
 ]
 
 
@@ -238,6 +240,13 @@ def test_a_reference_is_refused_where_it_would_be_taken_as_it_stands(tmp_path: P
     monkeypatch.setattr(preflight.util, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match=r"mlflow.tracking_uri: .*the environment variable NOT_SET_HERE is not set"):
         preflight.check(tiny.study(tmp_path, "mlflow.tracking_uri=https://u:${env:NOT_SET_HERE}@h"))
+
+
+def test_a_prompt_or_base_that_a_trial_would_be_given_without_its_secret_is_refused(tmp_path: Path) -> None:
+    study = tiny.choice_study(tmp_path, "task.prompt='{text} See https://h/x?key=5ecre7'")
+    with pytest.raises(ConfigError, match=r"task\.prompt: holds what looks like a key or password \(a signature or token\)") as caught:
+        preflight.check(study)
+    assert "5ecre7" not in str(caught.value)
 
 
 # Runs
