@@ -226,6 +226,7 @@ class Registry:
                 probe=probe,
             )
             raw = record.model_dump_json(indent=1).encode()
+            parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")  # a figure that is no number could not be read again
             if self.store.create(f"releases/{name}/{version}.json", raw):
                 return Release(self, record, raw)
 

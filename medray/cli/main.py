@@ -1,5 +1,6 @@
 """The `medray` command: parse, call, print. No logic of its own; a failure exits non-zero."""
 
+import io
 import logging
 import signal
 import sys
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("bitsandbytes", "filelock", "fsspec", "httpx", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         typer.main.get_command(app)(args=given)  # a Typer that is called puts a hook of its own in the place of ours

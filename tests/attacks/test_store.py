@@ -17,7 +17,7 @@ import tiny
 from medray import checkpoint, repair, storage
 from medray.cli import main
 from medray.errors import ArtifactError, ConfigError, MedrayError
-from medray.records import CalibrationRecord, Move
+from medray.records import CalibrationRecord, Move, TestRecord
 from medray.registry import Registry, Release
 from medray.serving import promotion
 from medray.serving.follow import Follower
@@ -396,6 +396,20 @@ def test_a_store_that_cannot_be_written_is_one_sentence(
     status, _, err = run(capsys, "verify", "--repair", "--yes", "--storage-path", root)
     assert status == 1
     assert f"2.json: cannot be written: {os.strerror(reason)}" in err
+
+
+def test_a_version_that_could_not_be_read_again_is_not_published(root: Path) -> None:
+    test = TestRecord(metrics={"f1_macro": float("nan")}, num_rows=1, num_openings=1)
+    with pytest.raises(ArtifactError, match=r"its record: cannot be read: test\.metrics\.f1_macro"):
+        Registry(str(root)).publish(tiny.checkpoint(), "cancer", test=test)
+    assert Registry(str(root)).versions("cancer") == [1]
+
+
+def test_a_stray_whose_name_is_no_text_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkdir(os.fsencode(root / "releases") + b"/caf\xe9")
+    status, told, _ = run(capsys, "verify", "--repair", "--storage-path", root)
+    assert status == 0
+    assert "releases/caf\\udce9: is nothing of a release" in told
 
 
 def test_a_file_where_a_folder_must_be_is_one_sentence(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
