@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from filelock import FileLock
+
 from medray import checkpoint, storage
 from medray.errors import ArtifactError, ConfigError
 from medray.store_s3 import S3Store
@@ -105,17 +107,23 @@ class LocalStore:
         if target.is_symlink() or target.is_file():
             storage.remove(target)
         if target.is_dir():
-            try:
-                checkpoint.verify(target, expected=target.name)
-            except ArtifactError as err:
-                log.warning("%s; it is mended from %s", err, folder)
-                storage.mirror(folder, target)
+            locks = storage.default_cache() / "locks"
+            locks.mkdir(parents=True, exist_ok=True)
+            with FileLock(locks / f"{target.name}.lock"):  # two who mend at once would remove each other's half-written files
+                self._mend(target, folder)
         else:
             with storage.new_folder(target) as filling:
                 for path in storage.files(folder):
                     copy = filling / path.relative_to(folder)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(path.read_bytes())
+
+    def _mend(self, target: Path, folder: Path) -> None:
+        try:
+            checkpoint.verify(target, expected=target.name)
+        except ArtifactError as err:
+            log.warning("%s; it is mended from %s", err, folder)
+            storage.mirror(folder, target)
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
         return self.root / name

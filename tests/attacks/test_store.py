@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import copytree, rmtree
 from typing import Any
@@ -351,6 +352,17 @@ def test_a_copy_that_was_damaged_is_mended_when_the_same_checkpoint_is_published
     Registry(str(root)).resolve("cancer@best").verify()
     outside = root / "checkpoints" / "outside"
     assert not outside.exists() or storage.hash_folder(outside) == storage.hash_folder(tiny.checkpoint() / "tokenizer")
+
+
+def test_several_who_mend_one_copy_at_once_do_not_disturb_each_other(root: Path) -> None:
+    store, name = LocalStore(str(root)), f"checkpoints/{files_of(root).name}"
+    with ThreadPoolExecutor(4) as publishers:
+        for _ in range(20):
+            _tell_lies(files_of(root))
+            _lose(files_of(root))
+            for done in [publishers.submit(store.put_folder, name, tiny.checkpoint()) for _ in range(4)]:
+                done.result()
+            checkpoint.verify(files_of(root))
 
 
 @pytest.mark.parametrize("at", ["mkstemp", "fsync", "link", "unlink"])
