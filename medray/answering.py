@@ -83,7 +83,7 @@ def examine(
 
 def stored(checkpoint: Path) -> list[Prediction]:
     """What a checkpoint's own evaluation said about the validation rows."""
-    lines = (checkpoint / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (checkpoint / "predictions.jsonl").read_bytes().splitlines()  # as text they would also end at U+0085 or U+2028 in an id
     return [Prediction.from_dict(json.loads(line)) for line in lines]
 
 

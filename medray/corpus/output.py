@@ -127,7 +127,7 @@ class Output:
 
     def set_aside(self) -> Iterator[dict[str, str]]:
         for name in self.store.names(_ASIDE):
-            yield from map(json.loads, self.store.read(f"{_ASIDE}/{name}").decode().splitlines())
+            yield from map(json.loads, self.store.read(f"{_ASIDE}/{name}").splitlines())  # as bytes: texts break lines in more places
 
     def finish(self, record: Record, num_rows: int) -> Summary:
         """Counted from what is written, not from what was said on the way."""

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medray import cli, config, overlay, review
+from medray import answering, cli, config, overlay, review
 from medray.corpus import pieces, rows, sources
-from medray.corpus.output import encode
+from medray.corpus.output import Output, encode
 from medray.corpus.rows import Row
 from medray.corpus.sources import Columns
 from medray.data import corrections, csv_text, language, signing
@@ -31,6 +31,7 @@ from medray.data.formats import delimited, jsonl, pubtator, raw_abstracts, spans
 from medray.data.formats import tables as tables_format
 from medray.errors import ConfigError, DataError, MedrayError
 from medray.selection import tables
+from medray.store import open_store
 from medray.tasks import _lists, _overlap, choice
 from medray.tasks._safety import is_refusal
 
@@ -237,6 +238,18 @@ def test_errors_of_study_data_hold_no_text(tmp_path: Path) -> None:
     path.write_text(json.dumps({"text": "a", "label": {"name": NAMED}}) + "\n")
     said.append(message(lambda: list(jsonl.read(jsonl.Options(name="jsonl", path=str(path))))))
     assert not any(part in line for line in said for part in ("Canary", "1950", "4711")), said
+
+
+BREAKS = "r\u2028\x85\x0b\x1c1"  # where Python ends a line of a text, and JSON does not
+
+
+def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(tmp_path: Path) -> None:
+    output = Output(open_store(str(tmp_path / "out")), "jsonl")
+    output.write(0, 0, pa.table({"id": []}), [Row(BREAKS, "", "rows.jsonl:1", fault=rows.EMPTY, reason="the text is empty")], 0)
+    assert [line["id"] for line in output.set_aside()] == [BREAKS]
+    line = json.dumps({"row_id": BREAKS, "labels": ["a"], "probabilities": [1.0]}, ensure_ascii=False)
+    (tmp_path / "predictions.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert [prediction.row_id for prediction in answering.stored(tmp_path)] == [BREAKS]
 
 
 @pytest.mark.parametrize("number", ["²", "9" * 5000])
