@@ -16,6 +16,9 @@ _ROWS_INSIDE = 20  # so many lines in a field that are all rows themselves are n
 _PAIRS_INSIDE = 100  # or so many of two values, since findings may be listed like that
 _FAULTS = {  # in csv's words, and in a sentence's
     "unexpected end of data": "does not close",
+    "new-line character seen in unquoted field - do you need to open the file in universal-newline mode?": (
+        "holds a line end of CR alone; end lines by LF or CRLF"
+    ),
     **{f"'{mark}' expected after '\"'": "goes on where its quote closes" for mark in ",\t|;"},
 }
 _FORMULA = re.compile(r"['\s]*+(?![+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\s*$)[=+\-@＝＋－＠]")
@@ -75,9 +78,13 @@ class _Feed(Iterator[str]):
 
 
 def _rows_inside(inner: Sequence[str], delimiter: str, width: int) -> str:
-    """Whether lines inside a field are rows that a stray quote took in: each has as many values as the header."""
+    """Whether lines inside a field are rows that a stray quote took in: each has as many values as the header.
+
+    Lists in a text have a blank behind each comma. Rows that have one there begin no field with a quote, so none was taken in.
+    """
     least = _PAIRS_INSIDE if width == 2 else _ROWS_INSIDE
     is_table = width > 1 and len(inner) >= least and all(line.count(delimiter) == width - 1 for line in inner)
+    is_table = is_table and not all(f"{delimiter} " in line for line in inner)
     return f"holds {len(inner)} lines that are rows themselves" if is_table else ""
 
 

@@ -111,6 +111,21 @@ def test_long_texts_in_quotes_are_read_as_before(tmp_path: Path) -> None:
     assert [example.text for example in delimited.read(options)] == [text.strip() for text in texts]
 
 
+def test_a_list_in_a_text_is_no_table(tmp_path: Path) -> None:
+    labs = "\n".join(["Results", *(f"value {number}, 4.{number}, mmol/l" for number in range(40)), "end"])
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text", "label"], ["r1", labs, "a"], ["r2", "fever", "b"]])
+    assert [(row.text, row.fault) for row in read(tmp_path / "rows.csv")] == [(labs, ""), ("fever", "")]
+
+
+def test_line_ends_of_an_old_mac_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"id,text\rr1,fever\r")
+    options = delimited.Options(name="delimited", path=str(path), text=("text",), label=None)
+    with pytest.raises(DataError, match=r"rows\.csv:1: the row holds a line end of CR alone; end lines by LF or CRLF"):
+        list(delimited.read(options))
+
+
 @pytest.mark.real
 def test_real_files_lose_no_row(real_data: Path) -> None:
     found = read(real_data / "abstracts" / "medical_abstracts.csv", Columns(("abstract",), None))
