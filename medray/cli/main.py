@@ -1,5 +1,6 @@
 """The `medray` command: parse, call, print. No logic of its own; a failure exits non-zero."""
 
+import errno
 import io
 import logging
 import signal
@@ -29,6 +30,7 @@ app.add_typer(predict.app)
 app.add_typer(serving.app)
 app.add_typer(chat.app)
 app.add_typer(data.app, name="data")
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # of a path
 _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of typer and of the runtime
 
 
@@ -68,9 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"medray: {err}", file=sys.stderr)
         return err.exit_status
     except OSError as err:
-        if not storage.is_full(err):
+        if storage.is_full(err):
+            print(f"medray: {storage.full(err.filename or 'the disk', _again(given))}", file=sys.stderr)
+        elif err.filename and err.errno in _NO_PLACE:
+            print(f"medray: {err.filename!s:.200}: cannot be used: {err.strerror}", file=sys.stderr)
+        else:
             raise
-        print(f"medray: {storage.full(err.filename or 'the disk', _again(given))}", file=sys.stderr)
         return 1
     except SystemExit as end:
         if end.code in _INTERRUPTED:

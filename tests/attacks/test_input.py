@@ -420,6 +420,13 @@ def test_an_output_that_is_a_file_is_refused_and_left_alone(tmp_path: Path, name
     assert (tmp_path / name.partition("/")[0]).read_text() == "precious"
 
 
+@pytest.mark.parametrize("command", ["init", "review", "report"])
+def test_a_path_that_cannot_be_is_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "a" * 5000]) == 1
+    said = capsys.readouterr().err
+    assert said == f"medray: {'a' * 200}: cannot be used: File name too long\n"
+
+
 # Time in proportion to length
 
 
