@@ -13,9 +13,12 @@ def make_folder(path: Path, setting: str) -> Path:
 
     `setting` names what a user sets to have another folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be made: {err.strerror}; name another place with {setting}") from None
     entry = path.lstat()  # a link that another user put there is not followed
     if not stat.S_ISDIR(entry.st_mode):
         raise ConfigError(f"{path}: is not a folder; remove it, or name another place with {setting}")

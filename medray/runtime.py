@@ -43,6 +43,7 @@ _SHARED = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
 }
 _KEPT_S = 7 * 24 * 3600.0  # for how long an ended session's logs stay
+_LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # of the folder that Ray keeps sessions in
 _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")
 
 
@@ -173,7 +174,8 @@ def _describe(*, is_joined: bool) -> Cluster:
 def _single(num_cpus: int | None) -> None:
     import ray
 
-    _make_private(Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser())
+    if not os.environ.get("RAY_AUTH_TOKEN"):
+        _make_private(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
     # A head that dies is noticed after a minute otherwise, and the study would say so no earlier.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     # By default Ray lowers its workers' priority by 15, which leaves them a thirtieth of a core that another program wants too.
@@ -183,6 +185,8 @@ def _single(num_cpus: int | None) -> None:
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     port = free_port()
     sessions = private_folder() / "ray"  # one below, since Ray opens its own folder to all users
+    if len(os.fsencode(sessions)) > _LONGEST:
+        raise ConfigError(f"{sessions}: too long for a socket's path; name a place of at most {_LONGEST - 20} characters with RAY_TMPDIR")
     _remove_old(sessions)
     umask = os.umask(0o077)  # Ray's processes inherit it
 
@@ -206,10 +210,13 @@ def _single(num_cpus: int | None) -> None:
 
 
 def private_folder() -> Path:
-    """This user's own in the system's folder for temporary files. Its name is short: a socket's path has 107 bytes at most."""
+    """This user's own in the system's folder for temporary files, or where TMPDIR is too long for sockets in /tmp."""
     from ray._common.utils import get_default_system_temp_dir
 
-    folder = make_folder(Path(get_default_system_temp_dir()) / f"medray-{os.getuid()}", "RAY_TMPDIR")
+    name, place = f"medray-{os.getuid()}", get_default_system_temp_dir()
+    if "RAY_TMPDIR" not in os.environ and len(os.fsencode(f"{place}/{name}/ray")) > _LONGEST:
+        place = "/tmp"
+    folder = make_folder(Path(place) / name, "RAY_TMPDIR")
     folder.chmod(0o700)
     return folder
 
@@ -239,15 +246,20 @@ def _environment(dashboard: str | None) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in given}
 
 
-def _make_private(token: Path) -> None:
+def _make_private(path: str) -> None:
     """Ray writes its token for all to read; it is made here for its owner alone."""
     import secrets
 
-    token.parent.mkdir(parents=True, exist_ok=True)
-    if not token.exists():
-        os.close(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600))
-        token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
+    try:
+        token = Path(path).expanduser()
+        token.parent.mkdir(parents=True, exist_ok=True)
+        if not token.exists():
+            os.close(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600))
+            token.write_text(secrets.token_hex(32))
+        if token.stat().st_uid == os.getuid():  # one that a cluster mounts is left as it is
+            token.chmod(0o600)
+    except (OSError, RuntimeError) as err:  # a home folder that is read-only, or no home folder
+        raise ConfigError(f"{path}: Ray's token cannot be kept there: {err}; name a file of yours with RAY_AUTH_TOKEN_PATH") from None
 
 
 def free_port(wanted: int = 0) -> int:

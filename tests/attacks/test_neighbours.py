@@ -124,6 +124,38 @@ def test_a_folder_of_our_own_is_closed_to_others_and_used_again(tmp_path: Path, 
     assert mode(runtime.private_folder()) == 0o700
 
 
+def test_places_that_cannot_be_made_are_named_with_their_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home folder that is read-only, or none, as of a container's user without a name."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"file/medray-.*: cannot be made: .*RAY_TMPDIR"):
+        runtime.private_folder()
+    for path in (str(tmp_path / "file" / "token"), "~nobody-of-this-name/token"):
+        with pytest.raises(ConfigError, match=r"token: Ray's token cannot be kept there: .*RAY_AUTH_TOKEN_PATH"):
+            runtime._make_private(path)
+
+
+def test_a_folder_too_long_for_sockets_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / ("t" * 50)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(place))
+    assert runtime.private_folder() == Path(f"/tmp/medray-{os.getuid()}")
+    monkeypatch.setenv("RAY_TMPDIR", str(place))
+    monkeypatch.setattr("ray.init", None)
+    with pytest.raises(ConfigError, match=r"medray-.*/ray: too long for a socket's path; .* RAY_TMPDIR"):
+        runtime._single(1)
+
+
+@needs_root
+def test_a_token_that_a_cluster_mounts_is_left_as_it_is(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o440)
+    os.chown(token, OTHER_USER, OTHER_USER)
+    runtime._make_private(str(token))
+    assert (mode(token), token.read_text()) == (0o440, "secret")
+
+
 def test_sessions_that_ended_a_week_ago_are_removed_and_those_that_still_write_stay(tmp_path: Path) -> None:
     old, new, running = (tmp_path / f"session_2026-01-0{day}_1" for day in (1, 2, 3))
     month_ago = time.time() - 30 * 24 * 3600
