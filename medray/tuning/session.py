@@ -20,6 +20,8 @@ from medray.tuning.search import Plan, Proposal
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
+_LOST = "Ray Tune gave it up without a result or an error"
+_LEAST_LOSSES = 2  # by Tune, without a new evaluation, before a trial is a failed one
 
 
 class Watcher(Protocol):
@@ -160,26 +162,28 @@ class Session:
         self.search.complete(trial, record.settings, failed=error is not None)
         self.watcher.ended(record)
 
-    def requeue(self, reason: str) -> bool:
+    def requeue(self, reason: str | None) -> bool:
         """Queue every trial again that was under way when Tune stopped; whether any trial is queued."""
         for trial in [trial for trial in self.records if trial in self.under_way]:
             self.lost(trial, reason)
         return bool(self._unfinished)
 
-    def lost(self, trial: str, reason: str) -> None:
+    def lost(self, trial: str, reason: str | None = None) -> None:
         """Queue a trial again that Tune gave up; it goes on from its last stored state, as often as a study allows without a new evaluation.
 
         Which of several caused their end is not known; one that gets further did not, and is not counted for another's failures.
+        Without a reason no trial caused it: then also where a study allows no failure.
         """
         self.under_way.discard(trial)
         record = self.records[trial]
         if record.status != "running":
             return
         self.halted[trial] += 1
-        if self.halted[trial] > self.study.resources.max_failures:
-            self.ended(trial, error=reason)
+        num_allowed = self.study.resources.max_failures
+        if self.halted[trial] > (num_allowed if reason else max(num_allowed, _LEAST_LOSSES)):
+            self.ended(trial, error=reason or _LOST)
         else:
-            log.warning("%s: %s; it goes on from its last stored state", trial, reason)
+            log.warning("%s: %s; it goes on from its last stored state", trial, reason or _LOST)
             self._unfinished.append(record)
 
     def _keep(self, record: TrialRecord) -> TrialRecord:

@@ -22,7 +22,6 @@ from medray.tuning.session import Row, Session
 
 log = logging.getLogger(__name__)
 _PATIENCE_S = 30.0
-_LOST = "Ray Tune gave it up without a result or an error"
 
 
 def run(session: Session, placements: Sequence[Placement]) -> None:
@@ -37,7 +36,7 @@ def run(session: Session, placements: Sequence[Placement]) -> None:
         reason = _fit(session, placements)
         if session.full:
             raise session.full
-        has_more = session.requeue(reason or _LOST)
+        has_more = session.requeue(reason)
         is_done = reason is None and not has_more
 
 
@@ -169,7 +168,7 @@ class _Callback(_Shell, Callback):
                 self.given_up.add(trial.trial_id)
                 if _name(trial) in self.session.under_way:
                     with self.session.halting():
-                        self.session.lost(_name(trial), _LOST)
+                        self.session.lost(_name(trial))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         with self.session.halting():

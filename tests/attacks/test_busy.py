@@ -60,7 +60,7 @@ def test_a_trial_that_tune_loses_is_run_again_by_the_study(
 ) -> None:
     """Tune gives up a process whose thread has not ended in time, and with it the trial that was to run there."""
     monkeypatch.setattr(trials, "start", delayed(3, timeout_s="0"))
-    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", searched.whole(cluster))
+    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", "resources.max_failures=0", searched.whole(cluster))
     with caplog.at_level(logging.WARNING, "medray"):
         board = searched.run(study, cluster).board
     assert set(statuses(board)) <= {"finished", "stopped"}
