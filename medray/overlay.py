@@ -30,7 +30,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
-        raw = _parse(content.decode("utf-8", "strict" if len(content) <= _MOST_BYTES else "replace"), f"{path}:")
+        raw = parse(content.decode("utf-8", "strict" if len(content) <= _MOST_BYTES else "replace"), f"{path}:")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as err:
@@ -41,10 +41,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_value(override: str, text: str) -> Any:
-    return _parse(text, f"{override!r:.200}: the value")
+    return parse(text, f"{override!r:.200}: the value")
 
 
-def _parse(text: str, where: str) -> Any:
+def parse(text: str, where: str) -> Any:
     if len(text.encode("utf-8", "replace")) > _MOST_BYTES:
         raise ConfigError(f"{where} is longer than {_MOST_BYTES} bytes; settings are not data")
     loader = _Loader(text)

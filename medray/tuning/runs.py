@@ -14,6 +14,7 @@ from medray import config as configs
 from medray import storage
 from medray.config import StudyConfig
 from medray.errors import ArtifactError, ConfigError, TrialError
+from medray.overlay import parse
 from medray.records import HISTORY, TrialRecord
 from medray.selection import analysis, tables
 from medray.selection.analysis import Analysis
@@ -36,7 +37,7 @@ class Run:
     @classmethod
     def start(cls, study: StudyConfig) -> "Run":
         run = cls(study_dir(study) / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"), study)
-        storage.write(run.folder / SETTINGS, configs.dump(study).encode())
+        storage.write(run.folder / SETTINGS, _stored(study).encode())
         return run
 
     @classmethod
@@ -45,11 +46,11 @@ class Run:
         run = cls(latest(study_dir(study)).folder, study)
         kept = configs.load([run.folder / SETTINGS])
         changes.check(kept, study, str(run.folder))
-        if (run.folder / SETTINGS).read_text(encoding="utf-8") != configs.dump(study):
+        if (run.folder / SETTINGS).read_text(encoding="utf-8") != (content := _stored(study)):
             with run.held():
                 if changes.asks_for_more(kept, study):
                     run.reopen()
-                storage.write(run.folder / SETTINGS, configs.dump(study).encode())
+                storage.write(run.folder / SETTINGS, content.encode())
         return run
 
     def settings(self) -> StudyConfig:
@@ -119,6 +120,13 @@ class Run:
 def study_dir(study: StudyConfig) -> Path:
     """Where a study's runs are: absolute, as Tune needs it."""
     return storage.absolute(study.storage_path) / study.name
+
+
+def _stored(study: StudyConfig) -> str:
+    """The settings as a run keeps them, which later commands must be able to read."""
+    content = configs.dump(study)
+    parse(content, f"study {study.name}, with all its files and settings,")
+    return content
 
 
 def latest(folder: Path) -> Run:

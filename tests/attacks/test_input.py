@@ -34,6 +34,7 @@ from medray.selection import tables
 from medray.store import open_store
 from medray.tasks import _lists, _overlap, choice
 from medray.tasks._safety import is_refusal
+from medray.tuning.runs import Run
 
 NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
 COLUMNS = Columns(("text",), "id")
@@ -403,6 +404,18 @@ def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
         assert done.stdout.strip() == "False"
         heads = [each for each in asked if each.recv(4) == b"HEAD"]
         assert len(heads) == 1
+
+
+def test_a_study_whose_run_could_not_be_read_again_is_not_begun(tmp_path: Path) -> None:
+    parts = {"base": {"name": "big", "base_models": [{"source": "a"}], "task": {"name": "classification"}, "train": {"epochs": 1}}}
+    parts["labels"] = {"data": {"format": {"name": "jsonl", "path": "a", "labels": ["a" * 200_000]}}}
+    parts["text"] = {"storage_path": str(tmp_path), "data": {"format": {"id": "a" * 200_000}}}
+    for name, part in parts.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(part))
+    study = config.load([tmp_path / f"{name}.yaml" for name in parts])
+    with pytest.raises(ConfigError, match=r"^study big, with all its files and settings, is longer than 262144 bytes"):
+        Run.start(study)
+    assert not (tmp_path / "big").exists()
 
 
 # The command
