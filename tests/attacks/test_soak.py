@@ -82,7 +82,7 @@ def memory() -> dict[str, float]:
 
 @pytest.fixture
 def soaked(cluster: Cluster, tmp_path: Path) -> Iterator[Served]:
-    with serving(tmp_path / "served") as session:
+    with serving(tmp_path) as session:
         yield session
 
 

@@ -134,7 +134,9 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[CsvRow]:
     """The rows of a delimited file; the first one that cannot be read ends them."""
     for row in read_rows(lines(path), delimiter):
         if row.reason:
-            raise DataError(f"{path}:{row.line}: {row.reason}; mend it (a quote inside a field is written twice), or give the rows as JSON lines")
+            raise DataError(
+                f"{path}:{row.line}: {row.reason}; mend it (a quote inside a field is written twice), or give the rows as JSON lines"
+            )
         yield row
 
 
