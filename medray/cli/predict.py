@@ -14,12 +14,17 @@ log = logging.getLogger(__name__)
 @app.command()
 def predict(
     reference: Reference,
-    input: Annotated[str, typer.Option(help="a file or folder of parquet, csv, tsv, psv, jsonl or txt, or its s3:// URI")],
+    input: Annotated[
+        str,
+        typer.Option(help="a file or folder of parquet, csv, tsv, psv, jsonl or txt, or its s3:// URI; delimited as medray init reads it"),
+    ],
     output: Annotated[
         str, typer.Option(help="a new folder or s3:// prefix; .jsonl or .csv at its end chooses that form, else it is parquet")
     ],
     text_column: Annotated[list[str] | None, typer.Option(help="column of the text; give it again to join several")] = None,
     id_column: Annotated[str | None, typer.Option(help="column of the row's id; made from file and position where there is none")] = None,
+    encoding: Annotated[str | None, typer.Option(help="of delimited files and texts, such as cp1252; found where not given")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="of delimited files: , ; | or tab; found where not given")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run into this output ended")] = False,
     max_bad: Annotated[float, typer.Option(help="share of rows that may be set aside; with more the run stops")] = 0.1,
     max_characters: Annotated[int, typer.Option(min=1, help="longer texts are set aside")] = 1_000_000,
@@ -49,10 +54,13 @@ def predict(
         precision=precision,
         actors=actors,
         threads=threads,
+        encoding=encoding,
+        delimiter="\t" if delimiter == "tab" else delimiter,
     )
     plan = run.prepare(asked)
     named = " and ".join(plan.columns.text) or "each file"
-    print(f"text: {named}    id: {plan.columns.id or 'its own in each file, or made from file and position'}", flush=True)
+    written = f"    encoding: {plan.source.encoding}" if plan.source.encoding != "utf-8" else ""
+    print(f"text: {named}    id: {plan.columns.id or 'its own in each file, or made from file and position'}{written}", flush=True)
     with start_cluster() as cluster:
         found = run.predict(plan, cluster, lambda line: print(line, flush=True))
     made = f", {found.made_ids} ids made from file and position" if found.made_ids else ""

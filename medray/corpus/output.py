@@ -45,6 +45,8 @@ class Record(Section):
     precision: str
     form: Form
     piece_rows: int
+    encoding: str = "utf-8"
+    delimiter: str | None = None
 
 
 class Summary(Section):

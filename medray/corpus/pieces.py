@@ -52,13 +52,26 @@ def num_rows(total: int, num_workers: int) -> int:
     return min(max(-(-total // (num_workers * _PIECES_A_WORKER)), _LEAST_ROWS), _MOST_ROWS)
 
 
-def hashes(shard: Shard, columns: Columns, most_characters: int) -> Hashes:
-    """128 bits of every id, in order: what is needed to find the ones that repeat, in little memory."""
-    asked = columns if shard.form == "texts" else replace(columns, text=())
-    digests = bytearray()
-    for row in rows.read(shard, asked, most_characters):
+@dataclass(frozen=True)
+class Scan:
+    """What is known of a shard before a row of it is answered."""
+
+    ids: Hashes  # 128 bits of every id, in order: what is needed to find the ones that repeat, in little memory
+    num_bad: int  # rows that cannot be answered
+    example: str = ""  # where the first of them stands, and why
+
+
+def scan(shard: Shard, columns: Columns, most_characters: int) -> Scan:
+    """Reads every row once; of parquet the ids alone, since its texts are far longer."""
+    rows.check_columns(shard, columns)
+    has_texts = shard.form != "parquet"
+    digests, num_bad, example = bytearray(), 0, ""
+    for row in rows.read(shard, columns if has_texts else replace(columns, text=()), most_characters):
         digests += hashlib.blake2b(row.id.encode("utf-8"), digest_size=16).digest()
-    return np.frombuffer(bytes(digests), dtype=np.uint64).reshape(-1, 2)
+        if row.fault and has_texts:
+            num_bad += 1
+            example = example or f"{row.where}: {row.reason}"
+    return Scan(np.frombuffer(bytes(digests), dtype=np.uint64).reshape(-1, 2), num_bad, example)
 
 
 def repeats(found: Sequence[Hashes]) -> list[list[int]]:

@@ -2,20 +2,22 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from medray.corpus.sources import Columns, Shard
+from medray.data import dialect
 from medray.data.csv_text import MOST_CHARACTERS, CsvRow, bounded_lines, read_rows
 from medray.data.formats import raw_abstracts
 from medray.errors import DataError, allowed
 
 _BATCH = 64  # rows of parquet: one text of many megabytes may stand in each and be kept once in the file
-_DELIMITERS = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
+_HEAD_ROWS, _HEAD_CHARACTERS = 200, 1 << 20  # that tell whether the first row is a header
 UNREADABLE, WRONG_TYPE, EMPTY, TOO_LONG = "unreadable", "wrong type", "empty", "too long"
 
 
@@ -49,23 +51,35 @@ def read(shard: Shard, columns: Columns, most_characters: int) -> Iterator[Row]:
         yield _checked(_row(raw, columns), most_characters)
 
 
-def values(shard: Shard) -> Iterator[dict[str, Any]]:
-    """All columns of the rows that can be read."""
+def values(shard: Shard, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """All columns of the rows that can be read; a first row with one of the names is a header."""
     if shard.form != "texts":
-        yield from (dict(raw.values) for raw in _raw(shard, None, MOST_CHARACTERS) if not raw.reason)
+        yield from (dict(raw.values) for raw in _raw(shard, None, MOST_CHARACTERS, names) if not raw.reason)
 
 
-def _raw(shard: Shard, columns: Columns | None, most: int) -> Iterator[_Raw]:
+def check_columns(shard: Shard, columns: Columns) -> None:
+    """What of a table in parquet tells without its rows."""
+    if shard.form == "parquet":
+        (path,) = shard.paths
+        with shard.open_parquet(path) as file:
+            _check_columns(path, file.schema_arrow.names, _wanted(columns))
+
+
+def _wanted(columns: Columns) -> list[str]:
+    return [*columns.text, *([columns.id] if columns.id else [])]
+
+
+def _raw(shard: Shard, columns: Columns | None, most: int, names: Sequence[str] = ()) -> Iterator[_Raw]:
     (path,) = shard.paths
-    wanted = None if columns is None else [*columns.text, *([columns.id] if columns.id else [])]
+    wanted = None if columns is None else _wanted(columns)
     try:
         if shard.form == "parquet":
             yield from _parquet(shard, path, wanted)
         elif shard.form == "csv":
-            yield from _delimited(shard, path, wanted, most)
+            yield from _delimited(shard, path, wanted, most, names)
         else:
-            yield from _json_lines(shard, path, wanted, most)
-    except (OSError, pa.ArrowException) as err:  # of what is packed, damage shows as it is read
+            yield from _json_lines(shard, path, columns.text if columns else (), most)
+    except (OSError, UnicodeError, pa.ArrowException) as err:  # of what is packed, damage shows as it is read
         raise DataError(f"{path}: cannot be read to its end: {' '.join(str(err).split())}") from None
 
 
@@ -82,28 +96,48 @@ def _parquet(shard: Shard, path: str, wanted: list[str] | None) -> Iterator[_Raw
                 yield _Raw(f"{shard.name(path)}:{number}", row)
 
 
-def _delimited(shard: Shard, path: str, wanted: list[str] | None, most: int) -> Iterator[_Raw]:
-    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
-    delimiter = next((_DELIMITERS[suffix] for suffix in suffixes if suffix in _DELIMITERS), ",")
-    # Bytes that are no UTF-8 become surrogates, which `_checked` finds: one such row must not end the file.
-    with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = read_rows(bounded_lines(file, most), delimiter, most)
+def _delimited(shard: Shard, path: str, wanted: list[str] | None, most: int, names: Sequence[str]) -> Iterator[_Raw]:
+    endings = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    ending = next((suffix for suffix in endings if suffix in dialect.USUAL_DELIMITERS), "")
+    with _open_text(shard, path, newline="") as file:
+        lines = bounded_lines(file, most)
+        first = next(lines, "")
+        delimiter = shard.delimiter or dialect.likely_delimiter(first, ending) or ","
+        rows = read_rows(chain([first], lines) if first else lines, delimiter, most)
         header = next(rows, CsvRow(1, 0, []))
         if header.reason:
             raise DataError(f"{path}:1: {header.reason}; the first line must name the columns")
-        names = [name.strip() for name in header.values]
-        _check_columns(path, names, wanted)
-        for row in rows:
-            if not row.reason and len(row.values) == len(names):
-                yield _Raw(f"{shard.name(path)}:{row.line}", dict(zip(names, row.values, strict=True)))
+        columns, top = list(map(dialect.plain_name, header.values)), _top(rows)
+        if columns and not dialect.is_header(columns, [row.values for row in top], wanted or names):
+            columns, top = dialect.made_names(len(columns)), [header, *top]
+        _check_columns(path, columns, wanted)
+        for row in chain(top, rows):
+            if not row.reason and len(row.values) == len(columns):
+                yield _Raw(f"{shard.name(path)}:{row.line}", dict(zip(columns, row.values, strict=True)))
             elif row.reason or any(map(str.strip, row.values)):
-                reason = row.reason or f"has {len(row.values)} values, the header has {len(names)} columns"
+                reason = row.reason or f"has {len(row.values)} values, the header has {len(columns)} columns"
                 for line in range(row.line, row.line + row.num_lines):  # as many rows as may be lost in it
                     yield _Raw(f"{shard.name(path)}:{line}", {}, reason)
 
 
-def _json_lines(shard: Shard, path: str, wanted: list[str] | None, most: int) -> Iterator[_Raw]:
-    with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+def _top(rows: Iterator[CsvRow]) -> list[CsvRow]:
+    top: list[CsvRow] = []
+    num_characters = 0
+    while len(top) < _HEAD_ROWS and num_characters < _HEAD_CHARACTERS and (row := next(rows, None)):
+        top.append(row)
+        num_characters += sum(map(len, row.values))
+    return top
+
+
+def _open_text(shard: Shard, path: str, newline: str | None) -> io.TextIOWrapper:
+    """Bytes that the encoding does not have become surrogates, which `_checked` finds: one such row must not end the file."""
+    return io.TextIOWrapper(shard.open(path), encoding=dialect.codec(shard.encoding), errors="surrogateescape", newline=newline)
+
+
+def _json_lines(shard: Shard, path: str, text: Sequence[str], most: int) -> Iterator[_Raw]:
+    """A column that no row has is an error behind the last one: a row may leave out what is empty."""
+    missing, names = set(text), dict[str, None]()
+    with _open_text(shard, path, newline="\n") as file:
         for number, line in enumerate(bounded_lines(file, most), 1):
             where = f"{shard.name(path)}:{number}"
             if len(line) >= most:
@@ -116,7 +150,15 @@ def _json_lines(shard: Shard, path: str, wanted: list[str] | None, most: int) ->
             except (ValueError, RecursionError) as err:
                 yield _Raw(where, {}, f"not valid JSON: {err}")
                 continue
-            yield _Raw(where, found) if isinstance(found, dict) else _Raw(where, {}, "not a JSON object")
+            if not isinstance(found, dict):
+                yield _Raw(where, {}, "not a JSON object")
+                continue
+            if missing:
+                missing -= found.keys()
+                names = names or dict.fromkeys(found)
+            yield _Raw(where, found)
+    if names:
+        _check_columns(path, list(names), sorted(missing))
 
 
 def _check_columns(path: str, names: list[str], wanted: list[str] | None) -> None:
@@ -149,9 +191,9 @@ def _text_file(shard: Shard, path: str, columns: Columns, most: int) -> Row:
     """As medray writes abstracts where the first line says so; else a whole file is one text, and its path the id."""
     name = shard.name(path)
     try:
-        with io.TextIOWrapper(shard.open(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+        with _open_text(shard, path, newline=None) as file:
             text = file.read(most)
-    except OSError as err:
+    except (OSError, UnicodeError) as err:
         raise DataError(f"{path}: cannot be read to its end: {' '.join(str(err).split())}") from None
     if len(text) >= most:
         return Row(name, "", name, is_made=True, fault=TOO_LONG, reason=f"the file is longer than {most} characters")

@@ -20,6 +20,7 @@ from medray.corpus import pieces, rows, sources
 from medray.corpus.output import Form, Output, Record, Summary
 from medray.corpus.sources import Columns, Shard, Source
 from medray.corpus.worker import Work, Worker
+from medray.data import dialect
 from medray.data.progress import Progress
 from medray.errors import ConfigError, DataError, MedrayError
 from medray.redaction import redact
@@ -48,6 +49,8 @@ class Asked:
     precision: str = "auto"
     actors: int | None = None
     threads: int | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
 
     @property
     def form(self) -> Form:
@@ -103,6 +106,8 @@ class Plan:
             token_budget=self.asked.token_budget,
             precision=self.asked.precision,
             form=self.asked.form,
+            encoding=self.source.encoding,
+            delimiter=self.asked.delimiter,
             piece_rows=piece_rows,
         )
 
@@ -111,6 +116,10 @@ def prepare(asked: Asked) -> Plan:
     """Everything that can be wrong with what was asked, before a cluster is started."""
     if not 0 <= asked.max_bad <= 1:
         raise ConfigError(f"--max-bad {asked.max_bad}: a share of the rows; allowed: 0 to 1")
+    if asked.delimiter is not None and asked.delimiter not in dialect.DELIMITERS:
+        raise ConfigError(f"--delimiter {asked.delimiter!r}: is not known; allowed: , ; | tab")
+    if asked.encoding is not None and not dialect.is_encoding(asked.encoding):
+        raise ConfigError(f"--encoding {asked.encoding!r:.40}: is not known; {dialect.ENCODINGS}")
     where = storage.absolute(asked.output) if "://" not in asked.output else asked.output
     storage_path = asked.storage_path if "://" in asked.storage_path else str(storage.absolute(asked.storage_path))
     asked = replace(asked, output=str(where), storage_path=storage_path)
@@ -120,8 +129,10 @@ def prepare(asked: Asked) -> Plan:
     if store.names("") and not asked.resume:
         raise ConfigError(f"{store.uri}: is there already and is left alone; choose another --output, or go on with it by --resume")
     release = Registry(storage_path).resolve(asked.reference)
-    source = sources.find(asked.input if "://" in asked.input else os.path.abspath(os.path.expanduser(asked.input)))
-    columns = sources.columns(source, sources.head(source), asked.columns)
+    input = asked.input if "://" in asked.input else os.path.abspath(os.path.expanduser(asked.input))
+    source = sources.find(input, asked.encoding, asked.delimiter)
+    names = [*asked.columns.text, *filter(None, [asked.columns.id])]
+    columns = sources.columns(source, sources.head(source, names), asked.columns)
     record = release.record
     return Plan(asked, source, columns, record.name, record.version, record.content_id)
 
@@ -133,12 +144,17 @@ def predict(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -> Summary
         say(
             f"reading {len(source.shards)} {'parts' if len(source.shards) > 1 else 'part'} of {redact(source.uri)} once, for counts and ids"
         )
-        found = _hashes(source, plan.columns, asked.most_characters)
-        total = sum(map(len, found))
+        scans = _scans(source, plan.columns, asked.most_characters)
+        total = sum(len(scan.ids) for scan in scans)
         if not total:
             raise DataError(f"{source.uri}: has no rows")
-        repeated = pieces.repeats(found)
-        del found
+        if (num_bad := sum(scan.num_bad for scan in scans)) > asked.max_bad * total:
+            example = next(scan.example for scan in scans if scan.example)
+            raise DataError(
+                f"{num_bad} of {total} rows cannot be answered, more than --max-bad {asked.max_bad:g}, so none was; the first is {example}"
+            )
+        repeated = pieces.repeats([scan.ids for scan in scans])
+        del scans
         output = Output(open_store(asked.output), asked.form)
         record = output.begin(plan.record(pieces.num_rows(total, pool.actors)), resume=asked.resume)
         if summary := output.summary():
@@ -178,8 +194,8 @@ class ReadTask:
         return cls(shard, tuple(held["repeated"]), tuple(held["done"]))
 
 
-def _hashes(source: Source, columns: Columns, most_characters: int) -> list[pieces.Hashes]:
-    scan = ray.remote(num_cpus=1)(pieces.hashes)
+def _scans(source: Source, columns: Columns, most_characters: int) -> list[pieces.Scan]:
+    scan = ray.remote(num_cpus=1)(pieces.scan)
     return list(ray.get([scan.remote(shard, columns, most_characters) for shard in source.shards]))
 
 

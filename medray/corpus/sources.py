@@ -2,8 +2,8 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, Any, Literal
@@ -13,8 +13,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from medray import storage
-from medray.data import sniff
-from medray.data.csv_text import MOST_CHARACTERS
+from medray.data import dialect, sniff
+from medray.data.csv_text import MOST_CHARACTERS, read_rows
 from medray.data.formats.base import columns_of
 from medray.errors import ConfigError, DataError, allowed
 
@@ -33,6 +33,8 @@ _FORMS: dict[str, Form] = {
 _PACKED = (".gz", ".bz2", ".zst")
 _TEXTS_A_SHARD = 10_000
 SAMPLE = 1000  # rows that tell columns apart
+_GUESS_BYTES, _GUESS_FILES = 16 << 20, 100  # that tell the encoding
+_TABLE_BYTES = 1 << 16  # that tell a table from a text
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Shard:
     uri: str
     root: str  # what names are told without
     paths: tuple[str, ...]
+    encoding: str = "utf-8"
+    delimiter: str | None = None  # by the file itself where not given
 
     def open(self, path: str) -> IO[bytes]:
         """As a stream, unpacked where its ending says that it is packed."""
@@ -67,6 +71,7 @@ class Source:
     uri: str
     form: Form
     shards: tuple[Shard, ...]
+    encoding: str
     fingerprint: str  # of names, sizes and times: what was begun with other files is not gone on with
 
 
@@ -78,7 +83,8 @@ class Columns:
     id: str | None = None
 
 
-def find(uri: str) -> Source:
+def find(uri: str, encoding: str | None = None, delimiter: str | None = None) -> Source:
+    """The files of an input. Where no encoding is given, the beginning of the first ones tells that of all."""
     system, root = _connect(uri)
     try:
         top = system.get_file_info(root)
@@ -93,6 +99,8 @@ def find(uri: str) -> Source:
         raise DataError(f"{uri}: cannot be listed: {_one_line(err)}") from None
     forms = {info.path: form for info in held if (form := _form(info.path))}
     if len(kinds := sorted(set(forms.values()))) != 1:
+        if not kinds and any(dialect.is_spreadsheet(info.path) for info in held):
+            raise DataError(f"{uri}: {dialect.SAVE_AS_CSV}")
         found = f"files of several kinds ({', '.join(kinds)})" if kinds else "no file that can be read"
         raise DataError(f"{uri}: {found}; allowed: one file, or a folder with files of one kind: {', '.join(_FORMS)}")
     chosen = sorted((info for info in held if info.path in forms), key=lambda info: info.path)
@@ -101,8 +109,45 @@ def find(uri: str) -> Source:
     paths = [info.path for info in chosen]
     groups = [tuple(paths[start : start + step]) for start in range(0, len(paths), step)]
     start = str(PurePosixPath(root).parent) if is_file else root
-    shards = tuple(Shard(number, kinds[0], uri, start, group) for number, group in enumerate(groups))
-    return Source(uri, kinds[0], shards, fingerprint)
+    shards = [Shard(number, kinds[0], uri, start, group, delimiter=delimiter) for number, group in enumerate(groups)]
+    if kinds[0] in ("csv", "texts"):
+        encoding = encoding or _guess_encoding(shards[0])
+        shards = [replace(shard, encoding=encoding) for shard in shards]
+        if is_file and kinds[0] == "texts" and _is_table(shards[0]):
+            shards = [replace(shards[0], form="csv")]
+    elif encoding or delimiter:
+        raise ConfigError(f"{uri}: --encoding and --delimiter do not apply: {kinds[0]} files have one encoding and no delimiter")
+    return Source(uri, shards[0].form, tuple(shards), shards[0].encoding, fingerprint)
+
+
+def _guess_encoding(shard: Shard) -> str:
+    def chunks() -> Iterator[bytes]:
+        left = _GUESS_BYTES
+        for path in shard.paths[:_GUESS_FILES]:
+            with shard.open(path) as file:
+                while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+                    left -= len(chunk)
+                    yield chunk
+
+    try:
+        return dialect.guess_encoding(chunks())
+    except OSError:
+        return "utf-8"  # damage, which the reading names
+
+
+def _is_table(shard: Shard) -> bool:
+    """Whether a file that could be one text is a table: every row has as many values as a first one with a known name."""
+    try:
+        with shard.open(shard.paths[0]) as file:
+            head = file.read(_TABLE_BYTES)
+    except OSError:
+        return False
+    text = head.decode(dialect.codec(shard.encoding), errors="replace")
+    lines = io.StringIO(text, newline="").readlines()[: None if len(head) < _TABLE_BYTES else -1]
+    if not lines or not (delimiter := shard.delimiter or dialect.likely_delimiter(lines[0], "")):
+        return False
+    rows = [row.values for row in read_rows(lines, delimiter) if any(row.values)]
+    return len(rows) > 1 and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])} and dialect.has_known_name(rows[0])
 
 
 def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns) -> Columns:
@@ -128,12 +173,12 @@ def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns)
     return found
 
 
-def head(source: Source) -> list[dict[str, Any]]:
-    """A few rows as they are, for their columns."""
+def head(source: Source, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A few rows as they are, for their columns; a first row with one of the names is a header."""
     from medray.corpus import rows
 
     sample, num_characters = [], 0
-    for row in islice(rows.values(source.shards[0]), SAMPLE):
+    for row in islice(rows.values(source.shards[0], names), SAMPLE):
         sample.append(row)
         num_characters += sum(len(value) for value in row.values() if isinstance(value, str))
         if num_characters >= MOST_CHARACTERS:

@@ -8,7 +8,10 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TextIO
+
+from medray.data.dialect import declared_delimiter
 
 MOST_CHARACTERS = 16 << 20  # of a line, or of the lines of a row: some hundred times the longest article
 MOST_LINES = 10_000  # of a row: a hospital's longest notes, wrapped at 80 characters, have about 1,000
@@ -40,11 +43,14 @@ def bounded_lines(file: TextIO, most: int = MOST_CHARACTERS) -> Iterator[str]:
 
 
 def read_rows(lines: Iterable[str], delimiter: str, most: int = MOST_CHARACTERS) -> Iterator[CsvRow]:
-    """Every row, blank ones too; after one that cannot be read, those behind its lines."""
+    """Every row, blank ones too; after one that cannot be read, those behind its lines. A first line `sep=;` is none."""
     csv.field_size_limit(2**31 - 1)  # the default, 128 KiB a field, is less than a long document
-    feed = _Feed(lines, most)
+    source = iter(lines)
+    first = next(source, "")
+    is_declared = declared_delimiter(first) is not None
+    feed = _Feed(source if is_declared else chain([first] if first else [], source), most)
     rows = csv.reader(feed, delimiter=delimiter, strict=True)
-    line, width = 1, 0
+    line, width = 1 + is_declared, 0
     while True:
         feed.held.clear()
         try:

@@ -27,13 +27,13 @@ def test_repeats_are_all_but_the_first_of_each_id_wherever_they_stand() -> None:
     assert any(wanted)
 
 
-def test_hashes_need_no_text_and_are_equal_where_ids_are(tmp_path: Path) -> None:
+def test_ids_are_equal_in_a_scan_where_ids_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("id,text\na,one of them\nb,\na,another one\n")
     (shard,) = sources.find(str(path)).shards
-    found = pieces.hashes(shard, Columns(("text",), "id"), 1000)
-    assert pieces.repeats([found]) == [[2]]
-    assert len(pieces.hashes(shard, Columns(("text",), None), 1000)) == len(list(rows.read(shard, Columns(("text",)), 1000))) == 3
+    found = pieces.scan(shard, Columns(("text",), "id"), 1000)
+    assert pieces.repeats([found.ids]) == [[2]]
+    assert len(pieces.scan(shard, Columns(("text",), None), 1000).ids) == len(list(rows.read(shard, Columns(("text",)), 1000))) == 3
 
 
 def test_a_piece_is_as_long_as_asked_and_shorter_where_its_texts_are_long(monkeypatch: object) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medray.corpus import rows, sources
+from medray.corpus import pieces, rows, sources
 from medray.corpus.rows import Row
 from medray.corpus.sources import Columns
 from medray.errors import ConfigError, DataError
@@ -18,7 +18,7 @@ TEXTS = ["tumour in the lung", "fever after infection", "renal failure of the pa
 
 def read(place: Path, *, text: tuple[str, ...] = (), row_id: str | None = None, most: int = 1000) -> list[Row]:
     source = sources.find(str(place))
-    columns = sources.columns(source, sources.head(source), Columns(text, row_id))
+    columns = sources.columns(source, sources.head(source, text), Columns(text, row_id))
     return [row for shard in source.shards for row in rows.read(shard, columns, most)]
 
 
@@ -143,3 +143,79 @@ def test_an_input_is_another_one_once_a_file_changed(tmp_path: Path) -> None:
     assert sources.find(str(path)).fingerprint == before
     path.write_text('{"text": "tumour"}\n' * 2)
     assert sources.find(str(path)).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("semicolons.csv", "pmid;abstract\n11;tumour, lung\n12;fever\n"),
+        ("pipes.csv", "pmid|abstract\n11|tumour, lung\n12|fever\n"),
+        ("table.txt", "pmid|abstract\n11|tumour, lung\n12|fever\n"),
+        ("sep.csv", "sep=;\r\npmid;abstract\r\n11;tumour, lung\r\n12;fever\r\n"),
+        ("returns.csv", 'pmid,abstract\r11,"tumour, lung"\r12,fever\r'),
+        ("header.csv", '"pmid","the\nabstract"\n11,"tumour, lung"\n12,fever\n'),
+        ("packed.csv.gz", "pmid;abstract\n11;tumour, lung\n12;fever\n"),
+    ],
+)
+def test_a_table_is_read_whatever_separates_its_columns_and_rows(tmp_path: Path, name: str, content: str) -> None:
+    raw = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    names = ("the abstract",) if name == "header.csv" else ("abstract",)
+    assert [(row.id, row.text, row.fault) for row in read(tmp_path / name, text=names, row_id="pmid")] == [
+        ("11", "tumour, lung", ""),
+        ("12", "fever", ""),
+    ]
+
+
+@pytest.mark.parametrize(("encoding", "found"), [("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-16"), ("cp1252", "cp1252")])
+def test_the_beginning_of_an_input_tells_its_encoding(tmp_path: Path, encoding: str, found: str) -> None:
+    (tmp_path / "rows.csv").write_bytes("pmid,abstract\r\n11,cœliac naïve – disease\r\n".encode(encoding))
+    (tmp_path / "note.txt").write_bytes("cœliac naïve – disease\r\n".encode(encoding))
+    assert sources.find(str(tmp_path / "rows.csv")).encoding == found
+    for name in ("rows.csv", "note.txt"):
+        assert [row.text for row in read(tmp_path / name)] == ["cœliac naïve – disease"], name
+    source = sources.find(str(tmp_path / "rows.csv"), "latin-1", "|")
+    assert (source.encoding, source.shards[0].encoding, source.shards[0].delimiter) == ("latin-1", "latin-1", "|")
+    table(tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match="--encoding and --delimiter do not apply: parquet files have one encoding"):
+        sources.find(str(tmp_path / "rows.parquet"), "latin-1")
+
+
+def test_a_table_without_a_header_loses_no_row_and_a_name_that_is_given_makes_one(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("".join(f"{number},{'a note of a patient ' * 12}{number}\n" for number in range(9)))
+    assert [row.text.split()[-1] for row in read(tmp_path / "rows.csv")] == [str(number) for number in range(9)]
+    assert len(read(tmp_path / "rows.csv", text=("column_2",))) == 9
+    (tmp_path / "short.csv").write_text("Befund,Klasse\nfieber,a\nschmerz,Klasse\n")
+    assert [row.text for row in read(tmp_path / "short.csv", text=("Befund",))] == ["fieber", "schmerz"]
+
+
+def test_a_text_with_commas_is_no_table_and_a_spreadsheet_says_how_to_save_it(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("Notes, of one patient.\nFever, and pain.\n")
+    (found,) = read(tmp_path / "note.txt")
+    assert found.text == "Notes, of one patient.\nFever, and pain."
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"rows\.xlsx: a spreadsheet is not read; save it as 'CSV UTF-8"):
+        sources.find(str(tmp_path / "rows.xlsx"))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_second_file_without_the_column_is_refused_by_the_scan_before_anything_is_answered(tmp_path: Path, form: str) -> None:
+    for name, column in (("a", "text"), ("b", "words")):
+        path = tmp_path / f"{name}.{form}"
+        if form == "csv":
+            path.write_text(f"id,{column}\n{name},fever\n")
+        elif form == "jsonl":
+            path.write_text(json.dumps({"id": name, column: "fever"}) + "\n")
+        else:
+            pq.write_table(pa.table({"id": [name], column: ["fever"]}), path)
+    first, second = sources.find(str(tmp_path)).shards
+    assert len(pieces.scan(first, Columns(("text",), "id"), 1000).ids) == 1
+    with pytest.raises(DataError, match=rf"b\.{form}: has no column 'text'; allowed: id, words"):
+        pieces.scan(second, Columns(("text",), "id"), 1000)
+
+
+def test_a_scan_counts_the_rows_that_cannot_be_answered(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,text\na,fever\nb,\nc,one,too many\n")
+    (shard,) = sources.find(str(tmp_path / "rows.csv")).shards
+    scan = pieces.scan(shard, Columns(("text",), "id"), 1000)
+    assert (len(scan.ids), scan.num_bad, scan.example) == (3, 2, "rows.csv:3: the text is empty")

@@ -168,6 +168,9 @@ def test_a_pool_fills_the_cluster_and_no_more() -> None:
         (["--text-column", "body"], "--text-column asks for 'body'; allowed: id, text"),
         (["--output", "taken"], "is there already and is left alone"),
         (["--input", "none.csv"], "there is no such file or folder"),
+        (["--encoding", "utf-99"], "--encoding 'utf-99': is not known; allowed: utf-8, utf-16"),
+        (["--delimiter", "x"], "--delimiter 'x': is not known; allowed: , ; | tab"),
+        (["--delimiter", "tab"], "--encoding and --delimiter do not apply: parquet"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence_before_ray_starts(
@@ -222,8 +225,14 @@ def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_
     lines = ["id,text", *(f"{row['id']},{row['text']}" for row in held), *(f"b{number}," for number in range(10))]
     (tmp_path / "rows.csv").write_text("\n".join(lines))
     assert predict(runs, "triage", tmp_path / "rows.csv", tmp_path / "out.csv") == 1
-    assert "10 of 50 rows were set aside, more than --max-bad 0.1; one is rows.csv:42: the text is empty" in capsys.readouterr().err
-    assert not (tmp_path / "out.csv" / "_summary.json").exists()
+    said = "10 of 50 rows cannot be answered, more than --max-bad 0.1, so none was; the first is rows.csv:42: the text is empty"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+    texts = {"id": [str(number) for number in range(50)], "text": [row["text"] for row in held] + [""] * 10}
+    pq.write_table(pa.table(texts), tmp_path / "some.parquet")  # whose texts are read once
+    assert predict(runs, "triage", tmp_path / "some.parquet", tmp_path / "some") == 1
+    assert "10 of 50 rows were set aside, more than --max-bad 0.1; one is some.parquet:41: the text is empty" in capsys.readouterr().err
+    assert not (tmp_path / "some" / "_summary.json").exists()
     assert predict(runs, "triage", tmp_path / "rows.csv", tmp_path / "out.csv", "--resume", "--max-bad", "0.3") == 0
     (part,) = (tmp_path / "out.csv").glob("part-*.csv")
     assert len(part.read_text().splitlines()) == 41
