@@ -34,6 +34,8 @@ def convert(
 ) -> None:
     """Read one format, write another; an existing target is left alone and refused."""
     read_options, write_options = configs.plugin_options("data.formats", source), configs.plugin_options("data.formats", target)
-    examples = list(formats.read(read_options))
+    rows = list(formats.read(read_options))
+    examples = [example for example in rows if not formats.is_left_out(example, read_options)]
     formats.write(examples, write_options)
-    print(f"{len(examples)} examples from {source} to {target}")
+    left_out = f", {num} without a label left out" if (num := len(rows) - len(examples)) else ""
+    print(f"{len(examples)} examples from {source} to {target}{left_out}")

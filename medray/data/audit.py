@@ -79,6 +79,7 @@ class Audit:
     terms: tuple[str, ...] = ()  # the vocabulary that the texts are made of, where the data set has one
     words: WordCounts | None = None
     languages: dict[str, int] = field(default_factory=dict)  # rows of a sample by what language they look like
+    num_unlabelled: int = 0  # left out by drop_unlabelled
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +88,7 @@ class Audit:
         lines = [
             f"{self.num_rows} rows"
             + (f", {self.num_empty} with an empty text set aside" if self.num_empty else "")
+            + (f", {self.num_unlabelled} without a label left out" if self.num_unlabelled else "")
             + (f", {self.num_corrected} with corrected labels" if self.num_corrected else ""),
             *(self._labels() if self.labels else []),
             "splits: " + ", ".join(f"{side} {count}" for side, count in self.splits.items()),
@@ -124,6 +126,7 @@ def audit(
     splits: Mapping[str, Split],
     *,
     num_empty: int = 0,
+    num_unlabelled: int = 0,
     num_corrected: int = 0,
     lengths: Mapping[str, Sequence[int]] | None = None,
     max_length: int = 512,
@@ -155,6 +158,7 @@ def audit(
     return Audit(
         num_rows=len(examples),
         num_empty=num_empty,
+        num_unlabelled=num_unlabelled,
         labels=dict(sorted(labels.items())),
         splits={side: sides[side] for side in ("train", "validation", "test")},
         tokens={source: TokenCounts.of(counts, max_length) for source, counts in (lengths or {}).items()},

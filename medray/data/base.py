@@ -91,6 +91,11 @@ def read(options: PluginOptions) -> Iterator[Example]:
     yield from plugins.find("data.formats", options.name).read(localised(options))
 
 
+def is_left_out(example: Example, options: PluginOptions) -> bool:
+    """Whether a row has no label and its options say that such rows are left out."""
+    return not example.labels and getattr(options, "drop_unlabelled", False)
+
+
 def check(options: PluginOptions) -> list[str]:
     """What is wrong, as far as the first row tells."""
     from medray import plugins

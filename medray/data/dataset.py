@@ -59,10 +59,12 @@ class Dataset:
             kept.followed_by(by_side[side], [example for example in brought if example.split == side]) for side in SPLITS
         )
         self._examples = kept.followed_by(held.examples, brought)
-        self._duplicates, self._num_empty, self._num_corrected, self._format = found, len(held.empty), num_corrected, config.format
+        self._duplicates, self._num_corrected, self._format = found, num_corrected, config.format
+        self._num_empty, self._num_unlabelled = len(held.empty), len(held.unlabelled)
         self.folder = held.folder  # of what can be made again, where there is much of it
         twice = [example.id for example, side in zip(outlines, sides, strict=True) if side is None]
-        self.set_aside = dict.fromkeys(held.empty, "empty text") | dict.fromkeys(twice, "duplicate of a given test or validation row")
+        self.set_aside = dict.fromkeys(held.empty, "empty text") | dict.fromkeys(held.unlabelled, "no label")
+        self.set_aside |= dict.fromkeys(twice, "duplicate of a given test or validation row")
         self.splits: dict[str, Split] = {e.id: side for e, side in zip(outlines, sides, strict=True) if side}
         self.splits |= {example.id: _side(example) for example in brought}
         self.fingerprint = _fingerprint(held, outlines, brought, is_as_read=not num_corrected)
@@ -83,6 +85,7 @@ class Dataset:
                 self._duplicates,
                 self.splits,
                 num_empty=self._num_empty,
+                num_unlabelled=self._num_unlabelled,
                 num_corrected=self._num_corrected,
                 lengths=lengths,
                 max_length=max_length,

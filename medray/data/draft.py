@@ -33,11 +33,13 @@ def first_study(found: Sketch, file: str, positive: str | None) -> str:
     lines = [
         f"# A first study of {_plain(data['path'])}: {found.num_rows} rows, {found.what}.",
         *([f"# {heading}"] if found.labels else []),
+        *(f"# Note: {_plain(note)}" for note in found.notes),
         f"# What is in the data: medray data audit {_plain(file)}    What would be run: medray study {_plain(file)} --dry-run",
         f"name: {_value(_name(data['path']))}",
         "data:",
         "  format:",
         *(f"    {key}: {_value(value)}" for key, value in data.items()),
+        *(f"  {key}: {_value(value)}" for key, value in found.data.items()),
         *(["  split: {kind: given}  # the data says which rows train, choose and judge"] if found.split_given else []),
         *(["  evaluation_rows: 50  # of validation and test each: every answer is generated"] if found.has_answers else []),
         "task:",

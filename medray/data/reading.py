@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from medray import checkpoint, plugins, storage
 from medray.data import examples as kept
-from medray.data.base import Example, read
+from medray.data.base import Example, is_left_out, read
 from medray.data.examples import Examples
 from medray.data.progress import Progress, stage
 from medray.data.remote import localised, places
@@ -42,6 +42,7 @@ class Held:
     examples: Sequence[Example]
     empty: Sequence[str]  # ids of rows without a text
     folder: Path | None = None  # of what can be made again, where rows are kept on disk
+    unlabelled: Sequence[str] = ()  # ids of rows that drop_unlabelled leaves out
 
 
 @dataclass
@@ -54,6 +55,7 @@ class _Checked:
     num_characters: int = 0
     ids: set[str] = field(default_factory=set)
     empty: list[str] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
 
     def rows(self) -> Iterator[Example]:
         for example in read(self.options):
@@ -65,10 +67,12 @@ class _Checked:
             if self.num_bytes and len(self.ids) % 1000 == 0:
                 self.progress.total = max(len(self.ids), self.num_bytes * len(self.ids) // max(self.num_characters, 1))  # a guess
             self.progress.add(1)
-            if example.text.strip():
-                yield example
-            else:
+            if not example.text.strip():
                 self.empty.append(example.id)
+            elif is_left_out(example, self.options):
+                self.unlabelled.append(example.id)
+            else:
+                yield example
 
 
 def load(options: PluginOptions) -> Held:
@@ -76,13 +80,15 @@ def load(options: PluginOptions) -> Held:
     stamp = stamp_of(options)
     if stamp.num_bytes < LARGE_BYTES:
         checked = _Checked(options, Progress.idle())
-        held = Held(list(checked.rows()), checked.empty)
+        held = Held(list(checked.rows()), checked.empty, unlabelled=checked.unlabelled)
     else:
         held = _from_disk(options, stamp)
     if held.empty:
         log.warning("%d row(s) have an empty text and are set aside", len(held.empty))
+    if held.unlabelled:
+        log.warning("%d row(s) have no label and are left out", len(held.unlabelled))
     if not held.examples:
-        raise DataError("the data has no row with a text")
+        raise DataError("the data has no row with a text" + (" and a label" if held.unlabelled else ""))
     return held
 
 
@@ -114,6 +120,6 @@ def _from_disk(options: PluginOptions, stamp: Stamp) -> Held:
             with stage("reading") as progress, storage.new_folder(folder) as filling:
                 checked = _Checked(options, progress, None if stamp.is_packed else stamp.num_bytes)
                 kept.write(checked.rows(), filling / _ROWS)
-                (filling / _ABOUT).write_text(json.dumps({"empty": checked.empty}), encoding="utf-8")
+                (filling / _ABOUT).write_text(json.dumps({"empty": checked.empty, "unlabelled": checked.unlabelled}), encoding="utf-8")
     about = json.loads((folder / _ABOUT).read_bytes())
-    return Held(Examples.open(folder / _ROWS), about["empty"], folder)
+    return Held(Examples.open(folder / _ROWS), about["empty"], folder, about.get("unlabelled", ()))

@@ -4,7 +4,6 @@ Names decide before contents, and where neither does the answer is a sentence th
 that a wrong figure could come from.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +13,15 @@ from typing import Any
 import numpy as np
 
 from medray import plugins
-from medray.data.base import Example, read
+from medray.data.base import Example, is_left_out, read
+from medray.data.dialect import ENCODINGS, ID_NAMES, LABEL_NAMES, SAVE_AS_CSV, TEXT_NAMES, is_encoding, is_spreadsheet, spelling
 from medray.data.formats.base import Layout
 from medray.data.split import GIVEN_NAMES
 from medray.errors import ConfigError, DataError, allowed
 from medray.schema import PluginOptions, validate
 
-_TEXTS = ("text", "abstract", "title_abstract", "document", "content", "body", "note", "report", "sentence")
-_LABELS = ("label", "labels", "class", "category", "condition", "diagnosis", "disease", "target")
-_IDS = ("id", "pmid", "doc_id", "document_id", "row_id", "abstract_id", "uid")
 _SEPARATORS = ("|", ";", ",")
-_MOST_LABELS = 50
+_MOSTLABEL_NAMES = 50
 _LENGTHS = (64, 128, 256, 384, 512)  # tokens; the base model reads 512
 _CHARACTERS_A_TOKEN = 4.0  # English abstracts have 4.1 to 4.8 with the base model's tokenizer
 
@@ -36,6 +33,8 @@ class Columns:
     text: tuple[str, ...] = ()
     label: str | None = None
     id: str | None = None
+    encoding: str | None = None
+    drop_unlabelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class Sketch:
     has_answers: bool  # in words
     split_given: bool
     num_tokens: tuple[int, int, int]  # median, 95 of 100, longest; estimated from the characters
+    notes: tuple[str, ...]  # what the user should look at
+    data: Mapping[str, Any]  # options of `data` beside its format
 
     @property
     def max_length(self) -> int:
@@ -73,6 +74,7 @@ class Sketch:
                 + "".join(f", {name} {', '.join(value) if isinstance(value, list) else value}" for name, value in chosen.items()),
                 f"{self.what}" + (f": {counted(self.labels)}" if self.labels else ""),
                 f"tokens, estimated: median {median}, 95 % have at most {most}, longest {longest}",
+                *(f"note: {note}" for note in self.notes),
             ]
         )
 
@@ -81,15 +83,19 @@ def sketch(place: str, asked: Columns) -> Sketch:
     path = Path(place)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
-    layouts = (plugins.find("data.formats", name).sniff(path) for name in plugins.names("data.formats"))
-    layout: Layout | None = next((found for found in layouts if found), None)
+    if path.is_file() and is_spreadsheet(path.name):
+        raise DataError(f"{path}: {SAVE_AS_CSV}")
+    if asked.encoding is not None and not is_encoding(asked.encoding):
+        raise ConfigError(f"--encoding {asked.encoding!r:.40}: is not known; {ENCODINGS}")
+    layout: Layout | None = next(filter(None, (_layout(path, name, asked.encoding) for name in plugins.names("data.formats"))), None)
     if layout is None:
         raise DataError(f"{path}: has none of the layouts that are known ({', '.join(plugins.names('data.formats'))})" + _inside(path))
     if not any(layout.columns.values()):
         raise DataError(f"{path}: has no rows")
     kind: type[PluginOptions] = plugins.find("data.formats", layout.options["name"]).Options
     options = validate(kind, layout.options | _meanings(path, layout, kind, asked), where=str(path))
-    examples = [example for example in read(options) if example.text.strip()]
+    rows = [example for example in read(options) if example.text.strip()]
+    examples = [example for example in rows if not is_left_out(example, options)]
     if not examples:
         raise DataError(f"{path}: has no row with a text")
     _check_ids(examples)
@@ -112,16 +118,39 @@ def sketch(place: str, asked: Columns) -> Sketch:
         has_answers=all(example.response for example in examples),
         split_given=sides >= {"train", "test"} and None not in sides,
         num_tokens=(median, most, longest),
+        notes=layout.notes + _notes(layout, options, asked, len(rows) - len(examples)),
+        data=layout.data,
     )
+
+
+def _layout(path: Path, name: str, encoding: str | None) -> Layout | None:
+    format = plugins.find("data.formats", name)
+    has_encoding = encoding and "encoding" in format.Options.model_fields
+    layout: Layout | None = format.sniff(path, encoding) if has_encoding else format.sniff(path)
+    if layout and encoding and not has_encoding:
+        raise ConfigError(f"{path}: --encoding does not apply: the layout {name} is UTF-8 alone")
+    return layout
+
+
+def _notes(layout: Layout, options: PluginOptions, asked: Columns, num_dropped: int) -> tuple[str, ...]:
+    row_id, notes = _named(layout.columns, ID_NAMES), []
+    if row_id and "id" in type(options).model_fields and not getattr(options, "id", None):
+        values = [str(value).strip() for value in layout.columns[row_id] if value not in (None, "")]
+        missing, again = len(layout.columns[row_id]) - len(values), len(values) - len(set(values))
+        kinds = [f"{num} rows have {what}" for num, what in ((missing, "none"), (again, "the value of another row")) if num]
+        notes.append(f"the column {row_id!r} gives no ids: {' and '.join(kinds)}; rows are numbered instead")
+    if num_dropped:
+        notes.append(f"{num_dropped} rows without a label are left out")
+    return tuple(notes)
 
 
 def unlabelled(columns: Mapping[str, Sequence[Any]]) -> Columns:
     """Where texts and ids of rows without answers are; nothing where names and contents do not say. A few ids may be missing or repeated."""
-    row_id = _named(columns, _IDS)
+    row_id = _named(columns, ID_NAMES)
     free = {name: values for name, values in columns.items() if name != row_id}
     given = [str(value) for value in columns.get(row_id or "", ()) if value not in (None, "")]
     is_id = row_id is not None and len(set(given)) >= 0.9 * len(columns[row_id])
-    return Columns(tuple(_text(free, _named(free, _LABELS))), id=row_id if is_id else None)
+    return Columns(tuple(_text(free, _named(free, LABEL_NAMES))), id=row_id if is_id else None)
 
 
 def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Columns) -> dict[str, Any]:
@@ -135,7 +164,7 @@ def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Colu
             if name not in columns:
                 raise ConfigError(f"{path}: --{option} asks for {name!r}; {allowed(name, columns)}")
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value}
-    row_id, side = _named(columns, _IDS), _named(columns, ("split",))
+    row_id, side = _named(columns, ID_NAMES), _named(columns, ("split",))
     if "id" in kind.model_fields and asked.id is None and row_id and _unique(columns[row_id]):
         chosen["id"] = row_id
     if "split" in kind.model_fields and side and _all_sides(columns[side]):
@@ -143,11 +172,15 @@ def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Colu
     used = {asked.label, chosen.get("id"), chosen.get("split")}
     if not asked.text and "text" in kind.model_fields and "text" not in layout.options:
         free = {name: values for name, values in columns.items() if name not in used}
-        chosen["text"] = _text(free, _named(free, _LABELS) if "label" in kind.model_fields else None)
-    if "label" in kind.model_fields:
+        chosen["text"] = _text(free, _named(free, LABEL_NAMES) if "label" in kind.model_fields else None)
+    if "label" in kind.model_fields and "label" not in layout.options:
         used |= set(chosen["text"])
         free = {name: values for name, values in columns.items() if name not in used}
         chosen["label"] = asked.label or _label(free)
+    if asked.drop_unlabelled:
+        if "drop_unlabelled" not in kind.model_fields:
+            raise ConfigError(f"{path}: --drop-unlabelled does not apply: every row of the layout {layout.options['name']} has a label")
+        chosen["drop_unlabelled"] = True
     missing = [option for option in ("text", "label") if option in chosen and not chosen[option]]
     if missing:
         options = [option for option in ("text", "label", "id") if option in kind.model_fields]
@@ -155,12 +188,19 @@ def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Colu
             f"{path}: which column is the {' and which is the '.join(missing)} is not clear; the columns are {_listed(columns)}: "
             f"name them with {', '.join(f'--{option} COLUMN' for option in options)}"
         )
-    return chosen | _several(columns, chosen, kind, layout.options.get("delimiter"))
+    several = _several(columns, chosen, kind, layout.options.get("delimiter"))
+    if chosen.get("label") and not several and not asked.drop_unlabelled:
+        values = columns[chosen["label"]]
+        if num_empty := sum(value is None or (isinstance(value, str) and not value.strip()) for value in values):
+            raise DataError(
+                f"{path}: {num_empty} of {len(values)} rows have no label; fill them in, or leave them out by --drop-unlabelled"
+            )
+    return chosen | several
 
 
 def _named(columns: Mapping[str, Sequence[Any]], known: Sequence[str]) -> str | None:
     """The column with the best known name, however it is spelled."""
-    spelled = {re.sub(r"[\W_]+", "_", name.lower()).strip("_"): name for name in columns}
+    spelled = {spelling(name): name for name in reversed(list(columns))}
     return next((spelled[name] for name in known if name in spelled), None)
 
 
@@ -168,7 +208,7 @@ def _text(columns: Mapping[str, Sequence[Any]], label: str | None) -> list[str]:
     title, abstract = _named(columns, ("title",)), _named(columns, ("abstract",))
     if title and abstract:
         return [title, abstract]
-    if name := _named(columns, _TEXTS):
+    if name := _named(columns, TEXT_NAMES):
         return [name]
     lengths = {
         name: sum(len(value or "") for value in values) / len(values)
@@ -182,7 +222,7 @@ def _text(columns: Mapping[str, Sequence[Any]], label: str | None) -> list[str]:
 
 
 def _label(columns: Mapping[str, Sequence[Any]]) -> str | None:
-    named = [name for known in _LABELS if (name := _named(columns, [known]))]
+    named = [name for known in LABEL_NAMES if (name := _named(columns, [known]))]
     if named and (len(named) == 1 or named[0].lower() in ("label", "labels")):
         return named[0]
     fitting = [name for name, values in columns.items() if _few(values)]
@@ -194,7 +234,7 @@ def _few(values: Sequence[Any]) -> bool:
     parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
     if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
         return False
-    return 2 <= len(set(parts)) <= min(_MOST_LABELS, len(values) / 2)
+    return 2 <= len(set(parts)) <= min(_MOSTLABEL_NAMES, len(values) / 2)
 
 
 def _several(columns: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any], kind: type[PluginOptions], delimiter: Any) -> dict[str, str]:

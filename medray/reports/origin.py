@@ -15,7 +15,8 @@ def audit(data: StudyData) -> Section | None:
     if not held:
         return None
     rows, num_rows = [], held["num_rows"]
-    rows.append(["rows", f"{num_rows:,}" + (f", and {held['num_empty']:,} with an empty text set aside" if held["num_empty"] else "")])
+    left_out = [(held["num_empty"], "with an empty text set aside"), (held.get("num_unlabelled", 0), "without a label left out")]
+    rows.append(["rows", f"{num_rows:,}" + "".join(f", and {number:,} {what}" for number, what in left_out if number)])
     rows.append(["splits", ", ".join(f"{side} {number:,}" for side, number in held["splits"].items())])
     rows.append(["duplicates", f"{held['exact_groups']:,} texts stand more than once, in {held['exact_rows']:,} rows; {_near(held)}"])
     if num_mentions := held.get("num_mentions", 0):

@@ -232,7 +232,7 @@ def test_unclear_columns_are_asked_for_in_one_sentence(tmp_path: Path, columns: 
         (
             "rows.csv",
             "text,label\n" + "".join(f"words {number},{'a' * (number % 2)}\n" for number in range(9)),
-            "rows.csv:2: the label is empty",
+            "5 of 9 rows have no label; fill them in, or leave them out by --drop-unlabelled",
         ),
     ],
 )

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from medray import storage
+from medray.data import dialect
 from medray.data.base import Example
 from medray.data.csv_text import MOST_CHARACTERS, CsvRow, read_rows
 from medray.data.remote import is_elsewhere
@@ -25,6 +26,8 @@ class Layout:
 
     options: dict[str, Any]  # data.format, as far as the layout decides it
     columns: dict[str, list[Any]]  # the values of every row, None or empty where it has none
+    notes: tuple[str, ...] = ()  # sentences about what the user should look at
+    data: dict[str, Any] = field(default_factory=dict)  # what the layout needs of `data` beside its format
 
 
 class FormField(Section):
@@ -67,6 +70,7 @@ class ColumnOptions(FormatOptions):
 
     text: tuple[str, ...] = Field(("text",), min_length=1, description="columns that make the text, joined by a blank")
     template: str | None = Field(None, description="instead of `text`: the text, with columns named in braces: 'Question: {question}'")
+    drop_unlabelled: bool = Field(False, description="leave out rows without a label, and count them, instead of an error")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -75,7 +79,13 @@ class ColumnOptions(FormatOptions):
         if self.template is not None and not Template.parse(self.template).names:
             raise ValueError(f"template {self.template!r}: names no column, so all texts would be the same")
         check_no_answer(self.text_columns)
+        if self.drop_unlabelled and getattr(self, "label", "") is None:
+            raise ValueError("drop_unlabelled true and label null: every row would be left out; give one of the two")
         return self
+
+    def is_dropped(self, value: Any) -> bool:
+        """Whether the value of the label's column is none, and its row is left out for it."""
+        return self.drop_unlabelled and (value is None or value == [] or (isinstance(value, str) and not value.strip()))
 
     def form(self) -> Form:
         if self.template is None:
@@ -101,7 +111,7 @@ class ColumnOptions(FormatOptions):
 
 def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:
     if not label:
-        raise DataError(f"{where}: the label is empty")
+        raise DataError(f"{where}: the label is empty; fill it in, or leave such rows out with drop_unlabelled, where the format has it")
     if labels is not None and label not in labels:
         raise DataError(f"{where}: label {label!r:.60} is not one of the labels; {allowed(label, labels)}")
     return label
@@ -113,26 +123,52 @@ def check_id(row_id: str, where: str) -> str:
     return row_id
 
 
-def lines(path: Path, most: int = MOST_CHARACTERS) -> Iterator[str]:
-    """Lines of a UTF-8 file, line ends kept; a byte order mark is dropped, undecodable bytes are an error with their line."""
+def lines(path: Path, most: int = MOST_CHARACTERS, *, encoding: str | None = None, newline: Literal["", "\n"] = "\n") -> Iterator[str]:
+    """Lines of a text file, line ends kept; a byte order mark is dropped, undecodable bytes are an error with their line.
+
+    `encoding` is that of a format which has an option for it. With the newline "" a line ends at a carriage return too.
+    """
+    name = encoding or "utf-8"
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(iter(lambda: file.readline(most), b""), 1):
-                if len(raw) >= most:
-                    raise DataError(f"{path}:{number}: the line is longer than {most} bytes; is this a file of rows?")
-                try:
-                    yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as err:
-                    raise DataError(
-                        f"{path}:{number}: not UTF-8 text (byte {err.start + 1} of the line is 0x{raw[err.start]:02x})"
-                    ) from None
+        with path.open(encoding=dialect.codec(name), errors="surrogateescape", newline=newline) as file:
+            number = 0
+            while line := file.readline(most):
+                number += 1
+                if len(line) >= most:
+                    raise DataError(f"{path}:{number}: the line is longer than {most} characters; is this a file of rows?")
+                if not line.isascii() and (match := dialect.ESCAPED.search(line)):
+                    found = f"character {match.start() + 1} of the line is the byte 0x{ord(match.group()) & 0xFF:02x}"
+                    raise DataError(f"{path}:{number}: not {name.upper()} text ({found}){_remedy(path, encoding)}")
+                yield line
+    except UnicodeError:
+        raise DataError(f"{path}:{number + 1}: not {name.upper()} text{_remedy(path, encoding)}") from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
 
 
-def csv_rows(path: Path, delimiter: str) -> Iterator[CsvRow]:
+def _remedy(path: Path, encoding: str | None) -> str:
+    head = next(chunks(path), b"") if path.is_file() else b""
+    if dialect.is_spreadsheet(path.name, head):
+        return f"; {dialect.SAVE_AS_CSV}"
+    likely = guess_encoding(path) if head else "utf-8"
+    if encoding is None or likely == encoding:
+        return "; save it as UTF-8"
+    return f"; data.format.encoding {likely} may read it, or save it as UTF-8"
+
+
+def chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            yield chunk
+
+
+def guess_encoding(*paths: Path) -> str:
+    return dialect.guess_encoding(chunk for path in paths for chunk in chunks(path))
+
+
+def csv_rows(path: Path, delimiter: str, encoding: str | None = None) -> Iterator[CsvRow]:
     """The rows of a delimited file; the first one that cannot be read ends them."""
-    for row in read_rows(lines(path), delimiter):
+    for row in read_rows(lines(path, encoding=encoding, newline=""), delimiter):
         if row.reason:
             raise DataError(
                 f"{path}:{row.line}: {row.reason}; mend it (a quote inside a field is written twice), or give the rows as JSON lines"
@@ -188,6 +224,13 @@ def json_line(row: dict[str, Any], example: Example, split: str | None) -> str:
     if taken := sorted(row.keys() & example.metadata.keys()):
         raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
     return json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n"
+
+
+def is_pubmedqa(row: Mapping[str, Any]) -> bool:
+    """Whether a row has what the Hub's PubMedQA names, or is the official file, an object of such records."""
+    if {"pubid", "question", "final_decision"} <= {name.lower() for name in row}:
+        return True
+    return bool(row) and all(isinstance(each, dict) and {"QUESTION", "final_decision"} <= each.keys() for each in row.values())
 
 
 def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:

@@ -4,11 +4,13 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from medray.data import dialect
 from medray.data.base import Example
 from medray.data.csv_text import CsvRow
 from medray.data.formats.base import (
@@ -18,16 +20,18 @@ from medray.data.formats.base import (
     check_label,
     csv_rows,
     first_problem,
+    guess_encoding,
     lines,
     missing_columns,
     missing_file,
     publish,
     refuse_existing,
 )
+from medray.data.formats.symptom_table import symptom_options
 from medray.errors import DataError
 
 _NO_ROW = CsvRow(1, 0, [])
-_BY_ENDING = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
+_LOOKED_AT = 200  # rows that tell whether the first one is a header
 
 
 class Options(ColumnOptions):
@@ -36,14 +40,17 @@ class Options(ColumnOptions):
     label_separator: str | None = Field(None, min_length=1, description="splits the label column into several labels")
     id: str | None = Field(None, description="column of the row's id; the row's number where not given")
     split: str | None = Field(None, description="column that says train, validation or test")
-    delimiter: Literal[",", "\t", "|", ";"] | None = Field(None, description="by the ending (.csv .tsv .psv), else by the first line")
+    delimiter: Literal[",", "\t", "|", ";"] | None = Field(
+        None, description="by a first line `sep=;`, else by the ending (.csv .tsv .psv), else by the first line"
+    )
+    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field("utf-8", description="such as cp1252 or utf-16")
     columns: tuple[str, ...] | None = Field(None, min_length=1, description="names of the columns, where no header line names them")
 
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
-    rows = csv_rows(path, _delimiter(options))
-    columns = [name.strip() for name in options.columns or next(rows, _NO_ROW).values]
+    rows = csv_rows(path, _delimiter(options), options.encoding)
+    columns = list(map(dialect.plain_name, options.columns or next(rows, _NO_ROW).values))
     if wrong := _wrong_columns(columns, options):
         raise DataError("; ".join(wrong))
     for number, row in enumerate(rows, 1):
@@ -80,38 +87,57 @@ def check(options: Options) -> list[str]:
     return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows below its header")
 
 
-def sniff(path: Path) -> Layout | None:
+def sniff(path: Path, encoding: str | None = None) -> Layout | None:
     if not path.is_file():
         return None
-    first = next(lines(path), "").rstrip("\r\n")
+    is_table = path.suffix.lower() in dialect.USUAL_DELIMITERS
+    encoding = encoding or guess_encoding(path)
+    first = next(lines(path, encoding=encoding, newline=""), "")
     if first.lstrip().startswith("{"):
         return None  # JSON, whose commas would pass for columns
-    counts = {delimiter: first.count(delimiter) for delimiter in (",", "\t", "|", ";")}
-    usual = _BY_ENDING.get(path.suffix.lower())
-    delimiter = usual if usual and counts[usual] else max(counts, key=lambda each: counts[each])
-    raw: dict[str, Any] = {"name": "delimited", "path": str(path), **({} if delimiter == usual else {"delimiter": delimiter})}
-    header = next(csv.reader([first], delimiter=delimiter), [])
-    named = [name.strip() for name in header if name.strip()]
-    if not usual and (len(named) < 2 or not counts[delimiter]):
+    delimiter = dialect.likely_delimiter(first, path.suffix)
+    if delimiter is None:
         return None
-    if not named:
-        raise DataError(f"{path}:1: names no columns; its first line must be their names, or data.format.columns must give them")
     try:
+        top = list(islice(csv_rows(path, delimiter, encoding), _LOOKED_AT))
+        header = top[0].values if top else []
+        named = [name for name in map(dialect.plain_name, header) if name]
+        if not is_table and len(named) < 2:
+            return None
+        if path.suffix.lower() == ".csv" and delimiter == "," and symptom_options(header, [row.values for row in top[1:]]) is not None:
+            return None
+        if not top or not first.strip():
+            raise DataError(f"{path}:1: names no columns; {'the first line is blank' if top else 'the file is empty'}")
+        if not named:
+            raise DataError(f"{path}:1: names no columns; its first line must be their names, or data.format.columns must give them")
+        raw: dict[str, Any] = {"name": "delimited", "path": str(path)}
+        if delimiter != dialect.USUAL_DELIMITERS.get(path.suffix.lower()):
+            raw["delimiter"] = delimiter
+        notes = []
+        if encoding != "utf-8":
+            raw["encoding"] = encoding
+            notes.append(f"the file is no UTF-8 and is read as {encoding}: see that letters beyond a to z are right")
+        if not dialect.is_header(header, [row.values for row in top[1:]]):
+            raw["columns"] = named = dialect.made_names(len(header))
+            notes.append("the first line is read as a row, since it names no columns; data.format.columns names them")
         rows = list(read(Options.model_validate({**raw, "text": [named[0]], "label": None})))
     except DataError:
-        if usual:
+        if is_table:
             raise
         return None  # prose with commas, say
-    return Layout(raw, {name: [row.text if name == named[0] else row.metadata.get(name) for row in rows] for name in named})
+    columns = {name: [row.text if name == named[0] else row.metadata.get(name) for row in rows] for name in named}
+    return Layout(raw, columns, tuple(notes))
 
 
 def _delimiter(options: Options) -> str:
     path = Path(options.path)
-    known = options.delimiter or _BY_ENDING.get(path.suffix.lower())
-    if known or not path.is_file():
-        return known or ","
-    first = next(lines(path), "")
-    found = [delimiter for delimiter in (",", "\t", "|", ";") if delimiter in first]
+    if options.delimiter or not path.is_file():
+        return options.delimiter or dialect.USUAL_DELIMITERS.get(path.suffix.lower(), ",")
+    first = next(lines(path, encoding=options.encoding, newline=""), "")
+    known = dialect.declared_delimiter(first) or dialect.USUAL_DELIMITERS.get(path.suffix.lower())
+    if known:
+        return known
+    found = [delimiter for delimiter in dialect.DELIMITERS if delimiter in first]
     if len(found) > 1:
         raise DataError(f"{path}:1: could be separated by any of {found}; name one as data.format.delimiter")
     return found[0] if found else ","
@@ -137,7 +163,7 @@ def _example(number: int, row: list[str], columns: list[str], options: Options, 
         raise DataError(f"{where}: has {len(row)} values, the header has {len(columns)} columns")
     values = dict(zip(columns, row, strict=True))
     labels: tuple[str, ...] = ()
-    if options.label:
+    if options.label and not options.is_dropped(values[options.label]):
         found = values[options.label].split(options.label_separator) if options.label_separator else [values[options.label]]
         several = bool(options.label_separator)  # then a row may have none
         labels = tuple(dict.fromkeys(check_label(label.strip(), options.labels, where) for label in found if label.strip() or not several))

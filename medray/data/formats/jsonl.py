@@ -16,6 +16,7 @@ from medray.data.formats.base import (
     first_problem,
     holds_mentions,
     is_instructions,
+    is_pubmedqa,
     json_layout,
     json_line,
     json_object,
@@ -65,7 +66,7 @@ def check(options: Options) -> list[str]:
 
 def sniff(path: Path) -> Layout | None:
     rows = json_rows(path)
-    if rows is None or is_instructions(rows) or holds_mentions(rows):
+    if rows is None or is_instructions(rows) or holds_mentions(rows) or any(map(is_pubmedqa, rows)):
         return None  # something else, or of another format
     return json_layout("jsonl", path, rows)
 
@@ -82,7 +83,7 @@ def example(row: dict[str, Any], number: int, options: Options, where: str) -> E
         if not isinstance(row[field], str):
             raise DataError(f"{where}: {field!r} must be text, found {type(row[field]).__name__}")
     labels: tuple[str, ...] = ()
-    if options.label:
+    if options.label and not options.is_dropped(row[options.label]):
         found = row[options.label]
         several = found if isinstance(found, list) else [found]
         if not all(isinstance(label, str) for label in several):

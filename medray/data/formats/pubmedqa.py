@@ -21,6 +21,8 @@ from medray.data.formats.base import (
     Layout,
     check_label,
     first_problem,
+    is_pubmedqa,
+    json_rows,
     lines,
     missing_file,
     publish,
@@ -116,7 +118,29 @@ def check(options: Options) -> list[str]:
 
 
 def sniff(path: Path) -> Layout | None:
-    return None  # a first study is one of a head; jobs/studies/pubmedqa.yaml is the one of this set
+    if not path.is_file() or not _is_of_this_set(path):
+        return None
+    options = Options(name="pubmedqa", path=str(path))
+    labels = [label for example in read(options) for label in example.labels]
+    note = "the question stands at the end, which a long text loses; the task choice has keep: end, as in jobs/studies/pubmedqa.yaml"
+    return Layout({"name": "pubmedqa", "path": str(path)}, {"label": labels}, (note,))
+
+
+def _is_of_this_set(path: Path) -> bool:
+    if path.suffix == ".parquet":
+        try:
+            return is_pubmedqa(dict.fromkeys(pa.parquet.read_schema(str(path)).names))
+        except (OSError, pa.ArrowException):
+            return False  # as its own format will say
+    if path.suffix in (".jsonl", ".ndjson"):
+        return any(map(is_pubmedqa, json_rows(path) or ()))
+    if path.suffix != ".json":
+        return False
+    try:
+        whole = _json(path)
+    except DataError:
+        return False
+    return isinstance(whole, dict) and is_pubmedqa(whole)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:

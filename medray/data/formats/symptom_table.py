@@ -2,12 +2,15 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from medray.data import dialect
 from medray.data.base import Example
 from medray.data.csv_text import CsvRow
 from medray.data.formats.base import (
@@ -18,6 +21,7 @@ from medray.data.formats.base import (
     check_label,
     csv_rows,
     first_problem,
+    guess_encoding,
     missing_file,
     publish,
     refuse_existing,
@@ -26,6 +30,8 @@ from medray.data.template import Template
 from medray.errors import DataError, allowed
 
 _SYMPTOMS = "symptoms"
+_NUMBERED = re.compile(r"(.*?symptom)s?[\W_]*\d+", re.IGNORECASE)
+_LOOKED_AT = 200  # rows that tell whether a blank header is of such a table
 
 
 class Options(FormatOptions):
@@ -34,6 +40,7 @@ class Options(FormatOptions):
     symptom: str = Field("Symptom", min_length=1, description="what the names of the symptoms' columns begin with")
     template: str = Field("Patient presents with: {symptoms}", description="the text, from {symptoms}")
     separator: str = Field("; ", min_length=1, description="between symptoms in the text")
+    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field("utf-8", description="such as cp1252 or utf-16")
 
     @model_validator(mode="after")
     def _has_symptoms(self) -> Self:
@@ -51,7 +58,7 @@ class Options(FormatOptions):
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
-    rows = csv_rows(path, ",")
+    rows = csv_rows(path, ",", options.encoding)
     template, seen = Template.parse(options.template), set()
     header = next(rows, CsvRow(1, 0, [])).values
     disease, places = _columns(header, options)
@@ -93,8 +100,31 @@ def check(options: Options) -> list[str]:
     return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows below its header")
 
 
-def sniff(path: Path) -> Layout | None:
-    return None  # a first study is one of a head, for which such a table is any delimited file
+def sniff(path: Path, encoding: str | None = None) -> Layout | None:
+    if not path.is_file() or path.suffix.lower() != ".csv":
+        return None
+    encoding = encoding or guess_encoding(path)
+    top = list(islice(csv_rows(path, ",", encoding), _LOOKED_AT))
+    chosen = symptom_options(top[0].values, [row.values for row in top[1:]]) if top else None
+    if chosen is None:
+        return None
+    raw = {"name": "symptom_table", "path": str(path), **chosen, **({"encoding": encoding} if encoding != "utf-8" else {})}
+    found = [example.labels[0] for example in read(Options.model_validate(raw))]
+    note = "rows of one disease share most of their words, so that only equal texts are duplicates (data.near_duplicate)"
+    return Layout({"label": Options.model_fields["label"].default, **raw}, {"label": found}, (note,), {"near_duplicate": 1.0})
+
+
+def symptom_options(header: Sequence[str], below: Sequence[Sequence[str]]) -> dict[str, Any] | None:
+    """Options for a table whose columns are a disease and numbered symptoms, or whose header is blank and looks like one below."""
+    names = [name.strip() for name in header]
+    if len(names) >= 3 and not any(names):
+        diseases = [row[0].strip() for row in below if len(row) == len(names)]
+        return {} if len(diseases) >= 4 and all(diseases) and len(set(diseases)) <= len(diseases) / 2 else None
+    prefixes = [match.group(1) for name in names if (match := _NUMBERED.fullmatch(name))]
+    diseases = [name for name in names if dialect.spelling(name) in dialect.LABEL_NAMES]
+    if len(prefixes) < 2 or len(set(prefixes)) > 1 or len(diseases) != 1:
+        return None
+    return {"label": diseases[0], "symptom": prefixes[0]}
 
 
 def _columns(header: list[str], options: Options) -> tuple[int, list[int]]:
