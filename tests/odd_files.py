@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 HEADER = ("ID", "Title_Abstract", "Label")
 NUM_ROWS = 24
 
@@ -106,6 +109,8 @@ def build(folder: Path) -> None:
             write(folder / name / ("yes", "no")[number % 2] / f"{number}.txt", raw(number))
         for path, content in odd.items():
             write(folder / name / path, content)
+    for name, found in (("table.parquet", [dict(zip(HEADER, row, strict=True)) for row in rows()]), ("pqa_labeled.parquet", HUB)):
+        pq.write_table(pa.Table.from_pylist(found), folder / name)
     for number in range(NUM_ROWS):
         for name, content in (("raw_latin", raw(number).encode("cp1252")), ("raw_returns", raw(number).replace("\n", "\r"))):
             write(folder / name / ("yes", "no")[number % 2] / f"{number}.txt", content)

@@ -87,9 +87,7 @@ def sketch(place: str, asked: Columns) -> Sketch:
         raise DataError(f"{path}: {SAVE_AS_CSV}")
     if asked.encoding is not None and not is_encoding(asked.encoding):
         raise ConfigError(f"--encoding {asked.encoding!r:.40}: is not known; {ENCODINGS}")
-    layout: Layout | None = next(filter(None, (_layout(path, name, asked.encoding) for name in plugins.names("data.formats"))), None)
-    if layout is None:
-        raise DataError(f"{path}: has none of the layouts that are known ({', '.join(plugins.names('data.formats'))})" + _inside(path))
+    layout = _layout(path, asked.encoding)
     if not any(layout.columns.values()):
         raise DataError(f"{path}: has no rows")
     kind: type[PluginOptions] = plugins.find("data.formats", layout.options["name"]).Options
@@ -123,13 +121,23 @@ def sketch(place: str, asked: Columns) -> Sketch:
     )
 
 
-def _layout(path: Path, name: str, encoding: str | None) -> Layout | None:
-    format = plugins.find("data.formats", name)
-    has_encoding = encoding and "encoding" in format.Options.model_fields
-    layout: Layout | None = format.sniff(path, encoding) if has_encoding else format.sniff(path)
-    if layout and encoding and not has_encoding:
-        raise ConfigError(f"{path}: --encoding does not apply: the layout {name} is UTF-8 alone")
-    return layout
+def _layout(path: Path, encoding: str | None) -> Layout:
+    """The first one that a format finds. What another one cannot read is told where none does."""
+    error = None
+    for name in plugins.names("data.formats"):
+        format = plugins.find("data.formats", name)
+        has_encoding = encoding and "encoding" in format.Options.model_fields
+        try:
+            layout: Layout | None = format.sniff(path, encoding) if has_encoding else format.sniff(path)
+        except DataError as err:
+            error = error or err
+            continue
+        if layout and encoding and not has_encoding:
+            raise ConfigError(f"{path}: --encoding does not apply: the layout {name} is UTF-8 alone")
+        if layout:
+            return layout
+    known = ", ".join(plugins.names("data.formats"))
+    raise error or DataError(f"{path}: has none of the layouts that are known ({known})" + _inside(path))
 
 
 def _notes(layout: Layout, options: PluginOptions, asked: Columns, num_dropped: int) -> tuple[str, ...]:

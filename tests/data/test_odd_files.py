@@ -60,6 +60,7 @@ GOOD = {
     "no_header.csv": UNNAMED,
     "sep.csv": {"delimiter": ";", **COLUMNS},
     "sep_in_quotes.csv": {"delimiter": ";", **COLUMNS},
+    "table.parquet": COLUMNS,
     "raw_as_meant": RAW,
     "raw_returns": RAW,
     "raw_latin": {"encoding": "cp1252", **RAW},
@@ -133,6 +134,7 @@ def test_every_odd_file_is_tried(folder: Path) -> None:
         "symptoms_without_names.csv",
         "ori_pqal.json",
         "pqa_labeled.jsonl",
+        "pqa_labeled.parquet",
     }
     assert {path.name for path in folder.iterdir()} == {*GOOD, *REFUSED, *OTHER_ROWS, *elsewhere}
     assert sketch(str(folder / "three_rows.csv"), Columns()).num_rows == 3
@@ -157,7 +159,9 @@ def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_
         assert len(read_to_predict(folder / name)) == OTHER_ROWS[name]
 
 
-@pytest.mark.parametrize("name", ["symptoms.csv", "symptoms_without_names.csv", "ori_pqal.json", "pqa_labeled.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["symptoms.csv", "symptoms_without_names.csv", "ori_pqal.json", "pqa_labeled.jsonl", "pqa_labeled.parquet"]
+)
 def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path, name: str) -> None:
     found = sketch(str(folder / name), Columns())
     path = tmp_path / "study.yaml"

@@ -1,5 +1,6 @@
 """What the readers share: text decoding and label checks whose errors name file and line."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,20 +131,29 @@ def lines(path: Path, most: int = MOST_CHARACTERS, *, encoding: str | None = Non
     """
     name = encoding or "utf-8"
     try:
-        with path.open(encoding=dialect.codec(name), errors="surrogateescape", newline=newline) as file:
+        with path.open(encoding=dialect.codec(name), newline=newline) as file:
             number = 0
             while line := file.readline(most):
                 number += 1
                 if len(line) >= most:
                     raise DataError(f"{path}:{number}: the line is longer than {most} characters; is this a file of rows?")
-                if not line.isascii() and (match := dialect.ESCAPED.search(line)):
-                    found = f"character {match.start() + 1} of the line is the byte 0x{ord(match.group()) & 0xFF:02x}"
-                    raise DataError(f"{path}:{number}: not {name.upper()} text ({found}){_remedy(path, encoding)}")
                 yield line
     except UnicodeError:
-        raise DataError(f"{path}:{number + 1}: not {name.upper()} text{_remedy(path, encoding)}") from None
+        raise DataError(f"{path}:{_undecodable(path, name, newline, most)}{_remedy(path, encoding)}") from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
+
+
+def _undecodable(path: Path, encoding: str, newline: str, most: int) -> str:
+    """Where the first bytes stand that the encoding does not have: it was found some lines before it was read."""
+    number, place = 0, ""
+    with contextlib.suppress(UnicodeError), path.open(encoding=dialect.codec(encoding), errors="surrogateescape", newline=newline) as file:
+        while line := file.readline(most):
+            number += 1
+            if match := dialect.ESCAPED.search(line):
+                place = f" (character {match.start() + 1} of the line is the byte 0x{ord(match.group()) & 0xFF:02x})"
+                break
+    return f"{number if place else number + 1}: not {encoding.upper()} text{place}"
 
 
 def _remedy(path: Path, encoding: str | None) -> str:
