@@ -9,7 +9,8 @@ from pathlib import Path
 from medray.data import examples as kept
 from medray.data.base import Example
 from medray.data.csv_text import CsvRow, restore_cell
-from medray.data.formats.base import csv_rows, lines
+from medray.data.dialect import likely_delimiter
+from medray.data.formats.base import csv_rows, guess_encoding, lines
 from medray.errors import DataError, allowed
 
 NO_LABEL = "(none)"  # in a cell: of a multi-label task, that there is none
@@ -71,9 +72,10 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def _delimited(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    first = next(lines(path), "")
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows = csv_rows(path, ";" if ";" in first and usual not in first else usual)  # as spreadsheets save where a comma marks decimals
+    """As somebody saved it, in a spreadsheet perhaps."""
+    encoding = guess_encoding(path) if path.is_file() else "utf-8"
+    first = next(lines(path, encoding=encoding, newline=""), "")
+    rows = csv_rows(path, likely_delimiter(first, path.suffix) or ",", encoding)
     header = [name.strip() for name in next(rows, CsvRow(1, 0, [])).values]
     for row in rows:
         if any(row.values):

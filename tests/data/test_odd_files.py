@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from odd_files import NUM_ROWS, text
 
 from medray import cli, config
 from medray.corpus import rows, sources
-from medray.data import base, dataset, dialect
+from medray.data import base, corrections, dataset, dialect
 from medray.data.draft import first_study
 from medray.data.sniff import Columns, Sketch, sketch
 from medray.errors import ConfigError, DataError
@@ -216,6 +217,28 @@ def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> 
         sketch(str(path), Columns(label="label"))
     found = sketch(str(path), Columns(label="label", drop_unlabelled=True))
     assert (found.labels, len(dataset.reading.load(found.options).unlabelled)) == ({"a": 4, "b": 4}, 8)
+
+
+@pytest.mark.parametrize("name", ["cp1252.csv", "utf_16.csv", "raw_latin"])
+def test_what_is_read_in_an_encoding_is_written_in_it_too(folder: Path, tmp_path: Path, name: str) -> None:
+    found = sketch(str(folder / name), Columns()).options
+    text_name = "Abstract" if name == "raw_latin" else "Title_Abstract"
+    copy = found.model_copy(update={"path": str(tmp_path / name), "text": (text_name,)})
+    rows = list(base.read(found))
+    base.write(rows, copy)
+    assert sorted(example.text for example in base.read(copy)) == sorted(" ".join(example.text.split()) for example in rows)
+    with pytest.raises(DataError, match="cp1252 has no '≥'; write UTF-8"):
+        wrong = [replace(rows[0], text="≥ 5")]
+        base.write(wrong, copy.model_copy(update={"path": str(tmp_path / "new"), "encoding": "cp1252"}))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("saved", ["id;label\r\n7;Ödem\r\n", "sep=;\r\nid;label\r\n7;Ödem\r\n"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_corrections_that_a_spreadsheet_saved_are_read(tmp_path: Path, saved: str, encoding: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(saved.encode(encoding))
+    found = corrections.apply([base.Example("7", "text", ("a",))], tmp_path / "labels.csv", ["Ödem"])
+    assert (found.examples[0].labels, found.num_changed) == (("Ödem",), 1)
 
 
 def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -> None:

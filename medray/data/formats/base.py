@@ -286,7 +286,14 @@ def refuse_existing(path: Path) -> None:
         raise DataError(f"{path}: is there already and is left alone; choose another path")
 
 
-def publish(path: Path, content: str) -> None:
+def publish(path: Path, content: str, encoding: str = "utf-8") -> None:
     """The file appears whole or not at all, and never over another."""
-    if not storage.create(path, content.encode("utf-8")):
+    if not storage.create(path, encode(path, content, encoding)):
         refuse_existing(path)
+
+
+def encode(path: Path, content: str, encoding: str) -> bytes:
+    try:
+        return content.encode(encoding)
+    except UnicodeEncodeError as err:
+        raise DataError(f"{path}: {encoding} has no {content[err.start]!r}; write UTF-8 by leaving out data.format.encoding") from None

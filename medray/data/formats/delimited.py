@@ -80,7 +80,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
         values = {**example.metadata, options.id or "id": example.id, column: example.text}
         values |= {label: _join(example, options)} if label else {}
         writer.writerow(values | ({split: example.split or ""} if split else {}))
-    publish(path, content.getvalue())
+    publish(path, content.getvalue(), options.encoding)
 
 
 def check(options: Options) -> list[str]:

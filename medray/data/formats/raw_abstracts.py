@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 from medray import storage
 from medray.data import dialect
 from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, Layout, check_label, first_problem, guess_encoding, lines, refuse_existing
+from medray.data.formats.base import FormatOptions, Layout, check_label, encode, first_problem, guess_encoding, lines, refuse_existing
 from medray.errors import DataError, nearest
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
             path.parent.mkdir(exist_ok=True)
             if path.exists():
                 raise DataError(f"{where}: id {example.id!r} was used before under the same label")
-            path.write_text(_render(example, options.text[0], where), encoding="utf-8")
+            path.write_bytes(encode(path, _render(example, options.text[0], where), options.encoding))
 
 
 def check(options: Options) -> list[str]:

@@ -93,7 +93,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
     writer.writerow([options.label, *(f"{options.symptom}_{number}" for number in range(1, most + 1))])
     for label, symptoms in rows:
         writer.writerow([label, *symptoms, *[""] * (most - len(symptoms))])
-    publish(path, content.getvalue())
+    publish(path, content.getvalue(), options.encoding)
 
 
 def check(options: Options) -> list[str]:
