@@ -1,6 +1,7 @@
 """What is in a data set, told before a GPU hour is spent on it: balance, lengths, duplicates, conflicts, the ceiling they set."""
 
 import math
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from medray.data.progress import Progress
 from medray.data.split import GIVEN_NAMES
 
 _LANGUAGE_ROWS = 2000  # are looked at: enough to know what languages a data set has
+_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
 _PLUS = " + "  # between the labels of a row that has several
 
 
@@ -109,7 +111,11 @@ class Audit:
 
     def _labels(self) -> list[str]:
         what = f"{self.num_mentions} mentions, rows with each kind: " if self.num_mentions else "labels: "
-        return [what + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items())]
+        alike = "; ".join(" and ".join(map(repr, labels)) for labels in alike_labels(self.labels))
+        return [
+            what + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items()),
+            *([f"labels that differ in spelling alone: {alike}"] if alike else []),
+        ]
 
     def _ceilings(self) -> list[str]:
         share = self.conflicting_rows / self.num_rows
@@ -118,6 +124,15 @@ class Audit:
             f" no classifier gets more than {self.accuracy_ceiling:.1%} of the rows right",
             f"always answering {self.majority_label!r}: accuracy {self.majority_accuracy:.3f}, f1_macro {self.majority_f1_macro:.3f}",
         ]
+
+
+def alike_labels(labels: Iterable[str]) -> list[list[str]]:
+    """Labels that differ in case or blanks alone, or are the same number: one class, most likely, written in several ways."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        plain = " ".join(label.casefold().split())
+        groups.setdefault(str(float(plain)) if _NUMBER.fullmatch(plain) else plain, []).append(label)
+    return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
 def audit(

@@ -5,7 +5,7 @@ that a wrong figure could come from.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from medray import plugins
+from medray.data.audit import alike_labels
 from medray.data.base import Example, is_left_out, read
 from medray.data.dialect import ENCODINGS, ID_NAMES, LABEL_NAMES, SAVE_AS_CSV, TEXT_NAMES, is_encoding, is_spreadsheet, spelling
 from medray.data.formats.base import Layout
@@ -116,7 +117,7 @@ def sketch(place: str, asked: Columns) -> Sketch:
         has_answers=all(example.response for example in examples),
         split_given=sides >= {"train", "test"} and None not in sides,
         num_tokens=(median, most, longest),
-        notes=layout.notes + _notes(layout, options, asked, len(rows) - len(examples)),
+        notes=layout.notes + _notes(layout, options, labels, len(rows) - len(examples)),
         data=layout.data,
     )
 
@@ -140,13 +141,14 @@ def _layout(path: Path, encoding: str | None) -> Layout:
     raise error or DataError(f"{path}: has none of the layouts that are known ({known})" + _inside(path))
 
 
-def _notes(layout: Layout, options: PluginOptions, asked: Columns, num_dropped: int) -> tuple[str, ...]:
+def _notes(layout: Layout, options: PluginOptions, labels: Iterable[str], num_dropped: int) -> tuple[str, ...]:
     row_id, notes = _named(layout.columns, ID_NAMES), []
     if row_id and "id" in type(options).model_fields and not getattr(options, "id", None):
         values = [str(value).strip() for value in layout.columns[row_id] if value not in (None, "")]
         missing, again = len(layout.columns[row_id]) - len(values), len(values) - len(set(values))
         kinds = [f"{num} rows have {what}" for num, what in ((missing, "none"), (again, "the value of another row")) if num]
         notes.append(f"the column {row_id!r} gives no ids: {' and '.join(kinds)}; rows are numbered instead")
+    notes += [f"the labels {' and '.join(map(repr, alike))} differ in spelling alone" for alike in alike_labels(labels)]
     if num_dropped:
         notes.append(f"{num_dropped} rows without a label are left out")
     return tuple(notes)

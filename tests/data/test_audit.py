@@ -1,6 +1,6 @@
 import pytest
 
-from medray.data.audit import Audit, audit
+from medray.data.audit import Audit, alike_labels, audit
 from medray.data.base import Example, Mention
 from medray.data.duplicates import find
 
@@ -37,3 +37,11 @@ def test_of_annotated_rows_mentions_are_counted_and_no_ceiling_of_a_classifier_i
     assert found.num_mentions == 1
     assert "1 mentions, rows with each kind: Disease 1 (50.0%)" in found.render()
     assert "always answering" not in found.render()
+
+
+def test_labels_that_differ_in_spelling_alone_are_named() -> None:
+    labels = ["1", "1.0", "01", "no", "No ", "type 2", "type 1", "1.5"]
+    assert alike_labels(labels) == [["01", "1", "1.0"], ["No ", "no"]]
+    shown = look([Example(str(number), f"text {number}", (label,)) for number, label in enumerate(("1", "1.0", "2"))]).render()
+    assert "labels that differ in spelling alone: '1' and '1.0'\n" in shown
+    assert "spelling" not in look([Example("1", "one", ("a",)), Example("2", "two", ("b",))]).render()

@@ -74,6 +74,8 @@ NOTES = {
     "raw_latin": ["the files are no UTF-8 and are read as cp1252: see that letters beyond a to z are right"],
     "no_header.csv": ["the first line is read as a row, since it names no columns; data.format.columns names them"],
     "same_id_twice.csv": ["the column 'ID' gives no ids: 1 rows have the value of another row; rows are numbered instead"],
+    "one_and_one_point_zero.csv": ["the labels '1' and '1.0' differ in spelling alone"],
+    "two_spellings.csv": ["the labels 'CANCER' and 'cancer' differ in spelling alone"],
     "missing_id.csv": ["the column 'ID' gives no ids: 1 rows have none; rows are numbered instead"],
 }
 
