@@ -125,7 +125,7 @@ def _top(rows: Iterator[CsvRow]) -> list[CsvRow]:
     num_characters = 0
     while len(top) < _HEAD_ROWS and num_characters < _HEAD_CHARACTERS and (row := next(rows, None)):
         top.append(row)
-        num_characters += sum(map(len, row.values))
+        num_characters += len(row.values) + sum(map(len, row.values))  # there may be millions of empty ones
     return top
 
 

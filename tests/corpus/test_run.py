@@ -222,8 +222,8 @@ def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_
     runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = library(tmp_path / "rows.parquet", 40)
-    lines = ["id,text", *(f"{row['id']},{row['text']}" for row in held), *(f"b{number}," for number in range(10))]
-    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    lines = ["id;text", *(f"{row['id']};{row['text']} naïve" for row in held), *(f"b{number};" for number in range(10))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="cp1252")
     assert predict(runs, "triage", tmp_path / "rows.csv", tmp_path / "out.csv") == 1
     said = "10 of 50 rows cannot be answered, more than --max-bad 0.1, so none was; the first is rows.csv:42: the text is empty"
     assert said in capsys.readouterr().err
@@ -234,6 +234,7 @@ def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_
     assert "10 of 50 rows were set aside, more than --max-bad 0.1; one is some.parquet:41: the text is empty" in capsys.readouterr().err
     assert not (tmp_path / "some" / "_summary.json").exists()
     assert predict(runs, "triage", tmp_path / "rows.csv", tmp_path / "out.csv", "--resume", "--max-bad", "0.3") == 0
+    assert "text: text    id: id    encoding: cp1252\n" in capsys.readouterr().out
     (part,) = (tmp_path / "out.csv").glob("part-*.csv")
     assert len(part.read_text().splitlines()) == 41
 
