@@ -66,6 +66,10 @@ class Axis(Section):
         return [low, *between, high]
 
 
+class TieConfig(Section):
+    parameters: float = Field(1.5, ge=1, description="a tied model wins where it has so many times fewer parameters than the best")
+
+
 class SearchConfig(Section):
     """Which trials a study runs, and which of them it stops early."""
 
@@ -80,6 +84,9 @@ class SearchConfig(Section):
     grace_epochs: float = Field(1, gt=0, description="asha: the first rung")
     reduction_factor: float = Field(3, gt=1, description="asha: one of so many goes on, and rungs lie this factor apart")
     num_finalists: int = Field(1, ge=1, description="best trials of each base model that are judged on test rows")
+    tie: Literal["best"] | TieConfig = Field(
+        TieConfig(), description="which of the finalists wins that validation rows cannot tell apart; best: the one with the best figure"
+    )
     num_seeds: int = Field(1, ge=1, description="seeds that each finalist is trained with; its figures are the means over them")
     max_failed: int | None = Field(
         None,

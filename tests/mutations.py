@@ -111,7 +111,7 @@ MUTATIONS = (
     Mutation(
         "the winner is chosen by test rows",
         "medray/selection/leaderboard.py",
-        "    winner = min([order[0], *tied], key=lambda found: found.entry.num_parameters or 0)",
+        "    winner = order[0]",
         "    winner = max(candidates, key=lambda found: found.entry.test[metric])",
         "tests/selection/test_leaderboard.py",
     ),

@@ -32,9 +32,7 @@ def said(data: StudyData) -> list[str]:
         f" {board.num_rows['validation']:,} validation rows: {short(best.validation.get(data.metric))} at epoch {best.epoch}."
     ]
     if others := [name for name in board.tied if name != board.winner]:
-        sentences.append(
-            f"A tie: validation rows cannot tell it from {listed(others)}. Of tied models the one with the fewest parameters wins."
-        )
+        sentences.append(f"A tie: validation rows cannot tell it from {listed(others)}; {board.tie_break}.")
     for pair in references(data):
         sentences.append(verdict(pair))
     if best.test and best.test_interval is None:

@@ -88,6 +88,14 @@ class Leaderboard:
         return next(entry for entry in self.entries if entry.name == self.winner)
 
     @property
+    def tie_break(self) -> str:
+        """Why the winner wins a tie."""
+        best = next(entry for entry in self.entries if entry.name == self.tied[0])
+        if self.winner == best.name:
+            return f"{self.winner} wins by its figure"
+        return f"{self.winner} wins by its size: {self.best.num_parameters or 0:,} parameters, where {best.name} has {best.num_parameters or 0:,}"
+
+    @property
     def better_baselines(self) -> list[Entry]:
         """Baselines that validation rows show to be better than the winner, the best first."""
         sign = 1 if higher_is_better(self.metric) else -1
@@ -198,15 +206,22 @@ def conclude(
     num_openings: int,
     *,
     num_folds: int = 1,
+    tie: float | None = None,
 ) -> Leaderboard:
-    """Choose the winner among the candidates by validation rows, and compare it with the others on both splits."""
+    """Choose the winner among the candidates by validation rows, and compare it with the others on both splits.
+
+    A tied model that has more than `tie` times fewer parameters wins; where it is None, the best figure does.
+    """
     if not candidates:
         raise TrialError(f"study {study}: no trial gave a {metric}: there is nothing to rank")
     by_name = {found.entry.name: found for found in candidates}
     order = [by_name[entry.name] for entry in ranked([found.entry for found in candidates], metric)]
     tied = [found for found in order[1:] if metric in found.validation.metrics and _compare(order[0], found, "validation", metric).is_tie]
-    # A tie goes to the cheaper model: fewer parameters to hold and to compute with, and of equal ones the better figure.
-    winner = min([order[0], *tied], key=lambda found: found.entry.num_parameters or 0)
+    winner = order[0]
+    for found in tied:
+        is_cheaper = tie is not None and _num_parameters(found) * tie < _num_parameters(winner)
+        if is_cheaper and all(_may_be_better(found, other, metric) for other in (order[0], winner)):
+            winner = found
     others = [found for found in order if found is not winner]
     comparisons = [pair for other in [*others[:1], *references] for pair in _pairs(winner, other, metric)]
     known = {found.entry.name: found.entry for found in [*candidates, *references]}
@@ -223,6 +238,16 @@ def conclude(
         num_openings=num_openings,
         num_folds=num_folds,
     )
+
+
+def _num_parameters(found: Judged) -> int:
+    return found.entry.num_parameters or 0
+
+
+def _may_be_better(found: Judged, other: Judged, metric: str) -> bool:
+    """Or always as good: what is worse in some resamples and better in none is no model to publish for its size."""
+    against = _compare(other, found, "validation", metric)
+    return bool(against.below) or against.low == against.high == against.difference == 0
 
 
 def _compare(first: Judged, second: Judged, split: Literal["validation", "test"], metric: str) -> Comparison:

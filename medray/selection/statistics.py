@@ -155,6 +155,7 @@ class Comparison:
     low: float
     high: float
     p_value: float  # two-sided, of the bootstrap
+    below: float | None = None  # share of the resamples with a difference below 0; None in a leaderboard of an earlier medray
 
     @property
     def is_tie(self) -> bool:
@@ -206,7 +207,8 @@ def check_same_rows(predictions: Sequence[Answers]) -> None:
 def comparison(difference: float, resampled_differences: Floats) -> Comparison:
     low, high = np.quantile(resampled_differences, [0.025, 0.975])
     tail = min(float((resampled_differences <= 0).mean()), float((resampled_differences >= 0).mean()))
-    return Comparison(difference, float(low), float(high), min(1.0, 2 * max(tail, 1 / len(resampled_differences))))
+    p_value = min(1.0, 2 * max(tail, 1 / len(resampled_differences)))
+    return Comparison(difference, float(low), float(high), p_value, float((resampled_differences < 0).mean()))
 
 
 def resampled(predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int) -> list[Floats]:

@@ -175,7 +175,7 @@ def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
     if merge := merge_of(best, metric):
         said.append(f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain weights {merge.merged:.4f}")
     if board.tied:
-        said.append(f"tie: validation rows cannot tell {', '.join(board.tied)} apart; the model with fewer parameters wins a tie")
+        said.append(f"tie: validation rows cannot tell {', '.join(board.tied)} apart; {board.tie_break}")
     for pair in board.comparisons:
         found = pair.comparison
         verdict = "the rows cannot tell the two apart" if pair.is_tie else "better" if found.difference > 0 else "worse"

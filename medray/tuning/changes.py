@@ -8,7 +8,16 @@ from medray.config import StudyConfig
 from medray.errors import ConfigError
 
 # None of these changes what a trial that was run has computed.
-CHANGEABLE = ("search.num_trials", "search.num_epochs", "search.time_s", "search.max_failed", "search.num_finalists", "search.num_seeds")
+CHANGEABLE = (
+    "search.num_trials",
+    "search.num_epochs",
+    "search.time_s",
+    "search.max_failed",
+    "search.num_finalists",
+    "search.num_seeds",
+    "search.tie",
+    "search.tie.parameters",
+)
 _CHANGEABLE_SECTIONS = ("publish", "resources")
 _CHANGEABLE_MEMORY = ("train.token_budget", "train.keep_checkpoints")
 _SHOWN = 6
@@ -47,6 +56,7 @@ def asks_for_more(kept: StudyConfig, asked: StudyConfig) -> bool:
         or budget(after.time_s) > budget(before.time_s)
         or after.num_finalists > before.num_finalists
         or after.num_seeds > before.num_seeds
+        or after.tie != before.tie
     )
 
 

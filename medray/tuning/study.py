@@ -136,9 +136,16 @@ class _Search:
         names = [[entry.name, *(found.name for found in repeated[entry.name])] for entry in finalists]
         candidates = [leaderboard.over_seeds(_named(verdict.candidates, seeds), metric) for seeds in names]
         failed = self._entries(lambda record: record.of is not None and record.status == "failed")
-        folds = self.study.data.split.folds if self.study.data.split.is_pooled else 1
+        tie = self.study.search.tie
         board = leaderboard.conclude(
-            self.study.name, metric, [*searched, *failed], candidates, verdict.references, verdict.num_openings, num_folds=folds
+            self.study.name,
+            metric,
+            [*searched, *failed],
+            candidates,
+            verdict.references,
+            verdict.num_openings,
+            num_folds=self.study.data.split.folds if self.study.data.split.is_pooled else 1,
+            tie=None if tie == "best" else tie.parameters,
         )
         # What is told of a finalist beside its figures is told of the seed that would be published.
         published = {found.entry.seeds.published if found.entry.seeds else found.entry.name: found.entry.name for found in candidates}

@@ -187,7 +187,10 @@ def test_a_tie_is_told_in_the_first_lines(tmp_path: Path) -> None:
     tied = made.run(tmp_path, close=True)
     board = tied.leaderboard()
     assert len(board.tied) == 2
-    assert any("A tie" in sentence and "large-decoder-000" in sentence for sentence in page.compose(gather(tied)).said)
+    said = page.compose(gather(tied)).said
+    assert any(
+        "A tie" in sentence and "large-decoder-000" in sentence and f"{board.winner} wins by its figure" in sentence for sentence in said
+    )
 
 
 def test_a_study_whose_test_rows_were_not_judged_says_so(tmp_path: Path) -> None:

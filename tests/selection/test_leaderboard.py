@@ -32,21 +32,23 @@ def entry(name: str, value: float, base: str = "small", num_parameters: int = 10
     )
 
 
-def judged(name: str, validation: int, test: int, base: str = "small", num_parameters: int = 10, kind: str = "trial") -> Judged:
-    """A candidate that gets the first so many of 200 rows right."""
+def judged(
+    name: str, validation: int, test: int, base: str = "small", num_parameters: int = 10, kind: str = "trial", first: int = 0
+) -> Judged:
+    """A candidate that gets so many of 200 rows right, from the first on."""
 
     def answers(right: int) -> tuple[Metrics, LabelAnswers]:
         truth = np.tile(np.array([[True, False], [False, True]]), (100, 1))
-        predicted = np.where((np.arange(200) < right)[:, None], truth, ~truth)
+        predicted = np.where((np.arange(200) - first) % 200 < right, truth.T, ~truth.T).T
         return Metrics({METRIC: right / 200}, 200), LabelAnswers(truth, predicted)
 
     made = Entry(name=name, kind=kind, base_model=base, epoch=1, num_parameters=num_parameters, checkpoint=f"/{name}")  # type: ignore[arg-type]
     return leaderboard.judged(made, METRIC, validation=answers(validation), test=answers(test), ms_per_row=1.0)
 
 
-def board(*candidates: Judged, references: tuple[Judged, ...] = ()) -> Leaderboard:
+def board(*candidates: Judged, references: tuple[Judged, ...] = (), tie: float | None = 1.5) -> Leaderboard:
     trials = [found.entry for found in candidates]
-    return conclude("s", METRIC, trials, candidates, references, num_openings=1)
+    return conclude("s", METRIC, trials, candidates, references, num_openings=1, tie=tie)
 
 
 def test_the_best_epoch_of_the_whole_history_counts_not_the_last() -> None:
@@ -90,15 +92,34 @@ def test_the_winner_is_chosen_by_validation_rows_whatever_test_rows_say() -> Non
     assert not on_test.is_tie
 
 
-def test_a_tie_is_called_a_tie_and_won_by_the_smaller_model() -> None:
+def test_a_tie_is_won_by_a_model_that_is_much_smaller_and_else_by_the_figure() -> None:
     large = judged("large-000", validation=181, test=180, base="large", num_parameters=1000)
-    small = judged("small-000", validation=180, test=180, num_parameters=10)
+    small = judged("small-000", validation=180, test=180, num_parameters=10, first=100)
     found = board(large, small)
-    assert found.winner == "small-000"
-    assert found.tied == ("large-000", "small-000")
-    assert any("tie: validation rows cannot tell large-000, small-000 apart" in sentence for sentence in tables.sentences(found))
+    assert (found.winner, found.tied) == ("small-000", ("large-000", "small-000"))
+    why = (
+        "tie: validation rows cannot tell large-000, small-000 apart; small-000 wins by its size: 10 parameters, where large-000 has 1,000"
+    )
+    assert why in tables.sentences(found)
+    near = judged("small-000", validation=180, test=180, num_parameters=700, first=100)
+    assert [board(large, near, tie=tie).winner for tie in (1.0, 1.4, 1.5, None)] == ["small-000", "small-000", "large-000", "large-000"]
+    assert board(large, near).tied == ("large-000", "small-000")
+    assert any(sentence.endswith("apart; large-000 wins by its figure") for sentence in tables.sentences(board(large, near)))
     clear = board(judged("large-000", validation=195, test=180, base="large", num_parameters=1000), small)
     assert (clear.winner, clear.tied) == ("large-000", ())
+
+
+def test_of_tied_models_none_wins_by_its_size_that_is_better_in_no_resample() -> None:
+    """As one that always says "cancer" beside one that is right there, and elsewhere too."""
+    large = judged("large-000", validation=181, test=180, base="large", num_parameters=1000)
+    within = judged("small-000", validation=180, test=180, num_parameters=10)
+    found = board(large, within)
+    assert (found.winner, found.tied) == ("large-000", ("large-000", "small-000"))
+    medium = judged("medium-000", validation=180, test=180, num_parameters=100, first=100)
+    under_medium = judged("small-000", validation=179, test=180, num_parameters=10, first=100)
+    assert board(large, medium, under_medium).winner == "medium-000"
+    alike = judged("small-000", validation=181, test=180, num_parameters=10)
+    assert board(large, alike).winner == "small-000"
 
 
 def test_references_stand_in_the_ranking_and_are_compared_but_never_win() -> None:

@@ -21,6 +21,8 @@ RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
         (["search.time_s=60"], False),
         (["search.num_finalists=2"], True),
         (["search.num_seeds=3"], True),
+        (["search.tie=best"], True),
+        (["search.tie.parameters=2"], True),
         (["search.max_failed=1"], False),
         (["publish={name: cancer}"], False),
         (["resources.cpus_per_worker=2"], False),
