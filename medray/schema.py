@@ -1,7 +1,7 @@
 """Sections of a configuration: frozen, closed to unknown keys, and wrong input answered by where, what and what is allowed."""
 
 import json
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, core_schema
@@ -13,6 +13,7 @@ from medray.redaction import redact
 Location = tuple[int | str, ...]
 Model = TypeVar("Model", bound=BaseModel)
 _MOST_SHOWN = 20  # mistakes of a section
+_KEY = "<key>"  # in a message: the whole dotted name, which only the outermost section knows
 _NUMBERS = (int, float, int | None, float | None, int | tuple[int, int])
 
 
@@ -71,7 +72,8 @@ def validate(model: type[Model], raw: dict[str, Any], *, where: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as err:
-        lines = [f"{'.'.join(map(str, loc)) or 'top level'}: {message}" for loc, message in _problems(err, model)]
+        problems = [(".".join(map(str, loc)) or "top level", message) for loc, message in _problems(err, model)]
+        lines = [f"{key}: {message.replace(_KEY, key)}" for key, message in problems]
         raise ConfigError(f"{where}: " + "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])) from None
 
 
@@ -96,8 +98,8 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
     found: list[tuple[Location, str]] = []
     items = error.errors()
     for item in items[:_MOST_SHOWN]:
-        # pydantic puts the tried member of a union into the path, such as dict[str,float]; no user wrote that.
-        loc: Location = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+        # pydantic puts the tried member of a union into the path, such as dict[str,float] or TieConfig; no user wrote that.
+        loc: Location = tuple(part for part in item["loc"] if not (isinstance(part, str) and ("[" in part or part.endswith("Config"))))
         match item["type"]:
             case "plugin":
                 found += [((*loc, *inner), message) for inner, message in item["ctx"]["problems"]]
@@ -111,6 +113,9 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
                 found.append(
                     (loc, f"must be text, found {item['input']}; YAML reads yes, no, on and off as true and false: put it in quotes")
                 )
+            case "string_type" if isinstance(item["input"], int | float):
+                quoted = f'"{redact(str(item["input"]))}"'
+                found.append((loc, f"must be text, found a number; put it in quotes: {quoted}, in a shell '{_KEY}={quoted}'"))
             case _:
                 found.append((loc, f"{item['msg'][0].lower()}{item['msg'][1:]}, found {redact(repr(item['input'])):.80}"))
     if more := len(items[_MOST_SHOWN:]):
@@ -122,7 +127,6 @@ def _fields_at(model: type[BaseModel], loc: Location) -> list[str]:
     at: Any = model
     for part in loc:
         if isinstance(part, str) and isinstance(at, type) and issubclass(at, BaseModel):
-            at = at.model_fields[part].annotation
-        elif isinstance(part, int):
-            at = at.__args__[0]
+            at = at.model_fields[part].annotation  # of a list or a union, the section in it
+            at = next((member for member in get_args(at) if isinstance(member, type) and issubclass(member, BaseModel)), at)
     return list(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []

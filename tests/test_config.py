@@ -146,6 +146,18 @@ def test_a_truth_value_where_text_belongs_explains_the_yaml_trap(refusal):
     assert "must be text, found False" in refusal("task.class_weights={no: 2}")
 
 
+def test_a_number_where_text_belongs_says_how_it_is_quoted(refusal):
+    said = refusal("task.positive_label=1")
+    assert """task.positive_label: must be text, found a number; put it in quotes: "1", in a shell 'task.positive_label="1"'""" in said
+    assert """in a shell 'base_models.0.source="2.5"'""" in refusal("base_models.0.source=2.5")
+
+
+def test_a_key_inside_a_section_that_may_be_left_out_or_be_a_word_is_named(refusal):
+    assert "publish.nmae: unknown key; allowed: alias, allow_worse" in refusal("publish={name: a, nmae: b}")
+    assert "search.tie.ratio: unknown key; allowed: parameters" in refusal("search.tie={ratio: 2}")
+    assert "search.tie: input should be 'best', found 'first'" in refusal("search.tie=first")
+
+
 def test_a_quoted_yes_is_a_label(load):
     assert load(study=STUDY.replace("positive_label: cancer", "positive_label: 'yes'")).task.positive_label == "yes"
 
