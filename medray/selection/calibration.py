@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.records import AbstentionRecord, CalibrationRecord
+from medray.selection.prior import mix
 from medray.selection.statistics import share_bound
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 _TINY = float(np.finfo(np.float64).tiny)
 _FLAT, _STEEP = 20.0, 0.05  # the widest temperatures that are looked at
-_SPREAD = 0.5  # of the logarithm of a temperature, before any row is seen
+_LEAST_GAIN = 3.0  # of the rows' log-likelihood: twenty times as likely as without
 _STEPS = 50  # coverages that a threshold is chosen from
 
 
@@ -80,32 +81,26 @@ def fit(
 
 
 def fit_temperature(probabilities: Floats, truth: Bools, *, multi_label: bool) -> float:
-    """The temperature with the smallest log loss; 1 where none is smaller than the model's own."""
+    """The temperature that makes these rows most likely; 1 where that says little more than chance explains."""
     from scipy.optimize import minimize_scalar
 
-    # One row's worth of doubt, as in Platt's scaling: where every row is right the best temperature would be zero.
-    doubt = 1 / (len(truth) + 2)
+    yes, no = _log(probabilities), _log(1 - probabilities)
+    own = probabilities if multi_label else np.exp(yes - np.logaddexp.reduce(yes, axis=1, keepdims=True))  # sums of 1
+    wanted = mix(truth, own)
 
-    def loss(inverse: float) -> float:
+    def loss(log_inverse: float) -> float:
         # Linear in the inverse but for a log-sum-exp: convex, one minimum.
+        inverse = np.exp(log_inverse)
         if multi_label:
-            yes, no = _log(probabilities) * inverse, _log(1 - probabilities) * inverse
-            total = np.logaddexp(yes, no)
-            wanted = np.where(truth, yes, no)
-            return float((total - (1 - doubt) * wanted - doubt * (yes + no) / 2).mean())
-        logits = _log(probabilities) * inverse
-        wanted = np.where(truth, logits, 0.0).sum(axis=1)
-        return float((np.logaddexp.reduce(logits, axis=1) - (1 - doubt) * wanted - doubt * logits.mean(axis=1)).mean())
+            return float((np.logaddexp(yes * inverse, no * inverse) - inverse * (wanted * yes + (1 - wanted) * no)).mean())
+        return float((np.logaddexp.reduce(yes * inverse, axis=1) - inverse * (wanted * yes).sum(axis=1)).mean())
 
-    def doubted(log_inverse: float) -> float:
-        # Temperatures of most models lie between a half and two: what few rows say against that counts little.
-        return loss(np.exp(log_inverse)) + log_inverse**2 / (2 * _SPREAD**2 * len(truth))
-
-    best = minimize_scalar(doubted, bounds=(-np.log(_FLAT), -np.log(_STEEP)), method="bounded")
+    best = minimize_scalar(loss, bounds=(-np.log(_FLAT), -np.log(_STEEP)), method="bounded")
     temperature = float(np.exp(-best.x))
-    scaled = rescale(probabilities, temperature, multi_label=multi_label)
-    own, found = (log_loss(held, truth, multi_label=multi_label) for held in (probabilities, scaled))
-    return temperature if found < own else 1.0
+    before, after = (
+        log_loss(rescale(probabilities, value, multi_label=multi_label), truth, multi_label=multi_label) for value in (1.0, temperature)
+    )
+    return temperature if len(truth) * (before - after) > _LEAST_GAIN else 1.0
 
 
 def fit_abstention(sure: Floats, right: Bools, precision: float, level: float) -> AbstentionRecord:

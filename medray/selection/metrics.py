@@ -16,6 +16,7 @@ from medray.errors import ConfigError, DataError, allowed
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 NO_ANSWER = -1
+_ALIKE = 1e-12  # two sums of the same shares in another order
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,14 @@ def multi_label(truth: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: n
 def thresholds(truth: npt.ArrayLike, probabilities: npt.ArrayLike) -> list[float]:
     """Per label the threshold (chosen when probability >= threshold) with the highest F1 on these rows.
 
-    Of several equally good ones the nearest to 0.5; 0.5 for a label without positives.
+    Of several equally good ones the nearest to 0.5; 0.5 for a label without positives. Truth is 0 or 1, or how likely 1 is.
     """
-    rows = np.asarray(truth, dtype=np.int64)
+    rows = np.asarray(truth, dtype=np.float64)
     scores = _scores(probabilities, rows.shape)
     return [_threshold(rows[:, label], scores[:, label]) for label in range(rows.shape[1])]
 
 
-def _threshold(truth: Ints, scores: Floats) -> float:
+def _threshold(truth: Floats, scores: Floats) -> float:
     if not truth.any():
         return 0.5
     order = np.argsort(-scores, kind="stable")
@@ -114,7 +115,7 @@ def _threshold(truth: Ints, scores: Floats) -> float:
     default = scores >= 0.5
     hits = np.append(hits, truth[default].sum())
     f1 = _ratio(2 * hits, np.append(chosen + 1, default.sum()) + truth.sum())
-    best = candidates[f1 == f1.max()]
+    best = candidates[f1 >= f1.max() - _ALIKE]
     return float(best[np.argmin(np.abs(best - 0.5))])
 
 

@@ -1,11 +1,12 @@
 """Class-wise thresholds of rows that have one label: the answer is the class whose probability is most above its threshold.
 
-Fitted for macro F1 on validation rows, and kept only where rows that were left out of the fit gain by it.
+Fitted for macro F1 on validation rows and what the model itself says of them, and kept only where rows that were left out of the fit gain by it.
 """
 
 import numpy as np
 import numpy.typing as npt
 
+from medray.selection.prior import mix
 from medray.selection.statistics import LabelAnswers, compare
 
 Floats = npt.NDArray[np.float64]
@@ -46,9 +47,9 @@ def fit(truth: Ints, probabilities: Floats) -> tuple[float, ...] | None:
 def _search(truth: Ints, probabilities: Floats) -> Floats:
     """One class after another, each to the best of its candidates, a few times round."""
     num_labels = probabilities.shape[1]
-    scores = np.log(np.maximum(probabilities, _SMALLEST))
+    scores, wanted = np.log(np.maximum(probabilities, _SMALLEST)), mix(np.eye(num_labels)[truth], probabilities)
     limits = np.zeros(num_labels)
-    best = _f1_macro(truth, scores.argmax(axis=1), num_labels)
+    best = _f1_macro(wanted, scores.argmax(axis=1))
     for _ in range(_SWEEPS):
         before = best
         for label in range(num_labels):
@@ -57,7 +58,7 @@ def _search(truth: Ints, probabilities: Floats) -> Floats:
             margin = scores[:, label] - shifted.max(axis=1)  # the row is given this class where its limit is at most this
             other = shifted.argmax(axis=1)
             for limit in _candidates(margin, limits[label]):
-                found = _f1_macro(truth, np.where(margin >= limit, label, other), num_labels)
+                found = _f1_macro(wanted, np.where(margin >= limit, label, other))
                 if found > best + 1e-9:
                     best, limits[label] = found, limit
         if best == before:
@@ -76,7 +77,9 @@ def _candidates(margin: Floats, now: float) -> Floats:
     return ordered
 
 
-def _f1_macro(truth: Ints, predicted: Ints, num_labels: int) -> float:
-    hits = np.bincount(truth[truth == predicted], minlength=num_labels)
-    either = np.bincount(truth, minlength=num_labels) + np.bincount(predicted, minlength=num_labels)
+def _f1_macro(wanted: Floats, predicted: Ints) -> float:
+    """`wanted` says how likely each class of a row is."""
+    num_labels = wanted.shape[1]
+    hits = np.bincount(predicted, weights=wanted[np.arange(len(predicted)), predicted], minlength=num_labels)
+    either = wanted.sum(axis=0) + np.bincount(predicted, minlength=num_labels)
     return float((2 * hits[either > 0] / either[either > 0]).mean())

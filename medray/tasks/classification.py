@@ -13,6 +13,7 @@ from medray.data.base import Encoded, Example
 from medray.errors import DataError
 from medray.schema import Section
 from medray.selection import metrics, thresholds
+from medray.selection.prior import mix
 from medray.selection.statistics import LabelAnswers
 from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
 from medray.tasks._pieces import Keep, pieces
@@ -188,7 +189,8 @@ class Task:
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:
             truth = indicators([example.labels for example in examples], self.labels)
-            return replace(self, thresholds=tuple(metrics.thresholds(truth, probabilities)))
+            wanted = mix(truth, probabilities) * truth.any(axis=0)  # of a label that no row has, nothing is known
+            return replace(self, thresholds=tuple(metrics.thresholds(wanted, probabilities)))
         if self.options.class_thresholds:
             classes = np.array([places(example, self.labels)[0] for example in examples])
             return replace(self, thresholds=thresholds.fit(classes, probabilities))

@@ -66,10 +66,29 @@ def test_validation_log_loss_never_gets_worse(num_rows: int, multi_label: bool) 
 
 
 def test_rows_that_are_all_right_do_not_make_a_model_certain() -> None:
-    probabilities = np.tile([0.8, 0.2], (20, 1))
-    truth = np.tile([True, False], (20, 1))
-    scaled = rescale(probabilities, fit_temperature(probabilities, truth, multi_label=False), multi_label=False)
-    assert 0.9 < scaled[0, 0] < 0.99
+    def scaled(num_rows: int) -> float:
+        probabilities, truth = np.tile([0.8, 0.2], (num_rows, 1)), np.tile([True, False], (num_rows, 1))
+        return float(rescale(probabilities, fit_temperature(probabilities, truth, multi_label=False), multi_label=False)[0, 0])
+
+    assert scaled(20) == 0.8
+    assert 0.9 < scaled(100) < 0.99
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("num_rows", [16, 32, 64])
+def test_few_rows_do_not_cost_more_than_no_temperature_and_help_a_model_that_is_far_off(num_rows: int, multi_label: bool) -> None:
+    """Simulated: the mean of 60 fits on fresh rows, of models that are calibrated, nearly, and not at all."""
+    rng = np.random.default_rng(7)
+    drawn = several if multi_label else lambda rng, num, steepness: draw(rng, num, 3, steepness)
+    gains = {}
+    for steepness in (0.85, 1.0, 1.2, 4.0):
+        fresh, right = drawn(rng, 3000, steepness)
+        own = log_loss(fresh, right, multi_label=multi_label)
+        fitted = [fit_temperature(*drawn(rng, num_rows, steepness), multi_label=multi_label) for _ in range(60)]
+        losses = [log_loss(rescale(fresh, held, multi_label=multi_label), right, multi_label=multi_label) for held in fitted]
+        gains[steepness] = own - np.mean(losses)
+    assert min(gains.values()) > -0.002
+    assert gains[4.0] > 0.1
 
 
 def test_probabilities_of_zero_and_one_are_scaled_to_numbers() -> None:

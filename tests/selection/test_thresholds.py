@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from medray.data.base import Example
 from medray.selection import thresholds
+from medray.tasks.base import Prediction
+from medray.tasks.classification import Options, Task
 
 
 def draw(rng: np.random.Generator, num_rows: int, shares: list[float], pull: float) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +48,34 @@ def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -
     assert kept <= 4
     assert np.mean(guarded) > own - 0.003
     assert np.mean(guarded) >= np.mean(bare)
+
+
+@pytest.mark.parametrize("lean", [0.0, -2.0])
+@pytest.mark.parametrize("num_rows", [16, 64])
+def test_a_threshold_for_each_label_gains_on_fresh_rows_however_few_it_is_fitted_on(num_rows: int, lean: float) -> None:
+    """Simulated: the mean of 20 splits, of probabilities that are right, and of ones that are too low."""
+    rng, task = np.random.default_rng(3), Task(Options(name="classification", multi_label=True), ("a", "b", "c"))
+
+    def rows(num: int) -> tuple[list[Prediction], list[Example]]:
+        logits = rng.normal(0, 2, (num, 3)) + np.log([1.0, 0.4, 0.1])
+        truth = rng.random((num, 3)) < 1 / (1 + np.exp(-logits))
+        examples = [Example(str(row), "", tuple(np.array(task.labels)[active])) for row, active in enumerate(truth)]
+        return [Prediction(str(row), (), tuple(one)) for row, one in enumerate(1 / (1 + np.exp(-logits - lean)))], examples
+
+    def f1(decided: Task, predictions: list[Prediction], examples: list[Example]) -> float:
+        return decided.score(decided.decide(predictions), examples).values["f1_macro"]
+
+    fresh = rows(4000)
+    gains = [f1(task.tune(*rows(num_rows)), *fresh) - f1(task, *fresh) for _ in range(20)]
+    assert np.mean(gains) > (0.01 if lean == 0 else 0.15)
+
+
+def test_a_label_that_no_validation_row_has_keeps_its_half() -> None:
+    task = Task(Options(name="classification", multi_label=True), ("a", "b"))
+    predictions = [Prediction("0", (), (0.2, 0.2)), Prediction("1", (), (0.1, 0.1))]
+    tuned = task.tune(predictions, [Example("0", "", ("a",)), Example("1", "")])
+    assert tuned.thresholds is not None
+    assert (tuned.thresholds[0] < 0.2, tuned.thresholds[1]) == (True, 0.5)
 
 
 def test_equal_thresholds_mean_the_most_probable_class_and_of_two_labels_it_is_a_threshold() -> None:
