@@ -95,6 +95,13 @@ def take(folder: Path, asked: ImportConfig, target: Path) -> Manifest:
     said = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
     if said and said != base.source:
         log.warning("%s: says that it was trained on %s; it is put on %s, as asked", folder, said, base.source)
+    if "max_length" not in asked.task.model_fields_set:
+        log.warning(
+            "%s: does not say where its training cut long texts; the release cuts them at %d tokens, so answers may differ;"
+            " give the training's own length as task.max_length=N",
+            folder,
+            task.options.max_length,
+        )
     tokenizer = load_tokenizer(folder if any(folder.glob("tokenizer*")) else base.path)
     with tempfile.TemporaryDirectory() as name:
         parts = Path(name)

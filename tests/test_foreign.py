@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from medray import cli, config, evaluation
 from medray.data.base import Example
+from medray.foreign import ImportConfig, take
 from medray.registry import Registry
 
 LABELS = ["other", "cancer"]  # not in the order that a study would have them in
@@ -51,6 +52,17 @@ def test_an_adapter_from_elsewhere_answers_as_it_did_there(tmp_path: Path, capsy
     assert np.allclose([row.probabilities for row in found], wanted, atol=1e-6)
     release.export(tmp_path / "card", merged=False)
     assert "training: elsewhere: imported from an adapter's folder" in (tmp_path / "card" / "README.md").read_text()
+
+
+def test_an_import_without_the_length_of_its_training_warns_that_answers_may_differ(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tiny.base(tmp_path)
+    folder, _ = elsewhere(tmp_path, base)
+    for number, more in enumerate(([], ["task.max_length=64"])):
+        caplog.clear()
+        take(folder, ImportConfig.load(settings(base, *more)), tmp_path / f"taken-{number}")
+        assert ("cuts them at 512 tokens, so answers may differ" in caplog.text) is (not more)
 
 
 def test_what_a_folder_does_not_say_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
