@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from medray.sections import DataConfig
 
 Bring = Callable[[int], Sequence[Example]]
 log = logging.getLogger(__name__)
+_BATCH = 1024  # rows that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Dataset:
         return list(self._label_sets.values())
 
     def audit(self, lengths: Mapping[str, Sequence[int]], max_length: int) -> Audit:
-        """Figures about all rows; `lengths` are token counts in the order of `texts`, by base model."""
+        """Figures about all rows; `lengths` are token counts as `count` gives them, by base model."""
         with self.stage("audit", len(self._examples)) as progress:
             return audit(
                 self._examples,
@@ -102,8 +104,15 @@ class Dataset:
             return set()
         return {term for example in self._examples for term in self._format.terms(example)}
 
-    def texts(self) -> Sequence[str]:
-        return kept.texts(self._examples)
+    def count(self, what: str, count: Callable[[Sequence[Example]], Iterable[int]]) -> Sequence[int]:
+        """A number for each row, test rows and their answers included; nothing else of them is handed out."""
+        numbers = array("i")
+        with self.stage(what, len(self._examples)) as progress:
+            for start in range(0, len(self._examples), _BATCH):
+                some = list(self._examples[start : start + _BATCH])
+                numbers.extend(count(some))
+                progress.add(len(some))
+        return numbers
 
     def unlabelled_test(self) -> Sequence[Example]:
         return kept.unlabelled(self._test)

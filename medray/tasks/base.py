@@ -168,6 +168,10 @@ class Chatting(Protocol):
         """The task's system prompt first, one of the messages after it, as many turns as fit beside an answer of so many tokens."""
         ...
 
+    def count_tokens(self, examples: Sequence[Example], tokenizer: Any) -> list[int]:
+        """Of each whole conversation with its answer, before anything is cut."""
+        ...
+
     def outcome(self, text: str) -> Outcome: ...
 
 

@@ -3,6 +3,7 @@
 It loads no model. Only what the assistant says carries loss; a checkpoint keeps figures of what was generated, never the texts.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,6 +132,12 @@ class Task:
 
     def outcome(self, text: str) -> Literal["answered", "refused"]:
         return _safety.outcome(text)
+
+    def count_tokens(self, examples: Sequence[Example], tokenizer: Any) -> list[int]:
+        chat, system = self._chat(tokenizer), Message("system", self.options.system)
+        prompts = (chat.prompt([system, *_messages(example)], sys.maxsize) for example in examples)
+        answers = (chat.answer(example.response) if example.response else () for example in examples)
+        return [len(prompt.tokens) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
         """Conversation and answer; of a row without an answer the conversation."""

@@ -8,8 +8,7 @@ import json
 import logging
 import os
 import shutil
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ from medray.errors import ArtifactError, DataError
 from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.models.sources import Base
-from medray.tasks.base import Task, restore
+from medray.tasks.base import Chatting, Task, restore
 
 log = logging.getLogger(__name__)
-_BATCH = 1024  # texts that are in tokens at a time
+_BATCH = 1024  # rows that are in tokens at a time
 _PIECE = 8192  # rows that are encoded before they are kept
 
 
@@ -119,22 +118,27 @@ def open_material(path: Path) -> Material:
 
 def look(dataset: Dataset, task: Task, source: str, tokenizer: Any) -> Audit:
     """The audit with token counts of one base model's tokenizer."""
-    return dataset.audit({source: _lengths(dataset, tokenizer)}, task.options.max_length)
+    return dataset.audit({source: _lengths(dataset, task, tokenizer)}, task.options.max_length)
 
 
-def _lengths(dataset: Dataset, tokenizer: Any) -> Sequence[int]:
-    texts, kept = dataset.texts(), None
+def _lengths(dataset: Dataset, task: Task, tokenizer: Any) -> Sequence[int]:
+    """Tokens of each text, or with a task that answers conversations, of the whole conversation."""
+    chatting = task if isinstance(task, Chatting) else None
+    kept = None
     if dataset.folder:
-        kept = dataset.folder / f"lengths-{storage.hash_text([dataset.fingerprint, *_identity(tokenizer)])[:32]}.npy"
+        key = [dataset.fingerprint, *_identity(tokenizer), *([chatting.options.model_dump_json()] if chatting else [])]
+        kept = dataset.folder / f"lengths-{storage.hash_text(key)[:32]}.npy"
         if kept.exists():
             return np.load(kept).tolist()
-    lengths = array("i")
-    with dataset.stage("counting tokens", len(texts)) as progress:
-        for start in range(0, len(texts), _BATCH):
-            batch = list(texts[start : start + _BATCH])
-            counted = tokenizer(batch, split_special_tokens=True, verbose=False, return_attention_mask=False, return_token_type_ids=False)
-            lengths.extend(map(len, counted["input_ids"]))
-            progress.add(len(batch))
+
+    def count(some: Sequence[Example]) -> Iterable[int]:
+        if chatting:
+            return chatting.count_tokens(some, tokenizer)
+        texts = [example.text for example in some]
+        counted = tokenizer(texts, split_special_tokens=True, verbose=False, return_attention_mask=False, return_token_type_ids=False)
+        return map(len, counted["input_ids"])
+
+    lengths = dataset.count("counting tokens", count)
     if kept:
         content = io.BytesIO()
         np.save(content, np.array(lengths))

@@ -18,6 +18,7 @@ from medray.tasks import instruct
 from medray.tasks._safety import REFUSAL
 from medray.tasks.base import Prediction
 from medray.training.loop import MicroBatch
+from medray.training.material import look
 from medray.training.trial import Trial, TrialResult
 
 
@@ -49,6 +50,18 @@ def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folde
             mean = made.built.model(input_ids=tokens[None], labels=labels[None]).loss
             assert float(weights[number]) == int((labels != -100).sum())
             assert float(sums[number] / weights[number]) == pytest.approx(float(mean), rel=1e-4)
+
+
+def test_the_audit_counts_question_and_answer_as_the_rows_are_cut(folder: Path) -> None:
+    asked = tiny.instruct_study(folder, "task.max_length=30", "task.safety_ratio=0", "task.metric=token_f1")
+    data = dataset.load(asked.data, asked.task.bring)
+    task, tokenizer = instruct.Task.fit(asked.task, data.label_sets()), tiny.tokenizer("llama")
+    audit = look(data, task, "tiny", tokenizer)
+    rows = [*data.train, *data.validation, *data.open_test(folder / "log", "a test").examples]
+    encoded = task.encode(rows, tokenizer)
+    assert 0 < audit.tokens["tiny"].num_over == sum(row.truncated for row in encoded) < len(rows)
+    whole = instruct.Task.fit(asked.task.model_copy(update={"max_length": 128}), rows)
+    assert audit.tokens["tiny"].longest == max(len(row.tokens) for row in whole.encode(rows, tokenizer))
 
 
 def test_training_makes_words_right(trained: tuple[Trial, TrialResult]) -> None:
