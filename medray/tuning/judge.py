@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medray import answering
+from medray import answering, checkpoint
 from medray.config import TrialConfig, public
 from medray.data.base import Example
 from medray.data.dataset import Dataset
@@ -86,7 +86,8 @@ def judge(
         rows = fold.dataset.unlabelled_test()
         answered.append(_finalists(fold.finalists, rows, fold.dataset.validation, placement))
         compared.append([_reference(found, task, fold.dataset, rows) for found in _references(task, fold.dataset)])
-        compared[-1] += _untuned(bases, task.learn(fold.dataset.train), rows, fold.dataset.validation, placement)
+        asked = [as_trained(config, number, fold.finalists) for number, config in enumerate(bases)]
+        compared[-1] += _untuned(asked, task.learn(fold.dataset.train), rows, fold.dataset.validation, placement)
     opened = [fold.dataset.open_test(log_dir, caller) for fold in folds]
     validation = [example for fold in folds for example in fold.dataset.validation]
     test = [example for fold in opened for example in fold.examples]
@@ -184,12 +185,27 @@ def predict(checkpoint: str, rows: Sequence[Example], validation: Sequence[Examp
 
     torch.set_num_threads(num_threads)
     loaded = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
-    start = time.perf_counter()
-    predictions = loaded.task.predict(loaded.engine, rows)
-    seconds = time.perf_counter() - start
+    predictions, seconds = timed(loaded.task, loaded.engine, rows)
     samples = _sampled(loaded.task, loaded.engine)
     is_exact = loaded.manifest.quantization == "none"
     return Said(loaded.task, predictions, seconds, None if is_exact else loaded.task.predict(merged(loaded), validation), samples)
+
+
+def timed(task: Task, engine: Engine, rows: Sequence[Example]) -> tuple[list[Prediction], float]:
+    """Predictions and their seconds, without those of a model's first row: its weights are still being read then."""
+    task.predict(engine, rows[:1])
+    start = time.perf_counter()
+    predictions = task.predict(engine, rows)
+    return predictions, time.perf_counter() - start
+
+
+def as_trained(config: TrialConfig, base: int, finalists: Sequence[Entry]) -> TrialConfig:
+    """A base model's trial in the arithmetic of its finalist, so that training alone sets the two apart."""
+    for entry in finalists:
+        if entry.base == base and entry.checkpoint:
+            used = checkpoint.read(Path(entry.checkpoint)).precision.used
+            return config.model_copy(update={"model": config.model.model_copy(update={"precision": used})})
+    return config
 
 
 def _sampled(task: Task, engine: Engine) -> tuple[str, ...]:
@@ -232,9 +248,7 @@ def predict_untuned(
     trial = TrialConfig.model_validate(config)
     task = restore(trial.task.model_dump(mode="json"), state)
     engine = untuned(trial, device="cuda" if torch.cuda.is_available() else "cpu")
-    start = time.perf_counter()
-    predictions = task.predict(engine, rows)
-    seconds = time.perf_counter() - start
+    predictions, seconds = timed(task, engine, rows)
     return Said(task, predictions, seconds, None, _sampled(task, engine)), task.predict(engine, validation)
 
 
