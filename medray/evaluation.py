@@ -1,9 +1,12 @@
 """A release or checkpoint on labelled rows: its figures, and how sure they are."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from medray import checkpoint, loading
 from medray.answering import examine
@@ -12,6 +15,7 @@ from medray.config import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.base import Example
 from medray.data.dataset import Dataset
+from medray.data.row_hashes import hash_rows
 from medray.engines.base import Engine
 from medray.errors import ConfigError
 from medray.loading import Loaded
@@ -26,6 +30,8 @@ from medray.tasks import base as tasks
 from medray.tasks.base import Task
 
 Part = Literal["test", "validation", "all"]
+log = logging.getLogger(__name__)
+_SHOWN = 5  # ids of rows
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,9 @@ class Evaluation:
 
 def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> Evaluation:
     """Answer the rows without labels, then read the labels, and score."""
-    name, loaded = _load(of, storage_path)
+    name, folder, loaded = _load(of, storage_path)
     dataset = datasets.load(data, loaded.task.options.bring)
-    _unseen(name, loaded.manifest, dataset, part)
+    _check_unseen(name, folder, loaded.manifest, dataset, part)
     return _judged(name, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir)
 
 
@@ -60,9 +66,7 @@ def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> Evalu
 def _judged(
     name: str, task: Task, engine: Engine, calibration: CalibrationRecord, dataset: Dataset, part: Part, log_dir: Path
 ) -> Evaluation:
-    rows = dataset.validation if part == "validation" else dataset.unlabelled_test()
-    if part == "all":
-        rows = [*dataset.train, *dataset.validation, *rows]
+    rows = _rows(dataset, part)
     predictions = task.predict(engine, rows)
     labelled, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
     metric = task.options.metric
@@ -73,11 +77,21 @@ def _judged(
     return Evaluation(name, part, metric, metrics, sure, num_openings, calibration, analysis)
 
 
-def _load(of: str, storage_path: str) -> tuple[str, Loaded]:
+def _load(of: str, storage_path: str) -> tuple[str, Path, Loaded]:
     if (Path(of) / checkpoint.MANIFEST).is_file():
-        return of, loading.load(of)
+        return of, Path(of), loading.load(of)
     release = Registry(storage_path).resolve(of)
-    return release.reference, release.load()
+    return release.reference, release.folder(), release.load()
+
+
+def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
+    """Without labels where they are test rows; training rows that a task brings train every model of it."""
+    if part == "validation":
+        return dataset.validation
+    if part == "test":
+        return dataset.unlabelled_test()
+    own = (row for row in dataset.train if row.id not in dataset.brought)
+    return [*own, *dataset.validation, *dataset.unlabelled_test()]
 
 
 def _labels(dataset: Dataset, rows: Sequence[Example], part: Part, log_dir: Path, caller: str) -> tuple[list[Example], int | None]:
@@ -88,10 +102,30 @@ def _labels(dataset: Dataset, rows: Sequence[Example], part: Part, log_dir: Path
     return [by_id[row.id] for row in rows], opened.num_openings
 
 
-def _unseen(name: str, manifest: Manifest, dataset: Dataset, part: Part) -> None:
+def _check_unseen(name: str, folder: Path, manifest: Manifest, dataset: Dataset, part: Part) -> None:
     """Rows that trained a model must not judge it."""
+    if manifest.data_fingerprint is None:
+        log.warning("%s: was trained elsewhere, on rows that nothing names; whether some of these trained it cannot be known", name)
+        return
+    trained = loading.read_train_rows(folder)
+    if trained is None:
+        _check_fingerprints(name, manifest, dataset, part)
+        return
+    rows = _rows(dataset, part)
+    seen = [row.id for row, is_seen in zip(rows, np.isin(hash_rows(rows), trained), strict=True) if is_seen]
+    if seen:
+        raise ConfigError(
+            f"{name}: {len(seen)} of the {len(rows)} rows of --split {part} trained it ({', '.join(seen[:_SHOWN])}{', …' * (len(seen) > _SHOWN)});"
+            " take them out of the data, or give the study that it comes from, with its data.split and --split test or validation"
+        )
+
+
+def _check_fingerprints(name: str, manifest: Manifest, dataset: Dataset, part: Part) -> None:
+    """Of a checkpoint that keeps no rows: a base model as it is, or one of an earlier medray."""
     # Rows whose labels were corrected since are the same rows on the same sides, under another fingerprint of the data.
     if manifest.data_fingerprint != dataset.fingerprint and manifest.split_fingerprint != dataset.split_fingerprint:
+        if not manifest.is_untuned:
+            log.warning("%s: an earlier medray trained it and kept no rows; whether some of these trained it cannot be known", name)
         return
     if part == "all":
         raise ConfigError(f"{name} was trained on rows of this data: allowed: --split test or validation")

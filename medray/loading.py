@@ -14,6 +14,7 @@ from medray.answering import calibrated
 from medray.checkpoint import Manifest, Probe
 from medray.config import TrialConfig
 from medray.data.base import Example
+from medray.data.row_hashes import Hashes
 from medray.engines.base import Engine
 from medray.engines.transformers import Engine as TransformersEngine
 from medray.errors import ArtifactError
@@ -29,6 +30,7 @@ PROBE_TEXTS = (
     "Synthetic probe three: a short note.",
 )
 _CLOUD = "embeddings.safetensors"  # in a checkpoint: what its validation rows' embeddings are like
+TRAIN_ROWS = "train_rows.safetensors"  # in a checkpoint: hashes of the rows that trained it
 _TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base differs by far more
 
 
@@ -129,6 +131,12 @@ def read_cloud(folder: Path) -> Cloud | None:
     """None where a checkpoint has kept none: of a task without a head for rows, of few rows, from elsewhere, or of an earlier medray."""
     path = folder / _CLOUD
     return Cloud.from_arrays(load_file(path)) if path.is_file() else None
+
+
+def read_train_rows(folder: Path) -> Hashes | None:
+    """None where a checkpoint has kept none: it was not trained, or elsewhere, or by an earlier medray."""
+    path = folder / TRAIN_ROWS
+    return load_file(path)["hashes"] if path.is_file() else None
 
 
 def make_probe(task: Task, engine: Engine) -> Probe:

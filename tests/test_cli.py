@@ -176,8 +176,8 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     assert f"f1_binary {winner['validation']['f1_binary']:.4f}" in on_validation.stdout
     other = medray("evaluate", "tumour@best", "study.yaml", "data.split.seed=5")
     assert other.returncode == 1
-    assert "was trained on this data under another split" in other.stderr
-    assert "was trained on rows of this data" in medray("evaluate", "tumour@best", "study.yaml", "--split", "all").stderr
+    assert "of the 12 rows of --split test trained it" in other.stderr
+    assert "36 of the 60 rows of --split all trained it" in medray("evaluate", "tumour@best", "study.yaml", "--split", "all").stderr
 
     reviewed = medray("review", "runs/tiny")
     assert "of 12 validation rows are answered wrongly" in reviewed.stdout, reviewed.stderr

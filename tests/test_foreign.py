@@ -63,6 +63,9 @@ def test_an_import_without_the_length_of_its_training_warns_that_answers_may_dif
         caplog.clear()
         take(folder, ImportConfig.load(settings(base, *more)), tmp_path / f"taken-{number}")
         assert ("cuts them at 512 tokens, so answers may differ" in caplog.text) is (not more)
+    study = tiny.study(tmp_path)
+    evaluation.evaluate(str(tmp_path / "taken-1"), study.data, "test", storage_path=str(tmp_path), log_dir=tmp_path / "log")
+    assert "was trained elsewhere, on rows that nothing names; whether some of these trained it cannot be known" in caplog.text
 
 
 def test_what_a_folder_does_not_say_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def test_a_release_is_reviewed_on_the_rows_of_a_study(tmp_path: Path, capsys: py
     settings = ["evaluate", "cancer", str(tmp_path / "study.yaml"), f"data.corrections={corrected}"]
     assert main([*settings, "--split", "validation"]) == 0
     assert main([*settings, "--split", "all"]) == 1  # corrected, they are still the rows that trained it
-    assert "was trained on rows of this data" in capsys.readouterr().err
+    assert "36 of the 60 rows of --split all trained it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ class Dataset:
                 rows = [rows[at] for at in limit_rows([outlines[row] for row in rows], most, config.split.seed, asked, side)]
             by_side[side] = kept.take(held.examples, rows)
         brought = bring(len(by_side["train"])) if bring else []
+        self.brought = frozenset(example.id for example in brought)
         self.train, self.validation, self._test = (
             kept.followed_by(by_side[side], [example for example in brought if example.split == side]) for side in SPLITS
         )

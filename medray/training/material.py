@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from safetensors import numpy as safetensors
 
 from medray import checkpoint, storage
 from medray.config import TrialConfig
@@ -23,6 +24,7 @@ from medray.data.audit import Audit
 from medray.data.base import Encoded, Example, Prepared, Split
 from medray.data.dataset import Dataset
 from medray.data.examples import Examples
+from medray.data.row_hashes import hash_rows
 from medray.errors import ArtifactError, DataError
 from medray.models import sources
 from medray.models.build import load_tokenizer
@@ -43,6 +45,7 @@ class Material:
     data_fingerprint: str
     split_fingerprint: str
     audit: Mapping[str, Any]
+    train_rows: Path | None  # their hashes, for checkpoints to keep; None in a description of an earlier medray
     path: Path  # of its description, from which another process opens it
 
 
@@ -64,10 +67,13 @@ def gather(
         ]
     )
     table = cache_dir / f"{fingerprint[:32]}.arrow"
+    train_rows = table.with_suffix(".train.safetensors")
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(table.with_suffix(".lock")):  # of two studies one encodes
         if not table.exists():
             _prepare(dataset, task, tokenizer, fingerprint, table)
+        if not train_rows.exists():
+            storage.write(train_rows, safetensors.save({"hashes": np.unique(hash_rows(dataset.train))}))
     prepared = Prepared.open(table)
     _check_sides(prepared, dataset)
     cut = prepared.num_truncated
@@ -79,6 +85,7 @@ def gather(
     on_audit(audit)
     described = {
         "table": table.name,
+        "train_rows": train_rows.name,
         "task": {"options": task.options.model_dump(mode="json"), "state": task.state()},
         "base": {**asdict(base), "path": str(base.path)},
         "validation": _described(dataset.validation, cache_dir),
@@ -112,6 +119,7 @@ def open_material(path: Path) -> Material:
         data_fingerprint=described["data_fingerprint"],
         split_fingerprint=described["split_fingerprint"],
         audit=described["audit"],
+        train_rows=path.with_name(described["train_rows"]) if "train_rows" in described else None,
         path=path,
     )
 

@@ -19,7 +19,7 @@ from medray.config import TrialConfig, public
 from medray.data.base import Example, Rows
 from medray.engines.transformers import Engine, Floats
 from medray.errors import TrialError
-from medray.loading import make_probe, write_cloud
+from medray.loading import TRAIN_ROWS, make_probe, write_cloud
 from medray.models.build import Built, build, save
 from medray.records import HISTORY
 from medray.selection.metrics import Metrics, higher_is_better
@@ -213,6 +213,8 @@ class Trial:
         (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if self.evaluated.cloud:
             write_cloud(folder, self.evaluated.cloud)
+        if self.material.train_rows:
+            shutil.copyfile(self.material.train_rows, folder / TRAIN_ROWS)
         metrics = {"split": "validation", **self.evaluated.metrics.as_dict(), "train_loss": report.train_loss}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         (folder / "audit.json").write_text(json.dumps(self.material.audit, indent=1, ensure_ascii=False), encoding="utf-8")

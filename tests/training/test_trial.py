@@ -47,6 +47,7 @@ def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
         "metrics.json",
         "predictions.jsonl",
         "audit.json",
+        "train_rows.safetensors",
     } <= set(manifest.files)
     assert json.loads((result.checkpoint / "audit.json").read_text())["num_rows"] == 60
     stored = "".join(path.read_text(errors="replace") for path in result.checkpoint.rglob("*.json*") if "tokenizer" not in path.parts)
