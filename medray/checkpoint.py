@@ -111,7 +111,7 @@ def _raw(folder: Path) -> bytes:
     try:
         return storage.read_plain(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{folder}: not a checkpoint, it has no {MANIFEST}") from None
+        raise ArtifactError(f"{folder}: not a checkpoint, it has no {MANIFEST}; put the checkpoint back, or publish it again") from None
 
 
 def verify(folder: Path, *, expected: str | None = None) -> Manifest:

@@ -65,7 +65,10 @@ class Release:
     def folder(self, *, anew: bool = False) -> Path:
         """The checkpoint on this machine, compared with the release's content id."""
         folder = self.registry.store.get_folder(f"checkpoints/{self.record.content_id}", anew=anew)
-        found = checkpoint.content_id(folder)
+        try:
+            found = checkpoint.content_id(folder)
+        except ArtifactError as err:
+            raise ArtifactError(f"{self.reference}: {err}") from None
         if found != self.record.content_id:
             raise ArtifactError(
                 f"{self.reference}: manifest.json was changed: its hash is {found[:12]}, the release says {self.record.content_id[:12]}"
@@ -158,8 +161,7 @@ class Release:
         """A folder in the Hub's layout with a model card: the adapter with its tokenizer, or the merged model."""
         folder = self.folder()
         manifest = checkpoint.verify(folder)
-        if target.exists():
-            raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
+        _check_new(target)
         if merged:
             self._check_merge()
         elif manifest.is_untuned:
@@ -171,6 +173,24 @@ class Release:
                 for path in [folder / WEIGHTS, folder / CONFIG, *sorted((folder / "tokenizer").iterdir())]:
                     (filling / path.name).write_bytes(path.read_bytes())
             (filling / "README.md").write_text(card.render(self.record, manifest, merged=merged), encoding="utf-8")
+
+    def bundle(self, target: Path) -> None:
+        """A storage path with this release alone: record, signatures, checkpoint, and the aliases that point at it."""
+        folder, registry = self.folder(), self.registry
+        checkpoint.verify(folder)
+        _check_new(target)
+        below = f"releases/{self.record.name}"
+        with storage.new_folder(target) as filling:
+            store = open_store(str(filling))
+            store.put_folder(f"checkpoints/{self.record.content_id}", folder)
+            store.create(f"{below}/{self.record.version}.json", self.raw)
+            for name in registry.store.names(below):
+                if name.startswith(f"{self.record.version}.") and name.endswith(".sig"):
+                    store.create(f"{below}/{name}", registry.store.read(f"{below}/{name}"))
+            for alias in registry.alias_names(self.record.name):
+                move = registry.newest(self.record.name, alias)
+                if move.version == self.record.version:
+                    store.create(f"{below}/aliases/{alias}/1.json", move.model_dump_json().encode())
 
     def _check_merge(self) -> None:
         found = self.record.merge
@@ -371,6 +391,11 @@ def _readable(read: Callable[[int], _Read], numbers: list[int]) -> list[_Read]:
         except ArtifactError as err:
             log.warning("%s; it is left out", err)
     return found
+
+
+def _check_new(target: Path) -> None:
+    if target.exists():
+        raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
 
 
 def _next(numbers: list[int], where: str) -> int:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -149,6 +150,34 @@ def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Pat
         assert part in card
     with pytest.raises(ArtifactError, match="is there already"):
         release.export(tmp_path / "adapter", merged=False)
+
+
+def test_a_bundle_is_a_storage_path_with_one_release_its_aliases_and_its_checkpoint(folder: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    for _ in range(2):
+        registry.publish(folder, "cancer")
+    registry.publish(folder, "other")
+    registry.point("cancer", "best", 1)
+    registry.point("cancer", "best", 2)
+    registry.point("cancer", "old", 1)
+    registry.store.create("releases/cancer/2.abc.sig", b"two")
+    registry.store.create("releases/cancer/1.abc.sig", b"one")
+    registry.resolve("cancer@best").bundle(tmp_path / "bundle")
+    alone = Registry(str(tmp_path / "bundle"))
+    assert (alone.names(), alone.versions("cancer"), alone.aliases("cancer")) == (["cancer"], [2], {"best": 2})
+    assert alone.resolve("cancer@best").raw == registry.resolve("cancer@2").raw
+    assert alone.store.read("releases/cancer/2.abc.sig") == b"two"
+    shutil.rmtree(tmp_path / "registry")
+    release = alone.resolve("cancer@best")
+    release.verify()
+    release.check_aliases()
+    assert len(release.load(precision="fp32").task.labels) == 2
+    with pytest.raises(ArtifactError, match="is there already"):
+        release.bundle(tmp_path / "bundle")
+    (release.folder() / "adapter_model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors is missing"):
+        release.bundle(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_the_card_shows_test_figures_and_warns_of_a_second_look(folder: Path, tmp_path: Path) -> None:

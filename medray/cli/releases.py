@@ -251,10 +251,18 @@ def export(
     reference: Reference,
     folder: Annotated[str, typer.Argument(help="a new folder")],
     merged: Annotated[bool, typer.Option("--merged", help="the whole model instead of the adapter")] = False,
+    bundle: Annotated[bool, typer.Option("--bundle", help="a storage path with this release alone, for a server of its own")] = False,
     storage_path: Storage = "runs",
 ) -> None:
-    """Write a release as a plain Hub folder with a model card."""
+    """Write a release as a plain Hub folder with a model card, or as a storage path of its own."""
     from medray.registry import Registry
 
-    Registry(storage_path).resolve(reference).export(Path(folder), merged=merged)
+    if merged and bundle:
+        raise ConfigError("--merged and --bundle: a server merges what it loads; drop one of them")
+    release = Registry(storage_path).resolve(reference)
+    if bundle:
+        release.bundle(Path(folder))
+        print(f"{reference} is in {folder}: `medray serve {reference} --storage-path {folder}`")
+        return
+    release.export(Path(folder), merged=merged)
     print(f"{reference} is in {folder}")
