@@ -19,7 +19,20 @@ from medray.serving import completion_routes, guards, page, reference, schemas
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
 from medray.serving.guard import Guard
 from medray.serving.refusals import choose, error, request_id
-from medray.serving.schemas import ROUTES, ErrorBody, Health, Limits, ModelCard, ModelDetail, ModelList, Refused, Route
+from medray.serving.schemas import (
+    LABELED_PATH,
+    ROUTES,
+    ClassifyResponse,
+    ErrorBody,
+    Health,
+    LabeledResponse,
+    Limits,
+    ModelCard,
+    ModelDetail,
+    ModelList,
+    Refused,
+    Route,
+)
 from medray.serving.service import Event, Service
 
 log = logging.getLogger(__name__)
@@ -83,11 +96,10 @@ def make_api(
         return found if request.state.known else Health(status=found.status)
 
     for route in dict.fromkeys(ROUTES.values()):  # tasks may share one
-        for number, path in enumerate(route.paths):
-            endpoint = _endpoint(service, limits, route, mask_identifiers)
-            api.add_api_route(
-                path, endpoint, methods=["POST"], response_model=route.response, responses=errors, include_in_schema=number == 0
-            )
+        for path in route.paths:
+            response = LabeledResponse if path == LABELED_PATH else route.response
+            endpoint = _endpoint(service, limits, route, mask_identifiers, is_labeled=path == LABELED_PATH)
+            api.add_api_route(path, endpoint, methods=["POST"], response_model=response, responses=errors)
 
     completion_routes.add_routes(
         api, service, limits, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers, errors=errors
@@ -99,7 +111,9 @@ def make_api(
     return api
 
 
-def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: bool) -> Callable[..., Awaitable[Response]]:
+def _endpoint(
+    service: Service, limits: Limits, route: Route, mask_identifiers: bool, *, is_labeled: bool
+) -> Callable[..., Awaitable[Response]]:
     async def answer(asked: Any, request: Request) -> Response:
         start = time.perf_counter()
         number = request_id(request.headers)
@@ -121,6 +135,8 @@ def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: 
         labels = tuple("|".join(found.labels) for found in outcome.predictions)
         confidences = tuple(sure for found in outcome.predictions if (sure := getattr(found, "confidence", None)) is not None)
         service.record(Event(number, model, 200, seconds, outcome.release, outcome.version, labels, confidences))
+        if is_labeled and isinstance(outcome, ClassifyResponse) and len(outcome.predictions) == 1:
+            outcome = LabeledResponse(**dict(outcome), label=outcome.predictions[0].label)
         # Already validated: letting FastAPI validate and serialise it once more costs as much as a short text.
         return Response(outcome.model_dump_json(), media_type="application/json", headers={"x-request-id": number})
 

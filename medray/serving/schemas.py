@@ -114,6 +114,12 @@ class ClassifyResponse(Noted):
     predictions: tuple[Answer, ...]
 
 
+class LabeledResponse(ClassifyResponse):
+    """With the label where clients of a service with one label per text read it."""
+
+    label: str | None = Field(None, description="of the one text that was sent; left out where several were")
+
+
 class ChooseRequest(choice.Request):
     model: str | None = Field(None, description=_MODEL)
 
@@ -146,6 +152,7 @@ class Route:
 
 
 _EXTRACT = Route(tagging.PATHS, ExtractRequest, ExtractResponse)
+LABELED_PATH = "/classify"
 ROUTES = {
     "choice": Route(choice.PATHS, ChooseRequest, ChooseResponse),
     "classification": Route(classification.PATHS, ClassifyRequest, ClassifyResponse),

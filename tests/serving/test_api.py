@@ -82,7 +82,7 @@ def client(service: Service, digests: frozenset[str] | None = None, **limits: An
 def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_probabilities() -> None:
     service = Service()
     http = client(service)
-    one = http.post("/classify", json={"text": "a"})
+    one = http.post("/v1/classify", json={"text": "a"})
     assert one.status_code == 200
     assert one.json() == {
         "release": "cancer",
@@ -94,6 +94,21 @@ def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_pro
     }
     assert len(http.post("/v1/classify", json={"inputs": ["a", "b", "c"]}).json()["predictions"]) == 3
     assert [event.labels for event in service.events] == [("yes",), ("yes",) * 3]
+
+
+def test_the_short_route_answers_one_text_with_its_label_at_the_top_too() -> None:
+    http = client(Service())
+    whole = http.post("/v1/classify", json={"text": "a"}).json()
+    assert http.post("/classify", json={"text": "a"}).json() == {**whole, "label": "yes"}
+    assert http.post("/classify", json={"inputs": ["a"]}).json() == {**whole, "label": "yes"}
+    assert "label" not in http.post("/classify", json={"inputs": ["a", "b"]}).json()
+    schema = http.get("/openapi.json").json()
+    answers = {
+        path: schema["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        for path in ("/v1/classify", "/classify")
+    }
+    assert "label" in schema["components"]["schemas"][answers["/classify"]]["properties"]
+    assert "label" not in schema["components"]["schemas"][answers["/v1/classify"]]["properties"]
 
 
 def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disclaimer() -> None:
