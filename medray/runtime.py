@@ -113,6 +113,34 @@ def is_joining() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
+def is_in_folder_of_caller() -> bool:
+    """Whether whoever uses this Ray stands in the folder that this process works in, so that a relative path has one meaning.
+
+    A worker works where Ray was started. Of a request to a dashboard (`serve deploy`) nobody knows where it was made.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return True
+    jobs = ray._private.worker.global_worker.gcs_client.get_all_job_info(
+        skip_submission_job_info_field=True, skip_is_running_tasks_field=True
+    )
+    drivers = [job for job in jobs.values() if not job.is_dead and not job.config.ray_namespace.startswith("_ray_internal")]
+    return bool(drivers) and all(_folder_of(driver) == os.getcwd() for driver in drivers)
+
+
+def _folder_of(driver: Any) -> str | None:
+    """Where a driver works, if it runs on this node and belongs to this user."""
+    import ray
+
+    if driver.driver_address.ip_address != ray.util.get_node_ip_address():
+        return None
+    try:
+        return os.readlink(f"/proc/{driver.driver_pid}/cwd")
+    except OSError:
+        return None
+
+
 def _join() -> None:
     import ray
     from ray.dashboard.utils import ray_address_to_api_server_url

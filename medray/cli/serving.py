@@ -70,7 +70,7 @@ def serve(
         for wanted in (signal.SIGINT, signal.SIGTERM):
             signal.signal(wanted, lambda number, frame: stop.set())
         print(f"{', '.join(references)} at {url}, documented at {url}/docs; Ctrl-C stops it", flush=True)
-        path = routes.path_of(references[0], options.storage_path)
+        path = routes.first_path(references, options.storage_path)
         body = '{"messages": [{"role": "user", "content": "..."}]}' if path == CHAT_PATH else '{"text": "..."}'
         print(f"curl {url}{path} -H 'content-type: application/json' -d '{body}'", flush=True)
         stop.wait()

@@ -6,6 +6,8 @@ from pathlib import Path
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
+from medray import runtime, storage
+from medray.errors import ArtifactError, ConfigError, ServingError
 from medray.registry import Registry
 from medray.serving.groups import Group, groups
 from medray.serving.ingress import Ingress
@@ -14,15 +16,23 @@ from medray.serving.schemas import AppOptions
 
 log = logging.getLogger(__name__)
 QUIET = LoggingConfig(enable_access_log=False)  # the audit line says it once, and more
+_PATHS = ("storage_path", "tokens_file", "require_signature", "audit_log")
 
 
 def build(options: AppOptions) -> serve.Application:
-    """What `serve run`, `serve deploy` and `medray serve` start. A wrong reference is refused here already."""
+    """What `serve run`, `serve deploy` and `medray serve` start: at least one of its releases must be there."""
+    options = _with_whole_paths(options)
     registry = Registry(options.storage_path)
+    reasons = {reference: _reason(registry, reference) for reference in options.releases}
+    missing = {reference: reason for reference, reason in reasons.items() if reason}
+    if len(missing) == len(reasons):
+        raise ServingError("; ".join(missing.values()))
+    for reason in missing.values():
+        log.warning("%s; the others are served, and it is as soon as it is there", reason)
     if options.require_signature:
-        for reference in options.releases:
+        for reference in reasons.keys() - missing.keys():
             registry.resolve(reference).check_signature(Path(options.require_signature))
-    found = groups(registry, options)
+    found = groups(registry, options, missing)
     for group in found:
         log.info("%s: answered by %s%s", ", ".join(group.references), group.engine, ", sharing its base" if group.is_shared else "")
     heads: dict[str, serve.Application] = {}
@@ -36,7 +46,33 @@ def build(options: AppOptions) -> serve.Application:
         graceful_shutdown_timeout_s=options.limits.timeout_s,
         logging_config=QUIET,
     )
-    return ingress.bind(options, heads)
+    return ingress.bind(options, heads, missing)
+
+
+def _with_whole_paths(options: AppOptions) -> AppOptions:
+    """Replicas start in folders of their own nodes, so a relative path is made whole here, where that has one meaning."""
+    paths = {name: path for name in _PATHS if (path := getattr(options, name)) and _is_relative(path)}
+    if paths and not runtime.is_in_folder_of_caller():
+        name, path = next(iter(paths.items()))
+        raise ConfigError(
+            f"{name}: {path}: is relative, and a cluster does not know to which folder; write the whole path, such as /srv/medray/{path}"
+            + (", or s3://BUCKET/PREFIX" if name == "storage_path" else "")
+        )
+    return options.model_copy(update={name: str(storage.absolute(path)) for name, path in paths.items()})
+
+
+def _is_relative(path: str) -> bool:
+    path = path.removeprefix("file://")
+    return "://" not in path and not Path(path).expanduser().is_absolute()
+
+
+def _reason(registry: Registry, reference: str) -> str | None:
+    """Why a release cannot be served now; None where its record and checkpoint are there."""
+    try:
+        registry.resolve(reference).folder()
+    except ArtifactError as err:
+        return str(err)
+    return None
 
 
 def _head(group: Group, options: AppOptions) -> serve.Application:

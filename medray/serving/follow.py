@@ -29,14 +29,32 @@ def standing(moves: Sequence[Move]) -> list[int]:
 
 
 class Follower(Generic[Model]):
-    def __init__(self, registry: Registry, reference: str, open_release: Callable[[Release], Model], *, every_s: float, retry_s: float):
+    """`release` and `model` are None while it waits for a release that is not there yet, which `may_wait` allows."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        reference: str,
+        open_release: Callable[[Release], Model],
+        *,
+        every_s: float,
+        retry_s: float,
+        may_wait: bool = False,
+    ):
         self.registry, self.reference, self.open_release = registry, reference, open_release
         self.every_s, self.retry_s = every_s, retry_s
         self.error: str | None = None
         self.error_version: int | None = None
         self._failed_at = 0.0
         self._stop = threading.Event()
-        self.release, self.model = self._first()
+        self.release: Release | None = None
+        self.model: Model | None = None
+        try:
+            self.release, self.model = self._first()
+        except Exception as err:
+            if not may_wait:
+                raise
+            self._failed(None, err)
 
     def start(self) -> None:
         threading.Thread(target=self._run, name=f"follow {self.reference}", daemon=True).start()
@@ -51,7 +69,7 @@ class Follower(Generic[Model]):
         except Exception as err:  # a store may fail in ways of its own, and a thread that ends here would never look again
             self._failed(None, err)
             return
-        if wanted.record == self.release.record:
+        if self.release and wanted.record == self.release.record:
             self.error = self.error_version = None
             return
         if wanted.record.version == self.error_version and time.monotonic() < self._failed_at + self.retry_s:
@@ -64,7 +82,7 @@ class Follower(Generic[Model]):
             return
         before, self.release, self.model = self.release, wanted, model
         self.error = self.error_version = None
-        log.info("%s: %s answers instead of %s", self.reference, wanted.reference, before.reference)
+        log.info("%s: %s answers instead of %s", self.reference, wanted.reference, before.reference if before else "nothing")
 
     def _first(self) -> tuple[Release, Model]:
         """A new replica beside a broken release takes what the alias stood on before, never what was withdrawn."""
@@ -94,8 +112,9 @@ class Follower(Generic[Model]):
         return {version: digests[version] for version in reversed(standing(moves)) if version != wanted.record.version}
 
     def _failed(self, version: int | None, err: Exception) -> None:
-        self.error, self.error_version, self._failed_at = f"{type(err).__name__}: {err}", version, time.monotonic()
-        log.warning("%s: stays as it is: %s", self.reference, self.error)
+        before, self.error, self.error_version, self._failed_at = self.error, f"{type(err).__name__}: {err}", version, time.monotonic()
+        if self.error != before:  # what lasts is logged once
+            log.warning("%s: stays as it is: %s", self.reference, self.error)
 
     def _run(self) -> None:
         while not self._stop.wait(self.every_s):

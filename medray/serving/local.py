@@ -28,6 +28,7 @@ from medray.serving.app import QUIET, build
 from medray.serving.schemas import AppOptions
 
 log = logging.getLogger(__name__)
+_LOOK_S = 0.2
 
 
 @contextmanager
@@ -58,11 +59,27 @@ def serving(options: AppOptions, *, host: str, port: int, prefix: str = "/", num
         else:
             _check_beside(http, host, port, prefix)
         stack.callback(serve.delete, name)  # drained
-        serve.run(application, name=name, route_prefix=prefix)
+        _run(application, name, prefix)
         head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
         if cluster.is_joined and is_loopback(host) and not is_loopback(head):
             log.warning("%s is an address of the cluster's head, %s, and answers there alone", host, head)
         yield f"http://{host}:{port}{prefix.rstrip('/')}"
+
+
+def _run(application: serve.Application, name: str, prefix: str) -> None:
+    """As `serve.run`, which says of a failure neither why nor, for some minutes, that it is one."""
+    serve.run_many([serve.RunTarget(application, name, prefix)], wait_for_applications_running=False)
+    client = _get_global_client()
+    while (details := client.get_serve_details()["applications"][name])["status"] != "RUNNING":
+        for deployment, found in details["deployments"].items():
+            reason = found["message"].strip().rpartition("\n")[2]
+            # An error of ours is not of the kind that passes when Serve starts a replica again.
+            if reason.startswith("medray.errors.") or found["status"] == "DEPLOY_FAILED":
+                raise ServingError(f"{deployment}: its replica does not start: {reason.removeprefix('medray.errors.')}")
+        if details["status"] == "DEPLOY_FAILED":
+            raise ServingError(f"{', '.join(details['deployments'])}: {details['message'].strip()}")
+        time.sleep(_LOOK_S)
+    client.wait_for_proxies_serving()
 
 
 def _running() -> HTTPOptions | None:

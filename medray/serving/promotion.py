@@ -59,7 +59,8 @@ def _wait(client: Client, reference: str, version: int, timeout_s: float, clock:
             time.sleep(_LOOK_S)
             continue
         replicas = health["replicas"]
-        if health["status"] == "idle" or (replicas and all(replica["version"] == version for replica in replicas)):
+        is_asleep = not replicas and health["status"] in ("idle", "missing")
+        if is_asleep or (replicas and all(replica["version"] == version for replica in replicas)):
             return
         failed = [replica for replica in replicas if replica.get("error_version") == version]
         if failed:

@@ -35,6 +35,7 @@ from medray.serving.shared import Shared
 from medray.serving.talk import Asked, Begun, Described, Said
 
 log = logging.getLogger(__name__)
+_WAITING = Refused(503, "unavailable", "this release is not there yet; /healthz says why", RETRY_AFTER_S)
 
 
 class HeadReplica:
@@ -61,7 +62,12 @@ class HeadReplica:
         self.known: dict[str, Known | None] = {}
         self.followers: dict[str, Follower[Head | Chat]] = {
             reference: Follower(
-                Registry(options.storage_path), reference, partial(self._open, reference), every_s=options.follow_s, retry_s=options.retry_s
+                Registry(options.storage_path),
+                reference,
+                partial(self._open, reference),
+                every_s=options.follow_s,
+                retry_s=options.retry_s,
+                may_wait=group.is_missing,
             )
             for reference in group.references
         }
@@ -90,26 +96,31 @@ class HeadReplica:
         for bound, share in said.confidence.items():
             self.validation_confidence.set(share, tags | {"at_most": bound})
 
-    def _known(self, release: Release) -> Known | None:
+    def _known(self, reference: str) -> Known | None:
+        release = self.followers[reference].release
+        assert release is not None
         if release.record.content_id not in self.known:
             self.known[release.record.content_id] = Known.of(audit(release.folder()))
         return self.known[release.record.content_id]
+
+    def _model(self, reference: str) -> Head | Chat | Refused:
+        return self.followers[reference].model or _WAITING
 
     async def answer(self, reference: str, request: Request, timeout_s: float) -> Response | Refused:
         deadline = time.monotonic() + timeout_s
         return await asyncio.get_running_loop().run_in_executor(self.requests, self._answer, reference, request, deadline)
 
     def _answer(self, reference: str, request: Request, deadline: float) -> Response | Refused:
-        head = self.followers[reference].model
+        head = self._model(reference)
+        if isinstance(head, Refused):
+            return head
         if isinstance(head, Chat):
             return Refused(400, "wrong_route", f"{head.release} is asked at {CHAT_PATH}", param="model")
         if not isinstance(request, head.route.request):
             return Refused(400, "wrong_route", f"{head.release} is asked at {head.route.paths[0]}", param="model")
         try:
             said = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
-            return (
-                guards.flagged(request, said, self._known(self.followers[reference].release)) if self.options.flag_unlike_training else said
-            )
+            return guards.flagged(request, said, self._known(reference)) if self.options.flag_unlike_training else said
         except DataError:  # the only one that a text can cause; its message counts rows of a batch, which the sender cannot see
             return Refused(422, "invalid_request", "a text holds no token that the model could read")
         except TooManyTokensError as err:
@@ -130,7 +141,7 @@ class HeadReplica:
                 first.append(time.monotonic() - start)
             loop.call_soon_threadsafe(told.put_nowait, found)
 
-        chat = self.followers[reference].model
+        chat = self._model(reference)
         started = self.requests.submit(self._start, chat, asked, start + timeout_s, deliver)
         try:
             found = await asyncio.shield(asyncio.wrap_future(started))
@@ -160,8 +171,10 @@ class HeadReplica:
             self._cancel(chat, found)
 
     def _start(
-        self, chat: Head | Chat, asked: Asked, deadline: float, deliver: Callable[[Chunk | Exception], None]
+        self, chat: Head | Chat | Refused, asked: Asked, deadline: float, deliver: Callable[[Chunk | Exception], None]
     ) -> tuple[Begun, Any] | Refused:
+        if isinstance(chat, Refused):
+            return chat
         if not isinstance(chat, Chat):
             return Refused(400, "wrong_route", f"{chat.release} does not talk: it is asked at {chat.route.paths[0]}", param="model")
         try:
@@ -169,19 +182,24 @@ class HeadReplica:
         except ServingError as err:
             return _refused(err)
 
-    def _cancel(self, chat: Head | Chat, found: tuple[Begun, Any] | Refused) -> None:
+    def _cancel(self, chat: Head | Chat | Refused, found: tuple[Begun, Any] | Refused) -> None:
         if isinstance(chat, Chat) and not isinstance(found, Refused):
             chat.streams.cancel(found[1])
 
-    async def describe(self, reference: str) -> Described:
-        return self.followers[reference].model.describe()
+    async def describe(self, reference: str) -> Described | Refused:
+        model = self._model(reference)
+        return model if isinstance(model, Refused) else model.describe()
 
-    async def card(self, reference: str) -> ReleaseCard:
-        return await asyncio.get_running_loop().run_in_executor(self.requests, card, self.followers[reference].release)
+    async def card(self, reference: str) -> ReleaseCard | Refused:
+        release = self.followers[reference].release
+        return await asyncio.get_running_loop().run_in_executor(self.requests, card, release) if release else _WAITING
 
     async def report(self, reference: str) -> ReplicaReport:
         following = self.followers[reference]
         head = following.model
+        if head is None:
+            name = reference.partition("@")[0]
+            return ReplicaReport(replica=self.replica, release=name, version=0, precision="", error=following.error)
         return ReplicaReport(
             replica=self.replica,
             release=head.release,

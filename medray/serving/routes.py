@@ -1,11 +1,20 @@
-"""At which path a release is asked, by the task in its manifest."""
+"""At which path releases are asked, by the task in their manifests."""
+
+from collections.abc import Iterable
 
 from medray import checkpoint
+from medray.errors import ArtifactError
 from medray.registry import Registry
 from medray.serving.schemas import CHAT_PATH, ROUTES
 
 
-def path_of(reference: str, storage_path: str) -> str:
-    folder = Registry(storage_path).resolve(reference).folder()
-    route = ROUTES.get(str(checkpoint.read(folder).task.options["name"]))
-    return route.paths[0] if route else CHAT_PATH
+def first_path(references: Iterable[str], storage_path: str) -> str | None:
+    """That of the first release that is there."""
+    for reference in references:
+        try:
+            folder = Registry(storage_path).resolve(reference).folder()
+        except ArtifactError:
+            continue
+        route = ROUTES.get(str(checkpoint.read(folder).task.options["name"]))
+        return route.paths[0] if route else CHAT_PATH
+    return None

@@ -202,7 +202,7 @@ class ReplicaReport(Section):
 
     replica: str
     release: str
-    version: int
+    version: int = Field(description="0 while its release is missing")
     precision: str
     generating: int = Field(0, description="texts under way, waiting ones included")
     error: str | None = None
@@ -210,9 +210,10 @@ class ReplicaReport(Section):
 
 
 class ReleaseHealth(Section):
-    status: Literal["ok", "loading", "degraded", "idle"] = Field(
-        description="loading: no replica answers yet; idle: there is none until somebody asks"
+    status: Literal["ok", "loading", "degraded", "idle", "missing"] = Field(
+        description="loading: no replica answers yet; idle: there is none until somebody asks; missing: the release is not there yet"
     )
+    error: str | None = Field(None, description="why it is missing")
     replicas: tuple[ReplicaReport, ...] = ()
 
 

@@ -45,8 +45,10 @@ def registry(tmp_path: Path) -> Registry:
     return registry
 
 
-def follow(registry: Registry, loader: Loader, reference: str = "cancer@best", retry_s: float = 1000) -> Follower[str]:
-    return Follower(registry, reference, loader, every_s=1, retry_s=retry_s)
+def follow(
+    registry: Registry, loader: Loader, reference: str = "cancer@best", retry_s: float = 1000, may_wait: bool = False
+) -> Follower[str]:
+    return Follower(registry, reference, loader, every_s=1, retry_s=retry_s, may_wait=may_wait)
 
 
 def test_a_moved_alias_is_followed_and_one_that_stays_costs_no_load(registry: Registry) -> None:
@@ -144,3 +146,26 @@ def test_a_pinned_version_has_no_other_to_fall_back_to_and_a_bare_name_follows_t
     registry.store.create("releases/cancer/6.json", f'{{"name": "cancer", "version": 6, "content_id": "{6:064x}", "created": ""}}'.encode())
     following.step()
     assert following.model == "model 6"
+
+
+def test_a_release_that_may_be_missing_is_waited_for_and_taken_once_it_is_there(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ArtifactError, match="has no alias 'next'"):
+        follow(registry, Loader(), "cancer@next")
+    loader = Loader()
+    loader.broken = {2}
+    following = follow(registry, loader, "cancer@next", may_wait=True)
+    for _ in range(3):
+        following.step()
+    assert (following.model, following.release) == (None, None)
+    assert "has no alias 'next'" in str(following.error)
+    assert [record.message for record in caplog.records if "stays as it is" in record.message] == [
+        f"cancer@next: stays as it is: {following.error}"  # once, not at every look
+    ]
+    registry.point("cancer", "next", 2)
+    following.step()
+    assert (following.model, following.error_version) == (None, 2)
+    registry.point("cancer", "next", 3)
+    following.step()
+    assert (following.model, following.error) == ("model 3", None)

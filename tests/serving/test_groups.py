@@ -122,3 +122,9 @@ def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(registry: 
     for name in ("adviser", "cancer"):
         _point(registry, registry.resolve(name), None)
         assert "vLLM" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_installed")
+def test_what_is_missing_waits_in_a_deployment_of_its_own(registry: Registry) -> None:
+    found = groups(registry, options(registry, "nurse", "doctor@best"), {"doctor@best": "it is not there"})
+    assert found == [Group("vllm", ("nurse",)), Group("transformers", ("doctor@best",), is_missing=True)]

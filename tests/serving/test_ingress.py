@@ -13,7 +13,7 @@ from medray.data.base import Message
 from medray.generation import Sampling
 from medray.serving import ingress as ingress_module
 from medray.serving.ingress import Ingress
-from medray.serving.schemas import AppOptions, Refused
+from medray.serving.schemas import AppOptions, Refused, ReplicaReport
 from medray.serving.talk import Asked, Begun, Said
 
 ASKED = Asked((Message("user", "a"),), Sampling(), 5, whole=False)
@@ -146,7 +146,7 @@ def test_a_release_without_replicas_is_loading_asleep_or_broken(
         raise AWAY
 
     made = ingress([])
-    made.references = ("adviser@1",)
+    made.references, made.missing = ("adviser@1",), {}
     made.heads = {"adviser@1": SimpleNamespace(broadcast=broadcast, app_name="medray", deployment_name="adviser@1")}
     deployments = {} if deployment is None else {"adviser@1": deployment}
     details = {"applications": {"medray": {"deployments": deployments}}}
@@ -154,3 +154,28 @@ def test_a_release_without_replicas_is_loading_asleep_or_broken(
     health = asyncio.run(made.health())
     assert health.releases["adviser@1"].status == status
     assert health.status == whole
+    made.missing = {"adviser@1": "has no release 'adviser'"}
+    health = asyncio.run(made.health())
+    if status == "idle":  # no replica can say that it waits
+        assert (health.status, health.releases["adviser@1"].status) == ("degraded", "missing")
+        assert health.releases["adviser@1"].error == "has no release 'adviser'"
+    else:
+        assert health.releases["adviser@1"].status == status
+
+
+def test_a_release_that_replicas_wait_for_is_missing_until_one_has_it() -> None:
+    waiting = ReplicaReport(replica="a", release="adviser", version=0, precision="", error="has no release 'adviser'")
+    there = ReplicaReport(replica="a", release="adviser", version=1, precision="fp32")
+    reports = iter([waiting, there])
+
+    async def results(**options: Any) -> list[Any]:
+        return [next(reports)]
+
+    made = ingress([])
+    made.references, made.missing = ("adviser@1",), {"adviser@1": "it was not there"}
+    made.heads = {"adviser@1": SimpleNamespace(broadcast=lambda method, reference: SimpleNamespace(results_async=results))}
+    health = asyncio.run(made.health())
+    assert (health.status, health.releases["adviser@1"].status) == ("degraded", "missing")
+    assert health.releases["adviser@1"].error == "has no release 'adviser'"
+    health = asyncio.run(made.health())
+    assert (health.status, health.releases["adviser@1"].status, made.missing) == ("ok", "ok", {})
