@@ -35,6 +35,10 @@ class ArtifactError(MedrayError, RuntimeError):
     """A checkpoint, release or base model is missing, incomplete or not what its manifest says."""
 
 
+class UnreachableError(ArtifactError):
+    """What may be whole could not be read by this user, or not now."""
+
+
 class TrialError(MedrayError, RuntimeError):
     """A trial cannot go on."""
 

@@ -1,15 +1,16 @@
 """What is broken in a storage path of releases, in sentences, and what mends it where something does."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from medray import checkpoint, storage
-from medray.errors import MedrayError
+from medray.errors import MedrayError, UnreachableError
 from medray.records import Move
 from medray.registry import Registry, Release
-from medray.store import LocalStore
+from medray.store import LocalStore, Store
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ def examine(registry: Registry) -> Iterator[Finding]:
     """Changes nothing. Aliases first, then records, then files, each copy of a checkpoint once."""
     store = registry.store
     for name in store.leftovers():
-        yield Finding(f"{store.uri}/{name}", "was left by a process that was killed", "remove it", partial(store.remove, name), False)
+        yield Finding(
+            f"{store.uri}/{name}", "was left by a process that was killed", "remove it", partial(_remove_leftover, store, name), False
+        )
     content_ids: dict[str, str] = {}
     for name in store.names("releases"):
         if name not in registry.names() or not registry.versions(name):
@@ -65,7 +68,10 @@ def _of_alias(registry: Registry, name: str, alias: str, releases: dict[int, Rel
     stands = f"it stands on {name}@{moves[max(moves)].version} then" if moves else "it is gone then"
     for number, reason in broken.items():
         place = f"{folder}/{number}.json"
-        yield Finding(f"{store.uri}/{place}", reason, f"remove this move of {name}@{alias}: {stands}", partial(store.remove, place))
+        remedy, is_whole = f"remove this move of {name}@{alias}: {stands}", _may_be_whole(store, place)
+        if is_whole:
+            remedy = f"it may be whole: let this user read it, take the newest medray, or {remedy}"
+        yield Finding(f"{store.uri}/{place}", reason, remedy, None if is_whole else partial(store.remove, place))
     gaps = sorted(set(range(1, numbers[-1])) - set(numbers))
     if gaps:
         what = f"moves {', '.join(map(str, gaps[:10]))} are not there"
@@ -83,6 +89,22 @@ def _of_alias(registry: Registry, name: str, alias: str, releases: dict[int, Rel
     elif newest.record != release.digest:
         what = f"the record of {release.reference} was changed after it was pointed there"
         yield Finding(f"{name}@{alias}", what, "put the record back, or point it again if the change is yours")
+
+
+def _may_be_whole(store: Store, place: str) -> bool:
+    """Whether a move could not be read now, or names a version, as one that a later medray wrote."""
+    try:
+        content = json.loads(store.read(place))
+    except UnreachableError:
+        return True
+    except (MedrayError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("version"), int)
+
+
+def _remove_leftover(store: Store, name: str) -> None:
+    if name in store.leftovers():  # else somebody went on with it since
+        store.remove(name)
 
 
 def _of_checkpoint(registry: Registry, content_id: str, reference: str) -> Iterator[Finding]:

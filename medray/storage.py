@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from medray.errors import ArtifactError, DiskFullError
+from medray.errors import ArtifactError, DiskFullError, UnreachableError
 
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -72,8 +72,8 @@ def read_plain(path: Path, limit: int = LARGEST_JSON) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as err:
-        what = "is a link" if err.errno == errno.ELOOP else f"cannot be read: {err.strerror}"
-        raise ArtifactError(f"{path}: {what}; put a plain file there that this user may read") from None
+        what, kind = ("is a link", ArtifactError) if err.errno == errno.ELOOP else (f"cannot be read: {err.strerror}", UnreachableError)
+        raise kind(f"{path}: {what}; put a plain file there that this user may read") from None
 
 
 def plain_sizes(folder: Path) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from medray.errors import ArtifactError, ConfigError
 from medray.store_s3 import S3Store
 
 log = logging.getLogger(__name__)
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # what `storage` writes beside its place; other hidden files are not ours
 _HALF_WRITTEN_S = 3600  # a younger file may be one that a process is writing
 
 
@@ -84,14 +86,16 @@ class LocalStore:
         storage.remove(self.root / name)
 
     def leftovers(self) -> list[str]:
-        hidden = [path for part in ("checkpoints", "releases") for path in (self.root / part).rglob(".*")]
+        hidden = [
+            path for part in ("checkpoints", "releases") for path in (self.root / part).rglob(".*") if _TEMPORARY.fullmatch(path.name)
+        ]
         folders = [path for path in self.root.glob("releases/*/aliases/*") if path.is_dir()]
         empty = [path for path in folders if all(inside.name.startswith(".") for inside in path.iterdir())]
         before = time.time() - _HALF_WRITTEN_S
         found = []
         for path in {*hidden, *empty}:
             with contextlib.suppress(FileNotFoundError):  # whoever was writing it is done
-                if path.lstat().st_mtime < before:
+                if all(one.lstat().st_mtime < before for one in [path, *path.rglob("*")]):
                     found.append(path.relative_to(self.root).as_posix())
         return sorted(found)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medray import checkpoint, storage
-from medray.errors import ArtifactError, ConfigError
+from medray.errors import ArtifactError, ConfigError, UnreachableError
 
 log = logging.getLogger(__name__)
 _NUM_THREADS = 8
@@ -175,13 +175,13 @@ class S3Store:
         try:
             yield
         except exceptions.ClientError as err:
-            raise ArtifactError(f"{self.uri}: {self._refusal(err)}") from None
+            raise UnreachableError(f"{self.uri}: {self._refusal(err)}") from None
         except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
             raise ConfigError(
                 f"{self.uri}: no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"
             ) from None
         except exceptions.BotoCoreError as err:
-            raise ArtifactError(f"{self.uri}: {_one_line(err)}") from None
+            raise UnreachableError(f"{self.uri}: {_one_line(err)}") from None
 
     def _refusal(self, err: Any) -> str:
         error, status = err.response["Error"], err.response["ResponseMetadata"]["HTTPStatusCode"]

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import tiny
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 
 from medray import checkpoint, repair, storage
 from medray.cli import main
@@ -477,9 +479,10 @@ def test_repair_says_what_it_would_mend_and_mends_it_when_confirmed(
     (aliases / "next" / "2.json").write_text("{")
     (aliases / "canary").mkdir()
     (aliases / "best" / "1.json").rename(aliases / "best" / "3.json")
-    for left in (root / "checkpoints" / ".half", aliases / "best" / ".4.json.x"):
-        left.mkdir() if left.name == ".half" else left.write_text("x")
-    for old in (aliases / "canary", root / "checkpoints" / ".half", aliases / "best" / ".4.json.x"):
+    half, move = root / "checkpoints" / ".half.a1b2_3c4", aliases / "best" / ".4.json.a1b2_3c4"
+    for left in (half, move):
+        left.mkdir() if left == half else left.write_text("x")
+    for old in (aliases / "canary", half, move):
         os.utime(old, (0, 0))
     (folder,) = (path for path in (root / "checkpoints").iterdir() if not path.name.startswith("."))
     _flip(folder)
@@ -490,8 +493,8 @@ def test_repair_says_what_it_would_mend_and_mends_it_when_confirmed(
     for line in (
         f"{aliases}/next/2.json: cannot be read: .*; remove this move of cancer@next: it stands on cancer@1 then",
         f"{aliases}/canary: was left by a process that was killed; remove it",
-        f"{aliases}/best/.4.json.x: was left by a process that was killed; remove it",
-        f"{root}/checkpoints/.half: was left by a process that was killed; remove it",
+        f"{move}: was left by a process that was killed; remove it",
+        f"{half}: was left by a process that was killed; remove it",
         f"{aliases}/best: moves 1, 2 are not there; its history has a gap",
         f"{folder}: not what its manifest says: adapter_model.safetensors was changed; copy it from {tmp_path}/cache/checkpoints/{folder.name}",
         "nothing was changed: `medray verify --repair --yes` mends what can be mended",
@@ -543,3 +546,86 @@ def test_a_bucket_is_mended_and_no_byte_above_its_manifest_is_fetched(uri: str, 
     assert run(capsys, "verify", "--repair", "--storage-path", uri)[0] == 1
     assert run(capsys, "verify", "--repair", "--yes", "--storage-path", uri)[0] == 0
     Registry(uri).resolve("cancer@best").verify()
+
+
+def _repair(capsys: pytest.CaptureFixture[str], where: Path | str) -> tuple[int, str]:
+    status, out, _ = run(capsys, "verify", "--repair", "--yes", "--storage-path", where)
+    return status, out
+
+
+def test_repair_removes_no_move_that_only_could_not_be_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(str(root))
+    registry.publish(tiny.checkpoint(), "cancer")
+    registry.point("cancer", "best", 2)
+    place, real_open = root / "releases" / "cancer" / "aliases" / "best" / "2.json", os.open
+
+    def refuse(path: Any, *arguments: Any, **more: Any) -> int:
+        if path == place:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_open(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        status, out = _repair(capsys, root)
+    assert status == 1
+    assert f"{place}: cannot be read: {os.strerror(errno.EIO)}; it may be whole" in out
+    assert registry.resolve("cancer@best").reference == "cancer@2"
+    edit(place, reason="what a later medray writes")
+    status, out = _repair(capsys, root)
+    assert status == 1
+    assert f"{place}: cannot be read: reason: Extra inputs are not permitted; it may be whole" in out
+    assert place.exists()
+
+
+def test_repair_removes_no_move_that_a_bucket_does_not_give_now(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(uri)
+    for version in (1, 2):
+        registry.publish(tiny.checkpoint(), "cancer")
+        registry.point("cancer", "best", version)
+    call = BaseClient._make_api_call
+
+    def slow(self: BaseClient, operation: str, request: dict[str, Any]) -> Any:
+        if operation == "GetObject" and request["Key"].endswith("best/2.json"):
+            raise ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, operation)
+        return call(self, operation, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseClient, "_make_api_call", slow)
+        status, out = _repair(capsys, uri)
+    assert status == 1
+    assert "it may be whole" in out
+    assert registry.resolve("cancer@best").reference == "cancer@2"
+
+
+def test_repair_removes_no_hidden_file_of_others(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = [
+        root / name for name in ("releases/.git/config", "releases/.gitattributes", "checkpoints/.snapshot/hourly", "releases/.DS_Store")
+    ]
+    copying = root / "checkpoints" / ".half.a1b2_3c4" / "model.safetensors"
+    for path in (*others, copying):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+        os.utime(path.parent if path.parent.name.startswith(".") else path, (0, 0))
+    assert _repair(capsys, root) == (0, f"{root}: nothing is broken\n")
+    assert all(path.exists() for path in (*others, copying))
+
+
+def test_repair_removes_no_alias_that_was_pointed_while_it_looked(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary = root / "releases" / "cancer" / "aliases" / "canary"
+    canary.mkdir()
+    os.utime(canary, (0, 0))
+    registry, verify = Registry(str(root)), checkpoint.verify
+
+    def meanwhile(folder: Path, **more: Any) -> Any:
+        registry.point("cancer", "canary", 1)
+        return verify(folder, **more)
+
+    monkeypatch.setattr(checkpoint, "verify", meanwhile)
+    assert _repair(capsys, root)[0] == 0
+    assert registry.aliases("cancer")["canary"] == 1
