@@ -28,6 +28,8 @@ def promote(registry: Registry, reference: str, alias: str, client: Client | Non
 def rollback(registry: Registry, name: str, alias: str, client: Client | None, *, timeout_s: float) -> str:
     """Point an alias at the version it stood on before the current one; asked again, one further back."""
     moves = registry.history(name, alias)
+    if registry.move_numbers(name, alias):
+        registry.newest(name, alias)  # where it cannot be read, the last one that can be is what to go back to, and not what to leave
     before = standing(moves)[:-1]
     if not before:
         raise ConfigError(f"{name}@{alias}: there is no earlier version to go back to")

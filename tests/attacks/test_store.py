@@ -208,6 +208,16 @@ def test_a_version_and_a_move_of_long_ago_that_cannot_be_read_stop_nobody(root: 
     assert "cancer@1: its record: cannot be read" in caplog.text
 
 
+def test_a_rollback_from_a_move_that_cannot_be_read_does_not_go_one_too_far(root: Path) -> None:
+    registry = Registry(str(root))
+    for version in (2, 3):
+        registry.publish(tiny.checkpoint(), "cancer")
+        registry.point("cancer", "best", version)
+    (root / "releases" / "cancer" / "aliases" / "best" / "3.json").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"aliases/best/3\.json: cannot be read: .*`medray verify --repair`"):
+        promotion.rollback(registry, "cancer", "best", None, timeout_s=1)
+
+
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_a_broken_manifest_that_its_record_vouches_for_is_one_sentence(root: Path, content: bytes) -> None:
     folder = files_of(root)
