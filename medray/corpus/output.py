@@ -7,6 +7,7 @@ a run that goes on, is there once; and without its note it counts as not done.
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from medray.corpus.rows import Row
 from medray.data.csv_text import write_table
 from medray.errors import ArtifactError, ConfigError
 from medray.redaction import redact
-from medray.schema import Section, validate
+from medray.schema import Section
 from medray.store import Store
 from medray.tasks.base import Prediction, Task
 
@@ -96,7 +97,8 @@ class Output:
             raise ConfigError(
                 f"{self.store.uri}: is there already and is left alone; choose another --output, or go on with it by --resume"
             )
-        begun = validate(Record, json.loads(self.store.read(RUN)), where=f"{self.store.uri}/{RUN}")
+        with self._written(RUN):
+            begun = Record.model_validate_json(self.store.read(RUN))
         wanted = record.model_dump() | {"piece_rows": begun.piece_rows}
         for name, value in begun.model_dump().items():
             if value != wanted[name]:
@@ -106,14 +108,19 @@ class Output:
     def summary(self) -> Summary | None:
         if SUMMARY not in self.store.names(""):
             return None
-        return validate(Summary, json.loads(self.store.read(SUMMARY)), where=f"{self.store.uri}/{SUMMARY}")
+        with self._written(SUMMARY):
+            return Summary.model_validate_json(self.store.read(SUMMARY))
 
     def agree(self, name: str, value: str) -> str:
         """What the first of all workers, in this run or in one before it, decided."""
         return value if self.store.create(f"_{name}", value.encode()) else self.store.read(f"_{name}").decode()
 
     def notes(self) -> list[Note]:
-        return [Note.of(name) for name in self.store.names(_DONE)]
+        found = []
+        for name in self.store.names(_DONE):
+            with self._written(f"{_DONE}/{name}"):
+                found.append(Note.of(name))
+        return found
 
     def write(self, shard: int, number: int, table: pa.Table, aside: Sequence[Row], made_ids: int) -> Note:
         name = _name(shard, number)
@@ -129,7 +136,20 @@ class Output:
 
     def set_aside(self) -> Iterator[dict[str, str]]:
         for name in self.store.names(_ASIDE):
-            yield from map(json.loads, self.store.read(f"{_ASIDE}/{name}").splitlines())  # as bytes: texts break lines in more places
+            with self._written(f"{_ASIDE}/{name}"):
+                lines = self.store.read(f"{_ASIDE}/{name}").splitlines()  # as bytes: texts break lines in more places
+                found = [json.loads(line) for line in lines]
+            yield from found
+
+    @contextmanager
+    def _written(self, name: str) -> Iterator[None]:
+        """What reading a file of this output raises where it was damaged, as a sentence without its content."""
+        try:
+            yield
+        except (ValueError, TypeError, RecursionError):
+            raise ArtifactError(
+                f"{self.store.uri}/{name}: is not as this medray writes it; put it back, or choose another --output"
+            ) from None
 
     def finish(self, record: Record, num_rows: int) -> Summary:
         """Counted from what is written, not from what was said on the way."""

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medray import answering, cli, config, overlay, review
+from medray.corpus import output as output_files
 from medray.corpus import pieces, rows, sources
 from medray.corpus.output import Output, encode
 from medray.corpus.rows import Row
@@ -29,7 +30,7 @@ from medray.data import corrections, csv_text, language, signing
 from medray.data.base import Example
 from medray.data.formats import delimited, jsonl, pubtator, raw_abstracts, spans, symptom_table
 from medray.data.formats import tables as tables_format
-from medray.errors import ConfigError, DataError, MedrayError
+from medray.errors import ArtifactError, ConfigError, DataError, MedrayError
 from medray.selection import tables
 from medray.store import open_store
 from medray.tasks import _lists, _overlap, choice
@@ -266,6 +267,29 @@ def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(
     line = json.dumps({"row_id": BREAKS, "labels": ["a"], "probabilities": [1.0]}, ensure_ascii=False)
     (tmp_path / "predictions.jsonl").write_text(f"{line}\n", encoding="utf-8")
     assert [prediction.row_id for prediction in answering.stored(tmp_path)] == [BREAKS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("_run.json", b"{"), ("_run.json", b"[]"), ("_run.json", b"\xff"), ("_summary.json", b"["), ("_done/copy", b""), ("_done/0-0.1", b"")],
+)
+def test_a_file_of_an_output_that_was_damaged_is_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    output = Output(open_store(str(tmp_path / "out")), "jsonl")
+    record = output_files.Record.model_construct(piece_rows=1)
+    readers: dict[str, Callable[[], object]] = {"_run.json": lambda: output.begin(record, resume=True), "_summary.json": output.summary}
+    with pytest.raises(ArtifactError, match=r": is not as this medray writes it; put it back, or choose another --output$"):
+        readers.get(name, output.notes)()
+
+
+def test_a_line_about_rows_that_were_set_aside_that_was_damaged_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "_set_aside").mkdir()
+    (tmp_path / "_set_aside" / "part-00000-000000.jsonl").write_text('{"id": "Canary')
+    with pytest.raises(ArtifactError, match=r"part-00000-000000\.jsonl: is not as this medray writes it") as refusal:
+        list(Output(open_store(str(tmp_path)), "jsonl").set_aside())
+    assert "Canary" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("number", ["²", "9" * 5000])
