@@ -120,14 +120,6 @@ def test_a_list_in_a_text_is_no_table(tmp_path: Path) -> None:
     assert [(row.text, row.fault) for row in read(tmp_path / "rows.csv")] == [(labs, ""), ("fever", "")]
 
 
-def test_line_ends_of_an_old_mac_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_bytes(b"id,text\rr1,fever\r")
-    options = delimited.Options(name="delimited", path=str(path), text=("text",), label=None)
-    with pytest.raises(DataError, match=r"rows\.csv:1: the row holds a line end of CR alone; end lines by LF or CRLF"):
-        list(delimited.read(options))
-
-
 @pytest.mark.real
 def test_real_files_lose_no_row(real_data: Path) -> None:
     found = read(real_data / "abstracts" / "medical_abstracts.csv", Columns(("abstract",), None))
