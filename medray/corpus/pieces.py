@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -52,11 +53,11 @@ def num_rows(total: int, num_workers: int) -> int:
     return min(max(-(-total // (num_workers * _PIECES_A_WORKER)), _LEAST_ROWS), _MOST_ROWS)
 
 
-def hashes(shard: Shard, columns: Columns, most_characters: int) -> Hashes:
+def hashes(shard: Shard, columns: Columns, most_characters: int, most_rows: int | None = None) -> Hashes:
     """128 bits of every id, in order: what is needed to find the ones that repeat, in little memory."""
     asked = columns if shard.form == "texts" else replace(columns, text=())
     digests = bytearray()
-    for row in rows.read(shard, asked, most_characters):
+    for row in islice(rows.read(shard, asked, most_characters), most_rows):
         digests += hashlib.blake2b(row.id.encode("utf-8"), digest_size=16).digest()
     return np.frombuffer(bytes(digests), dtype=np.uint64).reshape(-1, 2)
 
