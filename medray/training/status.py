@@ -48,11 +48,12 @@ class StatusFile:
         now = time.monotonic()
         if not self._start:
             self._start, self._first_step = now, step
-        if self.status.stage == TRAINING and now - self._written < _EVERY_S:
-            return
+        is_due = self.status.stage != TRAINING or now - self._written >= _EVERY_S
         taken = step - self._first_step
         left_s = (now - self._start) / taken * (num_steps - step) if taken else None
-        self._write(Status(TRAINING, epoch, step, num_steps, loss, tokens_per_s, left_s))
+        self.status = Status(TRAINING, epoch, step, num_steps, loss, tokens_per_s, left_s)
+        if is_due:
+            self._write(self.status)
 
     def clear(self) -> None:
         if self.folder:

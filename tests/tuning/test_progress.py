@@ -120,6 +120,10 @@ def test_a_status_is_written_every_few_seconds_at_most_and_never_fails(tmp_path:
     step(file, 1)
     step(file, 2)
     assert status.read(tmp_path) == status.Status(status.TRAINING, 1, 1, 96, 0.5, 1234.0)
+    file.stage("evaluating")  # tells of the last step, written or not
+    found = status.read(tmp_path)
+    assert found is not None
+    assert (found.stage, found.step) == ("evaluating", 2)
     file.clear()
     assert status.read(tmp_path) is None
     (tmp_path / "file").write_text("")
