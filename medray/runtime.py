@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _SHARED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # Train polls its workers for reports this often: 2 s would be most of a short epoch
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # else the Train page of Ray's dashboard is empty
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # workers may wait a day for others' jobs: after a minute each trial would fail
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is noticed after 30 s otherwise
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
@@ -89,6 +90,16 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
         _single(num_cpus)
     else:
         _join()
+    try:
+        with exiting_on_sigterm():  # Ray's own handler, which is there from now on, would abort without cleaning up
+            yield _describe(is_joined=mode == "join")
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """From here on, what `ray job stop` and Kubernetes send ends the block with its own exit status."""
     received: list[int] = []
 
     def end(number: int, frame: object) -> None:
@@ -97,15 +108,12 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
 
     try:
         if threading.current_thread() is threading.main_thread():
-            # What `ray job stop` and Kubernetes send. Ray's own handler, which is there from now on, would abort without cleaning up.
             signal.signal(signal.SIGTERM, end)
-        yield _describe(is_joined=mode == "join")
+        yield
     except SystemExit:
         if received:  # Ray says 1 where the signal found it waiting
             sys.exit(received[0])
         raise
-    finally:
-        ray.shutdown()
 
 
 def is_joining() -> bool:

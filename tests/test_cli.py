@@ -91,6 +91,16 @@ def test_a_study_is_searched_ranked_published_and_reported(medray: Command, sear
         "published: cancer@1",
     ):
         assert part in done.stdout
+    stages = (
+        "checking the study",
+        "starting Ray",
+        "reading the data",
+        "tokenizing for ",
+        "waiting for the first trial",
+        "answering the test",
+    )
+    waited = [line for line in done.stdout.splitlines() if line.startswith(stages)]
+    assert list(dict.fromkeys(stage for line in waited for stage in stages if line.startswith(stage))) == list(stages)
     page = searched.run / "report.html"
     assert f"report: {page}" in done.stdout
     assert "tiny-bert with LoRA won" in page.read_text(encoding="utf-8")

@@ -34,3 +34,4 @@ def test_a_driver_imports_no_torch_and_nobody_imports_what_only_4_bits_need(tmp_
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120)
     said = [line for line in done.stdout.splitlines() if not line.startswith("[")]  # DeepSpeed logs there that it was found
     assert said == ["driver []", "worker []", "adapted []", "in 4 bits ['Linear4bit']"], done.stderr
+    assert "gemm_4bit_forward" not in done.stderr  # bitsandbytes advises to install a kernel that nobody calls

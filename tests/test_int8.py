@@ -1,9 +1,9 @@
 """A release in 8 bits: served, run over a library and loaded where it was measured and is faster, and nowhere else."""
 
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from medray.serving import head as heads
 from medray.serving.head import Head, open_head
 from medray.serving.schemas import AppOptions, ClassifyRequest
 from medray.serving.timing import Timing, fastest
+from medray.tuning import int8 as eight_bits
 
 needs_dot_products = pytest.mark.skipif(not int8.is_supported(), reason="this processor has no AVX512_VNNI")
 TEXTS = ("tumour in the lung", "fever after infection and surgery of the renal airway")
@@ -147,14 +148,12 @@ def test_on_a_processor_without_them_a_measured_release_is_served_as_before(runs
 
 
 @needs_dot_products
-def test_a_library_is_answered_in_8_bits_and_its_parts_say_so(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resources = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
-    monkeypatch.setattr("medray.corpus.worker.ray", SimpleNamespace(get_runtime_context=lambda: resources))
+def test_a_library_is_answered_in_8_bits_and_its_parts_say_so(runs: Path, tmp_path: Path) -> None:
     held = [{"id": f"r{number}", "text": text} for number, text in enumerate(TEXTS * 3)]
     pq.write_table(pa.Table.from_pylist(held), tmp_path / "rows.parquet")
     plan = prepare(Asked("cancer@2", str(tmp_path / "rows.parquet"), str(tmp_path / "out"), str(runs), precision="int8"))
     piece = Piece(0, 0, tuple(Row(row["id"], row["text"], f"rows.parquet:{number}") for number, row in enumerate(held, 1)))
-    Worker(Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1))(piece.table())
+    Worker(Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1), "cpu").answer(piece)
     found = pq.read_table(tmp_path / "out" / "part-00000-000000.parquet")
     assert found.schema.metadata[b"precision"] == b"int8"
     wanted = medray.load("cancer@2", storage_path=str(runs), precision="int8").predict([row["text"] for row in held])
@@ -185,3 +184,10 @@ def test_the_card_tells_what_8_bits_do(runs: Path, tmp_path: Path) -> None:
     assert "8 bits" not in said[1]
     assert "validation f1_macro 0.9000 instead of 0.9000, 100.0% of 12 rows answered alike: it may be served so." in said[2]
     assert "validation f1_macro 0.8900 instead of 0.9000, 100.0% of 12 rows answered alike: it is never served so." in said[3]
+
+
+def test_why_a_checkpoint_was_not_tried_in_8_bits_names_its_place_once(caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny.checkpoint("instruct")
+    with caplog.at_level(logging.INFO, logger="medray.tuning.int8"):
+        assert eight_bits.measured("auto", folder, num_parameters=1, read=lambda: pytest.fail("no row is read"), metric="f1") is None
+    assert caplog.messages == [f"{folder}: was not tried in 8 bits: is a language model: 8 bits are for models with a head"]

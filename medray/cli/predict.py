@@ -1,11 +1,16 @@
 """The command that answers a whole library of texts with a release."""
 
 import logging
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medray.cli.arguments import Reference, Storage
+
+if TYPE_CHECKING:
+    from medray.corpus.output import Summary
+    from medray.corpus.run import Plan
+    from medray.data.progress import Heartbeat
 
 app = typer.Typer()
 log = logging.getLogger(__name__)
@@ -37,9 +42,10 @@ def predict(
     storage_path: Storage = "runs",
 ) -> None:
     """Answer every row of a library: an answer an id, calibrated as over HTTP; rows that cannot be read are set aside."""
+    print("starting", flush=True)
     from medray.corpus import run
     from medray.corpus.sources import Columns
-    from medray.runtime import start_cluster
+    from medray.data.progress import Heartbeat
 
     asked = run.Asked(
         reference=reference,
@@ -61,10 +67,27 @@ def predict(
     named = " and ".join(plan.columns.text) or "each file"
     written = f"    encoding: {plan.source.encoding}" if plan.source.encoding != "utf-8" else ""
     print(f"text: {named}    id: {plan.columns.id or 'its own in each file, or made from file and position'}{written}", flush=True)
-    with start_cluster() as cluster:
-        found = run.predict(plan, cluster, lambda line: print(line, flush=True))
+    with Heartbeat(lambda line: print(line, flush=True)) as heart:
+        found = _answered(plan, heart)
     made = f", {found.made_ids} ids made from file and position" if found.made_ids else ""
     print(f"{found.rows} rows: {found.answered} answered, {found.set_aside} set aside{made}")
     for kind, count in found.reasons.items():
         print(f"  {count} {kind}")
     print(f"{plan.asked.output}: {found.parts} parts; _summary.json says what made them" + ("; _set_aside/ why" if found.set_aside else ""))
+
+
+def _answered(plan: "Plan", heart: "Heartbeat") -> "Summary":
+    """A few rows in this process, where no cluster is named and no actors are asked for; others by Ray."""
+    from medray import runtime
+    from medray.corpus import run, single
+
+    if plan.asked.actors is None and not runtime.is_joining():
+        heart.stage(run.reading(plan.source))
+        if counted := single.count(plan):
+            with runtime.exiting_on_sigterm():
+                return single.predict(plan, counted, heart)
+    heart.stage("starting Ray")
+    from medray.corpus import pool
+
+    with runtime.start_cluster() as cluster:
+        return pool.predict(plan, cluster, heart)

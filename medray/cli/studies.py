@@ -34,6 +34,8 @@ def study(
         raise ConfigError("--retry-failed is about an earlier run: give --resume with it")
     if dry_run:
         print(configs.dump(asked))
+    else:
+        print("checking the study", flush=True)
     from medray.tuning import preflight
 
     preflight.check(asked, resume=resume)
@@ -48,19 +50,24 @@ def study(
     run = Run.resume(asked) if resume else Run.start(asked)
     num_before = sum(record.status not in ("running", *(["failed"] if retry_failed else [])) for record in run.records())
     print(f"run: {run.folder}", flush=True)
-    with start_cluster() as cluster:
-        if cluster.dashboard:
-            print(f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir {run.folder}", flush=True)
-        try:
-            with (
-                Progress(studies.metric(asked), Console(), num_before) as progress,
-                TensorBoard(run.folder, studies.metric(asked)) as board,
-            ):
-                watcher = Watchers([progress, board])
-                show = lambda audit: print(audit.render(), flush=True)  # noqa: E731
-                outcome = studies.run(asked, cluster, run, watcher=watcher, on_audit=show, retry_failed=retry_failed)
-        finally:
-            report = reports.at_the_end(run)
+    with Progress(studies.metric(asked), Console(), num_before, run.folder / "trials") as progress:
+        progress.stage("starting Ray")
+        with start_cluster() as cluster:
+            if cluster.dashboard:
+                print(f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir {run.folder}", flush=True)
+            try:
+                with TensorBoard(run.folder, studies.metric(asked)) as board:
+                    outcome = studies.run(
+                        asked,
+                        cluster,
+                        run,
+                        watcher=Watchers([progress, board]),
+                        on_audit=lambda audit: print(audit.render(), flush=True),
+                        on_stage=progress.stage,
+                        retry_failed=retry_failed,
+                    )
+            finally:
+                report = reports.at_the_end(run)
     _print(outcome)
     print(f"report: {report}")
     reports.to_mlflow(asked, run, outcome.release)

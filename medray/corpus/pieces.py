@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -61,12 +62,13 @@ class Scan:
     example: str = ""  # where the first of them stands, and why
 
 
-def scan(shard: Shard, columns: Columns, most_characters: int) -> Scan:
-    """Reads every row once; of parquet the ids alone, since its texts are far longer."""
+def scan(shard: Shard, columns: Columns, most_characters: int, most_rows: int | None = None) -> Scan:
+    """Reads every row once, or the first ones; of parquet the ids alone, since its texts are far longer."""
     rows.check_columns(shard, columns)
     has_texts = shard.form != "parquet"
     digests, num_bad, example = bytearray(), 0, ""
-    for row in rows.read(shard, columns if has_texts else replace(columns, text=()), most_characters):
+    asked = columns if has_texts else replace(columns, text=())
+    for row in islice(rows.read(shard, asked, most_characters), most_rows):
         digests += hashlib.blake2b(row.id.encode("utf-8"), digest_size=16).digest()
         if row.fault and has_texts:
             num_bad += 1

@@ -1,36 +1,29 @@
-"""The run over a library on Ray Data: readers cut pieces, a pool of actors answers and writes them, the driver counts."""
+"""The run over a library: what is asked and read, and how answers become a whole output. `single` and `pool` give the answers."""
 
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import ray
-import ray.data
-from ray.exceptions import RayError
+from typing import Self
 
 import medray
 from medray import storage
 from medray.corpus import pieces, rows, sources
 from medray.corpus.output import Form, Output, Record, Summary
+from medray.corpus.pieces import Piece, Scan
 from medray.corpus.sources import Columns, Shard, Source
-from medray.corpus.worker import Work, Worker
+from medray.corpus.worker import Work
 from medray.data import dialect
-from medray.data.progress import Progress
-from medray.errors import ConfigError, DataError, MedrayError
+from medray.data.progress import Heartbeat, Progress
+from medray.errors import ConfigError, DataError
 from medray.redaction import redact
 from medray.registry import Registry
-from medray.runtime import Cluster
 from medray.store import open_store
 
-log = logging.getLogger(__name__)
-_MOST_ACTORS_A_NODE = 8  # by default: each holds the model in memory
 _FORMS: tuple[Form, ...] = ("parquet", "jsonl", "csv")
+Answers = Callable[["list[ReadTask]", Work], Iterator[tuple[int, int]]]  # rows answered and set aside of each piece, as it is written
 
 
 @dataclass(frozen=True)
@@ -57,28 +50,6 @@ class Asked:
         """By the output's name; a folder without an ending gets parquet."""
         ending = Path(self.output).suffix.removeprefix(".")
         return next((form for form in _FORMS if form == ending), "parquet")
-
-
-@dataclass(frozen=True)
-class Pool:
-    actors: int
-    threads: int
-    gpus: float  # of each actor
-
-    @classmethod
-    def of(cls, cluster: Cluster, actors: int | None, threads: int | None) -> "Pool":
-        """An actor a GPU; without any, actors of one thread, which answer more together than one of many, up to 8 a node."""
-        if cluster.gpus:
-            return cls(actors or int(cluster.gpus), threads or 1, 1.0)
-        if threads is None:
-            most = max(int(node.cpus) for node in cluster.nodes)
-            threads = max(1, -(-most // _MOST_ACTORS_A_NODE))
-        fitting = sum(int(node.cpus) // threads for node in cluster.nodes)
-        if not fitting:
-            raise ConfigError(
-                f"--threads {threads}: no node has so many CPUs; the largest has {max(node.cpus for node in cluster.nodes):g}"
-            )
-        return cls(min(actors or fitting, fitting), threads, 0.0)
 
 
 @dataclass(frozen=True)
@@ -137,44 +108,62 @@ def prepare(asked: Asked) -> Plan:
     return Plan(asked, source, columns, record.name, record.version, record.content_id)
 
 
-def predict(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -> Summary:
-    asked, source = plan.asked, plan.source
-    pool = Pool.of(cluster, asked.actors, asked.threads)
-    with _plainly():
-        say(
-            f"reading {len(source.shards)} {'parts' if len(source.shards) > 1 else 'part'} of {redact(source.uri)} once, for counts and ids"
-        )
-        scans = _scans(source, plan.columns, asked.most_characters)
+def reading(source: Source) -> str:
+    parts = f"{len(source.shards)} {'parts' if len(source.shards) > 1 else 'part'}"
+    return f"reading {parts} of {redact(source.uri)} once, for counts and ids"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What is known of the rows once all were read."""
+
+    total: int
+    repeated: list[list[int]]  # of each shard, the places of ids that stand before
+
+    @classmethod
+    def of(cls, source: Source, scans: Sequence[Scan], max_bad: float) -> Self:
         total = sum(len(scan.ids) for scan in scans)
         if not total:
             raise DataError(f"{source.uri}: has no rows")
-        if (num_bad := sum(scan.num_bad for scan in scans)) > asked.max_bad * total:
+        if (num_bad := sum(scan.num_bad for scan in scans)) > max_bad * total:
             example = next(scan.example for scan in scans if scan.example)
             raise DataError(
-                f"{num_bad} of {total} rows cannot be answered, more than --max-bad {asked.max_bad:g}, so none was; the first is {example}"
+                f"{num_bad} of {total} rows cannot be answered, more than --max-bad {max_bad:g}, so none was; the first is {example}"
             )
-        repeated = pieces.repeats([scan.ids for scan in scans])
-        del scans
-        output = Output(open_store(asked.output), asked.form)
-        record = output.begin(plan.record(pieces.num_rows(total, pool.actors)), resume=asked.resume)
-        if summary := output.summary():
-            return summary
-        notes = output.notes()
-        done: list[list[int]] = [[] for _ in source.shards]
-        for note in notes:
-            done[note.shard].append(note.number)
-        aside = sum(note.set_aside for note in notes)
-        progress = Progress(total, say, sum(note.answered + note.set_aside for note in notes))
-        if notes:
-            say(f"{progress.done} of {total} rows are there already")
-        work = Work(record, asked.storage_path, asked.output, pool.threads)
-        tasks = [ReadTask(shard, tuple(again), tuple(there)) for shard, again, there in zip(source.shards, repeated, done, strict=True)]
-        say(f"{plan.name}@{plan.version} answers {total} rows with {pool.actors} {'actors' if pool.actors > 1 else 'actor'}")
-        for answered, bad in _answers(tasks, plan.columns, work, pool):
-            progress.add(answered + bad)
-            aside += bad
-            if aside > asked.max_bad * total:
-                raise DataError(_too_many(aside, total, asked.max_bad, output))
+        return cls(total, pieces.repeats([scan.ids for scan in scans]))
+
+
+def predict(plan: Plan, counted: Counted, heart: Heartbeat, answers: Answers, *, piece_rows: int, threads: int, by: str) -> Summary:
+    """Answer what is not answered yet, and count what is written. `by`: who answers, for the user."""
+    asked, total = plan.asked, counted.total
+    output = Output(open_store(asked.output), asked.form)
+    record = output.begin(plan.record(piece_rows), resume=asked.resume)
+    if summary := output.summary():
+        return summary
+    notes = output.notes()
+    done: list[list[int]] = [[] for _ in plan.source.shards]
+    for note in notes:
+        done[note.shard].append(note.number)
+    aside = sum(note.set_aside for note in notes)
+    progress = Progress(total, heart.say, sum(note.answered + note.set_aside for note in notes))
+    if notes:
+        heart.say(f"{progress.done} of {total} rows are there already")
+    work = Work(record, asked.storage_path, asked.output, threads)
+    tasks = [
+        ReadTask(shard, tuple(again), tuple(there)) for shard, again, there in zip(plan.source.shards, counted.repeated, done, strict=True)
+    ]
+    heart.say(f"{plan.name}@{plan.version} answers {total} rows {by}")
+    heart.stage(f"loading {plan.name}@{plan.version}")
+    is_first = True
+    for answered, bad in answers(tasks, work):
+        progress.add(answered + bad)
+        if is_first:
+            heart.stage("answering")
+            heart.say(f"first rows after {time.monotonic() - heart.start:.0f} s: {progress.done} of {total}")
+        is_first = False
+        aside += bad
+        if aside > asked.max_bad * total:
+            raise DataError(_too_many(aside, total, asked.max_bad, output))
     return output.finish(record, total)
 
 
@@ -193,61 +182,13 @@ class ReadTask:
         shard = Shard(**{**held["shard"], "paths": tuple(held["shard"]["paths"])})
         return cls(shard, tuple(held["repeated"]), tuple(held["done"]))
 
-
-def _scans(source: Source, columns: Columns, most_characters: int) -> list[pieces.Scan]:
-    scan = ray.remote(num_cpus=1)(pieces.scan)
-    return list(ray.get([scan.remote(shard, columns, most_characters) for shard in source.shards]))
-
-
-def _answers(tasks: list[ReadTask], columns: Columns, work: Work, pool: Pool) -> Iterator[tuple[int, int]]:
-    """Rows answered and set aside of one piece after another, as they are written."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # medray shows the progress itself
-    data = ray.data.from_items([{"task": task.dumps()} for task in tasks], override_num_blocks=len(tasks))
-    data.context.enable_progress_bars = False
-    data.context.print_on_execution_start = False
-    data.context.raise_original_map_exception = True  # Ray's wrapper loses what it wraps on its way here, but for the text
-    data.context.target_max_block_size = 1  # a block a piece: else the pieces of a file would wait for each other, for one actor
-    data = data.map_batches(
-        read_pieces,
-        fn_kwargs={"columns": columns, "most_characters": work.record.most_characters, "size": work.record.piece_rows},
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=0,  # little beside the model: with a CPU of its own it would wait for ever on a node that the actors fill
-        compute=ray.data.TaskPoolStrategy(min(len(tasks), pool.actors)),
-    )
-    data = data.map_batches(
-        Worker,
-        fn_constructor_args=(work,),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=pool.threads,
-        num_gpus=pool.gpus or None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.actors, initial_size=pool.actors),
-    )
-    for row in data.iter_rows():
-        yield row["answered"], row["set_aside"]
-
-
-def read_pieces(batch: pa.Table, columns: Columns, most_characters: int, size: int) -> Iterator[pa.Table]:
-    for text in batch["task"].to_pylist():
-        task = ReadTask.loads(text)
-        done = set(task.done)
-        for piece in pieces.cut(rows.read(task.shard, columns, most_characters), task.shard.number, size, task.repeated):
+    def pieces(self, columns: Columns, record: Record) -> Iterator[Piece]:
+        """The shard's pieces that are not done."""
+        done = set(self.done)
+        read = rows.read(self.shard, columns, record.most_characters)
+        for piece in pieces.cut(read, self.shard.number, record.piece_rows, self.repeated):
             if piece.number not in done:
-                yield piece.table()
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """An error of medray's own that crossed Ray's processes, as it was raised."""
-    try:
-        yield
-    except (MedrayError, RayError) as err:
-        cause: Any = err
-        while cause := getattr(cause, "cause", None) or getattr(cause, "__cause__", None):
-            if isinstance(cause, MedrayError) and not isinstance(cause, RayError):
-                raise type(cause)(str(cause)) from None
-        raise
+                yield piece
 
 
 def _too_many(aside: int, total: int, allowed: float, output: Output) -> str:

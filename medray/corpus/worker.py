@@ -1,4 +1,4 @@
-"""An actor of the pool: holds the release, answers a piece, writes it. The release is opened as for HTTP."""
+"""What answers pieces, an actor of the pool or this process alone: it holds the release, answers a piece, writes it."""
 
 import logging
 from collections.abc import Sequence
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 import pyarrow as pa
-import ray
 import torch
 
 from medray import checkpoint
 from medray.answering import calibrated
-from medray.corpus.output import Output, Record, tabulate
+from medray.corpus.output import Note, Output, Record, tabulate
 from medray.corpus.pieces import Piece
 from medray.corpus.rows import Row
 from medray.data.base import Example
@@ -57,26 +56,26 @@ class Opened:
 
 
 class Worker:
-    def __init__(self, work: Work) -> None:
+    """The release is opened as for HTTP, in the arithmetic that is faster here. Timing that takes longer than a few rows:
+    without it (`is_timed`) `auto` is the arithmetic that the release was trained in."""
+
+    def __init__(self, work: Work, device: str, *, is_timed: bool = True) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         torch.set_num_threads(work.threads)
-        self.work, self.output = work, work.open_output()
+        self.work, self.output, self.is_timed = work, work.open_output(), is_timed
         # One thread computes for the actor's whole life: each that ever did keeps OpenMP workers of its own.
         self.compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(work.threads,))
         self.failure: MedrayError | None = None
         try:
-            self._prepare()
+            self._prepare(device)
         except MedrayError as err:  # of an actor that dies before it is there, Ray tells a traceback as text
             self.failure = err
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if self.failure:
-            raise self.failure
-        return pa.Table.from_pylist([self._answer(Piece.of(held)) for held in batch.to_pylist()])
+        notes = [self.answer(Piece.of(held)) for held in batch.to_pylist()]
+        return pa.Table.from_pylist([{"answered": note.answered, "set_aside": note.set_aside} for note in notes])
 
-    def _prepare(self) -> None:
-        given = ray.get_runtime_context().get_assigned_resources()
-        device = "cuda" if given.get("GPU") and torch.cuda.is_available() else "cpu"
+    def _prepare(self, device: str) -> None:
         record = self.work.record
         release = Registry(self.work.storage_path).resolve(f"{record.release}@{record.version}")
         self.opened = self._open(release, record.precision, device)
@@ -98,22 +97,23 @@ class Worker:
             "precision": used,
         }
 
-    def _answer(self, piece: Piece) -> dict[str, int]:
+    def answer(self, piece: Piece) -> Note:
+        if self.failure:
+            raise self.failure
         good = [row for row in piece.rows if not row.fault]
         aside = [row for row in piece.rows if row.fault]
         answers = self.compute.submit(answered, self.opened, good).result()
         aside += answers.unanswerable
         table = tabulate(self.opened.task, [row.id for row in answers.rows], answers.predictions, self.metadata)
-        note = self.output.write(piece.shard, piece.number, table, aside, sum(row.is_made for row in piece.rows))
-        return {"answered": note.answered, "set_aside": note.set_aside}
+        return self.output.write(piece.shard, piece.number, table, aside, sum(row.is_made for row in piece.rows))
 
     def _open(self, release: Release, precision: str, device: str) -> Opened:
-        if checkpoint.read(release.folder()).task.options["name"] in ROUTES:
+        if self.is_timed and checkpoint.read(release.folder()).task.options["name"] in ROUTES:
             raw = {"releases": [release.reference], "precision": precision, "token_budget": self.work.record.token_budget}
             head = open_head(release, validate(AppOptions, raw, where="medray predict"), self.compute, device=device)
             assert isinstance(head, Head)
             return Opened(head.task, head.batcher.engine, head.calibration, head.precision)
-        # What has no route yet answers in the arithmetic that it was trained in.
+        # What has no route yet answers in the arithmetic that it was trained in, too.
         asked: Precision | None = next((name for name in get_args(Precision) if name == precision), None)
         loaded = release.load(device=device, precision=asked)
         engine = merged(loaded) if release.serves_merged() else loaded.engine

@@ -1,11 +1,13 @@
 """How far work over many rows is: a line every few seconds, with rows a second and the time that is left."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Self
 
 log = logging.getLogger(__name__)
 
@@ -57,3 +59,40 @@ def stage(what: str, total: int | None = None) -> Iterator[Progress]:
     progress = Progress(total, lambda line: log.info("%s: %s", what, line))
     yield progress
     log.info("%s: %d %s in %.1f s", what, progress.done, progress.unit, time.monotonic() - start)
+
+
+class Heartbeat:
+    """Passes lines on, names what is waited for, and repeats it where no line came for `every_s` seconds."""
+
+    def __init__(self, write: Callable[[str], None], *, state: Callable[[], Sequence[str]] = lambda: (), every_s: float = 45.0) -> None:
+        self._write, self._state, self._every_s = write, state, every_s
+        self._what = ""
+        self.start = self._since = self._said = time.monotonic()
+        self._end = threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._what = ""
+
+    def stage(self, what: str) -> None:
+        self._what, self._since = what, time.monotonic()
+        self.say(what)
+
+    def say(self, line: str) -> None:
+        self._said = time.monotonic()
+        self._write(line)
+
+    @property
+    def waiting(self) -> str:
+        """What is waited for, and for how long."""
+        return f"{self._what}: {time.monotonic() - self._since:.0f} s" if self._what else ""
+
+    def _beat(self) -> None:
+        while not self._end.wait(min(1.0, self._every_s)):
+            if time.monotonic() - self._said >= self._every_s:
+                for line in self._state() or filter(None, [self.waiting]):
+                    self.say(line)

@@ -62,6 +62,7 @@ class Loop:
     evaluate: Callable[[Slot], dict[str, float]]
     report: Callable[[Slot, EpochReport], None]
     store_state: Callable[[], None]
+    on_step: Callable[[Slot, float], None] = lambda slot, loss: None
     padding_side: Side = "right"
     rank: int = 0
     world_size: int = 1
@@ -92,6 +93,7 @@ class Loop:
         slot.num_tokens += int(self.rows.lengths[step.rows].sum())
         slot.step += 1
         self.first_step_at = self.first_step_at or time.time()
+        self.on_step(slot, loss)
         epoch_ends = at + 1 == len(self._plan(slot))
         slot.cursor = (epoch + 1, 0) if epoch_ends else (epoch, at + 1)
         if slot.step % self.train.log_every_steps == 0:

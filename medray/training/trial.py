@@ -30,6 +30,7 @@ from medray.training.loop import EpochReport, Loop
 from medray.training.material import Material
 from medray.training.plan import MicroBatch
 from medray.training.slot import Slot, Stopper, open_slot
+from medray.training.status import StatusFile
 from medray.training.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Trial:
     def __init__(self, config: TrialConfig, material: Material, folder: Path, report: Callable[[EpochReport], None]) -> None:
         self.config, self.material, self.folder, self.tell = config, material, folder, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.status = StatusFile(folder if group.rank() == 0 else None)
+        self.status.stage("loading the base model")
         if config.resources.cpus_per_worker:
             torch.set_num_threads(config.resources.cpus_per_worker)
         self.task = material.task
@@ -91,6 +94,7 @@ class Trial:
             self.chosen = group.shared(self.chosen)
             self._start(None)
         self.loop.run()
+        self.status.clear()
         best = self._checkpoint_folder(self.slot.stopper.best_step)
         if self.slot.stopper.best is None:
             raise TrialError(f"{self.folder}: no evaluation gave a {self.slot.stopper.metric}")
@@ -120,6 +124,7 @@ class Trial:
             evaluate=self._evaluate,
             report=self._report,
             store_state=self._store_state,
+            on_step=self._show_step,
             padding_side=self.built.family.padding_side_train,
             rank=group.rank(),
             world_size=group.world_size(),
@@ -135,7 +140,12 @@ class Trial:
         self.loop.strategy = self._strategy(self.chosen.used)
         self.loop.model = self.loop.strategy.start(self.built.model, stored)
 
+    def _show_step(self, slot: Slot, loss: float) -> None:
+        speed = slot.num_tokens / max(slot.seconds, 1e-9)
+        self.status.step(epoch=slot.cursor[0] + 1, step=slot.step, num_steps=slot.num_steps, loss=loss, tokens_per_s=speed)
+
     def _choose_precision(self) -> None:
+        self.status.stage("timing precision" if self.config.model.precision == "auto" else "starting")
         batch = self._typical_batch(self.rows)
         shape = (len(batch.rows), int(self.rows.lengths[list(batch.rows)].max()))
         self.built.model.train()
@@ -171,6 +181,7 @@ class Trial:
         return Engine(self.built, precision=used, token_budget=budget, device=self.device, is_sharded=is_sharded, embeddings=embeddings)
 
     def _evaluate(self, slot: Slot) -> dict[str, float]:
+        self.status.stage("evaluating")
         examples = self.material.validation
         embeddings: list[Floats] = []
         predictions = self._predictions(examples, embeddings)

@@ -45,7 +45,7 @@ def measured(
     except MedrayError as err:
         if mode == "always":
             raise
-        log.info("%s: was not tried in 8 bits: %s", folder, err)
+        log.info("%s: was not tried in 8 bits: %s", folder, str(err).removeprefix(f"{folder}: "))
         return None
 
 

@@ -54,6 +54,7 @@ def run(
     *,
     watcher: Watcher,
     on_audit: Callable[[Audit], None],
+    on_stage: Callable[[str], None] = lambda what: None,
     retry_failed: bool = False,
 ) -> Outcome:
     """Run what of the study is not done yet, on a cluster that is there."""
@@ -63,10 +64,12 @@ def run(
         if not (here.folder / LEADERBOARD).exists():
             if len(cluster.nodes) > 1:
                 sharing.check(here.folder)
-            _write(_Search(study, cluster, here, watcher, on_audit, retry_failed).judged(), here)
+            _write(_Search(study, cluster, here, watcher, on_audit, on_stage, retry_failed).judged(), here)
     board = here.leaderboard()
     _every_base_model_counts(study, board)
     withheld = winners.withheld(study, board)
+    if study.publish and not withheld:
+        on_stage("publishing the winner")
     release = winners.of_study(study, here, board) if study.publish and not withheld else None
     return Outcome(here, board, here.analysis(), release, withheld)
 
@@ -89,18 +92,27 @@ class _Search:
     """From settings to a leaderboard: the search, its finalists' repeats, and the last look."""
 
     def __init__(
-        self, study: StudyConfig, cluster: Cluster, here: Run, watcher: Watcher, on_audit: Callable[[Audit], None], retry_failed: bool
+        self,
+        study: StudyConfig,
+        cluster: Cluster,
+        here: Run,
+        watcher: Watcher,
+        on_audit: Callable[[Audit], None],
+        on_stage: Callable[[str], None],
+        retry_failed: bool,
     ) -> None:
         freed = free_leaked_groups()
         if freed:
             log.warning("removed %d placement group(s) that ended jobs had left behind", freed)
         self.study, self.cluster, self.here, self.watcher, self.retry_failed = study, cluster, here, watcher, retry_failed
-        self.search = Search(study, metric(study))
+        self.search, self.on_stage = Search(study, metric(study)), on_stage
         self.placements = [self._placement(study.trial(base)) for base in study.base_models]
         self.materials = _Materials(here.storage_dir / "prepared", on_audit, tasks.task_options(study.task).bring)
+        on_stage("reading the data")
         dataset = self.materials.dataset(study.data)
         self.task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
         for number, base in enumerate(study.base_models):
+            on_stage(f"tokenizing for {base.source}")
             try:
                 self.materials.path(
                     repeats.config_of(study, TrialRecord(trial=base.source, base_model=base.source, base=number, number=0, settings={}))
@@ -122,6 +134,7 @@ class _Search:
             errors = "; ".join(f"{record.trial}: {record.error}" for record in self.here.records() if record.error)
             raise TrialError(f"study {self.study.name}: nothing to rank: {errors or 'no trial was evaluated'}")
         repeated = self._repeat(finalists)
+        self.on_stage(f"answering the test rows with {len(finalists)} finalist(s)")
         largest = max(self.placements, key=lambda found: (found.gpus, found.cpus))
         log_dir, caller = self.here.storage_dir / "test_log", f"study {self.study.name}"
         verdict = judge(
@@ -167,6 +180,7 @@ class _Search:
             watcher=self.watcher,
             retry_failed=self.retry_failed,
         )
+        self.on_stage("waiting for the first trial")
         tuner.run(session, self.placements)
 
     def _placement(self, config: TrialConfig) -> Placement:

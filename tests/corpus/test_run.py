@@ -22,10 +22,11 @@ import tiny
 
 import medray
 from medray import cli
-from medray.corpus import rows
+from medray.corpus import rows, single
 from medray.corpus.pieces import Piece
+from medray.corpus.pool import Pool
 from medray.corpus.rows import Row
-from medray.corpus.run import Asked, Pool, ReadTask, prepare, read_pieces
+from medray.corpus.run import Asked, ReadTask, prepare
 from medray.corpus.worker import UNANSWERABLE, Opened, Work, Worker, answered
 from medray.data.base import Example
 from medray.errors import ArtifactError, DataError
@@ -54,13 +55,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker asks Ray for nothing but what it was given."""
-    resources = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
-    monkeypatch.setattr("medray.corpus.worker.ray", SimpleNamespace(get_runtime_context=lambda: resources))
-
-
 def library(path: Path, num_rows: int) -> list[dict[str, str]]:
     rng = random.Random(7)
     held = [{"id": f"r{number}", "text": tiny.text(rng, rng.randint(3, 20))} for number in range(num_rows)]
@@ -69,8 +63,25 @@ def library(path: Path, num_rows: int) -> list[dict[str, str]]:
 
 
 def predict(runs: Path, reference: str, source: Path, output: Path, *options: str) -> int:
+    """By Ray, since actors are asked for."""
+    return predict_here(runs, reference, source, output, "--actors", "2", *options)
+
+
+def predict_here(runs: Path, reference: str, source: Path, output: Path, *options: str) -> int:
     where = ["--input", str(source), "--output", str(output), "--storage-path", str(runs)]
-    return cli.main(["predict", reference, *where, "--precision", "fp32", "--actors", "2", *options])
+    return cli.main(["predict", reference, *where, "--precision", "fp32", *options])
+
+
+def answers_of(output: Path) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for path in output.glob("part-*.jsonl") for row in map(json.loads, path.read_text().splitlines())}
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither started nor imported."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("medray.runtime.start_cluster", None)
+    monkeypatch.setitem(sys.modules, "medray.corpus.pool", None)
 
 
 def opened(runs: Path, name: str) -> Opened:
@@ -96,12 +107,12 @@ def test_only_the_rows_that_cannot_be_answered_are_set_aside(runs: Path) -> None
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_release_of_every_task_writes_what_the_loaded_release_says(runs: Path, tmp_path: Path, name: str, without_ray: None) -> None:
+def test_a_release_of_every_task_writes_what_the_loaded_release_says(runs: Path, tmp_path: Path, name: str) -> None:
     held = library(tmp_path / "rows.parquet", 12)
     plan = prepare(Asked(name, str(tmp_path / "rows.parquet"), str(tmp_path / "out"), str(runs), precision="fp32"))
     work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
     piece = Piece(0, 0, tuple(Row(row["id"], row["text"], f"rows.parquet:{number}") for number, row in enumerate(held, 1)))
-    Worker(work)(piece.table())
+    Worker(work, "cpu").answer(piece)
     found = pq.read_table(tmp_path / "out" / "part-00000-000000.parquet").to_pylist()
     for row, wanted in zip(found, medray.load(name, storage_path=str(runs)).predict([row["text"] for row in held]), strict=True):
         if "labels" in row:
@@ -117,7 +128,7 @@ def test_a_release_of_every_task_writes_what_the_loaded_release_says(runs: Path,
         assert {"text", "mentions"} < found[0].keys()
 
 
-def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(runs: Path, tmp_path: Path, without_ray: None) -> None:
+def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(runs: Path, tmp_path: Path) -> None:
     """The readers' pieces given to a worker, one after another, and the run cut off between two writes."""
     held = library(tmp_path / "rows.parquet", 300)
     asked = Asked("cancer", str(tmp_path / "rows.parquet"), str(tmp_path / "out.jsonl"), str(runs), resume=True, precision="fp32")
@@ -125,26 +136,25 @@ def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(run
     work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
     output = work.open_output()
     output.begin(work.record, resume=False)
-    worker = Worker(work)
+    worker = Worker(work, "cpu")
 
-    def read(done: tuple[int, ...]) -> list[pa.Table]:
-        task = pa.table({"task": [ReadTask(plan.source.shards[0], (), done).dumps()]})
-        return list(read_pieces(task, plan.columns, 1000, 64))
+    def read(done: tuple[int, ...]) -> list[Piece]:
+        return list(ReadTask(plan.source.shards[0], (), done).pieces(plan.columns, work.record))
 
     every = read(())
-    assert [table["number"].to_pylist() for table in every] == [[0], [1], [2], [3], [4]]
-    for table in every[:2]:
-        worker(table)
-    worker(every[3])
+    assert [piece.number for piece in every] == [0, 1, 2, 3, 4]
+    for piece in every[:2]:
+        worker.answer(piece)
+    worker.answer(every[3])
     (tmp_path / "out.jsonl" / "_done" / "00000-000003.64.0.0").unlink()  # its answers were written, and then the power failed
     answers = (tmp_path / "out.jsonl" / "part-00000-000003.jsonl").read_bytes()
     assert [note.number for note in output.notes()] == [0, 1]
     with pytest.raises(ArtifactError, match="300 rows were read, but 128 are answered"):
         output.finish(work.record, 300)
     left = read((0, 1))
-    assert [table["number"].to_pylist() for table in left] == [[2], [3], [4]]
-    for table in left:
-        worker(table)
+    assert [piece.number for piece in left] == [2, 3, 4]
+    for piece in left:
+        worker.answer(piece)
     assert (tmp_path / "out.jsonl" / "part-00000-000003.jsonl").read_bytes() == answers
     assert output.finish(work.record, 300).answered == 300
     ids = [json.loads(line)["id"] for path in (tmp_path / "out.jsonl").glob("part-*") for line in path.read_text().splitlines()]
@@ -183,6 +193,99 @@ def test_what_is_wrong_is_said_in_a_sentence_before_ray_starts(
     monkeypatch.setattr("medray.runtime.start_cluster", None)
     assert predict(runs, "cancer", tmp_path / "rows.parquet", tmp_path / "out", *options) == 1
     assert said in capsys.readouterr().err
+
+
+def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
+    runs: Path, tmp_path: Path, no_ray: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = library(tmp_path / "rows.parquet", 100)
+    output, answer = tmp_path / "out.jsonl", Worker.answer
+
+    def cut_off(worker: Worker, piece: Piece) -> Any:
+        if piece.number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer(worker, piece)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Worker, "answer", cut_off)
+            assert predict_here(runs, "cancer", tmp_path / "rows.parquet", output) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    shown = capsys.readouterr()
+    assert "`medray predict --resume` goes on" in shown.err
+    assert "cancer@1 answers 100 rows in this process (up to 2,000 rows are; --actors N has Ray answer them)" in shown.out
+    assert re.search(r"first rows after \d+ s: 16 of 100\n", shown.out)
+    assert not (output / "_summary.json").exists()
+    first = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    assert len(first) == 2
+    assert predict_here(runs, "cancer", tmp_path / "rows.parquet", output, "--resume") == 0
+    assert "32 of 100 rows are there already" in capsys.readouterr().out
+    assert {name: (output / name).stat().st_mtime_ns for name in first} == first
+    found = answers_of(output)
+    assert found.keys() == {row["id"] for row in held}
+    for row, wanted in zip(held, medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in held]), strict=True):
+        assert list(found[row["id"]]["probabilities"].values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+    assert predict_here(runs, "cancer", tmp_path / "rows.parquet", output) == 1
+    assert "is left alone" in capsys.readouterr().err
+
+
+def test_in_one_process_auto_is_the_arithmetic_of_the_training_and_too_many_bad_rows_stop_the_run(
+    runs: Path, tmp_path: Path, no_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text("id,text\n" + "".join(f"r{number},{'fever' if number % 2 else ''}\n" for number in range(40)))
+    options = ["--precision", "auto", "--text-column", "text"]
+    assert predict_here(runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", *options) == 1
+    assert "20 of 40 rows cannot be answered, more than --max-bad 0.1, so none was" in capsys.readouterr().err
+    assert predict_here(runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", *options, "--max-bad", "0.6") == 0
+    summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
+    assert (summary["precision"], summary["run"]["precision"], summary["answered"], summary["reasons"]) == (
+        "fp32",
+        "auto",
+        20,
+        {"empty": 20},
+    )
+
+
+def test_more_rows_than_a_process_answers_go_to_ray_unread(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single, "MOST_ROWS", 50)
+    for num_rows, is_small in ((50, True), (51, False)):
+        library(tmp_path / f"{num_rows}.parquet", num_rows)
+        plan = prepare(Asked("cancer", str(tmp_path / f"{num_rows}.parquet"), str(tmp_path / f"out-{num_rows}"), str(runs)))
+        assert (single.count(plan) is not None) == is_small
+    (tmp_path / "many.jsonl").write_text("".join(f'{{"id": "r{number}", "text": "fever"}}\n' for number in range(10**5)))
+    plan = prepare(Asked("cancer", str(tmp_path / "many.jsonl"), str(tmp_path / "out"), str(runs)))
+    read = 0
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal read
+        for row in rows.read(*arguments):
+            read += 1
+            yield row
+
+    monkeypatch.setattr("medray.corpus.pieces.rows", SimpleNamespace(read=counting, check_columns=rows.check_columns))
+    assert single.count(plan) is None
+    assert read == 51
+
+
+@pytest.mark.ray
+def test_ray_and_one_process_write_the_same_of_the_same_rows(runs: Path, tmp_path: Path, cluster: Cluster) -> None:
+    library(tmp_path / "rows.parquet", 100)
+    for name, answer in (("ray", predict), ("here", predict_here)):
+        assert answer(runs, "cancer", tmp_path / "rows.parquet", tmp_path / f"{name}.jsonl") == 0
+    by_ray, here = answers_of(tmp_path / "ray.jsonl"), answers_of(tmp_path / "here.jsonl")
+    assert by_ray.keys() == here.keys()
+    for name, row in here.items():
+        assert list(row) == list(by_ray[name])
+        assert (row["labels"], row["abstained"]) == (by_ray[name]["labels"], by_ray[name]["abstained"])
+        assert list(row["probabilities"].values()) == pytest.approx(list(by_ray[name]["probabilities"].values()), abs=1e-4)
+    names = [sorted({path.name.split(".")[0].split("-")[0] for path in (tmp_path / f"{name}.jsonl").iterdir()}) for name in ("ray", "here")]
+    assert names[0] == names[1] == ["_done", "_precision", "_run", "_summary", "part"]
+    summaries = [json.loads((tmp_path / f"{name}.jsonl" / "_summary.json").read_text()) for name in ("ray", "here")]
+    for summary in summaries:
+        del summary["parts"], summary["run"]["piece_rows"]
+    assert summaries[0] == summaries[1]
 
 
 @pytest.mark.ray
@@ -283,16 +386,14 @@ def _wait(until: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-def test_arithmetic_that_the_first_worker_chose_and_another_cannot_do_is_an_error_that_says_what_helps(
-    runs: Path, tmp_path: Path, without_ray: None
-) -> None:
+def test_arithmetic_that_the_first_worker_chose_and_another_cannot_do_is_an_error_that_says_what_helps(runs: Path, tmp_path: Path) -> None:
     library(tmp_path / "rows.parquet", 10)
     asked = Asked("cancer", str(tmp_path / "rows.parquet"), str(tmp_path / "out.jsonl"), str(runs), resume=True)
     plan = prepare(asked)
     work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
     work.open_output().begin(work.record, resume=False)
     assert work.open_output().agree("precision", "int8") == "int8"
-    failure = Worker(work).failure
+    failure = Worker(work, "cpu").failure
     assert re.search(
         r"its first part is in int8, which cannot be had here: .* was not measured .* or begin another output with --precision",
         str(failure),

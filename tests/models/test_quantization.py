@@ -1,6 +1,7 @@
 """A base in 4 bits: it trains as if never evaluated, computes in the arithmetic around it, and comes back plain when merged."""
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from medray.errors import ConfigError
 from medray.models import quantization, sources
 from medray.models.batch import collate
 from medray.models.build import Built, build, export_merged, merge
+from medray.models.quiet import quiet
 from medray.tasks.base import Head
 from medray.training.precision import Precision, arithmetic
 from medray.tuning import preflight
@@ -165,3 +167,13 @@ def test_a_machine_without_bitsandbytes_says_so_before_a_weight_is_loaded(
     with pytest.raises(ConfigError, match=r"^model\.quantization: nf4 needs bitsandbytes"):
         make(tmp_path / "tiny-bert")
     assert make(tmp_path / "tiny-bert", quantization="none").num_trainable
+
+
+def test_only_the_advice_about_a_kernel_that_nobody_calls_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    caplog.set_level(logging.WARNING, logger=logger.name)
+    with quiet():
+        logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure ...", "no kernels")
+        logger.warning("another warning")
+    logger.warning("gemm_4bit_forward failed")
+    assert caplog.messages == ["another warning", "gemm_4bit_forward failed"]

@@ -12,8 +12,11 @@ from medray import checkpoint, loading, storage
 from medray.data import dataset
 from medray.errors import ArtifactError, DataError
 from medray.tasks import base as tasks
-from medray.training import precision
+from medray.training import precision, status
+from medray.training.loop import Loop
 from medray.training.material import gather
+from medray.training.plan import Step
+from medray.training.slot import Slot
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -200,3 +203,26 @@ def test_the_arithmetic_of_a_model_is_timed_once_per_processor_and_number_of_thr
     monkeypatch.setattr(precision, "processor", lambda device: "another machine that sees the same folder")
     run()
     assert timed == ["fp32", "bf16"] * 3
+
+
+def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_EVERY_S", 0.0)
+    trial = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path)
+    seen: list[status.Status | None] = [status.read(tmp_path / "trial")]
+    take = Loop._take_step
+
+    def look(loop: Loop, slot: Slot) -> tuple[float, Step]:
+        seen.append(status.read(tmp_path / "trial"))
+        return take(loop, slot)
+
+    monkeypatch.setattr(Loop, "_take_step", look)
+    trial.tell = lambda report: seen.append(status.read(tmp_path / "trial"))
+    trial.run()
+    stages = [found.stage for found in seen if found]
+    assert stages[0] == "loading the base model"
+    assert stages[-1] == "evaluating"
+    inside = [found for found in seen if found and found.stage == status.TRAINING]
+    assert [found.step for found in inside] == list(range(1, trial.slot.num_steps))
+    assert {found.epoch for found in inside} == {1}
+    assert all(found.loss and found.tokens_per_s and found.num_steps == trial.slot.num_steps for found in inside)
+    assert status.read(tmp_path / "trial") is None

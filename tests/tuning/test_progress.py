@@ -1,11 +1,16 @@
 """What a search says of how it goes."""
 
 import io
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from medray.records import TrialRecord
+from medray.training import status
+from medray.training.status import StatusFile
 from medray.tuning import progress as shown
 from medray.tuning.progress import Progress
 
@@ -49,3 +54,77 @@ def test_trials_that_ended_before_a_resume_count_as_ended_and_not_as_waiting() -
     assert "11/12 trials ended" in progress._summary()
     assert progress.eta_s is not None
     assert progress.eta_s < 1  # nobody waits
+
+
+def step(file: StatusFile, number: int, loss: float = 0.5) -> None:
+    file.step(epoch=1, step=number, num_steps=96, loss=loss, tokens_per_s=1234.0)
+
+
+def wait_for(text: str, read: Callable[[], str]) -> str:
+    end = time.monotonic() + 60
+    while text not in (found := read()):
+        assert time.monotonic() < end, found
+        time.sleep(0.02)
+    return found
+
+
+def test_a_file_gets_a_line_for_each_trial_between_evaluations_and_for_what_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_EVERY_S", 0.0)
+    written = ""
+
+    def read() -> str:
+        nonlocal written
+        written += capsys.readouterr().out
+        return written
+
+    with Progress("f1", Console(file=io.StringIO()), trials_dir=tmp_path, every_s=0.1) as progress:
+        progress.planned(2)
+        progress.stage("starting Ray")
+        assert wait_for("starting Ray: ", read).startswith("starting Ray\n")
+        progress.begun(record("one"))
+        wait_for("one  starting its process", read)
+        file = StatusFile(tmp_path / "one")
+        file.stage("loading the base model")
+        wait_for("one  loading the base model\n", read)
+        step(file, 11)
+        wait_for("one  epoch 1  step 11/96  loss 0.5000  1,234 tokens/s\n0/2 trials ended", read)
+        step(file, 12, loss=0.25)
+        assert "to go" in wait_for("one  epoch 1  step 12/96  loss 0.2500", read).splitlines()[-1]
+        file.stage("evaluating")
+        wait_for("one  evaluating  epoch 1  step 12/96", read)
+
+
+def test_a_terminal_shows_steps_loss_speed_best_and_time_left_of_each_trial(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    progress = Progress("f1", console, trials_dir=tmp_path)
+    progress.planned(3)
+    for name in ("one", "two"):
+        progress.begun(record(name))
+    file = StatusFile(tmp_path / "one")
+    step(file, 10)
+    file.status = status.Status(status.TRAINING, 1, 12, 96, 0.25, 1234.0, left_s=600.0)
+    file.stage(status.TRAINING)
+    progress.told(record("one"), ROW)
+    console.print(progress._render())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    (line,) = [line for line in shown.splitlines() if line.startswith("one")]
+    assert line.split() == ["one", "1", "12/96", "0.2500", "1,234", "0.7000", "0.7000", "10", "min", "training"]
+    assert "two" in shown
+    assert "best so far 0.7000 (one)  0/3 trials ended  about 15 min to go" in shown  # 600 s of the one, twice, and 1 to come
+
+
+def test_a_status_is_written_every_few_seconds_at_most_and_never_fails(tmp_path: Path) -> None:
+    file = StatusFile(tmp_path)
+    step(file, 1)
+    step(file, 2)
+    assert status.read(tmp_path) == status.Status(status.TRAINING, 1, 1, 96, 0.5, 1234.0)
+    file.stage("evaluating")  # tells of the last step, written or not
+    found = status.read(tmp_path)
+    assert found is not None
+    assert (found.stage, found.step) == ("evaluating", 2)
+    file.clear()
+    assert status.read(tmp_path) is None
+    (tmp_path / "file").write_text("")
+    StatusFile(tmp_path / "file" / "trial").stage("loading the base model")  # a folder that cannot be made

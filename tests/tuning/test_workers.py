@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import searched
 import tiny
 from session import processes
 
@@ -95,6 +96,17 @@ def test_a_killed_worker_costs_at_most_the_steps_since_the_last_evaluation(
     assert scores(found, metric) == scores(wanted, metric)
     assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
     assert found[1] == wanted[1]
+
+
+def test_the_train_page_of_the_dashboard_lists_trials_of_ray_train(tmp_path: Path, cluster: Cluster) -> None:
+    import ray
+    from ray.train.v2._internal.state.state_actor import get_state_actor
+
+    study = tiny.study(tmp_path, "resources.launcher=train", "train.epochs=1")
+    (record,) = searched.run(study, cluster).run.records()
+    state = get_state_actor()  # which the page asks
+    assert state is not None
+    assert (record.trial, "FINISHED") in {(run.name, run.status.value) for run in ray.get(state.get_train_runs.remote()).values()}
 
 
 @pytest.mark.real
