@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from medray import plugins
 from medray.errors import ConfigError
-from medray.overlay import merge, parse_value, put, read_yaml
+from medray.overlay import merge, parse_value, put_all, read_yaml
 from medray.redaction import redact_settings
 from medray.schema import Plugin, PluginOptions, Section, validate
 from medray.sections import CalibrationConfig, DataConfig, MlflowConfig, PublishConfig
@@ -205,8 +205,8 @@ class StudyConfig(Section):
         """The trial of one base model: the study's sections, the base's overrides, then what a search sampled."""
         raw = self.model_dump(mode="json", include=set(TrialConfig.model_fields))
         raw["model"] |= {"source": base.source, "revision": base.revision}
-        for key, value in [*base.overrides.items(), *(sampled or {}).items()]:
-            put(raw, key, deepcopy(value), where=f"base model {base.source}")
+        for layer in (base.overrides, sampled or {}):
+            put_all(raw, [(key, deepcopy(value), f"base model {base.source}") for key, value in layer.items()])
         trial = validate(TrialConfig, raw, where=f"study {self.name}, base model {base.source}")
         if trial.data.model_copy(update={"limit": None}) != self.data.model_copy(update={"limit": None}):
             raise ConfigError(
@@ -228,11 +228,13 @@ def load(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyCon
     raw: dict[str, Any] = {}
     for path in paths:
         raw = merge(raw, read_yaml(Path(path)))
+    settings = []
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"{override!r} is not of the form key=value, such as train.epochs=3")
-        put(raw, key, parse_value(override, value), where=override)
+        settings.append((key, parse_value(override, value), override))
+    put_all(raw, settings)
     where = ", ".join(str(path) for path in paths) or "the configuration"
     study = validate(StudyConfig, raw, where=where)
     wrong = [mistake for base in study.base_models for mistake in _mistakes(study, base)]
