@@ -83,7 +83,9 @@ class TrainConfig(Section):
     patience: int | None = Field(None, ge=1, description="stop after this many evaluations without a better metric")
     evaluate_every_steps: int | None = Field(None, ge=1, description="evaluate this often instead of once an epoch")
     log_every_steps: int = Field(10, ge=1)
-    state_every_steps: int | None = Field(None, ge=1, description="store the state for a resume this often, besides at every evaluation")
+    state_every_steps: int | None = Field(
+        None, ge=1, description="store the state for a resume this often, besides at every evaluation, Ctrl-C and SIGTERM"
+    )
     keep_checkpoints: int = Field(1, ge=1, description="latest checkpoints kept, besides the best")
 
     @model_validator(mode="after")
@@ -113,6 +115,7 @@ class ResourcesConfig(Section):
     cpus_per_worker: int | None = Field(None, ge=1, description="CPUs and threads of a worker; chosen for the cluster where not given")
     gpus_per_worker: float | None = Field(None, ge=0, description="1 where the cluster has a GPU, else 0, if not given")
     max_failures: int = Field(2, ge=0, description="how often a trial whose process died goes on from its last stored state")
+    grace_s: float = Field(30.0, ge=0, description="seconds that Ctrl-C and SIGTERM leave a trial to end its step and store its state")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -81,7 +81,7 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
         other = _OTHER.get(key)
-        if value is not None and high.get(other) is None:
+        if other and value is not None and high.get(other) is None:
             merged.pop(other, None)
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value
