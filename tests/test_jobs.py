@@ -83,6 +83,13 @@ def shipped(folder: Path, study: str, *presets: str, settings: tuple[str, ...] =
     return configs.load(files, given)
 
 
+def test_every_study_that_ships_loads() -> None:
+    assert STUDIES
+    assert PRESETS
+    for study in STUDIES:
+        assert configs.load([JOBS / "studies" / f"{study}.yaml"]).base_models
+
+
 @pytest.mark.parametrize("presets", [(), *((preset,) for preset in PRESETS)], ids=" ".join)
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_that_ships_passes_its_dry_run_with_every_preset(
