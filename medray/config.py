@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from medray import plugins
 from medray.errors import ConfigError
-from medray.overlay import merge, parse_value, put, read_yaml
+from medray.overlay import merge, parse_value, put_all, read_yaml
 from medray.redaction import redact_settings
 from medray.schema import Plugin, PluginOptions, Section, validate
 from medray.sections import CalibrationConfig, DataConfig, MlflowConfig, PublishConfig
@@ -83,7 +83,9 @@ class TrainConfig(Section):
     patience: int | None = Field(None, ge=1, description="stop after this many evaluations without a better metric")
     evaluate_every_steps: int | None = Field(None, ge=1, description="evaluate this often instead of once an epoch")
     log_every_steps: int = Field(10, ge=1)
-    state_every_steps: int | None = Field(None, ge=1, description="store the state for a resume this often, besides at every evaluation")
+    state_every_steps: int | None = Field(
+        None, ge=1, description="store the state for a resume this often, besides at every evaluation, Ctrl-C and SIGTERM"
+    )
     keep_checkpoints: int = Field(1, ge=1, description="latest checkpoints kept, besides the best")
 
     @model_validator(mode="after")
@@ -113,6 +115,7 @@ class ResourcesConfig(Section):
     cpus_per_worker: int | None = Field(None, ge=1, description="CPUs and threads of a worker; chosen for the cluster where not given")
     gpus_per_worker: float | None = Field(None, ge=0, description="1 where the cluster has a GPU, else 0, if not given")
     max_failures: int = Field(2, ge=0, description="how often a trial whose process died goes on from its last stored state")
+    grace_s: float = Field(30.0, ge=0, description="seconds that Ctrl-C and SIGTERM leave a trial to end its step and store its state")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -205,8 +208,8 @@ class StudyConfig(Section):
         """The trial of one base model: the study's sections, the base's overrides, then what a search sampled."""
         raw = self.model_dump(mode="json", include=set(TrialConfig.model_fields))
         raw["model"] |= {"source": base.source, "revision": base.revision}
-        for key, value in [*base.overrides.items(), *(sampled or {}).items()]:
-            put(raw, key, deepcopy(value), where=f"base model {base.source}")
+        for layer in (base.overrides, sampled or {}):
+            put_all(raw, [(key, deepcopy(value), f"base model {base.source}") for key, value in layer.items()])
         trial = validate(TrialConfig, raw, where=f"study {self.name}, base model {base.source}")
         if trial.data.model_copy(update={"limit": None}) != self.data.model_copy(update={"limit": None}):
             raise ConfigError(
@@ -228,11 +231,13 @@ def load(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyCon
     raw: dict[str, Any] = {}
     for path in paths:
         raw = merge(raw, read_yaml(Path(path)))
+    settings = []
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"{override!r} is not of the form key=value, such as train.epochs=3")
-        put(raw, key, parse_value(override, value), where=override)
+        settings.append((key, parse_value(override, value), override))
+    put_all(raw, settings)
     where = ", ".join(str(path) for path in paths) or "the configuration"
     study = validate(StudyConfig, raw, where=where)
     wrong = [mistake for base in study.base_models for mistake in _mistakes(study, base)]

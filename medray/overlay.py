@@ -1,6 +1,7 @@
 """YAML files and `key=value` settings laid over one another, before anything is validated."""
 
 import math
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from medray.errors import ConfigError
 
 _MOST_BYTES = 256 << 10  # of a file or a value, which takes seconds to read
 _MOST_NODES = 50_000  # keys and values, each counted as often as it is referred to
+_PAIRS = (("epochs", "max_steps"), ("warmup_steps", "warmup_ratio"))  # settings of which a study gives one
+_OTHER = {name: other for pair in _PAIRS for name, other in (pair, pair[::-1])}
 
 
 class _Loader(yaml.SafeLoader):
@@ -74,11 +77,27 @@ def _count(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """The settings of both. Of two that exclude each other, the higher layer's replaces the lower's."""
     merged = dict(low)
     for key, value in high.items():
+        other = _OTHER.get(key)
+        if other and value is not None and high.get(other) is None:
+            merged.pop(other, None)
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value
     return merged
+
+
+def put_all(raw: dict[str, Any], settings: Iterable[tuple[str, Any, str]]) -> None:
+    """Lay one layer of dotted settings over others, as `merge` does; the third of each is its place, for errors."""
+    layer = list(settings)
+    given = {dotted for dotted, value, _ in layer if value is not None}
+    for dotted, value, where in layer:
+        put(raw, dotted, value, where=where)
+        section, _, name = dotted.rpartition(".")
+        other = f"{section}.{_OTHER.get(name)}"
+        if value is not None and name in _OTHER and other not in given:
+            put(raw, other, None, where=where)
 
 
 def put(raw: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:

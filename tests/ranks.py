@@ -20,6 +20,7 @@ class Job:
     settings: tuple[str, ...]
     resume: bool = False
     stop_after: int | None = None  # steps, as if the process had been killed there
+    interrupt_in: int | None = None  # step, as Ctrl-C at the study does it
     choice: bool = False  # a decoder that picks from labels, instead of a head
 
 
@@ -28,6 +29,7 @@ class Done:
     losses: list[float] = field(default_factory=list)  # of each step
     history: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
+    scale: float = 1.0  # of the loss, in fp16
     engine: str = ""  # the class of what the loop calls
     num_whole: int = 0  # numbers of weights that this rank holds when it is not computing
     checkpoints: list[str] = field(default_factory=list)
@@ -90,16 +92,20 @@ def _shard_all() -> None:
 def alone(job: Job) -> Done:
     """One job in this process, which may be one of several ranks."""
     from medray.errors import MedrayError
-    from medray.training.loop import Loop
+    from medray.training import stop
+    from medray.training.loop import Interrupted, Loop
 
     done = Done()
     job.folder.mkdir(exist_ok=True)
     take_step, advance = Loop._take_step, Loop._advance
 
     def taking(self: Loop, slot: Any) -> Any:
-        loss, step = take_step(self, slot)
+        if slot.step + 1 == job.interrupt_in and trial is not None and trial.stop:  # of the first rank
+            stop.request(job.folder / "trial")
+            trial.stop._looked_at = 0.0
+        loss, step, is_interrupted = take_step(self, slot)
         done.losses.append(loss)
-        return loss, step
+        return loss, step, is_interrupted
 
     def advancing(self: Loop, slot: Any) -> None:
         advance(self, slot)
@@ -114,11 +120,12 @@ def alone(job: Job) -> Done:
         done.history = trial.run(resume=job.resume).history
     except MedrayError as err:
         done.error = str(err)
-    except _Stopped:
+    except (_Stopped, Interrupted):
         pass
     finally:
         Loop._take_step, Loop._advance = take_step, advance  # type: ignore[method-assign]
     if trial is not None:
+        done.scale = trial.loop.strategy.state()["scaler"].get("scale", 1.0) if "model.precision=fp16" in job.settings else 1.0
         done.engine = type(trial.loop.model).__name__
         done.num_whole = sum(parameter.numel() for parameter in trial.built.model.parameters())
     done.checkpoints = sorted(str(path) for path in (job.folder / "trial" / "checkpoints").glob("step-*"))

@@ -214,6 +214,23 @@ def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(medray: Co
     assert not (tmp_path / "runs").exists()
 
 
+def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(config.dump(tiny.choice_study(tmp_path)))
+    too_small = "data.limit 2 is too small: a train row of every label takes 3"
+    assert medray("study", "study.yaml", "--dry-run").returncode == 0
+    done = medray("study", "study.yaml", "data.limit=2", "--dry-run")
+    assert done.returncode == 1
+    assert too_small in done.stderr
+    assert "data.evaluation_rows 2 is too small" in medray("study", "study.yaml", "data.evaluation_rows=2", "--dry-run").stderr
+    searched = ("search.space={data.limit: {choice: [2, 30]}}", "search.num_trials=2")
+    assert too_small in medray("study", "study.yaml", *searched, "--dry-run").stderr
+    rows = (tmp_path / "choices.jsonl").read_text().splitlines()
+    (tmp_path / "choices.jsonl").write_text("\n".join([*rows[:6], rows[6][:-9], *rows[7:]]) + "\n")
+    done = medray("study", "study.yaml", "--dry-run")
+    assert done.returncode == 1
+    assert "choices.jsonl:7" in done.stderr
+
+
 def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Command, study: Path, tmp_path: Path) -> None:
     done = medray("study", "study.yaml", "lora.rr=4", "train.epochs=0", "task.metrc=f1")
     assert done.returncode == 1
@@ -295,7 +312,7 @@ def test_an_interrupt_tells_how_to_go_on(medray: Command, study: Path, cluster: 
 @pytest.mark.ray
 def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [Path(sys.executable).with_name("medray"), "study", "study.yaml", "train.epochs=500"]
+    command = [Path(sys.executable).with_name("medray"), "study", "study.yaml", "train.epochs=500", "train.log_every_steps=1"]
     running = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
     )
@@ -310,7 +327,11 @@ def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_pa
     assert "Traceback" not in errors
     (run,) = (tmp_path / "runs" / "tiny").iterdir()
     assert [record.status for record in Run(run).records()] == ["running"]
-    assert (run / "trials" / "tiny-bert-000" / "state").is_dir()
+    trial = run / "trials" / "tiny-bert-000"
+    log = (trial / "log.txt").read_text()
+    step = int(re.findall(r" step (\d+)/", log)[-1])
+    assert f"step-{step:06d}" in max((trial / "state").iterdir()).name  # nothing was trained that is not stored
+    assert "no state within resources.grace_s" not in errors
 
 
 def _hear_interrupts() -> None:

@@ -177,9 +177,19 @@ def test_a_file_that_is_no_mapping_of_settings_says_so(refusal, tmp_path):
 
 
 def test_epochs_and_max_steps_exclude_each_other_and_one_is_needed(load, refusal):
-    assert "train: epochs 2 and max_steps 30: give exactly one of the two" in refusal("train.max_steps=30")
+    both = "train: epochs 2 and max_steps 30: give exactly one of the two"
+    assert both in refusal("train.epochs=2", "train.max_steps=30")
+    assert both in refusal(overlay="train: {epochs: 2, max_steps: 30}")
     assert "train: epochs None and max_steps None: give exactly one of the two" in refusal("train.epochs=null")
-    assert load("train.epochs=null", "train.max_steps=30", "base_models.0.overrides={}").train.max_steps == 30
+
+
+def test_a_later_layer_gives_epochs_where_an_earlier_one_gave_steps_and_the_other_way_round(load):
+    steps = load("train.max_steps=30", "train.warmup_ratio=0.2")
+    assert (steps.train.epochs, steps.train.max_steps) == (None, 30)
+    epochs = load("train.epochs=4", overlay="train: {max_steps: 30, warmup_steps: 3}")
+    assert (epochs.train.epochs, epochs.train.max_steps, epochs.train.warmup_steps) == (4, None, 3)
+    assert load("train.warmup_ratio=0.2", overlay="train: {warmup_steps: 3}").train.warmup_steps is None
+    assert steps.trial(steps.base_models[0], {"train.epochs": 9}).train.max_steps is None
 
 
 def test_the_rules_of_a_split_name_both_settings(refusal):

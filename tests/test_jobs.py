@@ -1,10 +1,17 @@
 """What stands beside a job is first on its import path: a file named like a package would break every import of it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
 
 from medray import config as configs
+from medray.errors import ConfigError
+from medray.tuning import preflight
 
 ROOT = Path(__file__).parent.parent
 JOBS = ROOT / "jobs"
@@ -27,8 +34,85 @@ def test_the_check_above_would_notice_such_a_file() -> None:
     assert "bench_train" not in found.stdout
 
 
+STUDIES = sorted(path.stem for path in (JOBS / "studies").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (JOBS / "studies" / "presets").glob("*.yaml"))
+# Of base models that come from the Hub, tiny ones of the same architecture.
+FAMILIES = {"roberta": "roberta", "distilbert": "distilbert", "bert": "bert", "opt": "opt", "mistral": "mistral", "llama": "llama"}
+FAMILIES |= {"smollm": "llama", "phi-2": "phi", "phi-4": "phi3"}
+
+
+def rows(folder: Path, kind: str) -> Path:
+    """A small file or folder in the layout of a format, with as many labels as the public one has."""
+    if kind == "raw_abstracts":
+        return JOBS / "samples" / "abstracts"
+    path = folder / kind
+    if kind == "symptom_table":
+        lines = [f"disease {number % 41},sign {number % 41}, mark {number}" for number in range(41 * 8)]
+        path.write_text("\n".join(["Disease,Symptom_1,Symptom_2", *lines]) + "\n")
+    elif kind == "delimited":
+        lines = [f"{number},{tiny.WORDS[number % 37]} {tiny.WORDS[number % 31]} {number},condition {number % 5}" for number in range(100)]
+        path.write_text("\n".join(["id,abstract,condition", *lines]) + "\n")
+    elif kind == "pubmedqa":
+        held = {
+            str(number): {
+                "QUESTION": f"Does {tiny.WORDS[number % 37]} help in {number} of {tiny.WORDS[number % 31]}?",
+                "CONTEXTS": [f"{tiny.WORDS[number % 29]} {number}"],
+                "LONG_ANSWER": f"It may {number}.",
+                "final_decision": ("yes", "no", "maybe")[number % 3],
+            }
+            for number in range(60)
+        }
+        path.write_text(json.dumps(held))
+    else:
+        assert kind == "instructions", kind
+        return tiny.instructions(folder)
+    return path
+
+
+def shipped(folder: Path, study: str, *presets: str, settings: tuple[str, ...] = ()) -> configs.StudyConfig:
+    """A study as it is shipped, with data and base models that are here."""
+    files = [JOBS / "studies" / f"{study}.yaml", *(JOBS / "studies" / "presets" / f"{preset}.yaml" for preset in presets)]
+    asked: Any = configs.load(files)
+    given = [f"storage_path={folder / 'runs'}", *settings]
+    for number, base in enumerate(asked.base_models):
+        if not base.source.startswith("pkg:"):
+            family = next(family for name, family in FAMILIES.items() if name in base.source.lower())
+            given.append(f"base_models.{number}.source={tiny.base(folder, family)}")
+    if not (ROOT / asked.data.format.path).exists():
+        given.append(f"data.format.path={rows(folder, asked.data.format.name)}")
+    return configs.load(files, given)
+
+
 def test_every_study_that_ships_loads() -> None:
-    shipped = sorted((JOBS / "studies").rglob("*.yaml"))
-    assert shipped
-    for path in shipped:
-        assert configs.load([JOBS / "studies" / "cancer.yaml", path] if "presets" in path.parts else [path]).base_models
+    assert STUDIES
+    assert PRESETS
+    for study in STUDIES:
+        assert configs.load([JOBS / "studies" / f"{study}.yaml"]).base_models
+
+
+@pytest.mark.parametrize("presets", [(), *((preset,) for preset in PRESETS)], ids=" ".join)
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_that_ships_passes_its_dry_run_with_every_preset(
+    study: str, presets: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    asked = shipped(tmp_path, study, *presets)
+    if asked.train.strategy == "deepspeed":
+        pytest.importorskip("deepspeed")
+    preflight.check(asked, with_data=True)
+    if presets:
+        assert asked.train.max_steps is None
+
+
+def test_a_limit_below_the_number_of_diseases_fails_the_dry_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.limit 30 is too small: a train row of every label takes 41"):
+        preflight.check(shipped(tmp_path, "seed_002_opt", settings=("data.limit=30",)), with_data=True)
+
+
+def test_the_studies_use_what_they_are_there_to_show() -> None:
+    found = {study: configs.load([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
+    sharded = {study: (asked.train.zero_stage, asked.resources.num_workers) for study, asked in found.items() if asked.train.zero_stage}
+    assert sharded == {"cancer_zero2": (2, 2), "seed_004_zero3": (3, 2)}
+    assert found["seed_004_zero3"].base_models[0].source == "mistralai/Mistral-7B-v0.3"
+    assert found["seed_002_opt"].train.keep_checkpoints == 3
+    assert (found["seed_000_zero_shot"].task.name, found["seed_000_zero_shot"].data.format.name) == ("choice", "raw_abstracts")

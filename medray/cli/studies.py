@@ -21,7 +21,7 @@ app = typer.Typer()
 def study(
     arguments: Configs,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the resolved configuration and what is wrong with it, train nothing")
+        bool, typer.Option("--dry-run", help="print the resolved configuration, read the data, list what is wrong, train nothing")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run of this study, or extend it")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="with --resume: run the trials that failed once more")] = False,
@@ -38,7 +38,7 @@ def study(
         print("checking the study", flush=True)
     from medray.tuning import preflight
 
-    preflight.check(asked, resume=resume)
+    preflight.check(asked, resume=resume, with_data=dry_run)
     if dry_run:
         return
     from medray.reports.tensorboard import TensorBoard

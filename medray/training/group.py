@@ -34,17 +34,18 @@ def gathered(values: Sequence[Any]) -> list[Any]:
     return [value for part in held for value in part]
 
 
-def summed(tensors: Sequence[Tensor], number: float) -> float:
-    """Add the tensors up over the workers, in place and in one message; the sum of the number comes back."""
+def summed(tensors: Sequence[Tensor], numbers: Sequence[float], device: str) -> list[float]:
+    """Add the tensors up over the workers, in place and in one message; the sums of the numbers come back."""
     if world_size() == 1:
-        return number
-    flat = torch.cat([*(tensor.detach().float().reshape(-1) for tensor in tensors), torch.tensor([number], device=tensors[0].device)])
+        return list(numbers)
+    parts = [*(tensor.detach().float().reshape(-1) for tensor in tensors), torch.tensor(numbers, device=device)]
+    flat = torch.cat(parts)
     dist.all_reduce(flat)
     start = 0
     for tensor in tensors:
         tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
         start += tensor.numel()
-    return float(flat[-1])
+    return [float(number) for number in flat[start:]]
 
 
 def share(items: Sequence[Any]) -> Sequence[Any]:

@@ -47,6 +47,10 @@ class EpochReport:
         return asdict(self)
 
 
+class Interrupted(Exception):
+    """The state is stored after the step that was under way; the trial goes on from it in another process."""
+
+
 @dataclass
 class Loop:
     model: Any  # transformers' or PEFT's
@@ -63,6 +67,7 @@ class Loop:
     report: Callable[[Slot, EpochReport], None]
     store_state: Callable[[], None]
     on_step: Callable[[Slot, float], None] = lambda slot, loss: None
+    is_interrupted: Callable[[], bool] = lambda: False  # looked at on every worker; one that says so is enough
     padding_side: Side = "right"
     rank: int = 0
     world_size: int = 1
@@ -76,17 +81,20 @@ class Loop:
         self._plans: dict[tuple[int, int, int], list[Step]] = {}
 
     def run(self) -> None:
-        """Advance every slot by one step in turn, until all are done."""
-        while live := [slot for slot in self.slots if not slot.done]:
+        """Advance every slot by one step or evaluation in turn, until all are done."""
+        while live := [slot for slot in self.slots if not slot.done or self._lacks_evaluation(slot)]:
             for slot in live:
                 if len(self.slots) > 1:
                     self.model.set_adapter(slot.adapter)
-                self._advance(slot)
+                if self._lacks_evaluation(slot):
+                    self._evaluate(slot)
+                else:
+                    self._advance(slot)
 
     def _advance(self, slot: Slot) -> None:
         epoch, at = slot.cursor
         start = time.perf_counter()
-        loss, step = self._take_step(slot)
+        loss, step, is_interrupted = self._take_step(slot)
         slot.seconds += time.perf_counter() - start
         slot.loss_sum += loss * step.weight
         slot.weight_sum += step.weight
@@ -98,18 +106,25 @@ class Loop:
         slot.cursor = (epoch + 1, 0) if epoch_ends else (epoch, at + 1)
         if slot.step % self.train.log_every_steps == 0:
             log.info("epoch %d step %d/%d loss %.4f rate %.2e", epoch + 1, slot.step, slot.num_steps, loss, slot.schedule.get_last_lr()[0])
-        every = self.train.evaluate_every_steps
-        due = slot.step % every == 0 if every else epoch_ends
-        if due or slot.step == slot.num_steps:
-            self._evaluate(slot, epoch + 1)
-        elif self.train.state_every_steps and slot.step % self.train.state_every_steps == 0:
-            self.store_state()
+        every = self.train.state_every_steps
+        if self._lacks_evaluation(slot) or is_interrupted or (every and slot.step % every == 0):
+            self.store_state()  # before an evaluation too, which may take longer than what it evaluates
+        if is_interrupted:
+            raise Interrupted(f"interrupted after step {slot.step} of {slot.num_steps}")
 
-    def _evaluate(self, slot: Slot, epoch: int) -> None:
+    def _lacks_evaluation(self, slot: Slot) -> bool:
+        """Whether an evaluation is due after the step taken last, and was not made."""
+        every = self.train.evaluate_every_steps
+        is_due = slot.step % every == 0 if every else slot.cursor[1] == 0
+        is_made = bool(slot.history) and slot.history[-1]["step"] == slot.step
+        return slot.step > 0 and (is_due or slot.step == slot.num_steps) and not is_made
+
+    def _evaluate(self, slot: Slot) -> None:
         metrics = self.evaluate(slot)
         is_best = slot.stopper.update(metrics[slot.stopper.metric], slot.step)
         speed = slot.num_tokens / max(slot.seconds, 1e-9)
         at_epoch, at_step = slot.cursor
+        epoch = at_epoch + bool(at_step)
         report = EpochReport(
             adapter=slot.adapter,
             epoch=epoch,
@@ -143,7 +158,8 @@ class Loop:
             )
         return self._plans[key]
 
-    def _take_step(self, slot: Slot) -> tuple[float, Step]:
+    def _take_step(self, slot: Slot) -> tuple[float, Step, bool]:
+        """Its loss, what it held, and whether a worker was interrupted meanwhile: all workers learn so in the same step."""
         while True:
             step = self._plan(slot)[slot.cursor[1]]
             batches = step.ranks[self.rank]
@@ -157,13 +173,13 @@ class Loop:
                 self.strategy.abandon(slot)
                 self._halve_budget(batches, err)
                 continue
-            loss = self.strategy.reduce(slot, loss)
+            loss, num_interrupted = self.strategy.reduce(slot, (loss, float(self.is_interrupted())))
             if not math.isfinite(loss):
                 raise TrialError(
                     f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): lower train.learning_rate, or model.precision: fp32"
                 )
             self.strategy.step(slot)
-            return loss, step
+            return loss, step, num_interrupted > 0
 
     def _accumulate(self, slot: Slot, step: Step, batches: Sequence[MicroBatch]) -> float:
         """The step's loss; its gradients are left on the parameters, already divided by the step's weight."""

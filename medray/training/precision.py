@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16", "fp16"]
 Asked = Literal["auto", "fp32", "bf16", "fp16"]
 _PATIENCE_S = 600  # for another trial that times
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
+_MOST_S = 30.0  # of timing that is not clear
+_CLOSE = 1.1  # where bf16 is not faster by as much, trials are in fp32
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,29 +38,55 @@ def choose(
     device: str,
     key: tuple[str, ...],
     folder: Path,
+    study: tuple[Path, tuple[str, ...]],
 ) -> PrecisionRecord:
-    """For `auto`, two steps in fp32 and two in bf16 on a real micro-batch; the faster second step wins.
+    """For `auto`, the faster of fp32 and bf16 on a real micro-batch.
 
-    The result is kept in the folder, by `key` (what computes, in which versions), shape, threads and processor: it is timed once.
+    The result is kept twice: for the trials of a study by its folder and what names a base model in it, so that they share their arithmetic
+    whatever their shapes, threads and nodes; and for later studies in `folder`, by `key` (what computes, in which versions), shape, threads and
+    processor.
     """
     if asked != "auto":
         return PrecisionRecord(used=asked, asked=asked)
-    names = [*key, *map(str, shape), str(torch.get_num_threads()), device, processor(device)]
+    names = (*key, *map(str, shape), str(torch.get_num_threads()), device, processor(device))
+    return _once(*study, lambda: _once(folder, names, lambda: _timed(asked, forward, shape, device)))
+
+
+def _once(folder: Path, names: tuple[str, ...], make: Callable[[], PrecisionRecord]) -> PrecisionRecord:
     path = folder / f"precision-{storage.hash_text(names)[:32]}.json"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"), timeout=_PATIENCE_S)
     with storage.room_for(folder), suppress(Timeout), lock:  # trials that start together would slow each other's timing
         if path.exists():
             return PrecisionRecord.model_validate_json(path.read_bytes())
-        record = _timed(asked, forward, shape, device)
+        record = make()
         storage.write(path, record.model_dump_json().encode())
         return record
-    return _timed(asked, forward, shape, device)  # whoever holds the lock does not come to an end
+    return make()  # whoever holds the lock does not come to an end
 
 
 def _timed(asked: Asked, forward: Callable[[], Tensor], shape: tuple[int, int], device: str) -> PrecisionRecord:
-    seconds = {precision: _second_step(forward, precision, device) for precision in ("fp32", "bf16")}
-    used: Precision = "bf16" if seconds["bf16"] < seconds["fp32"] else "fp32"
+    """Steps of both in turn, until every one of the one was faster than every one of the other; a first step of each does not count."""
+    seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
+    start = time.perf_counter()
+    for number in range(1 + _MOST_ROUNDS):
+        for precision, steps in seconds.items():
+            taken = _step(forward, precision, device)
+            if number:
+                steps.append(taken)
+        if number and time.perf_counter() - start > _MOST_S:
+            break
+        if number >= _LEAST_ROUNDS and _is_clear(seconds["fp32"], seconds["bf16"]):
+            break
+    return _record(asked, {precision: min(steps) for precision, steps in seconds.items()}, shape)
+
+
+def _is_clear(first: list[float], second: list[float]) -> bool:
+    return max(first) < min(second) or max(second) < min(first)
+
+
+def _record(asked: Asked, seconds: dict[Precision, float], shape: tuple[int, int]) -> PrecisionRecord:
+    used: Precision = "bf16" if seconds["bf16"] * _CLOSE < seconds["fp32"] else "fp32"
     log.info("precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s", seconds["fp32"], seconds["bf16"], *shape, used)
     rounded = {name: round(value, 4) for name, value in seconds.items()}
     return PrecisionRecord(used=used, asked=asked, seconds=rounded, shape=shape)
@@ -72,17 +101,15 @@ def processor(device: str) -> str:
     return "\n".join(sorted(model)) or f"{platform.machine()} {platform.processor()}"
 
 
-def _second_step(forward: Callable[[], Tensor], precision: Precision, device: str) -> float:
-    seconds = 0.0
-    for _ in range(2):
-        _wait(device)
-        start = time.perf_counter()
-        with arithmetic(precision, device):
-            loss = forward()
-        loss.backward()
-        _wait(device)
-        seconds = time.perf_counter() - start
-    return seconds
+def _step(forward: Callable[[], Tensor], precision: Precision, device: str) -> float:
+    """Its seconds."""
+    _wait(device)
+    start = time.perf_counter()
+    with arithmetic(precision, device):
+        loss = forward()
+    loss.backward()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _wait(device: str) -> None:

@@ -31,6 +31,7 @@ from medray.training.material import Material
 from medray.training.plan import MicroBatch
 from medray.training.slot import Slot, Stopper, open_slot
 from medray.training.status import StatusFile
+from medray.training.stop import StopFile
 from medray.training.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
@@ -75,11 +76,21 @@ class Trial:
         if config.train.zero_stage != 3:  # a model that is sharded need not fit on one device
             self.built.model.to(self.device)
         self.slot = self._open_slot()
+        self.stop = StopFile(folder) if group.rank() == 0 else None
         self.evaluated: Evaluated | None = None
         self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
 
     def run(self, *, resume: bool = False) -> TrialResult:
-        """Train to the end, from the last stored state where asked and there is one."""
+        """Train to the end, from the last stored state where asked and there is one; `Interrupted` where the study requests it."""
+        if self.stop is None:
+            return self._run(resume)
+        self.stop.open()
+        try:
+            return self._run(resume)
+        finally:
+            self.stop.close()
+
+    def _run(self, resume: bool) -> TrialResult:
         self.loop = self._loop()
         state: Path | None = group.shared(self._latest("state"))
         if resume and state:
@@ -125,6 +136,7 @@ class Trial:
             report=self._report,
             store_state=self._store_state,
             on_step=self._show_step,
+            is_interrupted=self.stop.is_requested if self.stop else lambda: False,
             padding_side=self.built.family.padding_side_train,
             rank=group.rank(),
             world_size=group.world_size(),
@@ -165,6 +177,7 @@ class Trial:
                 ),
             ),
             folder=self.material.path.parent,
+            study=(self.folder.parent, (self.material.base.weight_hash, self.config.model.quantization, self.device)),
         )
         self.loop.strategy.abandon(self.slot)
 
@@ -182,6 +195,8 @@ class Trial:
 
     def _evaluate(self, slot: Slot) -> dict[str, float]:
         self.status.stage("evaluating")
+        if self.stop:  # the state is stored, and a report waits for a study that may have stopped listening
+            self.stop.close()
         examples = self.material.validation
         embeddings: list[Floats] = []
         predictions = self._predictions(examples, embeddings)
@@ -257,7 +272,9 @@ class Trial:
         state = self.loop.strategy.state()
         if group.rank() > 0:
             return
-        target = self.folder / "state" / f"step-{self.slot.step:06d}"
+        # The one from before the evaluation of a step stays until that after it is whole, and is in front of it by name.
+        is_evaluated = bool(self.slot.history) and self.slot.history[-1]["step"] == self.slot.step
+        target = self.folder / "state" / f"step-{self.slot.step:06d}{'-evaluated' if is_evaluated else ''}"
         shutil.rmtree(target, ignore_errors=True)
         with storage.room_for(self.folder), storage.new_folder(target) as folder:
             with (folder / STATE).open("wb") as file:  # not by its path: torch would hide why a write failed
@@ -267,6 +284,8 @@ class Trial:
             if old != target:
                 shutil.rmtree(old)
         self._forget_checkpoints()
+        if is_evaluated and self.stop:
+            self.stop.open()
 
     def _forget_checkpoints(self) -> None:
         """Only once the state is stored: a process that goes on from an older one may need what was the best then."""

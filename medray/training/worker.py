@@ -1,6 +1,7 @@
 """One trial in the process that computes it: opened from an assignment, told to a callable, or trained as a worker of Ray Train."""
 
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from medray.errors import MedrayError
 from medray.schema import validate
 from medray.training import group
 from medray.training.assignment import VALIDATION, Assignment, failure
-from medray.training.loop import EpochReport
+from medray.training.loop import EpochReport, Interrupted
 from medray.training.material import open_material
 from medray.training.trial import Trial
 
@@ -27,7 +28,11 @@ def run(assignment: Assignment, tell: Callable[[dict[str, Any]], None], *, node:
     with _log_file(folder):
         log.info("%d worker(s) on %s", group.world_size(), ", ".join(group.gathered([node])))
         trial = Trial(config, open_material(Path(assignment.material)), folder, lambda report: tell(row(report, trial)))
-        trial.run(resume=True)
+        try:
+            trial.run(resume=True)
+        except Interrupted as err:
+            log.info("%s; its state is stored", err)
+            threading.Event().wait()  # for the end of the process: whoever interrupted it is about to end Ray, which would try again
 
 
 def row(report: EpochReport, trial: Trial) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from medray import plugins, redaction, storage
 from medray.addresses import has_reference, resolved
-from medray.config import BaseModelConfig, StudyConfig
+from medray.config import BaseModelConfig, StudyConfig, TrialConfig
 from medray.data import base as formats
+from medray.data import dataset as datasets
 from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.models import quantization, sources
 from medray.models.build import check_targets
@@ -21,8 +22,8 @@ from medray.tuning.runs import latest, study_dir
 log = logging.getLogger(__name__)
 
 
-def check(study: StudyConfig, *, resume: bool = False) -> None:
-    """Raise one ConfigError that lists every mistake found."""
+def check(study: StudyConfig, *, resume: bool = False, with_data: bool = False) -> None:
+    """Raise one ConfigError that lists every mistake found; `with_data` reads the rows too, as a study does when it starts."""
     found = [*formats.check(study.data.format), *_storage(study), *_references(study)]
     try:
         tasks.task_options(study.task).samples()
@@ -35,7 +36,7 @@ def check(study: StudyConfig, *, resume: bool = False) -> None:
     for base in study.base_models:
         found += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
     if not found:  # sizes are known of a study that is right
-        found = _disk(study, resume)
+        found = [*_disk(study, resume), *(_data(study) if with_data else [])]
     if found:
         listed = "\n".join(f"  {sentence}" for sentence in found)
         raise ConfigError(f"study {study.name}, {len(found)} mistake{'s' if len(found) > 1 else ''}:\n{listed}")
@@ -63,6 +64,34 @@ def _references(study: StudyConfig) -> list[str]:
         except ConfigError as err:
             found.append(f"mlflow.tracking_uri: {err}")
     return found
+
+
+def _data(study: StudyConfig) -> list[str]:
+    """What is wrong with the rows: what a reader refuses, limits that are too small for the labels, labels that do not fit the task."""
+    found = []
+    for trial in _trials(study):
+        try:
+            dataset = datasets.load(trial.data, tasks.task_options(trial.task).bring)
+            tasks.fit(trial.task, dataset.label_sets(), dataset.train)
+        except MedrayError as err:
+            found.append(str(err))
+    return list(dict.fromkeys(found))
+
+
+def _trials(study: StudyConfig) -> list[TrialConfig]:
+    """One per data and task that trials of the study have, with every fold that is pooled."""
+    trials = []
+    for base in study.base_models:
+        axes = [(path, axis) for path, axis in study.space(base).items() if path.startswith(("data.", "task."))]
+        trials += [study.trial(base), *(study.trial(base, {path: value}) for path, axis in axes for value in axis.extremes)]
+    if study.data.split.is_pooled:
+        trials = [_of_fold(trial, fold) for trial in trials for fold in range(study.data.split.folds)]
+    return list({f"{trial.data.model_dump_json()}{trial.task.model_dump_json()}": trial for trial in trials}.values())
+
+
+def _of_fold(trial: TrialConfig, fold: int) -> TrialConfig:
+    split = trial.data.split.model_copy(update={"fold": fold})
+    return trial.model_copy(update={"data": trial.data.model_copy(update={"split": split})})
 
 
 def _storage(study: StudyConfig) -> list[str]:

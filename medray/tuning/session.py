@@ -12,6 +12,7 @@ from medray import storage
 from medray.config import StudyConfig, TrialConfig, public
 from medray.errors import DiskFullError, MedrayError
 from medray.records import TrialRecord
+from medray.training import stop
 from medray.training.assignment import FAILED, FULL, VALIDATION, Assignment
 from medray.tuning.placement import Placement
 from medray.tuning.repeats import config_of
@@ -22,6 +23,7 @@ Row = dict[str, Any]
 log = logging.getLogger(__name__)
 _LOST = "Ray Tune gave it up without a result or an error"
 _LEAST_LOSSES = 2  # by Tune, without a new evaluation, before a trial is a failed one
+_LOOK_S = 0.1
 
 
 class Watcher(Protocol):
@@ -161,6 +163,22 @@ class Session:
         record = self._keep(record.model_copy(update={"status": status, "error": error, "ended_at": time.time()}))
         self.search.complete(trial, record.settings, failed=error is not None)
         self.watcher.ended(record)
+
+    def interrupt(self) -> None:
+        """Wait until the trials under way have stored their state after the step they are in, or for `resources.grace_s`."""
+        folders = [self.run.trial_dir(trial) for trial in sorted(self.under_way)]
+        for folder in folders:
+            stop.request(folder)
+        grace_s = self.study.resources.grace_s
+        if not any(map(stop.is_pending, folders)):
+            return
+        log.warning("interrupted: each trial ends its step and stores its state, in at most %g s; once more ends it at once", grace_s)
+        deadline = time.monotonic() + grace_s
+        while waiting := [folder.name for folder in folders if stop.is_pending(folder)]:
+            if time.monotonic() > deadline:
+                log.warning("no state within resources.grace_s %g: %s; each goes on from its last one", grace_s, ", ".join(waiting))
+                return
+            time.sleep(_LOOK_S)
 
     def requeue(self, reason: str | None) -> bool:
         """Queue every trial again that was under way when Tune stopped; whether any trial is queued."""

@@ -69,6 +69,9 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
     threading.Thread(target=_tell_waiting, args=(started, least), daemon=True).start()
     try:
         tuner.fit()
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and what the runtime makes of SIGTERM: the trials' processes train on
+        session.interrupt()
+        raise
     except Exception as err:  # Tune knows a process that died, but not one that Ray ended for want of memory: it gives up
         if not _is_out_of_memory(err):
             raise

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import tiny
 import torch
 
 from medray.errors import TrialError
+from medray.training import stop
+from medray.training.loop import Interrupted, Loop
 from medray.training.plan import MicroBatch
+from medray.training.slot import Slot
 from medray.training.trial import Trial
 
 
@@ -117,6 +121,40 @@ def test_a_killed_trial_resumes_to_the_same_bits(
         {key: value for key, value in row.items() if key not in ("seconds", "tokens_per_s")} for row in expected.history
     ]
     assert result.best["step"] == expected.best["step"]
+
+
+@pytest.mark.parametrize("step", [2, 6, 12])  # in the middle of an epoch; where an evaluation is due; the last one
+def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    asked = tiny.study(tmp_path, "train.epochs=2", "train.evaluate_every_steps=3", "train.samples_per_step=7")
+    (tmp_path / "whole").mkdir()
+    whole = tiny.trial(asked, tmp_path / "whole")
+    expected = whole.run()
+    assert whole.slot.num_steps == 12
+
+    trial = tiny.trial(asked, tmp_path)
+    taken: list[int] = []
+    take_step = Loop._take_step
+
+    def taking(self: Loop, slot: Slot) -> Any:
+        taken.append(slot.step + 1)
+        if slot.step + 1 == step:
+            stop.request(trial.folder)  # as the study does it when it gets SIGTERM
+            monkeypatch.setattr(stop, "_EVERY_S", 0.0)
+        return take_step(self, slot)
+
+    monkeypatch.setattr(Loop, "_take_step", taking)
+    with pytest.raises(Interrupted, match=f"after step {step} of 12"):
+        trial.run()
+    assert not stop.is_pending(trial.folder)
+    resumed = tiny.trial(asked, tmp_path)
+    result = resumed.run(resume=True)
+    assert taken == list(range(1, 13))
+    assert same(weights_of(resumed), weights_of(whole))
+    assert [(row["step"], row["train_loss"], row["metrics"]) for row in result.history] == [
+        (row["step"], row["train_loss"], row["metrics"]) for row in expected.history
+    ]
 
 
 def test_the_kill_above_really_hits_the_middle_of_a_step(tmp_path: Path) -> None:

@@ -35,9 +35,14 @@ TWO_WORKERS = {
     "zero 2, nf4": zero(2, "model.quantization=nf4"),
     "zero 3, nf4": zero(3, "model.quantization=nf4"),
     "zero 2, bf16": zero(2, "model.precision=bf16"),
+    "zero 0, fp16": zero(0, "model.precision=fp16"),
+    "zero 2, fp16": zero(2, "model.precision=fp16"),
+    "zero 3, fp16": zero(3, "model.precision=fp16"),
 }
+FP16 = (*SETTINGS, "model.precision=fp16")
+INTERRUPTED = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
 SECOND_LEG = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
-BREADTH = ("zero 0", "zero 1", "zero 2, offloaded")  # what stays in the slow tests: stages 2 and 3 are others' promises too
+BREADTH = ("zero 0", "zero 1", "zero 2, offloaded", "zero 0, fp16")  # what stays in the slow tests: stages 2 and 3 are others' promises too
 
 
 def of(names: Iterable[str]) -> pytest.MarkDecorator:
@@ -51,6 +56,7 @@ class Seen:
         tiny.study(place, *SETTINGS)  # base and rows, made once for all processes
         self.plain = ranks.alone(Job(place / "plain", SETTINGS))
         self.nf4 = ranks.alone(Job(place / "nf4", (*SETTINGS, "model.quantization=nf4")))
+        self.fp16 = ranks.alone(Job(place / "fp16", FP16))
         self.bf16 = ranks.alone(Job(place / "bf16", (*SETTINGS, "model.precision=bf16")))
         choice = (*SETTINGS[:2], SETTINGS[3])
         tiny.choice_study(place, *choice)
@@ -60,6 +66,10 @@ class Seen:
         for name, settings in SECOND_LEG.items():
             shutil.copytree(place / "first", place / f"legs of {name}")
             jobs.append(Job(place / f"legs of {name}", settings, resume=True, stop_after=5))
+        for name, settings in INTERRUPTED.items():
+            asked = [each.replace("state_every_steps: 1, ", "") for each in settings]
+            jobs.append(Job(place / f"interrupted {name}", tuple(asked), interrupt_in=5))
+            jobs.append(Job(place / f"interrupted {name}", tuple(asked), resume=True))
         self.one = dict(
             zip(("zero 2", "zero 3"), ranks.run([Job(place / "one 2", zero(2)), Job(place / "one 3", zero(3))], 1), strict=True)
         )
@@ -68,7 +78,10 @@ class Seen:
         self.sharded_choice = done.pop(0)
         self.two = dict(zip(two, done, strict=False))
         self.legs: dict[str, list[Done]] = {}
-        for name, second in zip(SECOND_LEG, done[len(two) :], strict=True):
+        done = done[len(two) :]
+        legs = done[len(SECOND_LEG) :]
+        self.interrupted = dict(zip(INTERRUPTED, zip(legs[::2], legs[1::2], strict=True), strict=True))
+        for name, second in zip(SECOND_LEG, done, strict=False):
             last = ranks.alone(Job(place / f"legs of {name}", SETTINGS, resume=True))
             self.legs[name] = [first, second, last]
 
@@ -119,6 +132,22 @@ def test_the_arithmetic_is_bf16_where_it_is_asked_for(seen: Seen) -> None:
     assert seen.two["zero 2, bf16"].losses != pytest.approx(seen.plain.losses, abs=1e-4)
 
 
+@of(["zero 0, fp16", "zero 2, fp16", "zero 3, fp16"])
+def test_fp16_under_deepspeed_scales_its_loss_as_plain_torch_does(seen: Seen, name: str) -> None:
+    assert seen.two[name].losses == pytest.approx(seen.fp16.losses, abs=5e-3)
+    assert seen.two[name].losses != pytest.approx(seen.plain.losses, abs=1e-5)
+    assert seen.two[name].scale == seen.fp16.scale
+
+
+@pytest.mark.parametrize("name", list(INTERRUPTED))
+def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_on_every_worker(seen: Seen, name: str) -> None:
+    """Without `state_every_steps`: after step 3 there was an evaluation, and steps 4 and 5 would be lost."""
+    first, second = seen.interrupted[name]
+    assert (len(first.losses), len(second.losses)) == (5, 2)
+    assert [*first.losses, *second.losses] == pytest.approx(seen.plain.losses, abs=1e-5)
+    assert figures(second.history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
+
+
 def test_only_stage_3_takes_weights_apart(seen: Seen) -> None:
     """DeepSpeed keeps what it will soon need again whole."""
     held = {name: done.num_whole for name, done in seen.two.items()}
@@ -150,7 +179,6 @@ def test_a_checkpoint_from_shards_is_whole(seen: Seen, name: str) -> None:
         (["train.strategy=deepspeed"], r"train\.zero_stage None and train\.strategy deepspeed: give the stage, 0, 1, 2 or 3"),
         (["train.zero_stage=2"], r"train\.zero_stage 2, .* and train\.strategy torch: sharding needs train\.strategy deepspeed"),
         ([*zero(0), "train.offload_optimizer=true"], r"train\.offload_optimizer True and train\.zero_stage 0: only stages 1 to 3"),
-        ([*zero(1), "model.precision=fp16"], r"model\.precision fp16 and train\.strategy deepspeed: bf16 or fp32"),
         ([*zero(3), "model.precision=auto"], r"model\.precision auto and train\.zero_stage 3: .*set bf16 or fp32"),
         (
             ["resources.num_workers=[2, 9]"],

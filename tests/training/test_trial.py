@@ -15,7 +15,6 @@ from medray.tasks import base as tasks
 from medray.training import precision, status
 from medray.training.loop import Loop
 from medray.training.material import gather
-from medray.training.plan import Step
 from medray.training.slot import Slot
 
 
@@ -112,8 +111,28 @@ def test_precision_auto_times_both_and_keeps_the_result(tmp_path: Path, caplog: 
     kept = checkpoint.read(result.checkpoint).precision
     assert kept.asked == "auto"
     assert kept.seconds.keys() == {"fp32", "bf16"}
-    assert kept.used == min(kept.seconds, key=kept.seconds.__getitem__)
+    assert (kept.used == "bf16") == (kept.seconds["bf16"] * 1.1 < kept.seconds["fp32"])
     assert "precision auto" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fp32", "bf16", "used", "num_rounds"),
+    [
+        ([9.0, 2.0, 2.1, 2.2], [9.0, 1.0, 1.1, 1.2], "bf16", 3),  # the first of each is not counted
+        ([9.0, 1.0, 1.1, 1.2], [9.0, 2.0, 2.1, 2.2], "fp32", 3),
+        ([9.0, 1.1, 2.0, 2.0, 2.0] + [2.0] * 8, [9.0, 2.2, 0.8, 0.8, 0.8] + [0.8] * 8, "bf16", 12),  # its first timing said fp32
+        ([9.0] + [1.0, 1.05] * 6, [9.0] + [0.95, 1.02] * 6, "fp32", 12),  # too close to tell
+    ],
+)
+def test_precision_auto_is_timed_until_it_is_clear(
+    fp32: list[float], bf16: list[float], used: str, num_rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {"fp32": iter(fp32), "bf16": iter(bf16)}
+    steps: list[str] = []
+    monkeypatch.setattr(precision, "_step", lambda forward, name, device: steps.append(name) or next(taken[name]))
+    found = precision._timed("auto", lambda: pytest.fail("computed"), (1, 1), "cpu")
+    assert (found.used, len(steps)) == (used, 2 * (1 + num_rounds))
+    assert steps[:4] == ["fp32", "bf16"] * 2  # in turn: what slows the machine slows both
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -186,23 +205,33 @@ def test_a_test_row_never_trains(tmp_path: Path) -> None:
         gather(config, data, task, tmp_path / "other")
 
 
-def test_the_arithmetic_of_a_model_is_timed_once_per_processor_and_number_of_threads(
+def test_the_arithmetic_of_a_model_is_timed_once_per_study_and_for_others_per_processor_and_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = []
-    monkeypatch.setattr(precision, "_second_step", lambda forward, used, device: timed.append(used) or {"fp32": 2.0, "bf16": 1.0}[used])
+    seconds = {"fp32": 2.0, "bf16": 1.0}
+    monkeypatch.setattr(precision, "_step", lambda forward, used, device: timed.append(used) or seconds[used])
 
-    def run(*settings: str) -> None:
+    def run(study: str, *settings: str) -> tuple[str, int]:
+        """What a trial of a study computes in, and how many steps were timed for it."""
+        timed.clear()
+        (tmp_path / study).mkdir(exist_ok=True)
         asked = tiny.study(tmp_path, "model.precision=auto", "train.epochs=1", *settings)
-        chosen = tiny.trial(asked, tmp_path).run().precision
-        assert (chosen.used, chosen.asked, chosen.seconds) == ("bf16", "auto", {"fp32": 2.0, "bf16": 1.0})
+        trial = tiny.trial(asked, tmp_path)
+        trial.folder = tmp_path / study / "trial"
+        trial.stop = None
+        return trial.run().precision.used, len(timed)
 
-    for settings in (["lora.r=2"], ["lora.r=4"], ["resources.cpus_per_worker=2"]):
-        run(*settings)
-    assert timed == ["fp32", "bf16"] * 2  # again for another number of threads
+    whole = 2 * (1 + 3)
+    assert run("first") == ("bf16", whole)
+    seconds["fp32"] = 0.5  # what a busy machine would say next
+    for settings in (["lora.r=4"], ["train.samples_per_step=2"], ["resources.cpus_per_worker=2"]):
+        assert run("first", *settings) == ("bf16", 0)  # trials of a study share their arithmetic
+    assert run("second") == ("bf16", 0)  # its first trial is like one that was timed before
+    assert run("third", "resources.cpus_per_worker=2") == ("fp32", whole)
     monkeypatch.setattr(precision, "processor", lambda device: "another machine that sees the same folder")
-    run()
-    assert timed == ["fp32", "bf16"] * 3
+    assert run("first") == ("bf16", 0)
+    assert run("fourth") == ("fp32", whole)
 
 
 def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +240,7 @@ def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp
     seen: list[status.Status | None] = [status.read(tmp_path / "trial")]
     take = Loop._take_step
 
-    def look(loop: Loop, slot: Slot) -> tuple[float, Step]:
+    def look(loop: Loop, slot: Slot) -> Any:
         seen.append(status.read(tmp_path / "trial"))
         return take(loop, slot)
 

@@ -1,5 +1,6 @@
 """How a step is taken. Gradients arrive as sums already divided by the step's global weight."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -25,8 +26,8 @@ class Strategy(Protocol):
 
     def backward(self, loss: Tensor, *, last: bool) -> None: ...
 
-    def reduce(self, slot: Slot, loss: float) -> float:
-        """Add gradients and loss up over the workers, where there are several; the whole step's loss comes back."""
+    def reduce(self, slot: Slot, numbers: Sequence[float]) -> list[float]:
+        """Add gradients and numbers up over the workers, where there are several; the sums of the numbers come back."""
         ...
 
     def step(self, slot: Slot) -> None:

@@ -28,8 +28,6 @@ def check(config: TrialConfig) -> list[str]:
         found.append("train.zero_stage None and train.strategy deepspeed: give the stage, 0, 1, 2 or 3")
     if train.offload_optimizer and not train.zero_stage:
         found.append(f"train.offload_optimizer True and train.zero_stage {train.zero_stage}: only stages 1 to 3 have shards to offload")
-    if config.model.precision == "fp16":
-        found.append("model.precision fp16 and train.strategy deepspeed: bf16 or fp32, which need no loss scaling")
     if train.zero_stage == 3 and config.model.precision == "auto":
         found.append("model.precision auto and train.zero_stage 3: what is sharded is not timed on one worker; set bf16 or fp32")
     return found
@@ -49,6 +47,7 @@ class Strategy:
         self.slots, self.train, self.precision, self.device = slots, train, precision, device
         self.shards_model = train.zero_stage == 3
         self.engine: Any = None
+        self.scaler: torch.amp.GradScaler | None = None
 
     def start(self, model: Any, stored: dict[str, Any] | None) -> Any:
         (slot,) = self.slots
@@ -56,6 +55,7 @@ class Strategy:
             slot.restore(stored["slots"][slot.adapter])  # before the engine copies values into its shards
         deepspeed = _import(self.device)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=slot.optimizer, config=self._settings())
+        self._start_scaler(stored["scaler"] if stored else {})
         self._open_moments(slot, stored["slots"][slot.adapter]["parameters"] if stored else {})
         return self.engine
 
@@ -81,11 +81,40 @@ class Strategy:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * group.world_size(), scale_wrt_gas=False)  # the engine averages over workers; ours are parts of a sum
 
-    def reduce(self, slot: Slot, loss: float) -> float:
-        return group.summed([torch.zeros(1, device=self.device)], loss)
+    def reduce(self, slot: Slot, numbers: Sequence[float]) -> list[float]:
+        return group.summed([], numbers, self.device)
+
+    def _start_scaler(self, stored: dict[str, Any]) -> None:
+        """Scale the loss for fp16 as torch's GradScaler does, whose state it stores.
+
+        DeepSpeed's own of stages 1 to 3 clips before it takes the scale out, and each worker looks at its shard alone (0.19). An engine
+        gets it also where an earlier one of this process had fp16.
+        """
+        if self.train.zero_stage:
+            self.engine.optimizer.torch_autocast_gradscaler = None
+        if self.precision != "fp16":
+            return
+        self.scaler = torch.amp.GradScaler(self.device)
+        if stored:
+            self.scaler.load_state_dict(stored)
+        self.scaler.scale(torch.zeros(1, device=self.device))  # makes its tensors
+        if self.train.zero_stage:
+            self.engine.optimizer.override_loss_scale(self.scaler.get_scale())
+        else:
+            self.engine.torch_autocast_z0_gradscaler = self.scaler
 
     def step(self, slot: Slot) -> None:
         self.engine.step()
+        if self.scaler and self.train.zero_stage:
+            has_overflow = torch.tensor(float(self.engine.optimizer.overflow), device=self.device)  # then it took no step, on any worker
+            torch._amp_update_scale_(
+                *self.scaler._check_scale_growth_tracker("step"),
+                has_overflow,
+                self.scaler.get_growth_factor(),
+                self.scaler.get_backoff_factor(),
+                self.scaler.get_growth_interval(),
+            )
+            self.engine.optimizer.override_loss_scale(self.scaler.get_scale())
         slot.schedule.step()
 
     def abandon(self, slot: Slot) -> None:
@@ -94,7 +123,8 @@ class Strategy:
 
     def state(self) -> dict[str, Any]:
         (slot,) = self.slots
-        return {"slots": {slot.adapter: slot.state(self._parameters(slot))}, "scaler": {}}
+        scaler = self.scaler.state_dict() if self.scaler else {}
+        return {"slots": {slot.adapter: slot.state(self._parameters(slot))}, "scaler": scaler}
 
     def whole(self) -> AbstractContextManager[object]:
         if not self.shards_model:
@@ -142,7 +172,7 @@ class Strategy:
         return list(self.engine.optimizer.fp32_partitioned_groups_flat) if self.train.zero_stage else list(slot.parameters.values())
 
 
-_TYPES = {"bf16": "bfloat16"}
+_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def _import(device: str) -> Any:

@@ -32,7 +32,7 @@ class Strategy:
     repeats_alone = True
 
     def __init__(self, slots: Sequence[Slot], train: TrainConfig, *, precision: str, device: str) -> None:
-        self.slots = slots
+        self.slots, self.device = slots, device
         self.max_grad_norm = train.max_grad_norm
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
 
@@ -47,8 +47,9 @@ class Strategy:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.scaler.scale(loss).backward()
 
-    def reduce(self, slot: Slot, loss: float) -> float:
-        return group.summed([parameter.grad for parameter in slot.parameters.values() if parameter.grad is not None], loss)
+    def reduce(self, slot: Slot, numbers: Sequence[float]) -> list[float]:
+        gradients = [parameter.grad for parameter in slot.parameters.values() if parameter.grad is not None]
+        return group.summed(gradients, numbers, self.device)
 
     def step(self, slot: Slot) -> None:
         self.scaler.unscale_(slot.optimizer)
