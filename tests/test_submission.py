@@ -86,7 +86,7 @@ def test_the_commit_travels_because_the_repository_does_not(tmp_path: Path, monk
 
 
 def test_no_token_of_this_machine_travels_and_a_key_in_the_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = "hf_" + "a" * 34
+    secret = "hf_" + "aB3" * 11 + "a"
     monkeypatch.setenv("HF_TOKEN", secret)
     jobs = Jobs()
     submission.submit(jobs, tiny.study(tmp_path), Parcel(hub_token_file="/run/secrets/hub"), python="python")

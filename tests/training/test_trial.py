@@ -240,7 +240,7 @@ def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp
     seen: list[status.Status | None] = [status.read(tmp_path / "trial")]
     take = Loop._take_step
 
-    def look(loop: Loop, slot: Slot) -> tuple[float, Step, bool]:
+    def look(loop: Loop, slot: Slot) -> tuple[float, object, bool]:
         seen.append(status.read(tmp_path / "trial"))
         return take(loop, slot)
 

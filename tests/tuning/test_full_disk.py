@@ -30,7 +30,7 @@ def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(small:
     with pytest.raises(DiskFullError, match=r"trial: No space left on device; what was written before is whole: .* --resume"):
         trial.run()
     assert len(told) == 2
-    assert sorted(path.name for path in (small / "trial").rglob("*step-*")) == ["step-000005", "step-000005", "step-000010"]
+    assert sorted(path.name for path in (small / "trial").rglob("*step-*")) == ["step-000005", "step-000010", "step-000010"]
     for folder in (small / "trial" / "checkpoints").iterdir():
         checkpoint.verify(folder)
     (small / "filler").unlink()
