@@ -14,7 +14,9 @@ def make_folder(path: Path, setting: str) -> Path:
     `setting` names what a user sets to have another folder.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(path.parents):  # whoever may write to one could put another folder in the place of ours
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
     except OSError as err:

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = logging.StreamHandler(sys.stderr)
     shown.setFormatter(_Redacted("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[shown], force=True)
-    for noisy in ("bitsandbytes", "filelock", "fsspec", "httpx", "transformers"):
+    for noisy in ("bitsandbytes", "botocore", "filelock", "fsspec", "httpx", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -143,6 +143,8 @@ def predict(plan: Plan, counted: Counted, heart: Heartbeat, answers: Answers, *,
     notes = output.notes()
     done: list[list[int]] = [[] for _ in plan.source.shards]
     for note in notes:
+        if note.shard >= len(done):
+            raise ConfigError(f"{asked.output}: holds answers of part {note.shard}, which the input does not have; choose another --output")
         done[note.shard].append(note.number)
     aside = sum(note.set_aside for note in notes)
     progress = Progress(total, heart.say, sum(note.answered + note.set_aside for note in notes))

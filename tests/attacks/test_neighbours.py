@@ -213,6 +213,15 @@ def line(text: str) -> logging.LogRecord:
     return logging.LogRecord("medray.audit", logging.INFO, "", 0, text, None, None)
 
 
+def test_folders_that_are_made_on_the_way_are_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        made = make_folder(tmp_path / "state" / "medray", "audit_log")
+    finally:
+        os.umask(umask)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (made, made.parent)] == [0o700, 0o700]
+
+
 def test_the_audit_log_is_this_users_alone_and_only_grows(handler: audit.AppendHandler) -> None:
     handler.emit(line("one"))
     with handler.path.open("r+b") as file:  # whoever else has it open for writing

@@ -248,6 +248,18 @@ def test_in_one_process_auto_is_the_arithmetic_of_the_training_and_too_many_bad_
     )
 
 
+def test_an_output_with_answers_of_a_part_that_the_input_lacks_is_refused(
+    runs: Path, tmp_path: Path, no_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text("id,text\nr1,fever\n")
+    asked = (runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", "--text-column", "text")
+    assert predict_here(*asked) == 0
+    (tmp_path / "out" / "_summary.json").unlink()
+    (tmp_path / "out" / "_done" / "00099-000000.1.0.0").touch()
+    assert predict_here(*asked, "--resume") == 1
+    assert "out: holds answers of part 99, which the input does not have; choose another --output" in capsys.readouterr().err
+
+
 def test_more_rows_than_a_process_answers_go_to_ray_unread(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single, "MOST_ROWS", 50)
     for num_rows, is_small in ((50, True), (51, False)):
