@@ -19,7 +19,7 @@ import numpy as np
 from medray import answering, card, checkpoint, signatures, storage
 from medray.checkpoint import Manifest
 from medray.engines.transformers import Precision
-from medray.errors import ArtifactError, ConfigError, allowed
+from medray.errors import ArtifactError, ConfigError, UnreachableError, allowed
 from medray.loading import Loaded, in_8_bits, load
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import export_merged
@@ -388,6 +388,8 @@ def _readable(read: Callable[[int], _Read], numbers: list[int]) -> list[_Read]:
     for number in numbers:
         try:
             found.append(read(number))
+        except UnreachableError:  # it may be whole: to leave it out would send a rollback one version too far
+            raise
         except ArtifactError as err:
             log.warning("%s; it is left out", err)
     return found

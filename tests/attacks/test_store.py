@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 
 from medray import checkpoint, repair, storage
 from medray.cli import main
-from medray.errors import ArtifactError, ConfigError, MedrayError
+from medray.errors import ArtifactError, ConfigError, MedrayError, UnreachableError
 from medray.records import CalibrationRecord, Move, TestRecord
 from medray.registry import Registry, Release
 from medray.serving import promotion
@@ -216,6 +216,26 @@ def test_a_rollback_from_a_move_that_cannot_be_read_does_not_go_one_too_far(root
     (root / "releases" / "cancer" / "aliases" / "best" / "3.json").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"aliases/best/3\.json: cannot be read: .*`medray verify --repair`"):
         promotion.rollback(registry, "cancer", "best", None, timeout_s=1)
+
+
+def test_a_rollback_does_not_go_on_while_the_store_does_not_answer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(str(root))
+    for version in (2, 3):
+        registry.publish(tiny.checkpoint(), "cancer")
+        registry.point("cancer", "best", version)
+    read = LocalStore.read
+
+    def unreachable(store: LocalStore, name: str) -> bytes:
+        if name.endswith("aliases/best/2.json"):
+            raise UnreachableError(f"{name}: cannot be read: Input/output error")
+        return read(store, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "read", unreachable)
+        with pytest.raises(UnreachableError, match="Input/output error"):
+            promotion.rollback(registry, "cancer", "best", None, timeout_s=1)
+    assert registry.aliases("cancer")["best"] == 3
+    assert promotion.rollback(registry, "cancer", "best", None, timeout_s=1) == "cancer@2"
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
