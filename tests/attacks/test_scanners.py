@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from medray.data import language
+from medray.redaction import redact
 from medray.serving import guards, identifiers
 from medray.serving.likeness import Known, unlike
 from medray.serving.schemas import ClassifyRequest
@@ -41,6 +42,17 @@ PARTS = {
     "refusals": ("", "i can not safely really "),
     "sorry": ("sorry", " but"),
     "lists": ("", '["a", '),
+    "users": ("://", "://a:"),
+    "users without an end": ("://", "a:"),
+    "hosts": ("://", "x@://"),
+    "queries": ("://", "?"),
+    "parameters": ("://", "?a=%3F&"),
+    "tokens": ("://", "eyJ-"),
+    "keys of services": ("://", "sk-"),
+    "references": ("://", "${env:"),
+    "references that are hidden": ("://", "\x005\x00"),
+    "passwords": ("://", "password "),
+    "private keys": ("://", "-----BEGIN PRIVATE KEY-----"),
 }
 SCANNERS: dict[str, Callable[[str], object]] = {
     "identifiers": identifiers.mask,
@@ -49,6 +61,7 @@ SCANNERS: dict[str, Callable[[str], object]] = {
     "refusals": _safety.is_refusal,
     "words": _overlap.words,
     "lists": _lists.read,
+    "secrets": redact,
 }
 
 

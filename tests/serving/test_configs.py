@@ -140,17 +140,21 @@ def deployed(name: str, storage: Path) -> Iterator[str]:
         end_serve()
 
 
-def questions_are_answered(client: Client) -> None:
+ANSWERED = ("pubmedqa", len(tiny.SIGNS), "medical-assistant")
+
+
+def ask_both(client: Client) -> tuple[str, int, str]:
+    """Who chooses, among how many, and who talks."""
     chosen = client.choose(["tumour in the lung"], model="pubmedqa")
-    assert (chosen.release, len(chosen.predictions[0].ranked)) == ("pubmedqa", len(tiny.SIGNS))
-    assert client.chat([{"role": "user", "content": "fever"}], model="medical-assistant").release == "medical-assistant"
+    said = client.chat([{"role": "user", "content": "fever"}], model="medical-assistant")
+    return chosen.release, len(chosen.predictions[0].ranked), said.release
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_qa_answers_a_choice_and_a_conversation(cluster: Cluster, published: Path) -> None:
     with deployed("qa", published) as url:
-        questions_are_answered(Client(url))
+        assert ask_both(Client(url)) == ANSWERED
 
 
 @pytest.mark.ray
@@ -158,7 +162,7 @@ def test_qa_answers_a_choice_and_a_conversation(cluster: Cluster, published: Pat
 def test_applications_answer_at_a_path_each(cluster: Cluster, published: Path) -> None:
     with deployed("applications", published) as url:
         assert Client(f"{url}/abstracts").classify(["tumour in the lung"]).release == "cancer"
-        questions_are_answered(Client(f"{url}/questions"))
+        assert ask_both(Client(f"{url}/questions")) == ANSWERED
         with pytest.raises(ServingError, match="404"):
             Client(f"{url}/abstracts").classify(["fever"], model="pubmedqa")
 
