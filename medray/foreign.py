@@ -17,7 +17,7 @@ from medray.config import ModelConfig, StudyConfig, TrialConfig, public
 from medray.data import dataset as datasets
 from medray.data.base import Example
 from medray.data.dataset import Dataset
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError, DataError, allowed
 from medray.loading import make_probe
 from medray.models import sources
@@ -123,7 +123,7 @@ def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manife
     if task.head() is not None:
         raise ConfigError(f"{source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
     built = build(sources.resolve(source, config.model.revision), None, config.model, None)
-    engine = Engine(built, precision="fp32", token_budget=config.train.token_budget)
+    engine = TransformersEngine(built, precision="fp32", token_budget=config.train.token_budget)
     predictions = task.predict(engine, dataset.validation)
     metrics = task.score(predictions, dataset.validation)
     manifest = _manifest(built, task, public(config)).model_copy(
@@ -146,7 +146,7 @@ def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manife
 
 def _manifest(built: Built, task: Task, trial: dict[str, Any]) -> Manifest:
     base = built.base
-    engine = Engine(built, precision="fp32", token_budget=1 << 12)
+    engine = TransformersEngine(built, precision="fp32", token_budget=1 << 12)
     return Manifest(
         task=TaskRecord(options=task.options.model_dump(mode="json"), state=task.state()),
         base=BaseRecord(source=base.source, revision=base.revision, weight_hash=base.weight_hash, family=built.family.name, note=base.note),

@@ -16,7 +16,7 @@ from medray.config import TrialConfig
 from medray.data.base import Example
 from medray.data.row_hashes import Hashes
 from medray.engines.base import Engine
-from medray.engines.transformers import Engine as TransformersEngine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import int8, sources
 from medray.models.build import Built, build, merge

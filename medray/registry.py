@@ -118,7 +118,7 @@ class Release:
         wanted = self.record.probe
         if wanted is None:
             return
-        found = _probed(self.reference, self.task(manifest), self.record.calibration, manifest)
+        found = probe_record(self.reference, self.task(manifest), self.record.calibration, manifest)
         if found.labels != wanted.labels:
             raise ArtifactError(
                 f"{self.reference}: has labels {', '.join(found.labels)[:80]}, its record says {', '.join(wanted.labels)[:80]}; publish it again"
@@ -149,7 +149,7 @@ class Release:
         """As it was trained, but for the options that this version has otherwise."""
         trained = restore(manifest.task.options, manifest.task.state)
         for option in self.record.task_options:
-            _check_changeable(self.reference, trained, option)
+            check_changeable(self.reference, trained, option)
         return restore({**manifest.task.options, **self.record.task_options}, manifest.task.state) if self.record.task_options else trained
 
     def serves_merged(self) -> bool:
@@ -161,7 +161,7 @@ class Release:
         """A folder in the Hub's layout with a model card: the adapter with its tokenizer, or the merged model."""
         folder = self.folder()
         manifest = checkpoint.verify(folder)
-        _check_new(target)
+        check_new(target)
         if merged:
             self._check_merge()
         elif manifest.is_untuned:
@@ -178,7 +178,7 @@ class Release:
         """A storage path with this release alone: record, signatures, checkpoint, and the aliases that point at it."""
         folder, registry = self.folder(), self.registry
         checkpoint.verify(folder)
-        _check_new(target)
+        check_new(target)
         below = f"releases/{self.record.name}"
         with storage.new_folder(target) as filling:
             store = open_store(str(filling))
@@ -227,7 +227,7 @@ class Registry:
         manifest = checkpoint.verify(folder)
         content_id = checkpoint.content_id(folder)
         task = restore({**manifest.task.options, **task_options}, manifest.task.state)
-        probe = _probed(str(place), task, calibration, manifest)
+        probe = probe_record(str(place), task, calibration, manifest)
         self.store.put_folder(f"checkpoints/{content_id}", folder)
         while True:
             version = _next(self.versions(name), f"{self.store.uri}/releases/{name}")
@@ -258,7 +258,7 @@ class Registry:
         task = held.task(manifest)
         options = task.options
         for option in changes:
-            _check_changeable(held.reference, task, option)
+            check_changeable(held.reference, task, option)
         kept = {**held.record.task_options, **changes}
         validate(type(options), {**manifest.task.options, **kept}, where=held.reference)
         return self.publish(
@@ -395,7 +395,7 @@ def _readable(read: Callable[[int], _Read], numbers: list[int]) -> list[_Read]:
     return found
 
 
-def _check_new(target: Path) -> None:
+def check_new(target: Path) -> None:
     if target.exists():
         raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
 
@@ -407,14 +407,14 @@ def _next(numbers: list[int], where: str) -> int:
     return number
 
 
-def _probed(where: str, task: Task, calibration: CalibrationRecord, manifest: Manifest) -> ProbeRecord:
+def probe_record(where: str, task: Task, calibration: CalibrationRecord, manifest: Manifest) -> ProbeRecord:
     try:
         return answering.probed(task, calibration, manifest.probe.outputs)
     except ValueError as err:
         raise ArtifactError(f"{where}: its probe does not fit its labels ({err}); publish another checkpoint") from None
 
 
-def _check_changeable(where: str, task: Task, option: str) -> None:
+def check_changeable(where: str, task: Task, option: str) -> None:
     changeable = task_options(task.options).CHANGEABLE
     if option not in changeable:
         raise ConfigError(f"{where}: task {task.options.name!r} trains with its {option!r}; {allowed(option, changeable)}")

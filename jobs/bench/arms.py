@@ -18,7 +18,7 @@ from medray import config as configs
 from medray.config import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.loading import load
 from medray.models import sources
 from medray.models.build import Built, build
@@ -125,7 +125,7 @@ def run(arm: Arm, args: argparse.Namespace, seed: int, folder: str) -> Run:
     return found
 
 
-def judge(engine: Engine, material: Material, dataset: Dataset, folder: str) -> float:
+def judge(engine: TransformersEngine, material: Material, dataset: Dataset, folder: str) -> float:
     predictions = material.task.predict(engine, dataset.unlabelled_test())
     opened = dataset.open_test(Path(folder) / f"test_log-{os.getpid()}", "bench")  # each arm is judged once
     return material.task.score(predictions, opened.examples).values["f1_binary"]
@@ -187,7 +187,7 @@ def tutorial(
     train_s = time.perf_counter() - start
     real = sum(map(sum, encoded["attention_mask"])) * train.epochs
     used = "bf16" if bf16 else "fp32"
-    engine = Engine(built, precision=used, token_budget=train.token_budget, device=built.model.device.type)
+    engine = TransformersEngine(built, precision=used, token_budget=train.token_budget, device=built.model.device.type)
     return Run(load_s, train_s, done.global_step, real, judge(engine, material, dataset, folder), used, num_parameters)
 
 

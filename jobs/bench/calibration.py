@@ -56,7 +56,7 @@ def _gains(truth: np.ndarray, probabilities: np.ndarray, num_rows: int, seed: in
     temperature = calibration.fit_temperature(probabilities[validation], one_hot[validation], multi_label=False)
     loss = partial(calibration.log_loss, truth=one_hot[aside], multi_label=False)
     scaled = calibration.rescale(probabilities[aside], temperature, multi_label=False)
-    limits = thresholds.fit(truth[validation], probabilities[validation])
+    limits = thresholds.fit_thresholds(truth[validation], probabilities[validation])
     own = _f1(truth[aside], probabilities[aside].argmax(axis=1))
     decided = own if limits is None else _f1(truth[aside], thresholds.decide(probabilities[aside], np.array(limits)))
     return loss(probabilities[aside]) - loss(scaled), decided - own

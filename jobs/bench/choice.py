@@ -19,7 +19,7 @@ from medray import config as configs
 from medray.config import LoraConfig, ModelOptions
 from medray.data.base import Example, read
 from medray.engines import _scoring
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.models import sources
 from medray.models.build import build
 from medray.tasks import choice
@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     examples = _examples(args.data)
     built = build(sources.resolve(args.base), None, ModelOptions(), LoraConfig())
-    engine = Engine(built, precision=args.precision, token_budget=4096)
+    engine = TransformersEngine(built, precision=args.precision, token_budget=4096)
     options = {"name": "choice", "prompt": "Given these symptoms: {text}\n\nThe disease is:"}
     score, generate = (choice.Task.fit(choice.Options(**options, decoding=way), examples) for way in ("score", "generate"))
     rows = [example for example, _ in zip(itertools.cycle(examples), range(args.rows), strict=False)]

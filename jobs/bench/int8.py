@@ -18,7 +18,7 @@ import torch
 
 from medray import config, loading
 from medray.data import dataset as datasets
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.models import half, int8
 from medray.models.batch import collate
 from medray.models.build import Built, merge
@@ -85,7 +85,7 @@ def outputs(built: Built, arm: str, batches: Sequence[Sequence[Sequence[int]]], 
     """What the arm says to all batches, one after another, and the CPU seconds it took."""
     context = int8.quantised(built) if arm == "int8" else half.cast_within(built, "bf16") if arm == "bf16" else nullcontext()
     with context:
-        engine = Engine(built, precision="fp32" if arm == "onnx int8" else arm, token_budget=1 << 20)  # type: ignore[arg-type]
+        engine = TransformersEngine(built, precision="fp32" if arm == "onnx int8" else arm, token_budget=1 << 20)  # type: ignore[arg-type]
         answer = (lambda rows: runtime(collate(rows, built.tokenizer.pad_token_id))) if arm == "onnx int8" else engine.logits
         answer(batches[-1])  # what is done once is not counted
         start = time.process_time()

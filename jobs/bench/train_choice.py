@@ -20,7 +20,7 @@ from medray import config as configs
 from medray.config import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.models.build import build
 from medray.tasks import base as tasks
 from medray.training.material import Material, gather
@@ -131,11 +131,11 @@ def tutorial(config: TrialConfig, material: Material, dataset: Dataset, folder: 
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    engine = Engine(built, precision="fp32", token_budget=train.token_budget, device=str(built.model.device.type))
+    engine = TransformersEngine(built, precision="fp32", token_budget=train.token_budget, device=str(built.model.device.type))
     return Arm(seconds, int(rows.lengths.sum()) * (train.epochs or 1), _f1(engine, material, dataset, folder))
 
 
-def _f1(engine: Engine, material: Material, dataset: Dataset, folder: str) -> float:
+def _f1(engine: TransformersEngine, material: Material, dataset: Dataset, folder: str) -> float:
     predictions = material.task.predict(engine, dataset.unlabelled_test())
     opened = dataset.open_test(Path(folder) / f"test_log-{id(engine)}", "bench")  # each arm is judged once
     return material.task.score(predictions, opened.examples).values["f1_macro"]

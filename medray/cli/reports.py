@@ -37,7 +37,7 @@ def report(
     made = page.compose(gather(run))
     print(page.write(made, out or run.folder / page.REPORT))
     if plots is not None:
-        for path in drawn.write(made, plots):
+        for path in drawn.write_images(made, plots):
             print(path)
         if reason := drawn.no_png():
             log.warning("%s", reason)

@@ -28,7 +28,7 @@ _LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
 Precision = Literal["fp32", "bf16", "fp16", "int8"]  # int8: of a model whose layers were quantised, the rest of it in fp32
 
 
-class Engine:
+class TransformersEngine:
     def __init__(
         self,
         built: Built,

@@ -37,7 +37,7 @@ from medray.engines._text import Text
 from medray.errors import ArtifactError, ConfigError, DataError, ServingError
 from medray.generation import Chunk, Sampling, TokenLogprob
 
-__all__ = ["HEAD_SIZES", "RANKS", "Core", "Engine", "Precision", "Settings", "fast_precision", "head_size", "is_installed", "window_of"]
+__all__ = ["HEAD_SIZES", "RANKS", "Core", "Precision", "Settings", "VllmEngine", "fast_precision", "head_size", "is_installed", "window_of"]
 _TYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _START_S, _SCORE_S, _END_S = 900.0, 300.0, 10.0
 Found = TypeVar("Found")
@@ -86,7 +86,7 @@ class Core:
         return request
 
 
-class Engine:
+class VllmEngine:
     """One release on a core: its adapter, or without one the core's own weights."""
 
     def __init__(self, core: Core, tokenizer: Any, name: str = "", adapter: Path | None = None) -> None:

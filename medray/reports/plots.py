@@ -13,7 +13,7 @@ _FONTS = "PNG needs a font: this machine has none, such as fonts-dejavu-core of 
 _WORD = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><text y="15">{}</text></svg>'
 
 
-def write(report: Report, folder: Path) -> list[Path]:
+def write_images(report: Report, folder: Path) -> list[Path]:
     written = []
     is_drawn = no_png() == ""
     for chart in report.charts():

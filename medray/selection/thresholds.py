@@ -23,7 +23,7 @@ def decide(probabilities: Floats, thresholds: Floats) -> Ints:
     return chosen
 
 
-def fit(truth: Ints, probabilities: Floats) -> tuple[float, ...] | None:
+def fit_thresholds(truth: Ints, probabilities: Floats) -> tuple[float, ...] | None:
     """None where the rows cannot tell that those left out of a fit gain by it: then it is the most probable class."""
     num_labels = probabilities.shape[1]
     own = probabilities.argmax(axis=1)

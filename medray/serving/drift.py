@@ -1,6 +1,6 @@
 """What a release said of its validation rows, as shares: what the answers of today are compared with."""
 
-from collections import Counter
+import collections
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ def shares(predictions: "Sequence[Prediction]") -> Shares:
     sure = [row.confidence for row in predictions if row.confidence is not None]
     if not sure:
         return Shares({}, {})
-    counts = Counter(named(row.labels) for row in predictions)
+    counts = collections.Counter(named(row.labels) for row in predictions)
     return Shares(
         {label: count / len(predictions) for label, count in counts.items()},
         {f"{bound:g}": sum(one <= bound for one in sure) / len(sure) for bound in BOUNDS},

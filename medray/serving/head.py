@@ -12,7 +12,7 @@ import numpy as np
 from medray import checkpoint
 from medray.answering import calibrated
 from medray.data.base import Example
-from medray.engines.transformers import Engine, Precision
+from medray.engines.transformers import Precision, TransformersEngine
 from medray.errors import MedrayError, ServingError
 from medray.loading import answers, check_int8, prove, read_cloud
 from medray.models import half, int8
@@ -88,10 +88,10 @@ class _Opening:
     def casts(self) -> bool:
         return self.release.serves_merged()  # 4-bit layers follow autocast themselves
 
-    def engine(self, precision: Precision) -> Engine:
-        return Engine(self.built, precision=precision, token_budget=self.options.token_budget, device=self.device)
+    def engine(self, precision: Precision) -> TransformersEngine:
+        return TransformersEngine(self.built, precision=precision, token_budget=self.options.token_budget, device=self.device)
 
-    def timed(self, measure: Callable[[Engine], Found]) -> dict[Precision, Found]:
+    def timed(self, measure: Callable[[TransformersEngine], Found]) -> dict[Precision, Found]:
         asked = self.options.precision
         tried: list[Precision] = ["fp32", "bf16"] if asked == "auto" else [asked]
         if asked == "auto" and self.has_int8:
@@ -111,7 +111,7 @@ class _Opening:
         record = self.release.record
         return record.int8.calibration if record.int8 and precision == "int8" else record.calibration
 
-    def settled(self, precision: Precision) -> tuple[Engine, Streams]:
+    def settled(self, precision: Precision) -> tuple[TransformersEngine, Streams]:
         if precision == "int8":
             int8.quantise(self.built)
         elif self.casts:
@@ -197,6 +197,6 @@ def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, Ta
     if not release.serves_merged():
         return loaded.built, loaded.task
     built = replace(loaded.built, model=merge(loaded.built).eval())
-    merged = Engine(built, precision="fp32", token_budget=options.token_budget, device=device)
+    merged = TransformersEngine(built, precision="fp32", token_budget=options.token_budget, device=device)
     prove(release.folder(), loaded.manifest.probe, answers(loaded.task, merged))
     return built, loaded.task

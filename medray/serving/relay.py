@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 
-from medray.engines.vllm import Engine
+from medray.engines.vllm import VllmEngine
 from medray.generation import Sampling
 from medray.serving.batching import LateError, OverloadedError
 from medray.serving.streams import Deliver
@@ -22,7 +22,7 @@ class Relayed:
 
 
 class Relay:
-    def __init__(self, engine: Engine, *, waiting_tokens: int) -> None:
+    def __init__(self, engine: VllmEngine, *, waiting_tokens: int) -> None:
         self.engine, self.waiting_tokens = engine, waiting_tokens
         self._lock = threading.Lock()
         self._tokens = self._waiting = self._running = 0

@@ -64,7 +64,7 @@ class Shared:
         record = release.record
         return Chat.open(record.name, record.version, task, tokenizer, relay, self.precision, engine.core.settings.window)
 
-    def _adapted(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.Engine:
+    def _adapted(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.VllmEngine:
         room, adapter = self.group.room, adapter_of(release)
         assert room is not None, "a shared engine has room"
         if not adapter.fits(room):
@@ -79,13 +79,13 @@ class Shared:
             self._base_hash = base.weight_hash
         if manifest.base.weight_hash != self._base_hash:
             raise ServingError(f"{release.reference}: has another base than its engine: deploy again")
-        return vllm.Engine(self._core, tokenizer, release.reference, None if manifest.is_untuned else release.folder())
+        return vllm.VllmEngine(self._core, tokenizer, release.reference, None if manifest.is_untuned else release.folder())
 
-    def _merged(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.Engine:
+    def _merged(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.VllmEngine:
         folder = _base(release, manifest).path if manifest.is_untuned else merged_folder(release)
         core = self._start(folder)
         self._core = core  # the one before ends with its last text
-        return vllm.Engine(core, tokenizer)
+        return vllm.VllmEngine(core, tokenizer)
 
     def _start(self, folder: Path, room: Adapter | None = None, num_adapters: int = 0) -> vllm.Core:
         options = self.options
@@ -105,7 +105,7 @@ class Shared:
             )
         )
 
-    def _prove(self, release: Release, manifest: Manifest, task: Task, engine: vllm.Engine) -> None:
+    def _prove(self, release: Release, manifest: Manifest, task: Task, engine: vllm.VllmEngine) -> None:
         """In fp32 as every load. Half precision hides small differences: then nothing else on this core may be nearer to what it said."""
         found = answers(task, engine)
         if self.precision == "fp32":
@@ -118,7 +118,7 @@ class Shared:
             )
         if not self.group.is_shared or manifest.is_untuned:
             return
-        bare = answers(task, vllm.Engine(engine.core, engine.tokenizer))
+        bare = answers(task, vllm.VllmEngine(engine.core, engine.tokenizer))
         for name, other in {"its base without adapter": bare, **self._probes}.items():
             if name != release.reference and not _alike(other, wanted, _ANOTHER) and _distance(found, other) < _distance(found, wanted):
                 raise ArtifactError(f"{release.reference}: on vLLM it answers its probe as {name} does")

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from medray.data.base import Example
-from medray.engines.transformers import Engine, Precision
+from medray.engines.transformers import Precision, TransformersEngine
 from medray.generation import Sampling
 from medray.loading import PROBE_TEXTS
 from medray.serving.turn import Counting
@@ -35,14 +35,14 @@ def fastest(seconds: Mapping[Precision, float]) -> Precision:
     return min(seconds, key=lambda name: seconds[name] * (_INT8_GAIN if name == "int8" else 1))
 
 
-def generates(engine: Engine, task: Task) -> bool:
+def generates(engine: TransformersEngine, task: Task) -> bool:
     """Whether the task's answers are generated: what counts then is a step, and whole answers would be a minute at every load."""
     counting = Counting(engine, 0)
     task.predict(counting, [Example("few", PROBE_TEXTS[2])])
     return counting.generates
 
 
-def time_texts(engine: Engine, task: Task, thread: Executor) -> Timing:
+def time_texts(engine: TransformersEngine, task: Task, thread: Executor) -> Timing:
     """The best of a few, so that a load beside live traffic judges as one on a quiet machine would."""
     few = [Example("few", PROBE_TEXTS[2])]
     head = task.head()
@@ -57,18 +57,18 @@ def time_texts(engine: Engine, task: Task, thread: Executor) -> Timing:
     return Timing(min(small_s for small_s, _ in seconds), min(full_s for _, full_s in seconds), tokens)
 
 
-def time_steps(engine: Engine, thread: Executor) -> float:
+def time_steps(engine: TransformersEngine, thread: Executor) -> float:
     """Seconds of a step of several rows, the best of a few."""
     return min(thread.submit(_step_seconds, engine).result() for _ in range(3))
 
 
-def _seconds(engine: Engine, task: Task, examples: Sequence[Example]) -> float:
+def _seconds(engine: TransformersEngine, task: Task, examples: Sequence[Example]) -> float:
     start = time.perf_counter()
     task.predict(engine, examples)  # its result is on the CPU, so the device has finished
     return time.perf_counter() - start
 
 
-def _step_seconds(engine: Engine) -> float:
+def _step_seconds(engine: TransformersEngine) -> float:
     generation = engine.generation()
     generation.ends = set()  # no row may leave before it was timed
     prompt = engine.tokenizer(PROBE_TEXTS[0])["input_ids"]

@@ -193,7 +193,7 @@ class Task:
             return replace(self, thresholds=tuple(metrics.thresholds(wanted, probabilities)))
         if self.options.class_thresholds:
             classes = np.array([places(example, self.labels)[0] for example in examples])
-            return replace(self, thresholds=thresholds.fit(classes, probabilities))
+            return replace(self, thresholds=thresholds.fit_thresholds(classes, probabilities))
         return self
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:

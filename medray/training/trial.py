@@ -17,7 +17,7 @@ from medray import checkpoint, plugins, storage
 from medray.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
 from medray.config import TrialConfig, public
 from medray.data.base import Example, Rows
-from medray.engines.transformers import Engine, Floats
+from medray.engines.transformers import Floats, TransformersEngine
 from medray.errors import TrialError
 from medray.loading import TRAIN_ROWS, make_probe, write_cloud
 from medray.models.build import Built, build, save
@@ -189,9 +189,11 @@ class Trial:
         count = max(1, min(self.config.train.samples_per_step, budget // int(rows.lengths[by_length[middle]]), middle))
         return MicroBatch(tuple(int(row) for row in by_length[middle - count + 1 : middle + 1]))
 
-    def _engine(self, used: precision.Precision, embeddings: list[Floats] | None = None) -> Engine:
+    def _engine(self, used: precision.Precision, embeddings: list[Floats] | None = None) -> TransformersEngine:
         budget, is_sharded = self.config.train.token_budget, self.loop.strategy.shards_model
-        return Engine(self.built, precision=used, token_budget=budget, device=self.device, is_sharded=is_sharded, embeddings=embeddings)
+        return TransformersEngine(
+            self.built, precision=used, token_budget=budget, device=self.device, is_sharded=is_sharded, embeddings=embeddings
+        )
 
     def _evaluate(self, slot: Slot) -> dict[str, float]:
         self.status.stage("evaluating")

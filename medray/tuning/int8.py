@@ -9,7 +9,7 @@ from pathlib import Path
 from medray import answering, checkpoint, loading
 from medray.config import StudyConfig
 from medray.data.base import Example
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError, MedrayError
 from medray.models import int8
 from medray.models.build import merge
@@ -59,7 +59,7 @@ def measure(folder: Path, rows: Sequence[Example], study: StudyConfig, metric: s
     built = replace(loaded.built, model=merge(loaded.built).eval())
     difference = loading.probe_difference(manifest, task, built)
     with int8.quantised(built):
-        found = task.predict(Engine(built, precision="int8", token_budget=manifest.token_budget), rows)
+        found = task.predict(TransformersEngine(built, precision="int8", token_budget=manifest.token_budget), rows)
     f1 = leaderboard.f1_of(manifest.metrics, metric)
     record = Int8Record(
         metric=f1,

@@ -12,7 +12,7 @@ _PATIENCE_S = 10.0  # a file server may show a new file to others only after a w
 _START_S = 120.0
 
 
-def check(folder: Path, look: Callable[[Path], Mapping[str, bool]] | None = None) -> None:
+def check_shared(folder: Path, look: Callable[[Path], Mapping[str, bool]] | None = None) -> None:
     """Raise where a node does not see a file that is written here. `look` tells of each other node by its address."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-by-all-", suffix=f"-{socket.gethostname()}") as file:
         blind = sorted(address for address, sees in (look or _others)(Path(file.name)).items() if not sees)

@@ -63,7 +63,7 @@ def run(
             here.reopen()
         if not (here.folder / LEADERBOARD).exists():
             if len(cluster.nodes) > 1:
-                sharing.check(here.folder)
+                sharing.check_shared(here.folder)
             _write(_Search(study, cluster, here, watcher, on_audit, on_stage, retry_failed).judged(), here)
     board = here.leaderboard()
     _every_base_model_counts(study, board)

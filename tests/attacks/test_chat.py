@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from medray.data.base import Message
 from medray.engines._generation import Generation, RowError
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.generation import Chunk, Sampling, gather
 from medray.registry import Registry
@@ -150,11 +150,11 @@ PROMPTS = [[10, 11, 12], [20] * 7, [9, 13, 14]]
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def engine() -> TransformersEngine:
     from medray.loading import load
 
     found = load(tiny.checkpoint("instruct"), precision="fp32").engine
-    assert isinstance(found, Engine)
+    assert isinstance(found, TransformersEngine)
     return found
 
 
@@ -168,7 +168,7 @@ def run(generation: Generation, first: Sequence[Chunk | RowError]) -> dict[int, 
     return {at: ends.get(at, text.text) for at, text in enumerate(texts)}
 
 
-def test_a_row_that_cannot_be_sampled_ends_alone(engine: Engine) -> None:
+def test_a_row_that_cannot_be_sampled_ends_alone(engine: TransformersEngine) -> None:
     alone = run(fresh := engine.generation(), fresh.join([fresh.row(at, PROMPTS[at], Sampling(max_tokens=8)) for at in range(3)]))
     generation = engine.generation()
     poison = Sampling(max_tokens=8, temperature=1e-40)  # as a request's own bounds let none through
@@ -178,7 +178,7 @@ def test_a_row_that_cannot_be_sampled_ends_alone(engine: Engine) -> None:
     assert (found[0], found[2]) == (alone[0], alone[2])
 
 
-def test_a_tiny_top_p_takes_the_most_probable_token(engine: Engine) -> None:
+def test_a_tiny_top_p_takes_the_most_probable_token(engine: TransformersEngine) -> None:
     generation = engine.generation()
     kinds = [
         Sampling(max_tokens=8),
@@ -189,7 +189,7 @@ def test_a_tiny_top_p_takes_the_most_probable_token(engine: Engine) -> None:
     assert found[0] == found[1] == found[2]
 
 
-def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     generation = engine.generation()
     under_way = list(generation.join([generation.row(0, PROMPTS[0], Sampling(max_tokens=8))]))
     forward = Generation._forward
@@ -205,7 +205,7 @@ def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(engine: Engine, 
     assert run(generation, under_way)[0] == run(fresh, fresh.join([fresh.row(0, PROMPTS[0], Sampling(max_tokens=8))]))[0]
 
 
-def test_whoever_asked_for_the_row_that_fails_hears_of_it_and_the_others_get_their_texts(engine: Engine) -> None:
+def test_whoever_asked_for_the_row_that_fails_hears_of_it_and_the_others_get_their_texts(engine: TransformersEngine) -> None:
     with ThreadPoolExecutor(1) as thread:
         streams = Streams(engine.generation, thread, token_budget=10**6, waiting_tokens=10**6)
         answers: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in PROMPTS]

@@ -11,7 +11,7 @@ import torch
 from medray.config import LoraConfig, ModelOptions
 from medray.engines._generation import Generation
 from medray.engines._text import Text
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.generation import Chunk, Sampling, gather
 from medray.models import sources
@@ -50,7 +50,7 @@ def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alo
 ) -> None:
     built = make(tmp_path, family, **changed)
     wanted = [alone(built, prompt, num) for prompt, num in zip(PROMPTS, LENGTHS, strict=True)]
-    generation = Engine(built, precision="fp32", token_budget=1).generation()
+    generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
     rows = [generation.row(at, prompt, Sampling(max_tokens=LENGTHS[at])) for at, prompt in enumerate(PROMPTS)]
     chunks, most = [], 0
     for at in range(0, len(rows), 2):  # two prompts at a time, while those before are under way
@@ -67,7 +67,7 @@ def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alo
 
 def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Path) -> None:
     built = make(tmp_path)
-    generation = Engine(built, precision="fp32", token_budget=1).generation()
+    generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
     short, long, other = (generation.row(at, PROMPTS[at], Sampling(max_tokens=20)) for at in range(3))
     chunks = generation.join([short, long, other])
     chunks += generation.step()
@@ -85,7 +85,7 @@ def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Pa
 
 def test_the_budget_bounds_keys_and_values_and_one_row_always_goes(tmp_path: Path) -> None:
     built = make(tmp_path)
-    generation = Engine(built, precision="fp32", token_budget=1).generation()
+    generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
     rows = [generation.row(at, [5] * size, Sampling(max_tokens=10)) for at, size in enumerate((10, 10, 30, 5))]
     assert generation.admit(rows, 1) == rows[:1]
     assert generation.admit(rows, 59) == rows[:2]  # a third would make three rows of forty
@@ -99,25 +99,25 @@ def test_a_small_budget_changes_nothing_of_what_is_said(tmp_path: Path) -> None:
     built = make(tmp_path)
     wanted = [alone(built, prompt, 8) for prompt in PROMPTS]
     for budget in (1, 60, 1000):
-        engine = Engine(built, precision="fp32", token_budget=budget)
+        engine = TransformersEngine(built, precision="fp32", token_budget=budget)
         assert texts(list(engine.generate(PROMPTS, Sampling(max_tokens=8)))) == wanted
 
 
 def test_text_comes_token_by_token_and_the_last_piece_says_why_it_ended(tmp_path: Path) -> None:
-    engine = Engine(make(tmp_path), precision="fp32", token_budget=100)
+    engine = TransformersEngine(make(tmp_path), precision="fp32", token_budget=100)
     chunks = list(engine.generate([PROMPTS[0]], Sampling(max_tokens=6)))
     assert len(chunks) > 3
     assert [chunk.finish for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     assert sum(chunk.num_tokens for chunk in chunks) == 6
 
 
-def sampled(engine: Engine, prompts: list[list[int]], **settings: Any) -> list[str]:
+def sampled(engine: TransformersEngine, prompts: list[list[int]], **settings: Any) -> list[str]:
     sampling = Sampling(max_tokens=12, temperature=1.0, **settings)
     return [chunk.text for chunk in gather(engine.generate(prompts, sampling), len(prompts))]
 
 
 def test_a_seed_says_the_same_whatever_it_is_batched_with(tmp_path: Path) -> None:
-    engine = Engine(make(tmp_path), precision="fp32", token_budget=1000)
+    engine = TransformersEngine(make(tmp_path), precision="fp32", token_budget=1000)
     (one,) = sampled(engine, PROMPTS[:1], seed=3)
     assert sampled(engine, PROMPTS, seed=3)[0] == one
     assert sampled(engine, PROMPTS[:1], seed=4) != [one]
@@ -127,7 +127,7 @@ def test_a_seed_says_the_same_whatever_it_is_batched_with(tmp_path: Path) -> Non
 
 def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
     built = make(tmp_path)
-    engine = Engine(built, precision="fp32", token_budget=1000)
+    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
     assert sampled(engine, PROMPTS[:1], top_p=1e-6) == [alone(built, PROMPTS[0], 12)]
     counts = dict.fromkeys(range(4), 0)
     generation = engine.generation()
@@ -141,7 +141,9 @@ def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
 
 def test_logprobs_are_the_models_own_of_each_token_made(tmp_path: Path) -> None:
     built = make(tmp_path)
-    (chunk,) = gather(Engine(built, precision="fp32", token_budget=1000).generate(PROMPTS[:1], Sampling(max_tokens=4, logprobs=3)), 1)
+    (chunk,) = gather(
+        TransformersEngine(built, precision="fp32", token_budget=1000).generate(PROMPTS[:1], Sampling(max_tokens=4, logprobs=3)), 1
+    )
     assert len(chunk.logprobs) == chunk.num_tokens == 4
     with torch.inference_mode():
         first = built.model(torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
@@ -149,7 +151,7 @@ def test_logprobs_are_the_models_own_of_each_token_made(tmp_path: Path) -> None:
     assert [value for _, value in chunk.logprobs[0].top] == pytest.approx(values.tolist(), abs=1e-5)
     assert [text for text, _ in chunk.logprobs[0].top] == [built.tokenizer.decode([number]) for number in ids.tolist()]
     assert chunk.logprobs[0].logprob == pytest.approx(float(values[0]), abs=1e-5)
-    (plain,) = gather(Engine(built, precision="fp32", token_budget=1000).generate(PROMPTS[:1], Sampling(max_tokens=4)), 1)
+    (plain,) = gather(TransformersEngine(built, precision="fp32", token_budget=1000).generate(PROMPTS[:1], Sampling(max_tokens=4)), 1)
     assert (plain.text, plain.logprobs) == (chunk.text, ())
 
 
@@ -194,7 +196,7 @@ def test_what_may_become_a_stop_string_is_held_back_until_it_is_known() -> None:
 
 def test_a_stop_string_ends_a_row_and_its_tokens_are_counted(tmp_path: Path) -> None:
     built = make(tmp_path)
-    engine = Engine(built, precision="fp32", token_budget=1000)
+    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
     (whole,) = gather(engine.generate(PROMPTS[:1], Sampling(max_tokens=8)), 1)
     word = whole.text.split()[3]
     (cut,) = gather(engine.generate(PROMPTS[:1], Sampling(max_tokens=8, stop=(word,))), 1)

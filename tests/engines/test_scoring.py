@@ -10,7 +10,7 @@ import torch
 
 from medray.config import LoraConfig, ModelOptions
 from medray.engines import _scoring
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import DataError
 from medray.models import sources
 from medray.models.build import Built, build
@@ -50,7 +50,7 @@ def test_a_score_is_the_log_likelihood_of_the_continuation(
 ) -> None:
     built = make(tmp_path, family)
     monkeypatch.setattr(_scoring, "method", lambda model: method)
-    engine = Engine(built, precision="fp32", token_budget=200)
+    engine = TransformersEngine(built, precision="fp32", token_budget=200)
     found = engine.score(prompts(), CONTINUATIONS)
     expected = [[plainly(built, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
     assert np.abs(found - np.array(expected)).max() < 4e-5
@@ -63,7 +63,7 @@ def test_the_block_mask_is_taken_for_every_decoder_of_the_table(tmp_path: Path, 
 
 def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_numbers(tmp_path: Path) -> None:
     built = make(tmp_path, "llama")
-    engine = Engine(built, precision="fp32", token_budget=200)
+    engine = TransformersEngine(built, precision="fp32", token_budget=200)
     expected = engine.score(prompts(), CONTINUATIONS)
     built.model.config._attn_implementation = "eager"
     assert np.abs(engine.score(prompts(), CONTINUATIONS) - expected).max() < 4e-5
@@ -73,7 +73,7 @@ def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_num
 
 def test_a_sliding_window_is_kept_inside_the_block_mask(tmp_path: Path) -> None:
     built = make(tmp_path, "mistral", sliding_window=6)
-    found = Engine(built, precision="fp32", token_budget=200).score(prompts(), CONTINUATIONS)
+    found = TransformersEngine(built, precision="fp32", token_budget=200).score(prompts(), CONTINUATIONS)
     expected = [[plainly(built, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
     assert np.abs(found - np.array(expected)).max() < 4e-5
 
@@ -81,12 +81,12 @@ def test_a_sliding_window_is_kept_inside_the_block_mask(tmp_path: Path) -> None:
 def test_neither_batch_nor_neighbours_nor_other_continuations_change_a_score(tmp_path: Path) -> None:
     built = make(tmp_path, "llama")
     asked = prompts(20)
-    alone = np.concatenate([Engine(built, precision="fp32", token_budget=1).score([prompt], CONTINUATIONS) for prompt in asked])
+    alone = np.concatenate([TransformersEngine(built, precision="fp32", token_budget=1).score([prompt], CONTINUATIONS) for prompt in asked])
     for budget in (1, 64, 300, 5000):
-        found = Engine(built, precision="fp32", token_budget=budget).score(asked, CONTINUATIONS)
+        found = TransformersEngine(built, precision="fp32", token_budget=budget).score(asked, CONTINUATIONS)
         assert np.abs(found - alone).max() < 4e-5
         assert (found.argmax(1) == alone.argmax(1)).all()
-    few = Engine(built, precision="fp32", token_budget=300).score(asked, CONTINUATIONS[2:4])
+    few = TransformersEngine(built, precision="fp32", token_budget=300).score(asked, CONTINUATIONS[2:4])
     assert np.abs(few - alone[:, 2:4]).max() < 4e-5
 
 
@@ -98,7 +98,7 @@ def test_tokens_through_the_model_are_at_most_the_prompt_and_all_labels(tmp_path
     built.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: given.append(logits.shape[:-1].numel()))
     labels = [[number % 90 + 2, number % 80 + 3, 5][: number % 3 + 1] for number in range(41)]
     prompt = list(range(2, 35))
-    Engine(built, precision="fp32", token_budget=4096).score([prompt], labels)
+    TransformersEngine(built, precision="fp32", token_budget=4096).score([prompt], labels)
     assert len(read) == 1
     assert read[0] <= len(prompt) + sum(map(len, labels))
     assert given == [1 + sum(len(label) - 1 for label in labels)]  # of the prompt its last token alone is scored
@@ -107,7 +107,9 @@ def test_tokens_through_the_model_are_at_most_the_prompt_and_all_labels(tmp_path
 def test_bf16_agrees_where_the_first_two_are_apart(tmp_path: Path) -> None:
     built = make(tmp_path, "llama")
     asked = prompts(200)
-    exact, fast = (Engine(built, precision=precision, token_budget=2000).score(asked, CONTINUATIONS) for precision in ("fp32", "bf16"))
+    exact, fast = (
+        TransformersEngine(built, precision=precision, token_budget=2000).score(asked, CONTINUATIONS) for precision in ("fp32", "bf16")
+    )
     differ = exact.argmax(1) != fast.argmax(1)
     assert np.abs(exact - fast).max() > 0
     assert differ.mean() <= 0.01
@@ -116,7 +118,7 @@ def test_bf16_agrees_where_the_first_two_are_apart(tmp_path: Path) -> None:
 
 
 def test_a_prompt_or_continuation_without_tokens_is_refused(tmp_path: Path) -> None:
-    engine = Engine(make(tmp_path, "llama"), precision="fp32", token_budget=100)
+    engine = TransformersEngine(make(tmp_path, "llama"), precision="fp32", token_budget=100)
     for asked in [([[]], [[5]]), ([[5]], [[]]), ([[5]], [])]:
         with pytest.raises(DataError, match="at least one token each"):
             engine.score(*asked)

@@ -10,7 +10,7 @@ import torch
 from medray.config import LoraConfig, ModelOptions
 from medray.engines import transformers
 from medray.engines._embedding import States
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError, DataError
 from medray.generation import Chunk, Sampling, gather
 from medray.models import sources
@@ -21,7 +21,7 @@ from medray.tasks.base import Head
 HEAD = Head(("a", "b"))
 
 
-def said(engine: Engine, prompt: str | list[int], **sampling: Any) -> Chunk:
+def said(engine: TransformersEngine, prompt: str | list[int], **sampling: Any) -> Chunk:
     (whole,) = gather(engine.generate([prompt], Sampling(**sampling)), 1)  # type: ignore[list-item]
     return whole
 
@@ -35,9 +35,9 @@ def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, famil
     built = make(tmp_path, family)
     pad = built.tokenizer.pad_token_id
     rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15], [16, 17, 18, 19]]
-    alone = np.concatenate([Engine(built, precision="fp32", token_budget=1000).logits([row]) for row in rows])
+    alone = np.concatenate([TransformersEngine(built, precision="fp32", token_budget=1000).logits([row]) for row in rows])
     for budget in (1, 12, 64, 1000):
-        assert np.abs(Engine(built, precision="fp32", token_budget=budget).logits(rows) - alone).max() < 1e-5
+        assert np.abs(TransformersEngine(built, precision="fp32", token_budget=budget).logits(rows) - alone).max() < 1e-5
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", *tiny.DECODERS])
@@ -45,7 +45,7 @@ def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(tmp_pat
     built = make(tmp_path, family)
     pad = built.tokenizer.pad_token_id
     rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15]]
-    engine = Engine(built, precision="fp32", token_budget=1000)
+    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
     found = engine.embedded(rows)
     assert found.shape == (4, 2 + 32)
     assert np.abs(found[:, :2] - engine.logits(rows)).max() < 1e-5
@@ -59,20 +59,20 @@ def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(tmp_pat
 def test_an_engine_that_keeps_embeddings_answers_as_one_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built, kept = make(tmp_path, "bert"), list[np.ndarray]()
     rows = [[10, 11, 12], [20] * 30, [15]]
-    plain = Engine(built, precision="fp32", token_budget=1000)
-    keeping = Engine(built, precision="fp32", token_budget=1000, embeddings=kept)
+    plain = TransformersEngine(built, precision="fp32", token_budget=1000)
+    keeping = TransformersEngine(built, precision="fp32", token_budget=1000, embeddings=kept)
     assert np.abs(keeping.logits(rows) - plain.logits(rows)).max() < 1e-5
     assert np.abs(np.stack(kept) - plain.embedded(rows)[:, 2:]).max() < 1e-5
     few = list[np.ndarray]()
     with monkeypatch.context() as patched:
         patched.setattr(transformers, "_MOST_EMBEDDINGS", 2)
-        Engine(built, precision="fp32", token_budget=32, embeddings=few).logits(rows)
+        TransformersEngine(built, precision="fp32", token_budget=32, embeddings=few).logits(rows)
     assert np.abs(np.stack(few) - np.stack(kept)[[0, 2]]).max() < 1e-5
     assert not built.model.get_base_model().bert.encoder.layer[0]._forward_hooks  # it looks no longer than a call
 
 
 def test_generation_reads_token_ids_as_they_are(tmp_path: Path) -> None:
-    engine = Engine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=100)
+    engine = TransformersEngine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=100)
     ids = engine.tokenizer("tumour in the lung")["input_ids"]
     texts = [said(engine, prompt, max_tokens=5).text for prompt in ("tumour in the lung", ids, ids[::-1])]
     assert texts[0] == texts[1] != texts[2]
@@ -83,7 +83,7 @@ def test_padding_is_known_by_length_so_a_row_may_hold_the_pad_token(tmp_path: Pa
     built = make(tmp_path, family)
     pad = built.tokenizer.pad_token_id
     rows = [[10, 11, 12], [9, pad, 13, pad, 14], [20] * 9]
-    found = Engine(built, precision="fp32", token_budget=1000).logits(rows)
+    found = TransformersEngine(built, precision="fp32", token_budget=1000).logits(rows)
     built.model.eval()
     with torch.inference_mode():
         whole = [built.model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)) for row in rows]
@@ -91,7 +91,7 @@ def test_padding_is_known_by_length_so_a_row_may_hold_the_pad_token(tmp_path: Pa
 
 
 def test_no_inputs_give_no_rows_and_an_empty_one_is_refused(tmp_path: Path) -> None:
-    engine = Engine(make(tmp_path, "bert"), precision="fp32", token_budget=100)
+    engine = TransformersEngine(make(tmp_path, "bert"), precision="fp32", token_budget=100)
     assert engine.logits([]).shape == (0, 2)
     with pytest.raises(DataError, match="1 of 2 inputs have no tokens"):
         engine.logits([[5, 6], []])
@@ -101,24 +101,24 @@ def test_the_models_mode_is_left_as_it_was(tmp_path: Path) -> None:
     built = make(tmp_path, "bert")
     for training in (True, False):
         built.model.train(training)
-        Engine(built, precision="fp32", token_budget=100).logits([[5, 6]])
+        TransformersEngine(built, precision="fp32", token_budget=100).logits([[5, 6]])
         assert built.model.training is training
     built.model.train()
     with pytest.raises(IndexError):
-        Engine(built, precision="fp32", token_budget=100).logits([[10**6]])
+        TransformersEngine(built, precision="fp32", token_budget=100).logits([[10**6]])
     assert built.model.training
 
 
 def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
     built = make(tmp_path, "bert")
     rows = [[number, number + 1, 7] for number in range(5, 25)]
-    exact, fast = (Engine(built, precision=precision, token_budget=100).logits(rows) for precision in ("fp32", "bf16"))
+    exact, fast = (TransformersEngine(built, precision=precision, token_budget=100).logits(rows) for precision in ("fp32", "bf16"))
     assert 0 < np.abs(exact - fast).max() < 0.1
 
 
 def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked(tmp_path: Path) -> None:
     built = make(tmp_path, "llama", head=None)
-    engine = Engine(built, precision="fp32", token_budget=100)
+    engine = TransformersEngine(built, precision="fp32", token_budget=100)
     chunk = said(engine, "tumour in the lung", max_tokens=5)
     ids = built.tokenizer("tumour in the lung")["input_ids"]
     with torch.inference_mode():
@@ -137,15 +137,15 @@ def test_generation_in_batches_is_what_each_prompt_gives_alone(tmp_path: Path) -
     built = make(tmp_path, "llama", head=None)
     rng = random.Random(0)
     prompts = [tiny.text(rng, num_words) for num_words in (1, 9, 2, 5, 3, 7, 2, 4)]
-    alone = [said(Engine(built, precision="fp32", token_budget=1), prompt, max_tokens=6) for prompt in prompts]
-    together = Engine(built, precision="fp32", token_budget=1000).generate(prompts, Sampling(max_tokens=6))
+    alone = [said(TransformersEngine(built, precision="fp32", token_budget=1), prompt, max_tokens=6) for prompt in prompts]
+    together = TransformersEngine(built, precision="fp32", token_budget=1000).generate(prompts, Sampling(max_tokens=6))
     found = [(chunk.text, chunk.finish) for chunk in gather(together, len(prompts))]
     assert found == [(chunk.text, chunk.finish) for chunk in alone]
 
 
 def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the_caller(tmp_path: Path) -> None:
     built = make(tmp_path, "llama", head=None)
-    engine = Engine(built, precision="fp32", token_budget=1000)
+    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
 
     def sample() -> str:
         return said(engine, "tumour in the lung", max_tokens=12, temperature=1.0, seed=1).text
@@ -159,7 +159,7 @@ def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the
 
 def test_a_text_that_ends_itself_says_stop(tmp_path: Path) -> None:
     built = make(tmp_path, "llama", head=None)
-    engine = Engine(built, precision="fp32", token_budget=100)
+    engine = TransformersEngine(built, precision="fp32", token_budget=100)
     chunk = said(engine, "tumour", max_tokens=5)
     assert chunk.finish == "length"
     third = built.tokenizer(chunk.text)["input_ids"][2]
@@ -172,9 +172,9 @@ def test_a_text_that_ends_itself_says_stop(tmp_path: Path) -> None:
 
 def test_an_engine_refuses_what_its_model_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="built with a head"):
-        Engine(make(tmp_path, "llama"), precision="fp32", token_budget=10).score([[5]], [[6]])
+        TransformersEngine(make(tmp_path, "llama"), precision="fp32", token_budget=10).score([[5]], [[6]])
     with pytest.raises(ConfigError, match="built without a head"):
-        Engine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=10).logits([[5]])
+        TransformersEngine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=10).logits([[5]])
 
 
 def test_states_laid_out_otherwise_make_no_embeddings_and_no_cloud() -> None:

@@ -38,21 +38,24 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def engines(checkpoints: list[Path]) -> list[vllm.Engine]:
+def engines(checkpoints: list[Path]) -> list[vllm.VllmEngine]:
     """The base without an adapter, and both adapters, which fill all places that there are."""
     base = load(checkpoints[0]).built.base
     targets = FAMILIES["llama"].lora_targets
     settings = vllm.Settings(base.path, "fp32", 256, cache_tokens=4096, num_rows=16, rank=16, num_adapters=2, targets=targets)
     core = vllm.Core(settings)
     tokenizer = load(checkpoints[0]).built.tokenizer
-    return [vllm.Engine(core, tokenizer), *(vllm.Engine(core, tokenizer, f"a{at}", folder) for at, folder in enumerate(checkpoints))]
+    return [
+        vllm.VllmEngine(core, tokenizer),
+        *(vllm.VllmEngine(core, tokenizer, f"a{at}", folder) for at, folder in enumerate(checkpoints)),
+    ]
 
 
 def said(engine: Any, sampling: Sampling) -> list[Any]:
     return [(chunk.text, chunk.finish, chunk.num_tokens) for chunk in gather(engine.generate(PROMPTS, sampling), len(PROMPTS))]
 
 
-def test_adapters_on_one_base_say_and_score_what_each_says_on_transformers(checkpoints: list[Path], engines: list[vllm.Engine]) -> None:
+def test_adapters_on_one_base_say_and_score_what_each_says_on_transformers(checkpoints: list[Path], engines: list[vllm.VllmEngine]) -> None:
     found = []
     for folder, engine in zip(checkpoints, engines[1:], strict=True):
         wanted = load(folder, precision="fp32").engine
@@ -64,7 +67,7 @@ def test_adapters_on_one_base_say_and_score_what_each_says_on_transformers(check
     assert said(engines[0], Sampling(max_tokens=12)) not in found
 
 
-def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(checkpoints: list[Path], engines: list[vllm.Engine]) -> None:
+def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(checkpoints: list[Path], engines: list[vllm.VllmEngine]) -> None:
     loaded = load(checkpoints[0], precision="fp32")
     with loaded.built.model.disable_adapter():
         wanted = said(loaded.engine, Sampling(max_tokens=12))
@@ -74,7 +77,9 @@ def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(checkpoints:
         assert adapted.result() == said(load(checkpoints[1], precision="fp32").engine, Sampling(max_tokens=12))
 
 
-def test_stop_strings_ends_and_log_probabilities_are_those_of_the_other_engine(checkpoints: list[Path], engines: list[vllm.Engine]) -> None:
+def test_stop_strings_ends_and_log_probabilities_are_those_of_the_other_engine(
+    checkpoints: list[Path], engines: list[vllm.VllmEngine]
+) -> None:
     wanted = load(checkpoints[1], precision="fp32").engine
     texts = [text for text, _, _ in said(wanted, Sampling(max_tokens=12))]
     stop = next(word for text in texts for word in text.split()[2:])
@@ -90,12 +95,12 @@ def test_stop_strings_ends_and_log_probabilities_are_those_of_the_other_engine(c
         assert [[text for text, _ in one.top] for one in found.logprobs] == [[text for text, _ in one.top] for one in right.logprobs]
 
 
-def test_a_seed_says_the_same_again_and_another_says_something_else(engines: list[vllm.Engine]) -> None:
+def test_a_seed_says_the_same_again_and_another_says_something_else(engines: list[vllm.VllmEngine]) -> None:
     warm = [said(engines[1], Sampling(max_tokens=12, temperature=1.5, seed=seed)) for seed in (3, 3, 4)]
     assert warm[0] == warm[1] != warm[2]
 
 
-def test_a_text_that_is_cancelled_leaves_its_row(engines: list[vllm.Engine]) -> None:
+def test_a_text_that_is_cancelled_leaves_its_row(engines: list[vllm.VllmEngine]) -> None:
     engine = engines[1]
 
     async def first() -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from medray.config import LoraConfig, ModelOptions
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
 from medray.models.build import Built, build, export_merged, merge, save
@@ -37,7 +37,7 @@ def disturb(built: Built) -> Built:
 
 
 def logits(built: Built) -> Any:
-    return Engine(built, precision="fp32", token_budget=100).logits(ROWS)
+    return TransformersEngine(built, precision="fp32", token_budget=100).logits(ROWS)
 
 
 def change(folder: Path, **settings: Any) -> None:

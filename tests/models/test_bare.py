@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 from medray.config import LoraConfig, ModelOptions
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
 from medray.models.build import Built, build, check_targets, export_merged, save
@@ -55,7 +55,7 @@ def test_a_base_without_a_pooler_gets_one_that_is_trained_and_saved(tmp_path: Pa
                 parameter.add_(1.0)
     save(built, tmp_path / "saved")
     again = make(path, adapter_dir=tmp_path / "saved", seed=7)
-    engines = [Engine(model, precision="fp32", token_budget=100) for model in (built, again)]
+    engines = [TransformersEngine(model, precision="fp32", token_budget=100) for model in (built, again)]
     assert abs(engines[0].logits(ROWS) - engines[1].logits(ROWS)).max() < 1e-6
 
 
@@ -152,7 +152,7 @@ def test_without_an_adapter_the_base_is_as_it_is(tmp_path: Path) -> None:
     built = make(tiny.base(tmp_path, "llama"), head=None, lora=None)
     assert built.num_trainable == 0
     assert built.num_parameters == sum(parameter.numel() for parameter in built.model.parameters())
-    assert Engine(built, precision="fp32", token_budget=100).score([[5]], [[6], [7]]).shape == (1, 2)
+    assert TransformersEngine(built, precision="fp32", token_budget=100).score([[5]], [[6], [7]]).shape == (1, 2)
     with pytest.raises(ConfigError, match="without an adapter"):
         save(built, tmp_path / "saved")
 

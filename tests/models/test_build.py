@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medray.config import LoraConfig, ModelOptions
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
 from medray.models.build import Built, build, check_targets, export_merged, load_tokenizer, merge, save
@@ -40,7 +40,7 @@ def disturb(built: Built) -> Built:
 
 
 def logits(built: Built, rows: list[list[int]] = ROWS) -> np.ndarray:
-    return Engine(built, precision="fp32", token_budget=1000).logits(rows)
+    return TransformersEngine(built, precision="fp32", token_budget=1000).logits(rows)
 
 
 def adapted(built: Built) -> set[str]:
@@ -63,7 +63,7 @@ def test_saved_models_give_the_same_logits_in_a_new_process(tmp_path: Path) -> N
 import json
 from pathlib import Path
 from medray.config import LoraConfig, ModelOptions
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.models import sources
 from medray.models.build import build
 from medray.tasks.base import Head
@@ -71,7 +71,7 @@ folder, found = Path({str(tmp_path)!r}), {{}}
 for family in {FAMILIES!r}:
     base = sources.resolve(str(folder / f"tiny-{{family}}"))
     built = build(base, Head({HEAD.labels!r}), ModelOptions(), LoraConfig(), adapter_dir=folder / "saved" / family, seed=99)
-    found[family] = Engine(built, precision="fp32", token_budget=1000).logits({ROWS!r}).tolist()
+    found[family] = TransformersEngine(built, precision="fp32", token_budget=1000).logits({ROWS!r}).tolist()
 print(json.dumps(found))
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

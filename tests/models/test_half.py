@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Linear
 from transformers.activations import GELUActivation
 
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.models import attention, half
 from medray.models.build import Built
 from medray.models.families import ENCODERS, FAMILIES
@@ -22,7 +22,7 @@ ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)
 
 
 def outputs(built: Built, precision: str) -> np.ndarray:
-    engine = Engine(built, precision=precision, token_budget=256)  # type: ignore[arg-type]
+    engine = TransformersEngine(built, precision=precision, token_budget=256)  # type: ignore[arg-type]
     assert built.head
     return np.concatenate(engine.token_logits(ROWS)) if built.head.per_token else engine.logits(ROWS)
 
@@ -88,7 +88,7 @@ def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
         return forward(input_ids=input_ids, attention_mask=attention_mask)
 
     monkeypatch.setattr(built.model, "forward", watched)
-    engine = Engine(built, precision=precision, token_budget=1)  # type: ignore[arg-type]
+    engine = TransformersEngine(built, precision=precision, token_budget=1)  # type: ignore[arg-type]
     engine.logits([ROWS[1], ROWS[4], ROWS[0]])
     assert seen == widths
 

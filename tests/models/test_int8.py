@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch.nn import Linear
 
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import int8
 from medray.models.build import Built
@@ -21,7 +21,7 @@ ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)
 
 
 def outputs(built: Built, precision: str, budget: int = 256) -> list[np.ndarray]:
-    engine = Engine(built, precision=precision, token_budget=budget)  # type: ignore[arg-type]
+    engine = TransformersEngine(built, precision=precision, token_budget=budget)  # type: ignore[arg-type]
     return engine.token_logits(ROWS) if built.head and built.head.per_token else list(engine.logits(ROWS))
 
 

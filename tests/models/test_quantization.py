@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import pipeline
 
 from medray.config import LoraConfig, ModelOptions
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import quantization, sources
 from medray.models.batch import collate
@@ -36,7 +36,7 @@ def make(path: Path, *, lora: LoraConfig | None = None, **model: Any) -> Built:
 
 
 def logits(built: Built, precision: Precision = "fp32") -> Any:
-    return Engine(built, precision=precision, token_budget=1000).logits(ROWS)
+    return TransformersEngine(built, precision=precision, token_budget=1000).logits(ROWS)
 
 
 def train(built: Built, num_steps: int, precision: Precision = "fp32", between: Callable[[], object] = lambda: None) -> list[float]:
@@ -107,7 +107,7 @@ def test_a_gpu_answers_as_the_cpu_that_quantised(tmp_path: Path, precision: Prec
     built = make(tiny.base(tmp_path, hidden_size=64, intermediate_size=128))
     expected = logits(built)
     built.model.to("cuda")
-    found = Engine(built, precision=precision, token_budget=1000, device="cuda").logits(ROWS)
+    found = TransformersEngine(built, precision=precision, token_budget=1000, device="cuda").logits(ROWS)
     assert np.abs(found - expected).max() < (1e-2 if precision == "fp32" else 0.1)
 
 
@@ -129,7 +129,7 @@ def test_merged_is_a_plain_model_with_the_same_answers(tmp_path: Path, double_qu
     built = make(tiny.base(tmp_path), lora=LoraConfig(r=4, top_layers=top_layers), double_quantization=double_quantization)
     train(built, 8, "bf16")
     tokens = [built.tokenizer(text)["input_ids"] for text in TEXTS]
-    before = Engine(built, precision="fp32", token_budget=1000).logits(tokens)
+    before = TransformersEngine(built, precision="fp32", token_budget=1000).logits(tokens)
     export_merged(built, tmp_path / "merged")
     assert b"quantization_config" not in (tmp_path / "merged" / "config.json").read_bytes()
     plain = pipeline("text-classification", model=str(tmp_path / "merged"))
@@ -137,7 +137,7 @@ def test_merged_is_a_plain_model_with_the_same_answers(tmp_path: Path, double_qu
     with torch.inference_mode():
         after = np.concatenate([plain.model(torch.tensor([ids])).logits.numpy() for ids in tokens])
     assert np.abs(after - before).max() < 1e-4
-    assert (Engine(built, precision="fp32", token_budget=1000).logits(tokens) == before).all(), "merged is a copy"
+    assert (TransformersEngine(built, precision="fp32", token_budget=1000).logits(tokens) == before).all(), "merged is a copy"
 
 
 def test_pefts_preparation_for_4_bits_finds_nothing_left_to_do(tmp_path: Path) -> None:

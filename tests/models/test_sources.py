@@ -14,7 +14,7 @@ import tiny
 from transformers import AutoModel
 
 from medray.config import LoraConfig, ModelOptions
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
 from medray.models.build import build, check_targets
@@ -156,5 +156,5 @@ def test_the_starter_decoder_is_converted_once_and_says_it_came_from_4_bits(tmp_
     assert built.tokenizer.model_max_length == config["max_position_embeddings"]
     assert "<|im_start|>" in built.tokenizer.chat_template
     prompt, *words = (built.tokenizer(text)["input_ids"] for text in ("The capital of France is", " Paris", " cheese"))
-    ((paris, cheese),) = Engine(built, precision="fp32", token_budget=200).score([prompt], words)
+    ((paris, cheese),) = TransformersEngine(built, precision="fp32", token_budget=200).score([prompt], words)
     assert paris > cheese + 2

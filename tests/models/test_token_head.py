@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from medray.config import LoraConfig, ModelOptions
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.build import Built, build, check_targets, export_merged, merge, save
@@ -33,7 +33,7 @@ def make(folder: Path, family: str, quantization: str = "none") -> Built:
 
 
 def outputs(built: Built, budget: int = 1000) -> list[np.ndarray]:
-    return Engine(built, precision="fp32", token_budget=budget).token_logits(ROWS)
+    return TransformersEngine(built, precision="fp32", token_budget=budget).token_logits(ROWS)
 
 
 def apart(one: list[np.ndarray], two: list[np.ndarray]) -> float:
@@ -72,7 +72,7 @@ def test_a_merged_export_names_its_tags_to_plain_transformers(tmp_path: Path) ->
     export_merged(built, tmp_path / "merged")
     text = "tumour with fever"
     said = pipeline("token-classification", model=str(tmp_path / "merged"), ignore_labels=[])(text)
-    (rows,) = Engine(built, precision="fp32", token_budget=100).token_logits([built.tokenizer(text)["input_ids"]])
+    (rows,) = TransformersEngine(built, precision="fp32", token_budget=100).token_logits([built.tokenizer(text)["input_ids"]])
     assert [word["entity"] for word in said] == [HEAD.labels[place] for place in rows[1:-1].argmax(axis=1)]
 
 
@@ -91,9 +91,9 @@ def test_a_head_is_asked_only_for_what_it_gives(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny.base(tmp_path, "bert")))
     tokens, rows = (build(source, head, ModelOptions(), LoraConfig()) for head in (HEAD, Head(HEAD.labels)))
     with pytest.raises(ConfigError, match="no outputs of rows: it was built with a head that reads tokens"):
-        Engine(tokens, precision="fp32", token_budget=100).logits(ROWS)
+        TransformersEngine(tokens, precision="fp32", token_budget=100).logits(ROWS)
     with pytest.raises(ConfigError, match="no outputs of tokens: it was built with a head that reads rows"):
-        Engine(rows, precision="fp32", token_budget=100).token_logits(ROWS)
+        TransformersEngine(rows, precision="fp32", token_budget=100).token_logits(ROWS)
 
 
 def test_a_family_without_such_a_head_is_refused_before_weights_are_read(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def macro(truth: np.ndarray, predicted: np.ndarray) -> float:
 def test_thresholds_give_back_what_a_model_that_leans_to_one_class_lost() -> None:
     rng = np.random.default_rng(0)
     truth, probabilities = draw(rng, 400, [0.6, 0.2, 0.2], pull=2.0)
-    found = thresholds.fit(truth, probabilities)
+    found = thresholds.fit_thresholds(truth, probabilities)
     assert found is not None
     assert sum(found) == pytest.approx(1)
     assert found[0] > max(found[1:])
@@ -41,7 +41,7 @@ def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -
     guarded, bare, kept = [], [], 0
     for _ in range(25):
         truth, probabilities = draw(rng, num_rows, [0.34, 0.33, 0.33], pull=0.0)
-        found = thresholds.fit(truth, probabilities)
+        found = thresholds.fit_thresholds(truth, probabilities)
         kept += found is not None
         guarded.append(own if found is None else macro(fresh, thresholds.decide(unseen, np.array(found))))
         bare.append(macro(fresh, thresholds.decide(unseen, thresholds._search(truth, probabilities))))
@@ -86,5 +86,5 @@ def test_equal_thresholds_mean_the_most_probable_class_and_of_two_labels_it_is_a
 
 def test_a_class_that_no_row_has_and_a_single_row_are_no_error() -> None:
     truth, probabilities = draw(np.random.default_rng(2), 40, [0.5, 0.5, 0.0], pull=0.0)
-    assert thresholds.fit(truth, probabilities) is None or len(thresholds.fit(truth, probabilities) or ()) == 3
-    assert thresholds.fit(np.array([0]), np.array([[0.4, 0.6]])) is None
+    assert thresholds.fit_thresholds(truth, probabilities) is None or len(thresholds.fit(truth, probabilities) or ()) == 3
+    assert thresholds.fit_thresholds(np.array([0]), np.array([[0.4, 0.6]])) is None

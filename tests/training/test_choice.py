@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from medray.data.base import Example
-from medray.engines.transformers import Engine
+from medray.engines.transformers import TransformersEngine
 from medray.loading import load, merged
 from medray.models.places import answer_places
 from medray.training.plan import MicroBatch
@@ -67,7 +67,7 @@ def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, f
     for first, second in zip(again, plain, strict=True):
         assert first.labels == second.labels
         assert first.probabilities == pytest.approx(second.probabilities, abs=1e-4)
-    alone = loaded.task.predict(Engine(loaded.built, precision="fp32", token_budget=1), examples)
+    alone = loaded.task.predict(TransformersEngine(loaded.built, precision="fp32", token_budget=1), examples)
     assert [row.labels for row in alone] == [row.labels for row in again]
 
 

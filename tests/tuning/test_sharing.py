@@ -16,11 +16,11 @@ def test_a_folder_that_some_node_does_not_see_is_refused_with_what_to_set(tmp_pa
     with pytest.raises(
         ConfigError, match=r"storage_path: .* is a folder of one node: 10\.0\.0\.3 cannot see .* set storage_path to a folder that"
     ):
-        sharing.check(tmp_path, look)
+        sharing.check_shared(tmp_path, look)
     assert looked == [True]
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_all_nodes_see_passes(tmp_path: Path) -> None:
-    sharing.check(tmp_path, lambda path: {"10.0.0.2": sharing.sees(path), "10.0.0.3": sharing.sees(path)})
+    sharing.check_shared(tmp_path, lambda path: {"10.0.0.2": sharing.sees(path), "10.0.0.3": sharing.sees(path)})
     assert not sharing.sees(tmp_path / "not there", patience_s=0)
