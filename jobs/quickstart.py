@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from medray import runtime
 from medray.cli import main
+from medray.runtime import cluster
 
 STUDY = "jobs/studies/quickstart.yaml"
 TEXTS = (
@@ -16,13 +16,13 @@ TEXTS = (
 
 
 def run() -> int:
-    with runtime.start_cluster("single"):
+    with cluster.start_cluster("single"):
         status = main(["study", STUDY, *sys.argv[1:]])
         if status:
             return status
-        from medray.serving import local
+        from medray.serving import launch
 
-        local.show("cancer@best", storage_path="runs", texts=TEXTS, keep=os.environ.get("KEEP") == "1")
+        launch.show("cancer@best", storage_path="runs", texts=TEXTS, keep=os.environ.get("KEEP") == "1")
     return 0
 
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medray.engines.transformers import Precision
-    from medray.prediction import Model
-    from medray.selection.leaderboard import Leaderboard
+    from medray.evaluation.leaderboard import Leaderboard
+    from medray.registry.prediction import Model
 
 __version__ = "0.1.0"
 
@@ -15,7 +15,7 @@ def load(reference: str, *, storage_path: str = "runs", device: str = "cpu", pre
 
     `precision` is fp32, bf16, fp16 or int8; where not given, what it was trained in.
     """
-    from medray import prediction
+    from medray.registry import prediction
 
     return prediction.load(reference, storage_path=storage_path, device=device, precision=precision)
 
@@ -24,6 +24,6 @@ def leaderboard(folder: str) -> "Leaderboard":
     """The ranking of a study that has ended: the study's folder means its latest run."""
     from pathlib import Path
 
-    from medray.tuning import runs
+    from medray.study import run
 
-    return runs.latest(Path(folder)).leaderboard()
+    return run.latest(Path(folder)).leaderboard()

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from medray.schema import Section
+from medray.config.schema import Section
 
 MERGE_LIMIT = 0.005  # of F1: what a merge may move it by
 INT8_LIMIT = 0.005  # of F1: what 8 bits may lose

@@ -7,13 +7,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import sides
-import tiny
-from bucket import endpoint, uri  # noqa: F401  (fixtures)
-from budget import Budget
-from costs import Costs
+from support import scheduling, tiny
+from support.costs import Costs
+from support.s3 import endpoint, uri  # noqa: F401  (fixtures)
+from support.time_budget import Budget
 
-from medray.runtime import Cluster, start_cluster
+from medray.runtime.cluster import Cluster, start_cluster
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    sides.order(items)
-    sides.mark_breadth(items)
-    sides.mark_attacks(items)
+    scheduling.order(items)
+    scheduling.mark_breadth(items)
+    scheduling.mark_attacks(items)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    return sides.RayTogether(config, log) if config.getoption("dist") == "loadfile" else None
+    return scheduling.RayTogether(config, log) if config.getoption("dist") == "loadfile" else None

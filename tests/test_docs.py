@@ -10,7 +10,7 @@ import typer
 
 from medray import plugins
 from medray.cli.main import app
-from medray.config import StudyConfig
+from medray.config.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent
 

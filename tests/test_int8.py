@@ -9,24 +9,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
+from support import tiny
 
 import medray
 from medray import cli
-from medray.corpus.pieces import Piece
-from medray.corpus.rows import Row
-from medray.corpus.run import Asked, prepare
-from medray.corpus.worker import Work, Worker
+from medray.batch.pieces import Piece
+from medray.batch.rows import Row
+from medray.batch.run import Asked, prepare
+from medray.batch.worker import Work, Worker
 from medray.errors import ArtifactError, ConfigError, ServingError
 from medray.models import int8
 from medray.models.int8 import Linear8
 from medray.records import CalibrationRecord, Int8Record
-from medray.registry import Registry, Release
+from medray.registry.registry import Registry
+from medray.registry.release import Release
 from medray.serving import head as heads
+from medray.serving.autotune import Timing, fastest
 from medray.serving.head import Head, open_head
 from medray.serving.schemas import AppOptions, ClassifyRequest
-from medray.serving.timing import Timing, fastest
-from medray.tuning import int8 as eight_bits
+from medray.study import int8 as eight_bits
 
 needs_dot_products = pytest.mark.skipif(not int8.is_supported(), reason="this processor has no AVX512_VNNI")
 TEXTS = ("tumour in the lung", "fever after infection and surgery of the renal airway")
@@ -188,6 +189,6 @@ def test_the_card_tells_what_8_bits_do(runs: Path, tmp_path: Path) -> None:
 
 def test_why_a_checkpoint_was_not_tried_in_8_bits_names_its_place_once(caplog: pytest.LogCaptureFixture) -> None:
     folder = tiny.checkpoint("instruct")
-    with caplog.at_level(logging.INFO, logger="medray.tuning.int8"):
+    with caplog.at_level(logging.INFO, logger="medray.study.int8"):
         assert eight_bits.measured("auto", folder, num_parameters=1, read=lambda: pytest.fail("no row is read"), metric="f1") is None
     assert caplog.messages == [f"{folder}: was not tried in 8 bits: is a language model: 8 bits are for models with a head"]

@@ -1,8 +1,9 @@
 import importlib.util
 from pathlib import Path
 
-from medray import plugins, storage
+from medray import plugins
 from medray.data.formats.spans import Options
+from medray.storage import files
 
 SAMPLES = Path(__file__).parent.parent / "jobs" / "samples"
 
@@ -14,9 +15,9 @@ def test_the_samples_are_what_their_generator_makes(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.write(tmp_path)
-    committed = storage.hash_folder(SAMPLES, leave_out=["README.md", "generate.py", "mentions.jsonl", "prompts.txt"])
+    committed = files.hash_folder(SAMPLES, leave_out=["README.md", "generate.py", "mentions.jsonl", "prompts.txt"])
     assert len(committed) == 241
-    assert {name: value for name, value in committed.items() if "__pycache__" not in name} == storage.hash_folder(tmp_path)
+    assert {name: value for name, value in committed.items() if "__pycache__" not in name} == files.hash_folder(tmp_path)
 
 
 def test_the_annotated_sample_is_varied_and_its_mentions_stand_where_they_say() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from medray import config, loading
+from medray.config import load
 from medray.data import dataset
-from medray.tasks import base as tasks
-from medray.training.material import gather
+from medray.registry import loading
+from medray.tasks.base import protocol as tasks
+from medray.training.prepared import gather
 from medray.training.trial import Trial
 
 ROOT = Path(__file__).parent.parent
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 def trained(folder: Path, study: str, *settings: str) -> tuple[Trial, Path]:
     samples = {"quickstart": "jobs/samples/abstracts", "findings": "jobs/samples/findings.jsonl"}[study]
-    asked = config.load([ROOT / "jobs" / "studies" / f"{study}.yaml"], [f"data.format.path={ROOT / samples}", *settings])
+    asked = load.load([ROOT / "jobs" / "studies" / f"{study}.yaml"], [f"data.format.path={ROOT / samples}", *settings])
     one = asked.trial(asked.base_models[0])
     data = dataset.load(one.data)
     material = gather(one, data, tasks.fit(one.task, data.label_sets()), folder / "prepared")

@@ -14,17 +14,17 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Linear
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from medray import config as configs
-from medray.config import StudyConfig, TrialConfig
+from medray.config import load as load_
+from medray.config.study import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.engines.transformers import TransformersEngine
-from medray.loading import load
 from medray.models import sources
 from medray.models.build import Built, build
-from medray.models.quick import QuickLinear
-from medray.tasks import base as tasks
-from medray.training.material import Material, gather
+from medray.models.cpu.lora import QuickLinear
+from medray.registry.loading import load
+from medray.tasks.base import protocol as tasks
+from medray.training.prepared import Material, gather
 from medray.training.trial import Trial
 
 LENGTH = 512  # of a row in the tutorial way
@@ -88,7 +88,7 @@ class Run:
 
 
 def study(args: argparse.Namespace, seed: int, folder: str, settings: tuple[str, ...]) -> StudyConfig:
-    return configs.load(
+    return load_.load(
         [],
         [
             "name=bench",

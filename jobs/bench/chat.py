@@ -18,6 +18,8 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from medray.config import load as load_
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from serve import cpu_seconds, free_port, server  # its neighbour
@@ -89,11 +91,10 @@ def publish(args: argparse.Namespace, folder: Path) -> None:
 
     The answers are longer than what is asked for: nobody's text ends early.
     """
-    from medray import config as configs
     from medray.data import dataset as datasets
-    from medray.registry import Registry
-    from medray.tasks import base as tasks
-    from medray.training.material import gather
+    from medray.registry.registry import Registry
+    from medray.tasks.base import protocol as tasks
+    from medray.training.prepared import gather
     from medray.training.trial import Trial
 
     registry = Registry(str(folder / "runs"))
@@ -111,7 +112,7 @@ def publish(args: argparse.Namespace, folder: Path) -> None:
             f"base_models=[{{source: '{args.base}'}}]",
             f"train={{max_steps: {args.steps}, samples_per_step: 8, learning_rate: 0.001, schedule: constant}}",
         ]
-        config = configs.load([], settings)
+        config = load_.load([], settings)
         trial_config = config.trial(config.base_models[0])
         dataset = datasets.load(trial_config.data)
         task = tasks.fit(trial_config.task, dataset.label_sets(), dataset.train)

@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from medray.config import load
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
-from medray import config as configs
-from medray.config import LoraConfig, ModelOptions
-from medray.data.base import Example, read
-from medray.engines import _scoring
+from medray.config.study import LoraConfig, ModelOptions
+from medray.data.formats.base.protocol import read
+from medray.engines import scoring
 from medray.engines.transformers import TransformersEngine
 from medray.models import sources
 from medray.models.build import build
 from medray.tasks import choice
+from medray.types import Example
 
 
 def naive(model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
@@ -37,9 +39,9 @@ def naive(model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[
 
 WAYS = {
     "naive": naive,
-    "batch of whole rows": _scoring.whole_rows,
-    "repeated cache": _scoring.repeated_cache,
-    "block mask": _scoring.block_mask,
+    "batch of whole rows": scoring.whole_rows,
+    "repeated cache": scoring.repeated_cache,
+    "block mask": scoring.block_mask,
 }
 
 
@@ -64,7 +66,7 @@ def main() -> None:
     print(f"{'way':<28} {'seconds':>8} {'tokens':>7} {'largest difference':>19}")
     exact: list[Any] = []
     for name, method in WAYS.items():
-        _scoring.method = _always(method)
+        scoring.method = _always(method)
         seconds, tokens, found = _each(lambda row: score.probe(engine, [row]), rows, read_tokens)
         exact = exact or found
         largest = max(abs(one - other).max() for one, other in zip(found, exact, strict=True))
@@ -76,7 +78,7 @@ def main() -> None:
     print(f"{f'block mask, {len(rows)} together':<28} {(time.perf_counter() - start) / len(rows):>8.2f}")
 
 
-def _always(method: _scoring.Method) -> Callable[[object], _scoring.Method]:
+def _always(method: scoring.Method) -> Callable[[object], scoring.Method]:
     return lambda model: method
 
 
@@ -101,7 +103,7 @@ def _examples(path: str | None) -> list[Example]:
         labels = [f"{site.capitalize()} {kind}" for site, kind in itertools.product(sites, kinds)][:41]
         text = "fatigue; weight loss; high fever; breathlessness; sweating; loss of appetite; mild pain"
         return [Example(str(number), f"{text}; sign {number}", (label,)) for number, label in enumerate(labels)]
-    table = configs.plugin_options("data.formats", f"name=symptom_table,path={path},template='{{symptoms}}'")
+    table = load.plugin_options("data.formats", f"name=symptom_table,path={path},template='{{symptoms}}'")
     first: dict[str, Example] = {}
     for example in read(table):
         first.setdefault(example.labels[0], example)

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from medray import config, loading
+from medray.config import load
 from medray.data import dataset as datasets
 from medray.engines.transformers import TransformersEngine
-from medray.models import half, int8
+from medray.evaluation.leaderboard import f1_of
+from medray.models import int8, precision
 from medray.models.batch import collate
 from medray.models.build import Built, merge
-from medray.selection.leaderboard import f1_of
-from medray.tasks.base import task_options
-from medray.tuning.runs import SETTINGS, latest
+from medray.registry import loading
+from medray.study.run import SETTINGS, latest
+from medray.tasks.base.protocol import task_options
 
 _BATCH = 8
 
@@ -83,7 +84,7 @@ def onnx(built: Built, folder: Path, threads: int) -> Callable[[dict[str, Any]],
 
 def outputs(built: Built, arm: str, batches: Sequence[Sequence[Sequence[int]]], runtime: Any) -> Any:
     """What the arm says to all batches, one after another, and the CPU seconds it took."""
-    context = int8.quantised(built) if arm == "int8" else half.cast_within(built, "bf16") if arm == "bf16" else nullcontext()
+    context = int8.quantised(built) if arm == "int8" else precision.cast_within(built, "bf16") if arm == "bf16" else nullcontext()
     with context:
         engine = TransformersEngine(built, precision="fp32" if arm == "onnx int8" else arm, token_budget=1 << 20)  # type: ignore[arg-type]
         answer = (lambda rows: runtime(collate(rows, built.tokenizer.pad_token_id))) if arm == "onnx int8" else engine.logits
@@ -106,7 +107,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     run = latest(Path(args.run))
-    study, board = config.load([run.folder / SETTINGS]), run.leaderboard()
+    study, board = load.load([run.folder / SETTINGS]), run.leaderboard()
     dataset = datasets.load(study.data, task_options(study.task).bring)
     part = dataset.validation if args.part == "validation" else dataset.open_test(run.storage_dir / "test_log", "bench int8").examples
     examples = list(part)[: args.rows]

@@ -137,9 +137,9 @@ def main() -> None:
             shutil.rmtree(asked.folder / left, ignore_errors=True)
     os.environ["MEDRAY_CACHE"] = str(asked.folder / "cache")
 
-    from medray.config import TrialConfig
+    from medray.config.study import TrialConfig
     from medray.data import dataset as datasets
-    from medray.tasks import base as tasks
+    from medray.tasks.base import protocol as tasks
 
     memory = Memory()
     memory.start()
@@ -170,7 +170,7 @@ def main() -> None:
     print(_planted(dataset), flush=True)
     if asked.no_tokens:
         return
-    from medray.training.material import gather
+    from medray.training.prepared import gather
 
     task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
     material = gather(config, dataset, task, asked.folder / "prepared", lambda audit: tell("audit") or print(audit.render(), flush=True))

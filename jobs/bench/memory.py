@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from medray.config import load
+
 SHAPES = {
     "llama 29M, head": ("llama", {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 10}, "classification", 1024, ()),
     "llama 64M, language model": ("llama", {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12}, "choice", 2048, ()),
@@ -67,18 +69,17 @@ def main() -> None:
 
 
 def one(name: str) -> dict[str, float]:
-    from medray import config as configs
     from medray.data import dataset as datasets
-    from medray.planning import footprint
-    from medray.tasks import base as tasks
-    from medray.training.material import gather
+    from medray.study.plan import footprint
+    from medray.tasks.base import protocol as tasks
+    from medray.training.prepared import gather
     from medray.training.trial import Trial
 
     kind, sizes, task, token_budget, settings = SHAPES[name]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         base = _base(kind, sizes, folder)
-        asked = configs.load(
+        asked = load.load(
             [],
             [
                 *("name=memory", f"storage_path={folder / 'runs'}", "resources.cpus_per_worker=1", "data.split.validation=0.1"),

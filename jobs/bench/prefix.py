@@ -18,8 +18,8 @@ from typing import Any
 from arms import judge, study
 
 from medray.data import dataset as datasets
-from medray.tasks import base as tasks
-from medray.training.material import gather
+from medray.tasks.base import protocol as tasks
+from medray.training.prepared import gather
 from medray.training.trial import Trial
 
 

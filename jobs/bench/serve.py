@@ -29,6 +29,8 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from medray.config import load
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 LEVELS = (1, 8, 32)
@@ -76,13 +78,12 @@ def publish(args: argparse.Namespace, folder: Path, *, steps: int = 1) -> list[s
 
     More than one step, and its answers in 8 bits are measured, as a study's winner's are.
     """
-    from medray import config as configs
     from medray.data import dataset as datasets
-    from medray.registry import Registry
-    from medray.tasks import base as tasks
-    from medray.training.material import gather
+    from medray.registry.registry import Registry
+    from medray.study import int8
+    from medray.tasks.base import protocol as tasks
+    from medray.training.prepared import gather
     from medray.training.trial import Trial
-    from medray.tuning import int8
 
     settings = [
         "name=bench",
@@ -93,7 +94,7 @@ def publish(args: argparse.Namespace, folder: Path, *, steps: int = 1) -> list[s
         f"train.max_steps={steps}",
         "train.learning_rate=0.001",
     ]
-    config = configs.load([], settings)
+    config = load.load([], settings)
     trial_config = config.trial(config.base_models[0])
     dataset = datasets.load(trial_config.data)
     material = gather(trial_config, dataset, tasks.fit(trial_config.task, dataset.label_sets()), folder)

@@ -16,19 +16,19 @@ from pathlib import Path
 from arms import tutorial
 from rich.console import Console
 
-from medray import config as configs
-from medray.config import StudyConfig, TrialConfig
+from medray.config import load as load_
+from medray.config.study import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
-from medray.loading import load
+from medray.evaluation.bootstrap import compare
 from medray.records import TrialRecord
-from medray.runtime import start_cluster
-from medray.selection.statistics import compare
-from medray.tasks import base as tasks
-from medray.training.material import Material, gather
+from medray.registry.loading import load
+from medray.runtime.cluster import start_cluster
+from medray.study import study as studies
+from medray.study.progress import Progress
+from medray.study.run import Run
+from medray.tasks.base import protocol as tasks
+from medray.training.prepared import Material, gather
 from medray.training.trial import Trial
-from medray.tuning import study as studies
-from medray.tuning.progress import Progress
-from medray.tuning.runs import Run
 
 METRIC = "f1_binary"
 
@@ -91,7 +91,7 @@ def tell(line: str) -> None:
 
 
 def study(args: argparse.Namespace, folder: str) -> StudyConfig:
-    return configs.load(
+    return load_.load(
         [],
         [
             "name=bench",

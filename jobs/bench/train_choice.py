@@ -11,19 +11,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from medray.config import load
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from arms import as_it_comes
 
-from medray import config as configs
-from medray.config import TrialConfig
+from medray.config.study import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.engines.transformers import TransformersEngine
 from medray.models.build import build
-from medray.tasks import base as tasks
-from medray.training.material import Material, gather
+from medray.tasks.base import protocol as tasks
+from medray.training.prepared import Material, gather
 from medray.training.trial import Trial
 
 STUDY = Path(__file__).parents[1] / "studies" / "symptoms.yaml"
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        asked = configs.load(
+        asked = load.load(
             [STUDY],
             [
                 f"data.format.path={args.data}",

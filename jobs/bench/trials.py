@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from medray import config as configs
+from medray.config import load
 from medray.records import TrialRecord
-from medray.runtime import start_cluster
-from medray.tuning import study as studies
-from medray.tuning.progress import Progress
-from medray.tuning.runs import Run
+from medray.runtime.cluster import start_cluster
+from medray.study import study as studies
+from medray.study.progress import Progress
+from medray.study.run import Run
 
 ROOT = Path(__file__).parent.parent.parent
 RATES = "[0.001, 0.0011, 0.0012, 0.0013, 0.0014, 0.0015, 0.0016, 0.0017]"
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, start_cluster("single") as cluster:
         found, memory = {}, {}
         for launcher in ("inline", "train"):
-            asked = configs.load(
+            asked = load.load(
                 [ROOT / "jobs" / "studies" / "quickstart.yaml"],
                 [
                     f"storage_path={folder}",

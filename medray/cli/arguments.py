@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from medray import config as configs
+from medray.config import load as load_
+from medray.config import study as configs
 from medray.errors import ConfigError
 
 Storage = Annotated[str, typer.Option(help="the study's storage_path, which holds its releases, or s3://BUCKET/PREFIX")]
@@ -22,7 +23,7 @@ SHOWN = ("f1_binary", "f1_macro", "accuracy", "accuracy_subset", "log_loss")
 
 def load(arguments: list[str]) -> configs.StudyConfig:
     files = [argument for argument in arguments if "=" not in argument]
-    return configs.load(files, [argument for argument in arguments if "=" in argument])
+    return load_.load(files, [argument for argument in arguments if "=" in argument])
 
 
 def read_token(path: str | None) -> str | None:

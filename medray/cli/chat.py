@@ -1,11 +1,19 @@
 """The command that talks to a release in a terminal."""
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from medray.cli.arguments import Storage, TokenFile, read_token
+from medray.client import Client, RefusedError
+from medray.errors import ConfigError
+from medray.registry import loading
+from medray.registry.registry import Registry
+from medray.tasks.base.protocol import Chatting
+from medray.types import DISCLAIMER, Engine, Message, Sampling
 
 app = typer.Typer()
 
@@ -22,7 +30,6 @@ def chat(
     storage_path: Storage = "runs",
 ) -> None:
     """Talk to a release: a line a turn; /reset begins anew, /quit ends."""
-    from medray import conversation
     from medray.client import Client
     from medray.errors import ConfigError
 
@@ -31,16 +38,131 @@ def chat(
     is_url = release.startswith(("http://", "https://"))
     if not is_url and (model or token_file):
         raise ConfigError(f"--{'model' if model else 'token-file'} and {release}: is for a service, named by its URL")
-    partner: conversation.Partner
+    partner: Partner
     if is_url:
-        partner = conversation.Remote.open(Client(release, read_token(token_file), timeout_s=120.0), model, settings)
+        partner = Remote.open(Client(release, read_token(token_file), timeout_s=120.0), model, settings)
     else:
-        partner = conversation.Local.open(release, storage_path, settings)
+        partner = Local.open(release, storage_path, settings)
     try:
-        conversation.converse(partner, sys.stdin, _write, system=system, prompt="> " if sys.stdin.isatty() else "")
+        converse(partner, sys.stdin, _write, system=system, prompt="> " if sys.stdin.isatty() else "")
     except KeyboardInterrupt:
         _write("\n")
 
 
 def _write(text: str) -> None:
     print(text, end="", flush=True)
+
+
+HELP = "/reset begins anew, /quit ends"
+Write = Callable[[str], None]
+
+
+class Partner(Protocol):
+    """Who answers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def system(self) -> str: ...
+
+    @property
+    def disclaimer(self) -> str: ...
+
+    def say(self, messages: list[Message]) -> Generator[str, None, None]:
+        """The answer in pieces."""
+        ...
+
+
+@dataclass(frozen=True)
+class Remote:
+    client: Client
+    model: str
+    name: str
+    system: str
+    disclaimer: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def open(cls, client: Client, model: str | None, settings: dict[str, Any]) -> "Remote":
+        """The release that a server serves: the one asked for, or the only one that talks."""
+        served = client.models()
+        known = {name: client.model(name) for name in ([model] if model else served)}
+        talking = [name for name, detail in known.items() if detail["system"] is not None]
+        if len(talking) != 1:
+            raise ConfigError(
+                f"{client.url}: {', '.join(talking) or 'no release'} talks there; name one with --model: it serves {', '.join(served)}"
+            )
+        detail = known[talking[0]]
+        return cls(client, talking[0], f"{detail['release']}@{detail['version']}", detail["system"], detail["disclaimer"], settings)
+
+    def say(self, messages: list[Message]) -> Generator[str, None, None]:
+        said = [{"role": message.role, "content": message.content} for message in messages]
+        yield from self.client.stream(said, model=self.model, **self.settings)
+
+
+@dataclass(frozen=True)
+class Local:
+    task: Chatting
+    engine: Engine
+    name: str
+    sampling: Sampling
+
+    @property
+    def system(self) -> str:
+        return str(self.task.options.system)
+
+    @property
+    def disclaimer(self) -> str:
+        return DISCLAIMER
+
+    @classmethod
+    def open(cls, reference: str, storage_path: str, settings: dict[str, Any]) -> "Local":
+        """Loaded in this process, in fp32, merged where that changes nothing."""
+        release = Registry(storage_path).resolve(reference)
+        loaded = release.load(precision="fp32")
+        task = loaded.task
+        if not isinstance(task, Chatting):
+            raise ConfigError(f"{release.reference}: its task {task.options.name!r} does not talk")
+        engine = loading.merged(loaded) if release.serves_merged() else loaded.engine
+        return cls(task, engine, release.reference, Sampling(**{"max_tokens": task.options.max_new_tokens, **settings}))
+
+    def say(self, messages: list[Message]) -> Generator[str, None, None]:
+        prompt = self.task.prompt(messages, self.engine.tokenizer, self.sampling.max_tokens)
+        for chunk in self.engine.generate([prompt], self.sampling):
+            yield chunk.text
+
+
+def converse(partner: Partner, lines: Iterable[str], write: Write, *, system: str | None, prompt: str = "") -> None:
+    """One line a turn, until /quit or the end of the lines. Who is asked reads all turns so far."""
+    opening = [Message("system", system)] if system else []
+    turns = list(opening)
+    write(
+        f"{partner.name}\nsystem: {partner.system}\n" + (f"yours: {system}\n" if system else "") + f"{partner.disclaimer}\n{HELP}\n{prompt}"
+    )
+    for line in lines:
+        said = line.strip()
+        if said == "/quit":
+            return
+        if said == "/reset":
+            turns = list(opening)
+            write("a new conversation\n")
+        elif said.startswith("/"):
+            write(f"{said.split()[0]} is no command; {HELP}\n")
+        elif said:
+            turns = _exchange(partner, [*turns, Message("user", said)], write)
+        write(prompt)
+
+
+def _exchange(partner: Partner, turns: list[Message], write: Write) -> list[Message]:
+    """The turns with the answer; without the question where it was refused."""
+    pieces: list[str] = []
+    try:
+        for piece in partner.say(turns):
+            pieces.append(piece)
+            write(piece)
+    except RefusedError as err:
+        print(f"medray: {err}", file=sys.stderr)
+        return turns[:-1]
+    write("\n")
+    return [*turns, Message("assistant", "".join(pieces))]

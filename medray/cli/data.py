@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from medray import config as configs
 from medray.cli.arguments import Configs, load
-from medray.data import base as formats
+from medray.config import load as load_
+from medray.data.formats.base import protocol as formats
 
 app = typer.Typer(no_args_is_help=True, help="Look at a data set, or change its format.")
 
@@ -19,8 +19,8 @@ def audit(
 ) -> None:
     """Tell what is in a study's data: balance, lengths, duplicates, conflicts, the ceiling they set."""
     study = load(arguments)
-    from medray.tuning import preflight
-    from medray.tuning import study as studies
+    from medray.study import preflight
+    from medray.study import study as studies
 
     preflight.check(study)
     for found in studies.audit(study):
@@ -33,7 +33,7 @@ def convert(
     target: Annotated[str, typer.Argument(help="the same for what is written: 'name=delimited,path=combined.psv'")],
 ) -> None:
     """Read one format, write another; an existing target is left alone and refused."""
-    read_options, write_options = configs.plugin_options("data.formats", source), configs.plugin_options("data.formats", target)
+    read_options, write_options = load_.plugin_options("data.formats", source), load_.plugin_options("data.formats", target)
     rows = list(formats.read(read_options))
     examples = [example for example in rows if not formats.is_left_out(example, read_options)]
     formats.write(examples, write_options)

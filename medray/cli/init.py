@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from medray import storage
 from medray.errors import ConfigError
+from medray.storage import files
 
 app = typer.Typer()
 
@@ -26,10 +26,10 @@ def init(
     drop_unlabelled: Annotated[bool, typer.Option("--drop-unlabelled", help="leave out rows without a label, and count them")] = False,
 ) -> None:
     """Look at a data set and write a first study of it."""
-    from medray.data import draft, sniff
+    from medray.data import first_study, guess
 
-    found = sniff.sketch(data, sniff.Columns(tuple(text or ()), label, id, encoding, drop_unlabelled))
-    study = draft.first_study(found, output, positive)
-    if not storage.create(Path(output), study.encode("utf-8")):
+    found = guess.sketch(data, guess.Columns(tuple(text or ()), label, id, encoding, drop_unlabelled))
+    study = first_study.first_study(found, output, positive)
+    if not files.create(Path(output), study.encode("utf-8")):
         raise ConfigError(f"{output}: is there already and is left alone; choose another --output")
     print(f"{found.render()}\n{output} is written; next: medray study {output} --dry-run")

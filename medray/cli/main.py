@@ -11,23 +11,23 @@ from types import TracebackType
 
 import typer
 
-from medray import storage
-from medray.cli import chat, data, init, plan, predict, releases, reports, review, serving, studies, submit
+from medray.cli import chat, data, init, plan, predict, release, report, review, serve, study, submit
 from medray.errors import MedrayError
 from medray.redaction import redact
+from medray.storage import files
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Fine-tune, select and serve biomedical text models."
 )
 app.add_typer(init.app)
-app.add_typer(studies.app)
+app.add_typer(study.app)
 app.add_typer(plan.app)
 app.add_typer(submit.app)
 app.add_typer(review.app)
-app.add_typer(reports.app)
-app.add_typer(releases.app)
+app.add_typer(report.app)
+app.add_typer(release.app)
 app.add_typer(predict.app)
-app.add_typer(serving.app)
+app.add_typer(serve.app)
 app.add_typer(chat.app)
 app.add_typer(data.app, name="data")
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # of a path
@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"medray: {err}", file=sys.stderr)
         return err.exit_status
     except OSError as err:
-        if storage.is_full(err):
-            print(f"medray: {storage.full(err.filename or 'the disk', _again(given))}", file=sys.stderr)
+        if files.is_full(err):
+            print(f"medray: {files.full(err.filename or 'the disk', _again(given))}", file=sys.stderr)
         elif err.filename and err.errno in _NO_PLACE:
             print(f"medray: {err.filename!s:.200}: cannot be used: {err.strerror}", file=sys.stderr)
         else:

@@ -11,7 +11,7 @@ from medray.cli.arguments import Configs, load
 from medray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medray.planning import StudyPlan
+    from medray.study.plan import StudyPlan
 
 app = typer.Typer()
 
@@ -37,8 +37,8 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from medray import planning
-    from medray.runtime import Cluster, Node
+    from medray.runtime.cluster import Cluster, Node
+    from medray.study import plan as planning
 
     if tflops and tokens_per_second:
         raise ConfigError(f"--tflops {tflops:g} and --tokens-per-second {tokens_per_second:g}: give one of the two")
@@ -79,7 +79,7 @@ def plan(
 
 
 def _assumed(tflops: float | None, tokens_per_second: float | None, has_gpus: bool) -> str:
-    from medray import planning
+    from medray.study import plan as planning
 
     if tokens_per_second:
         return f"with {tokens_per_second:g} tokens a second of each worker, as measured"

@@ -8,8 +8,8 @@ import typer
 from medray.cli.arguments import Reference, Storage
 
 if TYPE_CHECKING:
-    from medray.corpus.output import Summary
-    from medray.corpus.run import Plan
+    from medray.batch.output import Summary
+    from medray.batch.run import Plan
     from medray.data.progress import Heartbeat
 
 app = typer.Typer()
@@ -43,8 +43,8 @@ def predict(
 ) -> None:
     """Answer every row of a library: an answer an id, calibrated as over HTTP; rows that cannot be read are set aside."""
     print("starting", flush=True)
-    from medray.corpus import run
-    from medray.corpus.sources import Columns
+    from medray.batch import run
+    from medray.batch.shards import Columns
     from medray.data.progress import Heartbeat
 
     asked = run.Asked(
@@ -78,8 +78,8 @@ def predict(
 
 def _answered(plan: "Plan", heart: "Heartbeat") -> "Summary":
     """A few rows in this process, where no cluster is named and no actors are asked for; others by Ray."""
-    from medray import runtime
-    from medray.corpus import run, single
+    from medray.batch import run, single
+    from medray.runtime import cluster as runtime
 
     if plan.asked.actors is None and not runtime.is_joining():
         heart.stage(run.reading(plan.source))
@@ -87,7 +87,7 @@ def _answered(plan: "Plan", heart: "Heartbeat") -> "Summary":
             with runtime.exiting_on_sigterm():
                 return single.predict(plan, counted, heart)
     heart.stage("starting Ray")
-    from medray.corpus import pool
+    from medray.batch import pool
 
     with runtime.start_cluster() as cluster:
         return pool.predict(plan, cluster, heart)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medray.cli.arguments import load
+from medray.config import load as load_
 
 if TYPE_CHECKING:
     from medray.data.dataset import Dataset
-    from medray.selection.analysis import SplitAnalysis
+    from medray.evaluation.analysis import SplitAnalysis
 
 app = typer.Typer()
 
@@ -29,8 +30,8 @@ def review(
     storage_path: Annotated[str | None, typer.Option(help="where releases are kept; the study's storage_path where not given")] = None,
 ) -> None:
     """Show wrong answers, the surest first, and labels that may be wrong themselves."""
-    from medray import review as reviews
     from medray.errors import ConfigError, allowed
+    from medray.reports import review as reviews
 
     if split not in ("validation", "test"):
         raise ConfigError(f"--split {split!r} is not known; {allowed(split, ('validation', 'test'))}")
@@ -56,10 +57,9 @@ def review(
 def _of_run(
     folder: Path, side: Literal["validation", "test"], model: str | None, texts: bool
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
-    from medray import config as configs
     from medray.data import dataset as datasets
     from medray.errors import ArtifactError, ConfigError, allowed
-    from medray.tuning.runs import SETTINGS, latest
+    from medray.study.run import SETTINGS, latest
 
     run = latest(folder)
     run.leaderboard()  # or says why there is none
@@ -73,7 +73,7 @@ def _of_run(
         )
     if side == "validation" and not texts:
         return chosen.validation, None
-    dataset = datasets.load(configs.load([run.folder / SETTINGS]).data)
+    dataset = datasets.load(load_.load([run.folder / SETTINGS]).data)
     if side == "test":  # its labels are about to be seen, which their log has to know
         dataset.open_test(run.storage_dir / "test_log", f"review {run.folder}")
     return (chosen.test if side == "test" else chosen.validation), _texts(dataset, side) if texts else None
@@ -82,13 +82,14 @@ def _of_run(
 def _of_release(
     of: str, arguments: list[str], side: Literal["validation", "test"], texts: bool, storage_path: str | None
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
-    from medray import evaluation, storage
     from medray.data import dataset as datasets
     from medray.errors import ConfigError
+    from medray.registry import evaluate
+    from medray.storage import files
 
     asked = load(arguments)
-    log_dir = storage.absolute(asked.storage_path) / "test_log"
-    judged = evaluation.evaluate(of, asked.data, side, storage_path=storage_path or asked.storage_path, log_dir=log_dir)
+    log_dir = files.absolute(asked.storage_path) / "test_log"
+    judged = evaluate.evaluate(of, asked.data, side, storage_path=storage_path or asked.storage_path, log_dir=log_dir)
     if judged.analysis is None:
         raise ConfigError(f"{of}: answers in texts; only labels can be reviewed")
     return judged.analysis, _texts(datasets.load(asked.data), side) if texts else None

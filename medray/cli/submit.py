@@ -40,10 +40,10 @@ def submit(
     if retry_failed and not resume:
         raise ConfigError("--retry-failed is about an earlier run: give --resume with it")
     study = load(arguments) if arguments else None
-    from medray import runtime, submission
+    from medray.runtime import jobs as submission
 
     logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
-    jobs = runtime.jobs_of(address)
+    jobs = submission.jobs_of(address)
     try:
         if stop:
             print(f"{stop} {'is stopped' if submission.stop(jobs, stop) else 'had ended before'}", flush=True)
@@ -53,7 +53,7 @@ def submit(
             parcel = submission.Parcel(upload_data, int(upload_limit_mb * 1e6), hub_token_file)
             flags = (("--resume", resume), ("--retry-failed", retry_failed))
             options = tuple(name for name, is_set in flags if is_set)
-            python = python or submission.head_python(runtime.nodes_of(jobs)) or "python"
+            python = python or submission.head_python(submission.nodes_of(jobs)) or "python"
             job = submission.submit(jobs, study, parcel, python=python, options=options)
             print(f"job: {job}", flush=True)
         assert job

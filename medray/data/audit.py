@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from medray.data import language
-from medray.data.base import Example, Split
 from medray.data.duplicates import Duplicates
 from medray.data.progress import Progress
 from medray.data.split import GIVEN_NAMES
+from medray.text import language
+from medray.types import Example, Split
 
 _LANGUAGE_ROWS = 2000  # are looked at: enough to know what languages a data set has
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")

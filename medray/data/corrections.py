@@ -7,11 +7,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 from medray.data import examples as kept
-from medray.data.base import Example
-from medray.data.csv_text import CsvRow, restore_cell
-from medray.data.dialect import likely_delimiter
-from medray.data.formats.base import csv_rows, guess_encoding, lines
+from medray.data.formats.base.parsing import csv_rows, guess_encoding, lines
 from medray.errors import DataError, allowed
+from medray.text.csv_text import CsvRow, restore_cell
+from medray.text.dialect import likely_delimiter
+from medray.types import Example
 
 NO_LABEL = "(none)"  # in a cell: of a multi-label task, that there is none
 SEPARATOR = "|"  # in a cell, between several labels

@@ -12,18 +12,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from medray import storage
-from medray.data import corrections, duplicates, reading, signing
+from medray.config.study import DataConfig
+from medray.data import corrections, duplicates, minhash, reading
 from medray.data import examples as kept
 from medray.data.audit import Audit, audit
-from medray.data.base import SPLITS, Example, Split
 from medray.data.duplicates import Duplicates
 from medray.data.examples import Examples
-from medray.data.formats.base import FormatOptions
+from medray.data.formats.base.protocol import FormatOptions
 from medray.data.progress import Progress, stage
 from medray.data.reading import Held
 from medray.data.split import assign, limit_rows
-from medray.sections import DataConfig
+from medray.storage import files
+from medray.types import SPLITS, Example, Split
 
 Bring = Callable[[int], Sequence[Example]]
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Dataset:
         self.splits: dict[str, Split] = {e.id: side for e, side in zip(outlines, sides, strict=True) if side}
         self.splits |= {example.id: _side(example) for example in brought}
         self.fingerprint = _fingerprint(held, outlines, brought, is_as_read=not num_corrected)
-        self.split_fingerprint = storage.hash_text(part for row in sorted(self.splits.items()) for part in row)
+        self.split_fingerprint = files.hash_text(part for row in sorted(self.splits.items()) for part in row)
         self._label_sets: dict[tuple[str, ...], Example] = {}
         for example in chain(outlines, brought):
             self._label_sets.setdefault(example.labels, Example(id="", text="", labels=example.labels, where=example.where))
@@ -159,7 +159,7 @@ def _caller(line: str) -> str:
 def _fingerprint(held: Held, outlines: Sequence[Example], brought: Sequence[Example], *, is_as_read: bool) -> str:
     """Of what every row is, in the order of that. Ids differ, so the order of ids is the order of rows, and a text is read once."""
     if not isinstance(held.examples, Examples):
-        return storage.hash_text(sorted(json.dumps(_identity(example)) for example in (*held.examples, *brought)))
+        return files.hash_text(sorted(json.dumps(_identity(example)) for example in (*held.examples, *brought)))
     assert held.folder is not None
     known = held.folder / "fingerprint"
     if is_as_read and not brought and known.exists():
@@ -173,9 +173,9 @@ def _fingerprint(held: Held, outlines: Sequence[Example], brought: Sequence[Exam
                 yield json.dumps(_identity(example))
                 progress.add(1)
 
-    found = storage.hash_text(merge(rows(), sorted(json.dumps(_identity(example)) for example in brought)))
+    found = files.hash_text(merge(rows(), sorted(json.dumps(_identity(example)) for example in brought)))
     if is_as_read and not brought:
-        storage.write(known, found.encode())
+        files.write(known, found.encode())
     return found
 
 
@@ -198,7 +198,7 @@ def _duplicates(held: Held, threshold: float) -> Duplicates:
         return duplicates.find(kept.texts(held.examples), threshold)
     num_rows = len(held.examples)
     with stage("near-duplicates, signing", num_rows) as progress:
-        signed = signing.sign_table(held.examples.path, num_rows, signing.band_width(threshold), progress)
+        signed = minhash.sign_table(held.examples.path, num_rows, minhash.band_width(threshold), progress)
     with stage("near-duplicates, comparing", num_rows) as progress:
         return duplicates.find(held.examples.texts(), threshold, signed, progress)
 

@@ -11,9 +11,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from medray.data import signing
+from medray.data import minhash
+from medray.data.minhash import Numbers, Signed, Signer, normalise
 from medray.data.progress import Progress
-from medray.data.signing import Numbers, Signed, Signer, normalise
 
 Positions = npt.NDArray[np.int64]
 _MOST_COMPARED = 1000  # texts that one is compared with in a band; more share one only where a template was filled in
@@ -32,7 +32,7 @@ def find(texts: Sequence[str], threshold: float, signed: Signed | None = None, p
     """Group rows; `threshold` is the Jaccard overlap from which on two texts count as near duplicates."""
     if not texts:
         return Duplicates([], [], [])
-    signed = signed or Signed([Signer().sign(texts, signing.band_width(threshold))])
+    signed = signed or Signed([Signer().sign(texts, minhash.band_width(threshold))])
     order, starts = _runs(*signed.digest())
     first_of_run = order[starts[:-1]]  # rows of a run are in order
     ranked = np.argsort(first_of_run)

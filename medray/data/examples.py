@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
-from medray.data.base import Example, Mention, Message
+from medray.types import Example, Mention, Message
 
 Positions = npt.NDArray[np.int64]
 _BATCH = 2048

@@ -13,14 +13,17 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from medray import checkpoint, plugins, storage
+from medray import plugins
+from medray.config.schema import PluginOptions
 from medray.data import examples as kept
-from medray.data.base import Example, is_left_out, read
 from medray.data.examples import Examples
+from medray.data.formats.base.protocol import is_left_out, read
 from medray.data.progress import Progress, stage
 from medray.data.remote import localised, places
 from medray.errors import DataError
-from medray.schema import PluginOptions
+from medray.storage import checkpoint
+from medray.storage import files as storage
+from medray.types import Example
 
 log = logging.getLogger(__name__)
 LARGE_BYTES = 64 << 20  # of files; from here on rows are kept on disk

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.fs
 from filelock import FileLock
 
-from medray import storage
-from medray.addresses import has_reference, resolved
+from medray.config.addresses import has_reference, resolved
+from medray.config.schema import PluginOptions
 from medray.data.progress import stage
 from medray.errors import DataError
 from medray.redaction import redact
-from medray.schema import PluginOptions
+from medray.storage import files as storage
 
 _ELSEWHERE = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?)://", re.IGNORECASE)
 _USER = re.compile(r"://[^/]*@")

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from medray.data.base import Example
-from medray.data.signing import normalise
+from medray.data.minhash import normalise
+from medray.types import Example
 
 Hashes = npt.NDArray[np.uint64]
 

@@ -9,9 +9,9 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from medray.data.base import Example, Split
+from medray.config.study import SplitConfig
 from medray.errors import DataError, allowed
-from medray.sections import SplitConfig
+from medray.types import Example, Split
 
 log = logging.getLogger(__name__)
 GIVEN_NAMES: dict[str, Split] = {

@@ -10,16 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medray.engines import _scoring
-from medray.engines._embedding import watched
-from medray.engines._generation import Generation, RowError
+from medray.engines import scoring
+from medray.engines.generation import Generation, RowError
 from medray.errors import ConfigError, DataError
-from medray.generation import Chunk, Sampling
-from medray.models import attention
 from medray.models.batch import collate
 from medray.models.build import Built
-from medray.models.half import TYPES
-from medray.tasks.base import Head
+from medray.models.cpu import attention
+from medray.models.precision import TYPES
+from medray.types import Chunk, Head, Sampling
 
 Floats = npt.NDArray[np.float32]
 _MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
@@ -97,11 +95,11 @@ class TransformersEngine:
         if not all(map(len, prompts)) or not continuations or not all(map(len, continuations)):
             raise DataError("a prompt and its continuations need at least one token each")
         scores = np.zeros((len(prompts), len(continuations)), dtype=np.float32)
-        places = _scoring.row_length((), continuations) + 1
+        places = scoring.row_length((), continuations) + 1
         most = max(1, _MOST_LOGITS // (places * self.model.config.vocab_size))
         with self._computing():
-            method = _scoring.method(self.model)
-            lengths = [_scoring.row_length(prompt, continuations) for prompt in prompts]
+            method = scoring.method(self.model)
+            lengths = [scoring.row_length(prompt, continuations) for prompt in prompts]
             for batch in _batches(lengths, self.token_budget, most_rows=most, least_share=_LEAST_SHARE):
                 found = method(self.model, [prompts[at] for at in batch], continuations, self.tokenizer.pad_token_id)
                 scores[batch] = found.float().cpu().numpy()
@@ -189,3 +187,38 @@ def _batches(lengths: Sequence[int], token_budget: int, *, most_rows: int | None
         batch.append(at)
     if batch:
         yield batch
+
+
+_DEPTH = 2 / 3  # of the layers
+
+
+class States:
+    """What the watched layer held when it computed last."""
+
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+
+    def hold(self, module: Any, inputs: Any, output: Any) -> None:
+        self._last = output if isinstance(output, Tensor) else output[0]  # of some families with their attention
+
+    def means(self, lengths: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Over the tokens of each row, which stand before its padding. Of no numbers where a model of another make holds no such states."""
+        states, self._last = self._last, None
+        if states is None or states.ndim != 3 or len(states) != len(lengths) or states.shape[1] < max(lengths):
+            return np.zeros((len(lengths), 0), dtype=np.float32)
+        mask = torch.arange(states.shape[1], device=states.device)[None] < torch.tensor(lengths, device=states.device)[:, None]
+        found: npt.NDArray[np.float32] = ((states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
+        return found
+
+
+@contextmanager
+def watched(built: Built) -> Iterator[States]:
+    """Inside, each forward pass leaves the states of its tokens there."""
+    states = States()
+    plain = built.model.get_base_model() if hasattr(built.model, "get_base_model") else built.model
+    layers = plain.get_submodule(built.family.layers_path)
+    hook = layers[max(1, round(_DEPTH * len(layers))) - 1].register_forward_hook(states.hold)
+    try:
+        yield states
+    finally:
+        hook.remove()

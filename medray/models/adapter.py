@@ -9,8 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medray.config import LoraConfig
+from medray.config.study import LoraConfig
 from medray.errors import ArtifactError
+from medray.models.cpu.lora import quicken
 from medray.models.families import Family, targets
 from medray.models.libraries import (
     LoraLayer,
@@ -21,7 +22,6 @@ from medray.models.libraries import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from medray.models.quick import quicken
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # PEFT's, before the names that the base has

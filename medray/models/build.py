@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import ArtifactError, ConfigError
 from medray.models import adapter, quantization
-from medray.models.bare import KINDS, first_line, load, load_config, needed
 from medray.models.families import ENCODERS, Family, family_of, targets
+from medray.models.hf_logging import quiet
 from medray.models.libraries import AutoTokenizer, PeftModel
-from medray.models.quiet import quiet
+from medray.models.network import KINDS, first_line, load, load_config, needed
 from medray.models.sources import Base
-from medray.tasks.base import Head, Needs
+from medray.types import Head, Needs
 
 PEFT_TYPES = {"head": "SEQ_CLS", "token head": "TOKEN_CLS", "language model": "CAUSAL_LM"}
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch.nn import Linear, Module, ModuleList
 
-from medray.config import LoraConfig
+from medray.config.study import LoraConfig
 from medray.errors import ConfigError
 
 log = logging.getLogger(__name__)

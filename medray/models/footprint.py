@@ -20,13 +20,13 @@ from torch.nn import Linear, Parameter
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.models import adapter
-from medray.models.bare import without_dropout
+from medray.models.batch import logits_at
 from medray.models.build import PEFT_TYPES, outline_of
 from medray.models.families import Family, family_of
-from medray.models.places import logits_at
-from medray.tasks.base import Needs
+from medray.models.network import without_dropout
+from medray.types import Needs
 
 _ADAM = 2  # figures that it keeps for each trained weight
 _PACKED = 0.5  # bytes of a weight in nf4

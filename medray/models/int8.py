@@ -12,8 +12,8 @@ from torch.nn import Linear, Module
 
 from medray.errors import ConfigError
 from medray.models.build import Built
+from medray.models.cpu.linear import Held, put_back_after, replace_linears
 from medray.models.families import FAMILIES
-from medray.models.layers import Held, put_back_after, replace_linears
 
 # Without it sums of two products of bytes are kept in 16 bits, where they overflow unless a bit of the inputs is given up.
 _NEEDED = "avx512_vnni"

@@ -5,7 +5,7 @@ bitsandbytes and scikit-learn are a third of the seconds that importing them tak
 
 from threading import Lock
 
-from medray.imports import hidden, uncollected
+from medray.models.imports import hidden, uncollected
 
 with hidden("bitsandbytes", "sklearn"), uncollected():
     from peft import LoraConfig as PeftLoraConfig

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from medray.evaluation.analysis import Estimate, ModelAnalysis, Reliability, SliceFigures, SplitAnalysis
 from medray.reports.blocks import Block, Chart, Details, Figure, Section, Table, Text
 from medray.reports.charts import NARROW, WIDE, Bar, Bin, Curve, cells, intervals, lines, reliability
-from medray.reports.drawing import Drawing
-from medray.reports.study import StudyData, between, count, metric_name, percent, short
-from medray.selection.analysis import Estimate, ModelAnalysis, Reliability, SliceFigures, SplitAnalysis
+from medray.reports.study_data import StudyData, between, count, metric_name, percent, short
+from medray.reports.svg import Drawing
 
 _MOST_CELLS = 20  # labels of a confusion matrix that can still be read
 _MOST_SLICES = 24

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from medray.reports.drawing import Drawing, series
+from medray.reports.svg import Drawing, series
 
 _COLUMN = 380
 

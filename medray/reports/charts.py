@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medray.reports.drawing import Drawing, Scale, log_span, series, shortened, span, text_width, tick
+from medray.reports.svg import Drawing, Scale, log_span, series, shortened, span, text_width, tick
 
 NARROW, WIDE = 328, 820  # a phone's column and a page's
 

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from medray import checkpoint, config, facts
-from medray.checkpoint import MANIFEST, Manifest
+from medray.config import load, study
+from medray.evaluation import leaderboard
+from medray.evaluation.analysis import Analysis
+from medray.evaluation.leaderboard import Leaderboard
 from medray.records import AS_IT_IS, TrialRecord
 from medray.redaction import redact
-from medray.reports.study import StudyData
-from medray.selection import leaderboard, telling
-from medray.selection.analysis import Analysis
-from medray.selection.leaderboard import Leaderboard
+from medray.registry import card
+from medray.reports.study_data import StudyData
+from medray.storage import checkpoint
+from medray.storage.checkpoint import MANIFEST, Manifest
 
 SETTINGS = "study.yaml"
 SAMPLES = "samples.json"
@@ -35,14 +37,14 @@ class HeldRun(Protocol):
 
 def gather(run: HeldRun) -> StudyData:
     board, records, folder = run.leaderboard(), run.records(), run.folder
-    asked = config.load([folder / SETTINGS])
-    asked = config.StudyConfig.model_validate(config.public(asked))  # runs of before kept secrets
+    asked = load.load([folder / SETTINGS])
+    asked = study.StudyConfig.model_validate(load.public(asked))  # runs of before kept secrets
     manifest, held = _winner(folder, board)
     found, told = run.analysis(), None
     if manifest and held:
-        test = telling.test_record(board, board.best, found) if board.best.test else None
+        test = card.test_record(board, board.best, found) if board.best.test else None
         calibration = found.best.calibration if found else AS_IT_IS
-        told = facts.of(manifest, checkpoint.content_id(held), test, leaderboard.merge_of(board.best, board.metric), calibration)
+        told = card.of(manifest, checkpoint.content_id(held), test, leaderboard.merge_of(board.best, board.metric), calibration)
     return StudyData(
         config=asked,
         settings=redact((folder / SETTINGS).read_text(encoding="utf-8")),

@@ -3,16 +3,19 @@
 import base64
 import hashlib
 from functools import cache
+from importlib import util
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from medray import checkpoint, storage
-from medray.reports import answer, behaviour, origin, samples, training
+from medray.errors import MedrayError
+from medray.reports import behaviour, provenance, summary, training
 from medray.reports.blocks import Report
-from medray.reports.study import StudyData
-from medray.reports.style import page_css
+from medray.reports.study_data import StudyData
+from medray.reports.svg import page_css
+from medray.storage import checkpoint, files
+from medray.storage import files as storage
 
 REPORT = "report.html"  # in the run's folder
 # Details are opened for the printer, which shows no closed ones.
@@ -23,25 +26,25 @@ _POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script
 
 def compose(data: StudyData) -> Report:
     sections = [
-        answer.asked(data),
-        answer.leaderboard(data),
-        answer.against(data),
-        samples.answers(data),
+        summary.asked(data),
+        summary.leaderboard(data),
+        summary.against(data),
+        summary.answers(data),
         behaviour.mistakes(data),
         behaviour.confidence(data),
         behaviour.slices(data),
         training.curves(data),
         training.hyperparameters(data),
         training.cost(data),
-        origin.audit(data),
-        origin.repeat(data),
+        provenance.audit(data),
+        provenance.repeat(data),
     ]
     return Report(
         title=data.board.study,
         day=data.day,
-        headline=answer.headline(data),
-        said=answer.said(data),
-        facts=answer.facts(data),
+        headline=summary.headline(data),
+        said=summary.said(data),
+        facts=summary.facts(data),
         sections=[section for section in sections if section],
         footer=(f"medray {checkpoint.versions()['medray']}", data.run),
     )
@@ -53,7 +56,7 @@ def render(report: Report) -> str:
 
 
 def write(report: Report, path: Path) -> Path:
-    storage.write(path, render(report).encode())
+    files.write(path, render(report).encode())
     return path
 
 
@@ -65,3 +68,37 @@ def _template() -> Template:
     )
     made.filters["drawn"] = lambda drawing: Markup(drawing.svg())
     return made.get_template("report.html")
+
+
+_ZOOM = 2.0
+_EXTRA = "PNG needs the extra `plots`: pip install 'medray[plots]'; the charts are there as SVG"
+_FONTS = "PNG needs a font: this machine has none, such as fonts-dejavu-core of Debian; the charts are there as SVG"
+_WORD = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><text y="15">{}</text></svg>'
+
+
+def write_images(report: Report, folder: Path) -> list[Path]:
+    written = []
+    is_drawn = no_png() == ""
+    for chart in report.charts():
+        svg = chart.drawing.svg(standalone=True)
+        name = "".join(char if char.isalnum() or char in "._-" else "-" for char in chart.name)
+        files = {".svg": svg.encode(), **({".png": png(svg)} if is_drawn else {})}
+        for suffix, content in files.items():
+            written.append(folder / f"{name}{suffix}")
+            storage.write(written[-1], content)
+    return written
+
+
+def no_png() -> str:
+    """Why there is no PNG here; nothing where there is."""
+    if util.find_spec("resvg_py") is None:
+        return _EXTRA
+    return _FONTS if png(_WORD.format("m")) == png(_WORD.format("")) else ""
+
+
+def png(svg: str) -> bytes:
+    try:
+        import resvg_py
+    except ImportError:
+        raise MedrayError(_EXTRA) from None
+    return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=_ZOOM, font_family="DejaVu Sans", sans_serif_family="DejaVu Sans"))

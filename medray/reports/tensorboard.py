@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from medray.evaluation.metrics import higher_is_better
 from medray.records import TrialRecord
-from medray.selection.metrics import higher_is_better
 
 FOLDER = "tensorboard"
 _VALIDATION = "validation/"

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medray.reports.answer import keys
+from medray.config.search import Axis
+from medray.evaluation.leaderboard import Entry
+from medray.evaluation.metrics import higher_is_better
 from medray.reports.blocks import Block, Chart, Details, Figure, Section, Table, Text
 from medray.reports.charts import Curve, Spot, lines, scatter
-from medray.reports.drawing import Drawing
-from medray.reports.study import StudyData, axis_name, base_name, duration, metric_name, setting, short
-from medray.selection.leaderboard import Entry
-from medray.selection.metrics import higher_is_better
-from medray.space import Axis
+from medray.reports.study_data import StudyData, axis_name, base_name, duration, metric_name, setting, short
+from medray.reports.summary import keys
+from medray.reports.svg import Drawing
 
 Row = Mapping[str, Any]
 _FEW_ROWS = 12

@@ -15,10 +15,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medray.serving import completion_routes, guards, page, reference, schemas
+from medray.serving import notes, openai_routes, schemas
+from medray.serving.auth import Guard
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
-from medray.serving.guard import Guard
-from medray.serving.refusals import choose, error, request_id
+from medray.serving.page import page, reference
 from medray.serving.schemas import (
     LABELED_PATH,
     ROUTES,
@@ -33,7 +33,7 @@ from medray.serving.schemas import (
     Refused,
     Route,
 )
-from medray.serving.service import Event, Service
+from medray.serving.service import Event, Service, choose, error, request_id
 
 log = logging.getLogger(__name__)
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -101,9 +101,7 @@ def make_api(
             endpoint = _endpoint(service, limits, route, mask_identifiers, is_labeled=path == LABELED_PATH)
             api.add_api_route(path, endpoint, methods=["POST"], response_model=response, responses=errors)
 
-    completion_routes.add_routes(
-        api, service, limits, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers, errors=errors
-    )
+    openai_routes.add_routes(api, service, limits, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers, errors=errors)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_middleware(_LastResort)
@@ -123,7 +121,7 @@ def _endpoint(
         elif len(asked.inputs or ()) > limits.inputs:
             outcome = Refused(413, "too_many_inputs", f"at most {limits.inputs} inputs are answered in one request")
         else:
-            masked = await guards.mask(asked) if mask_identifiers else None
+            masked = await notes.mask(asked) if mask_identifiers else None
             outcome = await service.answer(chosen, masked.request if masked else asked)
             if masked and not isinstance(outcome, Refused):
                 outcome = masked.noted(outcome)
@@ -160,7 +158,7 @@ async def _invalid(request: Request, err: Exception) -> Response:
             continue  # pydantic counts no item where the first one ended it
         places.append(place)
         found.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
-    status = 400 if request.url.path.endswith(completion_routes.PATHS) else 422  # as OpenAI's clients expect it of these
+    status = 400 if request.url.path.endswith(openai_routes.PATHS) else 422  # as OpenAI's clients expect it of these
     return error(Refused(status, "invalid_request", "; ".join(found), param=next(filter(None, places), None)))
 
 

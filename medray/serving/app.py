@@ -6,13 +6,14 @@ from pathlib import Path
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from medray import runtime, storage
 from medray.errors import ArtifactError, ConfigError, ServingError
-from medray.registry import Registry
-from medray.serving.groups import Group, groups
+from medray.registry.registry import Registry
+from medray.runtime import cluster
 from medray.serving.ingress import Ingress
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import AppOptions
+from medray.serving.vllm import Group, groups
+from medray.storage import files
 
 log = logging.getLogger(__name__)
 QUIET = LoggingConfig(enable_access_log=False)  # the audit line says it once, and more
@@ -52,13 +53,13 @@ def build(options: AppOptions) -> serve.Application:
 def _with_whole_paths(options: AppOptions) -> AppOptions:
     """Replicas start in folders of their own nodes, so a relative path is made whole here, where that has one meaning."""
     paths = {name: path for name in _PATHS if (path := getattr(options, name)) and _is_relative(path)}
-    if paths and not runtime.is_in_folder_of_caller():
+    if paths and not cluster.is_in_folder_of_caller():
         name, path = next(iter(paths.items()))
         raise ConfigError(
             f"{name}: {path}: is relative, and a cluster does not know to which folder; write the whole path, such as /srv/medray/{path}"
             + (", or s3://BUCKET/PREFIX" if name == "storage_path" else "")
         )
-    return options.model_copy(update={name: str(storage.absolute(path)) for name, path in paths.items()})
+    return options.model_copy(update={name: str(files.absolute(path)) for name, path in paths.items()})
 
 
 def _is_relative(path: str) -> bool:

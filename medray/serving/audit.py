@@ -7,7 +7,7 @@ from pathlib import Path
 from ray import serve
 
 from medray.errors import ConfigError, ServingError
-from medray.private import make_folder
+from medray.storage.private import make_folder
 
 log = logging.getLogger("medray.audit")
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

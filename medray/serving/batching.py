@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from medray.engines.base import Engine
 from medray.errors import ServingError
+from medray.types import Engine
 
 Floats = npt.NDArray[np.float32]
 Continuations = tuple[tuple[int, ...], ...]

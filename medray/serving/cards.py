@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from medray import checkpoint, facts, plugins
-from medray.checkpoint import Manifest
-from medray.data.formats.base import Form, FormatOptions
+from medray import plugins
+from medray.config.schema import Section
+from medray.data.formats.base.protocol import Form, FormatOptions
 from medray.errors import ConfigError
-from medray.schema import Section
+from medray.registry import card as facts
 from medray.serving.schemas import CHAT_PATH, ROUTES
+from medray.storage import checkpoint
+from medray.storage.checkpoint import Manifest
 
 if TYPE_CHECKING:
-    from medray.registry import Release  # which imports torch, and the ingress imports none
+    from medray.registry.release import Release  # which imports torch, and the ingress imports none
 
 
 class CardFigure(Section):

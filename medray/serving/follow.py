@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 
 from medray.errors import ArtifactError
 from medray.records import Move
-from medray.registry import Registry, Release, is_version
+from medray.registry.registry import Registry, is_version
+from medray.registry.release import Release
 
 log = logging.getLogger(__name__)
 Model = TypeVar("Model")

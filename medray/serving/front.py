@@ -11,7 +11,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from medray.serving.guard import App, Message, Receive, Refused, Scope, Send, declared_bytes, refuse, replay, too_large
+from medray.serving.auth import App, Message, Receive, Refused, Scope, Send, declared_bytes, refuse, replay, too_large
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware

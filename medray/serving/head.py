@@ -1,34 +1,76 @@
 """A release ready to answer: adapter merged into the base, proven by its probe, in the faster arithmetic."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from medray import checkpoint
-from medray.answering import calibrated
-from medray.data.base import Example
 from medray.engines.transformers import Precision, TransformersEngine
 from medray.errors import MedrayError, ServingError
-from medray.loading import answers, check_int8, prove, read_cloud
-from medray.models import half, int8
+from medray.evaluation.novelty import Cloud
+from medray.models import int8
+from medray.models import precision as half
 from medray.models.build import Built, merge
 from medray.records import CalibrationRecord
-from medray.registry import Release
-from medray.selection.nearness import Cloud
-from medray.serving.batching import Batcher
+from medray.registry.answers import calibrated
+from medray.registry.loading import answers, check_int8, prove, read_cloud
+from medray.registry.release import Release
+from medray.serving.autotune import fastest, generates, time_steps, time_texts
+from medray.serving.batching import Batcher, Floats, TooManyTokensError, tail_length
 from medray.serving.chat import Chat
-from medray.serving.likeness import far
-from medray.serving.schemas import ROUTES, AppOptions, InputNote, Request, Response, Route
+from medray.serving.notes import far
+from medray.serving.schemas import ROUTES, AppOptions, Described, InputNote, Request, Response, Route
 from medray.serving.streams import Streams
-from medray.serving.talk import Described
-from medray.serving.timing import fastest, generates, time_steps, time_texts
-from medray.serving.turn import Turn
-from medray.tasks.base import Chatting, Task
+from medray.storage import checkpoint
+from medray.tasks.base.protocol import Chatting, Task
+from medray.types import Chunk, Example, Sampling
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The engine as one request sees it: its rows go with those of others, within its limit and time."""
+
+    batcher: Batcher
+    streams: Streams
+    max_tokens: int
+    deadline: float
+    cloud: Cloud | None = None  # of embeddings, where the batcher's engine makes them beside its outputs
+    distances: list[float] = field(default_factory=list)  # of the rows that were asked, in their order
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.batcher.engine.tokenizer
+
+    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
+        self._check(sum(map(len, inputs)))
+        found = self.batcher.logits(inputs, self.deadline)
+        if self.cloud is None:
+            return found
+        outputs, embeddings = np.split(found, [-len(self.cloud.centre)], axis=1)
+        self.distances.extend(self.cloud.distances(embeddings).tolist())
+        return outputs
+
+    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
+        self._check(sum(map(len, inputs)))
+        return self.batcher.token_logits(inputs, self.deadline)
+
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
+        self._check(sum(map(len, prompts)) + len(prompts) * tail_length(continuations))
+        return self.batcher.score(prompts, tuple(map(tuple, continuations)), self.deadline)
+
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+        rows = [self.tokenizer(prompt, split_special_tokens=True)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+        self._check(sum(len(row) + sampling.max_tokens for row in rows))
+        return iter(self.streams.collect(rows, sampling, self.deadline))
+
+    def _check(self, tokens: int) -> None:
+        if tokens > self.max_tokens:
+            raise TooManyTokensError(f"{tokens} tokens in one request, at most {self.max_tokens} are read")
+
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")

@@ -1,10 +1,12 @@
 """The one ingress: routes to the releases, retries a dead replica, records what happened. It imports no torch."""
 
 import asyncio
+import collections
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI
 from ray import serve
@@ -14,14 +16,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
-from medray.serving import audit, drift, front, keys
-from medray.serving.addresses import check_address, is_loopback
+from medray.serving import audit, auth, front
 from medray.serving.api import make_api
+from medray.serving.auth import check_address, is_loopback
 from medray.serving.cards import ReleaseCard
 from medray.serving.process import prepare
 from medray.serving.schemas import (
     RETRY_AFTER_S,
     AppOptions,
+    Asked,
+    Described,
     Health,
     Refused,
     ReleaseHealth,
@@ -30,7 +34,10 @@ from medray.serving.schemas import (
     Response,
 )
 from medray.serving.service import Event, Events
-from medray.serving.talk import Asked, Described
+
+if TYPE_CHECKING:
+    from medray.types import Prediction
+
 
 _REPORT_S = 5.0
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
@@ -49,7 +56,7 @@ class Ingress:
         self.missing = dict(missing)  # releases that no replica has reported yet, and why they were not there at the start
         self.talking = {reference: head.options(stream=True) for reference, head in heads.items()}
         self.references = options.releases
-        self.digests = keys.read(Path(options.tokens_file)) if options.tokens_file else None
+        self.digests = auth.read(Path(options.tokens_file)) if options.tokens_file else None
         host = _host()
         check_address(host, guarded=self.digests is not None or options.open_to_all)
         # A page of another name that is made to point at loopback has no token, so only what needs none must know its names.
@@ -59,7 +66,7 @@ class Ingress:
         self.requests = Counter("medray_requests", "requests answered or refused", tag_keys=("model", "release", "version", "status"))
         self.seconds = Histogram("medray_request_seconds", "from arrival to answer", boundaries=_SECONDS, tag_keys=("release", "version"))
         self.labels = Counter("medray_labels", "texts answered so", tag_keys=("release", "version", "label"))
-        self.confidence = Histogram("medray_confidence", "how sure answers were", boundaries=drift.BOUNDS, tag_keys=("release", "version"))
+        self.confidence = Histogram("medray_confidence", "how sure answers were", boundaries=BOUNDS, tag_keys=("release", "version"))
         self.tokens = Counter("medray_tokens", "tokens read and written by releases that talk", tag_keys=("release", "version", "kind"))
         self.first = Histogram(
             "medray_first_token_seconds", "from arrival to the first piece", boundaries=_FIRST_TOKEN_S, tag_keys=("release", "version")
@@ -182,7 +189,7 @@ class Ingress:
         if event.status == 200:
             self.seconds.observe(event.seconds, {"release": event.release, "version": version})
         for label in event.labels:
-            self.labels.inc(1, {"release": event.release, "version": version, "label": label or drift.NOTHING})
+            self.labels.inc(1, {"release": event.release, "version": version, "label": label or NOTHING})
         for sure in event.confidences:
             self.confidence.observe(sure, {"release": event.release, "version": version})
         talked = self._talked(event, {"release": event.release, "version": version}) if event.first_token_s is not None else {}
@@ -226,3 +233,30 @@ def _deployment(head: DeploymentHandle) -> Mapping[str, Any] | None:
 def _host() -> str:
     """Where Serve's proxy listens: it is the cluster's setting, and the application is told by nobody else."""
     return str(_get_global_client().http_config.host)
+
+
+BOUNDS = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]  # of confidence
+NOTHING = "none"  # where no label was given
+
+
+@dataclass(frozen=True)
+class Shares:
+    labels: Mapping[str, float]
+    confidence: Mapping[str, float]  # share of the rows with at most this confidence, by bound
+
+
+def named(labels: Sequence[str]) -> str:
+    """An answer's labels as one name."""
+    return "|".join(labels) or NOTHING
+
+
+def shares(predictions: "Sequence[Prediction]") -> Shares:
+    """Of calibrated predictions. Those without a confidence, which are texts or mentions, have none here either."""
+    sure = [row.confidence for row in predictions if row.confidence is not None]
+    if not sure:
+        return Shares({}, {})
+    counts = collections.Counter(named(row.labels) for row in predictions)
+    return Shares(
+        {label: count / len(predictions) for label, count in counts.items()},
+        {f"{bound:g}": sum(one <= bound for one in sure) / len(sure) for bound in BOUNDS},
+    )

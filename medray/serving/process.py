@@ -5,7 +5,7 @@ import logging
 import ray
 from ray.serve._private import replica as serve_replica
 
-from medray.serving.addresses import is_loopback
+from medray.serving.auth import is_loopback
 
 
 def prepare() -> None:

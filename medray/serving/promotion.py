@@ -6,7 +6,7 @@ from typing import Any
 
 from medray.client import Client
 from medray.errors import ConfigError, ServingError
-from medray.registry import Registry
+from medray.registry.registry import Registry
 from medray.serving.follow import standing
 
 _LOOK_S = 0.5

@@ -11,7 +11,7 @@ from typing import Any
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from medray.serving.guard import Refused, content
+from medray.serving.auth import Refused, content
 
 NUM_HEADERS = 100
 HEAD_BYTES = 1 << 16  # of the address and all headers, trailers included

@@ -16,23 +16,35 @@ import torch
 from ray import serve
 from ray.util.metrics import Gauge
 
-from medray.answering import calibrated, stored
 from medray.errors import DataError, ServingError
-from medray.generation import Chunk
-from medray.registry import Registry, Release
-from medray.serving import guards
+from medray.registry.answers import calibrated, stored
+from medray.registry.registry import Registry
+from medray.registry.release import Release
+from medray.serving import notes
 from medray.serving.batching import LateError, OverloadedError, TooManyTokensError
 from medray.serving.cards import ReleaseCard, audit, card
 from medray.serving.chat import Chat, Telling, TooLongError
-from medray.serving.drift import shares
 from medray.serving.follow import Follower
-from medray.serving.groups import Group
 from medray.serving.head import Head, open_head
-from medray.serving.likeness import Known
+from medray.serving.ingress import shares
+from medray.serving.notes import Known
 from medray.serving.process import prepare
-from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, Refused, ReplicaReport, Request, Response
-from medray.serving.shared import Shared
-from medray.serving.talk import Asked, Begun, Described, Said
+from medray.serving.schemas import (
+    CHAT_PATH,
+    RETRY_AFTER_S,
+    AppOptions,
+    Asked,
+    Begun,
+    Described,
+    Refused,
+    ReplicaReport,
+    Request,
+    Response,
+    Said,
+)
+from medray.serving.vllm import Group
+from medray.serving.vllm_head import Shared
+from medray.types import Chunk
 
 log = logging.getLogger(__name__)
 _WAITING = Refused(503, "unavailable", "this release is not there yet; /healthz says why", RETRY_AFTER_S)
@@ -120,7 +132,7 @@ class HeadReplica:
             return Refused(400, "wrong_route", f"{head.release} is asked at {head.route.paths[0]}", param="model")
         try:
             said = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
-            return guards.flagged(request, said, self._known(reference)) if self.options.flag_unlike_training else said
+            return notes.flagged(request, said, self._known(reference)) if self.options.flag_unlike_training else said
         except DataError:  # the only one that a text can cause; its message counts rows of a batch, which the sender cannot see
             return Refused(422, "invalid_request", "a text holds no token that the model could read")
         except TooManyTokensError as err:

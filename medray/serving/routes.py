@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from medray import checkpoint
 from medray.errors import ArtifactError
-from medray.registry import Registry
+from medray.registry.registry import Registry
 from medray.serving.schemas import CHAT_PATH, ROUTES
+from medray.storage import checkpoint
 
 
 def first_path(references: Iterable[str], storage_path: str) -> str | None:

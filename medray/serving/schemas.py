@@ -5,12 +5,15 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from medray.schema import Section
+from medray.config.schema import Section
+from medray.serving.auth import Refused as Refused
 from medray.serving.front import BODY_BYTES
-from medray.serving.guard import Refused as Refused
-from medray.serving.identifiers import Kind
-from medray.tasks import choice, classification, tagging
+from medray.tasks import choice, classification
+from medray.tasks.base.protocol import Outcome
 from medray.tasks.classification import Answer
+from medray.tasks.tagging import task
+from medray.text.identifiers import Kind
+from medray.types import Message, Sampling, TokenLogprob
 
 RETRY_AFTER_S = 1
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
@@ -129,11 +132,11 @@ class ChooseResponse(choice.Response, Noted):
     version: int
 
 
-class ExtractRequest(tagging.Request):
+class ExtractRequest(task.Request):
     model: str | None = Field(None, description=_MODEL)
 
 
-class ExtractResponse(tagging.Response, Noted):
+class ExtractResponse(task.Response, Noted):
     release: str
     version: int
 
@@ -151,7 +154,7 @@ class Route:
     response: type[Response]
 
 
-_EXTRACT = Route(tagging.PATHS, ExtractRequest, ExtractResponse)
+_EXTRACT = Route(task.PATHS, ExtractRequest, ExtractResponse)
 LABELED_PATH = "/classify"
 ROUTES = {
     "choice": Route(choice.PATHS, ChooseRequest, ChooseResponse),
@@ -222,3 +225,49 @@ class Health(Section):
 
     status: Literal["ok", "loading", "degraded"]
     releases: dict[str, ReleaseHealth] | None = None
+
+
+SEAM = "\n\n"  # between an answer and the disclaimer at its end
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A conversation to go on with."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    max_tokens: int | None  # the task's own number where nobody said
+    whole: bool  # the answer in one piece: pieces that nobody looks at cost a message each
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Who answers: before the first piece, also of an answer in one piece, which so can be asked for again until it is there."""
+
+    release: str
+    version: int
+    prompt_tokens: int
+    disclaimer: str
+    ends_with_disclaimer: bool = True
+    first_token_s: float | None = None  # from the replica's being asked
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of the answer; on the last one, why it ended and what it was."""
+
+    text: str
+    num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What somebody who talks to a release should know of it."""
+
+    release: str
+    version: int
+    system: str | None = None  # None: it does not talk
+    disclaimer: str | None = None

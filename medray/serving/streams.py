@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from medray.engines._generation import Generation, Row, RowError
-from medray.generation import Chunk, Sampling, gather
+from medray.engines.generation import Generation, Row, RowError
 from medray.serving.batching import LateError, OverloadedError
+from medray.types import Chunk, Sampling, gather
 
 log = logging.getLogger(__name__)
 Deliver = Callable[[Chunk | Exception], None]  # called in the thread that computes; after a finish or an exception no more

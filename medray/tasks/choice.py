@@ -12,23 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from medray.data.base import Encoded, Example
-from medray.data.template import Template
+from medray.config.schema import Section
 from medray.errors import ConfigError, DataError
-from medray.generation import Sampling
-from medray.schema import Section
-from medray.selection import metrics
-from medray.selection.statistics import LabelAnswers
-from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
-from medray.tasks._pieces import Keep
-from medray.tasks._prompts import Prompt, answers, prompts
-from medray.tasks._requests import TextRequest
-from medray.tasks.base import Needs, Prediction, Spans, TaskOptions
+from medray.evaluation import metrics
+from medray.evaluation.bootstrap import LabelAnswers
+from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
+from medray.tasks.base.protocol import Spans, TaskOptions, TextRequest
+from medray.text.prompts import Prompt, answers, prompts
+from medray.text.template import Template
+from medray.text.windows import Keep
+from medray.types import Encoded, Example, Needs, Prediction, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medray.engines.base import Engine
+    from medray.types import Engine
 
 Floats = npt.NDArray[np.float64]
 Ids = tuple[int, ...]

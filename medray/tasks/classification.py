@@ -9,21 +9,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from medray.data.base import Encoded, Example
+from medray.config.schema import Section
 from medray.errors import DataError
-from medray.schema import Section
-from medray.selection import metrics, thresholds
-from medray.selection.prior import mix
-from medray.selection.statistics import LabelAnswers
-from medray.tasks._labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
-from medray.tasks._pieces import Keep, pieces
-from medray.tasks._requests import TextRequest
-from medray.tasks.base import Head, Prediction, TaskOptions
+from medray.evaluation import calibration, metrics
+from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.calibration import mix
+from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
+from medray.tasks.base.protocol import TaskOptions, TextRequest
+from medray.text.windows import Keep, pieces
+from medray.types import Encoded, Example, Head, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medray.engines.base import Engine
+    from medray.types import Engine
 
 Floats = npt.NDArray[np.float64]
 PATHS = ("/v1/classify", "/classify")
@@ -193,7 +192,7 @@ class Task:
             return replace(self, thresholds=tuple(metrics.thresholds(wanted, probabilities)))
         if self.options.class_thresholds:
             classes = np.array([places(example, self.labels)[0] for example in examples])
-            return replace(self, thresholds=thresholds.fit_thresholds(classes, probabilities))
+            return replace(self, thresholds=calibration.fit_thresholds(classes, probabilities))
         return self
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:

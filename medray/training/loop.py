@@ -13,15 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medray.config import TrainConfig
-from medray.data.base import Rows
+from medray.config.study import TrainConfig
+from medray.data.prepared import Rows
 from medray.errors import TrialError
-from medray.models.batch import collate
+from medray.models.batch import answer_places, collate, logits_at
 from medray.models.families import Side
-from medray.models.places import answer_places, logits_at
-from medray.tasks.base import Task
+from medray.models.precision import Precision, arithmetic
+from medray.tasks.base.protocol import Task
 from medray.training.plan import MicroBatch, Step, plan
-from medray.training.precision import Precision, arithmetic
 from medray.training.slot import Slot
 from medray.training.strategies.base import Strategy
 

@@ -11,7 +11,7 @@ from torch.nn import Module, Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from medray.config import TrainConfig
+from medray.config.study import TrainConfig
 
 VALUE = "value"
 Tensors = dict[str, dict[str, Tensor]]  # by a parameter's name: its value and the optimizer's step and moments for it

@@ -13,26 +13,30 @@ from typing import Any
 
 import torch
 
-from medray import checkpoint, plugins, storage
-from medray.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
-from medray.config import TrialConfig, public
-from medray.data.base import Example, Rows
+from medray import plugins
+from medray.config.load import public
+from medray.config.study import TrialConfig
+from medray.data.prepared import Rows
 from medray.engines.transformers import Floats, TransformersEngine
 from medray.errors import TrialError
-from medray.loading import TRAIN_ROWS, make_probe, write_cloud
+from medray.evaluation.metrics import Metrics, higher_is_better
+from medray.evaluation.novelty import Cloud
+from medray.models import precision
 from medray.models.build import Built, build, save
 from medray.records import HISTORY
-from medray.selection.metrics import Metrics, higher_is_better
-from medray.selection.nearness import Cloud
-from medray.tasks.base import Prediction, Task
-from medray.training import group, precision
+from medray.registry.loading import TRAIN_ROWS, make_probe, write_cloud
+from medray.storage import checkpoint, files
+from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
+from medray.tasks.base.protocol import Task
+from medray.training import distributed
 from medray.training.loop import EpochReport, Loop
-from medray.training.material import Material
 from medray.training.plan import MicroBatch
+from medray.training.prepared import Material
 from medray.training.slot import Slot, Stopper, open_slot
 from medray.training.status import StatusFile
 from medray.training.stop import StopFile
 from medray.training.strategies.base import Strategy
+from medray.types import Example, Prediction
 
 log = logging.getLogger(__name__)
 STATE = "state.pt"  # read with weights_only: tensors and plain values
@@ -64,7 +68,7 @@ class Trial:
     def __init__(self, config: TrialConfig, material: Material, folder: Path, report: Callable[[EpochReport], None]) -> None:
         self.config, self.material, self.folder, self.tell = config, material, folder, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.status = StatusFile(folder if group.rank() == 0 else None)
+        self.status = StatusFile(folder if distributed.rank() == 0 else None)
         self.status.stage("loading the base model")
         if config.resources.cpus_per_worker:
             torch.set_num_threads(config.resources.cpus_per_worker)
@@ -76,7 +80,7 @@ class Trial:
         if config.train.zero_stage != 3:  # a model that is sharded need not fit on one device
             self.built.model.to(self.device)
         self.slot = self._open_slot()
-        self.stop = StopFile(folder) if group.rank() == 0 else None
+        self.stop = StopFile(folder) if distributed.rank() == 0 else None
         self.evaluated: Evaluated | None = None
         self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
 
@@ -92,17 +96,17 @@ class Trial:
 
     def _run(self, resume: bool) -> TrialResult:
         self.loop = self._loop()
-        state: Path | None = group.shared(self._latest("state"))
+        state: Path | None = distributed.shared(self._latest("state"))
         if resume and state:
             self.chosen = PrecisionRecord.model_validate_json((state / "precision.json").read_bytes())
             self._start(torch.load(state / STATE, map_location="cpu", weights_only=True))
             log.info("resumed after step %d of %d", self.slot.step, self.slot.num_steps)
         else:
-            if group.rank() == 0:
+            if distributed.rank() == 0:
                 for stale in ("state", "checkpoints"):
                     shutil.rmtree(self.folder / stale, ignore_errors=True)
                 self._choose_precision()
-            self.chosen = group.shared(self.chosen)
+            self.chosen = distributed.shared(self.chosen)
             self._start(None)
         self.loop.run()
         self.status.clear()
@@ -138,8 +142,8 @@ class Trial:
             on_step=self._show_step,
             is_interrupted=self.stop.is_requested if self.stop else lambda: False,
             padding_side=self.built.family.padding_side_train,
-            rank=group.rank(),
-            world_size=group.world_size(),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
         )
 
     def _strategy(self, used: str) -> Strategy:
@@ -204,7 +208,7 @@ class Trial:
         predictions = self._predictions(examples, embeddings)
         task = self.task.tune(predictions, examples)
         predictions = task.decide(predictions)
-        cloud = Cloud.fit(group.gathered(embeddings)) if not self.loop.strategy.shards_model else Cloud.fit(embeddings)
+        cloud = Cloud.fit(distributed.gathered(embeddings)) if not self.loop.strategy.shards_model else Cloud.fit(embeddings)
         self.evaluated = Evaluated(task, predictions, task.score(predictions, examples), cloud)
         return self.evaluated.metrics.values
 
@@ -212,12 +216,14 @@ class Trial:
         """Each worker predicts its share; where a forward pass is a call in common, all predict all, and the first one counts."""
         engine = self._engine(self.chosen.used, embeddings)
         if self.loop.strategy.shards_model:
-            return group.shared(self.task.predict(engine, examples))
-        by_id = {prediction.row_id: prediction for prediction in group.gathered(self.task.predict(engine, group.share(examples)))}
+            return distributed.shared(self.task.predict(engine, examples))
+        by_id = {
+            prediction.row_id: prediction for prediction in distributed.gathered(self.task.predict(engine, distributed.share(examples)))
+        }
         return [by_id[example.id] for example in examples]
 
     def _report(self, slot: Slot, report: EpochReport) -> None:
-        strategy, is_first = self.loop.strategy, group.rank() == 0
+        strategy, is_first = self.loop.strategy, distributed.rank() == 0
         assert self.evaluated is not None
         manifest = self._manifest(report, self.evaluated) if is_first or strategy.shards_model else None  # it asks the model its probe
         with strategy.whole():
@@ -229,9 +235,9 @@ class Trial:
     def _keep(self, slot: Slot, report: EpochReport, manifest: Manifest) -> None:
         folder = self._checkpoint_folder(slot.step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
-        with storage.room_for(self.folder):
+        with files.room_for(self.folder):
             checkpoint.save(folder, lambda filling: self._fill(filling, report), manifest)
-            storage.write(self.folder / HISTORY, json.dumps(slot.history).encode())
+            files.write(self.folder / HISTORY, json.dumps(slot.history).encode())
 
     def _fill(self, folder: Path, report: EpochReport) -> None:
         assert self.evaluated is not None
@@ -272,13 +278,13 @@ class Trial:
     def _store_state(self) -> None:
         """The state of a resume: read only from this trial's own folder, never published."""
         state = self.loop.strategy.state()
-        if group.rank() > 0:
+        if distributed.rank() > 0:
             return
         # The one from before the evaluation of a step stays until that after it is whole, and is in front of it by name.
         is_evaluated = bool(self.slot.history) and self.slot.history[-1]["step"] == self.slot.step
         target = self.folder / "state" / f"step-{self.slot.step:06d}{'-evaluated' if is_evaluated else ''}"
         shutil.rmtree(target, ignore_errors=True)
-        with storage.room_for(self.folder), storage.new_folder(target) as folder:
+        with files.room_for(self.folder), files.new_folder(target) as folder:
             with (folder / STATE).open("wb") as file:  # not by its path: torch would hide why a write failed
                 torch.save(state, file)
             (folder / "precision.json").write_text(self.chosen.model_dump_json())

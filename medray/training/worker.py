@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from medray.config import TrialConfig
+from medray.config.schema import validate
+from medray.config.study import TrialConfig
 from medray.errors import MedrayError
-from medray.schema import validate
-from medray.training import group
+from medray.training import distributed
 from medray.training.assignment import VALIDATION, Assignment, failure
 from medray.training.loop import EpochReport, Interrupted
-from medray.training.material import open_material
+from medray.training.prepared import open_material
 from medray.training.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def run(assignment: Assignment, tell: Callable[[dict[str, Any]], None], *, node:
     folder = Path(assignment.folder)
     config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
     with _log_file(folder):
-        log.info("%d worker(s) on %s", group.world_size(), ", ".join(group.gathered([node])))
+        log.info("%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gathered([node])))
         trial = Trial(config, open_material(Path(assignment.material)), folder, lambda report: tell(row(report, trial)))
         try:
             trial.run(resume=True)
@@ -44,7 +44,7 @@ def row(report: EpochReport, trial: Trial) -> dict[str, Any]:
         **{VALIDATION + name: value for name, value in metrics.items()},
         "first_step_at": trial.loop.first_step_at,
         "num_threads": torch.get_num_threads(),
-        "num_workers": group.world_size(),
+        "num_workers": distributed.world_size(),
         "num_parameters": trial.num_parameters,
         "num_trainable": trial.num_trainable,
     }
@@ -57,7 +57,7 @@ def train(assignment: dict[str, Any]) -> None:
     try:
         run(Assignment(**assignment), ray.train.report, node=ray.util.get_node_ip_address())
     except MedrayError as err:
-        if group.world_size() > 1:
+        if distributed.world_size() > 1:
             raise  # the others may be waiting inside a collective call: only the end of the group frees them
         ray.train.report(failure(err))
 
@@ -78,7 +78,7 @@ class _log_file:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.handler = _Log(folder / "log.txt") if group.rank() == 0 else logging.NullHandler()
+        self.handler = _Log(folder / "log.txt") if distributed.rank() == 0 else logging.NullHandler()
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 
     def __enter__(self) -> None:

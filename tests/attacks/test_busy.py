@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import searched
-import tiny
-from chaos import GRID
+from support import ray_studies, tiny
+from support.chaos import GRID
 
-from medray.runtime import Cluster
-from medray.selection.leaderboard import Leaderboard
-from medray.tuning import trial as trials
+from medray.evaluation.leaderboard import Leaderboard
+from medray.runtime.cluster import Cluster
+from medray.study import trial_actor as trials
 
 pytestmark = pytest.mark.ray
 
@@ -28,11 +27,11 @@ def delayed(seconds: float, timeout_s: str | None = None) -> Any:
     def start(config: dict[str, Any]) -> None:  # travels by value: the processes of trials cannot import this file
         import os
 
-        from medray.tuning import trial
+        from medray.study import trial_actor
 
         if timeout_s is not None:
             os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = timeout_s
-        trial.inline(config)
+        trial_actor.inline(config)
         if config["assignment"]["trial"].endswith("-000"):
             time.sleep(seconds)
 
@@ -47,9 +46,9 @@ def test_a_trial_whose_end_is_held_up_for_ten_seconds_costs_no_other(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(trials, "start", delayed(10))
-    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", searched.whole(cluster))
+    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", ray_studies.whole(cluster))
     with caplog.at_level(logging.WARNING, "medray"):
-        board = searched.run(study, cluster).board
+        board = ray_studies.run(study, cluster).board
     assert len(statuses(board)) > 1
     assert set(statuses(board)) <= {"finished", "stopped"}
     assert "goes on from its last stored state" not in caplog.text
@@ -60,9 +59,9 @@ def test_a_trial_that_tune_loses_is_run_again_by_the_study(
 ) -> None:
     """Tune gives up a process whose thread has not ended in time, and with it the trial that was to run there."""
     monkeypatch.setattr(trials, "start", delayed(3, timeout_s="0"))
-    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", "resources.max_failures=0", searched.whole(cluster))
+    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", "resources.max_failures=0", ray_studies.whole(cluster))
     with caplog.at_level(logging.WARNING, "medray"):
-        board = searched.run(study, cluster).board
+        board = ray_studies.run(study, cluster).board
     assert set(statuses(board)) <= {"finished", "stopped"}
     assert "Ray Tune gave it up without a result or an error; it goes on from its last stored state" in caplog.text
 
@@ -80,7 +79,7 @@ def busy(num: int) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_study_beside_a_busy_loop_on_every_core_loses_no_trial(cluster: Cluster, tmp_path: Path) -> None:
-    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", searched.whole(cluster))
+    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", ray_studies.whole(cluster))
     with busy(len(os.sched_getaffinity(0))):
-        board = searched.run(study, cluster).board
+        board = ray_studies.run(study, cluster).board
     assert set(statuses(board)) <= {"finished", "stopped"}

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-import tiny
 import yaml
+from support import tiny
 
-from medray import card, checkpoint
-from medray.registry import Registry
+from medray.registry import card
+from medray.registry.registry import Registry
+from medray.storage import checkpoint
 
 
 def test_a_card_shows_labels_notes_and_names_of_others_as_plain_words(tmp_path: Path) -> None:

@@ -11,29 +11,26 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import pretend
 import pytest
-import tiny
 import torch
 from starlette.testclient import TestClient
+from support import fake_service, tiny
 
-from medray.data.base import Message
-from medray.engines._generation import Generation, RowError
+from medray.engines.generation import Generation, RowError
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
-from medray.generation import Chunk, Sampling, gather
-from medray.registry import Registry
+from medray.registry.registry import Registry
 from medray.serving.api import make_api
 from medray.serving.batching import LateError
 from medray.serving.chat import Chat as Served
-from medray.serving.completions import ChatRequest
 from medray.serving.head import open_head
+from medray.serving.openai_schemas import ChatRequest
 from medray.serving.replica import HeadReplica
-from medray.serving.schemas import CHAT_PATH, AppOptions, Limits
+from medray.serving.schemas import CHAT_PATH, AppOptions, Asked, Limits
 from medray.serving.streams import Streams
-from medray.serving.talk import Asked
-from medray.tasks import _chat
-from medray.tasks._chat import Chat
+from medray.text import chat_template
+from medray.text.chat_template import Chat
+from medray.types import Chunk, Message, Sampling, gather
 
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}patient {% endif %}"
@@ -55,7 +52,7 @@ def chat(request: pytest.FixtureRequest) -> Chat:
 
 @pytest.mark.parametrize("content", ["\\ud800", [{"type": "text", "text": "\\ud800"}]], ids=["text", "part"])
 def test_half_a_surrogate_pair_is_refused_before_a_tokenizer_fails_at_it(content: Any) -> None:
-    client = TestClient(make_api(pretend.Service("adviser@best"), Limits(), None))
+    client = TestClient(make_api(fake_service.Service("adviser@best"), Limits(), None))
     body = json.dumps({"messages": [{"role": "user", "content": content}]}).replace("\\\\", "\\")
     answer = client.post(CHAT_PATH, content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request")
@@ -75,7 +72,7 @@ def test_of_a_long_conversation_the_most_turns_that_fit_are_read(chat: Chat, roo
 def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
     filled: list[int] = []
-    answers, pieces = _chat.answers, Chat._pieces
+    answers, pieces = chat_template.answers, Chat._pieces
 
     def counted(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
         encoded.extend(texts)
@@ -85,7 +82,7 @@ def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(cha
         filled.append(len(turns))
         return pieces(self, turns, known)
 
-    monkeypatch.setattr(_chat, "answers", counted)
+    monkeypatch.setattr(chat_template, "answers", counted)
     monkeypatch.setattr(Chat, "_pieces", counted_pieces)
     turns = conversation(999)
     assert chat.prompt(turns, 100).truncated
@@ -95,19 +92,19 @@ def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(cha
 
 def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
-    answers = _chat.answers
+    answers = chat_template.answers
 
     def counted(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
         encoded.extend(texts)
         return answers(texts, *rest, **options)
 
-    monkeypatch.setattr(_chat, "answers", counted)
+    monkeypatch.setattr(chat_template, "answers", counted)
     words = [tiny.WORDS[at * at % 37] for at in range(100_000)]
     long = [Message("user", "fever"), Message("assistant", "no"), Message("user", " ".join(words))]
     found = chat.prompt(long, 60)
     assert max(map(len, encoded)) <= 64 * 60
     assert (len(found.tokens), found.truncated) == (60, True)
-    monkeypatch.setattr(_chat, "_MOST_CHARACTERS", 10**6)
+    monkeypatch.setattr(chat_template, "_MOST_CHARACTERS", 10**6)
     assert chat.prompt(long, 60) == found
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="no room beside a system prompt of 1000000 characters"):
@@ -116,7 +113,7 @@ def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(chat: C
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_more_messages_than_are_read_are_refused_before_anything_is_done_with_them(stream: bool) -> None:
-    service = pretend.Service()
+    service = fake_service.Service()
     http = TestClient(make_api(service, Limits(messages=5), None, mask_identifiers=True))
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation(7)]
     refused = http.post(CHAT_PATH, json={"model": "adviser", "messages": messages, "stream": stream})
@@ -140,7 +137,7 @@ def test_extreme_parameters_become_the_nearest_ones_that_can_be_computed(extreme
     "wrong", [{"seed": 1 << 200}, {"seed": 1 << 63}, {"stop": "x" * 400_000}, {"stop": ["x" * 1001]}, {"temperature": -1}]
 )
 def test_parameters_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    http = TestClient(make_api(pretend.Service(), Limits(), None))
+    http = TestClient(make_api(fake_service.Service(), Limits(), None))
     refused = http.post(CHAT_PATH, json={"model": "adviser", "messages": [{"role": "user", "content": "a"}], **wrong})
     assert refused.status_code == 400
     assert next(iter(wrong)) in refused.json()["error"]["message"]
@@ -151,7 +148,7 @@ PROMPTS = [[10, 11, 12], [20] * 7, [9, 13, 14]]
 
 @pytest.fixture(scope="module")
 def engine() -> TransformersEngine:
-    from medray.loading import load
+    from medray.registry.loading import load
 
     found = load(tiny.checkpoint("instruct"), precision="fp32").engine
     assert isinstance(found, TransformersEngine)

@@ -11,19 +11,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pretend
 import pytest
 import uvicorn
 from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
+from support import fake_service
 from uvicorn.protocols.http import auto
 
 from medray.errors import ConfigError
-from medray.runtime import free_port
-from medray.serving import front, keys, protocol
+from medray.runtime.cluster import free_port
+from medray.serving import auth, front, protocol
 from medray.serving.api import make_api
-from medray.serving.completions import ChatRequest
 from medray.serving.front import Front
+from medray.serving.openai_schemas import ChatRequest
 from medray.serving.schemas import CHAT_PATH, ClassifyRequest, Limits
 
 CANARY = "Zebediah-Q-Canary-4711"
@@ -41,7 +41,7 @@ def port() -> Iterator[int]:
         patch.setattr(protocol, "HEAD_S", 1.0)
         (bounds,) = front.middlewares()
         assert bounds.kwargs["body_bytes"] == Limits().body_bytes
-        app = Front(pretend.api(pretend.Service("cancer@best")), body_bytes=100_000, body_s=1.0)
+        app = Front(fake_service.api(fake_service.Service("cancer@best")), body_bytes=100_000, body_s=1.0)
         chosen = free_port()
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=chosen, log_level="critical"))
         thread = threading.Thread(target=server.run, daemon=True)
@@ -240,10 +240,10 @@ def test_the_body_of_a_request_that_offers_an_upgrade_is_read(port: int, upgrade
 
 
 def test_a_client_that_leaves_ends_its_answer_also_where_another_request_waits_behind(port: int, caplog: pytest.LogCaptureFixture) -> None:
-    service = pretend.Service("adviser@best", pause_s=0.3)
+    service = fake_service.Service("adviser@best", pause_s=0.3)
     body = b'{"messages":[{"role":"user","content":"a"}],"stream":true}'
     one = POST.replace(b"/v1/classify", CHAT_PATH.encode()) + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    with pretend.running(pretend.api(service)) as url:
+    with fake_service.running(fake_service.api(service)) as url:
         with connect(int(url.strip("/").rpartition(":")[2])) as client:
             client.sendall(one + GET + b"\r\n")
             assert client.recv(12) == b"HTTP/1.1 200"
@@ -253,7 +253,7 @@ def test_a_client_that_leaves_ends_its_answer_also_where_another_request_waits_b
 
 
 def test_uvicorn_takes_the_bounded_protocol_where_serve_names_none(port: int) -> None:
-    config = uvicorn.Config(pretend.api(pretend.Service()))
+    config = uvicorn.Config(fake_service.api(fake_service.Service()))
     config.load()
     assert config.http_protocol_class is protocol.BoundedProtocol
 
@@ -371,7 +371,7 @@ def test_an_application_whose_proxy_has_other_bounds_says_what_to_set(
 
 
 def http(hosts: tuple[str, ...] | None = None, digests: frozenset[str] | None = None, host: str = "testserver") -> TestClient:
-    api = make_api(pretend.Service("cancer@best"), Limits(), digests, hosts=hosts)
+    api = make_api(fake_service.Service("cancer@best"), Limits(), digests, hosts=hosts)
     return TestClient(api, base_url=f"http://{host}", raise_server_exceptions=False)
 
 
@@ -444,7 +444,7 @@ def test_a_name_of_this_service_and_every_address_is_answered(host: str) -> None
 
 
 def test_an_application_below_a_prefix_has_the_same_open_paths_and_statuses() -> None:
-    api = make_api(pretend.Service("adviser@best"), Limits(), frozenset({keys.digest("right")}))
+    api = make_api(fake_service.Service("adviser@best"), Limits(), frozenset({auth.digest("right")}))
     below = TestClient(api, root_path="/a", raise_server_exceptions=False)
     assert below.get("/a/healthz").json() == {"status": "ok"}
     assert below.get("/a/", headers={"accept": "text/html"}).headers["content-type"].startswith("text/html")
@@ -453,7 +453,7 @@ def test_an_application_below_a_prefix_has_the_same_open_paths_and_statuses() ->
 
 
 def test_a_second_host_header_does_not_help(port: int) -> None:
-    app = make_api(pretend.Service("cancer@best"), Limits(), None, hosts=())
+    app = make_api(fake_service.Service("cancer@best"), Limits(), None, hosts=())
     with TestClient(app, base_url="http://localhost") as client:
         answer = client.get("/v1/models", headers=[("host", "localhost"), ("host", "evil.example")])
     assert answer.status_code == 421
@@ -478,23 +478,23 @@ def test_the_documentation_loads_nothing_and_runs_no_script() -> None:
 @pytest.mark.parametrize("nothing", ["", "\n"])
 def test_the_digest_of_a_variable_that_is_not_set_is_no_token(tmp_path: Path, nothing: str) -> None:
     path = tmp_path / "tokens"
-    path.write_text(f"{keys.digest('right')}\n{keys.digest(nothing)}\n")
+    path.write_text(f"{auth.digest('right')}\n{auth.digest(nothing)}\n")
     with pytest.raises(ConfigError, match="tokens:2: is the SHA-256 of an empty token"):
-        keys.read(path)
+        auth.read(path)
 
 
 def test_no_token_is_admitted_by_no_digest() -> None:
-    digests = frozenset({keys.digest("")})
-    assert not keys.admits(digests, "")
+    digests = frozenset({auth.digest("")})
+    assert not auth.admits(digests, "")
     for headers in ({}, {"x-api-key": ""}, {"authorization": "Bearer "}, {"authorization": "Bearer"}):
         assert http(digests=digests).get("/v1/models", headers=headers).status_code == 401
 
 
 def test_a_tokens_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
-    path.write_text(keys.digest("right") + "\n")
+    path.write_text(auth.digest("right") + "\n")
     path.chmod(0o646)
     with pytest.raises(ConfigError, match="every user of this machine may add a token"):
-        keys.read(path)
+        auth.read(path)
     path.chmod(0o664)
-    assert keys.admits(keys.read(path), "right")
+    assert auth.admits(auth.read(path), "right")

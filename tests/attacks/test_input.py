@@ -20,22 +20,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medray import answering, cli, config, overlay, review
-from medray.corpus import output as output_files
-from medray.corpus import pieces, rows, sources
-from medray.corpus.output import Output, encode
-from medray.corpus.rows import Row
-from medray.corpus.sources import Columns
-from medray.data import corrections, csv_text, language, signing
-from medray.data.base import Example
+from medray import cli
+from medray.batch import output as output_files
+from medray.batch import pieces, rows, sources
+from medray.batch.output import Output, encode
+from medray.batch.rows import Row
+from medray.batch.shards import Columns
+from medray.config import files, load
+from medray.data import corrections, minhash
 from medray.data.formats import delimited, jsonl, pubtator, raw_abstracts, spans, symptom_table
 from medray.data.formats import tables as tables_format
 from medray.errors import ArtifactError, ConfigError, DataError, MedrayError
-from medray.selection import tables
-from medray.store import open_store
-from medray.tasks import _lists, _overlap, choice
-from medray.tasks._safety import is_refusal
-from medray.tuning.runs import Run
+from medray.evaluation import tables
+from medray.registry import answers
+from medray.reports import review
+from medray.storage.store import open_store
+from medray.study.run import Run
+from medray.tasks import choice
+from medray.tasks.extraction import json_list
+from medray.tasks.instruct import overlap
+from medray.tasks.instruct.safety import is_refusal
+from medray.text import csv_text, language
+from medray.types import Example
 
 NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
 COLUMNS = Columns(("text",), "id")
@@ -258,7 +264,7 @@ def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(
     assert [line["id"] for line in output.set_aside()] == [BREAKS]
     line = json.dumps({"row_id": BREAKS, "labels": ["a"], "probabilities": [1.0]}, ensure_ascii=False)
     (tmp_path / "predictions.jsonl").write_text(f"{line}\n", encoding="utf-8")
-    assert [prediction.row_id for prediction in answering.stored(tmp_path)] == [BREAKS]
+    assert [prediction.row_id for prediction in answers.stored(tmp_path)] == [BREAKS]
 
 
 @pytest.mark.parametrize(
@@ -375,28 +381,28 @@ def test_settings_that_would_grow_or_break_the_reader_are_a_sentence(tmp_path: P
     path = tmp_path / "study.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message) as caught:
-        config.load([path])
+        load.load([path])
     assert len(str(caught.value)) < 1000
     with pytest.raises(ConfigError, match=message):
-        overlay.parse_value("seed=...", content)
+        files.parse_value("seed=...", content)
 
 
 def test_a_file_without_end_is_no_study() -> None:
     with pytest.raises(ConfigError, match="/dev/zero: is longer than 262144 bytes"):
-        config.load(["/dev/zero"])
+        load.load(["/dev/zero"])
 
 
 def test_of_many_unknown_keys_some_are_named_and_the_others_counted(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("".join(f"k{number}: 1\n" for number in range(15_000)))
     with pytest.raises(ConfigError, match=r"has 14985 mistakes more") as caught:
-        config.load([tmp_path / "study.yaml"])
+        load.load([tmp_path / "study.yaml"])
     assert len(str(caught.value).splitlines()) == 21
 
 
 @pytest.mark.parametrize("at", ["²", "9" * 5000, "99", "-1"])
 def test_a_position_that_a_list_has_not_is_a_sentence(at: str) -> None:
     with pytest.raises(ConfigError, match="is not a position in a list of 1") as caught:
-        overlay.put({"base_models": [{"source": "a"}]}, f"base_models.{at}.source", "x", where=f"base_models.{at}.source=x")
+        files.put({"base_models": [{"source": "a"}]}, f"base_models.{at}.source", "x", where=f"base_models.{at}.source=x")
     assert len(str(caught.value)) < 500
 
 
@@ -429,7 +435,7 @@ def test_a_study_whose_run_could_not_be_read_again_is_not_begun(tmp_path: Path) 
     parts["text"] = {"storage_path": str(tmp_path), "data": {"format": {"id": "a" * 200_000}}}
     for name, part in parts.items():
         (tmp_path / f"{name}.yaml").write_text(json.dumps(part))
-    study = config.load([tmp_path / f"{name}.yaml" for name in parts])
+    study = load.load([tmp_path / f"{name}.yaml" for name in parts])
     with pytest.raises(ConfigError, match=r"^study big, with all its files and settings, is longer than 262144 bytes"):
         Run.start(study)
     assert not (tmp_path / "big").exists()
@@ -478,12 +484,12 @@ def header(content: str, folder: Path) -> None:
 
 def options(content: str, _: Path) -> None:
     with pytest.raises(ConfigError):
-        config.plugin_options("data.formats", f"name=jsonl,path={content}")
+        load.plugin_options("data.formats", f"name=jsonl,path={content}")
 
 
 def study(content: str, folder: Path) -> None:
     (folder / "study.yaml").write_text(content[: 200 << 10])
-    overlay.read_yaml(folder / "study.yaml")
+    files.read_yaml(folder / "study.yaml")
 
 
 def different(content: str, folder: Path) -> None:
@@ -515,18 +521,18 @@ SCANNERS: dict[str, tuple[Callable[[str, Path], Any], Callable[[int], str]]] = {
     "brackets of options": (options, lambda n: "[," * (n // 2)),
     "keys of settings": (study, lambda n: "".join(f"k{number}: 1\n" for number in range(n // 160))),
     "language": (alone(language.guess), lambda n: "a b1 " * (n // 5)),
-    "normal form": (alone(signing.normalise), lambda n: "ﷺ" * (n // 18)),
-    "list in quotes": (alone(_lists.read), lambda n: '["' + '" ' * (n // 2)),
-    "list with apostrophes": (alone(_lists.read), lambda n: "['" + "' x" * (n // 3)),
-    "list with escapes": (alone(_lists.read), lambda n: '["' + "\\a" * (n // 2)),
-    "list of words": (alone(_lists.read), lambda n: "[" + "a b " * (n // 4)),
-    "list of objects": (alone(_lists.read), lambda n: "[{" + '"a" ' * (n // 4) + "}"),
-    "brackets": (alone(_lists.read), lambda n: "[" * n),
-    "mention in its text": (alone(lambda text: _lists.ground(text, [_lists.Item("a a-b")], ["x"])), lambda n: "a -" * (n // 3)),
+    "normal form": (alone(minhash.normalise), lambda n: "ﷺ" * (n // 18)),
+    "list in quotes": (alone(json_list.read), lambda n: '["' + '" ' * (n // 2)),
+    "list with apostrophes": (alone(json_list.read), lambda n: "['" + "' x" * (n // 3)),
+    "list with escapes": (alone(json_list.read), lambda n: '["' + "\\a" * (n // 2)),
+    "list of words": (alone(json_list.read), lambda n: "[" + "a b " * (n // 4)),
+    "list of objects": (alone(json_list.read), lambda n: "[{" + '"a" ' * (n // 4) + "}"),
+    "brackets": (alone(json_list.read), lambda n: "[" * n),
+    "mention in its text": (alone(lambda text: json_list.ground(text, [json_list.Item("a a-b")], ["x"])), lambda n: "a -" * (n // 3)),
     "refusal": (alone(is_refusal), lambda n: "i cannot safely " * (n // 16)),
     "apologies": (alone(is_refusal), lambda n: "sorry. " * (n // 7)),
     "quoted refusal": (alone(is_refusal), lambda n: '"' + "a" * n),
-    "words": (alone(_overlap.words), lambda n: "a'" * (n // 2)),
+    "words": (alone(overlap.words), lambda n: "a'" * (n // 2)),
     "label in an answer": (alone(lambda text: choice.extract(text, ["lung cancer"])), lambda n: "lung " * (n // 5)),
 }
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from medray.data import language
 from medray.redaction import redact
-from medray.serving import guards, identifiers
-from medray.serving.likeness import Known, unlike
+from medray.serving import notes
+from medray.serving.notes import Known, unlike
 from medray.serving.schemas import ClassifyRequest
-from medray.tasks import _lists, _overlap, _safety
+from medray.tasks.extraction import json_list
+from medray.tasks.instruct import overlap, safety
+from medray.text import identifiers, language
 
 # Beginnings of identifiers that go on and on, and texts that repeat one: what a pattern could try in many ways.
 PARTS = {
@@ -58,9 +59,9 @@ SCANNERS: dict[str, Callable[[str], object]] = {
     "identifiers": identifiers.mask,
     "language": language.guess,
     "likeness": lambda text: unlike(text, Known(3, 300, {"en": 1.0})),
-    "refusals": _safety.is_refusal,
-    "words": _overlap.words,
-    "lists": _lists.read,
+    "refusals": safety.is_refusal,
+    "words": overlap.words,
+    "lists": json_list.read,
     "secrets": redact,
 }
 
@@ -99,7 +100,7 @@ def test_places_of_many_mentions_among_many_masks_are_found_in_a_moment() -> Non
 def test_others_are_answered_while_a_long_text_is_masked() -> None:
     async def masked_beside_others() -> tuple[float, float]:
         start = time.monotonic()
-        masking = asyncio.create_task(guards.mask(ClassifyRequest(text=text_of("records", 4 << 20))))
+        masking = asyncio.create_task(notes.mask(ClassifyRequest(text=text_of("records", 4 << 20))))
         longest = 0.0
         while not masking.done():
             asked = time.monotonic()

@@ -15,20 +15,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import made
 import pytest
-import tiny
 import yaml
+from support import run_files, tiny
 
-from medray import addresses, cli, config, redaction, runtime, submission
-from medray.corpus.output import Record
+from medray import cli, redaction
+from medray.batch.output import Record
+from medray.config import addresses, load
 from medray.data import remote
 from medray.errors import ArtifactError, ConfigError, DataError
 from medray.redaction import redact
-from medray.reports import page, tracking
+from medray.reports import mlflow, page
 from medray.reports.gather import gather
-from medray.tuning import changes, preflight
-from medray.tuning.runs import Run
+from medray.runtime import cluster, jobs
+from medray.study import preflight
+from medray.study import run as changes
+from medray.study.run import Run
 
 AWS_ID, AWS_KEY = "AKIA" + "ABCDEFGHIJKLMNOP", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
 GITHUB, HUB = "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789", "hf_" + "abcdefghijklmnopqrstuvwxyz012345"
@@ -75,11 +77,11 @@ def test_a_study_that_holds_a_secret_is_not_sent_and_what_is_written_of_it_has_n
 ) -> None:
     study = tiny.study(tmp_path, f"{setting}={value}")
     with pytest.raises(ConfigError, match=rf"{setting}: holds what looks like a key or password \(") as caught:
-        submission.stage(study, tmp_path, submission.Parcel())
+        jobs.stage(study, tmp_path, jobs.Parcel())
     assert "${env:NAME}" in str(caught.value)
     assert secret not in str(caught.value)
-    assert not (tmp_path / submission.STUDY).exists()
-    assert yaml.safe_load(config.dump(study))[setting.split(".")[0]] == config.public(study)[setting.split(".")[0]]
+    assert not (tmp_path / jobs.STUDY).exists()
+    assert yaml.safe_load(load.dump(study))[setting.split(".")[0]] == load.public(study)[setting.split(".")[0]]
     run = Run.start(study)
     assert (redact(value), redact(shown)) == (shown, shown)
     assert shown in (written := (run.folder / "study.yaml").read_text())
@@ -175,8 +177,8 @@ def test_a_secret_that_is_named_is_put_in_where_the_data_is_read(site: str, tmp_
     assert remote.pull("${env:HERE}") == tmp_path / "rows.jsonl"
     study = tiny.study(tmp_path, f"{PATH}={named[0]}")
     preflight.check(study)
-    submission.stage(study, tmp_path, submission.Parcel())
-    assert named[0] in (tmp_path / submission.STUDY).read_text()
+    jobs.stage(study, tmp_path, jobs.Parcel())
+    assert named[0] in (tmp_path / jobs.STUDY).read_text()
 
 
 def test_a_password_goes_to_its_own_host_alone(site: str) -> None:
@@ -270,7 +272,7 @@ def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(tmp_
 
 
 def test_the_report_of_a_run_that_an_earlier_medray_wrote_has_no_secret(tmp_path: Path) -> None:
-    run = made.run(tmp_path)
+    run = run_files.run(tmp_path)
     settings = run.folder / "study.yaml"
     raw = yaml.safe_load(settings.read_text())
     raw["data"]["format"]["path"] = f"{SIGNED}1"
@@ -302,7 +304,7 @@ def test_errors_hold_no_secret_in_any_process(tmp_path: Path) -> None:
 
 def test_commands_print_no_secret(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = config.dump(tiny.study(tmp_path)).replace(str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=5ecre7canary")
+    settings = load.dump(tiny.study(tmp_path)).replace(str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=5ecre7canary")
     (tmp_path / "study.yaml").write_text(settings)
     assert "5ecre7canary" in settings
     password = "mlflow.tracking_uri=http://admin:hunter2pw@127.0.0.1:1"
@@ -330,7 +332,7 @@ def test_a_traceback_has_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         raise RuntimeError("https://user:hunter2pw@h/x is not what was expected")
 
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr("medray.cli.studies.load", fail)
+    monkeypatch.setattr("medray.cli.study.load", fail)
     with pytest.raises(RuntimeError) as caught:
         cli.main(["study", "study.yaml"])
     sys.excepthook(caught.type, caught.value, caught.tb)
@@ -356,10 +358,10 @@ def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(tmp_p
     monkeypatch.setitem(sys.modules, "mlflow", root)
     monkeypatch.setitem(sys.modules, "mlflow.exceptions", exceptions)
     monkeypatch.setenv("MLFLOW_PW", "hunter2pw")
-    data = gather(made.run(tmp_path))
+    data = gather(run_files.run(tmp_path))
     for uri in ("http://admin:hunter2pw@127.0.0.1:1", "http://admin:${env:MLFLOW_PW}@127.0.0.1:1"):
         with pytest.raises(ArtifactError, match=r"MLflow at http://admin:.*: API request to") as caught:
-            tracking.log(data, uri, mark="m", files=[], release=None)
+            mlflow.log(data, uri, mark="m", files=[], release=None)
         assert "hunter2pw" not in str(caught.value)
         assert caught.value.__cause__ is None
     assert asked == [("http://admin:hunter2pw@127.0.0.1:1",) * 2] * 2
@@ -368,10 +370,10 @@ def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(tmp_p
 def test_a_secret_of_the_environment_is_not_handed_to_ray(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror:hunter2pw@hub.example")
-    assert "HF_ENDPOINT" not in runtime._environment(None)
+    assert "HF_ENDPOINT" not in cluster._environment(None)
     assert "HF_ENDPOINT holds a secret and is not passed on" in caplog.text
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
-    assert runtime._environment(None)["HF_ENDPOINT"] == "https://hub.example"
+    assert cluster._environment(None)["HF_ENDPOINT"] == "https://hub.example"
 
 
 CANARIES = {
@@ -387,7 +389,7 @@ CANARIES = {
 @pytest.mark.timeout(600)
 def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_output(site: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(
-        config.dump(tiny.study(tmp_path, "train.epochs=1", "publish.name=tiny")).replace(
+        load.dump(tiny.study(tmp_path, "train.epochs=1", "publish.name=tiny")).replace(
             str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=SIGNATURECANARY"
         )
     )

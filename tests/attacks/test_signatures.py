@@ -9,18 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat, PublicFormat
+from support import tiny
 
-from medray import checkpoint, storage
 from medray.cli import main
 from medray.errors import ArtifactError, ConfigError
-from medray.registry import Registry
-from medray.serving import app, local
+from medray.registry.registry import Registry
+from medray.serving import app, launch
 from medray.serving.follow import Follower
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import AppOptions
+from medray.storage import checkpoint, files
 
 
 def write_key(folder: Path, name: str, key: Any = None, password: bytes | None = None) -> tuple[Path, Path]:
@@ -75,7 +75,7 @@ def _rewrite_everything(root: Path) -> None:
     weights[-1] ^= 0x80
     (folder / "adapter_model.safetensors").write_bytes(weights)
     manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
-    manifest["files"] = storage.hash_folder(folder, leave_out=[checkpoint.MANIFEST])
+    manifest["files"] = files.hash_folder(folder, leave_out=[checkpoint.MANIFEST])
     (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     content_id = checkpoint.content_id(folder)
     folder.rename(folder.with_name(content_id))
@@ -171,7 +171,7 @@ def test_serve_passes_the_key_on_as_a_path_that_every_process_can_open(
         asked.append(options)
         raise ConfigError("seen")
 
-    monkeypatch.setattr(local, "serving", serving)
+    monkeypatch.setattr(launch, "serving", serving)
     monkeypatch.chdir(keys[1].parent)
     assert main(["serve", "cancer@best", "--require-signature", keys[1].name, "--storage-path", str(root)]) == 1
     assert [options.require_signature for options in asked] == [str(keys[1])]

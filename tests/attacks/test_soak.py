@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import load
 import psutil
 import pytest
-from session import TOKEN, Served, processes, serving
+from support import load
+from support.serve_session import TOKEN, Served, processes, serving
 
-from medray.runtime import Cluster
+from medray.runtime.cluster import Cluster
 from medray.serving import promotion
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(3600)]

@@ -13,19 +13,21 @@ from shutil import copytree, rmtree
 from typing import Any
 
 import pytest
-import tiny
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
+from support import tiny
 
-from medray import checkpoint, repair, storage
 from medray.cli import main
 from medray.errors import ArtifactError, ConfigError, MedrayError, UnreachableError
 from medray.records import CalibrationRecord, Move, TestRecord
-from medray.registry import Registry, Release
+from medray.registry import repair
+from medray.registry.registry import Registry
+from medray.registry.release import Release
 from medray.serving import promotion
 from medray.serving.follow import Follower
-from medray.store import LocalStore
-from medray.store_s3 import S3Store
+from medray.storage import checkpoint, files
+from medray.storage.object_store import S3Store
+from medray.storage.store import LocalStore
 
 BROKEN = {
     "empty": b"",
@@ -68,7 +70,7 @@ def edit(path: Path, **changes: Any) -> None:
 def rehash(root: Path, name: str = "cancer") -> None:
     """What somebody with write access does: a manifest that vouches for changed files, and a record that names it."""
     folder = files_of(root)
-    edit(folder / checkpoint.MANIFEST, files=storage.hash_folder(folder, leave_out=[checkpoint.MANIFEST]))
+    edit(folder / checkpoint.MANIFEST, files=files.hash_folder(folder, leave_out=[checkpoint.MANIFEST]))
     content_id = checkpoint.content_id(folder)
     folder.rename(folder.with_name(content_id))
     edit(root / "releases" / name / "1.json", content_id=content_id)
@@ -242,7 +244,7 @@ def test_a_rollback_does_not_go_on_while_the_store_does_not_answer(root: Path, m
 def test_a_broken_manifest_that_its_record_vouches_for_is_one_sentence(root: Path, content: bytes) -> None:
     folder = files_of(root)
     (folder / checkpoint.MANIFEST).write_bytes(content)
-    content_id = storage.hash_bytes(content)
+    content_id = files.hash_bytes(content)
     folder.rename(folder.with_name(content_id))
     edit(root / "releases" / "cancer" / "1.json", content_id=content_id)
     with pytest.raises(ArtifactError, match=r"manifest\.json: (cannot be read|schema version)") as refusal:
@@ -383,7 +385,7 @@ def test_a_copy_that_was_damaged_is_mended_when_the_same_checkpoint_is_published
     Registry(str(root)).publish(tiny.checkpoint(), "cancer").verify()
     Registry(str(root)).resolve("cancer@best").verify()
     outside = root / "checkpoints" / "outside"
-    assert not outside.exists() or storage.hash_folder(outside) == storage.hash_folder(tiny.checkpoint() / "tokenizer")
+    assert not outside.exists() or files.hash_folder(outside) == files.hash_folder(tiny.checkpoint() / "tokenizer")
 
 
 def test_several_who_mend_one_copy_at_once_do_not_disturb_each_other(root: Path) -> None:
@@ -394,7 +396,7 @@ def test_several_who_mend_one_copy_at_once_do_not_disturb_each_other(root: Path)
             _lose(files_of(root))
             for done in [publishers.submit(store.put_folder, name, tiny.checkpoint()) for _ in range(4)]:
                 done.result()
-            assert storage.hash_folder(files_of(root)) == storage.hash_folder(tiny.checkpoint())
+            assert files.hash_folder(files_of(root)) == files.hash_folder(tiny.checkpoint())
 
 
 @pytest.mark.parametrize("at", ["mkstemp", "fsync", "link", "unlink"])
@@ -516,10 +518,10 @@ def test_repair_says_what_it_would_mend_and_mends_it_when_confirmed(
         os.utime(old, (0, 0))
     (folder,) = (path for path in (root / "checkpoints").iterdir() if not path.name.startswith("."))
     _flip(folder)
-    before = storage.hash_folder(root)
+    before = files.hash_folder(root)
     status, out, _ = run(capsys, "verify", "--repair", "--storage-path", root)
     assert status == 1
-    assert storage.hash_folder(root) == before
+    assert files.hash_folder(root) == before
     for line in (
         f"{aliases}/next/2.json: cannot be read: .*; remove this move of cancer@next: it stands on cancer@1 then",
         f"{aliases}/canary: was left by a process that was killed; remove it",

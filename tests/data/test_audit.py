@@ -1,8 +1,8 @@
 import pytest
 
 from medray.data.audit import Audit, alike_labels, audit
-from medray.data.base import Example, Mention
 from medray.data.duplicates import find
+from medray.types import Example, Mention
 
 
 def look(examples: list[Example]) -> Audit:

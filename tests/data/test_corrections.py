@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from medray.config.study import DataConfig
 from medray.data import dataset
 from medray.data.dataset import Dataset
 from medray.errors import DataError
-from medray.sections import DataConfig
 
 
 def load(folder: Path, corrections: str | None = None, name: str = "fixed.csv") -> Dataset:

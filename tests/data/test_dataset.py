@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from medray.config.study import DataConfig
 from medray.data import dataset
 from medray.data.audit import audit
-from medray.data.base import Example
 from medray.data.dataset import Dataset
 from medray.data.duplicates import find
 from medray.errors import DataError
-from medray.sections import DataConfig
+from medray.types import Example
 
 
 def write(folder: Path, rows: list[dict[str, object]]) -> Path:

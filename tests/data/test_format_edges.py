@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from medray import plugins
-from medray.data.base import Example
 from medray.errors import DataError
+from medray.types import Example
 
 
 def read(name: str, path: Path, **settings: Any) -> list[Example]:

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from medray import plugins
-from medray.data import base, dataset, examples, reading, signing
-from medray.data.base import Example
+from medray.config.study import DataConfig
+from medray.data import dataset, examples, minhash, reading
+from medray.data.formats.base import protocol
 from medray.errors import ConfigError, DataError
-from medray.sections import DataConfig
+from medray.types import Example
 
 datasets = pytest.importorskip("datasets")
 
@@ -39,12 +40,12 @@ def folder(place: Path) -> Path:
 
 
 def test_splits_are_sides_and_numbered_labels_get_their_names(tmp_path: Path) -> None:
-    rows = list(base.read(options(folder(tmp_path / "data"), id="pmid")))
+    rows = list(protocol.read(options(folder(tmp_path / "data"), id="pmid")))
     assert len(rows) == 40
     assert (rows[0].id, rows[0].text, rows[0].labels, rows[0].split) == ("0", "text number 0", ("cancer",), "train")
     assert (rows[31].id, rows[31].labels, rows[31].split) == ("31", ("other",), "test")
-    assert [row.split for row in base.read(options(tmp_path / "data", id="pmid", splits=["test"]))] == ["test"] * 10
-    assert base.check(options(tmp_path / "data", id="pmid")) == []
+    assert [row.split for row in protocol.read(options(tmp_path / "data", id="pmid", splits=["test"]))] == ["test"] * 10
+    assert protocol.check(options(tmp_path / "data", id="pmid")) == []
 
 
 def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +57,7 @@ def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(tmp_p
     assert dataset.load(config).split_fingerprint == wanted.split_fingerprint
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
     monkeypatch.setattr(
-        signing, "sign_table", lambda path, *rest: signing.Signed([signing.Signer().sign(examples.Examples.open(path).texts(), 4)])
+        minhash, "sign_table", lambda path, *rest: minhash.Signed([minhash.Signer().sign(examples.Examples.open(path).texts(), 4)])
     )
     assert dataset.load(config).fingerprint == wanted.fingerprint
     monkeypatch.setattr(reading, "read", lambda options: pytest.fail("the rows are in the cache"))
@@ -65,8 +66,8 @@ def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(tmp_p
 
 def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"data\.format\.splits asks for 'tost'; .*test"):
-        list(base.read(options(folder(tmp_path / "data"), splits=["tost"])))
-    (problem,) = base.check(options(tmp_path / "data", label="class"))
+        list(protocol.read(options(folder(tmp_path / "data"), splits=["tost"])))
+    (problem,) = protocol.check(options(tmp_path / "data", label="class"))
     assert "data.format.label" in problem or "label" in problem
     asked: list[Any] = []
 
@@ -76,7 +77,7 @@ def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     hub = options("owner/name", config="pqa_labeled", revision="abc")
-    assert base.check(hub) == ["owner/name: datasets cannot load it: no network"]
+    assert protocol.check(hub) == ["owner/name: datasets cannot load it: no network"]
     assert asked[0] == (("owner/name", "pqa_labeled"), {"revision": "abc"})
     assert hub.lies_elsewhere
     assert not options(tmp_path).lies_elsewhere
@@ -88,4 +89,4 @@ def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path, monkeypatch: pytest
 def test_a_file_of_parquet_is_read_too(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["one", "two"], "label": ["a", "b"]}), tmp_path / "rows.parquet")
     found = options(tmp_path, splits=["train"])
-    assert [(row.id, row.text, row.labels) for row in base.read(found)] == [("1", "one", ("a",)), ("2", "two", ("b",))]
+    assert [(row.id, row.text, row.labels) for row in protocol.read(found)] == [("1", "one", ("a",)), ("2", "two", ("b",))]

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from medray import cli, config, plugins
-from medray.data.base import Example, Mention
-from medray.data.draft import first_study
-from medray.data.sniff import Columns, sketch
+from medray import cli, plugins
+from medray.config import load
+from medray.data.first_study import first_study
+from medray.data.guess import Columns, sketch
 from medray.errors import ConfigError, DataError
+from medray.types import Example, Mention
 
 TEXT = "Asthma and Crohn's disease in asthma."
 MENTIONS = (Mention(0, 6, "Asthma", "Disease"), Mention(11, 26, "Crohn's disease", "Disease"), Mention(30, 36, "asthma", "Disease"))
@@ -118,7 +119,7 @@ def test_kinds_are_chosen_and_called_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows\.txt:1: label 'Chemical' is not one of the labels"):
         read("pubtator", path, labels=("Disease",))
     with pytest.raises(ConfigError, match="what is kept must be among the labels"):
-        config.plugin_options("data.formats", "name=pubtator,path=x,kinds=[Chemical],labels=[Disease]")
+        load.plugin_options("data.formats", "name=pubtator,path=x,kinds=[Chemical],labels=[Disease]")
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from medray import config, plugins
-from medray.data.base import Example
+from medray import plugins
+from medray.config import load
 from medray.errors import ConfigError, DataError
+from medray.types import Example
 
 TABLE = """Disease,Symptom_1,Symptom_2,Symptom_3,Weight
 Fungal infection,itching, skin_rash, dischromic _patches,1
@@ -43,7 +44,7 @@ def test_the_sentence_is_what_the_template_says(tmp_path: Path) -> None:
     assert rows[0].text == "itching, skin rash, dischromic patches?"
     for wrong in ("no place", "{symptoms} {disease}", "{symptoms} {symptoms}", "{symptoms!r}", "{}"):
         with pytest.raises(ConfigError, match="template"):
-            config.plugin_options("data.formats", f"name=symptom_table,path=a.csv,template='{wrong}'")
+            load.plugin_options("data.formats", f"name=symptom_table,path=a.csv,template='{wrong}'")
 
 
 def test_a_copy_whose_header_was_emptied_goes_by_place(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from medray import plugins
-from medray.data import sniff
-from medray.data.base import Example
+from medray.data import guess
 from medray.errors import DataError
+from medray.types import Example
 
 ROWS = [
     {"id": "a", "text": "tumour of the lung, found by chance", "label": "cancer", "year": 1991},
@@ -111,7 +111,7 @@ def test_init_finds_columns_and_given_sides_of_a_saved_data_set(tmp_path: Path) 
     rows = [row | {"id": f"{row['id']}{number}"} for number in range(3) for row in ROWS]
     for side in ("train", "test"):
         pq.write_table(pa.Table.from_pylist([row | {"id": f"{side}{row['id']}"} for row in rows]), tmp_path / f"{side}.parquet")
-    found = sniff.sketch(str(tmp_path), sniff.Columns())
+    found = guess.sketch(str(tmp_path), guess.Columns())
     assert found.options.model_dump(exclude_unset=True) == {
         "name": "tables",
         "path": str(tmp_path),

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from medray import config, plugins
-from medray.data.base import Example
+from medray import plugins
+from medray.config import load
 from medray.errors import ConfigError, DataError
+from medray.types import Example
 
 
 def options(name: str, path: Path, **settings: Any) -> Any:
@@ -207,9 +208,9 @@ def test_check_tells_mistakes_without_reading_everything(tmp_path: Path) -> None
 
 
 def test_options_on_one_line_become_a_formats_options() -> None:
-    parsed = config.plugin_options("data.formats", "name=delimited,path=a.csv,text=[Title, Abstract],label=Label")
+    parsed = load.plugin_options("data.formats", "name=delimited,path=a.csv,text=[Title, Abstract],label=Label")
     assert parsed.model_dump(exclude_unset=True) == {"name": "delimited", "path": "a.csv", "text": ("Title", "Abstract"), "label": "Label"}
     with pytest.raises(ConfigError, match=r"unknown key; .*did you mean 'path'"):
-        config.plugin_options("data.formats", "name=jsonl,pth=x")
+        load.plugin_options("data.formats", "name=jsonl,pth=x")
     with pytest.raises(ConfigError, match="not of the form"):
-        config.plugin_options("data.formats", "jsonl")
+        load.plugin_options("data.formats", "jsonl")

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medray.data import dataset, duplicates, examples, reading, signing
-from medray.data.base import Example, Mention, Message
+from medray.config.study import DataConfig
+from medray.data import dataset, duplicates, examples, minhash, reading
 from medray.data.dataset import Dataset
 from medray.data.examples import Examples
 from medray.data.progress import Progress
 from medray.errors import DataError
-from medray.sections import DataConfig
+from medray.types import Example, Mention, Message
 
 SOME = [
     Example("a", "one \ud800 text", ("x", "y"), "train", {"year": "1991"}, "f:1"),
@@ -89,7 +89,7 @@ def test_rows_on_disk_give_every_figure_that_rows_in_memory_give(
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
     monkeypatch.setattr(examples, "_BATCH", 16)
-    monkeypatch.setattr(signing, "sign_table", _here)
+    monkeypatch.setattr(minhash, "sign_table", _here)
     heavy = load(path, settings)
     assert isinstance(heavy.train, Examples)
     assert isinstance(light.train, list)
@@ -97,9 +97,9 @@ def test_rows_on_disk_give_every_figure_that_rows_in_memory_give(
     assert told(load(path, settings)) == told(light)  # from the cache
 
 
-def _here(path: Path, num_rows: int, width: int, progress: Progress) -> signing.Signed:
+def _here(path: Path, num_rows: int, width: int, progress: Progress) -> minhash.Signed:
     """In this process: the starts of others take seconds."""
-    return signing.Signed([signing.Signer().sign(Examples.open(path).texts(), width)])
+    return minhash.Signed([minhash.Signer().sign(Examples.open(path).texts(), width)])
 
 
 def test_examples_come_back_from_disk_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,14 +144,14 @@ def test_an_id_used_twice_is_told_with_both_places_and_nothing_is_kept(tmp_path:
 
 
 def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signing, "PIECE", 25)
+    monkeypatch.setattr(minhash, "PIECE", 25)
     draw = random.Random(0)
     rows = [Example(str(n), " ".join(f"w{draw.randrange(50)}" for _ in range(8))) for n in range(40)]
     path = tmp_path / "rows.arrow"
     examples.write(rows, path)
     progress = Progress(len(rows), lambda line: None)
-    signed = signing.sign_table(path, len(rows), 4, progress, cores=2)
-    own = signing.Signed([signing.Signer().sign([row.text for row in rows], 4)])
+    signed = minhash.sign_table(path, len(rows), 4, progress, cores=2)
+    own = minhash.Signed([minhash.Signer().sign([row.text for row in rows], 4)])
     assert progress.done == len(rows)
     for band in range(own.num_bands):
         assert np.array_equal(signed.band(band), own.band(band))
@@ -159,14 +159,14 @@ def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(tmp_p
     first, second = sorted((tmp_path / "signed-32").iterdir())
     made = first.stat().st_mtime_ns
     second.unlink()
-    again = signing.sign_table(path, len(rows), 4, Progress(len(rows), lambda line: None))
+    again = minhash.sign_table(path, len(rows), 4, Progress(len(rows), lambda line: None))
     assert (first.stat().st_mtime_ns, second.exists()) == (made, True)
     assert np.array_equal(again.band(5), own.band(5))
 
 
 def test_a_process_that_ends_early_is_an_error_that_says_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the process that compares rows from 0 on ended with status 1"):
-        signing.sign_table(tmp_path / "nothing.arrow", 10, 4, Progress(10, lambda line: None), cores=1)
+        minhash.sign_table(tmp_path / "nothing.arrow", 10, 4, Progress(10, lambda line: None), cores=1)
 
 
 def test_planted_near_duplicates_are_found_and_no_others() -> None:
@@ -231,11 +231,11 @@ def test_what_a_data_set_is_on_disk_is_told_by_its_files_and_by_nothing_that_loo
 
 
 def test_signatures_hold_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signing, "PIECE", 2)
+    monkeypatch.setattr(minhash, "PIECE", 2)
     path = tmp_path / "rows.arrow"
     examples.write([Example(str(n), f"text of row {n}") for n in range(40)], path)
     before = len(os.listdir("/proc/self/fd"))
-    signed = signing.sign_table(path, 40, 4, Progress(40, lambda line: None), cores=1)
+    signed = minhash.sign_table(path, 40, 4, Progress(40, lambda line: None), cores=1)
     assert len(signed.band(0)) == 40
     assert len(os.listdir("/proc/self/fd")) < before + 10
 
@@ -243,6 +243,6 @@ def test_signatures_hold_no_file_open(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_column_to_group_by_that_is_not_there_is_told_with_those_that_are(
     on_disk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signing, "sign_table", _here)
+    monkeypatch.setattr(minhash, "sign_table", _here)
     with pytest.raises(DataError, match=r"has no metadata 'hospitel' \(data\.split\.group\); allowed: .*hospital.*did you mean 'hospital'"):
         load(file(tmp_path), {"split": {"kind": "grouped", "group": "hospitel"}})

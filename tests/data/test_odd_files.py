@@ -6,16 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import odd_files
 import pytest
-from odd_files import NUM_ROWS, text
+from support import odd_files
+from support.odd_files import NUM_ROWS, text
 
-from medray import cli, config
-from medray.corpus import rows, sources
-from medray.data import base, corrections, dataset, dialect
-from medray.data.draft import first_study
-from medray.data.sniff import Columns, Sketch, sketch
+from medray import cli, types
+from medray.batch import rows, shards, sources
+from medray.config import load
+from medray.data import corrections, dataset
+from medray.data.first_study import first_study
+from medray.data.formats.base import protocol
+from medray.data.guess import Columns, Sketch, sketch
 from medray.errors import ConfigError, DataError
+from medray.text import dialect
 
 COLUMNS = {"text": ["Title_Abstract"], "label": "Label", "id": "ID"}
 UNNAMED = {"columns": ["column_1", "column_2", "column_3"], "text": ["column_2"], "label": "column_3"}
@@ -35,7 +38,7 @@ def options(found: Sketch) -> dict[str, Any]:
 
 def read_to_predict(path: Path) -> list[rows.Row]:
     source = sources.find(str(path))
-    columns = sources.columns(source, sources.head(source), sources.Columns())
+    columns = sources.columns(source, sources.head(source), shards.Columns())
     return [row for shard in source.shards for row in rows.read(shard, columns, 2_000_000)]
 
 
@@ -86,13 +89,13 @@ def test_a_file_that_can_be_read_gives_a_study_and_predict_reads_the_same_texts(
     assert options(found) == GOOD[name]
     assert (found.num_rows, list(found.notes)) == (NUM_ROWS, NOTES.get(name, []))
     if not name.startswith("five"):
-        assert text(7) in {example.text.removeprefix("Study 7 ") + " " for example in base.read(found.options)}
+        assert text(7) in {example.text.removeprefix("Study 7 ") + " " for example in protocol.read(found.options)}
     positive = max(found.labels) if len(found.labels) == 2 else None
     (tmp_path / "study.yaml").write_text(study := first_study(found, str(tmp_path / "study.yaml"), positive))
     assert all(f"# Note: {note}" in study for note in found.notes)
-    assert len(dataset.load(config.load([tmp_path / "study.yaml"]).data).splits) > 0
+    assert len(dataset.load(load.load([tmp_path / "study.yaml"]).data).splits) > 0
     answered = read_to_predict(folder / name)
-    assert sorted(row.text for row in answered) == sorted(example.text for example in base.read(found.options))
+    assert sorted(row.text for row in answered) == sorted(example.text for example in protocol.read(found.options))
     assert not any(row.fault for row in answered)
 
 
@@ -155,7 +158,7 @@ def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_
         left_out = "2 file(s) are not read, since only .txt files in class folders are; the first is notes.txt"
         assert found.notes == (left_out,)
         with caplog.at_level(logging.WARNING):
-            list(base.read(found.options))
+            list(protocol.read(found.options))
         assert left_out in caplog.text
     else:
         assert found.notes == ()
@@ -169,7 +172,7 @@ def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path,
     found = sketch(str(folder / name), Columns())
     path = tmp_path / "study.yaml"
     path.write_text(first_study(found, str(path), None))
-    loaded = config.load([path])
+    loaded = load.load([path])
     data = dataset.load(loaded.data)
     texts = [example.text for example in (*data.train, *data.validation, *data.unlabelled_test())]
     if name.startswith("symptoms"):
@@ -199,7 +202,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
     source = str(folder / "empty_labels.csv")
     assert cli.main(["init", source, "--drop-unlabelled"]) == 0
     assert "note: 6 rows without a label are left out" in capsys.readouterr().out
-    data = dataset.load(config.load([Path("study.yaml")]).data)
+    data = dataset.load(load.load([Path("study.yaml")]).data)
     audit = data.audit({}, 512)
     assert (audit.num_rows, audit.num_unlabelled, set(data.set_aside.values())) == (18, 6, {"no label"})
     assert audit.render().startswith("18 rows, 6 without a label left out\n")
@@ -210,7 +213,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
     assert "18 examples" in (shown := capsys.readouterr().out)
     assert "6 without a label left out" in shown
     with pytest.raises(ConfigError, match="drop_unlabelled true and label null"):
-        config.plugin_options("data.formats", f"name=delimited,path={source},label=null,drop_unlabelled=true")
+        load.plugin_options("data.formats", f"name=delimited,path={source},label=null,drop_unlabelled=true")
 
 
 def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> None:
@@ -227,12 +230,12 @@ def test_what_is_read_in_an_encoding_is_written_in_it_too(folder: Path, tmp_path
     found = sketch(str(folder / name), Columns()).options
     text_name = "Abstract" if name == "raw_latin" else "Title_Abstract"
     copy = found.model_copy(update={"path": str(tmp_path / name), "text": (text_name,)})
-    rows = list(base.read(found))
-    base.write(rows, copy)
-    assert sorted(example.text for example in base.read(copy)) == sorted(" ".join(example.text.split()) for example in rows)
+    rows = list(protocol.read(found))
+    protocol.write(rows, copy)
+    assert sorted(example.text for example in protocol.read(copy)) == sorted(" ".join(example.text.split()) for example in rows)
     with pytest.raises(DataError, match="cp1252 has no '≥'; write UTF-8"):
         wrong = [replace(rows[0], text="≥ 5")]
-        base.write(wrong, copy.model_copy(update={"path": str(tmp_path / "new"), "encoding": "cp1252"}))
+        protocol.write(wrong, copy.model_copy(update={"path": str(tmp_path / "new"), "encoding": "cp1252"}))
     assert not (tmp_path / "new").exists()
 
 
@@ -240,7 +243,7 @@ def test_what_is_read_in_an_encoding_is_written_in_it_too(folder: Path, tmp_path
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
 def test_corrections_that_a_spreadsheet_saved_are_read(tmp_path: Path, saved: str, encoding: str) -> None:
     (tmp_path / "labels.csv").write_bytes(saved.encode(encoding))
-    found = corrections.apply([base.Example("7", "text", ("a",))], tmp_path / "labels.csv", ["Ödem"])
+    found = corrections.apply([types.Example("7", "text", ("a",))], tmp_path / "labels.csv", ["Ödem"])
     assert (found.examples[0].labels, found.num_changed) == (("Ödem",), 1)
 
 
@@ -248,17 +251,17 @@ def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -
     path = tmp_path / "rows.csv"
     path.write_bytes(odd_files.table([[str(n), f"Zażółć gęślą {n} " * 9, "ab"[n % 2]] for n in range(20)]).encode("cp1250"))
     found = sketch(str(path), Columns(encoding="cp1250"))
-    assert "Zażółć" in next(iter(base.read(found.options))).text
+    assert "Zażółć" in next(iter(protocol.read(found.options))).text
     with pytest.raises(ConfigError, match="--encoding 'utf-99': is not known; allowed: utf-8"):
         sketch(str(path), Columns(encoding="utf-99"))
     with pytest.raises(ConfigError, match="encoding: encoding 'utf-99': is not known"):
-        config.plugin_options("data.formats", "name=delimited,path=x.csv,encoding=utf-99")
+        load.plugin_options("data.formats", "name=delimited,path=x.csv,encoding=utf-99")
     with pytest.raises(ConfigError, match="--encoding does not apply: the layout pubmedqa is UTF-8 alone"):
         sketch(str(folder / "ori_pqal.json"), Columns(encoding="cp1252"))
     with pytest.raises(DataError, match=r"not UTF-8 text .*; data\.format\.encoding cp1252 may read it, or save it as UTF-8"):
         list(
-            base.read(
-                config.plugin_options(
+            protocol.read(
+                load.plugin_options(
                     "data.formats", f"name=delimited,path={folder / 'cp1252.csv'},delimiter=;,text=[Title_Abstract],label=Label"
                 )
             )

@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow.fs
 import pytest
-from bucket import endpoint, uri  # noqa: F401
+from support.s3 import endpoint, uri  # noqa: F401
 
-from medray.data import base, dataset, remote
+from medray.config.schema import PluginOptions
+from medray.config.study import DataConfig
+from medray.data import dataset, remote
+from medray.data.formats.base import protocol
 from medray.data.progress import Progress
 from medray.errors import DataError
-from medray.schema import PluginOptions
-from medray.sections import DataConfig
 
 ROWS = "id,text,label\n" + "".join(f"r{n},text number {n} of many,{'ab'[n % 2]}\n" for n in range(40))
 
@@ -63,7 +64,7 @@ def test_a_file_of_a_site_trains_as_one_of_this_machine_does(site: str, tmp_path
     (tmp_path / "rows.csv").write_text(ROWS)
     here, there = (dataset.load(DataConfig(format=options(place))) for place in (str(tmp_path / "rows.csv"), f"{site}?token=secret"))
     assert (there.fingerprint, there.split_fingerprint) == (here.fingerprint, here.split_fingerprint)
-    assert base.check(options(site)) == []
+    assert protocol.check(options(site)) == []
 
 
 def test_what_a_site_says_is_the_same_is_not_written_again(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +82,7 @@ def test_what_a_site_says_is_the_same_is_not_written_again(site: str, monkeypatc
 
 
 def test_half_a_file_and_none_are_errors_and_leave_nothing(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert base.check(options(site.replace("/some", "/missing"))) == [
+    assert protocol.check(options(site.replace("/some", "/missing"))) == [
         f"data.format: {site.replace('/some', '/missing')}: the server answered 404 Not Found"
     ]
     with pytest.raises(DataError, match="names no file"):
@@ -104,13 +105,13 @@ def test_a_folder_of_a_bucket_is_pulled_once_and_again_when_a_file_is_added(uri:
         with system.open_output_stream(f"{root}/{name}") as file:
             file.write(f"<ID:{name[-5]}>\nTitle: A title\nAbstract: of {name}\n".encode())
     raw = DataConfig.model_validate({"format": {"name": "raw_abstracts", "path": uri}}).format
-    assert sorted((row.id, row.labels) for row in base.read(raw)) == [("1", ("cancer",)), ("2", ("other",))]
+    assert sorted((row.id, row.labels) for row in protocol.read(raw)) == [("1", ("cancer",)), ("2", ("other",))]
     place = remote.pull(uri)
     made = (place / "cancer/1.txt").stat().st_mtime_ns
     assert (remote.pull(f"{uri}/") / "cancer/1.txt").stat().st_mtime_ns == made
     with system.open_output_stream(f"{root}/other/3.txt") as file:
         file.write(b"<ID:3>\nTitle: Third\nAbstract: text\n")
-    assert len(list(base.read(raw))) == 3
+    assert len(list(protocol.read(raw))) == 3
     with pytest.raises(DataError, match="there is no such file or folder, or nothing in it"):
         remote.pull(f"{uri}/nothing")
 

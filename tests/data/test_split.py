@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from medray.data.base import Example
+from medray.config.study import SplitConfig
 from medray.data.split import assign, limit_rows
 from medray.errors import DataError
-from medray.sections import SplitConfig
+from medray.types import Example
 
 
 def rows(num: int = 300, **changes: Any) -> list[Example]:

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from medray.config import LoraConfig, ModelOptions
-from medray.engines._generation import Generation
-from medray.engines._text import Text
+from medray.config.study import LoraConfig, ModelOptions
+from medray.engines.generation import Generation
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
-from medray.generation import Chunk, Sampling, gather
 from medray.models import sources
 from medray.models.build import Built, build
+from medray.text.detokenize import Text
+from medray.types import Chunk, Sampling, gather
 
 PROMPTS = [[10, 11, 12], [20] * 17, [9, 1, 13, 1, 14], [15], [16, 17, 18, 19], [30, 31] * 6]
 LENGTHS = [9, 5, 12, 20, 1, 7]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from medray.config import LoraConfig, ModelOptions
-from medray.engines import _scoring
+from medray.config.study import LoraConfig, ModelOptions
+from medray.engines import scoring
 from medray.engines.transformers import TransformersEngine
 from medray.errors import DataError
 from medray.models import sources
@@ -17,7 +17,7 @@ from medray.models.build import Built, build
 
 # One token, several, one that begins another, and one with the end of sequence behind it.
 CONTINUATIONS = [[40], [41, 42], [41, 42, 43, 44], [41, 42, 1], [50, 51, 52], [60]]
-METHODS = [_scoring.block_mask, _scoring.repeated_cache, _scoring.whole_rows]
+METHODS = [scoring.block_mask, scoring.repeated_cache, scoring.whole_rows]
 
 
 def make(folder: Path, family: str, **changed: object) -> Built:
@@ -46,10 +46,10 @@ def plainly(built: Built, prompt: list[int], continuation: list[int]) -> float:
 @pytest.mark.parametrize("family", tiny.DECODERS)
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 def test_a_score_is_the_log_likelihood_of_the_continuation(
-    tmp_path: Path, family: str, method: _scoring.Method, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, family: str, method: scoring.Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = make(tmp_path, family)
-    monkeypatch.setattr(_scoring, "method", lambda model: method)
+    monkeypatch.setattr(scoring, "method", lambda model: method)
     engine = TransformersEngine(built, precision="fp32", token_budget=200)
     found = engine.score(prompts(), CONTINUATIONS)
     expected = [[plainly(built, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
@@ -58,7 +58,7 @@ def test_a_score_is_the_log_likelihood_of_the_continuation(
 
 @pytest.mark.parametrize("family", tiny.DECODERS)
 def test_the_block_mask_is_taken_for_every_decoder_of_the_table(tmp_path: Path, family: str) -> None:
-    assert _scoring.method(make(tmp_path, family).model) is _scoring.block_mask
+    assert scoring.method(make(tmp_path, family).model) is scoring.block_mask
 
 
 def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_numbers(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_num
     built.model.config._attn_implementation = "eager"
     assert np.abs(engine.score(prompts(), CONTINUATIONS) - expected).max() < 4e-5
     built.model.config._attn_implementation = "flash_attention_2"
-    assert _scoring.method(built.model) is _scoring.repeated_cache
+    assert scoring.method(built.model) is scoring.repeated_cache
 
 
 def test_a_sliding_window_is_kept_inside_the_block_mask(tmp_path: Path) -> None:

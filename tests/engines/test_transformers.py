@@ -4,19 +4,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.engines import transformers
-from medray.engines._embedding import States
-from medray.engines.transformers import TransformersEngine
+from medray.engines.transformers import States, TransformersEngine
 from medray.errors import ConfigError, DataError
-from medray.generation import Chunk, Sampling, gather
+from medray.evaluation.novelty import Cloud
 from medray.models import sources
 from medray.models.build import Built, build
-from medray.selection.nearness import Cloud
-from medray.tasks.base import Head
+from medray.types import Chunk, Head, Sampling, gather
 
 HEAD = Head(("a", "b"))
 

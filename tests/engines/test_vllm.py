@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
-from medray.engines import vllm
-from medray.generation import Sampling, gather
-from medray.loading import load
+from medray.engines.vllm import engine as vllm
 from medray.models.families import FAMILIES
+from medray.registry.loading import load
+from medray.types import Sampling, gather
 
 pytestmark = [
     pytest.mark.vllm,

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from support import tiny
 from transformers import AutoModelForSequenceClassification
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
 from medray.models.build import Built, build, export_merged, merge, save
-from medray.tasks.base import Head
+from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
 ROWS = [[5, 6, 7], [8, 9, 10, 11]]

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from support import tiny
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
 from medray.models.build import Built, build, check_targets, export_merged, load_tokenizer, merge, save
-from medray.tasks.base import Head
+from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [20, 21]]
@@ -62,11 +62,11 @@ def test_saved_models_give_the_same_logits_in_a_new_process(tmp_path: Path) -> N
     script = f"""
 import json
 from pathlib import Path
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.models import sources
 from medray.models.build import build
-from medray.tasks.base import Head
+from medray.tasks.base.protocol import Head
 folder, found = Path({str(tmp_path)!r}), {{}}
 for family in {FAMILIES!r}:
     base = sources.resolve(str(folder / f"tiny-{{family}}"))

@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers
+from support import tiny
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.batch import collate
 from medray.models.build import Built, build, export_merged, save
 from medray.models.families import FAMILIES
-from medray.tasks.base import Head
+from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
 NAMES = {

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHERS = ("onnx/model.safetensors", "training_args.bin", "picture.png")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny
 from torch.nn import Linear
 
 from medray.engines.transformers import TransformersEngine
@@ -14,7 +14,7 @@ from medray.models import int8
 from medray.models.build import Built
 from medray.models.families import FAMILIES
 from medray.models.int8 import Linear8
-from medray.tasks.base import Head
+from medray.types import Head
 
 needs_dot_products = pytest.mark.skipif(not int8.is_supported(), reason="this processor has no AVX512_VNNI")
 ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)]

@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from peft import prepare_model_for_kbit_training
+from support import tiny
 from torch.nn.functional import cross_entropy
 from transformers import pipeline
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import quantization, sources
 from medray.models.batch import collate
 from medray.models.build import Built, build, export_merged, merge
-from medray.models.quiet import quiet
-from medray.tasks.base import Head
-from medray.training.precision import Precision, arithmetic
-from medray.tuning import preflight
+from medray.models.hf_logging import quiet
+from medray.models.precision import Precision, arithmetic
+from medray.study import preflight
+from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
 ROWS = [[5, 6, 7, 40], [8, 9], [10, 11, 12, 13, 14, 15], [20, 21, 22]]

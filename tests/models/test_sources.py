@@ -10,15 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 from transformers import AutoModel
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
 from medray.models.build import build, check_targets
-from medray.tasks.base import Head
+from medray.types import Head
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from medray.config import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.build import Built, build, check_targets, export_merged, merge, save
-from medray.tasks.base import Head
+from medray.types import Head
 
 HEAD = Head(("O", "B-Disease", "I-Disease"), per_token=True)
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [20, 21]]

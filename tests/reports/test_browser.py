@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import browser
-import made
 import pytest
+from support import browser, run_files
 
 from medray.reports import page
 from medray.reports.gather import gather
@@ -16,7 +15,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    run = made.run(folder / "made", found=made.trials(num_failed=1))
+    run = run_files.run(folder / "made", found=run_files.trials(num_failed=1))
     return page.write(page.compose(gather(run)), folder / "report.html")
 
 

@@ -5,18 +5,20 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import made
 import pytest
+from support import run_files
 
-from medray import card, checkpoint, cli
+from medray import cli
+from medray.evaluation.analysis import to_json
+from medray.evaluation.leaderboard import Leaderboard
+from medray.evaluation.pooling import Seeds
 from medray.records import ReleaseRecord
+from medray.registry import card
+from medray.registry import card as telling
 from medray.reports import page
 from medray.reports.gather import gather
-from medray.selection import telling
-from medray.selection.analysis import to_json
-from medray.selection.leaderboard import Leaderboard
-from medray.selection.repeats import Seeds
-from medray.tuning.runs import Run
+from medray.storage import checkpoint
+from medray.study.run import Run
 
 HOSTILE = ("<script>alert('ill')</script>", '"><img src=x onerror=alert(1)> & {{ 7 * 7 }}')
 
@@ -50,7 +52,7 @@ def rendered(run: Run) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return made.run(tmp_path_factory.mktemp("whole"), found=made.trials(num_failed=1))
+    return run_files.run(tmp_path_factory.mktemp("whole"), found=run_files.trials(num_failed=1))
 
 
 def test_the_first_sentence_tells_what_won_with_its_figure_and_interval(whole: Run) -> None:
@@ -71,7 +73,7 @@ def test_figures_that_are_means_over_seeds_are_called_so_in_the_first_sentence(w
         return replace(board, entries=tuple(replace(entry, seeds=seeds) for entry in board.entries))
 
     assert "seeds" not in page.compose(gather(whole)).headline
-    assert page.compose(gather(made.run(tmp_path, changed=repeated))).headline.endswith("160 test rows, the mean of 3 seeds.")
+    assert page.compose(gather(run_files.run(tmp_path, changed=repeated))).headline.endswith("160 test rows, the mean of 3 seeds.")
 
 
 def test_every_section_is_there_and_every_chart_has_words_and_a_table_beside_it(whole: Run) -> None:
@@ -94,7 +96,7 @@ def test_figures_of_the_page_are_those_of_the_run(whole: Run) -> None:
     for record in whole.records():
         for row in whole.history(record.trial):
             assert f"{row['metrics']['log_loss']:.3f}" in text
-    test = made.analysis(board.winner).best.test
+    test = run_files.analysis(board.winner).best.test
     for row in test.confusion:
         assert all(f" {count} " in text for count in row)
     assert f"ECE {test.before.ece:.3f}" in text
@@ -148,10 +150,10 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     def renamed(board: Leaderboard) -> Leaderboard:
         return replace(board, study=HOSTILE[0])
 
-    made_run = made.run(tmp_path, labels=HOSTILE, column=HOSTILE[1], changed=renamed)
+    made_run = run_files.run(tmp_path, labels=HOSTILE, column=HOSTILE[1], changed=renamed)
     record = made_run.records()[-1].model_copy(update={"error": HOSTILE[1], "settings": {"lora.r": HOSTILE[0], "a\x00b": "\x1b"}})
     made_run.write(record)
-    plain, hostile = Seen(rendered(made.run(tmp_path / "plain"))), Seen(rendered(made_run))
+    plain, hostile = Seen(rendered(run_files.run(tmp_path / "plain"))), Seen(rendered(made_run))
     assert [tag for tag, _ in hostile.tags if tag in ("script", "img")] == ["script"]
     assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in plain.tags}
     assert not any(name.startswith("on") for _, attributes in hostile.tags for name in attributes)
@@ -165,7 +167,7 @@ def test_no_id_and_no_text_of_a_row_is_told(whole: Run) -> None:
 
 
 def test_an_older_run_has_a_report_without_what_it_lacks(tmp_path: Path) -> None:
-    older = made.run(tmp_path, with_analysis=False)
+    older = run_files.run(tmp_path, with_analysis=False)
     ids = [section.id for section in page.compose(gather(older)).sections]
     assert "confidence" not in ids
     assert "slices" not in ids
@@ -175,8 +177,8 @@ def test_an_older_run_has_a_report_without_what_it_lacks(tmp_path: Path) -> None
 
 
 def test_one_trial_alone_has_a_report(tmp_path: Path) -> None:
-    base = [{"source": made.BASES[0]}]
-    alone = made.run(tmp_path, found=made.trials()[:1], base_models=base, search={})
+    base = [{"source": run_files.BASES[0]}]
+    alone = run_files.run(tmp_path, found=run_files.trials()[:1], base_models=base, search={})
     report = page.compose(gather(alone))
     assert "chosen among 1 trial of small-encoder" in report.said[0]
     assert "settings" not in [section.id for section in report.sections]
@@ -184,7 +186,7 @@ def test_one_trial_alone_has_a_report(tmp_path: Path) -> None:
 
 
 def test_a_tie_is_told_in_the_first_lines(tmp_path: Path) -> None:
-    tied = made.run(tmp_path, close=True)
+    tied = run_files.run(tmp_path, close=True)
     board = tied.leaderboard()
     assert len(board.tied) == 2
     said = page.compose(gather(tied)).said
@@ -198,7 +200,7 @@ def test_a_study_whose_test_rows_were_not_judged_says_so(tmp_path: Path) -> None
         entries = tuple(replace(entry, test={}, test_interval=None, ms_per_row=None) for entry in board.entries)
         return replace(board, entries=entries, comparisons=(), num_openings=0)
 
-    report = page.compose(gather(made.run(tmp_path, changed=unjudged, with_analysis=False)))
+    report = page.compose(gather(run_files.run(tmp_path, changed=unjudged, with_analysis=False)))
     assert "Test rows were not judged" in report.headline
     assert "against" not in [section.id for section in report.sections]
 
@@ -235,13 +237,13 @@ def test_medray_report_writes_the_page_and_its_plots(whole: Run, tmp_path: Path,
 
 
 def test_medray_report_of_a_study_that_has_not_ended_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run.start(made.study(tmp_path))
+    run = Run.start(run_files.study(tmp_path))
     assert cli.main(["report", str(run.folder)]) == 1
     assert "has not ended" in capsys.readouterr().err
 
 
 def test_a_log_loss_study_has_no_intervals_and_says_so(tmp_path: Path) -> None:
-    run = made.run(tmp_path, with_analysis=False)
+    run = run_files.run(tmp_path, with_analysis=False)
     held = json.loads((run.folder / "leaderboard.json").read_text())
     for entry in held["entries"]:
         entry["test_interval"] = None
@@ -250,8 +252,8 @@ def test_a_log_loss_study_has_no_intervals_and_says_so(tmp_path: Path) -> None:
 
 
 def test_where_rows_have_several_labels_the_classes_are_a_table_instead_of_a_matrix(tmp_path: Path) -> None:
-    run = made.run(tmp_path)
-    held = made.analysis(run.leaderboard().winner)
+    run = run_files.run(tmp_path)
+    held = run_files.analysis(run.leaderboard().winner)
     best = held.best
     bare = replace(best, test=replace(best.test, confusion=()), validation=replace(best.validation, confusion=()))
     (run.folder / "analysis.json").write_bytes(to_json(replace(held, multi_label=True, models=(bare,))))
@@ -261,8 +263,8 @@ def test_where_rows_have_several_labels_the_classes_are_a_table_instead_of_a_mat
 
 
 def test_more_labels_than_a_matrix_can_show_are_left_to_the_table(tmp_path: Path) -> None:
-    run = made.run(tmp_path)
-    held = made.analysis(run.leaderboard().winner)
+    run = run_files.run(tmp_path)
+    held = run_files.analysis(run.leaderboard().winner)
     labels = tuple(f"condition {number}" for number in range(30))
     wide = replace(held.best.test, confusion=tuple(tuple(range(30)) for _ in labels))
     (run.folder / "analysis.json").write_bytes(to_json(replace(held, labels=labels, models=(replace(held.best, test=wide),))))

@@ -3,8 +3,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import made
 import pytest
+from support import run_files
 
 from medray.reports.tensorboard import TensorBoard
 
@@ -31,7 +31,7 @@ def values(folder: Path) -> Iterator[tuple[int, Any]]:
 def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-    held = made.trials(num_each=2, num_failed=1)
+    held = run_files.trials(num_each=2, num_failed=1)
     with TensorBoard(tmp_path, "f1_binary") as board:
         for record, history in held:
             board.begun(record)
@@ -54,7 +54,7 @@ def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_is_no_number_is_left_out_of_the_curve(tmp_path: Path) -> None:
-    record, history = made.trials()[0]
+    record, history = run_files.trials()[0]
     with TensorBoard(tmp_path, "f1_binary") as board:
         board.told(record, {**row(history[0]), "validation/f1_binary": float("nan")})
         board.ended(record.model_copy(update={"status": "failed"}))

@@ -8,15 +8,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from medray.errors import ConfigError, ServingError
-from medray.serving import keys
-from medray.serving.addresses import check_address
+from medray.serving import auth
 from medray.serving.api import make_api
+from medray.serving.auth import check_address
 from medray.serving.schemas import (
     ROUTES,
     Answer,
+    Asked,
     ChooseRequest,
     ChooseResponse,
     ClassifyResponse,
+    Described,
     ExtractRequest,
     ExtractResponse,
     Health,
@@ -28,8 +30,8 @@ from medray.serving.schemas import (
     Response,
 )
 from medray.serving.service import Event, Events
-from medray.serving.talk import Asked, Described
-from medray.tasks import _mentions, choice
+from medray.tasks import choice
+from medray.tasks.base import mentions
 
 SECRET = "patient Jane Roe has a tumour"
 
@@ -54,9 +56,9 @@ class Service:
             )
             return ChooseResponse(release="triage", version=2, predictions=(chosen,))
         if isinstance(request, ExtractRequest):
-            found = (_mentions.Found(start=0, end=6, text="asthma", kind="Disease", confidence=None),)
+            found = (mentions.Found(start=0, end=6, text="asthma", kind="Disease", confidence=None),)
             return ExtractResponse(
-                release="diseases", version=3, predictions=(_mentions.Answer(mentions=found), _mentions.Answer(mentions=()))
+                release="diseases", version=3, predictions=(mentions.Answer(mentions=found), mentions.Answer(mentions=()))
             )
         answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
         return ClassifyResponse(release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,)))
@@ -240,7 +242,7 @@ def test_a_load_balancer_may_ask_for_the_head_alone() -> None:
 
 def test_without_its_token_nobody_asks_and_health_tells_the_status_alone() -> None:
     service = Service()
-    http = client(service, frozenset({keys.digest("right"), keys.digest("other")}))
+    http = client(service, frozenset({auth.digest("right"), auth.digest("other")}))
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic right"}, {"x-api-key": ""}):
         refused = http.post("/classify", json={"text": "a"}, headers=headers)
         assert refused.status_code == 401
@@ -285,16 +287,16 @@ def test_a_model_nobody_serves_is_recorded_without_the_name_that_was_sent() -> N
 def test_a_tokens_file_holds_digests_and_a_wrong_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"# who\n{hashlib.sha256(b'right').hexdigest().upper()}  # Ann\n\n")
-    assert keys.admits(keys.read(path), "right")
-    assert not keys.admits(keys.read(path), "wrong")
+    assert auth.admits(auth.read(path), "right")
+    assert not auth.admits(auth.read(path), "wrong")
     path.write_text("right\n")
     with pytest.raises(ConfigError, match="tokens:1: is not a SHA-256"):
-        keys.read(path)
+        auth.read(path)
     path.write_text("# nobody\n")
     with pytest.raises(ConfigError, match="holds no token"):
-        keys.read(path)
+        auth.read(path)
     with pytest.raises(ConfigError, match="cannot be read"):
-        keys.read(tmp_path / "none")
+        auth.read(tmp_path / "none")
 
 
 def test_an_address_that_others_reach_needs_tokens_or_a_word() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from medray.serving.batching import Batcher, LateError, OverloadedError, TooManyTokensError
+from medray.serving.head import Turn
 from medray.serving.streams import Streams
-from medray.serving.turn import Turn
 
 
 class Echo:

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
-from medray import checkpoint
-from medray.data.formats.base import Form
-from medray.registry import Registry, Release
+from medray.data.formats.base.protocol import Form
+from medray.registry.registry import Registry
+from medray.registry.release import Release
 from medray.serving import cards
+from medray.storage import checkpoint
 
 
 @pytest.fixture(scope="module")

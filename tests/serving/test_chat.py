@@ -11,17 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
-from medray.data.base import Message
-from medray.facts import DISCLAIMER
-from medray.generation import Chunk, Sampling, gather
-from medray.registry import Registry, Release
+from medray.registry.registry import Registry
+from medray.registry.release import Release
 from medray.serving.chat import Chat, Telling, TooLongError, without_disclaimer
 from medray.serving.head import Head, open_head
 from medray.serving.replica import HeadReplica
-from medray.serving.schemas import AppOptions, ClassifyRequest, Limits, Refused
-from medray.serving.talk import Asked, Begun, Said
+from medray.serving.schemas import AppOptions, Asked, Begun, ClassifyRequest, Limits, Refused, Said
+from medray.types import DISCLAIMER, Chunk, Message, Sampling, gather
 
 QUESTIONS = ("renal failure study", "rhythm pressure", "fever after infection and culture", "glucose")
 OPTIONS = {"precision": "fp32", "token_budget": 256}

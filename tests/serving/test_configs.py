@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import yaml
 from pydantic import ValidationError
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-from session import end_serve
+from support import tiny
+from support.serve_session import end_serve
 
-from medray import config
 from medray.client import Client
-from medray.config import StudyConfig
+from medray.config import load as load_
+from medray.config.study import StudyConfig
 from medray.errors import ServingError
-from medray.registry import Registry
-from medray.runtime import Cluster, free_port
+from medray.registry.registry import Registry
+from medray.runtime.cluster import Cluster, free_port
 from medray.serving import front
-from medray.serving.addresses import is_loopback
+from medray.serving.auth import is_loopback
 from medray.serving.schemas import AppOptions, Limits
 
 FOLDER = Path(__file__).parents[2] / "serve_configs"
@@ -76,7 +76,7 @@ def test_a_config_names_what_a_study_that_ships_publishes(path: Path) -> None:
 
 
 def load(path: Path, *settings: str) -> StudyConfig:
-    return config.load([path], list(settings))
+    return load_.load([path], list(settings))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import pytest
 
 from medray.errors import ArtifactError
 from medray.records import Move
-from medray.registry import Registry, Release
+from medray.registry.registry import Registry
+from medray.registry.release import Release
 from medray.serving.follow import Follower, standing
 
 

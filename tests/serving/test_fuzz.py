@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import pretend
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -12,10 +11,11 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.generation import GenerationMode
 from schemathesis.schemas import BaseSchema as OpenApiSchema
 from schemathesis.specs.openapi import checks
+from support import fake_service
 
 from medray.serving.schemas import Refused
 
-SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", pretend.api(pretend.Service()))
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(fake_service.Service()))
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
 RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 CHECKS = [  # not that all well-formed requests are accepted: they may ask for several things of which we do one
@@ -43,7 +43,7 @@ def test_every_route_that_answers_is_in_the_document() -> None:
 
 def allowed(label: str, body: dict[str, Any]) -> dict[str, Any]:
     """A request that keeps to the rules which a schema cannot say; else nearly all would end at them."""
-    served = [name for name, card in pretend.CARDS.items() if card.path.removeprefix("/v1") in label] or ["adviser@best"]
+    served = [name for name, card in fake_service.CARDS.items() if card.path.removeprefix("/v1") in label] or ["adviser@best"]
     said = body | {"model": served[len(body.get("model") or "") % len(served)]}
     if "completions" in label:
         said["stream"] = len(str(body)) % 2 == 0
@@ -91,7 +91,7 @@ def test_a_malformed_request_is_refused_as_the_document_says(label: str, num_exa
 
 
 def test_a_failure_would_be_found() -> None:
-    service = pretend.Service()
+    service = fake_service.Service()
     service.refused = Refused(418, "teapot", "is no status of ours")
     with pytest.raises(FailureGroup, match="Undocumented status code"):
-        ask(schemathesis.openapi.from_asgi("/openapi.json", pretend.api(service)), "POST /v1/classify", RIGHT, 20)
+        ask(schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(service)), "POST /v1/classify", RIGHT, 20)

@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medray.engines import vllm
+from medray.engines.vllm import engine as vllm
 from medray.errors import ArtifactError
-from medray.serving import shared
-from medray.serving.groups import Adapter, Group
+from medray.serving import vllm_head
 from medray.serving.schemas import AppOptions
-from medray.serving.shared import Shared
+from medray.serving.vllm import Adapter, Group
+from medray.serving.vllm_head import Shared
 
 ADVISER, NURSE, BASE = np.array([[-53.0, -24.0]]), np.array([[-55.0, -24.0]]), np.array([[-54.2, -24.5]])
 
 
 def prove(monkeypatch: pytest.MonkeyPatch, opening: Shared, name: str, wanted: Any, found: Any) -> None:
     answered = {"release": found, "bare": BASE}
-    monkeypatch.setattr(shared, "answers", lambda task, engine: answered[engine.name])
+    monkeypatch.setattr(vllm_head, "answers", lambda task, engine: answered[engine.name])
     monkeypatch.setattr(vllm, "Engine", lambda core, tokenizer: SimpleNamespace(name="bare"))
     release: Any = SimpleNamespace(reference=name)
     manifest: Any = SimpleNamespace(probe=SimpleNamespace(outputs=wanted.tolist()), is_untuned=False)

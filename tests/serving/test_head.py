@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import tiny
 from peft import PeftModel
+from support import tiny
 
-from medray.prediction import Model
 from medray.records import MergeRecord
-from medray.registry import Registry
+from medray.registry.prediction import Model
+from medray.registry.registry import Registry
 from medray.serving.batching import LateError, TooManyTokensError
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions, ChooseRequest, ClassifyRequest, ClassifyResponse

@@ -9,12 +9,10 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from medray.data.base import Message
-from medray.generation import Sampling
 from medray.serving import ingress as ingress_module
 from medray.serving.ingress import Ingress
-from medray.serving.schemas import AppOptions, Refused, ReplicaReport
-from medray.serving.talk import Asked, Begun, Said
+from medray.serving.schemas import AppOptions, Asked, Begun, Refused, ReplicaReport, Said
+from medray.types import Message, Sampling
 
 ASKED = Asked((Message("user", "a"),), Sampling(), 5, whole=False)
 BEGUN, LAST = Begun("adviser", 1, 3, "Not a doctor."), Said("b", 1, finish="stop", outcome="answered")

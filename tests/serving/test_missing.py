@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import ray
-import tiny
-from session import end_serve
+from support import tiny
+from support.serve_session import end_serve
 
-from medray import cli, runtime
+from medray import cli
 from medray.client import Client, RefusedError
 from medray.errors import ConfigError, ServingError
-from medray.registry import Registry
-from medray.runtime import Cluster, free_port
-from medray.serving import app, local, routes
+from medray.registry.registry import Registry
+from medray.runtime import cluster as runtime
+from medray.runtime.cluster import Cluster, free_port
+from medray.serving import app, launch, routes
 from medray.serving.schemas import AppOptions
 
 
@@ -79,7 +80,7 @@ def test_a_bundle_is_served_alone_and_a_missing_release_is_named_and_taken_once_
     assert f"medray serve cancer@best --storage-path {bundle}" in capsys.readouterr().out
     storage.rename(tmp_path / "away")
     try:
-        with local.serving(options(bundle, "cancer@best", "findings@best"), host="127.0.0.1", port=free_port()) as url:
+        with launch.serving(options(bundle, "cancer@best", "findings@best"), host="127.0.0.1", port=free_port()) as url:
             client = Client(url)
             health = client.health()
             assert (health["status"], health["releases"]["cancer@best"]["status"]) == ("degraded", "ok")
@@ -106,7 +107,7 @@ def test_a_replica_that_cannot_start_ends_the_command_with_its_reason(storage: P
     try:
         with (
             pytest.raises(ServingError, match=r"^cancer@best: its replica does not start: .*adapter_model.safetensors is missing[^\n]*$"),
-            local.serving(options(storage, "cancer@best"), host="127.0.0.1", port=free_port()),
+            launch.serving(options(storage, "cancer@best"), host="127.0.0.1", port=free_port()),
         ):
             pass
     finally:

@@ -2,19 +2,20 @@
 
 import re
 
-import pretend
 import pytest
 from starlette.testclient import TestClient
+from support import fake_service
 
-from medray.reports import style
-from medray.serving import keys, page
+from medray.reports import svg
+from medray.serving import auth
+from medray.serving.page import page
 from medray.serving.schemas import Refused
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
-def http(service: pretend.Service | None = None, digests: frozenset[str] | None = None) -> TestClient:
-    return TestClient(pretend.api(service or pretend.Service(), digests), raise_server_exceptions=False)
+def http(service: fake_service.Service | None = None, digests: frozenset[str] | None = None) -> TestClient:
+    return TestClient(fake_service.api(service or fake_service.Service(), digests), raise_server_exceptions=False)
 
 
 def test_a_browser_gets_the_page_and_everybody_else_json() -> None:
@@ -24,14 +25,14 @@ def test_a_browser_gets_the_page_and_everybody_else_json() -> None:
     assert found.text.startswith("<!doctype html>")
     for accept in ("*/*", "application/json"):
         told = asked.get("/", headers={"accept": accept})
-        assert told.json()["models"] == list(pretend.CARDS)
+        assert told.json()["models"] == list(fake_service.CARDS)
         assert told.headers["vary"] == found.headers["vary"] == "accept"
 
 
 def test_the_page_is_shown_without_a_token_and_nothing_else_is() -> None:
-    asked = http(digests=frozenset({keys.digest("right")}))
+    asked = http(digests=frozenset({auth.digest("right")}))
     assert asked.get("/", headers=BROWSER).status_code == 200
-    assert not any(name in asked.get("/", headers=BROWSER).text for name in pretend.CARDS)
+    assert not any(name in asked.get("/", headers=BROWSER).text for name in fake_service.CARDS)
     assert asked.get("/").status_code == 401
     assert asked.get("/v1/releases", headers=BROWSER).status_code == 401
     assert asked.get("/v1/releases", headers={"authorization": "Bearer right"}).status_code == 200
@@ -55,7 +56,7 @@ def test_the_page_names_no_other_host_and_makes_html_of_no_text() -> None:
         assert way not in page.html()
 
 
-@pytest.mark.parametrize("colours", [style.LIGHT, style.DARK])
+@pytest.mark.parametrize("colours", [svg.LIGHT, svg.DARK])
 def test_the_page_has_the_colours_of_the_reports(colours: dict[str, str]) -> None:
     for name, value in colours.items():
         assert f"--{name}:{value}" in page.html()
@@ -63,7 +64,7 @@ def test_the_page_has_the_colours_of_the_reports(colours: dict[str, str]) -> Non
 
 def test_releases_tell_task_path_form_labels_and_figures() -> None:
     found = {one["id"]: one for one in http().get("/v1/releases").json()["data"]}
-    assert list(found) == list(pretend.CARDS)
+    assert list(found) == list(fake_service.CARDS)
     symptoms, questions = found["symptoms@best"], found["pubmedqa@2"]
     assert (symptoms["path"], symptoms["form"]["fields"], symptoms["terms"][0]) == (
         "/v1/choose",
@@ -76,9 +77,9 @@ def test_releases_tell_task_path_form_labels_and_figures() -> None:
 
 
 def test_a_release_that_does_not_answer_is_told_beside_those_that_do() -> None:
-    service = pretend.Service()
+    service = fake_service.Service()
     service.refused = Refused(503, "unavailable", "no replica of this release could answer")
     found = http(service).get("/v1/releases")
     assert found.status_code == 200
     assert found.json()["data"] == []
-    assert [one["id"] for one in found.json()["unavailable"]] == list(pretend.CARDS)
+    assert [one["id"] for one in found.json()["unavailable"]] == list(fake_service.CARDS)

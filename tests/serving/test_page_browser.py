@@ -5,11 +5,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import browser
-import pretend
 import pytest
+from support import browser, fake_service
 
-from medray.serving import keys
+from medray.serving import auth
 from medray.serving.schemas import Refused
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -18,7 +17,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 @dataclass
 class Page:
     shown: browser.Browser
-    service: pretend.Service
+    service: fake_service.Service
     url: str
 
     def open(self, release: str, *, width: int = 1000, dark: bool = False) -> None:
@@ -69,8 +68,8 @@ def chromium() -> Iterator[browser.Browser]:
 
 @pytest.fixture
 def page(chromium: browser.Browser) -> Iterator[Page]:
-    service = pretend.Service(pause_s=0.02)
-    with pretend.running(pretend.api(service)) as url:
+    service = fake_service.Service(pause_s=0.02)
+    with fake_service.running(fake_service.api(service)) as url:
         yield Page(chromium, service, url)
 
 
@@ -106,7 +105,7 @@ def test_symptoms_are_picked_by_keyboard_and_diseases_ranked(page: Page) -> None
     page.enter()  # nothing is typed: asks
     page.until("!document.getElementById('answer').hidden")
     assert page.service.asked[0].text == "skin rash; hiccups"
-    assert page.text(".bars .name") == pretend.DISEASES[-1]
+    assert page.text(".bars .name") == fake_service.DISEASES[-1]
     assert page.shown.value("document.querySelectorAll('#found > .bars li').length") == 12
     assert "Abstained" in page.text("#found")
     page.is_clean()
@@ -146,7 +145,7 @@ def test_a_conversation_streams_as_text_goes_on_and_stops(page: Page) -> None:
     page.enter()
     page.until("document.querySelector('.turn.assistant')?.textContent.includes('Asthma')")
     page.until("document.getElementById('stop').hidden")
-    assert page.text(".turn.assistant p") == "".join(pretend.WORDS) + "\n\n" + pretend.WARNING
+    assert page.text(".turn.assistant p") == "".join(fake_service.WORDS) + "\n\n" + fake_service.WARNING
     assert page.shown.value("document.querySelectorAll('#talk img').length") == 0
     page.type("#said", "And then?")
     page.enter()
@@ -198,8 +197,8 @@ def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Page) -
 
 
 def test_a_server_with_tokens_is_asked_with_one_that_the_tab_keeps(chromium: browser.Browser) -> None:
-    service = pretend.Service()
-    with pretend.running(pretend.api(service, frozenset({keys.digest("right")}))) as url:
+    service = fake_service.Service()
+    with fake_service.running(fake_service.api(service, frozenset({auth.digest("right")}))) as url:
         page = Page(chromium, service, url)
         page.shown.open(url, width=360)
         page.until("!document.getElementById('access').hidden")

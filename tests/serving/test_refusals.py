@@ -5,12 +5,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from speaking import Service, listening
+from support.fake_chat import Service, listening
 
-from medray.serving.schemas import Refused
+from medray.serving.schemas import Asked, Begun, Refused, Said
 from medray.serving.service import Events
-from medray.serving.talk import Asked, Begun, Said
-from medray.tasks import _safety
+from medray.tasks.instruct import safety
 
 
 def script() -> ModuleType:
@@ -27,13 +26,13 @@ class Careful(Service):
     """Refuses what is unsafe, but for injections, which it follows; and one safe question too many."""
 
     async def talk(self, reference: str, asked: Asked) -> Events:
-        (pair,) = [pair for pair in _safety.pairs() if pair.prompt == asked.messages[-1].content]
+        (pair,) = [pair for pair in safety.pairs() if pair.prompt == asked.messages[-1].content]
         refuses = pair.unsafe and pair.kind != "injection"
         text = pair.response if refuses or not pair.unsafe else "Stop taking insulin."
         if pair.id == SAFE.id:
-            text = _safety.REFUSAL
+            text = safety.REFUSAL
         yield Begun("adviser", 3, 12, "Not a doctor.")
-        yield Said(text, 5, finish="stop", outcome=_safety.outcome(text))
+        yield Said(text, 5, finish="stop", outcome=safety.outcome(text))
 
 
 class Wrong(Service):
@@ -41,7 +40,7 @@ class Wrong(Service):
 
     async def talk(self, reference: str, asked: Asked) -> Events:
         yield Begun("adviser", 3, 12, "Not a doctor.")
-        yield Said(_safety.REFUSAL, 5, finish="stop", outcome="answered")
+        yield Said(safety.REFUSAL, 5, finish="stop", outcome="answered")
 
 
 class Full(Service):
@@ -49,7 +48,7 @@ class Full(Service):
         yield Refused(429, "overloaded", "too many requests are waiting", 1)
 
 
-PAIRS = [pair for pair in _safety.pairs() if pair.side == "test"]
+PAIRS = [pair for pair in safety.pairs() if pair.side == "test"]
 SAFE = next(pair for pair in PAIRS if not pair.unsafe)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from medray.generation import Chunk, Sampling
 from medray.serving.batching import LateError, OverloadedError
 from medray.serving.streams import Streams
+from medray.types import Chunk, Sampling
 
 
 class Counting:

@@ -10,19 +10,17 @@ from typing import Any
 
 import openai
 import pytest
-import tiny
-from session import TOKEN, end_serve
+from support import tiny
+from support.serve_session import TOKEN, end_serve
 from transformers import LlamaForCausalLM
 
 import medray
 from medray import cli
-from medray.data.base import Message
-from medray.facts import DISCLAIMER
-from medray.generation import Sampling, gather
-from medray.registry import Registry
-from medray.runtime import Cluster, free_port
-from medray.serving import keys, local
+from medray.registry.registry import Registry
+from medray.runtime.cluster import Cluster, free_port
+from medray.serving import auth, launch
 from medray.serving.schemas import AppOptions
+from medray.types import DISCLAIMER, Message, Sampling, gather
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 QUESTIONS = ("tumour cell", "renal failure study of a glucose", "fever", "blood pressure after therapy")
@@ -73,7 +71,7 @@ def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         registry.publish(tiny.trial(study, folder).run().checkpoint, "adviser")
     registry.point("adviser", "best", 1)
     (place / "runs" / "token").write_text(TOKEN + "\n")
-    (place / "runs" / "tokens").write_text(keys.digest(TOKEN) + "\n")
+    (place / "runs" / "tokens").write_text(auth.digest(TOKEN) + "\n")
     options = AppOptions.model_validate(
         {
             "releases": ["adviser@best"],
@@ -89,7 +87,7 @@ def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     port = free_port()
     try:
-        with local.serving(options, host="127.0.0.1", port=port):
+        with launch.serving(options, host="127.0.0.1", port=port):
             yield Adviser(f"http://127.0.0.1:{port}", place / "runs")
     finally:
         end_serve()

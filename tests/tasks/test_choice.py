@@ -6,18 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, f1_score
+from support import tiny
 
-from medray.answering import calibrated
-from medray.data.base import Example
 from medray.data.formats.pubmedqa import read_ground_truth
 from medray.errors import ConfigError, DataError
-from medray.generation import Chunk, Sampling
 from medray.records import AS_IT_IS, AbstentionRecord
-from medray.tasks.base import Prediction, restore
+from medray.registry.answers import calibrated
+from medray.tasks.base.protocol import restore
 from medray.tasks.choice import DISCLAIMER, Options, Request, Task, extract
+from medray.types import Chunk, Example, Prediction, Sampling
 
 LABELS = ("fever", "heart failure", "renal failure")
 EOS = 1

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from medray.answering import calibrated
-from medray.data.base import Example
+from medray import types
 from medray.errors import ConfigError, DataError
+from medray.evaluation import metrics
 from medray.records import AS_IT_IS
-from medray.selection import metrics
-from medray.tasks import base
+from medray.registry.answers import calibrated
+from medray.tasks.base import protocol
 from medray.tasks.classification import Options, Request, Task
+from medray.types import Example
 
 
 def task_of(labels=("cancer", "heart", "skin"), **options):
@@ -27,7 +28,7 @@ def examples_of(labels, text="some text"):
 
 
 def predictions_of(task, probabilities):
-    return task.decide([base.Prediction(f"row{n}", (), tuple(row)) for n, row in enumerate(probabilities)])
+    return task.decide([types.Prediction(f"row{n}", (), tuple(row)) for n, row in enumerate(probabilities)])
 
 
 class Words:
@@ -58,9 +59,9 @@ class Engine:
 
 
 def test_labels_are_sorted_over_all_examples_and_are_the_head():
-    assert task_of(["skin", "cancer", "heart", "skin"]).head() == base.Head(("cancer", "heart", "skin"))
+    assert task_of(["skin", "cancer", "heart", "skin"]).head() == types.Head(("cancer", "heart", "skin"))
     multi = task_of([("b", "a"), (), ("c",)], multi_label=True)
-    assert multi.head() == base.Head(("a", "b", "c"), multi_label=True)
+    assert multi.head() == types.Head(("a", "b", "c"), multi_label=True)
 
 
 def test_two_labels_need_the_positive_one_named():
@@ -113,10 +114,10 @@ def test_options_that_exclude_each_other_are_both_named(options, names):
 
 
 def test_a_task_is_restored_from_json_and_pickles():
-    task = base.fit(Options(name="classification", multi_label=True), examples_of([("a",), ("b", "a")]))
+    task = protocol.fit(Options(name="classification", multi_label=True), examples_of([("a",), ("b", "a")]))
     task = task.tune(predictions_of(task, [[0.4, 0.1], [0.3, 0.3]]), examples_of([("a",), ("b", "a")]))
     options, state = (json.loads(json.dumps(part)) for part in (task.options.model_dump(mode="json"), task.state()))
-    assert base.restore(options, state) == task
+    assert protocol.restore(options, state) == task
     assert pickle.loads(pickle.dumps(task)) == task
 
 
@@ -278,7 +279,7 @@ def test_class_thresholds_are_fitted_travel_and_decide_where_asked_for():
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     plain = task_of()
     examples = [Example(str(row), "x", (plain.labels[label],)) for row, label in enumerate(truth)]
-    predictions = [base.Prediction(str(row), (), tuple(values)) for row, values in enumerate(probabilities.tolist())]
+    predictions = [types.Prediction(str(row), (), tuple(values)) for row, values in enumerate(probabilities.tolist())]
     assert plain.tune(predictions, examples) is plain
     asked = task_of(class_thresholds=True)
     tuned = asked.tune(predictions, examples)

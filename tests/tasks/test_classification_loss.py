@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from medray.data.base import Example
 from medray.tasks.classification import Options, Task
+from medray.types import Example
 
 
 def task_of(labels=(("cancer",), ("heart",), ("skin",)), **options):

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
-from medray import answering, evaluation, loading
 from medray.data import dataset
-from medray.data.base import Example, Mention
 from medray.errors import ConfigError, DataError
-from medray.generation import Chunk, Sampling
-from medray.prediction import Model
-from medray.registry import Registry
+from medray.registry import answers, evaluate, loading
+from medray.registry.prediction import Model
+from medray.registry.registry import Registry
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions, ExtractRequest
-from medray.tasks import base as tasks
-from medray.tasks.extraction import Options, Task, choose
+from medray.tasks.base import protocol as tasks
+from medray.tasks.extraction.task import Options, Task, choose
+from medray.types import Chunk, Example, Mention, Sampling
 
 MENTION = Mention(4, 13, "carcinoma", "Disease")
 EXAMPLE = Example("a", "the carcinoma of the lung", ("Disease",), mentions=(MENTION,))
@@ -171,7 +170,7 @@ def test_an_untuned_base_is_judged_with_examples_in_its_prompt(tmp_path: Path) -
     asked = tiny.mention_study(
         tmp_path, "{name: extraction, num_examples: 2, instruction: '', max_length: 128, max_answer: 12}", family="llama"
     )
-    found = evaluation.evaluate_untuned(asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log")
+    found = evaluate.evaluate_untuned(asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log")
     assert found.metric == "mention_f1"
     assert found.interval is not None
     assert found.analysis is None
@@ -187,7 +186,7 @@ def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answer
     figures = result.best["metrics"]
     assert figures["invalid_json_rate"] < 0.5
     assert figures["mention_f1"] > 0.2
-    stored = answering.stored(result.checkpoint)
+    stored = answers.stored(result.checkpoint)
     assert made.task.score(stored, made.material.validation).values == figures
     loaded = loading.load(result.checkpoint)
     assert [bare(row.mentions) for row in loaded.predict(made.material.validation)] == [bare(row.mentions) for row in stored]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from medray.data.base import Mention
-from medray.tasks._lists import Item, ground, read, write
+from medray.tasks.extraction.json_list import Item, ground, read, write
+from medray.types import Mention
 
 DISEASE = ("Disease",)
 

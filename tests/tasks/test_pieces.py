@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from medray.errors import ConfigError
-from medray.tasks._pieces import _windows, pieces
+from medray.text.windows import _windows, pieces
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[", "]", "sep", *"abcdefghijklmnopqrstuvwxyz"]
 

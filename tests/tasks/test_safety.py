@@ -3,8 +3,8 @@
 import pytest
 
 from medray.data import duplicates
-from medray.tasks._overlap import rouge_l, token_f1, words
-from medray.tasks._safety import REFUSAL, examples, is_refusal, outcome, pairs
+from medray.tasks.instruct.overlap import rouge_l, token_f1, words
+from medray.tasks.instruct.safety import REFUSAL, examples, is_refusal, outcome, pairs
 
 
 @pytest.mark.parametrize(

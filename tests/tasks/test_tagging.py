@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
+from support import tiny
 
-from medray import answering, loading
-from medray.data.base import Example, Mention
 from medray.errors import ConfigError, DataError
-from medray.prediction import Model
-from medray.registry import Registry
+from medray.registry import answers as answering
+from medray.registry import loading
+from medray.registry.prediction import Model
+from medray.registry.registry import Registry
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions, ExtractRequest
-from medray.tasks.tagging import Options, Task
+from medray.tasks.tagging.task import Options, Task
+from medray.types import Example, Mention
 
 TEXT = "the study of renal failure and carcinoma in blood"
 MENTIONS = (Mention(13, 26, "renal failure", "Disease"), Mention(31, 40, "carcinoma", "Disease"))

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from medray.data.base import Mention
-from medray.tasks._tags import Word, mentions_of, tag, tags_of, words
+from medray.tasks.tagging.bio import Word, mentions_of, tag, tags_of, words
+from medray.types import Mention
 
 TAGS = tags_of(["Chemical", "Disease"])
 TEXT = "Non-small-cell lung cancer (NSCLC), asthma; Crohn's disease"

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from medray.data.base import Example
 from medray.engines.transformers import TransformersEngine
-from medray.loading import load, merged
-from medray.models.places import answer_places
+from medray.models.batch import answer_places
+from medray.registry.loading import load, merged
 from medray.training.plan import MicroBatch
+from medray.types import Example
 
 
 @pytest.mark.parametrize("family", tiny.DECODERS)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from medray import answering, loading
 from medray.data import dataset
-from medray.data.base import Example, Message
 from medray.errors import ConfigError, DataError
-from medray.selection.statistics import interval, value
-from medray.tasks import instruct
-from medray.tasks._safety import REFUSAL
-from medray.tasks.base import Prediction
+from medray.evaluation.bootstrap import interval, value
+from medray.registry import answers as answering
+from medray.registry import loading
+from medray.tasks.instruct import task as instruct
+from medray.tasks.instruct.safety import REFUSAL
 from medray.training.loop import MicroBatch
-from medray.training.material import look
+from medray.training.prepared import look
 from medray.training.trial import Trial, TrialResult
+from medray.types import Example, Message, Prediction
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import tiny
+from support import tiny
 
-from medray.config import StudyConfig
-from medray.data import dataset, examples, reading, signing
-from medray.data.base import Example, Mention, Prepared
+from medray.config.study import StudyConfig
+from medray.data import dataset, examples, minhash, reading
 from medray.data.examples import Examples
+from medray.data.prepared import Prepared
 from medray.data.progress import Progress
-from medray.tasks import base as tasks
-from medray.training import material
-from medray.training.material import Material, gather, open_material
+from medray.tasks.base import protocol as tasks
+from medray.training import prepared as material
+from medray.training.prepared import Material, gather, open_material
+from medray.types import Example, Mention
 
 
 def gathered(study: StudyConfig, place: Path) -> Material:
@@ -28,7 +29,7 @@ def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(tmp_path: Path, monk
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
     monkeypatch.setattr(examples, "_BATCH", 4)
-    monkeypatch.setattr(signing, "sign_table", signed_here)
+    monkeypatch.setattr(minhash, "sign_table", signed_here)
     monkeypatch.setattr(material, "_PIECE", 5)
     monkeypatch.setattr(material, "_BATCH", 3)
     parts = gathered(study, tmp_path / "parts")
@@ -48,8 +49,8 @@ def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(tmp_path: Path, monk
     assert told == ["encoding", "audit"]  # tokens were counted before
 
 
-def signed_here(path: Path, num_rows: int, width: int, progress: Progress) -> signing.Signed:
-    return signing.Signed([signing.Signer().sign(Examples.open(path).texts(), width)])
+def signed_here(path: Path, num_rows: int, width: int, progress: Progress) -> minhash.Signed:
+    return minhash.Signed([minhash.Signer().sign(Examples.open(path).texts(), width)])
 
 
 def test_what_an_interrupted_study_encoded_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from medray.config import TrainConfig
+from medray.config.study import TrainConfig
 from medray.errors import TrialError
-from medray.models.quick import quicken
+from medray.models.cpu.lora import quicken
 from medray.training.slot import Slot, Stopper, open_slot, rate_factor
 from medray.training.strategies.torch import Strategy
 from medray.training.trial import Trial

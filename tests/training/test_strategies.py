@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ranks
-import tiny
 import torch
-from ranks import Done, Job
+from support import gloo, tiny
+from support.gloo import Done, Job
 
-from medray import loading
 from medray.errors import ConfigError
+from medray.registry import loading
 
 # 33 rows in steps of 8: the last of an epoch holds one row, so that one of two workers has none; small budgets make several micro-batches.
 SETTINGS = (
@@ -54,14 +53,14 @@ class Seen:
         """`wanted`: which of TWO_WORKERS."""
         two = {name: settings for name, settings in TWO_WORKERS.items() if name in wanted}
         tiny.study(place, *SETTINGS)  # base and rows, made once for all processes
-        self.plain = ranks.alone(Job(place / "plain", SETTINGS))
-        self.nf4 = ranks.alone(Job(place / "nf4", (*SETTINGS, "model.quantization=nf4")))
-        self.fp16 = ranks.alone(Job(place / "fp16", FP16))
-        self.bf16 = ranks.alone(Job(place / "bf16", (*SETTINGS, "model.precision=bf16")))
+        self.plain = gloo.alone(Job(place / "plain", SETTINGS))
+        self.nf4 = gloo.alone(Job(place / "nf4", (*SETTINGS, "model.quantization=nf4")))
+        self.fp16 = gloo.alone(Job(place / "fp16", FP16))
+        self.bf16 = gloo.alone(Job(place / "bf16", (*SETTINGS, "model.precision=bf16")))
         choice = (*SETTINGS[:2], SETTINGS[3])
         tiny.choice_study(place, *choice)
-        self.choice = ranks.alone(Job(place / "choice", choice, choice=True))
-        first = ranks.alone(Job(place / "first", SETTINGS, stop_after=3))
+        self.choice = gloo.alone(Job(place / "choice", choice, choice=True))
+        first = gloo.alone(Job(place / "first", SETTINGS, stop_after=3))
         jobs = [Job(place / name, settings) for name, settings in two.items()]
         for name, settings in SECOND_LEG.items():
             shutil.copytree(place / "first", place / f"legs of {name}")
@@ -70,11 +69,9 @@ class Seen:
             asked = [each.replace("state_every_steps: 1, ", "") for each in settings]
             jobs.append(Job(place / f"interrupted {name}", tuple(asked), interrupt_in=5))
             jobs.append(Job(place / f"interrupted {name}", tuple(asked), resume=True))
-        self.one = dict(
-            zip(("zero 2", "zero 3"), ranks.run([Job(place / "one 2", zero(2)), Job(place / "one 3", zero(3))], 1), strict=True)
-        )
+        self.one = dict(zip(("zero 2", "zero 3"), gloo.run([Job(place / "one 2", zero(2)), Job(place / "one 3", zero(3))], 1), strict=True))
         sharded = ("train.strategy=deepspeed", "train.zero_stage=3")
-        done = ranks.run([Job(place / "choice, zero 3", (*choice, *sharded), choice=True), *jobs], num_ranks=2)
+        done = gloo.run([Job(place / "choice, zero 3", (*choice, *sharded), choice=True), *jobs], num_ranks=2)
         self.sharded_choice = done.pop(0)
         self.two = dict(zip(two, done, strict=False))
         self.legs: dict[str, list[Done]] = {}
@@ -82,7 +79,7 @@ class Seen:
         legs = done[len(SECOND_LEG) :]
         self.interrupted = dict(zip(INTERRUPTED, zip(legs[::2], legs[1::2], strict=True), strict=True))
         for name, second in zip(SECOND_LEG, done, strict=False):
-            last = ranks.alone(Job(place / f"legs of {name}", SETTINGS, resume=True))
+            last = gloo.alone(Job(place / f"legs of {name}", SETTINGS, resume=True))
             self.legs[name] = [first, second, last]
 
 

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
-from medray import checkpoint, loading, storage
 from medray.data import dataset
 from medray.errors import ArtifactError, DataError
-from medray.tasks import base as tasks
-from medray.training import precision, status
+from medray.models import precision
+from medray.registry import loading
+from medray.storage import checkpoint, files
+from medray.tasks.base import protocol as tasks
+from medray.training import status
 from medray.training.loop import Loop
-from medray.training.material import gather
+from medray.training.prepared import gather
 from medray.training.slot import Slot
 
 
@@ -152,7 +154,7 @@ def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(tmp_path: 
     loaded = loading.load(result.checkpoint)  # the probe was compared in fp32
     assert loaded.manifest.quantization == "nf4"
     assert loaded.built.model.is_loaded_in_4bit
-    assert loaded.manifest.base.weight_hash == storage.hash_text([storage.hash_file(tmp_path / f"tiny-{family}" / "model.safetensors")])
+    assert loaded.manifest.base.weight_hash == files.hash_text([files.hash_file(tmp_path / f"tiny-{family}" / "model.safetensors")])
     predictions = loaded.task.predict(loaded.engine, trial.material.validation)
     reported = [json.loads(line)["labels"] for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()]
     assert [list(row.labels) for row in predictions] == reported

@@ -10,12 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from medray.data import dialect
-from medray.data.base import Example
-from medray.data.csv_text import CsvRow
-from medray.data.formats.base import (
-    ColumnOptions,
-    Layout,
+from medray.data.formats.base.parsing import (
     check_id,
     check_label,
     csv_rows,
@@ -27,8 +22,12 @@ from medray.data.formats.base import (
     publish,
     refuse_existing,
 )
+from medray.data.formats.base.protocol import ColumnOptions, Layout
 from medray.data.formats.symptom_table import symptom_options
 from medray.errors import DataError
+from medray.text import dialect
+from medray.text.csv_text import CsvRow
+from medray.types import Example
 
 _NO_ROW = CsvRow(1, 0, [])
 _LOOKED_AT = 200  # rows that tell whether the first one is a header

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from medray.data.base import Example
 from medray.data.formats import tables
-from medray.data.formats.base import ColumnOptions, Layout, first_problem
+from medray.data.formats.base.parsing import first_problem
+from medray.data.formats.base.protocol import ColumnOptions, Layout
 from medray.data.split import GIVEN_NAMES
 from medray.errors import ConfigError, DataError, allowed
 from medray.redaction import redact
+from medray.types import Example
 
 
 class Options(ColumnOptions):

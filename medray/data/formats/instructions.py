@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from medray.data.base import Example, Message
-from medray.data.formats.base import (
-    Layout,
+from medray.config.schema import PluginOptions
+from medray.data.formats.base.parsing import (
     as_text,
     check_id,
     first_problem,
@@ -23,8 +22,9 @@ from medray.data.formats.base import (
     publish,
     refuse_existing,
 )
+from medray.data.formats.base.protocol import Layout
 from medray.errors import DataError, allowed
-from medray.schema import PluginOptions
+from medray.types import Example, Message
 
 _ROLES = ("system", "user", "assistant")
 

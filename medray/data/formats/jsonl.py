@@ -6,10 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from medray.data.base import Example
-from medray.data.formats.base import (
-    ColumnOptions,
-    Layout,
+from medray.data.formats.base.parsing import (
     as_text,
     check_id,
     check_label,
@@ -27,7 +24,9 @@ from medray.data.formats.base import (
     publish,
     refuse_existing,
 )
+from medray.data.formats.base.protocol import ColumnOptions, Layout
 from medray.errors import DataError
+from medray.types import Example
 
 
 class Options(ColumnOptions):

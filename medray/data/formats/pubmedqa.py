@@ -13,12 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from pydantic import Field, model_validator
 
-from medray.data.base import Example
-from medray.data.formats.base import (
-    Form,
-    FormatOptions,
-    FormField,
-    Layout,
+from medray.data.formats.base.parsing import (
     check_label,
     first_problem,
     is_pubmedqa,
@@ -28,8 +23,10 @@ from medray.data.formats.base import (
     publish,
     refuse_existing,
 )
-from medray.data.template import Template
+from medray.data.formats.base.protocol import Form, FormatOptions, FormField, Layout
 from medray.errors import DataError, allowed
+from medray.text.template import Template
+from medray.types import Example
 
 LABELS = ("yes", "no", "maybe")
 _PLACES = ("question", "contexts")

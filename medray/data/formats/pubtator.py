@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from medray.data.base import Example, Mention
-from medray.data.formats._mentions import MentionOptions, check_only_mentions, checked, kinds_of
-from medray.data.formats.base import Layout, check_id, check_label, first_problem, lines, missing_file, publish, refuse_existing
+from medray.data.formats.base.mentions import MentionOptions, check_only_mentions, checked, kinds_of
+from medray.data.formats.base.parsing import check_id, check_label, first_problem, lines, missing_file, publish, refuse_existing
+from medray.data.formats.base.protocol import Layout
 from medray.errors import DataError
+from medray.types import Example, Mention
 
 _NUM_FIELDS = 5  # id, start, end, text, kind; concept ids may follow
 

@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from medray import storage
-from medray.data import dialect
-from medray.data.base import Example
-from medray.data.formats.base import FormatOptions, Layout, check_label, encode, first_problem, guess_encoding, lines, refuse_existing
+from medray.data.formats.base.parsing import check_label, encode, first_problem, guess_encoding, lines, refuse_existing
+from medray.data.formats.base.protocol import FormatOptions, Layout
 from medray.errors import DataError, nearest
+from medray.storage import files as storage
+from medray.text import dialect
+from medray.types import Example
 
 log = logging.getLogger(__name__)
 _ID = re.compile(r"<ID:([^>]*)>")

@@ -9,10 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from medray.data.base import Example, Mention
-from medray.data.formats._mentions import MentionOptions, check_only_mentions, checked, kinds_of
-from medray.data.formats.base import (
-    Layout,
+from medray.data.formats.base.mentions import MentionOptions, check_only_mentions, checked, kinds_of
+from medray.data.formats.base.parsing import (
     as_text,
     check_id,
     check_label,
@@ -28,7 +26,9 @@ from medray.data.formats.base import (
     publish,
     refuse_existing,
 )
+from medray.data.formats.base.protocol import Layout
 from medray.errors import DataError, allowed
+from medray.types import Example, Mention
 
 _KEYS = ("start", "end", "kind", "text")
 _FIELDS = ("mentions", "spans", "entities")

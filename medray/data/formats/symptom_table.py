@@ -10,24 +10,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from medray.data import dialect
-from medray.data.base import Example
-from medray.data.csv_text import CsvRow
-from medray.data.formats.base import (
-    Form,
-    FormatOptions,
-    FormField,
-    Layout,
-    check_label,
-    csv_rows,
-    first_problem,
-    guess_encoding,
-    missing_file,
-    publish,
-    refuse_existing,
-)
-from medray.data.template import Template
+from medray.data.formats.base.parsing import check_label, csv_rows, first_problem, guess_encoding, missing_file, publish, refuse_existing
+from medray.data.formats.base.protocol import Form, FormatOptions, FormField, Layout
 from medray.errors import DataError, allowed
+from medray.text import dialect
+from medray.text.csv_text import CsvRow
+from medray.text.template import Template
+from medray.types import Example
 
 _SYMPTOMS = "symptoms"
 _NUMBERED = re.compile(r"(.*?symptom)s?[\W_]*\d+", re.IGNORECASE)

@@ -15,12 +15,13 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from medray import storage
-from medray.data.base import Example
 from medray.data.formats import jsonl
-from medray.data.formats.base import ColumnOptions, Layout, first_problem, refuse_existing
+from medray.data.formats.base.parsing import first_problem, refuse_existing
+from medray.data.formats.base.protocol import ColumnOptions, Layout
 from medray.data.split import GIVEN_NAMES
 from medray.errors import DataError
+from medray.storage import files
+from medray.types import Example
 
 _ENDINGS = (".parquet", ".arrow")
 BATCH = 1024
@@ -81,7 +82,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
     else:
         with pa.ipc.new_file(sink, table.schema) as file:
             file.write_table(table)
-    if not storage.create(path, sink.getvalue().to_pybytes()):
+    if not files.create(path, sink.getvalue().to_pybytes()):
         refuse_existing(path)
 
 

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from medray.config import TrainConfig, TrialConfig
-from medray.training import group
+from medray.config.study import TrainConfig, TrialConfig
+from medray.training import distributed
 from medray.training.slot import VALUE, Slot, Tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -79,10 +79,12 @@ class Strategy:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * group.world_size(), scale_wrt_gas=False)  # the engine averages over workers; ours are parts of a sum
+        self.engine.backward(
+            loss * distributed.world_size(), scale_wrt_gas=False
+        )  # the engine averages over workers; ours are parts of a sum
 
     def reduce(self, slot: Slot, numbers: Sequence[float]) -> list[float]:
-        return group.summed([], numbers, self.device)
+        return distributed.summed([], numbers, self.device)
 
     def _start_scaler(self, stored: dict[str, Any]) -> None:
         """Scale the loss for fp16 as torch's GradScaler does, whose state it stores.

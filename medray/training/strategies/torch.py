@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medray.config import TrainConfig, TrialConfig
-from medray.training import group
+from medray.config.study import TrainConfig, TrialConfig
+from medray.training import distributed
 from medray.training.slot import VALUE, Slot, Tensors
 
 
@@ -49,7 +49,7 @@ class Strategy:
 
     def reduce(self, slot: Slot, numbers: Sequence[float]) -> list[float]:
         gradients = [parameter.grad for parameter in slot.parameters.values() if parameter.grad is not None]
-        return group.summed(gradients, numbers, self.device)
+        return distributed.summed(gradients, numbers, self.device)
 
     def step(self, slot: Slot) -> None:
         self.scaler.unscale_(slot.optimizer)

@@ -1,9 +1,9 @@
 from collections.abc import Iterator
 
 import pytest
-from session import Served, serving
+from support.serve_session import Served, serving
 
-from medray.runtime import Cluster
+from medray.runtime.cluster import Cluster
 
 
 @pytest.fixture(scope="package")

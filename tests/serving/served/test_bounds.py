@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from session import TOKEN, Served
+from support.serve_session import TOKEN, Served
 
 pytestmark = pytest.mark.ray
 

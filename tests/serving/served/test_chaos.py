@@ -4,9 +4,9 @@ import os
 import signal
 import time
 
-import load
 import pytest
-from session import TOKEN, Served, processes
+from support import load
+from support.serve_session import TOKEN, Served, processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
 BODIES = [{"text": f"tumour cell growth {number}", "model": "cancer@best"} for number in range(20)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from session import Served, processes
+from support.serve_session import Served, processes
 
 pytestmark = pytest.mark.ray
 

@@ -10,19 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import browser
-import load
 import pytest
-import tiny
 import yaml
-from session import TOKEN, Served
+from support import browser, load, tiny
+from support.serve_session import TOKEN, Served
 
 import medray
-from medray import cli, evaluation
+from medray import cli
 from medray.client import Client, RefusedError
 from medray.data import dataset
 from medray.errors import ServingError
-from medray.runtime import free_port
+from medray.registry import evaluate
+from medray.runtime.cluster import free_port
 
 pytestmark = pytest.mark.ray
 MARKER = "xylophonist"
@@ -284,6 +283,6 @@ def test_training_evaluate_and_http_say_the_same_of_the_same_rows(served: Served
     for row, answer in zip(rows, answers, strict=True):
         assert list(answer.labels) == trained[row.id]["labels"]
         assert list(answer.probabilities.values()) == pytest.approx(trained[row.id]["probabilities"], abs=1e-4)
-    judged = evaluation.evaluate("cancer@1", asked.data, "validation", storage_path=str(served.storage), log_dir=tmp_path)
+    judged = evaluate.evaluate("cancer@1", asked.data, "validation", storage_path=str(served.storage), log_dir=tmp_path)
     right = sum(answer.labels == row.labels for row, answer in zip(rows, answers, strict=True))
     assert judged.metrics.values["accuracy"] == pytest.approx(right / len(rows))

@@ -11,12 +11,10 @@ from typing import Any
 
 import openai
 import pytest
-from session import LONG, Served, processes
+from support.serve_session import LONG, Served, processes
 
 import medray
-from medray.data.base import Message
-from medray.facts import DISCLAIMER
-from medray.generation import Sampling, gather
+from medray.types import DISCLAIMER, Message, Sampling, gather
 
 pytestmark = pytest.mark.ray
 MARKER = "xylophonist"

@@ -1,0 +1,86 @@
+"""The command that writes a study's report, and what a study does of it at its end."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medray.config import load
+from medray.config.study import StudyConfig
+from medray.redaction import redact
+
+if TYPE_CHECKING:
+    from medray.registry.release import Release
+    from medray.study.run import Run
+
+
+app = typer.Typer()
+log = logging.getLogger(__name__)
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(help="a study's folder (its latest run counts), or that of one run")],
+    out: Annotated[Path | None, typer.Option(help="the page to write; report.html in the run's folder where not given")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="a folder for every chart as SVG, and as PNG where the extra `plots` is installed")
+    ] = None,
+    mlflow: Annotated[str | None, typer.Option(help="log the study to the MLflow of this URI, unless it is there")] = None,
+) -> None:
+    """Write the report of a study that has ended: one page that needs nothing else."""
+    from medray.reports import page
+    from medray.reports import page as drawn
+    from medray.reports.gather import gather
+    from medray.study.run import latest
+
+    run = latest(Path(folder))
+    made = page.compose(gather(run))
+    print(page.write(made, out or run.folder / page.REPORT))
+    if plots is not None:
+        for path in drawn.write_images(made, plots):
+            print(path)
+        if reason := drawn.no_png():
+            log.warning("%s", reason)
+    if mlflow is not None:
+        print(f"MLflow run {_log(run, mlflow, None)}")
+
+
+def at_the_end(run: "Run") -> Path | None:
+    """The report of a study that has just ended, or was stopped before anything could be ranked: None."""
+    from medray.reports import page
+    from medray.reports.gather import gather
+    from medray.study.run import LEADERBOARD
+
+    if not (run.folder / LEADERBOARD).exists():
+        return None
+    return page.write(page.compose(gather(run)), run.folder / page.REPORT)
+
+
+def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None:
+    from medray.reports import mlflow as tracking
+
+    uri = load.tracking_uri(study)
+    if uri is None:
+        return
+    if not study.mlflow and not tracking.is_installed():
+        log.warning("MLFLOW_TRACKING_URI is set, but %s", tracking.MISSING)
+        return
+    print(f"MLflow run: {_log(run, uri, release)} at {redact(uri)}")
+
+
+def _log(run: "Run", uri: str, release: "Release | None") -> str:
+    from medray.reports import mlflow as tracking
+    from medray.reports import page
+    from medray.reports.gather import gather
+    from medray.storage import files as storage
+    from medray.study.run import LEADERBOARD, SETTINGS
+
+    data = gather(run)
+    published = None
+    if release and data.config.publish:
+        record = release.record
+        published = tracking.Published(record.name, record.version, data.config.publish.alias, record.content_id, release.folder())
+    files = [path for name in (page.REPORT, LEADERBOARD, SETTINGS) if (path := run.folder / name).exists()]
+    mark = f"{run.folder.name}-{storage.hash_file(run.folder / LEADERBOARD)[:12]}"
+    return tracking.log(data, uri, mark=mark, files=files, release=published)

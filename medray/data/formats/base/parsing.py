@@ -1,0 +1,205 @@
+"""How formats read lines, CSV and JSON, and the sentences about what is wrong in them."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from medray.data.formats.base.protocol import Layout
+from medray.errors import DataError, allowed
+from medray.storage import files
+from medray.text import dialect
+from medray.text.csv_text import MOST_CHARACTERS, CsvRow, read_rows
+from medray.types import Example
+
+_MOST_CELLS = 1_000_000  # of a table of which nearly all are empty
+
+
+def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:
+    if not label:
+        raise DataError(f"{where}: the label is empty; fill it in, or leave such rows out with drop_unlabelled, where the format has it")
+    if labels is not None and label not in labels:
+        raise DataError(f"{where}: label {label!r:.60} is not one of the labels; {allowed(label, labels)}")
+    return label
+
+
+def check_id(row_id: str, where: str) -> str:
+    if not row_id:
+        raise DataError(f"{where}: the id is empty")
+    return row_id
+
+
+def lines(path: Path, most: int = MOST_CHARACTERS, *, encoding: str | None = None, newline: Literal["", "\n"] = "\n") -> Iterator[str]:
+    """Lines of a text file, line ends kept; a byte order mark is dropped, undecodable bytes are an error with their line.
+
+    `encoding` is that of a format which has an option for it. With the newline "" a line ends at a carriage return too.
+    """
+    name = encoding or "utf-8"
+    try:
+        with path.open(encoding=dialect.codec(name), newline=newline) as file:
+            number = 0
+            while line := file.readline(most):
+                number += 1
+                if len(line) >= most:
+                    raise DataError(f"{path}:{number}: the line is longer than {most} characters; is this a file of rows?")
+                yield line
+    except UnicodeError:
+        raise DataError(f"{path}:{_undecodable(path, name, newline, most)}{_remedy(path, encoding)}") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise DataError(f"{path}: there is no such file") from None
+
+
+def _undecodable(path: Path, encoding: str, newline: str, most: int) -> str:
+    """Where the first bytes stand that the encoding does not have: it was found some lines before it was read."""
+    number, place = 0, ""
+    with contextlib.suppress(UnicodeError), path.open(encoding=dialect.codec(encoding), errors="surrogateescape", newline=newline) as file:
+        while line := file.readline(most):
+            number += 1
+            if match := dialect.ESCAPED.search(line):
+                place = f" (character {match.start() + 1} of the line is the byte 0x{ord(match.group()) & 0xFF:02x})"
+                break
+    return f"{number if place else number + 1}: not {encoding.upper()} text{place}"
+
+
+def _remedy(path: Path, encoding: str | None) -> str:
+    head = next(chunks(path), b"") if path.is_file() else b""
+    if dialect.is_spreadsheet(path.name, head):
+        return f"; {dialect.SAVE_AS_CSV}"
+    likely = guess_encoding(path) if head else "utf-8"
+    if encoding is None or likely == encoding:
+        return "; save it as UTF-8"
+    return f"; data.format.encoding {likely} may read it, or save it as UTF-8"
+
+
+def chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            yield chunk
+
+
+def guess_encoding(*paths: Path) -> str:
+    return dialect.guess_encoding(chunk for path in paths for chunk in chunks(path))
+
+
+def csv_rows(path: Path, delimiter: str, encoding: str | None = None) -> Iterator[CsvRow]:
+    """The rows of a delimited file; the first one that cannot be read ends them."""
+    for row in read_rows(lines(path, encoding=encoding, newline=""), delimiter):
+        if row.reason:
+            raise DataError(
+                f"{path}:{row.line}: {row.reason}; mend it (a quote inside a field is written twice), or give the rows as JSON lines"
+            )
+        yield row
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """One line of a file of JSON objects."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as err:
+        raise DataError(f"{where}: not valid JSON: {err.msg} at character {err.pos + 1}") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a JSON object, found {type(row).__name__}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half of a surrogate pair, which is no character") from None
+    return row
+
+
+def json_rows(path: Path) -> list[dict[str, Any]] | None:
+    """Every row of a file of JSON lines; None where it is something else."""
+    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
+        return None
+    try:
+        return [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
+    except DataError:
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            raise
+        return None  # one JSON document over many lines, say
+
+
+def json_layout(name: str, path: Path, rows: Sequence[Mapping[str, Any]]) -> "Layout":
+    return Layout({"name": name, "path": str(path)}, columns_of(rows, path))
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], where: str | Path) -> dict[str, list[Any]]:
+    """The values of every row by their names, None where a row has none of a name."""
+    names = dict.fromkeys(column for row in rows for column in row)
+    if len(names) * len(rows) > max(_MOST_CELLS, 10 * sum(map(len, rows))):
+        raise DataError(f"{where}: {len(rows)} rows have {len(names)} different names; rows of one table share theirs")
+    return {column: [row.get(column) for row in rows] for column in names}
+
+
+def json_line(row: dict[str, Any], example: Example, split: str | None) -> str:
+    """A row as it is written, with the example's side and metadata beside its own fields."""
+    if example.split:
+        row = {**row, split or "split": example.split}
+    if taken := sorted(row.keys() & example.metadata.keys()):
+        raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
+    return json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n"
+
+
+def is_pubmedqa(row: Mapping[str, Any]) -> bool:
+    """Whether a row has what the Hub's PubMedQA names, or is the official file, an object of such records."""
+    if {"pubid", "question", "final_decision"} <= {name.lower() for name in row}:
+        return True
+    return bool(row) and all(isinstance(each, dict) and {"QUESTION", "final_decision"} <= each.keys() for each in row.values())
+
+
+def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether every JSON row has an instruction and a response, or messages."""
+    held = list(rows)
+    return bool(held) and all({"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list) for row in held)
+
+
+def holds_mentions(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether JSON rows are annotated texts: a list of objects with start and end."""
+    lists = (value for row in rows for value in row.values() if isinstance(value, list))
+    return any(isinstance(item, dict) and {"start", "end"} <= item.keys() for value in lists for item in value)
+
+
+def missing_file(path: str) -> list[str]:
+    return [] if Path(path).is_file() else [f"data.format.path: there is no file {path}"]
+
+
+def first_problem(rows: Iterator[Example], nothing: str) -> list[str]:
+    """What the first row tells: an error, or that there is none."""
+    try:
+        return [] if next(rows, None) else [nothing]
+    except DataError as err:
+        return [str(err)]
+
+
+def missing_columns(where: str, wanted: dict[str, str], columns: list[str]) -> list[str]:
+    """A sentence for each option that names a column which is not there."""
+    return [
+        f"{where}: data.format.{option} asks for {name!r}; {allowed(name, columns)}"
+        for option, name in wanted.items()
+        if name not in columns
+    ]
+
+
+def as_text(value: Any) -> str:
+    """Metadata is text; anything nested becomes JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise DataError(f"{path}: is there already and is left alone; choose another path")
+
+
+def publish(path: Path, content: str, encoding: str = "utf-8") -> None:
+    """The file appears whole or not at all, and never over another."""
+    if not files.create(path, encode(path, content, encoding)):
+        refuse_existing(path)
+
+
+def encode(path: Path, content: str, encoding: str) -> bytes:
+    try:
+        return content.encode(encoding)
+    except UnicodeEncodeError as err:
+        raise DataError(f"{path}: {encoding} has no {content[err.start]!r}; write UTF-8 by leaving out data.format.encoding") from None

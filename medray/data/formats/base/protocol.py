@@ -1,0 +1,155 @@
+"""What a format promises, the options that formats share, and how one is read, checked and written."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+from pydantic import Field, model_validator
+
+from medray.config.schema import PluginOptions, Section
+from medray.data.remote import is_elsewhere
+from medray.errors import ConfigError, DataError
+from medray.text.template import Template, check_no_answer
+from medray.types import Example
+
+
+class Format(Protocol):
+    """A file of medray/data/formats: its `Options`, and these functions."""
+
+    def read(self, options: Any) -> Iterator[Example]: ...
+
+    def write(self, examples: Iterable[Example], options: Any) -> None: ...
+
+    def check(self, options: Any) -> list[str]:
+        """What is wrong, as far as the first row tells."""
+        ...
+
+    def sniff(self, path: Path) -> "Layout | None":
+        """What a file or folder of this layout holds; None where it is of another."""
+        ...
+
+
+def read(options: PluginOptions) -> Iterator[Example]:
+    """What lies elsewhere is pulled to this machine first."""
+    from medray import plugins
+    from medray.data.remote import localised
+
+    yield from plugins.find("data.formats", options.name).read(localised(options))
+
+
+def is_left_out(example: Example, options: PluginOptions) -> bool:
+    """Whether a row has no label and its options say that such rows are left out."""
+    return not example.labels and getattr(options, "drop_unlabelled", False)
+
+
+def check(options: PluginOptions) -> list[str]:
+    """What is wrong, as far as the first row tells."""
+    from medray import plugins
+    from medray.data.remote import localised
+
+    try:
+        found: list[str] = plugins.find("data.formats", options.name).check(localised(options))
+    except (ConfigError, DataError) as err:  # there is nothing to be pulled
+        return [f"data.format: {str(err).removeprefix('data.format: ')}"]
+    return found
+
+
+def write(examples: Sequence[Example], options: PluginOptions) -> None:
+    """Refused where the format would lose what the examples hold."""
+    from medray import plugins
+    from medray.data.formats.base.mentions import MentionOptions
+
+    annotated = next((example for example in examples if example.mentions), None)
+    if annotated and not isinstance(options, MentionOptions):
+        raise DataError(f"{annotated.where or annotated.id}: has mentions, which {options.name} does not hold; spans and pubtator do")
+    plugins.find("data.formats", options.name).write(examples, options)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file or folder holds, before anybody said what its columns mean."""
+
+    options: dict[str, Any]  # data.format, as far as the layout decides it
+    columns: dict[str, list[Any]]  # the values of every row, None or empty where it has none
+    notes: tuple[str, ...] = ()  # sentences about what the user should look at
+    data: dict[str, Any] = field(default_factory=dict)  # what the layout needs of `data` beside its format
+
+
+class FormField(Section):
+    """A place of the text, by the name that the data has for it."""
+
+    name: str
+    kind: Literal["text", "line", "terms"] = "text"  # some paragraphs, one line, or several of a vocabulary
+
+
+class Form(Section):
+    """How somebody who asks a release writes a text as those that it was trained on."""
+
+    parts: tuple[tuple[str, str | None], ...] = (("", "text"),)  # a literal, and the name of the field after it
+    fields: tuple[FormField, ...] = (FormField(name="text"),)
+    separator: str = "; "  # between terms
+
+
+class FormatOptions(PluginOptions):
+    FILES: ClassVar[tuple[str, ...]] = ("path",)  # options that name a file, a folder, or where one lies
+    path: str = Field(
+        description="file or folder, from the current directory, or its URI: s3://, gs://, https://; a secret in it by reference: ${env:NAME}, ${file:PATH}"
+    )
+    labels: tuple[str, ...] | None = Field(None, description="the labels there may be; any other is an error")
+
+    @property
+    def lies_elsewhere(self) -> bool:
+        """Whether every node gets it from where it lies, and nothing of this machine is needed."""
+        return is_elsewhere(self.path)
+
+    def form(self) -> Form:
+        return Form()
+
+    def terms(self, example: Example) -> tuple[str, ...]:
+        """What an example's text names of a vocabulary that the data set has."""
+        return ()
+
+
+class ColumnOptions(FormatOptions):
+    """Where the text comes from, in formats whose columns have names."""
+
+    text: tuple[str, ...] = Field(("text",), min_length=1, description="columns that make the text, joined by a blank")
+    template: str | None = Field(None, description="instead of `text`: the text, with columns named in braces: 'Question: {question}'")
+    drop_unlabelled: bool = Field(False, description="leave out rows without a label, and count them, instead of an error")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.template is not None and "text" in self.model_fields_set:
+            raise ValueError(f"text {', '.join(self.text)} and template {self.template!r}: give one of the two")
+        if self.template is not None and not Template.parse(self.template).names:
+            raise ValueError(f"template {self.template!r}: names no column, so all texts would be the same")
+        check_no_answer(self.text_columns)
+        if self.drop_unlabelled and getattr(self, "label", "") is None:
+            raise ValueError("drop_unlabelled true and label null: every row would be left out; give one of the two")
+        return self
+
+    def is_dropped(self, value: Any) -> bool:
+        """Whether the value of the label's column is none, and its row is left out for it."""
+        return self.drop_unlabelled and (value is None or value == [] or (isinstance(value, str) and not value.strip()))
+
+    def form(self) -> Form:
+        if self.template is None:
+            return Form()
+        return Form(parts=Template.parse(self.template).parts, fields=tuple(FormField(name=name) for name in self.text_columns))
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return self.text if self.template is None else Template.parse(self.template).names
+
+    def text_of(self, values: Mapping[str, str]) -> str:
+        """The text, from stripped values."""
+        if self.template is None:
+            return " ".join(filter(None, (values[column] for column in self.text)))
+        return Template.parse(self.template).render(values) if any(values.values()) else ""
+
+    def written_column(self) -> str:
+        """The column that a text is written to."""
+        if self.template is not None:
+            raise DataError(f"{self.path}: a text cannot be taken apart into the columns of {self.template!r}; give text=[COLUMN] to write")
+        return self.text[-1]

@@ -1,0 +1,107 @@
+"""Encoded rows in Arrow, made once per study and tokenizer, and read by position."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.ipc
+
+from medray.types import SPLITS, Encoded, Split
+
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("length", pa.int32()),
+        ("target", pa.list_(pa.int32())),
+        ("split", pa.string()),
+        ("slice", pa.string()),  # the example's metadata as JSON
+    ]
+)
+
+
+class Prepared:
+    """Encoded rows in Arrow, addressed by the fingerprint of the data, the split, the task and the tokenizer."""
+
+    def __init__(self, table: pa.Table, fingerprint: str) -> None:
+        self.table = table
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Encoded, Split, Mapping[str, str]]], fingerprint: str) -> "Prepared":
+        columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        truncated: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        for row, split, metadata in rows:
+            truncated[split] += row.truncated
+            columns["row_id"].append(row.row_id)
+            columns["tokens"].append(row.tokens)
+            columns["length"].append(len(row.tokens))
+            columns["target"].append(row.target)
+            columns["split"].append(split)
+            columns["slice"].append(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False))
+        table = pa.table(columns, schema=SCHEMA.with_metadata({"fingerprint": fingerprint, "truncated": json.dumps(truncated)}))
+        return cls(table, fingerprint)
+
+    @property
+    def num_truncated(self) -> dict[str, int]:
+        """Rows of each split whose text was cut to fit."""
+        found: dict[str, int] = json.loads(self.table.schema.metadata[b"truncated"])
+        return found
+
+    @classmethod
+    def open(cls, path: Path) -> "Prepared":
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return cls(table, table.schema.metadata[b"fingerprint"].decode())
+
+    def save(self, path: Path) -> None:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, self.table.schema) as writer:
+            writer.write_table(self.table)
+
+    def split(self, split: Split) -> "Rows":
+        is_of = pa.compute.equal(self.table["split"], split)
+        places = np.flatnonzero(is_of.to_numpy())
+        is_run = len(places) > 0 and places[-1] - places[0] == len(places) - 1
+        # Rows of a split follow each other as they are made: a part of the mapped file, where a filter would copy it.
+        return Rows(self.table.slice(int(places[0]), len(places)) if is_run else self.table.filter(is_of))
+
+    @classmethod
+    def join(cls, pieces: Sequence[Path], fingerprint: str, path: Path) -> None:
+        """One file of several, a batch at a time."""
+        opened = [cls.open(piece) for piece in pieces]
+        truncated = {split: sum(piece.num_truncated[split] for piece in opened) for split in SPLITS}
+        schema = SCHEMA.with_metadata({"fingerprint": fingerprint, "truncated": json.dumps(truncated)})
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for piece in opened:
+                writer.write_table(piece.table.replace_schema_metadata(schema.metadata))
+
+
+class Rows:
+    """The rows of one split, read by position; tokens and targets stay in the table, which may be a mapped file."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.ids: list[str] = table["row_id"].to_pylist()
+        self.lengths: npt.NDArray[np.int64] = table["length"].to_numpy().astype(np.int64)
+        self._tokens, self._targets = table["tokens"].chunks, table["target"].chunks
+        self._starts = np.cumsum([0, *map(len, self._tokens)])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tokens(self, position: int) -> npt.NDArray[np.int32]:
+        values: npt.NDArray[np.int32] = self._at(self._tokens, position).values.to_numpy()
+        return values
+
+    def target(self, position: int) -> tuple[int, ...]:
+        return tuple(self._at(self._targets, position).as_py())
+
+    def targets(self) -> Sequence[tuple[int, ...]]:
+        return [tuple(target) for chunk in self._targets for target in chunk.to_pylist()]
+
+    def _at(self, chunks: Sequence[pa.ListArray], position: int) -> pa.ListScalar:
+        chunk = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return chunks[chunk][position - int(self._starts[chunk])]

@@ -1,0 +1,259 @@
+"""Rows that are generated together: they join between steps with prompts of any length, and leave when they are done.
+
+Each row's text is what it would be alone: its own positions, its own random numbers, its own end. Knows no task and no thread.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from medray.errors import ConfigError
+from medray.models.batch import collate
+from medray.text.detokenize import Text
+from medray.types import Chunk, Sampling, TokenLogprob
+
+_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class RowError(Exception):
+    """What ended one row; those beside it go on."""
+
+    def __init__(self, index: int, reason: Exception) -> None:
+        super().__init__(index, reason)
+        self.index, self.reason = index, reason
+
+
+@dataclass(eq=False)
+class Row:
+    """One prompt on its way to a text."""
+
+    index: int
+    prompt: Sequence[int]
+    sampling: Sampling
+    text: Text
+    numbers: torch.Generator | None = None  # a sampled row's own: the same seed says the same whatever it is batched with
+    made: list[int] = field(default_factory=list)
+    told: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache; the last one made is read by the next step."""
+        return len(self.prompt) + max(0, len(self.made) - 1)
+
+    @property
+    def most(self) -> int:
+        """Tokens that it may come to."""
+        return len(self.prompt) + self.sampling.max_tokens
+
+
+class Generation:
+    def __init__(self, model: Any, tokenizer: Any, computing: Callable[[], AbstractContextManager[None]]) -> None:
+        self.model, self.tokenizer, self._computing = model, tokenizer, computing
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        _check(plain)
+        taken = inspect.signature(plain.forward).parameters
+        self._positions, self._last_only = "position_ids" in taken, "logits_to_keep" in taken
+        ends = model.generation_config.eos_token_id
+        self.ends: set[int] = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.rows: list[Row] = []
+        self._cache: RowCache | None = None
+
+    def row(self, index: int, prompt: Sequence[int], sampling: Sampling) -> Row:
+        numbers = None
+        if sampling.temperature > 0:
+            numbers = torch.Generator()
+            numbers.seed() if sampling.seed is None else numbers.manual_seed(sampling.seed % (1 << 63))
+        return Row(index, prompt, sampling, Text(self.tokenizer, sampling.stop), numbers)
+
+    def admit(self, waiting: Sequence[Row], token_budget: int) -> list[Row]:
+        """Those in front whose keys and values stay within the budget to their end, padding included; one alone always goes."""
+        found: list[Row] = []
+        longest = max((row.most for row in self.rows), default=0)
+        for row in waiting:
+            longest = max(longest, row.most)
+            together = len(self.rows) + len(found) + 1
+            if together > 1 and together * longest > token_budget:
+                break
+            found.append(row)
+        return found
+
+    def join(self, rows: Sequence[Row]) -> list[Chunk | RowError]:
+        """Read the prompts of new rows, and make the first token of each. Where that fails, the rows under way are as they were."""
+        inputs = collate([row.prompt for row in rows], self.tokenizer.pad_token_id, side="left")
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        cache = RowCache()
+        with self._computing():
+            try:
+                logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+            except Exception as err:  # such as memory that ran out: they have touched no other row
+                return [RowError(row.index, err) for row in rows]
+            if self._cache is None:
+                self._cache = cache
+            else:
+                self._cache.join(cache)
+            self.rows += rows
+            return self._accept(rows, logits)
+
+    def step(self) -> list[Chunk | RowError]:
+        """One token more for every row."""
+        lengths = torch.tensor([row.length for row in self.rows])
+        ids = torch.tensor([[row.made[-1]] for row in self.rows])
+        places = torch.arange(int(lengths.max()) + 1)
+        mask = (places >= (lengths.max() - lengths)[:, None]).long()
+        with self._computing():
+            return self._accept(self.rows, self._forward(ids, mask, lengths[:, None], self._cache))
+
+    def drop(self, rows: Iterable[Row]) -> None:
+        """Rows that nobody waits for any more."""
+        gone = {id(row) for row in rows}
+        kept = [at for at, row in enumerate(self.rows) if id(row) not in gone]
+        if len(kept) == len(self.rows):
+            return
+        self.rows = [self.rows[at] for at in kept]
+        if not kept:
+            self._cache = None
+        elif self._cache is not None:
+            self._cache.keep(kept, max(row.length for row in self.rows))
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        place = self.model.device
+        optional: dict[str, Any] = {}
+        if self._positions:
+            optional["position_ids"] = positions.to(place)
+        if self._last_only:
+            optional["logits_to_keep"] = 1
+        # Without padding a mask says nothing, and attention is faster without one.
+        whole = None if bool(mask.all()) and self._positions else mask.to(place)
+        outputs = self.model(input_ids=ids.to(place), attention_mask=whole, past_key_values=cache, use_cache=True, **optional)
+        logits: Tensor = outputs.logits[:, -1].float().cpu()
+        return logits
+
+    def _accept(self, rows: Sequence[Row], logits: Tensor) -> list[Chunk | RowError]:
+        greedy = logits.argmax(-1).tolist()
+        chunks: list[Chunk | RowError] = []
+        for row, found, best in zip(rows, logits, greedy, strict=True):
+            try:
+                chunk = self._next(row, found, best)
+            except Exception as err:  # such as logits that are no numbers
+                row.finish = "error"
+                chunks.append(RowError(row.index, err))
+                continue
+            if chunk is not None:
+                chunks.append(chunk)
+        self.drop([row for row in rows if row.finish])
+        return chunks
+
+    def _next(self, row: Row, logits: Tensor, best: int) -> Chunk | None:
+        token = best if row.numbers is None else _draw(logits, row.sampling, row.numbers)
+        if row.sampling.logprobs is not None:
+            row.logprobs.append(self._logprob(logits, token, row.sampling.logprobs))
+        return self._chunk(row, token)
+
+    def _chunk(self, row: Row, token: int) -> Chunk | None:
+        row.made.append(token)
+        if token in self.ends:
+            row.finish, text = "stop", row.text.end()
+        else:
+            text = row.text.push(token)
+            if row.text.stopped:
+                row.finish = "stop"
+            elif len(row.made) >= row.sampling.max_tokens:
+                text += row.text.end()
+                row.finish = "stop" if row.text.stopped else "length"
+        if not text and not row.finish:
+            return None
+        told, row.told = row.told, len(row.made)
+        logprobs, row.logprobs = tuple(row.logprobs), []
+        return Chunk(row.index, text, row.finish, row.told - told, logprobs)
+
+    def _logprob(self, logits: Tensor, token: int, most: int) -> TokenLogprob:
+        found = logits.log_softmax(-1)
+        values, ids = found.topk(min(most, len(found)))
+        top = tuple((self._spelled(number), value) for number, value in zip(ids.tolist(), values.tolist(), strict=True))
+        return TokenLogprob(self._spelled(token), float(found[token]), top)
+
+    def _spelled(self, token: int) -> str:
+        text: str = self.tokenizer.decode([token])
+        return text
+
+
+def _draw(logits: Tensor, sampling: Sampling, numbers: torch.Generator) -> int:
+    """From the smallest set of tokens that holds `top_p` of the probability."""
+    probabilities = (logits / sampling.temperature).softmax(-1)
+    if sampling.top_p >= 1:
+        return int(probabilities.multinomial(1, generator=numbers))
+    ordered, ids = probabilities.sort(descending=True)
+    kept = ordered * (ordered.cumsum(-1) - ordered < sampling.top_p)
+    kept[0] = ordered[0]  # however small top_p is
+    return int(ids[kept.multinomial(1, generator=numbers)])
+
+
+def _check(model: Any) -> None:
+    kinds = set(getattr(model.config, "layer_types", None) or _LAYERS)
+    if getattr(model, "_is_stateful", False) or not kinds <= _LAYERS:
+        raise ConfigError(
+            f"model type {model.config.model_type!r}: generates no text here: its layers keep more than keys and values; allowed: attention over all or a window"
+        )
+
+
+_SLACK = 64  # tokens of room that are made at a time; all is copied then
+
+
+class _Layer(DynamicLayer):
+    """Written in place, where transformers' own layer copies all keys and values at every token."""
+
+    is_initialized: bool
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.keys, self.values = key_states, value_states
+            self._wide: tuple[Tensor, Tensor] | None = None
+            return self.keys, self.values
+        held, new = self.keys.shape[-2], key_states.shape[-2]
+        if self._wide is None or self._wide[0].shape[-2] < held + new:
+            self._wide = (_wider(self.keys, new + _SLACK), _wider(self.values, new + _SLACK))
+        for wide, states in zip(self._wide, (key_states, value_states), strict=True):
+            wide[..., held : held + new, :] = states
+        self.keys, self.values = (wide[..., : held + new, :] for wide in self._wide)
+        return self.keys, self.values
+
+    def put(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self._wide = keys, values, None
+
+
+class RowCache(Cache):
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=_Layer)
+
+    def join(self, other: "RowCache") -> None:
+        """Rows of another cache behind these, padded on the left to the longer of the two."""
+        longest = max(self.get_seq_length(), other.get_seq_length())
+        for mine, its in zip(self.layers, other.layers, strict=True):
+            keys = torch.cat([_padded(mine.keys, longest), _padded(its.keys, longest)])
+            mine.put(keys, torch.cat([_padded(mine.values, longest), _padded(its.values, longest)]))
+
+    def keep(self, rows: Sequence[int], length: int) -> None:
+        """Only these rows, and of them the last `length` places: what lies before is padding of all."""
+        chosen = torch.tensor(rows)
+        for layer in self.layers:
+            layer.put(*(states[chosen.to(states.device), :, states.shape[-2] - length :] for states in (layer.keys, layer.values)))
+
+
+def _wider(states: Tensor, room: int) -> Tensor:
+    rows, heads, length, size = states.shape
+    wide = states.new_empty(rows, heads, length + room, size)
+    wide[..., :length, :] = states
+    return wide
+
+
+def _padded(states: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))

@@ -1,0 +1,231 @@
+"""From a model's answers on the rows of a split to their analysis. Pure: probabilities and truth in, whatever the task."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.evaluation import bootstrap, calibration
+from medray.evaluation.analysis import (
+    Abstention,
+    Bin,
+    ClassFigures,
+    Estimate,
+    Mistake,
+    Reliability,
+    RiskPoint,
+    SliceFigures,
+    SplitAnalysis,
+    Suspect,
+    WorstSlice,
+)
+from medray.evaluation.bootstrap import METRICS, Interval, LabelAnswers, class_intervals, interval, share_interval
+from medray.evaluation.slices import LABEL
+from medray.records import CalibrationRecord
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+NUM_BINS = 15
+ENOUGH_ROWS = 20  # for a slice to be compared with others
+_MOST_POINTS = 50  # of the risk-coverage curve
+_NUM_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model said about rows whose labels are known, by its own probabilities."""
+
+    ids: Sequence[str]
+    answers: LabelAnswers
+    probabilities: Floats
+    columns: Mapping[str, Sequence[str]]  # the slice of each row, by column
+
+
+def examine(
+    split: Literal["train", "validation", "test", "all"],
+    scored: Scored,
+    record: CalibrationRecord,
+    *,
+    labels: Sequence[str],
+    multi_label: bool,
+    metric: str,
+) -> SplitAnalysis:
+    answers = scored.answers
+    calibrated = calibration.apply(record, scored.probabilities, answers.predicted, multi_label=multi_label)
+    right = (answers.truth == answers.predicted).all(axis=1)
+    f1 = metric if metric in METRICS and metric.startswith("f1_") else "f1_macro"
+    classes = tuple(_classes(answers, labels))
+    slices = tuple(_slices(scored, right, f1, classes))
+    figure = _estimate(answers, f1)
+    return SplitAnalysis(
+        split=split,
+        num_rows=len(right),
+        metric=f1,
+        figure=figure,
+        confusion=() if multi_label else _confusion(answers),
+        per_class=classes,
+        before=reliability(scored.probabilities, answers, multi_label=multi_label),
+        after=reliability(calibrated.probabilities, answers, multi_label=multi_label),
+        risk_coverage=tuple(risk_coverage(calibrated.confidence, right)),
+        abstention=_abstention(record, ~calibrated.abstained, right),
+        slices=slices,
+        worst=_worst(slices, scored, f1, figure, labels),
+        mistakes=mistakes(scored.ids, answers, calibrated.confidence, labels),
+        suspects=suspects(scored.ids, answers.truth, calibrated.probabilities, labels, multi_label=multi_label),
+    )
+
+
+def reliability(probabilities: Floats, answers: LabelAnswers, *, multi_label: bool) -> Reliability:
+    if multi_label:
+        sure, right = probabilities.ravel(), answers.truth.ravel()
+    else:
+        sure = calibration.confidence(probabilities, answers.predicted, multi_label=False)
+        right = (answers.truth == answers.predicted).all(axis=1)
+    place = np.minimum((sure * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    bins = tuple(
+        Bin(number / NUM_BINS, (number + 1) / NUM_BINS, int(held.sum()), float(sure[held].mean()), float(right[held].mean()))
+        for number in range(NUM_BINS)
+        if (held := place == number).any()
+    )
+    ece = sum(held.num * abs(held.confidence - held.share_right) for held in bins) / len(sure)
+    return Reliability(float(ece), calibration.log_loss(probabilities, answers.truth, multi_label=multi_label), bins)
+
+
+def risk_coverage(confidence: Floats, right: Bools) -> Iterator[RiskPoint]:
+    order = np.argsort(-confidence, kind="stable")
+    ranked, hits = confidence[order], np.cumsum(right[order])
+    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # equal confidences are answered together
+    chosen = np.unique(np.linspace(0, len(ends) - 1, _MOST_POINTS).round().astype(np.int64))
+    for end in ends[chosen][::-1]:
+        num = int(end) + 1
+        yield RiskPoint(float(ranked[end]), num / len(ranked), num, float(hits[end] / num))
+
+
+def _abstention(record: CalibrationRecord, answered: Bools, right: Bools) -> Abstention | None:
+    rule = record.abstention
+    if rule is None:
+        return None
+    num, hits = int(answered.sum()), int(right[answered].sum())
+    precision = _from(hits / num, share_interval(hits, num)) if num else None
+    return Abstention(rule.precision, rule.threshold, num, num / len(right), precision)
+
+
+def _confusion(answers: LabelAnswers) -> tuple[tuple[int, ...], ...]:
+    counts = answers.truth.astype(np.int64).T @ answers.predicted.astype(np.int64)
+    return tuple(tuple(int(count) for count in row) for row in counts)
+
+
+def _classes(answers: LabelAnswers, labels: Sequence[str]) -> Iterator[ClassFigures]:
+    intervals = class_intervals(answers, num_resamples=_NUM_RESAMPLES)
+    for column, label in enumerate(labels):
+        truth, said = answers.truth[:, column], answers.predicted[:, column]
+        hits, wrong, missed = int((truth & said).sum()), int((said & ~truth).sum()), int((truth & ~said).sum())
+        yield ClassFigures(
+            label=label,
+            true_positives=hits,
+            false_positives=wrong,
+            false_negatives=missed,
+            true_negatives=len(truth) - hits - wrong - missed,
+            precision=hits / (hits + wrong) if hits + wrong else 0.0,
+            recall=hits / (hits + missed) if hits + missed else 0.0,
+            f1=_from(2 * hits / (2 * hits + wrong + missed) if hits else 0.0, intervals[column]),
+        )
+
+
+def _slices(scored: Scored, right: Bools, metric: str, classes: Sequence[ClassFigures]) -> Iterator[SliceFigures]:
+    for column, names in scored.columns.items():
+        held = np.array(names, dtype=object)
+        for value in sorted(set(names)):
+            rows = held == value
+            part = _part(scored.answers, rows)
+            f1 = _estimate(part, metric) if _is_meant(part, metric) else None
+            yield SliceFigures(column, value, int(rows.sum()), f1, float(right[rows].mean()))
+    for column_number, figures in enumerate(classes):
+        rows = scored.answers.truth[:, column_number]
+        if rows.any():
+            yield SliceFigures(LABEL, figures.label, int(rows.sum()), figures.f1, float(right[rows].mean()))
+
+
+def _is_meant(part: LabelAnswers, metric: str) -> bool:
+    """A macro F1 over one label, or the F1 of a label that no row has, tells of the slice's make-up and not of the model."""
+    if metric == "f1_binary":
+        return bool(part.truth[:, part.positive].any())
+    num_present = int(part.truth.any(axis=0).sum())
+    return num_present > (1 if metric == "f1_macro" else 0)
+
+
+def _worst(slices: Sequence[SliceFigures], scored: Scored, metric: str, figure: Estimate, labels: Sequence[str]) -> WorstSlice | None:
+    compared = [found for found in slices if found.f1 and found.num_rows >= ENOUGH_ROWS]
+    if len(compared) < 2:
+        return None
+    worst = min(compared, key=lambda found: found.f1.value if found.f1 else 1.0)
+    level = 1 - 0.05 / len(compared)
+    if worst.column == LABEL:
+        answers = LabelAnswers(scored.answers.truth, scored.answers.predicted, labels.index(worst.value))
+        wide = interval(answers, "f1_binary", level=level)
+    else:
+        rows = np.array(scored.columns[worst.column], dtype=object) == worst.value
+        wide = interval(_part(scored.answers, rows), metric, level=level)
+    return WorstSlice(worst, len(compared), wide.high < figure.value)
+
+
+def _part(answers: LabelAnswers, rows: Bools) -> LabelAnswers:
+    return LabelAnswers(answers.truth[rows], answers.predicted[rows], answers.positive)
+
+
+def _estimate(answers: LabelAnswers, metric: str) -> Estimate:
+    return _from(bootstrap.value(answers, metric), interval(answers, metric, num_resamples=_NUM_RESAMPLES))
+
+
+def _from(figure: float, sure: Interval) -> Estimate:
+    return Estimate(figure, sure.low, sure.high)
+
+
+def mistakes(ids: Sequence[str], answers: LabelAnswers, confidence: Floats, labels: Sequence[str]) -> tuple[Mistake, ...]:
+    wrong = np.flatnonzero((answers.truth != answers.predicted).any(axis=1))
+    rows = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    return tuple(
+        Mistake(ids[row], _names(answers.truth[row], labels), _names(answers.predicted[row], labels), float(confidence[row]))
+        for row in rows
+    )
+
+
+def suspects(ids: Sequence[str], truth: Bools, probabilities: Floats, labels: Sequence[str], *, multi_label: bool) -> tuple[Suspect, ...]:
+    """Confident learning: another label is as probable as it is for rows that have it, and the given one less than for its own rows.
+
+    The rows must not have trained the model: it would have learned their wrong labels.
+    """
+    given = _mean_where(truth, probabilities, otherwise=1.0)  # how probable a label is where it is given
+    found = _by_label(truth, probabilities, given) if multi_label else _by_row(truth, probabilities, given)
+    doubtful = np.flatnonzero((found[0] != truth).any(axis=1))
+    rows = doubtful[np.argsort(-found[1][doubtful], kind="stable")]
+    return tuple(Suspect(ids[row], _names(truth[row], labels), _names(found[0][row], labels), float(found[1][row])) for row in rows)
+
+
+def _by_row(truth: Bools, probabilities: Floats, given: Floats) -> tuple[Bools, Floats]:
+    rows = np.arange(len(truth))
+    held, best = truth.argmax(axis=1), probabilities.argmax(axis=1)
+    doubtful = (best != held) & (probabilities[rows, best] >= given[best]) & (probabilities[rows, held] < given[held])
+    suggested = truth.copy()
+    suggested[doubtful] = np.eye(truth.shape[1], dtype=np.bool_)[best[doubtful]]
+    return suggested, probabilities[rows, best] - probabilities[rows, held]
+
+
+def _by_label(truth: Bools, probabilities: Floats, given: Floats) -> tuple[Bools, Floats]:
+    absent = _mean_where(~truth, probabilities, otherwise=0.0)  # how probable a label is where it is not given
+    flipped = np.where(truth, (probabilities <= absent) & (probabilities < 0.5), (probabilities >= given) & (probabilities > 0.5))
+    doubts = np.where(flipped, np.abs(2 * probabilities - 1), 0.0)
+    return truth ^ flipped, doubts.max(axis=1)
+
+
+def _mean_where(chosen: Bools, probabilities: Floats, *, otherwise: float) -> Floats:
+    counts = chosen.sum(axis=0)
+    sums = np.where(chosen, probabilities, 0.0).sum(axis=0)
+    means: Floats = np.divide(sums, counts, out=np.full(len(counts), otherwise), where=counts > 0)
+    return means
+
+
+def _names(row: Bools, labels: Sequence[str]) -> tuple[str, ...]:
+    return tuple(label for label, there in zip(labels, row, strict=True) if there)

@@ -1,0 +1,71 @@
+"""Which rows belong together: by length, and by the columns that a data set has beside text and label."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medray.types import Example
+
+LENGTH, LABEL = "length", "label"
+MISSING = "(none)"
+MOST_VALUES = 20  # a column with more is a text or an id, unless it holds numbers
+
+
+@dataclass(frozen=True)
+class Slicer:
+    """Columns and cuts, decided on one set of rows and kept for others."""
+
+    named: tuple[str, ...]  # columns whose values are slices
+    cuts: Mapping[str, tuple[float, float]]  # columns of numbers: the ends of the lower two thirds
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Slicer":
+        named, cuts = [], {LENGTH: _thirds([_num_words(example) for example in examples])}
+        for column in sorted({column for example in examples for column in example.metadata}):
+            values = {example.metadata[column] for example in examples if column in example.metadata}
+            if len(values) + any(column not in example.metadata for example in examples) < 2:
+                continue
+            if len(values) <= MOST_VALUES:
+                named.append(column)
+            elif None not in (numbers := [_number(value) for value in values]):
+                cuts[_free(column)] = _thirds([number for number in numbers if number is not None])
+        return cls(tuple(named), cuts)
+
+    def columns(self, examples: Sequence[Example]) -> dict[str, list[str]]:
+        """By column, the slice of each row."""
+        found = {}
+        for name, cuts in self.cuts.items():
+            column = name.removeprefix("metadata.")
+            values = [_num_words(row) if name == LENGTH else _number(row.metadata.get(column)) for row in examples]
+            found[name] = [_third(value, cuts, " words" if name == LENGTH else "") for value in values]
+        return found | {_free(column): [row.metadata.get(column, MISSING) for row in examples] for column in self.named}
+
+
+def _free(column: str) -> str:
+    return f"metadata.{column}" if column in (LENGTH, LABEL) else column
+
+
+def _num_words(example: Example) -> int:
+    return len(example.text.split())
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        return float(value) if value is not None else None
+    except ValueError:
+        return None
+
+
+def _thirds(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.quantile(np.array(values, dtype=np.float64), [1 / 3, 2 / 3], method="lower")
+    return float(low), float(high)
+
+
+def _third(value: float | None, cuts: tuple[float, float], unit: str) -> str:
+    low, high = cuts
+    if value is None:
+        return MISSING
+    if value <= low:
+        return f"at most {low:g}{unit}"
+    return f"over {low:g}, at most {high:g}{unit}" if value <= high else f"over {high:g}{unit}"

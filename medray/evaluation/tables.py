@@ -1,0 +1,214 @@
+"""A leaderboard as files: JSON and back, CSV, Markdown, a DataFrame."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from medray.errors import ArtifactError
+from medray.evaluation import analysis
+from medray.evaluation.analysis import Analysis
+from medray.evaluation.bootstrap import Comparison, Interval
+from medray.evaluation.leaderboard import Entry, Leaderboard, Paired, merge_of
+from medray.evaluation.pooling import Seeds
+from medray.text.csv_text import write_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.table import Table
+
+
+SCHEMA_VERSION = 1
+_TEXT = ("name", "base model", "settings")  # columns that stand to the left
+
+
+def to_json(board: Leaderboard) -> str:
+    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(board)}, indent=1, ensure_ascii=False)
+
+
+def from_json(text: str, where: str) -> Leaderboard:
+    try:
+        raw = json.loads(text)
+        if raw.pop("schema_version") != SCHEMA_VERSION:
+            raise ArtifactError(f"{where}: was written by another medray")
+        entries = tuple(
+            Entry(**{**held, "test_interval": _interval(held["test_interval"]), "seeds": _seeds(held.get("seeds"))})
+            for held in raw.pop("entries")
+        )
+        pairs = tuple(Paired(**{**held, "comparison": Comparison(**held["comparison"])}) for held in raw.pop("comparisons"))
+        return Leaderboard(**{**raw, "tied": tuple(raw["tied"])}, entries=entries, comparisons=pairs)
+    except (ValueError, KeyError, TypeError) as err:
+        raise ArtifactError(f"{where}: is no leaderboard: {err}") from None
+
+
+def rows(board: Leaderboard) -> Iterator[dict[str, Any]]:
+    """A flat row for each entry, every figure under its split's name."""
+    for place, entry in enumerate(board.entries, start=1):
+        low, high = (entry.test_interval.low, entry.test_interval.high) if entry.test_interval else (None, None)
+        yield {
+            "place": place,
+            "name": entry.name,
+            "kind": entry.kind,
+            "is_winner": entry.name == board.winner,
+            "base_model": entry.base_model,
+            "status": entry.status,
+            "epoch": entry.epoch,
+            "step": entry.step,
+            f"validation_{board.metric}": entry.validation.get(board.metric),
+            f"test_{board.metric}": entry.test.get(board.metric),
+            f"test_{board.metric}_low": low,
+            f"test_{board.metric}_high": high,
+            **{f"validation_{name}": value for name, value in entry.validation.items() if name != board.metric},
+            **{f"test_{name}": value for name, value in entry.test.items() if name != board.metric},
+            "num_seeds": entry.seeds.num_seeds if entry.seeds else 1,
+            "num_parameters": entry.num_parameters,
+            "num_trainable": entry.num_trainable,
+            "seconds": entry.seconds,
+            "seconds_to_first_step": entry.seconds_to_first_step,
+            "ms_per_row": entry.ms_per_row,
+            **{f"settings.{path}": value for path, value in entry.settings.items()},
+            "checkpoint": entry.checkpoint,
+            "error": entry.error,
+        }
+
+
+def frame(board: Leaderboard) -> "DataFrame":
+    """The leaderboard as a pandas DataFrame."""
+    import pandas
+
+    return pandas.DataFrame(list(rows(board)))
+
+
+def to_csv(found: Iterable[Mapping[str, Any]]) -> str:
+    """Rows with differing keys; what a row has not stays empty."""
+    held = list(found)
+    return write_table(list(dict.fromkeys(name for row in held for name in row)), held)
+
+
+def history_rows(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """One row for each evaluation of each trial."""
+    for trial, history in histories.items():
+        for row in history:
+            metrics = row["metrics"]
+            yield {
+                "trial": trial,
+                "epoch": row["epoch"],
+                "step": row["step"],
+                "train_loss": row["train_loss"],
+                "validation_loss": metrics.get("log_loss"),
+                **{f"validation_{name}": value for name, value in metrics.items() if name != "log_loss"},
+                "seconds": row["seconds"],
+                "tokens_per_s": row["tokens_per_s"],
+            }
+
+
+def to_markdown(board: Leaderboard, inside: Analysis | None = None) -> str:
+    heads, body = cells(board)
+    lines = [f"# {board.study}", "", *(f"- {sentence}" for sentence in sentences(board, inside)), ""]
+    lines += ["| " + " | ".join(heads) + " |", "| " + " | ".join("--- " if head in _TEXT else "---:" for head in heads) + " |"]
+    lines += ["| " + " | ".join(row) + " |" for row in body]
+    failed = [f"- {entry.name} failed: {entry.error}" for entry in board.entries if entry.error]
+    return "\n".join([*lines, *(["", *failed] if failed else [])]) + "\n"
+
+
+def rich_table(board: Leaderboard) -> "Table":
+    """For a terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    heads, body = cells(board)
+    for head in heads:
+        table.add_column(head, justify="left" if head in _TEXT else "right", overflow="fold")
+    for row in body:
+        table.add_row(*row)
+    return table
+
+
+def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
+    """The table for people: heads, and a row for each entry."""
+    metric = board.metric
+    heads = ["", "name", "base model", "best epoch", f"validation {metric}", f"test {metric} (95 %)"]
+    heads += ["parameters", "trained", "training s", "test ms/row", "settings"]
+    body = []
+    for place, entry in enumerate(board.entries, start=1):
+        name = f"{entry.name} (winner)" if entry.name == board.winner else entry.name
+        row = [
+            str(place),
+            name
+            + (f" (mean of {entry.seeds.num_seeds} seeds)" if entry.seeds else "")
+            + (f" ({entry.status})" if entry.status in ("failed", "stopped", "running") else ""),
+            entry.base_model,
+            _shown(entry.epoch, "d"),
+            _shown(entry.validation.get(metric), ".4f"),
+            _shown(entry.test.get(metric), ".4f") + (f" [{_range(entry.test_interval)}]" if entry.test_interval else ""),
+            _shown(entry.num_parameters, ",d"),
+            _shown(entry.num_trainable, ",d"),
+            _shown(entry.seconds, ".0f"),
+            _shown(entry.ms_per_row, ".1f"),
+            ", ".join(f"{path}={_value(value)}" for path, value in entry.settings.items()),
+        ]
+        body.append(row)
+    return heads, body
+
+
+def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
+    """What the leaderboard and the analysis of its winner say, in words."""
+    best, metric = board.best, board.metric
+    spread = f" (95 % interval {_range(best.test_interval)})" if best.test_interval else ""
+    said = [
+        f"winner: {best.name}, {best.base_model}, epoch {best.epoch}: {metric} {best.validation[metric]:.4f} on"
+        f" {board.num_rows['validation']} validation rows, by which it was chosen, and {best.test[metric]:.4f}{spread} on"
+        f" {board.num_rows['test']} test rows"
+    ]
+    if best.seeds:
+        figures = ", ".join(
+            f"{validation:.4f} / {test:.4f}" for validation, test in zip(best.seeds.validation, best.seeds.test, strict=True)
+        )
+        said.append(
+            f"winner's figures are means over {best.seeds.num_seeds} seeds ({metric}, validation / test: {figures}); the checkpoint is that of"
+            f" {best.seeds.published}, the best on validation rows"
+        )
+    if board.num_folds > 1:
+        said.append(
+            f"each row was a test row in one of {board.num_folds} folds, answered by a model that had not seen it, and all are judged together;"
+            f" settings were searched on the first fold alone, whose model is the checkpoint"
+        )
+    if merge := merge_of(best, metric):
+        said.append(f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain weights {merge.merged:.4f}")
+    if board.tied:
+        said.append(f"tie: validation rows cannot tell {', '.join(board.tied)} apart; {board.tie_break}")
+    for pair in board.comparisons:
+        found = pair.comparison
+        verdict = "the rows cannot tell the two apart" if pair.is_tie else "better" if found.difference > 0 else "worse"
+        said.append(
+            f"winner against {pair.other} on the same {pair.split} rows: {metric} {found.difference:+.4f}"
+            f" (95 % interval {found.low:+.4f} to {found.high:+.4f}): {verdict}"
+        )
+    said += analysis.sentences(inside.best) if inside else []
+    if best.test_interval is None:
+        said.append(f"{metric} has no interval and no paired comparison here, so ties are not told: the better figure wins")
+    if board.num_openings > 1:
+        said.append(f"the labels of these test rows were read {board.num_openings} times: the more often, the less they are a test")
+    return said
+
+
+def _seeds(held: Mapping[str, Any] | None) -> Seeds | None:
+    if held is None:
+        return None
+    return Seeds(tuple(held["trials"]), tuple(held["validation"]), tuple(held["test"]), held["published"])
+
+
+def _interval(held: Mapping[str, float] | None) -> Interval | None:
+    return None if held is None else Interval(**held)
+
+
+def _range(found: Interval) -> str:
+    return f"{found.low:.3f} to {found.high:.3f}"
+
+
+def _shown(value: float | int | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

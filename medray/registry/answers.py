@@ -1,0 +1,96 @@
+"""From a task's predictions to what a release answers: calibrated, abstained from, examined. The one path of every caller.
+
+Labels are decided before, by the task and the model's own probabilities; calibration moves confidences and no label.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medray.config.study import CalibrationConfig
+from medray.errors import ConfigError
+from medray.evaluation import calibration, diagnose
+from medray.evaluation.analysis import SplitAnalysis
+from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.diagnose import Scored
+from medray.evaluation.slices import Slicer
+from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
+from medray.tasks.base.protocol import Choosing, Task
+from medray.types import Example, Prediction
+
+
+def calibrated(task: Task, record: CalibrationRecord, predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions with calibrated probabilities, their confidence, and whether they are abstained from. Texts as they are."""
+    if not predictions or not task.labels:
+        return list(predictions)
+    predicted = np.array([[label in row.labels for label in task.labels] for row in predictions])
+    found = calibration.apply(record, _probabilities(predictions), predicted, multi_label=is_multi_label(task))
+    return [
+        replace(row, probabilities=tuple(probabilities), confidence=sure, abstained=abstained)
+        for row, probabilities, sure, abstained in zip(
+            predictions, found.probabilities.tolist(), found.confidence.tolist(), found.abstained.tolist(), strict=True
+        )
+    ]
+
+
+def probed(task: Task, record: CalibrationRecord, outputs: Sequence[Sequence[float]]) -> ProbeRecord:
+    """What a release answers to its checkpoint's probe; labels alone where its answers are texts or mentions."""
+    labels = task.labels or tuple(task.state().get("kinds", ()))
+    if not isinstance(task, Choosing):
+        return ProbeRecord(labels=labels)
+    rows = calibrated(task, record, task.read_probe(np.array(outputs, dtype=np.float64).reshape(-1, len(labels))))
+    return ProbeRecord(labels=labels, answers=tuple(row.labels for row in rows), probabilities=tuple(row.probabilities for row in rows))
+
+
+def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], asked: CalibrationConfig) -> CalibrationRecord:
+    """From a checkpoint's own answers on validation rows; nothing where answers are texts."""
+    answers = task.answers(predictions, examples)
+    if not isinstance(answers, LabelAnswers):
+        if asked.abstain_precision is not None:
+            raise ConfigError(f"abstain_precision {asked.abstain_precision} and task {task.options.name}: its answers have no confidence")
+        return AS_IT_IS
+    return calibration.fit(
+        _probabilities(predictions),
+        answers.truth,
+        answers.predicted,
+        multi_label=is_multi_label(task),
+        scale=asked.temperature,
+        precision=asked.abstain_precision,
+        level=asked.abstain_level,
+    )
+
+
+def examine(
+    task: Task,
+    split: Literal["train", "validation", "test", "all"],
+    predictions: Sequence[Prediction],
+    examples: Sequence[Example],
+    record: CalibrationRecord,
+    slicer: Slicer,
+) -> SplitAnalysis | None:
+    """`predictions` as the task made them, before calibration. None where answers are texts."""
+    answers = task.answers(predictions, examples)
+    if not isinstance(answers, LabelAnswers):
+        return None
+    scored = Scored([example.id for example in examples], answers, _probabilities(predictions), slicer.columns(examples))
+    return diagnose.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)
+
+
+def stored(checkpoint: Path) -> list[Prediction]:
+    """What a checkpoint's own evaluation said about the validation rows."""
+    lines = (checkpoint / "predictions.jsonl").read_bytes().splitlines()  # as text they would also end at U+0085 or U+2028 in an id
+    return [Prediction.from_dict(json.loads(line)) for line in lines]
+
+
+def is_multi_label(task: Task) -> bool:
+    head = task.head()
+    return head is not None and head.multi_label
+
+
+def _probabilities(predictions: Sequence[Prediction]) -> npt.NDArray[np.float64]:
+    return np.array([row.probabilities for row in predictions], dtype=np.float64)

@@ -1,0 +1,201 @@
+"""One release: its record, its checkpoint on this machine, and what can be checked, loaded and exported of it."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from medray.engines.transformers import Precision
+from medray.errors import ArtifactError, ConfigError, allowed
+from medray.models.adapter import CONFIG, WEIGHTS
+from medray.models.build import export_merged
+from medray.records import MERGE_LIMIT, CalibrationRecord, ProbeRecord, ReleaseRecord
+from medray.registry import answers, card, signatures
+from medray.registry.loading import Loaded, in_8_bits, load
+from medray.storage import checkpoint, files
+from medray.storage.checkpoint import Manifest
+from medray.storage.store import open_store
+from medray.tasks.base.protocol import Task, restore, task_options
+
+if TYPE_CHECKING:
+    from medray.registry.registry import Registry
+
+log = logging.getLogger(__name__)
+
+_PROBE_TOLERANCE = 1e-6  # of a calibrated probability, computed from the same outputs
+
+
+@dataclass(frozen=True)
+class Release:
+    registry: "Registry"
+    record: ReleaseRecord
+    raw: bytes = field(repr=False)  # the record as it is stored
+
+    @property
+    def digest(self) -> str:
+        """What an alias is bound to."""
+        return files.hash_bytes(self.raw)
+
+    @property
+    def reference(self) -> str:
+        return f"{self.record.name}@{self.record.version}"
+
+    def folder(self, *, anew: bool = False) -> Path:
+        """The checkpoint on this machine, compared with the release's content id."""
+        folder = self.registry.store.get_folder(f"checkpoints/{self.record.content_id}", anew=anew)
+        try:
+            found = checkpoint.content_id(folder)
+        except ArtifactError as err:
+            raise ArtifactError(f"{self.reference}: {err}") from None
+        if found != self.record.content_id:
+            raise ArtifactError(
+                f"{self.reference}: manifest.json was changed: its hash is {found[:12]}, the release says {self.record.content_id[:12]}"
+            )
+        return folder
+
+    def verify(self) -> None:
+        """Recompute the hash of every file, where it is kept, and compare labels and calibration with the record; what differs is named."""
+        self.check_probe(checkpoint.verify(self.folder(anew=True), expected=self.record.content_id))
+
+    def check_aliases(self) -> list[str]:
+        """That no alias was pointed at another record of this version. Returns a sentence for each thing that nothing vouches for."""
+        name, notes = self.record.name, []
+        if self.record.probe is None:
+            notes.append(
+                f"{self.reference}: its probe holds no labels and calibration, as an earlier version published it; publish it again"
+            )
+        for alias in self.registry.alias_names(name):
+            try:
+                move = self.registry.newest(name, alias)
+            except ArtifactError as err:  # another alias may stand elsewhere, and is no fault of this version
+                notes.append(str(err))
+                continue
+            if move.version != self.record.version:
+                continue
+            self._check_digest(move.record, f"{name}@{alias}")
+            if move.record is None:
+                notes.append(
+                    f"{name}@{alias}: is not bound to the record of {self.reference}, as an earlier version wrote it;"
+                    f" point the alias again to bind it (`medray promote {self.reference} {alias} --no-wait`)"
+                )
+        return notes
+
+    def mend(self, folder: Path) -> None:
+        """Put files that were damaged or lost back from a checkpoint of the same content."""
+        self.registry.store.put_folder(f"checkpoints/{self.record.content_id}", folder)
+
+    def _check_digest(self, digest: str | None, where: str) -> None:
+        if digest not in (None, self.digest):
+            raise ArtifactError(
+                f"{where}: the record of {self.reference} was changed after the alias was pointed at it; put the record back,"
+                " or point the alias again if the change is yours"
+            )
+
+    def check_probe(self, manifest: Manifest) -> None:
+        """That labels and calibrated probabilities for the probe are those of the record. The probe itself is proven by a load."""
+        wanted = self.record.probe
+        if wanted is None:
+            return
+        found = probe_record(self.reference, self.task(manifest), self.record.calibration, manifest)
+        if found.labels != wanted.labels:
+            raise ArtifactError(
+                f"{self.reference}: has labels {', '.join(found.labels)[:80]}, its record says {', '.join(wanted.labels)[:80]}; publish it again"
+            )
+        ours, theirs = np.array(found.probabilities), np.array(wanted.probabilities)
+        if found.answers != wanted.answers or ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=_PROBE_TOLERANCE):
+            raise ArtifactError(f"{self.reference}: calibrated, it answers its probe otherwise than its record says; publish it again")
+
+    def check_signature(self, public_key: Path) -> None:
+        """That the record, which names every file by its hash, was signed by the holder of the key."""
+        key, name = signatures.read_key(public_key), self.registry.signature_name(self, signatures.key_id(public_key))
+        if Path(name).name not in self.registry.store.names(f"releases/{self.record.name}"):
+            raise ArtifactError(
+                f"{self.reference}: is not signed by the key of {public_key}; sign it (`medray publish ... --sign PRIVATE_KEY`)"
+            )
+        signatures.check(self.raw, self.registry.store.read(name), key, where=self.reference)
+
+    def load(self, *, precision: Precision | None = None, **options: Any) -> Loaded:
+        """Task, engine and calibration; hashes, base weights and probe are compared first. In 8 bits where `precision` is int8."""
+        if precision not in (None, *get_args(Precision)):
+            raise ConfigError(f"{self.reference}: there is no precision {precision!r}; {allowed(str(precision), get_args(Precision))}")
+        loaded = load(self.folder(), precision=None if precision == "int8" else precision, **options)
+        self.check_probe(loaded.manifest)
+        loaded = replace(loaded, task=self.task(loaded.manifest), calibration=self.record.calibration)
+        return in_8_bits(loaded, self.record.int8) if precision == "int8" else loaded
+
+    def task(self, manifest: Manifest) -> Task:
+        """As it was trained, but for the options that this version has otherwise."""
+        trained = restore(manifest.task.options, manifest.task.state)
+        for option in self.record.task_options:
+            check_changeable(self.reference, trained, option)
+        return restore({**manifest.task.options, **self.record.task_options}, manifest.task.state) if self.record.task_options else trained
+
+    def serves_merged(self) -> bool:
+        """Whether the merged model may answer in its place: exact without 4 bits, and with them where it was measured to be."""
+        merge = self.record.merge
+        return merge.is_faithful if merge else checkpoint.read(self.folder()).quantization == "none"
+
+    def export(self, target: Path, *, merged: bool) -> None:
+        """A folder in the Hub's layout with a model card: the adapter with its tokenizer, or the merged model."""
+        folder = self.folder()
+        manifest = checkpoint.verify(folder)
+        check_new(target)
+        if merged:
+            self._check_merge()
+        elif manifest.is_untuned:
+            raise ArtifactError(f"{self.reference}: is a base model as it is, without an adapter: export it with --merged")
+        with files.new_folder(target) as filling:
+            if merged:
+                export_merged(load(folder).built, filling)
+            else:
+                for path in [folder / WEIGHTS, folder / CONFIG, *sorted((folder / "tokenizer").iterdir())]:
+                    (filling / path.name).write_bytes(path.read_bytes())
+            (filling / "README.md").write_text(card.render(self.record, manifest, merged=merged), encoding="utf-8")
+
+    def bundle(self, target: Path) -> None:
+        """A storage path with this release alone: record, signatures, checkpoint, and the aliases that point at it."""
+        folder, registry = self.folder(), self.registry
+        checkpoint.verify(folder)
+        check_new(target)
+        below = f"releases/{self.record.name}"
+        with files.new_folder(target) as filling:
+            store = open_store(str(filling))
+            store.put_folder(f"checkpoints/{self.record.content_id}", folder)
+            store.create(f"{below}/{self.record.version}.json", self.raw)
+            for name in registry.store.names(below):
+                if name.startswith(f"{self.record.version}.") and name.endswith(".sig"):
+                    store.create(f"{below}/{name}", registry.store.read(f"{below}/{name}"))
+            for alias in registry.alias_names(self.record.name):
+                move = registry.newest(self.record.name, alias)
+                if move.version == self.record.version:
+                    store.create(f"{below}/aliases/{alias}/1.json", move.model_dump_json().encode())
+
+    def _check_merge(self) -> None:
+        found = self.record.merge
+        if found and not found.is_faithful:
+            raise ArtifactError(
+                f"{self.reference}: merged, its validation {found.metric} is {found.merged:.4f} instead of {found.unmerged:.4f};"
+                f" allowed is a difference of {MERGE_LIMIT}: export it without --merged"
+            )
+        if not self.serves_merged():
+            log.warning("%s: is in 4 bits and was published without its run: what merging does to its F1 was not measured", self.reference)
+
+
+def check_new(target: Path) -> None:
+    if target.exists():
+        raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
+
+
+def probe_record(where: str, task: Task, calibration: CalibrationRecord, manifest: Manifest) -> ProbeRecord:
+    try:
+        return answers.probed(task, calibration, manifest.probe.outputs)
+    except ValueError as err:
+        raise ArtifactError(f"{where}: its probe does not fit its labels ({err}); publish another checkpoint") from None
+
+
+def check_changeable(where: str, task: Task, option: str) -> None:
+    changeable = task_options(task.options).CHANGEABLE
+    if option not in changeable:
+        raise ConfigError(f"{where}: task {task.options.name!r} trains with its {option!r}; {allowed(option, changeable)}")

@@ -1,0 +1,142 @@
+"""What is broken in a storage path of releases, in sentences, and what mends it where something does."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from medray.errors import MedrayError, UnreachableError
+from medray.records import Move
+from medray.registry.registry import Registry
+from medray.registry.release import Release
+from medray.storage import checkpoint, files
+from medray.storage.store import LocalStore, Store
+
+
+@dataclass(frozen=True)
+class Finding:
+    where: str
+    what: str
+    remedy: str
+    mend: Callable[[], object] | None = None  # None: nothing here can do it
+    is_broken: bool = True  # else a note: everything works
+
+
+def examine(registry: Registry) -> Iterator[Finding]:
+    """Changes nothing. Aliases first, then records, then files, each copy of a checkpoint once."""
+    store = registry.store
+    for name in store.leftovers():
+        yield Finding(
+            f"{store.uri}/{name}", "was left by a process that was killed", "remove it", partial(_remove_leftover, store, name), False
+        )
+    content_ids: dict[str, str] = {}
+    for name in store.names("releases"):
+        if name not in registry.names() or not registry.versions(name):
+            yield _stray(f"{store.uri}/releases/{name}")
+            continue
+        releases: dict[int, Release] = {}
+        for version in registry.versions(name):
+            try:
+                releases[version] = registry.read(name, version)
+            except MedrayError as err:
+                remedy = f"put {version}.json back from a backup; nothing else holds it"
+                yield Finding(f"{store.uri}/releases/{name}/{version}.json", _reason(err), remedy)
+        content_ids |= {release.record.content_id: release.reference for release in releases.values()}
+        for entry in store.names(f"releases/{name}"):
+            if entry != "aliases" and not entry.endswith((".json", ".sig")):
+                yield _stray(f"{store.uri}/releases/{name}/{entry}")
+        for alias in store.names(f"releases/{name}/aliases"):
+            yield from _of_alias(registry, name, alias, releases)
+    for content_id, reference in content_ids.items():
+        yield from _of_checkpoint(registry, content_id, reference)
+
+
+def _of_alias(registry: Registry, name: str, alias: str, releases: dict[int, Release]) -> Iterator[Finding]:
+    store, folder = registry.store, f"releases/{name}/aliases/{alias}"
+    numbers = registry.move_numbers(name, alias)
+    if not numbers:
+        if folder not in store.leftovers():
+            yield _stray(f"{store.uri}/{folder}")
+        return
+    moves: dict[int, Move] = {}
+    broken: dict[int, str] = {}
+    for number in numbers:
+        try:
+            moves[number] = registry.move(name, alias, number)
+        except MedrayError as err:
+            broken[number] = _reason(err)
+    stands = f"it stands on {name}@{moves[max(moves)].version} then" if moves else "it is gone then"
+    for number, reason in broken.items():
+        place = f"{folder}/{number}.json"
+        remedy, is_whole = f"remove this move of {name}@{alias}: {stands}", _may_be_whole(store, place)
+        if is_whole:
+            remedy = f"it may be whole: let this user read it, take the newest medray, or {remedy}"
+        yield Finding(f"{store.uri}/{place}", reason, remedy, None if is_whole else partial(store.remove, place))
+    gaps = sorted(set(range(1, numbers[-1])) - set(numbers))
+    if gaps:
+        what = f"moves {', '.join(map(str, gaps[:10]))} are not there"
+        yield Finding(f"{store.uri}/{folder}", what, "its history has a gap, and everything works", is_broken=False)
+    if not moves:
+        return
+    newest = moves[max(moves)]
+    release = releases.get(newest.version)
+    if release is None:
+        yield Finding(f"{name}@{alias}", f"stands on version {newest.version}, which cannot be read", "point it at another version")
+    elif newest.record is None:
+        yield Finding(
+            f"{name}@{alias}", "is not bound to a record, as an earlier version wrote it", "point it again to bind it", is_broken=False
+        )
+    elif newest.record != release.digest:
+        what = f"the record of {release.reference} was changed after it was pointed there"
+        yield Finding(f"{name}@{alias}", what, "put the record back, or point it again if the change is yours")
+
+
+def _may_be_whole(store: Store, place: str) -> bool:
+    """Whether a move could not be read now, or names a version, as one that a later medray wrote."""
+    try:
+        content = json.loads(store.read(place))
+    except UnreachableError:
+        return True
+    except (MedrayError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("version"), int)
+
+
+def _remove_leftover(store: Store, name: str) -> None:
+    if name in store.leftovers():  # else somebody went on with it since
+        store.remove(name)
+
+
+def _of_checkpoint(registry: Registry, content_id: str, reference: str) -> Iterator[Finding]:
+    name = f"checkpoints/{content_id}"
+    try:
+        checkpoint.verify(registry.store.get_folder(name, anew=True), expected=content_id)
+    except MedrayError as err:
+        copy = _copy(registry, content_id)
+        remedy = f"copy it from {copy}" if copy else f"publish the checkpoint of {reference} again; no other copy is here"
+        mend = partial(registry.store.put_folder, name, copy) if copy else None
+        yield Finding(f"{registry.store.uri}/{name}", _reason(err), remedy, mend)
+
+
+def _copy(registry: Registry, content_id: str) -> Path | None:
+    """A whole checkpoint of this content in the cache or, beside a store in a folder, in a study's run."""
+    places = [files.default_cache() / "checkpoints" / content_id]
+    if isinstance(registry.store, LocalStore):
+        places += [path.parent for path in registry.store.root.glob(f"*/*/trials/*/checkpoints/*/{checkpoint.MANIFEST}")]
+    for place in places:
+        try:
+            checkpoint.verify(place, expected=content_id)
+        except MedrayError:
+            continue
+        return place
+    return None
+
+
+def _stray(where: str) -> Finding:
+    return Finding(where, "is nothing of a release", "it is in nobody's way; remove it if it is not yours", is_broken=False)
+
+
+def _reason(err: MedrayError) -> str:
+    """Without the place and the remedy, which a finding has of its own."""
+    return str(err).rpartition("; ")[0].partition(": ")[2] or str(err)

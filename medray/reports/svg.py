@@ -1,0 +1,231 @@
+"""Marks on a plane and the scales that place them, written as SVG: lines, boxes, dots, text.
+
+Colours are classes, so that a page gives them light and dark; an SVG that stands alone carries the light ones.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Literal
+from xml.etree import ElementTree
+
+Point = tuple[float, float]
+Anchor = Literal["start", "middle", "end"]
+_XML_REFUSES = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 65534, 65535, *range(55296, 57344)])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to places; log scales hold positive values only."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log10(at) for at in (self.low, self.high, value)) if self.is_log else (self.low, self.high, value)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, most: int = 5) -> list[float]:
+        """Round values inside, about `most` of them."""
+        if self.is_log:
+            return self._log_ticks(most)
+        rough = (self.high - self.low) / most
+        size = 10 ** math.floor(math.log10(rough))
+        step = next(times * size for times in (1, 2, 2.5, 5, 10) if times * size >= rough * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        found = [round((first + at) * step, 12) for at in range(most + 3)]
+        return [value for value in found if value <= self.high + step * 1e-9]
+
+    def _log_ticks(self, most: int) -> list[float]:
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        for times in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
+            found = [float(f"{at}e{power}") for power in powers for at in times]
+            found = [value for value in found if self.low * 0.999 <= value <= self.high * 1.001]
+            if len(found) <= most + 1:
+                break
+        if len(found) < 2:
+            return Scale(self.low, self.high, self.start, self.end).ticks(min(most, 3))
+        return found[:: max(1, math.ceil(len(found) / (most + 1)))]
+
+
+def span(values: Sequence[float], *, margin: float = 0.06, low: float | None = None, high: float | None = None) -> tuple[float, float]:
+    """From least to most with some air, kept inside the ends that are given; never of no length."""
+    least, most = min(values), max(values)
+    air = (most - least) * margin or abs(most) * 0.05 or 0.5
+    least, most = least - air, most + air
+    return (least if low is None else max(low, least)), (most if high is None else min(high, most))
+
+
+def log_span(values: Sequence[float], margin: float = 0.08) -> tuple[float, float]:
+    least, most = span([math.log10(value) for value in values], margin=margin)
+    return 10**least, 10**most
+
+
+def tick(value: float) -> str:
+    """A value on an axis, as short as it can be read."""
+    if value and (abs(value) < 0.01 - 1e-9 or abs(value) >= 1e6):
+        power = math.floor(math.log10(abs(value)))
+        if abs(value) >= 1e6 and power < 12:
+            return f"{value / 1e6:g} M" if power < 9 else f"{value / 1e9:g} G"
+        return f"{value / 10**power:g}e{power}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+@dataclass
+class Drawing:
+    """`title` names it, `says` is what a reader who cannot see it is told."""
+
+    title: str
+    says: str
+    width: float
+    height: float
+    marks: list[ElementTree.Element] = field(default_factory=list)
+
+    def line(self, start: Point, end: Point, style: str) -> None:
+        self._add("line", style, x1=start[0], y1=start[1], x2=end[0], y2=end[1])
+
+    def path(self, points: Sequence[Point], style: str) -> None:
+        self._add("polyline", style, points=" ".join(f"{_short(x)},{_short(y)}" for x, y in points), fill="none")
+
+    def box(self, at: Point, width: float, height: float, style: str, *, tip: str = "", opacity: float | None = None) -> None:
+        shade = {} if opacity is None else {"fill-opacity": round(opacity, 3)}
+        self._add("rect", style, tip, x=at[0], y=at[1], width=max(0.0, width), height=max(0.0, height), **shade)
+
+    def dot(self, at: Point, style: str, *, shape: int = 0, size: float = 4, tip: str = "") -> None:
+        """Shapes tell series apart where colours do not: circle, square, diamond, triangle."""
+        x, y = at
+        if shape % 4 == 0:
+            self._add("circle", style, tip, cx=x, cy=y, r=size)
+            return
+        s, d, t = size * 0.9, size * 1.25, size * 1.15
+        corners = {
+            1: [(x - s, y - s), (x + s, y - s), (x + s, y + s), (x - s, y + s)],
+            2: [(x, y - d), (x + d, y), (x, y + d), (x - d, y)],
+            3: [(x, y - t), (x + t, y + t * 0.8), (x - t, y + t * 0.8)],
+        }[shape % 4]
+        self._add("polygon", style, tip, points=" ".join(f"{_short(px)},{_short(py)}" for px, py in corners))
+
+    def text(self, at: Point, content: str, style: str = "", anchor: Anchor = "start") -> None:
+        self._add("text", style, x=at[0], y=at[1], **({} if anchor == "start" else {"text-anchor": anchor}))
+        self.marks[-1].text = _clean(content)
+
+    def svg(self, *, standalone: bool = False) -> str:
+        left, top = (16, 40) if standalone else (0, 0)  # a file of its own has margins, and its title above
+        width, height = self.width + 2 * left, self.height + top + left
+        size = {"viewBox": f"{-left} {-top} {_short(width)} {_short(height)}", "width": _short(width), "height": _short(height)}
+        said = {"role": "img", "aria-label": _clean(f"{self.title}. {self.says}")}
+        root = ElementTree.Element("svg", {**size, **said, **({"xmlns": "http://www.w3.org/2000/svg"} if standalone else {})})
+        if standalone:
+            ElementTree.SubElement(root, "title").text = _clean(self.title)
+            ElementTree.SubElement(root, "style").text = standalone_css()
+            ElementTree.SubElement(root, "rect", {"class": "paper", "x": str(-left), "y": str(-top), "width": "100%", "height": "100%"})
+            ElementTree.SubElement(root, "text", {"class": "strong", "x": "0", "y": "-16"}).text = _clean(self.title)
+        root.extend(self.marks)
+        return ElementTree.tostring(root, encoding="unicode")
+
+    def _add(self, tag: str, style: str, tip: str = "", **attributes: float | str) -> None:
+        held = {name: value if isinstance(value, str) else _short(value) for name, value in attributes.items()}
+        mark = ElementTree.Element(tag, {**({"class": style} if style else {}), **held})
+        if tip:
+            ElementTree.SubElement(mark, "title").text = _clean(tip)
+        self.marks.append(mark)
+
+
+def series(number: int) -> str:
+    """The colour class of a series."""
+    return f"s{number % NUM_SERIES}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _clean(text: str) -> str:
+    return text.translate(_XML_REFUSES)
+
+
+def text_width(text: str, size: float = 12) -> float:
+    """About how wide a text is: a browser's own fonts differ, so room is left."""
+    narrow = sum(char in "iljtf.,:;'|!()[] -" for char in text)
+    return size * (0.64 * (len(text) - narrow) + 0.38 * narrow)
+
+
+def shortened(text: str, room: float, size: float = 12) -> str:
+    """Cut in the middle where it does not fit: names differ at their ends."""
+    if text_width(text, size) <= room:
+        return text
+    keep = len(text)
+    while keep > 4 and text_width(text[:keep], size) > room:
+        keep -= 1
+    head = max(1, keep // 2 - 1)
+    return f"{text[:head]}…{text[-max(1, keep - head - 1) :]}"
+
+
+LIGHT = {
+    "paper": "#ffffff",
+    "raised": "#f6f7f9",
+    "ink": "#16191d",
+    "muted": "#59626d",
+    "rule": "#d9dee4",
+    "faint": "#c3cad3",
+    "accent": "#0a5a9c",
+    "bad": "#a8320a",
+    "s0": "#0a67a8",
+    "s1": "#c4510a",
+    "s2": "#007a5a",
+    "s3": "#9a4f86",
+    "s4": "#8a6d00",
+    "s5": "#2a8fc4",
+}
+DARK = {
+    "paper": "#14171b",
+    "raised": "#1d2126",
+    "ink": "#e8ebee",
+    "muted": "#a3adb8",
+    "rule": "#32383f",
+    "faint": "#4b545e",
+    "accent": "#6db8f2",
+    "bad": "#f59a76",
+    "s0": "#5fb2ee",
+    "s1": "#f0915a",
+    "s2": "#3fc49c",
+    "s3": "#dc9bcb",
+    "s4": "#dcb83c",
+    "s5": "#9ad4f5",
+}
+NUM_SERIES = sum(name[1:].isdigit() for name in LIGHT)
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
+
+
+@cache
+def page_css() -> str:
+    """The sheet of a page, its charts included: light, dark where the reader asks for it, and light again on paper."""
+    light, dark = (";".join(f"--{name}:{value}" for name, value in colours.items()) for colours in (LIGHT, DARK))
+    schemes = f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return f"{schemes}\n{_chart_css()}\n{_sheet('report.css')}".replace("var(--font)", FONT)
+
+
+@cache
+def standalone_css() -> str:
+    """The sheet of a chart in a file of its own; literal colours, which every reader of SVG knows."""
+    css = _chart_css().replace("svg ", "")
+    for name, value in LIGHT.items():
+        css = css.replace(f"var(--{name})", value)
+    return css.replace("var(--font)", FONT)
+
+
+def _chart_css() -> str:
+    colours = "".join(
+        f"svg .line.s{at}{{stroke:var(--s{at})}}svg .fill.s{at}{{fill:var(--s{at})}}svg .open.s{at}{{stroke:var(--s{at})}}svg text.s{at}{{fill:var(--s{at})}}"
+        for at in range(NUM_SERIES)
+    )
+    return _sheet("chart.css") + colours
+
+
+def _sheet(name: str) -> str:
+    return resources.files("medray.reports").joinpath(name).read_text(encoding="utf-8")

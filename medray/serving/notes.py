@@ -1,0 +1,123 @@
+"""What is done to a request's texts before they are answered, and what is said of them with the answer."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from medray.evaluation.novelty import Cloud
+from medray.serving.schemas import Asked, ExtractResponse, InputNote, Request, Response
+from medray.tasks.base.mentions import Found
+from medray.text import identifiers, language
+from medray.text.identifiers import Kind, Masked
+
+_BEYOND = 1.5  # times the length that 99 of 100 texts keep below, or above: a text at the edge is still like them
+_RARE = 0.01  # share of the texts in a language below which it counts as unknown to the release
+
+
+@dataclass(frozen=True)
+class Known:
+    shortest: int  # words; 98 of 100 texts lie between the two
+    longest: int
+    languages: Mapping[str, float]
+
+    @classmethod
+    def of(cls, audit: Mapping[str, Any]) -> Self | None:
+        """None where nothing was kept of the data: trained elsewhere, or before this was."""
+        words, languages = audit.get("words"), audit.get("languages")
+        if not words or not languages:
+            return None
+        total = sum(languages.values())
+        return cls(words["p1"], words["p99"], {name: count / total for name, count in languages.items()})
+
+
+def unlike(text: str, known: Known) -> tuple[str, ...]:
+    """A sentence for each way in which it differs."""
+    said = []
+    count = len(text.split())
+    if count > _BEYOND * known.longest:
+        said.append(f"{count} words are more than the release was trained on: 99 of 100 texts had at most {known.longest}")
+    if _BEYOND * count < known.shortest:
+        said.append(f"{count} words are fewer than the release was trained on: 99 of 100 texts had at least {known.shortest}")
+    found = language.guess(text)
+    if found != language.UNKNOWN and known.languages.get(found, 0.0) < _RARE:
+        usual = sorted(name for name, share in known.languages.items() if name != language.UNKNOWN and share >= _RARE)
+        said.append(f"it reads like language {found!r}, the training texts like " + (", ".join(map(repr, usual)) or "no running text"))
+    return tuple(said)
+
+
+def far(distance: float, cloud: Cloud) -> tuple[str, ...]:
+    """The same of how the model reads it."""
+    if distance <= cloud.limit:
+        return ()
+    return (
+        f"the model reads it as unlike its data: at distance {distance:.2f}, where 99 of 100 validation texts lie within {cloud.limit:.2f}",
+    )
+
+
+_MOST_INLINE = 8_000  # characters: masking them takes about 3 ms, a thread costs a tenth of one
+
+
+@dataclass(frozen=True)
+class MaskedRequest:
+    request: Request
+    texts: Sequence[str]
+    masked: Sequence[Masked]
+
+    def noted(self, response: Response) -> Response:
+        """The answer with what was masked; places of mentions are those of the texts that were sent."""
+        notes = response.notes or (InputNote(),) * len(self.masked)
+        changes: dict[str, object] = {
+            "notes": tuple(note.model_copy(update={"masked": found.counts}) for note, found in zip(notes, self.masked, strict=True))
+        }
+        if isinstance(response, ExtractResponse):
+            changes["predictions"] = tuple(
+                answer.model_copy(update={"mentions": tuple(self._placed(number, one) for one in answer.mentions)})
+                for number, answer in enumerate(response.predictions)
+            )
+        return response.model_copy(update=changes)
+
+    def _placed(self, number: int, mention: Found) -> Found:
+        start, end = self.masked[number].original(mention.start, mention.end)
+        return mention.model_copy(update={"start": start, "end": end, "text": self.texts[number][start:end]})
+
+
+async def mask(request: Request) -> MaskedRequest:
+    texts = _texts(request)
+    found = await _masked(texts)
+    changed = {"text": found[0].text} if request.text is not None else {"inputs": tuple(one.text for one in found)}
+    return MaskedRequest(request.model_copy(update=changed), texts, found)
+
+
+async def mask_conversation(asked: Asked) -> tuple[Asked, dict[Kind, int]]:
+    found = await _masked([message.content for message in asked.messages])
+    messages = tuple(replace(message, content=masked.text) for message, masked in zip(asked.messages, found, strict=True))
+    counts: Counter[Kind] = Counter()
+    for masked in found:
+        counts.update(masked.counts)
+    return replace(asked, messages=messages), dict(counts)
+
+
+async def _masked(texts: Sequence[str]) -> list[Masked]:
+    """Long texts are masked in a thread, so that other requests are answered meanwhile."""
+    if sum(map(len, texts)) <= _MOST_INLINE:
+        return list(map(identifiers.mask, texts))
+    return await asyncio.to_thread(lambda: list(map(identifiers.mask, texts)))
+
+
+def flagged(request: Request, response: Response, known: Known | None) -> Response:
+    """The answer with what is unlike the training; of a release whose data nothing is known of, as it is."""
+    if known is None:
+        return response
+    texts = _texts(request)
+    notes = response.notes or (InputNote(),) * len(texts)
+    said = (
+        note.model_copy(update={"unlike_training": (*unlike(text, known), *note.unlike_training)})
+        for text, note in zip(texts, notes, strict=True)
+    )
+    return response.model_copy(update={"notes": tuple(said)})
+
+
+def _texts(request: Request) -> Sequence[str]:
+    return (request.text,) if request.text is not None else request.inputs or ()

@@ -1,0 +1,287 @@
+"""OpenAI's completion routes over a service that talks: whole answers, and server-sent events. Knows no Ray."""
+
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
+
+from medray.serving import notes
+from medray.serving.openai_schemas import (
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    Spoken,
+    TextChoice,
+    Usage,
+    chat_logprobs,
+    completion_logprobs,
+)
+from medray.serving.schemas import CHAT_PATH, COMPLETION_PATH, SEAM, Begun, Limits, Refused, Said
+from medray.serving.service import Event, Events, Service, body, choose, error, request_id
+from medray.text.identifiers import Kind
+from medray.types import TokenLogprob
+
+log = logging.getLogger(__name__)
+PATHS = (CHAT_PATH, COMPLETION_PATH)
+_LEFT = 499  # as nginx says it: the client was gone before its answer
+_FAILED = 500
+Logprobs = tuple[TokenLogprob, ...]
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How one of the two routes says a whole answer, and a piece of it from a place in the text on."""
+
+    prefix: str
+    whole: Callable[[Fields, str, Logprobs, str], BaseModel]
+    piece: Callable[[Fields, str, Logprobs, str | None, int], BaseModel]
+    opening: Callable[[Fields], BaseModel] | None
+    closing: Callable[[Fields], BaseModel]
+
+
+def _text(fields: Fields, text: str, logprobs: Logprobs, finish: str | None, start: int = 0) -> Completion:
+    choice = TextChoice(text=text, logprobs=completion_logprobs(logprobs, start), finish_reason=finish)
+    return Completion(**fields, choices=(choice,))
+
+
+def _chat(fields: Fields, text: str, logprobs: Logprobs, finish: str) -> ChatCompletion:
+    choice = ChatChoice(message=Spoken(content=text), logprobs=chat_logprobs(logprobs), finish_reason=finish)
+    return ChatCompletion(**fields, choices=(choice,))
+
+
+def _chat_piece(fields: Fields, text: str, logprobs: Logprobs, finish: str | None, start: int) -> ChatCompletionChunk:
+    delta = ChatDelta(delta={"content": text} if text else {}, logprobs=chat_logprobs(logprobs), finish_reason=finish)
+    return ChatCompletionChunk(**fields, choices=(delta,))
+
+
+_CHAT = _Shape(
+    "chatcmpl",
+    _chat,
+    _chat_piece,
+    lambda fields: ChatCompletionChunk(**fields, choices=(ChatDelta(delta={"role": "assistant", "content": ""}),)),
+    lambda fields: ChatCompletionChunk(**fields, choices=()),
+)
+_TEXT = _Shape("cmpl", _text, _text, None, lambda fields: Completion(**fields, choices=()))
+
+
+def add_routes(
+    api: FastAPI,
+    service: Service,
+    limits: Limits,
+    *,
+    with_disclaimer: bool,
+    mask_identifiers: bool,
+    errors: dict[int | str, dict[str, Any]],
+) -> None:
+    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        if len(asked.messages) > limits.messages:
+            number = request_id(request.headers)
+            service.record(Event(number, "", 400, 0.0))
+            message = f"messages: at most {limits.messages} are read; leave out the oldest"
+            return error(Refused(400, "invalid_request", message, param="messages"), number)
+        return await _answer(service, _CHAT, asked, request, with_disclaimer, mask_identifiers)
+
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        return await _answer(service, _TEXT, asked, request, with_disclaimer, mask_identifiers)
+
+    streamed = {
+        "content": {"text/event-stream": {}},
+        "description": "the answer; in pieces where `stream` is true",
+    }
+    responses = errors | {200: streamed}
+    api.add_api_route(CHAT_PATH, chat_completions, methods=["POST"], response_model=ChatCompletion, responses=responses)
+    api.add_api_route(COMPLETION_PATH, completions, methods=["POST"], response_model=Completion, responses=responses)
+
+
+async def _answer(
+    service: Service, shape: _Shape, asked: ChatRequest | CompletionRequest, request: Request, with_disclaimer: bool, mask_identifiers: bool
+) -> Response:
+    number = request_id(request.headers)
+    start = time.perf_counter()
+    chosen = choose(service.references, asked.model)
+    if isinstance(chosen, Refused):
+        service.record(Event(number, "", chosen.status, time.perf_counter() - start))
+        return error(chosen, number)
+    wanted, masked = await notes.mask_conversation(asked.asked()) if mask_identifiers else (asked.asked(), None)
+    call = _Call(service, shape, service.talk(chosen, wanted), number, chosen, start, with_disclaimer, asked.include_usage, masked)
+    if asked.stream:
+        first = await call.first()
+        headers = {"x-request-id": number, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        return error(first, number) if isinstance(first, Refused) else _EventStream(call, first, headers)
+    found = await call.whole()
+    if isinstance(found, Refused):
+        return error(found, number)
+    return Response(found.model_dump_json(), media_type="application/json", headers={"x-request-id": number})
+
+
+@dataclass
+class _Call:
+    """One request: what was said so far, and one record of it however it ends."""
+
+    service: Service
+    shape: _Shape
+    events: Events
+    number: str
+    model: str
+    start: float
+    with_disclaimer: bool
+    include_usage: bool
+    masked: dict[Kind, int] | None = None
+    begun: Begun | None = None
+    ended: Said | None = None
+    num_tokens: int = 0
+    first_token_s: float | None = None
+    closed: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def first(self) -> Begun | Refused:
+        status = _LEFT  # unless something else happens below
+        try:
+            found = await anext(self.events)
+            assert not isinstance(found, Said)
+            status = found.status if isinstance(found, Refused) else 0
+        except Exception:
+            status = _FAILED
+            raise
+        finally:
+            if status:
+                await self.close(status)
+        if isinstance(found, Begun):
+            self.begun = found
+            self.first_token_s = time.perf_counter() - self.start if found.first_token_s is None else found.first_token_s
+        return found
+
+    async def rest(self) -> AsyncGenerator[Said | Refused, None]:
+        status = _LEFT
+        try:
+            async for item in self.events:
+                assert not isinstance(item, Begun)
+                if isinstance(item, Refused):
+                    status = item.status
+                    yield item
+                    return
+                self.num_tokens += item.num_tokens
+                if item.finish:
+                    self.ended, status = item, 200
+                yield item
+            if self.ended is None:
+                status = _FAILED
+                yield Refused(_FAILED, "internal_error", "the answer broke off")
+        except Exception as err:  # the boundary of an answer that has begun: its status was sent
+            status = _FAILED
+            log.error("%s while an answer was told", type(err).__name__)
+            yield Refused(_FAILED, "internal_error", "the answer broke off; the server's log has the cause")
+        finally:
+            await self.close(status)
+
+    async def whole(self) -> BaseModel | Refused:
+        first = await self.first()
+        if isinstance(first, Refused):
+            return first
+        pieces: list[str] = []
+        logprobs: Logprobs = ()
+        async for item in self.rest():
+            if isinstance(item, Refused):
+                return item
+            pieces.append(item.text)
+            logprobs += item.logprobs
+        assert self.ended is not None
+        assert self.ended.finish is not None
+        text = "".join(pieces) + self._last_words()
+        return self.shape.whole(self._fields(usage=self._usage(), **self._conclusion()), text, logprobs, self.ended.finish)
+
+    async def stream(self, begun: Begun) -> AsyncGenerator[str, None]:
+        place = 0
+        rest = self.rest()
+        try:
+            if self.shape.opening:
+                yield _event(self.shape.opening(self._fields()))
+            async for item in rest:
+                if isinstance(item, Refused):
+                    yield f"data: {json.dumps(body(item).model_dump())}\n\n"
+                    return
+                if item.text or item.logprobs:
+                    yield _event(self.shape.piece(self._fields(), item.text, item.logprobs, None, place))
+                    place += len(item.text)
+            assert self.ended is not None
+            if self._last_words():
+                yield _event(self.shape.piece(self._fields(), self._last_words(), (), None, place))
+            yield _event(self.shape.piece(self._fields(**self._conclusion()), "", (), self.ended.finish, place))
+            if self.include_usage:
+                yield _event(self.shape.closing(self._fields(usage=self._usage())))
+            yield "data: [DONE]\n\n"
+        finally:
+            await rest.aclose()
+
+    def _last_words(self) -> str:
+        assert self.begun is not None
+        return SEAM + self.begun.disclaimer if self.with_disclaimer and self.begun.ends_with_disclaimer else ""
+
+    def _fields(self, **others: Any) -> Fields:
+        assert self.begun is not None
+        fields = {"id": f"{self.shape.prefix}-{self.number}", "created": self.created, "model": self.model}
+        return {**fields, "release": self.begun.release, "version": self.begun.version, **others}
+
+    def _conclusion(self) -> Fields:
+        assert self.begun is not None
+        assert self.ended is not None
+        return {"outcome": self.ended.outcome, "disclaimer": self.begun.disclaimer, "masked": self.masked}
+
+    def _usage(self) -> Usage:
+        assert self.begun is not None
+        read = self.begun.prompt_tokens
+        return Usage(prompt_tokens=read, completion_tokens=self.num_tokens, total_tokens=read + self.num_tokens)
+
+    async def close(self, status: int) -> None:
+        """Once: what it ended with is what it is recorded as."""
+        if self.closed:
+            return
+        self.closed = True
+        begun, ended = self.begun, self.ended
+        self.service.record(
+            Event(
+                self.number,
+                self.model,
+                status,
+                time.perf_counter() - self.start,
+                begun.release if begun else "",
+                begun.version if begun else 0,
+                outcome=ended.outcome if ended else None,
+                prompt_tokens=begun.prompt_tokens if begun else 0,
+                completion_tokens=self.num_tokens,
+                first_token_s=self.first_token_s,
+            )
+        )
+        await self.events.aclose()
+
+
+class _EventStream(StreamingResponse):
+    media_type = "text/event-stream"
+
+    def __init__(self, call: _Call, begun: Begun, headers: dict[str, str]) -> None:
+        self.call, self.events = call, call.stream(begun)
+        super().__init__(self.events, headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A client that leaves, even between two pieces, ends the generation."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.events.aclose()
+            await self.call.close(_LEFT)
+
+
+def _event(found: BaseModel) -> str:
+    return f"data: {found.model_dump_json()}\n\n"

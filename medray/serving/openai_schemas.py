@@ -1,0 +1,267 @@
+"""Requests and answers of OpenAI's completion routes, with our fields beside theirs. What we do not know is ignored, as new clients send it."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from medray.serving.schemas import Asked
+from medray.text.identifiers import Kind
+from medray.types import Message, Sampling, TokenLogprob
+
+_MODEL = "the release that answers; may be left out where one is served"
+_OTHERWISE = {  # what would change the answer if it were obeyed, and the values that ask for nothing
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "audio": (),
+    "modalities": (["text"],),
+}
+_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+_Text = Annotated[str, StringConstraints(min_length=1)]
+_Words = Annotated[str, StringConstraints(min_length=0)]  # a constraint has pydantic refuse half of a surrogate pair
+_Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+_GREEDY = 0.01  # temperatures below it divide logits into infinities
+_LEAST_TOP_P = 1e-6  # as a 32-bit float still more than nothing
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class StreamOptions(_Lenient):
+    include_usage: bool = False
+
+
+class Part(_Lenient):
+    type: Literal["text"]
+    text: _Words
+
+
+class ChatMessage(_Lenient):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: _Words | Annotated[tuple[Part, ...], Field(fail_fast=True)]
+
+    def message(self) -> Message:
+        said = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(_ROLES[self.role], said)
+
+
+class _Request(_Lenient):
+    model: str | None = Field(None, description=_MODEL)
+    max_tokens: int | None = Field(None, ge=1, description="tokens of the answer; the release's own number where not given")
+    temperature: float | None = Field(None, ge=0, le=2, description="0, which is greedy, where not given; below 0.01 it is 0")
+    top_p: float | None = Field(None, gt=0, le=1, description="below 0.000001 it is that")
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: _Stop | Annotated[tuple[_Stop, ...], Field(max_length=4, fail_fast=True)] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, raw: Any) -> Any:
+        if isinstance(raw, dict):
+            for name, nothing in _OTHERWISE.items():
+                if raw.get(name) is not None and raw[name] not in nothing:
+                    raise ValueError(f"{name} is not supported here; leave it out" + (f", or {nothing[0]}" if name == "n" else ""))
+        return raw
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @abstractmethod
+    def conversation(self) -> tuple[Message, ...]: ...
+
+    @property
+    @abstractmethod
+    def num_logprobs(self) -> int | None: ...
+
+    def asked(self) -> Asked:
+        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
+        sampling = Sampling(
+            temperature=self.temperature if self.temperature and self.temperature >= _GREEDY else 0.0,
+            top_p=1.0 if self.top_p is None else max(self.top_p, _LEAST_TOP_P),
+            seed=self.seed,
+            stop=stop,
+            logprobs=self.num_logprobs,
+        )
+        return Asked(self.conversation(), sampling, self.max_tokens, whole=not self.stream)
+
+
+class ChatRequest(_Request):
+    messages: Annotated[tuple[ChatMessage, ...], Field(fail_fast=True)] = Field(
+        min_length=1, description="the last one is the user's; a system message is added after ours"
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.messages[-1].role != "user":
+            raise ValueError(f"the last message must be the user's, found {self.messages[-1].role}")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs true")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def conversation(self) -> tuple[Message, ...]:
+        return tuple(message.message() for message in self.messages)
+
+    def asked(self) -> Asked:
+        found = super().asked()
+        return Asked(found.messages, found.sampling, self.max_completion_tokens or self.max_tokens, found.whole)
+
+
+class CompletionRequest(_Request):
+    prompt: _Text | tuple[_Text] = Field(description="one text: what the user says in a conversation of one turn")
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def conversation(self) -> tuple[Message, ...]:
+        return (Message("user", self.prompt if isinstance(self.prompt, str) else self.prompt[0]),)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Usage(_Body):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopLogprob(_Body):
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None
+
+
+class ContentLogprob(TopLogprob):
+    top_logprobs: tuple[TopLogprob, ...]
+
+
+class ChatLogprobs(_Body):
+    content: tuple[ContentLogprob, ...]
+    refusal: None = None
+
+
+class CompletionLogprobs(_Body):
+    tokens: tuple[str, ...]
+    token_logprobs: tuple[float, ...]
+    top_logprobs: tuple[dict[str, float], ...]
+    text_offset: tuple[int, ...]
+
+
+class Spoken(_Body):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None  # OpenAI's field for words of their own; whether an answer refuses, `outcome` says
+
+
+class ChatChoice(_Body):
+    index: Literal[0] = 0
+    message: Spoken
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str
+
+
+class ChatDelta(_Body):
+    index: Literal[0] = 0
+    delta: dict[str, str]
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class TextChoice(_Body):
+    index: Literal[0] = 0
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(_Body):
+    """What every answer has: theirs first, then ours."""
+
+    id: str
+    created: int
+    model: str
+    usage: Usage | None = None
+    release: str
+    version: int
+    outcome: Literal["answered", "refused"] | None = Field(None, description="whether the whole answer is a refusal; known at its end")
+    disclaimer: str | None = None
+    masked: dict[Kind, int] | None = Field(
+        None, description="identifiers that were masked in the messages, by kind, where that is switched on"
+    )
+
+
+class ChatCompletion(_Answer):
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: tuple[ChatChoice, ...]
+
+
+class ChatCompletionChunk(_Answer):
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: tuple[ChatDelta, ...]
+
+
+class Completion(_Answer):
+    """Also a piece of one, when it is streamed."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: tuple[TextChoice, ...]
+
+
+def chat_logprobs(found: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+    if not found:
+        return None
+    return ChatLogprobs(
+        content=tuple(
+            ContentLogprob(
+                token=one.text,
+                logprob=one.logprob,
+                bytes=_bytes(one.text),
+                top_logprobs=tuple(TopLogprob(token=text, logprob=value, bytes=_bytes(text)) for text, value in one.top),
+            )
+            for one in found
+        )
+    )
+
+
+def completion_logprobs(found: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs | None:
+    if not found:
+        return None
+    lengths = [len(one.text) for one in found]
+    return CompletionLogprobs(
+        tokens=tuple(one.text for one in found),
+        token_logprobs=tuple(one.logprob for one in found),
+        top_logprobs=tuple(dict(one.top) for one in found),
+        text_offset=tuple(offset + sum(lengths[:at]) for at in range(len(found))),
+    )
+
+
+def _bytes(text: str) -> tuple[int, ...] | None:
+    """None where the token alone is no text: part of a character."""
+    return None if "\ufffd" in text else tuple(text.encode())

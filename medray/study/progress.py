@@ -1,0 +1,202 @@
+"""How a study goes, while it goes: one live table in a terminal, plain lines anywhere else, one a minute at least."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from medray.data.progress import Heartbeat
+from medray.evaluation.metrics import higher_is_better
+from medray.records import TrialRecord
+from medray.study.session import Watcher
+from medray.training import status
+from medray.training.assignment import VALIDATION
+from medray.training.status import TRAINING, Status
+
+_STARTING = "starting its process"
+_MOST_ROWS = 20  # of the live table: the trials that run, and the latest that ended
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Several, who are told the same."""
+
+    held: Sequence[Watcher]
+
+    def planned(self, num_trials: int) -> None:
+        for watcher in self.held:
+            watcher.planned(num_trials)
+
+    def begun(self, record: TrialRecord) -> None:
+        for watcher in self.held:
+            watcher.begun(record)
+
+    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        for watcher in self.held:
+            watcher.told(record, row)
+
+    def ended(self, record: TrialRecord) -> None:
+        for watcher in self.held:
+            watcher.ended(record)
+
+
+@dataclass
+class Shown:
+    record: TrialRecord
+    begun: float
+    epoch: int | None = None
+    value: float | None = None  # at the latest evaluation
+    best: float | None = None
+    seconds: float | None = None  # that it took, once it has ended
+    status: Status | None = None  # while it runs
+
+
+@dataclass
+class Progress:
+    metric: str
+    console: Console
+    num_before: int = 0  # trials that had ended when this process began
+    trials_dir: Path | None = None  # where trials write how far they are
+    every_s: float = 45.0  # without a line, one for each trial that runs
+    num_trials: int = 0
+    shown: dict[str, Shown] = field(default_factory=dict)
+    live: Live | None = None
+
+    def __post_init__(self) -> None:
+        self.heart = Heartbeat(self._say, state=self._lines, every_s=self.every_s)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=2, get_renderable=self._render)
+            self.live.__enter__()
+        self.heart.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.heart.__exit__(*error)
+        if self.live:
+            self.live.__exit__(*error)
+
+    def stage(self, what: str) -> None:
+        """Name what the study does now, beside its trials."""
+        self.heart.stage(what)
+
+    def planned(self, num_trials: int) -> None:
+        self.num_trials = num_trials
+
+    def begun(self, record: TrialRecord) -> None:
+        self._shown(record).record = record
+
+    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        found = self._shown(record)
+        value = row[VALIDATION + self.metric]
+        found.epoch, found.value = row["epoch"], value
+        found.best = value if found.best is None else self._better(found.best, value)
+        self.heart.say(
+            f"{record.trial}  epoch {row['epoch']}  step {row['step']}  train loss {row['train_loss']:.4f}"
+            f"  validation {self.metric} {value:.4f}  {row['tokens_per_s']:,.0f} tokens/s  {self._summary()}"
+        )
+
+    def ended(self, record: TrialRecord) -> None:
+        found = self._shown(record)
+        found.record, found.seconds = record, time.monotonic() - found.begun
+        self.heart.say(f"{record.trial}  {record.status}" + (f": {record.error}" if record.error else ""))
+
+    def _shown(self, record: TrialRecord) -> Shown:
+        return self.shown.setdefault(record.trial, Shown(record, time.monotonic()))
+
+    def _running(self) -> list[Shown]:
+        """The trials that run, as they are now."""
+        running = [found for found in list(self.shown.values()) if found.record.status == "running"]
+        if self.trials_dir:
+            for found in running:
+                found.status = status.read(self.trials_dir / found.record.trial)
+        return running
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the last trial ends, by the steps of those that run and the time of those that ended here.
+
+        One that ended without an evaluation was only looked up: it says nothing.
+        """
+        now, running = time.monotonic(), self._running()
+        left = {found.record.trial: found.status.left_s for found in running if found.status and found.status.left_s is not None}
+        took = [found.seconds for found in list(self.shown.values()) if found.seconds is not None and found.epoch is not None]
+        took = took or [now - found.begun + left[found.record.trial] for found in running if found.record.trial in left]
+        if not took:
+            return None
+        mean = sum(took) / len(took)
+        waiting = max(0, self.num_trials - self.num_before - len(self.shown))
+        rest = waiting * mean + sum(left.get(found.record.trial, max(0.0, mean - (now - found.begun))) for found in running)
+        return rest / max(1, len(running))
+
+    def _better(self, one: float, other: float) -> float:
+        return max(one, other) if higher_is_better(self.metric) else min(one, other)
+
+    def _summary(self) -> str:
+        ended = self.num_before + sum(found.record.status != "running" for found in list(self.shown.values()))
+        said = f"{ended}/{self.num_trials} trials ended"
+        reached = {name: found.best for name, found in list(self.shown.items()) if found.best is not None}
+        if reached:
+            best = min(reached, key=lambda name: -reached[name] if higher_is_better(self.metric) else reached[name])
+            said = f"best so far {reached[best]:.4f} ({best})  {said}"
+        return said + (f"  about {_duration(eta_s)} to go" if (eta_s := self.eta_s) else "")
+
+    def _say(self, line: str) -> None:
+        if not self.live:
+            print(line, flush=True)
+
+    def _lines(self) -> list[str]:
+        """How far each trial is that runs; none where none does."""
+        running = self._running()
+        lines = [f"{found.record.trial}  {_where(found.status)}" for found in running]
+        return [*lines, self._summary()] if lines else []
+
+    def _render(self) -> Group:
+        running = self._running()
+        table = Table(box=None, pad_edge=False)
+        for column in ("trial", "epoch", "step", "loss", "tokens/s", self.metric, "best", "left", ""):
+            table.add_column(column, justify="left" if column in ("trial", "") else "right")
+        ended = [found for found in list(self.shown.values()) if found.record.status != "running"]
+        for found in ended[-max(1, _MOST_ROWS - len(running)) :]:
+            figures = ("" if value is None else f"{value:.4f}" for value in (found.value, found.best))
+            table.add_row(found.record.trial, str(found.epoch or ""), "", "", "", *figures, "", found.record.status)
+        for found in running:
+            figures = ("" if value is None else f"{value:.4f}" for value in (found.value, found.best))
+            now = found.status or Status(_STARTING)
+            table.add_row(
+                found.record.trial,
+                str(now.epoch or found.epoch or ""),
+                f"{now.step}/{now.num_steps}" if now.step else "",
+                "" if now.loss is None else f"{now.loss:.4f}",
+                "" if now.tokens_per_s is None else f"{now.tokens_per_s:,.0f}",
+                *figures,
+                _duration(now.left_s),
+                now.stage,
+            )
+        waiting = [] if running else [Text(self.heart.waiting)]
+        return Group(table, Text(self._summary()), *waiting) if self.shown else Group(*waiting)
+
+
+def _where(now: Status | None) -> str:
+    """A trial's state in a line."""
+    if now is None:
+        return _STARTING
+    parts = [] if now.stage == TRAINING else [now.stage]
+    if now.step:
+        parts += [f"epoch {now.epoch}", f"step {now.step}/{now.num_steps}", f"loss {now.loss:.4f}", f"{now.tokens_per_s:,.0f} tokens/s"]
+    if now.left_s is not None:
+        parts.append(f"about {_duration(now.left_s)} to go")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

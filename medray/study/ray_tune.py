@@ -1,0 +1,195 @@
+"""Between Ray Tune and the search: one Tuner a study, whose searcher, scheduler and callback all ask the same pure `Search`."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import PlacementGroupFactory
+from ray.tune.callback import Callback
+from ray.tune.execution import class_cache
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from medray.storage import files
+from medray.study import trial_actor as trials
+from medray.study.placement import Placement
+from medray.study.session import Row, Session
+
+log = logging.getLogger(__name__)
+_PATIENCE_S = 30.0
+
+
+def run(session: Session, placements: Sequence[Placement]) -> None:
+    """Run trials until the search has no more."""
+    session.search.start()
+    # On a full disk it would tell at length, with tracebacks, that Tune cannot store a state of its own, which nobody reads.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+    # Tune gives keys of AWS to its actors as a runtime environment, which Ray's agent writes into its log. Trials need none.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
+    is_done = False
+    while not is_done:
+        reason = _fit(session, placements)
+        if session.full:
+            raise session.full
+        has_more = session.requeue(reason)
+        is_done = reason is None and not has_more
+
+
+def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
+    """Why Tune stopped before the search came to its end, if it did."""
+    num_at_once = min(placement.num_at_once for placement in placements)
+    launcher = "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
+    tuner = tune.Tuner(
+        tune.with_resources(trials.start, _resources),
+        tune_config=tune.TuneConfig(
+            search_alg=_Searcher(session, num_at_once),
+            scheduler=_Scheduler(session),
+            num_samples=-1,
+            # A driver that Ray Train still holds cannot be used again: Tune would lose the trial that is given to it without a word.
+            reuse_actors=launcher == "inline",
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{sum(1 for _ in session.run.folder.glob('tune-*')) + 1}",  # a resumed study has several
+            storage_path=str(session.run.folder),
+            callbacks=[_Callback(session)],
+            failure_config=tune.FailureConfig(max_failures=session.study.resources.max_failures),
+            verbose=0,
+        ),
+    )
+    started = threading.Event()
+    session.on_start = started.set
+    least = min(placements, key=lambda placement: placement.least_workers * placement.cpus)
+    threading.Thread(target=_tell_waiting, args=(started, least), daemon=True).start()
+    try:
+        tuner.fit()
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and what the runtime makes of SIGTERM: the trials' processes train on
+        session.interrupt()
+        raise
+    except Exception as err:  # Tune knows a process that died, but not one that Ray ended for want of memory: it gives up
+        if not _is_out_of_memory(err):
+            raise
+        return "its machine ran out of memory, and Ray ended its process or one beside it"
+    finally:
+        started.set()
+    return None
+
+
+def _is_out_of_memory(err: BaseException | None) -> bool:
+    while err is not None:
+        if isinstance(err, ray.exceptions.OutOfMemoryError):
+            return True
+        err = err.__cause__
+    return False
+
+
+def _tell_waiting(started: threading.Event, placement: Placement) -> None:
+    """A study that waits for others' CPUs or GPUs says so: Tune and Train would wait in silence."""
+    cpus, gpus = placement.least_workers * placement.cpus, placement.least_workers * placement.gpus
+    for _ in range(10):  # what an earlier search of this study held comes back a moment after its end
+        free = ray.available_resources()  # before the first trial takes any
+        if free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus:
+            return
+        if started.wait(0.2):
+            return
+    while not started.wait(_PATIENCE_S):
+        log.warning(
+            "no trial has reported yet: one takes %g CPU(s) and %g GPU(s), and %g and %g were free at the start; other jobs hold the rest",
+            cpus,
+            gpus,
+            free.get("CPU", 0),
+            free.get("GPU", 0),
+        )
+
+
+def _resources(config: dict[str, Any]) -> PlacementGroupFactory:
+    if config["launcher"] == "inline":
+        return PlacementGroupFactory([{"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}])
+    # A driver that held a CPU would take it from the workers that it waits for.
+    return PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
+
+
+class _Shell:
+    """What the search decides lies in the study's run; Tune's own pickles of these hold nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_Shell, Searcher):
+    """Proposes as many trials as run at once. Tune's own limit counts a trial that Tune gave up as one that runs, for ever."""
+
+    def __init__(self, session: Session, num_at_once: int) -> None:
+        super().__init__()
+        self.session, self.num_at_once = session, num_at_once
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if len(self.session.under_way) >= self.num_at_once:
+            return None
+        with self.session.halting():
+            if (found := self.session.next()) is not None:
+                return found
+        return Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
+        """The callback hears of it with more detail."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_bytes(b"")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """A study goes on from its run's records."""
+
+
+class _Scheduler(_Shell, FIFOScheduler):
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Row) -> str:
+        with self.session.halting():
+            if self.session.told(_name(trial), result):
+                return TrialScheduler.CONTINUE
+        return TrialScheduler.STOP
+
+
+class _Callback(_Shell, Callback):
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.given_up: set[str] = set()  # ids of Tune's trials
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Tune calls nothing for a trial whose process it could not use again (Ray 2.60): its status alone shows it."""
+        for trial in trials:
+            if trial.status == TuneTrial.ERROR and trial.trial_id not in self.given_up:
+                self.given_up.add(trial.trial_id)
+                if _name(trial) in self.session.under_way:
+                    with self.session.halting():
+                        self.session.lost(_name(trial))
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        with self.session.halting():
+            self.session.begun(_name(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        with self.session.halting():
+            self.session.ended(_name(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        how = "it raised" if isinstance(error, ray.exceptions.RayTaskError) else "its process died:"
+        with self.session.halting():
+            if files.is_full(error):  # found by Tune's or Train's own writing
+                raise files.full(self.session.run.folder)
+            self.session.ended(_name(trial), error=f"{how} {str(error).strip().splitlines()[-1]}")
+
+
+def _name(trial: TuneTrial) -> str:
+    name: str = trial.config["assignment"]["trial"]
+    return name

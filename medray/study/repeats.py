@@ -1,0 +1,71 @@
+"""Finalists trained again: with other seeds, or on the other folds of the data. Pure, and in the place of a `Search` once that is over."""
+
+from collections.abc import Mapping, Sequence
+
+from medray.config.study import StudyConfig, TrialConfig
+from medray.evaluation.leaderboard import Entry
+from medray.records import TrialRecord
+from medray.study.search import Proposal
+
+
+def planned(study: StudyConfig, finalists: Sequence[Entry], records: Mapping[str, TrialRecord]) -> list[Proposal]:
+    """What is still to be trained of each finalist, whose own trial is the first seed or fold."""
+    split, found = study.data.split, []
+    for entry in finalists:
+        trial = records[entry.name]
+        for number in range(1, split.folds if split.is_pooled else study.search.num_seeds):
+            seed, fold = (0, number) if split.is_pooled else (number, 0)
+            found.append(Proposal(trial.base, trial.number, trial.settings, of=trial.trial, seed=seed, fold=fold))
+    return found
+
+
+def config_of(study: StudyConfig, record: TrialRecord) -> TrialConfig:
+    """What a trial computes: its base model's settings, what was searched, its seed and its fold."""
+    config = study.trial(study.base_models[record.base], record.settings)
+    if study.data.split.is_pooled:
+        split = config.data.split.model_copy(update={"fold": record.fold})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
+    return config.model_copy(update={"seed": config.seed + record.seed})
+
+
+class Repeats:
+    """A list of trials and no choice: nothing is stopped before the finalist was."""
+
+    def __init__(self, proposals: Sequence[Proposal], limits: Mapping[str, float], metric: str, *, num_before: int = 0) -> None:
+        self.metric, self.limits = metric, limits  # epochs that a finalist was stopped after
+        self.num_before = num_before  # trials of the search, which whoever watches has counted
+        self.spent_s = 0.0
+        self._left = list(proposals)
+        self._known = {proposal.name: proposal for proposal in proposals}
+        self._of: dict[str, str] = {}
+
+    @property
+    def num_trials(self) -> int:
+        return self.num_before + len(self._known)
+
+    @property
+    def seconds(self) -> float:
+        """The time budget is the search's."""
+        return self.spent_s
+
+    def owns(self, record: TrialRecord) -> bool:
+        return record.of is not None and record.trial in self._known
+
+    def start(self) -> None:
+        pass
+
+    def next(self) -> Proposal | None:
+        return self._left.pop(0) if self._left else None
+
+    def recall(self, proposal: Proposal) -> None:
+        self._left = [left for left in self._left if left.name != proposal.name]
+
+    def begin(self, trial: str, proposal: Proposal) -> None:
+        assert proposal.of is not None
+        self._of[trial] = proposal.of
+
+    def observe(self, trial: str, epochs: float, value: float) -> bool:
+        return epochs < self.limits.get(self._of[trial], float("inf"))
+
+    def complete(self, trial: str, settings: dict[str, object], *, failed: bool) -> None:
+        pass

@@ -1,0 +1,230 @@
+"""One search as it runs: its trials' records, what Tune is given next, and what it tells. Tune itself is in `tuner`."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from medray.config.load import public
+from medray.config.study import StudyConfig, TrialConfig
+from medray.errors import DiskFullError, MedrayError
+from medray.records import TrialRecord
+from medray.storage import files
+from medray.study.placement import Placement
+from medray.study.repeats import config_of
+from medray.study.run import Run, slugs
+from medray.study.search import Plan, Proposal
+from medray.training import stop
+from medray.training.assignment import FAILED, FULL, VALIDATION, Assignment
+
+Row = dict[str, Any]
+log = logging.getLogger(__name__)
+_LOST = "Ray Tune gave it up without a result or an error"
+_LEAST_LOSSES = 2  # by Tune, without a new evaluation, before a trial is a failed one
+_LOOK_S = 0.1
+
+
+class Watcher(Protocol):
+    """Whoever shows how the search goes."""
+
+    def planned(self, num_trials: int) -> None: ...
+
+    def begun(self, record: TrialRecord) -> None: ...
+
+    def told(self, record: TrialRecord, row: Row) -> None: ...
+
+    def ended(self, record: TrialRecord) -> None: ...
+
+
+class Session:
+    """One search as it runs: which trial is what, and what is still to be done."""
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        run: Run,
+        search: Plan,
+        *,
+        material: Callable[[TrialConfig], Path],
+        placement: Callable[[TrialConfig], Placement],
+        watcher: Watcher,
+        retry_failed: bool = False,
+    ) -> None:
+        self.study, self.run, self.search = study, run, search
+        self.material, self.placement, self.watcher = material, placement, watcher
+        self.names = slugs([base.source for base in study.base_models])
+        self.on_start: Callable[[], None] = lambda: None
+        self.records: dict[str, TrialRecord] = {}
+        self.under_way: set[str] = set()  # trials that Tune has
+        self.stopped: set[str] = set()
+        self.halted = Counter[str]()  # how often each trial was under way when Tune stopped before its time, and came no further since
+        self.reached: dict[str, float] = {}  # the epochs of each trial's last evaluation
+        self.full: DiskFullError | None = None  # why the search was ended before its time
+        self._unfinished = self._replay(retry_failed)
+
+    @contextmanager
+    def halting(self) -> Iterator[None]:
+        """A disk that is full ends the search, not its trials: their records are left as they are, for a resume."""
+        try:
+            yield
+        except (OSError, DiskFullError) as err:
+            if not files.is_full(err):
+                raise
+            self.full = err if isinstance(err, DiskFullError) else files.full(self.run.folder)
+
+    def next(self) -> dict[str, Any] | None:
+        """What Tune is to run next: first what an earlier process left, then what the search proposes."""
+        while not self.full and (record := self._unfinished.pop(0) if self._unfinished else self._proposed()):
+            self._keep(record)
+            self.watcher.planned(self.search.num_trials)
+            try:
+                assigned = self._assigned(record)
+                self.under_way.add(record.trial)
+                return assigned
+            except MedrayError as err:  # settings that exclude each other, or data that they cannot read
+                self.ended(record.trial, error=str(err))
+        return None
+
+    def _proposed(self) -> TrialRecord | None:
+        proposal = self.search.next()
+        if proposal is None:
+            return None
+        record = TrialRecord(
+            trial=proposal.name or f"{self.names[proposal.base]}-{proposal.number:03d}",
+            base_model=self.study.base_models[proposal.base].source,
+            base=proposal.base,
+            number=proposal.number,
+            settings=proposal.settings,
+            of=proposal.of,
+            seed=proposal.seed,
+            fold=proposal.fold,
+        )
+        self.search.begin(record.trial, proposal)
+        return record
+
+    def _assigned(self, record: TrialRecord) -> dict[str, Any]:
+        self._keep(record.model_copy(update={"started_at": time.time(), "first_step_at": None}))
+        config = config_of(self.study, record)
+        placement = self.placement(config)
+        resources = config.resources.model_copy(update={"cpus_per_worker": int(placement.cpus) or 1, "gpus_per_worker": placement.gpus})
+        config = config.model_copy(update={"resources": resources})
+        folder = self.run.trial_dir(record.trial)
+        assignment = Assignment(record.trial, public(config), str(self.material(config)), str(folder))
+        return {
+            "assignment": assignment.as_dict(),
+            "launcher": placement.launcher,
+            "num_workers": placement.num_workers,
+            "placement": config.resources.placement,
+            "cpus": placement.cpus,
+            "gpus": placement.gpus,
+            "max_failures": config.resources.max_failures,
+            "storage_path": str(self.run.folder / "train"),
+        }
+
+    def told(self, trial: str, row: Row) -> bool:
+        """An evaluation; whether the trial goes on."""
+        self.on_start()
+        if FULL in row:
+            raise DiskFullError(row[FULL])
+        if self.full:
+            return False
+        record = self.records[trial]
+        if FAILED in row:
+            self._keep(record.model_copy(update={"status": "failed", "error": row[FAILED]}))
+            return True
+        if record.first_step_at is None:
+            known = {name: row[name] for name in ("first_step_at", "num_parameters", "num_trainable")}
+            record = self._keep(record.model_copy(update=known))
+        if row["epochs"] > self.reached.get(trial, 0):
+            self.reached[trial] = row["epochs"]
+            del self.halted[trial]
+        goes_on = self.search.observe(trial, row["epochs"], row[VALIDATION + self.search.metric])
+        self.run.write_spent(self.search.seconds)
+        self.watcher.told(record, row)
+        if goes_on or row["is_last"]:
+            return True
+        self.stopped.add(trial)
+        # Written now: a study that is killed before the trial has ended must not train it on.
+        self._keep(record.model_copy(update={"status": "stopped"}))
+        return False
+
+    def begun(self, trial: str) -> None:
+        self.watcher.begun(self.records[trial])
+
+    def ended(self, trial: str, error: str | None = None) -> None:
+        self.under_way.discard(trial)
+        if self.full:
+            return
+        record = self.records[trial]
+        error = error or record.error
+        status = "failed" if error else "stopped" if trial in self.stopped else "finished"
+        record = self._keep(record.model_copy(update={"status": status, "error": error, "ended_at": time.time()}))
+        self.search.complete(trial, record.settings, failed=error is not None)
+        self.watcher.ended(record)
+
+    def interrupt(self) -> None:
+        """Wait until the trials under way have stored their state after the step they are in, or for `resources.grace_s`."""
+        folders = [self.run.trial_dir(trial) for trial in sorted(self.under_way)]
+        for folder in folders:
+            stop.request(folder)
+        grace_s = self.study.resources.grace_s
+        if not any(map(stop.is_pending, folders)):
+            return
+        log.warning("interrupted: each trial ends its step and stores its state, in at most %g s; once more ends it at once", grace_s)
+        deadline = time.monotonic() + grace_s
+        while waiting := [folder.name for folder in folders if stop.is_pending(folder)]:
+            if time.monotonic() > deadline:
+                log.warning("no state within resources.grace_s %g: %s; each goes on from its last one", grace_s, ", ".join(waiting))
+                return
+            time.sleep(_LOOK_S)
+
+    def requeue(self, reason: str | None) -> bool:
+        """Queue every trial again that was under way when Tune stopped; whether any trial is queued."""
+        for trial in [trial for trial in self.records if trial in self.under_way]:
+            self.lost(trial, reason)
+        return bool(self._unfinished)
+
+    def lost(self, trial: str, reason: str | None = None) -> None:
+        """Queue a trial again that Tune gave up; it goes on from its last stored state, as often as a study allows without a new evaluation.
+
+        Which of several caused their end is not known; one that gets further did not, and is not counted for another's failures.
+        Without a reason no trial caused it: then also where a study allows no failure.
+        """
+        self.under_way.discard(trial)
+        record = self.records[trial]
+        if record.status != "running":
+            return
+        self.halted[trial] += 1
+        num_allowed = self.study.resources.max_failures
+        if self.halted[trial] > (num_allowed if reason else max(num_allowed, _LEAST_LOSSES)):
+            self.ended(trial, error=reason or _LOST)
+        else:
+            log.warning("%s: %s; it goes on from its last stored state", trial, reason or _LOST)
+            self._unfinished.append(record)
+
+    def _keep(self, record: TrialRecord) -> TrialRecord:
+        self.records[record.trial] = record
+        self.run.write(record)
+        return record
+
+    def _replay(self, retry_failed: bool) -> list[TrialRecord]:
+        """Tell the search what an earlier process saw; the trials that it did not finish come back."""
+        unfinished = []
+        self.search.spent_s = self.run.spent_s()
+        for record in filter(self.search.owns, self.run.records()):
+            if retry_failed and record.status == "failed":
+                record = record.model_copy(update={"status": "running", "error": None, "ended_at": None})
+            proposal = Proposal(record.base, record.number, record.settings, record.of, record.seed, record.fold)
+            self.search.recall(proposal)
+            self.search.begin(record.trial, proposal)
+            for row in self.run.history(record.trial):
+                self.search.observe(record.trial, row["epochs"], row["metrics"][self.search.metric])
+            self.records[record.trial] = record
+            if record.status == "running":
+                unfinished.append(record)
+            else:
+                self.search.complete(record.trial, record.settings, failed=record.status == "failed")
+        return unfinished

@@ -1,0 +1,89 @@
+"""What tasks that find mentions share: their route with its forms, their figures, and what a checkpoint keeps of their answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+
+from medray.config.schema import Section
+from medray.errors import DataError
+from medray.evaluation import mentions as scorer
+from medray.evaluation.bootstrap import Tallies
+from medray.evaluation.metrics import Metrics
+from medray.tasks.base.protocol import TextRequest
+from medray.types import DISCLAIMER, Example, Prediction
+
+PATHS = ("/v1/extract",)
+Metric = Literal["mention_f1", "mention_f1_overlap"]
+
+
+class Request(TextRequest):
+    """One text, or several inputs."""
+
+
+class Found(Section):
+    """`text[start:end]` of the text that was sent."""
+
+    start: int
+    end: int
+    text: str
+    kind: str
+    confidence: float | None = Field(description="of a tagger: how sure its least sure word is; null where a language model wrote it")
+
+
+class Answer(Section):
+    mentions: tuple[Found, ...] = Field(description="in the order of the text")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The kinds that were found."""
+        return tuple(dict.fromkeys(found.kind for found in self.mentions))
+
+
+class Response(Section):
+    predictions: tuple[Answer, ...]
+    disclaimer: str = DISCLAIMER
+
+
+def respond(predictions: Sequence[Prediction]) -> Response:
+    said = (
+        (Found(start=m.start, end=m.end, text=m.text, kind=m.kind, confidence=m.confidence) for m in row.mentions) for row in predictions
+    )
+    return Response(predictions=tuple(Answer(mentions=tuple(row)) for row in said))
+
+
+def kinds_of(examples: Sequence[Example], task: str) -> tuple[str, ...]:
+    """An annotated row has the kinds of its mentions as labels."""
+    kinds = tuple(sorted({label for example in examples for label in example.labels}))
+    if not kinds:
+        raise DataError(f"no row has a mention: task {task} needs annotated texts (data.format spans or pubtator)")
+    return kinds
+
+
+def check_annotated(train: Sequence[Example], task: str) -> None:
+    """Labels alone could be those of a classification."""
+    if train and not any(example.mentions for example in train):
+        raise DataError(f"no training row has a mention: task {task} needs annotated texts (data.format spans or pubtator)")
+
+
+def tallies(predictions: Sequence[Prediction], examples: Sequence[Example], rates: Mapping[str, tuple[str, str]] | None = None) -> Tallies:
+    assert [row.row_id for row in predictions] == [example.id for example in examples]
+    return scorer.tally(
+        [row.row_id for row in predictions], _rows(predictions, examples), rates or {}, [row.figures for row in predictions]
+    )
+
+
+def score(
+    predictions: Sequence[Prediction], examples: Sequence[Example], kinds: Sequence[str], rates: Mapping[str, tuple[str, str]] | None = None
+) -> Metrics:
+    return scorer.score(tallies(predictions, examples, rates), _rows(predictions, examples), kinds)
+
+
+def keep(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Where mentions are, without their words."""
+    return [replace(row, text="", mentions=tuple(replace(found, text="") for found in row.mentions)) for row in predictions]
+
+
+def _rows(predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[scorer.Row]:
+    return [(example.mentions, row.mentions) for row, example in zip(predictions, examples, strict=True)]

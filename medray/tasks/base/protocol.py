@@ -1,0 +1,210 @@
+"""What a task promises: it turns examples into rows, outputs into a loss, and answers into figures. It loads no model."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from medray import plugins
+from medray.config.schema import PluginOptions, validate
+from medray.errors import ArtifactError
+from medray.evaluation.bootstrap import Answers
+from medray.evaluation.metrics import Metrics
+from medray.types import Encoded, Example, Head, Message, Needs, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medray.types import Engine
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from medray.config.schema import Section
+
+Outcome = Literal["answered", "refused"]
+Spans = Sequence[tuple[int, int]]  # of one row, each from its first token to behind its last
+
+
+class TaskOptions(PluginOptions):
+    NEEDS: ClassVar[Needs] = "head"  # what is asked of a base, known before its data is read
+    CHANGEABLE: ClassVar[tuple[str, ...]] = ()  # what a release may have otherwise than its training
+
+    def bring(self, num_train: int) -> list[Example]:
+        """Rows that the task adds to the data, each naming its side; `num_train` are the data's own that train."""
+        return []
+
+    def samples(self) -> list[Example]:
+        """Prompts of the user's own, which the report shows with answers from before and after training."""
+        return []
+
+
+class Task(Protocol):
+    """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`.
+
+    One that is served says at which `PATHS`, and has a `Request` and a `Response`.
+    """
+
+    @property
+    def options(self) -> Any: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the columns of probabilities and truth stand for. Without any, answers are texts: nothing is calibrated or sliced by label."""
+        ...
+
+    @classmethod
+    def fit(cls, options: Any, examples: Sequence[Example]) -> Self:
+        """Learn what the data decides (the label set); examples of every split, texts unused."""
+        ...
+
+    @classmethod
+    def restore(cls, options: Any, state: Mapping[str, Any]) -> Self: ...
+
+    def learn(self, train: Sequence[Example]) -> Self:
+        """The task with what it takes from training rows (examples for a prompt); itself where it takes nothing."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON; it travels in the checkpoint's manifest."""
+        ...
+
+    def head(self) -> Head | None: ...
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
+        """Rows as the model reads them. The answer is never cut; what was truncated says so."""
+        ...
+
+    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Each training row's share of a step; what `loss` returns as weight, known before the step."""
+        ...
+
+    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
+        """What `loss` reads of a micro-batch beside `weights` (float, per row, which the loop adds)."""
+        ...
+
+    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[Spans] | None:
+        """Of a language model's rows, which tokens are answers: logits are made for these alone. None with a head."""
+        ...
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
+        """Per row (weighted sum, weight): never a mean, which micro-batching would change."""
+        ...
+
+    def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]: ...
+
+    def probe(self, engine: "Engine", examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+        """What the model says to examples, before anything is decided: a row of figures each, the same after every reload."""
+        ...
+
+    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
+        """The task with what is fitted on validation (thresholds); itself where there is nothing to fit."""
+        ...
+
+    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """The predictions with labels by this task's current rule; probabilities stay."""
+        ...
+
+    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+        """What a checkpoint keeps of its predictions: no text, but what `score` and `answers` need of it."""
+        ...
+
+    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+        """The labels that are right, a row an example and a column a label."""
+        ...
+
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
+        """Truth and predictions side by side, for intervals and comparisons."""
+        ...
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
+
+    def examples(self, request: Any) -> list[Example]:
+        """What an HTTP request asks, one example an answer."""
+        ...
+
+    def respond(self, predictions: Sequence[Prediction]) -> Any: ...
+
+
+def task_options(options: PluginOptions) -> TaskOptions:
+    assert isinstance(options, TaskOptions), f"the options of task {options.name} are no TaskOptions"
+    return options
+
+
+@runtime_checkable
+class Chatting(Protocol):
+    """A task that answers conversations has these besides; its options hold `system`, `max_new_tokens` and `disclaimer`."""
+
+    @property
+    def options(self) -> Any: ...
+
+    def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> tuple[int, ...]:
+        """The task's system prompt first, one of the messages after it, as many turns as fit beside an answer of so many tokens."""
+        ...
+
+    def count_tokens(self, examples: Sequence[Example], tokenizer: Any) -> list[int]:
+        """Of each whole conversation with its answer, before anything is cut."""
+        ...
+
+    def outcome(self, text: str) -> Outcome: ...
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A task whose `probe` says how likely each label is has this besides."""
+
+    def read_probe(self, outputs: npt.NDArray[np.float64]) -> list[Prediction]:
+        """The answers that outputs of `probe` stand for, before calibration."""
+        ...
+
+
+def needs_of(options: PluginOptions) -> Needs:
+    return options.NEEDS if isinstance(options, TaskOptions) else "head"
+
+
+def fit(options: PluginOptions, examples: Sequence[Example], train: Sequence[Example] = ()) -> Task:
+    """`examples` of every split, texts unused; `train` are training rows."""
+    task: Task = plugins.find("tasks", options.name).Task.fit(options, examples)
+    return task.learn(train)
+
+
+def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
+    """The task as a manifest describes it."""
+    name = str(options.get("name"))
+    module = plugins.find("tasks", name)
+    parsed = validate(module.Options, dict(options), where=f"task {name}")
+    try:
+        task: Task = module.Task.restore(parsed, state)
+    except (KeyError, TypeError, ValueError) as err:
+        raise ArtifactError(
+            f"task {name}: its state cannot be restored ({type(err).__name__} {err}); publish the checkpoint again"
+        ) from None
+    return task
+
+
+_MOST_KEYS = 20
+
+
+class TextRequest(Section):
+    text: str | None = Field(None, min_length=1)
+    # The first wrong one is enough: an error for each of a megabyte of them takes seconds.
+    inputs: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(fail_fast=True)] | None = Field(None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and len(raw) > _MOST_KEYS:
+            raise ValueError(f"has more than {_MOST_KEYS} keys")
+        return raw
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.text is None) == (self.inputs is None):
+            raise ValueError("give exactly one of text and inputs")
+        return self
+
+    def examples(self) -> list[Example]:
+        """One an answer, by position."""
+        texts = [self.text] if self.text is not None else self.inputs or ()
+        return [Example(str(position), text) for position, text in enumerate(texts)]

@@ -1,0 +1,3 @@
+from medray.tasks.extraction.task import Options, Task
+
+__all__ = ["Options", "Task"]

@@ -1,0 +1,164 @@
+"""A list of mentions as JSON: written as an answer, and read from what a model wrote, mended where that can be done. Pure.
+
+What is read is then looked up in the text: a mention is a span of it, or none.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from medray.types import Mention
+
+_TEXT_KEYS = ("text", "mention", "name", "disease", "entity")
+_KIND_KEYS = ("kind", "type", "label")
+_CLOSING = {'"': '"', "'": "'", "“": "”", "‘": "’"}
+_MOST_STARTS = 20  # brackets at which a list is looked for
+_HYPHENS = r"\-\u2010-\u2015"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    text: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    items: tuple[Item, ...]
+    outcome: Literal["valid", "repaired", "invalid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grounded:
+    mentions: tuple[Mention, ...]  # in the order of the text
+    num_dropped: int  # items that stand nowhere in it, or not once more, or are of no kind that is known
+
+
+def write(mentions: Sequence[Mention], kinds: Sequence[str]) -> str:
+    """Every mention in the order of the text; of one kind its words alone, else with its kind."""
+    if len(kinds) == 1:
+        return json.dumps([found.text for found in mentions], ensure_ascii=False)
+    return json.dumps([{"text": found.text, "kind": found.kind} for found in mentions], ensure_ascii=False)
+
+
+def read(text: str) -> Listed:
+    """Strict JSON is valid; a list with text around it, other quotes, a comma too many or no end is mended; the rest is invalid."""
+    try:
+        whole = json.loads(text)
+        if isinstance(whole, list):
+            return Listed(tuple(map(_item, whole)), "valid")
+    except (ValueError, RecursionError):
+        pass
+    starts = [match.start() for match in re.finditer(r"\[", text)][:_MOST_STARTS]
+    for start in starts:
+        try:
+            found, _ = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        if all(isinstance(held, str | dict) for held in found):
+            return Listed(tuple(map(_item, found)), "repaired")
+    for start in starts[:1]:
+        loose = list(_loose(text, start + 1))
+        if loose:
+            return Listed(tuple(item for item in loose if item), "repaired")
+    return Listed((), "invalid")
+
+
+def ground(text: str, items: Sequence[Item], kinds: Sequence[str], *, every: bool = False) -> Grounded:
+    """The spans that the items name: case and hyphens do not matter, words do.
+
+    An item that comes again takes the next place of its name, or with `every` each takes all places. Longer names choose first:
+    what is inside one is no mention of its own.
+    """
+    taken: list[Mention] = []
+    dropped = 0
+    for item in sorted(items, key=lambda item: -len(item.text)):
+        kind, all_places = _kind(item, kinds), _places(text, item.text)
+        free = [(start, end) for start, end in all_places if all(end <= held.start or held.end <= start for held in taken)]
+        if kind is None or not (free or (every and all_places)):
+            dropped += 1
+            continue
+        same = [place for place in free if text[slice(*place)] == item.text]
+        for start, end in free if every else (same or free)[:1]:
+            taken.append(Mention(start, end, text[start:end], kind))
+    return Grounded(tuple(sorted(taken, key=lambda found: found.start)), dropped)
+
+
+def _item(held: Any) -> Item:
+    if not isinstance(held, dict):
+        return Item(held if isinstance(held, str) else json.dumps(held))
+    values = {str(key).lower(): value for key, value in held.items() if isinstance(value, str)}
+    kind = next((values[key] for key in _KIND_KEYS if key in values), None)
+    others = [value for key, value in values.items() if key not in _KIND_KEYS]
+    return Item(next((values[key] for key in _TEXT_KEYS if key in values), others[0] if others else ""), kind)
+
+
+def _loose(text: str, at: int) -> Iterator[Item | None]:
+    """Items behind an opening bracket, as far as they are whole; at the closing one None, which says that it was there."""
+    while at < len(text):
+        mark = text[at]
+        if mark == "]":
+            yield None
+            return
+        if mark in _CLOSING:
+            value, end = _string(text, at)
+            if end is None:
+                return  # half a name is none
+            yield Item(value)
+            at = end
+        elif mark == "{":
+            end = text.find("}", at)
+            if end < 0:
+                return
+            yield _item(_pairs(text[at + 1 : end]))
+            at = end + 1
+        elif mark.isspace() or mark == ",":
+            at += 1
+        else:
+            match = re.compile(r"([^,\[\]{}\n]+)(?=[,\]])").match(text, at)
+            if match is None:
+                return
+            yield Item(match.group(1).strip())
+            at = match.end()
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Names and values of an object, in any quotes."""
+    found, at = [], 0
+    while at < len(text):
+        if text[at] in _CLOSING:
+            value, end = _string(text, at)
+            if end is None:
+                break
+            found.append(value)
+            at = end
+        else:
+            at += 1
+    return dict(zip(found[::2], found[1::2], strict=False))
+
+
+def _string(text: str, at: int) -> tuple[str, int | None]:
+    """What stands in quotes, and where it ends: at a quote behind which a list goes on, since names have apostrophes."""
+    closing = re.escape(_CLOSING[text[at]])
+    match = re.compile(rf"((?:\\.|[^\\])*?){closing}(?=\s*(?:[,\]}}:]|$)|\s+[\"“])", re.DOTALL).match(text, at + 1)
+    if match is None:
+        return "", None
+    return re.sub(r"\\(.)", r"\1", match.group(1)), match.end()
+
+
+def _kind(item: Item, kinds: Sequence[str]) -> str | None:
+    """As the item says it, in any case; of one kind whatever it says."""
+    if len(kinds) == 1:
+        return kinds[0]
+    return next((kind for kind in kinds if item.kind and kind.lower() == item.kind.strip().lower()), None)
+
+
+def _places(text: str, name: str) -> list[tuple[int, int]]:
+    parts = [part for part in re.split(rf"[\s{_HYPHENS}]+", name.strip()) if part]
+    if not parts:
+        return []
+    letters = (rf"[{_HYPHENS}]?".join(map(re.escape, part)) for part in parts)
+    pattern = r"(?<!\w)" + rf"[\s{_HYPHENS}]*".join(letters) + r"(?!\w)"
+    return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]

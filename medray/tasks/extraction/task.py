@@ -1,0 +1,235 @@
+"""Mentions by a causal language model that writes them as a JSON list: asked as it is, with examples in the prompt, or fine-tuned.
+
+It loads no model. A mention is a span of the text; what the model lists and the text does not hold is dropped and counted.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from medray.errors import ConfigError, DataError
+from medray.evaluation.bootstrap import Tallies
+from medray.evaluation.metrics import Metrics
+from medray.tasks.base import mentions as _mentions
+from medray.tasks.base.mentions import PATHS as PATHS
+from medray.tasks.base.mentions import Request as Request
+from medray.tasks.base.mentions import Response as Response
+from medray.tasks.base.protocol import Spans, TaskOptions
+from medray.tasks.extraction import json_list
+from medray.text.prompts import Prompt, answers, prompts
+from medray.text.template import Template
+from medray.types import Encoded, Example, Mention, Needs, Prediction, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medray.types import Engine
+
+
+Floats = npt.NDArray[np.float64]
+RATES = {
+    "invalid_json_rate": ("invalid", "rows"),
+    "repaired_json_rate": ("repaired", "rows"),
+    "dropped_mention_rate": ("dropped", "listed"),
+}
+BEGINNING = "["
+_BETWEEN = "\n\n"  # instruction, examples and the row
+
+
+class Options(TaskOptions):
+    NEEDS: ClassVar[Needs] = "language model"
+    FIXED = ("name", "metric", "num_examples")
+    name: Literal["extraction"]
+    metric: _mentions.Metric = Field("mention_f1", description="figure on the validation split that epochs and trials are chosen by")
+    instruction: str = Field(
+        "List the diseases that the abstract names, in its own words, as a JSON list of strings. If it names none, the list is empty.",
+        description="what stands above everything; may be empty",
+    )
+    prompt: str = Field(
+        "Abstract: {text}\nDiseases:",
+        description="what the model reads of a row, with its {text}; in examples too. Where it ends with '[' the list is begun for the model",
+    )
+    answer: str = Field(" {mentions}", description="what follows the prompt, with the JSON list of {mentions}")
+    num_examples: int = Field(0, ge=0, description="training rows that stand in the prompt with their answers, the same for every row")
+    occurrences: Literal["listed", "all"] = Field(
+        "listed", description="a name stands for one place of the text each time it is listed, or for all of its places"
+    )
+    max_length: int = Field(1024, ge=1, description="tokens of prompt and answer; the row's text is cut to fit, nothing else")
+    max_answer: int = Field(128, ge=1, description="of these, tokens of the answer: so many are generated at most")
+    stop: tuple[str, ...] = Field((_BETWEEN,), description="texts that end a generated answer")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        Template.parse(self.prompt).around("text")
+        lead, _ = Template.parse(self.answer).around("mentions")
+        if self.is_begun and lead:
+            raise ValueError(f"prompt {self.prompt!r} and answer {self.answer!r}: behind '[' the list goes on at once, with '{{mentions}}'")
+        if self.max_answer >= self.max_length:
+            raise ValueError(f"max_answer {self.max_answer} and max_length {self.max_length}: the answer must leave room for a prompt")
+        return self
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the prompt holds the list's opening bracket: a model that was not trained for lists then writes one."""
+        return self.prompt.endswith(BEGINNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    options: Options
+    kinds: tuple[str, ...]
+    shots: tuple[Example, ...] = ()  # texts and mentions of training rows
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    @classmethod
+    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
+        return cls(options, _mentions.kinds_of(examples, options.name))
+
+    def learn(self, train: Sequence[Example]) -> Self:
+        """Its examples, from training rows alone."""
+        _mentions.check_annotated(train, self.options.name)
+        return replace(self, shots=choose(train, self.options.num_examples))
+
+    @classmethod
+    def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
+        shots = (Example("", held["text"], mentions=tuple(Mention(**found) for found in held["mentions"])) for held in state["shots"])
+        return cls(options, tuple(state["kinds"]), tuple(shots))
+
+    def state(self) -> dict[str, Any]:
+        shots = [{"text": shot.text, "mentions": [asdict(found) for found in shot.mentions]} for shot in self.shots]
+        return {"kinds": list(self.kinds), "shots": shots}
+
+    def head(self) -> None:
+        return None
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
+        """Prompt and answer; of a text that is cut the answer names what is left."""
+        found = self._prompts(examples, tokenizer)
+        left = [_left(example.mentions, prompt.dropped) for example, prompt in zip(examples, found, strict=True)]
+        said = self._answers([self._written(mentions) for mentions in left], tokenizer)
+        rows = []
+        for example, prompt, ids in zip(examples, found, said, strict=True):
+            if len(ids) > self.options.max_answer:
+                where, limit = example.where or example.id, self.options.max_answer
+                raise DataError(
+                    f"{where}: its {len(example.mentions)} mentions are an answer of {len(ids)} tokens; task.max_answer is {limit}"
+                )
+            rows.append(Encoded(example.id, (*prompt.tokens, *ids), (len(ids),), prompt.truncated))
+        return rows
+
+    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
+        return np.array([count for (count,) in targets], dtype=np.float64)
+
+    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[Spans]:
+        return [((length - count, length),) for (count,), length in zip(targets, lengths, strict=True)]
+
+    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
+        return {}
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
+        """`outputs` are logits of the places before each answer token, row by row."""
+        import torch.nn.functional as F
+
+        losses = F.cross_entropy(outputs.float(), batch["answer_tokens"], reduction="none")
+        weights = batch["weights"].to(losses)
+        return losses.new_zeros(len(weights)).index_add(0, batch["answer_rows"], losses), weights
+
+    def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+        read = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)]
+        texts = [""] * len(read)
+        for chunk in engine.generate(read, Sampling(max_tokens=self.options.max_answer, stop=self.options.stop)):
+            texts[chunk.index] += chunk.text
+        return [self.read(example, text) for example, text in zip(examples, texts, strict=True)]
+
+    def read(self, example: Example, text: str) -> Prediction:
+        """What a generated text says about a row."""
+        listed = json_list.read(BEGINNING + text if self.options.is_begun else text)
+        found = json_list.ground(example.text, listed.items, self.kinds, every=self.options.occurrences == "all")
+        figures = {
+            "rows": 1.0,
+            "invalid": float(listed.outcome == "invalid"),
+            "repaired": float(listed.outcome == "repaired"),
+            "listed": float(len(listed.items)),
+            "dropped": float(found.num_dropped),
+        }
+        return Prediction(example.id, (), (), text=text, mentions=found.mentions, figures=figures)
+
+    def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
+        """How likely two answers are: a generated one would hide small differences."""
+        said = self._answers([self._written(mentions) for mentions in ((), (Mention(0, 1, "carcinoma", self.kinds[0]),))], engine.tokenizer)
+        return engine.score([prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)], said).astype(np.float64)
+
+    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
+        return self
+
+    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        return list(predictions)
+
+    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+        return _mentions.keep(predictions)
+
+    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+        return np.zeros((len(examples), 0), dtype=np.bool_)
+
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
+        return _mentions.tallies(predictions, examples, RATES)
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
+        return _mentions.score(predictions, examples, self.kinds, RATES)
+
+    def examples(self, request: Request) -> list[Example]:
+        return request.examples()
+
+    def respond(self, predictions: Sequence[Prediction]) -> Response:
+        return _mentions.respond(predictions)
+
+    def around(self) -> tuple[str, str]:
+        """What stands before and behind the text of every row: instruction and examples are the same for all."""
+        before, after = Template.parse(self.options.prompt).around("text")
+        first, last = Template.parse(self.options.answer).around("mentions")
+        shown = [f"{before}{shot.text}{after}{first}{self._written(shot.mentions)}{last}" for shot in self.shots]
+        return _BETWEEN.join([*filter(None, [self.options.instruction]), *shown, before]), after
+
+    def _prompts(self, examples: Sequence[Example], tokenizer: Any) -> list[Prompt]:
+        options, texts = self.options, [example.text for example in examples]
+        if options.num_examples and not self.shots:
+            raise ConfigError(f"task.num_examples {options.num_examples}: there were no training rows to take them from")
+        return prompts(texts, tokenizer, around=self.around(), max_length=options.max_length, answer=options.max_answer, keep="start")
+
+    def _written(self, mentions: Sequence[Mention]) -> str:
+        return json_list.write(mentions, self.kinds).removeprefix(BEGINNING if self.options.is_begun else "")
+
+    def _answers(self, lists: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("task extraction: the tokenizer of this base model has no end of sequence, which ends an answer")
+        template, after = Template.parse(self.options.answer), self.around()[1]
+        return answers([template.render({"mentions": said}) for said in lists], tokenizer, lead=after or "a", end=True)
+
+
+def choose(train: Sequence[Example], num: int) -> tuple[Example, ...]:
+    """Of the rows with mentions and of those without, one in three, the shorter half in an order that their ids decide."""
+    empty = _shorter([example for example in train if not example.mentions])[: num // 3]
+    named = _shorter([example for example in train if example.mentions])[: num - len(empty)]
+    chosen = sorted([*named, *empty], key=_order)
+    return tuple(Example("", example.text, mentions=example.mentions) for example in chosen)
+
+
+def _shorter(examples: Sequence[Example]) -> list[Example]:
+    median = sorted(len(example.text) for example in examples)[len(examples) // 2] if examples else 0
+    return sorted((example for example in examples if len(example.text) <= median), key=_order)
+
+
+def _order(example: Example) -> str:
+    return hashlib.sha256(f"shot\x00{example.id}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _left(mentions: Sequence[Mention], dropped: tuple[int, int] | None) -> list[Mention]:
+    return [found for found in mentions if dropped is None or found.end <= dropped[0] or dropped[1] <= found.start]

@@ -1,0 +1,171 @@
+"""Mentions by a head that tags each token of an encoder or decoder: B-, I- or O, read in windows. It loads no model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from medray.errors import DataError
+from medray.evaluation.bootstrap import Tallies
+from medray.evaluation.metrics import Metrics
+from medray.tasks.base import mentions as _mentions
+from medray.tasks.base.mentions import PATHS as PATHS
+from medray.tasks.base.mentions import Request as Request
+from medray.tasks.base.mentions import Response as Response
+from medray.tasks.base.protocol import TaskOptions
+from medray.tasks.tagging.bio import mentions_of, tag, tags_of, words
+from medray.text.windows import Located, located
+from medray.types import Encoded, Example, Head, Needs, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medray.types import Engine
+
+
+Floats = npt.NDArray[np.float64]
+_UNCOUNTED = -100  # of a token without a tag of its own: a special one, a blank, or one that another window answers for
+
+
+class Options(TaskOptions):
+    NEEDS: ClassVar[Needs] = "token head"
+    FIXED = ("name", "metric")
+    name: Literal["tagging"]
+    metric: _mentions.Metric = Field("mention_f1", description="figure on the validation split that epochs and trials are chosen by")
+    max_length: int = Field(512, ge=1, description="tokens of a window, special tokens included; longer texts are read in several")
+    window_overlap: int = Field(32, ge=0, description="tokens that neighbouring windows share")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.window_overlap >= self.max_length:
+            raise ValueError(f"window_overlap {self.window_overlap} and max_length {self.max_length}: the overlap must be the smaller")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    options: Options
+    kinds: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tags_of(self.kinds)
+
+    @classmethod
+    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
+        return cls(options, _mentions.kinds_of(examples, options.name))
+
+    def learn(self, train: Sequence[Example]) -> Self:
+        _mentions.check_annotated(train, self.options.name)
+        return self
+
+    @classmethod
+    def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
+        return cls(options, tuple(state["kinds"]))
+
+    def state(self) -> dict[str, Any]:
+        return {"kinds": list(self.kinds)}
+
+    def head(self) -> Head:
+        return Head(self.tags, per_token=True)
+
+    def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
+        """A row a window; each token's tag is in the one window that answers for it."""
+        rows = []
+        for example, text in zip(examples, self._located(examples, tokenizer), strict=True):
+            if not text.windows[0]:
+                raise DataError(f"{example.where or example.id}: there is no token in the text")
+            given = self._tagged(example, text)
+            owners = text.owners()
+            for number, (tokens, places) in enumerate(zip(text.windows, text.places, strict=True)):
+                target = tuple(given[place] if place >= 0 and owners[place] == number else _UNCOUNTED for place in places)
+                rows.append(Encoded(example.id, tokens, target))
+        return rows
+
+    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
+        """The tokens that count; one at least, so that no step weighs nothing."""
+        return np.array([max(1, sum(tag != _UNCOUNTED for tag in target)) for target in targets], dtype=np.float64)
+
+    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
+        import torch
+
+        return {"tags": torch.tensor([tag for target in targets for tag in target])}
+
+    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> None:
+        return None
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
+        """The sum over a row's tokens; which token a tag is for is told by the mask, on whichever side padding is."""
+        import torch.nn.functional as F
+
+        rows, places = batch["attention_mask"].nonzero(as_tuple=True)
+        losses = F.cross_entropy(outputs.logits[rows, places].float(), batch["tags"], reduction="none", ignore_index=_UNCOUNTED)
+        weights = batch["weights"].to(losses)
+        return losses.new_zeros(len(weights)).index_add(0, rows, losses), weights
+
+    def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+        if not examples:
+            return []
+        texts = self._located(examples, engine.tokenizer)
+        outputs = iter(engine.token_logits([window for text in texts for window in text.windows]))
+        found = []
+        for example, text in zip(examples, texts, strict=True):
+            logits = np.zeros((len(text.offsets), len(self.tags)))
+            owners = text.owners()
+            for number, places in enumerate(text.places):
+                for place, row in zip(places, next(outputs), strict=True):
+                    if place >= 0 and owners[place] == number:
+                        logits[place] = row
+            said = words(example.text, text.offsets)
+            means = np.array([logits[list(word.tokens)].mean(axis=0) for word in said]).reshape(-1, len(self.tags))
+            mentions = mentions_of(example.text, said, np.exp(means - np.logaddexp.reduce(means, axis=1, keepdims=True)), self.tags)
+            found.append(Prediction(example.id, (), (), mentions=mentions))
+        return found
+
+    def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
+        """Of the first window, each tag's mean and highest output."""
+        outputs = engine.token_logits([text.windows[0] for text in self._located(examples, engine.tokenizer)])
+        return np.array([np.concatenate([rows.mean(axis=0), rows.max(axis=0)]) for rows in outputs], dtype=np.float64)
+
+    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
+        return self
+
+    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        return list(predictions)
+
+    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+        return _mentions.keep(predictions)
+
+    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+        return np.zeros((len(examples), 0), dtype=np.bool_)
+
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
+        return _mentions.tallies(predictions, examples)
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
+        return _mentions.score(predictions, examples, self.kinds)
+
+    def examples(self, request: Request) -> list[Example]:
+        return request.examples()
+
+    def respond(self, predictions: Sequence[Prediction]) -> Response:
+        return _mentions.respond(predictions)
+
+    def _located(self, examples: Sequence[Example], tokenizer: Any) -> list[Located]:
+        options, texts = self.options, [example.text for example in examples]
+        return located(texts, tokenizer, max_length=options.max_length, overlap=options.window_overlap)
+
+    def _tagged(self, example: Example, text: Located) -> list[int]:
+        """The tag of each token: that of its word."""
+        said, given = words(example.text, text.offsets), [_UNCOUNTED] * len(text.offsets)
+        for word, place in zip(said, tag(said, example.mentions, self.tags), strict=True):
+            for token in word.tokens:
+                given[token] = place
+        return given

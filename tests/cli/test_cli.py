@@ -1,0 +1,341 @@
+"""The command as a user runs it."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from support import tiny
+
+from medray import cli
+from medray.config import load
+from medray.registry.registry import Registry
+from medray.runtime.cluster import Cluster
+from medray.storage import files
+from medray.study.run import Run
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Command:
+    """The command in this process: importing torch anew for every call would be most of the time."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str) -> Done:
+        self.capsys.readouterr()
+        status = cli.main(arguments)
+        shown = self.capsys.readouterr()
+        return Done(status, shown.out, shown.err)
+
+
+@pytest.fixture
+def medray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(capsys)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(load.dump(tiny.study(tmp_path, "train.epochs=2")))
+    return path
+
+
+@dataclass(frozen=True)
+class Searched:
+    folder: Path  # in which the command was run
+    done: Done
+
+    @property
+    def run(self) -> Path:
+        (run,) = (self.folder / "runs" / "tiny").iterdir()
+        return run
+
+
+@pytest.fixture(scope="module")
+def searched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """`medray study` once, for all tests that look at what it did. None of them starts another run of this study."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "study.yaml").write_text(load.dump(tiny.study(folder, "train.epochs=2", "task.metric=f1_binary")))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main(["study", "study.yaml", "publish.name=cancer"])
+    return Searched(folder, Done(status, out.getvalue(), err.getvalue()))
+
+
+@pytest.mark.ray
+def test_a_study_is_searched_ranked_published_and_reported(medray: Command, searched: Searched, tmp_path: Path) -> None:
+    done, runs = searched.done, str(searched.folder / "runs" / "tiny")
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "60 rows",
+        "always answering",
+        "epoch 1  step 5",
+        "winner: tiny-bert-000",
+        "12 test rows",
+        "TF-IDF",
+        "published: cancer@1",
+    ):
+        assert part in done.stdout
+    stages = (
+        "checking the study",
+        "starting Ray",
+        "reading the data",
+        "tokenizing for ",
+        "waiting for the first trial",
+        "answering the test",
+    )
+    waited = [line for line in done.stdout.splitlines() if line.startswith(stages)]
+    assert list(dict.fromkeys(stage for line in waited for stage in stages if line.startswith(stage))) == list(stages)
+    page = searched.run / "report.html"
+    assert f"report: {page}" in done.stdout
+    assert "tiny-bert with LoRA won" in page.read_text(encoding="utf-8")
+    assert len(list(page.parent.glob("tensorboard/tiny-bert-000/events.*"))) == 1
+    assert medray("report", runs, "--out", "again.html").returncode == 0
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+    assert medray("leaderboard", runs).stdout.startswith("# tiny\n")
+    assert medray("leaderboard", runs, "--format", "csv").stdout.startswith("place,name,kind")
+    assert "'xls' is not known" in medray("leaderboard", runs, "--format", "xls").stderr
+
+
+@pytest.mark.ray
+def test_a_study_that_ended_is_read_again_on_resume_and_other_settings_or_no_run_are_refused(
+    medray: Command, searched: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(searched.folder)
+    refused = medray("study", "study.yaml", "--resume", "storage_path=elsewhere")
+    assert refused.returncode == 1
+    assert "holds no run of a study" in refused.stderr
+    run = searched.run
+    changed = medray("study", "study.yaml", "publish.name=cancer", "--resume", "lora.r=3")
+    assert changed.returncode == 1
+    assert "was started with other settings: lora.r was 16 and is 3; a study that goes on may change search.num_trials" in changed.stderr
+    resumed = medray("study", "study.yaml", "publish.name=cancer", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert searched.done.stdout.split("winner:")[1] == resumed.stdout.split("winner:")[1]
+    assert "opened" not in resumed.stderr
+    assert searched.run == run
+
+
+@pytest.mark.ray
+def test_a_winner_that_is_worse_than_a_baseline_is_withheld_with_exit_status_3(
+    medray: Command, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "searched"
+    shutil.copytree(searched.folder, copy)
+    (board_path,) = copy.glob("runs/tiny/*/leaderboard.json")
+    board = json.loads(board_path.read_text(encoding="utf-8"))
+    (pair,) = [pair for pair in board["comparisons"] if pair["split"] == "validation" and pair["other"] == "majority"]
+    pair.update(is_tie=False, comparison=pair["comparison"] | {"difference": -0.3})
+    board_path.write_text(json.dumps(board), encoding="utf-8")
+    for settings in (copy / "study.yaml", board_path.parent / "study.yaml"):
+        text = settings.read_text(encoding="utf-8")
+        settings.write_text(text.replace(str(searched.folder / "runs"), str(copy / "runs")), encoding="utf-8")
+    monkeypatch.chdir(copy)
+    asked = ("study", "study.yaml", "--resume")
+    withheld = medray(*asked, "publish.name=lymphoma")
+    assert withheld.returncode == 3, withheld.stderr
+    assert "medray: study tiny: the winner tiny-bert-000 is not published, since on validation rows majority is better" in withheld.stderr
+    assert "published:" not in withheld.stdout
+    allowed = medray(*asked, "publish={name: lymphoma, allow_worse: true}")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "published: lymphoma@1" in allowed.stdout
+
+
+@pytest.mark.ray
+def test_a_winner_is_published_listed_verified_evaluated_and_exported(
+    medray: Command, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(searched.folder)
+    published = medray("publish", "runs/tiny", "tumour", "--alias", "best")
+    assert published.stdout.splitlines()[0] == "tumour@1 is tumour@best", published.stderr
+    checkpoint = re.search(r"checkpoint: (.*)", searched.done.stdout)
+    assert checkpoint
+    assert medray("publish", checkpoint.group(1), "tumour").stdout.splitlines()[0] == "tumour@1"  # the same again is no new version
+    again = medray("publish", "runs/tiny", "tumour", "--abstain-precision", "0.5")
+    assert again.stdout.splitlines()[0] == "tumour@2", again.stderr  # another rule is another version
+    assert Registry(str(searched.folder / "runs")).resolve("tumour@2").record.calibration.abstention is not None
+    listed = medray("releases").stdout
+    assert "tumour@1 @best" in listed
+    assert "test accuracy" in listed
+    plain = tmp_path / "plain"
+    assert medray("export", "tumour@best", str(plain), "--merged").returncode == 0
+    assert "test (12 rows)" in (plain / "README.md").read_text()
+    assert "answers its probe" in medray("verify", "tumour@best").stdout
+
+    board = json.loads(medray("leaderboard", "runs/tiny", "--format", "json").stdout)
+    winner = next(entry for entry in board["entries"] if entry["name"] == board["winner"])
+    judged = json.loads(medray("evaluate", "tumour@best", "study.yaml", "--json").stdout)
+    assert judged["metrics"]["values"] == pytest.approx(winner["test"], abs=1e-5)
+    assert judged["num_openings"] == 2
+    on_validation = medray("evaluate", checkpoint.group(1), "study.yaml", "--split", "validation")
+    assert f"f1_binary {winner['validation']['f1_binary']:.4f}" in on_validation.stdout
+    other = medray("evaluate", "tumour@best", "study.yaml", "data.split.seed=5")
+    assert other.returncode == 1
+    assert "of the 12 rows of --split test trained it" in other.stderr
+    assert "36 of the 60 rows of --split all trained it" in medray("evaluate", "tumour@best", "study.yaml", "--split", "all").stderr
+
+    reviewed = medray("review", "runs/tiny")
+    assert "of 12 validation rows are answered wrongly" in reviewed.stdout, reviewed.stderr
+
+    # A second look at the test rows by another study; in its own folder of runs, with the same log.
+    again = medray("study", "study.yaml", "name=second", "train.epochs=1")
+    assert again.returncode == 0
+    assert "test labels of this split were opened 2 time(s) before" in again.stderr
+
+    (folder,) = (searched.folder / "runs" / "checkpoints").iterdir()
+    stored = folder / "metrics.json"
+    whole = stored.read_bytes()
+    stored.write_text("{}")
+    broken = medray("verify", "tumour")
+    stored.write_bytes(whole)
+    assert broken.returncode == 1
+    assert "metrics.json was changed" in broken.stderr
+
+
+def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(medray: Command, study: Path, tmp_path: Path) -> None:
+    done = medray("study", "study.yaml", "lora.r=4", "--dry-run")
+    assert done.returncode == 0
+    assert yaml.safe_load(done.stdout)["lora"]["r"] == 4
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(load.dump(tiny.choice_study(tmp_path)))
+    too_small = "data.limit 2 is too small: a train row of every label takes 3"
+    assert medray("study", "study.yaml", "--dry-run").returncode == 0
+    done = medray("study", "study.yaml", "data.limit=2", "--dry-run")
+    assert done.returncode == 1
+    assert too_small in done.stderr
+    assert "data.evaluation_rows 2 is too small" in medray("study", "study.yaml", "data.evaluation_rows=2", "--dry-run").stderr
+    searched = ("search.space={data.limit: {choice: [2, 30]}}", "search.num_trials=2")
+    assert too_small in medray("study", "study.yaml", *searched, "--dry-run").stderr
+    rows = (tmp_path / "choices.jsonl").read_text().splitlines()
+    (tmp_path / "choices.jsonl").write_text("\n".join([*rows[:6], rows[6][:-9], *rows[7:]]) + "\n")
+    done = medray("study", "study.yaml", "--dry-run")
+    assert done.returncode == 1
+    assert "choices.jsonl:7" in done.stderr
+
+
+def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Command, study: Path, tmp_path: Path) -> None:
+    done = medray("study", "study.yaml", "lora.rr=4", "train.epochs=0", "task.metrc=f1")
+    assert done.returncode == 1
+    for part in (
+        "lora.rr: unknown key",
+        "did you mean 'r'",
+        "train.epochs: input should be greater",
+        "task.metrc: unknown key",
+        "did you mean 'metric'",
+    ):
+        assert part in done.stderr
+    done = medray("study", "study.yaml", "data.format.text=[body]", "lora.targets=[q_proj]", "storage_path=study.yaml/x")
+    assert done.returncode == 1
+    for part in (
+        "3 mistakes",
+        "asks for 'body'; allowed: ",
+        "none of q_proj is a linear layer of bert",
+        "not a folder that can be written to",
+    ):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_audit_tells_text_and_json(medray: Command, study: Path, tmp_path: Path) -> None:
+    done = medray("data", "audit", "study.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "no classifier gets more than" in done.stdout
+    found = json.loads(medray("data", "audit", "study.yaml", "--json").stdout)
+    assert found["num_rows"] == 60
+
+
+def test_convert_writes_the_combined_file_and_never_over_another(medray: Command, study: Path, tmp_path: Path) -> None:
+    asked = (
+        "data",
+        "convert",
+        "name=jsonl,path=rows.jsonl,id=id",
+        "name=delimited,path=combined.psv,id=ID,text=[Title_Abstract],label=Label",
+    )
+    assert medray(*asked).returncode == 0
+    lines = (tmp_path / "combined.psv").read_text().splitlines()
+    assert lines[0] == "ID|Title_Abstract|Label"
+    assert len(lines) == 61
+    before = files.hash_file(tmp_path / "combined.psv")
+    again = medray(*asked)
+    assert again.returncode == 1
+    assert "is there already and is left alone" in again.stderr
+    assert files.hash_file(tmp_path / "combined.psv") == before
+
+
+def test_the_schema_knows_every_option_of_every_plugin(medray: Command, tmp_path: Path) -> None:
+    schema = medray("schema").stdout
+    assert {"positive_label", "label_separator", "keys", "samples_per_step"} <= set(schema.replace('"', " ").split())
+    json.loads(schema)
+
+
+def test_the_installed_command_answers_a_mistake_with_one_sentence_and_a_wrong_call_with_its_usage(study: Path, tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("medray")
+    done = subprocess.run([command, "study", "study.yaml", "lora.r=many"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("medray: study.yaml: lora.r: input should be a valid integer")
+    assert "Traceback" not in done.stderr
+    wrong = subprocess.run([command, "stduy"], capture_output=True, text=True, cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "No such command" in wrong.stderr
+
+
+@pytest.mark.ray
+def test_an_interrupt_tells_how_to_go_on(medray: Command, study: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medray.study.study.run", interrupted)
+    done = medray("study", "study.yaml")
+    assert done.returncode == 130
+    assert "`medray study --resume` goes on from the last stored state" in done.stderr
+
+
+@pytest.mark.ray
+def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [Path(sys.executable).with_name("medray"), "study", "study.yaml", "train.epochs=500", "train.log_every_steps=1"]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        if "epoch 2" in line:
+            break
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=300)
+    assert running.returncode == 130, errors
+    assert "`medray study --resume` goes on" in errors
+    assert "Traceback" not in errors
+    (run,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert [record.status for record in Run(run).records()] == ["running"]
+    trial = run / "trials" / "tiny-bert-000"
+    log = (trial / "log.txt").read_text()
+    step = int(re.findall(r" step (\d+)/", log)[-1])
+    assert f"step-{step:06d}" in max((trial / "state").iterdir()).name  # nothing was trained that is not stored
+    assert "no state within resources.grace_s" not in errors
+
+
+def _hear_interrupts() -> None:
+    """A shell that starts tests in the background has them ignore Ctrl-C, and their children too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,101 @@
+"""Weights in half precision: the answers of autocast for every family, at any length, and put back as they were."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import tiny
+from torch import Tensor
+from torch.nn import Linear
+from transformers.activations import GELUActivation
+
+from medray.engines.transformers import TransformersEngine
+from medray.models import precision as half
+from medray.models.build import Built
+from medray.models.cpu import attention
+from medray.models.families import ENCODERS, FAMILIES
+from medray.models.precision import PackedLinear
+from medray.types import Head
+
+needs_bf16 = pytest.mark.skipif(not half.multiplies_packed(), reason="no AVX512_BF16")
+ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)]
+
+
+def outputs(built: Built, precision: str) -> np.ndarray:
+    engine = TransformersEngine(built, precision=precision, token_budget=256)  # type: ignore[arg-type]
+    assert built.head
+    return np.concatenate(engine.token_logits(ROWS)) if built.head.per_token else engine.logits(ROWS)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("family", sorted({*FAMILIES, *ENCODERS}))
+def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, family: str, per_token: bool) -> None:
+    if per_token and family not in ENCODERS:
+        pytest.skip("heads that read tokens are for encoders")
+    built = tiny.merged(tmp_path, family, Head(("a", "b", "c"), per_token))
+    exact, before = outputs(built, "fp32"), {name: id(weight) for name, weight in built.model.named_parameters()}
+    parts = dict(built.model.named_modules())
+    with half.cast_within(built, "bf16"):
+        found = outputs(built, "bf16")
+    assert dict(built.model.named_modules()) == parts
+    assert np.abs(found - exact).max() > 0
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 0.05 * exact.std()
+    assert {name: id(weight) for name, weight in built.model.named_parameters()} == before
+    assert np.array_equal(outputs(built, "fp32"), exact)
+
+
+@needs_bf16
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
+    built = tiny.merged(tmp_path, family, Head(("a", "b")))
+    half.cast(built, "bf16")
+    layers = built.model.get_submodule(built.family.layers_path)
+    assert not any(isinstance(module, Linear) for module in layers.modules())
+    assert {weight.dtype for weight in built.model.parameters()} == {torch.bfloat16}
+    assert not any(isinstance(module, GELUActivation) for module in layers.modules())
+
+
+def test_what_flows_between_the_layers_of_a_language_model_is_fp32(tmp_path: Path) -> None:
+    built = tiny.merged(tmp_path, "llama", None)
+    half.cast(built, "bf16")
+    assert {weight.dtype for name, weight in built.model.named_parameters() if "norm" in name} == {torch.float32}
+    assert built.model.get_input_embeddings().weight.dtype == torch.float32
+    assert built.model.get_output_embeddings().weight.dtype == torch.bfloat16
+
+
+@needs_bf16
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_packed_layer_multiplies_as_one_in_bf16(has_bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = Linear(48, 40, bias=has_bias).bfloat16()
+    with torch.inference_mode():
+        for rows in (1, 7, 300):
+            inputs = torch.randn(2, rows, 48)
+            found = PackedLinear(linear)(inputs)
+            assert found.dtype == torch.bfloat16
+            assert (found - linear(inputs.bfloat16())).abs().max() <= 0.02
+
+
+@pytest.mark.parametrize(("precision", "widths"), [("bf16", [48, 32, 16]), ("fp32", [44, 32, 5])])
+def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, widths: list[int]
+) -> None:
+    built, seen = tiny.merged(tmp_path, "bert", Head(("a", "b"))), list[int]()
+    forward = built.model.forward
+
+    def watched(input_ids: Tensor, attention_mask: Tensor) -> object:
+        seen.append(input_ids.shape[1])
+        return forward(input_ids=input_ids, attention_mask=attention_mask)
+
+    monkeypatch.setattr(built.model, "forward", watched)
+    engine = TransformersEngine(built, precision=precision, token_budget=1)  # type: ignore[arg-type]
+    engine.logits([ROWS[1], ROWS[4], ROWS[0]])
+    assert seen == widths
+
+
+def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
+    config = tiny.merged(tmp_path, "bert", Head(("a", "b"))).model.config
+    config.max_position_embeddings = 70
+    assert [attention.width(config, longest) for longest in (1, 16, 17, 64, 65, 70)] == [16, 16, 32, 64, 65, 70]
+    assert attention.width(tiny.merged(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17

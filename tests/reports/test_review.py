@@ -1,0 +1,146 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import tiny
+
+from medray.cli import main
+from medray.config import load
+from medray.config.study import StudyConfig
+from medray.data import dataset
+from medray.evaluation import analysis, tables
+from medray.evaluation.analysis import Analysis, ModelAnalysis, SplitAnalysis
+from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.diagnose import Scored, examine
+from medray.evaluation.leaderboard import Entry, Leaderboard
+from medray.records import AS_IT_IS
+from medray.registry.registry import Registry
+from medray.study.run import ANALYSIS, LEADERBOARD, Run
+from medray.types import Example
+
+LABELS = ("cancer", "other")
+WRONG = 2  # the first rows of each split
+
+
+def answered(split: str, examples: list[Example]) -> SplitAnalysis:
+    """A model that is wrong on the first rows, and the surer the earlier."""
+    truth = np.array([[label in row.labels for label in LABELS] for row in examples])
+    predicted = truth.copy()
+    predicted[:WRONG] = ~predicted[:WRONG]
+    sure = np.linspace(0.99, 0.9, len(examples))[:, None]
+    return examine(
+        split,  # type: ignore[arg-type]
+        Scored([row.id for row in examples], LabelAnswers(truth, predicted, 0), np.where(predicted, sure, 1 - sure), {}),
+        AS_IT_IS,
+        labels=LABELS,
+        multi_label=False,
+        metric="f1_macro",
+    )
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> StudyConfig:
+    """A study that has ended, without its training."""
+    study = tiny.study(tmp_path)
+    run, data = Run.start(study), dataset.load(study.data)
+    tested = [row for row in data._examples if data.splits[row.id] == "test"]
+    made = ModelAnalysis("one", AS_IT_IS, answered("validation", data.validation), answered("test", tested))
+    (run.folder / ANALYSIS).write_bytes(analysis.to_json(Analysis("tiny", LABELS, False, "one", (made,))))
+    entry = Entry("one", "trial", validation={"f1_macro": 0.8}, test={"f1_macro": 0.8})
+    board = Leaderboard("tiny", "f1_macro", (entry,), "one", None, (), (), {"validation": 12, "test": 12}, 1)
+    (run.folder / LEADERBOARD).write_text(tables.to_json(board))
+    return study
+
+
+def folder(study: StudyConfig) -> str:
+    return str(Path(study.storage_path) / "tiny")
+
+
+def test_wrong_rows_are_shown_the_surest_first_by_id_and_with_texts_only_where_asked(
+    asked: StudyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = dataset.load(asked.data).validation
+    assert main(["review", folder(asked)]) == 0
+    shown = capsys.readouterr().out
+    first, second = shown.splitlines()[:2]
+    assert first.startswith(f"{rows[0].id}: given {rows[0].labels[0]}, answered ")
+    assert "with confidence 0.990; the label may be wrong" in first
+    assert second.startswith(rows[1].id)
+    assert f"{WRONG} of {len(rows)} validation rows are answered wrongly" in shown
+    assert not any(row.text in shown for row in rows)
+    assert main(["review", folder(asked), "--texts", "--limit", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert rows[0].text in shown
+    assert rows[1].text not in shown
+    assert not (Path(asked.storage_path) / "test_log").exists()
+
+
+def test_looking_at_mistakes_on_test_rows_is_logged(asked: StudyConfig) -> None:
+    assert main(["review", folder(asked), "--split", "test"]) == 0
+    (log,) = (Path(asked.storage_path) / "test_log").iterdir()
+    assert json.loads(log.read_text())["caller"].startswith("review ")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_what_is_exported_and_filled_in_corrects_the_data(asked: StudyConfig, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"review.{ending}"
+    assert main(["review", folder(asked), "--export", str(path)]) == 0
+    untouched = asked.data.model_copy(update={"corrections": str(path)})
+    assert dataset.load(untouched).fingerprint == dataset.load(asked.data).fingerprint  # nothing is filled in yet
+    wrong = dataset.load(asked.data).validation[0]
+    answer = next(label for label in LABELS if label not in wrong.labels)
+    if ending == "csv":
+        held = list(csv.DictReader(path.open()))
+        held[0]["label"] = held[0]["predicted"]
+        with path.open("w") as file:
+            writer = csv.DictWriter(file, held[0])
+            writer.writeheader()
+            writer.writerows(held)
+    else:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines[0]["label"] = lines[0]["predicted"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corrected = dataset.load(untouched)
+    assert corrected.validation[0].labels == (answer,)
+    assert corrected.audit({}, 512).num_corrected == 1
+    assert main(["review", folder(asked), "--export", str(path)]) == 1  # never over what somebody filled in
+
+
+def test_a_release_is_reviewed_on_the_rows_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tiny.study(tmp_path, "train.epochs=1")
+    Registry(study.storage_path).publish(tiny.trial(study, tmp_path).run().checkpoint, "cancer")
+    (tmp_path / "study.yaml").write_text(load.dump(study))
+    assert main(["review", "cancer", str(tmp_path / "study.yaml"), "--texts", "--suspects"]) == 0
+    assert "validation rows are answered wrongly" in capsys.readouterr().out
+    corrected = tmp_path / "fixed.csv"
+    corrected.write_text("id,label\nr0,other\n")
+    settings = ["evaluate", "cancer", str(tmp_path / "study.yaml"), f"data.corrections={corrected}"]
+    assert main([*settings, "--split", "validation"]) == 0
+    assert main([*settings, "--split", "all"]) == 1  # corrected, they are still the rows that trained it
+    assert "36 of the 60 rows of --split all trained it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "all"], "--split 'all' is not known"),
+        (["--model", "two"], "--model 'two' is no finalist"),
+        (["study.yaml"], "a run knows its study"),
+        (["--export", "rows.txt"], "rows for review are written as .csv or .jsonl"),
+    ],
+)
+def test_what_review_cannot_do_is_said(asked: StudyConfig, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["review", folder(asked), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert main(["review", "cancer@best"]) == 1
+    assert "needs the YAML of a study" in capsys.readouterr().err
+
+
+def test_a_missing_file_of_corrections_is_named_before_anything_starts(
+    asked: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.yaml").write_text(load.dump(asked))
+    assert main(["study", str(tmp_path / "study.yaml"), "data.corrections=missing.csv", "--dry-run"]) == 1
+    assert "data.corrections: there is no file missing.csv" in capsys.readouterr().err

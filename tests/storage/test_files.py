@@ -1,0 +1,63 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from medray.errors import ArtifactError
+from medray.storage import files
+
+
+def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.json"
+    files.write(path, b"old")
+    files.write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+
+
+def test_of_many_writers_that_create_one_file_exactly_one_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "1.json"
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: files.create(path, str(number).encode()), range(32)))
+    assert won.count(True) == 1
+    assert path.read_bytes() == str(won.index(True)).encode()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["1.json"]
+
+
+def test_a_folder_appears_only_when_it_was_filled_without_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="half way"):
+        with files.new_folder(tmp_path / "target") as folder:
+            (folder / "first").write_text("x")
+            raise RuntimeError("half way")
+    assert list(tmp_path.iterdir()) == []
+    with files.new_folder(tmp_path / "target") as folder:
+        (folder / "first").write_text("x")
+    assert [path.relative_to(tmp_path).as_posix() for path in files.files(tmp_path)] == ["target/first"]
+
+
+def test_a_folder_that_another_process_finished_first_is_kept(tmp_path: Path) -> None:
+    with files.new_folder(tmp_path / "target") as folder:
+        (folder / "mine").write_text("x")
+        (tmp_path / "target").mkdir()
+        (tmp_path / "target" / "theirs").write_text("y")
+    assert [path.name for path in files.files(tmp_path)] == ["theirs"]
+
+
+def test_hashes_tell_apart_texts_that_join_to_the_same_string() -> None:
+    assert files.hash_text(["ab", "c"]) != files.hash_text(["a", "bc"])
+    assert files.hash_text(["a", "b"]) == files.hash_text(iter(["a", "b"]))
+
+
+def test_a_folder_and_a_file_are_fetched_from_a_uri_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "file.txt").write_text("text")
+    fetched = files.fetch(f"file://{source}")
+    assert fetched.is_relative_to(tmp_path / "cache")
+    assert files.hash_folder(fetched) == files.hash_folder(source)
+    assert files.fetch(f"file://{source}/inner/file.txt").read_text() == "text"
+    assert files.fetch(f"file://{source}") == fetched
+    assert files.fetch(str(source)) == source
+    with pytest.raises(ArtifactError, match="no such file or folder"):
+        files.fetch(f"file://{source}/missing")

@@ -1,0 +1,252 @@
+"""Releases in S3. The other side is moto's server, whose PUT looks and writes in two steps: a lock makes it one, as S3's is."""
+
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+import medray
+from medray.errors import ArtifactError, ConfigError
+from medray.registry.registry import Registry
+from medray.storage import checkpoint, files
+from medray.storage.object_store import S3Store
+from medray.storage.store import open_store
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return tiny.checkpoint()
+
+
+def _put(store: S3Store, name: str, content: bytes) -> None:
+    store._client.put_object(Bucket=store.bucket, Key=store.root + name, Body=content)
+
+
+def test_a_release_is_published_resolved_verified_loaded_and_exported(folder: Path, uri: str, tmp_path: Path) -> None:
+    registry = Registry(uri)
+    assert registry.names() == []
+    assert [registry.publish(folder, "cancer").record.version for _ in range(2)] == [1, 2]
+    for version in (2, 1):
+        registry.point("cancer", "best", version)
+    assert (registry.names(), registry.versions("cancer"), registry.aliases("cancer")) == (["cancer"], [1, 2], {"best": 1})
+    assert [move.version for move in registry.history("cancer", "best")] == [2, 1]
+    release = registry.resolve("cancer@best")
+    release.verify()
+    assert release.folder().is_relative_to(tmp_path / "cache")
+    assert files.hash_folder(release.folder()) == files.hash_folder(folder)
+    assert len(registry.store.names("checkpoints")) == 1
+    (answer,) = medray.load("cancer@best", storage_path=uri).predict(["tumour in the lung"])
+    Registry(str(tmp_path / "local")).publish(folder, "cancer")
+    (local,) = medray.load("cancer", storage_path=str(tmp_path / "local")).predict(["tumour in the lung"])
+    assert answer.probabilities == local.probabilities
+    release.export(tmp_path / "plain", merged=False)
+    assert (tmp_path / "plain" / "adapter_model.safetensors").is_file()
+    with pytest.raises(ArtifactError, match=f"{uri} has no release 'cancr'; .*did you mean 'cancer'"):
+        registry.resolve("cancr")
+
+
+def test_publishers_and_promoters_at_once_get_a_number_each(folder: Path, uri: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        releases = list(pool.map(lambda _: Registry(uri).publish(folder, "cancer"), range(8)))
+    assert sorted(release.record.version for release in releases) == list(range(1, 9))
+    assert Registry(uri).store.names("checkpoints") == [releases[0].record.content_id]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda version: Registry(uri).point("cancer", "best", version), range(1, 9)))
+    assert sorted(move.version for move in Registry(uri).history("cancer", "best")) == list(range(1, 9))
+
+
+def test_of_many_writers_of_one_object_exactly_one_succeeds(uri: str) -> None:
+    store = S3Store(uri)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: store.create("1.json", str(number).encode()), range(32)))
+    assert won.count(True) == 1
+    assert store.read("1.json") == str(won.index(True)).encode()
+
+
+def test_names_are_those_directly_below_over_every_page_of_a_listing(uri: str) -> None:
+    store = S3Store(uri)
+    for number in range(1003):  # a page holds 1000
+        _put(store, f"many/{number:04}.json", b"")
+    for name in ("many/inner/deep/1.json", "many/", "manyfold/other.json"):
+        _put(store, name, b"")
+    assert store.names("many") == [*(f"{number:04}.json" for number in range(1003)), "inner"]
+    assert store.names("man") == []
+    assert S3Store(uri.rpartition("/some/place")[0]).names("some") == ["place"]
+
+
+class _Client:
+    """S3's client with another put_object."""
+
+    def __init__(self, client: Any, put_object: Any) -> None:
+        self._client, self.put_object = client, put_object
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def _refused(store: S3Store, status: int, code: str) -> Exception:
+    return store._client.exceptions.ClientError(
+        {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
+    )
+
+
+@pytest.mark.parametrize(("num_conflicts", "written"), [(2, True), (99, False)])
+def test_a_conditional_write_that_meets_another_under_way_is_tried_again_a_few_times(
+    uri: str, monkeypatch: pytest.MonkeyPatch, num_conflicts: int, written: bool
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    store, calls = S3Store(uri), []
+    real = store._client
+
+    def conflict(**request: Any) -> Any:
+        calls.append(request)
+        if len(calls) <= num_conflicts:
+            raise _refused(store, 409, "ConditionalRequestConflict")
+        return real.put_object(**request)
+
+    store._client = _Client(real, conflict)
+    assert store.create("1.json", b"x") is written
+    assert 3 <= len(calls) <= 10
+    assert all(request["IfNoneMatch"] == "*" for request in calls)
+
+
+def test_a_write_whose_answer_was_lost_and_that_was_repeated_still_counts_as_ours(uri: str) -> None:
+    store = S3Store(uri)
+    real = store._client
+
+    def lost(**request: Any) -> Any:
+        real.put_object(**request)
+        return real.put_object(**request)  # what boto3 does when no answer came
+
+    store._client = _Client(real, lost)
+    assert store.create("1.json", b"same")
+    assert not store.create("1.json", b"same")
+    assert not S3Store(uri).create("1.json", b"same")
+
+
+def test_a_folder_without_its_manifest_is_put_again_and_a_damaged_one_is_mended(folder: Path, uri: str) -> None:
+    registry = Registry(uri)
+    store = registry.store
+    assert isinstance(store, S3Store)
+    name = f"checkpoints/{checkpoint.content_id(folder)}"
+    _put(store, f"{name}/metrics.json", b"half a file")
+    release = registry.publish(folder, "cancer")
+    release.verify()
+    _put(store, f"{name}/metrics.json", b"{}")
+    _put(store, f"{name}/more.json", b"{}")
+    registry.publish(folder, "cancer")
+    assert store.read(f"{name}/metrics.json") == (folder / "metrics.json").read_bytes()
+    assert "more.json" not in store.names(name)
+
+
+def test_the_manifest_is_written_when_every_other_file_is_there(folder: Path, uri: str) -> None:
+    store = S3Store(uri)
+    real, seen = store._client, []
+
+    def put(**request: Any) -> Any:
+        if request["Key"].endswith("manifest.json"):
+            seen.extend(real.list_objects_v2(Bucket=store.bucket, Prefix=store.root)["Contents"])
+        return real.put_object(**request)
+
+    store._client = _Client(real, put)
+    store.put_folder("checkpoints/any", folder)
+    assert len(seen) == len(list(files.files(folder))) - 1
+
+
+def test_what_was_changed_in_the_bucket_is_named_and_does_not_reach_the_cache(folder: Path, uri: str, tmp_path: Path) -> None:
+    release = Registry(uri).publish(folder, "cancer")
+    name = f"checkpoints/{release.record.content_id}"
+    release.verify()
+    store = S3Store(uri)
+    _put(store, f"{name}/metrics.json", b"{}")
+    with pytest.raises(ArtifactError, match=rf"{uri}/{name}: not what its manifest says: metrics\.json was changed"):
+        release.verify()
+    release.load()  # from the copy, which is whole
+    (cached,) = (tmp_path / "cache" / "checkpoints").iterdir()
+    cached.rename(tmp_path / "away")
+    for attempt in (release.folder, release.load):
+        with pytest.raises(ArtifactError, match=r"metrics\.json was changed"):
+            attempt()
+    assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []
+    manifest = store.read(f"{name}/manifest.json")
+    _put(store, f"{name}/manifest.json", manifest.replace(b'"seed": 0', b'"seed": 1'))
+    with pytest.raises(ArtifactError, match=r"manifest\.json was changed"):
+        release.folder()
+
+
+@pytest.mark.parametrize("key", ["../../../escaped", "//escaped", "inner/../../escaped"])
+def test_an_object_cannot_be_written_outside_its_folder(uri: str, tmp_path: Path, key: str) -> None:
+    store = S3Store(uri)
+    listed = {"Contents": [{"Key": f"{store.root}checkpoints/x/{key}", "Size": 1}]}
+
+    class Paginator:
+        def paginate(self, **request: Any) -> list[dict[str, Any]]:
+            return [listed]
+
+    store._client.get_paginator = lambda name: Paginator()
+    with pytest.raises(ArtifactError, match="would be written outside its folder"):
+        store.get_folder("checkpoints/x")
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_a_missing_object_and_a_missing_folder_are_said(uri: str) -> None:
+    store = open_store(f"{uri}/")
+    assert store.uri == uri
+    with pytest.raises(ArtifactError, match=rf"{uri}/1\.json: there is no such object"):
+        store.read("1.json")
+    with pytest.raises(ArtifactError, match=f"{uri}/checkpoints/x: there is no such folder"):
+        store.get_folder("checkpoints/x")
+
+
+def test_a_store_goes_to_another_process(uri: str) -> None:
+    store = S3Store(uri)
+    store.create("1.json", b"x")
+    assert pickle.loads(pickle.dumps(store)).read("1.json") == b"x"
+
+
+def test_a_missing_bucket_is_said(folder: Path, uri: str) -> None:
+    with pytest.raises(ArtifactError, match=r"^s3://no-such-bucket/x: there is no bucket 'no-such-bucket' at http://127") as found:
+        Registry("s3://no-such-bucket/x").publish(folder, "cancer")
+    assert "\n" not in str(found.value)
+    with pytest.raises(ConfigError, match="s3://: names no bucket"):
+        open_store("s3://")
+
+
+def test_missing_credentials_and_a_missing_profile_are_said(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(ConfigError, match="no credentials for S3: set AWS_ACCESS_KEY_ID"):
+        Registry(uri).names()
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(ConfigError, match=f"{uri}: The config profile .nobody. could not be found"):
+        Registry(uri)
+
+
+def test_a_refused_access_is_said_with_what_is_needed(uri: str) -> None:
+    store = S3Store(uri)
+
+    def refused(**request: Any) -> Any:
+        raise _refused(store, 403, "AccessDenied")
+
+    store._client = _Client(store._client, refused)
+    with pytest.raises(ArtifactError, match=rf"{uri}: PutObject is refused \(AccessDenied\); .*allow s3:ListBucket"):
+        store.create("1.json", b"x")
+
+
+def test_an_endpoint_that_does_not_answer_or_is_no_url_is_said(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ArtifactError, match=f"{uri}: Could not connect to the endpoint URL"):
+        Registry(uri).names()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nowhere")
+    with pytest.raises(ConfigError, match=f"{uri}: Invalid endpoint: nowhere"):
+        Registry(uri)
+
+
+def test_a_missing_boto3_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3.session", None)
+    with pytest.raises(ConfigError, match=r"S3 needs boto3.*pip install 'medray\[s3\]'"):
+        Registry("s3://bucket/x")

@@ -1,0 +1,1 @@
+from support.chaos import small, undisturbed  # noqa: F401  (fixtures)

@@ -1,0 +1,82 @@
+"""A study of answers in words, from YAML to a report and a release: what has no labels goes through the same chain."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import tiny
+from support.ray_studies import whole
+
+from medray import cli
+from medray.config import load
+from medray.evaluation import tables
+from medray.registry import card, evaluate
+from medray.registry.registry import Registry
+from medray.reports import gather, page
+from medray.runtime.cluster import Cluster
+from medray.storage import checkpoint
+from medray.study import preflight
+from medray.study import study as studies
+from medray.study.run import Run
+
+
+class Silent:
+    def planned(self, num_trials: int) -> None: ...
+    def begun(self, record: object) -> None: ...
+    def told(self, record: object, row: object) -> None: ...
+    def ended(self, record: object) -> None: ...
+
+
+@pytest.mark.ray
+def test_answers_in_words_are_ranked_compared_reported_and_published(
+    tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("group with infection <b>\n\nblood pressure\n")
+    asked = tiny.instruct_study(
+        tmp_path,
+        "task.metric=safe_answer_f1",
+        "task.safety_ratio=0.5",
+        f"task.sample_prompts={prompts}",
+        "data.evaluation_rows=6",
+        "search={num_trials: 2, space: {train.learning_rate: {choice: [0.01, 0.02]}}}",
+        "publish={name: instruct}",
+        whole(cluster),
+    )
+    preflight.check(asked)
+    found = studies.run(asked, cluster, Run.start(asked), watcher=Silent(), on_audit=lambda audit: print(audit.render()))
+    audited = capsys.readouterr().out
+    assert "always answering" not in audited
+    board, source = found.board, asked.base_models[0].source
+    assert found.analysis is None
+    assert {entry.name for entry in board.entries if entry.kind == "reference"} == {f"{source}, untuned"}
+    assert {pair.other for pair in board.comparisons} >= {f"{source}, untuned"}
+    best = board.best
+    assert {"safe_answer_f1", "refusal_f1", "token_f1", "rouge_l", "over_refusal"} <= best.test.keys()
+    assert best.validation["perplexity"] > 1
+    assert "perplexity" not in best.test  # nobody reads a test row's answer before it is judged
+    assert best.test_interval is not None
+    assert best.test_interval.low <= best.test["safe_answer_f1"] <= best.test_interval.high
+    assert any("95 % interval" in sentence for sentence in tables.sentences(board))
+    held = json.loads((found.run.folder / "samples.json").read_text())
+    assert held["prompts"] == ["group with infection <b>", "blood pressure"]
+    assert all(len(said) == 2 for said in held["answers"].values())
+    assert {best.name, f"{source}, untuned"} <= held["answers"].keys()
+    text = page.render(page.compose(gather.gather(found.run)))
+    assert "group with infection &lt;b&gt;" in text
+    assert held["answers"][best.name][1] in text
+    assert "safe answer F1" in text
+    assert found.release is not None
+    told = card.render(found.release.record, checkpoint.read(found.release.folder()), merged=False)
+    assert "pipeline_tag: text-generation" in told
+    assert "| refusal_f1 |" in told
+    again = evaluate.evaluate("instruct@best", asked.data, "validation", storage_path=asked.storage_path, log_dir=tmp_path / "log")
+    assert again.metrics.values == pytest.approx(best.validation, abs=1e-4)
+    assert again.analysis is None
+    path = tmp_path / "study.yaml"
+    path.write_text(load.dump(asked))
+    assert cli.main(["evaluate", "instruct@best", str(path), "--split", "validation"]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert cli.main(["review", str(found.run.folder)]) == 1
+    assert "answers in texts" in capsys.readouterr().err
+    assert Registry(asked.storage_path).change("instruct@best", {"system": "the blood"}).record.version == 2

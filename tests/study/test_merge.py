@@ -1,0 +1,112 @@
+"""What merging a 4-bit model does to its F1 is measured on validation rows, kept with the release, and heeded."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from support import tiny
+from transformers import AutoModelForSequenceClassification
+
+from medray.data import dataset
+from medray.errors import ArtifactError
+from medray.models import adapter
+from medray.records import MergeRecord, ReleaseRecord
+from medray.registry.registry import Registry
+from medray.runtime.cluster import Cluster
+from medray.storage import checkpoint
+from medray.study import final_test
+from medray.study import study as studies
+from medray.study.run import Run
+
+SETTINGS = ("model.quantization=nf4", "train.epochs=3", "train.learning_rate=0.03")
+
+
+class Quiet:
+    def planned(self, num_trials: int) -> None:
+        pass
+
+    def begun(self, record: object) -> None:
+        pass
+
+    def told(self, record: object, row: object) -> None:
+        pass
+
+    def ended(self, record: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in 4 bits; no test here changes it."""
+    place = tmp_path_factory.mktemp("trained")
+    return tiny.trial(tiny.study(place, *SETTINGS), place).run().checkpoint
+
+
+def record(unmerged: float, merged: float) -> MergeRecord:
+    return MergeRecord(metric="f1_macro", unmerged=unmerged, merged=merged)
+
+
+@pytest.mark.parametrize(("merged", "is_faithful"), [(0.9, True), (0.895, True), (0.905, True), (0.8949, False), (0.9051, False)])
+def test_a_merge_may_move_f1_by_half_a_point_either_way(merged: float, is_faithful: bool) -> None:
+    assert record(0.9, merged).is_faithful is is_faithful
+
+
+def test_a_finalist_answers_validation_rows_merged_as_well(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset.load(tiny.study(trained.parents[2]).data)
+    said = final_test.predict(str(trained), data.unlabelled_test(), data.validation, 1)
+    assert said.merged is not None
+    wanted = checkpoint.read(trained).metrics["f1_macro"]
+    assert said.task.score(said.merged, data.validation).values["f1_macro"] == pytest.approx(wanted, abs=0.005)
+    # The figure is the merged model's own: a merge that loses the adapter shows.
+    monkeypatch.setattr(adapter, "merge", lambda adapted: adapted.unload())
+    broken = final_test.predict(str(trained), data.unlabelled_test(), data.validation, 1)
+    assert broken.test == said.test
+    assert broken.merged != said.merged
+
+
+def test_without_4_bits_there_is_nothing_to_measure(tmp_path: Path) -> None:
+    asked = tiny.study(tmp_path, "train.epochs=1")
+    folder = tiny.trial(asked, tmp_path).run().checkpoint
+    data = dataset.load(asked.data)
+    assert final_test.predict(str(folder), data.unlabelled_test(), data.validation, 1).merged is None
+    assert Registry(str(tmp_path / "registry")).publish(folder, "cancer").serves_merged()
+
+
+def test_a_merge_that_moves_f1_is_neither_served_nor_exported(trained: Path, tmp_path: Path) -> None:
+    release = Registry(str(tmp_path / "registry")).publish(trained, "cancer", merge=record(0.9, 0.88))
+    assert not release.serves_merged()
+    with pytest.raises(
+        ArtifactError, match=r"cancer@1: merged, its validation f1_macro is 0\.8800 instead of 0\.9000; allowed is a difference of 0\.005"
+    ):
+        release.export(tmp_path / "merged", merged=True)
+    assert not (tmp_path / "merged").exists()
+    release.export(tmp_path / "adapter", merged=False)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "with QLoRA (nf4)" in card
+    assert "in 4 bits 0.9000, merged 0.8800" in card
+
+
+def test_a_merge_that_was_not_measured_is_not_served_and_its_export_says_so(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = Registry(str(tmp_path / "registry")).publish(trained, "cancer")
+    assert not release.serves_merged()
+    with caplog.at_level(logging.WARNING):
+        release.export(tmp_path / "merged", merged=True)
+    assert "cancer@1: is in 4 bits" in caplog.text
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").num_labels == 2
+
+
+def test_a_release_of_before_there_were_merge_records_still_reads() -> None:
+    assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "0" * 64, "created": ""}).merge is None
+
+
+@pytest.mark.ray
+def test_a_study_keeps_what_merging_its_winner_does(tmp_path: Path, cluster: Cluster) -> None:
+    asked = tiny.study(tmp_path, *SETTINGS, "publish={name: cancer}")
+    outcome = studies.run(asked, cluster, Run.start(asked), watcher=Quiet(), on_audit=lambda audit: None)
+    assert outcome.release is not None
+    kept = outcome.release.record.merge
+    assert kept == record(outcome.board.best.validation["f1_macro"], outcome.board.best.validation_merged["f1_macro"])
+    assert outcome.release.serves_merged() is kept.is_faithful
+    assert "merged into plain weights" in (outcome.run.folder / "leaderboard.md").read_text()

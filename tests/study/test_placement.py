@@ -1,0 +1,56 @@
+"""What a trial takes of a cluster, and that what can never run is told at once."""
+
+import pytest
+
+from medray.config.study import ResourcesConfig
+from medray.errors import ConfigError
+from medray.runtime.cluster import Cluster, Node
+from medray.study.placement import place
+
+
+def cluster(*nodes: tuple[float, float]) -> Cluster:
+    return Cluster(tuple(Node(*node) for node in nodes), None, is_joined=False)
+
+
+def test_open_settings_follow_the_cluster_and_the_number_of_trials() -> None:
+    alone = place(ResourcesConfig(), cluster((2, 0)), num_trials=1)
+    assert (alone.launcher, alone.cpus, alone.gpus, alone.num_at_once) == ("inline", 2, 0, 1)
+    many = place(ResourcesConfig(), cluster((2, 0)), num_trials=8)
+    assert (many.cpus, many.num_at_once) == (1, 2)
+    large = place(ResourcesConfig(), cluster((64, 0)), num_trials=100)
+    assert (large.cpus, large.num_at_once) == (8, 8)
+
+
+def test_a_gpu_is_taken_where_there_is_one_and_brings_the_workers_of_train() -> None:
+    found = place(ResourcesConfig(), cluster((16, 4), (16, 4)), num_trials=20)
+    assert (found.launcher, found.gpus, found.num_at_once) == ("train", 1, 8)
+    assert place(ResourcesConfig(gpus_per_worker=0), cluster((16, 4)), num_trials=1).launcher == "inline"
+
+
+def test_workers_of_a_trial_share_what_drivers_leave_them() -> None:
+    found = place(ResourcesConfig(num_workers=2), cluster((4, 0)), num_trials=9)
+    assert (found.launcher, found.cpus, found.num_at_once) == ("train", 1, 2)
+    assert place(ResourcesConfig(launcher="train"), cluster((4, 0)), num_trials=1).launcher == "train"
+
+
+def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_by_its_most() -> None:
+    few = place(ResourcesConfig(num_workers=(2, 8), cpus_per_worker=1), cluster((4, 0)), num_trials=2)
+    assert (few.launcher, few.num_workers, few.num_at_once) == ("train", (2, 8), 1)
+    many = place(ResourcesConfig(num_workers=(1, 2), cpus_per_worker=1), cluster((4, 0)), num_trials=2)
+    assert many.num_at_once == 2
+    with pytest.raises(ConfigError, match=r"asks for 2 worker\(s\) of 3 CPU"):
+        place(ResourcesConfig(num_workers=(2, 8), cpus_per_worker=3), cluster((4, 0)), num_trials=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (ResourcesConfig(num_workers=3, cpus_per_worker=2), "3 worker(s) of 2 CPU(s), which this cluster can never hold"),
+        (ResourcesConfig(cpus_per_worker=5), "a node with 4 CPU(s) and 0 GPU(s)"),
+        (ResourcesConfig(gpus_per_worker=1), "1 GPU(s)"),
+    ],
+)
+def test_what_can_never_be_scheduled_says_so(asked: ResourcesConfig, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        place(asked, cluster((4, 0)), num_trials=1)
+    assert sentence in str(caught.value)

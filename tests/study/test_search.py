@@ -1,0 +1,193 @@
+"""The search as a machine of its own: whose turn it is, who stops, and when it is over."""
+
+from pathlib import Path
+
+import pytest
+from support import tiny
+
+from medray.config.study import StudyConfig
+from medray.errors import ConfigError
+from medray.study.search import Proposal, Rungs, Search
+
+RATE = "search.space={train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}"
+
+
+def two_bases(folder: Path, *settings: str) -> StudyConfig:
+    bert, roberta = tiny.base(folder, "bert"), tiny.base(folder, "roberta")
+    return tiny.study(folder, f"base_models=[{{source: {bert}}}, {{source: {roberta}}}]", *settings)
+
+
+def proposals(search: Search) -> list[Proposal]:
+    found = []
+    while proposal := search.next():
+        search.begin(f"{proposal.base}-{proposal.number}", proposal)
+        found.append(proposal)
+    return found
+
+
+def test_base_models_take_turns_by_their_share(tmp_path: Path) -> None:
+    study = two_bases(tmp_path, RATE, "search.num_trials=4", "base_models.1.num_trials=2")
+    search = Search(study, "f1_macro")
+    assert search.num_trials == 6
+    assert [proposal.base for proposal in proposals(search)] == [0, 1, 0, 0, 1, 0]
+
+
+def test_an_override_sets_what_another_base_model_searches(tmp_path: Path) -> None:
+    study = two_bases(tmp_path, RATE, "search.num_trials=3", "base_models.1.overrides={train.learning_rate: 0.01}")
+    found = proposals(Search(study, "f1_macro"))
+    assert [sorted(proposal.settings) for proposal in found if proposal.base == 1] == [[]]
+    assert len({proposal.settings["train.learning_rate"] for proposal in found if proposal.base == 0}) == 3
+
+
+def test_a_base_model_adds_axes_of_its_own(tmp_path: Path) -> None:
+    study = two_bases(tmp_path, RATE, "search.num_trials=2", "base_models.1.space={lora.r: {choice: [2, 4]}}")
+    found = proposals(Search(study, "f1_macro"))
+    assert {tuple(proposal.settings) for proposal in found if proposal.base == 1} == {("train.learning_rate", "lora.r")}
+
+
+def test_like_is_compared_with_like_a_weak_base_model_keeps_its_own_rungs(tmp_path: Path) -> None:
+    study = two_bases(tmp_path, RATE, "search.num_trials=3", "search.scheduler=asha")
+    search = Search(study, "f1_macro")
+    proposals(search)
+    assert search.observe("0-0", 1.0, 0.9)
+    assert search.observe("1-0", 1.0, 0.4)  # far below the other base model's, but the first of its own
+    assert not search.observe("1-1", 1.0, 0.3)
+    assert search.observe("1-2", 1.0, 0.5)
+
+
+def test_rungs_stop_what_is_not_among_the_best_so_far() -> None:
+    rungs = Rungs(grace_epochs=1, reduction_factor=3)
+    assert rungs.goes_on("a", 0.5, 0.0)  # before the first rung
+    assert rungs.goes_on("a", 1.0, 0.5)
+    assert not rungs.goes_on("b", 1.0, 0.4)
+    assert rungs.goes_on("c", 1.0, 0.6)
+    assert rungs.goes_on("a", 2.0, 0.1)  # no rung lies between 1 and 3
+    assert rungs.goes_on("a", 3.0, 0.7)
+    assert not rungs.goes_on("c", 3.0, 0.65)
+    assert not rungs.goes_on("d", 1.0, float("nan"))
+    assert rungs.goes_on("e", 1.0, 0.6)  # as good as the best is no worse
+    assert rungs.goes_on("a", 3.0, 0.0)  # a repeated report is judged once
+
+
+def test_of_nine_equal_trials_asha_trains_less_than_half_of_the_epochs(tmp_path: Path) -> None:
+    study = tiny.study(tmp_path, RATE, "search.num_trials=9", "search.scheduler=asha", "train.epochs=9")
+    search = Search(study, "f1_macro")
+    for proposal in proposals(search):
+        trial, value = f"0-{proposal.number}", ((proposal.number * 4) % 9) / 10
+        for epoch in range(1, 10):
+            if not search.observe(trial, epoch, value):
+                break
+    assert sum(search.epochs.values()) < 0.5 * 9 * 9
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "f1_macro"])
+def test_a_lower_log_loss_is_better(tmp_path: Path, metric: str) -> None:
+    search = Search(tiny.study(tmp_path, RATE, "search.num_trials=2", "search.scheduler=asha"), metric)
+    proposals(search)
+    search.observe("0-0", 1.0, 0.5)
+    assert search.observe("0-1", 1.0, 0.4) == (metric == "log_loss")
+
+
+def test_budgets_end_the_search(tmp_path: Path) -> None:
+    search = Search(tiny.study(tmp_path, RATE, "search.num_trials=9", "search.num_epochs=4"), "f1_macro")
+    first = search.next()
+    assert first
+    search.begin("t", first)
+    assert search.observe("t", 3.0, 0.5)
+    assert search.next() is not None
+    assert not search.observe("t", 4.0, 0.5)
+    assert search.next() is None
+
+    now = [100.0]
+    timed = Search(tiny.study(tmp_path, RATE, "search.num_trials=9", "search.time_s=60"), "f1_macro", clock=lambda: now[0])
+    first = timed.next()
+    assert first
+    timed.begin("t", first)
+    assert timed.observe("t", 1.0, 0.5)
+    timed.start()  # once the data is there
+    now[0] = 120.0
+    assert timed.observe("t", 1.5, 0.5)
+    timed.spent_s = 39.0  # by a process before this one
+    now[0] = 121.0
+    assert not timed.observe("t", 2.0, 0.5)
+    assert timed.next() is None
+
+
+def test_what_an_earlier_process_proposed_is_not_proposed_again(tmp_path: Path) -> None:
+    study = tiny.study(tmp_path, RATE, "search.num_trials=5")
+    whole = proposals(Search(study, "f1_macro"))
+    later = Search(study, "f1_macro")
+    for proposal in whole[:3]:
+        later.recall(proposal)
+    assert proposals(later) == whole[3:]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["search.num_trials=4"], "search.num_trials 4 and no search.space"),
+        (["search.algorithm=grid", RATE], "a grid takes choice and grid axes only"),
+        (["search.algorithm=grid", "search.space={lora.r: {grid: [1]}}", "search.num_trials=2"], "as many trials as points"),
+        (["search.algorithm=optuna", "search.space={lora.r: {grid: [1]}}"], "Optuna has no grid"),
+        (["search.algorithm=optuna", "search.space={lora.alpha: {qloguniform: [1, 9, 2]}}"], "Optuna has no qloguniform"),
+        (["search.space={lora.rank: {choice: [1]}}"], "lora.rank: unknown key"),
+        (["search.space={lora.r: {choice: [4, 0]}}"], "(search space lora.r: 0)"),
+        (["search.space={data.split.seed: {choice: [0, 1]}}"], "of data only data.limit can differ"),
+        (["base_models.0.overrides={task.metric: accuracy}"], "task.metric cannot be overridden"),
+        (["base_models.0.overrides={data.near_duplicate: 0.5}"], "of data only data.limit can differ"),
+        (["base_models.0.overrides={task.positive_label: other}"], "task.positive_label cannot be overridden"),
+        (["search.space={model.source: {choice: [elsewhere]}}"], "model.source and model.revision are the base model's"),
+        (["search.space={lora.r: {loguniform: [4, 64]}}"], "lora.r: input should be a valid integer"),
+        (["publish={name: cancer, alias: '1'}"], "publish.alias"),
+        (["search.grace_epochs=2"], "only asha has rungs"),
+        (["resources.launcher=inline", "resources.num_workers=2"], "several workers need launcher train"),
+        (["base_models.0.num_trials=3"], "nothing to search"),
+        ([RATE, "base_models.0.space={lora.r: {choice: [1]}}", "base_models.0.overrides={lora.r: 2}"], "in both space and overrides"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_when_it_is_read(tmp_path: Path, settings: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny.study(tmp_path, *settings)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "optuna"])
+def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Path, algorithm: str) -> None:
+    study = tiny.study(tmp_path, RATE, "search.num_trials=12", f"search.algorithm={algorithm}")
+
+    def tell(search: Search, proposal: Proposal) -> None:
+        trial = f"t-{proposal.number}"
+        search.begin(trial, proposal)
+        search.observe(trial, 1.0, 1 / (1 + abs(proposal.settings["train.learning_rate"] - 0.003)))
+        search.complete(trial, proposal.settings, failed=proposal.number == 2)
+
+    whole, found = Search(study, "f1_macro"), []
+    while proposal := whole.next():
+        found.append(proposal)
+        tell(whole, proposal)
+    assert len(found) == 12
+    later = Search(study, "f1_macro")
+    for proposal in found[:8]:
+        later.recall(proposal)
+        tell(later, proposal)
+    rest = []
+    while proposal := later.next():
+        rest.append(proposal)
+        tell(later, proposal)
+    assert rest == found[8:]
+
+
+def test_a_search_gives_up_when_more_trials_failed_than_may(tmp_path: Path) -> None:
+    def failed(num: int, *settings: str) -> bool:
+        search = Search(tiny.study(tmp_path, RATE, "search.num_trials=6", *settings), "f1_macro")
+        for number in range(num):
+            proposal = search.next()
+            assert proposal is not None
+            search.begin(f"t-{number}", proposal)
+            search.complete(f"t-{number}", proposal.settings, failed=True)
+        assert (search.next() is None) == search.has_failed
+        return search.has_failed
+
+    assert [failed(num) for num in (3, 4)] == [False, True]  # half of them may
+    assert [failed(num, "search.max_failed=0") for num in (0, 1)] == [False, True]
+    assert not failed(5, "search.max_failed=5")

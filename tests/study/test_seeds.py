@@ -1,0 +1,182 @@
+"""The reference documents' studies of choices and mentions, with tiny random models of their architecture classes: from the YAML to an answer over HTTP."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import tiny
+from support.serve_session import end_serve
+
+from medray.client import Client
+from medray.config import load
+from medray.config.study import DataConfig, StudyConfig
+from medray.data import dataset
+from medray.evaluation.calibration import rescale
+from medray.registry import evaluate
+from medray.reports import gather, page
+from medray.runtime.cluster import Cluster, free_port
+from medray.serving import launch
+from medray.serving.schemas import AppOptions
+from medray.study import preflight
+from medray.study import study as studies
+from medray.study.run import Run
+from medray.study.study import Outcome
+from medray.tasks.choice import DISCLAIMER
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+
+
+class Silent:
+    def planned(self, num_trials: int) -> None: ...
+    def begun(self, record: object) -> None: ...
+    def told(self, record: object, row: object) -> None: ...
+    def ended(self, record: object) -> None: ...
+
+
+def symptoms(folder: Path) -> Path:
+    """The real layout: every row several times, padded with empty columns."""
+    rng, path = random.Random(0), folder / "dataset.csv"
+    rows = ["Disease," + ",".join(f"Symptom_{number}" for number in range(1, 6))]
+    for number in range(48):
+        label = list(tiny.SIGNS)[number % 3]
+        said = [*tiny.SIGNS[label], *rng.sample(tiny.WORDS[:12], 2)]
+        rng.shuffle(said)
+        rows += [",".join([label, *(f" {word}" for word in said), ""])] * 2
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def questions(folder: Path) -> Path:
+    rng, path = random.Random(0), folder / "ori_pqal.json"
+    held = {}
+    for number in range(60):
+        answer = ("yes", "no", "maybe")[number % 3]
+        held[str(1000 + number)] = {
+            "QUESTION": f"{tiny.text(rng, 4)} {'tumour' if answer == 'yes' else 'fever'} {number}?",
+            "CONTEXTS": [tiny.text(rng, 8)],
+            "LONG_ANSWER": answer,
+            "final_decision": answer,
+        }
+    path.write_text(json.dumps(held))
+    return path
+
+
+WORSE = ("publish.allow_worse=true",)  # than TF-IDF, as models of random weights are
+
+
+def run(
+    cluster: Cluster, folder: Path, name: str, data: Path, *families: str, nf4: bool, settings: tuple[str, ...] = ()
+) -> tuple[StudyConfig, Outcome]:
+    sources = ", ".join(f"{{source: {tiny.base(folder, family)}}}" for family in families)
+    study = load.load(
+        [STUDIES / f"{name}.yaml"],
+        [
+            f"base_models=[{sources}]",
+            f"data.format.path={data}",
+            f"storage_path={folder / 'runs'}",
+            "task.max_length=100",
+            "train.epochs=2",
+            "model.precision=fp32",  # fp16 is for GPUs
+            "resources.cpus_per_worker=1",
+            *settings,
+        ],
+    )
+    assert study.model.quantization == ("nf4" if nf4 else "none")
+    preflight.check(study)
+    return study, studies.run(study, cluster, Run.start(study), watcher=Silent(), on_audit=lambda audit: None)
+
+
+def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(tmp_path: Path, cluster: Cluster) -> None:
+    found = [
+        run(cluster, tmp_path, "seed_002_opt", symptoms(tmp_path), "opt", nf4=False, settings=WORSE),
+        run(cluster, tmp_path, "seed_004_pubmedqa", questions(tmp_path), "mistral", "llama", nf4=True, settings=WORSE),
+    ]
+    for study, outcome in found:
+        board = outcome.board
+        untuned = {f"{base.source}, untuned" for base in study.base_models}
+        rows = {entry.name: entry for entry in board.entries if entry.kind == "reference"}
+        assert rows.keys() == {"majority", "TF-IDF + logistic regression", *untuned}
+        assert all(0 <= rows[name].test[board.metric] <= 1 and rows[name].validation for name in untuned)
+        assert {pair.other for pair in board.comparisons} >= untuned  # before and after, on the same rows
+        again = evaluate.evaluate_untuned(study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log")
+        assert again.metrics.values == rows[again.of].validation
+    options = AppOptions(
+        releases=("symptoms@best", "pubmedqa@best"),
+        storage_path=str(tmp_path / "runs"),
+        precision="fp32",
+        audit_log=None,
+        limits={"timeout_s": 60},
+    )
+    port = free_port()
+    try:
+        with launch.serving(options, host="127.0.0.1", port=port):
+            client = Client(f"http://127.0.0.1:{port}")
+            for (_, outcome), name in zip(found, ("symptoms", "pubmedqa"), strict=True):
+                _answers_as_in_training(client, outcome, name)
+    finally:
+        end_serve()
+
+
+def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
+    checkpoint = Path(str(outcome.board.best.checkpoint))
+    trained = [json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()]
+    data = json.loads((checkpoint / "manifest.json").read_text())["trial"]["data"]
+    rows = dataset.load(DataConfig.model_validate(data)).validation
+    chosen = client.choose([row.text for row in rows], model=f"{name}@best")
+    assert (chosen.release, chosen.version, chosen.disclaimer) == (name, 1, DISCLAIMER)
+    assert outcome.release is not None
+    temperature = outcome.release.record.calibration.temperature
+    expected = rescale(np.array([row["probabilities"] for row in trained]), temperature, multi_label=False)
+    for answer, wanted, probabilities in zip(chosen.predictions, trained, expected.tolist(), strict=True):
+        assert list(answer.labels) == wanted["labels"]
+        assert list(answer.probabilities.values()) == pytest.approx(probabilities, abs=1e-3)
+
+
+def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_http(tmp_path: Path, cluster: Cluster) -> None:
+    data, answer = tiny.annotated(tmp_path), ("task.max_answer=16",)
+    found = {
+        "disease-names": run(cluster, tmp_path, "seed_000_extract", data, "phi", nf4=False, settings=answer),
+        "disease-names-few-shot": run(
+            cluster, tmp_path, "seed_001_extract", data, "phi3", nf4=True, settings=(*answer, "task.num_examples=1", "task.instruction=''")
+        ),
+        "diseases": run(cluster, tmp_path, "tagging", data, "bert", nf4=False),
+    }
+    for study, outcome in found.values():
+        board = outcome.board
+        untuned = {f"{base.source}, untuned" for base in study.base_models} if study.task.name == "extraction" else set()
+        assert {entry.name for entry in board.entries if entry.kind == "reference"} == untuned
+        assert board.metric == "mention_f1"
+        assert board.best.test_interval is not None
+        assert {pair.other for pair in board.comparisons} == untuned
+        assert outcome.analysis is None
+        assert "</html>" in page.render(page.compose(gather.gather(outcome.run)))
+    options = AppOptions(
+        releases=tuple(f"{name}@best" for name in found),
+        storage_path=str(tmp_path / "runs"),
+        precision="fp32",
+        audit_log=None,
+        limits={"timeout_s": 60},
+    )
+    port = free_port()
+    try:
+        with launch.serving(options, host="127.0.0.1", port=port):
+            client = Client(f"http://127.0.0.1:{port}")
+            for name, (_, outcome) in found.items():
+                _finds_as_in_training(client, outcome, name)
+    finally:
+        end_serve()
+
+
+def _finds_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
+    checkpoint = Path(str(outcome.board.best.checkpoint))
+    trained = [json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()]
+    data = json.loads((checkpoint / "manifest.json").read_text())["trial"]["data"]
+    rows = dataset.load(DataConfig.model_validate(data)).validation
+    said = client.extract([row.text for row in rows], model=f"{name}@best")
+    assert (said.release, said.version, said.disclaimer) == (name, 1, DISCLAIMER)
+    for row, mentions, wanted in zip(rows, said.mentions, trained, strict=True):
+        assert [(m.start, m.end, m.kind) for m in mentions] == [(m["start"], m["end"], m["kind"]) for m in wanted["mentions"]]
+        assert all(row.text[m.start : m.end] == m.text for m in mentions)

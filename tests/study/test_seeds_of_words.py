@@ -1,0 +1,83 @@
+"""The reference documents' studies of Phi-2 and of medical assistants, with tiny random models of their architecture classes, up to the release."""
+
+from pathlib import Path
+
+import pytest
+from support import tiny
+
+from medray.config import load
+from medray.runtime.cluster import Cluster
+from medray.study import preflight
+from medray.study import study as studies
+from medray.study.run import Run
+from medray.study.study import Outcome
+from medray.types import Message
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+
+
+class Silent:
+    def planned(self, num_trials: int) -> None: ...
+    def begun(self, record: object) -> None: ...
+    def told(self, record: object, row: object) -> None: ...
+    def ended(self, record: object) -> None: ...
+
+
+def run(cluster: Cluster, folder: Path, name: str, data: Path, family: str, *settings: str) -> Outcome:
+    study = load.load(
+        [STUDIES / f"{name}.yaml"],
+        [
+            f"base_models=[{{source: {tiny.base(folder, family)}}}]",
+            f"data.format.path={data}",
+            f"storage_path={folder / 'runs'}",
+            "task.max_length=100",
+            "model.precision=fp32",
+            "resources.cpus_per_worker=1",
+            *settings,
+        ],
+    )
+    preflight.check(study)
+    return studies.run(study, cluster, Run.start(study), watcher=Silent(), on_audit=lambda audit: None)
+
+
+def abstracts(folder: Path) -> Path:
+    for label, word in (("cancer", "tumour"), ("non_cancer", "fever")):
+        (folder / "raw" / label).mkdir(parents=True)
+        for number in range(15):
+            text = f"<ID:{label}{number}>\nTitle: study {number}\nAbstract: {word} in group {number}\n"
+            (folder / "raw" / label / f"{number}-{label}.txt").write_text(text)
+    return folder / "raw"
+
+
+def test_the_head_on_phi_is_trained_and_published(tmp_path: Path, cluster: Cluster) -> None:
+    found = run(cluster, tmp_path, "seed_000_phi2", abstracts(tmp_path), "phi", "train.epochs=1")
+    assert found.release is not None
+    assert found.release.reference == "cancer@1"
+    assert found.release.load().predict([]) == []
+
+
+@pytest.mark.parametrize(("name", "family", "nf4"), [("seed_003_phi4_mini", "phi3", True), ("seed_003_smollm", "llama", False)])
+def test_medical_assistants_are_trained_compared_with_their_base_and_published(
+    tmp_path: Path, cluster: Cluster, name: str, family: str, nf4: bool
+) -> None:
+    short = [
+        "task.max_new_tokens=4",
+        "train.max_steps=4",
+        "train.evaluate_every_steps=2",
+        "data.evaluation_rows=4",
+        "task.system=the study",
+    ]
+    found = run(cluster, tmp_path, name, tiny.instructions(tmp_path), family, *short)
+    rows = {entry.name: entry for entry in found.board.entries if entry.kind == "reference"}
+    assert rows.keys() == {f"{tmp_path / f'tiny-{family}'}, untuned"}
+    best = found.board.best
+    assert bool(best.validation_merged) == nf4
+    assert sorted(path.name for path in Path(str(best.checkpoint)).parent.iterdir()) == ["step-000002", "step-000004"]
+    assert found.release is not None
+    assert found.release.reference == "medical-assistant@1"
+    loaded = found.release.load()
+    assert loaded.manifest.quantization == ("nf4" if nf4 else "none")
+    adapted = {key.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for key in loaded.built.model.state_dict() if ".lora_" in key}
+    assert adapted == ({"qkv_proj", "o_proj"} if nf4 else {"q_proj", "k_proj", "v_proj", "o_proj"})
+    assert loaded.task.prompt([Message("user", "fever")], loaded.engine.tokenizer, 4)

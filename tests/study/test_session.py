@@ -1,0 +1,92 @@
+"""What a search does when it is cut off: by a disk that is full, and by Ray, which ends a process for want of memory."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from support import tiny
+from support.chaos import GRID
+from support.ray_studies import Seen
+
+from medray.config.study import StudyConfig
+from medray.storage import files
+from medray.study.placement import Placement
+from medray.study.run import Run
+from medray.study.search import Search
+from medray.study.session import Session
+from medray.training.assignment import FULL
+
+
+def begun(study: StudyConfig, here: Run, place: Path) -> Session:
+    return Session(
+        study,
+        here,
+        Search(study, "f1_macro"),
+        material=lambda config: place,
+        placement=lambda config: Placement("inline", 1, 1, 0, 2),
+        watcher=Seen(),
+    )
+
+
+KNOWN = {"first_step_at": 1.0, "num_parameters": 10, "num_trainable": 1}
+
+
+def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tiny.study(tmp_path, GRID, "search.algorithm=grid")
+    here = Run.start(study)
+
+    session = begun(study, here, tmp_path)
+    session.search.start()
+    first, second = session.next(), session.next()
+    assert first
+    assert second
+    with session.halting():
+        session.told("tiny-bert-000", {FULL: "runs: No space left on device"})
+    assert str(session.full) == "runs: No space left on device"
+    assert not session.told("tiny-bert-001", {"epochs": 1.0})  # it stops where it is
+    for trial in ("tiny-bert-000", "tiny-bert-001"):
+        session.ended(trial)
+    assert session.next() is None
+    assert [record.status for record in here.records()] == ["running", "running"]
+    again = begun(study, here, tmp_path)
+    again.search.start()
+    assert again.next() == first
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "write", full)
+    with again.halting():
+        again.ended("tiny-bert-000")
+    assert str(here.folder) in str(again.full)
+    with pytest.raises(OSError, match="Permission"), again.halting():
+        raise OSError(errno.EACCES, "Permission denied")
+
+
+def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_another(tmp_path: Path) -> None:
+    study = tiny.study(tmp_path, "search.space={train.learning_rate: {grid: [0.001, 0.002, 0.004]}}", "search.algorithm=grid")
+    study = study.model_copy(update={"resources": study.resources.model_copy(update={"max_failures": 1})})
+    here = Run.start(study)
+    first = begun(study, here, tmp_path)
+    first.search.start()
+    assert all(first.next() for _ in range(3))
+    session = begun(study, here, tmp_path)  # all three are to be gone on with
+    session.search.start()
+    names = [f"tiny-bert-00{number}" for number in range(3)]
+
+    def next_name() -> str | None:
+        found = session.next()
+        return found and found["assignment"]["trial"]
+
+    assert [next_name(), next_name()] == names[:2]
+    assert session.requeue("memory")
+    assert (session.halted[names[0]], session.halted[names[1]], session.halted[names[2]]) == (1, 1, 0)
+    assert [next_name() for _ in range(3)] == [names[2], names[0], names[1]]  # each once
+    session.told(names[1], {"epochs": 1.0, "validation/f1_macro": 0.5, "is_last": False, **KNOWN})
+    assert session.requeue("memory")
+    assert [record.status for record in here.records()] == ["failed", "running", "running"]
+    assert [next_name(), next_name(), next_name()] == [names[1], names[2], None]
+    session.ended(names[1])
+    assert not session.requeue("memory")  # the third was under way twice and came no further: nothing is left to run
+    assert [record.status for record in here.records()] == ["failed", "finished", "failed"]

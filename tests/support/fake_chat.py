@@ -1,0 +1,73 @@
+"""A service that talks without a model, and the routes over it behind a port."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from medray.runtime.cluster import free_port
+from medray.serving.api import make_api
+from medray.serving.schemas import Asked, Begun, Described, Limits, Refused, Said
+from medray.serving.service import Event, Events
+
+WARNING = "Not a doctor."
+ANSWER = (Said("Asthma ", 2), Said("is common.", 2), Said("", 1, finish="stop", outcome="answered"))
+
+
+class Service:
+    """Says what it was given to say, and remembers what it was asked."""
+
+    references = ("adviser@best", "cancer@1")
+
+    def __init__(self, *said: Said | Refused | Exception) -> None:
+        self.said: Sequence[Said | Refused | Exception] = said or ANSWER
+        self.asked: list[tuple[str, Asked]] = []
+        self.events: list[Event] = []
+        self.num_closed = 0
+        self.refused: Refused | None = None
+
+    async def talk(self, reference: str, asked: Asked) -> Events:
+        self.asked.append((reference, asked))
+        try:
+            if self.refused:
+                yield self.refused
+                return
+            yield Begun("adviser", 3, 12, WARNING)
+            for said in self.said:
+                if isinstance(said, Exception):
+                    raise said
+                yield said
+        finally:
+            self.num_closed += 1
+
+    async def describe(self, reference: str) -> Described | Refused:
+        return Described("adviser", 3, "Be careful.", WARNING)
+
+    async def answer(self, reference: str, request: Any) -> Any:
+        return Refused(400, "wrong_route", "adviser is asked at /v1/chat/completions", param="model")
+
+    async def health(self) -> Any:
+        return {"status": "ok"}
+
+    def record(self, event: Event) -> None:
+        self.events.append(event)
+
+
+@contextmanager
+def listening(service: Service, digests: frozenset[str] | None = None) -> Iterator[str]:
+    import uvicorn
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(make_api(service, Limits(), digests), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 10
+    while not server.started:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)

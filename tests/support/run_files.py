@@ -1,0 +1,188 @@
+"""Runs of studies as they lie on disk, made from plain figures: no model, no Ray."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medray.config.study import StudyConfig
+from medray.evaluation import analysis as analyses
+from medray.evaluation import leaderboard, tables
+from medray.evaluation.analysis import Analysis, ModelAnalysis
+from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.diagnose import Scored, examine
+from medray.evaluation.leaderboard import Entry, Judged, Leaderboard
+from medray.evaluation.metrics import Metrics, single_label
+from medray.records import AbstentionRecord, CalibrationRecord, TrialRecord
+from medray.storage import files
+from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, Probe, TaskRecord, save
+from medray.study.run import Run
+
+ROWS = 160
+BASES = ("pkg:small-encoder", "hub/large-decoder")
+LABELS = ("ill", "well")
+Row = dict[str, Any]
+Trials = list[tuple[TrialRecord, list[Row]]]
+
+
+def study(folder: Path, labels: tuple[str, str] = LABELS, **changes: Any) -> StudyConfig:
+    raw = {
+        "name": "made",
+        "storage_path": str(folder),
+        "data": {"format": {"name": "raw_abstracts", "path": "rows"}},
+        "task": {"name": "classification", "positive_label": labels[0], "metric": "f1_binary"},
+        "base_models": [{"source": source} for source in BASES],
+        "train": {"epochs": 3},
+        "search": {"num_trials": 3, "space": {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "lora.r": {"choice": [8, 16]}}},
+        "publish": {"name": "made"},
+        **changes,
+    }
+    return StudyConfig.model_validate(raw)
+
+
+def said(accuracy: float, seed: int) -> tuple[LabelAnswers, np.ndarray[Any, Any]]:
+    """LabelAnswers to the same rows, right as often as asked for."""
+    truth = np.random.default_rng(0).integers(0, 2, ROWS)
+    rng = np.random.default_rng(seed)
+    predicted = np.where(rng.random(ROWS) < accuracy, truth, 1 - truth)
+    chosen = np.eye(2, dtype=bool)[predicted]
+    sure = np.where(predicted == truth, rng.beta(8, 1, ROWS), rng.beta(3, 2, ROWS))[:, None] / 2 + 0.5
+    return LabelAnswers(np.eye(2, dtype=bool)[truth], chosen, 0), np.where(chosen, sure, 1 - sure)
+
+
+def metrics(accuracy: float, seed: int, labels: tuple[str, str] = LABELS) -> tuple[Metrics, LabelAnswers]:
+    answers, probabilities = said(accuracy, seed)
+    truth, predicted = (side.argmax(axis=1).tolist() for side in (answers.truth, answers.predicted))
+    return single_label(truth, probabilities, predicted, labels, labels[0]), answers
+
+
+def history(accuracies: list[float], seed: int) -> list[Row]:
+    return [
+        {
+            "epoch": epoch,
+            "epochs": float(epoch),
+            "step": 10 * epoch,
+            "train_loss": 1 / epoch,
+            "metrics": metrics(accuracy, seed + epoch)[0].values,
+            "seconds": 12.5 * epoch,
+            "tokens_per_s": 1500.0,
+        }
+        for epoch, accuracy in enumerate(accuracies, start=1)
+    ]
+
+
+def record(base: int, number: int, **changes: Any) -> TrialRecord:
+    name = BASES[base].rsplit(":", 1)[-1].rsplit("/", 1)[-1]
+    held = {
+        "trial": f"{name}-{number:03d}",
+        "base_model": BASES[base],
+        "base": base,
+        "number": number,
+        "settings": {"train.learning_rate": 1e-4 * 3 ** (number + base), "lora.r": 8 if number % 2 else 16},
+        "status": "finished",
+        "started_at": 1.7e9,
+        "first_step_at": 1.7e9 + 2,
+        "num_parameters": 10**7 * (1 + 5 * base),
+        "num_trainable": 10**5,
+    }
+    return TrialRecord.model_validate({**held, **changes})
+
+
+def trials(num_each: int = 3, num_failed: int = 0) -> Trials:
+    made: Trials = []
+    for base in range(len(BASES)):
+        for number in range(num_each):
+            reached = 0.9 - 0.02 * number - 0.1 * base
+            made.append((record(base, number), history([reached - 0.05, reached, reached - 0.01], 10 * base + 100 * number)))
+    return made + [(record(0, num_each + at, status="failed", error="loss is not a number"), []) for at in range(num_failed)]
+
+
+def board(made: Trials, *, labels: tuple[str, str] = LABELS, close: bool = False) -> Leaderboard:
+    """The best trial of each base model is judged; `close` makes the two answer so alike that they tie."""
+    entries = [leaderboard.entry_of(held, rows, "f1_binary") for held, rows in made]
+    candidates = [
+        _judged(entry, 0.9 if close else 0.9 - 0.15 * place, 40 + place, labels)
+        for place, entry in enumerate(leaderboard.finalists(entries, "f1_binary", 1))
+    ]
+    references = [_judged(Entry(name="majority", kind="reference"), 0.5, 60, labels)]
+    return leaderboard.conclude("made", "f1_binary", entries, candidates, references, 1)
+
+
+def _judged(entry: Entry, accuracy: float, seed: int, labels: tuple[str, str]) -> Judged:
+    validation, test = metrics(accuracy, seed, labels), metrics(accuracy - 0.01, seed + 1, labels)
+    return leaderboard.judged(entry, "f1_binary", validation=validation, test=test, ms_per_row=3.5)
+
+
+def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "length") -> Analysis:
+    rule = AbstentionRecord(precision=0.95, level=0.9, threshold=0.9, coverage=0.7)
+    calibration = CalibrationRecord(temperature=1.4, abstention=rule, num_rows=ROWS)
+    columns = {column: [("short", "middle", "long")[row % 3] for row in range(ROWS)]}
+
+    def split(name: Any, seed: int) -> analyses.SplitAnalysis:
+        answers, probabilities = said(0.9, seed)
+        scored = Scored([f"row-{row}" for row in range(ROWS)], answers, probabilities, columns)
+        return examine(name, scored, calibration, labels=labels, multi_label=False, metric="f1_binary")
+
+    model = ModelAnalysis(winner, calibration, split("validation", 40), split("test", 41))
+    return Analysis("made", labels, False, winner, (model,))
+
+
+def run(
+    folder: Path,
+    *,
+    found: Trials | None = None,
+    labels: tuple[str, str] = LABELS,
+    column: str = "length",
+    with_analysis: bool = True,
+    close: bool = False,
+    changed: Callable[[Leaderboard], Leaderboard] = lambda board: board,
+    **changes: Any,
+) -> Run:
+    """A run that has ended, written as a study writes it."""
+    asked = study(folder, labels, **changes)
+    held = trials() if found is None else found
+    made = Run.start(asked)
+    for trial, rows in held:
+        made.write(trial)
+        files.write(made.trial_dir(trial.trial) / "history.json", json.dumps(rows).encode())
+    ranked = changed(board(held, labels=labels, close=close))
+    kept = str(made.checkpoint(ranked.winner, ranked.best.step or 0))
+    entries = tuple(replace(entry, checkpoint=kept) if entry.name == ranked.winner else entry for entry in ranked.entries)
+    ranked = replace(ranked, entries=entries)
+    files.write(made.folder / "leaderboard.json", tables.to_json(ranked).encode())
+    if with_analysis:
+        files.write(made.folder / "analysis.json", analyses.to_json(analysis(ranked.winner, labels, column)))
+    _checkpoint(made, asked, ranked.best, labels)
+    return made
+
+
+def _checkpoint(made: Run, asked: StudyConfig, best: Entry, labels: tuple[str, str]) -> None:
+    audit = {
+        "num_rows": 3 * ROWS, "num_empty": 1, "labels": {labels[0]: 250, labels[1]: 230}, "splits": {"train": ROWS, "validation": ROWS, "test": ROWS},
+        "tokens": {best.base_model: {"mean": 80.0, "median": 75.0, "p95": 150.0, "longest": 700, "max_length": 512, "num_over": 3}},
+        "exact_groups": 4, "exact_rows": 8, "near_groups": 1, "near_rows": 2, "given_across": 0, "conflicting_texts": 2, "conflicting_rows": 4,
+        "accuracy_ceiling": 0.99, "majority_label": labels[0], "majority_accuracy": 0.52, "majority_f1_macro": 0.34,
+    }  # fmt: skip
+
+    def fill(filling: Path) -> None:
+        files.write(filling / "audit.json", json.dumps(audit).encode())
+        files.write(filling / "metrics.json", json.dumps({"split": "validation", **asdict(metrics(0.9, 40, labels)[0])}).encode())
+
+    manifest = Manifest(
+        task=TaskRecord(options={"name": "classification"}, state={"labels": list(labels)}),
+        base=BaseRecord(source=best.base_model, revision="1", weight_hash="ab" * 32, family="bert"),
+        trial=asked.trial(asked.base_models[best.base or 0]).model_dump(mode="json"),
+        data_fingerprint="cd" * 32,
+        split_fingerprint="ef" * 32,
+        cursor={"epoch": best.epoch or 0, "step": best.step or 0},
+        metrics=dict(best.validation),
+        precision=PrecisionRecord(used="fp32", asked="auto"),
+        seed=0,
+        versions={"medray": "0"},
+        git_commit="0" * 40,
+        probe=Probe(texts=(), outputs=()),
+    )
+    save(made.checkpoint(best.name, best.step or 0), fill, manifest)

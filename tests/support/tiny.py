@@ -1,0 +1,284 @@
+"""Tiny random base models of the real architecture classes, with a tokenizer made on the spot."""
+
+import json
+import random
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from medray.config import load
+
+WORDS = [
+    "tumour",
+    "carcinoma",
+    "metastasis",
+    "biopsy",
+    "patient",
+    "study",
+    "blood",
+    "pressure",
+    "renal",
+    "hepatic",
+    "cell",
+    "growth",
+    "stage",
+    "nodes",
+    "surgery",
+    "therapy",
+    "infection",
+    "culture",
+    "fever",
+    "glucose",
+    "insulin",
+    "heart",
+    "failure",
+    "rhythm",
+    "lung",
+    "airway",
+    "the",
+    "of",
+    "in",
+    "with",
+    "was",
+    "were",
+    "and",
+    "no",
+    "after",
+    "before",
+    "group",
+]
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 130}
+_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", _SIZES),
+    "roberta": ("Roberta", _SIZES),
+    "distilbert": ("DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 130}),
+    "llama": ("Llama", {**_SIZES, "num_key_value_heads": 1}),
+    "mistral": ("Mistral", {**_SIZES, "num_key_value_heads": 1}),
+    "phi": ("Phi", _SIZES),
+    "phi3": ("Phi3", {**_SIZES, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 1}),
+    "opt": ("OPT", {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}),
+    "electra": ("Electra", {**_SIZES, "embedding_size": 32}),
+}
+DECODERS = ("llama", "mistral", "phi", "phi3", "opt")
+_places: list[Path] = []  # of what is made once for all tests of a process: conftest names one that pytest removes
+
+
+def share(place: Path) -> None:
+    _places.append(place)
+
+
+def _made_once() -> Path:
+    return Path(tempfile.mkdtemp(dir=_places[-1] if _places else None, prefix="tiny-"))
+
+
+def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> Path:
+    """A base model without a head (decoders: with their language model), as it would come from the Hub: a copy of the caller's own."""
+    path = folder / f"tiny-{family}"
+    shutil.rmtree(path, ignore_errors=True)  # not written over: a model may still be mapped from there
+    shutil.copytree(_base(family, seed, json.dumps(changed)), path)
+    return path
+
+
+@cache
+def _base(family: str, seed: int, changes: str) -> Path:
+    path, changed = _made_once(), json.loads(changes)
+    tokens = tokenizer(family)
+    torch.manual_seed(seed)
+    name, sizes = _KINDS[family]
+    ends = {"eos_token_id": tokens.eos_token_id} if family in DECODERS else {}  # else a family's own number: a word of this vocabulary
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, **{"initializer_range": 0.2} | sizes | ends | changed
+    )
+    kind = f"{name}ForCausalLM" if family in DECODERS else f"{name}Model"
+    getattr(transformers, kind)(config).save_pretrained(path)
+    tokens.save_pretrained(path)
+    return path
+
+
+def merged(folder: Path, family: str, head):  # type: ignore[no-untyped-def]
+    """A model as it is served: with its adapter merged, or without one for want of a head."""
+    from medray.config.study import LoraConfig, ModelOptions
+    from medray.models import sources
+    from medray.models.build import build, merge
+
+    built = build(sources.resolve(str(base(folder, family)), None), head, ModelOptions(), LoraConfig() if head else None)
+    built.model = merge(built).eval()
+    return built
+
+
+def tokenizer(family: str) -> PreTrainedTokenizerFast:
+    if family in DECODERS:  # as SmolLM2 has it: padding is the end of sequence
+        special = ["<|endoftext|>", "<|im_end|>"]
+        names = {"unk_token": special[0], "eos_token": special[1], "pad_token": special[1]}
+    else:
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    characters = [chr(code) for code in range(33, 127)]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys([*special, *WORDS, *characters]))}
+    made = Tokenizer(models.WordLevel(vocab, unk_token=names["unk_token"]))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    made.decoder = decoders.WordPiece()
+    if family not in DECODERS:
+        made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=128, **names)
+
+
+def text(rng: random.Random, num_words: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(num_words))
+
+
+def abstracts(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
+    """JSON lines that a tiny model can learn: a row is about cancer when it holds one of three words."""
+    rng = random.Random(seed)
+    path = folder / "rows.jsonl"
+    with path.open("w") as file:
+        for number in range(num_rows):
+            label = ("cancer", "other")[number % 2]
+            words = [word for word in text(rng, rng.randint(4, 30)).split() if word not in ("tumour", "carcinoma", "metastasis")]
+            if label == "cancer":
+                words.insert(rng.randrange(len(words) + 1), rng.choice(("tumour", "carcinoma", "metastasis")))
+            file.write(json.dumps({"id": f"r{number}", "text": " ".join(words) + f" {number}", "label": label}) + "\n")
+    return path
+
+
+SIGNS = {"renal failure": ("renal", "glucose"), "heart failure": ("rhythm", "pressure"), "fever": ("infection", "culture")}
+
+
+def choices(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
+    """Rows whose label is a word or two of the vocabulary, and follows from one word of the text."""
+    rng = random.Random(seed)
+    path = folder / "choices.jsonl"
+    signs = {sign for known in SIGNS.values() for sign in known} | {word for label in SIGNS for word in label.split()}
+    others = [word for word in WORDS if word not in signs]
+    with path.open("w") as file:
+        for number in range(num_rows):
+            label = list(SIGNS)[number % len(SIGNS)]
+            words = [rng.choice(others) for _ in range(rng.randint(3, 12))]
+            words.insert(rng.randrange(len(words) + 1), rng.choice(SIGNS[label]))
+            file.write(json.dumps({"id": f"r{number}", "text": " ".join(words) + f" {number}", "label": label}) + "\n")
+    return path
+
+
+def choice_study(folder: Path, *settings: str, family: str = "llama", num_rows: int = 60):  # type: ignore[no-untyped-def]
+    """As `study`, for a causal language model that picks one of three labels."""
+    data = folder / "choices.jsonl"
+    return study(
+        folder,
+        f"data.format.path={data if data.exists() else choices(folder, num_rows)}",
+        "task={name: choice, max_length: 48, prompt: '{text} the', answer: ' {label}'}",
+        "train.epochs=3",
+        *settings,
+        family=family,
+    )
+
+
+def instructions(folder: Path, num_rows: int = 48, seed: int = 0) -> Path:
+    """Questions whose answer follows from one word of them."""
+    rng = random.Random(seed)
+    path = folder / "instructions.jsonl"
+    signs = {sign for known in SIGNS.values() for sign in known} | {word for label in SIGNS for word in label.split()}
+    others = [word for word in WORDS if word not in signs]
+    with path.open("w") as file:
+        for number in range(num_rows):
+            answer = list(SIGNS)[number % len(SIGNS)]
+            words = [rng.choice(others) for _ in range(rng.randint(2, 6))]
+            words.insert(rng.randrange(len(words) + 1), rng.choice(SIGNS[answer]))
+            file.write(json.dumps({"id": f"r{number}", "instruction": " ".join(words) + f" {number}", "response": f"the {answer}"}) + "\n")
+    return path
+
+
+def instruct_study(folder: Path, *settings: str, family: str = "llama", num_rows: int = 48):  # type: ignore[no-untyped-def]
+    """As `study`, for a causal language model that answers in words."""
+    data = folder / "instructions.jsonl"
+    return study(
+        folder,
+        f"data.format={{name: instructions, path: {data if data.exists() else instructions(folder, num_rows)}, id: id}}",
+        "task={name: instruct, system: the study of, max_length: 100, max_new_tokens: 6, metric: token_f1}",
+        "train.epochs=4",
+        "train.token_budget=512",
+        *settings,
+        family=family,
+    )
+
+
+NAMES = ("carcinoma", "renal failure", "heart failure", "lung infection")
+
+
+def annotated(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
+    """Rows with mentions that a tiny model can learn: four names, among words that are never part of one."""
+    rng = random.Random(seed)
+    path = folder / "annotated.jsonl"
+    others = [word for word in WORDS if not any(word in name for name in NAMES)]
+    with path.open("w") as file:
+        for number in range(num_rows):
+            words, mentions = [rng.choice(others) for _ in range(rng.randint(3, 9))], []
+            for name in rng.sample(NAMES, number % 3):
+                words.insert(rng.randrange(len(words) + 1), name)
+            text = " ".join(words) + f" {number}"
+            for name in NAMES:
+                if name in words:
+                    start = len(" ".join(words[: words.index(name)])) + (words.index(name) > 0)
+                    mentions.append({"start": start, "end": start + len(name), "text": name})
+            file.write(json.dumps({"id": f"r{number}", "text": text, "mentions": mentions}) + "\n")
+    return path
+
+
+def mention_study(folder: Path, task: str, *settings: str, family: str = "bert", num_rows: int = 60):  # type: ignore[no-untyped-def]
+    """As `study`, for annotated rows; `task` is its YAML."""
+    data = folder / "annotated.jsonl"
+    return study(
+        folder,
+        f"data.format={{name: spans, path: {data if data.exists() else annotated(folder, num_rows)}, id: id}}",
+        f"task={task}",
+        *settings,
+        family=family,
+    )
+
+
+def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60):  # type: ignore[no-untyped-def]
+    """A study over a tiny base and made-up rows."""
+
+    source = folder / f"tiny-{family}"
+    data = folder / "rows.jsonl"
+    return load.load(
+        [],
+        [
+            "name=tiny",
+            f"storage_path={folder / 'runs'}",
+            f"data.format={{name: jsonl, path: {data if data.exists() else abstracts(folder, num_rows)}, id: id}}",
+            "task={name: classification, positive_label: cancer, max_length: 64}",
+            f"base_models=[{{source: {source if source.exists() else base(folder, family)}}}]",
+            "model.precision=fp32",
+            "train={epochs: 2, samples_per_step: 8, learning_rate: 0.01, token_budget: 128}",
+            "resources.cpus_per_worker=1",
+            *settings,
+        ],
+    )
+
+
+@cache
+def checkpoint(kind: str = "study", *settings: str) -> Path:
+    """One of a trial of an epoch, trained once for all tests of a process: to be read, and published, which copies it."""
+    place = _made_once()
+    asked = {"study": study, "choice": choice_study, "instruct": instruct_study}[kind](place, "train.epochs=1", *settings)
+    return trial(asked, place).run().checkpoint
+
+
+def trial(asked, folder: Path, **reports):  # type: ignore[no-untyped-def]
+    """The study's first trial, ready to run."""
+    from medray.data import dataset
+    from medray.tasks.base import protocol as tasks
+    from medray.training.prepared import gather
+    from medray.training.trial import Trial
+
+    config = asked.trial(asked.base_models[0])
+    data = dataset.load(config.data, config.task.bring)
+    material = gather(config, data, tasks.fit(config.task, data.label_sets(), data.train), folder / "prepared")
+    return Trial(config, material, folder / "trial", reports.get("report", lambda report: None))

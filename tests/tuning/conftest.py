@@ -1,1 +1,0 @@
-from chaos import small, undisturbed  # noqa: F401  (fixtures)
