@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from support import tiny
 
-from medray.config import load
-from medray.config import study as configs
+from medray.config.load import load_study
+from medray.config.study import StudyConfig
 from medray.errors import ConfigError
 from medray.study import preflight
 
@@ -70,10 +70,10 @@ def rows(folder: Path, kind: str) -> Path:
     return path
 
 
-def shipped(folder: Path, study: str, *presets: str, settings: tuple[str, ...] = ()) -> configs.StudyConfig:
+def shipped(folder: Path, study: str, *presets: str, settings: tuple[str, ...] = ()) -> StudyConfig:
     """A study as it is shipped, with data and base models that are here."""
     files = [JOBS / "studies" / f"{study}.yaml", *(JOBS / "studies" / "presets" / f"{preset}.yaml" for preset in presets)]
-    asked: Any = load.load(files)
+    asked: Any = load_study(files)
     given = [f"storage_path={folder / 'runs'}", *settings]
     for number, base in enumerate(asked.base_models):
         if not base.source.startswith("pkg:"):
@@ -81,14 +81,14 @@ def shipped(folder: Path, study: str, *presets: str, settings: tuple[str, ...] =
             given.append(f"base_models.{number}.source={tiny.base(folder, family)}")
     if not (ROOT / asked.data.format.path).exists():
         given.append(f"data.format.path={rows(folder, asked.data.format.name)}")
-    return load.load(files, given)
+    return load_study(files, given)
 
 
 def test_every_study_that_ships_loads() -> None:
     assert STUDIES
     assert PRESETS
     for study in STUDIES:
-        assert load.load([JOBS / "studies" / f"{study}.yaml"]).base_models
+        assert load_study([JOBS / "studies" / f"{study}.yaml"]).base_models
 
 
 @pytest.mark.parametrize("presets", [(), *((preset,) for preset in PRESETS)], ids=" ".join)
@@ -111,7 +111,7 @@ def test_a_limit_below_the_number_of_diseases_fails_the_dry_run(tmp_path: Path) 
 
 
 def test_the_studies_use_what_they_are_there_to_show() -> None:
-    found = {study: load.load([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
+    found = {study: load_study([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
     sharded = {study: (asked.train.zero_stage, asked.resources.num_workers) for study, asked in found.items() if asked.train.zero_stage}
     assert sharded == {"cancer_zero2": (2, 2), "seed_004_zero3": (3, 2)}
     assert found["seed_004_zero3"].base_models[0].source == "mistralai/Mistral-7B-v0.3"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from medray.config import load
+from medray.config.load import load_study
 from medray.serving import front
 from medray.serving.schemas import AppOptions
 
@@ -133,7 +133,7 @@ def test_what_a_job_is_entered_by_is_there_and_its_settings_are_a_studys() -> No
     assert entered[0] == "python"
     assert (ROOT / entered[1]).is_file()
     files = [ROOT / word for word in entered[2:] if "=" not in word]
-    study = load.load(files, [word for word in entered if "=" in word])
+    study = load_study(files, [word for word in entered if "=" in word])
     assert study.storage_path.startswith(mount_of(read("rayjob-study"), "shared") + "/")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medray.config import load
+from medray.config.load import load_study
 from medray.data import dataset
 from medray.registry import loading
 from medray.tasks.base import protocol as tasks
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 def trained(folder: Path, study: str, *settings: str) -> tuple[Trial, Path]:
     samples = {"quickstart": "jobs/samples/abstracts", "findings": "jobs/samples/findings.jsonl"}[study]
-    asked = load.load([ROOT / "jobs" / "studies" / f"{study}.yaml"], [f"data.format.path={ROOT / samples}", *settings])
+    asked = load_study([ROOT / "jobs" / "studies" / f"{study}.yaml"], [f"data.format.path={ROOT / samples}", *settings])
     one = asked.trial(asked.base_models[0])
     data = dataset.load(one.data)
     material = gather(one, data, tasks.fit(one.task, data.label_sets()), folder / "prepared")

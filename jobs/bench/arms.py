@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Linear
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from medray.config import load as load_
+from medray.config.load import load_study
 from medray.config.study import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
@@ -88,7 +88,7 @@ class Run:
 
 
 def study(args: argparse.Namespace, seed: int, folder: str, settings: tuple[str, ...]) -> StudyConfig:
-    return load_.load(
+    return load_study(
         [],
         [
             "name=bench",

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from medray.config import load
+from medray.config.load import plugin_options
 from medray.data.formats.base import protocol as formats
 from medray.evaluation import calibration, metrics
 from medray.evaluation import calibration as prior
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--priors", type=int, nargs="+", default=[0, 20, 50, 100], help="rows that the prior is worth")
     args = parser.parse_args()
-    examples = list(formats.read(load.plugin_options("data.formats", f"name=raw_abstracts,path={args.data}")))
+    examples = list(formats.read(plugin_options("data.formats", f"name=raw_abstracts,path={args.data}")))
     labels = sorted({example.labels[0] for example in examples})
     texts = np.array([example.text for example in examples], dtype=object)
     truth = np.array([labels.index(example.labels[0]) for example in examples])

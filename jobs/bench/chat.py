@@ -18,7 +18,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from medray.config import load as load_
+from medray.config.load import load_study
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -112,7 +112,7 @@ def publish(args: argparse.Namespace, folder: Path) -> None:
             f"base_models=[{{source: '{args.base}'}}]",
             f"train={{max_steps: {args.steps}, samples_per_step: 8, learning_rate: 0.001, schedule: constant}}",
         ]
-        config = load_.load([], settings)
+        config = load_study([], settings)
         trial_config = config.trial(config.base_models[0])
         dataset = datasets.load(trial_config.data)
         task = tasks.fit(trial_config.task, dataset.label_sets(), dataset.train)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from medray.config import load
+from medray.config.load import plugin_options
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -103,7 +103,7 @@ def _examples(path: str | None) -> list[Example]:
         labels = [f"{site.capitalize()} {kind}" for site, kind in itertools.product(sites, kinds)][:41]
         text = "fatigue; weight loss; high fever; breathlessness; sweating; loss of appetite; mild pain"
         return [Example(str(number), f"{text}; sign {number}", (label,)) for number, label in enumerate(labels)]
-    table = load.plugin_options("data.formats", f"name=symptom_table,path={path},template='{{symptoms}}'")
+    table = plugin_options("data.formats", f"name=symptom_table,path={path},template='{{symptoms}}'")
     first: dict[str, Example] = {}
     for example in read(table):
         first.setdefault(example.labels[0], example)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medray.config import load
+from medray.config.load import load_study
 from medray.data import dataset as datasets
 from medray.engines.transformers import TransformersEngine
 from medray.evaluation.leaderboard import f1_of
@@ -107,7 +107,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     run = latest(Path(args.run))
-    study, board = load.load([run.folder / SETTINGS]), run.leaderboard()
+    study, board = load_study([run.folder / SETTINGS]), run.leaderboard()
     dataset = datasets.load(study.data, task_options(study.task).bring)
     part = dataset.validation if args.part == "validation" else dataset.open_test(run.storage_dir / "test_log", "bench int8").examples
     examples = list(part)[: args.rows]

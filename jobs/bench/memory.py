@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medray.config import load
+from medray.config.load import load_study
 
 SHAPES = {
     "llama 29M, head": ("llama", {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 10}, "classification", 1024, ()),
@@ -79,7 +79,7 @@ def one(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         base = _base(kind, sizes, folder)
-        asked = load.load(
+        asked = load_study(
             [],
             [
                 *("name=memory", f"storage_path={folder / 'runs'}", "resources.cpus_per_worker=1", "data.split.validation=0.1"),

@@ -29,7 +29,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from medray.config import load
+from medray.config.load import load_study
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -94,7 +94,7 @@ def publish(args: argparse.Namespace, folder: Path, *, steps: int = 1) -> list[s
         f"train.max_steps={steps}",
         "train.learning_rate=0.001",
     ]
-    config = load.load([], settings)
+    config = load_study([], settings)
     trial_config = config.trial(config.base_models[0])
     dataset = datasets.load(trial_config.data)
     material = gather(trial_config, dataset, tasks.fit(trial_config.task, dataset.label_sets()), folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 from arms import tutorial
 from rich.console import Console
 
-from medray.config import load as load_
+from medray.config.load import load_study
 from medray.config.study import StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.evaluation.bootstrap import compare
@@ -91,7 +91,7 @@ def tell(line: str) -> None:
 
 
 def study(args: argparse.Namespace, folder: str) -> StudyConfig:
-    return load_.load(
+    return load_study(
         [],
         [
             "name=bench",

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from medray.config import load
+from medray.config.load import load_study
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        asked = load.load(
+        asked = load_study(
             [STUDY],
             [
                 f"data.format.path={args.data}",

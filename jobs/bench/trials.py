@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from medray.config import load
+from medray.config.load import load_study
 from medray.records import TrialRecord
 from medray.runtime.cluster import start_cluster
 from medray.study import study as studies
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, start_cluster("single") as cluster:
         found, memory = {}, {}
         for launcher in ("inline", "train"):
-            asked = load.load(
+            asked = load_study(
                 [ROOT / "jobs" / "studies" / "quickstart.yaml"],
                 [
                     f"storage_path={folder}",

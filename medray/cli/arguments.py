@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from medray.config import load as load_
-from medray.config import study as configs
+from medray.config.load import load_study
+from medray.config.study import StudyConfig
 from medray.errors import ConfigError
 
 Storage = Annotated[str, typer.Option(help="the study's storage_path, which holds its releases, or s3://BUCKET/PREFIX")]
@@ -21,9 +21,9 @@ RequireSignature = Annotated[
 SHOWN = ("f1_binary", "f1_macro", "accuracy", "accuracy_subset", "log_loss")
 
 
-def load(arguments: list[str]) -> configs.StudyConfig:
+def load(arguments: list[str]) -> StudyConfig:
     files = [argument for argument in arguments if "=" not in argument]
-    return load_.load(files, [argument for argument in arguments if "=" in argument])
+    return load_study(files, [argument for argument in arguments if "=" in argument])
 
 
 def read_token(path: str | None) -> str | None:

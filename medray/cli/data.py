@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medray.cli.arguments import Configs, load
-from medray.config import load as load_
+from medray.config.load import plugin_options
 from medray.data.formats.base import protocol as formats
 
 app = typer.Typer(no_args_is_help=True, help="Look at a data set, or change its format.")
@@ -33,7 +33,7 @@ def convert(
     target: Annotated[str, typer.Argument(help="the same for what is written: 'name=delimited,path=combined.psv'")],
 ) -> None:
     """Read one format, write another; an existing target is left alone and refused."""
-    read_options, write_options = load_.plugin_options("data.formats", source), load_.plugin_options("data.formats", target)
+    read_options, write_options = plugin_options("data.formats", source), plugin_options("data.formats", target)
     rows = list(formats.read(read_options))
     examples = [example for example in rows if not formats.is_left_out(example, read_options)]
     formats.write(examples, write_options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medray.cli.arguments import SHOWN, Reference, RequireSignature, Storage
-from medray.config import load
+from medray.config.load import load_study
 from medray.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def publish(
     if base and not is_study:
         raise ConfigError(f"--base {base}: goes with a study's YAML, whose base model is published as it is")
     if is_study:
-        release = external.publish_untuned(registry, load.load([place]), base, name, notes=notes)
+        release = external.publish_untuned(registry, load_study([place]), base, name, notes=notes)
     else:
         release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision, int8=mode)
     _point(registry, release, alias, sign)

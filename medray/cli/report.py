@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medray.config import load
+from medray.config.load import tracking_uri
 from medray.config.study import StudyConfig
 from medray.redaction import redact
 
@@ -30,7 +30,6 @@ def report(
 ) -> None:
     """Write the report of a study that has ended: one page that needs nothing else."""
     from medray.reports import page
-    from medray.reports import page as drawn
     from medray.reports.gather import gather
     from medray.study.run import latest
 
@@ -38,9 +37,9 @@ def report(
     made = page.compose(gather(run))
     print(page.write(made, out or run.folder / page.REPORT))
     if plots is not None:
-        for path in drawn.write_images(made, plots):
+        for path in page.write_images(made, plots):
             print(path)
-        if reason := drawn.no_png():
+        if reason := page.no_png():
             log.warning("%s", reason)
     if mlflow is not None:
         print(f"MLflow run {_log(run, mlflow, None)}")
@@ -60,7 +59,7 @@ def at_the_end(run: "Run") -> Path | None:
 def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None:
     from medray.reports import mlflow as tracking
 
-    uri = load.tracking_uri(study)
+    uri = tracking_uri(study)
     if uri is None:
         return
     if not study.mlflow and not tracking.is_installed():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medray.cli.arguments import load
-from medray.config import load as load_
+from medray.config.load import load_study
 
 if TYPE_CHECKING:
     from medray.data.dataset import Dataset
@@ -73,7 +73,7 @@ def _of_run(
         )
     if side == "validation" and not texts:
         return chosen.validation, None
-    dataset = datasets.load(load_.load([run.folder / SETTINGS]).data)
+    dataset = datasets.load(load_study([run.folder / SETTINGS]).data)
     if side == "test":  # its labels are about to be seen, which their log has to know
         dataset.open_test(run.storage_dir / "test_log", f"review {run.folder}")
     return (chosen.test if side == "test" else chosen.validation), _texts(dataset, side) if texts else None

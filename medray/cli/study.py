@@ -9,8 +9,8 @@ from rich.console import Console
 
 from medray.cli import report as reports
 from medray.cli.arguments import Configs, load
-from medray.config import load as load_
-from medray.config import study as configs
+from medray.config.load import dump_settings
+from medray.config.study import StudyConfig
 
 if TYPE_CHECKING:
     from medray.study.study import Outcome
@@ -35,7 +35,7 @@ def study(
     if retry_failed and not resume:
         raise ConfigError("--retry-failed is about an earlier run: give --resume with it")
     if dry_run:
-        print(load_.dump(asked))
+        print(dump_settings(asked))
     else:
         print("checking the study", flush=True)
     from medray.study import preflight
@@ -158,7 +158,7 @@ def gc(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a study's YAML, for editors."""
-    print(json.dumps(configs.StudyConfig.model_json_schema(), indent=1))
+    print(json.dumps(StudyConfig.model_json_schema(), indent=1))
 
 
 def _print(outcome: "Outcome") -> None:

@@ -17,7 +17,7 @@ from medray.errors import ConfigError
 from medray.redaction import redact_settings
 
 
-def load(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyConfig:
     """Read YAML files, later ones over earlier ones, then `key=value` settings; every mistake is named at once."""
     raw: dict[str, Any] = {}
     for path in paths:
@@ -58,14 +58,14 @@ def tracking_uri(study: StudyConfig) -> str | None:
     return study.mlflow.tracking_uri if study.mlflow else os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
-def public(config: BaseModel) -> dict[str, Any]:
+def public_settings(config: BaseModel) -> dict[str, Any]:
     """The settings as they may be written, shown and sent: without secrets, which stay in the process that was given them."""
     settings: dict[str, Any] = redact_settings(config.model_dump(mode="json"))
     return settings
 
 
-def dump(config: BaseModel) -> str:
-    return yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True)
+def dump_settings(config: BaseModel) -> str:
+    return yaml.safe_dump(public_settings(config), sort_keys=False, allow_unicode=True)
 
 
 def _split(text: str) -> list[str]:

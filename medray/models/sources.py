@@ -14,7 +14,6 @@ from filelock import FileLock
 from medray.errors import ArtifactError
 from medray.models.hf_logging import quiet
 from medray.storage import files
-from medray.storage import files as storage
 
 log = logging.getLogger(__name__)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as transformers looks for them; large ones are shards beside an index
@@ -35,7 +34,7 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
     """Make the weights ready: found, fetched or converted once. With `cache_dir`, conversions go there."""
     note = ""
     if source.startswith("pkg:"):
-        path, revision, note = _from_package(source.removeprefix("pkg:"), revision, cache_dir or storage.default_cache())
+        path, revision, note = _from_package(source.removeprefix("pkg:"), revision, cache_dir or files.default_cache())
     elif _is_path(source):
         path, revision = _from_folder(source, revision), None
     else:
@@ -43,16 +42,16 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
 
         path = hub.snapshot(source, revision, lambda folder: bool(weight_files(folder)))
         revision = path.name
-    files = weight_files(path)
-    if not files:
+    weights = weight_files(path)
+    if not weights:
         raise ArtifactError(f"{source}: holds no weights that transformers reads: {' or '.join(_WEIGHTS)}, or all the shards of an index")
-    return Base(source, revision, path, storage.hash_text(storage.hash_file(file) for file in files), note)
+    return Base(source, revision, path, files.hash_text(files.hash_file(file) for file in weights), note)
 
 
 def config_dir(source: str, revision: str | None = None, cache_dir: Path | None = None) -> Path:
     """A folder with the base's config.json; of a Hub model nothing else is fetched, only a GGUF is converted."""
     if source.startswith("pkg:"):
-        return _from_package(source.removeprefix("pkg:"), revision, cache_dir or storage.default_cache())[0]
+        return _from_package(source.removeprefix("pkg:"), revision, cache_dir or files.default_cache())[0]
     if _is_path(source):
         return _from_folder(source, revision)
     from medray.models import hub
@@ -110,9 +109,9 @@ def _shipped(package: str, revision: str | None) -> tuple[str, Path]:
         raise ArtifactError(f"pkg:{package}: the Python package is not installed: {install}") from None
     if revision not in (None, found.version):
         raise ArtifactError(f"pkg:{package}: version {found.version} is installed and {revision} is asked for: {install}")
-    files = [Path(str(found.locate_file(file))) for file in found.files or ()]
-    folders = sorted({file.parent for file in files if file.suffix == ".safetensors" and (file.parent / "config.json").is_file()})
-    ggufs = sorted(file for file in files if file.suffix == ".gguf")
+    paths = [Path(str(found.locate_file(file))) for file in found.files or ()]
+    folders = sorted({file.parent for file in paths if file.suffix == ".safetensors" and (file.parent / "config.json").is_file()})
+    ggufs = sorted(file for file in paths if file.suffix == ".gguf")
     shipped = folders or ggufs
     if len(shipped) != 1:
         found_here = f"{len(shipped)} ({', '.join(path.name for path in shipped)})" if shipped else "0"

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from medray.config.files import parse_value, put
-from medray.config.load import public
+from medray.config.load import public_settings
 from medray.config.schema import Plugin, PluginOptions, Section, validate
 from medray.config.study import ModelConfig, StudyConfig, TrialConfig
 from medray.data import dataset as datasets
@@ -129,7 +129,7 @@ def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manife
     engine = TransformersEngine(built, precision="fp32", token_budget=config.train.token_budget)
     predictions = task.predict(engine, dataset.validation)
     metrics = task.score(predictions, dataset.validation)
-    manifest = _manifest(built, task, public(config)).model_copy(
+    manifest = _manifest(built, task, public_settings(config)).model_copy(
         update={
             "is_untuned": True,
             "data_fingerprint": dataset.fingerprint,

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from medray.config import load, study
+from medray.config.load import load_study, public_settings
+from medray.config.study import StudyConfig
 from medray.evaluation import leaderboard
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.leaderboard import Leaderboard
@@ -37,8 +38,8 @@ class HeldRun(Protocol):
 
 def gather(run: HeldRun) -> StudyData:
     board, records, folder = run.leaderboard(), run.records(), run.folder
-    asked = load.load([folder / SETTINGS])
-    asked = study.StudyConfig.model_validate(load.public(asked))  # runs of before kept secrets
+    asked = load_study([folder / SETTINGS])
+    asked = StudyConfig.model_validate(public_settings(asked))  # runs of before kept secrets
     manifest, held = _winner(folder, board)
     found, told = run.analysis(), None
     if manifest and held:

@@ -15,7 +15,6 @@ from medray.reports.blocks import Report
 from medray.reports.study_data import StudyData
 from medray.reports.svg import page_css
 from medray.storage import checkpoint, files
-from medray.storage import files as storage
 
 REPORT = "report.html"  # in the run's folder
 # Details are opened for the printer, which shows no closed ones.
@@ -62,7 +61,6 @@ def write(report: Report, path: Path) -> Path:
 
 @cache
 def _template() -> Template:
-
     made = Environment(
         loader=PackageLoader("medray", "reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -82,10 +80,10 @@ def write_images(report: Report, folder: Path) -> list[Path]:
     for chart in report.charts():
         svg = chart.drawing.svg(standalone=True)
         name = "".join(char if char.isalnum() or char in "._-" else "-" for char in chart.name)
-        files = {".svg": svg.encode(), **({".png": png(svg)} if is_drawn else {})}
-        for suffix, content in files.items():
+        images = {".svg": svg.encode(), **({".png": png(svg)} if is_drawn else {})}
+        for suffix, content in images.items():
             written.append(folder / f"{name}{suffix}")
-            storage.write(written[-1], content)
+            files.write(written[-1], content)
     return written
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from medray import redaction
-from medray.config import load
 from medray.config.files import put
+from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.data.remote import is_elsewhere
 from medray.errors import ConfigError, TrialError
@@ -103,7 +103,7 @@ def stage(study: StudyConfig, folder: Path, parcel: Parcel) -> int:
         raise ConfigError(f"study {study.name} cannot run on a cluster as it is:\n" + "\n".join(f"  {sentence}" for sentence in wrong))
     (folder / STUDY).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
     shutil.copytree(Path(checkpoint.__file__).parents[1], folder / "medray", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    load.load([folder / STUDY])  # what the job will read
+    load_study([folder / STUDY])  # what the job will read
     return _size(folder)
 
 

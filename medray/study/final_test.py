@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medray.config.load import public
+from medray.config.load import public_settings
 from medray.config.study import CalibrationConfig, TrialConfig
 from medray.data.dataset import Dataset
 from medray.evaluation import baselines, leaderboard
@@ -225,7 +225,7 @@ def _untuned(
     threads = int(placement.cpus) or 1
     answers = ray.get(
         [
-            ask.remote(config.model_dump(mode="json") | {"data": public(config.data)}, task.state(), rows, validation, threads)
+            ask.remote(config.model_dump(mode="json") | {"data": public_settings(config.data)}, task.state(), rows, validation, threads)
             for config in bases
         ]
     )

@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from medray.config import load
 from medray.config.addresses import comparable
 from medray.config.files import parse
+from medray.config.load import dump_settings, load_study
 from medray.config.study import StudyConfig
 from medray.errors import ArtifactError, ConfigError, TrialError
 from medray.evaluation import analysis, tables
@@ -44,7 +44,7 @@ class Run:
     def resume(cls, study: StudyConfig) -> "Run":
         """The latest run of a study; one that has ended and is asked for more is open again."""
         run = cls(latest(study_dir(study)).folder, study)
-        kept = load.load([run.folder / SETTINGS])
+        kept = load_study([run.folder / SETTINGS])
         check(kept, study, str(run.folder))
         if (run.folder / SETTINGS).read_text(encoding="utf-8") != (content := _stored(study)):
             with run.held():
@@ -54,7 +54,7 @@ class Run:
         return run
 
     def settings(self) -> StudyConfig:
-        return self.given or load.load([self.folder / SETTINGS])
+        return self.given or load_study([self.folder / SETTINGS])
 
     def reopen(self) -> None:
         """What was ranked stays beside what will be."""
@@ -124,7 +124,7 @@ def study_dir(study: StudyConfig) -> Path:
 
 def _stored(study: StudyConfig) -> str:
     """The settings as a run keeps them, which later commands must be able to read."""
-    content = load.dump(study)
+    content = dump_settings(study)
     parse(content, f"study {study.name}, with all its files and settings,")
     return content
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from medray.config.load import public
+from medray.config.load import public_settings
 from medray.config.study import StudyConfig, TrialConfig
 from medray.errors import DiskFullError, MedrayError
 from medray.records import TrialRecord
@@ -112,7 +112,7 @@ class Session:
         resources = config.resources.model_copy(update={"cpus_per_worker": int(placement.cpus) or 1, "gpus_per_worker": placement.gpus})
         config = config.model_copy(update={"resources": resources})
         folder = self.run.trial_dir(record.trial)
-        assignment = Assignment(record.trial, public(config), str(self.material(config)), str(folder))
+        assignment = Assignment(record.trial, public_settings(config), str(self.material(config)), str(folder))
         return {
             "assignment": assignment.as_dict(),
             "launcher": placement.launcher,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from medray import plugins
-from medray.config.load import public
+from medray.config.load import public_settings
 from medray.config.study import TrialConfig
 from medray.data.prepared import Rows
 from medray.engines.transformers import Floats, TransformersEngine
@@ -260,7 +260,7 @@ class Trial:
             base=BaseRecord(
                 source=base.source, revision=base.revision, weight_hash=base.weight_hash, family=self.built.family.name, note=base.note
             ),
-            trial=public(self.config),
+            trial=public_settings(self.config),
             data_fingerprint=self.material.data_fingerprint,
             split_fingerprint=self.material.split_fingerprint,
             cursor={"epoch": report.epoch, "step": report.step},

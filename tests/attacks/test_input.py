@@ -26,7 +26,8 @@ from medray.batch import pieces, rows, sources
 from medray.batch.output import Output, encode
 from medray.batch.rows import Row
 from medray.batch.shards import Columns
-from medray.config import files, load
+from medray.config import files
+from medray.config.load import load_study, plugin_options
 from medray.data import corrections, minhash
 from medray.data.formats import delimited, jsonl, pubtator, raw_abstracts, spans, symptom_table
 from medray.data.formats import tables as tables_format
@@ -381,7 +382,7 @@ def test_settings_that_would_grow_or_break_the_reader_are_a_sentence(tmp_path: P
     path = tmp_path / "study.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message) as caught:
-        load.load([path])
+        load_study([path])
     assert len(str(caught.value)) < 1000
     with pytest.raises(ConfigError, match=message):
         files.parse_value("seed=...", content)
@@ -389,13 +390,13 @@ def test_settings_that_would_grow_or_break_the_reader_are_a_sentence(tmp_path: P
 
 def test_a_file_without_end_is_no_study() -> None:
     with pytest.raises(ConfigError, match="/dev/zero: is longer than 262144 bytes"):
-        load.load(["/dev/zero"])
+        load_study(["/dev/zero"])
 
 
 def test_of_many_unknown_keys_some_are_named_and_the_others_counted(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("".join(f"k{number}: 1\n" for number in range(15_000)))
     with pytest.raises(ConfigError, match=r"has 14985 mistakes more") as caught:
-        load.load([tmp_path / "study.yaml"])
+        load_study([tmp_path / "study.yaml"])
     assert len(str(caught.value).splitlines()) == 21
 
 
@@ -435,7 +436,7 @@ def test_a_study_whose_run_could_not_be_read_again_is_not_begun(tmp_path: Path) 
     parts["text"] = {"storage_path": str(tmp_path), "data": {"format": {"id": "a" * 200_000}}}
     for name, part in parts.items():
         (tmp_path / f"{name}.yaml").write_text(json.dumps(part))
-    study = load.load([tmp_path / f"{name}.yaml" for name in parts])
+    study = load_study([tmp_path / f"{name}.yaml" for name in parts])
     with pytest.raises(ConfigError, match=r"^study big, with all its files and settings, is longer than 262144 bytes"):
         Run.start(study)
     assert not (tmp_path / "big").exists()
@@ -484,7 +485,7 @@ def header(content: str, folder: Path) -> None:
 
 def options(content: str, _: Path) -> None:
     with pytest.raises(ConfigError):
-        load.plugin_options("data.formats", f"name=jsonl,path={content}")
+        plugin_options("data.formats", f"name=jsonl,path={content}")
 
 
 def study(content: str, folder: Path) -> None:

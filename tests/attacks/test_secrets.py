@@ -21,7 +21,8 @@ from support import run_files, tiny
 
 from medray import cli, redaction
 from medray.batch.output import Record
-from medray.config import addresses, load
+from medray.config import addresses
+from medray.config.load import dump_settings, public_settings
 from medray.data import remote
 from medray.errors import ArtifactError, ConfigError, DataError
 from medray.redaction import redact
@@ -81,7 +82,7 @@ def test_a_study_that_holds_a_secret_is_not_sent_and_what_is_written_of_it_has_n
     assert "${env:NAME}" in str(caught.value)
     assert secret not in str(caught.value)
     assert not (tmp_path / jobs.STUDY).exists()
-    assert yaml.safe_load(load.dump(study))[setting.split(".")[0]] == load.public(study)[setting.split(".")[0]]
+    assert yaml.safe_load(dump_settings(study))[setting.split(".")[0]] == public_settings(study)[setting.split(".")[0]]
     run = Run.start(study)
     assert (redact(value), redact(shown)) == (shown, shown)
     assert shown in (written := (run.folder / "study.yaml").read_text())
@@ -304,7 +305,7 @@ def test_errors_hold_no_secret_in_any_process(tmp_path: Path) -> None:
 
 def test_commands_print_no_secret(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = load.dump(tiny.study(tmp_path)).replace(str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=5ecre7canary")
+    settings = dump_settings(tiny.study(tmp_path)).replace(str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=5ecre7canary")
     (tmp_path / "study.yaml").write_text(settings)
     assert "5ecre7canary" in settings
     password = "mlflow.tracking_uri=http://admin:hunter2pw@127.0.0.1:1"
@@ -389,7 +390,7 @@ CANARIES = {
 @pytest.mark.timeout(600)
 def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_output(site: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(
-        load.dump(tiny.study(tmp_path, "train.epochs=1", "publish.name=tiny")).replace(
+        dump_settings(tiny.study(tmp_path, "train.epochs=1", "publish.name=tiny")).replace(
             str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=SIGNATURECANARY"
         )
     )

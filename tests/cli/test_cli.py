@@ -17,7 +17,7 @@ import yaml
 from support import tiny
 
 from medray import cli
-from medray.config import load
+from medray.config.load import dump_settings
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster
 from medray.storage import files
@@ -53,7 +53,7 @@ def medray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     path = tmp_path / "study.yaml"
-    path.write_text(load.dump(tiny.study(tmp_path, "train.epochs=2")))
+    path.write_text(dump_settings(tiny.study(tmp_path, "train.epochs=2")))
     return path
 
 
@@ -72,7 +72,7 @@ class Searched:
 def searched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Searched:
     """`medray study` once, for all tests that look at what it did. None of them starts another run of this study."""
     folder = tmp_path_factory.mktemp("searched")
-    (folder / "study.yaml").write_text(load.dump(tiny.study(folder, "train.epochs=2", "task.metric=f1_binary")))
+    (folder / "study.yaml").write_text(dump_settings(tiny.study(folder, "train.epochs=2", "task.metric=f1_binary")))
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = cli.main(["study", "study.yaml", "publish.name=cancer"])
@@ -217,7 +217,7 @@ def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(medray: Co
 
 
 def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:
-    (tmp_path / "study.yaml").write_text(load.dump(tiny.choice_study(tmp_path)))
+    (tmp_path / "study.yaml").write_text(dump_settings(tiny.choice_study(tmp_path)))
     too_small = "data.limit 2 is too small: a train row of every label takes 3"
     assert medray("study", "study.yaml", "--dry-run").returncode == 0
     done = medray("study", "study.yaml", "data.limit=2", "--dry-run")

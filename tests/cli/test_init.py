@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medray import cli
-from medray.config import load
+from medray.config.load import load_study
 
 SAMPLES = Path(__file__).parents[2] / "jobs" / "samples"
 
@@ -39,5 +39,5 @@ def test_columns_and_the_file_are_named_by_options(
     assert "the columns are n, one, two, three: name them with --text" in capsys.readouterr().err
     asked = ["init", "rows.csv", "--text", "one", "--text", "two", "--label", "three", "--id", "n", "--output", "deep/first.yaml"]
     assert cli.main(asked) == 0
-    chosen = load.load(["deep/first.yaml"]).data.format.model_dump()
+    chosen = load_study(["deep/first.yaml"]).data.format.model_dump()
     assert (chosen["text"], chosen["label"], chosen["id"], chosen["delimiter"]) == (("one", "two"), "three", "n", ";")

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 import medray.data.formats
 from medray import plugins
-from medray.config import load as load_
-from medray.config import study as config
+from medray.config.load import dump_settings, load_study, plugin_options
+from medray.config.study import StudyConfig
 from medray.errors import ConfigError, DataError, allowed
 
 STUDY = """
@@ -51,13 +51,13 @@ def throwaway_format(tmp_path, monkeypatch):
 
 @pytest.fixture
 def load(tmp_path):
-    def load(*overrides: str, overlay: str | None = None, study: str = STUDY) -> config.StudyConfig:
+    def load(*overrides: str, overlay: str | None = None, study: str = STUDY) -> StudyConfig:
         paths = [tmp_path / "study.yaml"]
         paths[0].write_text(study)
         if overlay is not None:
             paths.append(tmp_path / "overlay.yaml")
             paths[1].write_text(overlay)
-        return load_.load(paths, overrides)
+        return load_study(paths, overrides)
 
     return load
 
@@ -175,7 +175,7 @@ def test_a_file_that_is_no_mapping_of_settings_says_so(refusal, tmp_path):
     assert "not valid YAML" in refusal(overlay="a: [")
     assert "not valid YAML" in refusal(overlay="? [1]\n: 2")
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
-        load_.load([tmp_path / "none.yaml"])
+        load_study([tmp_path / "none.yaml"])
 
 
 def test_epochs_and_max_steps_exclude_each_other_and_one_is_needed(load, refusal):
@@ -227,9 +227,9 @@ def test_unknown_paths_in_overrides_are_refused_at_load_for_every_base_model(ref
 
 def test_making_a_trial_leaves_the_study_as_it_was(load):
     study = load("base_models.0.overrides={lora: {r: 4}, lora.alpha: 3}")
-    before = load_.dump(study)
+    before = dump_settings(study)
     assert study.trial(study.base_models[0]).lora.alpha == 3
-    assert load_.dump(study) == before
+    assert dump_settings(study) == before
 
 
 def test_configurations_are_frozen(load):
@@ -250,11 +250,11 @@ def test_configurations_and_errors_pickle(load, refusal):
 
 
 def test_a_dumped_study_loads_as_the_same_study(load):
-    assert load(study=load_.dump(load())) == load()
+    assert load(study=dump_settings(load())) == load()
 
 
 def test_the_json_schema_holds_the_options_of_every_plugin():
-    schema = config.StudyConfig.model_json_schema()
+    schema = StudyConfig.model_json_schema()
     text = json.dumps(schema)
     for seam in ("tasks", "data.formats"):
         for name in plugins.names(seam):
@@ -266,12 +266,12 @@ def test_the_json_schema_holds_the_options_of_every_plugin():
 
 
 def test_options_of_one_line_are_those_of_the_yaml():
-    options = load_.plugin_options("tasks", "name=classification,max_length=64,positive_label=a")
+    options = plugin_options("tasks", "name=classification,max_length=64,positive_label=a")
     assert (options.max_length, options.positive_label) == (64, "a")
     with pytest.raises(ConfigError, match=r"max_lenght: unknown key; .*did you mean 'max_length'\?"):
-        load_.plugin_options("tasks", "name=classification,max_lenght=64")
+        plugin_options("tasks", "name=classification,max_lenght=64")
     with pytest.raises(ConfigError, match="is not of the form"):
-        load_.plugin_options("tasks", "classification")
+        plugin_options("tasks", "classification")
 
 
 def test_a_wrong_name_is_answered_with_what_is_allowed():

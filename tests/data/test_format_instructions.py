@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from medray.config import study
+from medray.config.study import StudyConfig, validate
 from medray.data.first_study import first_study
 from medray.data.formats import instructions, jsonl
 from medray.data.formats.base.protocol import read
@@ -93,7 +93,7 @@ def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: 
     path = written(tmp_path, *rows)
     found = sketch(str(path), Columns())
     assert "an answer in words a row\n" in found.render()
-    drafted = study.validate(study.StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml")
+    drafted = validate(StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml")
     assert drafted.data.format.model_dump()["id"] == "id"
     assert drafted.data.evaluation_rows == 50
     assert (drafted.task.name, drafted.task.model_dump()["max_length"], drafted.task.model_dump()["max_new_tokens"]) == (

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from medray import cli, plugins
-from medray.config import load
+from medray.config.load import plugin_options
 from medray.data.first_study import first_study
 from medray.data.guess import Columns, sketch
 from medray.errors import ConfigError, DataError
@@ -119,7 +119,7 @@ def test_kinds_are_chosen_and_called_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows\.txt:1: label 'Chemical' is not one of the labels"):
         read("pubtator", path, labels=("Disease",))
     with pytest.raises(ConfigError, match="what is kept must be among the labels"):
-        load.plugin_options("data.formats", "name=pubtator,path=x,kinds=[Chemical],labels=[Disease]")
+        plugin_options("data.formats", "name=pubtator,path=x,kinds=[Chemical],labels=[Disease]")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from medray import plugins
-from medray.config import load
+from medray.config.load import plugin_options
 from medray.config.study import SplitConfig
 from medray.data.split import assign
 from medray.errors import ConfigError, DataError
@@ -85,7 +85,7 @@ def test_the_conclusion_is_refused_by_name_in_every_format(name: str) -> None:
     ]
     for text in asked:
         with pytest.raises(ConfigError, match="states the answer and can be no part of a text or prompt"):
-            load.plugin_options("data.formats", text)
+            plugin_options("data.formats", text)
 
 
 def test_the_conclusion_is_in_no_part_of_an_example(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_conclusion_is_the_answer_where_it_is_asked_for_and_never_a_text(tmp
     path.write_text(json.dumps({str(number): record(number, answer) for number, answer in enumerate(("yes", "no", "maybe"))}))
     options = {"name": "pubmedqa", "path": str(path)}
     plain, explained = (
-        list(plugins.find("data.formats", "pubmedqa").read(load.plugin_options("data.formats", text)))
+        list(plugins.find("data.formats", "pubmedqa").read(plugin_options("data.formats", text)))
         for text in (",".join(f"{key}={value}" for key, value in (options | more).items()) for more in ({}, {"explain": "true"}))
     )
     assert [row.response for row in plain] == ["", "", ""]
@@ -165,4 +165,4 @@ def test_the_conclusion_is_the_answer_where_it_is_asked_for_and_never_a_text(tmp
         assert "Aspirin" not in str(row.turns)
     path.write_text(json.dumps({"7": {**record(7, "yes"), "LONG_ANSWER": " "}}))
     with pytest.raises(DataError, match="7: has no LONG_ANSWER, which explain true makes the answer"):
-        list(plugins.find("data.formats", "pubmedqa").read(load.plugin_options("data.formats", f"name=pubmedqa,path={path},explain=true")))
+        list(plugins.find("data.formats", "pubmedqa").read(plugin_options("data.formats", f"name=pubmedqa,path={path},explain=true")))

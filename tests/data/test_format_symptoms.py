@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medray import plugins
-from medray.config import load
+from medray.config.load import plugin_options
 from medray.errors import ConfigError, DataError
 from medray.types import Example
 
@@ -44,7 +44,7 @@ def test_the_sentence_is_what_the_template_says(tmp_path: Path) -> None:
     assert rows[0].text == "itching, skin rash, dischromic patches?"
     for wrong in ("no place", "{symptoms} {disease}", "{symptoms} {symptoms}", "{symptoms!r}", "{}"):
         with pytest.raises(ConfigError, match="template"):
-            load.plugin_options("data.formats", f"name=symptom_table,path=a.csv,template='{wrong}'")
+            plugin_options("data.formats", f"name=symptom_table,path=a.csv,template='{wrong}'")
 
 
 def test_a_copy_whose_header_was_emptied_goes_by_place(tmp_path: Path) -> None:

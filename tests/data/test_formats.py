@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from medray import plugins
-from medray.config import load
+from medray.config.load import plugin_options
 from medray.errors import ConfigError, DataError
 from medray.types import Example
 
@@ -208,9 +208,9 @@ def test_check_tells_mistakes_without_reading_everything(tmp_path: Path) -> None
 
 
 def test_options_on_one_line_become_a_formats_options() -> None:
-    parsed = load.plugin_options("data.formats", "name=delimited,path=a.csv,text=[Title, Abstract],label=Label")
+    parsed = plugin_options("data.formats", "name=delimited,path=a.csv,text=[Title, Abstract],label=Label")
     assert parsed.model_dump(exclude_unset=True) == {"name": "delimited", "path": "a.csv", "text": ("Title", "Abstract"), "label": "Label"}
     with pytest.raises(ConfigError, match=r"unknown key; .*did you mean 'path'"):
-        load.plugin_options("data.formats", "name=jsonl,pth=x")
+        plugin_options("data.formats", "name=jsonl,pth=x")
     with pytest.raises(ConfigError, match="not of the form"):
-        load.plugin_options("data.formats", "jsonl")
+        plugin_options("data.formats", "jsonl")

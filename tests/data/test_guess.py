@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from medray import plugins
-from medray.config import load
-from medray.config import study as config
+from medray.config.load import load_study
+from medray.config.study import StudyConfig
 from medray.data import dataset, guess
 from medray.data.first_study import first_study
 from medray.data.guess import Columns, Sketch, sketch
@@ -36,11 +36,11 @@ def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def study(found: Sketch, folder: Path, positive: str | None = None) -> config.StudyConfig:
+def study(found: Sketch, folder: Path, positive: str | None = None) -> StudyConfig:
     """Loaded from its file, and its data read and fitted as a training would."""
     path = folder / "first.yaml"
     path.write_text(first_study(found, str(path), positive))
-    loaded = load.load([path])
+    loaded = load_study([path])
     tasks.fit(loaded.task, dataset.load(loaded.data).label_sets())
     return loaded
 

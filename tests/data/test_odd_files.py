@@ -12,7 +12,7 @@ from support.odd_files import NUM_ROWS, text
 
 from medray import cli, types
 from medray.batch import rows, shards, sources
-from medray.config import load
+from medray.config.load import load_study, plugin_options
 from medray.data import corrections, dataset
 from medray.data.first_study import first_study
 from medray.data.formats.base import protocol
@@ -93,7 +93,7 @@ def test_a_file_that_can_be_read_gives_a_study_and_predict_reads_the_same_texts(
     positive = max(found.labels) if len(found.labels) == 2 else None
     (tmp_path / "study.yaml").write_text(study := first_study(found, str(tmp_path / "study.yaml"), positive))
     assert all(f"# Note: {note}" in study for note in found.notes)
-    assert len(dataset.load(load.load([tmp_path / "study.yaml"]).data).splits) > 0
+    assert len(dataset.load(load_study([tmp_path / "study.yaml"]).data).splits) > 0
     answered = read_to_predict(folder / name)
     assert sorted(row.text for row in answered) == sorted(example.text for example in protocol.read(found.options))
     assert not any(row.fault for row in answered)
@@ -172,7 +172,7 @@ def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path,
     found = sketch(str(folder / name), Columns())
     path = tmp_path / "study.yaml"
     path.write_text(first_study(found, str(path), None))
-    loaded = load.load([path])
+    loaded = load_study([path])
     data = dataset.load(loaded.data)
     texts = [example.text for example in (*data.train, *data.validation, *data.unlabelled_test())]
     if name.startswith("symptoms"):
@@ -202,7 +202,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
     source = str(folder / "empty_labels.csv")
     assert cli.main(["init", source, "--drop-unlabelled"]) == 0
     assert "note: 6 rows without a label are left out" in capsys.readouterr().out
-    data = dataset.load(load.load([Path("study.yaml")]).data)
+    data = dataset.load(load_study([Path("study.yaml")]).data)
     audit = data.audit({}, 512)
     assert (audit.num_rows, audit.num_unlabelled, set(data.set_aside.values())) == (18, 6, {"no label"})
     assert audit.render().startswith("18 rows, 6 without a label left out\n")
@@ -213,7 +213,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
     assert "18 examples" in (shown := capsys.readouterr().out)
     assert "6 without a label left out" in shown
     with pytest.raises(ConfigError, match="drop_unlabelled true and label null"):
-        load.plugin_options("data.formats", f"name=delimited,path={source},label=null,drop_unlabelled=true")
+        plugin_options("data.formats", f"name=delimited,path={source},label=null,drop_unlabelled=true")
 
 
 def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> None:
@@ -255,15 +255,13 @@ def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match="--encoding 'utf-99': is not known; allowed: utf-8"):
         sketch(str(path), Columns(encoding="utf-99"))
     with pytest.raises(ConfigError, match="encoding: encoding 'utf-99': is not known"):
-        load.plugin_options("data.formats", "name=delimited,path=x.csv,encoding=utf-99")
+        plugin_options("data.formats", "name=delimited,path=x.csv,encoding=utf-99")
     with pytest.raises(ConfigError, match="--encoding does not apply: the layout pubmedqa is UTF-8 alone"):
         sketch(str(folder / "ori_pqal.json"), Columns(encoding="cp1252"))
     with pytest.raises(DataError, match=r"not UTF-8 text .*; data\.format\.encoding cp1252 may read it, or save it as UTF-8"):
         list(
             protocol.read(
-                load.plugin_options(
-                    "data.formats", f"name=delimited,path={folder / 'cp1252.csv'},delimiter=;,text=[Title_Abstract],label=Label"
-                )
+                plugin_options("data.formats", f"name=delimited,path={folder / 'cp1252.csv'},delimiter=;,text=[Title_Abstract],label=Label")
             )
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from medray.config import load
+from medray.config.load import load_study
 from medray.config.study import TrialConfig
 from medray.errors import ConfigError
 from medray.registry import evaluate
@@ -71,7 +71,7 @@ def test_rows_that_a_task_brings_to_training_are_not_among_all_rows(tmp_path: Pa
     folder = tiny.checkpoint("instruct")
     (tmp_path / "other").mkdir()
     data = tiny.instructions(tmp_path / "other", num_rows=24, seed=9)
-    study = load.load(
+    study = load_study(
         [],
         [
             *("name=other", "base_models=[{source: none}]", "train.epochs=1", "task={name: instruct}"),

@@ -11,7 +11,7 @@ from support import tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from medray import cli
-from medray.config import load
+from medray.config.load import dump_settings
 from medray.registry import evaluate
 from medray.registry.external import ImportConfig, take
 from medray.registry.registry import Registry
@@ -96,7 +96,7 @@ def test_what_a_folder_does_not_say_is_asked_for(tmp_path: Path, capsys: pytest.
 def test_a_base_model_is_published_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = tiny.choice_study(tmp_path, num_rows=60)
     path = tmp_path / "study.yaml"
-    path.write_text(load.dump(asked))
+    path.write_text(dump_settings(asked))
     store = ["--storage-path", str(tmp_path / "runs")]
     assert cli.main(["publish", str(path), "plain", *store]) == 0
     release = Registry(str(tmp_path / "runs")).resolve("plain")
@@ -114,7 +114,7 @@ def test_a_base_model_is_published_as_it_is(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_head_that_nobody_trained_is_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(load.dump(tiny.study(tmp_path)))
+    path.write_text(dump_settings(tiny.study(tmp_path)))
     assert cli.main(["publish", str(path), "plain", "--storage-path", str(tmp_path / "runs")]) != 0
     assert "puts a fresh head on it, which knows nothing before training" in capsys.readouterr().err
     assert cli.main(["publish", str(path), "plain", "--base", "elsewhere", "--storage-path", str(tmp_path / "runs")]) != 0

@@ -7,7 +7,7 @@ import pytest
 from support import tiny
 
 from medray import cli
-from medray.config import load as load_
+from medray.config.load import dump_settings
 from medray.errors import ConfigError
 from medray.registry import evaluate
 from medray.registry.loading import load
@@ -22,7 +22,7 @@ def test_an_untuned_base_is_judged_on_the_rows_of_the_study(tmp_path: Path, caps
     trained = tiny.trial(asked, tmp_path).run()
     assert trained.best["metrics"]["log_loss"] < found.metrics.values["log_loss"]
     path = tmp_path / "study.yaml"
-    path.write_text(load_.dump(asked))
+    path.write_text(dump_settings(asked))
     assert cli.main(["evaluate", source, str(path), "--split", "validation"]) == 0
     assert f"{source}, untuned on 24 validation rows: f1_macro {found.metrics.values['f1_macro']:.4f}" in capsys.readouterr().out
     opened = evaluate.evaluate_untuned(asked.trial(asked.base_models[0]), "test", log_dir=tmp_path / "log")

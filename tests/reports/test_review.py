@@ -7,7 +7,7 @@ import pytest
 from support import tiny
 
 from medray.cli import main
-from medray.config import load
+from medray.config.load import dump_settings
 from medray.config.study import StudyConfig
 from medray.data import dataset
 from medray.evaluation import analysis, tables
@@ -111,7 +111,7 @@ def test_what_is_exported_and_filled_in_corrects_the_data(asked: StudyConfig, tm
 def test_a_release_is_reviewed_on_the_rows_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = tiny.study(tmp_path, "train.epochs=1")
     Registry(study.storage_path).publish(tiny.trial(study, tmp_path).run().checkpoint, "cancer")
-    (tmp_path / "study.yaml").write_text(load.dump(study))
+    (tmp_path / "study.yaml").write_text(dump_settings(study))
     assert main(["review", "cancer", str(tmp_path / "study.yaml"), "--texts", "--suspects"]) == 0
     assert "validation rows are answered wrongly" in capsys.readouterr().out
     corrected = tmp_path / "fixed.csv"
@@ -141,6 +141,6 @@ def test_what_review_cannot_do_is_said(asked: StudyConfig, arguments: list[str],
 def test_a_missing_file_of_corrections_is_named_before_anything_starts(
     asked: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "study.yaml").write_text(load.dump(asked))
+    (tmp_path / "study.yaml").write_text(dump_settings(asked))
     assert main(["study", str(tmp_path / "study.yaml"), "data.corrections=missing.csv", "--dry-run"]) == 1
     assert "data.corrections: there is no file missing.csv" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from ray.job_submission import JobStatus
 from support import tiny
 
 from medray import cli, plugins
-from medray.config import load
-from medray.config import study as config
+from medray.config.load import dump_settings, load_study
+from medray.config.study import StudyConfig
 from medray.errors import ConfigError, TrialError
 from medray.runtime import jobs as submission
 from medray.runtime.jobs import Parcel
@@ -69,7 +69,7 @@ def test_the_package_and_the_resolved_study_travel_and_nothing_else(tmp_path: Pa
     assert jobs.files["medray/study/study.py"] == (Path(checkpoint.__file__).parents[1] / "study" / "study.py").read_bytes()
     assert not any("__pycache__" in name for name in jobs.files)
     (tmp_path / "read.yaml").write_bytes(jobs.files["study.yaml"])
-    assert load.load([tmp_path / "read.yaml"]) == study
+    assert load_study([tmp_path / "read.yaml"]) == study
     assert shlex.split(jobs.sent["entrypoint"]) == ["/opt/its/python", "-m", "medray.cli", "study", "study.yaml", "--resume"]
     assert jobs.sent["entrypoint_num_gpus"] == 0
 
@@ -106,7 +106,7 @@ def test_data_that_lies_elsewhere_is_left_for_the_cluster_to_pull(tmp_path: Path
     for number, place in enumerate(("data.format.path=s3://bucket/rows.jsonl", "data.format={name: hub, path: owner/name}")):
         folder = tmp_path / f"sent{number}"
         folder.mkdir()
-        submission.stage(load.load([study], [place]), folder, Parcel())
+        submission.stage(load_study([study], [place]), folder, Parcel())
         assert not (folder / "data").exists()
         assert ("s3://bucket/rows.jsonl", "owner/name")[number] in (folder / submission.STUDY).read_text()
 
@@ -115,7 +115,7 @@ def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(t
     monkeypatch.chdir(tmp_path)
     study = tiny.study(tmp_path)
     data = Path(study.data.format.model_dump()["path"])
-    relative = load.load([_written(study, tmp_path)], [f"data.format.path={data.relative_to(tmp_path)}"])
+    relative = load_study([_written(study, tmp_path)], [f"data.format.path={data.relative_to(tmp_path)}"])
     with pytest.raises(ConfigError, match=r"data.format.path: .* is a path of this machine.*or send it with --upload-data"):
         submission.submit(Jobs(), relative, Parcel(), python="python")
     with pytest.raises(ConfigError, match=r"more than the 0\.0 MB that --upload-limit-mb allows"):
@@ -125,12 +125,12 @@ def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(t
     sent = {name for name in jobs.files if name.startswith("data/")}
     (tmp_path / "sent.yaml").write_bytes(jobs.files["study.yaml"])
     assert sent
-    assert all(name.startswith(load.load([tmp_path / "sent.yaml"]).data.format.model_dump()["path"]) for name in sent)
+    assert all(name.startswith(load_study([tmp_path / "sent.yaml"]).data.format.model_dump()["path"]) for name in sent)
 
 
-def _written(study: config.StudyConfig, folder: Path) -> Path:
+def _written(study: StudyConfig, folder: Path) -> Path:
     path = folder / "study-of-test.yaml"
-    path.write_text(load.dump(study))
+    path.write_text(dump_settings(study))
     return path
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support import serve_session, tiny
 
-from medray.config import load
+from medray.config.load import dump_settings
 from medray.runtime.cluster import free_port
 from medray.storage import checkpoint
 from medray.study.run import latest
@@ -92,7 +92,7 @@ def _wait(address: str) -> None:
 def test_a_submitted_study_is_ranked_published_and_evaluated_and_its_results_outlive_the_job(head: Head, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     space = "search.space={train.learning_rate: {choice: [0.01, 0.02]}}"
-    study.write_text(load.dump(tiny.study(tmp_path, space, "search.num_trials=2", "storage_path=runs")))
+    study.write_text(dump_settings(tiny.study(tmp_path, space, "search.num_trials=2", "storage_path=runs")))
     done = head.submit("jobs/study.py", str(study), "publish.name=cancer")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "published: cancer@1" in done.stdout
@@ -107,7 +107,7 @@ def test_a_submitted_study_is_ranked_published_and_evaluated_and_its_results_out
 
 def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
-    study.write_text(load.dump(tiny.study(tmp_path)))
+    study.write_text(dump_settings(tiny.study(tmp_path)))
     wrong = head.submit("jobs/study.py", str(study), "train.epochs=0")
     assert wrong.returncode == 1
     assert "train.epochs: input should be greater than" in wrong.stdout
@@ -121,7 +121,7 @@ def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tm
 
 def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_did(head: Head, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
-    study.write_text(load.dump(tiny.study(tmp_path, "storage_path=runs", "name=sent")))
+    study.write_text(dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=sent")))
     secret = "hf_" + "s" * 34
     done = head.medray(str(study), "--follow", "--upload-data", "publish.name=sent", HF_TOKEN=secret)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -143,7 +143,7 @@ def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_d
 
 def test_medray_submit_stops_a_job_and_says_what_it_does_not_know(head: Head, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
-    study.write_text(load.dump(tiny.study(tmp_path, "storage_path=runs", "name=long", "train.epochs=500")))
+    study.write_text(dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=long", "train.epochs=500")))
     sent = head.medray(str(study))
     assert sent.returncode == 0, sent.stdout + sent.stderr
     job = re.search(r"job: (\S+)", sent.stdout)
@@ -164,7 +164,7 @@ def test_a_job_that_is_stopped_leaves_no_trial_behind_and_a_study_that_goes_on(h
     study = tmp_path / "study.yaml"
     grid = "search.space={train.learning_rate: {grid: [0.002, 0.004]}}"
     settings = [grid, "search.algorithm=grid", "train.epochs=25", "storage_path=runs", "name=stopped"]
-    study.write_text(load.dump(tiny.study(tmp_path, *settings, num_rows=800)))
+    study.write_text(dump_settings(tiny.study(tmp_path, *settings, num_rows=800)))
     assert head.submit("jobs/study.py", str(study), options=["--no-wait", "--submission-id", "stopped"]).returncode == 0
     deadline = time.monotonic() + 120
     while "epoch 2 " not in (said := head.job("logs", "stopped").stdout):

@@ -17,7 +17,7 @@ from support import tiny
 from support.serve_session import end_serve
 
 from medray.client import Client
-from medray.config import load as load_
+from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.errors import ServingError
 from medray.registry.registry import Registry
@@ -76,7 +76,7 @@ def test_a_config_names_what_a_study_that_ships_publishes(path: Path) -> None:
 
 
 def load(path: Path, *settings: str) -> StudyConfig:
-    return load_.load([path], list(settings))
+    return load_study([path], list(settings))
 
 
 @pytest.fixture(scope="module")

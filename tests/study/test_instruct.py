@@ -8,7 +8,7 @@ from support import tiny
 from support.ray_studies import whole
 
 from medray import cli
-from medray.config import load
+from medray.config.load import dump_settings
 from medray.evaluation import tables
 from medray.registry import card, evaluate
 from medray.registry.registry import Registry
@@ -74,7 +74,7 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
     assert again.metrics.values == pytest.approx(best.validation, abs=1e-4)
     assert again.analysis is None
     path = tmp_path / "study.yaml"
-    path.write_text(load.dump(asked))
+    path.write_text(dump_settings(asked))
     assert cli.main(["evaluate", "instruct@best", str(path), "--split", "validation"]) == 0
     assert "perplexity" in capsys.readouterr().out
     assert cli.main(["review", str(found.run.folder)]) == 1

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from support import tiny
 
 from medray import cli
-from medray.config import load
+from medray.config.load import dump_settings, load_study
 from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import ArtifactError
 from medray.models import architecture, footprint, sources
@@ -100,7 +100,7 @@ def test_published_shapes_have_as_many_weights_as_the_models_they_stand_for(sour
 
 def test_every_base_model_of_the_studies_that_ship_can_be_planned() -> None:
     for path in sorted((ROOT / "jobs" / "studies").glob("seed_*.yaml")):
-        for base in load.load([path]).base_models:
+        for base in load_study([path]).base_models:
             assert architecture.find(base.source, base.revision)
 
 
@@ -178,7 +178,7 @@ def test_memory_limits_what_runs_side_by_side_and_what_does_not_fit_is_told_what
 
 def test_the_command_tells_a_plan_and_fails_above_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = tmp_path / "study.yaml"
-    study.write_text(load.dump(tiny.study(tmp_path)))
+    study.write_text(dump_settings(tiny.study(tmp_path)))
     asked = ["plan", str(study), "--cpus", "4", "--memory-gb", "8", "--tokens-per-second", "10"]
     assert cli.main(asked) == 0
     told = capsys.readouterr().out

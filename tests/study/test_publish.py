@@ -9,7 +9,7 @@ import pytest
 from support import tiny
 
 import medray
-from medray.config import load as load_
+from medray.config.load import load_study
 from medray.config.study import CalibrationConfig
 from medray.data import dataset
 from medray.errors import ArtifactError, ConfigError
@@ -177,7 +177,7 @@ def test_a_file_that_was_sorted_anew_changes_nothing_of_what_is_fitted(run: Run,
 
 
 def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(run: Run, tmp_path: Path) -> None:
-    study = load_.load([run.folder / SETTINGS], ["publish={name: cancer, int8: never}", f"publish.storage_path={tmp_path}"])
+    study = load_study([run.folder / SETTINGS], ["publish={name: cancer, int8: never}", f"publish.storage_path={tmp_path}"])
     registry, board = Registry(str(tmp_path)), run.leaderboard()
 
     def again(**changed: str) -> list[int]:

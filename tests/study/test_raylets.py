@@ -12,7 +12,7 @@ from support import tiny
 from support.chaos import Figures, Study, epochs_trained_twice, figures, write_study
 from support.raylets import Raylets, raylets
 
-from medray.config import load
+from medray.config.load import dump_settings
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
 from medray.study.run import Run, latest
@@ -81,7 +81,7 @@ def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(nodes:
     stages = ", ".join(f"{{source: {base}, overrides: {{train.strategy: deepspeed, train.zero_stage: {stage}}}}}" for stage in range(4))
     asked = tiny.study(tmp_path, *settings, f"base_models=[{stages}]", SPREAD)
     path = tmp_path / "study.yaml"
-    path.write_text(load.dump(asked))
+    path.write_text(dump_settings(asked))
     done = Study(path, joined=nodes.joined).end()
     assert done.status == 0, done.output
     (tmp_path / "alone").mkdir()

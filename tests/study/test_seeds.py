@@ -10,7 +10,7 @@ from support import tiny
 from support.serve_session import end_serve
 
 from medray.client import Client
-from medray.config import load
+from medray.config.load import load_study
 from medray.config.study import DataConfig, StudyConfig
 from medray.data import dataset
 from medray.evaluation.calibration import rescale
@@ -71,7 +71,7 @@ def run(
     cluster: Cluster, folder: Path, name: str, data: Path, *families: str, nf4: bool, settings: tuple[str, ...] = ()
 ) -> tuple[StudyConfig, Outcome]:
     sources = ", ".join(f"{{source: {tiny.base(folder, family)}}}" for family in families)
-    study = load.load(
+    study = load_study(
         [STUDIES / f"{name}.yaml"],
         [
             f"base_models=[{sources}]",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from medray.config import load
+from medray.config.load import load_study
 from medray.runtime.cluster import Cluster
 from medray.study import preflight
 from medray.study import study as studies
@@ -25,7 +25,7 @@ class Silent:
 
 
 def run(cluster: Cluster, folder: Path, name: str, data: Path, family: str, *settings: str) -> Outcome:
-    study = load.load(
+    study = load_study(
         [STUDIES / f"{name}.yaml"],
         [
             f"base_models=[{{source: {tiny.base(folder, family)}}}]",

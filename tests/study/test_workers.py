@@ -10,7 +10,7 @@ import pytest
 from support import ray_studies, tiny
 from support.serve_session import processes
 
-from medray.config import load
+from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.records import TrialRecord
 from medray.runtime.cluster import Cluster
@@ -120,8 +120,8 @@ def test_a_study_of_real_abstracts_finds_the_same_after_a_worker_was_killed(tmp_
         "lora.dropout=0.0",
         "train={epochs: 4, samples_per_step: 8, learning_rate: 0.001}",
     )
-    study = load.load([], [*settings, *ZERO_2, "resources={num_workers: 2, cpus_per_worker: 1, max_failures: 1}"])
-    found, wanted = run_both(study, load.load([], [*settings, "resources.cpus_per_worker=1"]), cluster, tmp_path / "alone")
+    study = load_study([], [*settings, *ZERO_2, "resources={num_workers: 2, cpus_per_worker: 1, max_failures: 1}"])
+    found, wanted = run_both(study, load_study([], [*settings, "resources.cpus_per_worker=1"]), cluster, tmp_path / "alone")
     assert scores(found, "f1_binary") == scores(wanted, "f1_binary")
     assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
     assert found[1] == wanted[1]

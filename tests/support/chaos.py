@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support import serve_session, tiny
 
-from medray.config import load
+from medray.config.load import dump_settings
 from medray.study.run import Run, latest
 
 GRID = "search.space={train.learning_rate: {grid: [0.002, 0.004]}}"
@@ -35,7 +35,7 @@ def write_study(folder: Path, *settings: str) -> Path:
         folder, GRID, "search.algorithm=grid", f"train.epochs={NUM_EPOCHS}", "train.log_every_steps=1", *settings, num_rows=800
     )
     path = folder / "study.yaml"
-    path.write_text(load.dump(asked))
+    path.write_text(dump_settings(asked))
     return path
 
 

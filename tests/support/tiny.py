@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from medray.config import load
+from medray.config.load import load_study
 
 WORDS = [
     "tumour",
@@ -247,7 +247,7 @@ def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60
 
     source = folder / f"tiny-{family}"
     data = folder / "rows.jsonl"
-    return load.load(
+    return load_study(
         [],
         [
             "name=tiny",

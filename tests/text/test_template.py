@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medray import plugins
-from medray.config import load
+from medray.config.load import plugin_options
 from medray.errors import DataError
 from medray.text.template import Template
 
@@ -26,7 +26,7 @@ def test_any_delimited_or_jsonl_file_makes_its_text_by_a_template(tmp_path: Path
     (tmp_path / "a.csv").write_text("q,c,label\nIs it? , so,yes\n,,no\n")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"q": "Is it? ", "c": " so", "label": "yes"}]))
     for name in ("csv", "jsonl"):
-        asked = load.plugin_options(
+        asked = plugin_options(
             "data.formats", f"name={'delimited' if name == 'csv' else name},path={tmp_path}/a.{name},template='C={{c}} Q={{q}}'"
         )
         rows = list(plugins.find("data.formats", asked.name).read(asked))
@@ -38,10 +38,10 @@ def test_any_delimited_or_jsonl_file_makes_its_text_by_a_template(tmp_path: Path
 
 def test_text_and_template_exclude_each_other_and_a_missing_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give one of the two"):
-        load.plugin_options("data.formats", "name=jsonl,path=a,text=[b],template='{b}'")
+        plugin_options("data.formats", "name=jsonl,path=a,text=[b],template='{b}'")
     with pytest.raises(ValueError, match="names no column"):
-        load.plugin_options("data.formats", "name=jsonl,path=a,template=b")
+        plugin_options("data.formats", "name=jsonl,path=a,template=b")
     (tmp_path / "a.csv").write_text("q,label\na,b\n")
-    asked = load.plugin_options("data.formats", f"name=delimited,path={tmp_path}/a.csv,template='{{qestion}}'")
+    asked = plugin_options("data.formats", f"name=delimited,path={tmp_path}/a.csv,template='{{qestion}}'")
     (sentence,) = plugins.find("data.formats", "delimited").check(asked)
     assert "asks for 'qestion'; allowed: label, q" in sentence
