@@ -131,7 +131,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a record that was changed behind its alias is loaded",
-        "medray/registry/registry.py",
+        "medray/registry/release.py",
         "        if digest not in (None, self.digest):",
         "        if False:",
         "tests/attacks/test_store.py",
@@ -152,7 +152,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a merge that moves F1 is served",
-        "medray/registry/registry.py",
+        "medray/registry/release.py",
         "        return merge.is_faithful if merge else",
         "        return True if merge else",
         "tests/study/test_merge.py -k served",
@@ -174,7 +174,7 @@ MUTATIONS = (
     Mutation(
         "DeepSpeed averages what are parts of a sum",
         "medray/training/strategies/deepspeed.py",
-        "self.engine.backward(loss * group.world_size(), scale_wrt_gas=False)",
+        "self.engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)",
         "self.engine.backward(loss, scale_wrt_gas=False)",
         "tests/training/test_strategies.py -k workers",
     ),
