@@ -60,6 +60,12 @@ def test_every_version_of_ray_that_is_written_down_is_the_pinned_one() -> None:
     assert {version for _, version in written} == {pinned("ray")} == {ray.__version__}
 
 
+@pytest.mark.document(
+    "001",
+    "a Docker image",
+    where="`cluster/Dockerfile`",
+    how="its parts are checked in each run of the tests; it is built where there is a Docker daemon",
+)
 def test_what_the_dockerfile_copies_is_there_and_every_stage_stands_before_its_use() -> None:
     stages: set[str] = set()
     for name, rest in DOCKERFILE:

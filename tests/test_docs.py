@@ -4,13 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+import documents
 import promises
 import pytest
 import typer
+from ray.dashboard.modules.job.cli import submit as ray_submit
 
 from medray import plugins
 from medray.cli.main import app
+from medray.config import load
 from medray.config.study import StudyConfig
+from medray.errors import MedrayError
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,14 +59,39 @@ def test_a_promise_that_nothing_shows_would_be_found() -> None:
     ]
 
 
-def commands(page: str) -> Iterator[str]:
-    """Every call of `medray` on a page: lines of shell, and what stands between backquotes in a line."""
+def test_the_page_of_the_five_systems_is_what_the_tests_say() -> None:
+    rows = documents.rows()
+    assert documents.mistakes(rows) == []
+    page = documents.PAGE.read_text(encoding="utf-8")
+    assert page == documents.render(rows), "python tests/documents.py writes it"
+    for path in re.findall(r"`((?:jobs|medray|cluster)/[\w./]+)`", page):
+        assert (ROOT / path).exists(), path
+
+
+def test_a_promise_of_a_document_without_a_row_or_with_two_and_a_row_of_none_are_found() -> None:
+    marks = (("000", "answers are streamed while they are generated"), ("004", "PubMedQA, labelled"), ("004", "all is well"))
+    source = "".join(
+        f"@pytest.mark.document({number!r}, {promise!r}, where='`x`', how='by hand')\ndef test_{at}(): ...\n"
+        for at, (number, promise) in enumerate((*marks, marks[0]))
+    )
+    rows = list(documents.read(source, "tests/test_x.py"))
+    assert rows[0] == documents.Row(*marks[0], "`x`", "kept otherwise: by hand ([test](../tests/test_x.py))")
+    found = documents.mistakes(rows)
+    assert "000: 2 rows: answers are streamed while they are generated" in found
+    assert "004: not a promise: all is well" in found
+    assert "001: no row: a Docker image" in found
+    assert not any("PubMedQA, labelled" in mistake for mistake in found)
+
+
+def commands(page: str, program: str = "medray") -> Iterator[str]:
+    """Every call of a program on a page: lines of shell, and what stands between backquotes in a line."""
+    call = re.compile(rf"(?:\$ |[A-Z_]+=\S+ )*({program} .*)")
     for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE):
         if kind in ("bash", "sh", "console"):
             lines = block.replace("\\\n", " ").splitlines()
-            yield from (found[1] for line in lines if (found := re.match(r"(?:\$ |[A-Z_]+=\S+ )*(medray .*)", line.strip())))
+            yield from (found[1] for line in lines if (found := call.match(line.strip())))
     outside = re.sub(r"^ *```.*?^ *```", "", page, flags=re.DOTALL | re.MULTILINE)
-    yield from (span for span in re.findall(r"`([^`\n]+)`", outside) if span.startswith("medray "))
+    yield from (found[1] for span in re.findall(r"`([^`\n]+)`", outside) if (found := call.match(span)))
 
 
 def wrong(call: str) -> str | None:
@@ -95,3 +125,56 @@ def test_a_command_that_does_not_exist_would_be_found() -> None:
         None,
     ]
     assert sum(len(list(commands(page.read_text(encoding="utf-8")))) for page in PAGES) > 80
+
+
+WRONG_CALL: Any = typer.BadParameter.__base__  # typer brings a click of its own
+
+
+def refused_job(call: str) -> str | None:
+    """What Ray, the submitted script's command or its study would refuse of a `ray job submit`, without a cluster."""
+    words = shlex.split(call, comments=True)[3:]
+    if "--" not in words:
+        return f"{call}: submits nothing"
+    to_ray, (python, script, *arguments) = words[: words.index("--")], words[words.index("--") + 1 :]
+    if python != "python" or not (ROOT / script).is_file():
+        return f"{call}: there is no script {script}"
+    name = re.findall(r'main\(\["(\w+)", \*sys.argv', (ROOT / script).read_text(encoding="utf-8"))
+    if len(name) != 1:
+        return f"{call}: {script} gives its arguments to no command of medray"
+    medray: Any = typer.main.get_command(app)
+    try:
+        ray_submit.make_context("submit", [*to_ray, "--", python, script])
+        options = medray.commands[name[0]].make_context(name[0], [*arguments]).params
+        if name[0] == "study" and (ROOT / arguments[0]).is_file():
+            load.load([ROOT / arguments[0]], [word for word in arguments if "=" in word and not word.startswith("-")])
+    except (click.UsageError, WRONG_CALL, MedrayError) as err:
+        return f"{call}: {err}"
+    return None if options else f"{call}: {name[0]} parses nothing of it"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "jobs").glob("*.py"))], ids=lambda page: page.name)
+def test_every_job_of_the_docs_is_one_that_ray_and_its_script_would_take(page: Path) -> None:
+    jobs = commands(page.read_text(encoding="utf-8"), "ray job submit")
+    assert [refused for call in jobs if (refused := refused_job(call))] == []
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        ("--working-dir . -- python jobs/studies.py S.yaml", "there is no script jobs/studies.py"),
+        ("--working-dirs . -- python jobs/study.py S.yaml", "No such option '--working-dirs'"),
+        ("--working-dir . -- python jobs/study.py S.yaml --resum", "No such option: --resum"),
+        ("--working-dir . -- python jobs/predict.py cancer@best", "Missing parameter: input"),
+        ("--working-dir . -- python jobs/study.py jobs/studies/cancer.yaml data.formt.path=X", "data.formt: unknown"),
+        ("--working-dir . python jobs/study.py S.yaml", "submits nothing"),
+        ("--working-dir . -- python jobs/quickstart.py", "gives its arguments to no command"),
+    ],
+)
+def test_a_job_that_would_be_refused_is_found(job: str, reason: str) -> None:
+    (call,) = commands(f"```bash\nRAY_AUTH_MODE=token ray job submit {job}\n```\n", "ray job submit")
+    assert reason in str(refused_job(call))
+
+
+def test_jobs_are_found_in_blocks_and_in_sentences() -> None:
+    pages = {page.name: len(list(commands(page.read_text(encoding="utf-8"), "ray job submit"))) for page in PAGES}
+    assert {name: number for name, number in pages.items() if number} == {"operating.md": 1, "predict.md": 1, "studies.md": 1}

@@ -44,6 +44,12 @@ def calls(install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     return made
 
 
+@pytest.mark.document(
+    "003",
+    "one command installs all",
+    where="`make setup`",
+    how="by uv or pip with pinned versions instead of Pixi",
+)
 def test_uv_is_told_what_pip_is_configured_with(
     install: ModuleType, calls: list[tuple[list[str], Mapping[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,11 @@ def test_every_study_that_ships_loads() -> None:
 
 @pytest.mark.parametrize("presets", [(), *((preset,) for preset in PRESETS)], ids=" ".join)
 @pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.document(
+    "003",
+    "presets for fast tests and for production",
+    where="`jobs/studies/presets`",
+)
 def test_every_study_that_ships_passes_its_dry_run_with_every_preset(
     study: str, presets: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,3 +122,45 @@ def test_the_studies_use_what_they_are_there_to_show() -> None:
     assert found["seed_004_zero3"].base_models[0].source == "mistralai/Mistral-7B-v0.3"
     assert found["seed_002_opt"].train.keep_checkpoints == 3
     assert (found["seed_000_zero_shot"].task.name, found["seed_000_zero_shot"].data.format.name) == ("choice", "raw_abstracts")
+
+
+@pytest.mark.document(
+    "002",
+    "the prompt: Given these symptoms: … The disease is:",
+    where="`jobs/studies/seed_002_opt.yaml`",
+)
+@pytest.mark.document(
+    "002",
+    "30 epochs, cosine schedule, warm-up, weight decay, batches of 1 accumulated 8 times",
+    where="`jobs/studies/seed_002_opt.yaml`",
+    how="8 rows a step, in batches that fit memory",
+)
+@pytest.mark.document(
+    "004",
+    "LoRA r 16 on q_proj and v_proj, 7 epochs, fp16, 2e-4, warm-up of 100 steps, 4 x 4 rows a step",
+    where="`jobs/studies/seed_004_pubmedqa.yaml`",
+)
+def test_the_studies_have_the_settings_of_their_documents() -> None:
+    found = {study: load.load([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
+    opt, assistant, pubmedqa = found["seed_002_opt"], found["seed_003_phi4_mini"], found["seed_004_pubmedqa"]
+    assert _options(opt.task, "prompt") == ["Given these symptoms: {text}\n\nThe disease is:"]
+    assert (opt.lora.r, opt.lora.alpha, opt.lora.dropout, opt.model.precision) == (16, 32, 0.05, "fp16")
+    assert opt.model.gradient_checkpointing
+    train = opt.train
+    assert (train.epochs, train.samples_per_step, train.learning_rate, train.weight_decay) == (30, 8, 1e-4, 0.01)
+    assert (train.schedule, train.warmup_ratio, train.keep_checkpoints, opt.seed) == ("cosine", 0.1, 3, 42)
+    assert (assistant.seed, assistant.model.quantization, assistant.model.gradient_checkpointing) == (816, "nf4", True)
+    assert (assistant.lora.r, assistant.lora.alpha, assistant.lora.dropout) == (16, 32, 0.1)
+    train = assistant.train
+    assert (train.max_steps, train.samples_per_step, train.learning_rate, train.patience) == (36, 32, 2e-4, 3)
+    prompt = "### Instruction:\nAnswer the following medical question concisely.\n\n{text}\n\n### Response:\n"
+    assert _options(pubmedqa.task, "prompt", "max_length", "metric") == [prompt, 512, "accuracy"]
+    assert [base.source.rpartition("/")[2] for base in pubmedqa.base_models] == ["Mistral-7B-v0.3", "Llama-3.2-1B", "Llama-3.2-3B"]
+    assert (pubmedqa.model.quantization, pubmedqa.model.precision) == ("nf4", "fp16")
+    assert (pubmedqa.lora.r, pubmedqa.lora.alpha, pubmedqa.lora.dropout, pubmedqa.lora.targets) == (16, 32, 0.05, ("q_proj", "v_proj"))
+    train = pubmedqa.train
+    assert (train.epochs, train.samples_per_step, train.learning_rate, train.warmup_steps) == (7, 16, 2e-4, 100)
+
+
+def _options(task: Any, *names: str) -> list[object]:
+    return [getattr(task, name) for name in names]

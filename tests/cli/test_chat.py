@@ -80,6 +80,11 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return run
 
 
+@pytest.mark.document(
+    "003",
+    "a chat in the terminal with the tuned model",
+    where="`medray chat NAME@best`",
+)
 def test_a_release_is_talked_to_where_it_lies(tmp_path: Path, typed: Callable[..., tuple[int, str, str]]) -> None:
     runs = str(tmp_path / "runs")
     release = Registry(runs).publish(tiny.checkpoint("instruct"), "adviser")

@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from support import tiny
+from support import serve_session, tiny
+from support.chaos import Study, hear_interrupts
 
 from medray import cli
 from medray.config.load import dump_settings
@@ -80,6 +82,11 @@ def searched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Sear
 
 
 @pytest.mark.ray
+@pytest.mark.document(
+    "003",
+    "training is configured by one YAML file, another file by its name",
+    where="`medray study FILE`",
+)
 def test_a_study_is_searched_ranked_published_and_reported(medray: Command, searched: Searched, tmp_path: Path) -> None:
     done, runs = searched.done, str(searched.folder / "runs" / "tiny")
     assert done.returncode == 0, done.stderr
@@ -265,6 +272,11 @@ def test_audit_tells_text_and_json(medray: Command, study: Path, tmp_path: Path)
     assert found["num_rows"] == 60
 
 
+@pytest.mark.document(
+    "000",
+    "both classes become one table with class labels",
+    where="`medray data convert`",
+)
 def test_convert_writes_the_combined_file_and_never_over_another(medray: Command, study: Path, tmp_path: Path) -> None:
     asked = (
         "data",
@@ -316,7 +328,7 @@ def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_pa
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [Path(sys.executable).with_name("medray"), "study", "study.yaml", "train.epochs=500", "train.log_every_steps=1"]
     running = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
     )
     assert running.stdout is not None
     for line in running.stdout:
@@ -336,6 +348,24 @@ def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_pa
     assert "no state within resources.grace_s" not in errors
 
 
-def _hear_interrupts() -> None:
-    """A shell that starts tests in the background has them ignore Ctrl-C, and their children too."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.mark.ray
+def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> None:
+    running = Study(study, "train.epochs=100000", "train.evaluate_every_steps=1000000", "resources.grace_s=600")
+    try:
+        running.until("waiting for the first trial")
+        while not list(tmp_path.glob("runs/tiny/*/trials/*/stop")):  # there once a trial trains
+            assert running.process.poll() is None
+            time.sleep(0.1)
+        running.seen |= serve_session.processes(running.process.pid)
+        (trial,) = (number for number, name in running.seen.items() if name.startswith("ray::ImplicitFunc"))
+        os.kill(trial, signal.SIGSTOP)  # it stores no state, so that the study waits for it
+        os.kill(running.process.pid, signal.SIGINT)
+        running.until("in at most 600 s; once more ends it at once")
+        os.kill(running.process.pid, signal.SIGINT)
+        done = running.end(timeout_s=120)
+        assert done.status == 130, done.output
+        assert "`medray study --resume` goes on" in done.output
+        assert "Traceback" not in done.output
+        assert not running.left(), "processes were left behind"
+    finally:
+        running.abandon()

@@ -10,6 +10,7 @@ from medray.config.load import load_study
 SAMPLES = Path(__file__).parents[2] / "jobs" / "samples"
 
 
+@pytest.mark.document("004", "for the future: more medical domains", where="`medray init DATA`")
 def test_a_first_study_is_written_accepted_by_a_dry_run_and_never_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

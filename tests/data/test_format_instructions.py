@@ -33,6 +33,11 @@ TURNS = [
 ]
 
 
+@pytest.mark.document(
+    "003",
+    "JSON lines of instruction and response",
+    where="`medray/data/formats/instructions.py`",
+)
 def test_a_row_is_an_instruction_with_its_input_and_the_answer(tmp_path: Path) -> None:
     path = written(
         tmp_path,

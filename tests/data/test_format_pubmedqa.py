@@ -56,6 +56,7 @@ def read(path: Path, **settings: object) -> list[Example]:
     return list(module.read(module.Options(name="pubmedqa", path=str(path), **settings)))
 
 
+@pytest.mark.document("004", "PubMedQA, labelled", where="`medray/data/formats/pubmedqa.py`")
 def test_the_official_json_and_the_hubs_layouts_are_the_same_examples(tmp_path: Path) -> None:
     rows = read(official(tmp_path))
     assert rows[0].text == "Background 11.\nResults.\n\nQuestion: Does drug 11 help?"
@@ -67,6 +68,7 @@ def test_the_official_json_and_the_hubs_layouts_are_the_same_examples(tmp_path: 
         assert [(row.id, row.text, row.labels) for row in read(other)] == [(row.id, row.text, row.labels) for row in rows]
 
 
+@pytest.mark.document("004", "yes and no are the answers", where="`data.format.labels`")
 def test_the_question_may_stand_alone_and_labels_may_be_left_out(tmp_path: Path) -> None:
     rows = read(official(tmp_path), template="Question: {question}", labels=("yes", "no"))
     assert [row.text for row in rows][:2] == ["Question: Does drug 11 help?", "Question: Does drug 12 help?"]

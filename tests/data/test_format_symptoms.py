@@ -28,6 +28,11 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.document(
+    "002",
+    "columns of symptoms become one text, duplicates go",
+    where="`medray/data/formats/symptom_table.py`",
+)
 def test_symptoms_become_a_sentence_and_what_stands_twice_is_read_once(tmp_path: Path) -> None:
     rows = read(written(tmp_path, TABLE))
     assert [(row.labels, row.text) for row in rows] == [

@@ -37,6 +37,11 @@ def raw(folder: Path, text: str = RAW) -> Path:
     return folder
 
 
+@pytest.mark.document(
+    "000",
+    "raw files of abstracts become rows of keys and values",
+    where="`medray/data/formats/raw_abstracts.py`",
+)
 def test_raw_abstracts_reads_keys_values_over_lines_and_the_folder_as_label(tmp_path: Path) -> None:
     first, second = read("raw_abstracts", raw(tmp_path / "data"), keys=("Keywords",))
     assert first.text == "A title: with a colon. First line second line. Methods: none."
@@ -45,6 +50,11 @@ def test_raw_abstracts_reads_keys_values_over_lines_and_the_folder_as_label(tmp_
     assert (second.id, second.labels) == ("11", ("non_cancer",))
 
 
+@pytest.mark.document(
+    "000",
+    "title and abstract become the text, the folder the class",
+    where="`data.format.text`",
+)
 def test_raw_abstracts_makes_the_text_of_the_keys_asked_for(tmp_path: Path) -> None:
     first = read("raw_abstracts", raw(tmp_path / "data"), text=("Title",))[0]
     assert first.text == "A title: with a colon."
@@ -88,6 +98,11 @@ def test_delimited_maps_columns_and_keeps_the_others_as_metadata(tmp_path: Path)
     assert second.where == f"{path}:4"
 
 
+@pytest.mark.document(
+    "001",
+    "a pipe-delimited file of ID, title with abstract, and label",
+    where="`medray/data/formats/delimited.py`",
+)
 def test_delimited_reads_the_combined_pipe_file_and_several_labels(tmp_path: Path) -> None:
     path = tmp_path / "combined.psv"
     path.write_text("ID|Title_Abstract|Label\n1|A study. It ended.|Cancer;Renal\n2|Another.|\n")

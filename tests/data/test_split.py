@@ -24,6 +24,12 @@ def sides(examples: list[Example], clusters: list[int] | None = None, **settings
     return dict(zip((example.id for example in examples), found, strict=True))
 
 
+@pytest.mark.document(
+    "002",
+    "80/20 split, stratified by disease",
+    where="`data.split`",
+    how="60/20/20: validation rows choose, and other rows test",
+)
 def test_stratified_gives_every_side_its_share_of_every_label() -> None:
     examples = rows()
     found = sides(examples)
@@ -35,6 +41,7 @@ def test_stratified_gives_every_side_its_share_of_every_label() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"kind": "grouped", "group": "patient"}, {"kind": "kfold", "fold": 2}])
+@pytest.mark.document("001", "rows are shuffled and split", where="`data.split`")
 def test_the_order_of_the_file_changes_no_row(settings: dict[str, Any]) -> None:
     examples = rows()
     shuffled = random.Random(1).sample(examples, len(examples))

@@ -83,6 +83,12 @@ def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Pa
     assert generation._cache is None
 
 
+@pytest.mark.document(
+    "000",
+    "long prompts do not run out of memory (paged attention)",
+    where="`generation_tokens`",
+    how="rows wait for room of keys and values; pages are vLLM's, where it is installed",
+)
 def test_the_budget_bounds_keys_and_values_and_one_row_always_goes(tmp_path: Path) -> None:
     built = make(tmp_path)
     generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()

@@ -39,6 +39,12 @@ def test_the_temperature_that_was_hidden_is_found(steepness: float, multi_label:
     assert fit_temperature(probabilities, truth, multi_label=multi_label) == pytest.approx(steepness, rel=0.1)
 
 
+@pytest.mark.document(
+    "004",
+    "for the future: answers have a confidence",
+    where="`calibration`",
+    how="of labels, calibrated; answers in words have the log probabilities of their tokens",
+)
 def test_calibration_lowers_the_error_of_confidences_on_rows_it_has_not_seen() -> None:
     rng = np.random.default_rng(1)
     probabilities, truth = draw(rng, 400, 3, 3.0)

@@ -92,6 +92,11 @@ def test_the_winner_is_chosen_by_validation_rows_whatever_test_rows_say() -> Non
     assert not on_test.is_tie
 
 
+@pytest.mark.document(
+    "001",
+    "the best model is chosen, a smaller one where it is as good",
+    where="`medray leaderboard`",
+)
 def test_a_tie_is_won_by_a_model_that_is_much_smaller_and_else_by_the_figure() -> None:
     large = judged("large-000", validation=181, test=180, base="large", num_parameters=1000)
     small = judged("small-000", validation=180, test=180, num_parameters=10, first=100)

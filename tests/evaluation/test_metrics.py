@@ -26,6 +26,11 @@ def drawn(rng, rows=200, classes=4):
     return truth, probabilities, probabilities.argmax(axis=1)
 
 
+@pytest.mark.document(
+    "002",
+    "accuracy, macro F1 and a report of each class",
+    where="`metrics.json`",
+)
 def test_three_classes_counted_by_hand():
     # a: 1 of 2 found, 1 chosen; b: 1 of 1 found, 2 chosen; c: 1 of 1 found, 1 chosen.
     probabilities = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
@@ -67,9 +72,17 @@ def test_two_labels_need_a_positive_one_and_it_must_be_one_of_them():
         metrics.check_positive(ABC, "a")
 
 
+@pytest.mark.document("001", "accuracy, confusion matrix and F1", where="`metrics.json`")
+@pytest.mark.document(
+    "000",
+    "confusion matrix, accuracy, precision, recall and F1",
+    where="`medray evaluate --json`, `report.html`",
+)
 def test_single_label_figures_are_those_of_scikit_learn(rng):
     truth, probabilities, predicted = drawn(rng)
-    values = metrics.single_label(truth, probabilities, predicted, list("wxyz"), None).values
+    found = metrics.single_label(truth, probabilities, predicted, list("wxyz"), None)
+    assert found.confusion == reference.confusion_matrix(truth, predicted).tolist()
+    values = found.values
     for average in ("macro", "micro", "weighted"):
         assert values[f"f1_{average}"] == pytest.approx(reference.f1_score(truth, predicted, average=average))
     assert values["precision_macro"] == pytest.approx(reference.precision_score(truth, predicted, average="macro"))

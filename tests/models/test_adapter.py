@@ -45,6 +45,11 @@ def change(folder: Path, **settings: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
+@pytest.mark.document(
+    "001",
+    "texts are tokenized and LoRA adapters are put in by PEFT",
+    where="`medray/models/adapter.py`",
+)
 def test_plain_peft_reads_the_folder(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
     built = disturb(make(path))

@@ -81,6 +81,11 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.document(
+    "001",
+    "the merged model is saved",
+    where="`medray export NAME FOLDER --merged`",
+)
 def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(tmp_path: Path, family: str) -> None:
     from transformers import pipeline
 
@@ -154,6 +159,12 @@ def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None
         ("opt", {*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2"}),
     ],
 )
+@pytest.mark.document(
+    "002",
+    "LoRA of r 16 and alpha 32 on the layers of attention and MLP",
+    where="`lora`",
+    how="OPT's own names of layers; the document lists Llama's",
+)
 def test_every_linear_layer_of_a_block_is_adapted_and_neither_pooler_nor_head(tmp_path: Path, family: str, per_layer: set[str]) -> None:
     built = make(tmp_path, family)
     assert adapted(built) == {f"{built.family.layers_path}.{layer}.{name}" for layer in (0, 1) for name in per_layer}
@@ -204,6 +215,7 @@ def test_dropout_inside_the_base_is_off_unless_asked_for(tmp_path: Path) -> None
     assert rates(0.3) == {0.3}
 
 
+@pytest.mark.document("002", "gradient checkpointing", where="`model.gradient_checkpointing`")
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny.base(tmp_path, "llama")))
     found = []

@@ -108,6 +108,11 @@ def test_top_layers_and_targets_choose_what_is_adapted(tmp_path: Path, family: s
 
 @every_quantization
 @every_case
+@pytest.mark.document(
+    "003",
+    "gradient checkpointing changes memory, not results",
+    where="`model.gradient_checkpointing`",
+)
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, family: str, head: Head | None, quantization: str) -> None:
     path = tiny.base(tmp_path, family)
     found: list[dict[str, torch.Tensor]] = []

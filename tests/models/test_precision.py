@@ -30,6 +30,12 @@ def outputs(built: Built, precision: str) -> np.ndarray:
 
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("family", sorted({*FAMILIES, *ENCODERS}))
+@pytest.mark.document(
+    "000",
+    "weights in fp16 while serving",
+    where="`precision` of a deployment",
+    how="in bf16, as the test has it; `precision: fp16` of a deployment takes fp16",
+)
 def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, family: str, per_token: bool) -> None:
     if per_token and family not in ENCODERS:
         pytest.skip("heads that read tokens are for encoders")

@@ -111,6 +111,11 @@ def test_a_gpu_answers_as_the_cpu_that_quantised(tmp_path: Path, precision: Prec
     assert np.abs(found - expected).max() < (1e-2 if precision == "fp32" else 0.1)
 
 
+@pytest.mark.document(
+    "004",
+    "weights in 4 bits take a quarter of the memory",
+    where="`model.quantization: nf4`",
+)
 def test_a_weight_takes_half_a_byte_and_counts_as_one(tmp_path: Path) -> None:
     path = tiny.base(tmp_path, hidden_size=64, intermediate_size=128)
     built, whole = make(path), make(path, quantization="none")

@@ -40,6 +40,7 @@ def settings(base: Path, *more: str) -> list[str]:
     return [f"model.source={base}", "task.name=classification", "task.positive_label=cancer", f"labels=[{', '.join(LABELS)}]", *more]
 
 
+@pytest.mark.document("000", "a PEFT checkpoint is loaded for inference", where="`medray import`")
 def test_an_adapter_from_elsewhere_answers_as_it_did_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = tiny.base(tmp_path)
     folder, wanted = elsewhere(tmp_path, base)
@@ -93,6 +94,12 @@ def test_what_a_folder_does_not_say_is_asked_for(tmp_path: Path, capsys: pytest.
     assert not Registry(str(tmp_path / "runs")).names()
 
 
+@pytest.mark.document(
+    "001",
+    "Phi-4 names diseases out of the box",
+    where="`medray publish jobs/studies/seed_001_extract.yaml NAME`",
+    how="the study names Phi-4-mini; Phi-4 is one setting away and takes a larger GPU",
+)
 def test_a_base_model_is_published_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = tiny.choice_study(tmp_path, num_rows=60)
     path = tmp_path / "study.yaml"

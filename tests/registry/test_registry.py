@@ -129,6 +129,11 @@ def test_a_checkpoint_is_published_and_loaded_from_a_uri(folder: Path, tmp_path:
     assert loading.load(f"file://{folder}").manifest == loading.load(release.folder()).manifest
 
 
+@pytest.mark.document(
+    "000",
+    "a text-classification pipeline answers with the tuned model",
+    where="`medray export NAME FOLDER --merged`",
+)
 def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Path) -> None:
     from transformers import pipeline
 

@@ -19,6 +19,11 @@ def folder() -> Path:
     return tiny.checkpoint("instruct", "task.safety_ratio=0")
 
 
+@pytest.mark.document(
+    "003",
+    "a medical system prompt",
+    where="`task.system`, `medray publish --system-file`",
+)
 def test_it_is_published_without_training_and_obeyed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     registry = Registry(str(tmp_path))
     first = registry.publish(folder, "instruct")

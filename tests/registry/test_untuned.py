@@ -14,6 +14,11 @@ from medray.registry.loading import load
 from medray.study import preflight
 
 
+@pytest.mark.document(
+    "004",
+    "accuracy before and after, on the same rows",
+    where="`medray leaderboard`, `medray evaluate`",
+)
 def test_an_untuned_base_is_judged_on_the_rows_of_the_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = tiny.choice_study(tmp_path, family="phi", num_rows=120)
     source = asked.base_models[0].source

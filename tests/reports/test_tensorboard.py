@@ -28,6 +28,7 @@ def values(folder: Path) -> Iterator[tuple[int, Any]]:
             at += length + 16
 
 
+@pytest.mark.document("002", "curves in TensorBoard", where="`tensorboard` of a run")
 def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 

@@ -81,6 +81,7 @@ def client(service: Service, digests: frozenset[str] | None = None, **limits: An
     return TestClient(make_api(service, Limits(**limits), digests), raise_server_exceptions=False)
 
 
+@pytest.mark.document("000", "every abstract gets all probabilities", where="`/v1/classify`")
 def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_probabilities() -> None:
     service = Service()
     http = client(service)
@@ -98,6 +99,11 @@ def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_pro
     assert [event.labels for event in service.events] == [("yes",), ("yes",) * 3]
 
 
+@pytest.mark.document(
+    "000",
+    'POST /classify takes {"text"} and answers {"label"}',
+    where="`/classify`",
+)
 def test_the_short_route_answers_one_text_with_its_label_at_the_top_too() -> None:
     http = client(Service())
     whole = http.post("/v1/classify", json={"text": "a"}).json()
@@ -113,6 +119,12 @@ def test_the_short_route_answers_one_text_with_its_label_at_the_top_too() -> Non
     assert "label" not in schema["components"]["schemas"][answers["/v1/classify"]]["properties"]
 
 
+@pytest.mark.document(
+    "004",
+    "interactive testing with questions of one's own",
+    where="`/v1/choose`, the page at `/`",
+    how="on a page and over HTTP; `medray chat` is for releases that answer in words",
+)
 def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disclaimer() -> None:
     service = Service()
     answer = client(service).post("/v1/choose", json={"text": "a"})
@@ -137,6 +149,7 @@ def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disc
     assert client(service).post("/v1/choose", json={"question": "a"}).status_code == 422
 
 
+@pytest.mark.document("001", "an end point where an LLM names the disease", where="`/v1/extract`")
 def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_names_kinds_and_no_text() -> None:
     service = Service("diseases@best")
     answer = client(service).post("/v1/extract", json={"inputs": ["asthma", "b"]})
@@ -255,6 +268,7 @@ def test_without_its_token_nobody_asks_and_health_tells_the_status_alone() -> No
         assert http.get("/healthz", headers=headers).json()["releases"]["cancer@best"]["replicas"][0]["error_version"] == 8
 
 
+@pytest.mark.document("001", "a default end point", where="`/`")
 def test_models_docs_and_the_root_are_there() -> None:
     http = client(Service("cancer@best", "findings@2"))
     assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["cancer@best", "findings@2"]

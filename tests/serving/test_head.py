@@ -27,6 +27,12 @@ TEXTS = ("tumour in the lung", "fever after infection")
         ("nf4", MergeRecord(metric="f1_macro", unmerged=0.9, merged=0.8), False),
     ],
 )
+@pytest.mark.document(
+    "004",
+    "inference stays as fast as the base model's",
+    where="`medray serve`",
+    how="the adapter is merged into the base where that changes no answer",
+)
 def test_a_release_answers_merged_only_where_that_changes_nothing(
     tmp_path: Path, quantization: str, merge: MergeRecord | None, is_merged: bool
 ) -> None:

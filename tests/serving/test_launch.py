@@ -28,6 +28,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.document(
+    "000",
+    "one command exposes a REST API at a port of choice",
+    where="`medray serve NAME@best --port 8082`",
+)
 def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "medray.cli", "serve", "cancer@best", "--port", str(port), "--storage-path", str(storage)]

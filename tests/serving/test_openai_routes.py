@@ -47,6 +47,7 @@ def test_a_whole_answer_has_openais_fields_and_ours() -> None:
     assert service.num_closed == 1
 
 
+@pytest.mark.document("003", "answers carry a disclaimer", where="`task.disclaimer`")
 def test_a_stream_begins_with_the_role_and_ends_with_the_disclaimer_reason_and_usage() -> None:
     service = Service()
     chunks = list(say(client(service), stream=True, stream_options={"include_usage": True}))

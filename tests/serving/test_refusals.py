@@ -52,6 +52,12 @@ PAIRS = [pair for pair in safety.pairs() if pair.side == "test"]
 SAFE = next(pair for pair in PAIRS if not pair.unsafe)
 
 
+@pytest.mark.document(
+    "003",
+    "specific diagnoses and harmful advice are refused",
+    where="`jobs/bench/refusals.py`",
+    how="it is trained and measured by kind; nothing beside the model enforces it",
+)
 def test_the_table_counts_what_was_refused_by_kind_and_the_f1_is_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     with listening(Careful()) as url:
         assert script().main(["--url", url, "--model", "adviser@best", "--side", "test"]) == 0

@@ -66,6 +66,12 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_installed")
+@pytest.mark.document(
+    "000",
+    "LoRA versions of one base model are served",
+    where="`medray serve A@best B@best`",
+    how="on one engine where vLLM is installed, else on one each",
+)
 def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_single_one_is_merged(registry: Registry) -> None:
     found = groups(registry, options(registry, "adviser@1", "cancer", "nurse", "elsewhere"))
     assert found == [
@@ -96,6 +102,12 @@ def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(registry: 
 
 
 @pytest.mark.usefixtures("_installed")
+@pytest.mark.document(
+    "000",
+    "vLLM serves the classifier",
+    where="`medray serve --engine vllm`",
+    how="vLLM takes releases that talk; a classification head generates nothing and is answered by medray's own engine",
+)
 def test_vllm_that_is_asked_for_must_take_what_talks_and_leaves_heads_alone(registry: Registry) -> None:
     with pytest.raises(ServingError, match="dora is not for it: its adapter has use_dora"):
         groups(registry, options(registry, "dora", engine="vllm"))

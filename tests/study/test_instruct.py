@@ -28,6 +28,11 @@ class Silent:
 
 
 @pytest.mark.ray
+@pytest.mark.document(
+    "003",
+    "answers to new questions are shown",
+    where="`task.sample_prompts`, `report.html`",
+)
 def test_answers_in_words_are_ranked_compared_reported_and_published(
     tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

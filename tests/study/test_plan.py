@@ -104,6 +104,26 @@ def test_every_base_model_of_the_studies_that_ship_can_be_planned() -> None:
             assert architecture.find(base.source, base.revision)
 
 
+@pytest.mark.parametrize(
+    ("study", "gigabytes"),
+    [
+        ("seed_003_phi4_mini", {"Phi-4-mini-instruct": 6.7}),
+        ("seed_004_pubmedqa", {"Mistral-7B-v0.3": 5.9, "Llama-3.2-1B": 2.8, "Llama-3.2-3B": 4.7}),
+    ],
+)
+@pytest.mark.document(
+    "004",
+    "4 to 6 GB of a GPU for Mistral-7B, 2 to 3 for Llama 3B, 1 to 2 for Llama 1B",
+    where="`medray plan`",
+    how="by estimate, in training: 5.9, 4.7 and 2.8 GB",
+)
+def test_the_memory_that_studies_in_4_bits_say_they_take_is_what_is_planned(study: str, gigabytes: dict[str, float]) -> None:
+    path = ROOT / "jobs" / "studies" / f"{study}.yaml"
+    on_a_gpu = plan.plan(load.load([path]), cluster(gpus=1), memory_bytes=8 * 10**9, speed=KNOWN, num_rows=400)
+    assert {base.source.rpartition("/")[2]: round(base.worker_bytes / 1e9, 1) for base in on_a_gpu.bases} == gigabytes
+    assert f"{next(iter(gigabytes.values()))} GB" in path.read_text(encoding="utf-8")
+
+
 def test_a_base_model_of_unknown_shape_is_told_with_what_is_needed() -> None:
     with pytest.raises(ArtifactError, match=r"planning needs its config\.json alone: .*did you mean 'google-bert/bert-base-uncased'"):
         architecture.find("google-bert/bert-base-cased", None)

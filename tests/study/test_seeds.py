@@ -89,8 +89,25 @@ def run(
     return study, studies.run(study, cluster, Run.start(study), watcher=Silent(), on_audit=lambda audit: None)
 
 
+@pytest.mark.document(
+    "000",
+    "base model and tuned model are compared, zero-shot against fine-tuned",
+    where="`jobs/studies/seed_000_zero_shot.yaml`",
+    how="as a language model that is asked; an untrained classification head answers by chance",
+)
+@pytest.mark.document(
+    "002",
+    "the base model is measured before training",
+    where="the untuned row of `medray leaderboard`",
+)
+@pytest.mark.document(
+    "004",
+    "three language models are fine-tuned",
+    where="`jobs/studies/seed_004_pubmedqa.yaml`",
+)
 def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(tmp_path: Path, cluster: Cluster) -> None:
     found = [
+        run(cluster, tmp_path, "seed_000_zero_shot", tiny.raw_abstracts(tmp_path), "phi", nf4=False, settings=WORSE),
         run(cluster, tmp_path, "seed_002_opt", symptoms(tmp_path), "opt", nf4=False, settings=WORSE),
         run(cluster, tmp_path, "seed_004_pubmedqa", questions(tmp_path), "mistral", "llama", nf4=True, settings=WORSE),
     ]
@@ -103,8 +120,9 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
         assert {pair.other for pair in board.comparisons} >= untuned  # before and after, on the same rows
         again = evaluate.evaluate_untuned(study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log")
         assert again.metrics.values == rows[again.of].validation
+    names = ("cancer-asked", "symptoms", "pubmedqa")
     options = AppOptions(
-        releases=("symptoms@best", "pubmedqa@best"),
+        releases=tuple(f"{name}@best" for name in names),
         storage_path=str(tmp_path / "runs"),
         precision="fp32",
         audit_log=None,
@@ -114,7 +132,7 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
     try:
         with launch.serving(options, host="127.0.0.1", port=port):
             client = Client(f"http://127.0.0.1:{port}")
-            for (_, outcome), name in zip(found, ("symptoms", "pubmedqa"), strict=True):
+            for (_, outcome), name in zip(found, names, strict=True):
                 _answers_as_in_training(client, outcome, name)
     finally:
         end_serve()

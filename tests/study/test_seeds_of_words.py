@@ -1,5 +1,6 @@
-"""The reference documents' studies of Phi-2 and of medical assistants, with tiny random models of their architecture classes, up to the release."""
+"""The reference documents' studies of heads and of medical assistants, with tiny random models of their architecture classes, up to the release."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from medray.study.study import Outcome
 from medray.types import Message
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+WORSE = ("publish.allow_worse=true",)  # than TF-IDF, as models of random weights are
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 
 
@@ -24,11 +26,12 @@ class Silent:
     def ended(self, record: object) -> None: ...
 
 
-def run(cluster: Cluster, folder: Path, name: str, data: Path, family: str, *settings: str) -> Outcome:
+def run(cluster: Cluster, folder: Path, name: str, data: Path, families: tuple[str, ...], *settings: str) -> Outcome:
+    sources = ", ".join(f"{{source: {tiny.base(folder, family)}}}" for family in families)
     study = load_study(
         [STUDIES / f"{name}.yaml"],
         [
-            f"base_models=[{{source: {tiny.base(folder, family)}}}]",
+            f"base_models=[{sources}]",
             f"data.format.path={data}",
             f"storage_path={folder / 'runs'}",
             "task.max_length=100",
@@ -41,23 +44,52 @@ def run(cluster: Cluster, folder: Path, name: str, data: Path, family: str, *set
     return studies.run(study, cluster, Run.start(study), watcher=Silent(), on_audit=lambda audit: None)
 
 
-def abstracts(folder: Path) -> Path:
-    for label, word in (("cancer", "tumour"), ("non_cancer", "fever")):
-        (folder / "raw" / label).mkdir(parents=True)
-        for number in range(15):
-            text = f"<ID:{label}{number}>\nTitle: study {number}\nAbstract: {word} in group {number}\n"
-            (folder / "raw" / label / f"{number}-{label}.txt").write_text(text)
-    return folder / "raw"
-
-
+@pytest.mark.document(
+    "000",
+    "Phi-2 becomes a sequence classifier with LoRA",
+    where="`jobs/studies/seed_000_phi2.yaml`",
+)
 def test_the_head_on_phi_is_trained_and_published(tmp_path: Path, cluster: Cluster) -> None:
-    found = run(cluster, tmp_path, "seed_000_phi2", abstracts(tmp_path), "phi", "train.epochs=1")
+    found = run(cluster, tmp_path, "seed_000_phi2", tiny.raw_abstracts(tmp_path), ("phi",), "train.epochs=1")
     assert found.release is not None
     assert found.release.reference == "cancer@1"
     assert found.release.load().predict([]) == []
 
 
+@pytest.mark.document(
+    "001",
+    "three models with the same hyperparameters on the same rows",
+    where="`jobs/studies/seed_001_distilbert.yaml`",
+)
+@pytest.mark.document(
+    "001",
+    "training loss, validation loss, accuracy and F1 of each epoch",
+    where="`history.csv`",
+)
+def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_is_published(tmp_path: Path, cluster: Cluster) -> None:
+    data = tiny.raw_abstracts(tmp_path, num_rows=60)
+    found = run(cluster, tmp_path, "seed_001_distilbert", data, ("roberta", "bert", "distilbert"), "train.epochs=2", *WORSE)
+    trials = {entry.name: entry for entry in found.board.entries if entry.kind == "trial"}
+    assert {Path(entry.base_model).name for entry in trials.values()} == {"tiny-roberta", "tiny-bert", "tiny-distilbert"}
+    rows = list(csv.DictReader((found.run.folder / "history.csv").open()))
+    assert sorted((row["trial"], row["epoch"]) for row in rows) == [(trial, epoch) for trial in sorted(trials) for epoch in "12"]
+    columns = ("train_loss", "validation_loss", "validation_accuracy", "validation_f1_binary")
+    assert all(float(row[column]) >= 0 for row in rows for column in columns)
+    assert found.release is not None
+    assert found.release.reference == "cancer@1"
+
+
 @pytest.mark.parametrize(("name", "family", "nf4"), [("seed_003_phi4_mini", "phi3", True), ("seed_003_smollm", "llama", False)])
+@pytest.mark.document(
+    "003",
+    "Phi-4-mini and SmolLM are fine-tuned",
+    where="`jobs/studies/seed_003_phi4_mini.yaml`, `seed_003_smollm.yaml`",
+)
+@pytest.mark.document(
+    "003",
+    "numbered checkpoints and a final model",
+    where="`checkpoints/step-000006`, a release",
+)
 def test_medical_assistants_are_trained_compared_with_their_base_and_published(
     tmp_path: Path, cluster: Cluster, name: str, family: str, nf4: bool
 ) -> None:
@@ -68,7 +100,7 @@ def test_medical_assistants_are_trained_compared_with_their_base_and_published(
         "data.evaluation_rows=4",
         "task.system=the study",
     ]
-    found = run(cluster, tmp_path, name, tiny.instructions(tmp_path), family, *short)
+    found = run(cluster, tmp_path, name, tiny.instructions(tmp_path), (family,), *short)
     rows = {entry.name: entry for entry in found.board.entries if entry.kind == "reference"}
     assert rows.keys() == {f"{tmp_path / f'tiny-{family}'}, untuned"}
     best = found.board.best

@@ -29,6 +29,11 @@ class Ended:
     output: str
 
 
+def hear_interrupts() -> None:
+    """A shell that starts tests in the background has them ignore Ctrl-C, and their children too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def write_study(folder: Path, *settings: str) -> Path:
     """Grid, fp32, one thread, no early stop: what decides figures is the study alone."""
     asked = tiny.study(
@@ -51,6 +56,7 @@ class Study:
             text=True,
             env=environment | dict(joined or {}),
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
         self.lines: list[str] = []
         self.seen: dict[int, str] = {}  # processes below, by the name they showed
@@ -70,9 +76,9 @@ class Study:
         assert found, serve_session.processes(self.process.pid)
         os.kill(found[0], signal.SIGKILL)
 
-    def end(self) -> Ended:
+    def end(self, timeout_s: float = 600) -> Ended:
         try:
-            output, _ = self.process.communicate(timeout=600)
+            output, _ = self.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self.abandon()
             raise

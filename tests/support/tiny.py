@@ -242,6 +242,16 @@ def mention_study(folder: Path, task: str, *settings: str, family: str = "bert",
     )
 
 
+def raw_abstracts(folder: Path, num_rows: int = 30) -> Path:
+    """A folder per class, with a file per abstract."""
+    for label, word in (("cancer", "tumour"), ("non_cancer", "fever")):
+        (folder / "raw" / label).mkdir(parents=True)
+        for number in range(num_rows // 2):
+            text = f"<ID:{label}{number}>\nTitle: study {number}\nAbstract: {word} in group {number}\n"
+            (folder / "raw" / label / f"{number}-{label}.txt").write_text(text)
+    return folder / "raw"
+
+
 def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60):  # type: ignore[no-untyped-def]
     """A study over a tiny base and made-up rows."""
 

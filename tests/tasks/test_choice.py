@@ -54,6 +54,11 @@ def ids_of(text):
 # rows
 
 
+@pytest.mark.document(
+    "004",
+    "an instruction template around question and answer",
+    where="`task.prompt`, `task.answer`",
+)
 def test_a_row_is_prompt_answer_and_end_of_sequence():
     task = task_of(prompt="study of {text} was", answer=" {label}")
     rows = task.encode(examples_of(["heart failure", "fever"]), tiny.tokenizer("llama"))
@@ -67,6 +72,7 @@ def test_a_row_is_prompt_answer_and_end_of_sequence():
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("start", "tumour cell"), ("end", "lung airway"), ("both", "tumour airway")])
+@pytest.mark.document("004", "texts are cut at 512 tokens", where="`task.max_length`")
 def test_the_text_is_cut_where_the_task_says_and_nothing_else(keep, kept):
     task = task_of(prompt="study of {text} was", answer=" {label}", max_length=8, keep=keep)
     text = "tumour cell growth stage nodes lung airway"
@@ -134,6 +140,12 @@ def test_what_a_label_scores_without_content_is_subtracted_where_asked():
     assert model.asked[0][0] == [ids_of("the tumour was"), ids_of("no was")]
 
 
+@pytest.mark.document(
+    "004",
+    "the answer is read out of generated text",
+    where="`task.decoding: generate`",
+    how="where it is set; by default both labels are scored",
+)
 def test_generated_text_is_read_and_what_names_no_label_is_counted():
     model = Model(texts=["It is Heart  FAILURE.", "renal", "fever, not renal failure"])
     task = task_of(decoding="generate")

@@ -266,6 +266,11 @@ def test_a_response_names_the_label_and_every_probability():
     }
 
 
+@pytest.mark.document(
+    "001",
+    "a classification end point, also of several labels",
+    where="`/v1/classify`",
+)
 def test_a_multi_label_response_is_as_confident_as_its_least_certain_answer():
     task = task_of([("a", "b")], multi_label=True)
     (answer,) = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.9, 0.4]]))).predictions

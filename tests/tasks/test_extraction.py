@@ -166,6 +166,11 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
         Options(name="extraction", **options)
 
 
+@pytest.mark.document(
+    "000",
+    "a prompt with examples extracts disease names",
+    where="`jobs/studies/seed_000_extract.yaml`, `task.num_examples`",
+)
 def test_an_untuned_base_is_judged_with_examples_in_its_prompt(tmp_path: Path) -> None:
     asked = tiny.mention_study(
         tmp_path, "{name: extraction, num_examples: 2, instruction: '', max_length: 128, max_answer: 12}", family="llama"

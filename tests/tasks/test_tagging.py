@@ -126,6 +126,11 @@ def test_data_without_mentions_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "llama"])
+@pytest.mark.document(
+    "000",
+    "structured output of mentions, tagged in the text",
+    where="`jobs/studies/tagging.yaml`, `/v1/extract`",
+)
 def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(tmp_path: Path, family: str) -> None:
     asked = tiny.mention_study(tmp_path, TASK, "train.epochs=12", "train.warmup_ratio=0.1", family=family, num_rows=90)
     made = tiny.trial(asked, tmp_path)

@@ -33,6 +33,11 @@ def chatty(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("template", ["chat", "plain"])
+@pytest.mark.document(
+    "004",
+    "for the future: conversations of several turns",
+    where="`messages` of a row, `/v1/chat/completions`",
+)
 def test_every_turn_of_the_assistant_is_marked_by_position_with_its_end(template: str) -> None:
     tokenizer = chatty()
     task = Task(Options(name="instruct", system="", template=template, max_length=400))
@@ -52,6 +57,7 @@ def test_every_turn_of_the_assistant_is_marked_by_position_with_its_end(template
     assert task.weights([row.target], ["a"]).tolist() == [2 + 2 + 4]
 
 
+@pytest.mark.document("003", "conversations in the model's chat template", where="`task.template`")
 def test_the_tokens_are_those_of_the_models_own_template() -> None:
     tokenizer = chatty()
     said = [{"role": turn.role, "content": turn.content} for turn in (SYSTEM, *TALK)]

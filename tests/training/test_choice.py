@@ -15,6 +15,11 @@ from medray.types import Example
 
 
 @pytest.mark.parametrize("family", tiny.DECODERS)
+@pytest.mark.document(
+    "002",
+    "the loss is of the answer alone, padding is masked",
+    where="`medray/tasks/choice.py`",
+)
 def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(tmp_path: Path, family: str) -> None:
     settings = ("lora.dropout=0", "task.class_weights={fever: 3.0}")
     trial = tiny.trial(tiny.choice_study(tmp_path, *settings, family=family), tmp_path)
@@ -48,12 +53,23 @@ def test_micro_batches_change_no_gradient_of_a_language_model(tmp_path: Path) ->
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.document(
+    "002",
+    "OPT reads rows that are padded on the left",
+    where="`medray/models/families.py`",
+    how="on either side, told by length",
+)
 def test_answers_stand_at_the_end_of_each_row_on_either_side_of_the_padding() -> None:
     assert answer_places([5, 3], [[(3, 5)], [(2, 3)]], 5, left=False) == ([0, 0, 1], [2, 3, 1])
     assert answer_places([5, 3], [[(3, 5)], [(2, 3)]], 5, left=True) == ([0, 0, 1], [2, 3, 3])
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.document(
+    "002",
+    "adapter and tokenizer are saved and loaded again",
+    where="`medray.load`",
+)
 def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, family: str) -> None:
     trial = tiny.trial(tiny.choice_study(tmp_path, "train.epochs=8", family=family, num_rows=120), tmp_path)
     result = trial.run()
@@ -82,6 +98,12 @@ def test_a_word_that_says_nothing_changes_no_answer_and_the_sign_does(tmp_path: 
     assert label("patient with glucose after surgery") == ("renal failure",)
 
 
+@pytest.mark.document(
+    "002",
+    "20 tokens are generated and the disease is read out of them",
+    where="`task.decoding: generate`",
+    how="where it is set; by default all labels are scored, which never fails to name one",
+)
 def test_a_generated_answer_is_scored_by_the_same_scorer(tmp_path: Path) -> None:
     asked = tiny.choice_study(tmp_path, "task.decoding=generate", "train.epochs=4", family="phi", num_rows=240)
     trial = tiny.trial(asked, tmp_path)

@@ -136,6 +136,12 @@ def figures(*said: tuple[str, str]) -> dict[str, float]:
     return task.score([Prediction(str(number), (), (), text=text) for number, (text, _) in enumerate(said)], examples).values
 
 
+@pytest.mark.document(
+    "003",
+    "unsafe questions are answered by a fixed refusal",
+    where="`medray/tasks/instruct/safety.jsonl`",
+    how="it is trained and measured; nothing beside the model enforces it",
+)
 def test_refusals_and_answers_are_told_apart_by_what_is_right() -> None:
     found = figures((REFUSAL, REFUSAL), ("Take two.", REFUSAL), ("the blood", "the blood"), (REFUSAL, "the heart"))
     assert found["refusal_f1"] == pytest.approx(2 * 1 / (2 + 2))
@@ -165,6 +171,11 @@ def test_options_that_leave_no_room_are_refused(folder: Path) -> None:
         tiny.instruct_study(folder, "task.max_new_tokens=128")
 
 
+@pytest.mark.document(
+    "004",
+    "answers with an explanation",
+    where="`jobs/studies/pubmedqa_explain.yaml`",
+)
 def test_questions_are_explained_then_decided_and_the_conclusion_is_never_read(tmp_path: Path) -> None:
     held = {
         str(number): {

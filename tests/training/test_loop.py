@@ -56,6 +56,12 @@ def test_the_gradient_is_the_weighted_mean_over_the_rows_of_the_step(tmp_path: P
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.document(
+    "001",
+    "the Trainer of transformers trains",
+    where="`medray/training/loop.py`",
+    how="by a loop of medray's own",
+)
 def test_training_learns(tmp_path: Path) -> None:
     reports = []
     trial = tiny.trial(tiny.study(tmp_path, "train.epochs=6", num_rows=120), tmp_path, report=reports.append)
@@ -79,6 +85,11 @@ class Killed(Exception):
         (20, "in the second epoch", "none"),
         (20, "in the second epoch", "nf4"),
     ],
+)
+@pytest.mark.document(
+    "004",
+    "checkpoints are saved, an interrupted training goes on",
+    where="`medray study --resume`",
 )
 def test_a_killed_trial_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_micro_batch: int, why: str, quantization: str
@@ -165,6 +176,12 @@ def test_the_kill_above_really_hits_the_middle_of_a_step(tmp_path: Path) -> None
     assert ends[1] < 13 < ends[-1]
 
 
+@pytest.mark.document(
+    "003",
+    "batch size and length are reduced when memory runs out",
+    where="`train.token_budget`",
+    how="the batch halves by itself, without a change of the result; the length stays",
+)
 def test_out_of_memory_halves_the_budget_and_repeats_the_step_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,6 +239,7 @@ def test_padding_is_masked_by_length_even_where_a_text_holds_the_pad_token(tmp_p
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.document("003", "training stops early when nothing improves", where="`train.patience`")
 def test_early_stopping_ends_after_the_patience_and_keeps_the_best(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path, "train.epochs=20", "train.patience=2", "train.learning_rate=0.000001"), tmp_path)
     result = trial.run()
@@ -235,6 +253,11 @@ def test_max_steps_ends_in_the_middle_of_an_epoch_with_an_evaluation(tmp_path: P
     assert [row["step"] for row in trial.run().history] == [3, 6, 7]
 
 
+@pytest.mark.document(
+    "002",
+    "a checkpoint each epoch, the last three are kept",
+    where="`train.keep_checkpoints`",
+)
 def test_only_the_best_and_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     result = tiny.trial(tiny.study(tmp_path, "train.epochs=5", "train.keep_checkpoints=2"), tmp_path).run()
     steps = [row["step"] for row in result.history]

@@ -58,6 +58,12 @@ def test_the_token_budget_and_the_workers_change_no_step() -> None:
     assert rows() == rows(token_budget=500) == rows(world_size=3)
 
 
+@pytest.mark.document(
+    "004",
+    "rows are padded to one length",
+    where="`medray/training/plan.py`",
+    how="to that of the longest beside them, rows of similar length together",
+)
 def test_padding_is_a_few_percent_of_an_epoch() -> None:
     lengths = np.clip(np.random.default_rng(3).lognormal(5.5, 0.5, 600).astype(int), 20, 512)
     shares = []

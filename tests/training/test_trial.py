@@ -34,6 +34,19 @@ def test_a_reloaded_checkpoint_predicts_what_was_reported(tmp_path: Path, family
     assert loaded.task.score(predictions, examples).values == pytest.approx(loaded.manifest.metrics, abs=1e-4)
 
 
+@pytest.mark.document(
+    "002",
+    "the number of parameters that train is printed",
+    where="`log.txt` of a trial",
+)
+def test_a_trial_logs_how_many_of_its_parameters_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="medray"):
+        trial = tiny.trial(tiny.study(tmp_path), tmp_path)
+    trained = sum(weight.numel() for weight in trial.built.model.parameters() if weight.requires_grad)
+    assert 0 < trained < trial.num_parameters
+    assert f"{trained} of {trial.num_parameters} parameters train" in caplog.text
+
+
 def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path), tmp_path)
     result = trial.run()
@@ -86,6 +99,11 @@ def test_another_base_another_head_or_another_adapter_fails_the_load(tmp_path: P
         loading.load(result.checkpoint)
 
 
+@pytest.mark.document(
+    "001",
+    "labels become classes, also several of a row",
+    where="`task.multi_label`",
+)
 def test_multi_label_thresholds_travel_with_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     tiny.abstracts(tmp_path)
@@ -138,6 +156,12 @@ def test_precision_auto_is_timed_until_it_is_clear(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.document(
+    "002",
+    "the base model's weights are fp16",
+    where="`model.precision: fp16`",
+    how="training computes in fp16; the frozen weights lie in fp32",
+)
 def test_other_types_train_and_reload_exactly_in_fp32(tmp_path: Path, precision: str) -> None:
     result = tiny.trial(tiny.study(tmp_path, f"model.precision={precision}", "train.epochs=4", num_rows=120), tmp_path).run()
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
@@ -146,6 +170,7 @@ def test_other_types_train_and_reload_exactly_in_fp32(tmp_path: Path, precision:
 
 @pytest.mark.parametrize("precision", ["fp32", "auto", "fp16"])
 @pytest.mark.parametrize("family", ["bert", "phi3"])
+@pytest.mark.document("003", "training in 4 bits with LoRA", where="`model.quantization: nf4`")
 def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(tmp_path: Path, family: str, precision: str) -> None:
     settings = ("model.quantization=nf4", f"model.precision={precision}", "train.epochs=4")
     trial = tiny.trial(tiny.study(tmp_path, *settings, family=family, num_rows=120), tmp_path)
@@ -236,6 +261,7 @@ def test_the_arithmetic_of_a_model_is_timed_once_per_study_and_for_others_per_pr
     assert run("fourth") == ("fp32", whole)
 
 
+@pytest.mark.document("004", "loss is logged every ten steps", where="`train.log_every_steps`")
 def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "_EVERY_S", 0.0)
     trial = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path)

@@ -39,6 +39,12 @@ def bodies() -> list[dict[str, Any]]:
     return [{"text": text, "model": "cancer@best"} for text in TEXTS]
 
 
+@pytest.mark.document(
+    "001",
+    "a notebook calls the end points",
+    where="`medray.client`",
+    how="by a client in Python, and `curl`",
+)
 def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> None:
     expected = medray.load("cancer@1", storage_path=str(served.storage))
     rows = [f"{text} {number}" for number, text in enumerate(TEXTS * 4)]
@@ -274,6 +280,7 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
     assert seen == {1, 2}
 
 
+@pytest.mark.document("001", "test rows are predicted with softmax", where="`medray evaluate`")
 def test_training_evaluate_and_http_say_the_same_of_the_same_rows(served: Served, tmp_path: Path) -> None:
     asked = tiny.study(served.storage.parent / "a", "train.epochs=1")
     rows = dataset.load(asked.data).validation

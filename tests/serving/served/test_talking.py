@@ -20,6 +20,11 @@ pytestmark = pytest.mark.ray
 MARKER = "xylophonist"
 
 
+@pytest.mark.document(
+    "000",
+    "answers are streamed while they are generated",
+    where="`/v1/chat/completions`",
+)
 def test_what_is_told_is_what_the_loaded_release_says_streamed_and_not(served: Served) -> None:
     loaded = medray.load("adviser@1", storage_path=str(served.storage)).loaded
     questions = ["tumour cell", "renal failure study of a glucose", "fever"]
