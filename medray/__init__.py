@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medray.engines.transformers import Precision
+    from medray.config.study import Precision
     from medray.evaluation.leaderboard import Leaderboard
     from medray.registry.prediction import Model
 
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 def load(reference: str, *, storage_path: str = "runs", device: str = "cpu", precision: "Precision | None" = None) -> "Model":
     """A release by `name@version`, `name@alias` or name: `medray.load("cancer@best").predict(["…"])`.
 
-    `precision` is fp32, bf16, fp16 or int8; where not given, what it was trained in.
+    `precision` is fp32, bf16 or fp16; where not given, what it was trained in.
     """
     from medray.registry import prediction
 

@@ -7,7 +7,6 @@ from pydantic import Field
 from medray.config.schema import Section
 
 MERGE_LIMIT = 0.005  # of F1: what a merge may move it by
-INT8_LIMIT = 0.005  # of F1: what 8 bits may lose
 HISTORY = "history.json"  # in a trial's folder: every evaluation so far
 # What becomes a path is checked here, where it is parsed.
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -63,22 +62,6 @@ class CalibrationRecord(Section):
 AS_IT_IS = CalibrationRecord()
 
 
-class Int8Record(Section):
-    """Validation rows answered in 8 bits, beside the checkpoint's own answers to them."""
-
-    metric: str
-    plain: float
-    int8: float
-    agreement: float  # share of the rows that are answered alike
-    num_rows: int
-    tolerance: float  # by which outputs for the manifest's probe may differ from those in fp32
-    calibration: CalibrationRecord  # of the scores in 8 bits
-
-    @property
-    def is_faithful(self) -> bool:
-        return round(self.plain - self.int8, 6) <= INT8_LIMIT
-
-
 class SliceRecord(Section):
     """The slice of the test rows with the lowest F1."""
 
@@ -112,7 +95,7 @@ class ReleaseRecord(Section):
     test: TestRecord | None = None
     merge: MergeRecord | None = None
     calibration: CalibrationRecord = AS_IT_IS
-    int8: Int8Record | None = None  # None where it was not measured: it is not served in 8 bits then
+    int8: Any = Field(None, exclude=True)  # of an earlier medray, which served in 8 bits: read, and neither used nor written
     notes: str = ""
     task_options: dict[str, Any] = Field({}, description="of the task, in place of those that it was trained with")
     probe: ProbeRecord | None = None  # None where an earlier medray published it

@@ -29,20 +29,6 @@ MUTATIONS = (
         "tests/models/test_build.py",
     ),
     Mutation(
-        "8 bits are served whatever they cost",
-        "medray/records.py",
-        "return round(self.plain - self.int8, 6) <= INT8_LIMIT",
-        "return True",
-        "tests/study/test_publish.py",
-    ),
-    Mutation(
-        "scores in 8 bits are calibrated as those in fp32",
-        "medray/serving/head.py",
-        'return record.int8.calibration if record.int8 and precision == "int8" else record.calibration',
-        "return record.calibration",
-        "tests/test_int8.py",
-    ),
-    Mutation(
         "the gradient is averaged over micro-batches instead of weighted",
         "medray/training/loop.py",
         "/ step.weight\n            self.strategy",
@@ -76,7 +62,7 @@ MUTATIONS = (
     Mutation(
         "dropout is not seeded from the place of the micro-batch",
         "medray/training/loop.py",
-        "            torch.manual_seed(_seed(slot.rng, *slot.cursor, index, self.rank))\n",
+        "            torch.manual_seed(_seed(self.slot.rng, *self.slot.cursor, index, self.rank))\n",
         "",
         "tests/training/test_loop.py",
     ),

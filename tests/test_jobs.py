@@ -141,7 +141,7 @@ def test_the_studies_use_what_they_are_there_to_show() -> None:
     where="`jobs/studies/seed_004_pubmedqa.yaml`",
 )
 def test_the_studies_have_the_settings_of_their_documents() -> None:
-    found = {study: load.load([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
+    found = {study: load_study([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
     opt, assistant, pubmedqa = found["seed_002_opt"], found["seed_003_phi4_mini"], found["seed_004_pubmedqa"]
     assert _options(opt.task, "prompt") == ["Given these symptoms: {text}\n\nThe disease is:"]
     assert (opt.lora.r, opt.lora.alpha, opt.lora.dropout, opt.model.precision) == (16, 32, 0.05, "fp16")

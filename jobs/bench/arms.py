@@ -214,10 +214,10 @@ def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: st
     evaluating = 0.0
     evaluate = trial._evaluate
 
-    def timed(slot: object) -> dict[str, float]:
+    def timed() -> dict[str, float]:
         nonlocal evaluating
         begin = time.perf_counter()
-        values = evaluate(slot)
+        values = evaluate()
         evaluating += time.perf_counter() - begin
         return values
 

@@ -5,8 +5,7 @@ server and all its processes; the clients use the same cores. `--data` takes a f
 
 Each round measures the loop and every arm once; figures are medians of the rounds, and ratios are taken within a round.
 
-Our arms: as `medray serve` answers a study's winner here, which is in 8 bits where validation rows allow it and the CPU gains;
-in bf16; and behind HAProxy, which Serve starts instead of its own proxy where RAY_SERVE_ENABLE_HA_PROXY is set.
+Our arms: as `medray serve` answers a study's winner here, in the faster of fp32 and bf16; in bf16; and behind HAProxy, which Serve starts instead of its own proxy where RAY_SERVE_ENABLE_HA_PROXY is set.
 """
 
 import argparse
@@ -73,14 +72,10 @@ def flask_app() -> Any:
     return app
 
 
-def publish(args: argparse.Namespace, folder: Path, *, steps: int = 1) -> list[str]:
-    """A release of a few training steps (its speed is that of any), its merged model, and the texts to ask with.
-
-    More than one step, and its answers in 8 bits are measured, as a study's winner's are.
-    """
+def publish(args: argparse.Namespace, folder: Path) -> list[str]:
+    """A release of one training step (its speed is that of any), its merged model, and the texts to ask with."""
     from medray.data import dataset as datasets
     from medray.registry.registry import Registry
-    from medray.study import int8
     from medray.tasks.base import protocol as tasks
     from medray.training.prepared import gather
     from medray.training.trial import Trial
@@ -88,10 +83,10 @@ def publish(args: argparse.Namespace, folder: Path, *, steps: int = 1) -> list[s
     settings = [
         "name=bench",
         f"data.format={{name: raw_abstracts, path: '{args.data}'}}",
-        f"data.limit={16 * steps}",
+        "data.limit=16",
         f"task={{name: classification, positive_label: {args.positive}}}",
         f"base_models=[{{source: '{args.base}'}}]",
-        f"train.max_steps={steps}",
+        "train.max_steps=1",
         "train.learning_rate=0.001",
     ]
     config = load_study([], settings)
@@ -99,10 +94,7 @@ def publish(args: argparse.Namespace, folder: Path, *, steps: int = 1) -> list[s
     dataset = datasets.load(trial_config.data)
     material = gather(trial_config, dataset, tasks.fit(trial_config.task, dataset.label_sets()), folder)
     checkpoint = Trial(trial_config, material, folder / "trial", lambda report: None).run().checkpoint
-    measured = int8.measure(checkpoint, dataset.validation, config, "f1_macro") if steps > 1 else None
-    release = Registry(str(folder / "runs")).publish(checkpoint, "bench", int8=measured)
-    if measured:
-        print(f"{measured.metric} of validation rows {measured.plain:.4f}, in 8 bits {measured.int8:.4f}", file=sys.stderr)
+    release = Registry(str(folder / "runs")).publish(checkpoint, "bench")
     release.export(folder / "merged", merged=True)
     return [example.text for example in dataset.unlabelled_test()][: args.texts]
 
@@ -299,7 +291,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
-        texts = publish(args, folder, steps=30)
+        texts = publish(args, folder)
         rounds = []
         for number in range(args.rounds):
             rounds.append(Round(bare(folder, texts), {}))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import medray
 from medray.batch import pieces, rows, sources
@@ -15,8 +15,9 @@ from medray.batch.pieces import Piece, Scan
 from medray.batch.shards import Columns, Shard
 from medray.batch.sources import Source
 from medray.batch.worker import Work
+from medray.config.study import Precision
 from medray.data.progress import Heartbeat, Progress
-from medray.errors import ConfigError, DataError
+from medray.errors import ConfigError, DataError, allowed
 from medray.redaction import redact
 from medray.registry.registry import Registry
 from medray.storage import files
@@ -88,6 +89,8 @@ def prepare(asked: Asked) -> Plan:
     """Everything that can be wrong with what was asked, before a cluster is started."""
     if not 0 <= asked.max_bad <= 1:
         raise ConfigError(f"--max-bad {asked.max_bad}: a share of the rows; allowed: 0 to 1")
+    if asked.precision not in (known := ("auto", *get_args(Precision))):
+        raise ConfigError(f"--precision {asked.precision!r:.40}: is not known; {allowed(asked.precision, known)}")
     if asked.delimiter is not None and asked.delimiter not in dialect.DELIMITERS:
         raise ConfigError(f"--delimiter {asked.delimiter!r}: is not known; allowed: , ; | tab")
     if asked.encoding is not None and not dialect.is_encoding(asked.encoding):

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import get_args
 
 import pyarrow as pa
 import torch
@@ -13,8 +12,7 @@ from medray.batch.output import Note, Output, Record, tabulate
 from medray.batch.pieces import Piece
 from medray.batch.rows import Row
 from medray.config.schema import validate
-from medray.engines.transformers import Precision
-from medray.errors import DataError, MedrayError, ServingError
+from medray.errors import ConfigError, DataError, MedrayError
 from medray.records import CalibrationRecord
 from medray.registry.answers import calibrated
 from medray.registry.loading import merged
@@ -84,7 +82,7 @@ class Worker:
         if used != self.opened.precision:
             try:
                 self.opened = self._open(release, used, device)
-            except ServingError as err:
+            except ConfigError as err:
                 raise DataError(
                     f"{self.work.output}: its first part is in {used}, which cannot be had here: {err}; go on where it can,"
                     " or begin another output with --precision"
@@ -108,14 +106,14 @@ class Worker:
         return self.output.write(piece.shard, piece.number, table, aside, sum(row.is_made for row in piece.rows))
 
     def _open(self, release: Release, precision: str, device: str) -> Opened:
+        raw = {"releases": [release.reference], "precision": precision, "token_budget": self.work.record.token_budget}
+        options = validate(AppOptions, raw, where="medray predict")
         if self.is_timed and checkpoint.read(release.folder()).task.options["name"] in ROUTES:
-            raw = {"releases": [release.reference], "precision": precision, "token_budget": self.work.record.token_budget}
-            head = open_head(release, validate(AppOptions, raw, where="medray predict"), self.compute, device=device)
+            head = open_head(release, options, self.compute, device=device)
             assert isinstance(head, Head)
             return Opened(head.task, head.batcher.engine, head.calibration, head.precision)
         # What has no route yet answers in the arithmetic that it was trained in, too.
-        asked: Precision | None = next((name for name in get_args(Precision) if name == precision), None)
-        loaded = release.load(device=device, precision=asked)
+        loaded = release.load(device=device, precision=None if options.precision == "auto" else options.precision)
         engine = merged(loaded) if release.serves_merged() else loaded.engine
         return Opened(loaded.task, engine, loaded.calibration, precision if precision != "auto" else loaded.manifest.precision.used)
 

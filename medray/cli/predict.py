@@ -33,7 +33,7 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run into this output ended")] = False,
     max_bad: Annotated[float, typer.Option(help="share of rows that may be set aside; with more the run stops")] = 0.1,
     max_characters: Annotated[int, typer.Option(min=1, help="longer texts are set aside")] = 1_000_000,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     token_budget: Annotated[int, typer.Option(min=1, help="tokens of a batch, padding included")] = 4096,
     actors: Annotated[
         int | None, typer.Option(min=1, help="processes that hold the model, at most; by CPUs or GPUs where not given")

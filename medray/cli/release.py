@@ -11,7 +11,6 @@ from medray.config.load import load_study
 from medray.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
-    from medray.config.study import Int8Mode
     from medray.registry.registry import Registry
     from medray.registry.release import Release
 
@@ -39,10 +38,6 @@ def publish(
         float | None, typer.Option(min=0.01, max=0.999, help="fit the threshold for abstention anew, for this share of right answers")
     ] = None,
     base: Annotated[str | None, typer.Option(help="with a study's YAML: which of its base models")] = None,
-    int8: Annotated[
-        str | None,
-        typer.Option(help="auto, always or never: measure on validation rows whether a head may answer in 8 bits; auto where not given"),
-    ] = None,
     system: Annotated[
         str | None, typer.Option(help="of a release that answers in words: a new version with this system prompt, untrained")
     ] = None,
@@ -55,7 +50,6 @@ def publish(
     from medray.study import publish as winners
 
     registry = _registry(storage_path, sign)
-    mode = _int8_mode(int8, place, is_other=system is not None or system_file is not None)
     if system_file is not None:
         if system is not None:
             raise ConfigError("--system and --system-file: give one of the two")
@@ -77,21 +71,8 @@ def publish(
     if is_study:
         release = external.publish_untuned(registry, load_study([place]), base, name, notes=notes)
     else:
-        release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision, int8=mode)
+        release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision)
     _point(registry, release, alias, sign)
-
-
-def _int8_mode(asked: str | None, place: str, *, is_other: bool) -> "Int8Mode":
-    from medray.config.study import INT8_MODES, PublishConfig
-    from medray.errors import allowed
-
-    if asked is not None and (is_other or place.endswith((".yaml", ".yml"))):
-        raise ConfigError(f"--int8 {asked}: goes with a study's folder or a checkpoint in it, whose validation rows are answered in 8 bits")
-    default: Int8Mode = PublishConfig.model_fields["int8"].default
-    found = next((mode for mode in INT8_MODES if mode == asked), None)
-    if asked is not None and found is None:
-        raise ConfigError(f"--int8 {asked}: {allowed(asked, INT8_MODES)}")
-    return found or default
 
 
 @app.command("import")
@@ -126,16 +107,12 @@ def _registry(storage_path: str, sign: Path | None) -> "Registry":
 
 
 def _point(registry: "Registry", release: "Release", alias: str | None, sign: Path | None = None) -> None:
-    from medray.registry import card
-
     record = release.record
     if sign:
         registry.sign(release, sign)
     if alias:
         registry.point(record.name, alias, record.version, digest=release.digest)
     print(f"{release.reference}" + (f" is {record.name}@{alias}" if alias else "") + (", signed" if sign else ""))
-    if record.int8:
-        print(card.in_8_bits(record.int8))
     from medray.engines.vllm import engine
 
     if engine.is_installed():
@@ -222,14 +199,8 @@ def verify(
 
 
 def _load(release: "Release") -> None:
-    from medray.models import int8
-
     release.load()
-    also = ""
-    if release.record.int8 and release.record.int8.is_faithful and int8.is_supported():
-        release.load(precision="int8")
-        also = ", in 8 bits too"
-    print(f"{release.reference}: every file is what its manifest says, and the model answers its probe{also}")
+    print(f"{release.reference}: every file is what its manifest says, and the model answers its probe")
 
 
 def _repair(registry: "Registry", yes: bool) -> None:

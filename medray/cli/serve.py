@@ -30,7 +30,7 @@ def serve(
         list[str] | None, typer.Option("--name", help="a name besides localhost that browsers may ask; may be repeated")
     ] = None,
     open_to_all: Annotated[bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")] = False,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, transformers or vllm, for releases that talk")] = "auto",
     replicas: Annotated[
         int | None, typer.Option(help="of each release; one for each CPU that is its share, 8 at most, where not given")

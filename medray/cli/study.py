@@ -163,7 +163,6 @@ def schema() -> None:
 
 def _print(outcome: "Outcome") -> None:
     from medray.evaluation import tables
-    from medray.registry import card
 
     board = outcome.board
     print()
@@ -177,5 +176,3 @@ def _print(outcome: "Outcome") -> None:
     print(f"checkpoint: {board.best.checkpoint}")
     if outcome.release:
         print(f"published: {outcome.release.reference} in {outcome.release.registry.store.uri}")
-        if outcome.release.record.int8:
-            print(card.in_8_bits(outcome.release.record.int8))

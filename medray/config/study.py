@@ -5,7 +5,7 @@ A default lives in its field and nowhere else; precedence is field < YAML files,
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -77,10 +77,6 @@ class CalibrationConfig(Section):
     abstain_level: float = Field(0.8, ge=0.5, lt=1, description="how sure the threshold is to keep to it on rows like those of validation")
 
 
-Int8Mode = Literal["auto", "always", "never"]
-INT8_MODES: tuple[Int8Mode, ...] = get_args(Int8Mode)
-
-
 class PublishConfig(Section):
     """What the winner is published as."""
 
@@ -88,10 +84,16 @@ class PublishConfig(Section):
     storage_path: str | None = Field(None, description="where releases are kept; the study's storage_path where not given")
     allow_worse: bool = Field(False, description="publish the winner also where validation rows show a baseline to be better")
     alias: str = Field("best", pattern=r"^[a-z0-9._-]*[a-z][a-z0-9._-]*$", max_length=64, description="pointed at the new version")
-    int8: Int8Mode = Field(
-        "auto",
-        description="measure on validation rows what 8 bits do to a head's F1, so that it may be served in them; always: however long it takes, and an error where it cannot be",
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_int8(cls, raw: Any) -> Any:
+        """An earlier medray stored `int8: auto` in every study that publishes; what asked for nothing more is read as nothing."""
+        if not isinstance(raw, dict) or "int8" not in raw:
+            return raw
+        if raw["int8"] not in ("auto", "never"):
+            raise ValueError(f"int8 {raw['int8']!r:.40}: answers in 8 bits are gone, since bf16 was faster; drop this setting")
+        return {key: value for key, value in raw.items() if key != "int8"}
 
 
 class MlflowConfig(Section):
@@ -100,10 +102,11 @@ class MlflowConfig(Section):
     tracking_uri: str = Field(description="MLflow's server, or sqlite:///FILE; a password by reference: https://USER:${env:NAME}@HOST")
 
 
+Precision = Literal["fp32", "bf16", "fp16"]  # arithmetic of a model
+
+
 class ModelOptions(Section):
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch"
-    )
+    precision: Literal["auto", Precision] = Field("auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch")
     quantization: Literal["none", "nf4"] = Field("none", description="nf4: the base's layers in 4 bits, heads as they are (QLoRA)")
     double_quantization: bool = Field(True, description="with nf4: its scales in 8 bits, 0.4 bits a weight less")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the frozen base; LoRA has its own")

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medray.config.study import Precision
 from medray.engines import scoring
 from medray.engines.generation import Generation, RowError
 from medray.errors import ConfigError, DataError
@@ -23,7 +24,6 @@ Floats = npt.NDArray[np.float32]
 _MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
 _MOST_EMBEDDINGS = 500  # of one call, that are kept
 _LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
-Precision = Literal["fp32", "bf16", "fp16", "int8"]  # int8: of a model whose layers were quantised, the rest of it in fp32
 
 
 class TransformersEngine:
@@ -159,8 +159,7 @@ class TransformersEngine:
         was_training = self.model.training
         if was_training:  # it goes through every module, which a single token would feel
             self.model.eval()
-        is_plain = self.precision in ("fp32", "int8")
-        arithmetic = nullcontext() if is_plain else torch.autocast(self.device.type, dtype=TYPES[self.precision])
+        arithmetic = nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, dtype=TYPES[self.precision])
         try:
             with self._without_gradients(), arithmetic:
                 yield

@@ -144,7 +144,7 @@ def _log(probabilities: Floats) -> Floats:
     return result
 
 
-PRIOR_ROWS = 50  # jobs/bench/calibration.py compares it with others
+PRIOR_ROWS = 50  # docs/lab-notes.md: what they gain and lose
 
 
 def mix(truth: npt.ArrayLike, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -23,7 +23,6 @@ class Family:
     layers_path: str  # of the list of layers, from the top of the model; what lies outside it is never adapted
     optional_modules: tuple[str, ...] = ()  # some bases lack them: drawn fresh, they are trained and saved as the head is
     padding_side_train: Side = "right"
-    padding_side_generate: Side = "left"
     in_vllm: bool = False  # vLLM has this architecture, and puts LoRA on it
 
 

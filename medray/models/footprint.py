@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.nn import Linear, Parameter
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions, Precision
 from medray.models import adapter
 from medray.models.batch import logits_at
 from medray.models.build import PEFT_TYPES, outline_of
@@ -74,7 +74,7 @@ def measure(
     batch: Batch,
     *,
     needs: Needs,
-    precision: Literal["fp32", "bf16", "fp16"],
+    precision: Precision,
 ) -> Footprint:
     """Take two steps with the architecture of transformers' `config`: moments are there from the second on."""
     built, family = _built(copy.deepcopy(config), model, lora, batch, needs)

@@ -8,10 +8,10 @@ GELU is applied where its inputs are made.
 import logging
 import platform
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.nn import Identity, Linear, Module, Parameter
 from transformers.activations import GELUActivation
 
+from medray.config.study import Precision
 from medray.models.build import Built
-from medray.models.cpu.linear import Held, put_back_after, replace_linears
 from medray.models.families import ENCODERS
 from medray.storage import files
 from medray.storage.checkpoint import PrecisionRecord
 
 _FOLLOWED = {"dense": "intermediate_act_fn", "lin1": "activation"}  # a linear layer and its activation, in every encoder of the table
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Held = list[tuple[Module, str, Any]]  # what was there before: where, under which name, and what
 
 
 class PackedLinear(Module):
@@ -43,7 +44,7 @@ class PackedLinear(Module):
         return found
 
 
-def cast(built: Built, precision: Literal["fp32", "bf16", "fp16"]) -> Held:
+def cast(built: Built, precision: Precision) -> Held:
     """In place. What was there before, for who wants it back."""
     if precision == "fp32":
         return []
@@ -59,13 +60,19 @@ def cast(built: Built, precision: Literal["fp32", "bf16", "fp16"]) -> Held:
     return held
 
 
-def cast_within(built: Built, precision: Literal["fp32", "bf16", "fp16"]) -> AbstractContextManager[None]:
+@contextmanager
+def cast_within(built: Built, precision: Precision) -> Iterator[None]:
     """The model as `cast` leaves it, and afterwards as it was."""
-    return put_back_after(cast(built, precision))
+    held = cast(built, precision)
+    try:
+        yield
+    finally:
+        for parent, name, part in held:
+            setattr(parent, name, part)
 
 
 def _pack(built: Built) -> Held:
-    held = replace_linears(built, PackedLinear)
+    held = _pack_linears(built)
     for module in list(built.model.modules()):
         for linear, after in _FOLLOWED.items():
             packed, activation = getattr(module, linear, None), getattr(module, after, None)
@@ -76,14 +83,25 @@ def _pack(built: Built) -> Held:
     return held
 
 
+def _pack_linears(built: Built) -> Held:
+    """Those of its layers, which LoRA adapts; not those of its head."""
+    layers = built.model.get_submodule(built.family.layers_path)
+    held: Held = []
+    for name, linear in [(name, module) for name, module in layers.named_modules() if isinstance(module, Linear)]:
+        above, _, last = name.rpartition(".")
+        parent = layers.get_submodule(above)
+        held.append((parent, last, linear))
+        setattr(parent, last, PackedLinear(linear))
+    return held
+
+
 def multiplies_packed() -> bool:
     """Whether this processor multiplies bf16, and PyTorch has oneDNN, which makes use of it."""
     return torch.backends.mkldnn.is_available() and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 log = logging.getLogger(__name__)
-Precision = Literal["fp32", "bf16", "fp16"]
-Asked = Literal["auto", "fp32", "bf16", "fp16"]
+Asked = Literal["auto", Precision]
 _PATIENCE_S = 600  # for another trial that times
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
 _MOST_S = 30.0  # of timing that is not clear

@@ -59,18 +59,6 @@ def config_dir(source: str, revision: str | None = None, cache_dir: Path | None 
     return hub.config(source, revision).parent
 
 
-def check(source: str, revision: str | None = None) -> list[str]:
-    """What is wrong with a source, without fetching or converting weights."""
-    try:
-        if source.startswith("pkg:"):
-            _shipped(source.removeprefix("pkg:"), revision)
-        else:
-            config_dir(source, revision)
-    except ArtifactError as err:
-        return [str(err)]
-    return []
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers would read: safetensors where there are any, each shard of an index."""
     for name in _WEIGHTS:

@@ -9,7 +9,7 @@ import yaml
 
 from medray.evaluation.analysis import Analysis, WorstSlice
 from medray.evaluation.leaderboard import Entry, Leaderboard
-from medray.records import AS_IT_IS, CalibrationRecord, Int8Record, MergeRecord, ReleaseRecord, SliceRecord, TestRecord
+from medray.records import AS_IT_IS, CalibrationRecord, MergeRecord, ReleaseRecord, SliceRecord, TestRecord
 from medray.storage.checkpoint import Manifest
 from medray.types import DISCLAIMER
 
@@ -42,7 +42,6 @@ def of(
     test: TestRecord | None,
     merge: MergeRecord | None,
     calibration: CalibrationRecord = AS_IT_IS,
-    int8: Int8Record | None = None,
 ) -> Facts:
     return Facts(
         task=str(manifest.task.options["name"]),
@@ -54,7 +53,7 @@ def of(
         num_test_rows=test.num_rows if test else None,
         openings=openings(test.num_openings if test else None),
         merge=merge,
-        behaviour=(*_behaviour(test, calibration), *([in_8_bits(int8)] if int8 else [])),
+        behaviour=_behaviour(test, calibration),
         origin=(
             ("base", f"{manifest.base.source}, revision {manifest.base.revision}, weights sha256 {manifest.base.weight_hash}"),
             ("data", f"{manifest.data_fingerprint}, split: {manifest.split_fingerprint}" if manifest.data_fingerprint else "not known"),
@@ -98,15 +97,7 @@ def openings(num_openings: int | None) -> str:
     return ""
 
 
-def in_8_bits(record: Int8Record) -> str:
-    verdict = "it may be served so" if record.is_faithful else "it is never served so"
-    return (
-        f"In 8 bits (int8): validation {record.metric} {record.int8:.4f} instead of {record.plain:.4f},"
-        f" {record.agreement:.1%} of {record.num_rows} rows answered alike: {verdict}."
-    )
-
-
-def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> list[str]:
+def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> tuple[str, ...]:
     rule, said = calibration.abstention, []
     if test and test.num_seeds > 1:
         said.append(
@@ -132,7 +123,7 @@ def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> list[
             f"Lowest slice of the test rows: {worst.column} {worst.value}, {worst.metric} {worst.f1:.3f}"
             f" (95 % interval {worst.low:.3f} to {worst.high:.3f}) on {worst.num_rows} rows, of {worst.num_compared} slices compared, {verdict}."
         )
-    return said
+    return tuple(said)
 
 
 def test_record(board: Leaderboard, entry: Entry, analysis: Analysis | None) -> TestRecord:
@@ -184,7 +175,7 @@ _MARKS = (  # of Markdown: anywhere in a line, and at its start
 
 
 def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
-    told = of(manifest, record.content_id, record.test, record.merge, record.calibration, record.int8)
+    told = of(manifest, record.content_id, record.test, record.merge, record.calibration)
     header = {
         "library_name": "transformers" if merged else "peft",
         "pipeline_tag": _PIPELINES.get(told.task, "text-classification" if told.labels else "text-generation"),

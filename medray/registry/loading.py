@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from medray.config.study import TrialConfig
+from medray.config.study import Precision, TrialConfig
 from medray.data.row_hashes import Hashes
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.evaluation.novelty import Cloud
-from medray.models import int8, sources
+from medray.models import sources
 from medray.models.build import Built, build, merge
-from medray.records import AS_IT_IS, INT8_LIMIT, CalibrationRecord, Int8Record
+from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry.answers import calibrated
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest, Probe
@@ -45,9 +44,7 @@ class Loaded:
         return calibrated(self.task, self.calibration, self.task.predict(self.engine, examples))
 
 
-def load(
-    place: Path | str, *, precision: Literal["fp32", "bf16", "fp16"] | None = None, device: str = "cpu", verify: bool = True
-) -> Loaded:
+def load(place: Path | str, *, precision: Precision | None = None, device: str = "cpu", verify: bool = True) -> Loaded:
     """Rebuild a checkpoint from a folder or URI, by default in the arithmetic it was trained in. Hashes, base weights and probe are compared first."""
     folder = files.fetch(str(place))
     manifest = checkpoint.verify(folder) if verify else checkpoint.read(folder)
@@ -60,7 +57,7 @@ def load(
     built = build(base, task.head(), manifest.model, None, adapter_dir=None if manifest.is_untuned else folder)
     built.model.to(device)
 
-    def engine(used: Literal["fp32", "bf16", "fp16"]) -> Engine:
+    def engine(used: Precision) -> Engine:
         return TransformersEngine(built, precision=used, token_budget=manifest.token_budget, device=device)
 
     if verify:
@@ -82,39 +79,6 @@ def merged(loaded: Loaded) -> Engine:
     assert isinstance(engine, TransformersEngine)
     plain = replace(loaded.built, model=merge(loaded.built))
     return TransformersEngine(plain, precision=engine.precision, token_budget=engine.token_budget, device=str(engine.device))
-
-
-def in_8_bits(loaded: Loaded, record: Int8Record | None) -> Loaded:
-    """The merged model with its layers in 8 bits, proven by the probe, and the calibration of its scores. In place: `loaded` is used up."""
-    built = replace(loaded.built, model=merge(loaded.built).eval())
-    found = check_int8(loaded.manifest, loaded.task, built, record)
-    int8.quantise(built)
-    engine = TransformersEngine(built, precision="int8", token_budget=loaded.manifest.token_budget)
-    return replace(loaded, engine=engine, built=built, calibration=found.calibration)
-
-
-def check_int8(manifest: Manifest, task: Task, built: Built, record: Int8Record | None) -> Int8Record:
-    """That a merged model may answer in 8 bits: measured, close enough, and on this machine as near to the probe as where it was published."""
-    if record is None:
-        raise ArtifactError("precision int8: what 8 bits do to this release's F1 was not measured when it was published")
-    if not record.is_faithful:
-        raise ArtifactError(
-            f"precision int8: in 8 bits its validation {record.metric} is {record.int8:.4f} instead of {record.plain:.4f}; allowed is a loss of {INT8_LIMIT}"
-        )
-    int8.check(built)
-    found = probe_difference(manifest, task, built)
-    if not found <= record.tolerance:
-        raise ArtifactError(
-            f"precision int8: outputs for its probe are {found:.3f} away from those in fp32; allowed is {record.tolerance:.3f}"
-        )
-    return record
-
-
-def probe_difference(manifest: Manifest, task: Task, built: Built) -> float:
-    """By how much outputs for the probe change in 8 bits, at most. `built` is merged, and stays as it is."""
-    with int8.quantised(built):
-        found = answers(task, TransformersEngine(built, precision="int8", token_budget=manifest.token_budget))
-    return float(np.abs(found - np.array(manifest.probe.outputs)).max())
 
 
 def answers(task: Task, engine: Engine) -> npt.NDArray[np.float64]:

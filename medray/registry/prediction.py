@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medray.engines.transformers import Precision
+from medray.config.study import Precision
 from medray.registry.loading import Loaded
 from medray.registry.registry import Registry
 from medray.types import Example, Prediction

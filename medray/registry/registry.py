@@ -15,16 +15,7 @@ from typing import Any, TypeVar
 
 from medray.config.schema import parse, validate
 from medray.errors import ArtifactError, ConfigError, UnreachableError, allowed
-from medray.records import (
-    AS_IT_IS,
-    NAME,
-    CalibrationRecord,
-    Int8Record,
-    MergeRecord,
-    Move,
-    ReleaseRecord,
-    TestRecord,
-)
+from medray.records import AS_IT_IS, NAME, CalibrationRecord, MergeRecord, Move, ReleaseRecord, TestRecord
 from medray.registry import signatures
 from medray.registry.release import Release, check_changeable, probe_record
 from medray.storage import checkpoint, files
@@ -52,7 +43,6 @@ class Registry:
         test: TestRecord | None = None,
         merge: MergeRecord | None = None,
         calibration: CalibrationRecord = AS_IT_IS,
-        int8: Int8Record | None = None,
         notes: str = "",
         task_options: Mapping[str, Any] = _NO_OPTIONS,
     ) -> Release:
@@ -75,7 +65,6 @@ class Registry:
                 test=test,
                 merge=merge,
                 calibration=calibration,
-                int8=int8,
                 notes=notes,
                 task_options=dict(task_options),
                 probe=probe,
@@ -101,17 +90,16 @@ class Registry:
             name or held.record.name,
             merge=held.record.merge,
             calibration=held.record.calibration,
-            int8=held.record.int8,
             notes=notes or f"{held.reference} with another {' and '.join(changes)}",
             task_options=kept,
         )
 
-    def find(self, name: str, folder: Path, calibration: CalibrationRecord, *, with_int8: bool = False) -> Release | None:
-        """The version of a name that holds this checkpoint with this calibration already, if any; that was measured in 8 bits, if it must be."""
+    def find(self, name: str, folder: Path, calibration: CalibrationRecord) -> Release | None:
+        """The version of a name that holds this checkpoint with this calibration already, if any."""
         wanted = checkpoint.content_id(folder)
         found = self.readable(name)
         same = (release for release in found if (release.record.content_id, release.record.calibration) == (wanted, calibration))
-        return next((release for release in same if release.record.int8 or not with_int8), None)
+        return next(same, None)
 
     def sign(self, release: Release, private_key: Path) -> None:
         """Put a signature of the release's record beside it, one for each key."""
@@ -147,9 +135,6 @@ class Registry:
         """Aliases that were pointed at a version; a folder without a move is what is left of a process that was killed."""
         prefix = f"releases/{name}/aliases"
         return [alias for alias in self.store.names(prefix) if _NAME.fullmatch(alias) and self._numbers(f"{prefix}/{alias}")]
-
-    def aliases(self, name: str) -> dict[str, int]:
-        return {alias: self.newest(name, alias).version for alias in self.alias_names(name)}
 
     def newest(self, name: str, alias: str) -> Move:
         """The move that says where an alias stands."""

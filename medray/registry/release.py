@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from medray.engines.transformers import Precision
+from medray.config.study import Precision
 from medray.errors import ArtifactError, ConfigError, allowed
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import export_merged
 from medray.records import MERGE_LIMIT, CalibrationRecord, ProbeRecord, ReleaseRecord
 from medray.registry import answers, card, signatures
-from medray.registry.loading import Loaded, in_8_bits, load
+from medray.registry.loading import Loaded, load
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest
 from medray.storage.store import open_store
@@ -117,13 +117,12 @@ class Release:
         signatures.check(self.raw, self.registry.store.read(name), key, where=self.reference)
 
     def load(self, *, precision: Precision | None = None, **options: Any) -> Loaded:
-        """Task, engine and calibration; hashes, base weights and probe are compared first. In 8 bits where `precision` is int8."""
+        """Task, engine and calibration; hashes, base weights and probe are compared first."""
         if precision not in (None, *get_args(Precision)):
             raise ConfigError(f"{self.reference}: there is no precision {precision!r}; {allowed(str(precision), get_args(Precision))}")
-        loaded = load(self.folder(), precision=None if precision == "int8" else precision, **options)
+        loaded = load(self.folder(), precision=precision, **options)
         self.check_probe(loaded.manifest)
-        loaded = replace(loaded, task=self.task(loaded.manifest), calibration=self.record.calibration)
-        return in_8_bits(loaded, self.record.int8) if precision == "int8" else loaded
+        return replace(loaded, task=self.task(loaded.manifest), calibration=self.record.calibration)
 
     def task(self, manifest: Manifest) -> Task:
         """As it was trained, but for the options that this version has otherwise."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from medray.engines.transformers import Precision, TransformersEngine
+from medray.config.study import Precision
+from medray.engines.transformers import TransformersEngine
 from medray.registry.loading import PROBE_TEXTS
 from medray.serving.batching import Floats, tail_length
 from medray.tasks.base.protocol import Task
 from medray.types import Chunk, Engine, Example, Sampling
 
-_INT8_GAIN = 1.1  # 8 bits round answers more than the others do: for less they are not worth it
 _TIMED_TOKENS = 1024  # as in a busy moment, and little enough that a load takes about a second more
 _TIMED_ROWS, _TIMED_STEPS = 8, 4
 
@@ -34,7 +34,7 @@ class Timing:
 
 
 def fastest(seconds: Mapping[Precision, float]) -> Precision:
-    return min(seconds, key=lambda name: seconds[name] * (_INT8_GAIN if name == "int8" else 1))
+    return min(seconds, key=lambda name: seconds[name])
 
 
 def generates(engine: TransformersEngine, task: Task) -> bool:

@@ -65,7 +65,7 @@ class ReleaseList(Section):
 def card(release: "Release") -> ReleaseCard:
     folder, record = release.folder(), release.record
     manifest = checkpoint.read(folder)
-    told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration, record.int8)
+    told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)
     route = ROUTES.get(told.task)
     return ReleaseCard(
         release=record.name,

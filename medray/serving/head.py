@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from medray.engines.transformers import Precision, TransformersEngine
-from medray.errors import MedrayError, ServingError
+from medray.config.study import Precision
+from medray.engines.transformers import TransformersEngine
+from medray.errors import ServingError
 from medray.evaluation.novelty import Cloud
-from medray.models import int8
 from medray.models import precision as half
 from medray.models.build import Built, merge
 from medray.records import CalibrationRecord
 from medray.registry.answers import calibrated
-from medray.registry.loading import answers, check_int8, prove, read_cloud
+from medray.registry.loading import answers, prove, read_cloud
 from medray.registry.release import Release
 from medray.serving.autotune import fastest, generates, time_steps, time_texts
 from medray.serving.batching import Batcher, Floats, TooManyTokensError, tail_length
@@ -25,8 +25,7 @@ from medray.serving.chat import Chat
 from medray.serving.notes import far
 from medray.serving.schemas import ROUTES, AppOptions, Described, InputNote, Request, Response, Route
 from medray.serving.streams import Streams
-from medray.storage import checkpoint
-from medray.tasks.base.protocol import Chatting, Task
+from medray.tasks.base.protocol import Chatting, Routed, Task
 from medray.types import Chunk, Example, Sampling
 
 
@@ -82,7 +81,7 @@ class Head:
 
     release: str
     version: int
-    task: Task
+    task: Routed
     batcher: Batcher
     streams: Streams
     precision: Precision
@@ -124,7 +123,6 @@ class _Opening:
     built: Built
     thread: Executor
     device: str
-    has_int8: bool
 
     @property
     def casts(self) -> bool:
@@ -136,8 +134,6 @@ class _Opening:
     def timed(self, measure: Callable[[TransformersEngine], Found]) -> dict[Precision, Found]:
         asked = self.options.precision
         tried: list[Precision] = ["fp32", "bf16"] if asked == "auto" else [asked]
-        if asked == "auto" and self.has_int8:
-            tried.append("int8")
         found = {}
         for used in tried:
             with self._in(used):
@@ -145,18 +141,10 @@ class _Opening:
         return found
 
     def _in(self, precision: Precision) -> AbstractContextManager[None]:
-        if precision == "int8":
-            return int8.quantised(self.built)
         return half.cast_within(self.built, precision) if self.casts else nullcontext()
 
-    def calibration(self, precision: Precision) -> CalibrationRecord:
-        record = self.release.record
-        return record.int8.calibration if record.int8 and precision == "int8" else record.calibration
-
     def settled(self, precision: Precision) -> tuple[TransformersEngine, Streams]:
-        if precision == "int8":
-            int8.quantise(self.built)
-        elif self.casts:
+        if self.casts:
             half.cast(self.built, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
@@ -173,8 +161,7 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
     """
     with ThreadPoolExecutor(1, "load") as loader:
         built, task = loader.submit(_load, release, options, device).result()
-        has_int8 = loader.submit(_has_int8, release, task, built, options).result()
-    opening = _Opening(release, options, built, thread, device, has_int8)
+    opening = _Opening(release, options, built, thread, device)
     if isinstance(task, Chatting):
         used = _faster_steps(opening)
         record, (engine, streams) = release.record, opening.settled(used)
@@ -191,6 +178,7 @@ def _faster_steps(opening: _Opening) -> Precision:
 
 
 def _open_head(opening: _Opening, task: Task) -> Head:
+    assert isinstance(task, Routed)
     record, options, overhead = opening.release.record, opening.options, 1
     if opening.built.head is None and generates(opening.engine("fp32"), task):
         used = _faster_steps(opening)
@@ -209,22 +197,7 @@ def _open_head(opening: _Opening, task: Task) -> Head:
         overhead_tokens=overhead,
         outputs=engine.embedded if cloud else None,
     )
-    return Head(record.name, record.version, task, batcher, streams, used, opening.calibration(used), cloud)
-
-
-def _has_int8(release: Release, task: Task, built: Built, options: AppOptions) -> bool:
-    """Whether 8 bits are tried. That a release cannot have them is said where they were asked for, or were measured."""
-    if options.precision not in ("auto", "int8"):
-        return False
-    try:
-        check_int8(checkpoint.read(release.folder()), task, built, release.record.int8)
-    except MedrayError as err:
-        if options.precision == "int8":
-            raise ServingError(f"{release.reference}: {err}") from err
-        if release.record.int8:
-            log.info("%s: %s", release.reference, err)
-        return False
-    return True
+    return Head(record.name, record.version, task, batcher, streams, used, record.calibration, cloud)
 
 
 def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, Task]:

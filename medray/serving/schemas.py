@@ -1,11 +1,12 @@
 """What the application is configured with, and what its HTTP bodies look like. Knows neither Ray nor torch."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medray.config.schema import Section
+from medray.config.study import Precision
 from medray.serving.auth import Refused as Refused
 from medray.serving.front import BODY_BYTES
 from medray.tasks import choice, classification
@@ -51,9 +52,9 @@ class AppOptions(Section):
         "auto",
         description="auto: releases that talk are answered by vLLM where it is installed and takes them; vllm: it is an error where not",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+    precision: Literal["auto", Precision] = Field(
         "auto",
-        description="auto times fp32, bf16 and, of a release whose F1 was found to keep, int8 at every load; on vLLM it is bf16 where the hardware multiplies it",
+        description="auto times fp32 and bf16 at every load; on vLLM it is bf16 where the hardware multiplies it",
     )
     token_budget: int = Field(4096, ge=1, description="tokens of a batch, padding included; a longer text goes alone")
     generation_tokens: int = Field(
@@ -84,6 +85,13 @@ class AppOptions(Section):
     hosts: tuple[str, ...] = Field((), description="names that browsers may ask besides localhost, where there are no tokens")
     open_to_all: bool = Field(False, description="let an address other than loopback answer without tokens")
     limits: Limits = Limits()
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _without_int8(cls, value: Any) -> Any:
+        if value == "int8":
+            raise ValueError("answers in 8 bits are gone, since bf16 was faster; allowed: auto, fp32, bf16, fp16")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -31,8 +31,6 @@ _ROUNDED, _ANOTHER, _SHARE = 1.0, 0.5, 0.01
 
 class Shared:
     def __init__(self, group: Group, options: AppOptions, *, threads: int, gpus: int) -> None:
-        if options.precision == "int8":
-            raise ServingError("precision int8: is for releases with a head, and vLLM takes none")
         self.group, self.options, self.threads, self.gpus = group, options, threads, gpus
         self.precision = vllm.fast_precision("cuda" if gpus else "cpu") if options.precision == "auto" else options.precision
         self._lock = threading.Lock()  # followers of several releases load at the same time

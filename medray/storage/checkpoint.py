@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medray.config.schema import Section, parse, validate
-from medray.config.study import ModelConfig, TrainConfig
+from medray.config.study import ModelConfig, Precision, TrainConfig
 from medray.errors import ArtifactError
 from medray.storage import files as storage
 
@@ -40,7 +40,7 @@ class TaskRecord(Section):
 class PrecisionRecord(Section):
     """How the arithmetic was chosen; seconds are those of the two-step probe."""
 
-    used: Literal["fp32", "bf16", "fp16"]
+    used: Precision
     asked: str
     seconds: dict[str, float] = {}
     shape: tuple[int, int] | None = None

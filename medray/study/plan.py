@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from medray.config.study import BaseModelConfig, StudyConfig, TrialConfig
+from medray.config.study import BaseModelConfig, Precision, StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.errors import ArtifactError, ConfigError
@@ -119,7 +119,7 @@ def sharded(whole: Footprint, zero_stage: int | None, num_workers: int) -> int:
     return whole.peak - shared + math.ceil(shared / num_workers)
 
 
-def _precision(trial: TrialConfig) -> Literal["fp32", "bf16", "fp16"]:
+def _precision(trial: TrialConfig) -> Precision:
     """`auto` may choose either; fp32 holds more."""
     return "fp32" if trial.model.precision == "auto" else trial.model.precision
 

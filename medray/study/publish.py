@@ -1,10 +1,9 @@
 """From a run's leaderboard to a release: which checkpoint won, and what test rows said about it."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from medray.config.study import Int8Mode, PublishConfig, StudyConfig
+from medray.config.study import StudyConfig
 from medray.data import dataset as datasets
 from medray.data import examples
 from medray.errors import ArtifactError
@@ -16,12 +15,9 @@ from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import MANIFEST
-from medray.study import int8 as eight_bits
 from medray.study.run import LEADERBOARD, Run, latest
 from medray.tasks.base.protocol import restore, task_options
 from medray.types import Example
-
-_INT8: Int8Mode = PublishConfig.model_fields["int8"].default
 
 
 def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
@@ -30,7 +26,7 @@ def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     asked = study.publish
     registry = Registry(asked.storage_path or str(run.storage_dir))
     notes = f"winner of the study {study.name}"
-    release = _publish(registry, run, board, board.best, asked.name, notes, int8=asked.int8)
+    release = _publish(registry, run, board, board.best, asked.name, notes)
     # Pointed once: a study that is looked at again must not undo a promotion or rollback that came after it.
     pointed = [move.version for move in registry.history(asked.name, asked.alias)]
     same = (held for held in registry.readable(asked.name) if held.record.content_id == release.record.content_id)
@@ -52,9 +48,7 @@ def withheld(study: StudyConfig, board: Leaderboard) -> str | None:
     )
 
 
-def publish(
-    registry: Registry, place: str, name: str, *, notes: str = "", abstain_precision: float | None = None, int8: Int8Mode = _INT8
-) -> Release:
+def publish(registry: Registry, place: str, name: str, *, notes: str = "", abstain_precision: float | None = None) -> Release:
     """A study's or run's winner, or a checkpoint; with its test figures where its run judged it.
 
     With `abstain_precision` under that rule, whatever its study asked for.
@@ -63,15 +57,13 @@ def publish(
     if "://" in place or (folder / MANIFEST).is_file():
         found, entry = _judged(folder)
         if found and entry:
-            return _publish(registry, found, found.leaderboard(), entry, name, notes, abstain_precision, int8=int8)
-        if int8 == "always":
-            raise ArtifactError(f"{place}: was not judged in a run that is there, so there are no validation rows to answer in 8 bits")
+            return _publish(registry, found, found.leaderboard(), entry, name, notes, abstain_precision)
         if abstain_precision is not None:
             raise ArtifactError(f"{place}: was not judged in a run that is there, so there are no validation rows to fit an abstention on")
         return registry.publish(place, name, notes=notes)
     run = latest(folder)
     board = run.leaderboard()
-    return _publish(registry, run, board, board.best, name, notes, abstain_precision, int8=int8)
+    return _publish(registry, run, board, board.best, name, notes, abstain_precision)
 
 
 def _judged(checkpoint_dir: Path) -> tuple[Run | None, Entry | None]:
@@ -93,8 +85,6 @@ def _publish(
     name: str,
     notes: str,
     abstain_precision: float | None = None,
-    *,
-    int8: Int8Mode,
 ) -> Release:
     assert entry.checkpoint is not None
     folder = Path(entry.checkpoint)
@@ -106,17 +96,10 @@ def _publish(
         calibration = _refitted(run, folder, abstain_precision)
         test = test.model_copy(update={"answered": None})  # its threshold was not tried on test rows
     merge = leaderboard.merge_of(entry, board.metric)
-    if held := registry.find(name, folder, calibration, with_int8=int8 == "always"):
+    if held := registry.find(name, folder, calibration):
         held.mend(folder)
         return held
-    found_int8 = eight_bits.measured(
-        int8,
-        folder,
-        num_parameters=entry.num_parameters or 0,
-        read=partial(_validation, run, folder, abstain_precision),
-        metric=board.metric,
-    )
-    return registry.publish(folder, name, test=test, merge=merge, calibration=calibration, int8=found_int8, notes=notes)
+    return registry.publish(folder, name, test=test, merge=merge, calibration=calibration, notes=notes)
 
 
 def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
@@ -126,15 +109,14 @@ def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
     return answers.fit(restore(manifest.task.options, manifest.task.state), answers.stored(folder), rows, study.calibration)
 
 
-def _validation(run: Run, folder: Path, abstain_precision: float | None) -> tuple[StudyConfig, Sequence[Example]]:
-    """The rows that a checkpoint was validated on, and its study, with this rule of abstention where one is given."""
+def _validation(run: Run, folder: Path, abstain_precision: float) -> tuple[StudyConfig, Sequence[Example]]:
+    """The rows that a checkpoint was validated on, and its study with this rule of abstention."""
     study, manifest = run.settings(), checkpoint.read(folder)
     dataset = datasets.load(study.data, task_options(study.task).bring)
     if (manifest.data_fingerprint, manifest.split_fingerprint) != (dataset.fingerprint, dataset.split_fingerprint):
         raise ArtifactError(f"{folder}: the data or its split is another than the one it was trained on: nothing can be fitted")
-    if abstain_precision is not None:
-        asked = study.calibration.model_copy(update={"abstain_precision": abstain_precision})
-        study = study.model_copy(update={"calibration": asked})
+    calibration = study.calibration.model_copy(update={"abstain_precision": abstain_precision})
+    study = study.model_copy(update={"calibration": calibration})
     # In the order of the checkpoint's answers: files that were sorted anew have the same fingerprints.
     places = {example.id: place for place, example in enumerate(examples.outlines(dataset.validation))}
     return study, examples.take(dataset.validation, [places[answer.row_id] for answer in answers.stored(folder)])

@@ -16,9 +16,9 @@ from medray.config.schema import Section
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
+from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, label_answers, places, weights_of
 from medray.tasks.base.protocol import Spans, TaskOptions, TextRequest
-from medray.text.prompts import Prompt, answers, prompts
+from medray.text.prompts import Prompt, answer_loss, answers, prompts
 from medray.text.template import Template
 from medray.text.windows import Keep
 from medray.types import Encoded, Example, Needs, Prediction, Sampling
@@ -139,12 +139,7 @@ class Task:
         return {"answer_lengths": torch.tensor([count for _, count in targets])}
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        """`outputs` are logits of the places before each answer token, row by row."""
-        import torch.nn.functional as F
-
-        losses = F.cross_entropy(outputs.float(), batch["answer_tokens"], reduction="none")
-        weights = batch["weights"].to(losses)
-        sums = losses.new_zeros(len(weights)).index_add(0, batch["answer_rows"], losses)
+        sums, weights = answer_loss(outputs, batch)
         return sums * weights / batch["answer_lengths"], weights
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
@@ -177,9 +172,7 @@ class Task:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> LabelAnswers:
-        positive = self.options.positive_label
-        predicted = indicators([row.labels for row in predictions], self.labels).astype(np.bool_)
-        return LabelAnswers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
+        return label_answers(predictions, examples, self.labels, self.options.positive_label)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]

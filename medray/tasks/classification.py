@@ -14,7 +14,7 @@ from medray.errors import DataError
 from medray.evaluation import calibration, metrics
 from medray.evaluation.bootstrap import LabelAnswers
 from medray.evaluation.calibration import mix
-from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, places, weights_of
+from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, label_answers, places, weights_of
 from medray.tasks.base.protocol import TaskOptions, TextRequest
 from medray.text.windows import Keep, pieces
 from medray.types import Encoded, Example, Head, Prediction
@@ -205,9 +205,7 @@ class Task:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> LabelAnswers:
-        positive = self.options.positive_label
-        predicted = indicators([row.labels for row in predictions], self.labels).astype(np.bool_)
-        return LabelAnswers(self.truth(examples), predicted, None if positive is None else self.labels.index(positive))
+        return label_answers(predictions, examples, self.labels, self.options.positive_label)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]

@@ -1,11 +1,14 @@
 """Prompts and answers as token ids: the prompt's own words are never cut, and every answer is the same tokens behind each prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medray.errors import ConfigError
-from medray.text.windows import Ids, Keep, cut, readable
+from medray.text.windows import Ids, Keep, cut, readable, tokenize
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +24,8 @@ def prompts(texts: Sequence[str], tokenizer: Any, *, around: tuple[str, str], ma
         return []
     before, after = around
     room = readable(max_length, tokenizer) - answer
-    # A text that spells "<|im_end|>" is text. Read whole, so that words at the seams are the tokens they are elsewhere.
-    encoded = tokenizer(
-        [before + text + after for text in texts],
-        split_special_tokens=True,
-        return_special_tokens_mask=True,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    # Read whole, so that words at the seams are the tokens they are elsewhere.
+    encoded = tokenize((before + text + after for text in texts), tokenizer, offsets=True)
     columns = (encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"])
     found = []
     for text, ids, special, offsets in zip(texts, *columns, strict=True):
@@ -78,3 +73,12 @@ def _open_ended(ids: Ids, special: Ids) -> tuple[Ids, Ids]:
     while end and special[end - 1]:
         end -= 1
     return ids[:end], special[:end]
+
+
+def answer_loss(outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
+    """Each row's loss, summed over its answer's tokens, and its weight. `outputs` are logits of the places before each answer token."""
+    import torch.nn.functional as F
+
+    losses = F.cross_entropy(outputs.float(), batch["answer_tokens"], reduction="none")
+    weights = batch["weights"].to(losses)
+    return losses.new_zeros(len(weights)).index_add(0, batch["answer_rows"], losses), weights

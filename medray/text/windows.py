@@ -1,7 +1,7 @@
 """A text as the token ids that a headed model reads: special tokens in place, and what is too long cut or split in windows."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,21 +19,27 @@ class Pieces:
     truncated: bool
 
 
+def tokenize(texts: Iterable[str], tokenizer: Any, *, offsets: bool) -> Any:
+    """Whole texts with their special tokens, a mask of these and, with `offsets`, each token's characters."""
+    # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" is text, and must not end the sequence.
+    # Special tokens are added before cutting and told apart by the mask, because transformers 5 has no way to add them to ids.
+    return tokenizer(
+        list(texts),
+        split_special_tokens=True,
+        return_special_tokens_mask=True,
+        return_offsets_mapping=offsets,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+
+
 def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep, overlap: int | None) -> list[Pieces]:
     """Pieces of at most `max_length` tokens; with an `overlap` windows, without one what `keep` says."""
     if not texts:
         return []
     length = readable(max_length, tokenizer)
-    # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" is text, and must not end the sequence.
-    # Special tokens are added before cutting and told apart by the mask, because transformers 5 has no way to add them to ids.
-    encoded = tokenizer(
-        list(texts),
-        split_special_tokens=True,
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    encoded = tokenize(texts, tokenizer, offsets=False)
     found = []
     for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
         if len(ids) <= length:
@@ -72,15 +78,7 @@ def located(texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: i
     if not texts:
         return []
     length = readable(max_length, tokenizer)
-    encoded = tokenizer(
-        list(texts),
-        split_special_tokens=True,
-        return_special_tokens_mask=True,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    encoded = tokenize(texts, tokenizer, offsets=True)
     found = []
     for ids, mask, offsets in zip(encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True):
         if all(mask):

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medray.config.study import TrainConfig
+from medray.config.study import Precision, TrainConfig
 from medray.data.prepared import Rows
 from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at
 from medray.models.families import Side
-from medray.models.precision import Precision, arithmetic
+from medray.models.precision import arithmetic
 from medray.tasks.base.protocol import Task
 from medray.training.plan import MicroBatch, Step, plan
 from medray.training.slot import Slot
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 class EpochReport:
     """What a trial says at every evaluation."""
 
-    adapter: str
     epoch: int  # the one that this evaluation ends or lies in, from 1
     step: int
     train_loss: float
@@ -56,97 +55,93 @@ class Loop:
     task: Task
     rows: Rows
     weights: npt.NDArray[np.float64]
-    slots: Sequence[Slot]
+    slot: Slot
     strategy: Strategy
     train: TrainConfig
     pad_id: int
     precision: Precision
     device: str
-    evaluate: Callable[[Slot], dict[str, float]]
-    report: Callable[[Slot, EpochReport], None]
+    evaluate: Callable[[], dict[str, float]]
+    report: Callable[[EpochReport], None]
     store_state: Callable[[], None]
-    on_step: Callable[[Slot, float], None] = lambda slot, loss: None
+    on_step: Callable[[float], None] = lambda loss: None
     is_interrupted: Callable[[], bool] = lambda: False  # looked at on every worker; one that says so is enough
     padding_side: Side = "right"
     rank: int = 0
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        limit = self.strategy.max_slots
-        if limit is not None and len(self.slots) > limit:
-            raise TrialError(f"strategy {self.train.strategy} takes {limit} slot(s), not {len(self.slots)}")
         self.token_budget = self.train.token_budget
         self.first_step_at: float | None = None  # seconds of the epoch
-        self._plans: dict[tuple[int, int, int], list[Step]] = {}
+        self._plans: dict[tuple[int, int], list[Step]] = {}  # of the epoch under way, by epoch and token budget
 
     def run(self) -> None:
-        """Advance every slot by one step or evaluation in turn, until all are done."""
-        while live := [slot for slot in self.slots if not slot.done or self._lacks_evaluation(slot)]:
-            for slot in live:
-                if len(self.slots) > 1:
-                    self.model.set_adapter(slot.adapter)
-                if self._lacks_evaluation(slot):
-                    self._evaluate(slot)
-                else:
-                    self._advance(slot)
+        """Take steps and evaluate until the trial is done."""
+        while not self.slot.done or self._lacks_evaluation():
+            if self._lacks_evaluation():
+                self._evaluate()
+            else:
+                self._advance()
 
-    def _advance(self, slot: Slot) -> None:
+    def _advance(self) -> None:
+        slot = self.slot
         epoch, at = slot.cursor
         start = time.perf_counter()
-        loss, step, is_interrupted = self._take_step(slot)
+        loss, step, is_interrupted = self._take_step()
         slot.seconds += time.perf_counter() - start
         slot.loss_sum += loss * step.weight
         slot.weight_sum += step.weight
         slot.num_tokens += int(self.rows.lengths[step.rows].sum())
         slot.step += 1
         self.first_step_at = self.first_step_at or time.time()
-        self.on_step(slot, loss)
-        epoch_ends = at + 1 == len(self._plan(slot))
+        self.on_step(loss)
+        epoch_ends = at + 1 == len(self._plan())
         slot.cursor = (epoch + 1, 0) if epoch_ends else (epoch, at + 1)
         if slot.step % self.train.log_every_steps == 0:
             log.info("epoch %d step %d/%d loss %.4f rate %.2e", epoch + 1, slot.step, slot.num_steps, loss, slot.schedule.get_last_lr()[0])
         every = self.train.state_every_steps
-        if self._lacks_evaluation(slot) or is_interrupted or (every and slot.step % every == 0):
+        if self._lacks_evaluation() or is_interrupted or (every and slot.step % every == 0):
             self.store_state()  # before an evaluation too, which may take longer than what it evaluates
         if is_interrupted:
             raise Interrupted(f"interrupted after step {slot.step} of {slot.num_steps}")
 
-    def _lacks_evaluation(self, slot: Slot) -> bool:
+    def _lacks_evaluation(self) -> bool:
         """Whether an evaluation is due after the step taken last, and was not made."""
+        slot = self.slot
         every = self.train.evaluate_every_steps
         is_due = slot.step % every == 0 if every else slot.cursor[1] == 0
         is_made = bool(slot.history) and slot.history[-1]["step"] == slot.step
         return slot.step > 0 and (is_due or slot.step == slot.num_steps) and not is_made
 
-    def _evaluate(self, slot: Slot) -> None:
-        metrics = self.evaluate(slot)
+    def _evaluate(self) -> None:
+        slot = self.slot
+        metrics = self.evaluate()
         is_best = slot.stopper.update(metrics[slot.stopper.metric], slot.step)
         speed = slot.num_tokens / max(slot.seconds, 1e-9)
         at_epoch, at_step = slot.cursor
         epoch = at_epoch + bool(at_step)
         report = EpochReport(
-            adapter=slot.adapter,
             epoch=epoch,
             step=slot.step,
             train_loss=slot.loss_sum / slot.weight_sum,
             metrics=metrics,
             is_best=is_best,
-            epochs=at_epoch + (at_step / len(self._plan(slot)) if at_step else 0.0),
+            epochs=at_epoch + (at_step / len(self._plan()) if at_step else 0.0),
             is_last=slot.done,
             seconds=slot.seconds,
             tokens_per_s=speed,
         )
         slot.loss_sum = slot.weight_sum = 0.0
         slot.history.append(report.as_dict())
-        self.report(slot, report)
+        self.report(report)
         self.store_state()
 
-    def _plan(self, slot: Slot) -> list[Step]:
+    def _plan(self) -> list[Step]:
+        slot = self.slot
         # The budget only cuts micro-batches: the steps of an epoch are the same for every budget, so a re-plan may come mid-epoch.
-        key = (slot.rng, slot.cursor[0], self.token_budget)
+        key = (slot.cursor[0], self.token_budget)
         if key not in self._plans:
-            self._plans = {held: steps for held, steps in self._plans.items() if held[0] != slot.rng}
-            self._plans[key] = plan(
+            steps = plan(
                 self.rows.lengths,
                 self.weights,
                 token_budget=self.token_budget,
@@ -155,37 +150,39 @@ class Loop:
                 seed=slot.rng,
                 epoch=slot.cursor[0],
             )
+            self._plans = {key: steps}
         return self._plans[key]
 
-    def _take_step(self, slot: Slot) -> tuple[float, Step, bool]:
+    def _take_step(self) -> tuple[float, Step, bool]:
         """Its loss, what it held, and whether a worker was interrupted meanwhile: all workers learn so in the same step."""
+        slot = self.slot
         while True:
-            step = self._plan(slot)[slot.cursor[1]]
+            step = self._plan()[slot.cursor[1]]
             batches = step.ranks[self.rank]
             try:
-                loss = self._accumulate(slot, step, batches)
+                loss = self._accumulate(step, batches)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
                 if not _is_out_of_memory(err):
                     raise
                 if not self.strategy.repeats_alone:
                     raise TrialError(f"out of memory, and strategy {self.train.strategy} cannot repeat a step: {_ADVICE}") from err
-                self.strategy.abandon(slot)
+                self.strategy.abandon()
                 self._halve_budget(batches, err)
                 continue
-            loss, num_interrupted = self.strategy.reduce(slot, (loss, float(self.is_interrupted())))
+            loss, num_interrupted = self.strategy.reduce((loss, float(self.is_interrupted())))
             if not math.isfinite(loss):
                 raise TrialError(
                     f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): lower train.learning_rate, or model.precision: fp32"
                 )
-            self.strategy.step(slot)
+            self.strategy.step()
             return loss, step, num_interrupted > 0
 
-    def _accumulate(self, slot: Slot, step: Step, batches: Sequence[MicroBatch]) -> float:
+    def _accumulate(self, step: Step, batches: Sequence[MicroBatch]) -> float:
         """The step's loss; its gradients are left on the parameters, already divided by the step's weight."""
         self.model.train()
         total = 0.0
         for index, batch in enumerate(batches):
-            torch.manual_seed(_seed(slot.rng, *slot.cursor, index, self.rank))
+            torch.manual_seed(_seed(self.slot.rng, *self.slot.cursor, index, self.rank))
             with arithmetic(self.precision, self.device):
                 sums, _ = self.loss(batch)
             part = sums.sum() * (0.0 if batch.fill else 1.0) / step.weight

@@ -83,11 +83,3 @@ def micro_batches(rows: Sequence[int], lengths: npt.NDArray[np.int64], token_bud
     if batch:
         batches.append(tuple(batch))
     return tuple(MicroBatch(rows) for rows in batches)
-
-
-def pad_share(steps: Sequence[Step], lengths: npt.NDArray[np.int64]) -> float:
-    """The share of an epoch's tokens that are padding."""
-    batches = [batch.rows for step in steps for rank in step.ranks for batch in rank]
-    computed = sum(len(rows) * int(max(lengths[row] for row in rows)) for rows in batches)
-    real = sum(int(lengths[row]) for step in steps for row in step.rows)
-    return 1 - real / computed

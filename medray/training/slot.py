@@ -1,4 +1,4 @@
-"""A slot is one trial inside a process: its adapter's parameters, their optimizer and schedule, and where it stands."""
+"""A slot is the state of one trial: the parameters it trains, their optimizer and schedule, and where it stands."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,6 @@ class Stopper:
 
 @dataclass
 class Slot:
-    adapter: str
     parameters: dict[str, Parameter]
     optimizer: AdamW
     schedule: LambdaLR
@@ -95,10 +94,8 @@ class Slot:
 _PLAIN = ("cursor", "step", "loss_sum", "weight_sum", "num_tokens", "seconds", "history")
 
 
-def open_slot(
-    model: Module, head_modules: Sequence[str], train: TrainConfig, *, num_steps: int, seed: int, stopper: Stopper, adapter: str = "default"
-) -> Slot:
-    """A slot over the parameters that the model trains for this adapter."""
+def open_slot(model: Module, head_modules: Sequence[str], train: TrainConfig, *, num_steps: int, seed: int, stopper: Stopper) -> Slot:
+    """A slot over the parameters that the model trains."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     head_rate = train.head_learning_rate or train.learning_rate
     groups: dict[tuple[float, float], list[Parameter]] = {}
@@ -108,7 +105,7 @@ def open_slot(
         groups.setdefault((rate, decay), []).append(parameter)
     optimizer = AdamW([{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()])
     schedule = LambdaLR(optimizer, lambda step: rate_factor(step, num_steps, train))
-    return Slot(adapter, parameters, optimizer, schedule, rng=seed, num_steps=num_steps, stopper=stopper)
+    return Slot(parameters, optimizer, schedule, rng=seed, num_steps=num_steps, stopper=stopper)
 
 
 def rate_factor(step: int, num_steps: int, train: TrainConfig) -> float:

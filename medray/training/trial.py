@@ -15,7 +15,7 @@ import torch
 
 from medray import plugins
 from medray.config.load import public_settings
-from medray.config.study import TrialConfig
+from medray.config.study import Precision, TrialConfig
 from medray.data.prepared import Rows
 from medray.engines.transformers import Floats, TransformersEngine
 from medray.errors import TrialError
@@ -99,7 +99,7 @@ class Trial:
         state: Path | None = distributed.shared(self._latest("state"))
         if resume and state:
             self.chosen = PrecisionRecord.model_validate_json((state / "precision.json").read_bytes())
-            self._start(torch.load(state / STATE, map_location="cpu", weights_only=True))
+            self._start(_read_state(state / STATE))
             log.info("resumed after step %d of %d", self.slot.step, self.slot.num_steps)
         else:
             if distributed.rank() == 0:
@@ -130,7 +130,7 @@ class Trial:
             task=self.task,
             rows=self.rows,
             weights=self.task.weights(self.rows.targets(), self.rows.ids),
-            slots=[self.slot],
+            slot=self.slot,
             strategy=self._strategy("fp32"),
             train=self.config.train,
             pad_id=self.built.tokenizer.pad_token_id,
@@ -148,7 +148,7 @@ class Trial:
 
     def _strategy(self, used: str) -> Strategy:
         module = plugins.find("training.strategies", self.config.train.strategy)
-        strategy: Strategy = module.Strategy([self.slot], self.config.train, precision=used, device=self.device)
+        strategy: Strategy = module.Strategy(self.slot, self.config.train, precision=used, device=self.device)
         return strategy
 
     def _start(self, stored: dict[str, Any] | None) -> None:
@@ -156,7 +156,8 @@ class Trial:
         self.loop.strategy = self._strategy(self.chosen.used)
         self.loop.model = self.loop.strategy.start(self.built.model, stored)
 
-    def _show_step(self, slot: Slot, loss: float) -> None:
+    def _show_step(self, loss: float) -> None:
+        slot = self.slot
         speed = slot.num_tokens / max(slot.seconds, 1e-9)
         self.status.step(epoch=slot.cursor[0] + 1, step=slot.step, num_steps=slot.num_steps, loss=loss, tokens_per_s=speed)
 
@@ -183,7 +184,7 @@ class Trial:
             folder=self.material.path.parent,
             study=(self.folder.parent, (self.material.base.weight_hash, self.config.model.quantization, self.device)),
         )
-        self.loop.strategy.abandon(self.slot)
+        self.loop.strategy.abandon()
 
     def _typical_batch(self, rows: Rows) -> MicroBatch:
         """Rows of about the median length, as many as a step or the probe's budget holds."""
@@ -193,13 +194,13 @@ class Trial:
         count = max(1, min(self.config.train.samples_per_step, budget // int(rows.lengths[by_length[middle]]), middle))
         return MicroBatch(tuple(int(row) for row in by_length[middle - count + 1 : middle + 1]))
 
-    def _engine(self, used: precision.Precision, embeddings: list[Floats] | None = None) -> TransformersEngine:
+    def _engine(self, used: Precision, embeddings: list[Floats] | None = None) -> TransformersEngine:
         budget, is_sharded = self.config.train.token_budget, self.loop.strategy.shards_model
         return TransformersEngine(
             self.built, precision=used, token_budget=budget, device=self.device, is_sharded=is_sharded, embeddings=embeddings
         )
 
-    def _evaluate(self, slot: Slot) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         self.status.stage("evaluating")
         if self.stop:  # the state is stored, and a report waits for a study that may have stopped listening
             self.stop.close()
@@ -222,22 +223,22 @@ class Trial:
         }
         return [by_id[example.id] for example in examples]
 
-    def _report(self, slot: Slot, report: EpochReport) -> None:
+    def _report(self, report: EpochReport) -> None:
         strategy, is_first = self.loop.strategy, distributed.rank() == 0
         assert self.evaluated is not None
         manifest = self._manifest(report, self.evaluated) if is_first or strategy.shards_model else None  # it asks the model its probe
         with strategy.whole():
             if is_first:
                 assert manifest is not None
-                self._keep(slot, report, manifest)
+                self._keep(report, manifest)
         self.tell(report)
 
-    def _keep(self, slot: Slot, report: EpochReport, manifest: Manifest) -> None:
-        folder = self._checkpoint_folder(slot.step)
+    def _keep(self, report: EpochReport, manifest: Manifest) -> None:
+        folder = self._checkpoint_folder(self.slot.step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
         with files.room_for(self.folder):
             checkpoint.save(folder, lambda filling: self._fill(filling, report), manifest)
-            files.write(self.folder / HISTORY, json.dumps(slot.history).encode())
+            files.write(self.folder / HISTORY, json.dumps(self.slot.history).encode())
 
     def _fill(self, folder: Path, report: EpochReport) -> None:
         assert self.evaluated is not None
@@ -305,3 +306,10 @@ class Trial:
 
     def _latest(self, kind: str) -> Path | None:
         return max((self.folder / kind).glob("step-*"), default=None)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if "slots" in stored:  # as an earlier medray stored it
+        stored["slot"] = stored.pop("slots")["default"]
+    return stored

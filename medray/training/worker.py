@@ -39,7 +39,6 @@ def row(report: EpochReport, trial: Trial) -> dict[str, Any]:
     """A report as Tune keeps it: numbers only, validation figures under their split's name."""
     told = report.as_dict()
     metrics = told.pop("metrics")
-    del told["adapter"]
     return told | {
         **{VALIDATION + name: value for name, value in metrics.items()},
         "first_step_at": trial.loop.first_step_at,

@@ -407,7 +407,7 @@ def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_o
     try:
         done = study()
         assert done.returncode == 0, done.stderr
-        assert "published: tiny@1" in done.stdout  # its validation rows were read again, to answer them in 8 bits
+        assert "published: tiny@1" in done.stdout
         assert "data.format.path: holds a signature or token, which is used and not stored: --resume needs it again" in done.stderr
         (run,) = (tmp_path / "runs" / "tiny").iterdir()
         assert f"http://{site}/rows.jsonl?***" in (run / "study.yaml").read_text()

@@ -179,6 +179,7 @@ def test_a_pool_fills_the_cluster_and_no_more() -> None:
         (["--output", "taken"], "is there already and is left alone"),
         (["--input", "none.csv"], "there is no such file or folder"),
         (["--encoding", "utf-99"], "--encoding 'utf-99': is not known; allowed: utf-8, utf-16"),
+        (["--precision", "int8"], "--precision 'int8': is not known; allowed: auto, bf16, fp16, fp32"),
         (["--delimiter", "x"], "--delimiter 'x': is not known; allowed: , ; | tab"),
         (["--delimiter", "tab"], "--encoding and --delimiter do not apply: parquet"),
     ],
@@ -407,6 +408,6 @@ def test_arithmetic_that_the_first_worker_chose_and_another_cannot_do_is_an_erro
     assert work.open_output().agree("precision", "int8") == "int8"
     failure = Worker(work, "cpu").failure
     assert re.search(
-        r"its first part is in int8, which cannot be had here: .* was not measured .* or begin another output with --precision",
+        r"its first part is in int8, which cannot be had here: .* answers in 8 bits are gone.* or begin another output with --precision",
         str(failure),
     )

@@ -253,6 +253,11 @@ def test_a_dumped_study_loads_as_the_same_study(load):
     assert load(study=dump_settings(load())) == load()
 
 
+def test_a_study_that_an_earlier_medray_stored_loads_and_one_that_demands_8_bits_learns_that_they_are_gone(load, refusal):
+    assert load("publish={name: cancer, int8: auto}") == load("publish={name: cancer, int8: never}") == load("publish.name=cancer")
+    assert "publish: int8 'always': answers in 8 bits are gone" in refusal("publish={name: cancer, int8: always}")
+
+
 def test_the_json_schema_holds_the_options_of_every_plugin():
     schema = StudyConfig.model_json_schema()
     text = json.dumps(schema)

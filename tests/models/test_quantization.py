@@ -14,14 +14,14 @@ from support import tiny
 from torch.nn.functional import cross_entropy
 from transformers import pipeline
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.study import LoraConfig, ModelOptions, Precision
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import quantization, sources
 from medray.models.batch import collate
 from medray.models.build import Built, build, export_merged, merge
 from medray.models.hf_logging import quiet
-from medray.models.precision import Precision, arithmetic
+from medray.models.precision import arithmetic
 from medray.study import preflight
 from medray.types import Head
 

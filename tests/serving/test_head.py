@@ -11,6 +11,8 @@ from support import tiny
 from medray.records import MergeRecord
 from medray.registry.prediction import Model
 from medray.registry.registry import Registry
+from medray.serving import head as heads
+from medray.serving.autotune import Timing
 from medray.serving.batching import LateError, TooManyTokensError
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions, ChooseRequest, ClassifyRequest, ClassifyResponse
@@ -47,6 +49,19 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
     for answer, wanted in zip(found, Model(release.reference, release.load()).predict(TEXTS), strict=True):
         assert answer.labels == wanted.labels
         assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+
+
+def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = Registry(str(tmp_path / "runs")).publish(tiny.checkpoint(), "cancer")
+
+    def taken(**seconds: float) -> str:
+        monkeypatch.setattr(heads, "time_texts", lambda engine, task, thread: Timing(0.1, seconds[engine.precision], 100))
+        with ThreadPoolExecutor(1) as thread:
+            return open_head(release, AppOptions(releases=("cancer",), token_budget=256), thread, device="cpu").precision
+
+    assert taken(fp32=3.0, bf16=2.0) == "bf16"
+    assert taken(fp32=2.0, bf16=3.0) == "fp32"
+    assert taken(fp32=2.0, bf16=2.0) == "fp32"
 
 
 @pytest.mark.parametrize("long_texts", ["truncate", "windows"])

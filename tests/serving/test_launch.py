@@ -90,4 +90,4 @@ def test_a_command_that_cannot_work_says_why_before_anything_is_started(
 def test_without_waiting_the_alias_is_written_and_nobody_is_asked(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["promote", "cancer@1", "next", "--no-wait", "--storage-path", str(storage)]) == 0
     assert capsys.readouterr().out.strip() == "cancer@1 is cancer@next"
-    assert Registry(str(storage)).aliases("cancer")["next"] == 1
+    assert tiny.aliases(Registry(str(storage)), "cancer")["next"] == 1

@@ -32,7 +32,7 @@ def test_a_release_is_published_resolved_verified_loaded_and_exported(folder: Pa
     assert [registry.publish(folder, "cancer").record.version for _ in range(2)] == [1, 2]
     for version in (2, 1):
         registry.point("cancer", "best", version)
-    assert (registry.names(), registry.versions("cancer"), registry.aliases("cancer")) == (["cancer"], [1, 2], {"best": 1})
+    assert (registry.names(), registry.versions("cancer"), tiny.aliases(registry, "cancer")) == (["cancer"], [1, 2], {"best": 1})
     assert [move.version for move in registry.history("cancer", "best")] == [2, 1]
     release = registry.resolve("cancer@best")
     release.verify()

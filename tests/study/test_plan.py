@@ -119,7 +119,7 @@ def test_every_base_model_of_the_studies_that_ship_can_be_planned() -> None:
 )
 def test_the_memory_that_studies_in_4_bits_say_they_take_is_what_is_planned(study: str, gigabytes: dict[str, float]) -> None:
     path = ROOT / "jobs" / "studies" / f"{study}.yaml"
-    on_a_gpu = plan.plan(load.load([path]), cluster(gpus=1), memory_bytes=8 * 10**9, speed=KNOWN, num_rows=400)
+    on_a_gpu = plan.plan(load_study([path]), cluster(gpus=1), memory_bytes=8 * 10**9, speed=KNOWN, num_rows=400)
     assert {base.source.rpartition("/")[2]: round(base.worker_bytes / 1e9, 1) for base in on_a_gpu.bases} == gigabytes
     assert f"{next(iter(gigabytes.values()))} GB" in path.read_text(encoding="utf-8")
 

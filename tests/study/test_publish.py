@@ -8,22 +8,18 @@ from typing import Any
 import pytest
 from support import tiny
 
-import medray
 from medray.config.load import load_study
 from medray.config.study import CalibrationConfig
 from medray.data import dataset
-from medray.errors import ArtifactError, ConfigError
+from medray.errors import ArtifactError
 from medray.evaluation import analysis, tables
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import Comparison
 from medray.evaluation.leaderboard import Entry, Leaderboard, Paired
 from medray.evaluation.slices import Slicer
-from medray.models import int8
-from medray.records import AS_IT_IS, Int8Record, ReleaseRecord
 from medray.registry import answers
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
-from medray.study import int8 as eight_bits
 from medray.study import publish
 from medray.study.run import ANALYSIS, LEADERBOARD, SETTINGS, Run
 from medray.tasks.base.protocol import restore
@@ -91,79 +87,16 @@ def test_an_abstention_is_not_fitted_where_there_are_no_rows_for_it(run: Run, tm
         settings.write_text(kept)
 
 
-needs_dot_products = pytest.mark.skipif(not int8.is_supported(), reason="this processor has no AVX512_VNNI")
-
-
-@needs_dot_products
-def test_what_8_bits_do_to_a_winner_is_measured_on_validation_rows_and_kept(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = dataset.load(tiny.study(run.folder.parents[2]).data)
-    monkeypatch.setattr(dataset.Dataset, "open_test", lambda *args: pytest.fail("test labels were opened"))
-    release = publish.publish(Registry(str(tmp_path)), str(run.folder), "cancer")
-    found = release.record.int8
-    assert found is not None
-    assert found.num_rows == len(data.validation)
-    assert found.plain == pytest.approx(checkpoint.read(release.folder()).metrics["f1_macro"])
-    loaded = medray.load("cancer@1", storage_path=str(tmp_path), precision="int8").loaded
-    said = loaded.task.predict(loaded.engine, data.validation)
-    own = answers.stored(release.folder())
-    alike = sum(one.labels == other.labels for one, other in zip(said, own, strict=True)) / len(own)
-    assert found.agreement == pytest.approx(alike)
-    assert found.int8 == pytest.approx(loaded.task.score(said, data.validation).values["f1_macro"])
-    assert found.calibration == answers.fit(loaded.task, said, data.validation, CalibrationConfig())
-    assert found.calibration.num_rows == len(data.validation)
-
-
-@pytest.mark.parametrize(("in_8_bits", "is_faithful"), [(0.9, True), (0.895, True), (0.95, True), (0.8949, False)])
-def test_8_bits_may_cost_half_a_point_of_f1_and_gain_any(in_8_bits: float, is_faithful: bool) -> None:
-    fitted = AS_IT_IS
-    record = Int8Record(metric="f1_macro", plain=0.9, int8=in_8_bits, agreement=1.0, num_rows=1, tolerance=0.1, calibration=fitted)
-    assert record.is_faithful is is_faithful
-
-
-def test_a_release_of_before_8_bits_still_reads() -> None:
-    assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "0" * 64, "created": ""}).int8 is None
-
-
 def test_a_winner_that_is_published_again_keeps_its_version_and_what_was_lost_of_it_is_put_back(run: Run, tmp_path: Path) -> None:
     registry, place = Registry(str(tmp_path)), str(run.folder)
-    release = publish.publish(registry, place, "cancer", int8="never")
+    release = publish.publish(registry, place, "cancer")
     (release.folder() / "adapter_model.safetensors").unlink()
-    assert publish.publish(registry, place, "cancer", int8="never").record.version == 1
+    assert publish.publish(registry, place, "cancer").record.version == 1
     release.verify()
 
 
-@needs_dot_products
-def test_8_bits_are_left_out_where_nobody_wants_them_or_they_take_long_and_can_be_had_later(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry, place = Registry(str(tmp_path)), str(run.folder)
-    assert publish.publish(registry, place, "cancer", int8="never").record.int8 is None
-    monkeypatch.setattr(eight_bits, "_MOST_WORK", -1)
-    assert publish.publish(registry, place, "other").record.int8 is None
-    assert publish.publish(registry, place, "cancer").record.version == 1  # it is there already
-    later = publish.publish(registry, place, "cancer", int8="always").record
-    assert (later.version, later.int8 is None) == (2, False)
-    assert publish.publish(registry, place, "cancer", int8="always").record.version == 2
-
-
-def test_where_8_bits_cannot_be_had_publishing_goes_on_unless_they_were_demanded(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(int8, "is_supported", lambda: False)
-    registry = Registry(str(tmp_path))
-    assert publish.publish(registry, str(run.folder), "cancer").record.int8 is None
-    with pytest.raises(ConfigError, match="this processor has no AVX512_VNNI"):
-        publish.publish(registry, str(run.folder), "cancer", int8="always")
-    alone = tmp_path / "alone"
-    shutil.copytree(str(run.leaderboard().best.checkpoint), alone)
-    with pytest.raises(ArtifactError, match="no validation rows to answer in 8 bits"):
-        publish.publish(registry, str(alone), "cancer", int8="always")
-
-
 def test_a_file_that_was_sorted_anew_changes_nothing_of_what_is_fitted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = publish.publish(Registry(str(tmp_path / "a")), str(run.folder), "cancer", abstain_precision=0.9, int8="never").record.calibration
+    own = publish.publish(Registry(str(tmp_path / "a")), str(run.folder), "cancer", abstain_precision=0.9).record.calibration
     load = dataset.load
 
     def turned(*arguments: Any) -> dataset.Dataset:
@@ -173,28 +106,26 @@ def test_a_file_that_was_sorted_anew_changes_nothing_of_what_is_fitted(run: Run,
 
     monkeypatch.setattr(dataset, "load", turned)
     registry = Registry(str(tmp_path / "b"))
-    assert publish.publish(registry, str(run.folder), "cancer", abstain_precision=0.9, int8="never").record.calibration == own
+    assert publish.publish(registry, str(run.folder), "cancer", abstain_precision=0.9).record.calibration == own
 
 
 def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(run: Run, tmp_path: Path) -> None:
-    study = load_study([run.folder / SETTINGS], ["publish={name: cancer, int8: never}", f"publish.storage_path={tmp_path}"])
+    study = load_study([run.folder / SETTINGS], ["publish={name: cancer}", f"publish.storage_path={tmp_path}"])
     registry, board = Registry(str(tmp_path)), run.leaderboard()
 
-    def again(**changed: str) -> list[int]:
-        assert study.publish
-        publish.of_study(study.model_copy(update={"publish": study.publish.model_copy(update=changed)}), run, board)
+    def again() -> list[int]:
+        publish.of_study(study, run, board)
         return [move.version for move in registry.history("cancer", "best")]
 
     assert again() == again() == [1]
     registry.publish(str(board.best.checkpoint), "cancer", notes="of the same checkpoint, as another rule of abstention makes it")
-    with_8_bits = {"int8": "always"} if int8.is_supported() else {}
-    assert again(**with_8_bits) == ([1, 3] if with_8_bits else [1])  # the study's own release, made better
+    assert again() == [1]
     other = tmp_path / "other"
     shutil.copytree(str(board.best.checkpoint), other)
     (other / "manifest.json").write_text((other / "manifest.json").read_text().replace('"tiny"', '"another"'))
     registry.point("cancer", "best", registry.publish(str(other), "cancer").record.version)
     moved = again()
-    assert again(**with_8_bits) == moved  # nobody asked for another release again
+    assert again() == moved  # nobody asked for another release again
 
 
 def board_against(baseline: float, *, is_tie: bool, metric: str = "f1_macro") -> Leaderboard:

@@ -99,17 +99,17 @@ def alone(job: Job) -> Done:
     job.folder.mkdir(exist_ok=True)
     take_step, advance = Loop._take_step, Loop._advance
 
-    def taking(self: Loop, slot: Any) -> Any:
-        if slot.step + 1 == job.interrupt_in and trial is not None and trial.stop:  # of the first rank
+    def taking(self: Loop) -> Any:
+        if self.slot.step + 1 == job.interrupt_in and trial is not None and trial.stop:  # of the first rank
             stop.request(job.folder / "trial")
             trial.stop._looked_at = 0.0
-        loss, step, is_interrupted = take_step(self, slot)
+        loss, step, is_interrupted = take_step(self)
         done.losses.append(loss)
         return loss, step, is_interrupted
 
-    def advancing(self: Loop, slot: Any) -> None:
-        advance(self, slot)
-        if slot.step == job.stop_after:
+    def advancing(self: Loop) -> None:
+        advance(self)
+        if self.slot.step == job.stop_after:
             raise _Stopped
 
     Loop._take_step, Loop._advance = taking, advancing  # type: ignore[method-assign]

@@ -292,3 +292,8 @@ def trial(asked, folder: Path, **reports):  # type: ignore[no-untyped-def]
     data = dataset.load(config.data, config.task.bring)
     material = gather(config, data, tasks.fit(config.task, data.label_sets(), data.train), folder / "prepared")
     return Trial(config, material, folder / "trial", reports.get("report", lambda report: None))
+
+
+def aliases(registry: Any, name: str) -> dict[str, int]:
+    """Where each alias of a release stands."""
+    return {alias: registry.newest(name, alias).version for alias in registry.alias_names(name)}

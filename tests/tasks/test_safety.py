@@ -81,6 +81,12 @@ def test_no_held_out_prompt_is_nearly_one_that_trains() -> None:
     assert not near
 
 
+@pytest.mark.document(
+    "003",
+    "specific diagnoses and harmful advice are refused",
+    where="`medray/tasks/instruct/safety.jsonl`",
+    how="it is trained and measured by kind; nothing beside the model enforces it",
+)
 def test_pairs_are_mixed_in_by_ratio_and_the_held_out_ones_never_train() -> None:
     few, many = examples(20, 0.5), examples(1000, 0.5)
     trained = [row for row in few if row.split == "train"]

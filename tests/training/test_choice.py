@@ -45,8 +45,8 @@ def test_micro_batches_change_no_gradient_of_a_language_model(tmp_path: Path) ->
     for budget in (40, 100_000):
         trial = tiny.trial(tiny.choice_study(tmp_path, "lora.dropout=0", f"train.token_budget={budget}"), tmp_path)
         trial.loop = trial._loop()
-        step = trial.loop._plan(trial.slot)[0]
-        trial.loop._accumulate(trial.slot, step, step.ranks[0])
+        step = trial.loop._plan()[0]
+        trial.loop._accumulate(step, step.ranks[0])
         found.append({name: parameter.grad.clone() for name, parameter in trial.slot.parameters.items()})
     assert max(float(gradient.abs().max()) for gradient in found[0].values()) > 1e-3
     for name, gradient in found[0].items():

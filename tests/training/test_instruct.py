@@ -161,9 +161,9 @@ def test_a_decision_at_the_end_is_judged_too() -> None:
 
 def test_a_conversation_is_answered_by_its_last_turn(trained: tuple[Trial, TrialResult]) -> None:
     loaded = loading.load(trained[1].checkpoint)
-    request = instruct.Request(messages=(Message("user", "group with infection after 7"),))
-    answer = loaded.task.respond(loaded.predict(loaded.task.examples(request)))
-    assert (answer.predictions[0].text, answer.predictions[0].outcome) == ("the fever", "answered")
+    asked = Message("user", "group with infection after 7")
+    (answer,) = loaded.predict([Example("0", asked.content, turns=(asked,))])
+    assert answer.text == "the fever"
 
 
 def test_options_that_leave_no_room_are_refused(folder: Path) -> None:

@@ -13,7 +13,6 @@ from medray.errors import TrialError
 from medray.training import stop
 from medray.training.loop import Interrupted, Loop
 from medray.training.plan import MicroBatch
-from medray.training.slot import Slot
 from medray.training.trial import Trial
 
 
@@ -29,8 +28,8 @@ def gradients(folder: Path, *settings: str) -> dict[str, torch.Tensor]:
     """Of one step over 8 rows, before the optimizer changes anything."""
     trial = tiny.trial(tiny.study(folder, "lora.dropout=0", *settings), folder)
     trial.loop = trial._loop()
-    step = trial.loop._plan(trial.slot)[0]
-    trial.loop._accumulate(trial.slot, step, step.ranks[0])
+    step = trial.loop._plan()[0]
+    trial.loop._accumulate(step, step.ranks[0])
     sizes = {len(batch.rows) for batch in step.ranks[0]}
     assert sizes == {8} or len(sizes) > 1  # micro-batches of one size would hide a mean of means
     return {name: parameter.grad.clone() for name, parameter in trial.slot.parameters.items()}
@@ -48,8 +47,8 @@ def test_micro_batching_changes_no_gradient(tmp_path: Path, weighting: str) -> N
 def test_the_gradient_is_the_weighted_mean_over_the_rows_of_the_step(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path, "lora.dropout=0", "task.class_weights={cancer: 5.0}", "train.token_budget=40"), tmp_path)
     loop = trial._loop()
-    step = loop._plan(trial.slot)[0]
-    loss = loop._accumulate(trial.slot, step, step.ranks[0])
+    step = loop._plan()[0]
+    loss = loop._accumulate(step, step.ranks[0])
     alone = [tuple(part.detach() for part in loop.loss(MicroBatch((row,)))) for row in step.rows]
     expected = sum(float(total.sum()) for total, _ in alone) / sum(float(weight.sum()) for _, weight in alone)
     assert len(step.ranks[0]) > 1
@@ -148,17 +147,21 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
     taken: list[int] = []
     take_step = Loop._take_step
 
-    def taking(self: Loop, slot: Slot) -> Any:
-        taken.append(slot.step + 1)
-        if slot.step + 1 == step:
+    def taking(self: Loop) -> Any:
+        taken.append(self.slot.step + 1)
+        if self.slot.step + 1 == step:
             stop.request(trial.folder)  # as the study does it when it gets SIGTERM
             monkeypatch.setattr(stop, "_EVERY_S", 0.0)
-        return take_step(self, slot)
+        return take_step(self)
 
     monkeypatch.setattr(Loop, "_take_step", taking)
     with pytest.raises(Interrupted, match=f"after step {step} of 12"):
         trial.run()
     assert not stop.is_pending(trial.folder)
+    if step == 2:
+        (path,) = trial.folder.glob("state/*/state.pt")
+        stored = torch.load(path, weights_only=True)
+        torch.save({"slots": {"default": stored["slot"]}, "scaler": stored["scaler"]}, path)  # as an earlier medray stored it
     resumed = tiny.trial(asked, tmp_path)
     result = resumed.run(resume=True)
     assert taken == list(range(1, 13))
@@ -170,7 +173,7 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
 
 def test_the_kill_above_really_hits_the_middle_of_a_step(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path, "train.token_budget=60"), tmp_path)
-    counts = [len(step.ranks[0]) for step in trial._loop()._plan(trial.slot)]
+    counts = [len(step.ranks[0]) for step in trial._loop()._plan()]
     ends = np.cumsum(counts)
     assert not {8, 13} & set(ends.tolist())
     assert ends[1] < 13 < ends[-1]
@@ -268,6 +271,6 @@ def test_only_the_best_and_the_latest_checkpoints_are_kept(tmp_path: Path) -> No
 def test_another_seed_draws_another_order_and_another_adapter(tmp_path: Path) -> None:
     first, second = (tiny.trial(tiny.study(tmp_path, f"seed={seed}"), tmp_path) for seed in (0, 1))
     assert not same(weights_of(first), weights_of(second))
-    assert first._loop()._plan(first.slot) != second._loop()._plan(second.slot)
+    assert first._loop()._plan() != second._loop()._plan()
     again = tiny.trial(tiny.study(tmp_path, "seed=1"), tmp_path)
     assert same(weights_of(again), weights_of(second))

@@ -7,7 +7,7 @@ from medray.data.formats.raw_abstracts import Options, read
 from medray.errors import TrialError
 from medray.models import sources
 from medray.models.build import load_tokenizer
-from medray.training.plan import Step, micro_batches, pad_share, plan
+from medray.training.plan import Step, micro_batches, plan
 
 LENGTHS = np.random.default_rng(0).integers(20, 512, 203)
 WEIGHTS = np.random.default_rng(1).uniform(0.5, 2.0, 203)
@@ -56,6 +56,14 @@ def test_the_token_budget_and_the_workers_change_no_step() -> None:
         return [sorted(step.rows) for step in make(**changes)]
 
     assert rows() == rows(token_budget=500) == rows(world_size=3)
+
+
+def pad_share(steps: list[Step], lengths: np.ndarray) -> float:
+    """The share of an epoch's tokens that are padding."""
+    batches = [batch.rows for step in steps for rank in step.ranks for batch in rank]
+    computed = sum(len(rows) * int(max(lengths[row] for row in rows)) for rows in batches)
+    real = sum(int(lengths[row]) for step in steps for row in step.rows)
+    return 1 - real / computed
 
 
 @pytest.mark.document(

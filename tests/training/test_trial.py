@@ -17,7 +17,6 @@ from medray.tasks.base import protocol as tasks
 from medray.training import status
 from medray.training.loop import Loop
 from medray.training.prepared import gather
-from medray.training.slot import Slot
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -268,9 +267,9 @@ def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp
     seen: list[status.Status | None] = [status.read(tmp_path / "trial")]
     take = Loop._take_step
 
-    def look(loop: Loop, slot: Slot) -> tuple[float, object, bool]:
+    def look(loop: Loop) -> tuple[float, object, bool]:
         seen.append(status.read(tmp_path / "trial"))
-        return take(loop, slot)
+        return take(loop)
 
     monkeypatch.setattr(Loop, "_take_step", look)
     trial.tell = lambda report: seen.append(status.read(tmp_path / "trial"))

@@ -14,9 +14,8 @@ from medray.data.formats.base.parsing import (
     is_instructions,
     json_layout,
     json_line,
-    json_object,
+    json_objects,
     json_rows,
-    lines,
     missing_columns,
     missing_file,
     publish,
@@ -45,10 +44,8 @@ class Options(PluginOptions):
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
-    for number, line in enumerate(lines(path), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield _example(json_object(line, where), number, options, where)
+    for number, row in json_objects(path):
+        yield _example(row, number, options, f"{path}:{number}")
 
 
 def write(examples: Iterable[Example], options: Options) -> None:

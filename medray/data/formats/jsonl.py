@@ -16,9 +16,8 @@ from medray.data.formats.base.parsing import (
     is_pubmedqa,
     json_layout,
     json_line,
-    json_object,
+    json_objects,
     json_rows,
-    lines,
     missing_columns,
     missing_file,
     publish,
@@ -38,10 +37,8 @@ class Options(ColumnOptions):
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
-    for number, line in enumerate(lines(path), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield example(json_object(line, where), number, options, where)
+    for number, row in json_objects(path):
+        yield example(row, number, options, f"{path}:{number}")
 
 
 def write(examples: Iterable[Example], options: Options) -> None:

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from medray.config.study import Precision
 from medray.engines.vllm.process import (
     HEAD_SIZES,
     RANKS,
-    Precision,
     Settings,
     ends_of,
     fast_precision,
@@ -37,18 +37,7 @@ from medray.errors import ArtifactError, ConfigError, DataError, ServingError
 from medray.text.detokenize import Text
 from medray.types import Chunk, Sampling, TokenLogprob
 
-__all__ = [
-    "HEAD_SIZES",
-    "RANKS",
-    "Core",
-    "Precision",
-    "Settings",
-    "VllmEngine",
-    "fast_precision",
-    "head_size",
-    "is_installed",
-    "window_of",
-]
+__all__ = ["HEAD_SIZES", "RANKS", "Core", "Settings", "VllmEngine", "fast_precision", "head_size", "is_installed", "window_of"]
 _TYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _START_S, _SCORE_S, _END_S = 900.0, 300.0, 10.0
 Found = TypeVar("Found")

@@ -7,13 +7,13 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from medray.config.study import Precision
 from medray.models.network import load_config
 
-Precision = Literal["fp32", "bf16", "fp16"]
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of its attention on CPUs
 _BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}

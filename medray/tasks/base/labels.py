@@ -9,7 +9,8 @@ from pydantic import Field
 
 from medray.errors import ConfigError, DataError, allowed
 from medray.evaluation import metrics
-from medray.types import Example
+from medray.evaluation.bootstrap import LabelAnswers
+from medray.types import Example, Prediction
 
 Floats = npt.NDArray[np.float64]
 ClassWeights = Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]]
@@ -53,3 +54,11 @@ def weights_of(chosen: ClassWeights, labels: Sequence[str], classes: npt.NDArray
 
 def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.array([[int(label in row) for label in labels] for row in rows], dtype=np.int64).reshape(len(rows), len(labels))
+
+
+def label_answers(
+    predictions: Sequence[Prediction], examples: Sequence[Example], labels: Sequence[str], positive: str | None
+) -> LabelAnswers:
+    truth = indicators([example.labels for example in examples], labels).astype(np.bool_)
+    predicted = indicators([row.labels for row in predictions], labels).astype(np.bool_)
+    return LabelAnswers(truth, predicted, None if positive is None else labels.index(positive))

@@ -43,7 +43,7 @@ class TaskOptions(PluginOptions):
 class Task(Protocol):
     """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`.
 
-    One that is served says at which `PATHS`, and has a `Request` and a `Response`.
+    One that is `Routed` says at which `PATHS`, and has a `Request` and a `Response`.
     """
 
     @property
@@ -119,6 +119,11 @@ class Task(Protocol):
         ...
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
+
+
+@runtime_checkable
+class Routed(Task, Protocol):
+    """A task whose releases are served at a route of their own has these besides."""
 
     def examples(self, request: Any) -> list[Example]:
         """What an HTTP request asks, one example an answer."""

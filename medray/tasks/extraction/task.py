@@ -21,7 +21,7 @@ from medray.tasks.base.mentions import Request as Request
 from medray.tasks.base.mentions import Response as Response
 from medray.tasks.base.protocol import Spans, TaskOptions
 from medray.tasks.extraction import json_list
-from medray.text.prompts import Prompt, answers, prompts
+from medray.text.prompts import Prompt, answer_loss, answers, prompts
 from medray.text.template import Template
 from medray.types import Encoded, Example, Mention, Needs, Prediction, Sampling
 
@@ -135,12 +135,7 @@ class Task:
         return {}
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        """`outputs` are logits of the places before each answer token, row by row."""
-        import torch.nn.functional as F
-
-        losses = F.cross_entropy(outputs.float(), batch["answer_tokens"], reduction="none")
-        weights = batch["weights"].to(losses)
-        return losses.new_zeros(len(weights)).index_add(0, batch["answer_rows"], losses), weights
+        return answer_loss(outputs, batch)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         read = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)]

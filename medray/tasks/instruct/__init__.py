@@ -1,3 +1,3 @@
-from medray.tasks.instruct.task import Options, Request, Response, Task
+from medray.tasks.instruct.task import Options, Task
 
-__all__ = ["Options", "Request", "Response", "Task"]
+__all__ = ["Options", "Task"]

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from medray.config.schema import Section
 from medray.errors import ConfigError, DataError
 from medray.evaluation.bootstrap import Sums, Tallies, harmonic, ratio
 from medray.evaluation.metrics import Metrics
@@ -21,8 +20,9 @@ from medray.tasks.base.protocol import Spans, TaskOptions
 from medray.tasks.instruct import safety
 from medray.tasks.instruct.overlap import rouge_l, token_f1, words
 from medray.text.chat_template import Chat, Rendered, TemplateKind
+from medray.text.prompts import answer_loss
 from medray.text.windows import readable
-from medray.types import DISCLAIMER, Encoded, Example, Message, Needs, Prediction, Sampling
+from medray.types import Encoded, Example, Message, Needs, Prediction, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,22 +86,6 @@ class Options(TaskOptions):
         return [Example(f"sample-{number}", line) for number, line in enumerate(lines, start=1)]
 
 
-class Request(Section):
-    """A conversation, ending with the user."""
-
-    messages: tuple[Message, ...] = Field(min_length=1)
-
-
-class Answer(Section):
-    text: str
-    outcome: Literal["answered", "refused"]
-
-
-class Response(Section):
-    predictions: tuple[Answer, ...]
-    disclaimer: str = DISCLAIMER
-
-
 @dataclass(frozen=True)
 class Task:
     options: Options
@@ -154,12 +138,7 @@ class Task:
         return {}
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        """`outputs` are logits of the places before each answer token, row by row."""
-        import torch.nn.functional as F
-
-        losses = F.cross_entropy(outputs.float(), batch["answer_tokens"], reduction="none")
-        weights = batch["weights"].to(losses)
-        return losses.new_zeros(len(weights)).index_add(0, batch["answer_rows"], losses), weights
+        return answer_loss(outputs, batch)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         """Generated answers; where the right one is known, how likely it is as well."""
@@ -210,12 +189,6 @@ class Task:
                 f"task.metric {self.options.metric}: of these {len(examples)} rows none is to be {_LACKING[self.options.metric]}"
             )
         return Metrics(tallies.whole(), len(examples))
-
-    def examples(self, request: Request) -> list[Example]:
-        return [Example("0", request.messages[-1].content, turns=request.messages)]
-
-    def respond(self, predictions: Sequence[Prediction]) -> Response:
-        return Response(predictions=tuple(Answer(text=row.text, outcome=self.outcome(row.text)) for row in predictions))
 
     def _chat(self, tokenizer: Any) -> Chat:
         return Chat(tokenizer, self.options.template)

@@ -6,17 +6,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from medray.training.slot import Slot
-
 
 class Strategy(Protocol):
-    """A file of medray/training/strategies: a class `Strategy` with this shape, `check(config)`, which lists what a trial cannot have with it,
-    and `lacking()`, which lists what this machine needs for it.
+    """A file of medray/training/strategies: a class `Strategy` with this shape, made with the trial's slot,
+    `check(config)`, which lists what a trial cannot have with it, and `lacking()`, which lists what this machine needs for it.
 
     Every worker makes the same calls in the same order: `start`, `reduce`, `step`, `state` and `whole` may be calls in common.
     """
 
-    max_slots: int | None  # how many trials may share the frozen base; None: any number
     shards_model: bool  # a forward pass is a call in common: every worker makes the same number of them
     repeats_alone: bool  # a worker that ran out of memory may cut its part of a step anew, unnoticed by the others
 
@@ -26,15 +23,15 @@ class Strategy(Protocol):
 
     def backward(self, loss: Tensor, *, last: bool) -> None: ...
 
-    def reduce(self, slot: Slot, numbers: Sequence[float]) -> list[float]:
+    def reduce(self, numbers: Sequence[float]) -> list[float]:
         """Add gradients and numbers up over the workers, where there are several; the sums of the numbers come back."""
         ...
 
-    def step(self, slot: Slot) -> None:
+    def step(self) -> None:
         """Clip, update, advance the schedule, clear the gradients."""
         ...
 
-    def abandon(self, slot: Slot) -> None:
+    def abandon(self) -> None:
         """Forget the gradients of a step that is to be repeated."""
         ...
 

@@ -40,23 +40,21 @@ def lacking() -> list[str]:
 
 
 class Strategy:
-    max_slots: int | None = 1
     repeats_alone = False
 
-    def __init__(self, slots: Sequence[Slot], train: TrainConfig, *, precision: str, device: str) -> None:
-        self.slots, self.train, self.precision, self.device = slots, train, precision, device
+    def __init__(self, slot: Slot, train: TrainConfig, *, precision: str, device: str) -> None:
+        self.slot, self.train, self.precision, self.device = slot, train, precision, device
         self.shards_model = train.zero_stage == 3
         self.engine: Any = None
         self.scaler: torch.amp.GradScaler | None = None
 
     def start(self, model: Any, stored: dict[str, Any] | None) -> Any:
-        (slot,) = self.slots
         if stored:
-            slot.restore(stored["slots"][slot.adapter])  # before the engine copies values into its shards
+            self.slot.restore(stored["slot"])  # before the engine copies values into its shards
         deepspeed = _import(self.device)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=slot.optimizer, config=self._settings())
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.slot.optimizer, config=self._settings())
         self._start_scaler(stored["scaler"] if stored else {})
-        self._open_moments(slot, stored["slots"][slot.adapter]["parameters"] if stored else {})
+        self._open_moments(stored["slot"]["parameters"] if stored else {})
         return self.engine
 
     def _settings(self) -> dict[str, Any]:
@@ -83,7 +81,7 @@ class Strategy:
             loss * distributed.world_size(), scale_wrt_gas=False
         )  # the engine averages over workers; ours are parts of a sum
 
-    def reduce(self, slot: Slot, numbers: Sequence[float]) -> list[float]:
+    def reduce(self, numbers: Sequence[float]) -> list[float]:
         return distributed.summed([], numbers, self.device)
 
     def _start_scaler(self, stored: dict[str, Any]) -> None:
@@ -105,7 +103,7 @@ class Strategy:
         else:
             self.engine.torch_autocast_z0_gradscaler = self.scaler
 
-    def step(self, slot: Slot) -> None:
+    def step(self) -> None:
         self.engine.step()
         if self.scaler and self.train.zero_stage:
             has_overflow = torch.tensor(float(self.engine.optimizer.overflow), device=self.device)  # then it took no step, on any worker
@@ -117,61 +115,60 @@ class Strategy:
                 self.scaler.get_growth_interval(),
             )
             self.engine.optimizer.override_loss_scale(self.scaler.get_scale())
-        slot.schedule.step()
+        self.slot.schedule.step()
 
-    def abandon(self, slot: Slot) -> None:
+    def abandon(self) -> None:
         """Before `start` the parameters are plain ones; afterwards no step is repeated."""
-        slot.optimizer.zero_grad(set_to_none=True)
+        self.slot.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        (slot,) = self.slots
         scaler = self.scaler.state_dict() if self.scaler else {}
-        return {"slots": {slot.adapter: slot.state(self._parameters(slot))}, "scaler": scaler}
+        return {"slot": self.slot.state(self._parameters()), "scaler": scaler}
 
     def whole(self) -> AbstractContextManager[object]:
         if not self.shards_model:
             return nullcontext()
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(list(self.slots[0].parameters.values()))
+        return deepspeed.zero.GatheredParameters(list(self.slot.parameters.values()))
 
-    def _parameters(self, slot: Slot) -> Tensors:
+    def _parameters(self) -> Tensors:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         found: Tensors = {}
-        (steps,) = {float(state["step"]) for state in slot.optimizer.state.values()}
-        for name, parameter in slot.parameters.items():
+        (steps,) = {float(state["step"]) for state in self.slot.optimizer.state.values()}
+        for name, parameter in self.slot.parameters.items():
             if self.train.zero_stage:
                 tensors = {VALUE: safe_get_full_fp32_param(parameter)}
                 tensors |= {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
             else:
-                state = slot.optimizer.state[parameter]
+                state = self.slot.optimizer.state[parameter]
                 tensors = {VALUE: parameter.detach(), **{key: state[key] for key in _MOMENTS}}
             found[name] = {key: tensor.cpu() for key, tensor in tensors.items()} | {"step": torch.tensor(steps)}
         return found
 
-    def _open_moments(self, slot: Slot, parameters: Tensors) -> None:
+    def _open_moments(self, parameters: Tensors) -> None:
         """Zeros, or what was stored. DeepSpeed makes them in the first step and then finds those of the first parameter group only (0.19)."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         steps = max((float(tensors.get("step", 0.0)) for tensors in parameters.values()), default=0.0)
-        for held in self._held(slot):
-            slot.optimizer.state[held] = {"step": torch.tensor(steps), **{key: torch.zeros_like(held) for key in _MOMENTS}}
+        for held in self._held():
+            self.slot.optimizer.state[held] = {"step": torch.tensor(steps), **{key: torch.zeros_like(held) for key in _MOMENTS}}
         if self.train.zero_stage in (1, 2):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, tensors in parameters.items():
-            parameter = slot.parameters[name]
+            parameter = self.slot.parameters[name]
             for key in tensors.keys() & set(_MOMENTS):
                 if self.train.zero_stage:
                     safe_set_full_optimizer_state(parameter, tensors[key].to(self.device), key)
                 else:
-                    slot.optimizer.state[parameter][key].copy_(tensors[key])
+                    self.slot.optimizer.state[parameter][key].copy_(tensors[key])
 
-    def _held(self, slot: Slot) -> list[Tensor]:
+    def _held(self) -> list[Tensor]:
         """What the optimizer updates on this worker: flat shards, or without ZeRO the parameters themselves."""
         if self.train.zero_stage in (1, 2):
             return list(self.engine.optimizer.single_partition_of_fp32_groups)
-        return list(self.engine.optimizer.fp32_partitioned_groups_flat) if self.train.zero_stage else list(slot.parameters.values())
+        return list(self.engine.optimizer.fp32_partitioned_groups_flat) if self.train.zero_stage else list(self.slot.parameters.values())
 
 
 _TYPES = {"bf16": "bfloat16", "fp16": "float16"}

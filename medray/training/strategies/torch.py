@@ -1,4 +1,4 @@
-"""Plain PyTorch: any number of slots on one frozen base, on one worker or several, whose gradients are added up once a step."""
+"""Plain PyTorch, on one worker or several, whose gradients are added up once a step."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,31 +27,30 @@ def lacking() -> list[str]:
 
 
 class Strategy:
-    max_slots: int | None = None
     shards_model = False
     repeats_alone = True
 
-    def __init__(self, slots: Sequence[Slot], train: TrainConfig, *, precision: str, device: str) -> None:
-        self.slots, self.device = slots, device
+    def __init__(self, slot: Slot, train: TrainConfig, *, precision: str, device: str) -> None:
+        self.slot, self.device = slot, device
         self.max_grad_norm = train.max_grad_norm
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
 
     def start(self, model: Any, stored: dict[str, Any] | None) -> Any:
         if stored:
-            for slot in self.slots:
-                slot.restore(stored["slots"][slot.adapter])
-                _restore_moments(slot, stored["slots"][slot.adapter]["parameters"])
+            self.slot.restore(stored["slot"])
+            _restore_moments(self.slot, stored["slot"]["parameters"])
             self.scaler.load_state_dict(stored["scaler"])
         return model
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.scaler.scale(loss).backward()
 
-    def reduce(self, slot: Slot, numbers: Sequence[float]) -> list[float]:
-        gradients = [parameter.grad for parameter in slot.parameters.values() if parameter.grad is not None]
+    def reduce(self, numbers: Sequence[float]) -> list[float]:
+        gradients = [parameter.grad for parameter in self.slot.parameters.values() if parameter.grad is not None]
         return distributed.summed(gradients, numbers, self.device)
 
-    def step(self, slot: Slot) -> None:
+    def step(self) -> None:
+        slot = self.slot
         self.scaler.unscale_(slot.optimizer)
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(slot.parameters.values(), self.max_grad_norm)
@@ -60,11 +59,11 @@ class Strategy:
         slot.schedule.step()
         slot.optimizer.zero_grad(set_to_none=True)
 
-    def abandon(self, slot: Slot) -> None:
-        slot.optimizer.zero_grad(set_to_none=True)
+    def abandon(self) -> None:
+        self.slot.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        return {"slots": {slot.adapter: slot.state(_parameters(slot)) for slot in self.slots}, "scaler": self.scaler.state_dict()}
+        return {"slot": self.slot.state(_parameters(self.slot)), "scaler": self.scaler.state_dict()}
 
     def whole(self) -> AbstractContextManager[object]:
         return nullcontext()

@@ -81,7 +81,7 @@ def test_a_promotion_under_load_loses_no_request_and_another_base_is_one_like_an
     assert outcome.num_failed == 0, outcome.wrong[:5]
     assert outcome.num_sent > 100
     assert set(outcome.versions) == {1, 2, 3}
-    assert best.registry.aliases("cancer") == {"best": 1}
+    assert tiny.aliases(best.registry, "cancer") == {"best": 1}
 
 
 def test_a_release_with_a_broken_file_is_refused_by_promote_and_never_takes_traffic(
@@ -89,7 +89,7 @@ def test_a_release_with_a_broken_file_is_refused_by_promote_and_never_takes_traf
 ) -> None:
     assert best.run("promote", "cancer@4", "best") == 1
     assert "adapter_model.safetensors was changed" in capsys.readouterr().err
-    assert best.registry.aliases("cancer") == {"best": 1}
+    assert tiny.aliases(best.registry, "cancer") == {"best": 1}
     with load.running(best.port, bodies(), TOKEN) as outcome:
         best.registry.point("cancer", "best", 4)  # past promote, as another program might
         health = _health_with_error(best.client)
@@ -119,7 +119,7 @@ def test_a_promotion_that_no_replica_takes_exits_non_zero(best: Served, capsys: 
     assert "is not everywhere after 0 s" in capsys.readouterr().err
     assert best.run("promote", "cancer@2", "next") == 1
     assert "serves cancer@best, cancer@1, adviser@1 and not cancer@next" in capsys.readouterr().err
-    assert "next" not in best.registry.aliases("cancer")
+    assert "next" not in tiny.aliases(best.registry, "cancer")
     nobody = ["promote", "cancer@2", "best", "--url", f"http://127.0.0.1:{free_port()}", "--storage-path", str(best.storage)]
     assert cli.main(nobody) == 1
     assert "does not answer" in capsys.readouterr().err

@@ -109,12 +109,19 @@ def json_object(line: str, where: str) -> dict[str, Any]:
     return row
 
 
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row of a file of JSON lines, with its line's number."""
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            yield number, json_object(line, f"{path}:{number}")
+
+
 def json_rows(path: Path) -> list[dict[str, Any]] | None:
     """Every row of a file of JSON lines; None where it is something else."""
     if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
         return None
     try:
-        return [json_object(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1) if line.strip()]
+        return [row for _, row in json_objects(path)]
     except DataError:
         if path.suffix.lower() in (".jsonl", ".ndjson"):
             raise
