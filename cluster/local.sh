@@ -36,7 +36,7 @@ node() { # node NUMBER CPUS OPTION...: start one, with a folder of its own as on
   setsid "$ray" start --block --node-ip-address "$net.$((number + 1))" --num-cpus "$cpus" --num-gpus 0 --object-store-memory 100000000 \
     --min-worker-port 0 --max-worker-port 0 --disable-usage-stats --temp-dir "$folder/ray/$number" "$@" >"$log" 2>&1 </dev/null &
   echo $! >"$folder/node-$number.pid"
-  until grep -q "Ray runtime started" "$log"; do
+  until grep -qs "Ray runtime started" "$log"; do
     if [ $SECONDS -ge $deadline ] || ! alive $!; then
       tail -3 "$log" >&2
       echo "local.sh: node $number did not come up" >&2
@@ -77,6 +77,7 @@ start() {
   {
     echo "export RAY_ADDRESS=$address  # medray study, medray serve"
     echo "export RAY_API_SERVER_ADDRESS=http://$net.1:${ports[1]}  # medray submit, ray job, the dashboard"
+    echo "export RAY_DASHBOARD_ADDRESS=http://$net.1:${ports[1]}  # serve deploy, serve status"
     echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token"
   } | tee "$folder/env"
 }

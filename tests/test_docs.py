@@ -1,5 +1,6 @@
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import documents
 import promises
 import pytest
 import typer
+import yaml
 from ray.dashboard.modules.job.cli import submit as ray_submit
 
 from medray import plugins
 from medray.cli.main import app
-from medray.config import load
+from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.errors import MedrayError
 
@@ -146,7 +148,7 @@ def refused_job(call: str) -> str | None:
         ray_submit.make_context("submit", [*to_ray, "--", python, script])
         options = medray.commands[name[0]].make_context(name[0], [*arguments]).params
         if name[0] == "study" and (ROOT / arguments[0]).is_file():
-            load.load([ROOT / arguments[0]], [word for word in arguments if "=" in word and not word.startswith("-")])
+            load_study([ROOT / arguments[0]], [word for word in arguments if "=" in word and not word.startswith("-")])
     except (click.UsageError, WRONG_CALL, MedrayError) as err:
         return f"{call}: {err}"
     return None if options else f"{call}: {name[0]} parses nothing of it"
@@ -178,3 +180,16 @@ def test_a_job_that_would_be_refused_is_found(job: str, reason: str) -> None:
 def test_jobs_are_found_in_blocks_and_in_sentences() -> None:
     pages = {page.name: len(list(commands(page.read_text(encoding="utf-8"), "ray job submit"))) for page in PAGES}
     assert {name: number for name, number in pages.items() if number} == {"operating.md": 1, "predict.md": 1, "studies.md": 1}
+
+
+def test_the_page_on_answers_turns_the_configuration_of_two_releases_into_one_of_your_own(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "instruct.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^sed -e .*?> runs/serve\.yaml$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "serve_configs").symlink_to(ROOT / "serve_configs")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    (application,) = yaml.safe_load((tmp_path / "runs" / "serve.yaml").read_text())["applications"]
+    assert application["args"]["releases"] == ["questions@best"]
+    assert application["args"]["storage_path"] == f"{tmp_path}/runs"
+    assert [deployment["name"] for deployment in application["deployments"]] == ["Ingress", "questions@best"]
+    assert application["deployments"][1]["autoscaling_config"]["max_replicas"] == 4

@@ -51,6 +51,7 @@ def first_study(found: Sketch, file: str, positive: str | None) -> str:
         f"  - source: {base}  # or a Hugging Face Hub id, or a folder",
         "train:",
         f"  epochs: {8 if found.has_mentions else 3}",
+        *(["  token_budget: 1024  # of a micro-batch: sets memory (see medray plan), not results"] if found.has_answers else []),
         "search:",
         "  num_trials: 6  # of each base model",
         "  scheduler: asha  # stops what is not among the best so far",

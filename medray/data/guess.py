@@ -6,7 +6,7 @@ that a wrong figure could come from.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,19 @@ from medray.data.audit import alike_labels
 from medray.data.formats.base.protocol import Layout, is_left_out, read
 from medray.data.split import GIVEN_NAMES
 from medray.errors import ConfigError, DataError, allowed
-from medray.text.dialect import ENCODINGS, ID_NAMES, LABEL_NAMES, SAVE_AS_CSV, TEXT_NAMES, is_encoding, is_spreadsheet, spelling
+from medray.text.dialect import (
+    ANSWER_NAMES,
+    CONTEXT_NAMES,
+    ENCODINGS,
+    ID_NAMES,
+    LABEL_NAMES,
+    QUESTION_NAMES,
+    SAVE_AS_CSV,
+    TEXT_NAMES,
+    is_encoding,
+    is_spreadsheet,
+    spelling,
+)
 from medray.types import Example
 
 _SEPARATORS = ("|", ";", ",")
@@ -91,6 +103,8 @@ def sketch(place: str, asked: Columns) -> Sketch:
     layout = _layout(path, asked.encoding)
     if not any(layout.columns.values()):
         raise DataError(f"{path}: has no rows")
+    if not asked.text and not asked.label:
+        layout = _answers(layout)
     kind: type[PluginOptions] = plugins.find("data.formats", layout.options["name"]).Options
     options = validate(kind, layout.options | _meanings(path, layout, kind, asked), where=str(path))
     rows = [example for example in read(options) if example.text.strip()]
@@ -139,6 +153,28 @@ def _layout(path: Path, encoding: str | None) -> Layout:
             return layout
     known = ", ".join(plugins.names("data.formats"))
     raise error or DataError(f"{path}: has none of the layouts that are known ({known})" + _inside(path))
+
+
+def _answers(layout: Layout) -> Layout:
+    """The layout of questions with answers in words, where the names of a table's columns and what they hold say so; else the same layout."""
+    if layout.options["name"] not in ("delimited", "jsonl") or "columns" in layout.options:
+        return layout
+    question, answer = _named(layout.columns, QUESTION_NAMES), _named(layout.columns, ANSWER_NAMES)
+    if not question or not answer or not (_in_words(layout.columns[question]) and _in_words(layout.columns[answer])):
+        return layout
+    context = _named(layout.columns, CONTEXT_NAMES)
+    if context and not all(isinstance(value, str | None) for value in layout.columns[context]):
+        return layout
+    names = {"instruction": question, "input": context, "response": answer}
+    options = {**layout.options, "name": "instructions"} | {option: name for option, name in names.items() if name}
+    about = f" about {context!r}" if context else ""
+    note = f"{answer!r} is read as an answer in words to {question!r}{about}; for classes, name their column with --label"
+    return replace(layout, options=options, notes=(*layout.notes, note))
+
+
+def _in_words(values: Sequence[Any]) -> bool:
+    """Texts that hardly ever come again, as no class would."""
+    return all(isinstance(value, str | None) for value in values) and len({value for value in values if value}) > len(values) / 2
 
 
 def _notes(layout: Layout, options: PluginOptions, labels: Iterable[str], num_dropped: int) -> tuple[str, ...]:
@@ -215,9 +251,9 @@ def _named(columns: Mapping[str, Sequence[Any]], known: Sequence[str]) -> str | 
 
 
 def _text(columns: Mapping[str, Sequence[Any]], label: str | None) -> list[str]:
-    title, abstract = _named(columns, ("title",)), _named(columns, ("abstract",))
-    if title and abstract:
-        return [title, abstract]
+    for first, second in ((("title",), ("abstract",)), (QUESTION_NAMES, CONTEXT_NAMES)):
+        if (head := _named(columns, first)) and (body := _named(columns, second)):
+            return [head, body]
     if name := _named(columns, TEXT_NAMES):
         return [name]
     lengths = {

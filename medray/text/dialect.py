@@ -10,7 +10,10 @@ from collections.abc import Collection, Iterable, Sequence
 USUAL_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 DELIMITERS = (",", "\t", "|", ";")
 TEXT_NAMES = ("text", "abstract", "title_abstract", "document", "content", "body", "note", "report", "sentence")
-LABEL_NAMES = ("label", "labels", "class", "category", "condition", "diagnosis", "disease", "target")
+LABEL_NAMES = ("label", "labels", "class", "category", "condition", "diagnosis", "disease", "target", "answer")
+QUESTION_NAMES = ("instruction", "question", "query", "prompt")
+CONTEXT_NAMES = ("input", "context", "contexts", "passage", "background")
+ANSWER_NAMES = ("response", "answer", "reply", "output", "completion")
 ID_NAMES = ("id", "pmid", "doc_id", "document_id", "row_id", "abstract_id", "uid")
 _SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _PACKED_BYTES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # with which the files of spreadsheets begin

@@ -81,6 +81,14 @@ def searched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Sear
     return Searched(folder, Done(status, out.getvalue(), err.getvalue()))
 
 
+def test_a_study_that_a_job_does_not_find_says_what_ray_leaves_behind(tmp_path, monkeypatch, capsys):
+    assert cli.main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 1
+    assert capsys.readouterr().err == f"medray: {tmp_path}/none.yaml: no such file\n"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert cli.main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 1
+    assert "none.yaml: no such file; ray job submit sends nothing that .gitignore names" in capsys.readouterr().err
+
+
 @pytest.mark.ray
 @pytest.mark.document(
     "003",

@@ -258,6 +258,14 @@ def test_a_study_that_an_earlier_medray_stored_loads_and_one_that_demands_8_bits
     assert "publish: int8 'always': answers in 8 bits are gone" in refusal("publish={name: cancer, int8: always}")
 
 
+@pytest.mark.parametrize("name", ["delimited", "jsonl", "tables", "hub"])
+def test_a_study_whose_text_is_made_by_a_template_has_trials_and_loads_again(load, name):
+    template = "Q: {question}"
+    study = load(f"data.format={{name: {name}, path: rows, template: '{template}'}}")
+    assert study.trial(study.base_models[0]).data.format.template == template
+    assert load(study=dump_settings(study)) == study
+
+
 def test_the_json_schema_holds_the_options_of_every_plugin():
     schema = StudyConfig.model_json_schema()
     text = json.dumps(schema)

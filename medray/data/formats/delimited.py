@@ -14,6 +14,7 @@ from medray.data.formats.base.parsing import (
     check_id,
     check_label,
     csv_rows,
+    delimiter_hint,
     first_problem,
     guess_encoding,
     lines,
@@ -21,6 +22,7 @@ from medray.data.formats.base.parsing import (
     missing_file,
     publish,
     refuse_existing,
+    table_delimiter,
 )
 from medray.data.formats.base.protocol import ColumnOptions, Layout
 from medray.data.formats.symptom_table import symptom_options
@@ -48,10 +50,11 @@ class Options(ColumnOptions):
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
-    rows = csv_rows(path, _delimiter(options), options.encoding)
+    delimiter = table_delimiter(path, options.delimiter, options.encoding)
+    rows = csv_rows(path, delimiter, options.encoding)
     columns = list(map(dialect.plain_name, options.columns or next(rows, _NO_ROW).values))
     if wrong := _wrong_columns(columns, options):
-        raise DataError("; ".join(wrong))
+        raise DataError("; ".join(wrong) + delimiter_hint(columns, delimiter))
     for number, row in enumerate(rows, 1):
         if any(map(str.strip, row.values)):
             yield _example(number, row.values, columns, options, f"{path}:{row.line}")
@@ -72,7 +75,9 @@ def write(examples: Iterable[Example], options: Options) -> None:
     if unnamed := set(header) - set(columns):
         raise DataError(f"{path}: data.format.columns has no {', '.join(sorted(unnamed))}, which the examples need")
     content = io.StringIO(newline="")
-    writer = csv.DictWriter(content, columns, restval="", delimiter=_delimiter(options), lineterminator="\n")
+    writer = csv.DictWriter(
+        content, columns, restval="", delimiter=table_delimiter(path, options.delimiter, options.encoding), lineterminator="\n"
+    )
     if options.columns is None:
         writer.writeheader()
     for example in rows:
@@ -126,20 +131,6 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
         return None  # prose with commas, say
     columns = {name: [row.text if name == named[0] else row.metadata.get(name) for row in rows] for name in named}
     return Layout(raw, columns, tuple(notes))
-
-
-def _delimiter(options: Options) -> str:
-    path = Path(options.path)
-    if options.delimiter or not path.is_file():
-        return options.delimiter or dialect.USUAL_DELIMITERS.get(path.suffix.lower(), ",")
-    first = next(lines(path, encoding=options.encoding, newline=""), "")
-    known = dialect.declared_delimiter(first) or dialect.USUAL_DELIMITERS.get(path.suffix.lower())
-    if known:
-        return known
-    found = [delimiter for delimiter in dialect.DELIMITERS if delimiter in first]
-    if len(found) > 1:
-        raise DataError(f"{path}:1: could be separated by any of {found}; name one as data.format.delimiter")
-    return found[0] if found else ","
 
 
 def _wrong_columns(columns: list[str], options: Options) -> list[str]:

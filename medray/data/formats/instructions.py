@@ -1,15 +1,21 @@
-"""Instructions and their answers, one JSON object a line: instruction, optional input and system prompt, response; or messages of several turns."""
+"""Instructions and their answers: instruction, optional input and system prompt, response; or messages of several turns.
+
+A file holds one JSON object per line, or is a table with a column per field (csv, tsv, psv, or any with a delimiter); a table has no messages.
+"""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from medray.config.schema import PluginOptions
 from medray.data.formats.base.parsing import (
     as_text,
     check_id,
+    csv_rows,
+    delimiter_hint,
     first_problem,
     is_instructions,
     json_layout,
@@ -20,9 +26,11 @@ from medray.data.formats.base.parsing import (
     missing_file,
     publish,
     refuse_existing,
+    table_delimiter,
 )
 from medray.data.formats.base.protocol import Layout
 from medray.errors import DataError, allowed
+from medray.text import dialect
 from medray.types import Example, Message
 
 _ROLES = ("system", "user", "assistant")
@@ -40,16 +48,33 @@ class Options(PluginOptions):
     )
     id: str | None = Field(None, description="field of the row's id; the line's number where not given")
     split: str | None = Field(None, description="field that says train, validation or test")
+    delimiter: Literal[",", "\t", "|", ";"] | None = Field(
+        None, description="of a table; by a first line `sep=;`, else by the ending (.csv .tsv .psv); any other ending is JSON lines"
+    )
+    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field("utf-8", description="of a table, such as cp1252 or utf-16")
+
+    @model_validator(mode="after")
+    def _json_is_utf8(self) -> Self:
+        if dialect.codec(self.encoding) != dialect.codec("utf-8") and not _is_table(self):
+            raise ValueError(
+                f"encoding {self.encoding!r} does not apply: JSON lines are UTF-8; a table ends in .csv, .tsv or .psv, or has a delimiter"
+            )
+        return self
 
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
+    if _is_table(options):
+        yield from _read_table(path, options)
+        return
     for number, row in json_objects(path):
         yield _example(row, number, options, f"{path}:{number}")
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
     path = Path(options.path)
+    if _is_table(options):
+        raise DataError(f"{path}: this format writes JSON lines, not a table; give a path that ends in .jsonl, and no delimiter")
     refuse_existing(path)
     written = []
     for example in examples:
@@ -69,9 +94,41 @@ def check(options: Options) -> list[str]:
     return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
 
 
-def sniff(path: Path) -> Layout | None:
+def sniff(path: Path, encoding: str | None = None) -> Layout | None:
+    """Of JSON lines; `medray init` knows a table of questions and answers by its columns."""
     rows = json_rows(path)
-    return json_layout("instructions", path, rows) if rows and is_instructions(rows) else None
+    if not rows or not is_instructions(rows):
+        return None
+    layout = json_layout("instructions", path, rows)
+    return replace(layout, options=layout.options | {"encoding": encoding}) if encoding else layout
+
+
+def _is_table(options: Options) -> bool:
+    return options.delimiter is not None or PurePosixPath(options.path).suffix.lower() in dialect.USUAL_DELIMITERS
+
+
+def _read_table(path: Path, options: Options) -> Iterator[Example]:
+    delimiter = table_delimiter(path, options.delimiter, options.encoding)
+    rows = csv_rows(path, delimiter, options.encoding)
+    header = next(rows, None)
+    if header is None:
+        raise DataError(f"{path}:1: the file is empty; its first line must name the columns")
+    columns = list(map(dialect.plain_name, header.values))
+    if twice := next((name for at, name in enumerate(columns) if name and name in columns[:at]), None):
+        raise DataError(f"{path}:1: the column {twice!r} stands twice")
+    wanted = {"instruction": options.instruction, "response": options.response}
+    named = {"id": options.id, "split": options.split}
+    if wrong := missing_columns(f"{path}:1", wanted | {key: name for key, name in named.items() if name}, columns):
+        raise DataError("; ".join(wrong) + delimiter_hint(columns, delimiter))
+    for number, row in enumerate(rows, 1):
+        if not any(map(str.strip, row.values)):
+            continue
+        where = f"{path}:{row.line}"
+        if len(row.values) != len(columns):
+            raise DataError(f"{where}: has {len(row.values)} values, the header has {len(columns)} columns")
+        values = {name: value for name, value in zip(columns, row.values, strict=True) if name and name != options.messages}
+        side = {options.split: values[options.split].strip() or None} if options.split else {}
+        yield _example(values | side, number, options, where)
 
 
 def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:

@@ -92,6 +92,27 @@ def csv_rows(path: Path, delimiter: str, encoding: str | None = None) -> Iterato
         yield row
 
 
+def table_delimiter(path: Path, delimiter: str | None, encoding: str | None = None) -> str:
+    """What separates the columns of a delimited file: as given, by a first line `sep=;`, by the ending, or by the first line."""
+    usual = dialect.USUAL_DELIMITERS.get(path.suffix.lower())
+    if delimiter or not path.is_file():
+        return delimiter or usual or ","
+    first = next(lines(path, encoding=encoding, newline=""), "")
+    known = dialect.declared_delimiter(first) or usual
+    if known:
+        return known
+    found = [each for each in dialect.DELIMITERS if each in first]
+    if len(found) > 1:
+        raise DataError(f"{path}:1: could be separated by any of {found}; name one as data.format.delimiter")
+    return found[0] if found else ","
+
+
+def delimiter_hint(columns: Sequence[str], delimiter: str) -> str:
+    """What to set where a header is one column only, which another delimiter would take apart; empty otherwise."""
+    likely = dialect.likely_delimiter(columns[0], "") if len(columns) == 1 else None
+    return f"; the first line has no {delimiter!r}: set data.format.delimiter to {likely!r}" if likely not in (None, delimiter) else ""
+
+
 def json_object(line: str, where: str) -> dict[str, Any]:
     """One line of a file of JSON objects."""
     try:

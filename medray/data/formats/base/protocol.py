@@ -120,7 +120,7 @@ class ColumnOptions(FormatOptions):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.template is not None and "text" in self.model_fields_set:
+        if self.template is not None and self.text != type(self).model_fields["text"].default:  # a stored study names defaults too
             raise ValueError(f"text {', '.join(self.text)} and template {self.template!r}: give one of the two")
         if self.template is not None and not Template.parse(self.template).names:
             raise ValueError(f"template {self.template!r}: names no column, so all texts would be the same")
