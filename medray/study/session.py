@@ -112,6 +112,7 @@ class Session:
         resources = config.resources.model_copy(update={"cpus_per_worker": int(placement.cpus) or 1, "gpus_per_worker": placement.gpus})
         config = config.model_copy(update={"resources": resources})
         folder = self.run.trial_dir(record.trial)
+        stop.prepare(folder)
         assignment = Assignment(record.trial, public_settings(config), str(self.material(config)), str(folder))
         return {
             "assignment": assignment.as_dict(),
@@ -162,11 +163,15 @@ class Session:
         error = error or record.error
         status = "failed" if error else "stopped" if trial in self.stopped else "finished"
         record = self._keep(record.model_copy(update={"status": status, "error": error, "ended_at": time.time()}))
+        stop.remove(self.run.trial_dir(trial))
         self.search.complete(trial, record.settings, failed=error is not None)
         self.watcher.ended(record)
 
     def interrupt(self) -> None:
-        """Wait until the trials under way have stored their state after the step they are in, or for `resources.grace_s`."""
+        """Wait until the trials that train have stored their state after the step they are in, or for `resources.grace_s`.
+
+        One that loads or evaluates stops after its next step, and is not waited for.
+        """
         folders = [self.run.trial_dir(trial) for trial in sorted(self.under_way)]
         for folder in folders:
             stop.request(folder)

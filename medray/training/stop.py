@@ -1,55 +1,68 @@
-"""How a study requests of its running trials to store their state: a file in each trial's folder, which the trial empties when it has.
+"""How a study requests of its trials to store their state: two files in each trial's folder, and each of them has one writer.
 
-A file on the shared storage reaches every node. It is written in place and opened anew for each look, which shows its content on NFS too.
+The study writes its request, which a trial that does not train yet finds when it begins to. The trial writes whether there is a step to wait for.
+Files on the shared storage reach every node. They are there from the start, written in place and opened anew for each look, which shows
+their content on NFS too.
 """
 
 import time
 from contextlib import suppress
 from pathlib import Path
 
-_FILE = "stop"
+_REQUEST = "stop"  # of the study
+_TRAINS = "training"  # of the trial
 _EVERY_S = 0.2  # between looks of a trial
-_REQUEST = "store the state and wait\n"
 
 
-class StopFile:
-    """The side of a trial's first worker. Its file is there while a trial trains, not while it evaluates."""
+class StopFiles:
+    """The side of a trial's first worker."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / _FILE
+        self.folder = folder
         self._looked_at = 0.0
 
     def open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.answer()  # a request to an earlier process is void
+        """From here on the trial trains, and a study waits for the step that is under way."""
+        self._looked_at = 0.0  # a request that came before is found in the next step
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # of a full disk nothing can be stored either
+            (self.folder / _TRAINS).write_text("yes\n")
+
+    def close(self) -> None:
+        """The state is stored, or the trial has none to store."""
+        (self.folder / _TRAINS).unlink(missing_ok=True)
 
     def is_requested(self) -> bool:
         if time.monotonic() < self._looked_at + _EVERY_S:
             return False
         self._looked_at = time.monotonic()
-        return _is_requested(self.path)
+        return _is_written(self.folder / _REQUEST)
 
-    def answer(self) -> None:
-        with suppress(OSError):  # of a full disk nothing can be stored either
-            self.path.write_text("")
 
-    def close(self) -> None:
-        self.path.unlink(missing_ok=True)
+def prepare(folder: Path) -> None:
+    """The side of the study, before a trial starts: what an earlier process left there is void."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _TRAINS).unlink(missing_ok=True)
+    (folder / _REQUEST).write_text("")
 
 
 def request(folder: Path) -> None:
-    """The side of the study. A trial that does not train has nothing to store."""
-    path = folder / _FILE
     with suppress(OSError):
-        if path.exists():
-            path.write_text(_REQUEST)
+        (folder / _REQUEST).write_text("store the state and wait\n")
 
 
 def is_pending(folder: Path) -> bool:
-    return _is_requested(folder / _FILE)
+    """Whether a trial trains that has not stored its state since the request. One that loads or evaluates has nothing to store."""
+    return _is_written(folder / _REQUEST) and _is_written(folder / _TRAINS)
 
 
-def _is_requested(path: Path) -> bool:
+def remove(folder: Path) -> None:
+    """Once the trial has ended."""
+    for name in (_REQUEST, _TRAINS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _is_written(path: Path) -> bool:
     try:
         return bool(path.read_text())
     except OSError:

@@ -34,7 +34,7 @@ from medray.training.plan import MicroBatch
 from medray.training.prepared import Material
 from medray.training.slot import Slot, Stopper, open_slot
 from medray.training.status import StatusFile
-from medray.training.stop import StopFile
+from medray.training.stop import StopFiles
 from medray.training.strategies.base import Strategy
 from medray.types import Example, Prediction
 
@@ -80,7 +80,7 @@ class Trial:
         if config.train.zero_stage != 3:  # a model that is sharded need not fit on one device
             self.built.model.to(self.device)
         self.slot = self._open_slot()
-        self.stop = StopFile(folder) if distributed.rank() == 0 else None
+        self.stop = StopFiles(folder) if distributed.rank() == 0 else None
         self.evaluated: Evaluated | None = None
         self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
 
@@ -202,7 +202,7 @@ class Trial:
 
     def _evaluate(self) -> dict[str, float]:
         self.status.stage("evaluating")
-        if self.stop:  # the state is stored, and a report waits for a study that may have stopped listening
+        if self.stop:  # the state is stored, and a report may wait for a study that has stopped listening
             self.stop.close()
         examples = self.material.validation
         embeddings: list[Floats] = []

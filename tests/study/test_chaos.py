@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from support import serve_session
-from support.chaos import Figures, Study, epochs_trained_twice, figures, write_study
+from support.chaos import TWO_WORKERS, Figures, Study, epochs_trained_twice, figures, steps_trained_twice, write_study
 
 from medray.study.run import latest
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
 ENDS = {"the study's process": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 STATUS = {"Ctrl-C": 130, "SIGTERM": 143}
 
@@ -27,6 +27,9 @@ STATUS = {"Ctrl-C": 130, "SIGTERM": 143}
         ("the study's process", (), "", False),
         ("Ctrl-C", (), "", False),
         ("SIGTERM", (), "", False),
+        ("a worker of Ray Train", TWO_WORKERS, r"ray::RayTrainWorker", True),
+        ("Ctrl-C", TWO_WORKERS, "", False),
+        ("SIGTERM", TWO_WORKERS, "", False),
         ("the whole Ray", (), r".*(raylet|gcs_server|ray::)", False),
     ],
 )
@@ -36,8 +39,9 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
     target: str,
     goes_on_alone: bool,
     tmp_path: Path,
-    undisturbed: Figures,
+    request: pytest.FixtureRequest,
 ) -> None:
+    undisturbed: Figures = request.getfixturevalue("undisturbed_of_two" if settings == TWO_WORKERS else "undisturbed")
     path = write_study(tmp_path, *settings)
     study = Study(path)
     study.until(r"tiny-bert-\d+  epoch 2 ")
@@ -69,3 +73,5 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
     again = epochs_trained_twice(run)
     print(f"{what}: epochs trained twice {again:.2f}")
     assert again <= 2  # one evaluation interval for each trial that ran
+    if what in STATUS:
+        assert max(steps_trained_twice(run).values()) <= 1  # of a trial that was not waited for: it did not train when it was interrupted

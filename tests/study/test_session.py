@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from medray.study.placement import Placement
 from medray.study.run import Run
 from medray.study.search import Search
 from medray.study.session import Session
+from medray.training import stop
 from medray.training.assignment import FULL
+from medray.training.stop import StopFiles
 
 
 def begun(study: StudyConfig, here: Run, place: Path) -> Session:
@@ -90,3 +94,37 @@ def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_ano
     session.ended(names[1])
     assert not session.requeue("memory")  # the third was under way twice and came no further: nothing is left to run
     assert [record.status for record in here.records()] == ["failed", "finished", "failed"]
+
+
+def test_an_interrupted_search_waits_for_the_trials_that_train_and_asks_the_others_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", "resources={grace_s: 0.5, cpus_per_worker: 1}")
+    here = Run.start(study)
+    session = begun(study, here, tmp_path)
+    session.search.start()
+    assert session.next()
+    assert session.next()
+    training, evaluating = (StopFiles(here.trial_dir(f"tiny-bert-00{number}")) for number in range(2))
+
+    session.interrupt()
+    assert not caplog.messages  # nobody trains: it does not wait
+    assert evaluating.is_requested()
+
+    training.open()
+    storing = threading.Timer(0.2, training.close)
+    storing.start()
+    start = time.monotonic()
+    session.interrupt()
+    assert time.monotonic() - start >= 0.2
+    storing.join()
+    assert [message.split(":")[0] for message in caplog.messages] == ["interrupted"]
+
+    training.open()
+    session.interrupt()
+    assert "no state within resources.grace_s 0.5: tiny-bert-000;" in caplog.text
+    again = begun(study, here, tmp_path)
+    again.search.start()
+    assert again.next()
+    assert not stop.is_pending(training.folder)
+    assert not training.is_requested()  # a request to an earlier process is void

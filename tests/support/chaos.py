@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from medray.study.run import Run, latest
 
 GRID = "search.space={train.learning_rate: {grid: [0.002, 0.004]}}"
 NUM_EPOCHS = 4
+TWO_WORKERS = ("resources.launcher=train", "resources.num_workers=2")
 Figures = dict[str, list[tuple[int, float, float]]]  # of a trial: epoch, loss, F1
 
 
@@ -111,21 +111,42 @@ def figures(run: Run) -> Figures:
     }
 
 
-def epochs_trained_twice(run: Run) -> float:
-    """In parts of an epoch, by the steps that the trials' own logs tell."""
-    again = steps = 0
+def steps_trained_twice(run: Run) -> dict[str, int]:
+    """Of each trial, by the steps that its own log tells."""
+    again = {}
     for record in run.records():
-        found = re.findall(r"step (\d+)/(\d+)", (run.trial_dir(record.trial) / "log.txt").read_text())
-        again += sum(count - 1 for count in Counter(step for step, _ in found).values())
-        steps = int(found[0][1])
-    return again / (steps / NUM_EPOCHS)
+        taken = [step for step, _ in _steps(run, record.trial)]
+        again[record.trial] = len(taken) - len(set(taken))
+    return again
+
+
+def epochs_trained_twice(run: Run) -> float:
+    """In parts of an epoch."""
+    again = steps_trained_twice(run)
+    num_steps = int(_steps(run, next(iter(again)))[0][1])
+    return sum(again.values()) / (num_steps / NUM_EPOCHS)
+
+
+def _steps(run: Run, trial: str) -> list[tuple[str, str]]:
+    """Each step that a trial took, and of how many."""
+    return re.findall(r"step (\d+)/(\d+)", (run.trial_dir(trial) / "log.txt").read_text())
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Figures:
     """What `write_study` alone finds, on one node and with nothing killed."""
+    return found_alone(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_of_two(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """The same of trials of two workers: each worker draws its own dropout."""
+    return found_alone(tmp_path_factory, *TWO_WORKERS)
+
+
+def found_alone(tmp_path_factory: pytest.TempPathFactory, *settings: str) -> Figures:
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = Study(write_study(folder)).end()
+    done = Study(write_study(folder, *settings)).end()
     assert done.status == 0, done.output
     return figures(latest(folder / "runs" / "tiny"))
 

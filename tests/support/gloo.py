@@ -117,6 +117,8 @@ def alone(job: Job) -> Done:
     try:
         asked = (tiny.choice_study if job.choice else tiny.study)(job.folder.parent, *job.settings)
         trial = tiny.trial(asked, job.folder)
+        if trial.stop:
+            stop.prepare(job.folder / "trial")
         done.history = trial.run(resume=job.resume).history
     except MedrayError as err:
         done.error = str(err)

@@ -11,7 +11,7 @@ from support import tiny
 
 from medray.errors import TrialError
 from medray.training import stop
-from medray.training.loop import Interrupted, Loop
+from medray.training.loop import EpochReport, Interrupted, Loop
 from medray.training.plan import MicroBatch
 from medray.training.trial import Trial
 
@@ -162,6 +162,7 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
         (path,) = trial.folder.glob("state/*/state.pt")
         stored = torch.load(path, weights_only=True)
         torch.save({"slots": {"default": stored["slot"]}, "scaler": stored["scaler"]}, path)  # as an earlier medray stored it
+    stop.prepare(trial.folder)
     resumed = tiny.trial(asked, tmp_path)
     result = resumed.run(resume=True)
     assert taken == list(range(1, 13))
@@ -169,6 +170,37 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
     assert [(row["step"], row["train_loss"], row["metrics"]) for row in result.history] == [
         (row["step"], row["train_loss"], row["metrics"]) for row in expected.history
     ]
+
+
+@pytest.mark.parametrize(("while_", "stored_after"), [("it loads", 1), ("it evaluates", 6), ("its evaluation is told", 6)])
+def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more_and_stores_it(
+    tmp_path: Path, while_: str, stored_after: int
+) -> None:
+    """Under Ray Train a report does not wait: the trial would train on, unstored, until its process is ended."""
+
+    def told(report: EpochReport) -> None:
+        if report.step == 5 and while_ == "its evaluation is told":
+            interrupt()
+
+    def interrupt() -> None:
+        stop.request(trial.folder)
+        assert not stop.is_pending(trial.folder)  # a study that is interrupted does not wait for an evaluation
+
+    trial = tiny.trial(tiny.study(tmp_path), tmp_path, report=told)
+    stop.prepare(trial.folder)
+    if while_ == "it loads":
+        interrupt()
+    evaluate = trial._predictions
+
+    def evaluating(*arguments: Any) -> Any:
+        if trial.slot.step == 5 and while_ == "it evaluates":
+            interrupt()
+        return evaluate(*arguments)
+
+    trial._predictions = evaluating  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match=f"after step {stored_after} of 10"):
+        trial.run()
+    assert [path.name for path in (trial.folder / "state").iterdir()] == [f"step-{stored_after:06d}"]
 
 
 def test_the_kill_above_really_hits_the_middle_of_a_step(tmp_path: Path) -> None:
