@@ -27,7 +27,7 @@ from medray.registry.registry import Registry
 FILES = Path(__file__).parent / "files"
 COMMAND = "python tests/golden/make.py"
 # Values of these keys differ from day to day or between machines.
-VARYING = ("by", "content_id", "created", "data_fingerprint", "git_commit", "record", "split_fingerprint", "time", "weight_hash")
+VARYING = ("by", "content_id", "created", "data_fingerprint", "record", "split_fingerprint", "time", "weight_hash")
 # Numbers below these keys of a checkpoint are figures of a trained model, or of this machine.
 MEASURED = ("confusion", "metrics", "outputs", "per_class", "probabilities", "seconds", "sizes", "tokens_per_s", "train_loss", "values")
 _BLOCK = re.compile(r"(?=<(?:circle|details|div|figure|g|h[1-6]|header|li|line|path|p|rect|section|svg|table|td|text|th|tr)\b)")
@@ -185,6 +185,8 @@ def _replaced(key: str, value: Any) -> Any:
         return dict.fromkeys(value, "<version>")
     if key in ("files", "sizes"):  # in the order of the file system
         return dict.fromkeys(sorted(value), "<number>" if key == "sizes" else "<sha256>")
+    if key == "git_commit":  # none outside a repository
+        return "<git_commit>"
     return f"<{key}>" if key in VARYING and isinstance(value, str | int) else None
 
 
