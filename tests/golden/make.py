@@ -21,7 +21,7 @@ from support import fake_service, run_files, tiny
 
 from medray import cli
 from medray.evaluation import tables
-from medray.records import CalibrationRecord, Int8Record, MergeRecord, SliceRecord, TestRecord
+from medray.records import MergeRecord, SliceRecord, TestRecord
 from medray.registry.registry import Registry
 
 FILES = Path(__file__).parent / "files"
@@ -91,9 +91,6 @@ def _release(folder: Path) -> dict[str, str]:
         test=test,
         merge=MergeRecord(metric="f1_macro", unmerged=0.9, merged=0.899),
         calibration=calibration,
-        int8=Int8Record(
-            metric="f1_macro", plain=0.9, int8=0.899, agreement=0.99, num_rows=12, tolerance=0.1, calibration=CalibrationRecord()
-        ),
         notes="for the golden files",
     )
     registry.point("cancer", "best", release.record.version)

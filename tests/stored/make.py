@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 from support import fake_service, tiny
 
 import medray
-from medray.records import AbstentionRecord, CalibrationRecord, Int8Record, TestRecord
+from medray.records import AbstentionRecord, CalibrationRecord, TestRecord
 from medray.registry.registry import Registry
 from medray.serving.head import Head, open_head
 from medray.serving.schemas import AppOptions
@@ -168,9 +168,11 @@ def _publish(folder: Path) -> None:
     rule = AbstentionRecord(precision=0.9, level=0.8, threshold=0.6, coverage=0.8)
     calibration = CalibrationRecord(temperature=1.5, abstention=rule, num_rows=80)
     test = TestRecord(metrics={"f1_macro": 0.9}, num_rows=80, num_openings=1, ece=(0.1, 0.05), answered=(0.8, 0.95))
-    int8 = Int8Record(metric="f1_macro", plain=0.9, int8=0.9, agreement=1.0, num_rows=80, tolerance=0.5, calibration=calibration)
     registry.publish(checkpoint, "cancer", test=test, calibration=calibration, notes="stored")
-    registry.publish(checkpoint, "cancer", test=test, calibration=calibration, int8=int8, notes="stored, with a record of 8 bits")
+    registry.publish(checkpoint, "cancer", test=test, calibration=calibration, notes="stored, with a record of 8 bits")
+    int8 = {"metric": "f1_macro", "plain": 0.9, "int8": 0.9, "agreement": 1.0, "num_rows": 80, "tolerance": 0.5, "calibration": {}}
+    record = folder / "runs" / "releases" / "cancer" / "2.json"  # no record holds it any more
+    record.write_text(json.dumps(json.loads(record.read_bytes()) | {"int8": int8}, indent=1), encoding="utf-8")
     registry.point("cancer", "best", 1)
     alias = folder / "runs" / "releases" / "cancer" / "aliases" / "best" / "1.json"
     alias.write_text(json.dumps(json.loads(alias.read_bytes()) | {"by": "someone"}), encoding="utf-8")
