@@ -12,7 +12,7 @@ from stored.make import AFTER, BEFORE, EXPECTED, FINISHED, UNFINISHED, answer_ov
 from support import tiny
 
 from medray import cli
-from medray.config.load import load as load_study
+from medray.config.load import load_study
 from medray.registry.registry import Registry
 
 TOLERANCE = 1e-4
