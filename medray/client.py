@@ -3,14 +3,16 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.errors import ServingError
 
+Answer = TypeVar("Answer", LabelAnswer, ChoiceAnswer, MentionsAnswer)
 Messages = Sequence[Mapping[str, str]]  # each with a role (system, user, assistant) and its content
 _CHAT = "/v1/chat/completions"
 
@@ -24,56 +26,11 @@ class RefusedError(ServingError):
 
 
 @dataclass(frozen=True)
-class Answer:
-    label: str | None
-    labels: tuple[str, ...]
-    confidence: float
-    abstained: bool
-    probabilities: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Classified:
+class Reply(Generic[Answer]):
     release: str
     version: int
-    predictions: tuple[Answer, ...]
-
-
-@dataclass(frozen=True)
-class Choice:
-    label: str | None
-    labels: tuple[str, ...]
-    confidence: float
-    abstained: bool
-    ranked: tuple[str, ...]
-    probabilities: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    release: str
-    version: int
-    disclaimer: str
-    predictions: tuple[Choice, ...]
-
-
-@dataclass(frozen=True)
-class Found:
-    """`text[start:end]` of the text that was sent."""
-
-    start: int
-    end: int
-    text: str
-    kind: str
-    confidence: float | None
-
-
-@dataclass(frozen=True)
-class Extracted:
-    release: str
-    version: int
-    disclaimer: str
-    mentions: tuple[tuple[Found, ...], ...]  # of each text
+    predictions: tuple[Answer, ...]  # one per text, in order
+    disclaimer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,25 +53,15 @@ class Client:
     token: str | None = None
     timeout_s: float = 30.0
 
-    def classify(self, texts: Sequence[str], *, model: str | None = None) -> Classified:
-        """One answer a text, in order."""
-        found = self._call("/v1/classify", {"inputs": list(texts), **({"model": model} if model else {})})
-        answers = (Answer(**{**answer, "labels": tuple(answer["labels"])}) for answer in found["predictions"])
-        return Classified(found["release"], found["version"], tuple(answers))
+    def classify(self, texts: Sequence[str], *, model: str | None = None) -> Reply[LabelAnswer]:
+        return self._predict("/v1/classify", texts, model, lambda answer: LabelAnswer(**_with_tuples(answer)))
 
-    def choose(self, texts: Sequence[str], *, model: str | None = None) -> Chosen:
-        """One of a closed set of labels a text, in order, with all of them ranked."""
-        found = self._call("/v1/choose", {"inputs": list(texts), **({"model": model} if model else {})})
-        answers = (
-            Choice(**{**answer, "labels": tuple(answer["labels"]), "ranked": tuple(answer["ranked"])}) for answer in found["predictions"]
-        )
-        return Chosen(found["release"], found["version"], found["disclaimer"], tuple(answers))
+    def choose(self, texts: Sequence[str], *, model: str | None = None) -> Reply[ChoiceAnswer]:
+        """One of a closed set of labels per text, with all of them ranked."""
+        return self._predict("/v1/choose", texts, model, lambda answer: ChoiceAnswer(**_with_tuples(answer)))
 
-    def extract(self, texts: Sequence[str], *, model: str | None = None) -> Extracted:
-        """The mentions of each text, in order."""
-        found = self._call("/v1/extract", {"inputs": list(texts), **({"model": model} if model else {})})
-        mentions = (tuple(Found(**mention) for mention in answer["mentions"]) for answer in found["predictions"])
-        return Extracted(found["release"], found["version"], found["disclaimer"], tuple(mentions))
+    def extract(self, texts: Sequence[str], *, model: str | None = None) -> Reply[MentionsAnswer]:
+        return self._predict("/v1/extract", texts, model, _mentions)
 
     def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> Talked:
         """The answer to the last message. Settings are those of the route: max_tokens, temperature, top_p, seed, stop."""
@@ -148,6 +95,10 @@ class Client:
     def health(self) -> dict[str, Any]:
         return self._call("/healthz")
 
+    def _predict(self, path: str, texts: Sequence[str], model: str | None, parse: Callable[[dict[str, Any]], Answer]) -> Reply[Answer]:
+        body = self._call(path, {"inputs": list(texts), **({"model": model} if model else {})})
+        return Reply(body["release"], body["version"], tuple(map(parse, body["predictions"])), body.get("disclaimer"))
+
     def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         with self._open(path, body) as response:
             found: dict[str, Any] = json.load(response)
@@ -176,6 +127,14 @@ class Client:
             raise RefusedError(f"{err.code} {_message(err)}") from None
         except (OSError, ValueError, HTTPException) as err:
             raise ServingError(f"{self.url}: does not answer: {getattr(err, 'reason', err)}") from None
+
+
+def _with_tuples(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
+
+
+def _mentions(answer: Mapping[str, Any]) -> MentionsAnswer:
+    return MentionsAnswer(mentions=tuple(MentionAnswer(**mention) for mention in answer["mentions"]))
 
 
 def _talked(found: Mapping[str, Any], text: str, finish: str, usage: Mapping[str, int]) -> Talked:

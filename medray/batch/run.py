@@ -21,7 +21,7 @@ from medray.errors import ConfigError, DataError, allowed
 from medray.redaction import redact
 from medray.registry.registry import Registry
 from medray.storage import files
-from medray.storage.store import open_store
+from medray.storage.store import is_object_store, open_store
 from medray.text import dialect
 
 _FORMS: tuple[Form, ...] = ("parquet", "jsonl", "csv")
@@ -99,7 +99,7 @@ def prepare(asked: Asked) -> Plan:
     storage_path = asked.storage_path if "://" in asked.storage_path else str(files.absolute(asked.storage_path))
     asked = replace(asked, output=str(where), storage_path=storage_path)
     store = open_store(asked.output)
-    if not asked.output.startswith("s3://"):  # of a bucket, the check writes into it
+    if not is_object_store(asked.output):  # of a bucket, the check writes into it
         store.check()
     if store.names("") and not asked.resume:
         raise ConfigError(f"{store.uri}: is there already and is left alone; choose another --output, or go on with it by --resume")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from medray.answers import MentionAnswer
 from medray.evaluation.novelty import Cloud
 from medray.serving.schemas import Asked, ExtractResponse, InputNote, Request, Response
-from medray.tasks.base.mentions import Found
 from medray.text import identifiers, language
 from medray.text.identifiers import Kind, Masked
 
@@ -73,14 +73,14 @@ class MaskedRequest:
         }
         if isinstance(response, ExtractResponse):
             changes["predictions"] = tuple(
-                answer.model_copy(update={"mentions": tuple(self._placed(number, one) for one in answer.mentions)})
+                replace(answer, mentions=tuple(self._placed(number, one) for one in answer.mentions))
                 for number, answer in enumerate(response.predictions)
             )
         return response.model_copy(update=changes)
 
-    def _placed(self, number: int, mention: Found) -> Found:
+    def _placed(self, number: int, mention: MentionAnswer) -> MentionAnswer:
         start, end = self.masked[number].original(mention.start, mention.end)
-        return mention.model_copy(update={"start": start, "end": end, "text": self.texts[number][start:end]})
+        return replace(mention, start=start, end=end, text=self.texts[number][start:end])
 
 
 async def mask(request: Request) -> MaskedRequest:

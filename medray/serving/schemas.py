@@ -5,13 +5,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from medray.answers import LabelAnswer
 from medray.config.schema import Section
 from medray.config.study import Precision
 from medray.serving.auth import Refused as Refused
 from medray.serving.front import BODY_BYTES
 from medray.tasks import choice, classification
 from medray.tasks.base.protocol import Outcome
-from medray.tasks.classification import Answer
 from medray.tasks.tagging import task
 from medray.text.identifiers import Kind
 from medray.types import Message, Sampling, TokenLogprob
@@ -122,7 +122,7 @@ class ClassifyRequest(classification.Request):
 class ClassifyResponse(Noted):
     release: str
     version: int
-    predictions: tuple[Answer, ...]
+    predictions: tuple[LabelAnswer, ...]
 
 
 class LabeledResponse(ClassifyResponse):

@@ -1,81 +1,135 @@
-"""A store in S3, or in what speaks its protocol. It asks one thing of the other side: that a conditional PUT is honoured.
+"""A store in S3, Google Cloud Storage or Azure, through obstore. A conditional PUT must be honored.
 
-Endpoint, region and credentials are boto3's own: AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and the others.
+S3's endpoint, region and credentials are boto3's own: AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID
+and the others. Those of the other two are obstore's: GOOGLE_APPLICATION_CREDENTIALS,
+AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY and the others.
 """
 
 import logging
-import shutil
+import re
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from medray.errors import ArtifactError, ConfigError, UnreachableError
-from medray.storage import checkpoint, files
+from medray.errors import ArtifactError, ConfigError, MedrayError, UnreachableError
+from medray.storage import checkpoint
+from medray.storage import files as storage
 
 log = logging.getLogger(__name__)
 _NUM_THREADS = 8
 _MARK = ".medray"
-_NUM_TRIES = 5  # of a conditional PUT that met another one under way
+_NUM_TRIES = 5  # of a conditional PUT that met another one, or whose answer was lost
+_PART_BYTES = 8 << 20  # at most 10,000 parts of a file are uploaded
+_CREDENTIALS_LIVE = timedelta(minutes=5)  # botocore renews its own at least ten minutes before they end
+_REPLY = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([^<]+)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+_REQUEST = re.compile(r"performing (\w+) (\w+://[^/\s?]+)")
+_METADATA_SERVICE = re.compile(r"//(169\.254\.169\.254|metadata)\b")
+_BAD_PATH = re.compile(r"invalid path: .*?Path \"([^\"]*)\"")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 
 
-class S3Store:
+class Service(NamedTuple):
+    name: str
+    extra: str
+    bucket: str
+    credentials: str
+    permissions: str
+
+
+SERVICES = {
+    "s3": Service(
+        "S3",
+        "s3",
+        "bucket",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
+        "s3:ListBucket, s3:GetObject and s3:PutObject",
+    ),
+    "gs": Service(
+        "Google Cloud Storage",
+        "cloud",
+        "bucket",
+        "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account",
+        "storage.objects.list, storage.objects.get and storage.objects.create",
+    ),
+    "az": Service(
+        "Azure",
+        "cloud",
+        "container",
+        "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or give the machine an identity",
+        "listing, reading and writing blobs (Storage Blob Data Contributor)",
+    ),
+}
+
+
+class ObjectStore:
     def __init__(self, uri: str) -> None:
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        if not bucket:
-            raise ConfigError(f"{uri}: names no bucket; the form is s3://BUCKET/PREFIX")
-        self.bucket, self.root = bucket, f"{prefix.strip('/')}/".lstrip("/")
-        self.uri = f"s3://{bucket}/{self.root}".rstrip("/")
-        self._client = self._connect()
+        scheme, _, place = uri.partition("://")
+        self.bucket, _, prefix = place.partition("/")
+        self.service = SERVICES[scheme]
+        if not self.bucket:
+            kind = self.service.bucket
+            raise ConfigError(f"{uri}: names no {kind}; the form is {scheme}://{kind.upper()}/PREFIX")
+        self.root = f"{prefix.strip('/')}/".lstrip("/")
+        self.uri = f"{scheme}://{self.bucket}/{self.root}".rstrip("/")
+        self._objects = self._connect(scheme)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return S3Store, (self.uri,)  # a client cannot cross processes
+        return ObjectStore, (self.uri,)  # a client cannot cross processes
 
     def read(self, name: str) -> bytes:
         with self._explained():
             try:
-                found = self._client.get_object(Bucket=self.bucket, Key=self.root + name)
-                if found["ContentLength"] > files.LARGEST_JSON:
-                    raise ArtifactError(f"{self.uri}/{name}: has {found['ContentLength']} bytes, at most {files.LARGEST_JSON} are read")
-                content: bytes = found["Body"].read()
-            except self._client.exceptions.NoSuchKey:
+                reply = self._objects.get(name)
+            except FileNotFoundError as err:
+                if _code(err) in _NO_BUCKET:
+                    raise
                 raise ArtifactError(f"{self.uri}/{name}: there is no such object") from None
-        return content
+            if reply.meta["size"] > storage.LARGEST_JSON:
+                raise ArtifactError(f"{self.uri}/{name}: has {reply.meta['size']} bytes, at most {storage.LARGEST_JSON} are read")
+            return bytes(reply.bytes())
 
     def create(self, name: str, content: bytes) -> bool:
         """Write the object only where there is none; of several writers exactly one gets True."""
-        place = {"Bucket": self.bucket, "Key": self.root + name}
+        from obstore.exceptions import AlreadyExistsError, GenericError
+
         writer = uuid.uuid4().hex
         with self._explained():
             for number in range(_NUM_TRIES):
                 try:
-                    self._client.put_object(**place, Body=content, IfNoneMatch="*", Metadata={"writer": writer})
-                except self._client.exceptions.ClientError as err:
-                    status = err.response["ResponseMetadata"]["HTTPStatusCode"]
-                    if status == 412:
-                        # boto3 repeats a PUT whose answer was lost; then the object that is there already is this one.
-                        found: bool = self._client.head_object(**place)["Metadata"].get("writer") == writer
-                        return found
-                    if status != 409:
-                        raise
-                    time.sleep(0.05 * 2**number)
-                else:
+                    self._objects.put(name, content, mode="create", attributes={"writer": writer})
                     return True
+                except AlreadyExistsError:
+                    # A PUT whose answer was lost is repeated; the object that is there may be its own.
+                    owner = self._writer(name)
+                    if owner is not None:
+                        return owner == writer
+                except GenericError as err:
+                    if number + 1 == _NUM_TRIES or not _is_answer_lost(err):
+                        raise
+                time.sleep(0.05 * 2**number)  # another PUT may be under way
         return False
 
     def names(self, prefix: str) -> list[str]:
-        below = f"{self.root}{prefix}/" if prefix else self.root
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below, Delimiter="/")
         with self._explained():
-            found = {key[len(below) :].rstrip("/") for page in pages for key in _keys(page)}
-        return sorted(found - {""})  # a console's "folder" is an empty object under the prefix itself
+            listing = self._objects.list_with_delimiter(prefix or None)
+        paths = [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])]
+        below = f"{prefix}/" if prefix else ""
+        return sorted({path.removeprefix(below) for path in paths if path != prefix} - {""})
 
     def remove(self, name: str) -> None:
         with self._explained():
-            self._client.delete_object(Bucket=self.bucket, Key=self.root + name)
+            try:
+                self._objects.delete(name)
+            except FileNotFoundError as err:
+                if _code(err) in _NO_BUCKET:
+                    raise
 
     def leftovers(self) -> list[str]:
         return []  # an object is there whole or not at all
@@ -86,7 +140,8 @@ class S3Store:
         self.create(_MARK, b"releases of medray\n")
         if self.create(_MARK, b""):
             raise ConfigError(
-                f"{self.uri}: this endpoint overwrites what a PUT with If-None-Match must leave alone: two publishers could claim one version"
+                f"{self.uri}: this endpoint overwrites what a PUT with If-None-Match must leave alone: "
+                "two publishers could claim one version"
             )
 
     def put_folder(self, name: str, folder: Path) -> None:
@@ -99,27 +154,28 @@ class S3Store:
             except ArtifactError as err:
                 log.warning("%s; it is mended from %s", err, folder)
             self._upload(manifest, f"{name}/{checkpoint.MANIFEST}")
-        paths = [path for path in files.files(folder) if path != manifest]
+        files = {path.relative_to(folder).as_posix(): path for path in storage.files(folder)}
         with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
-            list(pool.map(lambda path: self._upload(path, f"{name}/{path.relative_to(folder).as_posix()}"), paths))
+            others = [file for file in files if file != checkpoint.MANIFEST]
+            list(pool.map(lambda file: self._upload(files[file], f"{name}/{file}"), others))
         self.create(f"{name}/{checkpoint.MANIFEST}", manifest.read_bytes())
-        for more in self._listed(name).keys() - {path.relative_to(folder).as_posix() for path in files.files(folder)}:
+        for more in self._sizes(name).keys() - files.keys():
             self.remove(f"{name}/{more}")
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
         """A copy in the cache, which holds nothing that is not whole and what its content id says."""
-        target = files.default_cache() / name
+        target = storage.default_cache() / name
         if anew or not target.is_dir():
-            with files.new_folder(target) as filling:
+            with storage.new_folder(target) as filling:
                 self._download(name, filling)
                 if target.is_dir():  # it may have been damaged since it was made
-                    files.mirror(filling, target)
+                    storage.mirror(filling, target)
         return target
 
     def _download(self, name: str, folder: Path) -> None:
         """The manifest first, which bounds the rest: no byte of a file that it does not name, or of another size, is fetched."""
         where = f"{self.uri}/{name}"
-        sizes = self._listed(name)
+        sizes = self._sizes(name)
         if not sizes:
             raise ArtifactError(f"{where}: there is no such folder")
         if checkpoint.MANIFEST not in sizes:
@@ -128,80 +184,124 @@ class S3Store:
         manifest = checkpoint.check_manifest(raw, where, Path(name).name)
         checkpoint.check_names(manifest, sizes, where)
         with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
-            list(pool.map(lambda file: self._fetch(f"{self.root}{name}/{file}", folder / file), manifest.files))
+            list(pool.map(lambda file: self._fetch(f"{name}/{file}", folder / file), manifest.files))
         (folder / checkpoint.MANIFEST).write_bytes(raw)
-        checkpoint.check_hashes(manifest, files.hash_folder(folder), where)
+        checkpoint.check_hashes(manifest, storage.hash_folder(folder), where)
 
-    def _listed(self, name: str) -> dict[str, int]:
-        """Bytes of every object below a name."""
-        below = f"{self.root}{name}/"
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below)
+    def _sizes(self, name: str) -> dict[str, int]:
+        """Bytes of every object below a name. obstore refuses a path with an empty part or `..`."""
         with self._explained():
-            sizes = {entry["Key"][len(below) :]: entry["Size"] for page in pages for entry in page.get("Contents", ())}
-        for inside in sizes:
-            if inside.startswith("/") or ".." in Path(inside).parts:
-                raise ArtifactError(f"{self.uri}: the object {below + inside!r} would be written outside its folder")
-        return {inside: size for inside, size in sizes.items() if not inside.endswith("/") and inside}
+            entries = [entry for page in self._objects.list(name) for entry in page]
+        return {entry["path"].removeprefix(f"{name}/"): entry["size"] for entry in entries if entry["path"] != name}
+
+    def _writer(self, name: str) -> str | None:
+        """The mark of the writer that created an object, or None where there is no object."""
+        try:
+            attributes: dict[str, str] = self._objects.get(name, options={"head": True}).attributes
+        except FileNotFoundError:
+            return None
+        return attributes.get("writer", "")
 
     def _upload(self, path: Path, name: str) -> None:
-        from boto3.s3.transfer import TransferConfig
+        self._objects.put(name, path, chunk_size=_PART_BYTES, max_concurrency=1)
 
-        with path.open("rb") as file:  # upload_file would hide the error that says why
-            self._client.upload_fileobj(file, self.bucket, self.root + name, Config=TransferConfig(use_threads=False))
-
-    def _fetch(self, key: str, path: Path) -> None:
+    def _fetch(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            shutil.copyfileobj(self._client.get_object(Bucket=self.bucket, Key=key)["Body"], file)
+            for piece in self._objects.get(name).stream(min_chunk_size=_PART_BYTES):
+                file.write(piece)
 
-    def _connect(self) -> Any:
+    def _connect(self, scheme: str) -> Any:
         try:
-            import boto3.session
-        except ImportError:
-            raise ConfigError(f"{self.uri}: S3 needs boto3, which is not installed: pip install 'medray[s3]'") from None
-        from botocore.exceptions import BotoCoreError
+            from obstore.exceptions import BaseError
+            from obstore.store import AzureStore, GCSStore, S3Store
 
+            s3 = _s3_settings(self.uri, self.service) if scheme == "s3" else {}
+        except ImportError as err:
+            raise ConfigError(
+                f"{self.uri}: {self.service.name} needs {err.name}, which is not installed: pip install 'medray[{self.service.extra}]'"
+            ) from None
+        settings: dict[str, Any] = {
+            "prefix": self.root or None,
+            # A whole request has no limit, since a file has none; a connection that is silent has.
+            "client_options": {"allow_http": True, "connect_timeout": "10s", "read_timeout": "60s", "timeout": "1day"},
+            "retry_config": {"max_retries": s3.pop("max_retries", 4)},
+        }
         try:
-            # A session of its own: the module's must not be made by two threads at once.
-            return boto3.session.Session().client("s3")
-        except (BotoCoreError, ValueError) as err:  # ValueError: an endpoint that is no URL
-            raise ConfigError(f"{self.uri}: {_one_line(err)}") from None
+            return {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme](self.bucket, **settings, **s3)
+        except (BaseError, ValueError) as err:
+            raise ConfigError(f"{self.uri}: {_one_line(err)}; {self.service.credentials}") from None
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What boto3 raises, as one sentence that says what to do."""
-        from botocore import exceptions
+        """What obstore raises, as one sentence that says what to do."""
+        from obstore.exceptions import BaseError
 
         try:
             yield
-        except exceptions.ClientError as err:
-            raise UnreachableError(f"{self.uri}: {self._refusal(err)}") from None
-        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
-            raise ConfigError(
-                f"{self.uri}: no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"
-            ) from None
-        except exceptions.BotoCoreError as err:
-            raise UnreachableError(f"{self.uri}: {_one_line(err)}") from None
+        except (BaseError, FileNotFoundError) as err:
+            raise self._explanation(err) from None
 
-    def _refusal(self, err: Any) -> str:
-        error, status = err.response["Error"], err.response["ResponseMetadata"]["HTTPStatusCode"]
-        if error["Code"] == "NoSuchBucket":
-            return f"there is no bucket {self.bucket!r} at {self._client.meta.endpoint_url}"
-        if status in (401, 403):
-            return (
-                f"{err.operation_name} is refused ({error['Code']}); "
-                "the credentials must be valid and allow s3:ListBucket, s3:GetObject and s3:PutObject"
-            )
-        if status == 501:
-            return f"{err.operation_name}: this endpoint cannot do what is needed, a PUT with If-None-Match included"
-        return f"{err.operation_name} failed with {status} {error['Code']}: {error.get('Message', '')}".rstrip(": ")
+    def _explanation(self, err: Exception) -> MedrayError:
+        text, code = str(err), _code(err)
+        request, reply = _REQUEST.search(text), _REPLY.search(text)
+        method, endpoint = request.groups() if request else ("a request", "the endpoint")
+        status = int(reply.group(1)) if reply else None
+        if _METADATA_SERVICE.search(endpoint):
+            return ConfigError(f"{self.uri}: no credentials for {self.service.name}: {self.service.credentials}")
+        if code in _NO_BUCKET:
+            problem = f"there is no {self.service.bucket} {self.bucket!r} at {endpoint}"
+        elif status in (401, 403):
+            problem = f"{method} is refused ({code or status}); the credentials must be valid and allow {self.service.permissions}"
+        elif status == 501:
+            needed = "a PUT with If-None-Match" if method == "PUT" else f"this {method}"
+            problem = f"{method}: this endpoint cannot do what is needed: {needed}"
+        elif status is not None:
+            message = _MESSAGE.search(text)
+            problem = f"{method} failed with {status} {code}: {message.group(1) if message else ''}".rstrip(": ")
+        elif path := _BAD_PATH.search(text):
+            problem = f"the object {path.group(1)!r} would be written outside its folder; remove it"
+        elif "kind: Connect" in text:
+            problem = f"Could not connect to the endpoint URL {endpoint}"
+        else:
+            problem = _one_line(err)
+        return UnreachableError(f"{self.uri}: {problem}")
 
 
-def _keys(page: Any) -> Iterator[str]:
-    """Objects and, where a delimiter was asked for, what stands for the objects below."""
-    yield from (entry["Key"] for entry in page.get("Contents", ()))
-    yield from (entry["Prefix"] for entry in page.get("CommonPrefixes", ()))
+def _s3_settings(uri: str, service: Service) -> dict[str, Any]:
+    """Endpoint, region, credentials and number of retries, as boto3 finds them."""
+    import botocore.session
+    from botocore.exceptions import BotoCoreError
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    try:
+        session = botocore.session.Session()  # one of its own: a shared one must not be made by two threads at once
+        endpoint = session.create_client("s3").meta.endpoint_url
+        credentials = session.get_credentials()
+    except (BotoCoreError, ValueError) as err:  # ValueError: an endpoint that is no URL
+        raise ConfigError(f"{uri}: {' '.join(str(err).split())}") from None
+    if credentials is None:
+        raise ConfigError(f"{uri}: no credentials for S3: {service.credentials}")
+    return {
+        "endpoint": endpoint,
+        "region": session.get_config_variable("region") or "us-east-1",
+        "credential_provider": Boto3CredentialProvider(session, ttl=_CREDENTIALS_LIVE),
+        "disable_bulk_delete": True,  # not every service has it
+        "max_retries": int(session.get_config_variable("max_attempts") or 5) - 1,
+    }
+
+
+def _code(err: Exception) -> str:
+    """The service's own word for what is wrong, or nothing."""
+    match = _CODE.search(str(err))
+    return match.group(1) if match else ""
+
+
+def _is_answer_lost(err: Exception) -> bool:
+    """Whether the request was sent and nothing is known of what became of it."""
+    return _REPLY.search(str(err)) is None and "kind: Connect" not in str(err)
 
 
 def _one_line(err: Exception) -> str:
-    return " ".join(str(err).split())
+    """What obstore says, without its debugging lines and a URL's query, which may hold a signature."""
+    return re.sub(r"\?\S+", "", " ".join(str(err).partition("\n\nDebug source:")[0].split()))

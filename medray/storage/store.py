@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from medray.errors import ArtifactError, ConfigError
 from medray.storage import checkpoint, files
-from medray.storage.object_store import S3Store
+from medray.storage.object_store import SERVICES, ObjectStore
 
 log = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # what `storage` writes beside its place; other hidden files are not ours
@@ -52,11 +52,18 @@ class Store(Protocol):
 
 
 def open_store(uri: str) -> Store:
-    if uri.startswith("s3://"):
-        return S3Store(uri)
+    if is_object_store(uri):
+        return ObjectStore(uri)
     if "://" in uri and not uri.startswith("file://"):
-        raise ConfigError(f"{uri}: releases are kept in a folder or in S3; allowed: a path, file://PATH or s3://BUCKET/PREFIX")
+        raise ConfigError(
+            f"{uri}: releases are kept in a folder or an object store; "
+            "allowed: a path, file://PATH, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+        )
     return LocalStore(uri.removeprefix("file://"))
+
+
+def is_object_store(uri: str) -> bool:
+    return uri.partition("://")[0] in SERVICES and "://" in uri
 
 
 class LocalStore:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from medray.answers import ChoiceAnswer
 from medray.config.schema import Section
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
@@ -71,17 +72,8 @@ class Request(TextRequest):
     """One text, or several inputs; the task's prompt is put around each."""
 
 
-class Answer(Section):
-    label: str | None = Field(description="the most probable label; null where generated text held none")
-    labels: tuple[str, ...]
-    confidence: float = Field(description="calibrated probability of the label")
-    abstained: bool = Field(False, description="less sure than the release's threshold: not to be relied on")
-    ranked: tuple[str, ...] = Field(description="all labels, the most probable one first")
-    probabilities: dict[str, float]
-
-
 class Response(Section):
-    predictions: tuple[Answer, ...]
+    predictions: tuple[ChoiceAnswer, ...]
     disclaimer: str = DISCLAIMER
 
 
@@ -190,10 +182,10 @@ class Task:
     def respond(self, predictions: Sequence[Prediction]) -> Response:
         return Response(predictions=tuple(self._answer(row) for row in predictions))
 
-    def _answer(self, row: Prediction) -> Answer:
+    def _answer(self, row: Prediction) -> ChoiceAnswer:
         assert row.confidence is not None  # what is sent is calibrated
         order = np.argsort(-np.array(row.probabilities), kind="stable")
-        return Answer(
+        return ChoiceAnswer(
             label=row.labels[0] if row.labels else None,
             labels=row.labels,
             confidence=row.confidence,

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from medray.answers import LabelAnswer
 from medray.config.schema import Section
 from medray.errors import DataError
 from medray.evaluation import calibration, metrics
@@ -68,18 +69,8 @@ class Request(TextRequest):
     """One text, or several inputs."""
 
 
-class Answer(Section):
-    label: str | None = Field(description="the most probable label; null for a multi-label task")
-    labels: tuple[str, ...]
-    confidence: float = Field(
-        description="calibrated probability of the label; multi-label: of the least certain of its yes and no answers"
-    )
-    abstained: bool = Field(False, description="less sure than the release's threshold: not to be relied on")
-    probabilities: dict[str, float]
-
-
 class Response(Section):
-    predictions: tuple[Answer, ...]
+    predictions: tuple[LabelAnswer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +215,9 @@ class Task:
     def respond(self, predictions: Sequence[Prediction]) -> Response:
         return Response(predictions=tuple(self._answer(row) for row in predictions))
 
-    def _answer(self, row: Prediction) -> Answer:
+    def _answer(self, row: Prediction) -> LabelAnswer:
         assert row.confidence is not None  # what is sent is calibrated
-        return Answer(
+        return LabelAnswer(
             label=None if self.options.multi_label else row.labels[0],
             labels=row.labels,
             confidence=row.confidence,

@@ -13,9 +13,7 @@ from shutil import copytree, rmtree
 from typing import Any
 
 import pytest
-from botocore.client import BaseClient
-from botocore.exceptions import ClientError
-from support import tiny
+from support import s3, tiny
 
 from medray.cli import main
 from medray.errors import ArtifactError, ConfigError, MedrayError, UnreachableError
@@ -26,7 +24,7 @@ from medray.registry.release import Release
 from medray.serving import promotion
 from medray.serving.follow import Follower
 from medray.storage import checkpoint, files
-from medray.storage.object_store import S3Store
+from medray.storage.object_store import ObjectStore
 from medray.storage.store import LocalStore
 
 BROKEN = {
@@ -544,15 +542,13 @@ def test_repair_says_what_it_would_mend_and_mends_it_when_confirmed(
 def test_a_record_in_a_bucket_cannot_lead_outside_of_the_cache(uri: str, tmp_path: Path) -> None:
     registry = Registry(uri)
     store = registry.store
-    assert isinstance(store, S3Store)
+    assert isinstance(store, ObjectStore)
     content_id = registry.publish(tiny.checkpoint(), "cancer").record.content_id
     evil = f"../../../PLANTED/{content_id}"
     for name in ("manifest.json", "metrics.json"):
-        store._client.put_object(
-            Bucket=store.bucket, Key=f"{store.root}checkpoints/{evil}/{name}", Body=store.read(f"checkpoints/{content_id}/{name}")
-        )
+        s3.put(store, f"checkpoints/{evil}/{name}", store.read(f"checkpoints/{content_id}/{name}"))
     record = json.loads(store.read("releases/cancer/1.json")) | {"content_id": evil}
-    store._client.put_object(Bucket=store.bucket, Key=f"{store.root}releases/cancer/1.json", Body=json.dumps(record).encode())
+    s3.put(store, "releases/cancer/1.json", json.dumps(record).encode())
     with pytest.raises(ArtifactError, match="cancer@1: its record: cannot be read: content_id"):
         registry.resolve("cancer@1").folder()
     assert not list(tmp_path.rglob("PLANTED*"))
@@ -561,13 +557,13 @@ def test_a_record_in_a_bucket_cannot_lead_outside_of_the_cache(uri: str, tmp_pat
 def test_a_bucket_is_mended_and_no_byte_above_its_manifest_is_fetched(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     registry = Registry(uri)
     store = registry.store
-    assert isinstance(store, S3Store)
+    assert isinstance(store, ObjectStore)
     release = registry.publish(tiny.checkpoint(), "cancer")
     name = f"checkpoints/{release.record.content_id}"
     release.folder()  # a copy in the cache, which can mend it
-    store._client.put_object(Bucket=store.bucket, Key=f"{store.root}{name}/metrics.json", Body=b"x" * (1 << 20))
+    s3.put(store, f"{name}/metrics.json", b"x" * (1 << 20))
     registry.point("cancer", "best", 1)
-    store._client.put_object(Bucket=store.bucket, Key=f"{store.root}releases/cancer/aliases/best/2.json", Body=b"{")
+    s3.put(store, "releases/cancer/aliases/best/2.json", b"{")
     fetched: list[str] = []
     fetch = store._fetch
     store._fetch = lambda key, path: fetched.append(key) or fetch(key, path)  # type: ignore[method-assign,func-returns-value]
@@ -618,15 +614,12 @@ def test_repair_removes_no_move_that_a_bucket_does_not_give_now(
     for version in (1, 2):
         registry.publish(tiny.checkpoint(), "cancer")
         registry.point("cancer", "best", version)
-    call = BaseClient._make_api_call
 
-    def slow(self: BaseClient, operation: str, request: dict[str, Any]) -> Any:
-        if operation == "GetObject" and request["Key"].endswith("best/2.json"):
-            raise ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, operation)
-        return call(self, operation, request)
+    def slow(request: Any, usual: s3.Answer) -> Any:
+        return s3.refusal(503, "SlowDown") if request.uri.endswith("best/2.json") else usual(request)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BaseClient, "_make_api_call", slow)
+        s3.instead(patch, "get_object", slow)
         status, out = _repair(capsys, uri)
     assert status == 1
     assert "it may be whole" in out

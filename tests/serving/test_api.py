@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.errors import ConfigError, ServingError
 from medray.serving import auth
 from medray.serving.api import make_api
 from medray.serving.auth import check_address
 from medray.serving.schemas import (
     ROUTES,
-    Answer,
     Asked,
     ChooseRequest,
     ChooseResponse,
@@ -30,8 +30,7 @@ from medray.serving.schemas import (
     Response,
 )
 from medray.serving.service import Event, Events
-from medray.tasks import choice
-from medray.tasks.base import mentions
+from medray.types import DISCLAIMER
 
 SECRET = "patient Jane Roe has a tumour"
 
@@ -51,16 +50,14 @@ class Service:
         if self.refused:
             return self.refused
         if isinstance(request, ChooseRequest):
-            chosen = choice.Answer(
+            chosen = ChoiceAnswer(
                 label="no", labels=("no",), confidence=0.75, ranked=("no", "yes"), probabilities={"no": 0.75, "yes": 0.25}
             )
             return ChooseResponse(release="triage", version=2, predictions=(chosen,))
         if isinstance(request, ExtractRequest):
-            found = (mentions.Found(start=0, end=6, text="asthma", kind="Disease", confidence=None),)
-            return ExtractResponse(
-                release="diseases", version=3, predictions=(mentions.Answer(mentions=found), mentions.Answer(mentions=()))
-            )
-        answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+            found = (MentionAnswer(start=0, end=6, text="asthma", kind="Disease", confidence=None),)
+            return ExtractResponse(release="diseases", version=3, predictions=(MentionsAnswer(mentions=found), MentionsAnswer(mentions=())))
+        answer = LabelAnswer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
         return ClassifyResponse(release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,)))
 
     async def talk(self, reference: str, asked: Asked) -> Events:
@@ -143,7 +140,7 @@ def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disc
                 "probabilities": {"no": 0.75, "yes": 0.25},
             }
         ],
-        "disclaimer": choice.DISCLAIMER,
+        "disclaimer": DISCLAIMER,
     }
     assert isinstance(service.asked[0][1], ChooseRequest)
     assert client(service).post("/v1/choose", json={"question": "a"}).status_code == 422
@@ -159,7 +156,7 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
         "version": 3,
         "notes": [],
         "predictions": [{"mentions": [{"start": 0, "end": 6, "text": "asthma", "kind": "Disease", "confidence": None}]}, {"mentions": []}],
-        "disclaimer": choice.DISCLAIMER,
+        "disclaimer": DISCLAIMER,
     }
     assert [event.labels for event in service.events] == [("Disease", "")]
     paths = client(service).get("/openapi.json").json()["paths"]

@@ -7,15 +7,13 @@ import pytest
 from starlette.testclient import TestClient
 from support import fake_service
 
+from medray.answers import LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.evaluation.novelty import Cloud
 from medray.serving import ingress
 from medray.serving import notes as guards
 from medray.serving.api import make_api
 from medray.serving.notes import Known, far, unlike
 from medray.serving.schemas import Asked, ClassifyRequest, ClassifyResponse, ExtractRequest, ExtractResponse, InputNote, Limits
-from medray.tasks.base.mentions import Answer as Mentions
-from medray.tasks.base.mentions import Found
-from medray.tasks.classification import Answer
 from medray.types import Message, Prediction, Sampling
 
 NOTE = "Dr. Jane Roe (roe@clinic.org) saw a tumour on 2021-03-12."
@@ -62,7 +60,7 @@ def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -
     said = ExtractResponse(
         release="diseases",
         version=1,
-        predictions=(Mentions(mentions=(Found(start=start, end=start + 6, text="tumour", kind="disease", confidence=0.9),)),),
+        predictions=(MentionsAnswer(mentions=(MentionAnswer(start=start, end=start + 6, text="tumour", kind="disease", confidence=0.9),)),),
     )
     noted = asked.noted(said)
     assert isinstance(noted, ExtractResponse)
@@ -72,7 +70,7 @@ def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -
 
 
 def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None:
-    answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+    answer = LabelAnswer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
     said = ClassifyResponse(release="cancer", version=1, predictions=(answer,))
     asked = asyncio.run(guards.mask(ClassifyRequest(text=NOTE)))
     flagged = guards.flagged(asked.request, said, Known(20, 30, {"en": 1.0}))
@@ -84,7 +82,7 @@ def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None
 
 
 def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() -> None:
-    answer = Answer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+    answer = LabelAnswer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
     notes = (InputNote(distance=2.5, unlike_training=far(2.5, CLOUD)), InputNote(distance=1.1, unlike_training=far(1.1, CLOUD)))
     said = ClassifyResponse(release="cancer", version=1, predictions=(answer, answer), notes=notes)
     asked = asyncio.run(guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH))))

@@ -7,23 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from support import s3, tiny
 
 import medray
-from medray.errors import ArtifactError, ConfigError
+from medray.errors import ArtifactError, ConfigError, UnreachableError
 from medray.registry.registry import Registry
 from medray.storage import checkpoint, files
-from medray.storage.object_store import S3Store
+from medray.storage.object_store import ObjectStore
 from medray.storage.store import open_store
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
     return tiny.checkpoint()
-
-
-def _put(store: S3Store, name: str, content: bytes) -> None:
-    store._client.put_object(Bucket=store.bucket, Key=store.root + name, Body=content)
 
 
 def test_a_release_is_published_resolved_verified_loaded_and_exported(folder: Path, uri: str, tmp_path: Path) -> None:
@@ -60,7 +56,7 @@ def test_publishers_and_promoters_at_once_get_a_number_each(folder: Path, uri: s
 
 
 def test_of_many_writers_of_one_object_exactly_one_succeeds(uri: str) -> None:
-    store = S3Store(uri)
+    store = ObjectStore(uri)
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda number: store.create("1.json", str(number).encode()), range(32)))
     assert won.count(True) == 1
@@ -68,30 +64,14 @@ def test_of_many_writers_of_one_object_exactly_one_succeeds(uri: str) -> None:
 
 
 def test_names_are_those_directly_below_over_every_page_of_a_listing(uri: str) -> None:
-    store = S3Store(uri)
+    store = ObjectStore(uri)
     for number in range(1003):  # a page holds 1000
-        _put(store, f"many/{number:04}.json", b"")
+        s3.put(store, f"many/{number:04}.json", b"")
     for name in ("many/inner/deep/1.json", "many/", "manyfold/other.json"):
-        _put(store, name, b"")
+        s3.put(store, name, b"")
     assert store.names("many") == [*(f"{number:04}.json" for number in range(1003)), "inner"]
     assert store.names("man") == []
-    assert S3Store(uri.rpartition("/some/place")[0]).names("some") == ["place"]
-
-
-class _Client:
-    """S3's client with another put_object."""
-
-    def __init__(self, client: Any, put_object: Any) -> None:
-        self._client, self.put_object = client, put_object
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-
-def _refused(store: S3Store, status: int, code: str) -> Exception:
-    return store._client.exceptions.ClientError(
-        {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
-    )
+    assert ObjectStore(uri.rpartition("/some/place")[0]).names("some") == ["place"]
 
 
 @pytest.mark.parametrize(("num_conflicts", "written"), [(2, True), (99, False)])
@@ -99,70 +79,84 @@ def test_a_conditional_write_that_meets_another_under_way_is_tried_again_a_few_t
     uri: str, monkeypatch: pytest.MonkeyPatch, num_conflicts: int, written: bool
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    store, calls = S3Store(uri), []
-    real = store._client
+    conditions: list[str] = []
 
-    def conflict(**request: Any) -> Any:
-        calls.append(request)
-        if len(calls) <= num_conflicts:
-            raise _refused(store, 409, "ConditionalRequestConflict")
-        return real.put_object(**request)
+    def conflict(request: Any, usual: s3.Answer) -> Any:
+        conditions.append(request.headers["If-None-Match"])
+        return s3.refusal(409, "ConditionalRequestConflict") if len(conditions) <= num_conflicts else usual(request)
 
-    store._client = _Client(real, conflict)
-    assert store.create("1.json", b"x") is written
-    assert 3 <= len(calls) <= 10
-    assert all(request["IfNoneMatch"] == "*" for request in calls)
+    s3.instead(monkeypatch, "put_object", conflict)
+    assert ObjectStore(uri).create("1.json", b"x") is written
+    assert 3 <= len(conditions) <= 10
+    assert set(conditions) == {"*"}
 
 
-def test_a_write_whose_answer_was_lost_and_that_was_repeated_still_counts_as_ours(uri: str) -> None:
-    store = S3Store(uri)
-    real = store._client
+@pytest.mark.parametrize("lose", [s3.hang_up, lambda request: s3.refusal(500, "InternalError")], ids=["no answer", "500"])
+def test_a_write_whose_answer_was_lost_and_that_was_repeated_still_counts_as_ours(
+    uri: str, monkeypatch: pytest.MonkeyPatch, lose: s3.Answer
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    num_lost = 0
 
-    def lost(**request: Any) -> Any:
-        real.put_object(**request)
-        return real.put_object(**request)  # what boto3 does when no answer came
+    def lost(request: Any, usual: s3.Answer) -> Any:
+        nonlocal num_lost
+        answer = usual(request)
+        if num_lost:
+            return answer
+        num_lost += 1
+        return lose(request)
 
-    store._client = _Client(real, lost)
+    s3.instead(monkeypatch, "put_object", lost)
+    store = ObjectStore(uri)
     assert store.create("1.json", b"same")
+    assert num_lost == 1
     assert not store.create("1.json", b"same")
-    assert not S3Store(uri).create("1.json", b"same")
+    assert not ObjectStore(uri).create("1.json", b"same")
+
+
+def test_a_write_whose_answers_are_all_lost_is_an_error_and_not_another_writers(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    s3.instead(monkeypatch, "put_object", lambda request, usual: s3.hang_up(request))
+    with pytest.raises(UnreachableError, match=f"^{uri}: "):
+        ObjectStore(uri).create("1.json", b"x")
 
 
 def test_a_folder_without_its_manifest_is_put_again_and_a_damaged_one_is_mended(folder: Path, uri: str) -> None:
     registry = Registry(uri)
     store = registry.store
-    assert isinstance(store, S3Store)
+    assert isinstance(store, ObjectStore)
     name = f"checkpoints/{checkpoint.content_id(folder)}"
-    _put(store, f"{name}/metrics.json", b"half a file")
+    s3.put(store, f"{name}/metrics.json", b"half a file")
     release = registry.publish(folder, "cancer")
     release.verify()
-    _put(store, f"{name}/metrics.json", b"{}")
-    _put(store, f"{name}/more.json", b"{}")
+    s3.put(store, f"{name}/metrics.json", b"{}")
+    s3.put(store, f"{name}/more.json", b"{}")
     registry.publish(folder, "cancer")
     assert store.read(f"{name}/metrics.json") == (folder / "metrics.json").read_bytes()
     assert "more.json" not in store.names(name)
 
 
-def test_the_manifest_is_written_when_every_other_file_is_there(folder: Path, uri: str) -> None:
-    store = S3Store(uri)
-    real, seen = store._client, []
+def test_the_manifest_is_written_when_every_other_file_is_there(folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[list[str]] = []
 
-    def put(**request: Any) -> Any:
-        if request["Key"].endswith("manifest.json"):
-            seen.extend(real.list_objects_v2(Bucket=store.bucket, Prefix=store.root)["Contents"])
-        return real.put_object(**request)
+    def list_first(request: Any, usual: s3.Answer) -> Any:
+        if request.uri.endswith("manifest.json"):
+            keys.append([entry["Key"] for entry in s3.client().list_objects_v2(Bucket=store.bucket)["Contents"]])
+        return usual(request)
 
-    store._client = _Client(real, put)
-    store.put_folder("checkpoints/any", folder)
-    assert len(seen) == len(list(files.files(folder))) - 1
+    store = ObjectStore(uri)
+    with monkeypatch.context() as patch:
+        s3.instead(patch, "put_object", list_first)
+        store.put_folder("checkpoints/any", folder)
+    assert [len(there) for there in keys] == [len(list(files.files(folder))) - 1]
 
 
 def test_what_was_changed_in_the_bucket_is_named_and_does_not_reach_the_cache(folder: Path, uri: str, tmp_path: Path) -> None:
     release = Registry(uri).publish(folder, "cancer")
     name = f"checkpoints/{release.record.content_id}"
     release.verify()
-    store = S3Store(uri)
-    _put(store, f"{name}/metrics.json", b"{}")
+    store = ObjectStore(uri)
+    s3.put(store, f"{name}/metrics.json", b"{}")
     with pytest.raises(ArtifactError, match=rf"{uri}/{name}: not what its manifest says: metrics\.json was changed"):
         release.verify()
     release.load()  # from the copy, which is whole
@@ -173,21 +167,15 @@ def test_what_was_changed_in_the_bucket_is_named_and_does_not_reach_the_cache(fo
             attempt()
     assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []
     manifest = store.read(f"{name}/manifest.json")
-    _put(store, f"{name}/manifest.json", manifest.replace(b'"seed": 0', b'"seed": 1'))
+    s3.put(store, f"{name}/manifest.json", manifest.replace(b'"seed": 0', b'"seed": 1'))
     with pytest.raises(ArtifactError, match=r"manifest\.json was changed"):
         release.folder()
 
 
 @pytest.mark.parametrize("key", ["../../../escaped", "//escaped", "inner/../../escaped"])
 def test_an_object_cannot_be_written_outside_its_folder(uri: str, tmp_path: Path, key: str) -> None:
-    store = S3Store(uri)
-    listed = {"Contents": [{"Key": f"{store.root}checkpoints/x/{key}", "Size": 1}]}
-
-    class Paginator:
-        def paginate(self, **request: Any) -> list[dict[str, Any]]:
-            return [listed]
-
-    store._client.get_paginator = lambda name: Paginator()
+    store = ObjectStore(uri)
+    s3.put(store, f"checkpoints/x/{key}", b"x")
     with pytest.raises(ArtifactError, match="would be written outside its folder"):
         store.get_folder("checkpoints/x")
     assert not list(tmp_path.rglob("escaped"))
@@ -203,7 +191,7 @@ def test_a_missing_object_and_a_missing_folder_are_said(uri: str) -> None:
 
 
 def test_a_store_goes_to_another_process(uri: str) -> None:
-    store = S3Store(uri)
+    store = ObjectStore(uri)
     store.create("1.json", b"x")
     assert pickle.loads(pickle.dumps(store)).read("1.json") == b"x"
 
@@ -226,15 +214,10 @@ def test_missing_credentials_and_a_missing_profile_are_said(uri: str, monkeypatc
         Registry(uri)
 
 
-def test_a_refused_access_is_said_with_what_is_needed(uri: str) -> None:
-    store = S3Store(uri)
-
-    def refused(**request: Any) -> Any:
-        raise _refused(store, 403, "AccessDenied")
-
-    store._client = _Client(store._client, refused)
-    with pytest.raises(ArtifactError, match=rf"{uri}: PutObject is refused \(AccessDenied\); .*allow s3:ListBucket"):
-        store.create("1.json", b"x")
+def test_a_refused_access_is_said_with_what_is_needed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.instead(monkeypatch, "put_object", lambda request, usual: s3.refusal(403, "AccessDenied"))
+    with pytest.raises(ArtifactError, match=rf"{uri}: PUT is refused \(AccessDenied\); .*allow s3:ListBucket"):
+        ObjectStore(uri).create("1.json", b"x")
 
 
 def test_an_endpoint_that_does_not_answer_or_is_no_url_is_said(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +229,15 @@ def test_an_endpoint_that_does_not_answer_or_is_no_url_is_said(uri: str, monkeyp
         Registry(uri)
 
 
-def test_a_missing_boto3_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "boto3.session", None)
-    with pytest.raises(ConfigError, match=r"S3 needs boto3.*pip install 'medray\[s3\]'"):
-        Registry("s3://bucket/x")
+@pytest.mark.parametrize(
+    ("module", "uri", "problem"),
+    [
+        ("botocore.session", "s3://bucket/x", r"S3 needs botocore.*pip install 'medray\[s3\]'"),
+        ("obstore.store", "s3://bucket/x", r"S3 needs obstore.*pip install 'medray\[s3\]'"),
+        ("obstore.store", "gs://bucket/x", r"Google Cloud Storage needs obstore.*pip install 'medray\[cloud\]'"),
+    ],
+)
+def test_a_missing_library_is_said_with_what_to_install(module: str, uri: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=problem):
+        Registry(uri)

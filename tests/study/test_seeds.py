@@ -195,6 +195,6 @@ def _finds_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
     rows = dataset.load(DataConfig.model_validate(data)).validation
     said = client.extract([row.text for row in rows], model=f"{name}@best")
     assert (said.release, said.version, said.disclaimer) == (name, 1, DISCLAIMER)
-    for row, mentions, wanted in zip(rows, said.mentions, trained, strict=True):
-        assert [(m.start, m.end, m.kind) for m in mentions] == [(m["start"], m["end"], m["kind"]) for m in wanted["mentions"]]
-        assert all(row.text[m.start : m.end] == m.text for m in mentions)
+    for row, answer, wanted in zip(rows, said.predictions, trained, strict=True):
+        assert [(m.start, m.end, m.kind) for m in answer.mentions] == [(m["start"], m["end"], m["kind"]) for m in wanted["mentions"]]
+        assert all(row.text[m.start : m.end] == m.text for m in answer.mentions)

@@ -4,30 +4,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from support import s3, tiny
 from support.ray_studies import run, whole
 
 from medray.errors import ArtifactError, ConfigError
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster
-from medray.storage.object_store import S3Store
+from medray.storage.object_store import ObjectStore
 from medray.study import gc, preflight
 from medray.study.run import Run
 
 
 def test_a_place_is_tried_before_a_study_starts(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = S3Store(uri)
+    store = ObjectStore(uri)
     for _ in range(2):
         store.check()
     assert Registry(uri).names() == []
     with pytest.raises(ArtifactError, match="there is no bucket 'nowhere'"):
-        S3Store("s3://nowhere/x").check()
-    put = store._client.put_object
+        ObjectStore("s3://nowhere/x").check()
 
-    def careless(IfNoneMatch: str, **rest: Any) -> Any:
-        return put(**rest)
+    def careless(request: Any, usual: s3.Answer) -> Any:
+        request.headers = {name: value for name, value in request.headers.items() if name != "If-None-Match"}
+        return usual(request)
 
-    monkeypatch.setattr(store._client, "put_object", careless)
+    s3.instead(monkeypatch, "put_object", careless)
     with pytest.raises(ConfigError, match="overwrites what a PUT with If-None-Match must leave alone"):
         store.check()
 

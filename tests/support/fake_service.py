@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.data.formats import pubmedqa, symptom_table
 from medray.data.formats.base.protocol import Form
 from medray.runtime.cluster import free_port
@@ -17,7 +18,6 @@ from medray.serving.api import make_api
 from medray.serving.cards import CardFigure, ReleaseCard
 from medray.serving.schemas import (
     CHAT_PATH,
-    Answer,
     Asked,
     Begun,
     ChooseRequest,
@@ -35,9 +35,6 @@ from medray.serving.schemas import (
     Said,
 )
 from medray.serving.service import Event, Events
-from medray.tasks import choice
-from medray.tasks.base.mentions import Answer as Mentions
-from medray.tasks.base.mentions import Found
 
 TERMS = ("chills", "high fever", "itching", "joint pain", "nodal skin eruptions", "skin rash", "vomiting")
 DISEASES = (*(f"disease {number}" for number in range(1, 16)), "paroxysmal positional vertigo with a long name")
@@ -106,15 +103,15 @@ class Service:
             return Refused(400, "wrong_route", f"{told.release} is asked at {told.path}", param="model")
         count = len(request.inputs or (1,))
         if isinstance(request, ClassifyRequest):
-            answer = Answer(label="cancer", labels=("cancer",), confidence=0.83, probabilities={"cancer": 0.83, "no cancer": 0.17})
+            answer = LabelAnswer(label="cancer", labels=("cancer",), confidence=0.83, probabilities={"cancer": 0.83, "no cancer": 0.17})
             return ClassifyResponse(release=told.release, version=told.version, predictions=(answer,) * count)
         if isinstance(request, ExtractRequest):
-            answers = tuple(Mentions(mentions=_mentions(text)) for text in (request.inputs or (request.text or "",)))
+            answers = tuple(MentionsAnswer(mentions=_mentions(text)) for text in (request.inputs or (request.text or "",)))
             return ExtractResponse(release=told.release, version=told.version, predictions=answers)
         total = 2 ** len(told.labels) - 1
         probabilities = {label: 2**place / total for place, label in enumerate(told.labels)}
         ranked = tuple(reversed(told.labels))
-        chosen = choice.Answer(
+        chosen = ChoiceAnswer(
             label=ranked[0],
             labels=ranked[:1],
             confidence=probabilities[ranked[0]],
@@ -149,10 +146,11 @@ class Service:
         self.events.append(event)
 
 
-def _mentions(text: str) -> tuple[Found, ...]:
+def _mentions(text: str) -> tuple[MentionAnswer, ...]:
     known = re.finditer("(?P<disease>asthma|lung cancer|cancer)|(?P<drug>aspirin)", text)
     return tuple(
-        Found(start=match.start(), end=match.end(), text=match.group(), kind=str(match.lastgroup), confidence=0.9) for match in known
+        MentionAnswer(start=match.start(), end=match.end(), text=match.group(), kind=str(match.lastgroup), confidence=0.9)
+        for match in known
     )
 
 

@@ -1,6 +1,9 @@
 """S3 on loopback, for tests."""
 
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -8,7 +11,9 @@ from typing import Any
 import pytest
 
 from medray.storage import files
-from medray.storage.object_store import S3Store
+from medray.storage.object_store import ObjectStore
+
+Answer = Callable[[Any], Any]  # what moto calls for a request, with its own object
 
 NO_CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -48,5 +53,41 @@ def uri(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     bucket = f"test-{files.hash_text([str(tmp_path)])[:20]}"
-    S3Store("s3://any")._client.create_bucket(Bucket=bucket)
+    client().create_bucket(Bucket=bucket)
     return f"s3://{bucket}/some/place"
+
+
+def client() -> Any:
+    return _client(os.environ["AWS_ENDPOINT_URL"])
+
+
+@cache
+def _client(endpoint: str) -> Any:
+    import boto3
+
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, aws_access_key_id="key", aws_secret_access_key="secret")
+
+
+def put(store: ObjectStore, name: str, content: bytes) -> None:
+    """As another writer does, without a condition."""
+    client().put_object(Bucket=store.bucket, Key=store.root + name, Body=content)
+
+
+def refusal(status: int, code: str) -> tuple[int, dict[str, str], str]:
+    return status, {}, f"<Error><Code>{code}</Code><Message>no</Message></Error>"
+
+
+def instead(patch: pytest.MonkeyPatch, operation: str, answer: Callable[[Any, Answer], Any]) -> None:
+    """Let a function answer an operation (`put_object`); it gets the request and what would have answered."""
+    from moto.s3.responses import S3Response
+
+    usual = getattr(S3Response, operation)
+    patch.setattr(S3Response, operation, lambda request: answer(request, usual))
+
+
+def hang_up(request: Any) -> Any:
+    """Close the connection without an answer."""
+    from flask import request as flask_request
+
+    flask_request.environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    return 500, {}, ""

@@ -1,11 +1,10 @@
 """What tasks that find mentions share: their route with its forms, their figures, and what a checkpoint keeps of their answers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Literal
 
-from pydantic import Field
-
+from medray.answers import MentionAnswer, MentionsAnswer
 from medray.config.schema import Section
 from medray.errors import DataError
 from medray.evaluation import mentions as scorer
@@ -22,35 +21,14 @@ class Request(TextRequest):
     """One text, or several inputs."""
 
 
-class Found(Section):
-    """`text[start:end]` of the text that was sent."""
-
-    start: int
-    end: int
-    text: str
-    kind: str
-    confidence: float | None = Field(description="of a tagger: how sure its least sure word is; null where a language model wrote it")
-
-
-class Answer(Section):
-    mentions: tuple[Found, ...] = Field(description="in the order of the text")
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The kinds that were found."""
-        return tuple(dict.fromkeys(found.kind for found in self.mentions))
-
-
 class Response(Section):
-    predictions: tuple[Answer, ...]
+    predictions: tuple[MentionsAnswer, ...]
     disclaimer: str = DISCLAIMER
 
 
 def respond(predictions: Sequence[Prediction]) -> Response:
-    said = (
-        (Found(start=m.start, end=m.end, text=m.text, kind=m.kind, confidence=m.confidence) for m in row.mentions) for row in predictions
-    )
-    return Response(predictions=tuple(Answer(mentions=tuple(row)) for row in said))
+    answers = (tuple(MentionAnswer(**asdict(mention)) for mention in row.mentions) for row in predictions)
+    return Response(predictions=tuple(MentionsAnswer(mentions=mentions) for mentions in answers))
 
 
 def kinds_of(examples: Sequence[Example], task: str) -> tuple[str, ...]:
