@@ -72,6 +72,7 @@ def one(name: str) -> dict[str, float]:
     from medray.data import dataset as datasets
     from medray.study.plan import footprint
     from medray.tasks.base import protocol as tasks
+    from medray.tasks.base.language_model import LanguageModelLoss
     from medray.training.prepared import gather
     from medray.training.trial import Trial
 
@@ -94,9 +95,9 @@ def one(name: str) -> dict[str, float]:
         dataset = datasets.load(trial.data)
         material = gather(trial, dataset, tasks.fit(trial.task, dataset.label_sets()), folder)
         rows = material.prepared.split("train")
-        spans = material.task.answer_spans(rows.targets(), rows.lengths.tolist()) or []
-        answers = [sum(end - start for start, end in held) for held in spans]
-        estimated = footprint(trial, length=LENGTH, num_labels=2, answer_tokens=max(answers, default=0))
+        loss = material.task.loss(rows.targets(), rows.ids)
+        counts = map(loss.num_tokens, rows.targets(), rows.lengths.tolist()) if isinstance(loss, LanguageModelLoss) else [0]
+        estimated = footprint(trial, length=LENGTH, num_labels=2, answer_tokens=max(counts))
         before = _resident()
         with _watched() as watched:
             ran = Trial(trial, material, folder / "trial", lambda report: None)

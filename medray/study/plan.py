@@ -17,6 +17,7 @@ from medray.runtime.cluster import Cluster
 from medray.study import disk
 from medray.study.placement import Placement, place
 from medray.tasks.base import protocol as tasks
+from medray.tasks.base.language_model import LanguageModelLoss
 from medray.tasks.base.protocol import Task, needs_of
 
 PROCESS = 600_000_000  # libraries of a worker, before it has a model; of a GPU, its context
@@ -204,12 +205,10 @@ def _rows(trial: TrialConfig, dataset: Dataset | None, task: Task | None, num_ro
         )
     encoded = task.encode(sample, tokenizer)
     lengths = [len(row.tokens) for row in encoded]
-    spans = task.answer_spans([row.target for row in encoded], lengths) or []
-    answers = [sum(end - start for start, end in held) for held in spans]
+    loss = task.loss([row.target for row in encoded], [row.row_id for row in encoded])
+    answers = [loss.num_tokens(row.target, len(row.tokens)) for row in encoded] if isinstance(loss, LanguageModelLoss) else [0]
     mean = sum(lengths) / len(sample)  # a text in several windows is several rows
-    return Rows(
-        num_train, len(dataset.validation), mean, max(lengths), num_labels, max(answers) if answers else 0, f"{len(sample)} rows sampled"
-    )
+    return Rows(num_train, len(dataset.validation), mean, max(lengths), num_labels, max(answers), f"{len(sample)} rows sampled")
 
 
 def _answer_tokens(trial: TrialConfig) -> int:

@@ -18,15 +18,14 @@ from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelAnswers
 from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, label_answers, places, weights_of
-from medray.tasks.base.protocol import Spans, TaskOptions, TextRequest
-from medray.text.prompts import Prompt, answer_loss, answers, prompts
+from medray.tasks.base.language_model import LanguageModelLoss, answer_at_end, generate
+from medray.tasks.base.protocol import TaskOptions, TextRequest
+from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
 from medray.text.windows import Keep
 from medray.types import Encoded, Example, Needs, Prediction, Sampling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from medray.types import Engine
 
 Floats = npt.NDArray[np.float64]
@@ -117,22 +116,11 @@ class Task:
             rows.append(Encoded(example.id, (*prompt.tokens, *said[place]), (place, len(said[place])), prompt.truncated))
         return rows
 
-    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
-        """The weight of the row's class for each of its answer's tokens."""
+    def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
+        """Each token of a row's answer has the weight of the row's class."""
         classes, counts = np.array(targets, dtype=np.int64).reshape(-1, 2).T
-        return weights_of(self.options.class_weights, self.labels, classes, np.ones(len(classes)))[classes] * counts
-
-    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[Spans]:
-        return [((length - count, length),) for (_, count), length in zip(targets, lengths, strict=True)]
-
-    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
-        import torch
-
-        return {"answer_lengths": torch.tensor([count for _, count in targets])}
-
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        sums, weights = answer_loss(outputs, batch)
-        return sums * weights / batch["answer_lengths"], weights
+        weights = weights_of(self.options.class_weights, self.labels, classes, np.ones(len(classes)))[classes] * counts
+        return LanguageModelLoss(weights, answer_at_end, has_class_weights=True)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if self.options.decoding == "generate":
@@ -230,9 +218,7 @@ class Task:
     def _generated(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         said = self._answers(engine.tokenizer)
         read = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer, said)]
-        texts = [""] * len(read)
-        for chunk in engine.generate(read, Sampling(max_tokens=max(map(len, said)))):
-            texts[chunk.index] += chunk.text
+        texts = generate(engine, read, Sampling(max_tokens=max(map(len, said))))
         rows = (indicators([extract(text, self.labels)], self.labels)[0] for text in texts)
         found = [Prediction(example.id, (), tuple(map(float, row))) for example, row in zip(examples, rows, strict=True)]
         return self.decide(found)

@@ -16,7 +16,7 @@ from medray.evaluation import calibration, metrics
 from medray.evaluation.bootstrap import LabelAnswers
 from medray.evaluation.calibration import mix
 from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, label_answers, places, weights_of
-from medray.tasks.base.protocol import TaskOptions, TextRequest
+from medray.tasks.base.protocol import LossInputs, TaskOptions, TextRequest
 from medray.text.windows import Keep, pieces
 from medray.types import Encoded, Example, Head, Prediction
 
@@ -74,6 +74,30 @@ class Response(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class ClassLoss:
+    """Cross-entropy of each row's class, or of its labels in the mean."""
+
+    weights: Floats
+    options: Options
+
+    def __call__(self, outputs: Any, rows: LossInputs) -> "Tensor":
+        import torch
+        import torch.nn.functional as F
+
+        logits, smoothing = outputs.logits.float(), self.options.label_smoothing
+        if self.options.multi_label:
+            active = torch.zeros(logits.shape)
+            for row, target in enumerate(rows.targets):
+                active[row, list(target)] = 1
+            smooth = active.to(logits.device) * (1 - smoothing) + smoothing / 2
+            losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
+        else:
+            classes = torch.tensor([target[0] for target in rows.targets], device=logits.device)
+            losses = F.cross_entropy(logits, classes, reduction="none", label_smoothing=smoothing)
+        return rows.weights.to(losses) * losses
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     options: Options
     labels: tuple[str, ...]
@@ -118,39 +142,14 @@ class Task:
             rows += [Encoded(example.id, tokens, target, text.truncated) for tokens in text.tokens]
         return rows
 
-    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
-        """The weight of the row's class, shared among the windows of the row: every example counts once."""
+    def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> "ClassLoss":
+        """A row has the weight of its class, shared among the windows of its example: every example counts once."""
         counts = Counter(row_ids)
         windows = np.array([counts[row_id] for row_id in row_ids], dtype=np.float64)
         if self.options.multi_label:
-            return 1 / windows
+            return ClassLoss(1 / windows, self.options)
         classes = np.array([target[0] for target in targets], dtype=np.int64)
-        return weights_of(self.options.class_weights, self.labels, classes, 1 / windows)[classes] / windows
-
-    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
-        import torch
-
-        if not self.options.multi_label:
-            return {"targets": torch.tensor([target[0] for target in targets])}
-        active = torch.zeros(len(targets), len(self.labels))
-        for row, target in enumerate(targets):
-            active[row, list(target)] = 1
-        return {"targets": active}
-
-    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> None:
-        return None
-
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        import torch.nn.functional as F
-
-        logits, targets, smoothing = outputs.logits.float(), batch["targets"], self.options.label_smoothing
-        if self.options.multi_label:
-            smooth = targets * (1 - smoothing) + smoothing / 2
-            losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
-        else:
-            losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-        weights = batch["weights"].to(losses)
-        return weights * losses, weights
+        return ClassLoss(weights_of(self.options.class_weights, self.labels, classes, 1 / windows)[classes] / windows, self.options)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if not examples:

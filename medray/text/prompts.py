@@ -1,14 +1,11 @@
 """Prompts and answers as token ids: the prompt's own words are never cut, and every answer is the same tokens behind each prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medray.errors import ConfigError
 from medray.text.windows import Ids, Keep, cut, readable, tokenize
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +70,3 @@ def _open_ended(ids: Ids, special: Ids) -> tuple[Ids, Ids]:
     while end and special[end - 1]:
         end -= 1
     return ids[:end], special[:end]
-
-
-def answer_loss(outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-    """Each row's loss, summed over its answer's tokens, and its weight. `outputs` are logits of the places before each answer token."""
-    import torch.nn.functional as F
-
-    losses = F.cross_entropy(outputs.float(), batch["answer_tokens"], reduction="none")
-    weights = batch["weights"].to(losses)
-    return losses.new_zeros(len(weights)).index_add(0, batch["answer_rows"], losses), weights

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,7 +17,8 @@ from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at
 from medray.models.families import Side
 from medray.models.precision import arithmetic
-from medray.tasks.base.protocol import Task
+from medray.tasks.base.language_model import AnswerLogits, LanguageModelLoss
+from medray.tasks.base.protocol import Loss, LossInputs
 from medray.training.plan import MicroBatch, Step, plan
 from medray.training.slot import Slot
 from medray.training.strategies.base import Strategy
@@ -52,9 +51,8 @@ class Interrupted(Exception):
 @dataclass
 class Loop:
     model: Any  # transformers' or PEFT's
-    task: Task
     rows: Rows
-    weights: npt.NDArray[np.float64]
+    row_loss: Loss
     slot: Slot
     strategy: Strategy
     train: TrainConfig
@@ -143,7 +141,7 @@ class Loop:
         if key not in self._plans:
             steps = plan(
                 self.rows.lengths,
-                self.weights,
+                self.row_loss.weights,
                 token_budget=self.token_budget,
                 samples_per_step=self.train.samples_per_step,
                 world_size=self.world_size,
@@ -184,26 +182,26 @@ class Loop:
         for index, batch in enumerate(batches):
             torch.manual_seed(_seed(self.slot.rng, *self.slot.cursor, index, self.rank))
             with arithmetic(self.precision, self.device):
-                sums, _ = self.loss(batch)
+                sums = self.loss(batch)
             part = sums.sum() * (0.0 if batch.fill else 1.0) / step.weight
             self.strategy.backward(part, last=index == len(batches) - 1)
             total += float(part.detach())
         return total
 
-    def loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: MicroBatch) -> Tensor:
+        """The weighted sum of each row."""
         inputs = collate([self.rows.tokens(row) for row in batch.rows], self.pad_id, side=self.padding_side)
-        held = [self.rows.target(row) for row in batch.rows]
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        weights = torch.from_numpy(self.row_loss.weights[list(batch.rows)]).float().to(self.device, non_blocking=True)
+        read = LossInputs([self.rows.target(row) for row in batch.rows], weights, moved["attention_mask"])
+        if not isinstance(self.row_loss, LanguageModelLoss):
+            return self.row_loss(self.model(**moved), read)
         lengths = [int(self.rows.lengths[row]) for row in batch.rows]
-        targets, answers = self.task.tensors(held), self.task.answer_spans(held, lengths)
-        weights = torch.from_numpy(self.weights[list(batch.rows)]).float()
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in {**inputs, **targets, "weights": weights}.items()}
-        read = {name: moved[name] for name in inputs}
-        if answers is None:
-            return self.task.loss(self.model(**read), moved)
+        answers = [self.row_loss.spans(target, length) for target, length in zip(read.targets, lengths, strict=True)]
         rows, places = answer_places(lengths, answers, inputs["input_ids"].shape[1], left=self.padding_side == "left")
-        wanted = inputs["input_ids"][rows, [place + 1 for place in places]]
-        moved |= {"answer_rows": torch.tensor(rows, device=self.device), "answer_tokens": wanted.to(self.device)}
-        return self.task.loss(logits_at(self.model, read, rows, places), moved)
+        tokens = inputs["input_ids"][rows, [place + 1 for place in places]].to(self.device)
+        logits = logits_at(self.model, moved, rows, places)
+        return self.row_loss(AnswerLogits(logits, torch.tensor(rows, device=self.device), tokens), read)
 
     def _halve_budget(self, batches: Sequence[MicroBatch], err: BaseException) -> None:
         if all(len(batch.rows) == 1 for batch in batches):

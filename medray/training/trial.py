@@ -127,9 +127,8 @@ class Trial:
     def _loop(self) -> Loop:
         return Loop(
             model=self.built.model,
-            task=self.task,
             rows=self.rows,
-            weights=self.task.weights(self.rows.targets(), self.rows.ids),
+            row_loss=self.task.loss(self.rows.targets(), self.rows.ids),
             slot=self.slot,
             strategy=self._strategy("fp32"),
             train=self.config.train,
@@ -168,7 +167,7 @@ class Trial:
         self.built.model.train()
         self.chosen = precision.choose(
             self.config.model.precision,
-            lambda: self.loop.loss(batch)[0].sum() / len(batch.rows),
+            lambda: self.loop.loss(batch).sum() / len(batch.rows),
             shape=shape,
             device=self.device,
             key=(

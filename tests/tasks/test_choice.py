@@ -110,9 +110,9 @@ def test_labels_that_no_tokens_tell_apart_are_refused():
 def test_every_answer_token_weighs_what_its_class_does():
     targets = [(0, 2), (1, 3), (1, 3), (1, 3)]
     rows = ["a", "b", "c", "d"]
-    assert task_of().weights(targets, rows).tolist() == [2, 3, 3, 3]
-    assert task_of(class_weights={"fever": 2.0}).weights(targets, rows).tolist() == [4, 3, 3, 3]
-    balanced = task_of(class_weights="balanced").weights(targets, rows) / [2, 3, 3, 3]
+    assert task_of().loss(targets, rows).weights.tolist() == [2, 3, 3, 3]
+    assert task_of(class_weights={"fever": 2.0}).loss(targets, rows).weights.tolist() == [4, 3, 3, 3]
+    balanced = task_of(class_weights="balanced").loss(targets, rows).weights / [2, 3, 3, 3]
     assert balanced[0] == pytest.approx(balanced[1:].sum())
 
 

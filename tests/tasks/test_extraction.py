@@ -54,11 +54,12 @@ def test_the_prompt_is_instruction_examples_and_the_row_and_all_rows_share_the_f
 def test_only_the_answer_and_its_end_are_learned() -> None:
     made, tokenizer = task(instruction="", prompt="{text} in", max_length=64, max_answer=16), tiny.tokenizer("llama")
     (row,) = made.encode([EXAMPLE], tokenizer)
-    ((start, end),) = made.answer_spans([row.target], [len(row.tokens)])[0]
+    loss = made.loss([row.target], ["a"])
+    ((start, end),) = loss.spans(row.target, len(row.tokens))
     assert tokenizer.convert_ids_to_tokens(row.tokens[start:end]) == ["[", '"', "carcinoma", '"', "]", "<|im_end|>"]
     assert end == len(row.tokens)
     assert tokenizer.convert_ids_to_tokens(row.tokens[:start]) == ["the", "carcinoma", "of", "the", "lung", "in"]
-    assert made.weights([row.target], ["a"]).tolist() == [6.0]
+    assert loss.weights.tolist() == [6.0]
     assert made.predict(speaker := Speaking("[]"), [EXAMPLE])[0].mentions == ()
     assert list(speaker.asked[0][0][0]) == list(row.tokens[:start])  # what is asked is what was trained on
     assert speaker.asked[0][1] == Sampling(max_tokens=16, stop=("\n\n",))

@@ -20,6 +20,7 @@ from medray.registry.prediction import Model
 from medray.registry.registry import Registry
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions, ExtractRequest
+from medray.tasks.base.protocol import LossInputs
 from medray.tasks.tagging.task import Options, Task
 from medray.types import Example, Mention
 
@@ -52,7 +53,7 @@ def test_tokens_get_the_tags_of_their_words_and_special_tokens_get_none() -> Non
     assert said == {"[CLS]": -100, "the": 0, "study": 0, "of": 0, "renal": 1, "failure": 2, "and": 0, "carcinoma": 1, "in": 0, "blood": 0, "[SEP]": -100}  # fmt: skip
     (plain,) = task().encode([EXAMPLE], tiny.tokenizer("llama"))
     assert plain.target == (0, 0, 0, 1, 2, 0, 1, 0, 0)
-    assert task().weights([row.target], ["a"]).tolist() == [9.0]
+    assert task().loss([row.target], ["a"]).weights.tolist() == [9.0]
 
 
 def test_in_windows_every_token_counts_once_and_mentions_come_together_again() -> None:
@@ -106,13 +107,13 @@ def test_the_loss_is_a_sum_over_the_tokens_that_count_on_either_side_of_padding(
         mask = torch.zeros(2, 5, dtype=torch.long)
         for row, target in enumerate(targets):
             mask[row, slice(5 - len(target), 5) if left else slice(0, len(target))] = 1
-        batch = {**made.tensors(targets), "attention_mask": mask, "weights": torch.tensor(made.weights(targets, ["a", "b"]))}
-        sums, weights = made.loss(SimpleNamespace(logits=logits), batch)
+        loss = made.loss(targets, ["a", "b"])
+        sums = loss(SimpleNamespace(logits=logits), LossInputs(targets, torch.tensor(loss.weights), mask))
         for row, target in enumerate(targets):
             said = logits[row, 5 - len(target) :] if left else logits[row, : len(target)]
             expected = sum(F.cross_entropy(said[at], torch.tensor(tag)) for at, tag in enumerate(target) if tag >= 0)
             assert sums[row] == pytest.approx(float(expected), rel=1e-5)
-        assert weights.tolist() == [2.0, 3.0]
+        assert loss.weights.tolist() == [2.0, 3.0]
 
 
 def test_data_without_mentions_is_refused() -> None:

@@ -43,7 +43,8 @@ def test_every_turn_of_the_assistant_is_marked_by_position_with_its_end(template
     task = Task(Options(name="instruct", system="", template=template, max_length=400))
     example = Example("a", "-", turns=tuple(TALK), response="rhythm of heart")
     (row,) = task.encode([example], tokenizer)
-    (spans,) = task.answer_spans([row.target], [len(row.tokens)])
+    loss = task.loss([row.target], ["a"])
+    spans = loss.spans(row.target, len(row.tokens))
     end = tokenizer.eos_token_id
     assert tokenizer.pad_token_id == end  # as SmolLM2 has it: an id cannot tell what is an answer
     assert [tokenizer.decode(row.tokens[start:stop]) for start, stop in spans] == [
@@ -54,7 +55,7 @@ def test_every_turn_of_the_assistant_is_marked_by_position_with_its_end(template
     others = [token for at, token in enumerate(row.tokens) if not any(start <= at < stop for start, stop in spans)]
     assert "infection in culture" in tokenizer.decode(others)  # the user says it too, and it carries no loss
     assert (end in others) == (template == "chat")  # a user's turn ends with the same id
-    assert task.weights([row.target], ["a"]).tolist() == [2 + 2 + 4]
+    assert loss.weights.tolist() == [2 + 2 + 4]
 
 
 @pytest.mark.document("003", "conversations in the model's chat template", where="`task.template`")

@@ -26,7 +26,7 @@ def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(tmp_pa
     loop, rows = trial._loop(), (0, 1, 2, 5, 7)
     made: list[int] = []
     trial.built.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: made.append(logits.shape[:-1].numel()))
-    sums, weights = loop.loss(MicroBatch(rows))
+    sums = loop.loss(MicroBatch(rows))
     counts = [trial.rows.target(row)[1] for row in rows]
     assert made == [sum(counts)]
     for place, row in enumerate(rows):
@@ -37,7 +37,7 @@ def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(tmp_pa
         expected = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="sum")
         weight = 3.0 if trial.task.labels[trial.rows.target(row)[0]] == "fever" else 1.0
         assert float(sums[place].detach()) == pytest.approx(weight * float(expected.detach()), rel=1e-4)
-        assert float(weights[place]) == weight * counts[place]
+        assert loop.row_loss.weights[row] == weight * counts[place]
 
 
 def test_micro_batches_change_no_gradient_of_a_language_model(tmp_path: Path) -> None:

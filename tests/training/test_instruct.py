@@ -41,7 +41,7 @@ def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folde
     batch = MicroBatch(tuple(range(6)))
     made.built.model.eval()
     with torch.no_grad():
-        sums, weights = loop.loss(batch)
+        sums, weights = loop.loss(batch), loop.row_loss.weights
         for number, row in enumerate(batch.rows):
             tokens, target = torch.tensor(made.rows.tokens(row).astype(np.int64)), made.rows.target(row)
             labels = torch.full_like(tokens, -100)

@@ -197,7 +197,7 @@ def test_a_checkpoint_in_4_bits_is_not_taken_for_a_plain_one(tmp_path: Path) -> 
 def test_windows_of_a_long_text_train_as_one_example(tmp_path: Path) -> None:
     settings = ("task.long_texts=windows", "task.max_length=12", "task.window_overlap=4")
     trial = tiny.trial(tiny.study(tmp_path, *settings), tmp_path)
-    weights = trial.task.weights(trial.rows.targets(), trial.rows.ids)
+    weights = trial.task.loss(trial.rows.targets(), trial.rows.ids).weights
     assert len(trial.rows) > len(dataset.load(trial.config.data).train)
     assert weights.sum() == pytest.approx(len(dataset.load(trial.config.data).train))
     trial.run()

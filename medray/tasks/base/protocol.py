@@ -1,13 +1,15 @@
 """What a task promises: it turns examples into rows, outputs into a loss, and answers into figures. It loads no model."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from medray import plugins
-from medray.config.schema import PluginOptions, validate
+from medray.config.schema import PluginOptions, Section, validate
 from medray.errors import ArtifactError
 from medray.evaluation.bootstrap import Answers
 from medray.evaluation.metrics import Metrics
@@ -17,14 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medray.types import Engine
-from typing import Annotated
-
-from pydantic import Field, model_validator
-
-from medray.config.schema import Section
 
 Outcome = Literal["answered", "refused"]
-Spans = Sequence[tuple[int, int]]  # of one row, each from its first token to behind its last
 
 
 class TaskOptions(PluginOptions):
@@ -38,6 +34,31 @@ class TaskOptions(PluginOptions):
     def samples(self) -> list[Example]:
         """Prompts of the user's own, which the report shows with answers from before and after training."""
         return []
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """What a loss reads of a micro-batch beside the model's outputs."""
+
+    targets: Sequence[tuple[int, ...]]  # of each row
+    weights: "Tensor"  # of each row
+    mask: "Tensor"  # 1 at the tokens of each row, 0 at padding, on whichever side it is
+
+
+class Loss(Protocol):
+    """What training rows cost."""
+
+    @property
+    def weights(self) -> npt.NDArray[np.float64]:
+        """Each row's share of a step, known before the step."""
+        ...
+
+    def __call__(self, outputs: Any, rows: LossInputs) -> "Tensor":
+        """A weighted sum per row: never a mean, which micro-batching would change.
+
+        `outputs` are the model's; of a `LanguageModelLoss` they are `AnswerLogits`.
+        """
+        ...
 
 
 class Task(Protocol):
@@ -76,20 +97,8 @@ class Task(Protocol):
         """Rows as the model reads them. The answer is never cut; what was truncated says so."""
         ...
 
-    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Each training row's share of a step; what `loss` returns as weight, known before the step."""
-        ...
-
-    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
-        """What `loss` reads of a micro-batch beside `weights` (float, per row, which the loop adds)."""
-        ...
-
-    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[Spans] | None:
-        """Of a language model's rows, which tokens are answers: logits are made for these alone. None with a head."""
-        ...
-
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        """Per row (weighted sum, weight): never a mean, which micro-batching would change."""
+    def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Loss:
+        """The loss of all training rows, from their targets."""
         ...
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]: ...

@@ -16,18 +16,17 @@ from medray.errors import ConfigError, DataError
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
 from medray.tasks.base import mentions as _mentions
+from medray.tasks.base.language_model import LanguageModelLoss, answer_at_end, generate
 from medray.tasks.base.mentions import PATHS as PATHS
 from medray.tasks.base.mentions import Request as Request
 from medray.tasks.base.mentions import Response as Response
-from medray.tasks.base.protocol import Spans, TaskOptions
+from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.extraction import json_list
-from medray.text.prompts import Prompt, answer_loss, answers, prompts
+from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
 from medray.types import Encoded, Example, Mention, Needs, Prediction, Sampling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from medray.types import Engine
 
 
@@ -125,23 +124,12 @@ class Task:
             rows.append(Encoded(example.id, (*prompt.tokens, *ids), (len(ids),), prompt.truncated))
         return rows
 
-    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
-        return np.array([count for (count,) in targets], dtype=np.float64)
-
-    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[Spans]:
-        return [((length - count, length),) for (count,), length in zip(targets, lengths, strict=True)]
-
-    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
-        return {}
-
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        return answer_loss(outputs, batch)
+    def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
+        return LanguageModelLoss(np.array([count for (count,) in targets], dtype=np.float64), answer_at_end)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         read = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)]
-        texts = [""] * len(read)
-        for chunk in engine.generate(read, Sampling(max_tokens=self.options.max_answer, stop=self.options.stop)):
-            texts[chunk.index] += chunk.text
+        texts = generate(engine, read, Sampling(max_tokens=self.options.max_answer, stop=self.options.stop))
         return [self.read(example, text) for example, text in zip(examples, texts, strict=True)]
 
     def read(self, example: Example, text: str) -> Prediction:

@@ -16,17 +16,15 @@ from pydantic import Field, model_validator
 from medray.errors import ConfigError, DataError
 from medray.evaluation.bootstrap import Sums, Tallies, harmonic, ratio
 from medray.evaluation.metrics import Metrics
-from medray.tasks.base.protocol import Spans, TaskOptions
+from medray.tasks.base.language_model import LanguageModelLoss, generate
+from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.instruct import safety
 from medray.tasks.instruct.overlap import rouge_l, token_f1, words
 from medray.text.chat_template import Chat, Rendered, TemplateKind
-from medray.text.prompts import answer_loss
 from medray.text.windows import readable
 from medray.types import Encoded, Example, Message, Needs, Prediction, Sampling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from medray.types import Engine
 
 
@@ -127,26 +125,16 @@ class Task:
         chat = self._chat(tokenizer)
         return [self._encoded(example, chat) for example in examples]
 
-    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
+    def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
         """Every token that the assistant says counts alike."""
-        return np.array([sum(end - start for start, end in _spans(target)) for target in targets], dtype=np.float64)
-
-    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[Spans]:
-        return [_spans(target) for target in targets]
-
-    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
-        return {}
-
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        return answer_loss(outputs, batch)
+        weights = np.array([sum(end - start for start, end in _spans(target)) for target in targets], dtype=np.float64)
+        return LanguageModelLoss(weights, lambda target, length: _spans(target))
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         """Generated answers; where the right one is known, how likely it is as well."""
         chat, longest = self._chat(engine.tokenizer), self.options.max_new_tokens
         prompts = [self._rendered(_messages(example), chat, longest).tokens for example in examples]
-        texts = [""] * len(prompts)
-        for chunk in engine.generate(prompts, Sampling(max_tokens=longest)):
-            texts[chunk.index] += chunk.text
+        texts = generate(engine, prompts, Sampling(max_tokens=longest))
         return [
             Prediction(example.id, (), (), text=text.strip(), figures=self._likelihood(example, chat, engine) if example.response else {})
             for example, text in zip(examples, texts, strict=True)

@@ -15,7 +15,7 @@ from medray.tasks.base import mentions as _mentions
 from medray.tasks.base.mentions import PATHS as PATHS
 from medray.tasks.base.mentions import Request as Request
 from medray.tasks.base.mentions import Response as Response
-from medray.tasks.base.protocol import TaskOptions
+from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.tagging.bio import mentions_of, tag, tags_of, words
 from medray.text.windows import Located, located
 from medray.types import Encoded, Example, Head, Needs, Prediction
@@ -43,6 +43,22 @@ class Options(TaskOptions):
         if self.window_overlap >= self.max_length:
             raise ValueError(f"window_overlap {self.window_overlap} and max_length {self.max_length}: the overlap must be the smaller")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class TagLoss:
+    """Cross-entropy of the tags that count, a sum per row."""
+
+    weights: Floats
+
+    def __call__(self, outputs: Any, rows: LossInputs) -> "Tensor":
+        import torch
+        import torch.nn.functional as F
+
+        owners, places = rows.mask.nonzero(as_tuple=True)  # a tag for each token, in their order
+        tags = torch.tensor([tag for target in rows.targets for tag in target], device=rows.mask.device)
+        losses = F.cross_entropy(outputs.logits[owners, places].float(), tags, reduction="none", ignore_index=_UNCOUNTED)
+        return losses.new_zeros(len(rows.targets)).index_add(0, owners, losses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +105,9 @@ class Task:
                 rows.append(Encoded(example.id, tokens, target))
         return rows
 
-    def weights(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Floats:
-        """The tokens that count; one at least, so that no step weighs nothing."""
-        return np.array([max(1, sum(tag != _UNCOUNTED for tag in target)) for target in targets], dtype=np.float64)
-
-    def tensors(self, targets: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
-        import torch
-
-        return {"tags": torch.tensor([tag for target in targets for tag in target])}
-
-    def answer_spans(self, targets: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> None:
-        return None
-
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> "tuple[Tensor, Tensor]":
-        """The sum over a row's tokens; which token a tag is for is told by the mask, on whichever side padding is."""
-        import torch.nn.functional as F
-
-        rows, places = batch["attention_mask"].nonzero(as_tuple=True)
-        losses = F.cross_entropy(outputs.logits[rows, places].float(), batch["tags"], reduction="none", ignore_index=_UNCOUNTED)
-        weights = batch["weights"].to(losses)
-        return losses.new_zeros(len(weights)).index_add(0, rows, losses), weights
+    def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> TagLoss:
+        """A row weighs as much as its tokens that count; one at least, so that no step weighs nothing."""
+        return TagLoss(np.array([max(1, sum(tag != _UNCOUNTED for tag in target)) for target in targets], dtype=np.float64))
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if not examples:
