@@ -16,11 +16,10 @@ from medray.config.study import CalibrationConfig
 from medray.errors import ConfigError
 from medray.evaluation import calibration, diagnose
 from medray.evaluation.analysis import SplitAnalysis
-from medray.evaluation.bootstrap import LabelAnswers
 from medray.evaluation.diagnose import Scored
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
-from medray.tasks.base.protocol import Choosing, Task
+from medray.tasks.base.protocol import Calibrated, Task
 from medray.types import Example, Prediction
 
 
@@ -41,7 +40,7 @@ def calibrated(task: Task, record: CalibrationRecord, predictions: Sequence[Pred
 def probed(task: Task, record: CalibrationRecord, outputs: Sequence[Sequence[float]]) -> ProbeRecord:
     """What a release answers to its checkpoint's probe; labels alone where its answers are texts or mentions."""
     labels = task.labels or tuple(task.state().get("kinds", ()))
-    if not isinstance(task, Choosing):
+    if not isinstance(task, Calibrated):
         return ProbeRecord(labels=labels)
     rows = calibrated(task, record, task.read_probe(np.array(outputs, dtype=np.float64).reshape(-1, len(labels))))
     return ProbeRecord(labels=labels, answers=tuple(row.labels for row in rows), probabilities=tuple(row.probabilities for row in rows))
@@ -49,11 +48,11 @@ def probed(task: Task, record: CalibrationRecord, outputs: Sequence[Sequence[flo
 
 def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], asked: CalibrationConfig) -> CalibrationRecord:
     """From a checkpoint's own answers on validation rows; nothing where answers are texts."""
-    answers = task.answers(predictions, examples)
-    if not isinstance(answers, LabelAnswers):
+    if not isinstance(task, Calibrated):
         if asked.abstain_precision is not None:
             raise ConfigError(f"abstain_precision {asked.abstain_precision} and task {task.options.name}: its answers have no confidence")
         return AS_IT_IS
+    answers = task.answers(predictions, examples)
     return calibration.fit(
         _probabilities(predictions),
         answers.truth,
@@ -74,10 +73,11 @@ def examine(
     slicer: Slicer,
 ) -> SplitAnalysis | None:
     """`predictions` as the task made them, before calibration. None where answers are texts."""
-    answers = task.answers(predictions, examples)
-    if not isinstance(answers, LabelAnswers):
+    if not isinstance(task, Calibrated):
         return None
-    scored = Scored([example.id for example in examples], answers, _probabilities(predictions), slicer.columns(examples))
+    scored = Scored(
+        [example.id for example in examples], task.answers(predictions, examples), _probabilities(predictions), slicer.columns(examples)
+    )
     return diagnose.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)
 
 

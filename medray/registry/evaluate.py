@@ -70,7 +70,7 @@ def _judged(
     labelled, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
     metric = task.options.metric
     metrics = task.score(predictions, labelled)
-    answers = task.answers(predictions, labelled)
+    answers = tasks.answers(task, predictions, labelled)
     sure = interval(answers, metric) if metric in answers.metrics else None
     analysis = examine(task, part, predictions, labelled, calibration, Slicer.of(labelled))
     return Evaluation(name, part, metric, metrics, sure, num_openings, calibration, analysis)

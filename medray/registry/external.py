@@ -140,7 +140,7 @@ def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manife
 
     def fill(filling: Path) -> None:
         built.tokenizer.save_pretrained(str(filling / "tokenizer"))
-        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in task.keep(predictions, dataset.validation))
+        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in tasks.stored(task, predictions, dataset.validation))
         (filling / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (filling / "metrics.json").write_text(json.dumps({"split": "validation", **metrics.as_dict()}, indent=1))
 

@@ -25,7 +25,7 @@ from medray.serving.chat import Chat
 from medray.serving.notes import far
 from medray.serving.schemas import ROUTES, AppOptions, Described, InputNote, Request, Response, Route
 from medray.serving.streams import Streams
-from medray.tasks.base.protocol import Chatting, Routed, Task
+from medray.tasks.base.protocol import Chatting, Served, Task
 from medray.types import Chunk, Example, Sampling
 
 
@@ -81,7 +81,7 @@ class Head:
 
     release: str
     version: int
-    task: Routed
+    task: Served
     batcher: Batcher
     streams: Streams
     precision: Precision
@@ -178,7 +178,7 @@ def _faster_steps(opening: _Opening) -> Precision:
 
 
 def _open_head(opening: _Opening, task: Task) -> Head:
-    assert isinstance(task, Routed)
+    assert isinstance(task, Served)
     record, options, overhead = opening.release.record, opening.options, 1
     if opening.built.head is None and generates(opening.engine("fp32"), task):
         used = _faster_steps(opening)

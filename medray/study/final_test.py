@@ -22,7 +22,8 @@ from medray.registry import answers as answering
 from medray.storage import checkpoint
 from medray.study.placement import Placement
 from medray.study.trial_actor import give_memory_back
-from medray.tasks.base.protocol import Task, restore, task_options
+from medray.tasks.base import protocol as tasks
+from medray.tasks.base.protocol import Calibrated, Task, restore, task_options
 from medray.types import Engine, Example, Prediction
 
 
@@ -85,16 +86,18 @@ def judge(
     for fold in folds:
         rows = fold.dataset.unlabelled_test()
         answered.append(_finalists(fold.finalists, rows, fold.dataset.validation, placement))
-        compared.append([_reference(found, task, fold.dataset, rows) for found in _references(task, fold.dataset)])
+        compared.append(_references(task, fold.dataset, rows))
         asked = [as_trained(config, number, fold.finalists) for number, config in enumerate(bases)]
-        compared[-1] += _untuned(asked, task.learn(fold.dataset.train), rows, fold.dataset.validation, placement)
+        if task.head() is None:
+            own = tasks.fit(task.options, fold.dataset.label_sets(), fold.dataset.train)  # its prompt shows rows of this fold
+            compared[-1] += _untuned(asked, own, rows, fold.dataset.validation, placement)
     opened = [fold.dataset.open_test(log_dir, caller) for fold in folds]
     validation = [example for fold in folds for example in fold.dataset.validation]
     test = [example for fold in opened for example in fold.examples]
 
     def scored(found: Answered) -> Judged:
         pairs = [
-            (found.task.score(predictions, examples), found.task.answers(predictions, examples))
+            (found.task.score(predictions, examples), tasks.answers(found.task, predictions, examples))
             for predictions, examples in ((found.validation, validation), (found.test, test))
         ]
         pairs = [(metrics, said.in_units(_units(rows))) for (metrics, said), rows in zip(pairs, (validation, test), strict=True)]
@@ -219,8 +222,6 @@ def _untuned(
     """Each base model before training, by its own settings of the task."""
     import ray
 
-    if task.head() is not None:
-        return []
     ask = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_freeing(predict_untuned))
     threads = int(placement.cpus) or 1
     answers = ray.get(
@@ -252,16 +253,16 @@ def predict_untuned(
     return Said(task, predictions, seconds, None, _sampled(task, engine)), task.predict(engine, validation)
 
 
-def _references(task: Task, dataset: Dataset) -> list[Reference]:
-    if not task.labels:
+def _references(task: Task, dataset: Dataset, rows: Sequence[Example]) -> list[Answered]:
+    if not isinstance(task, Calibrated):
         return []
     multi_label = answering.is_multi_label(task)
     texts, truth = [example.text for example in dataset.train], task.truth(dataset.train)
     found = [baselines.majority(truth, multi_label=multi_label), baselines.tfidf(texts, truth, multi_label=multi_label)]
-    return [reference for reference in found if reference is not None]
+    return [_reference(reference, task, dataset, rows) for reference in found if reference is not None]
 
 
-def _reference(found: Reference, task: Task, dataset: Dataset, rows: Sequence[Example]) -> Answered:
+def _reference(found: Reference, task: Calibrated, dataset: Dataset, rows: Sequence[Example]) -> Answered:
     def answers(examples: Sequence[Example]) -> list[Prediction]:
         probabilities = found.probabilities([example.text for example in examples])
         return [Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, np.asarray(probabilities), strict=True)]

@@ -82,7 +82,7 @@ class Task:
     labels: tuple[str, ...]
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
+    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
         check_one_label(examples)
         labels = tuple(sorted({label for example in examples for label in example.labels}))
         if len(labels) < 2:
@@ -94,9 +94,6 @@ class Task:
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
         return cls(options, tuple(state["labels"]))
-
-    def learn(self, train: Sequence[Example]) -> Self:
-        return self
 
     def state(self) -> dict[str, Any]:
         return {"labels": list(self.labels)}
@@ -144,9 +141,6 @@ class Task:
         return [
             replace(row, labels=(self.labels[int(np.argmax(row.probabilities))],) if any(row.probabilities) else ()) for row in predictions
         ]
-
-    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
-        return list(predictions)
 
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)

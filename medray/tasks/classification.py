@@ -104,7 +104,7 @@ class Task:
     thresholds: tuple[float, ...] | None = None  # multi-label or class_thresholds, once fitted on validation
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
+    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
         if not options.multi_label:
             check_one_label(examples, _OR_SEVERAL)
         labels = tuple(sorted({label for example in examples for label in example.labels}))
@@ -119,9 +119,6 @@ class Task:
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
         limits = state["thresholds"]
         return cls(options, tuple(state["labels"]), None if limits is None else tuple(limits))
-
-    def learn(self, train: Sequence[Example]) -> Self:
-        return self
 
     def state(self) -> dict[str, Any]:
         return {"labels": list(self.labels), "thresholds": None if self.thresholds is None else list(self.thresholds)}
@@ -187,9 +184,6 @@ class Task:
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         return [replace(row, labels=self._decision(row.probabilities)) for row in predictions]
-
-    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
-        return list(predictions)
 
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)

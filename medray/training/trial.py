@@ -27,7 +27,8 @@ from medray.records import HISTORY
 from medray.registry.loading import TRAIN_ROWS, make_probe, write_cloud
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
-from medray.tasks.base.protocol import Task
+from medray.tasks.base import protocol as tasks
+from medray.tasks.base.protocol import Calibrated, Task
 from medray.training import distributed
 from medray.training.loop import EpochReport, Loop
 from medray.training.plan import MicroBatch
@@ -206,8 +207,10 @@ class Trial:
         examples = self.material.validation
         embeddings: list[Floats] = []
         predictions = self._predictions(examples, embeddings)
-        task = self.task.tune(predictions, examples)
-        predictions = task.decide(predictions)
+        task = self.task
+        if isinstance(task, Calibrated):
+            task = task.tune(predictions, examples)
+            predictions = task.decide(predictions)
         cloud = Cloud.fit(distributed.gathered(embeddings)) if not self.loop.strategy.shards_model else Cloud.fit(embeddings)
         self.evaluated = Evaluated(task, predictions, task.score(predictions, examples), cloud)
         return self.evaluated.metrics.values
@@ -242,7 +245,7 @@ class Trial:
     def _fill(self, folder: Path, report: EpochReport) -> None:
         assert self.evaluated is not None
         save(self.built, folder)
-        kept = self.evaluated.task.keep(self.evaluated.predictions, self.material.validation)
+        kept = tasks.stored(self.evaluated.task, self.evaluated.predictions, self.material.validation)
         lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in kept)
         (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if self.evaluated.cloud:

@@ -121,7 +121,7 @@ def test_data_without_mentions_is_refused() -> None:
     with pytest.raises(DataError, match=r"no row has a mention: task tagging needs annotated texts"):
         Task.fit(options, [Example("", "")])
     with pytest.raises(DataError, match="no training row has a mention"):
-        Task.fit(options, [Example("", "", ("cancer",))]).learn([Example("a", "tumour", ("cancer",))])
+        Task.fit(options, [Example("", "", ("cancer",))], [Example("a", "tumour", ("cancer",))])
     with pytest.raises(ValueError, match="window_overlap 32 and max_length 16: the overlap must be the smaller"):
         Options(name="tagging", max_length=16)
 

@@ -52,13 +52,12 @@ def weights_of(chosen: ClassWeights, labels: Sequence[str], classes: npt.NDArray
     return found
 
 
-def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> npt.NDArray[np.int64]:
-    return np.array([[int(label in row) for label in labels] for row in rows], dtype=np.int64).reshape(len(rows), len(labels))
-
-
 def label_answers(
     predictions: Sequence[Prediction], examples: Sequence[Example], labels: Sequence[str], positive: str | None
 ) -> LabelAnswers:
-    truth = indicators([example.labels for example in examples], labels).astype(np.bool_)
-    predicted = indicators([row.labels for row in predictions], labels).astype(np.bool_)
+    truth, predicted = (indicators([row.labels for row in rows], labels).astype(np.bool_) for rows in (examples, predictions))
     return LabelAnswers(truth, predicted, None if positive is None else labels.index(positive))
+
+
+def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> npt.NDArray[np.int64]:
+    return np.array([[int(label in row) for label in labels] for row in rows], dtype=np.int64).reshape(len(rows), len(labels))

@@ -31,18 +31,13 @@ def respond(predictions: Sequence[Prediction]) -> Response:
     return Response(predictions=tuple(MentionsAnswer(mentions=mentions) for mentions in answers))
 
 
-def kinds_of(examples: Sequence[Example], task: str) -> tuple[str, ...]:
-    """An annotated row has the kinds of its mentions as labels."""
+def kinds_of(examples: Sequence[Example], train: Sequence[Example], task: str) -> tuple[str, ...]:
+    """An annotated row has the kinds of its mentions as labels; labels alone could be those of a classification."""
     kinds = tuple(sorted({label for example in examples for label in example.labels}))
-    if not kinds:
-        raise DataError(f"no row has a mention: task {task} needs annotated texts (data.format spans or pubtator)")
+    if not kinds or (train and not any(example.mentions for example in train)):
+        row = "training row" if kinds else "row"
+        raise DataError(f"no {row} has a mention: task {task} needs annotated texts (data.format spans or pubtator)")
     return kinds
-
-
-def check_annotated(train: Sequence[Example], task: str) -> None:
-    """Labels alone could be those of a classification."""
-    if train and not any(example.mentions for example in train):
-        raise DataError(f"no training row has a mention: task {task} needs annotated texts (data.format spans or pubtator)")
 
 
 def tallies(predictions: Sequence[Prediction], examples: Sequence[Example], rates: Mapping[str, tuple[str, str]] | None = None) -> Tallies:

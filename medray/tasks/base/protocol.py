@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from medray import plugins
 from medray.config.schema import PluginOptions, Section, validate
 from medray.errors import ArtifactError
-from medray.evaluation.bootstrap import Answers
+from medray.evaluation.bootstrap import Answers, LabelAnswers, Tallies
 from medray.evaluation.metrics import Metrics
 from medray.types import Encoded, Example, Head, Message, Needs, Prediction
 
@@ -64,7 +64,7 @@ class Loss(Protocol):
 class Task(Protocol):
     """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`.
 
-    One that is `Routed` says at which `PATHS`, and has a `Request` and a `Response`.
+    One that is `Served` says at which `PATHS`, and has a `Request` and a `Response`.
     """
 
     @property
@@ -76,16 +76,12 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def fit(cls, options: Any, examples: Sequence[Example]) -> Self:
-        """Learn what the data decides (the label set); examples of every split, texts unused."""
+    def fit(cls, options: Any, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
+        """Learn what the data decides: the label set from examples of every split, texts unused; what a prompt shows from `train`."""
         ...
 
     @classmethod
     def restore(cls, options: Any, state: Mapping[str, Any]) -> Self: ...
-
-    def learn(self, train: Sequence[Example]) -> Self:
-        """The task with what it takes from training rows (examples for a prompt); itself where it takes nothing."""
-        ...
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as JSON; it travels in the checkpoint's manifest."""
@@ -107,6 +103,13 @@ class Task(Protocol):
         """What the model says to examples, before anything is decided: a row of figures each, the same after every reload."""
         ...
 
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
+
+
+@runtime_checkable
+class Calibrated(Task, Protocol):
+    """A task whose answers are labels with probabilities. A task is either this or `Tallied`."""
+
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
         """The task with what is fitted on validation (thresholds); itself where there is nothing to fit."""
         ...
@@ -115,23 +118,34 @@ class Task(Protocol):
         """The predictions with labels by this task's current rule; probabilities stay."""
         ...
 
+    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+        """The labels that are right, a row per example and a column per label."""
+        ...
+
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> LabelAnswers:
+        """Truth and predictions side by side, for intervals and comparisons."""
+        ...
+
+    def read_probe(self, outputs: npt.NDArray[np.float64]) -> list[Prediction]:
+        """The answers that outputs of `probe` stand for, before calibration."""
+        ...
+
+
+@runtime_checkable
+class Tallied(Task, Protocol):
+    """A task whose answers are texts or mentions, each of which adds to some counts."""
+
     def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
         """What a checkpoint keeps of its predictions: no text, but what `score` and `answers` need of it."""
         ...
 
-    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
-        """The labels that are right, a row an example and a column a label."""
+    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
+        """The counts of each row, for intervals and comparisons."""
         ...
-
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
-        """Truth and predictions side by side, for intervals and comparisons."""
-        ...
-
-    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
 
 
 @runtime_checkable
-class Routed(Task, Protocol):
+class Served(Task, Protocol):
     """A task whose releases are served at a route of their own has these besides."""
 
     def examples(self, request: Any) -> list[Example]:
@@ -164,23 +178,25 @@ class Chatting(Protocol):
     def outcome(self, text: str) -> Outcome: ...
 
 
-@runtime_checkable
-class Choosing(Protocol):
-    """A task whose `probe` says how likely each label is has this besides."""
-
-    def read_probe(self, outputs: npt.NDArray[np.float64]) -> list[Prediction]:
-        """The answers that outputs of `probe` stand for, before calibration."""
-        ...
-
-
 def needs_of(options: PluginOptions) -> Needs:
     return options.NEEDS if isinstance(options, TaskOptions) else "head"
 
 
 def fit(options: PluginOptions, examples: Sequence[Example], train: Sequence[Example] = ()) -> Task:
     """`examples` of every split, texts unused; `train` are training rows."""
-    task: Task = plugins.find("tasks", options.name).Task.fit(options, examples)
-    return task.learn(train)
+    task: Task = plugins.find("tasks", options.name).Task.fit(options, examples, train)
+    return task
+
+
+def answers(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
+    """Truth and predictions side by side, for intervals and comparisons."""
+    assert isinstance(task, Calibrated | Tallied), f"task {task.options.name} is neither Calibrated nor Tallied"
+    return task.answers(predictions, examples)
+
+
+def stored(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+    """What a checkpoint keeps of its predictions: no text."""
+    return task.keep(predictions, examples) if isinstance(task, Tallied) else list(predictions)
 
 
 def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:

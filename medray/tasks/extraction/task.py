@@ -5,7 +5,7 @@ It loads no model. A mention is a span of the text; what the model lists and the
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -89,13 +89,8 @@ class Task:
         return ()
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
-        return cls(options, _mentions.kinds_of(examples, options.name))
-
-    def learn(self, train: Sequence[Example]) -> Self:
-        """Its examples, from training rows alone."""
-        _mentions.check_annotated(train, self.options.name)
-        return replace(self, shots=choose(train, self.options.num_examples))
+    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
+        return cls(options, _mentions.kinds_of(examples, train, options.name), choose(train, options.num_examples))
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
@@ -150,17 +145,8 @@ class Task:
         said = self._answers([self._written(mentions) for mentions in ((), (Mention(0, 1, "carcinoma", self.kinds[0]),))], engine.tokenizer)
         return engine.score([prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)], said).astype(np.float64)
 
-    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
-        return self
-
-    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        return list(predictions)
-
     def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
         return _mentions.keep(predictions)
-
-    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
-        return np.zeros((len(examples), 0), dtype=np.bool_)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
         return _mentions.tallies(predictions, examples, RATES)

@@ -91,11 +91,8 @@ class Task:
     labels: tuple[str, ...] = field(default=(), init=False)
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
+    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
         return cls(options, tuple(sorted({label for example in examples for label in example.labels})))
-
-    def learn(self, train: Sequence[Example]) -> Self:
-        return self
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
@@ -147,17 +144,8 @@ class Task:
         read = [chat.prompt(_messages(example), room).tokens for example in examples]
         return engine.score(read, [chat.answer(text) for text in _PROBED]).astype(np.float64)
 
-    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
-        return self
-
-    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        return list(predictions)
-
     def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
         return [replace(row, text="", figures=self._counts(row, example)) for row, example in zip(predictions, examples, strict=True)]
-
-    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
-        return np.zeros((len(examples), 0), dtype=np.bool_)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
         rows = [self._counts(row, example) for row, example in zip(predictions, examples, strict=True)]

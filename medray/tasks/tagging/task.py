@@ -75,12 +75,8 @@ class Task:
         return tags_of(self.kinds)
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example]) -> Self:
-        return cls(options, _mentions.kinds_of(examples, options.name))
-
-    def learn(self, train: Sequence[Example]) -> Self:
-        _mentions.check_annotated(train, self.options.name)
-        return self
+    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
+        return cls(options, _mentions.kinds_of(examples, train, options.name))
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
@@ -133,17 +129,8 @@ class Task:
         outputs = engine.token_logits([text.windows[0] for text in self._located(examples, engine.tokenizer)])
         return np.array([np.concatenate([rows.mean(axis=0), rows.max(axis=0)]) for rows in outputs], dtype=np.float64)
 
-    def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
-        return self
-
-    def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        return list(predictions)
-
     def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
         return _mentions.keep(predictions)
-
-    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
-        return np.zeros((len(examples), 0), dtype=np.bool_)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
         return _mentions.tallies(predictions, examples)
