@@ -112,7 +112,7 @@ def study(args: argparse.Namespace, folder: str) -> StudyConfig:
 def search(asked: StudyConfig) -> Searched:
     run = Run.start(asked)
     with start_cluster("single") as cluster, Progress(studies.metric(asked), Console()) as progress:
-        outcome = studies.run(asked, cluster, run, watcher=progress, on_audit=lambda audit: None)
+        outcome = studies.run(asked, cluster, run, watcher=progress)
     records = run.records()
     span = max(record.ended_at or 0.0 for record in records) - min(record.started_at or 0.0 for record in records)
     epochs = sum(len(run.history(record.trial)) for record in records)

@@ -19,11 +19,10 @@ def audit(
 ) -> None:
     """Tell what is in a study's data: balance, lengths, duplicates, conflicts, the ceiling they set."""
     study = load(arguments)
-    from medray.study import preflight
-    from medray.study import study as studies
+    from medray.study import materials, preflight
 
     preflight.check(study)
-    for found in studies.audit(study):
+    for found in materials.audit(study):
         print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.render())
 
 

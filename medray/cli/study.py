@@ -63,9 +63,7 @@ def study(
                         asked,
                         cluster,
                         run,
-                        watcher=Watchers([progress, board]),
-                        on_audit=lambda audit: print(audit.render(), flush=True),
-                        on_stage=progress.stage,
+                        watcher=Watchers(progress, [board]),
                         retry_failed=retry_failed,
                     )
             finally:

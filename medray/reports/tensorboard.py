@@ -31,13 +31,13 @@ class TensorBoard:
             with suppress(OSError):  # a disk that is full is told by those who need it
                 writer.close()
 
-    def planned(self, num_trials: int) -> None:
+    def trials_planned(self, num_trials: int) -> None:
         """Nothing is drawn of what has not begun."""
 
-    def begun(self, record: TrialRecord) -> None:
+    def trial_started(self, record: TrialRecord) -> None:
         """A trial has a file from its first figure on."""
 
-    def told(self, record: TrialRecord, row: Mapping[str, Any]) -> None:
+    def trial_reported(self, record: TrialRecord, row: Mapping[str, Any]) -> None:
         writer = self._writer(record)
         for name, value in row.items():
             is_figure = isinstance(value, (int, float)) and math.isfinite(value)
@@ -52,7 +52,7 @@ class TensorBoard:
             writer.add_scalar(f"best/{self.metric}", self._best[record.trial], row["step"])
         writer.flush()
 
-    def ended(self, record: TrialRecord) -> None:
+    def trial_finished(self, record: TrialRecord) -> None:
         writer = self._writers.pop(record.trial, None)
         if writer is not None:
             _summarise(writer, "session_end_info", status=2 if record.status == "failed" else 1, end_time_secs=record.ended_at or 0.0)

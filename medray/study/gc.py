@@ -43,7 +43,7 @@ def find(place: Path, *, finalists: bool = False) -> Found:
             left_alone.append(f"{run.folder}: has not ended; medray study --resume may need all of it")
             continue
         try:
-            with run.held():
+            with run.lock():
                 surplus += _surplus(run, finalists)
         except ConfigError as err:
             left_alone.append(str(err))
@@ -52,7 +52,7 @@ def find(place: Path, *, finalists: bool = False) -> Found:
 
 def remove(surplus: Sequence[Surplus]) -> None:
     for item in surplus:
-        with item.run.held():
+        with item.run.lock():
             shutil.rmtree(item.folder, ignore_errors=True)
 
 

@@ -11,10 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from medray.data.audit import Audit
 from medray.data.progress import Heartbeat
 from medray.evaluation.metrics import higher_is_better
 from medray.records import TrialRecord
-from medray.study.session import Watcher
+from medray.study.session import TrialWatcher, Watcher
 from medray.training import status
 from medray.training.assignment import VALIDATION
 from medray.training.status import TRAINING, Status
@@ -25,31 +26,38 @@ _MOST_ROWS = 20  # of the live table: the trials that run, and the latest that e
 
 @dataclass(frozen=True)
 class Watchers:
-    """Several, who are told the same."""
+    """Shows stages and audits in one watcher, and trials in all of them."""
 
-    held: Sequence[Watcher]
+    first: Watcher
+    others: Sequence[TrialWatcher]
 
-    def planned(self, num_trials: int) -> None:
-        for watcher in self.held:
-            watcher.planned(num_trials)
+    def stage(self, name: str) -> None:
+        self.first.stage(name)
 
-    def begun(self, record: TrialRecord) -> None:
-        for watcher in self.held:
-            watcher.begun(record)
+    def audit(self, audit: Audit) -> None:
+        self.first.audit(audit)
 
-    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
-        for watcher in self.held:
-            watcher.told(record, row)
+    def trials_planned(self, num_trials: int) -> None:
+        for watcher in (self.first, *self.others):
+            watcher.trials_planned(num_trials)
 
-    def ended(self, record: TrialRecord) -> None:
-        for watcher in self.held:
-            watcher.ended(record)
+    def trial_started(self, record: TrialRecord) -> None:
+        for watcher in (self.first, *self.others):
+            watcher.trial_started(record)
+
+    def trial_reported(self, record: TrialRecord, row: dict[str, Any]) -> None:
+        for watcher in (self.first, *self.others):
+            watcher.trial_reported(record, row)
+
+    def trial_finished(self, record: TrialRecord) -> None:
+        for watcher in (self.first, *self.others):
+            watcher.trial_finished(record)
 
 
 @dataclass
 class Shown:
     record: TrialRecord
-    begun: float
+    start: float
     epoch: int | None = None
     value: float | None = None  # at the latest evaluation
     best: float | None = None
@@ -83,17 +91,20 @@ class Progress:
         if self.live:
             self.live.__exit__(*error)
 
-    def stage(self, what: str) -> None:
+    def stage(self, name: str) -> None:
         """Name what the study does now, beside its trials."""
-        self.heart.stage(what)
+        self.heart.stage(name)
 
-    def planned(self, num_trials: int) -> None:
+    def audit(self, audit: Audit) -> None:
+        print(audit.render(), flush=True)
+
+    def trials_planned(self, num_trials: int) -> None:
         self.num_trials = num_trials
 
-    def begun(self, record: TrialRecord) -> None:
+    def trial_started(self, record: TrialRecord) -> None:
         self._shown(record).record = record
 
-    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
+    def trial_reported(self, record: TrialRecord, row: dict[str, Any]) -> None:
         found = self._shown(record)
         value = row[VALIDATION + self.metric]
         found.epoch, found.value = row["epoch"], value
@@ -103,9 +114,9 @@ class Progress:
             f"  validation {self.metric} {value:.4f}  {row['tokens_per_s']:,.0f} tokens/s  {self._summary()}"
         )
 
-    def ended(self, record: TrialRecord) -> None:
+    def trial_finished(self, record: TrialRecord) -> None:
         found = self._shown(record)
-        found.record, found.seconds = record, time.monotonic() - found.begun
+        found.record, found.seconds = record, time.monotonic() - found.start
         self.heart.say(f"{record.trial}  {record.status}" + (f": {record.error}" if record.error else ""))
 
     def _shown(self, record: TrialRecord) -> Shown:
@@ -128,12 +139,12 @@ class Progress:
         now, running = time.monotonic(), self._running()
         left = {found.record.trial: found.status.left_s for found in running if found.status and found.status.left_s is not None}
         took = [found.seconds for found in list(self.shown.values()) if found.seconds is not None and found.epoch is not None]
-        took = took or [now - found.begun + left[found.record.trial] for found in running if found.record.trial in left]
+        took = took or [now - found.start + left[found.record.trial] for found in running if found.record.trial in left]
         if not took:
             return None
         mean = sum(took) / len(took)
         waiting = max(0, self.num_trials - self.num_before - len(self.shown))
-        rest = waiting * mean + sum(left.get(found.record.trial, max(0.0, mean - (now - found.begun))) for found in running)
+        rest = waiting * mean + sum(left.get(found.record.trial, max(0.0, mean - (now - found.start))) for found in running)
         return rest / max(1, len(running))
 
     def _better(self, one: float, other: float) -> float:

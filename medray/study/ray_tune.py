@@ -1,8 +1,8 @@
-"""Between Ray Tune and the search: one Tuner a study, whose searcher, scheduler and callback all ask the same pure `Search`."""
+"""The launcher of Ray Tune: one Tuner per search, whose searcher, scheduler and callback share one `Session`. It imports no torch."""
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,20 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from medray.runtime.cluster import free_leaked_groups
 from medray.storage import files
 from medray.study import trial_actor as trials
 from medray.study.placement import Placement
-from medray.study.session import Row, Session
+from medray.study.session import Row, Session, TrialStart
 
 log = logging.getLogger(__name__)
 _PATIENCE_S = 30.0
 
 
-def run(session: Session, placements: Sequence[Placement]) -> None:
-    """Run trials until the search has no more."""
-    session.search.start()
+def launch(session: Session, placements: Sequence[Placement]) -> None:
+    """Run the trials of a session to their end; a full disk ends them earlier."""
+    if num_groups := free_leaked_groups():
+        log.warning("removed %d placement group(s) that ended jobs had left behind", num_groups)
     # On a full disk it would tell at length, with tracebacks, that Tune cannot store a state of its own, which nobody reads.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     # Tune gives keys of AWS to its actors as a runtime environment, which Ray's agent writes into its log. Trials need none.
@@ -35,20 +37,35 @@ def run(session: Session, placements: Sequence[Placement]) -> None:
     while not is_done:
         reason = _fit(session, placements)
         if session.full:
-            raise session.full
+            return
         has_more = session.requeue(reason)
         is_done = reason is None and not has_more
 
 
+def call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], placement: Placement) -> list[Any]:
+    """Call a function once per tuple of arguments, each in a process with what a worker of a trial has; return the results in order."""
+
+    def call_and_free(*values: Any) -> Any:  # without GPUs, Ray runs the next call in the same process, which has imported what it needs
+        try:
+            return function(*values)
+        finally:
+            trials.give_memory_back()
+
+    remote = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(call_and_free)
+    results: list[Any] = ray.get([remote.remote(*values) for values in arguments])
+    return results
+
+
 def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
     """Why Tune stopped before the search came to its end, if it did."""
+    started = threading.Event()
     num_at_once = min(placement.num_at_once for placement in placements)
     launcher = "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
     tuner = tune.Tuner(
         tune.with_resources(trials.start, _resources),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(session, num_at_once),
-            scheduler=_Scheduler(session),
+            scheduler=_Scheduler(session, started),
             num_samples=-1,
             # A driver that Ray Train still holds cannot be used again: Tune would lose the trial that is given to it without a word.
             reuse_actors=launcher == "inline",
@@ -63,10 +80,8 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
             verbose=0,
         ),
     )
-    started = threading.Event()
-    session.on_start = started.set
     least = min(placements, key=lambda placement: placement.least_workers * placement.cpus)
-    threading.Thread(target=_tell_waiting, args=(started, least), daemon=True).start()
+    threading.Thread(target=_warn_of_waiting, args=(started, least), daemon=True).start()
     try:
         tuner.fit()
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and what the runtime makes of SIGTERM: the trials' processes train on
@@ -89,7 +104,7 @@ def _is_out_of_memory(err: BaseException | None) -> bool:
     return False
 
 
-def _tell_waiting(started: threading.Event, placement: Placement) -> None:
+def _warn_of_waiting(started: threading.Event, placement: Placement) -> None:
     """A study that waits for others' CPUs or GPUs says so: Tune and Train would wait in silence."""
     cpus, gpus = placement.least_workers * placement.cpus, placement.least_workers * placement.gpus
     for _ in range(10):  # what an earlier search of this study held comes back a moment after its end
@@ -106,6 +121,22 @@ def _tell_waiting(started: threading.Event, placement: Placement) -> None:
             free.get("CPU", 0),
             free.get("GPU", 0),
         )
+
+
+def _tune_config(start: TrialStart, storage_path: Path) -> dict[str, Any]:
+    """What Tune gives to a trial's process; `storage_path` is for Ray Train."""
+    assignment, placement = start.assignment, start.placement
+    resources = assignment.config["resources"]
+    return {
+        "assignment": assignment.as_dict(),
+        "launcher": placement.launcher,
+        "num_workers": placement.num_workers,
+        "placement": resources["placement"],
+        "cpus": placement.cpus,
+        "gpus": placement.gpus,
+        "max_failures": resources["max_failures"],
+        "storage_path": str(storage_path),
+    }
 
 
 def _resources(config: dict[str, Any]) -> PlacementGroupFactory:
@@ -132,9 +163,9 @@ class _Searcher(_Shell, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self.session.under_way) >= self.num_at_once:
             return None
-        with self.session.halting():
-            if (found := self.session.next()) is not None:
-                return found
+        with self.session.ending_on_full_disk():
+            if (start := self.session.next()) is not None:
+                return _tune_config(start, self.session.run.folder / "train")
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
@@ -148,13 +179,14 @@ class _Searcher(_Shell, Searcher):
 
 
 class _Scheduler(_Shell, FIFOScheduler):
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, started: threading.Event) -> None:
         super().__init__()
-        self.session = session
+        self.session, self.started = session, started  # set at the first report
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Row) -> str:
-        with self.session.halting():
-            if self.session.told(_name(trial), result):
+        self.started.set()
+        with self.session.ending_on_full_disk():
+            if self.session.trial_reported(_name(trial), result):
                 return TrialScheduler.CONTINUE
         return TrialScheduler.STOP
 
@@ -170,24 +202,24 @@ class _Callback(_Shell, Callback):
             if trial.status == TuneTrial.ERROR and trial.trial_id not in self.given_up:
                 self.given_up.add(trial.trial_id)
                 if _name(trial) in self.session.under_way:
-                    with self.session.halting():
-                        self.session.lost(_name(trial))
+                    with self.session.ending_on_full_disk():
+                        self.session.trial_lost(_name(trial))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        with self.session.halting():
-            self.session.begun(_name(trial))
+        with self.session.ending_on_full_disk():
+            self.session.trial_started(_name(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        with self.session.halting():
-            self.session.ended(_name(trial))
+        with self.session.ending_on_full_disk():
+            self.session.trial_finished(_name(trial))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         error = trial.get_pickled_error() or trial.get_error()
         how = "it raised" if isinstance(error, ray.exceptions.RayTaskError) else "its process died:"
-        with self.session.halting():
+        with self.session.ending_on_full_disk():
             if files.is_full(error):  # found by Tune's or Train's own writing
                 raise files.full(self.session.run.folder)
-            self.session.ended(_name(trial), error=f"{how} {str(error).strip().splitlines()[-1]}")
+            self.session.trial_finished(_name(trial), error=f"{how} {str(error).strip().splitlines()[-1]}")
 
 
 def _name(trial: TuneTrial) -> str:

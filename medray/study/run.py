@@ -1,9 +1,9 @@
 """A run of a study on disk: its settings, the record and history of each trial, and what was chosen in the end."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from medray.config.files import parse
 from medray.config.load import dump_settings, load_study
 from medray.config.study import StudyConfig
 from medray.errors import ArtifactError, ConfigError, TrialError
-from medray.evaluation import analysis, tables
+from medray.evaluation import analysis, leaderboard, tables
 from medray.evaluation.analysis import Analysis
-from medray.evaluation.leaderboard import Leaderboard
+from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.records import HISTORY, TrialRecord
 from medray.storage import files
+from medray.storage.checkpoint import MANIFEST
 
 SETTINGS = "study.yaml"
 LEADERBOARD = "leaderboard.json"
@@ -27,6 +28,15 @@ ANALYSIS = "analysis.json"
 SAMPLES = "samples.json"
 _SPENT = "spent.json"
 _PATIENCE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a study writes at its end."""
+
+    board: Leaderboard
+    analysis: Analysis | None  # none where answers are texts
+    samples: Mapping[str, Any]  # the user's own prompts, and the finalists' answers
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Run:
         kept = load_study([run.folder / SETTINGS])
         check(kept, study, str(run.folder))
         if (run.folder / SETTINGS).read_text(encoding="utf-8") != (content := _stored(study)):
-            with run.held():
+            with run.lock():
                 if asks_for_more(kept, study):
                     run.reopen()
                 files.write(run.folder / SETTINGS, content.encode())
@@ -63,11 +73,11 @@ class Run:
             (self.folder / LEADERBOARD).rename(self.folder / f"leaderboard-{number}.json")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """For one process at a time: two would write over each other's trials."""
-        lock = FileLock(self.folder / ".lock")
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out: two would write over each other's trials."""
+        file = FileLock(self.folder / ".lock")
         try:
-            with lock.acquire(timeout=_PATIENCE_S):
+            with file.acquire(timeout=_PATIENCE_S):
                 yield
         except Timeout:
             raise ConfigError(f"{self.folder}: another process runs this study; wait for its end, or stop it first") from None
@@ -102,6 +112,22 @@ class Run:
         rows: list[dict[str, Any]] = json.loads(path.read_bytes()) if path.exists() else []
         return rows
 
+    def is_finished(self) -> bool:
+        return (self.folder / LEADERBOARD).exists()
+
+    def finish(self, conclusion: Conclusion) -> None:
+        """Write what the study concludes; the leaderboard is last, since it marks a run as finished."""
+        board, samples = conclusion.board, conclusion.samples
+        histories = {record.trial: self.history(record.trial) for record in self.records()}
+        files.write(self.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode())
+        files.write(self.folder / "leaderboard.csv", tables.to_csv(tables.rows(board)).encode())
+        files.write(self.folder / "leaderboard.md", tables.to_markdown(board, conclusion.analysis).encode())
+        if conclusion.analysis:
+            files.write(self.folder / ANALYSIS, analysis.to_json(conclusion.analysis))
+        if samples:
+            files.write(self.folder / SAMPLES, json.dumps(samples, indent=1, ensure_ascii=False).encode())
+        files.write(self.folder / LEADERBOARD, tables.to_json(board).encode())
+
     def leaderboard(self) -> Leaderboard:
         path = self.folder / LEADERBOARD
         if not path.exists():
@@ -112,6 +138,18 @@ class Run:
         """What lies behind the figures of its finalists; a run of before there was one has none."""
         path = self.folder / ANALYSIS
         return analysis.from_json(path.read_bytes(), str(path)) if path.exists() else None
+
+    def entries(self, metric: str, is_wanted: Callable[[TrialRecord], bool]) -> list[Entry]:
+        """Trials at their best evaluation, each with the folder of that checkpoint if it is there."""
+        records = [record for record in self.records() if is_wanted(record)]
+        entries = [leaderboard.entry_of(record, self.history(record.trial), metric) for record in records]
+        return [replace(entry, checkpoint=self._stored_checkpoint(entry)) for entry in entries]
+
+    def _stored_checkpoint(self, entry: Entry) -> str | None:
+        if entry.step is None:
+            return None
+        folder = self.checkpoint(entry.name, entry.step)
+        return str(folder) if (folder / MANIFEST).exists() else None
 
     def checkpoint(self, trial: str, step: int) -> Path:
         return self.trial_dir(trial) / "checkpoints" / f"step-{step:06d}"

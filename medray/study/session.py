@@ -1,15 +1,17 @@
-"""One search as it runs: its trials' records, what Tune is given next, and what it tells. Tune itself is in `tuner`."""
+"""One search as it runs: its trials' records, what a launcher starts next, and what a watcher learns. It knows no launcher."""
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from medray.config.load import public_settings
 from medray.config.study import StudyConfig, TrialConfig
+from medray.data.audit import Audit
 from medray.errors import DiskFullError, MedrayError
 from medray.records import TrialRecord
 from medray.storage import files
@@ -27,16 +29,32 @@ _LEAST_LOSSES = 2  # by Tune, without a new evaluation, before a trial is a fail
 _LOOK_S = 0.1
 
 
-class Watcher(Protocol):
-    """Whoever shows how the search goes."""
+class TrialWatcher(Protocol):
+    """Shows how the trials of a search proceed."""
 
-    def planned(self, num_trials: int) -> None: ...
+    def trials_planned(self, num_trials: int) -> None: ...
 
-    def begun(self, record: TrialRecord) -> None: ...
+    def trial_started(self, record: TrialRecord) -> None: ...
 
-    def told(self, record: TrialRecord, row: Row) -> None: ...
+    def trial_reported(self, record: TrialRecord, row: Row) -> None: ...
 
-    def ended(self, record: TrialRecord) -> None: ...
+    def trial_finished(self, record: TrialRecord) -> None: ...
+
+
+class Watcher(TrialWatcher, Protocol):
+    """Shows how a whole study proceeds."""
+
+    def stage(self, name: str) -> None: ...
+
+    def audit(self, audit: Audit) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrialStart:
+    """What a launcher needs to start a trial, or to go on with it."""
+
+    assignment: Assignment
+    placement: Placement
 
 
 class Session:
@@ -50,23 +68,22 @@ class Session:
         *,
         material: Callable[[TrialConfig], Path],
         placement: Callable[[TrialConfig], Placement],
-        watcher: Watcher,
+        watcher: TrialWatcher,
         retry_failed: bool = False,
     ) -> None:
         self.study, self.run, self.search = study, run, search
         self.material, self.placement, self.watcher = material, placement, watcher
         self.names = slugs([base.source for base in study.base_models])
-        self.on_start: Callable[[], None] = lambda: None
         self.records: dict[str, TrialRecord] = {}
-        self.under_way: set[str] = set()  # trials that Tune has
+        self.under_way: set[str] = set()  # trials that the launcher has
         self.stopped: set[str] = set()
-        self.halted = Counter[str]()  # how often each trial was under way when Tune stopped before its time, and came no further since
+        self.num_losses = Counter[str]()  # how often the launcher lost each trial since its last new evaluation
         self.reached: dict[str, float] = {}  # the epochs of each trial's last evaluation
-        self.full: DiskFullError | None = None  # why the search was ended before its time
+        self.full: DiskFullError | None = None  # why the search ended before its time
         self._unfinished = self._replay(retry_failed)
 
     @contextmanager
-    def halting(self) -> Iterator[None]:
+    def ending_on_full_disk(self) -> Iterator[None]:
         """A disk that is full ends the search, not its trials: their records are left as they are, for a resume."""
         try:
             yield
@@ -75,17 +92,17 @@ class Session:
                 raise
             self.full = err if isinstance(err, DiskFullError) else files.full(self.run.folder)
 
-    def next(self) -> dict[str, Any] | None:
-        """What Tune is to run next: first what an earlier process left, then what the search proposes."""
+    def next(self) -> TrialStart | None:
+        """The trial to start next: first what an earlier process left, then what the search proposes."""
         while not self.full and (record := self._unfinished.pop(0) if self._unfinished else self._proposed()):
             self._keep(record)
-            self.watcher.planned(self.search.num_trials)
+            self.watcher.trials_planned(self.search.num_trials)
             try:
-                assigned = self._assigned(record)
+                start = self._start(record)
                 self.under_way.add(record.trial)
-                return assigned
+                return start
             except MedrayError as err:  # settings that exclude each other, or data that they cannot read
-                self.ended(record.trial, error=str(err))
+                self.trial_finished(record.trial, error=str(err))
         return None
 
     def _proposed(self) -> TrialRecord | None:
@@ -105,7 +122,7 @@ class Session:
         self.search.begin(record.trial, proposal)
         return record
 
-    def _assigned(self, record: TrialRecord) -> dict[str, Any]:
+    def _start(self, record: TrialRecord) -> TrialStart:
         self._keep(record.model_copy(update={"started_at": time.time(), "first_step_at": None}))
         config = config_of(self.study, record)
         placement = self.placement(config)
@@ -113,21 +130,13 @@ class Session:
         config = config.model_copy(update={"resources": resources})
         folder = self.run.trial_dir(record.trial)
         stop.prepare(folder)
-        assignment = Assignment(record.trial, public_settings(config), str(self.material(config)), str(folder))
-        return {
-            "assignment": assignment.as_dict(),
-            "launcher": placement.launcher,
-            "num_workers": placement.num_workers,
-            "placement": config.resources.placement,
-            "cpus": placement.cpus,
-            "gpus": placement.gpus,
-            "max_failures": config.resources.max_failures,
-            "storage_path": str(self.run.folder / "train"),
-        }
+        return TrialStart(Assignment(record.trial, public_settings(config), str(self.material(config)), str(folder)), placement)
 
-    def told(self, trial: str, row: Row) -> bool:
-        """An evaluation; whether the trial goes on."""
-        self.on_start()
+    def trial_started(self, trial: str) -> None:
+        self.watcher.trial_started(self.records[trial])
+
+    def trial_reported(self, trial: str, row: Row) -> bool:
+        """Take a trial's report of an evaluation or of a failure; whether the trial goes on."""
         if FULL in row:
             raise DiskFullError(row[FULL])
         if self.full:
@@ -141,10 +150,10 @@ class Session:
             record = self._keep(record.model_copy(update=known))
         if row["epochs"] > self.reached.get(trial, 0):
             self.reached[trial] = row["epochs"]
-            del self.halted[trial]
+            del self.num_losses[trial]
         goes_on = self.search.observe(trial, row["epochs"], row[VALIDATION + self.search.metric])
         self.run.write_spent(self.search.seconds)
-        self.watcher.told(record, row)
+        self.watcher.trial_reported(record, row)
         if goes_on or row["is_last"]:
             return True
         self.stopped.add(trial)
@@ -152,10 +161,7 @@ class Session:
         self._keep(record.model_copy(update={"status": "stopped"}))
         return False
 
-    def begun(self, trial: str) -> None:
-        self.watcher.begun(self.records[trial])
-
-    def ended(self, trial: str, error: str | None = None) -> None:
+    def trial_finished(self, trial: str, error: str | None = None) -> None:
         self.under_way.discard(trial)
         if self.full:
             return
@@ -165,7 +171,7 @@ class Session:
         record = self._keep(record.model_copy(update={"status": status, "error": error, "ended_at": time.time()}))
         stop.remove(self.run.trial_dir(trial))
         self.search.complete(trial, record.settings, failed=error is not None)
-        self.watcher.ended(record)
+        self.watcher.trial_finished(record)
 
     def interrupt(self) -> None:
         """Wait until the trials that train have stored their state after the step they are in, or for `resources.grace_s`.
@@ -187,13 +193,13 @@ class Session:
             time.sleep(_LOOK_S)
 
     def requeue(self, reason: str | None) -> bool:
-        """Queue every trial again that was under way when Tune stopped; whether any trial is queued."""
+        """Queue every trial again that was under way when the launcher stopped; whether any trial is queued."""
         for trial in [trial for trial in self.records if trial in self.under_way]:
-            self.lost(trial, reason)
+            self.trial_lost(trial, reason)
         return bool(self._unfinished)
 
-    def lost(self, trial: str, reason: str | None = None) -> None:
-        """Queue a trial again that Tune gave up; it goes on from its last stored state, as often as a study allows without a new evaluation.
+    def trial_lost(self, trial: str, reason: str | None = None) -> None:
+        """Queue a trial again that the launcher gave up; it goes on from its last stored state, as often as a study allows without a new evaluation.
 
         Which of several caused their end is not known; one that gets further did not, and is not counted for another's failures.
         Without a reason no trial caused it: then also where a study allows no failure.
@@ -202,10 +208,10 @@ class Session:
         record = self.records[trial]
         if record.status != "running":
             return
-        self.halted[trial] += 1
+        self.num_losses[trial] += 1
         num_allowed = self.study.resources.max_failures
-        if self.halted[trial] > (num_allowed if reason else max(num_allowed, _LEAST_LOSSES)):
-            self.ended(trial, error=reason or _LOST)
+        if self.num_losses[trial] > (num_allowed if reason else max(num_allowed, _LEAST_LOSSES)):
+            self.trial_finished(trial, error=reason or _LOST)
         else:
             log.warning("%s: %s; it goes on from its last stored state", trial, reason or _LOST)
             self._unfinished.append(record)
@@ -216,7 +222,7 @@ class Session:
         return record
 
     def _replay(self, retry_failed: bool) -> list[TrialRecord]:
-        """Tell the search what an earlier process saw; the trials that it did not finish come back."""
+        """Repeat to the search what an earlier process saw; return the trials that it did not finish."""
         unfinished = []
         self.search.spent_s = self.run.spent_s()
         for record in filter(self.search.owns, self.run.records()):

@@ -20,15 +20,15 @@ def start(config: dict[str, Any]) -> None:
 
 def inline(config: dict[str, Any]) -> None:
     """Train in this process."""
-    from ray import tune, util
+    from ray import tune
 
     with uncollected():
         from medray.training import worker
 
     try:
-        worker.run(Assignment(**config["assignment"]), tune.report, node=util.get_node_ip_address())
+        worker.run_in_ray(Assignment(**config["assignment"]), tune.report)
     except MedrayError as err:
-        tune.report(failure(err))  # told, not raised: Tune would try again what cannot go on
+        tune.report(failure(err))  # not raised: Tune would try again what cannot go on
     finally:
         give_memory_back()  # the next trial is started in this process
 
@@ -85,5 +85,5 @@ def _train(assignment: dict[str, Any]) -> None:
 def _cause(err: BaseException) -> str:
     """The first sentence of what a worker raised: Train wraps it in its own."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    told = next((line for line in reversed(lines) if line.startswith("medray.errors.")), lines[-1] if lines else type(err).__name__)
-    return told.removeprefix("medray.errors.")
+    sentence = next((line for line in reversed(lines) if line.startswith("medray.errors.")), lines[-1] if lines else type(err).__name__)
+    return sentence.removeprefix("medray.errors.")

@@ -1,4 +1,4 @@
-"""One trial in the process that computes it: opened from an assignment, told to a callable, or trained as a worker of Ray Train."""
+"""One trial in the process that computes it, from an assignment: it reports to a callable, or as a worker of Ray Train."""
 
 import logging
 import threading
@@ -21,25 +21,28 @@ from medray.training.trial import Trial
 log = logging.getLogger(__name__)
 
 
-def run(assignment: Assignment, tell: Callable[[dict[str, Any]], None], *, node: str) -> None:
-    """Train to the end, from the last stored state where there is one. `node`: the address of the node that this process is on."""
+def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, node: str) -> None:
+    """Train to the end, from the last stored state where there is one. `node`: the address of the node that this process is on.
+
+    Where the study interrupts the trial, it raises `Interrupted` once the state is stored.
+    """
     folder = Path(assignment.folder)
     config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
     with _log_file(folder):
         log.info("%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gathered([node])))
-        trial = Trial(config, open_material(Path(assignment.material)), folder, lambda report: tell(row(report, trial)))
+        trial = Trial(config, open_material(Path(assignment.material)), folder, lambda epoch: report(row(epoch, trial)))
         try:
             trial.run(resume=True)
         except Interrupted as err:
             log.info("%s; its state is stored", err)
-            threading.Event().wait()  # for the end of the process: whoever interrupted it is about to end Ray, which would try again
+            raise
 
 
 def row(report: EpochReport, trial: Trial) -> dict[str, Any]:
     """A report as Tune keeps it: numbers only, validation figures under their split's name."""
-    told = report.as_dict()
-    metrics = told.pop("metrics")
-    return told | {
+    figures = report.as_dict()
+    metrics = figures.pop("metrics")
+    return figures | {
         **{VALIDATION + name: value for name, value in metrics.items()},
         "first_step_at": trial.loop.first_step_at,
         "num_threads": torch.get_num_threads(),
@@ -49,12 +52,22 @@ def row(report: EpochReport, trial: Trial) -> dict[str, Any]:
     }
 
 
+def run_in_ray(assignment: Assignment, report: Callable[[dict[str, Any]], None]) -> None:
+    """As `run`, in a process of Ray's. A trial that is interrupted waits for the end of its process, since Ray would start it again."""
+    import ray
+
+    try:
+        run(assignment, report, node=ray.util.get_node_ip_address())
+    except Interrupted:
+        threading.Event().wait()
+
+
 def train(assignment: dict[str, Any]) -> None:
     """The loop of a TorchTrainer: every worker reports, the first one's figures count."""
     import ray.train
 
     try:
-        run(Assignment(**assignment), ray.train.report, node=ray.util.get_node_ip_address())
+        run_in_ray(Assignment(**assignment), ray.train.report)
     except MedrayError as err:
         if distributed.world_size() > 1:
             raise  # the others may be waiting inside a collective call: only the end of the group frees them
@@ -82,9 +95,12 @@ class _log_file:
 
     def __enter__(self) -> None:
         logger = logging.getLogger("medray")
+        self.level = logger.level
         logger.addHandler(self.handler)
         logger.setLevel(logging.INFO)
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("medray").removeHandler(self.handler)
+        logger = logging.getLogger("medray")
+        logger.removeHandler(self.handler)
+        logger.setLevel(self.level)
         self.handler.close()

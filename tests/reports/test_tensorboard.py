@@ -35,10 +35,10 @@ def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
     held = run_files.trials(num_each=2, num_failed=1)
     with TensorBoard(tmp_path, "f1_binary") as board:
         for record, history in held:
-            board.begun(record)
+            board.trial_started(record)
             for line in history:
-                board.told(record, row(line))
-            board.ended(record)
+                board.trial_reported(record, row(line))
+            board.trial_finished(record)
     for record, history in held:
         found = list(values(tmp_path / "tensorboard" / record.trial))
         curve = [(step, value.simple_value) for step, value in found if value.tag == "validation/f1_binary"]
@@ -57,8 +57,8 @@ def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
 def test_a_figure_that_is_no_number_is_left_out_of_the_curve(tmp_path: Path) -> None:
     record, history = run_files.trials()[0]
     with TensorBoard(tmp_path, "f1_binary") as board:
-        board.told(record, {**row(history[0]), "validation/f1_binary": float("nan")})
-        board.ended(record.model_copy(update={"status": "failed"}))
+        board.trial_reported(record, {**row(history[0]), "validation/f1_binary": float("nan")})
+        board.trial_finished(record.model_copy(update={"status": "failed"}))
     tags = {value.tag for _, value in values(tmp_path / "tensorboard" / record.trial)}
     assert "validation/accuracy" in tags
     assert not {"validation/f1_binary", "best/f1_binary"} & tags

@@ -72,8 +72,8 @@ def test_an_appended_base_model_renames_none() -> None:
 
 def test_only_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
     run = Run.start(tiny.study(tmp_path))
-    with run.held(), pytest.raises(ConfigError, match="another process runs this study"):
-        with Run(run.folder).held():
+    with run.lock(), pytest.raises(ConfigError, match="another process runs this study"):
+        with Run(run.folder).lock():
             pass
-    with run.held():
+    with run.lock():
         pass

@@ -86,7 +86,7 @@ def test_asked_for_finalists_go_too_but_never_the_winner_nor_what_a_release_refe
 
 
 def test_a_study_that_has_not_ended_or_runs_is_left_alone(ended: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with ended.held():
+    with ended.lock():
         found = gc.find(ended.folder)
     assert (found.surplus, len(found.left_alone)) == ([], 1)
     assert "another process runs this study" in found.left_alone[0]

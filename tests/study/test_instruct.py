@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from support import tiny
-from support.ray_studies import whole
+from support import in_process, tiny
+from support.watcher import Seen
 
 from medray import cli
 from medray.config.load import dump_settings
@@ -13,29 +13,16 @@ from medray.evaluation import tables
 from medray.registry import card, evaluate
 from medray.registry.registry import Registry
 from medray.reports import gather, page
-from medray.runtime.cluster import Cluster
 from medray.storage import checkpoint
 from medray.study import preflight
-from medray.study import study as studies
-from medray.study.run import Run
 
 
-class Silent:
-    def planned(self, num_trials: int) -> None: ...
-    def begun(self, record: object) -> None: ...
-    def told(self, record: object, row: object) -> None: ...
-    def ended(self, record: object) -> None: ...
-
-
-@pytest.mark.ray
 @pytest.mark.document(
     "003",
     "answers to new questions are shown",
     where="`task.sample_prompts`, `report.html`",
 )
-def test_answers_in_words_are_ranked_compared_reported_and_published(
-    tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_in_words_are_ranked_compared_reported_and_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("group with infection <b>\n\nblood pressure\n")
     asked = tiny.instruct_study(
@@ -46,12 +33,12 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
         "data.evaluation_rows=6",
         "search={num_trials: 2, space: {train.learning_rate: {choice: [0.01, 0.02]}}}",
         "publish={name: instruct}",
-        whole(cluster),
     )
     preflight.check(asked)
-    found = studies.run(asked, cluster, Run.start(asked), watcher=Silent(), on_audit=lambda audit: print(audit.render()))
-    audited = capsys.readouterr().out
-    assert "always answering" not in audited
+    seen = Seen()
+    found = in_process.run(asked, seen)
+    (audit,) = seen.audits
+    assert "always answering" not in audit.render()
     board, source = found.board, asked.base_models[0].source
     assert found.analysis is None
     assert {entry.name for entry in board.entries if entry.kind == "reference"} == {f"{source}, untuned"}

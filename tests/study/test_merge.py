@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from support import tiny
+from support import in_process, tiny
 from transformers import AutoModelForSequenceClassification
 
 from medray.data import dataset
@@ -12,27 +12,10 @@ from medray.errors import ArtifactError
 from medray.models import adapter
 from medray.records import MergeRecord, ReleaseRecord
 from medray.registry.registry import Registry
-from medray.runtime.cluster import Cluster
 from medray.storage import checkpoint
 from medray.study import final_test
-from medray.study import study as studies
-from medray.study.run import Run
 
 SETTINGS = ("model.quantization=nf4", "train.epochs=3", "train.learning_rate=0.03")
-
-
-class Quiet:
-    def planned(self, num_trials: int) -> None:
-        pass
-
-    def begun(self, record: object) -> None:
-        pass
-
-    def told(self, record: object, row: object) -> None:
-        pass
-
-    def ended(self, record: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +84,9 @@ def test_a_release_of_before_there_were_merge_records_still_reads() -> None:
     assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "0" * 64, "created": ""}).merge is None
 
 
-@pytest.mark.ray
-def test_a_study_keeps_what_merging_its_winner_does(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_study_keeps_what_merging_its_winner_does(tmp_path: Path) -> None:
     asked = tiny.study(tmp_path, *SETTINGS, "publish={name: cancer}")
-    outcome = studies.run(asked, cluster, Run.start(asked), watcher=Quiet(), on_audit=lambda audit: None)
+    outcome = in_process.run(asked)
     assert outcome.release is not None
     kept = outcome.release.record.merge
     assert kept == record(outcome.board.best.validation["f1_macro"], outcome.board.best.validation_merged["f1_macro"])

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 from support import tiny
-from support.ray_studies import Seen, figures, run
+from support.in_process import run
+from support.watcher import Seen, figures
 
 from medray.data import dataset
 from medray.errors import ConfigError
 from medray.evaluation.leaderboard import Entry
 from medray.records import TrialRecord
 from medray.registry.registry import Registry
-from medray.runtime.cluster import Cluster
 from medray.storage import checkpoint
 from medray.study import repeats
 from medray.study.repeats import Repeats
@@ -54,11 +54,9 @@ def test_folds_and_seeds_together_are_refused(tmp_path: Path) -> None:
         tiny.study(tmp_path, "data.split.kind=kfold", "search.num_seeds=2")
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_twice(tmp_path: Path, cluster: Cluster) -> None:
+def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_twice(tmp_path: Path) -> None:
     study = tiny.study(tmp_path, GRID, "search.num_seeds=3", "publish={name: cancer}")
-    outcome = run(study, cluster)
+    outcome = run(study)
     seeds = outcome.board.best.seeds
     assert seeds is not None
     assert seeds.trials == ("tiny-bert-000", "tiny-bert-000-seed-1", "tiny-bert-000-seed-2")
@@ -73,18 +71,16 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
     assert "mean of 3 seeds" in (outcome.run.folder / "leaderboard.md").read_text()
     more = tiny.study(tmp_path, GRID, "search.num_seeds=4", "publish={name: cancer}")
     seen = Seen()
-    extended = run(more, cluster, seen, Run.resume(more))
+    extended = run(more, seen, Run.resume(more))
     assert {trial for trial, _ in seen.rows} == {"tiny-bert-000-seed-3"}
     assert extended.board.best.seeds is not None
     assert extended.board.best.seeds.test[:3] == seeds.test
     assert extended.board.num_openings == 2
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_every_row_is_answered_once_by_a_model_that_had_not_seen_it(tmp_path: Path, cluster: Cluster) -> None:
+def test_every_row_is_answered_once_by_a_model_that_had_not_seen_it(tmp_path: Path) -> None:
     study = tiny.study(tmp_path, GRID, "data.split={kind: kfold, folds: 3}", "publish={name: cancer}")
-    outcome = run(study, cluster)
+    outcome = run(study)
     assert outcome.board.num_rows["test"] == 60
     assert outcome.board.num_folds == 3
     answered: list[str] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import tiny
+from support import in_process, tiny
 from support.serve_session import end_serve
 
 from medray.client import Client
@@ -20,20 +20,11 @@ from medray.runtime.cluster import Cluster, free_port
 from medray.serving import launch
 from medray.serving.schemas import AppOptions
 from medray.study import preflight
-from medray.study import study as studies
-from medray.study.run import Run
 from medray.study.study import Outcome
 from medray.tasks.choice import DISCLAIMER
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
-
-
-class Silent:
-    def planned(self, num_trials: int) -> None: ...
-    def begun(self, record: object) -> None: ...
-    def told(self, record: object, row: object) -> None: ...
-    def ended(self, record: object) -> None: ...
 
 
 def symptoms(folder: Path) -> Path:
@@ -67,9 +58,7 @@ def questions(folder: Path) -> Path:
 WORSE = ("publish.allow_worse=true",)  # than TF-IDF, as models of random weights are
 
 
-def run(
-    cluster: Cluster, folder: Path, name: str, data: Path, *families: str, nf4: bool, settings: tuple[str, ...] = ()
-) -> tuple[StudyConfig, Outcome]:
+def run(folder: Path, name: str, data: Path, *families: str, nf4: bool, settings: tuple[str, ...] = ()) -> tuple[StudyConfig, Outcome]:
     sources = ", ".join(f"{{source: {tiny.base(folder, family)}}}" for family in families)
     study = load_study(
         [STUDIES / f"{name}.yaml"],
@@ -86,7 +75,7 @@ def run(
     )
     assert study.model.quantization == ("nf4" if nf4 else "none")
     preflight.check(study)
-    return study, studies.run(study, cluster, Run.start(study), watcher=Silent(), on_audit=lambda audit: None)
+    return study, in_process.run(study)
 
 
 @pytest.mark.document(
@@ -107,9 +96,9 @@ def run(
 )
 def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(tmp_path: Path, cluster: Cluster) -> None:
     found = [
-        run(cluster, tmp_path, "seed_000_zero_shot", tiny.raw_abstracts(tmp_path), "phi", nf4=False, settings=WORSE),
-        run(cluster, tmp_path, "seed_002_opt", symptoms(tmp_path), "opt", nf4=False, settings=WORSE),
-        run(cluster, tmp_path, "seed_004_pubmedqa", questions(tmp_path), "mistral", "llama", nf4=True, settings=WORSE),
+        run(tmp_path, "seed_000_zero_shot", tiny.raw_abstracts(tmp_path), "phi", nf4=False, settings=WORSE),
+        run(tmp_path, "seed_002_opt", symptoms(tmp_path), "opt", nf4=False, settings=WORSE),
+        run(tmp_path, "seed_004_pubmedqa", questions(tmp_path), "mistral", "llama", nf4=True, settings=WORSE),
     ]
     for study, outcome in found:
         board = outcome.board
@@ -156,11 +145,11 @@ def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None
 def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_http(tmp_path: Path, cluster: Cluster) -> None:
     data, answer = tiny.annotated(tmp_path), ("task.max_answer=16",)
     found = {
-        "disease-names": run(cluster, tmp_path, "seed_000_extract", data, "phi", nf4=False, settings=answer),
+        "disease-names": run(tmp_path, "seed_000_extract", data, "phi", nf4=False, settings=answer),
         "disease-names-few-shot": run(
             cluster, tmp_path, "seed_001_extract", data, "phi3", nf4=True, settings=(*answer, "task.num_examples=1", "task.instruction=''")
         ),
-        "diseases": run(cluster, tmp_path, "tagging", data, "bert", nf4=False),
+        "diseases": run(tmp_path, "tagging", data, "bert", nf4=False),
     }
     for study, outcome in found.values():
         board = outcome.board

@@ -4,29 +4,19 @@ import csv
 from pathlib import Path
 
 import pytest
-from support import tiny
+from support import in_process, tiny
 
 from medray.config.load import load_study
-from medray.runtime.cluster import Cluster
 from medray.study import preflight
-from medray.study import study as studies
-from medray.study.run import Run
 from medray.study.study import Outcome
 from medray.types import Message
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 WORSE = ("publish.allow_worse=true",)  # than TF-IDF, as models of random weights are
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 
 
-class Silent:
-    def planned(self, num_trials: int) -> None: ...
-    def begun(self, record: object) -> None: ...
-    def told(self, record: object, row: object) -> None: ...
-    def ended(self, record: object) -> None: ...
-
-
-def run(cluster: Cluster, folder: Path, name: str, data: Path, families: tuple[str, ...], *settings: str) -> Outcome:
+def run(folder: Path, name: str, data: Path, families: tuple[str, ...], *settings: str) -> Outcome:
     sources = ", ".join(f"{{source: {tiny.base(folder, family)}}}" for family in families)
     study = load_study(
         [STUDIES / f"{name}.yaml"],
@@ -41,7 +31,7 @@ def run(cluster: Cluster, folder: Path, name: str, data: Path, families: tuple[s
         ],
     )
     preflight.check(study)
-    return studies.run(study, cluster, Run.start(study), watcher=Silent(), on_audit=lambda audit: None)
+    return in_process.run(study)
 
 
 @pytest.mark.document(
@@ -49,8 +39,8 @@ def run(cluster: Cluster, folder: Path, name: str, data: Path, families: tuple[s
     "Phi-2 becomes a sequence classifier with LoRA",
     where="`jobs/studies/seed_000_phi2.yaml`",
 )
-def test_the_head_on_phi_is_trained_and_published(tmp_path: Path, cluster: Cluster) -> None:
-    found = run(cluster, tmp_path, "seed_000_phi2", tiny.raw_abstracts(tmp_path), ("phi",), "train.epochs=1")
+def test_the_head_on_phi_is_trained_and_published(tmp_path: Path) -> None:
+    found = run(tmp_path, "seed_000_phi2", tiny.raw_abstracts(tmp_path), ("phi",), "train.epochs=1")
     assert found.release is not None
     assert found.release.reference == "cancer@1"
     assert found.release.load().predict([]) == []
@@ -66,9 +56,9 @@ def test_the_head_on_phi_is_trained_and_published(tmp_path: Path, cluster: Clust
     "training loss, validation loss, accuracy and F1 of each epoch",
     where="`history.csv`",
 )
-def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_is_published(tmp_path: Path, cluster: Cluster) -> None:
+def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_is_published(tmp_path: Path) -> None:
     data = tiny.raw_abstracts(tmp_path, num_rows=60)
-    found = run(cluster, tmp_path, "seed_001_distilbert", data, ("roberta", "bert", "distilbert"), "train.epochs=2", *WORSE)
+    found = run(tmp_path, "seed_001_distilbert", data, ("roberta", "bert", "distilbert"), "train.epochs=2", *WORSE)
     trials = {entry.name: entry for entry in found.board.entries if entry.kind == "trial"}
     assert {Path(entry.base_model).name for entry in trials.values()} == {"tiny-roberta", "tiny-bert", "tiny-distilbert"}
     rows = list(csv.DictReader((found.run.folder / "history.csv").open()))
@@ -90,9 +80,7 @@ def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_
     "numbered checkpoints and a final model",
     where="`checkpoints/step-000006`, a release",
 )
-def test_medical_assistants_are_trained_compared_with_their_base_and_published(
-    tmp_path: Path, cluster: Cluster, name: str, family: str, nf4: bool
-) -> None:
+def test_medical_assistants_are_trained_compared_with_their_base_and_published(tmp_path: Path, name: str, family: str, nf4: bool) -> None:
     short = [
         "task.max_new_tokens=4",
         "train.max_steps=4",
@@ -100,7 +88,7 @@ def test_medical_assistants_are_trained_compared_with_their_base_and_published(
         "data.evaluation_rows=4",
         "task.system=the study",
     ]
-    found = run(cluster, tmp_path, name, tiny.instructions(tmp_path), (family,), *short)
+    found = run(tmp_path, name, tiny.instructions(tmp_path), (family,), *short)
     rows = {entry.name: entry for entry in found.board.entries if entry.kind == "reference"}
     assert rows.keys() == {f"{tmp_path / f'tiny-{family}'}, untuned"}
     best = found.board.best

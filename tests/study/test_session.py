@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.chaos import GRID
-from support.ray_studies import Seen
+from support.watcher import Seen
 
 from medray.config.study import StudyConfig
 from medray.storage import files
@@ -22,7 +22,7 @@ from medray.training.assignment import FULL
 from medray.training.stop import StopFiles
 
 
-def begun(study: StudyConfig, here: Run, place: Path) -> Session:
+def open_session(study: StudyConfig, here: Run, place: Path) -> Session:
     return Session(
         study,
         here,
@@ -40,20 +40,20 @@ def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: P
     study = tiny.study(tmp_path, GRID, "search.algorithm=grid")
     here = Run.start(study)
 
-    session = begun(study, here, tmp_path)
+    session = open_session(study, here, tmp_path)
     session.search.start()
     first, second = session.next(), session.next()
     assert first
     assert second
-    with session.halting():
-        session.told("tiny-bert-000", {FULL: "runs: No space left on device"})
+    with session.ending_on_full_disk():
+        session.trial_reported("tiny-bert-000", {FULL: "runs: No space left on device"})
     assert str(session.full) == "runs: No space left on device"
-    assert not session.told("tiny-bert-001", {"epochs": 1.0})  # it stops where it is
+    assert not session.trial_reported("tiny-bert-001", {"epochs": 1.0})  # it stops where it is
     for trial in ("tiny-bert-000", "tiny-bert-001"):
-        session.ended(trial)
+        session.trial_finished(trial)
     assert session.next() is None
     assert [record.status for record in here.records()] == ["running", "running"]
-    again = begun(study, here, tmp_path)
+    again = open_session(study, here, tmp_path)
     again.search.start()
     assert again.next() == first
 
@@ -61,10 +61,10 @@ def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: P
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files, "write", full)
-    with again.halting():
-        again.ended("tiny-bert-000")
+    with again.ending_on_full_disk():
+        again.trial_finished("tiny-bert-000")
     assert str(here.folder) in str(again.full)
-    with pytest.raises(OSError, match="Permission"), again.halting():
+    with pytest.raises(OSError, match="Permission"), again.ending_on_full_disk():
         raise OSError(errno.EACCES, "Permission denied")
 
 
@@ -72,26 +72,26 @@ def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_ano
     study = tiny.study(tmp_path, "search.space={train.learning_rate: {grid: [0.001, 0.002, 0.004]}}", "search.algorithm=grid")
     study = study.model_copy(update={"resources": study.resources.model_copy(update={"max_failures": 1})})
     here = Run.start(study)
-    first = begun(study, here, tmp_path)
+    first = open_session(study, here, tmp_path)
     first.search.start()
     assert all(first.next() for _ in range(3))
-    session = begun(study, here, tmp_path)  # all three are to be gone on with
+    session = open_session(study, here, tmp_path)  # all three are to be gone on with
     session.search.start()
     names = [f"tiny-bert-00{number}" for number in range(3)]
 
     def next_name() -> str | None:
-        found = session.next()
-        return found and found["assignment"]["trial"]
+        start = session.next()
+        return start and start.assignment.trial
 
     assert [next_name(), next_name()] == names[:2]
     assert session.requeue("memory")
-    assert (session.halted[names[0]], session.halted[names[1]], session.halted[names[2]]) == (1, 1, 0)
+    assert (session.num_losses[names[0]], session.num_losses[names[1]], session.num_losses[names[2]]) == (1, 1, 0)
     assert [next_name() for _ in range(3)] == [names[2], names[0], names[1]]  # each once
-    session.told(names[1], {"epochs": 1.0, "validation/f1_macro": 0.5, "is_last": False, **KNOWN})
+    session.trial_reported(names[1], {"epochs": 1.0, "validation/f1_macro": 0.5, "is_last": False, **KNOWN})
     assert session.requeue("memory")
     assert [record.status for record in here.records()] == ["failed", "running", "running"]
     assert [next_name(), next_name(), next_name()] == [names[1], names[2], None]
-    session.ended(names[1])
+    session.trial_finished(names[1])
     assert not session.requeue("memory")  # the third was under way twice and came no further: nothing is left to run
     assert [record.status for record in here.records()] == ["failed", "finished", "failed"]
 
@@ -101,7 +101,7 @@ def test_an_interrupted_search_waits_for_the_trials_that_train_and_asks_the_othe
 ) -> None:
     study = tiny.study(tmp_path, GRID, "search.algorithm=grid", "resources={grace_s: 0.5, cpus_per_worker: 1}")
     here = Run.start(study)
-    session = begun(study, here, tmp_path)
+    session = open_session(study, here, tmp_path)
     session.search.start()
     assert session.next()
     assert session.next()
@@ -123,7 +123,7 @@ def test_an_interrupted_search_waits_for_the_trials_that_train_and_asks_the_othe
     training.open()
     session.interrupt()
     assert "no state within resources.grace_s 0.5: tiny-bert-000;" in caplog.text
-    again = begun(study, here, tmp_path)
+    again = open_session(study, here, tmp_path)
     again.search.start()
     assert again.next()
     assert not stop.is_pending(training.folder)

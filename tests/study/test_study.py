@@ -1,37 +1,26 @@
-"""A study on a real Ray: searched, interrupted, resumed, stopped early, killed, and judged once."""
+"""A study in this process: searched, interrupted, resumed, stopped early, and tested once."""
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.tune.error import TuneError
 from support import run_files, tiny
-from support.ray_studies import Seen, figures, run, whole
+from support.in_process import run
+from support.watcher import Seen, figures
 
 from medray.config.study import StudyConfig
 from medray.data import dataset
 from medray.errors import ConfigError, TrialError
 from medray.records import TrialRecord
 from medray.registry.registry import Registry
-from medray.runtime.cluster import Cluster
-from medray.study import ray_tune
-from medray.study.placement import Placement
 from medray.study.run import Run
 from medray.study.study import Outcome
 from medray.tasks.base import protocol as tasks
 from medray.training.assignment import VALIDATION
 from medray.training.prepared import gather, open_material
 
-pytestmark = pytest.mark.ray
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
 
 
@@ -49,7 +38,7 @@ class Compared:
 
 
 @pytest.fixture(scope="module")
-def compared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """One study over an encoder under two settings and a decoder, for all tests that look at what it did."""
     folder = tmp_path_factory.mktemp("compared")
     bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
@@ -58,12 +47,12 @@ def compared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Comp
         f" {{source: {llama}, num_trials: 1, overrides: {{data.limit: 20}}}}]"
     )
     more = ("search.algorithm=optuna", "search.num_trials=2", "publish={name: cancer}", "calibration.abstain_precision=0.6")
-    study = tiny.study(folder, bases, RATE, whole(cluster), *more)
+    study = tiny.study(folder, bases, RATE, *more)
     seen = Seen()
-    return Compared(study, run(study, cluster, seen), seen)
+    return Compared(study, run(study, seen), seen)
 
 
-def test_every_base_model_is_searched_the_winner_published_and_every_file_written(compared: Compared, cluster: Cluster) -> None:
+def test_every_base_model_is_searched_the_winner_published_and_every_file_written(compared: Compared) -> None:
     study, outcome, seen = compared.study, compared.outcome, compared.seen
     board = outcome.board
     assert seen.num_trials == 4
@@ -98,13 +87,11 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     assert len((outcome.run.folder / "history.csv").read_text().splitlines()) == 1 + 4 * 2
     assert not list(outcome.run.folder.rglob("events.out.tfevents*"))  # Tune's: ours are the watcher's that `medray study` brings
     assert len(list((storage / "prepared").glob("*.arrow"))) == 2  # tokenised once for each tokenizer and row limit
-    assert {row["num_threads"] for _, row in seen.rows} == {int(cluster.cpus)}
+    assert {row["num_threads"] for _, row in seen.rows} == {1}
     assert all(VALIDATION + "f1_macro" in row for _, row in seen.rows)
 
 
-def test_one_base_model_under_two_settings_is_two_on_the_leaderboard_and_what_was_promoted_since_stays(
-    compared: Compared, cluster: Cluster
-) -> None:
+def test_one_base_model_under_two_settings_is_two_on_the_leaderboard_and_what_was_promoted_since_stays(compared: Compared) -> None:
     board = compared.outcome.board
     judged = {entry.name for entry in board.entries if entry.test and entry.kind == "trial"}
     assert {name for name in judged if "bert" in name} == {next(n for n in judged if n.startswith("tiny-bert-0")), "tiny-bert-2-000"}
@@ -113,7 +100,7 @@ def test_one_base_model_under_two_settings_is_two_on_the_leaderboard_and_what_wa
     assert registry.publish(str(loser), "cancer").reference == "cancer@2"
     registry.point("cancer", "best", 2)
     try:
-        assert run(compared.study, cluster, here=Run.resume(compared.study)).release is not None
+        assert run(compared.study, here=Run.resume(compared.study)).release is not None
         assert registry.resolve("cancer@best").record.version == 2
     finally:
         registry.point("cancer", "best", 1)
@@ -131,10 +118,10 @@ def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(tmp
     assert tested & {row["row_id"] for row in rows}
 
 
-def test_an_early_stop_frees_the_cpu_and_the_stopped_trial_keeps_its_best_epoch(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_trial_that_is_stopped_early_keeps_its_best_epoch(tmp_path: Path) -> None:
     space = "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
-    settings = ["task.metric=log_loss", "search.scheduler=asha", "train.epochs=3", whole(cluster)]
-    outcome = run(tiny.study(tmp_path, space, *settings), cluster)
+    settings = ["task.metric=log_loss", "search.scheduler=asha", "train.epochs=3"]
+    outcome = run(tiny.study(tmp_path, space, *settings))
     assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
     (stopped,) = (entry for entry in outcome.board.entries if entry.status == "stopped")
     assert (stopped.epoch, stopped.num_epochs) == (1, 1)
@@ -143,7 +130,7 @@ def test_an_early_stop_frees_the_cpu_and_the_stopped_trial_keeps_its_best_epoch(
 
 
 @pytest.fixture(scope="module")
-def troubled(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     """A study whose second base model never trains, and a setting of the first one neither: its run, and how it ended."""
     folder = tmp_path_factory.mktemp("troubled")
     bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
@@ -151,12 +138,11 @@ def troubled(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tupl
     study = tiny.study(
         folder,
         f"base_models=[{{source: {bert}, space: {space}}}, {{source: {llama}, overrides: {{train.learning_rate: 1.0e+30}}}}]",
-        whole(cluster),
         "search.max_failed=3",
     )
     here = Run.start(study)
     with pytest.raises(TrialError) as raised:
-        run(study, cluster, here=here)
+        run(study, here=here)
     return here, str(raised.value)
 
 
@@ -174,18 +160,18 @@ def test_a_base_model_whose_trials_all_failed_fails_the_study_after_the_others_a
     assert (here.folder / "leaderboard.json").exists()
 
 
-def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path, cluster: Cluster) -> None:
+def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     study = tiny.study(tmp_path, RATE, "search.num_trials=2", "train.epochs=3", "resources.cpus_per_worker=1")
 
     def interrupt(record: TrialRecord, row: dict[str, Any]) -> None:
         if row["epoch"] == 2:
-            raise RuntimeError("interrupted")  # not KeyboardInterrupt: Tune leaves its trials running at that, as the process would end
+            raise KeyboardInterrupt
 
     here = Run.start(study)
-    with pytest.raises(TuneError, match="interrupted"):
-        run(study, cluster, Seen(interrupt), here)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, Seen(interrupt), here)
     assert "running" in {record.status for record in here.records()}
-    outcome = run(study, cluster, here=Run.resume(study))
+    outcome = run(study, here=Run.resume(study))
     assert outcome.run.folder == here.folder
     for record in here.records():
         same = f"train.learning_rate={record.settings['train.learning_rate']}"
@@ -194,87 +180,18 @@ def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: P
     assert [record.status for record in here.records()] == ["finished", "finished"]
 
 
-def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(tmp_path: Path, cluster: Cluster) -> None:
-    """Tune's own count of reports starts again after a kill: by that the budget would be reached one epoch later."""
-    study = tiny.study(tmp_path, "train.epochs=5", "search.num_epochs=3", "resources.cpus_per_worker=1")
-    killed: list[int] = []
-
-    def kill(record: TrialRecord, row: dict[str, Any]) -> None:
-        if not killed and row["epoch"] == 2:
-            killed.append(row["pid"])
-            os.kill(row["pid"], signal.SIGKILL)
-
-    outcome = run(study, cluster, Seen(kill))
-    (record,) = outcome.run.records()
-    assert killed
-    assert record.status == "stopped"
-    assert figures(outcome.run.history(record.trial)) == figures(alone(study, tmp_path / "alone"))[:3]
-
-
-def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_waits_for_itself(tmp_path: Path, cluster: Cluster) -> None:
-    """A trial takes every CPU, so that a driver that held one would end in waiting, and so would what comes after a group left by an early stop.
-
-    A second Ray is on the host.
-    """
-    settings = ["lora.dropout=0", "train.epochs=2", "task.metric=log_loss"]
-    space = "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
-    resources = f"resources={{num_workers: 2, cpus_per_worker: {int(cluster.cpus) // 2}}}"
-    study = tiny.study(tmp_path, *settings, space, resources, "search.scheduler=asha")
-    alive = "import ray, sys; ray.init(address='local', num_cpus=1, log_to_driver=False); print('up', flush=True); sys.stdin.read()"
-    other = subprocess.Popen(
-        [sys.executable, "-c", alive], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert other.stdout is not None
-        assert "up" in other.stdout.readline()
-        outcome = run(study, cluster)
-    finally:
-        other.communicate("", timeout=30)
-    assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
-    assert _until_all_is_free(cluster) == cluster.cpus
-    single = alone(tiny.study(tmp_path, *settings, "train.learning_rate=0.005", "resources.cpus_per_worker=1"), tmp_path / "alone")
-    for shared, own in zip(outcome.run.history("tiny-bert-000"), single, strict=True):
-        assert shared["train_loss"] == pytest.approx(own["train_loss"], abs=1e-5)
-        assert shared["metrics"] == pytest.approx(own["metrics"], abs=1e-4)
-    stored = json.loads((Path(str(outcome.board.best.checkpoint)) / "predictions.jsonl").read_text().splitlines()[0])
-    assert stored["row_id"] == dataset.load(study.data).validation[0].id
-
-
-def _until_all_is_free(cluster: Cluster) -> float:
-    """The CPUs that are free, at the latest after a while."""
-    import ray
-
-    end = time.monotonic() + 30
-    while (free := ray.available_resources().get("CPU", 0.0)) < cluster.cpus and time.monotonic() < end:
-        time.sleep(0.1)
-    return free
-
-
-def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     study = tiny.study(
         tmp_path, "resources={num_workers: 9, cpus_per_worker: 2}", "train.samples_per_step=9", "data.format.path=missing.jsonl"
     )
     with pytest.raises(ConfigError, match=r"9 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"):
-        run(study, cluster)
-
-
-def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    started, said = threading.Event(), []
-    monkeypatch.setattr(ray_tune, "_PATIENCE_S", 0.01)
-    monkeypatch.setattr(ray_tune.log, "warning", lambda *parts: (started.set(), said.append(parts[0] % parts[1:])))
-    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 1.0})
-    ray_tune._tell_waiting(started, Placement("train", 2, 1, 0, 4))
-    assert said == [
-        "no trial has reported yet: one takes 2 CPU(s) and 0 GPU(s), and 1 and 0 were free at the start; other jobs hold the rest"
-    ]
-    ray_tune._tell_waiting(threading.Event(), Placement("inline", 1, 1, 0, 4))  # there is room: nothing is said, and nobody waits
-    assert len(said) == 1
+        run(study)
 
 
 def test_a_base_model_that_the_budget_left_untried_fails_the_study(tmp_path: Path) -> None:
-    """Its run has ended: nothing is trained, and no Ray is asked."""
+    """Its run has ended: nothing is trained."""
     bases = [{"source": source} for source in (*run_files.BASES, "hub/untried")]
     ended = run_files.run(tmp_path, base_models=bases, publish=None)
     study = run_files.study(tmp_path, base_models=bases, publish=None)
     with pytest.raises(TrialError, match=r"the budget ended before hub/untried was tried"):
-        run(study, Cluster((), None, is_joined=False), here=ended)
+        run(study, here=ended)

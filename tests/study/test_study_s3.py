@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 from support import s3, tiny
-from support.ray_studies import run, whole
+from support.in_process import run
 
 from medray.errors import ArtifactError, ConfigError
 from medray.registry.registry import Registry
-from medray.runtime.cluster import Cluster
 from medray.storage.object_store import ObjectStore
 from medray.study import gc, preflight
 from medray.study.run import Run
@@ -32,21 +31,18 @@ def test_a_place_is_tried_before_a_study_starts(uri: str, monkeypatch: pytest.Mo
         store.check()
 
 
-@pytest.mark.ray
-def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_published_there(
-    uri: str, tmp_path: Path, cluster: Cluster
-) -> None:
+def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_published_there(uri: str, tmp_path: Path) -> None:
     settings = ["search.space={train.learning_rate: {grid: [0.01, 1.0e-9]}}", f"publish={{name: cancer, storage_path: '{uri}'}}"]
-    study = tiny.study(tmp_path, *settings, whole(cluster))
+    study = tiny.study(tmp_path, *settings)
     preflight.check(study)
-    outcome = run(study, cluster)
+    outcome = run(study)
     assert outcome.release is not None
     release = Registry(uri).resolve("cancer@best")
     assert (release.reference, release.registry.store.uri) == ("cancer@1", uri)
     assert release.record.test is not None
     release.verify()
     assert not (tmp_path / "runs" / "releases").exists()
-    again = run(study, cluster, here=Run.resume(study))
+    again = run(study, here=Run.resume(study))
     assert again.release is not None
     assert again.release.reference == "cancer@1"
     assert {item.trial for item in gc.find(outcome.run.folder).surplus} == {"tiny-bert-001"}

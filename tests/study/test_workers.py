@@ -9,36 +9,25 @@ from typing import Any
 import pytest
 from support import ray_studies, tiny
 from support.serve_session import processes
+from support.watcher import Seen
 
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.records import TrialRecord
 from medray.runtime.cluster import Cluster
-from medray.study import study as studies
-from medray.study.run import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
 ZERO_2 = ("train.strategy=deepspeed", "train.zero_stage=2")
 
 
-class Killer:
-    """A watcher that keeps what it is told, and kills one worker once the second epoch is told."""
+class Killer(Seen):
+    """Kills one worker once the second epoch is reported."""
 
     def __init__(self) -> None:
+        super().__init__(self.kill)
         self.killed: list[int] = []
-        self.rows: list[dict[str, Any]] = []
 
-    def planned(self, num_trials: int) -> None:
-        pass
-
-    def begun(self, record: TrialRecord) -> None:
-        pass
-
-    def ended(self, record: TrialRecord) -> None:
-        pass
-
-    def told(self, record: TrialRecord, row: dict[str, Any]) -> None:
-        self.rows.append(row)
+    def kill(self, record: TrialRecord, row: dict[str, Any]) -> None:
         if not self.killed and row["epoch"] == 2:
             self.killed.append(max(number for number, shown in processes().items() if shown.startswith("ray::RayTrainWorker")))
             os.kill(self.killed[0], signal.SIGKILL)
@@ -50,17 +39,17 @@ Told = tuple[list[dict[str, Any]], int]  # rows by epoch, and the best one
 def run_both(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path) -> tuple[Told, Told]:
     """A study of one trial, one of whose two workers is killed, and the same trial in this process; prints what happened."""
     killer, start = Killer(), time.monotonic()
-    outcome = studies.run(study, cluster, Run.start(study), watcher=killer, on_audit=lambda audit: None)
+    outcome = ray_studies.run(study, cluster, killer)
     seconds = time.monotonic() - start
     (record,) = outcome.run.records()
     assert killer.killed
     assert record.status == "finished"
-    assert {row["num_workers"] for row in killer.rows} == {2}
+    assert {row["num_workers"] for _, row in killer.rows} == {2}
 
     folder.mkdir()
     undisturbed = tiny.trial(alone, folder).run()
     history = outcome.run.history(record.trial)
-    told = [row["epoch"] for row in killer.rows]
+    told = [row["epoch"] for _, row in killer.rows]
     # Told while the worker died, one evaluation may come a second time, or never come to Tune; the history has each once.
     missed, again = len(history) - len(set(told)), len(told) - len(set(told))
     assert missed + again <= 1

@@ -1,0 +1,71 @@
+"""Studies without Ray: this process trains one trial after another, by the functions that the processes of Ray call.
+
+It honors early stops, failures, a full disk and interrupts; one trial runs at a time, and a process that dies is left to tests on Ray.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from support.watcher import Seen
+
+from medray.config.study import StudyConfig
+from medray.errors import MedrayError
+from medray.runtime.cluster import Cluster, Node
+from medray.study import study as studies
+from medray.study.placement import Placement
+from medray.study.run import Run
+from medray.study.session import Session, TrialStart
+from medray.study.study import Outcome
+from medray.study.trial_actor import give_memory_back
+from medray.training import worker
+from medray.training.assignment import Assignment, failure
+from medray.training.loop import Interrupted
+
+CLUSTER = Cluster((Node(cpus=4, gpus=0),), dashboard=None, is_joined=False)
+
+
+class _EarlyStop(Exception):
+    """Ends a trial in its report, as Ray Tune does."""
+
+
+def run(study: StudyConfig, seen: Seen | None = None, here: Run | None = None, **options: bool) -> Outcome:
+    return studies.run(study, CLUSTER, here or Run.start(study), watcher=seen or Seen(), launch=launch, call=call, **options)
+
+
+def launch(session: Session, placements: Sequence[Placement]) -> None:
+    while (start := _next(session)) is not None:
+        _train(session, start.assignment)
+
+
+def call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], placement: Placement) -> list[Any]:
+    return [function(*values) for values in arguments]
+
+
+def _next(session: Session) -> TrialStart | None:
+    with session.ending_on_full_disk():
+        return session.next()
+    return None
+
+
+def _train(session: Session, assignment: Assignment) -> None:
+    def report(row: dict[str, Any]) -> None:
+        with session.ending_on_full_disk():
+            if session.trial_reported(assignment.trial, row):
+                return
+        raise _EarlyStop
+
+    with session.ending_on_full_disk():
+        session.trial_started(assignment.trial)
+    try:
+        worker.run(assignment, report, node="this process")
+    except _EarlyStop:
+        pass
+    except Interrupted as err:
+        raise KeyboardInterrupt from err
+    except MedrayError as err:
+        with session.ending_on_full_disk():
+            session.trial_reported(assignment.trial, failure(err))
+    finally:
+        give_memory_back()
+    with session.ending_on_full_disk():
+        session.trial_finished(assignment.trial)
