@@ -143,14 +143,14 @@ def gc(
     from medray.storage import files
     from medray.study import gc as retention
 
-    found = retention.find(files.absolute(place), finalists=finalists)
-    for sentence in found.left_alone:
+    sweep = retention.find(files.absolute(place), finalists=finalists)
+    for sentence in sweep.left_alone:
         print(f"left alone: {sentence}")
-    for item in found.surplus:
+    for item in sweep.surplus:
         print(f"{item.num_bytes / 1e6:9.1f} MB  {item.trial}  {item.folder}")
     if not dry_run:
-        retention.remove(found.surplus)
-    print(f"{'would free' if dry_run else 'freed'} {found.num_bytes / 1e6:.1f} MB")
+        retention.remove(sweep.surplus)
+    print(f"{'would free' if dry_run else 'freed'} {sweep.num_bytes / 1e6:.1f} MB")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Which files of studies that have ended nobody needs any more: checkpoints and states of trials that lost."""
+"""Files of finished studies that are no longer needed: checkpoints and states of trials that lost."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,9 @@ class Surplus:
 
 
 @dataclass(frozen=True)
-class Found:
+class Sweep:
+    """What can go, and what was not looked into."""
+
     surplus: list[Surplus]
     left_alone: list[str]  # sentences: which runs were not looked into, and why
 
@@ -34,7 +36,7 @@ class Found:
         return sum(item.num_bytes for item in self.surplus)
 
 
-def find(place: Path, *, finalists: bool = False) -> Found:
+def find(place: Path, *, finalists: bool = False) -> Sweep:
     """In a run, a study's folder or a storage path. With `finalists` those that did not win as well."""
     surplus: list[Surplus] = []
     left_alone: list[str] = []
@@ -47,7 +49,7 @@ def find(place: Path, *, finalists: bool = False) -> Found:
                 surplus += _surplus(run, finalists)
         except ConfigError as err:
             left_alone.append(str(err))
-    return Found(surplus, left_alone)
+    return Sweep(surplus, left_alone)
 
 
 def remove(surplus: Sequence[Surplus]) -> None:
@@ -66,9 +68,9 @@ def _runs(place: Path) -> list[Run]:
 def _surplus(run: Run, finalists: bool) -> Iterator[Surplus]:
     board = run.leaderboard()
     won = {board.winner, *(board.best.seeds.trials if board.best.seeds else ())}
-    judged = {name for entry in board.entries if entry.test for name in (entry.name, *(entry.seeds.trials if entry.seeds else ()))}
-    kept = won if finalists else judged
-    published = _published(run)
+    tested = {name for entry in board.entries if entry.test for name in (entry.name, *(entry.seeds.trials if entry.seeds else ()))}
+    kept = won if finalists else tested
+    published = _content_ids(run)
     best = Path(str(board.best.checkpoint)).resolve()
     for record in run.records():
         # What repeats a finalist stays and goes with it.
@@ -81,10 +83,10 @@ def _surplus(run: Run, finalists: bool) -> Iterator[Surplus]:
                     yield Surplus(run, record.trial, folder, _size(folder))
 
 
-def _published(run: Run) -> set[str]:
+def _content_ids(run: Run) -> set[str]:
     """Content ids of everything that a release refers to, where this study publishes to and where it would."""
-    asked = run.settings().publish
-    places = {str(run.storage_dir), *([asked.storage_path] if asked and asked.storage_path else [])}
+    options = run.settings().publish
+    places = {str(run.storage_dir), *([options.storage_path] if options and options.storage_path else [])}
     return {
         registry.resolve(f"{name}@{version}").record.content_id
         for registry in map(Registry, places)

@@ -8,7 +8,7 @@ from medray.config.study import ResourcesConfig
 from medray.errors import ConfigError
 from medray.runtime.cluster import Cluster, Node
 
-_MOST_PER_NODE = 8  # trials that share a node where nothing else is asked: each holds its base model in memory
+_MOST_PER_NODE = 8  # trials that share a node where nothing else is set: each has its base model in memory
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Placement:
 
 
 def place(resources: ResourcesConfig, cluster: Cluster, num_trials: int) -> Placement:
-    """Settings that were left open are chosen for the cluster; what can never run is told now, not waited for."""
+    """Choose for the cluster the settings that were left open; raise where a trial can never run there."""
     gpus = resources.gpus_per_worker if resources.gpus_per_worker is not None else float(cluster.gpus >= 1)
     largest = max((int(node.cpus) for node in cluster.nodes if node.gpus >= gpus), default=0)
     cpus = resources.cpus_per_worker or _share(largest, num_trials * resources.most_workers)
     launcher = resources.launcher
     if launcher == "auto":
         launcher = "inline" if resources.most_workers == 1 and not gpus else "train"
-    num_held = sum(_held(node, cpus, gpus) for node in cluster.nodes)
-    num_at_once = num_held // resources.most_workers or int(num_held >= resources.least_workers)
+    num_workers = sum(_num_workers_on(node, cpus, gpus) for node in cluster.nodes)
+    num_at_once = num_workers // resources.most_workers or int(num_workers >= resources.least_workers)
     if num_at_once == 0:
-        asked = f"{resources.least_workers} worker(s) of {cpus} CPU(s)" + (f" and {gpus:g} GPU(s)" if gpus else "")
+        request = f"{resources.least_workers} worker(s) of {cpus} CPU(s)" + (f" and {gpus:g} GPU(s)" if gpus else "")
         raise ConfigError(
-            f"resources: a trial asks for {asked}, which this cluster can never hold: {_shown(cluster.nodes)}; "
+            f"resources: a trial asks for {request}, which this cluster can never hold: {_show(cluster.nodes)}; "
             "lower resources.num_workers, cpus_per_worker or gpus_per_worker"
         )
     return Placement(launcher, resources.num_workers, cpus, gpus, num_at_once)
@@ -50,9 +50,9 @@ def _share(cpus: int, num_workers: int) -> int:
     return max(1, cpus // min(num_workers, _MOST_PER_NODE))
 
 
-def _held(node: Node, cpus: float, gpus: float) -> int:
+def _num_workers_on(node: Node, cpus: float, gpus: float) -> int:
     return int(min(node.cpus // cpus, node.gpus // gpus if gpus else float("inf")))
 
 
-def _shown(nodes: Sequence[Node]) -> str:
+def _show(nodes: Sequence[Node]) -> str:
     return ", ".join(f"a node with {node.cpus:g} CPU(s) and {node.gpus:g} GPU(s)" for node in nodes) or "no node"

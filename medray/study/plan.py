@@ -14,7 +14,7 @@ from medray.models import footprint as footprints
 from medray.models.build import load_tokenizer
 from medray.models.footprint import Batch, Footprint
 from medray.runtime.cluster import Cluster
-from medray.study import disk
+from medray.study import search
 from medray.study.placement import Placement, place
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.language_model import LanguageModelLoss
@@ -146,7 +146,7 @@ def _base(
     config, note = architecture.find(base.source, base.revision)
     rows = _rows(trial, dataset, task, num_rows)
     found = _footprint(config, trial, rows.longest, rows.num_labels, rows.answer_tokens)
-    num_trials = disk.num_trials(study, base)
+    num_trials = search.num_trials(study, base)
     placement = place(trial.resources, cluster, num_trials)
     workers = placement.least_workers
     worker_bytes = PROCESS + sharded(found, trial.train.zero_stage, workers)
@@ -167,7 +167,7 @@ def _base(
         placement,
         fits,
         at_once,
-        num_trials + disk.num_repeats(study),
+        num_trials + search.num_repeats(study),
         _trial_s(trial, rows, found, placement, speed),
     )
 

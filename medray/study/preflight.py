@@ -1,7 +1,8 @@
-"""Everything that can be told to be wrong before a weight is loaded or a GPU asked for, all of it at once."""
+"""Every mistake of a study that is known before a weight is loaded or a GPU requested, all at once."""
 
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -16,43 +17,47 @@ from medray.data import dataset as datasets
 from medray.data.formats.base import protocol as formats
 from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.models import quantization, sources
+from medray.models.architecture import num_adapter_weights
 from medray.models.build import check_targets
 from medray.storage import files
 from medray.storage.store import open_store
-from medray.study import disk, run
+from medray.study import run, search
 from medray.study.run import latest, study_dir
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import needs_of
 
 log = logging.getLogger(__name__)
+_WEIGHT_BYTES = 4  # as stored: adapters train in fp32
+_STATE_FIGURES = 3  # the weight, and Adam's two figures for it
+_MINIMUM_BYTES = 50_000_000  # predictions, curves, logs, rows in tokens
 
 
 def check(study: StudyConfig, *, resume: bool = False, with_data: bool = False) -> None:
-    """Raise one ConfigError that lists every mistake found; `with_data` reads the rows too, as a study does when it starts."""
-    found = [*formats.check(study.data.format), *_storage(study), *_references(study)]
+    """Raise one ConfigError that lists every mistake; `with_data` reads the rows too, as a study does when it starts."""
+    mistakes = [*formats.check(study.data.format), *_storage(study), *_references(study)]
     try:
         tasks.task_options(study.task).samples()
     except ConfigError as err:
-        found.append(str(err))
+        mistakes.append(str(err))
     if study.data.corrections and not Path(study.data.corrections).is_file():
-        found.append(f"data.corrections: there is no file {study.data.corrections}")
+        mistakes.append(f"data.corrections: there is no file {study.data.corrections}")
     if study.mlflow and util.find_spec("mlflow") is None:
-        found.append("mlflow: MLflow is not installed; pip install 'medray[mlflow]', or take the section out")
+        mistakes.append("mlflow: MLflow is not installed; pip install 'medray[mlflow]', or take the section out")
     for base in study.base_models:
-        found += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
-    if not found:  # sizes are known of a study that is right
-        found = [*_disk(study, resume), *(_data(study) if with_data else [])]
-    if found:
-        listed = "\n".join(f"  {sentence}" for sentence in found)
-        raise ConfigError(f"study {study.name}, {len(found)} mistake{'s' if len(found) > 1 else ''}:\n{listed}")
+        mistakes += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
+    if not mistakes:  # sizes are known of a study that is right
+        mistakes = [*_disk(study, resume), *(_data(study) if with_data else [])]
+    if mistakes:
+        listed = "\n".join(f"  {sentence}" for sentence in mistakes)
+        raise ConfigError(f"study {study.name}, {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listed}")
 
 
 def _references(study: StudyConfig) -> list[str]:
     """What is wrong with secrets that are named, and with those that trials would miss; of others that are written in the study, a warning."""
-    found = []
+    mistakes = []
     for setting, kind in redaction.find(study.model_dump(mode="json")):
         if not setting.startswith(("data.", "mlflow.")):  # what a trial is given, and a release keeps
-            found.append(f"{setting}: holds what looks like a key or password ({kind}), which is never stored; write it in other words")
+            mistakes.append(f"{setting}: holds what looks like a key or password ({kind}), which is never stored; write it in other words")
             continue
         log.warning(
             "%s: holds %s, which is used and not stored: --resume needs it again; name it instead: ${env:NAME} or ${file:PATH}",
@@ -61,26 +66,26 @@ def _references(study: StudyConfig) -> list[str]:
         )
     for setting, value in run.leaves(study.model_dump(mode="json")):
         if has_reference(str(value)) and not setting.startswith("data.format.") and setting != "mlflow.tracking_uri":
-            found.append(f"{setting}: {value}: a secret is named in data.format and mlflow.tracking_uri alone; write the value itself")
+            mistakes.append(f"{setting}: {value}: a secret is named in data.format and mlflow.tracking_uri alone; write the value itself")
     if study.mlflow:
         try:
             with resolved(study.mlflow.tracking_uri):
                 pass
         except ConfigError as err:
-            found.append(f"mlflow.tracking_uri: {err}")
-    return found
+            mistakes.append(f"mlflow.tracking_uri: {err}")
+    return mistakes
 
 
 def _data(study: StudyConfig) -> list[str]:
     """What is wrong with the rows: what a reader refuses, limits that are too small for the labels, labels that do not fit the task."""
-    found = []
+    mistakes = []
     for trial in _trials(study):
         try:
             dataset = datasets.load(trial.data, tasks.task_options(trial.task).bring)
             tasks.fit(trial.task, dataset.label_sets(), dataset.train)
         except MedrayError as err:
-            found.append(str(err))
-    return list(dict.fromkeys(found))
+            mistakes.append(str(err))
+    return list(dict.fromkeys(mistakes))
 
 
 def _trials(study: StudyConfig) -> list[TrialConfig]:
@@ -126,20 +131,48 @@ def _existing(study: StudyConfig) -> Path:
 def _disk(study: StudyConfig, resume: bool) -> list[str]:
     folder = _existing(study)
     already = sum(path.stat().st_size for path in files.files(latest(folder).folder / "trials")) if resume else 0
-    return disk.check(study, folder, already=already)
+    free, needed = shutil.disk_usage(folder).free, num_bytes(study) - already
+    if needed <= free:
+        return []
+    return [
+        f"storage_path: {folder} has {_show_bytes(free)} free, and this study may write {_show_bytes(needed)}; allowed: fewer trials, a smaller"
+        " lora.r or train.keep_checkpoints, another storage_path, or `medray gc` to remove what earlier studies left"
+    ]
+
+
+def num_bytes(study: StudyConfig) -> int:
+    """What a study may write at most: every trial's best checkpoint, the latest ones, one being written, and the state for a resume."""
+    num_repeats = search.num_repeats(study)
+    return _MINIMUM_BYTES + sum((search.num_trials(study, base) + num_repeats) * num_trial_bytes(study, base) for base in study.base_models)
+
+
+def num_trial_bytes(study: StudyConfig, base: BaseModelConfig) -> int:
+    """By the size of the largest adapter of a base model's trials."""
+    config = study.trial(base)
+    axis = study.space(base).get("lora.r")
+    lora = config.lora.model_copy(update={"r": max(axis.extremes)} if axis else {})
+    folder = sources.config_dir(config.model.source, config.model.revision)
+    num_weights = num_adapter_weights(folder, lora, needs_of(config.task))
+    tokenizer_bytes = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())
+    num_checkpoints = config.train.keep_checkpoints + 2
+    return num_checkpoints * (_WEIGHT_BYTES * num_weights + tokenizer_bytes) + 2 * _STATE_FIGURES * _WEIGHT_BYTES * num_weights
+
+
+def _show_bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def _base(study: StudyConfig, base: BaseModelConfig) -> list[str]:
     config = study.trial(base)
     axis = study.space(base).get("model.quantization")
     searched = [study.trial(base, {"model.quantization": value}) for value in axis.extremes] if axis else []
-    found = list(dict.fromkeys(sentence for trial in [config, *searched] for sentence in quantization.check(trial.model)))
-    found += plugins.find("training.strategies", config.train.strategy).lacking()
+    mistakes = list(dict.fromkeys(sentence for trial in [config, *searched] for sentence in quantization.check(trial.model)))
+    mistakes += plugins.find("training.strategies", config.train.strategy).lacking()
     try:
         check_targets(sources.config_dir(config.model.source, config.model.revision), config.lora, needs_of(config.task))
     except (ArtifactError, ConfigError) as err:
-        found.append(str(err))
-    return found
+        mistakes.append(str(err))
+    return mistakes
 
 
 _PATIENCE_S = 10.0  # a file server may show a new file to others only after a while
@@ -172,15 +205,15 @@ def _others(path: Path) -> dict[str, bool]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    asked = {}
+    calls = {}
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] != here:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[node["NodeManagerAddress"]] = ray.remote(sees).options(num_cpus=0, scheduling_strategy=there).remote(path)
-    found = {}
-    for address, answer in asked.items():
+            calls[node["NodeManagerAddress"]] = ray.remote(sees).options(num_cpus=0, scheduling_strategy=there).remote(path)
+    visible = {}
+    for address, call in calls.items():
         try:
-            found[address] = bool(ray.get(answer, timeout=_START_S))
+            visible[address] = bool(ray.get(call, timeout=_START_S))
         except RayError as err:
             raise ConfigError(f"node {address} cannot run what this study would run on it: {str(err).strip().splitlines()[-1]}") from None
-    return found
+    return visible

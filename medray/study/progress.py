@@ -1,4 +1,4 @@
-"""How a study goes, while it goes: one live table in a terminal, plain lines anywhere else, one a minute at least."""
+"""Shows how a study proceeds: one live table in a terminal, plain lines anywhere else, at least one per minute."""
 
 import time
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Watchers:
 
 
 @dataclass
-class Shown:
+class TrialView:
     record: TrialRecord
     start: float
     epoch: int | None = None
@@ -73,7 +73,7 @@ class Progress:
     trials_dir: Path | None = None  # where trials write how far they are
     every_s: float = 45.0  # without a line, one for each trial that runs
     num_trials: int = 0
-    shown: dict[str, Shown] = field(default_factory=dict)
+    trials: dict[str, TrialView] = field(default_factory=dict)
     live: Live | None = None
 
     def __post_init__(self) -> None:
@@ -102,32 +102,32 @@ class Progress:
         self.num_trials = num_trials
 
     def trial_started(self, record: TrialRecord) -> None:
-        self._shown(record).record = record
+        self._view(record).record = record
 
     def trial_reported(self, record: TrialRecord, row: dict[str, Any]) -> None:
-        found = self._shown(record)
+        trial = self._view(record)
         value = row[VALIDATION + self.metric]
-        found.epoch, found.value = row["epoch"], value
-        found.best = value if found.best is None else self._better(found.best, value)
+        trial.epoch, trial.value = row["epoch"], value
+        trial.best = value if trial.best is None else self._better(trial.best, value)
         self.heart.say(
             f"{record.trial}  epoch {row['epoch']}  step {row['step']}  train loss {row['train_loss']:.4f}"
             f"  validation {self.metric} {value:.4f}  {row['tokens_per_s']:,.0f} tokens/s  {self._summary()}"
         )
 
     def trial_finished(self, record: TrialRecord) -> None:
-        found = self._shown(record)
-        found.record, found.seconds = record, time.monotonic() - found.start
+        trial = self._view(record)
+        trial.record, trial.seconds = record, time.monotonic() - trial.start
         self.heart.say(f"{record.trial}  {record.status}" + (f": {record.error}" if record.error else ""))
 
-    def _shown(self, record: TrialRecord) -> Shown:
-        return self.shown.setdefault(record.trial, Shown(record, time.monotonic()))
+    def _view(self, record: TrialRecord) -> TrialView:
+        return self.trials.setdefault(record.trial, TrialView(record, time.monotonic()))
 
-    def _running(self) -> list[Shown]:
+    def _running(self) -> list[TrialView]:
         """The trials that run, as they are now."""
-        running = [found for found in list(self.shown.values()) if found.record.status == "running"]
+        running = [trial for trial in list(self.trials.values()) if trial.record.status == "running"]
         if self.trials_dir:
-            for found in running:
-                found.status = status.read(self.trials_dir / found.record.trial)
+            for trial in running:
+                trial.status = status.read(self.trials_dir / trial.record.trial)
         return running
 
     @property
@@ -137,27 +137,27 @@ class Progress:
         One that ended without an evaluation was only looked up: it says nothing.
         """
         now, running = time.monotonic(), self._running()
-        left = {found.record.trial: found.status.left_s for found in running if found.status and found.status.left_s is not None}
-        took = [found.seconds for found in list(self.shown.values()) if found.seconds is not None and found.epoch is not None]
-        took = took or [now - found.start + left[found.record.trial] for found in running if found.record.trial in left]
+        left = {trial.record.trial: trial.status.left_s for trial in running if trial.status and trial.status.left_s is not None}
+        took = [trial.seconds for trial in list(self.trials.values()) if trial.seconds is not None and trial.epoch is not None]
+        took = took or [now - trial.start + left[trial.record.trial] for trial in running if trial.record.trial in left]
         if not took:
             return None
         mean = sum(took) / len(took)
-        waiting = max(0, self.num_trials - self.num_before - len(self.shown))
-        rest = waiting * mean + sum(left.get(found.record.trial, max(0.0, mean - (now - found.start))) for found in running)
+        waiting = max(0, self.num_trials - self.num_before - len(self.trials))
+        rest = waiting * mean + sum(left.get(trial.record.trial, max(0.0, mean - (now - trial.start))) for trial in running)
         return rest / max(1, len(running))
 
     def _better(self, one: float, other: float) -> float:
         return max(one, other) if higher_is_better(self.metric) else min(one, other)
 
     def _summary(self) -> str:
-        ended = self.num_before + sum(found.record.status != "running" for found in list(self.shown.values()))
-        said = f"{ended}/{self.num_trials} trials ended"
-        reached = {name: found.best for name, found in list(self.shown.items()) if found.best is not None}
+        num_finished = self.num_before + sum(trial.record.status != "running" for trial in list(self.trials.values()))
+        summary = f"{num_finished}/{self.num_trials} trials ended"
+        reached = {name: trial.best for name, trial in list(self.trials.items()) if trial.best is not None}
         if reached:
             best = min(reached, key=lambda name: -reached[name] if higher_is_better(self.metric) else reached[name])
-            said = f"best so far {reached[best]:.4f} ({best})  {said}"
-        return said + (f"  about {_duration(eta_s)} to go" if (eta_s := self.eta_s) else "")
+            summary = f"best so far {reached[best]:.4f} ({best})  {summary}"
+        return summary + (f"  about {_duration(eta_s)} to go" if (eta_s := self.eta_s) else "")
 
     def _say(self, line: str) -> None:
         if not self.live:
@@ -166,7 +166,7 @@ class Progress:
     def _lines(self) -> list[str]:
         """How far each trial is that runs; none where none does."""
         running = self._running()
-        lines = [f"{found.record.trial}  {_where(found.status)}" for found in running]
+        lines = [f"{trial.record.trial}  {_where(trial.status)}" for trial in running]
         return [*lines, self._summary()] if lines else []
 
     def _render(self) -> Group:
@@ -174,16 +174,16 @@ class Progress:
         table = Table(box=None, pad_edge=False)
         for column in ("trial", "epoch", "step", "loss", "tokens/s", self.metric, "best", "left", ""):
             table.add_column(column, justify="left" if column in ("trial", "") else "right")
-        ended = [found for found in list(self.shown.values()) if found.record.status != "running"]
-        for found in ended[-max(1, _MOST_ROWS - len(running)) :]:
-            figures = ("" if value is None else f"{value:.4f}" for value in (found.value, found.best))
-            table.add_row(found.record.trial, str(found.epoch or ""), "", "", "", *figures, "", found.record.status)
-        for found in running:
-            figures = ("" if value is None else f"{value:.4f}" for value in (found.value, found.best))
-            now = found.status or Status(_STARTING)
+        finished = [trial for trial in list(self.trials.values()) if trial.record.status != "running"]
+        for trial in finished[-max(1, _MOST_ROWS - len(running)) :]:
+            figures = ("" if value is None else f"{value:.4f}" for value in (trial.value, trial.best))
+            table.add_row(trial.record.trial, str(trial.epoch or ""), "", "", "", *figures, "", trial.record.status)
+        for trial in running:
+            figures = ("" if value is None else f"{value:.4f}" for value in (trial.value, trial.best))
+            now = trial.status or Status(_STARTING)
             table.add_row(
-                found.record.trial,
-                str(now.epoch or found.epoch or ""),
+                trial.record.trial,
+                str(now.epoch or trial.epoch or ""),
                 f"{now.step}/{now.num_steps}" if now.step else "",
                 "" if now.loss is None else f"{now.loss:.4f}",
                 "" if now.tokens_per_s is None else f"{now.tokens_per_s:,.0f}",
@@ -192,7 +192,7 @@ class Progress:
                 now.stage,
             )
         waiting = [] if running else [Text(self.heart.waiting)]
-        return Group(table, Text(self._summary()), *waiting) if self.shown else Group(*waiting)
+        return Group(table, Text(self._summary()), *waiting) if self.trials else Group(*waiting)
 
 
 def _where(now: Status | None) -> str:

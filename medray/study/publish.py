@@ -1,4 +1,4 @@
-"""From a run's leaderboard to a release: which checkpoint won, and what test rows said about it."""
+"""From a run's leaderboard to a release: which checkpoint won, with its figures on test rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +23,16 @@ from medray.types import Example
 def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
     """Publish the winner and point the alias at it; a study that is resumed does not publish the same again."""
     assert study.publish is not None
-    asked = study.publish
-    registry = Registry(asked.storage_path or str(run.storage_dir))
+    options = study.publish
+    registry = Registry(options.storage_path or str(run.storage_dir))
     notes = f"winner of the study {study.name}"
-    release = _publish(registry, run, board, board.best, asked.name, notes)
+    release = _publish(registry, run, board, board.best, options.name, notes)
     # Pointed once: a study that is looked at again must not undo a promotion or rollback that came after it.
-    pointed = [move.version for move in registry.history(asked.name, asked.alias)]
-    same = (held for held in registry.readable(asked.name) if held.record.content_id == release.record.content_id)
-    ours = {held.record.version for held in same}.intersection(pointed)
+    pointed = [move.version for move in registry.history(options.name, options.alias)]
+    same = (other for other in registry.readable(options.name) if other.record.content_id == release.record.content_id)
+    ours = {other.record.version for other in same}.intersection(pointed)
     if release.record.version not in pointed and (not ours or pointed[-1] in ours):
-        registry.point(asked.name, asked.alias, release.record.version)
+        registry.point(options.name, options.alias, release.record.version)
     return release
 
 
@@ -49,15 +49,15 @@ def withheld(study: StudyConfig, board: Leaderboard) -> str | None:
 
 
 def publish(registry: Registry, place: str, name: str, *, notes: str = "", abstain_precision: float | None = None) -> Release:
-    """A study's or run's winner, or a checkpoint; with its test figures where its run judged it.
+    """Publish a study's or run's winner, or a checkpoint; with its test figures where its run has them.
 
-    With `abstain_precision` under that rule, whatever its study asked for.
+    `abstain_precision` replaces the rule of its study.
     """
     folder = Path(place) if Path(place).exists() else files.absolute(place)
     if "://" in place or (folder / MANIFEST).is_file():
-        found, entry = _judged(folder)
-        if found and entry:
-            return _publish(registry, found, found.leaderboard(), entry, name, notes, abstain_precision)
+        run, entry = _find_entry(folder)
+        if run and entry:
+            return _publish(registry, run, run.leaderboard(), entry, name, notes, abstain_precision)
         if abstain_precision is not None:
             raise ArtifactError(f"{place}: was not judged in a run that is there, so there are no validation rows to fit an abstention on")
         return registry.publish(place, name, notes=notes)
@@ -66,15 +66,15 @@ def publish(registry: Registry, place: str, name: str, *, notes: str = "", absta
     return _publish(registry, run, board, board.best, name, notes, abstain_precision)
 
 
-def _judged(checkpoint_dir: Path) -> tuple[Run | None, Entry | None]:
+def _find_entry(checkpoint_dir: Path) -> tuple[Run | None, Entry | None]:
     """The run that a checkpoint still lies in, and its line on the leaderboard."""
     folder = checkpoint_dir.resolve()
     above = folder.parents
     if len(above) < 4 or not (above[3] / LEADERBOARD).is_file():
         return None, None
     run = Run(above[3])
-    found = (entry for entry in run.leaderboard().entries if entry.checkpoint and Path(entry.checkpoint) == folder and entry.test)
-    return run, next(found, None)
+    entries = (entry for entry in run.leaderboard().entries if entry.checkpoint and Path(entry.checkpoint) == folder and entry.test)
+    return run, next(entries, None)
 
 
 def _publish(
@@ -89,20 +89,20 @@ def _publish(
     assert entry.checkpoint is not None
     folder = Path(entry.checkpoint)
     analysis = run.analysis()
-    found = analysis.of(entry.name) if analysis else None
+    model = analysis.of(entry.name) if analysis else None
     test = card.test_record(board, entry, analysis)
-    calibration = found.calibration if found else AS_IT_IS
+    calibration = model.calibration if model else AS_IT_IS
     if abstain_precision is not None:
-        calibration = _refitted(run, folder, abstain_precision)
+        calibration = _refit(run, folder, abstain_precision)
         test = test.model_copy(update={"answered": None})  # its threshold was not tried on test rows
     merge = leaderboard.merge_of(entry, board.metric)
-    if held := registry.find(name, folder, calibration):
-        held.mend(folder)
-        return held
+    if release := registry.find(name, folder, calibration):
+        release.mend(folder)
+        return release
     return registry.publish(folder, name, test=test, merge=merge, calibration=calibration, notes=notes)
 
 
-def _refitted(run: Run, folder: Path, precision: float) -> CalibrationRecord:
+def _refit(run: Run, folder: Path, precision: float) -> CalibrationRecord:
     """From the checkpoint's stored answers, and the labels of its study's validation rows."""
     study, rows = _validation(run, folder, precision)
     manifest = checkpoint.read(folder)

@@ -8,15 +8,15 @@ from medray.records import TrialRecord
 from medray.study.search import Proposal
 
 
-def planned(study: StudyConfig, finalists: Sequence[Entry], records: Mapping[str, TrialRecord]) -> list[Proposal]:
+def proposals(study: StudyConfig, finalists: Sequence[Entry], records: Mapping[str, TrialRecord]) -> list[Proposal]:
     """What is still to be trained of each finalist, whose own trial is the first seed or fold."""
-    split, found = study.data.split, []
+    split, missing = study.data.split, []
     for entry in finalists:
         trial = records[entry.name]
         for number in range(1, split.folds if split.is_pooled else study.search.num_seeds):
             seed, fold = (0, number) if split.is_pooled else (number, 0)
-            found.append(Proposal(trial.base, trial.number, trial.settings, of=trial.trial, seed=seed, fold=fold))
-    return found
+            missing.append(Proposal(trial.base, trial.number, trial.settings, of=trial.trial, seed=seed, fold=fold))
+    return missing
 
 
 def config_of(study: StudyConfig, record: TrialRecord) -> TrialConfig:

@@ -52,13 +52,13 @@ class Run:
 
     @classmethod
     def resume(cls, study: StudyConfig) -> "Run":
-        """The latest run of a study; one that has ended and is asked for more is open again."""
+        """The latest run of a study; one that is finished is opened again where the study now wants more."""
         run = cls(latest(study_dir(study)).folder, study)
-        kept = load_study([run.folder / SETTINGS])
-        check(kept, study, str(run.folder))
+        old = load_study([run.folder / SETTINGS])
+        check(old, study, str(run.folder))
         if (run.folder / SETTINGS).read_text(encoding="utf-8") != (content := _stored(study)):
             with run.lock():
-                if asks_for_more(kept, study):
+                if wants_more(old, study):
                     run.reopen()
                 files.write(run.folder / SETTINGS, content.encode())
         return run
@@ -92,8 +92,8 @@ class Run:
 
     def records(self) -> list[TrialRecord]:
         """Of every trial, in the order they were proposed."""
-        found = [TrialRecord.model_validate_json(path.read_bytes()) for path in (self.folder / "trials").glob("*/trial.json")]
-        return sorted(found, key=lambda record: (record.number, record.base, record.seed, record.fold))
+        records = [TrialRecord.model_validate_json(path.read_bytes()) for path in (self.folder / "trials").glob("*/trial.json")]
+        return sorted(records, key=lambda record: (record.number, record.base, record.seed, record.fold))
 
     def write(self, record: TrialRecord) -> None:
         files.write(self.trial_dir(record.trial) / "trial.json", record.model_dump_json(indent=1).encode())
@@ -169,10 +169,10 @@ def _stored(study: StudyConfig) -> str:
 
 def latest(folder: Path) -> Run:
     """The last run of a study's folder, or the run that the folder is."""
-    found = folder if (folder / SETTINGS).is_file() else max((path.parent for path in folder.glob(f"*/{SETTINGS}")), default=None)
-    if found is None:
+    newest = folder if (folder / SETTINGS).is_file() else max((path.parent for path in folder.glob(f"*/{SETTINGS}")), default=None)
+    if newest is None:
         raise ArtifactError(f"{folder}: holds no run of a study (a folder with {SETTINGS})")
-    return Run(found.resolve())
+    return Run(newest.resolve())
 
 
 def slug(source: str) -> str:
@@ -208,11 +208,11 @@ _CHANGEABLE_MEMORY = ("train.token_budget", "train.keep_checkpoints")
 _SHOWN = 6
 
 
-def check(kept: StudyConfig, asked: StudyConfig, where: str) -> None:
+def check(old: StudyConfig, new: StudyConfig, where: str) -> None:
     """Refuse what would mix two configurations in one ranking, each by its name."""
-    before, after = (dict(leaves(study.model_dump(mode="json"))) for study in (kept, asked))
+    before, after = (dict(leaves(study.model_dump(mode="json"))) for study in (old, new))
     names = [name for name in {**before, **after} if not _is_same(before.get(name), after.get(name))]
-    refused = [name for name in names if not _may_change(name, len(kept.base_models))]
+    refused = [name for name in names if not _may_change(name, len(old.base_models))]
     if not refused:
         return
     listed = "; ".join(f"{name} was {before.get(name, 'not set')!r} and is {after.get(name, 'not set')!r}" for name in refused[:_SHOWN])
@@ -224,7 +224,7 @@ def check(kept: StudyConfig, asked: StudyConfig, where: str) -> None:
     )
 
 
-def asks_for_more(kept: StudyConfig, asked: StudyConfig) -> bool:
+def wants_more(old: StudyConfig, new: StudyConfig) -> bool:
     """Whether a study that has ended has something left to train or to judge."""
 
     def wanted(study: StudyConfig) -> list[int]:
@@ -233,10 +233,10 @@ def asks_for_more(kept: StudyConfig, asked: StudyConfig) -> bool:
     def budget(value: float | None) -> float:
         return float("inf") if value is None else value
 
-    before, after = kept.search, asked.search
+    before, after = old.search, new.search
     return (
-        len(asked.base_models) > len(kept.base_models)
-        or any(new > old for old, new in zip(wanted(kept), wanted(asked), strict=False))
+        len(new.base_models) > len(old.base_models)
+        or any(more > less for less, more in zip(wanted(old), wanted(new), strict=False))
         or budget(after.num_epochs) > budget(before.num_epochs)
         or budget(after.time_s) > budget(before.time_s)
         or after.num_finalists > before.num_finalists

@@ -1,4 +1,4 @@
-"""Which settings come next for one base model. Each sampler knows axes and told figures; none knows Ray.
+"""Which settings come next for one base model. Each sampler knows axes and figures; none knows Ray.
 
 Draws are numbered from 0. Random and grid draws depend on the study's seed, the base model and their number alone, so that a
 study that goes on after a stop draws what it would have drawn.
@@ -58,7 +58,7 @@ class Drawn:
         return self._drawn[number]
 
     def tell(self, settings: Mapping[str, Any], value: float | None) -> None:
-        """What is told changes nothing here."""
+        """Draws do not depend on figures."""
 
     def _new(self, number: int) -> dict[str, Any] | None:
         point = self.points[number % len(self.points)]
@@ -71,7 +71,7 @@ class Drawn:
 
 
 class Optuna:
-    """Optuna's TPE, asked and told."""
+    """Optuna's TPE, by its ask-and-tell interface."""
 
     def __init__(self, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str) -> None:
         import optuna
@@ -81,7 +81,7 @@ class Optuna:
         self.seed, self.base_model = seed, base_model
         self.study = optuna.create_study(direction="maximize")
         self.distributions = {path: _distribution(axis) for path, axis in space.items()}
-        self._asked: list[tuple[dict[str, Any], Any]] = []
+        self._open: list[tuple[dict[str, Any], Any]] = []
 
     def draw(self, number: int) -> dict[str, Any] | None:
         import optuna
@@ -90,17 +90,17 @@ class Optuna:
         self.study.sampler = optuna.samplers.TPESampler(
             seed=_seed(self.seed, f"{self.base_model}:{number}") % 2**32, n_startup_trials=max(3, min(10, self.num_trials // 3))
         )
-        asked = self.study.ask(self.distributions)
-        settings = dict(asked.params)
-        self._asked.append((settings, asked))
+        trial = self.study.ask(self.distributions)
+        settings = dict(trial.params)
+        self._open.append((settings, trial))
         return settings
 
     def tell(self, settings: Mapping[str, Any], value: float | None) -> None:
         import optuna
 
-        for place, (asked, trial) in enumerate(self._asked):
-            if asked == settings:
-                del self._asked[place]
+        for place, (drawn, trial) in enumerate(self._open):
+            if drawn == settings:
+                del self._open[place]
                 self.study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
                 return
         if value is not None:  # drawn by an earlier process

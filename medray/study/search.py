@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from medray.config.search import SearchConfig
-from medray.config.study import StudyConfig
+from medray.config.study import BaseModelConfig, StudyConfig
 from medray.evaluation.metrics import higher_is_better
 from medray.records import TrialRecord
 from medray.study import samplers
@@ -149,8 +149,8 @@ class Search:
     @property
     def most_failed(self) -> int:
         """Trials that may fail; one that is alone may, since then there is nothing to rank anyway."""
-        asked = self.search.max_failed
-        return max(1, self.num_trials // 2) if asked is None else asked
+        most = self.search.max_failed
+        return max(1, self.num_trials // 2) if most is None else most
 
     @property
     def has_failed(self) -> bool:
@@ -208,3 +208,18 @@ class Search:
 
 def _rungs(search: SearchConfig) -> Rungs | None:
     return Rungs(search.grace_epochs, search.reduction_factor) if search.scheduler == "asha" else None
+
+
+def num_trials(study: StudyConfig, base: BaseModelConfig) -> int:
+    """Trials of a base model in the search, at most."""
+    wanted = base.num_trials or study.search.num_trials or 1
+    if study.search.algorithm == "optuna":
+        return wanted
+    algorithm = "grid" if study.search.algorithm == "grid" else "random"  # how many there are does not depend on how they are drawn
+    return samplers.make(algorithm, study.space(base), wanted, seed=0, base_model=base.source).num_trials
+
+
+def num_repeats(study: StudyConfig) -> int:
+    """Trials of each base model after the search, at most: finalists with other seeds, or on the other folds."""
+    folds = study.data.split.folds if study.data.split.is_pooled else 1
+    return study.search.num_finalists * (max(study.search.num_seeds, folds) - 1)

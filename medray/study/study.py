@@ -132,7 +132,7 @@ def repeat(study: StudyConfig, run: Run, entries: Sequence[Entry], plan: Search,
     """Choose the finalists, and train each with the other seeds or on the other folds."""
     chosen = _choose(study, run, entries, plan.metric)
     records = {record.trial: record for record in run.records()}
-    proposals = repeats.planned(study, chosen, records)
+    proposals = repeats.proposals(study, chosen, records)
     if not proposals:
         return [Finalist(entry) for entry in chosen]
     limits = {entry.name: run.history(entry.name)[-1]["epochs"] for entry in chosen if entry.status == "stopped"}
@@ -185,9 +185,9 @@ def conclude(
     return Conclusion(board, analysis, {"prompts": prompts, "answers": answers} if prompts else {})
 
 
-def _named(judged: Sequence[Judged], names: Sequence[str]) -> list[Judged]:
+def _named(candidates: Sequence[Judged], names: Sequence[str]) -> list[Judged]:
     """In the order of the names; a fold's model has none of its own, it is in its finalist's answers."""
-    by_name = {candidate.entry.name: candidate for candidate in judged}
+    by_name = {candidate.entry.name: candidate for candidate in candidates}
     return [by_name[name] for name in names if name in by_name]
 
 

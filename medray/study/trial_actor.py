@@ -1,6 +1,7 @@
-"""What Tune runs as a trial: the training itself, or a driver that hands it to the workers of a TorchTrainer.
+"""What runs in a process of Ray: a trial itself, or a driver that hands it to the workers of a TorchTrainer.
 
-The training code is imported where it runs: a driver computes nothing, and importing it would take seconds and half a GB.
+The training code is imported where it runs: a driver computes nothing, and importing it would take seconds and half a GB. Ray imports
+this module where it runs a function of it, so that it stands apart from `ray_tune`: workers need no Ray Tune.
 """
 
 import ctypes
@@ -34,7 +35,7 @@ def inline(config: dict[str, Any]) -> None:
 
 
 def give_memory_back() -> None:
-    """What a call that has ended used, for others of this process or of this machine."""
+    """Free what a finished call used, for other processes and for the next call in this one."""
     gc.collect()  # a trial and its loop hold each other
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)  # glibc keeps what was freed between others' blocks: it may be as much as a trial takes

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import serve_session, tiny
+from support import in_process, serve_session, tiny
 from support.chaos import Study, hear_interrupts
 
 from medray import cli
@@ -320,11 +320,11 @@ def test_the_installed_command_answers_a_mistake_with_one_sentence_and_a_wrong_c
     assert "No such command" in wrong.stderr
 
 
-@pytest.mark.ray
-def test_an_interrupt_tells_how_to_go_on(medray: Command, study: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_tells_how_to_go_on(medray: Command, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("medray.runtime.cluster.start_cluster", lambda: contextlib.nullcontext(in_process.CLUSTER))
     monkeypatch.setattr("medray.study.study.run", interrupted)
     done = medray("study", "study.yaml")
     assert done.returncode == 130

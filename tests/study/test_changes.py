@@ -32,14 +32,14 @@ RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
 def test_a_study_may_ask_for_more_and_for_other_means(tmp_path: Path, settings: list[str], is_more: bool) -> None:
     kept, asked = (tiny.study(tmp_path, RATE, "search.num_trials=2", *more) for more in ([], settings))
     changes.check(kept, asked, "here")
-    assert changes.asks_for_more(kept, asked) is is_more
+    assert changes.wants_more(kept, asked) is is_more
 
 
 def test_a_budget_that_is_raised_or_lifted_asks_for_more(tmp_path: Path) -> None:
     kept = tiny.study(tmp_path, RATE, "search.num_epochs=4")
     for raised in ("search.num_epochs=5", "search.num_epochs=null"):
-        assert changes.asks_for_more(kept, tiny.study(tmp_path, RATE, raised))
-    assert not changes.asks_for_more(kept, tiny.study(tmp_path, RATE, "search.num_epochs=3"))
+        assert changes.wants_more(kept, tiny.study(tmp_path, RATE, raised))
+    assert not changes.wants_more(kept, tiny.study(tmp_path, RATE, "search.num_epochs=3"))
 
 
 def test_a_base_model_may_be_appended_and_not_taken_out_or_put_first(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_base_model_may_be_appended_and_not_taken_out_or_put_first(tmp_path: P
     kept = tiny.study(tmp_path)
     asked = tiny.study(tmp_path, f"base_models=[{{source: {bert}}}, {{source: {llama}, overrides: {{lora.r: 4}}}}]")
     changes.check(kept, asked, "here")
-    assert changes.asks_for_more(kept, asked)
+    assert changes.wants_more(kept, asked)
     with pytest.raises(ConfigError, match=r"base_models\.1\.source was .*tiny-llama' and is 'not set'"):
         changes.check(asked, kept, "here")
     with pytest.raises(ConfigError, match=r"base_models\.0\.source was .*tiny-bert' and is .*tiny-llama'"):

@@ -25,19 +25,19 @@ RECORD = TrialRecord(trial="t-003", base_model="t", base=0, number=3, settings={
 def test_seeds_and_folds_are_named_after_their_finalist_and_change_nothing_else(tmp_path: Path) -> None:
     finalist, records = [Entry("t-003", "trial")], {"t-003": RECORD}
     seeded = tiny.study(tmp_path, "search.num_seeds=3", "seed=5")
-    found = repeats.planned(seeded, finalist, records)
+    found = repeats.proposals(seeded, finalist, records)
     assert [(proposal.name, proposal.settings) for proposal in found] == [("t-003-seed-1", {"lora.r": 4}), ("t-003-seed-2", {"lora.r": 4})]
     first, third = (repeats.config_of(seeded, RECORD.model_copy(update={"seed": seed})) for seed in (0, 2))
     assert (first.seed, third.seed) == (5, 7)
     assert third.model_copy(update={"seed": 5}) == first
     folded = tiny.study(tmp_path, "data.split={kind: kfold, folds: 3}")
-    assert [proposal.name for proposal in repeats.planned(folded, finalist, records)] == ["t-003-fold-1", "t-003-fold-2"]
+    assert [proposal.name for proposal in repeats.proposals(folded, finalist, records)] == ["t-003-fold-1", "t-003-fold-2"]
     assert [repeats.config_of(folded, RECORD.model_copy(update={"fold": fold})).data.split.fold for fold in (0, 2)] == [0, 2]
-    assert repeats.planned(tiny.study(tmp_path, "data.split={kind: kfold, fold: 1}"), finalist, records) == []
+    assert repeats.proposals(tiny.study(tmp_path, "data.split={kind: kfold, fold: 1}"), finalist, records) == []
 
 
 def test_what_an_earlier_process_repeated_is_not_repeated_and_a_stopped_finalist_sets_the_limit(tmp_path: Path) -> None:
-    proposals = repeats.planned(tiny.study(tmp_path, "search.num_seeds=3"), [Entry("t-003", "trial")], {"t-003": RECORD})
+    proposals = repeats.proposals(tiny.study(tmp_path, "search.num_seeds=3"), [Entry("t-003", "trial")], {"t-003": RECORD})
     plan = Repeats(proposals, {"t-003": 2.0}, "f1_macro")
     plan.recall(proposals[0])
     assert plan.next() == proposals[1]

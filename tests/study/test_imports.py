@@ -1,0 +1,22 @@
+"""What processes of a study need not import, which would take seconds and memory in each."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("modules", "unneeded"),
+    [
+        ("medray.study.ray_tune", "torch transformers peft"),  # of the study's process, which computes nothing
+        (
+            "medray.study.trial_actor, medray.training.assignment",
+            "torch transformers peft pandas ray.tune",
+        ),  # before a process of Ray trains
+    ],
+)
+def test_a_process_that_computes_nothing_imports_no_torch(modules: str, unneeded: str) -> None:
+    program = f"import sys, {modules}; print([name for name in {unneeded.split()} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
