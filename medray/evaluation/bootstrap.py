@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.errors import ConfigError, allowed
+from medray.evaluation.metrics import Counts
 
 Floats = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
@@ -72,20 +73,13 @@ class LabelAnswers:
             correct = (self.truth == self.predicted).all(axis=1)
             share: Floats = weights @ correct.astype(np.float64) / weights.sum(axis=1)
             return share
-        if metric == "f1_binary":
-            if self.positive is None:
-                raise ConfigError("f1_binary needs the positive label")
-            return _class_f1(self, weights)[:, self.positive]
-        both = weights @ (self.truth & self.predicted).astype(np.float64)
-        true = weights @ self.truth.astype(np.float64)
-        said = weights @ self.predicted.astype(np.float64)
-        if metric == "f1_micro":
-            return ratio(2 * both.sum(axis=1), (true + said).sum(axis=1))
-        f1 = ratio(2 * both, true + said)
-        if metric == "f1_weighted":
-            return ratio((f1 * true).sum(axis=1), true.sum(axis=1))
-        occurs = (true + said) > 0  # as the metrics have it: macro over the labels that occur
-        return ratio((f1 * occurs).sum(axis=1), occurs.sum(axis=1).astype(np.float64))
+        counts = Counts.of(self.truth, self.predicted, weights)
+        if metric != "f1_binary":
+            return counts.average(metric)
+        if self.positive is None:
+            raise ConfigError("f1_binary needs the positive label")
+        positive: Floats = counts.f1[:, self.positive]
+        return positive
 
     def support(self, metric: str) -> int:
         if metric == "f1_binary" and self.positive is not None:
@@ -170,7 +164,8 @@ def interval(answers: Answers, metric: str, *, level: float = 0.95, num_resample
 
 def class_intervals(answers: LabelAnswers, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0) -> list[Interval]:
     """Of the F1 of each label, over the same resamples."""
-    drawn = np.concatenate([_class_f1(answers, weights) for weights in _weights(answers, num_resamples, seed)])
+    resamples = _weights(answers, num_resamples, seed)
+    drawn = np.concatenate([Counts.of(answers.truth, answers.predicted, weights).f1 for weights in resamples])
     support = answers.truth.sum(axis=0)
     return [bounds(drawn[:, column], level, int(support[column])) for column in range(answers.truth.shape[1])]
 
@@ -229,11 +224,6 @@ def _weights(answers: Answers, num_resamples: int, seed: int) -> Iterator[Floats
         yield drawn if units is None else drawn[:, units]
 
 
-def _class_f1(answers: LabelAnswers, weights: Floats) -> Floats:
-    both = weights @ (answers.truth & answers.predicted).astype(np.float64)
-    return ratio(2 * both, weights @ answers.truth.astype(np.float64) + weights @ answers.predicted.astype(np.float64))
-
-
 def bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
     """Quantiles of the resamples. Where no resample differs, nothing or everything was right, and that few rows can be by chance."""
     tail = (1 - level) / 2
@@ -244,11 +234,3 @@ def bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
     if low == high == 0.0:
         return Interval(0.0, 1 - by_chance, level)
     return Interval(low, high, level)
-
-
-def ratio(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def harmonic(one: Floats, two: Floats) -> Floats:
-    return ratio(2 * one * two, one + two)

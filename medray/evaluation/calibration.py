@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.evaluation.bootstrap import LabelAnswers, compare, share_bound
+from medray.evaluation.metrics import Counts, log_loss
 from medray.records import AbstentionRecord, CalibrationRecord
 
 Floats = npt.NDArray[np.float64]
@@ -58,12 +59,6 @@ def rescale(probabilities: Floats, temperature: float, *, multi_label: bool) -> 
     logits = _log(probabilities) / temperature
     result = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
     return result
-
-
-def log_loss(probabilities: Floats, truth: Bools, *, multi_label: bool) -> float:
-    """The mean over rows, multi-label over rows and labels; floored as scikit-learn's is."""
-    right = np.where(truth, probabilities, 1 - probabilities) if multi_label else np.where(truth, probabilities, 0.0).sum(axis=1)
-    return float(-np.log(np.clip(right, np.finfo(np.float64).eps, 1.0)).mean())
 
 
 def fit(
@@ -225,5 +220,5 @@ def _f1_macro(wanted: Floats, predicted: Ints) -> float:
     """`wanted` says how likely each class of a row is."""
     num_labels = wanted.shape[1]
     hits = np.bincount(predicted, weights=wanted[np.arange(len(predicted)), predicted], minlength=num_labels)
-    either = wanted.sum(axis=0) + np.bincount(predicted, minlength=num_labels)
-    return float((2 * hits[either > 0] / either[either > 0]).mean())
+    counts = Counts(hits, wanted.sum(axis=0), np.bincount(predicted, minlength=num_labels))
+    return float(counts.average("f1_macro"))

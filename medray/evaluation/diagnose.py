@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from medray.evaluation import bootstrap, calibration
+from medray.evaluation import bootstrap, calibration, metrics
 from medray.evaluation.analysis import (
     Abstention,
     Bin,
@@ -64,7 +64,7 @@ def examine(
         num_rows=len(right),
         metric=f1,
         figure=figure,
-        confusion=() if multi_label else _confusion(answers),
+        confusion=() if multi_label else tuple(map(tuple, metrics.confusion(answers.truth, answers.predicted))),
         per_class=classes,
         before=reliability(scored.probabilities, answers, multi_label=multi_label),
         after=reliability(calibrated.probabilities, answers, multi_label=multi_label),
@@ -90,7 +90,7 @@ def reliability(probabilities: Floats, answers: LabelAnswers, *, multi_label: bo
         if (held := place == number).any()
     )
     ece = sum(held.num * abs(held.confidence - held.share_right) for held in bins) / len(sure)
-    return Reliability(float(ece), calibration.log_loss(probabilities, answers.truth, multi_label=multi_label), bins)
+    return Reliability(float(ece), metrics.log_loss(probabilities, answers.truth, multi_label=multi_label), bins)
 
 
 def risk_coverage(confidence: Floats, right: Bools) -> Iterator[RiskPoint]:
@@ -112,25 +112,20 @@ def _abstention(record: CalibrationRecord, answered: Bools, right: Bools) -> Abs
     return Abstention(rule.precision, rule.threshold, num, num / len(right), precision)
 
 
-def _confusion(answers: LabelAnswers) -> tuple[tuple[int, ...], ...]:
-    counts = answers.truth.astype(np.int64).T @ answers.predicted.astype(np.int64)
-    return tuple(tuple(int(count) for count in row) for row in counts)
-
-
 def _classes(answers: LabelAnswers, labels: Sequence[str]) -> Iterator[ClassFigures]:
     intervals = class_intervals(answers, num_resamples=_NUM_RESAMPLES)
+    counts = metrics.Counts.of(answers.truth, answers.predicted)
     for column, label in enumerate(labels):
-        truth, said = answers.truth[:, column], answers.predicted[:, column]
-        hits, wrong, missed = int((truth & said).sum()), int((said & ~truth).sum()), int((truth & ~said).sum())
+        hits, true, predicted = (int(number[column]) for number in (counts.hits, counts.true, counts.predicted))
         yield ClassFigures(
             label=label,
             true_positives=hits,
-            false_positives=wrong,
-            false_negatives=missed,
-            true_negatives=len(truth) - hits - wrong - missed,
-            precision=hits / (hits + wrong) if hits + wrong else 0.0,
-            recall=hits / (hits + missed) if hits + missed else 0.0,
-            f1=_from(2 * hits / (2 * hits + wrong + missed) if hits else 0.0, intervals[column]),
+            false_positives=predicted - hits,
+            false_negatives=true - hits,
+            true_negatives=len(answers.truth) - true - predicted + hits,
+            precision=float(counts.precision[column]),
+            recall=float(counts.recall[column]),
+            f1=_from(float(counts.f1[column]), intervals[column]),
         )
 
 

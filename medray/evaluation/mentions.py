@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from medray.evaluation.bootstrap import Floats, Sums, Tallies, ratio
-from medray.evaluation.metrics import Metrics
+from medray.evaluation.bootstrap import Floats, Sums, Tallies
+from medray.evaluation.metrics import Metrics, f1, ratio
 from medray.types import Mention
 
 F1, F1_OVERLAP = "mention_f1", "mention_f1_overlap"
@@ -53,10 +53,10 @@ def score(tallies: Tallies, rows: Sequence[Row], kinds: Sequence[str]) -> Metric
         ]
         true, num_said, hits, near = (sum(column) for column in zip(*map(_counts, alone), strict=True))
         per_kind[kind] = {
-            "precision": hits / num_said if num_said else 0.0,
-            "recall": hits / true if true else 0.0,
-            "f1": 2 * hits / (true + num_said) if hits else 0.0,
-            "f1_overlap": 2 * near / (true + num_said) if near else 0.0,
+            "precision": float(ratio(hits, num_said)),
+            "recall": float(ratio(hits, true)),
+            "f1": float(f1(hits, true, num_said)),
+            "f1_overlap": float(f1(near, true, num_said)),
             "support": float(true),
         }
     return Metrics(tallies.whole(), len(rows), per_kind)
@@ -70,7 +70,7 @@ def _counts(row: Row) -> tuple[int, int, int, int]:
 def _figure(name: str) -> Figure:
     hits = _OVERLAP if name.endswith("_overlap") else _EXACT
     if name in (F1, F1_OVERLAP):
-        return lambda sums: ratio(2 * sums[hits], sums[_TRUE] + sums[_SAID])
+        return lambda sums: f1(sums[hits], sums[_TRUE], sums[_SAID])
     return _share(hits, _SAID if "precision" in name else _TRUE)
 
 

@@ -1,12 +1,12 @@
 """Figures of a classifier, each by its full name: which average, over which classes.
 
-Counts are made here, per class, so that absent classes and rows without labels need no special case and warn about nothing.
-Macro averages run over the classes that occur in the truth or in the predictions; what divides by zero is 0.
+Every F1 of predictions is computed here, from counts per class, so that absent classes and rows without labels need no special case and warn
+about nothing. Macro averages run over the classes that occur in the truth or in the predictions; what divides by zero is 0.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,84 @@ class Metrics:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def ratio(part: npt.ArrayLike, whole: npt.ArrayLike, *, empty: float = 0.0) -> Floats:
+    """Divide; what would be divided by zero is `empty`."""
+    parts, wholes = np.broadcast_arrays(part, whole)
+    result: Floats = np.divide(parts, wholes, out=np.full(parts.shape, empty), where=wholes > 0)
+    return result
+
+
+def f1(hits: npt.ArrayLike, true: npt.ArrayLike, predicted: npt.ArrayLike, *, empty: float = 0.0) -> Floats:
+    """F1 of how many are right, how many there are and how many were predicted; `empty` where there are none of either."""
+    return ratio(np.multiply(2, hits), np.add(true, predicted), empty=empty)
+
+
+def harmonic(one: Floats, two: Floats) -> Floats:
+    """The harmonic mean of two figures."""
+    return ratio(2 * one * two, one + two)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of each class, classes along the last axis; a first axis may hold resamples of the rows."""
+
+    hits: npt.NDArray[Any]  # that have the class and were given it
+    true: npt.NDArray[Any]  # that have it
+    predicted: npt.NDArray[Any]  # that were given it
+
+    @classmethod
+    def of(cls, truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: Floats | None = None) -> Self:
+        """`truth` and `predicted` are 0 or 1 per row and class; `weights` has a row per resample: how often each row counts."""
+        true, answers = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+        weights = np.ones(len(true)) if weights is None else weights
+        return cls(weights @ (true * answers), weights @ true, weights @ answers)
+
+    @property
+    def precision(self) -> Floats:
+        return ratio(self.hits, self.predicted)
+
+    @property
+    def recall(self) -> Floats:
+        return ratio(self.hits, self.true)
+
+    @property
+    def f1(self) -> Floats:
+        return f1(self.hits, self.true, self.predicted)
+
+    def average(self, name: str) -> Floats:
+        """One of `AVERAGES`, over the classes."""
+        match name:
+            case "f1_macro":
+                return self._macro(self.f1)
+            case "precision_macro":
+                return self._macro(self.precision)
+            case "recall_macro":
+                return self._macro(self.recall)
+            case "f1_weighted":
+                return ratio((self.f1 * self.true).sum(axis=-1), self.true.sum(axis=-1))
+        assert name == "f1_micro", name
+        return f1(self.hits.sum(axis=-1), self.true.sum(axis=-1), self.predicted.sum(axis=-1))
+
+    def _macro(self, figures: Floats) -> Floats:
+        occurs = self.true + self.predicted > 0
+        return ratio((figures * occurs).sum(axis=-1), occurs.sum(axis=-1))
+
+
+AVERAGES = ("f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro")
+
+
+def confusion(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> list[list[int]]:
+    """How many rows of each class were given which, from 0 or 1 per row and class."""
+    counts: list[list[int]] = (np.asarray(truth, dtype=np.float64).T @ np.asarray(predicted, dtype=np.float64)).astype(np.int64).tolist()
+    return counts
+
+
+def log_loss(probabilities: Floats, truth: npt.NDArray[Any], *, multi_label: bool) -> float:
+    """The mean over rows, multi-label over rows and labels; floored as scikit-learn's is: a sure mistake costs 36, not infinity."""
+    own = np.where(truth, probabilities, 1 - probabilities) if multi_label else np.where(truth, probabilities, 0.0).sum(axis=1)
+    return float(-np.log(np.clip(own, np.finfo(np.float64).eps, 1.0)).mean())
 
 
 def names(multi_label: bool, binary: bool) -> list[str]:
@@ -64,16 +142,13 @@ def single_label(
     scores = _scores(probabilities, (len(rows), len(labels)))
     one_hot = np.eye(len(labels) + 1, len(labels), dtype=np.int64)  # the last row, of no answer, is all zeros
     values, per_class = _figures(one_hot[rows], scores, one_hot[answers], labels)
-    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    said = answers != NO_ANSWER
-    np.add.at(confusion, (rows[said], answers[said]), 1)
     values["accuracy"] = float((rows == answers).mean())
-    values["log_loss"] = float(-_log(scores[np.arange(len(rows)), rows]).mean())
+    values["log_loss"] = log_loss(scores, one_hot[rows], multi_label=False)
     if positive is not None:
         # A class without positives has no auprc in the table; the figure that a study may rank on is 0 then.
         values |= {f"{name}_binary": per_class[positive].get(name, 0.0) for name in ("f1", "precision", "recall", "auprc")}
     order = names(multi_label=False, binary=positive is not None)
-    return Metrics({name: values[name] for name in order}, len(rows), per_class, confusion.tolist(), list(labels))
+    return Metrics({name: values[name] for name in order}, len(rows), per_class, confusion(one_hot[rows], one_hot[answers]), list(labels))
 
 
 def multi_label(truth: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: npt.ArrayLike, labels: Sequence[str]) -> Metrics:
@@ -83,10 +158,8 @@ def multi_label(truth: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: n
     values, per_class = _figures(rows, scores, answers, labels)
     values["accuracy_subset"] = float((rows == answers).all(axis=1).mean())
     # A row that has no label and was given none is right: 1, not 0.
-    both = 2 * (rows * answers).sum(axis=1)
-    either = (rows + answers).sum(axis=1)
-    values["f1_samples"] = float(np.where(either == 0, 1.0, _ratio(both, either)).mean())
-    values["log_loss"] = float(-_log(np.where(rows == 1, scores, 1 - scores)).mean())
+    values["f1_samples"] = float(f1((rows * answers).sum(axis=1), rows.sum(axis=1), answers.sum(axis=1), empty=1.0).mean())
+    values["log_loss"] = log_loss(scores, rows, multi_label=True)
     order = names(multi_label=True, binary=False)
     return Metrics({name: values[name] for name in order}, len(rows), per_class, [], list(labels))
 
@@ -114,31 +187,21 @@ def _threshold(truth: Floats, scores: Floats) -> float:
     candidates = np.append(np.where(middle > lower, middle, upper), 0.5)
     default = scores >= 0.5
     hits = np.append(hits, truth[default].sum())
-    f1 = _ratio(2 * hits, np.append(chosen + 1, default.sum()) + truth.sum())
-    best = candidates[f1 >= f1.max() - _ALIKE]
+    figures = f1(hits, truth.sum(), np.append(chosen + 1, default.sum()))
+    best = candidates[figures >= figures.max() - _ALIKE]
     return float(best[np.argmin(np.abs(best - 0.5))])
 
 
 def _figures(truth: Ints, scores: Floats, predicted: Ints, labels: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """What both kinds share, from 0 or 1 per row and label: averages, and the figures of each class."""
-    hits, support, chosen = (truth * predicted).sum(axis=0), truth.sum(axis=0), predicted.sum(axis=0)
-    precision, recall, f1 = _ratio(hits, chosen), _ratio(hits, support), _ratio(2 * hits, support + chosen)
-    auprc = {column: _auprc(truth[:, column], scores[:, column]) for column in np.flatnonzero(support)}
-    occurs = (support + chosen) > 0
-    values = {
-        "f1_macro": _mean(f1[occurs]),
-        "f1_micro": float(_ratio(2 * hits.sum(keepdims=True), (support + chosen).sum(keepdims=True))[0]),
-        "f1_weighted": float(_ratio((f1 * support).sum(keepdims=True), support.sum(keepdims=True))[0]),
-        "precision_macro": _mean(precision[occurs]),
-        "recall_macro": _mean(recall[occurs]),
-        "auprc_macro": _mean(np.array(list(auprc.values()))),
-    }
-    per_class = {}
-    for column, label in enumerate(labels):
-        figures = {"precision": precision[column], "recall": recall[column], "f1": f1[column], "support": support[column]}
-        per_class[label] = {name: float(value) for name, value in figures.items()}
-        if column in auprc:
-            per_class[label]["auprc"] = auprc[column]
+    counts = Counts.of(truth, predicted)
+    auprc = {column: _auprc(truth[:, column], scores[:, column]) for column in np.flatnonzero(counts.true)}
+    values = {name: float(counts.average(name)) for name in AVERAGES}
+    values["auprc_macro"] = float(np.mean(list(auprc.values()))) if auprc else 0.0
+    figures = {"precision": counts.precision, "recall": counts.recall, "f1": counts.f1, "support": counts.true}
+    per_class = {label: {name: float(of[column]) for name, of in figures.items()} for column, label in enumerate(labels)}
+    for column, value in auprc.items():
+        per_class[labels[column]]["auprc"] = value
     return values, per_class
 
 
@@ -157,18 +220,3 @@ def _scores(probabilities: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
     if not np.isfinite(scores).all():
         raise DataError(f"{int((~np.isfinite(scores)).any(axis=1).sum())} of {shape[0]} rows have a probability that is not a number")
     return scores
-
-
-def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
-    result: Floats = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
-    return result
-
-
-def _mean(figures: Floats) -> float:
-    return float(figures.mean()) if len(figures) else 0.0
-
-
-def _log(probability: Floats) -> Floats:
-    # The floor of scikit-learn's log_loss: one confident mistake costs 36, not infinity.
-    result: Floats = np.log(np.clip(probability, np.finfo(np.float64).eps, 1.0))
-    return result

@@ -4,8 +4,9 @@ from sklearn.metrics import log_loss as by_scikit_learn
 
 from medray.evaluation import calibration
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.calibration import apply, confidence, fit, fit_abstention, fit_temperature, log_loss, rescale
+from medray.evaluation.calibration import apply, confidence, fit, fit_abstention, fit_temperature, rescale
 from medray.evaluation.diagnose import reliability
+from medray.evaluation.metrics import log_loss
 from medray.records import CalibrationRecord
 
 

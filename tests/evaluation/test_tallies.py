@@ -5,11 +5,12 @@ import pytest
 
 from medray.errors import ConfigError
 from medray.evaluation import pooling
-from medray.evaluation.bootstrap import LabelAnswers, Sums, Tallies, compare, harmonic, interval, num_rows, ratio, value
+from medray.evaluation.bootstrap import LabelAnswers, Sums, Tallies, compare, interval, num_rows, value
+from medray.evaluation.metrics import f1, harmonic, ratio
 
 
 def micro_f1(sums: Sums) -> np.ndarray:
-    return ratio(2 * sums["both"], sums["true"] + sums["said"])
+    return f1(sums["both"], sums["true"], sums["said"])
 
 
 def mean_overlap(sums: Sums) -> np.ndarray:

@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from medray.evaluation.metrics import f1
+
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
@@ -13,7 +15,7 @@ def words(text: str) -> list[str]:
 
 def token_f1(said: Sequence[str], right: Sequence[str]) -> float:
     """Words in common, each as often as it stands in both, whatever their order."""
-    return _f1(sum((Counter(said) & Counter(right)).values()), len(said), len(right))
+    return float(f1(sum((Counter(said) & Counter(right)).values()), len(right), len(said), empty=1.0))
 
 
 def rouge_l(said: Sequence[str], right: Sequence[str]) -> float:
@@ -23,8 +25,4 @@ def rouge_l(said: Sequence[str], right: Sequence[str]) -> float:
         diagonal = 0
         for at, other in enumerate(right, start=1):
             diagonal, longest[at] = longest[at], diagonal + 1 if word == other else max(longest[at], longest[at - 1])
-    return _f1(longest[-1], len(said), len(right))
-
-
-def _f1(shared: int, num_said: int, num_right: int) -> float:
-    return 2 * shared / (num_said + num_right) if num_said + num_right else 1.0
+    return float(f1(longest[-1], len(right), len(said), empty=1.0))

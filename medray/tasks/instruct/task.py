@@ -14,8 +14,8 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.errors import ConfigError, DataError
-from medray.evaluation.bootstrap import Sums, Tallies, harmonic, ratio
-from medray.evaluation.metrics import Metrics
+from medray.evaluation.bootstrap import Sums, Tallies
+from medray.evaluation.metrics import Metrics, f1, harmonic, ratio
 from medray.tasks.base.language_model import LanguageModelLoss, generate
 from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.instruct import safety
@@ -226,7 +226,7 @@ def _spans(target: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _refusal_f1(sums: Sums) -> Floats:
-    return ratio(2 * sums["rightly_refused"], sums["to_refuse"] + sums["refused"])
+    return f1(sums["rightly_refused"], sums["to_refuse"], sums["refused"])
 
 
 def _token_f1(sums: Sums) -> Floats:
