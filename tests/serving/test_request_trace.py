@@ -1,0 +1,15 @@
+"""How many files a reader opens who follows one request."""
+
+import pytest
+from support.request_trace import REQUESTS, files_of_request
+
+from medray.serving.schemas import CHAT_PATH
+
+MOST = {"/v1/classify": 19, CHAT_PATH: 21}
+
+
+@pytest.mark.parametrize("path", list(REQUESTS))
+def test_a_request_passes_few_files(path: str) -> None:
+    names = files_of_request(path)
+    assert {"serving/front.py", "serving/ingress.py", "serving/replica.py", "engines/transformers.py"} <= set(names)
+    assert len(names) <= MOST[path], names

@@ -1,0 +1,174 @@
+"""Which files of medray one HTTP request passes, from the socket to the answer: `python tests/support/request_trace.py`.
+
+The proxy's bounds, the ingress, the replica and a tiny model run in this process; only Serve between them is left out.
+"""
+
+import json
+import os
+import pickle
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import uvicorn
+from support import tiny
+from uvicorn.protocols.http import auto
+
+import medray
+from medray.registry.registry import Registry
+from medray.runtime.cluster import free_port
+from medray.serving import front, ingress, replica
+from medray.serving.ingress import Ingress
+from medray.serving.replica import HeadReplica
+from medray.serving.schemas import CHAT_PATH, AppOptions
+from medray.serving.vllm import Group
+
+ROOT = Path(medray.__file__).parent
+VALUES = ("types.py", "errors.py")  # values of every room, which are no step of a request
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {  # the kind of the tiny checkpoint, and the body
+    "/v1/classify": ("study", {"text": "tumour in the lung"}),
+    CHAT_PATH: ("instruct", {"messages": [{"role": "user", "content": "glucose"}], "max_tokens": 4}),
+}
+
+
+class Handle:
+    """A deployment's handle whose replica is an object of this process; values are copied as between processes."""
+
+    def __init__(self, target: Any, *, stream: bool = False) -> None:
+        self.target, self.stream = target, stream
+
+    def options(self, *, stream: bool) -> "Handle":
+        return Handle(self.target, stream=stream)
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        function = getattr(self.target, method)
+        return SimpleNamespace(remote=lambda *args: Pieces(function(*_copy(args))) if self.stream else _result(function(*_copy(args))))
+
+
+class Pieces:
+    """What a streamed call yields, as Serve's own generator of responses."""
+
+    def __init__(self, generator: AsyncIterator[Any]) -> None:
+        self.generator = generator
+
+    def __aiter__(self) -> "Pieces":
+        return self
+
+    async def __anext__(self) -> Any:
+        return _copy(await anext(self.generator))
+
+    def cancel(self) -> None:
+        pass
+
+
+async def _result(call: Any) -> Any:
+    return _copy(await call)
+
+
+def _copy(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+class Files:
+    """The files of medray whose functions run while it records, in any thread that starts after it."""
+
+    def __init__(self) -> None:
+        self.is_recording = False
+        self.names: set[str] = set()
+        self._of_code: dict[str, str | None] = {}
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        """A profile function: Python calls it at each call of a function."""
+        if self.is_recording and event == "call":
+            path = frame.f_code.co_filename
+            if path not in self._of_code:
+                self._of_code[path] = str(Path(path).relative_to(ROOT)) if path.startswith(f"{ROOT}/") else None
+            if name := self._of_code[path]:
+                self.names.add(name)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        self.is_recording = True
+        try:
+            yield
+        finally:
+            self.is_recording = False
+
+
+def files_of_request(path: str) -> tuple[str, ...]:
+    """Those that the second request to a path passes, without values; the first one makes what is kept for the others."""
+    files = Files()
+    kind, body = REQUESTS[path]
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.callback(threading.setprofile, threading.getprofile())
+        threading.setprofile(files)
+        url = stack.enter_context(serving(tiny.checkpoint(kind), place))
+        request = urllib.request.Request(url + path, json.dumps(body).encode(), {"content-type": "application/json"})
+        for _ in range(2):
+            files.names.clear()
+            with files.recording(), urllib.request.urlopen(request, timeout=60) as answer:
+                assert answer.status == 200
+                answer.read()
+                time.sleep(0.2)  # the end of a request is recorded after its answer
+    return tuple(sorted(files.names - set(VALUES)))
+
+
+@contextmanager
+def serving(checkpoint: Path, place: Path) -> Iterator[str]:
+    """A checkpoint's release at an address of this process."""
+    Registry(str(place)).publish(checkpoint, "traced")
+    options = AppOptions(releases=("traced@1",), storage_path=str(place), precision="fp32", token_budget=256, follow_s=600, audit_log=None)
+    with ExitStack() as stack:
+        for patch in _without_serve(front.environment(options.limits.body_bytes)):
+            stack.enter_context(patch)
+        head = HeadReplica(Group("transformers", options.releases), options)
+        plain = Ingress.__mro__[1]  # Serve's class around it needs a cluster
+        service = plain(options, {"traced@1": Handle(head)}, {})
+        (bounds,) = front.middlewares()
+        app = bounds.cls(service.__serve_build_asgi_app__(), **bounds.kwargs)
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=(port := free_port()), log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            for follower in head.followers.values():
+                follower.stop()
+            head.compute.shutdown()
+            head.requests.shutdown()
+
+
+def _without_serve(environment: Mapping[str, str]) -> Iterator[Any]:
+    """What a process of Serve's would have, and what may not change in this one."""
+    client = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1"))
+    context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
+    identity = SimpleNamespace(replica_id=SimpleNamespace(unique_id="traced"))
+    yield mock.patch.dict(os.environ, environment)
+    yield mock.patch.object(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
+    yield mock.patch.object(ingress, "prepare")
+    yield mock.patch.object(replica, "prepare")
+    yield mock.patch.object(ingress, "_get_global_client", return_value=client)
+    yield mock.patch.object(replica.ray, "get_runtime_context", return_value=context)
+    yield mock.patch.object(replica.serve, "get_replica_context", return_value=identity)
+
+
+if __name__ == "__main__":
+    for path in REQUESTS:
+        names = files_of_request(path)
+        print(f"{path}: {len(names)} files", *names, sep="\n  ")
