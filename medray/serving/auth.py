@@ -20,6 +20,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+BODY_BYTES = 1 << 20  # of a request, where limits.body_bytes sets no other number
 OPEN_PATHS = ("/healthz",)  # a load balancer has no token; it gets the status alone
 
 

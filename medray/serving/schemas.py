@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from medray.answers import LabelAnswer
 from medray.config.schema import Section
 from medray.config.study import Precision
+from medray.serving.auth import BODY_BYTES
 from medray.serving.auth import Refused as Refused
-from medray.serving.front import BODY_BYTES
 from medray.tasks import choice, classification
 from medray.tasks.base.protocol import Outcome
 from medray.tasks.tagging import task

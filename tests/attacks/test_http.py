@@ -20,7 +20,7 @@ from uvicorn.protocols.http import auto
 
 from medray.errors import ConfigError
 from medray.runtime.cluster import free_port
-from medray.serving import auth, front, protocol
+from medray.serving import auth, front
 from medray.serving.api import make_api
 from medray.serving.front import Front
 from medray.serving.openai_schemas import ChatRequest
@@ -38,7 +38,7 @@ def port() -> Iterator[int]:
     """The routes behind what Serve's proxy puts before them, on uvicorn as Serve starts it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)  # put back at the end
-        patch.setattr(protocol, "HEAD_S", 1.0)
+        patch.setattr(front, "HEAD_S", 1.0)
         (bounds,) = front.middlewares()
         assert bounds.kwargs["body_bytes"] == Limits().body_bytes
         app = Front(fake_service.api(fake_service.Service("cancer@best")), body_bytes=100_000, body_s=1.0)
@@ -187,7 +187,7 @@ def test_requests_on_one_connection_are_answered_in_order_up_to_a_number(port: i
 
 
 def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "CONNECTIONS", 20)
+    monkeypatch.setattr(front, "CONNECTIONS", 20)
     clients = [connect(port) for _ in range(100)]
     for client in clients[::2]:
         with contextlib.suppress(ConnectionError):
@@ -211,7 +211,7 @@ def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(
     ids=["a WebSocket that never begins", "answers that nobody reads"],
 )
 def test_connections_that_hang_without_sending_keep_nobody_out(port: int, stuck: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "CONNECTIONS", 10)
+    monkeypatch.setattr(front, "CONNECTIONS", 10)
     clients = [socket.socket() for _ in range(12)]
     for client in clients:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -255,7 +255,7 @@ def test_a_client_that_leaves_ends_its_answer_also_where_another_request_waits_b
 def test_uvicorn_takes_the_bounded_protocol_where_serve_names_none(port: int) -> None:
     config = uvicorn.Config(fake_service.api(fake_service.Service()))
     config.load()
-    assert config.http_protocol_class is protocol.BoundedProtocol
+    assert config.http_protocol_class is front.BoundedProtocol
 
 
 # The middleware alone.
