@@ -20,9 +20,9 @@ def run() -> int:
         status = main(["study", STUDY, *sys.argv[1:]])
         if status:
             return status
-        from medray.serving import launch
+        from medray.serving import app
 
-        launch.show("cancer@best", storage_path="runs", texts=TEXTS, keep=os.environ.get("KEEP") == "1")
+        app.show("cancer@best", storage_path="runs", texts=TEXTS, keep=os.environ.get("KEEP") == "1")
     return 0
 
 

@@ -61,16 +61,16 @@ def serve(
         "require_signature": str(require_signature.absolute()) if require_signature else None,
     }
     options = validate(AppOptions, raw, where="medray serve")
-    from medray.serving import launch, routes
+    from medray.serving.app import first_path, serving
 
     stop = threading.Event()
     prefix = "/" + prefix.strip("/")
     num_cpus = max(cores, math.ceil(options.cpus * replicas * len(references)))
-    with launch.serving(options, host=host, port=port, prefix=prefix, num_cpus=num_cpus) as url:
+    with serving(options, host=host, port=port, prefix=prefix, num_cpus=num_cpus) as url:
         for wanted in (signal.SIGINT, signal.SIGTERM):
             signal.signal(wanted, lambda number, frame: stop.set())
         print(f"{', '.join(references)} at {url}, documented at {url}/docs; Ctrl-C stops it", flush=True)
-        path = routes.first_path(references, options.storage_path)
+        path = first_path(references, options.storage_path)
         body = '{"messages": [{"role": "user", "content": "..."}]}' if path == CHAT_PATH else '{"text": "..."}'
         print(f"curl {url}{path} -H 'content-type: application/json' -d '{body}'", flush=True)
         stop.wait()

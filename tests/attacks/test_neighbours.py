@@ -23,7 +23,7 @@ from medray.errors import ConfigError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster as runtime
 from medray.runtime.cluster import Cluster, free_port
-from medray.serving import audit, launch
+from medray.serving import app, audit
 from medray.serving.schemas import AppOptions
 from medray.storage.private import make_folder
 
@@ -265,7 +265,7 @@ def test_an_audit_log_where_others_could_touch_it_is_refused(tmp_path: Path) -> 
 def test_serve_on_a_port_where_somebody_listens_is_refused_before_anything_is_started(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "start_cluster", None)
+    monkeypatch.setattr(runtime, "start_cluster", None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.socket() as listener:
         # What Serve's proxy does: the kernel lets a second one listen on the same port.
@@ -280,11 +280,11 @@ def test_serve_on_a_port_where_somebody_listens_is_refused_before_anything_is_st
 
 def test_of_two_services_that_start_at_once_on_a_port_one_is_refused() -> None:
     port = free_port()
-    claim = f"from medray.serving import local\nwith local._claim('127.0.0.1', {port}): pass"
-    with launch._claim("127.0.0.1", port):
+    claim = f"from medray.serving import app\nwith app.claim('127.0.0.1', {port}): pass"
+    with app.claim("127.0.0.1", port):
         second = subprocess.run([sys.executable, "-c", claim], capture_output=True, text=True, timeout=60)
     assert "another process listens there" in second.stderr
-    with launch._claim("127.0.0.1", port):  # and it is free again
+    with app.claim("127.0.0.1", port):  # and it is free again
         pass
 
 
@@ -308,15 +308,15 @@ def test_serve_on_a_shared_cluster_leaves_what_is_served_there_as_it_is(
         serve.run(serve.deployment(Theirs).bind(), name="medray", route_prefix="/")
         with (
             pytest.raises(ServingError, match=f"listens at 127.0.0.1:{port}, .* give --host 127.0.0.1 --port {port}"),
-            launch.serving(options, host="127.0.0.1", port=free_port()),
+            app.serving(options, host="127.0.0.1", port=free_port()),
         ):
             pass
         with (
             pytest.raises(ServingError, match="application medray of the cluster's Serve answers there; give another --prefix"),
-            launch.serving(options, host="127.0.0.1", port=port),
+            app.serving(options, host="127.0.0.1", port=port),
         ):
             pass
-        with launch.serving(options, host="127.0.0.1", port=port, prefix="/cancer") as url:
+        with app.serving(options, host="127.0.0.1", port=port, prefix="/cancer") as url:
             assert url == f"http://127.0.0.1:{port}/cancer"
             assert Client(url).classify(["fever"]).release == "cancer"
             assert len(serve.status().applications) == 2

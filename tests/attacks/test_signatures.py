@@ -16,7 +16,7 @@ from support import tiny
 from medray.cli import main
 from medray.errors import ArtifactError, ConfigError
 from medray.registry.registry import Registry
-from medray.serving import app, launch
+from medray.serving import app
 from medray.serving.follow import Follower
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import AppOptions
@@ -171,7 +171,7 @@ def test_serve_passes_the_key_on_as_a_path_that_every_process_can_open(
         asked.append(options)
         raise ConfigError("seen")
 
-    monkeypatch.setattr(launch, "serving", serving)
+    monkeypatch.setattr(app, "serving", serving)
     monkeypatch.chdir(keys[1].parent)
     assert main(["serve", "cancer@best", "--require-signature", keys[1].name, "--storage-path", str(root)]) == 1
     assert [options.require_signature for options in asked] == [str(keys[1])]

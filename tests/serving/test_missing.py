@@ -15,7 +15,7 @@ from medray.errors import ConfigError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster as runtime
 from medray.runtime.cluster import Cluster, free_port
-from medray.serving import app, launch, routes
+from medray.serving import app
 from medray.serving.schemas import AppOptions
 
 
@@ -40,8 +40,8 @@ def test_an_application_without_any_of_its_releases_is_refused_with_a_reason_for
 
 
 def test_the_path_that_a_server_shows_is_that_of_a_release_which_is_there(storage: Path) -> None:
-    assert routes.first_path(["findings@best", "cancer@best"], str(storage)) == "/v1/classify"
-    assert routes.first_path(["findings@best"], str(storage)) is None
+    assert app.first_path(["findings@best", "cancer@best"], str(storage)) == "/v1/classify"
+    assert app.first_path(["findings@best"], str(storage)) is None
 
 
 @pytest.mark.parametrize("name", ["storage_path", "tokens_file", "audit_log", "require_signature"])
@@ -86,7 +86,7 @@ def test_a_bundle_is_served_alone_and_a_missing_release_is_named_and_taken_once_
     assert f"medray serve cancer@best --storage-path {bundle}" in capsys.readouterr().out
     storage.rename(tmp_path / "away")
     try:
-        with launch.serving(options(bundle, "cancer@best", "findings@best"), host="127.0.0.1", port=free_port()) as url:
+        with app.serving(options(bundle, "cancer@best", "findings@best"), host="127.0.0.1", port=free_port()) as url:
             client = Client(url)
             health = client.health()
             assert (health["status"], health["releases"]["cancer@best"]["status"]) == ("degraded", "ok")
@@ -113,7 +113,7 @@ def test_a_replica_that_cannot_start_ends_the_command_with_its_reason(storage: P
     try:
         with (
             pytest.raises(ServingError, match=r"^cancer@best: its replica does not start: .*adapter_model.safetensors is missing[^\n]*$"),
-            launch.serving(options(storage, "cancer@best"), host="127.0.0.1", port=free_port()),
+            app.serving(options(storage, "cancer@best"), host="127.0.0.1", port=free_port()),
         ):
             pass
     finally:

@@ -18,7 +18,7 @@ import medray
 from medray import cli
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster, free_port
-from medray.serving import auth, launch
+from medray.serving import app, auth
 from medray.serving.schemas import AppOptions
 from medray.types import DISCLAIMER, Message, Sampling, gather
 
@@ -87,7 +87,7 @@ def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     port = free_port()
     try:
-        with launch.serving(options, host="127.0.0.1", port=port):
+        with app.serving(options, host="127.0.0.1", port=port):
             yield Adviser(f"http://127.0.0.1:{port}", place / "runs")
     finally:
         end_serve()

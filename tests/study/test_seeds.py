@@ -17,7 +17,7 @@ from medray.evaluation.calibration import rescale
 from medray.registry import evaluate
 from medray.reports import gather, page
 from medray.runtime.cluster import Cluster, free_port
-from medray.serving import launch
+from medray.serving import app
 from medray.serving.schemas import AppOptions
 from medray.study import preflight
 from medray.study.study import Outcome
@@ -119,7 +119,7 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
     )
     port = free_port()
     try:
-        with launch.serving(options, host="127.0.0.1", port=port):
+        with app.serving(options, host="127.0.0.1", port=port):
             client = Client(f"http://127.0.0.1:{port}")
             for (_, outcome), name in zip(found, names, strict=True):
                 _answers_as_in_training(client, outcome, name)
@@ -169,7 +169,7 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
     )
     port = free_port()
     try:
-        with launch.serving(options, host="127.0.0.1", port=port):
+        with app.serving(options, host="127.0.0.1", port=port):
             client = Client(f"http://127.0.0.1:{port}")
             for name, (_, outcome) in found.items():
                 _finds_as_in_training(client, outcome, name)
