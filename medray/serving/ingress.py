@@ -16,11 +16,11 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
-from medray.serving import audit, auth, front
+from medray.serving import auth, front
 from medray.serving.api import make_api
 from medray.serving.auth import check_address, is_loopback
 from medray.serving.cards import ReleaseCard
-from medray.serving.process import prepare
+from medray.serving.process import audit, open_audit_log, prepare
 from medray.serving.schemas import (
     RETRY_AFTER_S,
     AppOptions,
@@ -51,7 +51,7 @@ _EXPECTED = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailab
 class Ingress:
     def __init__(self, options: AppOptions, heads: dict[str, DeploymentHandle], missing: dict[str, str]) -> None:
         prepare()
-        audit.open_log(options.audit_log)
+        open_audit_log(options.audit_log)
         self.options, self.heads = options, heads
         self.missing = dict(missing)  # releases that no replica has reported yet, and why they were not there at the start
         self.talking = {reference: head.options(stream=True) for reference, head in heads.items()}
@@ -200,7 +200,7 @@ class Ingress:
             "labels": event.labels,
             "ms": round(1000 * event.seconds, 1),
         }
-        audit.log.info("%s", json.dumps(line | talked, ensure_ascii=False))
+        audit.info("%s", json.dumps(line | talked, ensure_ascii=False))
 
     def _talked(self, event: Event, tags: dict[str, str]) -> dict[str, Any]:
         """An answer that had begun, told to its end or not."""

@@ -1,14 +1,65 @@
-"""What each of our Serve replicas does first, whatever it serves."""
+"""What each of our Serve replicas sets up in its process: where its lines and the audit log go, and which address it listens at."""
 
 import logging
+import os
+from pathlib import Path
 
 import ray
+from ray import serve
 from ray.serve._private import replica as serve_replica
 
+from medray.errors import ConfigError, ServingError
 from medray.serving.auth import is_loopback
+from medray.storage.private import make_folder
+
+audit = logging.getLogger("medray.audit")  # one line per request
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class AppendHandler(logging.Handler):
+    """Writes each line at once to a file that only this user of the machine reads.
+
+    So several replicas share it; it is opened anew for each line, so that it may be rotated.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._append(b"")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._append(f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except OSError:
+            self.handleError(record)
+
+    def _append(self, line: bytes) -> None:
+        file = os.open(self.path, _FLAGS, 0o600)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+
+def open_audit_log(path: str | None) -> None:
+    """Send this replica's lines of the audit log to a file, or where it is None to Serve's own files."""
+    audit.propagate = path is None
+    if path is None:
+        return
+    try:
+        file = Path(path).expanduser()
+        make_folder(file.parent, "audit_log")
+        handler = AppendHandler(file)
+    except (ConfigError, OSError, RuntimeError) as err:  # RuntimeError: there is no home folder
+        raise ServingError(f"audit_log {path}: cannot be written: {err}; null leaves it to Serve's own files") from None
+    replica = serve.get_replica_context().replica_id
+    name = f"{replica.deployment_id.app_name}_{replica.deployment_id.name} {replica.unique_id}"
+    handler.setFormatter(logging.Formatter(f"%(levelname)s %(asctime)s {name} -- %(message)s"))
+    audit.handlers = [handler]
 
 
 def prepare() -> None:
+    """Set up what every replica has, whatever it serves."""
     _log_with_serve()
     if is_loopback(ray.util.get_node_ip_address()):
         _listen_on_loopback()

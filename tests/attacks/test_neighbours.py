@@ -23,7 +23,7 @@ from medray.errors import ConfigError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster as runtime
 from medray.runtime.cluster import Cluster, free_port
-from medray.serving import app, audit
+from medray.serving import app, process
 from medray.serving.schemas import AppOptions
 from medray.storage.private import make_folder
 
@@ -204,8 +204,8 @@ def test_a_local_cluster_that_somebody_made_up_is_not_stopped(tmp_path: Path) ->
 
 
 @pytest.fixture
-def handler(tmp_path: Path) -> Iterator[audit.AppendHandler]:
-    made = audit.AppendHandler(make_folder(tmp_path / "log", "audit_log") / "audit.log")
+def handler(tmp_path: Path) -> Iterator[process.AppendHandler]:
+    made = process.AppendHandler(make_folder(tmp_path / "log", "audit_log") / "audit.log")
     yield made
     made.close()
 
@@ -223,7 +223,7 @@ def test_folders_that_are_made_on_the_way_are_closed_to_others_whatever_the_umas
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (made, made.parent)] == [0o700, 0o700]
 
 
-def test_the_audit_log_is_this_users_alone_and_only_grows(handler: audit.AppendHandler) -> None:
+def test_the_audit_log_is_this_users_alone_and_only_grows(handler: process.AppendHandler) -> None:
     handler.emit(line("one"))
     with handler.path.open("r+b") as file:  # whoever else has it open for writing
         file.seek(0)
@@ -235,11 +235,11 @@ def test_the_audit_log_is_this_users_alone_and_only_grows(handler: audit.AppendH
     assert handler.path.read_text() == "three\n"
 
 
-def test_lines_of_several_replicas_in_one_audit_log_stay_whole(handler: audit.AppendHandler) -> None:
-    others = [audit.AppendHandler(handler.path) for _ in range(4)]
+def test_lines_of_several_replicas_in_one_audit_log_stay_whole(handler: process.AppendHandler) -> None:
+    others = [process.AppendHandler(handler.path) for _ in range(4)]
     texts = [f"{number % 10}" * 20_000 for number in range(4)]
 
-    def write(other: audit.AppendHandler, text: str) -> None:
+    def write(other: process.AppendHandler, text: str) -> None:
         for _ in range(100):
             other.emit(line(text))
 
@@ -256,9 +256,9 @@ def test_an_audit_log_where_others_could_touch_it_is_refused(tmp_path: Path) -> 
     try:
         for name, reason in (("open/audit.log", "others may write to it"), ("own/link.log", "symbolic link"), ("own", "directory")):
             with pytest.raises(ServingError, match=f"audit_log .*{name}.*{reason}"):
-                audit.open_log(str(tmp_path / name))
+                process.open_audit_log(str(tmp_path / name))
     finally:
-        audit.log.propagate = True
+        process.audit.propagate = True
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -4,6 +4,7 @@ The proxy's bounds, the ingress, the replica and a tiny model run in this proces
 """
 
 import json
+import logging
 import os
 import pickle
 import sys
@@ -160,6 +161,8 @@ def _without_serve(environment: Mapping[str, str]) -> Iterator[Any]:
     context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
     identity = SimpleNamespace(replica_id=SimpleNamespace(unique_id="traced"))
     yield mock.patch.dict(os.environ, environment)
+    yield mock.patch.object(logging.getLogger("medray"), "handlers", [logging.NullHandler()])  # those of a command called before
+    yield mock.patch.object(logging.getLogger("medray"), "propagate", False)
     yield mock.patch.object(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
     yield mock.patch.object(ingress, "prepare")
     yield mock.patch.object(replica, "prepare")
