@@ -1,6 +1,7 @@
-"""Commands about data sets."""
+"""Commands that look at a data set: a first study of it, its audit, another format."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,8 +9,35 @@ import typer
 from medray.cli.arguments import Configs, load
 from medray.config.load import plugin_options
 from medray.data.formats.base import protocol as formats
+from medray.errors import ConfigError
+from medray.storage import files
 
 app = typer.Typer(no_args_is_help=True, help="Look at a data set, or change its format.")
+first = typer.Typer()  # the command that a newcomer starts with, at the top
+
+
+@first.command()
+def init(
+    data: Annotated[
+        str,
+        typer.Argument(help="a file (csv, tsv, psv, jsonl, parquet, json of PubMedQA), or a folder with a folder of .txt files per class"),
+    ],
+    output: Annotated[str, typer.Option(help="the YAML to write; one that is there is left alone")] = "study.yaml",
+    text: Annotated[list[str] | None, typer.Option(help="column of the text; give it again to join several")] = None,
+    label: Annotated[str | None, typer.Option(help="column of the label, or of the labels")] = None,
+    id: Annotated[str | None, typer.Option(help="column of the row's id")] = None,
+    positive: Annotated[str | None, typer.Option(help="of two labels, the one that the figures are about")] = None,
+    encoding: Annotated[str | None, typer.Option(help="of the file's text, such as cp1252; proposed where not given")] = None,
+    drop_unlabelled: Annotated[bool, typer.Option("--drop-unlabelled", help="leave out rows without a label, and count them")] = False,
+) -> None:
+    """Look at a data set and write a first study of it."""
+    from medray.data import first_study, guess
+
+    found = guess.sketch(data, guess.Columns(tuple(text or ()), label, id, encoding, drop_unlabelled))
+    study = first_study.first_study(found, output, positive)
+    if not files.create(Path(output), study.encode("utf-8")):
+        raise ConfigError(f"{output}: is there already and is left alone; choose another --output")
+    print(f"{found.render()}\n{output} is written; next: medray study {output} --dry-run")
 
 
 @app.command()

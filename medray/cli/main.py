@@ -11,7 +11,7 @@ from types import TracebackType
 
 import typer
 
-from medray.cli import chat, data, init, plan, predict, release, report, review, serve, study, submit
+from medray.cli import chat, data, plan, predict, release, report, review, serve, study, submit
 from medray.errors import MedrayError
 from medray.redaction import redact
 from medray.storage import files
@@ -19,7 +19,7 @@ from medray.storage import files
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Fine-tune, select and serve biomedical text models."
 )
-app.add_typer(init.app)
+app.add_typer(data.first)
 app.add_typer(study.app)
 app.add_typer(plan.app)
 app.add_typer(submit.app)
