@@ -30,7 +30,7 @@ def report(
 ) -> None:
     """Write the report of a study that has ended: one page that needs nothing else."""
     from medray.reports import page
-    from medray.reports.gather import gather
+    from medray.reports.study_data import gather
     from medray.study.run import latest
 
     run = latest(Path(folder))
@@ -48,7 +48,7 @@ def report(
 def at_the_end(run: "Run") -> Path | None:
     """The report of a study that has just ended, or was stopped before anything could be ranked: None."""
     from medray.reports import page
-    from medray.reports.gather import gather
+    from medray.reports.study_data import gather
     from medray.study.run import LEADERBOARD
 
     if not (run.folder / LEADERBOARD).exists():
@@ -71,7 +71,7 @@ def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None
 def _log(run: "Run", uri: str, release: "Release | None") -> str:
     from medray.reports import mlflow as tracking
     from medray.reports import page
-    from medray.reports.gather import gather
+    from medray.reports.study_data import gather
     from medray.storage import files as storage
     from medray.study.run import LEADERBOARD, SETTINGS
 

@@ -23,9 +23,7 @@ from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.data.remote import is_elsewhere
 from medray.errors import ConfigError, TrialError
-from medray.runtime.cluster import (
-    log,
-)
+from medray.runtime.cluster import log
 from medray.storage import checkpoint, files
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from medray.data import remote
 from medray.errors import ArtifactError, ConfigError, DataError
 from medray.redaction import redact
 from medray.reports import mlflow, page
-from medray.reports.gather import gather
+from medray.reports.study_data import gather
 from medray.runtime import cluster, jobs
 from medray.study import preflight
 from medray.study import run as changes

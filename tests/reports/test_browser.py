@@ -7,7 +7,7 @@ import pytest
 from support import browser, run_files
 
 from medray.reports import page
-from medray.reports.gather import gather
+from medray.reports.study_data import gather
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -11,7 +11,7 @@ from medray import cli
 from medray.config import load
 from medray.errors import ArtifactError, ConfigError
 from medray.reports import mlflow
-from medray.reports.gather import gather
+from medray.reports.study_data import gather
 from medray.study import preflight
 
 

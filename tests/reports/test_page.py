@@ -16,7 +16,7 @@ from medray.records import ReleaseRecord
 from medray.registry import card
 from medray.registry import card as telling
 from medray.reports import page
-from medray.reports.gather import gather
+from medray.reports.study_data import gather
 from medray.storage import checkpoint
 from medray.study.run import Run
 

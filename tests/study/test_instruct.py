@@ -12,7 +12,7 @@ from medray.config.load import dump_settings
 from medray.evaluation import tables
 from medray.registry import card, evaluate
 from medray.registry.registry import Registry
-from medray.reports import gather, page
+from medray.reports import page, study_data
 from medray.storage import checkpoint
 from medray.study import preflight
 
@@ -54,7 +54,7 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(tmp_path: P
     assert held["prompts"] == ["group with infection <b>", "blood pressure"]
     assert all(len(said) == 2 for said in held["answers"].values())
     assert {best.name, f"{source}, untuned"} <= held["answers"].keys()
-    text = page.render(page.compose(gather.gather(found.run)))
+    text = page.render(page.compose(study_data.gather(found.run)))
     assert "group with infection &lt;b&gt;" in text
     assert held["answers"][best.name][1] in text
     assert "safe answer F1" in text
