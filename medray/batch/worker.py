@@ -19,10 +19,11 @@ from medray.registry.loading import merged
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving.head import Head, open_head
-from medray.serving.schemas import ROUTES, AppOptions
+from medray.serving.schemas import AppOptions
 from medray.storage import checkpoint
 from medray.storage.store import open_store
 from medray.tasks.base.protocol import Task
+from medray.tasks.base.route import routes_of
 from medray.types import Engine, Example, Prediction
 
 UNANSWERABLE = "unanswerable"
@@ -108,7 +109,7 @@ class Worker:
     def _open(self, release: Release, precision: str, device: str) -> Opened:
         raw = {"releases": [release.reference], "precision": precision, "token_budget": self.work.record.token_budget}
         options = validate(AppOptions, raw, where="medray predict")
-        if self.is_timed and checkpoint.read(release.folder()).task.options["name"] in ROUTES:
+        if self.is_timed and routes_of(str(checkpoint.read(release.folder()).task.options["name"])):
             head = open_head(release, options, self.compute, device=device)
             assert isinstance(head, Head)
             return Opened(head.task, head.batcher.engine, head.calibration, head.precision)

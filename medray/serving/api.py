@@ -15,25 +15,21 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medray.serving import notes, openai_routes, schemas
+from medray.serving import notes, openai_routes
 from medray.serving.auth import Guard
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
 from medray.serving.page import page, reference
 from medray.serving.schemas import (
-    LABELED_PATH,
-    ROUTES,
-    ClassifyResponse,
     ErrorBody,
     Health,
-    LabeledResponse,
     Limits,
     ModelCard,
     ModelDetail,
     ModelList,
     Refused,
-    Route,
 )
 from medray.serving.service import Event, Service, choose, error, request_id
+from medray.tasks.base.route import Route, TextResponse, all_routes
 
 log = logging.getLogger(__name__)
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -95,11 +91,9 @@ def make_api(
         found = await service.health()
         return found if request.state.known else Health(status=found.status)
 
-    for route in dict.fromkeys(ROUTES.values()):  # tasks may share one
-        for path in route.paths:
-            response = LabeledResponse if path == LABELED_PATH else route.response
-            endpoint = _endpoint(service, limits, route, mask_identifiers, is_labeled=path == LABELED_PATH)
-            api.add_api_route(path, endpoint, methods=["POST"], response_model=response, responses=errors)
+    for route in all_routes():
+        endpoint = _endpoint(service, limits, route, mask_identifiers)
+        api.add_api_route(route.path, endpoint, methods=["POST"], response_model=route.response, responses=errors)
 
     openai_routes.add_routes(api, service, limits, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers, errors=errors)
     api.add_exception_handler(RequestValidationError, _invalid)
@@ -109,15 +103,13 @@ def make_api(
     return api
 
 
-def _endpoint(
-    service: Service, limits: Limits, route: Route, mask_identifiers: bool, *, is_labeled: bool
-) -> Callable[..., Awaitable[Response]]:
+def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: bool) -> Callable[..., Awaitable[Response]]:
     async def answer(asked: Any, request: Request) -> Response:
         start = time.perf_counter()
         number = request_id(request.headers)
         chosen = choose(service.references, asked.model)
         if isinstance(chosen, Refused):
-            outcome: schemas.Response | Refused = chosen
+            outcome: TextResponse | Refused = chosen
         elif len(asked.inputs or ()) > limits.inputs:
             outcome = Refused(413, "too_many_inputs", f"at most {limits.inputs} inputs are answered in one request")
         else:
@@ -133,13 +125,11 @@ def _endpoint(
         labels = tuple("|".join(found.labels) for found in outcome.predictions)
         confidences = tuple(sure for found in outcome.predictions if (sure := getattr(found, "confidence", None)) is not None)
         service.record(Event(number, model, 200, seconds, outcome.release, outcome.version, labels, confidences))
-        if is_labeled and isinstance(outcome, ClassifyResponse) and len(outcome.predictions) == 1:
-            outcome = LabeledResponse(**dict(outcome), label=outcome.predictions[0].label)
         # Already validated: letting FastAPI validate and serialise it once more costs as much as a short text.
-        return Response(outcome.model_dump_json(), media_type="application/json", headers={"x-request-id": number})
+        return Response(route.finish(outcome).model_dump_json(), media_type="application/json", headers={"x-request-id": number})
 
     answer.__annotations__["asked"] = route.request  # which FastAPI reads the body by
-    answer.__name__ = route.paths[-1].rpartition("/")[2]
+    answer.__name__ = route.path.rpartition("/")[2]
     return answer
 
 

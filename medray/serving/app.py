@@ -31,9 +31,10 @@ from medray.serving import front
 from medray.serving.auth import check_address, is_loopback
 from medray.serving.ingress import Ingress
 from medray.serving.replica import HeadReplica
-from medray.serving.schemas import CHAT_PATH, ROUTES, AppOptions
+from medray.serving.schemas import CHAT_PATH, AppOptions
 from medray.serving.vllm import Group, groups
 from medray.storage import checkpoint, files
+from medray.tasks.base.route import routes_of
 
 log = logging.getLogger(__name__)
 QUIET = LoggingConfig(enable_access_log=False)  # the audit line says it once, and more
@@ -124,8 +125,8 @@ def first_path(references: Iterable[str], storage_path: str) -> str | None:
             folder = Registry(storage_path).resolve(reference).folder()
         except ArtifactError:
             continue
-        route = ROUTES.get(str(checkpoint.read(folder).task.options["name"]))
-        return route.paths[0] if route else CHAT_PATH
+        routes = routes_of(str(checkpoint.read(folder).task.options["name"]))
+        return routes[0].path if routes else CHAT_PATH
     return None
 
 

@@ -11,9 +11,10 @@ from medray.config.schema import Section
 from medray.data.formats.base.protocol import Form, FormatOptions
 from medray.errors import ConfigError
 from medray.registry import card as facts
-from medray.serving.schemas import CHAT_PATH, ROUTES
+from medray.serving.schemas import CHAT_PATH
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
+from medray.tasks.base.route import routes_of
 
 if TYPE_CHECKING:
     from medray.registry.release import Release  # which imports torch, and the ingress imports none
@@ -66,13 +67,13 @@ def card(release: "Release") -> ReleaseCard:
     folder, record = release.folder(), release.record
     manifest = checkpoint.read(folder)
     told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)
-    route = ROUTES.get(told.task)
+    routes = routes_of(told.task)
     return ReleaseCard(
         release=record.name,
         version=record.version,
         created=record.created,
         task=told.task,
-        path=route.paths[0] if route else CHAT_PATH,
+        path=routes[0].path if routes else CHAT_PATH,
         form=form(manifest),
         terms=tuple(audit(folder).get("terms", ())),
         labels=told.labels or tuple(manifest.task.state.get("kinds", ())),

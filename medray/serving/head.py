@@ -23,9 +23,10 @@ from medray.serving.autotune import fastest, generates, time_steps, time_texts
 from medray.serving.batching import Batcher, Floats, TooManyTokensError, tail_length
 from medray.serving.chat import Chat
 from medray.serving.notes import far
-from medray.serving.schemas import ROUTES, AppOptions, Described, InputNote, Request, Response, Route
+from medray.serving.schemas import AppOptions, Described
 from medray.serving.streams import Streams
-from medray.tasks.base.protocol import Chatting, Served, Task
+from medray.tasks.base.protocol import Chatting, Task
+from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse, served_tasks
 from medray.types import Chunk, Example, Sampling
 
 
@@ -89,15 +90,16 @@ class Head:
     cloud: Cloud | None = None  # what embeddings are compared with, where texts unlike the training are flagged
 
     @property
-    def route(self) -> Route:
-        return ROUTES[self.task.options.name]
+    def path(self) -> str:
+        return self.task.routes[0].path
 
-    def answer(self, request: Request, *, max_tokens: int, deadline: float) -> Response:
+    def answer(self, request: TextRequest, *, max_tokens: int, deadline: float) -> TextResponse:
         turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
-        examples = self.task.examples(request)
-        said = self.task.respond(calibrated(self.task, self.calibration, self.task.predict(turn, examples)))
+        examples = request.examples()
+        answers = self.task.respond(calibrated(self.task, self.calibration, self.task.predict(turn, examples)))
         notes = self._notes(turn, examples)
-        return self.route.response.model_validate({"release": self.release, "version": self.version, "notes": notes, **said.model_dump()})
+        response = self.task.routes[0].response
+        return response(release=self.release, version=self.version, notes=notes, predictions=answers)
 
     def _notes(self, turn: Turn, examples: Sequence[Example]) -> tuple[InputNote, ...]:
         """Of each text how far its rows are from those of the training, in the mean."""
@@ -167,6 +169,7 @@ def open_head(release: Release, options: AppOptions, thread: Executor, *, device
         record, (engine, streams) = release.record, opening.settled(used)
         window = getattr(built.model.config, "max_position_embeddings", None) or engine.tokenizer.model_max_length
         return Chat.open(record.name, record.version, task, engine.tokenizer, streams, used, window)
+    assert isinstance(task, Served), "a release that nothing serves was refused"
     return _open_head(opening, task)
 
 
@@ -177,8 +180,7 @@ def _faster_steps(opening: _Opening) -> Precision:
     return used
 
 
-def _open_head(opening: _Opening, task: Task) -> Head:
-    assert isinstance(task, Served)
+def _open_head(opening: _Opening, task: Served) -> Head:
     record, options, overhead = opening.release.record, opening.options, 1
     if opening.built.head is None and generates(opening.engine("fp32"), task):
         used = _faster_steps(opening)
@@ -206,8 +208,8 @@ def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, Ta
     A 4-bit release whose merge was not measured, or changed its F1, answers unmerged.
     """
     loaded = release.load(device=device)
-    if loaded.task.options.name not in ROUTES and not isinstance(loaded.task, Chatting):
-        known = ", ".join([*ROUTES, "those of tasks that talk"])
+    if not isinstance(loaded.task, Served | Chatting):
+        known = ", ".join([*served_tasks(), "those of tasks that talk"])
         raise ServingError(f"{release.reference}: its task {loaded.task.options.name!r} has no route; releases that have: {known}")
     if not release.serves_merged():
         return loaded.built, loaded.task

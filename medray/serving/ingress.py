@@ -30,10 +30,9 @@ from medray.serving.schemas import (
     Refused,
     ReleaseHealth,
     ReplicaReport,
-    Request,
-    Response,
 )
 from medray.serving.service import Event, Events
+from medray.tasks.base.route import TextRequest, TextResponse
 
 if TYPE_CHECKING:
     from medray.types import Prediction
@@ -83,7 +82,7 @@ class Ingress:
             mask_identifiers=options.mask_identifiers,
         )
 
-    async def answer(self, reference: str, request: Request) -> Response | Refused:
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refused:
         timeout_s = self.options.limits.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -91,11 +90,11 @@ class Ingress:
         except _EXPECTED as err:
             return self._refused(err)
 
-    async def _ask(self, reference: str, request: Request, timeout_s: float) -> Response | Refused:
+    async def _ask(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refused:
         """A prediction changes nothing, so a request whose replica died is simply asked again."""
         for attempt in range(1, _RETRIED + 1):
             try:
-                outcome: Response | Refused = await self.heads[reference].answer.remote(reference, request, timeout_s)
+                outcome: TextResponse | Refused = await self.heads[reference].answer.remote(reference, request, timeout_s)
                 return outcome
             except RayActorError:
                 if attempt == _RETRIED:

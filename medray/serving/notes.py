@@ -8,7 +8,9 @@ from typing import Any, Self
 
 from medray.answers import MentionAnswer
 from medray.evaluation.novelty import Cloud
-from medray.serving.schemas import Asked, ExtractResponse, InputNote, Request, Response
+from medray.serving.schemas import Asked
+from medray.tasks.base.mentions import ExtractResponse
+from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.text import identifiers, language
 from medray.text.identifiers import Kind, Masked
 
@@ -61,11 +63,11 @@ _MOST_INLINE = 8_000  # characters: masking them takes about 3 ms, a thread cost
 
 @dataclass(frozen=True)
 class MaskedRequest:
-    request: Request
+    request: TextRequest
     texts: Sequence[str]
     masked: Sequence[Masked]
 
-    def noted(self, response: Response) -> Response:
+    def noted(self, response: TextResponse) -> TextResponse:
         """The answer with what was masked; places of mentions are those of the texts that were sent."""
         notes = response.notes or (InputNote(),) * len(self.masked)
         changes: dict[str, object] = {
@@ -83,8 +85,8 @@ class MaskedRequest:
         return replace(mention, start=start, end=end, text=self.texts[number][start:end])
 
 
-async def mask(request: Request) -> MaskedRequest:
-    texts = _texts(request)
+async def mask(request: TextRequest) -> MaskedRequest:
+    texts = request.texts
     found = await _masked(texts)
     changed = {"text": found[0].text} if request.text is not None else {"inputs": tuple(one.text for one in found)}
     return MaskedRequest(request.model_copy(update=changed), texts, found)
@@ -106,18 +108,14 @@ async def _masked(texts: Sequence[str]) -> list[Masked]:
     return await asyncio.to_thread(lambda: list(map(identifiers.mask, texts)))
 
 
-def flagged(request: Request, response: Response, known: Known | None) -> Response:
+def flagged(request: TextRequest, response: TextResponse, known: Known | None) -> TextResponse:
     """The answer with what is unlike the training; of a release whose data nothing is known of, as it is."""
     if known is None:
         return response
-    texts = _texts(request)
+    texts = request.texts
     notes = response.notes or (InputNote(),) * len(texts)
     said = (
         note.model_copy(update={"unlike_training": (*unlike(text, known), *note.unlike_training)})
         for text, note in zip(texts, notes, strict=True)
     )
     return response.model_copy(update={"notes": tuple(said)})
-
-
-def _texts(request: Request) -> Sequence[str]:
-    return (request.text,) if request.text is not None else request.inputs or ()

@@ -38,12 +38,11 @@ from medray.serving.schemas import (
     Described,
     Refused,
     ReplicaReport,
-    Request,
-    Response,
     Said,
 )
 from medray.serving.vllm import Group
 from medray.serving.vllm_head import Shared
+from medray.tasks.base.route import TextRequest, TextResponse
 from medray.types import Chunk
 
 log = logging.getLogger(__name__)
@@ -118,18 +117,18 @@ class HeadReplica:
     def _model(self, reference: str) -> Head | Chat | Refused:
         return self.followers[reference].model or _WAITING
 
-    async def answer(self, reference: str, request: Request, timeout_s: float) -> Response | Refused:
+    async def answer(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refused:
         deadline = time.monotonic() + timeout_s
         return await asyncio.get_running_loop().run_in_executor(self.requests, self._answer, reference, request, deadline)
 
-    def _answer(self, reference: str, request: Request, deadline: float) -> Response | Refused:
+    def _answer(self, reference: str, request: TextRequest, deadline: float) -> TextResponse | Refused:
         head = self._model(reference)
         if isinstance(head, Refused):
             return head
         if isinstance(head, Chat):
             return Refused(400, "wrong_route", f"{head.release} is asked at {CHAT_PATH}", param="model")
-        if not isinstance(request, head.route.request):
-            return Refused(400, "wrong_route", f"{head.release} is asked at {head.route.paths[0]}", param="model")
+        if not isinstance(request, tuple(route.request for route in head.task.routes)):
+            return Refused(400, "wrong_route", f"{head.release} is asked at {head.path}", param="model")
         try:
             said = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
             return notes.flagged(request, said, self._known(reference)) if self.options.flag_unlike_training else said
@@ -188,7 +187,7 @@ class HeadReplica:
         if isinstance(chat, Refused):
             return chat
         if not isinstance(chat, Chat):
-            return Refused(400, "wrong_route", f"{chat.release} does not talk: it is asked at {chat.route.paths[0]}", param="model")
+            return Refused(400, "wrong_route", f"{chat.release} does not talk: it is asked at {chat.path}", param="model")
         try:
             return chat.begin(asked, self.options.limits, deadline, deliver)
         except ServingError as err:

@@ -5,20 +5,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from medray.answers import LabelAnswer
 from medray.config.schema import Section
 from medray.config.study import Precision
 from medray.serving.auth import BODY_BYTES
 from medray.serving.auth import Refused as Refused
-from medray.tasks import choice, classification
 from medray.tasks.base.protocol import Outcome
-from medray.tasks.tagging import task
-from medray.text.identifiers import Kind
 from medray.types import Message, Sampling, TokenLogprob
 
 RETRY_AFTER_S = 1
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
-_MODEL = "the release that answers; may be left out where one is served"
 
 
 class Limits(Section):
@@ -99,77 +94,6 @@ class AppOptions(Section):
         if twice:
             raise ValueError(f"releases: {', '.join(twice)} stand there twice")
         return self
-
-
-class InputNote(Section):
-    """What the guards have to say of one input."""
-
-    masked: dict[Kind, int] = Field(default_factory=dict, description="identifiers that were masked before anything read them, by kind")
-    unlike_training: tuple[str, ...] = Field((), description="a sentence for each way in which the text is unlike those of the training")
-    distance: float | None = Field(
-        None, description="of the text as the model reads it from the release's validation texts; about 1 for one like them"
-    )
-
-
-class Noted(Section):
-    notes: tuple[InputNote, ...] = Field((), description="one for each input, where mask_identifiers or flag_unlike_training is set")
-
-
-class ClassifyRequest(classification.Request):
-    model: str | None = Field(None, description=_MODEL)
-
-
-class ClassifyResponse(Noted):
-    release: str
-    version: int
-    predictions: tuple[LabelAnswer, ...]
-
-
-class LabeledResponse(ClassifyResponse):
-    """With the label where clients of a service with one label per text read it."""
-
-    label: str | None = Field(None, description="of the one text that was sent; left out where several were")
-
-
-class ChooseRequest(choice.Request):
-    model: str | None = Field(None, description=_MODEL)
-
-
-class ChooseResponse(choice.Response, Noted):
-    release: str
-    version: int
-
-
-class ExtractRequest(task.Request):
-    model: str | None = Field(None, description=_MODEL)
-
-
-class ExtractResponse(task.Response, Noted):
-    release: str
-    version: int
-
-
-Request = ClassifyRequest | ChooseRequest | ExtractRequest
-Response = ClassifyResponse | ChooseResponse | ExtractResponse
-
-
-@dataclass(frozen=True)
-class Route:
-    """Where releases of a task are asked, and in which form: the task's own, with the release."""
-
-    paths: tuple[str, ...]
-    request: type[Request]
-    response: type[Response]
-
-
-_EXTRACT = Route(task.PATHS, ExtractRequest, ExtractResponse)
-LABELED_PATH = "/classify"
-ROUTES = {
-    "choice": Route(choice.PATHS, ChooseRequest, ChooseResponse),
-    "classification": Route(classification.PATHS, ClassifyRequest, ClassifyResponse),
-    "extraction": _EXTRACT,
-    "tagging": _EXTRACT,
-}
 
 
 class ErrorDetail(Section):

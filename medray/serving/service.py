@@ -10,8 +10,9 @@ from fastapi.responses import JSONResponse
 
 from medray.errors import allowed
 from medray.serving.cards import ReleaseCard
-from medray.serving.schemas import Asked, Begun, Described, ErrorBody, ErrorDetail, Health, Refused, Request, Response, Said
+from medray.serving.schemas import Asked, Begun, Described, ErrorBody, ErrorDetail, Health, Refused, Said
 from medray.tasks.base.protocol import Outcome
+from medray.tasks.base.route import TextRequest, TextResponse
 
 Events = AsyncGenerator[Begun | Said | Refused, None]  # first one of Begun and Refused; a refusal is the last
 
@@ -38,7 +39,7 @@ class Service(Protocol):
     @property
     def references(self) -> tuple[str, ...]: ...
 
-    async def answer(self, reference: str, request: Request) -> Response | Refused: ...
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refused: ...
 
     def talk(self, reference: str, asked: Asked) -> Events:
         """Closing it ends the generation."""

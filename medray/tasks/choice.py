@@ -13,13 +13,13 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.answers import ChoiceAnswer
-from medray.config.schema import Section
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelAnswers
 from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, label_answers, places, weights_of
 from medray.tasks.base.language_model import LanguageModelLoss, answer_at_end, generate
-from medray.tasks.base.protocol import TaskOptions, TextRequest
+from medray.tasks.base.protocol import TaskOptions
+from medray.tasks.base.route import DisclaimedResponse, Route, TextRequest, TextResponse
 from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
 from medray.text.windows import Keep
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ids = tuple[int, ...]
-PATHS = ("/v1/choose",)
-DISCLAIMER = "Research software, not a medical device: no diagnosis, no treatment decision."
 PARSE_FAILURES = "parse_failure_rate"
 
 
@@ -67,19 +65,19 @@ class Options(TaskOptions):
         return Template.parse(self.prompt).around("text")
 
 
-class Request(TextRequest):
-    """One text, or several inputs; the task's prompt is put around each."""
+class ChooseRequest(TextRequest):
+    pass
 
 
-class Response(Section):
+class ChooseResponse(TextResponse, DisclaimedResponse):
     predictions: tuple[ChoiceAnswer, ...]
-    disclaimer: str = DISCLAIMER
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     options: Options
     labels: tuple[str, ...]
+    routes: ClassVar = (Route("/v1/choose", ChooseRequest, ChooseResponse),)
 
     @classmethod
     def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
@@ -158,11 +156,8 @@ class Task:
             return found
         return replace(found, values={**found.values, PARSE_FAILURES: said.count(metrics.NO_ANSWER) / len(said)})
 
-    def examples(self, request: Request) -> list[Example]:
-        return request.examples()
-
-    def respond(self, predictions: Sequence[Prediction]) -> Response:
-        return Response(predictions=tuple(self._answer(row) for row in predictions))
+    def respond(self, predictions: Sequence[Prediction]) -> tuple[ChoiceAnswer, ...]:
+        return tuple(self._answer(row) for row in predictions)
 
     def _answer(self, row: Prediction) -> ChoiceAnswer:
         assert row.confidence is not None  # what is sent is calibrated

@@ -3,20 +3,20 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.answers import LabelAnswer
-from medray.config.schema import Section
 from medray.errors import DataError
 from medray.evaluation import calibration, metrics
 from medray.evaluation.bootstrap import LabelAnswers
 from medray.evaluation.calibration import mix
 from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, label_answers, places, weights_of
-from medray.tasks.base.protocol import LossInputs, TaskOptions, TextRequest
+from medray.tasks.base.protocol import LossInputs, TaskOptions
+from medray.tasks.base.route import Route, TextRequest, TextResponse
 from medray.text.windows import Keep, pieces
 from medray.types import Encoded, Example, Head, Prediction
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from medray.types import Engine
 
 Floats = npt.NDArray[np.float64]
-PATHS = ("/v1/classify", "/classify")
 _OR_SEVERAL = ", unless task.multi_label is true"
 
 
@@ -65,12 +64,24 @@ class Options(TaskOptions):
         return self
 
 
-class Request(TextRequest):
-    """One text, or several inputs."""
+class ClassifyRequest(TextRequest):
+    pass
 
 
-class Response(Section):
+class ClassifyResponse(TextResponse):
     predictions: tuple[LabelAnswer, ...]
+
+
+class LabeledResponse(ClassifyResponse):
+    """With the label where clients of a service with one label per text read it."""
+
+    label: str | None = Field(None, description="of the one text that was sent; left out where several were")
+
+
+def with_label(response: TextResponse) -> TextResponse:
+    if len(response.predictions) != 1:
+        return response
+    return LabeledResponse(**dict(response), label=response.predictions[0].label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,10 @@ class Task:
     options: Options
     labels: tuple[str, ...]
     thresholds: tuple[float, ...] | None = None  # multi-label or class_thresholds, once fitted on validation
+    routes: ClassVar = (
+        Route("/v1/classify", ClassifyRequest, ClassifyResponse),
+        Route("/classify", ClassifyRequest, LabeledResponse, finish=with_label),
+    )
 
     @classmethod
     def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
@@ -202,11 +217,8 @@ class Task:
         answers = [self.labels.index(row.labels[0]) for row in predictions]
         return metrics.single_label(classes, probabilities, answers, self.labels, self.options.positive_label)
 
-    def examples(self, request: Request) -> list[Example]:
-        return request.examples()
-
-    def respond(self, predictions: Sequence[Prediction]) -> Response:
-        return Response(predictions=tuple(self._answer(row) for row in predictions))
+    def respond(self, predictions: Sequence[Prediction]) -> tuple[LabelAnswer, ...]:
+        return tuple(self._answer(row) for row in predictions)
 
     def _answer(self, row: Prediction) -> LabelAnswer:
         assert row.confidence is not None  # what is sent is calibrated

@@ -24,7 +24,8 @@ from medray.serving import auth, front
 from medray.serving.api import make_api
 from medray.serving.front import Front
 from medray.serving.openai_schemas import ChatRequest
-from medray.serving.schemas import CHAT_PATH, ClassifyRequest, Limits
+from medray.serving.schemas import CHAT_PATH, Limits
+from medray.tasks.classification import ClassifyRequest
 
 CANARY = "Zebediah-Q-Canary-4711"
 POST = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -9,7 +9,7 @@ import pytest
 from medray.redaction import redact
 from medray.serving import notes
 from medray.serving.notes import Known, unlike
-from medray.serving.schemas import ClassifyRequest
+from medray.tasks.classification import ClassifyRequest
 from medray.tasks.extraction import json_list
 from medray.tasks.instruct import overlap, safety
 from medray.text import identifiers, language

@@ -19,7 +19,8 @@ from medray.registry import evaluate, loading
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving.head import open_head
-from medray.serving.schemas import AppOptions, ClassifyRequest
+from medray.serving.schemas import AppOptions
+from medray.tasks.classification import ClassifyRequest
 
 
 @pytest.fixture(scope="module")

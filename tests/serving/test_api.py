@@ -12,24 +12,12 @@ from medray.errors import ConfigError, ServingError
 from medray.serving import auth
 from medray.serving.api import make_api
 from medray.serving.auth import check_address
-from medray.serving.schemas import (
-    ROUTES,
-    Asked,
-    ChooseRequest,
-    ChooseResponse,
-    ClassifyResponse,
-    Described,
-    ExtractRequest,
-    ExtractResponse,
-    Health,
-    Limits,
-    Refused,
-    ReleaseHealth,
-    ReplicaReport,
-    Request,
-    Response,
-)
+from medray.serving.schemas import Asked, Described, Health, Limits, Refused, ReleaseHealth, ReplicaReport
 from medray.serving.service import Event, Events
+from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
+from medray.tasks.base.route import TextRequest, TextResponse, routes_of
+from medray.tasks.choice import ChooseRequest, ChooseResponse
+from medray.tasks.classification import ClassifyResponse
 from medray.types import DISCLAIMER
 
 SECRET = "patient Jane Roe has a tumour"
@@ -39,11 +27,11 @@ class Service:
     def __init__(self, *references: str) -> None:
         self.references = references or ("cancer@best",)
         self.events: list[Event] = []
-        self.asked: list[tuple[str, Request]] = []
+        self.asked: list[tuple[str, TextRequest]] = []
         self.refused: Refused | None = None
         self.broken = False
 
-    async def answer(self, reference: str, request: Request) -> Response | Refused:
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refused:
         self.asked.append((reference, request))
         if self.broken:
             raise ValueError(SECRET)
@@ -161,7 +149,7 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
     assert [event.labels for event in service.events] == [("Disease", "")]
     paths = client(service).get("/openapi.json").json()["paths"]
     assert "/v1/extract" in paths
-    assert ROUTES["tagging"] is ROUTES["extraction"]
+    assert routes_of("tagging") == routes_of("extraction")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from medray.registry.release import Release
 from medray.serving.chat import Chat, Telling, TooLongError, without_disclaimer
 from medray.serving.head import Head, open_head
 from medray.serving.replica import HeadReplica
-from medray.serving.schemas import AppOptions, Asked, Begun, ClassifyRequest, Limits, Refused, Said
+from medray.serving.schemas import AppOptions, Asked, Begun, Limits, Refused, Said
+from medray.tasks.classification import ClassifyRequest
 from medray.types import DISCLAIMER, Chunk, Message, Sampling, gather
 
 QUESTIONS = ("renal failure study", "rhythm pressure", "fever after infection and culture", "glucose")

@@ -15,7 +15,9 @@ from medray.serving import head as heads
 from medray.serving.autotune import Timing
 from medray.serving.batching import LateError, TooManyTokensError
 from medray.serving.head import open_head
-from medray.serving.schemas import AppOptions, ChooseRequest, ClassifyRequest, ClassifyResponse
+from medray.serving.schemas import AppOptions
+from medray.tasks.choice import ChooseRequest
+from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 
 TEXTS = ("tumour in the lung", "fever after infection")
 
@@ -106,7 +108,7 @@ def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(t
     options = AppOptions(releases=("triage",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
         head = open_head(release, options, thread, device="cpu")
-        assert head.route.paths == ("/v1/choose",)
+        assert head.path == "/v1/choose"
         end = time.monotonic() + 30
         together = list(clients.map(lambda text: head.answer(ChooseRequest(text=text), max_tokens=1000, deadline=end), texts))
         with pytest.raises(TooManyTokensError):

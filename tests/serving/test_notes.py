@@ -13,7 +13,10 @@ from medray.serving import ingress
 from medray.serving import notes as guards
 from medray.serving.api import make_api
 from medray.serving.notes import Known, far, unlike
-from medray.serving.schemas import Asked, ClassifyRequest, ClassifyResponse, ExtractRequest, ExtractResponse, InputNote, Limits
+from medray.serving.schemas import Asked, Limits
+from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
+from medray.tasks.base.route import InputNote
+from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 from medray.types import Message, Prediction, Sampling
 
 NOTE = "Dr. Jane Roe (roe@clinic.org) saw a tumour on 2021-03-12."

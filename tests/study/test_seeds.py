@@ -21,7 +21,7 @@ from medray.serving import app
 from medray.serving.schemas import AppOptions
 from medray.study import preflight
 from medray.study.study import Outcome
-from medray.tasks.choice import DISCLAIMER
+from medray.types import DISCLAIMER
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"

@@ -16,25 +16,12 @@ from medray.data.formats.base.protocol import Form
 from medray.runtime.cluster import free_port
 from medray.serving.api import make_api
 from medray.serving.cards import CardFigure, ReleaseCard
-from medray.serving.schemas import (
-    CHAT_PATH,
-    Asked,
-    Begun,
-    ChooseRequest,
-    ChooseResponse,
-    ClassifyRequest,
-    ClassifyResponse,
-    Described,
-    ExtractRequest,
-    ExtractResponse,
-    Health,
-    Limits,
-    Refused,
-    Request,
-    Response,
-    Said,
-)
+from medray.serving.schemas import CHAT_PATH, Asked, Begun, Described, Health, Limits, Refused, Said
 from medray.serving.service import Event, Events
+from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
+from medray.tasks.base.route import TextRequest, TextResponse
+from medray.tasks.choice import ChooseRequest, ChooseResponse
+from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 
 TERMS = ("chills", "high fever", "itching", "joint pain", "nodal skin eruptions", "skin rash", "vomiting")
 DISEASES = (*(f"disease {number}" for number in range(1, 16)), "paroxysmal positional vertigo with a long name")
@@ -88,12 +75,12 @@ class Service:
     def __init__(self, *references: str, pause_s: float = 0.0) -> None:
         self.references = references or tuple(CARDS)
         self.pause_s = pause_s
-        self.asked: list[Request] = []
+        self.asked: list[TextRequest] = []
         self.talks: list[Asked] = []
         self.events: list[Event] = []
         self.refused: Refused | None = None
 
-    async def answer(self, reference: str, request: Request) -> Response | Refused:
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refused:
         self.asked.append(request)
         if self.refused:
             return self.refused

@@ -15,8 +15,8 @@ from medray.errors import ConfigError, DataError
 from medray.records import AS_IT_IS, AbstentionRecord
 from medray.registry.answers import calibrated
 from medray.tasks.base.protocol import restore
-from medray.tasks.choice import DISCLAIMER, Options, Request, Task, extract
-from medray.types import Chunk, Example, Prediction, Sampling
+from medray.tasks.choice import ChooseRequest, ChooseResponse, Options, Task, extract
+from medray.types import DISCLAIMER, Chunk, Example, Prediction, Sampling
 
 LABELS = ("fever", "heart failure", "renal failure")
 EOS = 1
@@ -226,8 +226,11 @@ def test_the_official_pubmedqa_figures_come_out_of_its_own_files(tmp_path: Path)
 
 def test_a_response_ranks_every_label_and_carries_the_disclaimer():
     task = task_of()
-    response = task.respond(calibrated(task, AS_IT_IS, task.decide([Prediction("a", (), (0.1, 0.7, 0.2))])))
-    assert response.model_dump(mode="json") == {
+    answers = task.respond(calibrated(task, AS_IT_IS, task.decide([Prediction("a", (), (0.1, 0.7, 0.2))])))
+    assert ChooseResponse(release="triage", version=2, predictions=answers).model_dump(mode="json") == {
+        "notes": [],
+        "release": "triage",
+        "version": 2,
         "predictions": [
             {
                 "label": "heart failure",
@@ -242,6 +245,6 @@ def test_a_response_ranks_every_label_and_carries_the_disclaimer():
     }
     rule = AbstentionRecord(precision=0.9, level=0.8, threshold=0.5, coverage=0.5)
     silent = calibrated(task, AS_IT_IS.model_copy(update={"temperature": 2.0, "abstention": rule}), [Prediction("a", (), (0.0, 0.0, 0.0))])
-    (nothing,) = task.respond(silent).predictions
+    (nothing,) = task.respond(silent)
     assert (nothing.label, nothing.confidence, nothing.abstained) == (None, 0.0, True)
-    assert [row.text for row in task.examples(Request(inputs=("a", "b")))] == ["a", "b"]
+    assert [row.text for row in ChooseRequest(inputs=("a", "b")).examples()] == ["a", "b"]

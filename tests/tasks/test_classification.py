@@ -13,7 +13,7 @@ from medray.evaluation import metrics
 from medray.records import AS_IT_IS
 from medray.registry.answers import calibrated
 from medray.tasks.base import protocol
-from medray.tasks.classification import Options, Request, Task
+from medray.tasks.classification import ClassifyRequest, ClassifyResponse, Options, Task
 from medray.types import Example
 
 
@@ -242,18 +242,20 @@ def test_the_score_of_a_multi_label_task_counts_sets():
 
 
 def test_a_request_has_either_one_text_or_inputs():
-    task = task_of()
-    assert [row.text for row in task.examples(Request(text="a"))] == ["a"]
-    assert [(row.id, row.text) for row in task.examples(Request(inputs=("a", "b")))] == [("0", "a"), ("1", "b")]
+    assert [row.text for row in ClassifyRequest(text="a").examples()] == ["a"]
+    assert [(row.id, row.text) for row in ClassifyRequest(inputs=("a", "b")).examples()] == [("0", "a"), ("1", "b")]
     for wrong in [{}, {"text": "a", "inputs": ["b"]}, {"inputs": []}, {"text": ""}, {"txt": "a"}]:
         with pytest.raises(ValidationError):
-            Request.model_validate(wrong)
+            ClassifyRequest.model_validate(wrong)
 
 
 def test_a_response_names_the_label_and_every_probability():
     task = task_of()
-    response = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.2, 0.7, 0.1]])))
-    assert response.model_dump(mode="json") == {
+    answers = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.2, 0.7, 0.1]])))
+    assert ClassifyResponse(release="cancer", version=7, predictions=answers).model_dump(mode="json") == {
+        "notes": [],
+        "release": "cancer",
+        "version": 7,
         "predictions": [
             {
                 "label": "heart",
@@ -262,7 +264,7 @@ def test_a_response_names_the_label_and_every_probability():
                 "abstained": False,
                 "probabilities": {"cancer": 0.2, "heart": 0.7, "skin": 0.1},
             }
-        ]
+        ],
     }
 
 
@@ -273,7 +275,7 @@ def test_a_response_names_the_label_and_every_probability():
 )
 def test_a_multi_label_response_is_as_confident_as_its_least_certain_answer():
     task = task_of([("a", "b")], multi_label=True)
-    (answer,) = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.9, 0.4]]))).predictions
+    (answer,) = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.9, 0.4]])))
     assert (answer.label, answer.labels, answer.confidence) == (None, ("a",), pytest.approx(0.6))
 
 

@@ -16,8 +16,9 @@ from medray.registry import answers, evaluate, loading
 from medray.registry.prediction import Model
 from medray.registry.registry import Registry
 from medray.serving.head import open_head
-from medray.serving.schemas import AppOptions, ExtractRequest
+from medray.serving.schemas import AppOptions
 from medray.tasks.base import protocol as tasks
+from medray.tasks.base.mentions import ExtractRequest
 from medray.tasks.extraction.task import Options, Task, choose
 from medray.types import Chunk, Example, Mention, Sampling
 

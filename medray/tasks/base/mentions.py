@@ -5,30 +5,30 @@ from dataclasses import asdict, replace
 from typing import Literal
 
 from medray.answers import MentionAnswer, MentionsAnswer
-from medray.config.schema import Section
 from medray.errors import DataError
 from medray.evaluation import mentions as scorer
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
-from medray.tasks.base.protocol import TextRequest
-from medray.types import DISCLAIMER, Example, Prediction
+from medray.tasks.base.route import DisclaimedResponse, Route, TextRequest, TextResponse
+from medray.types import Example, Prediction
 
-PATHS = ("/v1/extract",)
 Metric = Literal["mention_f1", "mention_f1_overlap"]
 
 
-class Request(TextRequest):
-    """One text, or several inputs."""
+class ExtractRequest(TextRequest):
+    pass
 
 
-class Response(Section):
+class ExtractResponse(TextResponse, DisclaimedResponse):
     predictions: tuple[MentionsAnswer, ...]
-    disclaimer: str = DISCLAIMER
 
 
-def respond(predictions: Sequence[Prediction]) -> Response:
+ROUTES = (Route("/v1/extract", ExtractRequest, ExtractResponse),)
+
+
+def respond(predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
     answers = (tuple(MentionAnswer(**asdict(mention)) for mention in row.mentions) for row in predictions)
-    return Response(predictions=tuple(MentionsAnswer(mentions=mentions) for mentions in answers))
+    return tuple(MentionsAnswer(mentions=mentions) for mentions in answers)
 
 
 def kinds_of(examples: Sequence[Example], train: Sequence[Example], task: str) -> tuple[str, ...]:

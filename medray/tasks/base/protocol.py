@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
 
 from medray import plugins
-from medray.config.schema import PluginOptions, Section, validate
+from medray.config.schema import PluginOptions, validate
 from medray.errors import ArtifactError
 from medray.evaluation.bootstrap import Answers, LabelAnswers, Tallies
 from medray.evaluation.metrics import Metrics
@@ -64,7 +63,7 @@ class Loss(Protocol):
 class Task(Protocol):
     """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`.
 
-    One that is `Served` says at which `PATHS`, and has a `Request` and a `Response`.
+    Small protocols say what some tasks have besides: `Calibrated` or `Tallied`, `Chatting`, and `Served` of route.py.
     """
 
     @property
@@ -144,17 +143,6 @@ class Tallied(Task, Protocol):
         ...
 
 
-@runtime_checkable
-class Served(Task, Protocol):
-    """A task whose releases are served at a route of their own has these besides."""
-
-    def examples(self, request: Any) -> list[Example]:
-        """What an HTTP request asks, one example an answer."""
-        ...
-
-    def respond(self, predictions: Sequence[Prediction]) -> Any: ...
-
-
 def task_options(options: PluginOptions) -> TaskOptions:
     assert isinstance(options, TaskOptions), f"the options of task {options.name} are no TaskOptions"
     return options
@@ -211,30 +199,3 @@ def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
             f"task {name}: its state cannot be restored ({type(err).__name__} {err}); publish the checkpoint again"
         ) from None
     return task
-
-
-_MOST_KEYS = 20
-
-
-class TextRequest(Section):
-    text: str | None = Field(None, min_length=1)
-    # The first wrong one is enough: an error for each of a megabyte of them takes seconds.
-    inputs: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(fail_fast=True)] | None = Field(None, min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_keys(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and len(raw) > _MOST_KEYS:
-            raise ValueError(f"has more than {_MOST_KEYS} keys")
-        return raw
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.text is None) == (self.inputs is None):
-            raise ValueError("give exactly one of text and inputs")
-        return self
-
-    def examples(self) -> list[Example]:
-        """One an answer, by position."""
-        texts = [self.text] if self.text is not None else self.inputs or ()
-        return [Example(str(position), text) for position, text in enumerate(texts)]

@@ -12,14 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from medray.answers import MentionsAnswer
 from medray.errors import ConfigError, DataError
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
 from medray.tasks.base import mentions as _mentions
 from medray.tasks.base.language_model import LanguageModelLoss, answer_at_end, generate
-from medray.tasks.base.mentions import PATHS as PATHS
-from medray.tasks.base.mentions import Request as Request
-from medray.tasks.base.mentions import Response as Response
 from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.extraction import json_list
 from medray.text.prompts import Prompt, answers, prompts
@@ -83,6 +81,7 @@ class Task:
     options: Options
     kinds: tuple[str, ...]
     shots: tuple[Example, ...] = ()  # texts and mentions of training rows
+    routes: ClassVar = _mentions.ROUTES
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -154,10 +153,7 @@ class Task:
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
         return _mentions.score(predictions, examples, self.kinds, RATES)
 
-    def examples(self, request: Request) -> list[Example]:
-        return request.examples()
-
-    def respond(self, predictions: Sequence[Prediction]) -> Response:
+    def respond(self, predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
         return _mentions.respond(predictions)
 
     def around(self) -> tuple[str, str]:

@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from medray.answers import MentionsAnswer
 from medray.errors import DataError
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
 from medray.tasks.base import mentions as _mentions
-from medray.tasks.base.mentions import PATHS as PATHS
-from medray.tasks.base.mentions import Request as Request
-from medray.tasks.base.mentions import Response as Response
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.tagging.bio import mentions_of, tag, tags_of, words
 from medray.text.windows import Located, located
@@ -65,6 +63,7 @@ class TagLoss:
 class Task:
     options: Options
     kinds: tuple[str, ...]
+    routes: ClassVar = _mentions.ROUTES
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -138,10 +137,7 @@ class Task:
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
         return _mentions.score(predictions, examples, self.kinds)
 
-    def examples(self, request: Request) -> list[Example]:
-        return request.examples()
-
-    def respond(self, predictions: Sequence[Prediction]) -> Response:
+    def respond(self, predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
         return _mentions.respond(predictions)
 
     def _located(self, examples: Sequence[Example], tokenizer: Any) -> list[Located]:
