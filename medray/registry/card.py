@@ -11,6 +11,7 @@ from medray.evaluation.analysis import Analysis, WorstSlice
 from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.records import AS_IT_IS, CalibrationRecord, MergeRecord, ReleaseRecord, SliceRecord, TestRecord
 from medray.storage.checkpoint import Manifest
+from medray.tasks.base.protocol import Task, restore
 from medray.types import DISCLAIMER
 
 
@@ -165,8 +166,6 @@ def _slice(worst: WorstSlice, metric: str) -> SliceRecord:
     )
 
 
-_PIPELINES = {"tagging": "token-classification", "extraction": "text-generation"}  # the Hub's names
-
 _MARKS = (  # of Markdown: anywhere in a line, and at its start
     re.compile(r"()([\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"),
     re.compile(r"^(\s*)([#+=-])", re.MULTILINE),
@@ -174,11 +173,19 @@ _MARKS = (  # of Markdown: anywhere in a line, and at its start
 )
 
 
+def _pipeline(task: Task) -> str:
+    """The Hub's name of what a model is for."""
+    head = task.head()
+    if head is not None and head.per_token:
+        return "token-classification"
+    return "text-classification" if task.labels else "text-generation"
+
+
 def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
     told = of(manifest, record.content_id, record.test, record.merge, record.calibration)
     header = {
         "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": _PIPELINES.get(told.task, "text-classification" if told.labels else "text-generation"),
+        "pipeline_tag": _pipeline(restore(manifest.task.options, manifest.task.state)),
         "base_model": told.base,
         "tags": ["medray", "biomedical", "merged" if merged else "lora"],
     }

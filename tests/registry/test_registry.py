@@ -178,7 +178,8 @@ def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Pat
         p.name for p in (tmp_path / "adapter").iterdir()
     }
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1])["library_name"] == "peft"
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["library_name"], header["pipeline_tag"]) == ("peft", "text-classification")
     for part in ("# cancer, version 1", "not a medical device", "Labels: cancer, other", "Test rows were not opened", "For trying out."):
         assert part in card
     with pytest.raises(ArtifactError, match="is there already"):

@@ -1,5 +1,6 @@
 """A new task is one file of medray/tasks: it is configured, fitted, restored and served without an edit elsewhere."""
 
+import ast
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+import medray
 from medray import plugins, tasks
 from medray.config.load import plugin_options
 from medray.errors import ConfigError
@@ -141,6 +143,26 @@ def test_without_its_file_nothing_knows_the_task() -> None:
     assert routes_of("longest_word") == ()
     with pytest.raises(ConfigError, match="'longest_word' is not known"):
         plugins.find("tasks", "longest_word")
+
+
+def test_no_module_outside_the_folder_names_a_task() -> None:
+    """But the guess of a first study, which writes one into YAML; `choice` is a kind of search axis as well."""
+    root, names = Path(medray.__file__).parent, set(plugins.names("tasks"))
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        place = path.relative_to(root).as_posix()
+        if place.startswith("tasks/") or place == "data/first_study.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported = {".".join([node.module, alias.name]) for alias in node.names}
+                found += [f"{place}: {one}" for one in imported if any(f"{one}.".startswith(f"medray.tasks.{name}.") for name in names)]
+            elif isinstance(node, ast.Constant) and node.value in names and (node.value, place) not in _AXES:
+                found.append(f"{place}: {node.value!r}")
+    assert found == []
+
+
+_AXES = {("choice", "config/search.py"), ("choice", "study/samplers.py")}
 
 
 @pytest.mark.parametrize("name", plugins.names("tasks"))
