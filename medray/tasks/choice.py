@@ -1,4 +1,4 @@
-"""One of a closed set of labels, said by a causal language model: every label scored behind the prompt, or an answer generated and read.
+"""One of a closed set of labels by a causal language model: it scores every label behind the prompt, or generates an answer.
 
 It loads no model. A label's probability is that of its tokens and the end of sequence, over those of all labels.
 """
@@ -56,9 +56,9 @@ class Options(TaskOptions):
     def _consistent(self) -> Self:
         self.around()
         Template.parse(self.answer).around("label")
-        chosen = [name for name in ("length_normalisation", "prior_correction") if getattr(self, name)]
-        if self.decoding == "generate" and chosen:
-            raise ValueError(f"{chosen[0]} true and decoding 'generate': what is generated is not scored")
+        scores_only = [name for name in ("length_normalisation", "prior_correction") if getattr(self, name)]
+        if self.decoding == "generate" and scores_only:
+            raise ValueError(f"{scores_only[0]} true and decoding 'generate': what is generated is not scored")
         return self
 
     def around(self) -> tuple[str, str]:
@@ -101,14 +101,14 @@ class Task:
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
         """Prompt and answer; of a row without a label the prompt."""
-        said = self._answers(tokenizer)
+        label_ids = self._label_ids(tokenizer)
         rows = []
-        for example, prompt in zip(examples, self._prompts(examples, tokenizer, said), strict=True):
+        for example, prompt in zip(examples, self._prompts(examples, tokenizer, label_ids), strict=True):
             if not example.labels:
                 rows.append(Encoded(example.id, prompt.tokens, (), prompt.truncated))
                 continue
             (place,) = places(example, self.labels)
-            rows.append(Encoded(example.id, (*prompt.tokens, *said[place]), (place, len(said[place])), prompt.truncated))
+            rows.append(Encoded(example.id, (*prompt.tokens, *label_ids[place]), (place, len(label_ids[place])), prompt.truncated))
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
@@ -150,11 +150,13 @@ class Task:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
         check_one_label(examples)
         classes = [places(example, self.labels)[0] for example in examples]
-        said = [self.labels.index(row.labels[0]) if row.labels else metrics.NO_ANSWER for row in predictions]
-        found = metrics.single_label(classes, [row.probabilities for row in predictions], said, self.labels, self.options.positive_label)
+        predicted = [self.labels.index(row.labels[0]) if row.labels else metrics.NO_ANSWER for row in predictions]
+        scored = metrics.single_label(
+            classes, [row.probabilities for row in predictions], predicted, self.labels, self.options.positive_label
+        )
         if self.options.decoding == "score":
-            return found
-        return replace(found, values={**found.values, PARSE_FAILURES: said.count(metrics.NO_ANSWER) / len(said)})
+            return scored
+        return replace(scored, values={**scored.values, PARSE_FAILURES: predicted.count(metrics.NO_ANSWER) / len(predicted)})
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[ChoiceAnswer, ...]:
         return tuple(self._answer(row) for row in predictions)
@@ -171,54 +173,54 @@ class Task:
             probabilities=dict(zip(self.labels, row.probabilities, strict=True)),
         )
 
-    def _answers(self, tokenizer: Any) -> list[Ids]:
-        """Every label's tokens behind the prompt; no two the same, and none the beginning of another without its end being said."""
+    def _label_ids(self, tokenizer: Any) -> list[Ids]:
+        """The tokens of each label behind the prompt. No two are the same; without an end of sequence none begins another."""
         template, after = Template.parse(self.options.answer), self.options.around()[1]
         end = self.options.end_of_sequence
         if end and tokenizer.eos_token_id is None:
             raise ConfigError("task.end_of_sequence true: the tokenizer of this base model has no end of sequence")
-        said = answers([template.render({"label": label}) for label in self.labels], tokenizer, lead=after or "a", end=end)
-        known: dict[Ids, str] = {}
-        for label, ids in zip(self.labels, said, strict=True):
-            if ids in known:
+        label_ids = answers([template.render({"label": label}) for label in self.labels], tokenizer, lead=after or "a", end=end)
+        label_of: dict[Ids, str] = {}
+        for label, ids in zip(self.labels, label_ids, strict=True):
+            if ids in label_of:
                 raise DataError(
-                    f"labels {known[ids]!r} and {label!r} are the same tokens for this base model, so it cannot tell them apart"
+                    f"labels {label_of[ids]!r} and {label!r} are the same tokens for this base model, so it cannot tell them apart"
                 )
-            known[ids] = label
-        for label, ids in zip(self.labels, said, strict=True):
-            if begins := next((known[ids[:length]] for length in range(1, len(ids)) if ids[:length] in known), None):
+            label_of[ids] = label
+        for label, ids in zip(self.labels, label_ids, strict=True):
+            if begins := next((label_of[ids[:length]] for length in range(1, len(ids)) if ids[:length] in label_of), None):
                 raise ConfigError(f"label {begins!r} is the beginning of {label!r}: task.end_of_sequence must be true to tell them apart")
-        return said
+        return label_ids
 
-    def _prompts(self, examples: Sequence[Example], tokenizer: Any, said: Sequence[Ids]) -> list[Prompt]:
-        options, longest = self.options, max(map(len, said))
+    def _prompts(self, examples: Sequence[Example], tokenizer: Any, label_ids: Sequence[Ids]) -> list[Prompt]:
+        options, longest = self.options, max(map(len, label_ids))
         texts = [example.text for example in examples]
         return prompts(texts, tokenizer, around=options.around(), max_length=options.max_length, answer=longest, keep=options.keep)
 
     def _scores(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
-        said = self._answers(engine.tokenizer)
-        asked = [*examples, Example("", self.options.prior_text)] if self.options.prior_correction else examples
-        read = [prompt.tokens for prompt in self._prompts(asked, engine.tokenizer, said)]
-        scores = engine.score(read, said).astype(np.float64)
+        label_ids = self._label_ids(engine.tokenizer)
+        rows = [*examples, Example("", self.options.prior_text)] if self.options.prior_correction else examples
+        prompt_ids = [prompt.tokens for prompt in self._prompts(rows, engine.tokenizer, label_ids)]
+        scores = engine.score(prompt_ids, label_ids).astype(np.float64)
         if self.options.length_normalisation:
-            scores /= np.array([len(ids) for ids in said])
+            scores /= np.array([len(ids) for ids in label_ids])
         return scores[:-1] - scores[-1] if self.options.prior_correction else scores
 
     def _generated(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
-        said = self._answers(engine.tokenizer)
-        read = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer, said)]
-        texts = generate(engine, read, Sampling(max_tokens=max(map(len, said))))
+        label_ids = self._label_ids(engine.tokenizer)
+        prompt_ids = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer, label_ids)]
+        texts = generate(engine, prompt_ids, Sampling(max_tokens=max(map(len, label_ids))))
         rows = (indicators([extract(text, self.labels)], self.labels)[0] for text in texts)
-        found = [Prediction(example.id, (), tuple(map(float, row))) for example, row in zip(examples, rows, strict=True)]
-        return self.decide(found)
+        predictions = [Prediction(example.id, (), tuple(map(float, row))) for example, row in zip(examples, rows, strict=True)]
+        return self.decide(predictions)
 
 
 def extract(text: str, labels: Sequence[str]) -> tuple[str, ...]:
     """The label that a generated text names first, as whole words in any case; of several from one place the longest."""
     plain = " ".join(text.split())
-    found = []
+    matches = []
     for label in labels:
         match = re.search(rf"(?<!\w){re.escape(' '.join(label.split()))}(?!\w)", plain, re.IGNORECASE)
         if match:
-            found.append((match.start(), -len(label), label))
-    return (min(found)[2],) if found else ()
+            matches.append((match.start(), -len(label), label))
+    return (min(matches)[2],) if matches else ()

@@ -145,9 +145,9 @@ class Task:
         options = self.options
         overlap = options.window_overlap if options.long_texts == "windows" else None
         texts = [example.text for example in examples]
-        found = pieces(texts, tokenizer, max_length=options.max_length, keep=options.keep, overlap=overlap)
+        windows = pieces(texts, tokenizer, max_length=options.max_length, keep=options.keep, overlap=overlap)
         rows = []
-        for example, text in zip(examples, found, strict=True):
+        for example, text in zip(examples, windows, strict=True):
             if not text.tokens[0]:
                 raise DataError(f"{example.where or example.id}: there is no token in the text")
             target = places(example, self.labels)
@@ -190,8 +190,8 @@ class Task:
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:
             truth = indicators([example.labels for example in examples], self.labels)
-            wanted = mix(truth, probabilities) * truth.any(axis=0)  # of a label that no row has, nothing is known
-            return replace(self, thresholds=tuple(metrics.thresholds(wanted, probabilities)))
+            targets = mix(truth, probabilities) * truth.any(axis=0)  # of a label that no row has, nothing is known
+            return replace(self, thresholds=tuple(metrics.thresholds(targets, probabilities)))
         if self.options.class_thresholds:
             classes = np.array([places(example, self.labels)[0] for example in examples])
             return replace(self, thresholds=calibration.fit_thresholds(classes, probabilities))

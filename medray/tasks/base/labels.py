@@ -29,8 +29,8 @@ def check_options(labels: Sequence[str], *, metric: str, class_weights: ClassWei
 def check_one_label(examples: Sequence[Example], otherwise: str = "") -> None:
     for example in examples:
         if len(example.labels) != 1:
-            found = ", ".join(example.labels) or "none"
-            raise DataError(f"{example.where or example.id}: labels {found}: a row needs exactly one{otherwise}")
+            labels = ", ".join(example.labels) or "none"
+            raise DataError(f"{example.where or example.id}: labels {labels}: a row needs exactly one{otherwise}")
 
 
 def places(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
@@ -40,16 +40,16 @@ def places(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted({labels.index(label) for label in example.labels}))
 
 
-def weights_of(chosen: ClassWeights, labels: Sequence[str], classes: npt.NDArray[np.int64], shares: Floats) -> Floats:
+def weights_of(class_weights: ClassWeights, labels: Sequence[str], classes: npt.NDArray[np.int64], shares: Floats) -> Floats:
     """A weight for each label; `shares` is how much of an example each row is."""
-    if isinstance(chosen, Mapping):
-        return np.array([chosen.get(label, 1.0) for label in labels])
-    if chosen == "none":
+    if isinstance(class_weights, Mapping):
+        return np.array([class_weights.get(label, 1.0) for label in labels])
+    if class_weights == "none":
         return np.ones(len(labels))
     examples = np.bincount(classes, weights=shares, minlength=len(labels))
     # A class without training rows weighs nothing and is looked up by none; the split refuses that case anyway.
-    found: Floats = np.divide(examples.sum(), len(labels) * examples, out=np.zeros(len(examples)), where=examples > 0)
-    return found
+    weights: Floats = np.divide(examples.sum(), len(labels) * examples, out=np.zeros(len(examples)), where=examples > 0)
+    return weights
 
 
 def label_answers(

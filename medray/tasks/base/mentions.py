@@ -55,7 +55,7 @@ def score(
 
 def keep(predictions: Sequence[Prediction]) -> list[Prediction]:
     """Where mentions are, without their words."""
-    return [replace(row, text="", mentions=tuple(replace(found, text="") for found in row.mentions)) for row in predictions]
+    return [replace(row, text="", mentions=tuple(replace(mention, text="") for mention in row.mentions)) for row in predictions]
 
 
 def _rows(predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[scorer.Row]:

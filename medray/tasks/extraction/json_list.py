@@ -39,8 +39,8 @@ class Grounded:
 def write(mentions: Sequence[Mention], kinds: Sequence[str]) -> str:
     """Every mention in the order of the text; of one kind its words alone, else with its kind."""
     if len(kinds) == 1:
-        return json.dumps([found.text for found in mentions], ensure_ascii=False)
-    return json.dumps([{"text": found.text, "kind": found.kind} for found in mentions], ensure_ascii=False)
+        return json.dumps([mention.text for mention in mentions], ensure_ascii=False)
+    return json.dumps([{"text": mention.text, "kind": mention.kind} for mention in mentions], ensure_ascii=False)
 
 
 def read(text: str) -> Listed:
@@ -54,11 +54,11 @@ def read(text: str) -> Listed:
     starts = [match.start() for match in re.finditer(r"\[", text)][:_MOST_STARTS]
     for start in starts:
         try:
-            found, _ = json.JSONDecoder().raw_decode(text, start)
+            values, _ = json.JSONDecoder().raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
-        if all(isinstance(held, str | dict) for held in found):
-            return Listed(tuple(map(_item, found)), "repaired")
+        if all(isinstance(value, str | dict) for value in values):
+            return Listed(tuple(map(_item, values)), "repaired")
     for start in starts[:1]:
         loose = list(_loose(text, start + 1))
         if loose:
@@ -72,24 +72,24 @@ def ground(text: str, items: Sequence[Item], kinds: Sequence[str], *, every: boo
     An item that comes again takes the next place of its name, or with `every` each takes all places. Longer names choose first:
     what is inside one is no mention of its own.
     """
-    taken: list[Mention] = []
-    dropped = 0
+    mentions: list[Mention] = []
+    num_dropped = 0
     for item in sorted(items, key=lambda item: -len(item.text)):
         kind, all_places = _kind(item, kinds), _places(text, item.text)
-        free = [(start, end) for start, end in all_places if all(end <= held.start or held.end <= start for held in taken)]
+        free = [(start, end) for start, end in all_places if all(end <= other.start or other.end <= start for other in mentions)]
         if kind is None or not (free or (every and all_places)):
-            dropped += 1
+            num_dropped += 1
             continue
         same = [place for place in free if text[slice(*place)] == item.text]
         for start, end in free if every else (same or free)[:1]:
-            taken.append(Mention(start, end, text[start:end], kind))
-    return Grounded(tuple(sorted(taken, key=lambda found: found.start)), dropped)
+            mentions.append(Mention(start, end, text[start:end], kind))
+    return Grounded(tuple(sorted(mentions, key=lambda mention: mention.start)), num_dropped)
 
 
-def _item(held: Any) -> Item:
-    if not isinstance(held, dict):
-        return Item(held if isinstance(held, str) else json.dumps(held))
-    values = {str(key).lower(): value for key, value in held.items() if isinstance(value, str)}
+def _item(raw: Any) -> Item:
+    if not isinstance(raw, dict):
+        return Item(raw if isinstance(raw, str) else json.dumps(raw))
+    values = {str(key).lower(): value for key, value in raw.items() if isinstance(value, str)}
     kind = next((values[key] for key in _KIND_KEYS if key in values), None)
     others = [value for key, value in values.items() if key not in _KIND_KEYS]
     return Item(next((values[key] for key in _TEXT_KEYS if key in values), others[0] if others else ""), kind)
@@ -126,17 +126,17 @@ def _loose(text: str, at: int) -> Iterator[Item | None]:
 
 def _pairs(text: str) -> dict[str, str]:
     """Names and values of an object, in any quotes."""
-    found, at = [], 0
+    strings, at = [], 0
     while at < len(text):
         if text[at] in _CLOSING:
             value, end = _string(text, at)
             if end is None:
                 break
-            found.append(value)
+            strings.append(value)
             at = end
         else:
             at += 1
-    return dict(zip(found[::2], found[1::2], strict=False))
+    return dict(zip(strings[::2], strings[1::2], strict=False))
 
 
 def _string(text: str, at: int) -> tuple[str, int | None]:

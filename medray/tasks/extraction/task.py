@@ -93,23 +93,23 @@ class Task:
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
-        shots = (Example("", held["text"], mentions=tuple(Mention(**found) for found in held["mentions"])) for held in state["shots"])
+        shots = (Example("", shot["text"], mentions=tuple(Mention(**mention) for mention in shot["mentions"])) for shot in state["shots"])
         return cls(options, tuple(state["kinds"]), tuple(shots))
 
     def state(self) -> dict[str, Any]:
-        shots = [{"text": shot.text, "mentions": [asdict(found) for found in shot.mentions]} for shot in self.shots]
+        shots = [{"text": shot.text, "mentions": [asdict(mention) for mention in shot.mentions]} for shot in self.shots]
         return {"kinds": list(self.kinds), "shots": shots}
 
     def head(self) -> None:
         return None
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
-        """Prompt and answer; of a text that is cut the answer names what is left."""
-        found = self._prompts(examples, tokenizer)
-        left = [_left(example.mentions, prompt.dropped) for example, prompt in zip(examples, found, strict=True)]
-        said = self._answers([self._written(mentions) for mentions in left], tokenizer)
+        """Prompt and answer; of a text that is cut the answer names the mentions that are left."""
+        prompt_rows = self._prompts(examples, tokenizer)
+        remaining = [_remaining(example.mentions, prompt.dropped) for example, prompt in zip(examples, prompt_rows, strict=True)]
+        answer_ids = self._answer_ids([self._as_json(mentions) for mentions in remaining], tokenizer)
         rows = []
-        for example, prompt, ids in zip(examples, found, said, strict=True):
+        for example, prompt, ids in zip(examples, prompt_rows, answer_ids, strict=True):
             if len(ids) > self.options.max_answer:
                 where, limit = example.where or example.id, self.options.max_answer
                 raise DataError(
@@ -122,27 +122,29 @@ class Task:
         return LanguageModelLoss(np.array([count for (count,) in targets], dtype=np.float64), answer_at_end)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
-        read = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)]
-        texts = generate(engine, read, Sampling(max_tokens=self.options.max_answer, stop=self.options.stop))
+        prompt_ids = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)]
+        texts = generate(engine, prompt_ids, Sampling(max_tokens=self.options.max_answer, stop=self.options.stop))
         return [self.read(example, text) for example, text in zip(examples, texts, strict=True)]
 
     def read(self, example: Example, text: str) -> Prediction:
         """What a generated text says about a row."""
-        listed = json_list.read(BEGINNING + text if self.options.is_begun else text)
-        found = json_list.ground(example.text, listed.items, self.kinds, every=self.options.occurrences == "all")
+        answer = json_list.read(BEGINNING + text if self.options.is_begun else text)
+        grounded = json_list.ground(example.text, answer.items, self.kinds, every=self.options.occurrences == "all")
         figures = {
             "rows": 1.0,
-            "invalid": float(listed.outcome == "invalid"),
-            "repaired": float(listed.outcome == "repaired"),
-            "listed": float(len(listed.items)),
-            "dropped": float(found.num_dropped),
+            "invalid": float(answer.outcome == "invalid"),
+            "repaired": float(answer.outcome == "repaired"),
+            "listed": float(len(answer.items)),
+            "dropped": float(grounded.num_dropped),
         }
-        return Prediction(example.id, (), (), text=text, mentions=found.mentions, figures=figures)
+        return Prediction(example.id, (), (), text=text, mentions=grounded.mentions, figures=figures)
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """How likely two answers are: a generated one would hide small differences."""
-        said = self._answers([self._written(mentions) for mentions in ((), (Mention(0, 1, "carcinoma", self.kinds[0]),))], engine.tokenizer)
-        return engine.score([prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)], said).astype(np.float64)
+        answer_ids = self._answer_ids(
+            [self._as_json(mentions) for mentions in ((), (Mention(0, 1, "carcinoma", self.kinds[0]),))], engine.tokenizer
+        )
+        return engine.score([prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)], answer_ids).astype(np.float64)
 
     def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
         return _mentions.keep(predictions)
@@ -160,8 +162,8 @@ class Task:
         """What stands before and behind the text of every row: instruction and examples are the same for all."""
         before, after = Template.parse(self.options.prompt).around("text")
         first, last = Template.parse(self.options.answer).around("mentions")
-        shown = [f"{before}{shot.text}{after}{first}{self._written(shot.mentions)}{last}" for shot in self.shots]
-        return _BETWEEN.join([*filter(None, [self.options.instruction]), *shown, before]), after
+        examples = [f"{before}{shot.text}{after}{first}{self._as_json(shot.mentions)}{last}" for shot in self.shots]
+        return _BETWEEN.join([*filter(None, [self.options.instruction]), *examples, before]), after
 
     def _prompts(self, examples: Sequence[Example], tokenizer: Any) -> list[Prompt]:
         options, texts = self.options, [example.text for example in examples]
@@ -169,22 +171,22 @@ class Task:
             raise ConfigError(f"task.num_examples {options.num_examples}: there were no training rows to take them from")
         return prompts(texts, tokenizer, around=self.around(), max_length=options.max_length, answer=options.max_answer, keep="start")
 
-    def _written(self, mentions: Sequence[Mention]) -> str:
+    def _as_json(self, mentions: Sequence[Mention]) -> str:
         return json_list.write(mentions, self.kinds).removeprefix(BEGINNING if self.options.is_begun else "")
 
-    def _answers(self, lists: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
+    def _answer_ids(self, lists: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
         if tokenizer.eos_token_id is None:
             raise ConfigError("task extraction: the tokenizer of this base model has no end of sequence, which ends an answer")
         template, after = Template.parse(self.options.answer), self.around()[1]
-        return answers([template.render({"mentions": said}) for said in lists], tokenizer, lead=after or "a", end=True)
+        return answers([template.render({"mentions": mentions}) for mentions in lists], tokenizer, lead=after or "a", end=True)
 
 
 def choose(train: Sequence[Example], num: int) -> tuple[Example, ...]:
     """Of the rows with mentions and of those without, one in three, the shorter half in an order that their ids decide."""
     empty = _shorter([example for example in train if not example.mentions])[: num // 3]
     named = _shorter([example for example in train if example.mentions])[: num - len(empty)]
-    chosen = sorted([*named, *empty], key=_order)
-    return tuple(Example("", example.text, mentions=example.mentions) for example in chosen)
+    shots = sorted([*named, *empty], key=_order)
+    return tuple(Example("", example.text, mentions=example.mentions) for example in shots)
 
 
 def _shorter(examples: Sequence[Example]) -> list[Example]:
@@ -196,5 +198,5 @@ def _order(example: Example) -> str:
     return hashlib.sha256(f"shot\x00{example.id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _left(mentions: Sequence[Mention], dropped: tuple[int, int] | None) -> list[Mention]:
-    return [found for found in mentions if dropped is None or found.end <= dropped[0] or dropped[1] <= found.start]
+def _remaining(mentions: Sequence[Mention], dropped: tuple[int, int] | None) -> list[Mention]:
+    return [mention for mention in mentions if dropped is None or mention.end <= dropped[0] or dropped[1] <= mention.start]

@@ -41,9 +41,9 @@ def is_refusal(text: str) -> bool:
     for number, sentence in enumerate(re.split(r"(?<=[.!?:])\s+", plain)):
         if number > _MOST_LEADS:
             return False
-        found = _REFUSES.search(sentence)
-        before = sentence[: found.start()].strip(" ,;:-–—") if found else ""
-        if found and (not before or before in ("but", "however", "so") or _LEADS.match(before)):
+        refusal = _REFUSES.search(sentence)
+        before = sentence[: refusal.start()].strip(" ,;:-–—") if refusal else ""
+        if refusal and (not before or before in ("but", "however", "so") or _LEADS.match(before)):
             return True
         if not _LEADS.match(sentence):
             return False
@@ -52,8 +52,8 @@ def is_refusal(text: str) -> bool:
 
 def _plain(text: str) -> str:
     """Letters as they sound, in lower case: invisible characters, emphasis, look-alikes and spacing tell nothing."""
-    shown = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
-    plain = re.sub(r"[*_#>~]+", "", shown.casefold().translate(_LOOKALIKES))
+    visible = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
+    plain = re.sub(r"[*_#>~]+", "", visible.casefold().translate(_LOOKALIKES))
     plain = re.sub(r"\bi'm\b", "i am", " ".join(plain.split()))
     quoted = re.fullmatch(r"[\"“”'](.*)[\"“”']", plain)
     inside = quoted.group(1) if quoted and not re.search(r"[\"“”]", quoted.group(1)) else plain
@@ -78,16 +78,16 @@ def pairs() -> tuple[Pair, ...]:
 
 def examples(num_train: int, ratio: float) -> list[Example]:
     """`ratio` pairs for each of `num_train` rows, again from the start where they are too few; those held out, once each."""
-    taught = [pair for pair in pairs() if pair.side == "train"]
-    wanted = math.ceil(ratio * num_train)
-    order = sorted(taught, key=lambda pair: (_spread(taught, pair), pair.id))
-    found = [_example(order[number % len(order)], number // len(order)) for number in range(wanted)]
-    return [*found, *(_example(pair, 0) for pair in pairs() if pair.side != "train")]
+    training = [pair for pair in pairs() if pair.side == "train"]
+    count = math.ceil(ratio * num_train)
+    order = sorted(training, key=lambda pair: (_spread(training, pair), pair.id))
+    rows = [_example(order[number % len(order)], number // len(order)) for number in range(count)]
+    return [*rows, *(_example(pair, 0) for pair in pairs() if pair.side != "train")]
 
 
-def _spread(taught: Sequence[Pair], pair: Pair) -> float:
+def _spread(training: Sequence[Pair], pair: Pair) -> float:
     """Kinds in proportion, however few are taken."""
-    mates = [other for other in taught if other.kind == pair.kind]
+    mates = [other for other in training if other.kind == pair.kind]
     return (mates.index(pair) + 0.5) / len(mates)
 
 

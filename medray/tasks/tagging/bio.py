@@ -28,32 +28,32 @@ def tags_of(kinds: Sequence[str]) -> tuple[str, ...]:
 
 def words(text: str, offsets: Sequence[tuple[int, int]]) -> list[Word]:
     """Tokens that lie in one word, together. Blanks at a token's ends are not its own; a token of blanks alone is in no word."""
-    found: list[Word] = []
+    entries: list[Word] = []
     for position, (start, end) in enumerate(offsets):
-        said = text[start:end]
-        start, end = start + len(said) - len(said.lstrip()), end - (len(said) - len(said.rstrip()))
+        token = text[start:end]
+        start, end = start + len(token) - len(token.lstrip()), end - (len(token) - len(token.rstrip()))
         if start >= end:
             continue
-        if found and _continues(text, found[-1].end, start):
-            last = found.pop()
-            found.append(Word(last.start, max(last.end, end), (*last.tokens, position)))
+        if entries and _continues(text, entries[-1].end, start):
+            last = entries.pop()
+            entries.append(Word(last.start, max(last.end, end), (*last.tokens, position)))
         else:
-            found.append(Word(start, end, (position,)))
-    return found
+            entries.append(Word(start, end, (position,)))
+    return entries
 
 
-def tag(found: Sequence[Word], mentions: Sequence[Mention], tags: Sequence[str]) -> list[int]:
+def tag(text_words: Sequence[Word], mentions: Sequence[Mention], tags: Sequence[str]) -> list[int]:
     """The tag of each word. Of mentions that overlap the longest is taken: a word has one tag."""
     places = {name: number for number, name in enumerate(tags)}
-    given = [places[OUTSIDE]] * len(found)
+    numbers = [places[OUTSIDE]] * len(text_words)
     for mention in _apart(mentions):
-        inside = [number for number, word in enumerate(found) if word.start < mention.end and mention.start < word.end]
+        inside = [number for number, word in enumerate(text_words) if word.start < mention.end and mention.start < word.end]
         for number in inside:
-            given[number] = places[f"{'B' if number == inside[0] else 'I'}-{mention.kind}"]
-    return given
+            numbers[number] = places[f"{'B' if number == inside[0] else 'I'}-{mention.kind}"]
+    return numbers
 
 
-def mentions_of(text: str, found: Sequence[Word], probabilities: Floats, tags: Sequence[str]) -> tuple[Mention, ...]:
+def mentions_of(text: str, text_words: Sequence[Word], probabilities: Floats, tags: Sequence[str]) -> tuple[Mention, ...]:
     """What the likeliest tags say, and how sure the least sure word of each mention is that it is of its kind.
 
     An I- that continues nothing of its kind begins a mention.
@@ -67,13 +67,13 @@ def mentions_of(text: str, found: Sequence[Word], probabilities: Floats, tags: S
         elif mark == "I":
             groups[-1][1].append(number)
         before = kind
-    made = []
+    mentions = []
     for kind, numbers in groups:
         both = [tags.index(f"{mark}-{kind}") for mark in "BI"]
         sure = float(probabilities[numbers][:, both].sum(axis=1).min())
-        start, end = found[numbers[0]].start, found[numbers[-1]].end
-        made.append(Mention(start, end, text[start:end], kind, min(sure, 1.0)))
-    return tuple(made)
+        start, end = text_words[numbers[0]].start, text_words[numbers[-1]].end
+        mentions.append(Mention(start, end, text[start:end], kind, min(sure, 1.0)))
+    return tuple(mentions)
 
 
 def _continues(text: str, end: int, start: int) -> bool:
@@ -82,8 +82,8 @@ def _continues(text: str, end: int, start: int) -> bool:
 
 
 def _apart(mentions: Sequence[Mention]) -> list[Mention]:
-    chosen: list[Mention] = []
-    for mention in sorted(mentions, key=lambda found: (found.start - found.end, found.start)):
-        if all(mention.end <= other.start or other.end <= mention.start for other in chosen):
-            chosen.append(mention)
-    return chosen
+    disjoint: list[Mention] = []
+    for mention in sorted(mentions, key=lambda mention: (mention.start - mention.end, mention.start)):
+        if all(mention.end <= other.start or other.end <= mention.start for other in disjoint):
+            disjoint.append(mention)
+    return disjoint

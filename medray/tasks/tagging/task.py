@@ -93,10 +93,10 @@ class Task:
         for example, text in zip(examples, self._located(examples, tokenizer), strict=True):
             if not text.windows[0]:
                 raise DataError(f"{example.where or example.id}: there is no token in the text")
-            given = self._tagged(example, text)
+            tags = self._tagged(example, text)
             owners = text.owners()
             for number, (tokens, places) in enumerate(zip(text.windows, text.places, strict=True)):
-                target = tuple(given[place] if place >= 0 and owners[place] == number else _UNCOUNTED for place in places)
+                target = tuple(tags[place] if place >= 0 and owners[place] == number else _UNCOUNTED for place in places)
                 rows.append(Encoded(example.id, tokens, target))
         return rows
 
@@ -109,7 +109,7 @@ class Task:
             return []
         texts = self._located(examples, engine.tokenizer)
         outputs = iter(engine.token_logits([window for text in texts for window in text.windows]))
-        found = []
+        predictions = []
         for example, text in zip(examples, texts, strict=True):
             logits = np.zeros((len(text.offsets), len(self.tags)))
             owners = text.owners()
@@ -117,11 +117,11 @@ class Task:
                 for place, row in zip(places, next(outputs), strict=True):
                     if place >= 0 and owners[place] == number:
                         logits[place] = row
-            said = words(example.text, text.offsets)
-            means = np.array([logits[list(word.tokens)].mean(axis=0) for word in said]).reshape(-1, len(self.tags))
-            mentions = mentions_of(example.text, said, np.exp(means - np.logaddexp.reduce(means, axis=1, keepdims=True)), self.tags)
-            found.append(Prediction(example.id, (), (), mentions=mentions))
-        return found
+            text_words = words(example.text, text.offsets)
+            means = np.array([logits[list(word.tokens)].mean(axis=0) for word in text_words]).reshape(-1, len(self.tags))
+            mentions = mentions_of(example.text, text_words, np.exp(means - np.logaddexp.reduce(means, axis=1, keepdims=True)), self.tags)
+            predictions.append(Prediction(example.id, (), (), mentions=mentions))
+        return predictions
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """Of the first window, each tag's mean and highest output."""
@@ -146,8 +146,8 @@ class Task:
 
     def _tagged(self, example: Example, text: Located) -> list[int]:
         """The tag of each token: that of its word."""
-        said, given = words(example.text, text.offsets), [_UNCOUNTED] * len(text.offsets)
-        for word, place in zip(said, tag(said, example.mentions, self.tags), strict=True):
+        text_words, tags = words(example.text, text.offsets), [_UNCOUNTED] * len(text.offsets)
+        for word, place in zip(text_words, tag(text_words, example.mentions, self.tags), strict=True):
             for token in word.tokens:
-                given[token] = place
-        return given
+                tags[token] = place
+        return tags
