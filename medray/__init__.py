@@ -5,23 +5,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from medray.config.study import Precision
     from medray.evaluation.leaderboard import Leaderboard
-    from medray.registry.prediction import Model
+    from medray.registry.loading import LoadedRelease
 
 __version__ = "0.1.0"
 
 
-def load(reference: str, *, storage_path: str = "runs", device: str = "cpu", precision: "Precision | None" = None) -> "Model":
-    """A release by `name@version`, `name@alias` or name: `medray.load("cancer@best").predict(["…"])`.
+def load(reference: str, *, storage_path: str = "runs", device: str = "cpu", precision: "Precision | None" = None) -> "LoadedRelease":
+    """Load a release by `name@version`, `name@alias` or name: `medray.load("cancer@best").predict(["…"])`.
 
-    `precision` is fp32, bf16 or fp16; where not given, what it was trained in.
+    `precision` is fp32, bf16 or fp16; by default the one that the release was trained in.
     """
-    from medray.registry import prediction
+    from medray.registry.registry import Registry
 
-    return prediction.load(reference, storage_path=storage_path, device=device, precision=precision)
+    return Registry(storage_path).resolve(reference).load(device=device, precision=precision)
 
 
 def leaderboard(folder: str) -> "Leaderboard":
-    """The ranking of a study that has ended: the study's folder means its latest run."""
+    """Read the ranking of a finished study: of the latest run in the study's folder."""
     from pathlib import Path
 
     from medray.study import run

@@ -1,7 +1,7 @@
 """What answers pieces, an actor of the pool or this process alone: it holds the release, answers a piece, writes it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,18 +13,15 @@ from medray.batch.pieces import Piece
 from medray.batch.rows import Row
 from medray.config.schema import validate
 from medray.errors import ConfigError, DataError, MedrayError
-from medray.records import CalibrationRecord
-from medray.registry.answers import calibrated
-from medray.registry.loading import merged
+from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.registry.release import Release
-from medray.serving.head import Head, open_head
+from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions
 from medray.storage import checkpoint
 from medray.storage.store import open_store
-from medray.tasks.base.protocol import Task
 from medray.tasks.base.route import routes_of
-from medray.types import Engine, Example, Prediction
+from medray.types import Example, Prediction
 
 UNANSWERABLE = "unanswerable"
 log = logging.getLogger(__name__)
@@ -41,17 +38,6 @@ class Work:
 
     def open_output(self) -> Output:
         return Output(open_store(self.output), self.record.form)
-
-
-@dataclass(frozen=True)
-class Opened:
-    task: Task
-    engine: Engine
-    calibration: CalibrationRecord
-    precision: str
-
-    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
-        return calibrated(self.task, self.calibration, self.task.predict(self.engine, examples))
 
 
 class Worker:
@@ -77,12 +63,12 @@ class Worker:
     def _prepare(self, device: str) -> None:
         record = self.work.record
         release = Registry(self.work.storage_path).resolve(f"{record.release}@{record.version}")
-        self.opened = self._open(release, record.precision, device)
+        self.loaded = self._load(release, record.precision, device)
         # What is faster is measured, and measures differ: all parts are of the arithmetic that the first worker chose.
-        used = self.output.agree("precision", self.opened.precision)
-        if used != self.opened.precision:
+        used = self.output.agree("precision", self.loaded.precision)
+        if used != self.loaded.precision:
             try:
-                self.opened = self._open(release, used, device)
+                self.loaded = self._load(release, used, device)
             except ConfigError as err:
                 raise DataError(
                     f"{self.work.output}: its first part is in {used}, which cannot be had here: {err}; go on where it can,"
@@ -101,42 +87,38 @@ class Worker:
             raise self.failure
         good = [row for row in piece.rows if not row.fault]
         aside = [row for row in piece.rows if row.fault]
-        answers = self.compute.submit(answered, self.opened, good).result()
+        answers = self.compute.submit(predict_rows, self.loaded.predict, good).result()
         aside += answers.unanswerable
-        table = tabulate(self.opened.task, [row.id for row in answers.rows], answers.predictions, self.metadata)
+        table = tabulate(self.loaded.task, [row.id for row in answers.rows], answers.predictions, self.metadata)
         return self.output.write(piece.shard, piece.number, table, aside, sum(row.is_made for row in piece.rows))
 
-    def _open(self, release: Release, precision: str, device: str) -> Opened:
+    def _load(self, release: Release, precision: str, device: str) -> LoadedRelease:
         raw = {"releases": [release.reference], "precision": precision, "token_budget": self.work.record.token_budget}
         options = validate(AppOptions, raw, where="medray predict")
         if self.is_timed and routes_of(str(checkpoint.read(release.folder()).task.options["name"])):
-            head = open_head(release, options, self.compute, device=device)
-            assert isinstance(head, Head)
-            return Opened(head.task, head.batcher.engine, head.calibration, head.precision)
-        # What has no route yet answers in the arithmetic that it was trained in, too.
-        loaded = release.load(device=device, precision=None if options.precision == "auto" else options.precision)
-        engine = merged(loaded) if release.serves_merged() else loaded.engine
-        return Opened(loaded.task, engine, loaded.calibration, precision if precision != "auto" else loaded.manifest.precision.used)
+            return open_head(release, options, self.compute, device=device).loaded
+        # A task without a route predicts in the precision that it was trained in.
+        return release.load(device=device, precision=None if options.precision == "auto" else options.precision, merge=True)
 
 
 @dataclass(frozen=True)
-class Answered:
+class RowPredictions:
     rows: list[Row]
-    predictions: list[Prediction]
+    predictions: list[Prediction]  # one per row
     unanswerable: list[Row]
 
 
-def answered(opened: Opened, rows: Sequence[Row]) -> Answered:
-    """Together; where that fails by a row's own fault, in halves, so that only this row is set aside."""
+def predict_rows(predict: Callable[[Sequence[Example]], list[Prediction]], rows: Sequence[Row]) -> RowPredictions:
+    """Predict all rows together. Where that fails by a row's own fault, predict halves, so that only this row is set aside."""
     if not rows:
-        return Answered([], [], [])
+        return RowPredictions([], [], [])
     try:
-        found = opened.predict([Example(row.id, row.text, where=row.where) for row in rows])
+        predictions = predict([Example(row.id, row.text, where=row.where) for row in rows])
     except DataError as err:
         if len(rows) == 1:
             reason = str(err)
-            return Answered([], [], [Row(rows[0].id, "", rows[0].where, rows[0].is_made, UNANSWERABLE, reason)])
+            return RowPredictions([], [], [Row(rows[0].id, "", rows[0].where, rows[0].is_made, UNANSWERABLE, reason)])
         middle = len(rows) // 2
-        first, second = answered(opened, rows[:middle]), answered(opened, rows[middle:])
-        return Answered(first.rows + second.rows, first.predictions + second.predictions, first.unanswerable + second.unanswerable)
-    return Answered(list(rows), found, [])
+        first, second = predict_rows(predict, rows[:middle]), predict_rows(predict, rows[middle:])
+        return RowPredictions(first.rows + second.rows, first.predictions + second.predictions, first.unanswerable + second.unanswerable)
+    return RowPredictions(list(rows), predictions, [])

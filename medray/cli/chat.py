@@ -3,17 +3,17 @@
 import sys
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, cast
 
 import typer
 
 from medray.cli.arguments import Storage, TokenFile, read_token
 from medray.client import Client, RefusedError
 from medray.errors import ConfigError
-from medray.registry import loading
+from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.tasks.base.protocol import Chatting
-from medray.types import DISCLAIMER, Engine, Message, Sampling
+from medray.types import DISCLAIMER, Message, Sampling
 
 app = typer.Typer()
 
@@ -103,10 +103,16 @@ class Remote:
 
 @dataclass(frozen=True)
 class Local:
-    task: Chatting
-    engine: Engine
-    name: str
+    loaded: LoadedRelease
     sampling: Sampling
+
+    @property
+    def name(self) -> str:
+        return self.loaded.reference
+
+    @property
+    def task(self) -> Chatting:
+        return cast(Chatting, self.loaded.task)  # as `open` has checked
 
     @property
     def system(self) -> str:
@@ -118,18 +124,17 @@ class Local:
 
     @classmethod
     def open(cls, reference: str, storage_path: str, settings: dict[str, Any]) -> "Local":
-        """Loaded in this process, in fp32, merged where that changes nothing."""
-        release = Registry(storage_path).resolve(reference)
-        loaded = release.load(precision="fp32")
-        task = loaded.task
-        if not isinstance(task, Chatting):
-            raise ConfigError(f"{release.reference}: its task {task.options.name!r} does not talk")
-        engine = loading.merged(loaded) if release.serves_merged() else loaded.engine
-        return cls(task, engine, release.reference, Sampling(**{"max_tokens": task.options.max_new_tokens, **settings}))
+        """Load the release in this process, in fp32, merged where that changes no answer."""
+        loaded = Registry(storage_path).resolve(reference).load(precision="fp32", merge=True)
+        options = loaded.task.options
+        if not isinstance(loaded.task, Chatting):
+            raise ConfigError(f"{loaded.reference}: its task {options.name!r} does not talk")
+        return cls(loaded, Sampling(**{"max_tokens": options.max_new_tokens, **settings}))
 
     def say(self, messages: list[Message]) -> Generator[str, None, None]:
-        prompt = self.task.prompt(messages, self.engine.tokenizer, self.sampling.max_tokens)
-        for chunk in self.engine.generate([prompt], self.sampling):
+        engine = self.loaded.engine
+        prompt = self.task.prompt(messages, engine.tokenizer, self.sampling.max_tokens)
+        for chunk in engine.generate([prompt], self.sampling):
             yield chunk.text
 
 

@@ -23,7 +23,7 @@ from medray.tasks.base.protocol import Calibrated, Task
 from medray.types import Example, Prediction
 
 
-def calibrated(task: Task, record: CalibrationRecord, predictions: Sequence[Prediction]) -> list[Prediction]:
+def calibrate(task: Task, record: CalibrationRecord, predictions: Sequence[Prediction]) -> list[Prediction]:
     """The predictions with calibrated probabilities, their confidence, and whether they are abstained from. Texts as they are."""
     if not predictions or not task.labels:
         return list(predictions)
@@ -42,7 +42,7 @@ def probed(task: Task, record: CalibrationRecord, outputs: Sequence[Sequence[flo
     labels = task.labels or tuple(task.state().get("kinds", ()))
     if not isinstance(task, Calibrated):
         return ProbeRecord(labels=labels)
-    rows = calibrated(task, record, task.read_probe(np.array(outputs, dtype=np.float64).reshape(-1, len(labels))))
+    rows = calibrate(task, record, task.read_probe(np.array(outputs, dtype=np.float64).reshape(-1, len(labels))))
     return ProbeRecord(labels=labels, answers=tuple(row.labels for row in rows), probabilities=tuple(row.probabilities for row in rows))
 
 

@@ -20,7 +20,7 @@ from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import loading
 from medray.registry.answers import examine
-from medray.registry.loading import Loaded
+from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
@@ -47,10 +47,10 @@ class Evaluation:
 
 def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> Evaluation:
     """Answer the rows without labels, then read the labels, and score."""
-    name, folder, loaded = _load(of, storage_path)
+    loaded = _load(of, storage_path)
     dataset = datasets.load(data, loaded.task.options.bring)
-    _check_unseen(name, folder, loaded.manifest, dataset, part)
-    return _judged(name, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir)
+    _check_unseen(loaded, dataset, part)
+    return _evaluate(loaded.reference, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir)
 
 
 def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> Evaluation:
@@ -59,10 +59,10 @@ def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> Evalu
     task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
     if task.head() is not None:
         raise ConfigError(f"{source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
-    return _judged(f"{source}, untuned", task, loading.untuned(config), AS_IT_IS, dataset, part, log_dir)
+    return _evaluate(f"{source}, untuned", task, loading.untuned(config), AS_IT_IS, dataset, part, log_dir)
 
 
-def _judged(
+def _evaluate(
     name: str, task: Task, engine: Engine, calibration: CalibrationRecord, dataset: Dataset, part: Part, log_dir: Path
 ) -> Evaluation:
     rows = _rows(dataset, part)
@@ -76,11 +76,9 @@ def _judged(
     return Evaluation(name, part, metric, metrics, sure, num_openings, calibration, analysis)
 
 
-def _load(of: str, storage_path: str) -> tuple[str, Path, Loaded]:
-    if (Path(of) / checkpoint.MANIFEST).is_file():
-        return of, Path(of), loading.load(of)
-    release = Registry(storage_path).resolve(of)
-    return release.reference, release.folder(), release.load()
+def _load(of: str, storage_path: str) -> LoadedRelease:
+    """A checkpoint's folder, or a release."""
+    return loading.load(of) if (Path(of) / checkpoint.MANIFEST).is_file() else Registry(storage_path).resolve(of).load()
 
 
 def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
@@ -101,12 +99,13 @@ def _labels(dataset: Dataset, rows: Sequence[Example], part: Part, log_dir: Path
     return [by_id[row.id] for row in rows], opened.num_openings
 
 
-def _check_unseen(name: str, folder: Path, manifest: Manifest, dataset: Dataset, part: Part) -> None:
-    """Rows that trained a model must not judge it."""
+def _check_unseen(loaded: LoadedRelease, dataset: Dataset, part: Part) -> None:
+    """Raise where rows that trained the model would evaluate it."""
+    name, manifest = loaded.reference, loaded.manifest
     if manifest.data_fingerprint is None:
         log.warning("%s: was trained elsewhere, on rows that nothing names; whether some of these trained it cannot be known", name)
         return
-    trained = loading.read_train_rows(folder)
+    trained = loading.read_train_rows(loaded.folder)
     if trained is None:
         _check_fingerprints(name, manifest, dataset, part)
         return

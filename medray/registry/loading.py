@@ -1,4 +1,4 @@
-"""From a checkpoint's folder back to the task and the engine that made its predictions, proven by its probe."""
+"""From a checkpoint's folder back to what predicts: task, engine and calibration, proven by its probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +15,9 @@ from medray.errors import ArtifactError
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
 from medray.models.build import Built, build, merge
+from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
-from medray.registry.answers import calibrated
+from medray.registry.answers import calibrate
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest, Probe
 from medray.tasks.base.protocol import Task, restore
@@ -33,57 +34,98 @@ _TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base dif
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRelease:
+    """A task, the engine that computes for it, and the calibration of its probabilities.
+
+    Python, HTTP, batches and the terminal predict through this class; each adds only what is its own. A checkpoint that is not
+    published is loaded as version 0 of its own place.
+    """
+
+    name: str
+    version: int
+    folder: Path  # of the checkpoint, on this machine
     manifest: Manifest
     task: Task
     engine: Engine
-    built: Built
-    calibration: CalibrationRecord = AS_IT_IS  # of a release; a checkpoint alone has none
+    precision: Precision  # that the engine computes in
+    calibration: CalibrationRecord = AS_IT_IS
+    is_merged: bool = False  # the adapter is part of the base's weights
 
-    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
-        return calibrated(self.task, self.calibration, self.task.predict(self.engine, examples))
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+    @property
+    def built(self) -> Built:
+        return self._transformers.built
+
+    @property
+    def _transformers(self) -> TransformersEngine:
+        assert isinstance(self.engine, TransformersEngine), "the network of another engine lies in another process"
+        return self.engine
+
+    def predict(self, inputs: Sequence[str | Example]) -> list[Prediction]:
+        """One calibrated prediction per input, in order. The id of a text is its position."""
+        examples = [row if isinstance(row, Example) else Example(str(number), row) for number, row in enumerate(inputs)]
+        return self.calibrate(self.task.predict(self.engine, examples))
+
+    def calibrate(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        return calibrate(self.task, self.calibration, predictions)
+
+    def in_precision(self, precision: Precision, *, token_budget: int | None = None) -> "LoadedRelease":
+        """The same network behind an engine that computes in another precision, or reads other batches."""
+        engine = self._transformers
+        budget = token_budget or engine.token_budget
+        other = TransformersEngine(engine.built, precision=precision, token_budget=budget, device=str(engine.device))
+        return replace(self, engine=other, precision=precision)
+
+    def merged(self) -> "LoadedRelease":
+        """The plain model with the adapter added to the base's weights. In place: `self` is used up."""
+        engine = self._transformers
+        plain = replace(engine.built, model=merge(engine.built).eval())
+        other = TransformersEngine(plain, precision=engine.precision, token_budget=engine.token_budget, device=str(engine.device))
+        return replace(self, engine=other, is_merged=True)
+
+    def check_probe(self) -> None:
+        """Raise unless the engine gives the outputs that the manifest has for the probe. Meant for fp32."""
+        check_probe(self.folder, self.manifest.probe, probe_outputs(self.task, self.engine))
 
 
-def load(place: Path | str, *, precision: Precision | None = None, device: str = "cpu", verify: bool = True) -> Loaded:
-    """Rebuild a checkpoint from a folder or URI, by default in the arithmetic it was trained in. Hashes, base weights and probe are compared first."""
+def load(place: Path | str, *, precision: Precision | None = None, device: str = "cpu", verify: bool = True) -> LoadedRelease:
+    """Rebuild a checkpoint from a folder or URI, by default in the precision that it was trained in.
+
+    Hashes, base weights and probe are compared first.
+    """
     folder = files.fetch(str(place))
     manifest = checkpoint.verify(folder) if verify else checkpoint.read(folder)
-    base = sources.resolve(manifest.model.source, manifest.base.revision)
-    if base.weight_hash != manifest.base.weight_hash:
-        raise ArtifactError(
-            f"{folder}: was trained on {manifest.base.source} with weights {manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}"
-        )
+    base = find_base(str(folder), manifest)
     task = restore(manifest.task.options, manifest.task.state)
     built = build(base, task.head(), manifest.model, None, adapter_dir=None if manifest.is_untuned else folder)
     built.model.to(device)
-
-    def engine(used: Precision) -> Engine:
-        return TransformersEngine(built, precision=used, token_budget=manifest.token_budget, device=device)
-
+    used = precision or manifest.precision.used
+    engine = TransformersEngine(built, precision=used, token_budget=manifest.token_budget, device=device)
+    loaded = LoadedRelease(str(place), 0, folder, manifest, task, engine, used)
     if verify:
-        prove(folder, manifest.probe, answers(task, engine("fp32")))
-    return Loaded(manifest, task, engine(precision or manifest.precision.used), built)
+        loaded.in_precision("fp32").check_probe()
+    return loaded
+
+
+def find_base(where: str, manifest: Manifest) -> Base:
+    """The base model that a checkpoint was trained on, with the same weights."""
+    base = sources.resolve(manifest.model.source, manifest.base.revision)
+    if base.weight_hash != manifest.base.weight_hash:
+        raise ArtifactError(
+            f"{where}: was trained on {manifest.base.source} with weights {manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}"
+        )
+    return base
 
 
 def untuned(config: TrialConfig, *, device: str = "cpu") -> Engine:
-    """The base model of a trial as it is, for tasks that a language model can be asked without training; in fp32 where nothing else was asked for."""
+    """The base model of a trial before training, for tasks without a head; in fp32 where the trial names no precision."""
     built = build(sources.resolve(config.model.source, config.model.revision), None, config.model, None)
     built.model.to(device)
     precision = "fp32" if config.model.precision == "auto" else config.model.precision
     return TransformersEngine(built, precision=precision, token_budget=config.train.token_budget, device=device)
-
-
-def merged(loaded: Loaded) -> Engine:
-    """The plain model that the checkpoint is merged into, in the same arithmetic. In place: `loaded` is used up."""
-    engine = loaded.engine
-    assert isinstance(engine, TransformersEngine)
-    plain = replace(loaded.built, model=merge(loaded.built))
-    return TransformersEngine(plain, precision=engine.precision, token_budget=engine.token_budget, device=str(engine.device))
-
-
-def answers(task: Task, engine: Engine) -> npt.NDArray[np.float64]:
-    """What a model says to the probe texts."""
-    return task.probe(engine, [Example(id=f"probe-{number}", text=text) for number, text in enumerate(PROBE_TEXTS)])
 
 
 def write_cloud(folder: Path, cloud: Cloud) -> None:
@@ -91,24 +133,29 @@ def write_cloud(folder: Path, cloud: Cloud) -> None:
 
 
 def read_cloud(folder: Path) -> Cloud | None:
-    """None where a checkpoint has kept none: of a task without a head for rows, of few rows, from elsewhere, or of an earlier medray."""
+    """None where a checkpoint keeps none: of a task without a head for rows, of few rows, imported, or of an earlier medray."""
     path = folder / _CLOUD
     return Cloud.from_arrays(load_file(path)) if path.is_file() else None
 
 
 def read_train_rows(folder: Path) -> Hashes | None:
-    """None where a checkpoint has kept none: it was not trained, or elsewhere, or by an earlier medray."""
+    """None where a checkpoint keeps none: it is untuned, imported, or of an earlier medray."""
     path = folder / TRAIN_ROWS
     return load_file(path)["hashes"] if path.is_file() else None
 
 
+def probe_outputs(task: Task, engine: Engine) -> npt.NDArray[np.float64]:
+    """A row of figures per probe text, which the same model gives after every reload."""
+    return task.probe(engine, [Example(id=f"probe-{number}", text=text) for number, text in enumerate(PROBE_TEXTS)])
+
+
 def make_probe(task: Task, engine: Engine) -> Probe:
-    return Probe(texts=PROBE_TEXTS, outputs=tuple(tuple(row) for row in answers(task, engine).tolist()))
+    return Probe(texts=PROBE_TEXTS, outputs=tuple(tuple(row) for row in probe_outputs(task, engine).tolist()))
 
 
-def prove(folder: Path, probe: Probe, found: npt.NDArray[np.float64]) -> None:
+def check_probe(folder: Path, probe: Probe, outputs: npt.NDArray[np.float64]) -> None:
     if probe.texts != PROBE_TEXTS:
-        raise ArtifactError(f"{folder}: its probe was made from other texts than this medray knows")
+        raise ArtifactError(f"{folder}: its probe uses other texts than this medray; publish the checkpoint again")
     wanted = np.array(probe.outputs)
-    if wanted.shape != found.shape or not np.allclose(wanted, found, atol=_TOLERANCE, rtol=_TOLERANCE):
-        raise ArtifactError(f"{folder}: answers its probe with {found.round(4).tolist()} instead of {wanted.round(4).tolist()}")
+    if wanted.shape != outputs.shape or not np.allclose(wanted, outputs, atol=_TOLERANCE, rtol=_TOLERANCE):
+        raise ArtifactError(f"{folder}: answers its probe with {outputs.round(4).tolist()} instead of {wanted.round(4).tolist()}")

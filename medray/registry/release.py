@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import export_merged
 from medray.records import MERGE_LIMIT, CalibrationRecord, ProbeRecord, ReleaseRecord
 from medray.registry import answers, card, signatures
-from medray.registry.loading import Loaded, load
+from medray.registry.loading import LoadedRelease, load
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest
 from medray.storage.store import open_store
@@ -116,13 +116,27 @@ class Release:
             )
         signatures.check(self.raw, self.registry.store.read(name), key, where=self.reference)
 
-    def load(self, *, precision: Precision | None = None, **options: Any) -> Loaded:
-        """Task, engine and calibration; hashes, base weights and probe are compared first."""
+    def load(self, *, precision: Precision | None = None, device: str = "cpu", merge: bool = False) -> LoadedRelease:
+        """Rebuild task, engine and calibration. Hashes, base weights and probe are compared first.
+
+        With `merge`, the adapter is added to the base's weights where that changes no answer, and the probe is compared again.
+        """
         if precision not in (None, *get_args(Precision)):
             raise ConfigError(f"{self.reference}: there is no precision {precision!r}; {allowed(str(precision), get_args(Precision))}")
-        loaded = load(self.folder(), precision=precision, **options)
-        self.check_probe(loaded.manifest)
-        return replace(loaded, task=self.task(loaded.manifest), calibration=self.record.calibration)
+        checkpoint_alone = load(self.folder(), precision=precision, device=device)
+        self.check_probe(checkpoint_alone.manifest)
+        loaded = replace(
+            checkpoint_alone,
+            name=self.record.name,
+            version=self.record.version,
+            task=self.task(checkpoint_alone.manifest),
+            calibration=self.record.calibration,
+        )
+        if not merge or not self.serves_merged():
+            return loaded
+        merged = loaded.merged()
+        merged.in_precision("fp32").check_probe()
+        return merged
 
     def task(self, manifest: Manifest) -> Task:
         """As it was trained, but for the options that this version has otherwise."""

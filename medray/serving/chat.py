@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from medray.engines.vllm.engine import VllmEngine
 from medray.errors import ConfigError, ServingError
+from medray.registry.loading import LoadedRelease
 from medray.serving.batching import LateError, OverloadedError
 from medray.serving.schemas import Asked, Begun, Described, Limits, Said
 from medray.serving.streams import Deliver
@@ -41,22 +42,24 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True)
 class Chat:
-    """One version of a release. A text holds on to the one it began with."""
+    """A loaded release that talks. A text keeps the one it began with."""
 
-    release: str
-    version: int
-    task: Chatting
+    loaded: LoadedRelease
     tokenizer: Any
     streams: Speaker
-    precision: str
     window: int  # places that the model has for tokens
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, release: str, version: int, task: Chatting, tokenizer: Any, streams: Speaker, precision: str, window: int) -> "Chat":
+    def open(cls, loaded: LoadedRelease, streams: Speaker, window: int) -> "Chat":
+        assert isinstance(loaded.task, Chatting), "what does not talk is refused before"
         # One tokenizer reads a template's marks as marks and what people say as text, by a switch of its own: two threads at it would
         # let a user's "<|im_end|>" end the turn. And the thread that computes spells tokens with the engine's meanwhile.
-        return cls(release, version, task, copy.deepcopy(tokenizer), streams, precision, window)
+        return cls(loaded, copy.deepcopy(loaded.engine.tokenizer), streams, window)
+
+    @property
+    def task(self) -> Chatting:
+        return cast(Chatting, self.loaded.task)  # as `open` has checked
 
     def begin(self, asked: Asked, limits: Limits, deadline: float, deliver: Deliver) -> tuple[Begun, Any]:
         options = self.task.options
@@ -74,10 +77,10 @@ class Chat:
         if len(prompt) + most > longest:
             raise TooLongError(f"{len(prompt)} tokens and {most} to be generated: at most {longest} are read and written")
         stream = self.streams.start(prompt, replace(asked.sampling, max_tokens=most), deliver, deadline)
-        return Begun(self.release, self.version, len(prompt), DISCLAIMER, options.disclaimer), stream
+        return Begun(self.loaded.name, self.loaded.version, len(prompt), DISCLAIMER, options.disclaimer), stream
 
     def describe(self) -> Described:
-        return Described(self.release, self.version, self.task.options.system, DISCLAIMER)
+        return Described(self.loaded.name, self.loaded.version, self.task.options.system, DISCLAIMER)
 
 
 class Telling:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -14,10 +15,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ServingError
 from medray.evaluation.novelty import Cloud
 from medray.models import precision as half
-from medray.models.build import Built, merge
-from medray.records import CalibrationRecord
-from medray.registry.answers import calibrated
-from medray.registry.loading import answers, prove, read_cloud
+from medray.registry.loading import LoadedRelease, read_cloud
 from medray.registry.release import Release
 from medray.serving.autotune import fastest, generates, time_steps, time_texts
 from medray.serving.batching import Batcher, Floats, TooManyTokensError, tail_length
@@ -25,7 +23,7 @@ from medray.serving.chat import Chat
 from medray.serving.notes import far
 from medray.serving.schemas import AppOptions, Described
 from medray.serving.streams import Streams
-from medray.tasks.base.protocol import Chatting, Task
+from medray.tasks.base.protocol import Chatting
 from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse, served_tasks
 from medray.types import Chunk, Example, Sampling
 
@@ -73,21 +71,21 @@ class Turn:
 
 
 log = logging.getLogger(__name__)
-Found = TypeVar("Found")
+Measure = TypeVar("Measure")
 
 
 @dataclass(frozen=True)
 class Head:
-    """One version of a release. A request holds on to the one it began with, so a switch never mixes two models."""
+    """A loaded release whose requests share batches. A request keeps the head it began with, so a switch never mixes two models."""
 
-    release: str
-    version: int
-    task: Served
+    loaded: LoadedRelease
     batcher: Batcher
     streams: Streams
-    precision: Precision
-    calibration: CalibrationRecord
     cloud: Cloud | None = None  # what embeddings are compared with, where texts unlike the training are flagged
+
+    @property
+    def task(self) -> Served:
+        return cast(Served, self.loaded.task)  # as `open_head` has checked
 
     @property
     def path(self) -> str:
@@ -96,10 +94,9 @@ class Head:
     def answer(self, request: TextRequest, *, max_tokens: int, deadline: float) -> TextResponse:
         turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
         examples = request.examples()
-        answers = self.task.respond(calibrated(self.task, self.calibration, self.task.predict(turn, examples)))
-        notes = self._notes(turn, examples)
+        answers = self.task.respond(replace(self.loaded, engine=turn).predict(examples))
         response = self.task.routes[0].response
-        return response(release=self.release, version=self.version, notes=notes, predictions=answers)
+        return response(release=self.loaded.name, version=self.loaded.version, notes=self._notes(turn, examples), predictions=answers)
 
     def _notes(self, turn: Turn, examples: Sequence[Example]) -> tuple[InputNote, ...]:
         """Of each text how far its rows are from those of the training, in the mean."""
@@ -113,84 +110,83 @@ class Head:
         return tuple(InputNote(distance=round(one, 3), unlike_training=far(one, self.cloud)) for one in found.tolist())
 
     def describe(self) -> Described:
-        return Described(self.release, self.version)
+        return Described(self.loaded.name, self.loaded.version)
 
 
 @dataclass(frozen=True)
 class _Opening:
-    """A release that is loaded and not yet in its arithmetic."""
+    """A loaded release whose precision is not chosen yet."""
 
-    release: Release
+    loaded: LoadedRelease
     options: AppOptions
-    built: Built
     thread: Executor
-    device: str
-
-    @property
-    def casts(self) -> bool:
-        return self.release.serves_merged()  # 4-bit layers follow autocast themselves
 
     def engine(self, precision: Precision) -> TransformersEngine:
-        return TransformersEngine(self.built, precision=precision, token_budget=self.options.token_budget, device=self.device)
+        engine = self.loaded.in_precision(precision, token_budget=self.options.token_budget).engine
+        assert isinstance(engine, TransformersEngine)
+        return engine
 
-    def timed(self, measure: Callable[[TransformersEngine], Found]) -> dict[Precision, Found]:
-        asked = self.options.precision
-        tried: list[Precision] = ["fp32", "bf16"] if asked == "auto" else [asked]
-        found = {}
-        for used in tried:
-            with self._in(used):
-                found[used] = measure(self.engine(used))
-        return found
+    def time(self, measure: Callable[[TransformersEngine], Measure]) -> dict[Precision, Measure]:
+        """A measure of each precision that the options allow."""
+        precision = self.options.precision
+        candidates: list[Precision] = ["fp32", "bf16"] if precision == "auto" else [precision]
+        measures = {}
+        for candidate in candidates:
+            with self._cast_within(candidate):
+                measures[candidate] = measure(self.engine(candidate))
+        return measures
 
-    def _in(self, precision: Precision) -> AbstractContextManager[None]:
-        return half.cast_within(self.built, precision) if self.casts else nullcontext()
+    def _cast_within(self, precision: Precision) -> AbstractContextManager[None]:
+        # 4-bit layers follow autocast themselves.
+        return half.cast_within(self.loaded.built, precision) if self.loaded.is_merged else nullcontext()
 
-    def settled(self, precision: Precision) -> tuple[TransformersEngine, Streams]:
-        if self.casts:
-            half.cast(self.built, precision)
+    def settle(self, precision: Precision) -> tuple[LoadedRelease, TransformersEngine, Streams]:
+        if self.loaded.is_merged:
+            half.cast(self.loaded.built, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
             engine.generation, self.thread, token_budget=options.generation_tokens, waiting_tokens=options.limits.waiting_tokens
         )
-        return engine, streams
+        return replace(self.loaded, engine=engine, precision=precision), engine, streams
 
 
 def open_head(release: Release, options: AppOptions, thread: Executor, *, device: str) -> Head | Chat:
-    """Loaded and merged in a thread that ends, then timed in the one that will compute.
+    """Load and merge a release in a thread that ends, then time it in the one that will compute.
 
     Every thread that computes keeps OpenMP workers until it ends, and with more of them than cores they sleep between
     layers: a second such thread took the first from 1.9 to 1.4 of two cores.
     """
     with ThreadPoolExecutor(1, "load") as loader:
-        built, task = loader.submit(_load, release, options, device).result()
-    opening = _Opening(release, options, built, thread, device)
-    if isinstance(task, Chatting):
-        used = _faster_steps(opening)
-        record, (engine, streams) = release.record, opening.settled(used)
-        window = getattr(built.model.config, "max_position_embeddings", None) or engine.tokenizer.model_max_length
-        return Chat.open(record.name, record.version, task, engine.tokenizer, streams, used, window)
-    assert isinstance(task, Served), "a release that nothing serves was refused"
-    return _open_head(opening, task)
+        loaded = loader.submit(partial(release.load, device=device, merge=True)).result()
+    opening = _Opening(loaded, options, thread)
+    if isinstance(loaded.task, Chatting):
+        loaded, engine, streams = opening.settle(_faster_steps(opening))
+        window = getattr(loaded.built.model.config, "max_position_embeddings", None) or engine.tokenizer.model_max_length
+        return Chat.open(loaded, streams, window)
+    if not isinstance(loaded.task, Served):
+        known = ", ".join([*served_tasks(), "those of tasks that talk"])
+        raise ServingError(f"{loaded.reference}: its task {loaded.task.options.name!r} has no route; releases that have: {known}")
+    return _open_head(opening)
 
 
 def _faster_steps(opening: _Opening) -> Precision:
-    timed = opening.timed(lambda engine: time_steps(engine, opening.thread))
-    used = fastest(timed)
-    log.info("%s: %s; seconds of a step: %s", opening.release.reference, used, timed)
-    return used
+    seconds = opening.time(lambda engine: time_steps(engine, opening.thread))
+    precision = fastest(seconds)
+    log.info("%s: %s; seconds of a step: %s", opening.loaded.reference, precision, seconds)
+    return precision
 
 
-def _open_head(opening: _Opening, task: Served) -> Head:
-    record, options, overhead = opening.release.record, opening.options, 1
-    if opening.built.head is None and generates(opening.engine("fp32"), task):
-        used = _faster_steps(opening)
+def _open_head(opening: _Opening) -> Head:
+    options, overhead, task = opening.options, 1, opening.loaded.task
+    if opening.loaded.built.head is None and generates(opening.engine("fp32"), task):
+        precision = _faster_steps(opening)
     else:
-        timed = opening.timed(lambda engine: time_texts(engine, task, opening.thread))
-        used = fastest({name: timing.full_s for name, timing in timed.items()})
-        overhead = timed[used].overhead_tokens
-        log.info("%s: %s, a batch costs as much as %d tokens; %s", opening.release.reference, used, overhead, timed)
-    engine, streams = opening.settled(used)
-    cloud = read_cloud(opening.release.folder()) if options.flag_unlike_training else None
+        timings = opening.time(lambda engine: time_texts(engine, task, opening.thread))
+        precision = fastest({name: timing.full_s for name, timing in timings.items()})
+        overhead = timings[precision].overhead_tokens
+        log.info("%s: %s, a batch costs as much as %d tokens; %s", opening.loaded.reference, precision, overhead, timings)
+    loaded, engine, streams = opening.settle(precision)
+    cloud = read_cloud(loaded.folder) if options.flag_unlike_training else None
     batcher = Batcher(
         engine,
         opening.thread,
@@ -199,21 +195,4 @@ def _open_head(opening: _Opening, task: Served) -> Head:
         overhead_tokens=overhead,
         outputs=engine.embedded if cloud else None,
     )
-    return Head(record.name, record.version, task, batcher, streams, used, record.calibration, cloud)
-
-
-def _load(release: Release, options: AppOptions, device: str) -> tuple[Built, Task]:
-    """Hashes, base weights and probe are compared by the load; the merged model must answer the probe as well.
-
-    A 4-bit release whose merge was not measured, or changed its F1, answers unmerged.
-    """
-    loaded = release.load(device=device)
-    if not isinstance(loaded.task, Served | Chatting):
-        known = ", ".join([*served_tasks(), "those of tasks that talk"])
-        raise ServingError(f"{release.reference}: its task {loaded.task.options.name!r} has no route; releases that have: {known}")
-    if not release.serves_merged():
-        return loaded.built, loaded.task
-    built = replace(loaded.built, model=merge(loaded.built).eval())
-    merged = TransformersEngine(built, precision="fp32", token_budget=options.token_budget, device=device)
-    prove(release.folder(), loaded.manifest.probe, answers(loaded.task, merged))
-    return built, loaded.task
+    return Head(loaded, batcher, streams, cloud)

@@ -17,7 +17,8 @@ from ray import serve
 from ray.util.metrics import Gauge
 
 from medray.errors import DataError, ServingError
-from medray.registry.answers import calibrated, stored
+from medray.registry.answers import stored
+from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import notes
@@ -89,9 +90,9 @@ class HeadReplica:
         if self.options.require_signature:
             release.check_signature(Path(self.options.require_signature))
         head = self.shared.open(release) if self.shared else open_head(release, self.options, self.compute, device=self.device)
-        self.gauge.set(head.version, {"model": reference})
+        self.gauge.set(head.loaded.version, {"model": reference})
         if isinstance(head, Head):
-            self._tell_validation(head, release)
+            self._tell_validation(head.loaded)
         return head
 
     def check_health(self) -> None:
@@ -99,9 +100,9 @@ class HeadReplica:
         if self.shared and self.shared.is_dead:
             raise ServingError("vLLM's processes have died")
 
-    def _tell_validation(self, head: Head, release: Release) -> None:
-        said = shares(calibrated(head.task, head.calibration, stored(release.folder())))
-        tags = {"release": head.release, "version": str(head.version)}
+    def _tell_validation(self, loaded: LoadedRelease) -> None:
+        said = shares(loaded.calibrate(stored(loaded.folder)))
+        tags = {"release": loaded.name, "version": str(loaded.version)}
         for label, share in said.labels.items():
             self.validation_labels.set(share, tags | {"label": label})
         for bound, share in said.confidence.items():
@@ -126,9 +127,9 @@ class HeadReplica:
         if isinstance(head, Refused):
             return head
         if isinstance(head, Chat):
-            return Refused(400, "wrong_route", f"{head.release} is asked at {CHAT_PATH}", param="model")
+            return Refused(400, "wrong_route", f"{head.loaded.name} is asked at {CHAT_PATH}", param="model")
         if not isinstance(request, tuple(route.request for route in head.task.routes)):
-            return Refused(400, "wrong_route", f"{head.release} is asked at {head.path}", param="model")
+            return Refused(400, "wrong_route", f"{head.loaded.name} is asked at {head.path}", param="model")
         try:
             said = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
             return notes.flagged(request, said, self._known(reference)) if self.options.flag_unlike_training else said
@@ -187,7 +188,7 @@ class HeadReplica:
         if isinstance(chat, Refused):
             return chat
         if not isinstance(chat, Chat):
-            return Refused(400, "wrong_route", f"{chat.release} does not talk: it is asked at {chat.path}", param="model")
+            return Refused(400, "wrong_route", f"{chat.loaded.name} does not talk: it is asked at {chat.path}", param="model")
         try:
             return chat.begin(asked, self.options.limits, deadline, deliver)
         except ServingError as err:
@@ -213,9 +214,9 @@ class HeadReplica:
             return ReplicaReport(replica=self.replica, release=name, version=0, precision="", error=following.error)
         return ReplicaReport(
             replica=self.replica,
-            release=head.release,
-            version=head.version,
-            precision=head.precision,
+            release=head.loaded.name,
+            version=head.loaded.version,
+            precision=head.loaded.precision,
             generating=head.streams.num_running + head.streams.num_waiting,
             error=following.error,
             error_version=following.error_version,

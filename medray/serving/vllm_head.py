@@ -11,16 +11,14 @@ from filelock import FileLock
 
 from medray.engines.vllm import engine as vllm
 from medray.errors import ArtifactError, ServingError
-from medray.models import sources
 from medray.models.build import export_merged, load_tokenizer
-from medray.registry.loading import answers, load, prove
+from medray.registry.loading import LoadedRelease, find_base, load, probe_outputs
 from medray.registry.release import Release
 from medray.serving.chat import Chat, Relay
 from medray.serving.schemas import AppOptions
 from medray.serving.vllm import Adapter, Group, adapter_of, refused_by_vllm
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest
-from medray.tasks.base.protocol import Chatting, Task
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
@@ -50,16 +48,24 @@ class Shared:
         folder = release.folder()
         manifest = checkpoint.verify(folder)
         release.check_probe(manifest)
-        task = release.task(manifest)
-        assert isinstance(task, Chatting), "what does not talk was refused"
-        tokenizer = load_tokenizer(folder / "tokenizer")
+        record, task, tokenizer = release.record, release.task(manifest), load_tokenizer(folder / "tokenizer")
         with self._lock:
             engine = self._adapted(release, manifest, tokenizer) if self.group.is_shared else self._merged(release, manifest, tokenizer)
-            self._prove(release, manifest, task, engine)
+            loaded = LoadedRelease(
+                record.name,
+                record.version,
+                folder,
+                manifest,
+                task,
+                engine,
+                self.precision,
+                record.calibration,
+                is_merged=not self.group.is_shared,
+            )
+            self._check_probe(loaded, engine)
         log.info("%s: %s by vLLM, %s", release.reference, self.precision, "an adapter" if self.group.is_shared else "merged")
         relay = Relay(engine, waiting_tokens=self.options.limits.waiting_tokens)
-        record = release.record
-        return Chat.open(record.name, record.version, task, tokenizer, relay, self.precision, engine.core.settings.window)
+        return Chat.open(loaded, relay, engine.core.settings.window)
 
     def _adapted(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.VllmEngine:
         room, adapter = self.group.room, adapter_of(release)
@@ -70,7 +76,7 @@ class Shared:
                 f" {room.rank} on {', '.join(sorted(room.targets))}: deploy again"
             )
         if self._core is None:
-            base = _base(release, manifest)
+            base = find_base(release.reference, manifest)
             # One more than there are releases: while an alias moves, old and new are both there.
             self._core = self._start(base.path, room, num_adapters=len(self.group.references) + 1)
             self._base_hash = base.weight_hash
@@ -79,7 +85,7 @@ class Shared:
         return vllm.VllmEngine(self._core, tokenizer, release.reference, None if manifest.is_untuned else release.folder())
 
     def _merged(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.VllmEngine:
-        folder = _base(release, manifest).path if manifest.is_untuned else merged_folder(release)
+        folder = find_base(release.reference, manifest).path if manifest.is_untuned else merged_folder(release)
         core = self._start(folder)
         self._core = core  # the one before ends with its last text
         return vllm.VllmEngine(core, tokenizer)
@@ -102,24 +108,26 @@ class Shared:
             )
         )
 
-    def _prove(self, release: Release, manifest: Manifest, task: Task, engine: vllm.VllmEngine) -> None:
-        """In fp32 as every load. Half precision hides small differences: then nothing else on this core may be nearer to what it said."""
-        found = answers(task, engine)
+    def _check_probe(self, loaded: LoadedRelease, engine: vllm.VllmEngine) -> None:
+        """Compare the probe in fp32 as every load does.
+
+        Half precision hides small differences: then no other release on this core may be nearer to the outputs than the manifest's own.
+        """
         if self.precision == "fp32":
-            prove(release.folder(), manifest.probe, found)
+            loaded.check_probe()
             return
-        wanted = np.array(manifest.probe.outputs)
-        if not _alike(found, wanted, _ROUNDED):
+        outputs, wanted = probe_outputs(loaded.task, engine), np.array(loaded.manifest.probe.outputs)
+        if not _alike(outputs, wanted, _ROUNDED):
             raise ArtifactError(
-                f"{release.reference}: on vLLM it answers its probe with {found.round(2).tolist()} instead of {wanted.round(2).tolist()}"
+                f"{loaded.reference}: on vLLM it answers its probe with {outputs.round(2).tolist()} instead of {wanted.round(2).tolist()}"
             )
-        if not self.group.is_shared or manifest.is_untuned:
+        if not self.group.is_shared or loaded.manifest.is_untuned:
             return
-        bare = answers(task, vllm.VllmEngine(engine.core, engine.tokenizer))
+        bare = probe_outputs(loaded.task, vllm.VllmEngine(engine.core, engine.tokenizer))
         for name, other in {"its base without adapter": bare, **self._probes}.items():
-            if name != release.reference and not _alike(other, wanted, _ANOTHER) and _distance(found, other) < _distance(found, wanted):
-                raise ArtifactError(f"{release.reference}: on vLLM it answers its probe as {name} does")
-        self._probes[release.reference] = wanted
+            if name != loaded.reference and not _alike(other, wanted, _ANOTHER) and _distance(outputs, other) < _distance(outputs, wanted):
+                raise ArtifactError(f"{loaded.reference}: on vLLM it answers its probe as {name} does")
+        self._probes[loaded.reference] = wanted
 
 
 def merged_folder(release: Release) -> Path:
@@ -132,15 +140,6 @@ def merged_folder(release: Release) -> Path:
                 with files.new_folder(target) as filling:
                     export_merged(load(release.folder()).built, filling)
     return target
-
-
-def _base(release: Release, manifest: Manifest) -> sources.Base:
-    base = sources.resolve(manifest.model.source, manifest.base.revision)
-    if base.weight_hash != manifest.base.weight_hash:
-        raise ArtifactError(
-            f"{release.reference}: was trained on {manifest.base.source} with weights {manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}"
-        )
-    return base
 
 
 def _alike(one: Floats, other: Floats, within: float) -> bool:

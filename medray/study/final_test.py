@@ -202,14 +202,16 @@ def predict(checkpoint: str, rows: Sequence[Example], validation: Sequence[Examp
     with uncollected():
         import torch
 
-        from medray.registry.loading import load, merged
+        from medray.registry.loading import load
 
     torch.set_num_threads(num_threads)
     loaded = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
     predictions, seconds = timed(loaded.task, loaded.engine, rows)
     samples = _sampled(loaded.task, loaded.engine)
     is_exact = loaded.manifest.quantization == "none"
-    return Predictions(loaded.task, predictions, seconds, None if is_exact else loaded.task.predict(merged(loaded), validation), samples)
+    return Predictions(
+        loaded.task, predictions, seconds, None if is_exact else loaded.task.predict(loaded.merged().engine, validation), samples
+    )
 
 
 def timed(task: Task, engine: Engine, rows: Sequence[Example]) -> tuple[list[Prediction], float]:

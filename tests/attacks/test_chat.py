@@ -241,7 +241,7 @@ def test_a_conversation_is_not_read_after_its_time(served: Served) -> None:
             raise AssertionError("read for nobody")
 
     with pytest.raises(LateError):
-        replace(served, task=Untouched()).begin(QUESTION, Limits(), time.monotonic() - 1, lambda chunk: None)
+        replace(served, loaded=replace(served.loaded, task=Untouched())).begin(QUESTION, Limits(), time.monotonic() - 1, lambda chunk: None)
 
 
 class Replica(HeadReplica):
@@ -261,7 +261,7 @@ def test_a_client_that_leaves_while_its_conversation_waits_to_be_read_makes_no_w
             begun.append(1)
             return served.task.prompt(*args)
 
-    replica = Replica(replace(served, task=Noted()))
+    replica = Replica(replace(served, loaded=replace(served.loaded, task=Noted())))
     replica.requests.submit(time.sleep, 0.5)
 
     async def leave() -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,11 +27,11 @@ from medray.batch.pieces import Piece
 from medray.batch.pool import Pool
 from medray.batch.rows import Row
 from medray.batch.run import Asked, ReadTask, prepare
-from medray.batch.worker import UNANSWERABLE, Opened, Work, Worker, answered
+from medray.batch.worker import UNANSWERABLE, Work, Worker, predict_rows
 from medray.errors import ArtifactError, DataError
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster, Node
-from medray.types import Example
+from medray.types import Example, Prediction
 
 MADE: dict[str, Callable[..., Any]] = {
     "cancer": tiny.study,
@@ -84,25 +84,19 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "medray.batch.pool", None)
 
 
-def opened(runs: Path, name: str) -> Opened:
-    loaded = Registry(str(runs)).resolve(name).load()
-    return Opened(loaded.task, loaded.engine, loaded.calibration, "fp32")
-
-
 def test_only_the_rows_that_cannot_be_answered_are_set_aside(runs: Path) -> None:
-    known = opened(runs, "cancer")
+    loaded = medray.load("cancer", storage_path=str(runs))
 
-    class Choosy(Opened):
-        def predict(self, examples):  # type: ignore[no-untyped-def]
-            if any("poison" in example.text for example in examples):
-                raise DataError("there is no token in the text")
-            return super().predict(examples)
+    def predict(examples: Sequence[Example]) -> list[Prediction]:
+        if any("poison" in example.text for example in examples):
+            raise DataError("there is no token in the text")
+        return loaded.predict(examples)
 
     given = [Row(f"r{number}", "poison" if number in (2, 7) else f"tumour {number}", f"f:{number}") for number in range(9)]
-    found = answered(Choosy(known.task, known.engine, known.calibration, "fp32"), given)
+    found = predict_rows(predict, given)
     assert [(row.id, row.fault) for row in found.unanswerable] == [("r2", UNANSWERABLE), ("r7", UNANSWERABLE)]
     assert [row.id for row in found.rows] == ["r0", "r1", "r3", "r4", "r5", "r6", "r8"]
-    wanted = known.predict([Example(row.id, row.text) for row in found.rows])
+    wanted = loaded.predict([Example(row.id, row.text) for row in found.rows])
     assert [row.labels for row in found.predictions] == [row.labels for row in wanted]
 
 

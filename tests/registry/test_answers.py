@@ -95,7 +95,7 @@ def test_what_is_fitted_on_validation_rows_is_fitted_on_the_models_own_probabili
     record = answering.fit(loaded.task, own, rows, asked)
     assert record.temperature != 1
     assert record.abstention is not None
-    answers = answering.calibrated(loaded.task, record, own)
+    answers = answering.calibrate(loaded.task, record, own)
     assert np.mean([not row.abstained for row in answers]) == pytest.approx(record.abstention.coverage)
     unscaled = answering.fit(loaded.task, own, rows, CalibrationConfig(temperature=False))
     assert (unscaled.temperature, unscaled.abstention) == (1.0, None)

@@ -44,7 +44,7 @@ def test_it_is_published_without_training_and_obeyed(folder: Path, tmp_path: Pat
     assert "the heart failure" not in read[0]
     assert "the heart failure" in read[1]
     assert "the study of" not in read[1]
-    assert medray.load("instruct@best", storage_path=str(tmp_path)).loaded.task.options.system == "the heart failure"
+    assert medray.load("instruct@best", storage_path=str(tmp_path)).task.options.system == "the heart failure"
     assert "- task.system: the heart failure" in card.render(second.record, checkpoint.read(folder), merged=False)
     third = registry.change("instruct@2", {"disclaimer": False}, name="terse")
     assert third.record.task_options == {"system": "the heart failure", "disclaimer": False}

@@ -99,13 +99,13 @@ def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: C
             time.sleep(0.01)
             assert len(inside) == 1
             inside.pop()
-            assert tokenizer is not chat.streams._make().tokenizer
+            assert tokenizer is not chat.loaded.engine.tokenizer
             return chat.task.prompt(messages, tokenizer, most)
 
         def outcome(self, text: str) -> Any:
             return "answered"
 
-    slow = replace(chat, task=Slow())
+    slow = replace(chat, loaded=replace(chat.loaded, task=Slow()))
     question = asked("fever <|im_end|>", "<|im_end|> no", "glucose", max_tokens=1)
     with ThreadPoolExecutor(8) as clients:
         found = list(clients.map(lambda number: told(slow, question)[0].prompt_tokens, range(8)))
@@ -150,7 +150,7 @@ def test_bf16_is_served_where_it_was_asked_for(release: Release) -> None:
     with ThreadPoolExecutor(1) as thread:
         found = open_head(release, AppOptions(releases=("adviser",), precision="bf16", token_budget=256), thread, device="cpu")
         assert isinstance(found, Chat)
-        assert found.precision == "bf16"
+        assert found.loaded.precision == "bf16"
         assert told(found, asked("glucose"))[1].finish
 
 

@@ -9,7 +9,6 @@ from peft import PeftModel
 from support import tiny
 
 from medray.records import MergeRecord
-from medray.registry.prediction import Model
 from medray.registry.registry import Registry
 from medray.serving import head as heads
 from medray.serving.autotune import Timing
@@ -48,7 +47,7 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
         head = open_head(release, options, thread, device="cpu")
         found = head.answer(ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30).predictions
     assert isinstance(head.batcher.engine.built.model, PeftModel) != is_merged
-    for answer, wanted in zip(found, Model(release.reference, release.load()).predict(TEXTS), strict=True):
+    for answer, wanted in zip(found, release.load().predict(TEXTS), strict=True):
         assert answer.labels == wanted.labels
         assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-3)
 
@@ -59,7 +58,7 @@ def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(
     def taken(**seconds: float) -> str:
         monkeypatch.setattr(heads, "time_texts", lambda engine, task, thread: Timing(0.1, seconds[engine.precision], 100))
         with ThreadPoolExecutor(1) as thread:
-            return open_head(release, AppOptions(releases=("cancer",), token_budget=256), thread, device="cpu").precision
+            return open_head(release, AppOptions(releases=("cancer",), token_budget=256), thread, device="cpu").loaded.precision
 
     assert taken(fp32=3.0, bf16=2.0) == "bf16"
     assert taken(fp32=2.0, bf16=3.0) == "fp32"
@@ -104,7 +103,7 @@ def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the
 def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(tmp_path: Path, decoding: str) -> None:
     asked = tiny.choice_study(tmp_path, f"task.decoding={decoding}", "train.epochs=4", family="phi", num_rows=120)
     release = Registry(str(tmp_path / "runs")).publish(tiny.trial(asked, tmp_path).run().checkpoint, "triage")
-    wanted = Model(release.reference, release.load()).predict(texts := [f"{text} {number}" for number, text in enumerate(TEXTS * 8)])
+    wanted = release.load().predict(texts := [f"{text} {number}" for number, text in enumerate(TEXTS * 8)])
     options = AppOptions(releases=("triage",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
         head = open_head(release, options, thread, device="cpu")

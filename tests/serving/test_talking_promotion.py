@@ -96,7 +96,7 @@ def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def expected(adviser: Adviser) -> dict[int, dict[str, tuple[str, str | None]]]:
     found: dict[int, dict[str, tuple[str, str | None]]] = {}
     for version in (1, 2):
-        loaded = medray.load(f"adviser@{version}", storage_path=str(adviser.storage)).loaded
+        loaded = medray.load(f"adviser@{version}", storage_path=str(adviser.storage))
         prompts = [loaded.task.prompt([Message("user", question)], loaded.engine.tokenizer, TOKENS) for question in QUESTIONS]  # type: ignore[attr-defined]
         texts = gather(loaded.engine.generate(prompts, Sampling(max_tokens=TOKENS)), len(QUESTIONS))
         found[version] = {question: (f"{one.text}\n\n{DISCLAIMER}", one.finish) for question, one in zip(QUESTIONS, texts, strict=True)}

@@ -13,7 +13,7 @@ from support import tiny
 from medray.data.formats.pubmedqa import read_ground_truth
 from medray.errors import ConfigError, DataError
 from medray.records import AS_IT_IS, AbstentionRecord
-from medray.registry.answers import calibrated
+from medray.registry.answers import calibrate
 from medray.tasks.base.protocol import restore
 from medray.tasks.choice import ChooseRequest, ChooseResponse, Options, Task, extract
 from medray.types import DISCLAIMER, Chunk, Example, Prediction, Sampling
@@ -226,7 +226,7 @@ def test_the_official_pubmedqa_figures_come_out_of_its_own_files(tmp_path: Path)
 
 def test_a_response_ranks_every_label_and_carries_the_disclaimer():
     task = task_of()
-    answers = task.respond(calibrated(task, AS_IT_IS, task.decide([Prediction("a", (), (0.1, 0.7, 0.2))])))
+    answers = task.respond(calibrate(task, AS_IT_IS, task.decide([Prediction("a", (), (0.1, 0.7, 0.2))])))
     assert ChooseResponse(release="triage", version=2, predictions=answers).model_dump(mode="json") == {
         "notes": [],
         "release": "triage",
@@ -244,7 +244,7 @@ def test_a_response_ranks_every_label_and_carries_the_disclaimer():
         "disclaimer": DISCLAIMER,
     }
     rule = AbstentionRecord(precision=0.9, level=0.8, threshold=0.5, coverage=0.5)
-    silent = calibrated(task, AS_IT_IS.model_copy(update={"temperature": 2.0, "abstention": rule}), [Prediction("a", (), (0.0, 0.0, 0.0))])
+    silent = calibrate(task, AS_IT_IS.model_copy(update={"temperature": 2.0, "abstention": rule}), [Prediction("a", (), (0.0, 0.0, 0.0))])
     (nothing,) = task.respond(silent)
     assert (nothing.label, nothing.confidence, nothing.abstained) == (None, 0.0, True)
     assert [row.text for row in ChooseRequest(inputs=("a", "b")).examples()] == ["a", "b"]

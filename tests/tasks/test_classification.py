@@ -11,7 +11,7 @@ from medray import types
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
 from medray.records import AS_IT_IS
-from medray.registry.answers import calibrated
+from medray.registry.answers import calibrate
 from medray.tasks.base import protocol
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse, Options, Task
 from medray.types import Example
@@ -251,7 +251,7 @@ def test_a_request_has_either_one_text_or_inputs():
 
 def test_a_response_names_the_label_and_every_probability():
     task = task_of()
-    answers = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.2, 0.7, 0.1]])))
+    answers = task.respond(calibrate(task, AS_IT_IS, predictions_of(task, [[0.2, 0.7, 0.1]])))
     assert ClassifyResponse(release="cancer", version=7, predictions=answers).model_dump(mode="json") == {
         "notes": [],
         "release": "cancer",
@@ -275,7 +275,7 @@ def test_a_response_names_the_label_and_every_probability():
 )
 def test_a_multi_label_response_is_as_confident_as_its_least_certain_answer():
     task = task_of([("a", "b")], multi_label=True)
-    (answer,) = task.respond(calibrated(task, AS_IT_IS, predictions_of(task, [[0.9, 0.4]])))
+    (answer,) = task.respond(calibrate(task, AS_IT_IS, predictions_of(task, [[0.9, 0.4]])))
     assert (answer.label, answer.labels, answer.confidence) == (None, ("a",), pytest.approx(0.6))
 
 

@@ -13,7 +13,6 @@ from support import tiny
 from medray.data import dataset
 from medray.errors import ConfigError, DataError
 from medray.registry import answers, evaluate, loading
-from medray.registry.prediction import Model
 from medray.registry.registry import Registry
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions
@@ -200,7 +199,7 @@ def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answer
 
     release = Registry(str(tmp_path / "runs")).publish(result.checkpoint, "diseases")
     texts = tuple(example.text for example in made.material.validation)
-    wanted = Model(release.reference, release.load()).predict(texts)
+    wanted = release.load().predict(texts)
     options = AppOptions(releases=("diseases",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=512)
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, options, thread, device="cpu")

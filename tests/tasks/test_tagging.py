@@ -16,7 +16,6 @@ from support import tiny
 from medray.errors import ConfigError, DataError
 from medray.registry import answers as answering
 from medray.registry import card, loading
-from medray.registry.prediction import Model
 from medray.registry.registry import Registry
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions
@@ -150,7 +149,7 @@ def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(tm
     release = Registry(str(tmp_path / "runs")).publish(result.checkpoint, "diseases")
     assert "pipeline_tag: token-classification" in card.render(release.record, loaded.manifest, merged=False)
     texts = tuple(example.text for example in made.material.validation)
-    wanted = Model(release.reference, release.load()).predict(texts)
+    wanted = release.load().predict(texts)
     options = AppOptions(releases=("diseases",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(4) as clients:
         head = open_head(release, options, thread, device="cpu")

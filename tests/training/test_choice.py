@@ -9,7 +9,7 @@ from support import tiny
 
 from medray.engines.transformers import TransformersEngine
 from medray.models.batch import answer_places
-from medray.registry.loading import load, merged
+from medray.registry.loading import load
 from medray.training.plan import MicroBatch
 from medray.types import Example
 
@@ -78,7 +78,7 @@ def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, f
     examples = trial.material.validation
     held = [line for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines() if line]
     again = loaded.task.predict(loaded.engine, examples)
-    plain = loaded.task.predict(merged(load(result.checkpoint)), examples)
+    plain = loaded.task.predict(load(result.checkpoint).merged().engine, examples)
     assert len(held) == len(again)
     for first, second in zip(again, plain, strict=True):
         assert first.labels == second.labels

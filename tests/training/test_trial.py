@@ -90,7 +90,7 @@ def test_another_base_another_head_or_another_adapter_fails_the_load(tmp_path: P
     manifest = checkpoint.read(result.checkpoint)
     other = np.array(manifest.probe.outputs) + 0.1
     with pytest.raises(ArtifactError, match="answers its probe with"):
-        loading.prove(result.checkpoint, manifest.probe, other)
+        loading.check_probe(result.checkpoint, manifest.probe, other)
     tiny.base(tmp_path / "again", seed=5)
     (tmp_path / "tiny-bert").rename(tmp_path / "old")
     (tmp_path / "again" / "tiny-bert").rename(tmp_path / "tiny-bert")

@@ -26,7 +26,7 @@ MARKER = "xylophonist"
     where="`/v1/chat/completions`",
 )
 def test_what_is_told_is_what_the_loaded_release_says_streamed_and_not(served: Served) -> None:
-    loaded = medray.load("adviser@1", storage_path=str(served.storage)).loaded
+    loaded = medray.load("adviser@1", storage_path=str(served.storage))
     questions = ["tumour cell", "renal failure study of a glucose", "fever"]
     wanted = []
     for question in questions:

@@ -1,0 +1,49 @@
+"""One class predicts: what it accepts, and what it refuses to become."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from support import tiny
+
+from medray.errors import ArtifactError
+from medray.registry import loading
+from medray.registry.registry import Registry
+from medray.types import Example
+
+TEXTS = ["tumour in the lung", "fever after infection"]
+
+
+def test_texts_are_predicted_as_examples_with_their_positions_as_ids(tmp_path: Path) -> None:
+    loaded = Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer").load()
+    assert (loaded.reference, loaded.name, loaded.version) == ("cancer@1", "cancer", 1)
+    of_texts = loaded.predict(TEXTS)
+    assert [row.row_id for row in of_texts] == ["0", "1"]
+    assert of_texts == loaded.predict([Example(str(number), text) for number, text in enumerate(TEXTS)])
+    assert loaded.predict([Example("a", TEXTS[1])])[0].probabilities == pytest.approx(of_texts[1].probabilities, abs=1e-5)
+
+
+def test_a_checkpoint_alone_is_named_by_its_place() -> None:
+    loaded = loading.load(tiny.checkpoint())
+    assert (loaded.reference, loaded.version, loaded.folder) == (str(tiny.checkpoint()), 0, Path(tiny.checkpoint()))
+
+
+def test_a_merged_release_answers_its_probe_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, merge = Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer"), loading.merge
+    merged = release.load(merge=True)
+    assert merged.is_merged
+    assert not isinstance(merged.built.model, PeftModel)
+    for row, wanted in zip(merged.predict(TEXTS), release.load().predict(TEXTS), strict=True):
+        assert row.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
+
+    def wrong_merge(built: Any) -> Any:
+        plain = merge(built)
+        with torch.no_grad():
+            plain.classifier.weight.neg_()
+        return plain
+
+    monkeypatch.setattr(loading, "merge", wrong_merge)
+    with pytest.raises(ArtifactError, match="answers its probe with"):
+        release.load(merge=True)
