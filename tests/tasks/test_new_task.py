@@ -14,7 +14,7 @@ import medray
 from medray import plugins, tasks
 from medray.config.load import plugin_options
 from medray.errors import ConfigError
-from medray.records import AS_IT_IS
+from medray.registry.loading import LoadedRelease
 from medray.serving.api import make_api
 from medray.serving.head import Head
 from medray.serving.schemas import Limits
@@ -124,7 +124,7 @@ def test_a_new_file_is_a_task_that_is_configured_restored_and_served(new_task: s
     assert not isinstance(task, Calibrated | Tallied | Chatting)
     assert new_task in served_tasks()
     anything: Any = None
-    service: Any = Service(Head("words", 4, task, anything, anything, "fp32", AS_IT_IS))
+    service: Any = Service(Head(LoadedRelease("words", 4, anything, anything, task, anything, "fp32"), anything, anything))
     http = TestClient(make_api(service, Limits(), None))
     answer = http.post("/v1/longest", json={"inputs": ["a longer text", "b"]})
     assert answer.json() == {
