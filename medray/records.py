@@ -1,6 +1,9 @@
 """What is stored of a trial and of a release. A release's records are written once and never changed."""
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -128,3 +131,34 @@ class TrialRecord(Section):
     ended_at: float | None = None
     num_parameters: int | None = None
     num_trainable: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trial on its validation rows, after one of its steps."""
+
+    epoch: int  # that it ends or lies in, from 1
+    step: int
+    train_loss: float  # of the rows trained on since the evaluation before
+    metrics: dict[str, float]
+    is_best: bool  # so far
+    epochs: float  # trained so far, in parts: what a scheduler compares trials by
+    is_last: bool
+    seconds: float  # of training since the start, evaluations left out
+    tokens_per_s: float  # real tokens, padding not counted
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From its dict, which an earlier medray may have given more fields."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+def dump_history(history: Sequence[Evaluation]) -> bytes:
+    return json.dumps([evaluation.as_dict() for evaluation in history]).encode()
+
+
+def parse_history(content: bytes) -> list[Evaluation]:
+    return [Evaluation.from_dict(values) for values in json.loads(content)]

@@ -83,7 +83,7 @@ MUTATIONS = (
     Mutation(
         "trials are ranked by their last epoch",
         "medray/evaluation/leaderboard.py",
-        '    return max(counted, key=lambda row: sign * row["metrics"][metric], default=None)',
+        "    return max(counted, key=lambda evaluation: sign * evaluation.metrics[metric], default=None)",
         "    return counted[-1] if counted else None",
         "tests/evaluation/test_leaderboard.py",
     ),

@@ -126,7 +126,7 @@ def in_sequence(trials: list[TrialConfig], material: Material, folder: Path) -> 
         results.append(Trial(trial, material, folder / f"alone-{at}", lambda report: None).run())
         tell(f"our trainer, trial {at}: after {time.perf_counter() - start:.0f} s in all")
     seconds = time.perf_counter() - start
-    best = max(results, key=lambda result: result.best["metrics"][METRIC])
+    best = max(results, key=lambda result: result.best.metrics[METRIC])
     return InSequence(seconds, sum(len(result.history) for result in results), best.checkpoint)
 
 

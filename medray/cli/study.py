@@ -123,7 +123,7 @@ def evaluate(
     else:
         found = evaluation.evaluate(of, asked.data, split, storage_path=storage_path or asked.storage_path, log_dir=log_dir)  # type: ignore[arg-type]
     if as_json:
-        print(TypeAdapter(evaluation.Evaluation).dump_json(found, indent=1).decode())
+        print(TypeAdapter(evaluation.ReleaseEvaluation).dump_json(found, indent=1).decode())
         return
     sure = f" (95 % interval {found.interval.low:.3f} to {found.interval.high:.3f})" if found.interval else ""
     print(f"{found.of} on {found.metrics.num_rows} {split} rows: {found.metric} {found.metrics.values[found.metric]:.4f}{sure}")

@@ -13,9 +13,7 @@ from medray.evaluation import pooling
 from medray.evaluation.bootstrap import Answers, Comparison, Interval, interval, num_rows
 from medray.evaluation.metrics import Metrics, higher_is_better
 from medray.evaluation.pooling import Seeds
-from medray.records import MergeRecord, TrialRecord
-
-Row = Mapping[str, Any]
+from medray.records import Evaluation, MergeRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -107,14 +105,14 @@ class Leaderboard:
         return [entry for entry in self.entries if entry.kind == "reference" and entry.name in better]
 
 
-def best_row(history: Sequence[Row], metric: str) -> Row | None:
+def best_evaluation(history: Sequence[Evaluation], metric: str) -> Evaluation | None:
     """The best evaluation of a trial's whole history, the first of equal ones; one that is not a number never is."""
     sign = 1 if higher_is_better(metric) else -1
-    counted = [row for row in history if not math.isnan(row["metrics"][metric])]
-    return max(counted, key=lambda row: sign * row["metrics"][metric], default=None)
+    counted = [evaluation for evaluation in history if not math.isnan(evaluation.metrics[metric])]
+    return max(counted, key=lambda evaluation: sign * evaluation.metrics[metric], default=None)
 
 
-def entry_of(record: TrialRecord, history: Sequence[Row], metric: str) -> Entry:
+def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) -> Entry:
     started = record.started_at, record.first_step_at
     made = Entry(
         name=record.trial,
@@ -126,12 +124,12 @@ def entry_of(record: TrialRecord, history: Sequence[Row], metric: str) -> Entry:
         num_epochs=len(history),
         num_parameters=record.num_parameters,
         num_trainable=record.num_trainable,
-        seconds=history[-1]["seconds"] if history else None,
+        seconds=history[-1].seconds if history else None,
         seconds_to_first_step=started[1] - started[0] if started[0] and started[1] else None,
         error=record.error,
     )
-    best = best_row(history, metric)
-    return replace(made, epoch=best["epoch"], step=best["step"], validation=best["metrics"]) if best else made
+    best = best_evaluation(history, metric)
+    return replace(made, epoch=best.epoch, step=best.step, validation=best.metrics) if best else made
 
 
 def ranked(entries: Sequence[Entry], metric: str) -> list[Entry]:

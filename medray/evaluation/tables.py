@@ -11,6 +11,7 @@ from medray.evaluation.analysis import Analysis
 from medray.evaluation.bootstrap import Comparison, Interval
 from medray.evaluation.leaderboard import Entry, Leaderboard, Paired, merge_of
 from medray.evaluation.pooling import Seeds
+from medray.records import Evaluation
 from medray.text.csv_text import write_table
 
 if TYPE_CHECKING:
@@ -85,20 +86,19 @@ def to_csv(found: Iterable[Mapping[str, Any]]) -> str:
     return write_table(list(dict.fromkeys(name for row in held for name in row)), held)
 
 
-def history_rows(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+def history_rows(histories: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict[str, Any]]:
     """One row for each evaluation of each trial."""
     for trial, history in histories.items():
-        for row in history:
-            metrics = row["metrics"]
+        for evaluation in history:
             yield {
                 "trial": trial,
-                "epoch": row["epoch"],
-                "step": row["step"],
-                "train_loss": row["train_loss"],
-                "validation_loss": metrics.get("log_loss"),
-                **{f"validation_{name}": value for name, value in metrics.items() if name != "log_loss"},
-                "seconds": row["seconds"],
-                "tokens_per_s": row["tokens_per_s"],
+                "epoch": evaluation.epoch,
+                "step": evaluation.step,
+                "train_loss": evaluation.train_loss,
+                "validation_loss": evaluation.metrics.get("log_loss"),
+                **{f"validation_{name}": value for name, value in evaluation.metrics.items() if name != "log_loss"},
+                "seconds": evaluation.seconds,
+                "tokens_per_s": evaluation.tokens_per_s,
             }
 
 

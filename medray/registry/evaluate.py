@@ -34,7 +34,7 @@ _SHOWN = 5  # ids of rows
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ReleaseEvaluation:
     of: str  # name@version, a checkpoint's folder, or a base model that is untuned
     part: Part
     metric: str  # that the release was chosen by
@@ -45,7 +45,7 @@ class Evaluation:
     analysis: SplitAnalysis | None  # None where answers are texts
 
 
-def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> Evaluation:
+def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> ReleaseEvaluation:
     """Answer the rows without labels, then read the labels, and score."""
     loaded = _load(of, storage_path)
     dataset = datasets.load(data, loaded.task.options.bring)
@@ -53,7 +53,7 @@ def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_di
     return _evaluate(loaded.reference, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir)
 
 
-def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> Evaluation:
+def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> ReleaseEvaluation:
     """The base model of a trial as it is: what training starts from."""
     source, dataset = config.model.source, datasets.load(config.data, tasks.task_options(config.task).bring)
     task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
@@ -64,7 +64,7 @@ def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> Evalu
 
 def _evaluate(
     name: str, task: Task, engine: Engine, calibration: CalibrationRecord, dataset: Dataset, part: Part, log_dir: Path
-) -> Evaluation:
+) -> ReleaseEvaluation:
     rows = _rows(dataset, part)
     predictions = task.predict(engine, rows)
     labelled, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
@@ -73,7 +73,7 @@ def _evaluate(
     answers = tasks.answers(task, predictions, labelled)
     sure = interval(answers, metric) if metric in answers.metrics else None
     analysis = examine(task, part, predictions, labelled, calibration, Slicer.of(labelled))
-    return Evaluation(name, part, metric, metrics, sure, num_openings, calibration, analysis)
+    return ReleaseEvaluation(name, part, metric, metrics, sure, num_openings, calibration, analysis)
 
 
 def _load(of: str, storage_path: str) -> LoadedRelease:

@@ -87,11 +87,11 @@ def _trial(client: Any, experiment: str, parent: str, data: StudyData, record: T
     run = client.create_run(experiment, start_time=int(1000 * started), run_name=record.trial, tags=tags).info.run_id
     measured = [
         metric
-        for row in data.histories.get(record.trial, ())
+        for evaluation in data.histories.get(record.trial, ())
         for metric in _metrics(
-            {f"validation/{name}": value for name, value in row["metrics"].items()} | {"training/loss": row["train_loss"]},
-            row["step"],
-            started + row["seconds"],
+            {f"validation/{name}": value for name, value in evaluation.metrics.items()} | {"training/loss": evaluation.train_loss},
+            evaluation.step,
+            started + evaluation.seconds,
         )
     ]
     _write(client, run, {"base_model": record.base_model, **record.settings}, measured)

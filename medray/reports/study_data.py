@@ -12,7 +12,7 @@ from medray.config.study import StudyConfig
 from medray.evaluation import leaderboard
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.leaderboard import Entry, Leaderboard
-from medray.records import AS_IT_IS, TrialRecord
+from medray.records import AS_IT_IS, Evaluation, TrialRecord
 from medray.redaction import redact
 from medray.registry import card
 from medray.registry.card import Facts
@@ -50,7 +50,7 @@ class StudyData:
     run: str  # where its folder is, as a person names it
     board: Leaderboard
     records: Sequence[TrialRecord]
-    histories: Mapping[str, Sequence[Mapping[str, Any]]]  # of each trial
+    histories: Mapping[str, Sequence[Evaluation]]  # of each trial
     winner: Facts | None = None  # None where its checkpoint is gone
     validation: Mapping[str, Any] = field(default_factory=dict)  # metrics.json of the winner
     audit: Mapping[str, Any] = field(default_factory=dict)
@@ -164,7 +164,7 @@ class HeldRun(Protocol):
 
     def records(self) -> list[TrialRecord]: ...
 
-    def history(self, trial: str) -> list[dict[str, Any]]: ...
+    def history(self, trial: str) -> list[Evaluation]: ...
 
     def leaderboard(self) -> Leaderboard: ...
 

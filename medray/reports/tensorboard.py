@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from medray.evaluation.metrics import higher_is_better
-from medray.records import TrialRecord
+from medray.records import Evaluation, TrialRecord
 
 FOLDER = "tensorboard"
-_VALIDATION = "validation/"
-_TRAINING = ("train_loss", "tokens_per_s", "seconds")
 _PLUGIN = "hparams"
 
 
@@ -37,19 +35,22 @@ class TensorBoard:
     def trial_started(self, record: TrialRecord) -> None:
         """A trial has a file from its first figure on."""
 
-    def trial_reported(self, record: TrialRecord, row: Mapping[str, Any]) -> None:
+    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None:
         writer = self._writer(record)
-        for name, value in row.items():
-            is_figure = isinstance(value, (int, float)) and math.isfinite(value)
-            if is_figure and name.startswith(_VALIDATION):
-                writer.add_scalar(name, value, row["step"])
-            elif is_figure and name in _TRAINING:
-                writer.add_scalar(f"training/{name.removeprefix('train_')}", value, row["step"])
-        value = row[_VALIDATION + self.metric]
+        figures = {
+            "training/loss": evaluation.train_loss,
+            "training/seconds": evaluation.seconds,
+            "training/tokens_per_s": evaluation.tokens_per_s,
+            **{f"validation/{name}": value for name, value in evaluation.metrics.items()},
+        }
+        for name, value in figures.items():
+            if math.isfinite(value):
+                writer.add_scalar(name, value, evaluation.step)
+        value = evaluation.metrics[self.metric]
         if math.isfinite(value):
             best = max if higher_is_better(self.metric) else min
             self._best[record.trial] = best(value, self._best.get(record.trial, value))
-            writer.add_scalar(f"best/{self.metric}", self._best[record.trial], row["step"])
+            writer.add_scalar(f"best/{self.metric}", self._best[record.trial], evaluation.step)
         writer.flush()
 
     def trial_finished(self, record: TrialRecord) -> None:

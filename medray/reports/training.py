@@ -1,18 +1,17 @@
 """How training went: curves and figures of every epoch, settings against quality, cost against quality."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from medray.config.search import Axis
 from medray.evaluation.leaderboard import Entry
 from medray.evaluation.metrics import higher_is_better
+from medray.records import Evaluation
 from medray.reports.blocks import Block, Chart, Details, Figure, Section, Table, Text
 from medray.reports.charts import Curve, Spot, lines, scatter
 from medray.reports.study_data import StudyData, axis_name, base_name, duration, metric_name, setting, short
 from medray.reports.summary import keys
 from medray.reports.svg import Drawing
 
-Row = Mapping[str, Any]
 _FEW_ROWS = 12
 _FITS = (("log_loss", "log loss"), ("perplexity", "perplexity"))  # less is better
 _SHARES = (("accuracy", "accuracy"), ("accuracy_subset", "accuracy"), ("token_f1", "token F1"), ("refusal_f1", "refusal F1"))
@@ -50,14 +49,10 @@ def curves(data: StudyData) -> Section | None:
 
 
 def _curve(data: StudyData, trial: str, number: int, metric: str) -> Curve:
-    points = ((_epochs(row), row["metrics"].get(metric)) for row in data.histories[trial])
+    points = ((row.epochs, row.metrics.get(metric)) for row in data.histories[trial])
     known = tuple((at, float(value)) for at, value in points if value is not None and value == value)
     is_winner = trial == data.board.winner
     return Curve(trial, known, trial.rsplit("-", 1)[-1] if is_winner else "", number, is_strong=is_winner)
-
-
-def _epochs(row: Row) -> float:
-    return float(row.get("epochs", row["epoch"]))
 
 
 def _heads(data: StudyData) -> list[str]:
@@ -68,21 +63,21 @@ def _heads(data: StudyData) -> list[str]:
 
 def _told(data: StudyData) -> list[tuple[str, str]]:
     """Figures beside the one that was chosen by, as far as the task has them."""
-    has = {name for history in data.histories.values() for row in history for name in row["metrics"]} - {data.metric}
+    has = {name for history in data.histories.values() for row in history for name in row.metrics} - {data.metric}
     return [(name, said) for name, said in (*_FITS, *_SHARES) if name in has]
 
 
-def _rows(data: StudyData, trial: str, history: Sequence[Row]) -> list[list[str]]:
+def _rows(data: StudyData, trial: str, history: Sequence[Evaluation]) -> list[list[str]]:
     return [
         [
             trial,
-            f"{_epochs(row):g}",
-            str(row["step"]),
-            short(row["train_loss"]),
-            short(row["metrics"].get(data.metric)),
-            *(short(row["metrics"].get(name)) for name, _ in _told(data)),
-            duration(row["seconds"]),
-            f"{row['tokens_per_s']:,.0f}",
+            f"{row.epochs:g}",
+            str(row.step),
+            short(row.train_loss),
+            short(row.metrics.get(data.metric)),
+            *(short(row.metrics.get(name)) for name, _ in _told(data)),
+            duration(row.seconds),
+            f"{row.tokens_per_s:,.0f}",
         ]
         for row in history
     ]

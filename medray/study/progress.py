@@ -14,10 +14,9 @@ from rich.text import Text
 from medray.data.audit import Audit
 from medray.data.progress import Heartbeat
 from medray.evaluation.metrics import higher_is_better
-from medray.records import TrialRecord
+from medray.records import Evaluation, TrialRecord
 from medray.study.session import TrialWatcher, Watcher
 from medray.training import status
-from medray.training.assignment import VALIDATION
 from medray.training.status import TRAINING, Status
 
 _STARTING = "starting its process"
@@ -45,9 +44,9 @@ class Watchers:
         for watcher in (self.first, *self.others):
             watcher.trial_started(record)
 
-    def trial_reported(self, record: TrialRecord, row: dict[str, Any]) -> None:
+    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None:
         for watcher in (self.first, *self.others):
-            watcher.trial_reported(record, row)
+            watcher.trial_reported(record, evaluation)
 
     def trial_finished(self, record: TrialRecord) -> None:
         for watcher in (self.first, *self.others):
@@ -104,14 +103,14 @@ class Progress:
     def trial_started(self, record: TrialRecord) -> None:
         self._view(record).record = record
 
-    def trial_reported(self, record: TrialRecord, row: dict[str, Any]) -> None:
+    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None:
         trial = self._view(record)
-        value = row[VALIDATION + self.metric]
-        trial.epoch, trial.value = row["epoch"], value
+        value = evaluation.metrics[self.metric]
+        trial.epoch, trial.value = evaluation.epoch, value
         trial.best = value if trial.best is None else self._better(trial.best, value)
         self.heart.say(
-            f"{record.trial}  epoch {row['epoch']}  step {row['step']}  train loss {row['train_loss']:.4f}"
-            f"  validation {self.metric} {value:.4f}  {row['tokens_per_s']:,.0f} tokens/s  {self._summary()}"
+            f"{record.trial}  epoch {evaluation.epoch}  step {evaluation.step}  train loss {evaluation.train_loss:.4f}"
+            f"  validation {self.metric} {value:.4f}  {evaluation.tokens_per_s:,.0f} tokens/s  {self._summary()}"
         )
 
     def trial_finished(self, record: TrialRecord) -> None:

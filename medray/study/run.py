@@ -18,7 +18,7 @@ from medray.errors import ArtifactError, ConfigError, TrialError
 from medray.evaluation import analysis, leaderboard, tables
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.leaderboard import Entry, Leaderboard
-from medray.records import HISTORY, TrialRecord
+from medray.records import HISTORY, Evaluation, TrialRecord, parse_history
 from medray.storage import files
 from medray.storage.checkpoint import MANIFEST
 
@@ -106,11 +106,10 @@ class Run:
     def write_spent(self, seconds: float) -> None:
         files.write(self.folder / _SPENT, json.dumps({"seconds": seconds}).encode())
 
-    def history(self, trial: str) -> list[dict[str, Any]]:
+    def history(self, trial: str) -> list[Evaluation]:
         """Every evaluation of a trial, first to last."""
         path = self.trial_dir(trial) / HISTORY
-        rows: list[dict[str, Any]] = json.loads(path.read_bytes()) if path.exists() else []
-        return rows
+        return parse_history(path.read_bytes()) if path.exists() else []
 
     def is_finished(self) -> bool:
         return (self.folder / LEADERBOARD).exists()

@@ -13,14 +13,14 @@ from medray.config.load import public_settings
 from medray.config.study import StudyConfig, TrialConfig
 from medray.data.audit import Audit
 from medray.errors import DiskFullError, MedrayError
-from medray.records import TrialRecord
+from medray.records import Evaluation, TrialRecord
 from medray.storage import files
 from medray.study.placement import Placement
 from medray.study.repeats import config_of
 from medray.study.run import Run, slugs
 from medray.study.search import Plan, Proposal
 from medray.training import stop
-from medray.training.assignment import FAILED, FULL, VALIDATION, Assignment
+from medray.training.assignment import FAILED, FULL, Assignment, TrialReport
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class TrialWatcher(Protocol):
 
     def trial_started(self, record: TrialRecord) -> None: ...
 
-    def trial_reported(self, record: TrialRecord, row: Row) -> None: ...
+    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None: ...
 
     def trial_finished(self, record: TrialRecord) -> None: ...
 
@@ -145,16 +145,18 @@ class Session:
         if FAILED in row:
             self._keep(record.model_copy(update={"status": "failed", "error": row[FAILED]}))
             return True
+        report = TrialReport.from_dict(row)
         if record.first_step_at is None:
-            known = {name: row[name] for name in ("first_step_at", "num_parameters", "num_trainable")}
+            known = {name: getattr(report, name) for name in ("first_step_at", "num_parameters", "num_trainable")}
             record = self._keep(record.model_copy(update=known))
-        if row["epochs"] > self.reached.get(trial, 0):
-            self.reached[trial] = row["epochs"]
+        evaluation = report.evaluation
+        if evaluation.epochs > self.reached.get(trial, 0):
+            self.reached[trial] = evaluation.epochs
             del self.num_losses[trial]
-        goes_on = self.search.observe(trial, row["epochs"], row[VALIDATION + self.search.metric])
+        goes_on = self.search.observe(trial, evaluation.epochs, evaluation.metrics[self.search.metric])
         self.run.write_spent(self.search.seconds)
-        self.watcher.trial_reported(record, row)
-        if goes_on or row["is_last"]:
+        self.watcher.trial_reported(record, evaluation)
+        if goes_on or evaluation.is_last:
             return True
         self.stopped.add(trial)
         # Written now: a study that is killed before the trial has ended must not train it on.
@@ -231,8 +233,8 @@ class Session:
             proposal = Proposal(record.base, record.number, record.settings, record.of, record.seed, record.fold)
             self.search.recall(proposal)
             self.search.begin(record.trial, proposal)
-            for row in self.run.history(record.trial):
-                self.search.observe(record.trial, row["epochs"], row["metrics"][self.search.metric])
+            for evaluation in self.run.history(record.trial):
+                self.search.observe(record.trial, evaluation.epochs, evaluation.metrics[self.search.metric])
             self.records[record.trial] = record
             if record.status == "running":
                 unfinished.append(record)

@@ -135,7 +135,7 @@ def repeat(study: StudyConfig, run: Run, entries: Sequence[Entry], plan: Search,
     proposals = repeats.proposals(study, chosen, records)
     if not proposals:
         return [Finalist(entry) for entry in chosen]
-    limits = {entry.name: run.history(entry.name)[-1]["epochs"] for entry in chosen if entry.status == "stopped"}
+    limits = {entry.name: run.history(entry.name)[-1].epochs for entry in chosen if entry.status == "stopped"}
     train(Repeats(proposals, limits, plan.metric, num_before=plan.num_trials))
     finalist_of = {proposal.name: proposal.of for proposal in proposals}
     usable: dict[str | None, list[Entry]] = {entry.name: [] for entry in chosen}

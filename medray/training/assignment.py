@@ -1,11 +1,12 @@
-"""What the process of a trial is given, and the keys of what it reports: plain values, for processes that compute nothing and import no torch."""
+"""What the process of a trial is given, and what it reports: plain values, for processes that compute nothing and import no torch."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 from medray.errors import DiskFullError, MedrayError
+from medray.records import Evaluation
 
-VALIDATION = "validation/"  # before the name of a validation figure, as Tune and TensorBoard write a path
 FAILED = "failed"  # key of a report that tells why the trial cannot go on
 FULL = "full"  # key of a report that tells that no trial can: there is no room for what it writes
 
@@ -21,6 +22,25 @@ class Assignment:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """What a trial reports after an evaluation."""
+
+    evaluation: Evaluation
+    first_step_at: float | None  # seconds of the epoch
+    num_parameters: int
+    num_trainable: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From its dict, to which Tune adds keys of its own."""
+        own = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**own | {"evaluation": Evaluation.from_dict(own["evaluation"])})
 
 
 def failure(err: MedrayError) -> dict[str, str]:

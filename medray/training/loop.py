@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at
 from medray.models.families import Side
 from medray.models.precision import arithmetic
+from medray.records import Evaluation
 from medray.tasks.base.language_model import AnswerLogits, LanguageModelLoss
 from medray.tasks.base.protocol import Loss, LossInputs
 from medray.training.plan import MicroBatch, Step, plan
@@ -24,24 +25,6 @@ from medray.training.slot import Slot
 from medray.training.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What a trial says at every evaluation."""
-
-    epoch: int  # the one that this evaluation ends or lies in, from 1
-    step: int
-    train_loss: float
-    metrics: dict[str, float]
-    is_best: bool
-    epochs: float  # trained so far, in parts: what a scheduler compares trials by
-    is_last: bool
-    seconds: float  # of training since the start, evaluations left out
-    tokens_per_s: float  # real tokens, padding not counted
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Interrupted(Exception):
@@ -60,7 +43,7 @@ class Loop:
     precision: Precision
     device: str
     evaluate: Callable[[], dict[str, float]]
-    report: Callable[[EpochReport], None]
+    report: Callable[[Evaluation], None]
     store_state: Callable[[], None]
     on_step: Callable[[float], None] = lambda loss: None
     is_interrupted: Callable[[], bool] = lambda: False  # looked at on every worker; one that says so is enough
@@ -104,22 +87,19 @@ class Loop:
             raise Interrupted(f"interrupted after step {slot.step} of {slot.num_steps}")
 
     def _lacks_evaluation(self) -> bool:
-        """Whether an evaluation is due after the step taken last, and was not made."""
+        """Whether an evaluation is due after the step taken last, and has not been made."""
         slot = self.slot
         every = self.train.evaluate_every_steps
         is_due = slot.step % every == 0 if every else slot.cursor[1] == 0
-        is_made = bool(slot.history) and slot.history[-1]["step"] == slot.step
-        return slot.step > 0 and (is_due or slot.step == slot.num_steps) and not is_made
+        return slot.step > 0 and (is_due or slot.step == slot.num_steps) and not slot.is_evaluated
 
     def _evaluate(self) -> None:
         slot = self.slot
         metrics = self.evaluate()
         is_best = slot.stopper.update(metrics[slot.stopper.metric], slot.step)
-        speed = slot.num_tokens / max(slot.seconds, 1e-9)
         at_epoch, at_step = slot.cursor
-        epoch = at_epoch + bool(at_step)
-        report = EpochReport(
-            epoch=epoch,
+        evaluation = Evaluation(
+            epoch=at_epoch + bool(at_step),
             step=slot.step,
             train_loss=slot.loss_sum / slot.weight_sum,
             metrics=metrics,
@@ -127,11 +107,11 @@ class Loop:
             epochs=at_epoch + (at_step / len(self._plan()) if at_step else 0.0),
             is_last=slot.done,
             seconds=slot.seconds,
-            tokens_per_s=speed,
+            tokens_per_s=slot.tokens_per_s,
         )
         slot.loss_sum = slot.weight_sum = 0.0
-        slot.history.append(report.as_dict())
-        self.report(report)
+        slot.history.append(evaluation)
+        self.report(evaluation)
         self.store_state()
 
     def _plan(self) -> list[Step]:

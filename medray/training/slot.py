@@ -12,6 +12,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from medray.config.study import TrainConfig
+from medray.records import Evaluation
 
 VALUE = "value"
 Tensors = dict[str, dict[str, Tensor]]  # by a parameter's name: its value and the optimizer's step and moments for it
@@ -56,11 +57,20 @@ class Slot:
     weight_sum: float = 0.0
     num_tokens: int = 0
     seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Evaluation] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
         return self.step >= self.num_steps or self.stopper.stop
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the step taken last was evaluated."""
+        return bool(self.history) and self.history[-1].step == self.step
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / max(self.seconds, 1e-9)
 
     def state(self, parameters: Tensors) -> dict[str, Any]:
         """Everything that a later process needs to go on; tensors and plain values only, so that it loads without pickle.
@@ -72,6 +82,7 @@ class Slot:
             "schedule": {"last_epoch": self.schedule.last_epoch, "last_lr": self.schedule.get_last_lr()},
             "stopper": asdict(self.stopper),
             **{name: getattr(self, name) for name in _PLAIN},
+            "history": [evaluation.as_dict() for evaluation in self.history],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -88,10 +99,11 @@ class Slot:
         self.stopper = Stopper(**state["stopper"])
         for name in _PLAIN:
             setattr(self, name, state[name])
+        self.history = [Evaluation.from_dict(values) for values in state["history"]]
         self.cursor = (int(self.cursor[0]), int(self.cursor[1]))
 
 
-_PLAIN = ("cursor", "step", "loss_sum", "weight_sum", "num_tokens", "seconds", "history")
+_PLAIN = ("cursor", "step", "loss_sum", "weight_sum", "num_tokens", "seconds")
 
 
 def open_slot(model: Module, head_modules: Sequence[str], train: TrainConfig, *, num_steps: int, seed: int, stopper: Stopper) -> Slot:

@@ -23,14 +23,14 @@ from medray.evaluation.metrics import Metrics, higher_is_better
 from medray.evaluation.novelty import Cloud
 from medray.models import precision
 from medray.models.build import Built, build, save
-from medray.records import HISTORY
+from medray.records import HISTORY, Evaluation, dump_history
 from medray.registry.loading import TRAIN_ROWS, make_probe, write_cloud
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import Calibrated, Task
 from medray.training import distributed
-from medray.training.loop import EpochReport, Loop
+from medray.training.loop import Loop
 from medray.training.plan import MicroBatch
 from medray.training.prepared import Material
 from medray.training.slot import Slot, Stopper, open_slot
@@ -48,17 +48,19 @@ _PROBE_TOKENS = 2048  # enough for the ratio of two types to hold, little enough
 class TrialResult:
     folder: Path
     checkpoint: Path  # of the best evaluation
-    history: list[dict[str, Any]]
+    history: list[Evaluation]
     precision: PrecisionRecord
 
     @property
-    def best(self) -> dict[str, Any]:
+    def best(self) -> Evaluation:
         step = int(self.checkpoint.name.removeprefix("step-"))
-        return next(row for row in self.history if row["step"] == step)
+        return next(evaluation for evaluation in self.history if evaluation.step == step)
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Validation:
+    """A trial's answers to its validation rows."""
+
     task: Task  # with what was fitted on validation
     predictions: list[Prediction]
     metrics: Metrics
@@ -66,8 +68,8 @@ class Evaluated:
 
 
 class Trial:
-    def __init__(self, config: TrialConfig, material: Material, folder: Path, report: Callable[[EpochReport], None]) -> None:
-        self.config, self.material, self.folder, self.tell = config, material, folder, report
+    def __init__(self, config: TrialConfig, material: Material, folder: Path, report: Callable[[Evaluation], None]) -> None:
+        self.config, self.material, self.folder, self.report = config, material, folder, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.status = StatusFile(folder if distributed.rank() == 0 else None)
         self.status.stage("loading the base model")
@@ -77,12 +79,13 @@ class Trial:
         self.rows = material.prepared.split("train")
         self.built: Built = build(material.base, self.task.head(), config.model, config.lora, seed=config.seed)
         self.num_parameters, self.num_trainable = self.built.num_parameters, self.built.num_trainable  # shards cannot be counted
-        log.info("%s: %d of %d parameters train", config.model.source, self.num_trainable, self.num_parameters)
+        trained = self.num_trainable, self.num_parameters
+        log.info("%s: %d of %d parameters train, on %d thread(s)", config.model.source, *trained, torch.get_num_threads())
         if config.train.zero_stage != 3:  # a model that is sharded need not fit on one device
             self.built.model.to(self.device)
         self.slot = self._open_slot()
         self.stop = StopFiles(folder) if distributed.rank() == 0 else None
-        self.evaluated: Evaluated | None = None
+        self.validation: Validation | None = None
         self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
 
     def run(self, *, resume: bool = False) -> TrialResult:
@@ -158,8 +161,8 @@ class Trial:
 
     def _show_step(self, loss: float) -> None:
         slot = self.slot
-        speed = slot.num_tokens / max(slot.seconds, 1e-9)
-        self.status.step(epoch=slot.cursor[0] + 1, step=slot.step, num_steps=slot.num_steps, loss=loss, tokens_per_s=speed)
+        epoch = slot.cursor[0] + 1
+        self.status.step(epoch=epoch, step=slot.step, num_steps=slot.num_steps, loss=loss, tokens_per_s=slot.tokens_per_s)
 
     def _choose_precision(self) -> None:
         self.status.stage("timing precision" if self.config.model.precision == "auto" else "starting")
@@ -212,8 +215,8 @@ class Trial:
             task = task.tune(predictions, examples)
             predictions = task.decide(predictions)
         cloud = Cloud.fit(distributed.gathered(embeddings)) if not self.loop.strategy.shards_model else Cloud.fit(embeddings)
-        self.evaluated = Evaluated(task, predictions, task.score(predictions, examples), cloud)
-        return self.evaluated.metrics.values
+        self.validation = Validation(task, predictions, task.score(predictions, examples), cloud)
+        return self.validation.metrics.values
 
     def _predictions(self, examples: Sequence[Example], embeddings: list[Floats]) -> list[Prediction]:
         """Each worker predicts its share; where a forward pass is a call in common, all predict all, and the first one counts."""
@@ -225,54 +228,53 @@ class Trial:
         }
         return [by_id[example.id] for example in examples]
 
-    def _report(self, report: EpochReport) -> None:
+    def _report(self, evaluation: Evaluation) -> None:
         strategy, is_first = self.loop.strategy, distributed.rank() == 0
-        assert self.evaluated is not None
-        manifest = self._manifest(report, self.evaluated) if is_first or strategy.shards_model else None  # it asks the model its probe
+        assert self.validation is not None
+        manifest = self._manifest(evaluation, self.validation) if is_first or strategy.shards_model else None  # it asks the model its probe
         with strategy.whole():
             if is_first:
                 assert manifest is not None
-                self._keep(report, manifest)
-        self.tell(report)
+                self._keep(evaluation, self.validation, manifest)
+        self.report(evaluation)
 
-    def _keep(self, report: EpochReport, manifest: Manifest) -> None:
+    def _keep(self, evaluation: Evaluation, validation: Validation, manifest: Manifest) -> None:
         folder = self._checkpoint_folder(self.slot.step)
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
         with files.room_for(self.folder):
-            checkpoint.save(folder, lambda filling: self._fill(filling, report), manifest)
-            files.write(self.folder / HISTORY, json.dumps(self.slot.history).encode())
+            checkpoint.save(folder, lambda filling: self._fill(filling, evaluation, validation), manifest)
+            files.write(self.folder / HISTORY, dump_history(self.slot.history))
 
-    def _fill(self, folder: Path, report: EpochReport) -> None:
-        assert self.evaluated is not None
+    def _fill(self, folder: Path, evaluation: Evaluation, validation: Validation) -> None:
         save(self.built, folder)
-        kept = tasks.stored(self.evaluated.task, self.evaluated.predictions, self.material.validation)
+        kept = tasks.stored(validation.task, validation.predictions, self.material.validation)
         lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in kept)
         (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        if self.evaluated.cloud:
-            write_cloud(folder, self.evaluated.cloud)
+        if validation.cloud:
+            write_cloud(folder, validation.cloud)
         if self.material.train_rows:
             shutil.copyfile(self.material.train_rows, folder / TRAIN_ROWS)
-        metrics = {"split": "validation", **self.evaluated.metrics.as_dict(), "train_loss": report.train_loss}
+        metrics = {"split": "validation", **validation.metrics.as_dict(), "train_loss": evaluation.train_loss}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
         (folder / "audit.json").write_text(json.dumps(self.material.audit, indent=1, ensure_ascii=False), encoding="utf-8")
 
-    def _manifest(self, report: EpochReport, evaluated: Evaluated) -> Manifest:
+    def _manifest(self, evaluation: Evaluation, validation: Validation) -> Manifest:
         base = self.material.base
         return Manifest(
-            task=TaskRecord(options=evaluated.task.options.model_dump(mode="json"), state=evaluated.task.state()),
+            task=TaskRecord(options=validation.task.options.model_dump(mode="json"), state=validation.task.state()),
             base=BaseRecord(
                 source=base.source, revision=base.revision, weight_hash=base.weight_hash, family=self.built.family.name, note=base.note
             ),
             trial=public_settings(self.config),
             data_fingerprint=self.material.data_fingerprint,
             split_fingerprint=self.material.split_fingerprint,
-            cursor={"epoch": report.epoch, "step": report.step},
-            metrics=report.metrics,
+            cursor={"epoch": evaluation.epoch, "step": evaluation.step},
+            metrics=evaluation.metrics,
             precision=self.chosen,
             seed=self.config.seed,
             versions=checkpoint.versions(),
             git_commit=checkpoint.git_commit(),
-            probe=make_probe(evaluated.task, self._engine("fp32")),
+            probe=make_probe(validation.task, self._engine("fp32")),
         )
 
     def _checkpoint_folder(self, step: int) -> Path:
@@ -284,8 +286,7 @@ class Trial:
         if distributed.rank() > 0:
             return
         # The one from before the evaluation of a step stays until that after it is whole, and is in front of it by name.
-        is_evaluated = bool(self.slot.history) and self.slot.history[-1]["step"] == self.slot.step
-        target = self.folder / "state" / f"step-{self.slot.step:06d}{'-evaluated' if is_evaluated else ''}"
+        target = self.folder / "state" / f"step-{self.slot.step:06d}{'-evaluated' if self.slot.is_evaluated else ''}"
         shutil.rmtree(target, ignore_errors=True)
         with files.room_for(self.folder), files.new_folder(target) as folder:
             with (folder / STATE).open("wb") as file:  # not by its path: torch would hide why a write failed
@@ -295,7 +296,7 @@ class Trial:
             if old != target:
                 shutil.rmtree(old)
         self._forget_checkpoints()
-        if is_evaluated and self.stop:
+        if self.slot.is_evaluated and self.stop:
             self.stop.open()
 
     def _forget_checkpoints(self) -> None:

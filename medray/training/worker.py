@@ -7,14 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medray.config.schema import validate
 from medray.config.study import TrialConfig
 from medray.errors import MedrayError
+from medray.records import Evaluation
 from medray.training import distributed
-from medray.training.assignment import VALIDATION, Assignment, failure
-from medray.training.loop import EpochReport, Interrupted
+from medray.training.assignment import Assignment, TrialReport, failure
+from medray.training.loop import Interrupted
 from medray.training.prepared import open_material
 from medray.training.trial import Trial
 
@@ -30,26 +29,16 @@ def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, nod
     config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
     with _log_file(folder):
         log.info("%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gathered([node])))
-        trial = Trial(config, open_material(Path(assignment.material)), folder, lambda epoch: report(row(epoch, trial)))
+
+        def send(evaluation: Evaluation) -> None:
+            report(TrialReport(evaluation, trial.loop.first_step_at, trial.num_parameters, trial.num_trainable).as_dict())
+
+        trial = Trial(config, open_material(Path(assignment.material)), folder, send)
         try:
             trial.run(resume=True)
         except Interrupted as err:
             log.info("%s; its state is stored", err)
             raise
-
-
-def row(report: EpochReport, trial: Trial) -> dict[str, Any]:
-    """A report as Tune keeps it: numbers only, validation figures under their split's name."""
-    figures = report.as_dict()
-    metrics = figures.pop("metrics")
-    return figures | {
-        **{VALIDATION + name: value for name, value in metrics.items()},
-        "first_step_at": trial.loop.first_step_at,
-        "num_threads": torch.get_num_threads(),
-        "num_workers": distributed.world_size(),
-        "num_parameters": trial.num_parameters,
-        "num_trainable": trial.num_trainable,
-    }
 
 
 def run_in_ray(assignment: Assignment, report: Callable[[dict[str, Any]], None]) -> None:

@@ -11,14 +11,16 @@ from medray.evaluation import leaderboard, tables
 from medray.evaluation.bootstrap import LabelAnswers
 from medray.evaluation.leaderboard import Entry, Judged, Leaderboard, conclude, entry_of, finalists, ranked
 from medray.evaluation.metrics import Metrics
-from medray.records import MergeRecord, TrialRecord
+from medray.records import Evaluation, MergeRecord, TrialRecord
 
 METRIC = "accuracy"
 
 
-def evaluation(epoch: int, value: float, **more: float) -> dict[str, object]:
+def evaluation(epoch: int, value: float, **more: float) -> Evaluation:
     metrics = {METRIC: value, "f1_macro": value, "log_loss": 1 - value, **more}
-    return {"epoch": epoch, "step": epoch * 10, "metrics": metrics, "seconds": epoch * 2.0, "train_loss": 0.5, "tokens_per_s": 100.0}
+    return Evaluation(
+        epoch, epoch * 10, 0.5, metrics, is_best=False, epochs=float(epoch), is_last=False, seconds=epoch * 2.0, tokens_per_s=100.0
+    )
 
 
 def record(trial: str, base: str = "small", **more: object) -> TrialRecord:

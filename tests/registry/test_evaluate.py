@@ -11,7 +11,7 @@ from medray.config.load import load_study
 from medray.config.study import TrialConfig
 from medray.errors import ConfigError
 from medray.registry import evaluate
-from medray.registry.evaluate import Evaluation, Part
+from medray.registry.evaluate import Part, ReleaseEvaluation
 from medray.registry.loading import TRAIN_ROWS
 from medray.storage import checkpoint
 
@@ -20,7 +20,7 @@ def own_data(folder: Path) -> Path:
     return Path(TrialConfig.model_validate(checkpoint.read(folder).trial).data.format.model_dump()["path"])
 
 
-def judge(folder: Path, data: Path, part: Part, place: Path, *settings: str) -> Evaluation:
+def judge(folder: Path, data: Path, part: Part, place: Path, *settings: str) -> ReleaseEvaluation:
     study = tiny.study(place, f"data.format.path={data}", *settings)
     return evaluate.evaluate(str(folder), study.data, part, storage_path=str(place), log_dir=place / "log")
 

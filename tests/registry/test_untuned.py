@@ -25,7 +25,7 @@ def test_an_untuned_base_is_judged_on_the_rows_of_the_study(tmp_path: Path, caps
     found = evaluate.evaluate_untuned(asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log")
     assert (found.of, found.num_openings, found.metrics.num_rows) == (f"{source}, untuned", None, 24)
     trained = tiny.trial(asked, tmp_path).run()
-    assert trained.best["metrics"]["log_loss"] < found.metrics.values["log_loss"]
+    assert trained.best.metrics["log_loss"] < found.metrics.values["log_loss"]
     path = tmp_path / "study.yaml"
     path.write_text(dump_settings(asked))
     assert cli.main(["evaluate", source, str(path), "--split", "validation"]) == 0

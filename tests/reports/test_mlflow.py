@@ -119,7 +119,7 @@ def test_a_study_its_trials_and_its_release_are_logged_once(server: Server, tmp_
         assert logged["params"]["lora.r"] == str(record.settings["lora.r"])
         assert logged["status"] == ("FAILED" if record.status == "failed" else "FINISHED")
         curve = [(step, value) for name, value, step in logged["metrics"] if name == "validation/f1_binary"]
-        assert curve == [(row["step"], row["metrics"]["f1_binary"]) for row in run.history(record.trial)]
+        assert curve == [(row.step, row.metrics["f1_binary"]) for row in run.history(record.trial)]
     (version,) = server.models["made"]
     assert version.tags == {"medray.content_id": "abc", "medray.release": "made@1"}
     assert server.aliases == {("made", "best"): 1}

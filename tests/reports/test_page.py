@@ -95,7 +95,7 @@ def test_figures_of_the_page_are_those_of_the_run(whole: Run) -> None:
         assert entry.name in text
     for record in whole.records():
         for row in whole.history(record.trial):
-            assert f"{row['metrics']['log_loss']:.3f}" in text
+            assert f"{row.metrics['log_loss']:.3f}" in text
     test = run_files.analysis(board.winner).best.test
     for row in test.confusion:
         assert all(f" {count} " in text for count in row)

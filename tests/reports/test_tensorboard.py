@@ -1,5 +1,6 @@
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,6 @@ import pytest
 from support import run_files
 
 from medray.reports.tensorboard import TensorBoard
-
-
-def row(held: dict[str, Any]) -> dict[str, Any]:
-    """A history's row as a trial tells it."""
-    told = {name: value for name, value in held.items() if name != "metrics"}
-    return told | {f"validation/{name}": value for name, value in held["metrics"].items()}
 
 
 def values(folder: Path) -> Iterator[tuple[int, Any]]:
@@ -37,14 +32,16 @@ def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
         for record, history in held:
             board.trial_started(record)
             for line in history:
-                board.trial_reported(record, row(line))
+                board.trial_reported(record, line)
             board.trial_finished(record)
     for record, history in held:
         found = list(values(tmp_path / "tensorboard" / record.trial))
         curve = [(step, value.simple_value) for step, value in found if value.tag == "validation/f1_binary"]
-        assert curve == [(line["step"], pytest.approx(line["metrics"]["f1_binary"])) for line in history]
+        assert curve == [(line.step, pytest.approx(line.metrics["f1_binary"])) for line in history]
         best = [value.simple_value for _, value in found if value.tag == "best/f1_binary"]
-        assert best == [pytest.approx(max(other["metrics"]["f1_binary"] for other in history[: at + 1])) for at, _ in enumerate(history)]
+        losses = [value.simple_value for _, value in found if value.tag == "training/loss"]
+        assert losses == [pytest.approx(line.train_loss) for line in history]
+        assert best == [pytest.approx(max(other.metrics["f1_binary"] for other in history[: at + 1])) for at, _ in enumerate(history)]
         if history:
             told = [
                 HParamsPluginData.FromString(value.metadata.plugin_data.content) for _, value in found if value.tag.startswith("_hparams_")
@@ -57,7 +54,7 @@ def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
 def test_a_figure_that_is_no_number_is_left_out_of_the_curve(tmp_path: Path) -> None:
     record, history = run_files.trials()[0]
     with TensorBoard(tmp_path, "f1_binary") as board:
-        board.trial_reported(record, {**row(history[0]), "validation/f1_binary": float("nan")})
+        board.trial_reported(record, replace(history[0], metrics={**history[0].metrics, "f1_binary": float("nan")}))
         board.trial_finished(record.model_copy(update={"status": "failed"}))
     tags = {value.tag for _, value in values(tmp_path / "tensorboard" / record.trial)}
     assert "validation/accuracy" in tags

@@ -93,7 +93,7 @@ def test_a_stored_trial_goes_on_from_its_state_to_equal_figures(
         done = tiny.trial(asked, folder).run(resume=True)
     (first,) = re.findall(r"resumed after step (\d+) of", caplog.text)
     assert BEFORE < int(first) < AFTER
-    history = [{name: row[name] for name in ("epoch", "step", "train_loss", "metrics")} for row in done.history]
+    history = [{name: getattr(row, name) for name in ("epoch", "step", "train_loss", "metrics")} for row in done.history]
     check_alike(history, expected["study"]["histories"][UNFINISHED])
 
 

@@ -39,7 +39,7 @@ def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(small:
     again.folder = small / "trial"
     found = again.run(resume=True)
     undisturbed = tiny.trial(study, tmp_path).run()
-    assert [row["metrics"] for row in found.history] == [row["metrics"] for row in undisturbed.history]
+    assert [row.metrics for row in found.history] == [row.metrics for row in undisturbed.history]
 
 
 @pytest.mark.parametrize(

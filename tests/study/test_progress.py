@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from medray.records import TrialRecord
+from medray.records import Evaluation, TrialRecord
 from medray.study import progress as shown
 from medray.study.progress import Progress
 from medray.training import status
@@ -19,7 +19,7 @@ def record(trial: str, status: str = "running") -> TrialRecord:
     return TrialRecord.model_construct(trial=trial, base_model="tiny", status=status, error=None)
 
 
-ROW = {"epoch": 1, "step": 5, "train_loss": 0.5, "validation/f1": 0.7, "tokens_per_s": 100.0}
+FIRST = Evaluation(1, 5, 0.5, {"f1": 0.7}, is_best=True, epochs=1.0, is_last=False, seconds=1.0, tokens_per_s=100.0)
 
 
 def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(monk
     assert progress.eta_s is None
     progress.trial_started(record("one"))
     now = 100.0
-    progress.trial_reported(record("one"), ROW)
+    progress.trial_reported(record("one"), FIRST)
     progress.trial_finished(record("one", "finished"))
     progress.trial_started(record("two"))
     assert progress.eta_s == 200
@@ -48,7 +48,7 @@ def test_trials_that_ended_before_a_resume_count_as_ended_and_not_as_waiting() -
     progress = Progress("f1", Console(file=io.StringIO()), 10)
     progress.trials_planned(12)
     progress.trial_started(record("eleven"))
-    progress.trial_reported(record("eleven"), ROW)
+    progress.trial_reported(record("eleven"), FIRST)
     progress.trial_started(record("twelve"))
     progress.trial_finished(record("eleven", "finished"))
     assert "11/12 trials ended" in progress._summary()
@@ -106,7 +106,7 @@ def test_a_terminal_shows_steps_loss_speed_best_and_time_left_of_each_trial(tmp_
     step(file, 10)
     file.status = status.Status(status.TRAINING, 1, 12, 96, 0.25, 1234.0, left_s=600.0)
     file.stage(status.TRAINING)
-    progress.trial_reported(record("one"), ROW)
+    progress.trial_reported(record("one"), FIRST)
     console.print(progress._render())
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     (line,) = [line for line in shown.splitlines() if line.startswith("one")]

@@ -14,12 +14,13 @@ import pytest
 from ray.exceptions import OutOfMemoryError
 from support import tiny
 from support.ray_studies import run
+from support.serve_session import processes
 from support.watcher import Seen, figures
 
 from medray.config.study import StudyConfig
 from medray.data import dataset
 from medray.errors import TrialError
-from medray.records import TrialRecord
+from medray.records import Evaluation, TrialRecord
 from medray.runtime.cluster import Cluster
 from medray.study import ray_tune
 from medray.study.placement import Placement
@@ -28,7 +29,7 @@ from medray.study.run import Run
 pytestmark = pytest.mark.ray
 
 
-def alone(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
+def alone(study: StudyConfig, folder: Path) -> list[Evaluation]:
     """What the study's first trial does without Ray."""
     folder.mkdir()
     return tiny.trial(study, folder).run().history
@@ -39,10 +40,10 @@ def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(tmp
     study = tiny.study(tmp_path, "train.epochs=5", "search.num_epochs=3", "resources.cpus_per_worker=1")
     killed: list[int] = []
 
-    def kill(record: TrialRecord, row: dict[str, Any]) -> None:
-        if not killed and row["epoch"] == 2:
-            killed.append(row["pid"])
-            os.kill(row["pid"], signal.SIGKILL)
+    def kill(record: TrialRecord, evaluation: Evaluation) -> None:
+        if not killed and evaluation.epoch == 2:
+            killed.append(max(number for number, name in processes().items() if name.startswith("ray::ImplicitFunc")))
+            os.kill(killed[0], signal.SIGKILL)
 
     outcome = run(study, cluster, Seen(kill))
     (record,) = outcome.run.records()
@@ -74,8 +75,8 @@ def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_wai
     assert _until_all_is_free(cluster) == cluster.cpus
     single = alone(tiny.study(tmp_path, *settings, "train.learning_rate=0.005", "resources.cpus_per_worker=1"), tmp_path / "alone")
     for shared, own in zip(outcome.run.history("tiny-bert-000"), single, strict=True):
-        assert shared["train_loss"] == pytest.approx(own["train_loss"], abs=1e-5)
-        assert shared["metrics"] == pytest.approx(own["metrics"], abs=1e-4)
+        assert shared.train_loss == pytest.approx(own.train_loss, abs=1e-5)
+        assert shared.metrics == pytest.approx(own.metrics, abs=1e-4)
     stored = json.loads((Path(str(outcome.board.best.checkpoint)) / "predictions.jsonl").read_text().splitlines()[0])
     assert stored["row_id"] == dataset.load(study.data).validation[0].id
 

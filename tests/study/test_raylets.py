@@ -91,9 +91,9 @@ def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(nodes:
     furthest = {}
     for record in run.records():
         history = run.history(record.trial)
-        assert [row["metrics"]["f1_macro"] for row in history] == [row["metrics"]["f1_macro"] for row in plain]
-        pairs = [(row[name], wanted[name]) for row, wanted in zip(history, plain, strict=True) for name in ("train_loss",)]
-        pairs += [(row["metrics"]["log_loss"], wanted["metrics"]["log_loss"]) for row, wanted in zip(history, plain, strict=True)]
+        assert [row.metrics["f1_macro"] for row in history] == [row.metrics["f1_macro"] for row in plain]
+        pairs = [(row.train_loss, wanted.train_loss) for row, wanted in zip(history, plain, strict=True)]
+        pairs += [(row.metrics["log_loss"], wanted.metrics["log_loss"]) for row, wanted in zip(history, plain, strict=True)]
         furthest[record.trial] = max(abs(found - wanted) for found, wanted in pairs)
     print(f"furthest from plain: {furthest}")
     assert len(furthest) == 4

@@ -72,7 +72,7 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
     more = tiny.study(tmp_path, GRID, "search.num_seeds=4", "publish={name: cancer}")
     seen = Seen()
     extended = run(more, seen, Run.resume(more))
-    assert {trial for trial, _ in seen.rows} == {"tiny-bert-000-seed-3"}
+    assert {trial for trial, _ in seen.evaluations} == {"tiny-bert-000-seed-3"}
     assert extended.board.best.seeds is not None
     assert extended.board.best.seeds.test[:3] == seeds.test
     assert extended.board.num_openings == 2

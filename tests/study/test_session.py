@@ -12,13 +12,14 @@ from support.chaos import GRID
 from support.watcher import Seen
 
 from medray.config.study import StudyConfig
+from medray.records import Evaluation
 from medray.storage import files
 from medray.study.placement import Placement
 from medray.study.run import Run
 from medray.study.search import Search
 from medray.study.session import Session
 from medray.training import stop
-from medray.training.assignment import FULL
+from medray.training.assignment import FULL, TrialReport
 from medray.training.stop import StopFiles
 
 
@@ -33,7 +34,8 @@ def open_session(study: StudyConfig, here: Run, place: Path) -> Session:
     )
 
 
-KNOWN = {"first_step_at": 1.0, "num_parameters": 10, "num_trainable": 1}
+FIRST = Evaluation(1, 5, 0.5, {"f1_macro": 0.5}, is_best=True, epochs=1.0, is_last=False, seconds=1.0, tokens_per_s=100.0)
+REPORT = TrialReport(FIRST, first_step_at=1.0, num_parameters=10, num_trainable=1).as_dict()
 
 
 def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +50,7 @@ def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: P
     with session.ending_on_full_disk():
         session.trial_reported("tiny-bert-000", {FULL: "runs: No space left on device"})
     assert str(session.full) == "runs: No space left on device"
-    assert not session.trial_reported("tiny-bert-001", {"epochs": 1.0})  # it stops where it is
+    assert not session.trial_reported("tiny-bert-001", REPORT)  # it stops where it is
     for trial in ("tiny-bert-000", "tiny-bert-001"):
         session.trial_finished(trial)
     assert session.next() is None
@@ -87,7 +89,7 @@ def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_ano
     assert session.requeue("memory")
     assert (session.num_losses[names[0]], session.num_losses[names[1]], session.num_losses[names[2]]) == (1, 1, 0)
     assert [next_name() for _ in range(3)] == [names[2], names[0], names[1]]  # each once
-    session.trial_reported(names[1], {"epochs": 1.0, "validation/f1_macro": 0.5, "is_last": False, **KNOWN})
+    session.trial_reported(names[1], {**REPORT, "training_iteration": 1})
     assert session.requeue("memory")
     assert [record.status for record in here.records()] == ["failed", "running", "running"]
     assert [next_name(), next_name(), next_name()] == [names[1], names[2], None]

@@ -13,12 +13,11 @@ from support.watcher import Seen, figures
 from medray.config.study import StudyConfig
 from medray.data import dataset
 from medray.errors import ConfigError, TrialError
-from medray.records import TrialRecord
+from medray.records import Evaluation, TrialRecord
 from medray.registry.registry import Registry
 from medray.study.run import Run
 from medray.study.study import Outcome
 from medray.tasks.base import protocol as tasks
-from medray.training.assignment import VALIDATION
 from medray.training.prepared import gather, open_material
 
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
@@ -87,8 +86,9 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     assert len((outcome.run.folder / "history.csv").read_text().splitlines()) == 1 + 4 * 2
     assert not list(outcome.run.folder.rglob("events.out.tfevents*"))  # Tune's: ours are the watcher's that `medray study` brings
     assert len(list((storage / "prepared").glob("*.arrow"))) == 2  # tokenised once for each tokenizer and row limit
-    assert {row["num_threads"] for _, row in seen.rows} == {1}
-    assert all(VALIDATION + "f1_macro" in row for _, row in seen.rows)
+    logs = [(outcome.run.trial_dir(record.trial) / "log.txt").read_text() for record in outcome.run.records()]
+    assert all("parameters train, on 1 thread(s)" in log for log in logs)
+    assert all("f1_macro" in evaluation.metrics for _, evaluation in seen.evaluations)
 
 
 def test_one_base_model_under_two_settings_is_two_on_the_leaderboard_and_what_was_promoted_since_stays(compared: Compared) -> None:
@@ -163,8 +163,8 @@ def test_a_base_model_whose_trials_all_failed_fails_the_study_after_the_others_a
 def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     study = tiny.study(tmp_path, RATE, "search.num_trials=2", "train.epochs=3", "resources.cpus_per_worker=1")
 
-    def interrupt(record: TrialRecord, row: dict[str, Any]) -> None:
-        if row["epoch"] == 2:
+    def interrupt(record: TrialRecord, evaluation: Evaluation) -> None:
+        if evaluation.epoch == 2:
             raise KeyboardInterrupt
 
     here = Run.start(study)

@@ -34,7 +34,7 @@ def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_
     with caplog.at_level(logging.WARNING):
         after = run(more, seen, Run.resume(more))
     assert after.run.folder == before.run.folder
-    assert {trial for trial, _ in seen.rows} == {"tiny-roberta-000", "tiny-roberta-001"}
+    assert {trial for trial, _ in seen.evaluations} == {"tiny-roberta-000", "tiny-roberta-001"}
     assert figures(after.run.history("tiny-bert-000")) == trained
     assert "were opened 1 time(s) before, by study tiny" in caplog.text
     assert after.board.num_openings == 2

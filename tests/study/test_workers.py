@@ -1,10 +1,10 @@
 """What is lost when a worker of a trial dies, and that a trial takes the workers that are free. Each costs half a minute of Ray Train."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import ray_studies, tiny
@@ -13,7 +13,7 @@ from support.watcher import Seen
 
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
-from medray.records import TrialRecord
+from medray.records import Evaluation, TrialRecord
 from medray.runtime.cluster import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
@@ -27,13 +27,13 @@ class Killer(Seen):
         super().__init__(self.kill)
         self.killed: list[int] = []
 
-    def kill(self, record: TrialRecord, row: dict[str, Any]) -> None:
-        if not self.killed and row["epoch"] == 2:
+    def kill(self, record: TrialRecord, evaluation: Evaluation) -> None:
+        if not self.killed and evaluation.epoch == 2:
             self.killed.append(max(number for number, shown in processes().items() if shown.startswith("ray::RayTrainWorker")))
             os.kill(self.killed[0], signal.SIGKILL)
 
 
-Told = tuple[list[dict[str, Any]], int]  # rows by epoch, and the best one
+Told = tuple[list[Evaluation], int]  # by epoch, and the best one
 
 
 def run_both(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path) -> tuple[Told, Told]:
@@ -44,27 +44,27 @@ def run_both(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: P
     (record,) = outcome.run.records()
     assert killer.killed
     assert record.status == "finished"
-    assert {row["num_workers"] for _, row in killer.rows} == {2}
 
     folder.mkdir()
     undisturbed = tiny.trial(alone, folder).run()
     history = outcome.run.history(record.trial)
-    told = [row["epoch"] for _, row in killer.rows]
+    told = [evaluation.epoch for _, evaluation in killer.evaluations]
     # Told while the worker died, one evaluation may come a second time, or never come to Tune; the history has each once.
     missed, again = len(history) - len(set(told)), len(told) - len(set(told))
     assert missed + again <= 1
     log = (outcome.run.trial_dir(record.trial) / "log.txt").read_text()
+    assert set(re.findall(r"(\d+) worker\(s\) on", log)) == {"2"}
     (resumed,) = (line for line in log.splitlines() if "resumed after step" in line)
-    print(f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, metrics {[row['metrics'] for row in history]}")
-    return (history, outcome.board.best.epoch), (undisturbed.history, undisturbed.best["epoch"])
+    print(f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, metrics {[row.metrics for row in history]}")
+    return (history, outcome.board.best.epoch), (undisturbed.history, undisturbed.best.epoch)
 
 
 def scores(told: Told, metric: str) -> list[float]:
-    return [row["metrics"][metric] for row in told[0]]
+    return [row.metrics[metric] for row in told[0]]
 
 
 def losses(told: Told) -> list[float]:
-    return [row["train_loss"] for row in told[0]]
+    return [row.train_loss for row in told[0]]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _lives(number: int) -> bool:
 
 def figures(run: Run) -> Figures:
     return {
-        record.trial: [(row["epoch"], row["train_loss"], row["metrics"]["f1_macro"]) for row in run.history(record.trial)]
+        record.trial: [(row.epoch, row.train_loss, row.metrics["f1_macro"]) for row in run.history(record.trial)]
         for record in run.records()
     }
 

@@ -119,7 +119,7 @@ def alone(job: Job) -> Done:
         trial = tiny.trial(asked, job.folder)
         if trial.stop:
             stop.prepare(job.folder / "trial")
-        done.history = trial.run(resume=job.resume).history
+        done.history = [evaluation.as_dict() for evaluation in trial.run(resume=job.resume).history]
     except MedrayError as err:
         done.error = str(err)
     except (_Stopped, Interrupted):

@@ -16,7 +16,7 @@ from medray.evaluation.bootstrap import LabelAnswers
 from medray.evaluation.diagnose import Scored, examine
 from medray.evaluation.leaderboard import Entry, Judged, Leaderboard
 from medray.evaluation.metrics import Metrics, single_label
-from medray.records import AbstentionRecord, CalibrationRecord, TrialRecord
+from medray.records import HISTORY, AbstentionRecord, CalibrationRecord, Evaluation, TrialRecord, dump_history
 from medray.storage import files
 from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, Probe, TaskRecord, save
 from medray.study.run import Run
@@ -24,8 +24,7 @@ from medray.study.run import Run
 ROWS = 160
 BASES = ("pkg:small-encoder", "hub/large-decoder")
 LABELS = ("ill", "well")
-Row = dict[str, Any]
-Trials = list[tuple[TrialRecord, list[Row]]]
+Trials = list[tuple[TrialRecord, list[Evaluation]]]
 
 
 def study(folder: Path, labels: tuple[str, str] = LABELS, **changes: Any) -> StudyConfig:
@@ -59,17 +58,19 @@ def metrics(accuracy: float, seed: int, labels: tuple[str, str] = LABELS) -> tup
     return single_label(truth, probabilities, predicted, labels, labels[0]), answers
 
 
-def history(accuracies: list[float], seed: int) -> list[Row]:
+def history(accuracies: list[float], seed: int) -> list[Evaluation]:
     return [
-        {
-            "epoch": epoch,
-            "epochs": float(epoch),
-            "step": 10 * epoch,
-            "train_loss": 1 / epoch,
-            "metrics": metrics(accuracy, seed + epoch)[0].values,
-            "seconds": 12.5 * epoch,
-            "tokens_per_s": 1500.0,
-        }
+        Evaluation(
+            epoch=epoch,
+            step=10 * epoch,
+            train_loss=1 / epoch,
+            metrics=metrics(accuracy, seed + epoch)[0].values,
+            is_best=accuracy > max(accuracies[: epoch - 1], default=0.0),
+            epochs=float(epoch),
+            is_last=epoch == len(accuracies),
+            seconds=12.5 * epoch,
+            tokens_per_s=1500.0,
+        )
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
 
@@ -147,7 +148,7 @@ def run(
     made = Run.start(asked)
     for trial, rows in held:
         made.write(trial)
-        files.write(made.trial_dir(trial.trial) / "history.json", json.dumps(rows).encode())
+        files.write(made.trial_dir(trial.trial) / HISTORY, dump_history(rows))
     ranked = changed(board(held, labels=labels, close=close))
     kept = str(made.checkpoint(ranked.winner, ranked.best.step or 0))
     entries = tuple(replace(entry, checkpoint=kept) if entry.name == ranked.winner else entry for entry in ranked.entries)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from medray.data.audit import Audit
-from medray.records import TrialRecord
+from medray.records import Evaluation, TrialRecord
 
 
 class Seen:
@@ -11,7 +11,7 @@ class Seen:
 
     def __init__(self, act: Any = None) -> None:
         self.audits: list[Audit] = []
-        self.rows: list[tuple[str, dict[str, Any]]] = []
+        self.evaluations: list[tuple[str, Evaluation]] = []
         self.act = act
 
     def stage(self, name: str) -> None:
@@ -26,14 +26,14 @@ class Seen:
     def trial_started(self, record: TrialRecord) -> None:
         pass
 
-    def trial_reported(self, record: TrialRecord, row: dict[str, Any]) -> None:
-        self.rows.append((record.trial, row))
+    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None:
+        self.evaluations.append((record.trial, evaluation))
         if self.act:
-            self.act(record, row)
+            self.act(record, evaluation)
 
     def trial_finished(self, record: TrialRecord) -> None:
         pass
 
 
-def figures(history: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
-    return [(row["epoch"], row["train_loss"], row["metrics"]["f1_macro"]) for row in history]
+def figures(history: list[Evaluation]) -> list[tuple[int, float, float]]:
+    return [(row.epoch, row.train_loss, row.metrics["f1_macro"]) for row in history]

@@ -189,7 +189,7 @@ def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answer
     asked = tiny.mention_study(tmp_path, TASK, *settings, family="llama", num_rows=120)
     made = tiny.trial(asked, tmp_path)
     result = made.run()
-    figures = result.best["metrics"]
+    figures = result.best.metrics
     assert figures["invalid_json_rate"] < 0.5
     assert figures["mention_f1"] > 0.2
     stored = answers.stored(result.checkpoint)

@@ -136,11 +136,11 @@ def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(tm
     asked = tiny.mention_study(tmp_path, TASK, "train.epochs=12", "train.warmup_ratio=0.1", family=family, num_rows=90)
     made = tiny.trial(asked, tmp_path)
     result = made.run()
-    assert result.best["metrics"]["mention_f1"] > 0.6
+    assert result.best.metrics["mention_f1"] > 0.6
     rows = [json.loads(line) for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()]
     assert {mention["text"] for row in rows for mention in row["mentions"]} == {""}  # where, and never what
     stored = answering.stored(result.checkpoint)
-    assert made.task.score(stored, made.material.validation).values == result.best["metrics"]
+    assert made.task.score(stored, made.material.validation).values == result.best.metrics
     loaded = loading.load(result.checkpoint)
     again = loaded.predict(made.material.validation)
     assert [bare(row.mentions) for row in again] == [bare(row.mentions) for row in stored]
@@ -176,7 +176,7 @@ def test_how_rows_are_cut_into_micro_batches_changes_no_loss(tmp_path: Path) -> 
         folder = tmp_path / str(budget)
         folder.mkdir()
         asked = tiny.mention_study(folder, TASK, "train.epochs=2", f"train.token_budget={budget}", "lora.dropout=0")
-        losses.append([row["train_loss"] for row in tiny.trial(asked, folder).run().history])
+        losses.append([row.train_loss for row in tiny.trial(asked, folder).run().history])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 

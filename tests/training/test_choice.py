@@ -73,7 +73,7 @@ def test_answers_stand_at_the_end_of_each_row_on_either_side_of_the_padding() ->
 def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, family: str) -> None:
     trial = tiny.trial(tiny.choice_study(tmp_path, "train.epochs=8", family=family, num_rows=120), tmp_path)
     result = trial.run()
-    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"] / 1.5
+    assert result.history[-1].train_loss < result.history[0].train_loss / 1.5
     loaded = load(result.checkpoint)  # compares its probe
     examples = trial.material.validation
     held = [line for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines() if line]
@@ -108,7 +108,7 @@ def test_a_generated_answer_is_scored_by_the_same_scorer(tmp_path: Path) -> None
     asked = tiny.choice_study(tmp_path, "task.decoding=generate", "train.epochs=4", family="phi", num_rows=240)
     trial = tiny.trial(asked, tmp_path)
     result = trial.run()
-    best = result.best["metrics"]
+    best = result.best.metrics
     assert 0 <= best["parse_failure_rate"] < 0.5
     assert best["accuracy"] > 0.6
     loaded = load(result.checkpoint)

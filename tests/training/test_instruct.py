@@ -65,7 +65,7 @@ def test_the_audit_counts_question_and_answer_as_the_rows_are_cut(folder: Path) 
 
 
 def test_training_makes_words_right(trained: tuple[Trial, TrialResult]) -> None:
-    first, last = trained[1].history[0]["metrics"], trained[1].history[-1]["metrics"]
+    first, last = trained[1].history[0].metrics, trained[1].history[-1].metrics
     own = sum(not row.metadata for row in trained[0].material.validation)
     safe = sum(row.metadata.get("safety") == "safe" for row in trained[0].material.validation)  # in words that it does not know
     assert first["token_f1"] < last["token_f1"] > 0.7 * own / (own + safe)
@@ -89,9 +89,9 @@ def test_a_checkpoint_keeps_no_text_and_is_scored_the_same_from_what_it_keeps(tr
     assert not any(row.text for row in stored)
     assert "fever" not in (result.checkpoint / "predictions.jsonl").read_text()
     rows = list(made.material.validation)
-    assert made.task.score(stored, rows).values == pytest.approx(result.best["metrics"])
+    assert made.task.score(stored, rows).values == pytest.approx(result.best.metrics)
     loaded = loading.load(result.checkpoint)
-    assert loaded.task.score(loaded.predict(rows), rows).values == pytest.approx(result.best["metrics"], abs=1e-4)
+    assert loaded.task.score(loaded.predict(rows), rows).values == pytest.approx(result.best.metrics, abs=1e-4)
     answers = made.task.answers(stored, rows)
     assert answers.support("refusal_f1") == sum(row.response.startswith("I don't have enough") for row in rows)
     found = interval(answers, "token_f1")
@@ -198,5 +198,5 @@ def test_questions_are_explained_then_decided_and_the_conclusion_is_never_read(t
         read, said = tokenizer.decode(tokens[: target[0]]), tokenizer.decode(tokens[target[0] :])
         assert "insulin" not in read
         assert "insulin therapy" in said or "blood" not in read  # but for the safety rows
-    assert "decision_accuracy" in made.run().best["metrics"]
+    assert "decision_accuracy" in made.run().best.metrics
     assert made.task.decisions == ("maybe", "no", "yes")

@@ -1,6 +1,7 @@
 """The loop's promises: what may not change a gradient, what a resume gives, what happens when memory runs out."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from support import tiny
 
 from medray.errors import TrialError
+from medray.records import Evaluation
 from medray.training import stop
-from medray.training.loop import EpochReport, Interrupted, Loop
+from medray.training.loop import Interrupted, Loop
 from medray.training.plan import MicroBatch
 from medray.training.trial import Trial
 
@@ -67,7 +69,7 @@ def test_training_learns(tmp_path: Path) -> None:
     result = trial.run()
     assert [report.epoch for report in reports] == [1, 2, 3, 4, 5, 6]
     assert reports[-1].train_loss < reports[0].train_loss / 2
-    assert result.best["metrics"]["f1_macro"] == max(report.metrics["f1_macro"] for report in reports)
+    assert result.best.metrics["f1_macro"] == max(report.metrics["f1_macro"] for report in reports)
     assert trial.slot.num_tokens == 6 * trial.rows.lengths.sum()
 
 
@@ -126,11 +128,9 @@ def test_a_killed_trial_resumes_to_the_same_bits(
     torch.manual_seed(12345)  # a new process has another generator state
     result = resumed.run(resume=True)
     assert same(weights_of(resumed), weights_of(whole))
-    without_time = [{key: value for key, value in row.items() if key not in ("seconds", "tokens_per_s")} for row in result.history]
-    assert without_time == [
-        {key: value for key, value in row.items() if key not in ("seconds", "tokens_per_s")} for row in expected.history
-    ]
-    assert result.best["step"] == expected.best["step"]
+    timeless, expected_timeless = ([replace(row, seconds=0.0, tokens_per_s=0.0) for row in of.history] for of in (result, expected))
+    assert timeless == expected_timeless
+    assert result.best.step == expected.best.step
 
 
 @pytest.mark.parametrize("step", [2, 6, 12])  # in the middle of an epoch; where an evaluation is due; the last one
@@ -167,8 +167,8 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
     result = resumed.run(resume=True)
     assert taken == list(range(1, 13))
     assert same(weights_of(resumed), weights_of(whole))
-    assert [(row["step"], row["train_loss"], row["metrics"]) for row in result.history] == [
-        (row["step"], row["train_loss"], row["metrics"]) for row in expected.history
+    assert [(row.step, row.train_loss, row.metrics) for row in result.history] == [
+        (row.step, row.train_loss, row.metrics) for row in expected.history
     ]
 
 
@@ -178,8 +178,8 @@ def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more
 ) -> None:
     """Under Ray Train a report does not wait: the trial would train on, unstored, until its process is ended."""
 
-    def told(report: EpochReport) -> None:
-        if report.step == 5 and while_ == "its evaluation is told":
+    def told(evaluation: Evaluation) -> None:
+        if evaluation.step == 5 and while_ == "its evaluation is told":
             interrupt()
 
     def interrupt() -> None:
@@ -279,13 +279,13 @@ def test_early_stopping_ends_after_the_patience_and_keeps_the_best(tmp_path: Pat
     trial = tiny.trial(tiny.study(tmp_path, "train.epochs=20", "train.patience=2", "train.learning_rate=0.000001"), tmp_path)
     result = trial.run()
     assert len(result.history) < 20
-    assert [row["is_best"] for row in result.history][-2:] == [False, False]
-    assert result.best["is_best"]
+    assert [row.is_best for row in result.history][-2:] == [False, False]
+    assert result.best.is_best
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch_with_an_evaluation(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path, "train.epochs=null", "train.max_steps=7", "train.evaluate_every_steps=3"), tmp_path)
-    assert [row["step"] for row in trial.run().history] == [3, 6, 7]
+    assert [row.step for row in trial.run().history] == [3, 6, 7]
 
 
 @pytest.mark.document(
@@ -295,9 +295,9 @@ def test_max_steps_ends_in_the_middle_of_an_epoch_with_an_evaluation(tmp_path: P
 )
 def test_only_the_best_and_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     result = tiny.trial(tiny.study(tmp_path, "train.epochs=5", "train.keep_checkpoints=2"), tmp_path).run()
-    steps = [row["step"] for row in result.history]
+    steps = [row.step for row in result.history]
     kept = sorted(int(path.name[5:]) for path in (tmp_path / "trial" / "checkpoints").iterdir())
-    assert kept == sorted({result.best["step"], *steps[-2:]})
+    assert kept == sorted({result.best.step, *steps[-2:]})
 
 
 def test_another_seed_draws_another_order_and_another_adapter(tmp_path: Path) -> None:

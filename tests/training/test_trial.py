@@ -54,7 +54,7 @@ def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
     assert manifest.base.weight_hash == trial.material.base.weight_hash
     assert manifest.trial == trial.config.model_dump(mode="json")
     assert manifest.data_fingerprint == trial.material.data_fingerprint
-    assert manifest.cursor["step"] == result.best["step"]
+    assert manifest.cursor["step"] == result.best.step
     assert {"torch", "peft", "transformers", "medray"} <= manifest.versions.keys()
     assert {
         "adapter_model.safetensors",
@@ -163,7 +163,7 @@ def test_precision_auto_is_timed_until_it_is_clear(
 )
 def test_other_types_train_and_reload_exactly_in_fp32(tmp_path: Path, precision: str) -> None:
     result = tiny.trial(tiny.study(tmp_path, f"model.precision={precision}", "train.epochs=4", num_rows=120), tmp_path).run()
-    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    assert result.history[-1].train_loss < result.history[0].train_loss
     assert loading.load(result.checkpoint).manifest.precision.used == precision  # the probe was compared in fp32
 
 
@@ -174,7 +174,7 @@ def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(tmp_path: 
     settings = ("model.quantization=nf4", f"model.precision={precision}", "train.epochs=4")
     trial = tiny.trial(tiny.study(tmp_path, *settings, family=family, num_rows=120), tmp_path)
     result = trial.run()
-    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    assert result.history[-1].train_loss < result.history[0].train_loss
     loaded = loading.load(result.checkpoint)  # the probe was compared in fp32
     assert loaded.manifest.quantization == "nf4"
     assert loaded.built.model.is_loaded_in_4bit
@@ -272,7 +272,7 @@ def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp
         return take(loop)
 
     monkeypatch.setattr(Loop, "_take_step", look)
-    trial.tell = lambda report: seen.append(status.read(tmp_path / "trial"))
+    trial.report = lambda report: seen.append(status.read(tmp_path / "trial"))
     trial.run()
     stages = [found.stage for found in seen if found]
     assert stages[0] == "loading the base model"
