@@ -1,6 +1,7 @@
 """What formats of annotated texts share: a mention is checked against its text, and the kinds that were asked for are kept."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -10,6 +11,7 @@ from medray.types import Example, Mention
 
 
 class MentionOptions(FormatOptions):
+    HOLDS_MENTIONS: ClassVar[bool] = True
     kinds: tuple[str, ...] | None = Field(None, min_length=1, description="kinds of mentions to keep; others are left out")
     kind: str | None = Field(None, min_length=1, description="one kind instead of those that are kept")
 

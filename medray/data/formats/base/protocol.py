@@ -58,10 +58,9 @@ def check(options: PluginOptions) -> list[str]:
 def write(examples: Sequence[Example], options: PluginOptions) -> None:
     """Refused where the format would lose what the examples hold."""
     from medray import plugins
-    from medray.data.formats.base.mentions import MentionOptions
 
     annotated = next((example for example in examples if example.mentions), None)
-    if annotated and not isinstance(options, MentionOptions):
+    if annotated and not getattr(options, "HOLDS_MENTIONS", False):
         raise DataError(f"{annotated.where or annotated.id}: has mentions, which {options.name} does not hold; spans and pubtator do")
     plugins.find("data.formats", options.name).write(examples, options)
 
@@ -93,6 +92,7 @@ class Form(Section):
 
 class FormatOptions(PluginOptions):
     FILES: ClassVar[tuple[str, ...]] = ("path",)  # options that name a file, a folder, or where one lies
+    HOLDS_MENTIONS: ClassVar[bool] = False
     path: str = Field(
         description="file or folder, from the current directory, or its URI: s3://, gs://, https://; a secret in it by reference: ${env:NAME}, ${file:PATH}"
     )
