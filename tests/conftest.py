@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from support import scheduling, tiny
+from support.browser import chromium  # noqa: F401  (a fixture)
 from support.clouds import cloud_uri  # noqa: F401  (a fixture)
 from support.costs import Costs
 from support.s3 import endpoint, uri  # noqa: F401  (fixtures)

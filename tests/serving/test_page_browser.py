@@ -1,12 +1,13 @@
 """The page as a browser shows it, over the real routes. Needs a Chromium on the PATH: `apt-get install chromium`."""
 
-import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
-from support import browser, fake_service
+from playwright.sync_api import Browser
+from support import fake_service
+from support.browser import Tab, open_tab
 
 from medray.serving import auth
 from medray.serving.schemas import Refused
@@ -15,103 +16,95 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @dataclass
-class Page:
-    shown: browser.Browser
+class Served:
+    """The page of one service in one tab."""
+
+    browser: Browser
     service: fake_service.Service
     url: str
+    tab: Tab = field(init=False)
 
     def open(self, release: str, *, width: int = 1000, dark: bool = False) -> None:
-        self.shown.open(f"{self.url}#{release}", width=width, dark=dark)
+        self.tab = open_tab(self.browser, f"{self.url}#{release}", width=width, dark=dark)
         self.until("!document.getElementById('card').hidden")
 
-    def text(self, selector: str) -> str:
-        return str(self.shown.value(f"document.querySelector({json.dumps(selector)}).textContent"))
+    def value(self, script: str) -> Any:
+        return self.tab.value(script)
+
+    def text(self, selector: str) -> str | None:
+        return self.tab.page.locator(selector).first.text_content()
 
     def type(self, selector: str, text: str) -> None:
-        self.shown.value(f"document.querySelector({json.dumps(selector)}).focus()")
-        self.shown.call("Input.insertText", text=text)
+        self.tab.page.focus(selector)
+        self.tab.page.keyboard.insert_text(text)
 
-    def press(self, key: str, code: int, modifiers: int = 0) -> None:
-        held = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
-        typed = {"text": "\r"} if key == "Enter" else {}
-        self.shown.call("Input.dispatchKeyEvent", type="keyDown", **held, **typed)
-        self.shown.call("Input.dispatchKeyEvent", type="keyUp", **held)
+    def press(self, key: str) -> None:
+        self.tab.page.keyboard.press(key)
 
     def enter(self) -> None:
-        self.press("Enter", 13)
+        self.press("Enter")
 
-    def tab(self) -> str:
-        self.press("Tab", 9)
-        return str(self.shown.value("document.activeElement.id || document.activeElement.textContent"))
+    def tab_key(self) -> str:
+        self.press("Tab")
+        return str(self.value("document.activeElement.id || document.activeElement.textContent"))
 
     def until(self, script: str) -> None:
-        end = time.monotonic() + 10
-        while not self.shown.value(script):
-            assert time.monotonic() < end, (script, self.text("#problem"), self.shown.complaints())
-            time.sleep(0.02)
+        self.tab.until(script)
 
     def is_clean(self) -> None:
-        assert self.shown.complaints() == []
-        assert {request.startswith(self.url) for request in self.shown.requests()} == {True}
+        assert self.tab.complaints == []
+        assert {request.startswith(self.url) for request in self.tab.requests} == {True}
         assert self.text("#problem") == ""
-        width = self.shown.value("innerWidth")
-        assert self.shown.value("document.documentElement.scrollWidth") == width
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Browser]:
-    if browser.chromium() is None:
-        pytest.skip(f"no Chromium on the PATH ({', '.join(browser.NAMES)})")
-    with browser.start() as started:
-        yield started
+        width = self.value("innerWidth")
+        assert self.value("document.documentElement.scrollWidth") == width
 
 
 @pytest.fixture
-def page(chromium: browser.Browser) -> Iterator[Page]:
+def page(chromium: Browser) -> Iterator[Served]:
     service = fake_service.Service(pause_s=0.02)
     with fake_service.running(fake_service.api(service)) as url:
-        yield Page(chromium, service, url)
+        yield Served(chromium, service, url)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1000, False), (360, True)])
-def test_an_abstract_gets_its_label_confidence_and_bars(page: Page, width: int, dark: bool) -> None:
+def test_an_abstract_gets_its_label_confidence_and_bars(page: Served, width: int, dark: bool) -> None:
     page.open("cancer@best", width=width, dark=dark)
     page.type("#field-text", "Histology showed an infiltrating carcinoma.")
-    page.shown.value("document.getElementById('send').click()")
+    page.value("document.getElementById('send').click()")
     page.until("!document.getElementById('answer').hidden")
     assert page.text(".verdict") == "cancer"
     assert "Confidence 83.0 %" in page.text("#found")
-    assert page.shown.value("[...document.querySelectorAll('.bars li')].map(held => held.textContent)") == [
+    assert page.value("[...document.querySelectorAll('.bars li')].map(held => held.textContent)") == [
         "cancer83.0 %",
         "no cancer17.0 %",
     ]
-    widths = page.shown.value("[...document.querySelectorAll('.track i')].map(held => held.getBoundingClientRect().width)")
+    widths = page.value("[...document.querySelectorAll('.track i')].map(held => held.getBoundingClientRect().width)")
     assert widths[0] == pytest.approx(83 / 17 * widths[1], rel=0.02)
     assert page.service.asked[0].text == "Histology showed an infiltrating carcinoma."
-    background = page.shown.value("getComputedStyle(document.body).backgroundColor")
+    background = page.value("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     page.is_clean()
 
 
-def test_symptoms_are_picked_by_keyboard_and_diseases_ranked(page: Page) -> None:
+def test_symptoms_are_picked_by_keyboard_and_diseases_ranked(page: Served) -> None:
     page.open("symptoms@best", width=360)
     for typed in ("Skin Rash", "itching", "hiccups"):
         page.type("#field-symptoms", typed)
         page.enter()
     assert page.text("#fields [role=status]") == "hiccups is not one that it was trained with."
-    page.shown.value("document.querySelectorAll('.chips button')[1].focus()")
+    page.value("document.querySelectorAll('.chips button')[1].focus()")
     page.enter()  # removes it
-    page.shown.value("document.getElementById('field-symptoms').focus()")
+    page.value("document.getElementById('field-symptoms').focus()")
     page.enter()  # nothing is typed: asks
     page.until("!document.getElementById('answer').hidden")
     assert page.service.asked[0].text == "skin rash; hiccups"
     assert page.text(".bars .name") == fake_service.DISEASES[-1]
-    assert page.shown.value("document.querySelectorAll('#found > .bars li').length") == 12
+    assert page.value("document.querySelectorAll('#found > .bars li').length") == 12
     assert "Abstained" in page.text("#found")
     page.is_clean()
 
 
-def test_a_question_is_asked_with_its_abstract_as_the_release_was_trained(page: Page) -> None:
+def test_a_question_is_asked_with_its_abstract_as_the_release_was_trained(page: Served) -> None:
     page.open("pubmedqa@2")
     page.type("#field-contexts", "We studied 40 patients.")
     page.type("#field-question", "Does it help?")
@@ -122,31 +115,31 @@ def test_a_question_is_asked_with_its_abstract_as_the_release_was_trained(page: 
     page.is_clean()
 
 
-def test_mentions_are_marked_where_they_stand_whatever_characters_come_before(page: Page) -> None:
+def test_mentions_are_marked_where_they_stand_whatever_characters_come_before(page: Served) -> None:
     page.open("diseases@1", width=360)
     page.type("#field-text", "😀 <b>Aspirin</b> or aspirin in lung cancer and asthma 𝛂")
-    page.shown.value("document.getElementById('send').click()")
+    page.value("document.getElementById('send').click()")
     page.until("!document.getElementById('answer').hidden")
-    assert page.shown.value("[...document.querySelectorAll('mark')].map(held => held.firstChild.data)") == [
+    assert page.value("[...document.querySelectorAll('mark')].map(held => held.firstChild.data)") == [
         "aspirin",
         "lung cancer",
         "asthma",
     ]
-    assert page.shown.value("[...document.querySelectorAll('mark')].map(held => held.className)") == ["k0", "k1", "k1"]
+    assert page.value("[...document.querySelectorAll('mark')].map(held => held.className)") == ["k0", "k1", "k1"]
     assert page.text(".read") == "😀 <b>Aspirin</b> or aspirindrug in lung cancerdisease and asthmadisease 𝛂"
     assert page.text(".verdict") == "3 mentions"
     assert page.text("#found tbody tr") == "aspirindrug90.0 %"
     page.is_clean()
 
 
-def test_a_conversation_streams_as_text_goes_on_and_stops(page: Page) -> None:
+def test_a_conversation_streams_as_text_goes_on_and_stops(page: Served) -> None:
     page.open("adviser@best", width=360)
     page.type("#said", "What is asthma?")
     page.enter()
     page.until("document.querySelector('.turn.assistant')?.textContent.includes('Asthma')")
     page.until("document.getElementById('stop').hidden")
     assert page.text(".turn.assistant p") == "".join(fake_service.WORDS) + "\n\n" + fake_service.WARNING
-    assert page.shown.value("document.querySelectorAll('#talk img').length") == 0
+    assert page.value("document.querySelectorAll('#talk img').length") == 0
     page.type("#said", "And then?")
     page.enter()
     page.until("document.querySelectorAll('.turn.assistant').length === 2 && document.getElementById('stop').hidden")
@@ -155,52 +148,50 @@ def test_a_conversation_streams_as_text_goes_on_and_stops(page: Page) -> None:
     page.type("#said", "More")
     page.enter()
     page.until("!document.getElementById('stop').hidden")
-    page.shown.value("document.getElementById('stop').click()")
+    page.value("document.getElementById('stop').click()")
     page.until("document.getElementById('telling').textContent === 'Stopped.'")
-    assert page.shown.value("document.getElementById('said').value") == "More"
+    assert page.value("document.getElementById('said').value") == "More"
     page.is_clean()
 
 
-def test_the_card_tells_figures_labels_and_origin(page: Page) -> None:
+def test_the_card_tells_figures_labels_and_origin(page: Served) -> None:
     page.open("adviser@best")
     assert page.text("#system") == "You answer carefully."
     assert "f1_macro0.91230.9011" in page.text("#figures tbody")
     assert "no commit known" in page.text("#origin")
-    page.shown.value(
-        "const select = document.getElementById('release'); select.value = 'cancer@best'; select.dispatchEvent(new Event('change'))"
-    )
+    page.value("const select = document.getElementById('release'); select.value = 'cancer@best'; select.dispatchEvent(new Event('change'))")
     assert page.text("#label-names") == "cancer, no cancer"
-    assert page.shown.value("document.getElementById('prompt').hidden")
+    assert page.value("document.getElementById('prompt').hidden")
     page.is_clean()
 
 
-def test_every_control_is_reached_by_tab_and_has_a_name(page: Page) -> None:
+def test_every_control_is_reached_by_tab_and_has_a_name(page: Served) -> None:
     page.open("cancer@best")
-    page.shown.value("document.body.focus()")
-    seen = [page.tab() for _ in range(6)]
+    page.value("document.body.focus()")
+    seen = [page.tab_key() for _ in range(6)]
     assert seen[0] == "Skip to the question"
     assert seen[1:5] == ["release", "field-text", "send", "clear"]
     unnamed = "[...document.querySelectorAll('input,select,textarea,button')].filter(held => !held.labels?.length && !held.textContent.trim()).length"
-    assert page.shown.value(unnamed) == 0
+    assert page.value(unnamed) == 0
 
 
-def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Page) -> None:
+def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Served) -> None:
     page.open("cancer@best")
     page.service.refused = Refused(429, "overloaded", "too many texts are waiting; try again later", 3)
     page.type("#field-text", "tumour")
-    page.shown.value("document.getElementById('send').click()")
+    page.value("document.getElementById('send').click()")
     page.until("!document.getElementById('problem').hidden")
     assert page.text("#problem") == "Too many texts are waiting; try again later. It can be asked again in 3 seconds."
     page.service.refused = None
-    page.shown.value("document.getElementById('send').click()")
+    page.value("document.getElementById('send').click()")
     page.until("document.getElementById('problem').hidden && !document.getElementById('answer').hidden")
 
 
-def test_a_server_with_tokens_is_asked_with_one_that_the_tab_keeps(chromium: browser.Browser) -> None:
+def test_a_server_with_tokens_is_asked_with_one_that_the_tab_keeps(chromium: Browser) -> None:
     service = fake_service.Service()
     with fake_service.running(fake_service.api(service, frozenset({auth.digest("right")}))) as url:
-        page = Page(chromium, service, url)
-        page.shown.open(url, width=360)
+        page = Served(chromium, service, url)
+        page.tab = open_tab(chromium, url, width=360)
         page.until("!document.getElementById('access').hidden")
         page.type("#token", "wrong")
         page.enter()
@@ -208,7 +199,7 @@ def test_a_server_with_tokens_is_asked_with_one_that_the_tab_keeps(chromium: bro
         page.type("#token", "right")
         page.enter()
         page.until("!document.getElementById('card').hidden")
-        assert page.shown.value("document.getElementById('access').hidden")
-        assert page.shown.value("sessionStorage.length + localStorage.length") == 1
-        page.shown.call("Page.reload")
+        assert page.value("document.getElementById('access').hidden")
+        assert page.value("sessionStorage.length + localStorage.length") == 1
+        page.tab.page.reload()
         page.until("document.getElementById('card') && !document.getElementById('card').hidden")

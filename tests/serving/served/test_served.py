@@ -223,26 +223,17 @@ def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(s
 
 @pytest.mark.browser
 def test_a_browser_asks_a_running_serve(served: Served) -> None:
-    if browser.chromium() is None:
-        pytest.skip("no Chromium on the PATH")
-    with browser.start() as shown:
-        shown.open(served.client.url + "/#cancer@1", width=360)
-        _shown(shown, "!document.getElementById('access').hidden")
-        shown.value(f"document.getElementById('token').value = {TOKEN!r}; document.querySelector('#access button').click()")
-        _shown(shown, "document.getElementById('release').value === 'cancer@1' && !document.getElementById('card').hidden")
-        shown.value("document.getElementById('field-text').value = 'tumour in the lung'; document.getElementById('send').click()")
-        _shown(shown, "!document.getElementById('answer').hidden")
+    with browser.start() as chromium:
+        tab = browser.open_tab(chromium, served.client.url + "/#cancer@1", width=360)
+        tab.until("!document.getElementById('access').hidden")
+        tab.value(f"document.getElementById('token').value = {TOKEN!r}; document.querySelector('#access button').click()")
+        tab.until("document.getElementById('release').value === 'cancer@1' && !document.getElementById('card').hidden")
+        tab.value("document.getElementById('field-text').value = 'tumour in the lung'; document.getElementById('send').click()")
+        tab.until("!document.getElementById('answer').hidden")
         label = served.client.classify(["tumour in the lung"], model="cancer@1").predictions[0].label
-        assert shown.value("document.querySelector('.verdict').textContent") == label
-        assert shown.value("document.documentElement.scrollWidth") == 360
-        assert {url.startswith(served.client.url) for url in shown.requests()} == {True}
-
-
-def _shown(shown: browser.Browser, script: str) -> None:
-    end = time.monotonic() + 20
-    while not shown.value(script):
-        assert time.monotonic() < end, (script, shown.complaints())
-        time.sleep(0.05)
+        assert tab.value("document.querySelector('.verdict').textContent") == label
+        assert tab.value("document.documentElement.scrollWidth") == 360
+        assert {url.startswith(served.client.url) for url in tab.requests} == {True}
 
 
 def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(best: Served) -> None:
