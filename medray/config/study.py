@@ -103,10 +103,11 @@ class MlflowConfig(Section):
 
 
 Precision = Literal["fp32", "bf16", "fp16"]  # arithmetic of a model
+PrecisionChoice = Literal["auto", Precision]
 
 
 class ModelOptions(Section):
-    precision: Literal["auto", Precision] = Field("auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch")
+    precision: PrecisionChoice = Field("auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch")
     quantization: Literal["none", "nf4"] = Field("none", description="nf4: the base's layers in 4 bits, heads as they are (QLoRA)")
     double_quantization: bool = Field(True, description="with nf4: its scales in 8 bits, 0.4 bits a weight less")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the frozen base; LoRA has its own")

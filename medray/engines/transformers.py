@@ -1,7 +1,7 @@
 """Predictions by transformers, in this process: head outputs in token-budget batches, label scores, generated text."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from medray.errors import ConfigError, DataError
 from medray.models.batch import collate
 from medray.models.build import Built
 from medray.models.cpu import attention
-from medray.models.precision import TYPES
+from medray.models.precision import arithmetic
 from medray.types import Chunk, Head, Sampling
 
 Floats = npt.NDArray[np.float32]
@@ -159,9 +159,8 @@ class TransformersEngine:
         was_training = self.model.training
         if was_training:  # it goes through every module, which a single token would feel
             self.model.eval()
-        arithmetic = nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, dtype=TYPES[self.precision])
         try:
-            with self._without_gradients(), arithmetic:
+            with self._without_gradients(), arithmetic(self.precision, self.device.type):
                 yield
         finally:
             if was_training:

@@ -22,6 +22,7 @@ from medray.models.libraries import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from medray.models.precision import DTYPES
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # PEFT's, before the names that the base has
@@ -47,7 +48,7 @@ def attach(bare: Any, family: Family, lora: LoraConfig, *, task_type: str) -> Pe
     wanted = set(config.target_modules)
     adapted = adapt(bare, config)
     quicken(adapted)
-    _to_type(adapted, torch.bfloat16 if lora.dtype == "bf16" else torch.float32)
+    _to_type(adapted, DTYPES[lora.dtype])
     # PEFT shortens a long list of targets to endings that mean the same; that they do is checked, not believed.
     found = {name.removeprefix(_PREFIX) for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
     assert found == wanted, f"adapted are {sorted(found ^ wanted)} more or less than asked for"

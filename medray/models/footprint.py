@@ -6,8 +6,7 @@ checkpointing and the layers that LoRA leaves out all count as they are, in any 
 
 import copy
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -26,6 +25,7 @@ from medray.models.batch import logits_at
 from medray.models.build import PEFT_TYPES, outline_of
 from medray.models.families import Family, family_of
 from medray.models.network import without_dropout
+from medray.models.precision import arithmetic
 from medray.types import Needs
 
 _ADAM = 2  # figures that it keeps for each trained weight
@@ -85,7 +85,7 @@ def measure(
         weights = live.now
         for _ in range(2):
             live.most = live.now
-            with _autocast(precision):
+            with arithmetic(precision, "cpu"):
                 loss = _loss(built, batch, needs)
             loss.backward()
             del loss
@@ -179,13 +179,6 @@ def _loss(built: Any, batch: Batch, needs: Needs) -> Tensor:
     places = [batch.length - 1 - number for _ in range(batch.rows) for number in range(batch.answer_tokens)]
     logits = logits_at(built, inputs, rows, places)
     return F.cross_entropy(logits.float(), torch.zeros(len(rows), dtype=torch.long))
-
-
-@contextmanager
-def _autocast(precision: str) -> Iterator[None]:
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        yield
 
 
 class _Live(TorchDispatchMode):

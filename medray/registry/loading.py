@@ -15,6 +15,7 @@ from medray.errors import ArtifactError
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
 from medray.models.build import Built, build, merge
+from medray.models.precision import untimed
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry.answers import calibrate
@@ -124,8 +125,7 @@ def untuned(config: TrialConfig, *, device: str = "cpu") -> Engine:
     """The base model of a trial before training, for tasks without a head; in fp32 where the trial names no precision."""
     built = build(sources.resolve(config.model.source, config.model.revision), None, config.model, None)
     built.model.to(device)
-    precision = "fp32" if config.model.precision == "auto" else config.model.precision
-    return TransformersEngine(built, precision=precision, token_budget=config.train.token_budget, device=device)
+    return TransformersEngine(built, precision=untimed(config.model.precision), token_budget=config.train.token_budget, device=device)
 
 
 def write_cloud(folder: Path, cloud: Cloud) -> None:

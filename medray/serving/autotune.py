@@ -1,14 +1,13 @@
 """Which arithmetic is faster here, measured at every load with what the release will do."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from medray.config.study import Precision
 from medray.engines.transformers import TransformersEngine
 from medray.registry.loading import PROBE_TEXTS
 from medray.serving.batching import Floats, tail_length
@@ -31,10 +30,6 @@ class Timing:
     def overhead_tokens(self) -> int:
         per_token = max(self.full_s - self.small_s, 1e-9) / self.tokens
         return min(int(self.small_s / per_token), 1 << 20)
-
-
-def fastest(seconds: Mapping[Precision, float]) -> Precision:
-    return min(seconds, key=lambda name: seconds[name])
 
 
 def generates(engine: TransformersEngine, task: Task) -> bool:

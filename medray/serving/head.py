@@ -14,10 +14,10 @@ from medray.config.study import Precision
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ServingError
 from medray.evaluation.novelty import Cloud
-from medray.models import precision as half
+from medray.models.precision import cast, cast_within, fastest
 from medray.registry.loading import LoadedRelease, read_cloud
 from medray.registry.release import Release
-from medray.serving.autotune import fastest, generates, time_steps, time_texts
+from medray.serving.autotune import generates, time_steps, time_texts
 from medray.serving.batching import Batcher, Floats, TooManyTokensError, tail_length
 from medray.serving.chat import Chat
 from medray.serving.notes import far
@@ -138,11 +138,12 @@ class _Opening:
 
     def _cast_within(self, precision: Precision) -> AbstractContextManager[None]:
         # 4-bit layers follow autocast themselves.
-        return half.cast_within(self.loaded.built, precision) if self.loaded.is_merged else nullcontext()
+        built = self.loaded.built
+        return cast_within(built.model, built.family, precision) if self.loaded.is_merged else nullcontext()
 
     def settle(self, precision: Precision) -> tuple[LoadedRelease, TransformersEngine, Streams]:
         if self.loaded.is_merged:
-            half.cast(self.loaded.built, precision)
+            cast(self.loaded.built.model, self.loaded.built.family, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
             engine.generation, self.thread, token_budget=options.generation_tokens, waiting_tokens=options.limits.waiting_tokens

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from medray.config.schema import Section
-from medray.config.study import Precision
+from medray.config.study import PrecisionChoice
 from medray.serving.auth import BODY_BYTES
 from medray.serving.auth import Refused as Refused
 from medray.tasks.base.protocol import Outcome
@@ -47,7 +47,7 @@ class AppOptions(Section):
         "auto",
         description="auto: releases that talk are answered by vLLM where it is installed and takes them; vllm: it is an error where not",
     )
-    precision: Literal["auto", Precision] = Field(
+    precision: PrecisionChoice = Field(
         "auto",
         description="auto times fp32 and bf16 at every load; on vLLM it is bf16 where the hardware multiplies it",
     )

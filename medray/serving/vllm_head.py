@@ -12,6 +12,7 @@ from filelock import FileLock
 from medray.engines.vllm import engine as vllm
 from medray.errors import ArtifactError, ServingError
 from medray.models.build import export_merged, load_tokenizer
+from medray.models.precision import fast_precision
 from medray.registry.loading import LoadedRelease, find_base, load, probe_outputs
 from medray.registry.release import Release
 from medray.serving.chat import Chat, Relay
@@ -30,7 +31,7 @@ _ROUNDED, _ANOTHER, _SHARE = 1.0, 0.5, 0.01
 class Shared:
     def __init__(self, group: Group, options: AppOptions, *, threads: int, gpus: int) -> None:
         self.group, self.options, self.threads, self.gpus = group, options, threads, gpus
-        self.precision = vllm.fast_precision("cuda" if gpus else "cpu") if options.precision == "auto" else options.precision
+        self.precision = fast_precision("cuda" if gpus else "cpu") if options.precision == "auto" else options.precision
         self._lock = threading.Lock()  # followers of several releases load at the same time
         self._core: vllm.Core | None = None  # of the base that is shared, or the newest merged model
         self._base_hash = ""

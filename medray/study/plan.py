@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from medray.config.study import BaseModelConfig, Precision, StudyConfig, TrialConfig
+from medray.config.study import BaseModelConfig, StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.errors import ArtifactError, ConfigError
@@ -13,6 +13,7 @@ from medray.models import architecture, sources
 from medray.models import footprint as footprints
 from medray.models.build import load_tokenizer
 from medray.models.footprint import Batch, Footprint
+from medray.models.precision import untimed
 from medray.runtime.cluster import Cluster
 from medray.study import search
 from medray.study.placement import Placement, place
@@ -110,7 +111,8 @@ def footprint(trial: TrialConfig, *, length: int, num_labels: int, answer_tokens
 
 def _footprint(config: Any, trial: TrialConfig, length: int, num_labels: int, answer_tokens: int) -> Footprint:
     batch = Batch(max(1, trial.train.token_budget // length), length, num_labels, answer_tokens)
-    return footprints.measure(config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=_precision(trial))
+    precision = untimed(trial.model.precision)  # `auto` may choose either; fp32 takes more memory
+    return footprints.measure(config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision)
 
 
 def sharded(whole: Footprint, zero_stage: int | None, num_workers: int) -> int:
@@ -118,11 +120,6 @@ def sharded(whole: Footprint, zero_stage: int | None, num_workers: int) -> int:
     shared = (whole.moments if (zero_stage or 0) >= 1 else 0) + (whole.gradients if (zero_stage or 0) >= 2 else 0)
     shared += whole.weights if zero_stage == 3 else 0
     return whole.peak - shared + math.ceil(shared / num_workers)
-
-
-def _precision(trial: TrialConfig) -> Precision:
-    """`auto` may choose either; fp32 holds more."""
-    return "fp32" if trial.model.precision == "auto" else trial.model.precision
 
 
 def _dataset(study: StudyConfig) -> Dataset:
@@ -230,7 +227,7 @@ def _trial_s(trial: TrialConfig, rows: Rows, found: Footprint, placement: Placem
     step = forward + backward + (forward if trial.model.gradient_checkpointing else 0.0)
     if speed.tokens_per_s:
         return (trained + judged * forward / step) / (speed.tokens_per_s * workers)
-    tflops = speed.tflops or (TFLOPS_OF_A_GPU if placement.gpus else _TFLOPS_OF_A_CPU[_precision(trial)] * placement.cpus)
+    tflops = speed.tflops or (TFLOPS_OF_A_GPU if placement.gpus else _TFLOPS_OF_A_CPU[untimed(trial.model.precision)] * placement.cpus)
     return found.num_linear * (trained * step + judged * forward) / (tflops * 1e12 * workers)
 
 

@@ -149,7 +149,7 @@ class Trial:
             world_size=distributed.world_size(),
         )
 
-    def _strategy(self, used: str) -> Strategy:
+    def _strategy(self, used: Precision) -> Strategy:
         module = plugins.find("training.strategies", self.config.train.strategy)
         strategy: Strategy = module.Strategy(self.slot, self.config.train, precision=used, device=self.device)
         return strategy

@@ -11,14 +11,13 @@ from torch.nn import Linear
 from transformers.activations import GELUActivation
 
 from medray.engines.transformers import TransformersEngine
-from medray.models import precision as half
 from medray.models.build import Built
 from medray.models.cpu import attention
 from medray.models.families import ENCODERS, FAMILIES
-from medray.models.precision import PackedLinear
+from medray.models.precision import PackedLinear, cast, cast_within, multiplies_packed
 from medray.types import Head
 
-needs_bf16 = pytest.mark.skipif(not half.multiplies_packed(), reason="no AVX512_BF16")
+needs_bf16 = pytest.mark.skipif(not multiplies_packed(), reason="no AVX512_BF16")
 ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)]
 
 
@@ -42,7 +41,7 @@ def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, famil
     built = tiny.merged(tmp_path, family, Head(("a", "b", "c"), per_token))
     exact, before = outputs(built, "fp32"), {name: id(weight) for name, weight in built.model.named_parameters()}
     parts = dict(built.model.named_modules())
-    with half.cast_within(built, "bf16"):
+    with cast_within(built.model, built.family, "bf16"):
         found = outputs(built, "bf16")
     assert dict(built.model.named_modules()) == parts
     assert np.abs(found - exact).max() > 0
@@ -55,7 +54,7 @@ def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, famil
 @pytest.mark.parametrize("family", ENCODERS)
 def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
     built = tiny.merged(tmp_path, family, Head(("a", "b")))
-    half.cast(built, "bf16")
+    cast(built.model, built.family, "bf16")
     layers = built.model.get_submodule(built.family.layers_path)
     assert not any(isinstance(module, Linear) for module in layers.modules())
     assert {weight.dtype for weight in built.model.parameters()} == {torch.bfloat16}
@@ -64,7 +63,7 @@ def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
 
 def test_what_flows_between_the_layers_of_a_language_model_is_fp32(tmp_path: Path) -> None:
     built = tiny.merged(tmp_path, "llama", None)
-    half.cast(built, "bf16")
+    cast(built.model, built.family, "bf16")
     assert {weight.dtype for name, weight in built.model.named_parameters() if "norm" in name} == {torch.float32}
     assert built.model.get_input_embeddings().weight.dtype == torch.float32
     assert built.model.get_output_embeddings().weight.dtype == torch.bfloat16

@@ -143,13 +143,12 @@ def test_precision_auto_times_both_and_keeps_the_result(tmp_path: Path, caplog: 
         ([9.0] + [1.0, 1.05] * 6, [9.0] + [0.95, 1.02] * 6, "fp32", 12),  # too close to tell
     ],
 )
-def test_precision_auto_is_timed_until_it_is_clear(
-    fp32: list[float], bf16: list[float], used: str, num_rounds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precision_auto_is_timed_until_it_is_clear(fp32: list[float], bf16: list[float], used: str, num_rounds: int) -> None:
     taken = {"fp32": iter(fp32), "bf16": iter(bf16)}
     steps: list[str] = []
-    monkeypatch.setattr(precision, "_step", lambda forward, name, device: steps.append(name) or next(taken[name]))
-    found = precision._timed("auto", lambda: pytest.fail("computed"), (1, 1), "cpu")
+    found = precision.time_steps(
+        lambda: pytest.fail("computed"), (1, 1), "cpu", lambda forward, name, device: steps.append(name) or next(taken[name])
+    )
     assert (found.used, len(steps)) == (used, 2 * (1 + num_rounds))
     assert steps[:4] == ["fp32", "bf16"] * 2  # in turn: what slows the machine slows both
 

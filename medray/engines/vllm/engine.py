@@ -20,13 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medray.config.study import Precision
 from medray.engines.vllm.process import (
     HEAD_SIZES,
     RANKS,
     Settings,
     ends_of,
-    fast_precision,
     guard,
     head_size,
     is_installed,
@@ -34,11 +32,11 @@ from medray.engines.vllm.process import (
     window_of,
 )
 from medray.errors import ArtifactError, ConfigError, DataError, ServingError
+from medray.models.precision import dtype_name
 from medray.text.detokenize import Text
 from medray.types import Chunk, Sampling, TokenLogprob
 
-__all__ = ["HEAD_SIZES", "RANKS", "Core", "Settings", "VllmEngine", "fast_precision", "head_size", "is_installed", "window_of"]
-_TYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+__all__ = ["HEAD_SIZES", "RANKS", "Core", "Settings", "VllmEngine", "head_size", "is_installed", "window_of"]
 _START_S, _SCORE_S, _END_S = 900.0, 300.0, 10.0
 Found = TypeVar("Found")
 
@@ -234,7 +232,7 @@ async def _start(settings: Settings) -> Any:
             skip_tokenizer_init=True,  # token ids go in and come out
             trust_remote_code=False,
             generation_config="vllm",  # else a base's own temperature would be taken where a request says none
-            dtype=_TYPES[settings.precision],
+            dtype=dtype_name(settings.precision),
             max_model_len=settings.window,
             max_num_seqs=settings.num_rows,
             kv_cache_memory_bytes=settings.cache_bytes,

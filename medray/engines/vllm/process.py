@@ -9,25 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medray.config.study import Precision
 from medray.models.network import load_config
+from medray.models.precision import DTYPES
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of its attention on CPUs
-_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 _BLOCK = 128  # tokens of a piece of vLLM's cache on CPUs
 _SPARE_BLOCKS = 2  # of which vLLM itself keeps one
 
 
 def is_installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
-
-
-def fast_precision(device: str) -> Precision:
-    """bf16 where the hardware multiplies it."""
-    return "bf16" if device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def window_of(folder: Path) -> int | None:
@@ -59,7 +52,7 @@ class Settings:
         config = load_config(self.folder, str(self.folder))
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         blocks = math.ceil(max(self.cache_tokens, self.window) / _BLOCK) + _SPARE_BLOCKS
-        whole = blocks * _BLOCK * config.num_hidden_layers * 2 * heads * head_size(self.folder) * _BYTES[self.precision]
+        whole = blocks * _BLOCK * config.num_hidden_layers * 2 * heads * head_size(self.folder) * DTYPES[self.precision].itemsize
         return math.ceil(whole / max(1, self.gpus))
 
 

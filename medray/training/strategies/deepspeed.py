@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from medray.config.study import TrainConfig, TrialConfig
+from medray.config.study import Precision, TrainConfig, TrialConfig
+from medray.models.precision import dtype_name
 from medray.training import distributed
 from medray.training.slot import VALUE, Slot, Tensors
 
@@ -42,7 +43,7 @@ def lacking() -> list[str]:
 class Strategy:
     repeats_alone = False
 
-    def __init__(self, slot: Slot, train: TrainConfig, *, precision: str, device: str) -> None:
+    def __init__(self, slot: Slot, train: TrainConfig, *, precision: Precision, device: str) -> None:
         self.slot, self.train, self.precision, self.device = slot, train, precision, device
         self.shards_model = train.zero_stage == 3
         self.engine: Any = None
@@ -72,7 +73,7 @@ class Strategy:
         }
         if self.precision != "fp32":
             # The engine switches the loop's autocast off unless it has its own. No module is named, so that gradients travel in fp32.
-            settings["torch_autocast"] = {"enabled": True, "dtype": _TYPES[self.precision], "lower_precision_safe_modules": []}
+            settings["torch_autocast"] = {"enabled": True, "dtype": dtype_name(self.precision), "lower_precision_safe_modules": []}
         return settings
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -169,9 +170,6 @@ class Strategy:
         if self.train.zero_stage in (1, 2):
             return list(self.engine.optimizer.single_partition_of_fp32_groups)
         return list(self.engine.optimizer.fp32_partitioned_groups_flat) if self.train.zero_stage else list(self.slot.parameters.values())
-
-
-_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def _import(device: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medray.config.study import TrainConfig, TrialConfig
+from medray.config.study import Precision, TrainConfig, TrialConfig
 from medray.training import distributed
 from medray.training.slot import VALUE, Slot, Tensors
 
@@ -30,7 +30,7 @@ class Strategy:
     shards_model = False
     repeats_alone = True
 
-    def __init__(self, slot: Slot, train: TrainConfig, *, precision: str, device: str) -> None:
+    def __init__(self, slot: Slot, train: TrainConfig, *, precision: Precision, device: str) -> None:
         self.slot, self.device = slot, device
         self.max_grad_norm = train.max_grad_norm
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
