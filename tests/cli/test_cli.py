@@ -361,7 +361,7 @@ def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> No
     running = Study(study, "train.epochs=100000", "train.evaluate_every_steps=1000000", "resources.grace_s=600")
     try:
         running.until("waiting for the first trial")
-        while not list(tmp_path.glob("runs/tiny/*/trials/*/stop")):  # there once a trial trains
+        while not list(tmp_path.glob("runs/tiny/*/trials/*/training")):  # there once a trial trains
             assert running.process.poll() is None
             time.sleep(0.1)
         running.seen |= serve_session.processes(running.process.pid)
