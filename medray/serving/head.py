@@ -14,7 +14,8 @@ from medray.config.study import Precision
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ServingError
 from medray.evaluation.novelty import Cloud
-from medray.models.precision import cast, cast_within, fastest
+from medray.models.precision import cast as cast_model
+from medray.models.precision import cast_within, fastest
 from medray.registry.loading import LoadedRelease, read_cloud
 from medray.registry.release import Release
 from medray.serving.autotune import generates, time_steps, time_texts
@@ -143,7 +144,7 @@ class _Opening:
 
     def settle(self, precision: Precision) -> tuple[LoadedRelease, TransformersEngine, Streams]:
         if self.loaded.is_merged:
-            cast(self.loaded.built.model, self.loaded.built.family, precision)
+            cast_model(self.loaded.built.model, self.loaded.built.family, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
             engine.generation, self.thread, token_budget=options.generation_tokens, waiting_tokens=options.limits.waiting_tokens

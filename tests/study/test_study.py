@@ -18,6 +18,7 @@ from medray.registry.registry import Registry
 from medray.study.run import Run
 from medray.study.study import Outcome
 from medray.tasks.base import protocol as tasks
+from medray.training import stop
 from medray.training.prepared import gather, open_material
 
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
@@ -178,6 +179,23 @@ def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: P
         undisturbed = alone(tiny.study(tmp_path, same, "train.epochs=3"), tmp_path / record.trial)
         assert figures(here.history(record.trial)) == figures(undisturbed)
     assert [record.status for record in here.records()] == ["finished", "finished"]
+
+
+def test_a_trial_that_stores_its_state_when_it_is_interrupted_takes_no_step_twice(tmp_path: Path) -> None:
+    study = tiny.study(tmp_path, "train.epochs=3", "train.log_every_steps=1")
+    here = Run.start(study)
+
+    def interrupt(record: TrialRecord, row: dict[str, Any]) -> None:
+        if row["epoch"] == 1:
+            stop.request(here.trial_dir(record.trial))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, Seen(interrupt), here)
+    run(study, here=Run.resume(study))
+    (record,) = here.records()
+    assert figures(here.history(record.trial)) == figures(alone(study, tmp_path / "alone"))
+    steps = re.findall(r" step (\d+)/", (here.trial_dir(record.trial) / "log.txt").read_text())
+    assert len(steps) == len(set(steps)) > 0
 
 
 def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(tmp_path: Path) -> None:
