@@ -147,7 +147,7 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
     found = {
         "disease-names": run(tmp_path, "seed_000_extract", data, "phi", nf4=False, settings=answer),
         "disease-names-few-shot": run(
-            cluster, tmp_path, "seed_001_extract", data, "phi3", nf4=True, settings=(*answer, "task.num_examples=1", "task.instruction=''")
+            tmp_path, "seed_001_extract", data, "phi3", nf4=True, settings=(*answer, "task.num_examples=1", "task.instruction=''")
         ),
         "diseases": run(tmp_path, "tagging", data, "bert", nf4=False),
     }
