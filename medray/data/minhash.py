@@ -124,7 +124,7 @@ def sign_table(path: Path, num_rows: int, width: int, progress: Progress, cores:
     def work(_: int) -> None:
         # A process of its own, told over a pipe: a fork would copy the locks of this process's threads, and a spawned
         # one would run the user's script again. It ends when the pipe does, so that it cannot outlive this one.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from medray.data import signing; signing.serve()"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from medray.data import minhash; minhash.serve()"
         with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
             assert worker.stdin is not None
             assert worker.stdout is not None

@@ -296,7 +296,7 @@ def test_a_wrong_name_is_answered_with_what_is_allowed():
 def test_reading_a_configuration_or_data_or_figures_imports_no_torch():
     program = (
         "import importlib, pkgutil, sys, medray.config.study\n"
-        "for seam in ('data', 'tasks', 'selection'):\n"
+        "for seam in ('data', 'tasks', 'evaluation'):\n"
         "    package = importlib.import_module(f'medray.{seam}')\n"
         "    for module in pkgutil.walk_packages(package.__path__, f'medray.{seam}.'):\n"
         "        importlib.import_module(module.name)\n"

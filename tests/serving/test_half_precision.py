@@ -18,12 +18,12 @@ ADVISER, NURSE, BASE = np.array([[-53.0, -24.0]]), np.array([[-55.0, -24.0]]), n
 
 def prove(monkeypatch: pytest.MonkeyPatch, opening: Shared, name: str, wanted: Any, found: Any) -> None:
     answered = {"release": found, "bare": BASE}
-    monkeypatch.setattr(vllm_head, "answers", lambda task, engine: answered[engine.name])
-    monkeypatch.setattr(vllm, "Engine", lambda core, tokenizer: SimpleNamespace(name="bare"))
-    release: Any = SimpleNamespace(reference=name)
-    manifest: Any = SimpleNamespace(probe=SimpleNamespace(outputs=wanted.tolist()), is_untuned=False)
+    monkeypatch.setattr(vllm_head, "probe_outputs", lambda task, engine: answered[engine.name])
+    monkeypatch.setattr(vllm, "VllmEngine", lambda core, tokenizer: SimpleNamespace(name="bare"))
+    manifest = SimpleNamespace(probe=SimpleNamespace(outputs=wanted.tolist()), is_untuned=False)
+    loaded: Any = SimpleNamespace(reference=name, manifest=manifest, task=None)
     engine: Any = SimpleNamespace(name="release", core=None, tokenizer=None)
-    opening._prove(release, manifest, None, engine)  # type: ignore[arg-type]
+    opening._prove(loaded, engine)
 
 
 @pytest.fixture

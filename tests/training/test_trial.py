@@ -235,7 +235,7 @@ def test_the_arithmetic_of_a_model_is_timed_once_per_study_and_for_others_per_pr
 ) -> None:
     timed = []
     seconds = {"fp32": 2.0, "bf16": 1.0}
-    monkeypatch.setattr(precision, "_step", lambda forward, used, device: timed.append(used) or seconds[used])
+    monkeypatch.setattr(precision, "step_seconds", lambda forward, used, device: timed.append(used) or seconds[used])
 
     def run(study: str, *settings: str) -> tuple[str, int]:
         """What a trial of a study computes in, and how many steps were timed for it."""
@@ -254,7 +254,7 @@ def test_the_arithmetic_of_a_model_is_timed_once_per_study_and_for_others_per_pr
         assert run("first", *settings) == ("bf16", 0)  # trials of a study share their arithmetic
     assert run("second") == ("bf16", 0)  # its first trial is like one that was timed before
     assert run("third", "resources.cpus_per_worker=2") == ("fp32", whole)
-    monkeypatch.setattr(precision, "processor", lambda device: "another machine that sees the same folder")
+    monkeypatch.setattr(precision, "_processor", lambda device: "another machine that sees the same folder")
     assert run("first") == ("bf16", 0)
     assert run("fourth") == ("fp32", whole)
 

@@ -78,9 +78,8 @@ class Strategy:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(
-            loss * distributed.world_size(), scale_wrt_gas=False
-        )  # the engine averages over workers; ours are parts of a sum
+        # The engine averages over workers; ours are parts of a sum.
+        self.engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
     def reduce(self, numbers: Sequence[float]) -> list[float]:
         return distributed.summed([], numbers, self.device)
