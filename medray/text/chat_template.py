@@ -18,7 +18,7 @@ from medray.text.windows import cut
 from medray.types import Message
 
 Ids = tuple[int, ...]
-_Known = dict[tuple[str, str], Ids]  # tokens of a turn's words, by them and by what stands before
+_TurnIds = dict[tuple[str, str], Ids]  # tokens of a turn's words, by them and by what stands before
 TemplateKind = Literal["auto", "chat", "plain"]
 _TURN = re.compile("\ue000(\\d+)\ue001")  # stands for a turn's words while a template is filled in
 _MOST_CHARACTERS = 64  # of a token in the mean: what a longer turn has more would be cut out after it was encoded
@@ -62,7 +62,7 @@ class Chat:
         whole = together(messages)
         turns = [_readable(turn, room) for turn in whole]
         dropped = turns != whole
-        ids: _Known = {}  # each turn is encoded once, however often the template is filled in
+        ids: _TurnIds = {}  # each turn is encoded once, however often the template is filled in
         pieces = self._pieces(turns, ids)
         if _length(pieces) > room and (begins := _beginnings(turns)):
             # Fewer turns are fewer tokens: the longest conversation that fits is found by halves.
@@ -80,29 +80,29 @@ class Chat:
         (ids,) = answers([text.strip()], self.tokenizer, lead=lead or "a", end=False)
         return (*ids, *self._ends())
 
-    def _pieces(self, turns: Sequence[Message], known: _Known) -> list[_Piece]:
-        return self._plain(turns, known) if self.is_plain else self._filled(turns, known)
+    def _pieces(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
+        return self._plain(turns, turn_ids) if self.is_plain else self._from_template(turns, turn_ids)
 
-    def _filled(self, turns: Sequence[Message], known: _Known) -> list[_Piece]:
+    def _from_template(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
         """The template, filled in with marks instead of words; then each part read by itself."""
         parts = _TURN.split(self._fill([Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)], opened=True))
         numbers = list(map(int, parts[1::2]))
         words = self._words(
-            [(turns[number].content, before[-1:] or "\n") for before, number in zip(parts[::2], numbers, strict=False)], known
+            [(turns[number].content, before[-1:] or "\n") for before, number in zip(parts[::2], numbers, strict=False)], turn_ids
         )
         pieces = [_Piece(self._literal(parts[0]))]
         for number, ids, literal in zip(numbers, words, parts[2::2], strict=True):
             pieces += [_Piece(ids, number), _Piece(self._literal(literal))]
-        said = [piece.turn for piece in pieces if piece.turn is not None]
-        if said != list(range(len(turns))):
+        places = [piece.turn for piece in pieces if piece.turn is not None]
+        if places != list(range(len(turns))):
             raise ConfigError("task.template: the chat template of this base model does not tell every turn once and in order: use plain")
         return pieces
 
     def _fill(self, turns: Sequence[Message], *, opened: bool) -> str:
-        def filled(held: Sequence[Message]) -> str:
-            said = [{"role": turn.role, "content": turn.content} for turn in held]
+        def render(messages: Sequence[Message]) -> str:
+            plain = [{"role": turn.role, "content": turn.content} for turn in messages]
             text: str = self.tokenizer.apply_chat_template(
-                said,
+                plain,
                 tokenize=False,
                 add_generation_prompt=opened,
                 strftime_now=_DAY.strftime,
@@ -111,19 +111,19 @@ class Chat:
             return text
 
         try:
-            return filled(turns)
+            return render(turns)
         except TemplateError as err:
             reason = err
         try:  # some know no system role: its words then open the first turn
             if len(turns) > 1 and turns[0].role == "system":
-                return filled([Message("user", f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]])
+                return render([Message("user", f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]])
             raise reason
         except TemplateError as err:
             raise ConfigError(f"task.template: the chat template of this base model refuses the conversation: {err}; use plain") from None
 
-    def _plain(self, turns: Sequence[Message], known: _Known) -> list[_Piece]:
+    def _plain(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
         end = (self._end_of_sequence(),)
-        words = self._words([(turn.content, "\n") for turn in turns], known)
+        words = self._words([(turn.content, "\n") for turn in turns], turn_ids)
         pieces = [_Piece(self._beginning())]
         for number, (turn, ids) in enumerate(zip(turns, words, strict=True)):
             heading = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}[turn.role]
@@ -172,13 +172,13 @@ class Chat:
             self._known[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
         return self._known[text]
 
-    def _words(self, turns: Sequence[tuple[str, str]], known: _Known) -> list[Ids]:
+    def _words(self, turns: Sequence[tuple[str, str]], turn_ids: _TurnIds) -> list[Ids]:
         """Tokens of each turn's words behind what stands before it."""
         for lead in {lead for _, lead in turns}:
-            texts = [text for text in dict.fromkeys(text for text, before in turns if before == lead) if (text, lead) not in known]
+            texts = [text for text in dict.fromkeys(text for text, before in turns if before == lead) if (text, lead) not in turn_ids]
             if texts:
-                known.update(zip([(text, lead) for text in texts], answers(texts, self.tokenizer, lead=lead, end=False), strict=True))
-        return [known[turn] for turn in turns]
+                turn_ids.update(zip([(text, lead) for text in texts], answers(texts, self.tokenizer, lead=lead, end=False), strict=True))
+        return [turn_ids[turn] for turn in turns]
 
 
 def together(messages: Sequence[Message]) -> list[Message]:
@@ -217,8 +217,8 @@ def _cut_last(pieces: Sequence[_Piece], excess: int, last: int, room: int) -> li
         raise ConfigError(
             f"{room} tokens for a prompt leave no room beside the system prompt and the template, {excess - len(body) + 1} too few"
         )
-    kept = tuple(cut(body, len(body) - excess, "both"))
-    return [_Piece(kept, last) if piece.turn == last else piece for piece in pieces]
+    rest = tuple(cut(body, len(body) - excess, "both"))
+    return [_Piece(rest, last) if piece.turn == last else piece for piece in pieces]
 
 
 def _length(pieces: Sequence[_Piece]) -> int:

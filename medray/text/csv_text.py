@@ -52,33 +52,33 @@ def read_rows(lines: Iterable[str], delimiter: str, most: int = MOST_CHARACTERS)
     rows = csv.reader(feed, delimiter=delimiter, strict=True)
     line, width = 1 + is_declared, 0
     while True:
-        feed.held.clear()
+        feed.row.clear()
         try:
             values = next(rows)
-            fault = _rows_inside(feed.held[1:-1], delimiter, width) if len(feed.held) > _ROWS_INSIDE else ""
+            fault = _rows_inside(feed.row[1:-1], delimiter, width) if len(feed.row) > _ROWS_INSIDE else ""
         except StopIteration:
             return
         except csv.Error as err:
             values, fault = [], _FAULTS.get(str(err), str(err))
-        yield CsvRow(line, len(feed.held), values, fault and _reason(line, feed.held, delimiter, fault))
+        yield CsvRow(line, len(feed.row), values, fault and _reason(line, feed.row, delimiter, fault))
         width = width or len(values)
-        line += len(feed.held)
+        line += len(feed.row)
 
 
 class _Feed(Iterator[str]):
     """Lines for a reader, until those of one row are too many."""
 
     def __init__(self, lines: Iterable[str], most: int) -> None:
-        self.held: list[str] = []  # of the row
+        self.row: list[str] = []  # its lines
         self._lines, self._most, self._num_characters = iter(lines), most, 0
 
     def __next__(self) -> str:
         line = next(self._lines)
-        self._num_characters = len(line) + (self._num_characters if self.held else 0)
-        self.held.append(line)
+        self._num_characters = len(line) + (self._num_characters if self.row else 0)
+        self.row.append(line)
         if self._num_characters >= self._most:
             raise csv.Error(f"is longer than {self._most} characters")
-        if len(self.held) > MOST_LINES:
+        if len(self.row) > MOST_LINES:
             raise csv.Error(f"does not close in {MOST_LINES} lines")
         return line
 

@@ -13,34 +13,34 @@ class Text:
         self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
         self.stopped = False
         self._ids: list[int] = []
-        self._start = self._read = 0  # tokens that words are spelled behind, and those whose text was taken
-        self._held = ""
+        self._start = self._end = 0  # tokens that words are spelled behind, and those whose text was taken
+        self._rest = ""
 
     def push(self, token: int) -> str:
         self._ids.append(token)
-        before, whole = self._decode(self._ids[self._start : self._read]), self._decode(self._ids[self._start :])
+        before, whole = self._decode(self._ids[self._start : self._end]), self._decode(self._ids[self._start :])
         if whole.endswith(_BROKEN) or not whole.startswith(before) or len(whole) == len(before):
             return ""
-        self._start, self._read = self._read, len(self._ids)
+        self._start, self._end = self._end, len(self._ids)
         return self._sure(whole[len(before) :])
 
     def end(self) -> str:
         if self.stopped:
             return ""
-        before, whole = self._decode(self._ids[self._start : self._read]), self._decode(self._ids[self._start :])
+        before, whole = self._decode(self._ids[self._start : self._end]), self._decode(self._ids[self._start :])
         sure = self._sure(whole[len(before) :])
-        rest, self._held = self._held, ""
+        rest, self._rest = self._rest, ""
         return sure if self.stopped else sure + rest
 
     def _sure(self, new: str) -> str:
-        text = self._held + new
-        found = [place for place in map(text.find, self.stop) if place >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        kept = max((_beginning(text, word) for word in self.stop), default=0)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+        text = self._rest + new
+        places = [place for place in map(text.find, self.stop) if place >= 0]
+        if places:
+            self.stopped, self._rest = True, ""
+            return text[: min(places)]
+        size = max((_beginning(text, word) for word in self.stop), default=0)
+        self._rest = text[len(text) - size :]
+        return text[: len(text) - size]
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -35,8 +35,8 @@ def guess_encoding(chunks: Iterable[bytes]) -> str:
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     escaped, num_wide, is_first = bytearray(), 0, True
     for chunk in chunks:
-        if is_first and (known := _by_first_bytes(chunk)):
-            return known
+        if is_first and (encoding := _by_first_bytes(chunk)):
+            return encoding
         is_first = False
         text = decoder.decode(chunk)
         if not text.isascii():

@@ -24,11 +24,11 @@ def prompts(texts: Sequence[str], tokenizer: Any, *, around: tuple[str, str], ma
     # Read whole, so that words at the seams are the tokens they are elsewhere.
     encoded = tokenize((before + text + after for text in texts), tokenizer, offsets=True)
     columns = (encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"])
-    found = []
+    rows = []
     for text, ids, special, offsets in zip(texts, *columns, strict=True):
         ids, special = _open_ended(ids, special)
         if len(ids) <= room:
-            found.append(Prompt(tuple(ids), truncated=False))
+            rows.append(Prompt(tuple(ids), truncated=False))
             continue
         last = len(before) + len(text)
         inside = [not mark and len(before) < end <= last for mark, (_, end) in zip(special, offsets, strict=False)]
@@ -39,29 +39,29 @@ def prompts(texts: Sequence[str], tokenizer: Any, *, around: tuple[str, str], ma
                 f"max_length {max_length} leaves no room for text beside the prompt's own {len(ids) - len(body)} tokens and the answer's {answer}"
             )
         start = inside.index(True)
-        kept = cut(list(range(len(body))), left, keep)
-        gap = start + next((place for place, number in enumerate(kept) if place != number), left)
+        places = cut(list(range(len(body))), left, keep)
+        gap = start + next((place for place, number in enumerate(places) if place != number), left)
         dropped = offsets[gap][0] - len(before), offsets[gap + len(body) - left - 1][1] - len(before)
-        tokens = (*ids[:start], *(body[place] for place in kept), *ids[start + len(body) :])
-        found.append(Prompt(tokens, truncated=True, dropped=dropped))
-    return found
+        tokens = (*ids[:start], *(body[place] for place in places), *ids[start + len(body) :])
+        rows.append(Prompt(tokens, truncated=True, dropped=dropped))
+    return rows
 
 
 def answers(texts: Sequence[str], tokenizer: Any, *, lead: str, end: bool) -> list[tuple[int, ...]]:
     """Each answer as it is spelled behind `lead`, the last words of the prompt; with `end` the end of sequence behind it."""
     before = _plain([lead], tokenizer)[0]
-    found = []
+    rows = []
     for whole, alone in zip(_plain([lead + text for text in texts], tokenizer), _plain(texts, tokenizer), strict=True):
         # Where the seam is inside a token, the answer is read by itself.
         ids = whole[len(before) :] if whole[: len(before)] == before and len(whole) > len(before) else alone
-        found.append((*ids, tokenizer.eos_token_id) if end else tuple(ids))
-    return found
+        rows.append((*ids, tokenizer.eos_token_id) if end else tuple(ids))
+    return rows
 
 
 def _plain(texts: Sequence[str], tokenizer: Any) -> list[Ids]:
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-    found: list[Ids] = encoded["input_ids"]
-    return found
+    ids: list[Ids] = encoded["input_ids"]
+    return ids
 
 
 def _open_ended(ids: Ids, special: Ids) -> tuple[Ids, Ids]:

@@ -22,9 +22,9 @@ class Template:
             if name is not None and (not name or form or conversion):
                 raise ValueError(f"template {text!r}: a place is a name in braces, such as {{question}}; a brace itself is written twice")
             parts.append((literal, name))
-        found = cls(text, tuple(parts))
-        check_no_answer(found.names)
-        return found
+        template = cls(text, tuple(parts))
+        check_no_answer(template.names)
+        return template
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -35,9 +35,9 @@ class Template:
 
     def around(self, name: str) -> tuple[str, str]:
         """The literals before and after the one place of this name."""
-        if [found for _, found in self.parts if found is not None] != [name]:
+        if [place for _, place in self.parts if place is not None] != [name]:
             raise ValueError(f"template {self.text!r}: must hold {{{name}}} once, and no other place")
-        at = next(number for number, (_, found) in enumerate(self.parts) if found == name)
+        at = next(number for number, (_, place) in enumerate(self.parts) if place == name)
         return "".join(literal for literal, _ in self.parts[: at + 1]), "".join(literal for literal, _ in self.parts[at + 1 :])
 
 

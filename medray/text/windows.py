@@ -40,17 +40,17 @@ def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep,
         return []
     length = readable(max_length, tokenizer)
     encoded = tokenize(texts, tokenizer, offsets=False)
-    found = []
+    rows = []
     for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
         if len(ids) <= length:
-            found.append(Pieces([tuple(ids)], truncated=False))
+            rows.append(Pieces([tuple(ids)], truncated=False))
             continue
         before, body, after = _parts(ids, mask)
         room = length - len(before) - len(after)
         _check_room(room, overlap, length)
         bodies = [cut(body, room, keep)] if overlap is None else _windows(body, room, overlap)
-        found.append(Pieces([(*before, *part, *after) for part in bodies], truncated=overlap is None))
-    return found
+        rows.append(Pieces([(*before, *part, *after) for part in bodies], truncated=overlap is None))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ class Located:
 
     def owners(self) -> list[int]:
         """For each token of the text the window that it lies deepest in: there it is judged, and it counts once."""
-        found, depths = [-1] * len(self.offsets), [-1] * len(self.offsets)
+        windows, depths = [-1] * len(self.offsets), [-1] * len(self.offsets)
         for number, places in enumerate(self.places):
             inside = [place for place in places if place >= 0]
             for at, place in enumerate(inside):
                 depth = min(at, len(inside) - 1 - at)
                 if depth > depths[place]:
-                    found[place], depths[place] = number, depth
-        return found
+                    windows[place], depths[place] = number, depth
+        return windows
 
 
 def located(texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: int) -> list[Located]:
@@ -79,10 +79,10 @@ def located(texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: i
         return []
     length = readable(max_length, tokenizer)
     encoded = tokenize(texts, tokenizer, offsets=True)
-    found = []
+    rows = []
     for ids, mask, offsets in zip(encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True):
         if all(mask):
-            found.append(Located([tuple(ids)], [(-1,) * len(ids)], []))
+            rows.append(Located([tuple(ids)], [(-1,) * len(ids)], []))
             continue
         before, body, after = _parts(ids, mask)
         spans = [tuple(pair) for pair in offsets[len(before) : len(before) + len(body)]]
@@ -93,8 +93,8 @@ def located(texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: i
             windows = _windows(windows[0], room, overlap)
         tokens = [(*before, *(body[place] for place in window), *after) for window in windows]
         places = [(*[-1] * len(before), *window, *[-1] * len(after)) for window in windows]
-        found.append(Located(tokens, places, spans))
-    return found
+        rows.append(Located(tokens, places, spans))
+    return rows
 
 
 def readable(max_length: int, tokenizer: Any) -> int:
