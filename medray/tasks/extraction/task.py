@@ -81,11 +81,8 @@ class Task:
     options: Options
     kinds: tuple[str, ...]
     shots: tuple[Example, ...] = ()  # texts and mentions of training rows
+    labels: ClassVar[tuple[str, ...]] = ()
     routes: ClassVar = _mentions.ROUTES
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return ()
 
     @classmethod
     def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:

@@ -5,7 +5,7 @@ It loads no model. Only what the assistant says carries loss; a checkpoint keeps
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -88,7 +88,7 @@ class Options(TaskOptions):
 class Task:
     options: Options
     decisions: tuple[str, ...] = ()  # labels of rows that end in a decision
-    labels: tuple[str, ...] = field(default=(), init=False)
+    labels: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:

@@ -63,11 +63,8 @@ class TagLoss:
 class Task:
     options: Options
     kinds: tuple[str, ...]
+    labels: ClassVar[tuple[str, ...]] = ()
     routes: ClassVar = _mentions.ROUTES
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return ()
 
     @property
     def tags(self) -> tuple[str, ...]:
