@@ -184,7 +184,10 @@ def answers(task: Task, predictions: Sequence[Prediction], examples: Sequence[Ex
 
 def stored(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
     """What a checkpoint keeps of its predictions: no text."""
-    return task.keep(predictions, examples) if isinstance(task, Tallied) else list(predictions)
+    if isinstance(task, Tallied):
+        return task.keep(predictions, examples)
+    assert isinstance(task, Calibrated), f"task {task.options.name} is neither Calibrated nor Tallied"
+    return list(predictions)
 
 
 def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:

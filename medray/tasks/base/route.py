@@ -70,6 +70,8 @@ def _as_it_is(response: TextResponse) -> TextResponse:
 
 
 class DisclaimedResponse(Noted):
+    """A second base of a response that carries the disclaimer, behind its predictions."""
+
     predictions: tuple[Any, ...]
     disclaimer: str = DISCLAIMER
 
