@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.config.study import CalibrationConfig
-from medray.errors import ConfigError
+from medray.errors import ArtifactError, ConfigError
 from medray.evaluation import calibration, diagnose
 from medray.evaluation.analysis import SplitAnalysis
 from medray.evaluation.diagnose import Scored
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
+from medray.storage.checkpoint import Probe
 from medray.tasks.base.protocol import Calibrated, Task
 from medray.types import Example, Prediction
 
@@ -37,12 +38,15 @@ def calibrate(task: Task, record: CalibrationRecord, predictions: Sequence[Predi
     ]
 
 
-def probed(task: Task, record: CalibrationRecord, outputs: Sequence[Sequence[float]]) -> ProbeRecord:
-    """What a release answers to its checkpoint's probe; labels alone where its answers are texts or mentions."""
+def probe_record(where: str, task: Task, record: CalibrationRecord, probe: Probe) -> ProbeRecord:
+    """A release's predictions for its checkpoint's probe; labels alone where its answers are texts or mentions."""
     labels = task.labels or tuple(task.state().get("kinds", ()))
     if not isinstance(task, Calibrated):
         return ProbeRecord(labels=labels)
-    rows = calibrate(task, record, task.read_probe(np.array(outputs, dtype=np.float64).reshape(-1, len(labels))))
+    try:
+        rows = calibrate(task, record, task.read_probe(np.array(probe.outputs, dtype=np.float64).reshape(-1, len(labels))))
+    except ValueError as err:
+        raise ArtifactError(f"{where}: its probe does not fit its labels ({err}); publish another checkpoint") from None
     return ProbeRecord(labels=labels, answers=tuple(row.labels for row in rows), probabilities=tuple(row.probabilities for row in rows))
 
 
@@ -81,8 +85,8 @@ def examine(
     return diagnose.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)
 
 
-def stored(checkpoint: Path) -> list[Prediction]:
-    """What a checkpoint's own evaluation said about the validation rows."""
+def read_predictions(checkpoint: Path) -> list[Prediction]:
+    """A checkpoint's predictions of its validation rows, before calibration."""
     lines = (checkpoint / "predictions.jsonl").read_bytes().splitlines()  # as text they would also end at U+0085 or U+2028 in an id
     return [Prediction.from_dict(json.loads(line)) for line in lines]
 

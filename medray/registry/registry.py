@@ -1,4 +1,4 @@
-"""Releases: checkpoints published under a name and a version, and aliases that say which version is meant.
+"""Releases: checkpoints published under a name and a version, and aliases that point at a version.
 
 A checkpoint is stored by the hash of its manifest, a version and an alias's every move are objects created by exactly one
 writer. So nothing is overwritten, and two publishers cannot corrupt each other.
@@ -17,13 +17,14 @@ from medray.config.schema import parse, validate
 from medray.errors import ArtifactError, ConfigError, UnreachableError, allowed
 from medray.records import AS_IT_IS, NAME, CalibrationRecord, MergeRecord, Move, ReleaseRecord, TestRecord
 from medray.registry import signatures
-from medray.registry.release import Release, check_changeable, probe_record
+from medray.registry.answers import probe_record
+from medray.registry.release import Release, check_changeable
 from medray.storage import checkpoint, files
 from medray.storage.store import open_store
 from medray.tasks.base.protocol import restore
 
 log = logging.getLogger(__name__)
-_Read = TypeVar("_Read")
+_Item = TypeVar("_Item")
 _NAME = re.compile(NAME)
 _NO_OPTIONS: Mapping[str, Any] = {}
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
@@ -52,7 +53,7 @@ class Registry:
         manifest = checkpoint.verify(folder)
         content_id = checkpoint.content_id(folder)
         task = restore({**manifest.task.options, **task_options}, manifest.task.state)
-        probe = probe_record(str(place), task, calibration, manifest)
+        probe = probe_record(str(place), task, calibration, manifest.probe)
         self.store.put_folder(f"checkpoints/{content_id}", folder)
         while True:
             version = _next(self.versions(name), f"{self.store.uri}/releases/{name}")
@@ -70,36 +71,35 @@ class Registry:
                 probe=probe,
             )
             raw = record.model_dump_json(indent=1).encode()
-            parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")  # a figure that is no number could not be read again
+            parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")  # a record with a figure that is no number cannot be read
             if self.store.create(f"releases/{name}/{version}.json", raw):
                 return Release(self, record, raw)
 
     def change(self, reference: str, changes: Mapping[str, Any], *, name: str | None = None, notes: str = "") -> Release:
-        """The same checkpoint as a new version, with other options of its task. Figures were measured without them and stay behind."""
-        held = self.resolve(reference)
-        folder = held.folder()
+        """Publish the same checkpoint with other options of its task. Its figures were measured without them and are left out."""
+        release = self.resolve(reference)
+        record, folder = release.record, release.folder()
         manifest = checkpoint.read(folder)
-        task = held.task(manifest)
-        options = task.options
+        task = release.task(manifest)
         for option in changes:
-            check_changeable(held.reference, task, option)
-        kept = {**held.record.task_options, **changes}
-        validate(type(options), {**manifest.task.options, **kept}, where=held.reference)
+            check_changeable(release.reference, task, option)
+        task_options = {**record.task_options, **changes}
+        validate(type(task.options), {**manifest.task.options, **task_options}, where=release.reference)
         return self.publish(
             folder,
-            name or held.record.name,
-            merge=held.record.merge,
-            calibration=held.record.calibration,
-            notes=notes or f"{held.reference} with another {' and '.join(changes)}",
-            task_options=kept,
+            name or record.name,
+            merge=record.merge,
+            calibration=record.calibration,
+            notes=notes or f"{release.reference} with another {' and '.join(changes)}",
+            task_options=task_options,
         )
 
     def find(self, name: str, folder: Path, calibration: CalibrationRecord) -> Release | None:
-        """The version of a name that holds this checkpoint with this calibration already, if any."""
-        wanted = checkpoint.content_id(folder)
-        found = self.readable(name)
-        same = (release for release in found if (release.record.content_id, release.record.calibration) == (wanted, calibration))
-        return next(same, None)
+        """The version of a name that has this checkpoint and this calibration already, if any."""
+        content = checkpoint.content_id(folder), calibration
+        return next(
+            (release for release in self.readable(name) if (release.record.content_id, release.record.calibration) == content), None
+        )
 
     def sign(self, release: Release, private_key: Path) -> None:
         """Put a signature of the release's record beside it, one for each key."""
@@ -118,7 +118,7 @@ class Registry:
         return f"releases/{release.record.name}/{release.record.version}.{key_id}.sig"
 
     def readable(self, name: str) -> list[Release]:
-        """Every version of a name; one whose record cannot be read is told and left out."""
+        """Every version of a name. A version whose record cannot be read is logged and left out."""
         return _readable(partial(self.read, name), self.versions(name))
 
     def names(self) -> list[str]:
@@ -132,12 +132,12 @@ class Registry:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def alias_names(self, name: str) -> list[str]:
-        """Aliases that were pointed at a version; a folder without a move is what is left of a process that was killed."""
+        """Aliases that point at a version. A folder without a move is the remainder of a process that was killed."""
         prefix = f"releases/{name}/aliases"
         return [alias for alias in self.store.names(prefix) if _NAME.fullmatch(alias) and self._numbers(f"{prefix}/{alias}")]
 
     def newest(self, name: str, alias: str) -> Move:
-        """The move that says where an alias stands."""
+        """The last move of an alias, which names the version that it points at."""
         numbers = self.move_numbers(name, alias)
         if not numbers:
             raise ArtifactError(
@@ -153,11 +153,11 @@ class Registry:
         return parse(Move, self.store.read(place), where=f"{self.store.uri}/{place}")
 
     def history(self, name: str, alias: str) -> list[Move]:
-        """Every move of an alias, oldest first; one that cannot be read is told and left out."""
+        """Every move of an alias, oldest first. A move that cannot be read is logged and left out."""
         return _readable(partial(self.move, name, alias), self.move_numbers(name, alias))
 
     def point(self, name: str, alias: str, version: int, *, digest: str | None = None) -> Move:
-        """Point an alias at a version and its record, of which a digest may be expected; its earlier moves stay as its history."""
+        """Point an alias at a version and its record, whose digest may be given. Its earlier moves stay as its history."""
         _check_name("alias", alias)
         if alias.isdigit():
             raise ConfigError(f"alias {alias!r} would be read as a version; an alias holds a letter")
@@ -170,7 +170,10 @@ class Registry:
                 return move
 
     def resolve(self, reference: str, *, digest: str | None = None) -> Release:
-        """`name@version`, `name@alias`, or a bare name for its latest version. Its record has the digest that is expected, or that its alias is bound to."""
+        """Find the release of `name@version`, `name@alias`, or of a bare name, whose latest version it is.
+
+        Raise where its record has another digest than the given one, or the one that its alias is bound to.
+        """
         name, _, which = reference.partition("@")
         _check_name("release", name)
         versions = self.versions(name)
@@ -186,11 +189,11 @@ class Registry:
         if version not in versions:
             raise ArtifactError(f"{_short(reference)}: {name!r} has versions {', '.join(map(str, versions[-20:]))}")
         release = self.read(name, version)
-        release._check_digest(digest, _short(reference))
+        release.check_digest(digest, _short(reference))
         return release
 
     def read(self, name: str, version: int) -> Release:
-        """The release that a record describes, which says of itself where it is."""
+        """The release of a version, whose record must name the same version."""
         raw = self.store.read(f"releases/{name}/{version}.json")
         record = parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")
         if (record.name, record.version) != (name, version):
@@ -199,20 +202,20 @@ class Registry:
 
 
 def is_version(which: str) -> bool:
-    """Whether a reference names a version by its number, and no alias."""
+    """Whether the second part of a reference is a version's number, not an alias."""
     return which.isascii() and which.isdigit()
 
 
-def _readable(read: Callable[[int], _Read], numbers: list[int]) -> list[_Read]:
-    found = []
+def _readable(read: Callable[[int], _Item], numbers: list[int]) -> list[_Item]:
+    items = []
     for number in numbers:
         try:
-            found.append(read(number))
+            items.append(read(number))
         except UnreachableError:  # it may be whole: to leave it out would send a rollback one version too far
             raise
         except ArtifactError as err:
             log.warning("%s; it is left out", err)
-    return found
+    return items
 
 
 def _next(numbers: list[int], where: str) -> int:

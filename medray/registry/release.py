@@ -1,4 +1,7 @@
-"""One release: its record, its checkpoint on this machine, and what can be checked, loaded and exported of it."""
+"""One release: its record, its checkpoint on this machine, and the ways to check, load and export it.
+
+It imports torch only to load or to export, so that processes which handle records alone import none.
+"""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -9,17 +12,16 @@ import numpy as np
 
 from medray.config.study import Precision
 from medray.errors import ArtifactError, ConfigError, allowed
-from medray.models.adapter import CONFIG, WEIGHTS
-from medray.models.build import export_merged
-from medray.records import MERGE_LIMIT, CalibrationRecord, ProbeRecord, ReleaseRecord
-from medray.registry import answers, card, signatures
-from medray.registry.loading import LoadedRelease, load
+from medray.records import MERGE_LIMIT, ReleaseRecord
+from medray.registry import card, signatures
+from medray.registry.answers import probe_record
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest
 from medray.storage.store import open_store
 from medray.tasks.base.protocol import Task, restore, task_options
 
 if TYPE_CHECKING:
+    from medray.registry.loading import LoadedRelease
     from medray.registry.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class Release:
 
     @property
     def digest(self) -> str:
-        """What an alias is bound to."""
+        """The hash of the record, which an alias is bound to."""
         return files.hash_bytes(self.raw)
 
     @property
@@ -46,21 +48,22 @@ class Release:
         """The checkpoint on this machine, compared with the release's content id."""
         folder = self.registry.store.get_folder(f"checkpoints/{self.record.content_id}", anew=anew)
         try:
-            found = checkpoint.content_id(folder)
+            content_id = checkpoint.content_id(folder)
         except ArtifactError as err:
             raise ArtifactError(f"{self.reference}: {err}") from None
-        if found != self.record.content_id:
+        if content_id != self.record.content_id:
             raise ArtifactError(
-                f"{self.reference}: manifest.json was changed: its hash is {found[:12]}, the release says {self.record.content_id[:12]}"
+                f"{self.reference}: manifest.json was changed: its hash is {content_id[:12]},"
+                f" the release says {self.record.content_id[:12]}"
             )
         return folder
 
     def verify(self) -> None:
-        """Recompute the hash of every file, where it is kept, and compare labels and calibration with the record; what differs is named."""
+        """Recompute the hash of every file in the store, and compare labels and calibration with the record; name what differs."""
         self.check_probe(checkpoint.verify(self.folder(anew=True), expected=self.record.content_id))
 
     def check_aliases(self) -> list[str]:
-        """That no alias was pointed at another record of this version. Returns a sentence for each thing that nothing vouches for."""
+        """Raise where an alias was pointed at another record of this version. Returns a sentence for each thing that nothing vouches for."""
         name, notes = self.record.name, []
         if self.record.probe is None:
             notes.append(
@@ -74,7 +77,7 @@ class Release:
                 continue
             if move.version != self.record.version:
                 continue
-            self._check_digest(move.record, f"{name}@{alias}")
+            self.check_digest(move.record, f"{name}@{alias}")
             if move.record is None:
                 notes.append(
                     f"{name}@{alias}: is not bound to the record of {self.reference}, as an earlier version wrote it;"
@@ -83,10 +86,11 @@ class Release:
         return notes
 
     def mend(self, folder: Path) -> None:
-        """Put files that were damaged or lost back from a checkpoint of the same content."""
+        """Put damaged or lost files back from a checkpoint of the same content."""
         self.registry.store.put_folder(f"checkpoints/{self.record.content_id}", folder)
 
-    def _check_digest(self, digest: str | None, where: str) -> None:
+    def check_digest(self, digest: str | None, where: str) -> None:
+        """Raise unless the record has the digest that an alias is bound to; None is bound to none."""
         if digest not in (None, self.digest):
             raise ArtifactError(
                 f"{where}: the record of {self.reference} was changed after the alias was pointed at it; put the record back,"
@@ -94,21 +98,21 @@ class Release:
             )
 
     def check_probe(self, manifest: Manifest) -> None:
-        """That labels and calibrated probabilities for the probe are those of the record. The probe itself is proven by a load."""
+        """Raise unless labels and calibrated probabilities for the probe are those of the record. A load proves the probe itself."""
         wanted = self.record.probe
         if wanted is None:
             return
-        found = probe_record(self.reference, self.task(manifest), self.record.calibration, manifest)
-        if found.labels != wanted.labels:
+        probe = probe_record(self.reference, self.task(manifest), self.record.calibration, manifest.probe)
+        if probe.labels != wanted.labels:
             raise ArtifactError(
-                f"{self.reference}: has labels {', '.join(found.labels)[:80]}, its record says {', '.join(wanted.labels)[:80]}; publish it again"
+                f"{self.reference}: has labels {', '.join(probe.labels)[:80]}, its record says {', '.join(wanted.labels)[:80]}; publish it again"
             )
-        ours, theirs = np.array(found.probabilities), np.array(wanted.probabilities)
-        if found.answers != wanted.answers or ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=_PROBE_TOLERANCE):
+        ours, theirs = np.array(probe.probabilities), np.array(wanted.probabilities)
+        if probe.answers != wanted.answers or ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=_PROBE_TOLERANCE):
             raise ArtifactError(f"{self.reference}: calibrated, it answers its probe otherwise than its record says; publish it again")
 
     def check_signature(self, public_key: Path) -> None:
-        """That the record, which names every file by its hash, was signed by the holder of the key."""
+        """Raise unless the holder of the key signed the record, which names every file by its hash."""
         key, name = signatures.read_key(public_key), self.registry.signature_name(self, signatures.key_id(public_key))
         if Path(name).name not in self.registry.store.names(f"releases/{self.record.name}"):
             raise ArtifactError(
@@ -116,11 +120,13 @@ class Release:
             )
         signatures.check(self.raw, self.registry.store.read(name), key, where=self.reference)
 
-    def load(self, *, precision: Precision | None = None, device: str = "cpu", merge: bool = False) -> LoadedRelease:
+    def load(self, *, precision: Precision | None = None, device: str = "cpu", merge: bool = False) -> "LoadedRelease":
         """Rebuild task, engine and calibration. Hashes, base weights and probe are compared first.
 
         With `merge`, the adapter is added to the base's weights where that changes no answer, and the probe is compared again.
         """
+        from medray.registry.loading import load
+
         if precision not in (None, *get_args(Precision)):
             raise ConfigError(f"{self.reference}: there is no precision {precision!r}; {allowed(str(precision), get_args(Precision))}")
         checkpoint_alone = load(self.folder(), precision=precision, device=device)
@@ -139,19 +145,21 @@ class Release:
         return merged
 
     def task(self, manifest: Manifest) -> Task:
-        """As it was trained, but for the options that this version has otherwise."""
-        trained = restore(manifest.task.options, manifest.task.state)
-        for option in self.record.task_options:
-            check_changeable(self.reference, trained, option)
-        return restore({**manifest.task.options, **self.record.task_options}, manifest.task.state) if self.record.task_options else trained
+        """The task as it was trained, with this version's own options."""
+        task, options = restore(manifest.task.options, manifest.task.state), self.record.task_options
+        for option in options:
+            check_changeable(self.reference, task, option)
+        return restore({**manifest.task.options, **options}, manifest.task.state) if options else task
 
     def serves_merged(self) -> bool:
-        """Whether the merged model may answer in its place: exact without 4 bits, and with them where it was measured to be."""
+        """Whether the merged model predicts in its place: a merge is exact without 4 bits, and with them must be measured so."""
         merge = self.record.merge
         return merge.is_faithful if merge else checkpoint.read(self.folder()).quantization == "none"
 
     def export(self, target: Path, *, merged: bool) -> None:
-        """A folder in the Hub's layout with a model card: the adapter with its tokenizer, or the merged model."""
+        """Write a folder in the Hub's layout with a model card: the adapter with its tokenizer, or the merged model."""
+        from medray.models.adapter import CONFIG, WEIGHTS
+
         folder = self.folder()
         manifest = checkpoint.verify(folder)
         check_new(target)
@@ -161,14 +169,14 @@ class Release:
             raise ArtifactError(f"{self.reference}: is a base model as it is, without an adapter: export it with --merged")
         with files.new_folder(target) as filling:
             if merged:
-                export_merged(load(folder).built, filling)
+                _export_merged(folder, filling)
             else:
                 for path in [folder / WEIGHTS, folder / CONFIG, *sorted((folder / "tokenizer").iterdir())]:
                     (filling / path.name).write_bytes(path.read_bytes())
             (filling / "README.md").write_text(card.render(self.record, manifest, merged=merged), encoding="utf-8")
 
     def bundle(self, target: Path) -> None:
-        """A storage path with this release alone: record, signatures, checkpoint, and the aliases that point at it."""
+        """Write a storage path with this release alone: record, signatures, checkpoint, and the aliases that point at it."""
         folder, registry = self.folder(), self.registry
         checkpoint.verify(folder)
         check_new(target)
@@ -186,10 +194,10 @@ class Release:
                     store.create(f"{below}/aliases/{alias}/1.json", move.model_dump_json().encode())
 
     def _check_merge(self) -> None:
-        found = self.record.merge
-        if found and not found.is_faithful:
+        merge = self.record.merge
+        if merge and not merge.is_faithful:
             raise ArtifactError(
-                f"{self.reference}: merged, its validation {found.metric} is {found.merged:.4f} instead of {found.unmerged:.4f};"
+                f"{self.reference}: merged, its validation {merge.metric} is {merge.merged:.4f} instead of {merge.unmerged:.4f};"
                 f" allowed is a difference of {MERGE_LIMIT}: export it without --merged"
             )
         if not self.serves_merged():
@@ -201,14 +209,14 @@ def check_new(target: Path) -> None:
         raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
 
 
-def probe_record(where: str, task: Task, calibration: CalibrationRecord, manifest: Manifest) -> ProbeRecord:
-    try:
-        return answers.probed(task, calibration, manifest.probe.outputs)
-    except ValueError as err:
-        raise ArtifactError(f"{where}: its probe does not fit its labels ({err}); publish another checkpoint") from None
-
-
 def check_changeable(where: str, task: Task, option: str) -> None:
     changeable = task_options(task.options).CHANGEABLE
     if option not in changeable:
         raise ConfigError(f"{where}: task {task.options.name!r} trains with its {option!r}; {allowed(option, changeable)}")
+
+
+def _export_merged(folder: Path, target: Path) -> None:
+    from medray.models.build import export_merged
+    from medray.registry.loading import load
+
+    export_merged(load(folder).built, target)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -11,13 +11,11 @@ from medray.config.schema import Section
 from medray.data.formats.base.protocol import Form, FormatOptions
 from medray.errors import ConfigError
 from medray.registry import card as facts
+from medray.registry.release import Release
 from medray.serving.schemas import CHAT_PATH
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
 from medray.tasks.base.route import routes_of
-
-if TYPE_CHECKING:
-    from medray.registry.release import Release  # which imports torch, and the ingress imports none
 
 
 class CardFigure(Section):
@@ -63,7 +61,7 @@ class ReleaseList(Section):
     unavailable: tuple[Unavailable, ...] = ()
 
 
-def card(release: "Release") -> ReleaseCard:
+def card(release: Release) -> ReleaseCard:
     folder, record = release.folder(), release.record
     manifest = checkpoint.read(folder)
     told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)

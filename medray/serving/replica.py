@@ -17,7 +17,7 @@ from ray import serve
 from ray.util.metrics import Gauge
 
 from medray.errors import DataError, ServingError
-from medray.registry.answers import stored
+from medray.registry.answers import read_predictions
 from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.registry.release import Release
@@ -101,7 +101,7 @@ class HeadReplica:
             raise ServingError("vLLM's processes have died")
 
     def _tell_validation(self, loaded: LoadedRelease) -> None:
-        said = shares(loaded.calibrate(stored(loaded.folder)))
+        said = shares(loaded.calibrate(read_predictions(loaded.folder)))
         tags = {"release": loaded.name, "version": str(loaded.version)}
         for label, share in said.labels.items():
             self.validation_labels.set(share, tags | {"label": label})

@@ -188,7 +188,7 @@ def _trained(
     results = call(predict, [(entry.checkpoint, rows, validation, int(placement.cpus) or 1) for entry in entries], placement)
     candidates = []
     for entry, result in zip(entries, results, strict=True):
-        unmerged = answering.stored(Path(str(entry.checkpoint)))
+        unmerged = answering.read_predictions(Path(str(entry.checkpoint)))
         candidates.append(Candidate(entry, result.task, unmerged, result.test, _ms_per_row(result, rows), result.merged, result.samples))
     return candidates
 

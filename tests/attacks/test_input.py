@@ -265,7 +265,7 @@ def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(
     assert [line["id"] for line in output.set_aside()] == [BREAKS]
     line = json.dumps({"row_id": BREAKS, "labels": ["a"], "probabilities": [1.0]}, ensure_ascii=False)
     (tmp_path / "predictions.jsonl").write_text(f"{line}\n", encoding="utf-8")
-    assert [prediction.row_id for prediction in answers.stored(tmp_path)] == [BREAKS]
+    assert [prediction.row_id for prediction in answers.read_predictions(tmp_path)] == [BREAKS]
 
 
 @pytest.mark.parametrize(

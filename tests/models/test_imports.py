@@ -12,6 +12,8 @@ from types import ModuleType
 def loaded(*names):
     return [name for name in names if isinstance(sys.modules.get(name), ModuleType)]
 
+import medray.registry.registry, medray.registry.repair
+print("registry", loaded("torch", "transformers", "peft"))
 import medray.serving.replica, medray.training.worker, medray.study.final_test
 print("worker", loaded("bitsandbytes", "sklearn", "torch._inductor.compile_fx"))
 from support import tiny
@@ -31,5 +33,5 @@ def test_what_only_4_bits_need_is_imported_for_4_bits_alone(tmp_path: Path) -> N
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
     said = [line for line in done.stdout.splitlines() if not line.startswith("[")]  # DeepSpeed logs there that it was found
-    assert said == ["worker []", "adapted []", "in 4 bits ['Linear4bit']"], done.stderr
+    assert said == ["registry []", "worker []", "adapted []", "in 4 bits ['Linear4bit']"], done.stderr
     assert "gemm_4bit_forward" not in done.stderr  # bitsandbytes advises to install a kernel that nobody calls

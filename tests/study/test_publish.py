@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = made.trial_dir("one") / "checkpoints" / trained.name
     shutil.copytree(trained, folder)
     data, manifest = dataset.load(study.data), checkpoint.read(folder)
-    task, own = restore(manifest.task.options, manifest.task.state), answers.stored(folder)
+    task, own = restore(manifest.task.options, manifest.task.state), answers.read_predictions(folder)
     record = answers.fit(task, own, data.validation, CalibrationConfig())
     judged = answers.examine(task, "validation", own, data.validation, record, Slicer.of(data.validation))
     model = ModelAnalysis("one", record, judged, replace(judged, split="test"))

@@ -192,7 +192,7 @@ def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answer
     figures = result.best.metrics
     assert figures["invalid_json_rate"] < 0.5
     assert figures["mention_f1"] > 0.2
-    stored = answers.stored(result.checkpoint)
+    stored = answers.read_predictions(result.checkpoint)
     assert made.task.score(stored, made.material.validation).values == figures
     loaded = loading.load(result.checkpoint)
     assert [bare(row.mentions) for row in loaded.predict(made.material.validation)] == [bare(row.mentions) for row in stored]
