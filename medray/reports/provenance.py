@@ -81,7 +81,7 @@ def repeat(data: StudyData) -> Section:
         )
         rows = [list(line) for line in data.winner.origin]
         blocks.append(Table("Fingerprints of the winner", (), rows, left=frozenset({0, 1})))
-        figures = [[held.metric, card.shown(held.validation), card.shown(held.test)] for held in data.winner.figures]
+        figures = [[held.metric, card.format_figure(held.validation), card.format_figure(held.test)] for held in data.winner.figures]
         note = f" {data.winner.openings}" if data.winner.openings else ""
         caption = f"Every figure of the winner, as its model card tells it.{note}"
         behaviour = [Text(sentence, is_note=True) for sentence in data.winner.behaviour]

@@ -180,7 +180,7 @@ def gather(run: HeldRun) -> StudyData:
     if manifest and held:
         test = card.test_record(board, board.best, found) if board.best.test else None
         calibration = found.best.calibration if found else AS_IT_IS
-        told = card.of(manifest, checkpoint.content_id(held), test, leaderboard.merge_of(board.best, board.metric), calibration)
+        told = card.describe(manifest, checkpoint.content_id(held), test, leaderboard.merge_of(board.best, board.metric), calibration)
     return StudyData(
         config=asked,
         settings=redact((folder / SETTINGS).read_text(encoding="utf-8")),

@@ -10,7 +10,7 @@ from medray import plugins
 from medray.config.schema import Section
 from medray.data.formats.base.protocol import Form, FormatOptions
 from medray.errors import ConfigError
-from medray.registry import card as facts
+from medray.registry.card import describe_release
 from medray.registry.release import Release
 from medray.serving.schemas import CHAT_PATH
 from medray.storage import checkpoint
@@ -64,24 +64,24 @@ class ReleaseList(Section):
 def card(release: Release) -> ReleaseCard:
     folder, record = release.folder(), release.record
     manifest = checkpoint.read(folder)
-    told = facts.of(manifest, record.content_id, record.test, record.merge, record.calibration)
-    routes = routes_of(told.task)
+    facts = describe_release(record, manifest)
+    routes = routes_of(facts.task)
     return ReleaseCard(
         release=record.name,
         version=record.version,
         created=record.created,
-        task=told.task,
+        task=facts.task,
         path=routes[0].path if routes else CHAT_PATH,
         form=form(manifest),
         terms=tuple(audit(folder).get("terms", ())),
-        labels=told.labels or tuple(manifest.task.state.get("kinds", ())),
+        labels=facts.labels or tuple(manifest.task.state.get("kinds", ())),
         system=manifest.task.options.get("system"),
-        base=told.base + (f" ({told.note})" if told.note else ""),
-        method=told.method,
-        figures=tuple(CardFigure(metric=row.metric, validation=row.validation, test=row.test) for row in told.figures),
-        num_test_rows=told.num_test_rows,
-        said=tuple(filter(None, (told.openings, *told.behaviour))),
-        origin=dict(told.origin),
+        base=facts.base + (f" ({facts.note})" if facts.note else ""),
+        method=facts.method,
+        figures=tuple(CardFigure(metric=row.metric, validation=row.validation, test=row.test) for row in facts.figures),
+        num_test_rows=facts.num_test_rows,
+        said=tuple(filter(None, (facts.openings, *facts.behaviour))),
+        origin=dict(facts.origin),
         notes=record.notes,
     )
 

@@ -14,7 +14,6 @@ from medray.evaluation.leaderboard import Leaderboard
 from medray.evaluation.pooling import Seeds
 from medray.records import ReleaseRecord
 from medray.registry import card
-from medray.registry import card as telling
 from medray.reports import page
 from medray.reports.study_data import gather
 from medray.storage import checkpoint
@@ -210,7 +209,7 @@ def test_the_card_of_a_release_tells_the_same_figures(whole: Run) -> None:
     folder = whole.checkpoint(best.name, best.step or 0)
     analysis = whole.analysis()
     assert analysis is not None
-    test, content_id = telling.test_record(board, best, analysis), checkpoint.content_id(folder)
+    test, content_id = card.test_record(board, best, analysis), checkpoint.content_id(folder)
     calibration = analysis.best.calibration
     record = ReleaseRecord(name="made", version=1, content_id=content_id, created="today", test=test, calibration=calibration)
     told = card.render(record, checkpoint.read(folder), merged=False)
