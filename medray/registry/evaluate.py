@@ -1,4 +1,4 @@
-"""A release or checkpoint on labelled rows: its figures, and how sure they are."""
+"""Evaluates a release, a checkpoint or an untuned base model on labelled rows: its figures and their intervals."""
 
 import logging
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import loading
 from medray.registry.answers import examine
+from medray.registry.external import fit_untuned_task
 from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
@@ -30,7 +31,7 @@ from medray.types import Engine, Example
 
 Part = Literal["test", "validation", "all"]
 log = logging.getLogger(__name__)
-_SHOWN = 5  # ids of rows
+_MOST_IDS = 5  # of rows in a message
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ReleaseEvaluation:
 
 
 def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> ReleaseEvaluation:
-    """Answer the rows without labels, then read the labels, and score."""
+    """Predict the rows without their labels, then read the labels, and score."""
     loaded = _load(of, storage_path)
     dataset = datasets.load(data, loaded.task.options.bring)
     _check_unseen(loaded, dataset, part)
@@ -54,12 +55,10 @@ def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_di
 
 
 def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> ReleaseEvaluation:
-    """The base model of a trial as it is: what training starts from."""
-    source, dataset = config.model.source, datasets.load(config.data, tasks.task_options(config.task).bring)
-    task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
-    if task.head() is not None:
-        raise ConfigError(f"{source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
-    return _evaluate(f"{source}, untuned", task, loading.untuned(config), AS_IT_IS, dataset, part, log_dir)
+    """Evaluate the base model of a trial before training."""
+    dataset = datasets.load(config.data, tasks.task_options(config.task).bring)
+    task = fit_untuned_task(config, dataset)
+    return _evaluate(f"{config.model.source}, untuned", task, loading.untuned(config), AS_IT_IS, dataset, part, log_dir)
 
 
 def _evaluate(
@@ -71,9 +70,16 @@ def _evaluate(
     metric = task.options.metric
     metrics = task.score(predictions, labelled)
     answers = tasks.answers(task, predictions, labelled)
-    sure = interval(answers, metric) if metric in answers.metrics else None
-    analysis = examine(task, part, predictions, labelled, calibration, Slicer.of(labelled))
-    return ReleaseEvaluation(name, part, metric, metrics, sure, num_openings, calibration, analysis)
+    return ReleaseEvaluation(
+        name,
+        part,
+        metric,
+        metrics,
+        interval(answers, metric) if metric in answers.metrics else None,
+        num_openings,
+        calibration,
+        examine(task, part, predictions, labelled, calibration, Slicer.of(labelled)),
+    )
 
 
 def _load(of: str, storage_path: str) -> LoadedRelease:
@@ -82,7 +88,7 @@ def _load(of: str, storage_path: str) -> LoadedRelease:
 
 
 def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
-    """Without labels where they are test rows; training rows that a task brings train every model of it."""
+    """The rows of a part, test rows without labels. Training rows that a task brings are left out: they train every model of it."""
     if part == "validation":
         return dataset.validation
     if part == "test":
@@ -94,9 +100,9 @@ def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
 def _labels(dataset: Dataset, rows: Sequence[Example], part: Part, log_dir: Path, caller: str) -> tuple[list[Example], int | None]:
     if part == "validation":
         return list(rows), None
-    opened = dataset.open_test(log_dir, caller)
-    by_id = {example.id: example for example in [*opened.examples, *dataset.train, *dataset.validation]}
-    return [by_id[row.id] for row in rows], opened.num_openings
+    test = dataset.open_test(log_dir, caller)
+    by_id = {example.id: example for example in [*test.examples, *dataset.train, *dataset.validation]}
+    return [by_id[row.id] for row in rows], test.num_openings
 
 
 def _check_unseen(loaded: LoadedRelease, dataset: Dataset, part: Part) -> None:
@@ -105,21 +111,21 @@ def _check_unseen(loaded: LoadedRelease, dataset: Dataset, part: Part) -> None:
     if manifest.data_fingerprint is None:
         log.warning("%s: was trained elsewhere, on rows that nothing names; whether some of these trained it cannot be known", name)
         return
-    trained = loading.read_train_rows(loaded.folder)
-    if trained is None:
+    train_rows = loading.read_train_rows(loaded.folder)
+    if train_rows is None:
         _check_fingerprints(name, manifest, dataset, part)
         return
     rows = _rows(dataset, part)
-    seen = [row.id for row, is_seen in zip(rows, np.isin(hash_rows(rows), trained), strict=True) if is_seen]
+    seen = [row.id for row, is_seen in zip(rows, np.isin(hash_rows(rows), train_rows), strict=True) if is_seen]
     if seen:
         raise ConfigError(
-            f"{name}: {len(seen)} of the {len(rows)} rows of --split {part} trained it ({', '.join(seen[:_SHOWN])}{', …' * (len(seen) > _SHOWN)});"
+            f"{name}: {len(seen)} of the {len(rows)} rows of --split {part} trained it ({', '.join(seen[:_MOST_IDS])}{', …' * (len(seen) > _MOST_IDS)});"
             " take them out of the data, or give the study that it comes from, with its data.split and --split test or validation"
         )
 
 
 def _check_fingerprints(name: str, manifest: Manifest, dataset: Dataset, part: Part) -> None:
-    """Of a checkpoint that keeps no rows: a base model as it is, or one of an earlier medray."""
+    """Do the same for a checkpoint that keeps no rows: an untuned base model, or one of an earlier medray."""
     # Rows whose labels were corrected since are the same rows on the same sides, under another fingerprint of the data.
     if manifest.data_fingerprint != dataset.fingerprint and manifest.split_fingerprint != dataset.split_fingerprint:
         if not manifest.is_untuned:

@@ -1,4 +1,4 @@
-"""Checkpoints that no trial made: a base model as it is, and a PEFT folder that was trained elsewhere."""
+"""Checkpoints that no trial made: an untuned base model, and a PEFT folder that other software trained."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class ImportConfig(Section):
-    """What a PEFT folder does not say of itself."""
+    """The settings that a PEFT folder does not contain."""
 
     model: ModelConfig
     task: Annotated[PluginOptions, Plugin("tasks")]
@@ -52,8 +52,8 @@ class ImportConfig(Section):
             put(raw, key, parse_value(setting, value), where=setting)
         return validate(cls, raw, where="the settings of an import")
 
-    def fitted(self) -> Task:
-        """The task with the labels as the head has them."""
+    def fit_task(self) -> Task:
+        """The task with its labels in the order of the head's outputs."""
         examples = [Example(label, "", (label,)) for label in self.labels]
         try:
             task = tasks.fit(self.task, examples)
@@ -66,39 +66,39 @@ class ImportConfig(Section):
         return tasks.restore(self.task.model_dump(mode="json"), {**task.state(), "labels": list(self.labels)}) if self.labels else task
 
 
-def publish_adapter(registry: Registry, folder: Path, name: str, asked: ImportConfig, *, notes: str = "") -> Release:
+def publish_adapter(registry: Registry, folder: Path, name: str, config: ImportConfig, *, notes: str = "") -> Release:
     with tempfile.TemporaryDirectory() as place:
-        take(folder, asked, Path(place) / "checkpoint")
+        import_adapter(folder, config, Path(place) / "checkpoint")
         return registry.publish(Path(place) / "checkpoint", name, notes=notes)
 
 
 def publish_untuned(registry: Registry, study: StudyConfig, source: str | None, name: str, *, notes: str = "") -> Release:
-    """A base model of a study as it is, with its figures on validation rows; its confidence is fitted on them."""
+    """Publish an untuned base model of a study, with its figures on validation rows and a calibration fitted on them."""
     bases = {base.source: base for base in study.base_models}
     if source is None and len(bases) > 1:
         raise ConfigError(f"study {study.name} has {len(bases)} base models: say with --base which one: {', '.join(bases)}")
-    chosen = next(iter(bases)) if source is None else source
-    if chosen not in bases:
-        raise ConfigError(f"base model {chosen!r} is not in study {study.name}; {allowed(chosen, bases)}")
+    source = next(iter(bases)) if source is None else source
+    if source not in bases:
+        raise ConfigError(f"base model {source!r} is not in study {study.name}; {allowed(source, bases)}")
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoint"
-        _, task, predictions = untuned(study.trial(bases[chosen]), dataset, folder)
+        task, predictions = save_untuned(study.trial(bases[source]), dataset, folder)
         calibration = answers.fit(task, predictions, dataset.validation, study.calibration)
         return registry.publish(folder, name, calibration=calibration, notes=notes)
 
 
-def take(folder: Path, asked: ImportConfig, target: Path) -> Manifest:
-    """A checkpoint of an ordinary PEFT folder (`checkpoint-300`): adapter and head are compared with what the base needs."""
+def import_adapter(folder: Path, config: ImportConfig, target: Path) -> Manifest:
+    """Make a checkpoint of an ordinary PEFT folder (`checkpoint-300`). Adapter and head are compared with what the base needs."""
     if not (folder / CONFIG).is_file():
         raise ArtifactError(f"{folder}: not the folder of a PEFT adapter: it has no {CONFIG}")
     if not (folder / WEIGHTS).is_file():
         raise ArtifactError(f"{folder}: has no {WEIGHTS}: save it anew with safe_serialization=True; pickles are not read")
-    task, base = asked.fitted(), sources.resolve(asked.model.source, asked.model.revision)
-    said = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
-    if said and said != base.source:
-        log.warning("%s: says that it was trained on %s; it is put on %s, as asked", folder, said, base.source)
-    if "max_length" not in asked.task.model_fields_set:
+    task, base = config.fit_task(), sources.resolve(config.model.source, config.model.revision)
+    own_base = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
+    if own_base and own_base != base.source:
+        log.warning("%s: says that it was trained on %s; it is put on %s, as asked", folder, own_base, base.source)
+    if "max_length" not in config.task.model_fields_set:
         log.warning(
             "%s: does not say where its training cut long texts; the release cuts them at %d tokens, so answers may differ;"
             " give the training's own length as task.max_length=N",
@@ -108,11 +108,11 @@ def take(folder: Path, asked: ImportConfig, target: Path) -> Manifest:
     tokenizer = load_tokenizer(folder if any(folder.glob("tokenizer*")) else base.path)
     with tempfile.TemporaryDirectory() as name:
         parts = Path(name)
-        for kept in (WEIGHTS, CONFIG):
-            copyfile(folder / kept, parts / kept)
+        for part in (WEIGHTS, CONFIG):
+            copyfile(folder / part, parts / part)
         tokenizer.save_pretrained(str(parts / "tokenizer"))
-        built = build(base, task.head(), asked.model, None, adapter_dir=parts)
-        manifest = _manifest(built, task, {"model": asked.model.model_dump(mode="json")})
+        built = build(base, task.head(), config.model, None, adapter_dir=parts)
+        manifest = _manifest(built, task, {"model": config.model.model_dump(mode="json")})
 
         def fill(filling: Path) -> None:
             copytree(parts, filling, dirs_exist_ok=True)
@@ -120,12 +120,18 @@ def take(folder: Path, asked: ImportConfig, target: Path) -> Manifest:
         return checkpoint.save(target, fill, manifest)
 
 
-def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manifest, Task, list[Prediction]]:
-    """A checkpoint of a study's base model as it is, with its answers to the validation rows."""
-    source, task = config.model.source, tasks.fit(config.task, dataset.label_sets(), dataset.train)
+def fit_untuned_task(config: TrialConfig, dataset: Dataset) -> Task:
+    """The task of a trial, for its base model before training."""
+    task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
     if task.head() is not None:
-        raise ConfigError(f"{source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
-    built = build(sources.resolve(source, config.model.revision), None, config.model, None)
+        raise ConfigError(f"{config.model.source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
+    return task
+
+
+def save_untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Task, list[Prediction]]:
+    """Make a checkpoint of a study's untuned base model, and return its predictions of the validation rows."""
+    task = fit_untuned_task(config, dataset)
+    built = build(sources.resolve(config.model.source, config.model.revision), None, config.model, None)
     engine = TransformersEngine(built, precision="fp32", token_budget=config.train.token_budget)
     predictions = task.predict(engine, dataset.validation)
     metrics = task.score(predictions, dataset.validation)
@@ -144,7 +150,8 @@ def untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Manife
         (filling / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (filling / "metrics.json").write_text(json.dumps({"split": "validation", **metrics.as_dict()}, indent=1))
 
-    return checkpoint.save(target, fill, manifest), task, predictions
+    checkpoint.save(target, fill, manifest)
+    return task, predictions
 
 
 def _manifest(built: Built, task: Task, trial: dict[str, Any]) -> Manifest:

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from medray import cli
 from medray.config.load import dump_settings
 from medray.registry import evaluate
-from medray.registry.external import ImportConfig, take
+from medray.registry.external import ImportConfig, import_adapter
 from medray.registry.registry import Registry
 from medray.types import Example
 
@@ -64,7 +64,7 @@ def test_an_import_without_the_length_of_its_training_warns_that_answers_may_dif
     folder, _ = elsewhere(tmp_path, base)
     for number, more in enumerate(([], ["task.max_length=64"])):
         caplog.clear()
-        take(folder, ImportConfig.load(settings(base, *more)), tmp_path / f"taken-{number}")
+        import_adapter(folder, ImportConfig.load(settings(base, *more)), tmp_path / f"taken-{number}")
         assert ("cuts them at 512 tokens, so answers may differ" in caplog.text) is (not more)
     study = tiny.study(tmp_path)
     evaluate.evaluate(str(tmp_path / "taken-1"), study.data, "test", storage_path=str(tmp_path), log_dir=tmp_path / "log")
