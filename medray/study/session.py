@@ -145,7 +145,7 @@ class Session:
         if FAILED in row:
             self._keep(record.model_copy(update={"status": "failed", "error": row[FAILED]}))
             return True
-        report = TrialReport.from_dict(row)
+        report = TrialReport.from_row(row)
         if record.first_step_at is None:
             known = {name: getattr(report, name) for name in ("first_step_at", "num_parameters", "num_trainable")}
             record = self._keep(record.model_copy(update=known))

@@ -1,12 +1,13 @@
 """What the process of a trial is given, and what it reports: plain values, for processes that compute nothing and import no torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from medray.errors import DiskFullError, MedrayError
 from medray.records import Evaluation
 
+_VALIDATION = "validation/"
 FAILED = "failed"  # key of a report that tells why the trial cannot go on
 FULL = "full"  # key of a report that tells that no trial can: there is no room for what it writes
 
@@ -33,14 +34,19 @@ class TrialReport:
     num_parameters: int
     num_trainable: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_row(self) -> dict[str, Any]:
+        """A flat dict, as Tune gives it on: validation figures under their split's name, as a path."""
+        values = self.evaluation.as_dict()
+        metrics = values.pop("metrics")
+        facts = {name: getattr(self, name) for name in ("first_step_at", "num_parameters", "num_trainable")}
+        return values | {_VALIDATION + name: value for name, value in metrics.items()} | facts
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From its dict, to which Tune adds keys of its own."""
-        own = {field.name: values[field.name] for field in fields(cls)}
-        return cls(**own | {"evaluation": Evaluation.from_dict(own["evaluation"])})
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """From its row, to which Tune adds keys of its own."""
+        metrics = {name.removeprefix(_VALIDATION): value for name, value in row.items() if name.startswith(_VALIDATION)}
+        evaluation = Evaluation.from_dict({**row, "metrics": metrics})
+        return cls(evaluation, row["first_step_at"], row["num_parameters"], row["num_trainable"])
 
 
 def failure(err: MedrayError) -> dict[str, str]:

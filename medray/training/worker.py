@@ -31,7 +31,7 @@ def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, nod
         log.info("%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gathered([node])))
 
         def send(evaluation: Evaluation) -> None:
-            report(TrialReport(evaluation, trial.loop.first_step_at, trial.num_parameters, trial.num_trainable).as_dict())
+            report(TrialReport(evaluation, trial.loop.first_step_at, trial.num_parameters, trial.num_trainable).as_row())
 
         trial = Trial(config, open_material(Path(assignment.material)), folder, send)
         try:

@@ -35,7 +35,7 @@ def open_session(study: StudyConfig, here: Run, place: Path) -> Session:
 
 
 FIRST = Evaluation(1, 5, 0.5, {"f1_macro": 0.5}, is_best=True, epochs=1.0, is_last=False, seconds=1.0, tokens_per_s=100.0)
-REPORT = TrialReport(FIRST, first_step_at=1.0, num_parameters=10, num_trainable=1).as_dict()
+REPORT = TrialReport(FIRST, first_step_at=1.0, num_parameters=10, num_trainable=1).as_row()
 
 
 def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
