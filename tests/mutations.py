@@ -90,8 +90,8 @@ MUTATIONS = (
     Mutation(
         "test rows are used in the search",
         "medray/training/prepared.py",
-        "_described(dataset.validation, cache_dir)",
-        "_described([*dataset.validation, *dataset._test], cache_dir)",
+        "store_validation(dataset.validation, cache_dir)",
+        "store_validation([*dataset.validation, *dataset._test], cache_dir)",
         "tests/study/test_study.py -k opens",
     ),
     Mutation(

@@ -62,13 +62,14 @@ class Loop:
             if self._lacks_evaluation():
                 self._evaluate()
             else:
-                self._advance()
+                self.advance()
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Take the next step, and store the state where that is due."""
         slot = self.slot
         epoch, at = slot.cursor
         start = time.perf_counter()
-        loss, step, is_interrupted = self._take_step()
+        loss, step, is_interrupted = self.take_step()
         slot.seconds += time.perf_counter() - start
         slot.loss_sum += loss * step.weight
         slot.weight_sum += step.weight
@@ -76,7 +77,7 @@ class Loop:
         slot.step += 1
         self.first_step_at = self.first_step_at or time.time()
         self.on_step(loss)
-        epoch_ends = at + 1 == len(self._plan())
+        epoch_ends = at + 1 == len(self.steps())
         slot.cursor = (epoch + 1, 0) if epoch_ends else (epoch, at + 1)
         if slot.step % self.train.log_every_steps == 0:
             log.info("epoch %d step %d/%d loss %.4f rate %.2e", epoch + 1, slot.step, slot.num_steps, loss, slot.schedule.get_last_lr()[0])
@@ -104,7 +105,7 @@ class Loop:
             train_loss=slot.loss_sum / slot.weight_sum,
             metrics=metrics,
             is_best=is_best,
-            epochs=at_epoch + (at_step / len(self._plan()) if at_step else 0.0),
+            epochs=at_epoch + (at_step / len(self.steps()) if at_step else 0.0),
             is_last=slot.done,
             seconds=slot.seconds,
             tokens_per_s=slot.tokens_per_s,
@@ -114,7 +115,8 @@ class Loop:
         self.report(evaluation)
         self.store_state()
 
-    def _plan(self) -> list[Step]:
+    def steps(self) -> list[Step]:
+        """Those of the epoch under way."""
         slot = self.slot
         # The budget only cuts micro-batches: the steps of an epoch are the same for every budget, so a re-plan may come mid-epoch.
         key = (slot.cursor[0], self.token_budget)
@@ -131,14 +133,14 @@ class Loop:
             self._plans = {key: steps}
         return self._plans[key]
 
-    def _take_step(self) -> tuple[float, Step, bool]:
+    def take_step(self) -> tuple[float, Step, bool]:
         """Its loss, what it held, and whether a worker was interrupted meanwhile: all workers learn so in the same step."""
         slot = self.slot
         while True:
-            step = self._plan()[slot.cursor[1]]
+            step = self.steps()[slot.cursor[1]]
             batches = step.ranks[self.rank]
             try:
-                loss = self._accumulate(step, batches)
+                loss = self.accumulate(step, batches)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
                 if not _is_out_of_memory(err):
                     raise
@@ -155,7 +157,7 @@ class Loop:
             self.strategy.step()
             return loss, step, num_interrupted > 0
 
-    def _accumulate(self, step: Step, batches: Sequence[MicroBatch]) -> float:
+    def accumulate(self, step: Step, batches: Sequence[MicroBatch]) -> float:
         """The step's loss; its gradients are left on the parameters, already divided by the step's weight."""
         self.model.train()
         total = 0.0

@@ -89,7 +89,7 @@ def gather(
         "train_rows": train_rows.name,
         "task": {"options": task.options.model_dump(mode="json"), "state": task.state()},
         "base": {**asdict(base), "path": str(base.path)},
-        "validation": _described(dataset.validation, cache_dir),
+        "validation": store_validation(dataset.validation, cache_dir),
         "data_fingerprint": dataset.fingerprint,
         "split_fingerprint": dataset.split_fingerprint,
         "audit": audit.as_dict() | {"truncated": cut},
@@ -116,7 +116,7 @@ def open_material(path: Path) -> Material:
         task=restore(**described["task"]),
         base=base,
         prepared=Prepared.open(path.with_name(described["table"])),
-        validation=_validation(described["validation"], path.parent),
+        validation=load_validation(described["validation"], path.parent),
         data_fingerprint=described["data_fingerprint"],
         split_fingerprint=described["split_fingerprint"],
         audit=described["audit"],
@@ -172,7 +172,7 @@ def _prepare(dataset: Dataset, task: Task, tokenizer: Any, fingerprint: str, tab
                 some = list(members[start : start + _PIECE])
                 if not made[-1].exists():
                     half = made[-1].with_suffix(f".{os.getpid()}")
-                    Prepared.of(_encode(split, some, task, tokenizer), fingerprint).save(half)
+                    Prepared.of(encode(split, some, task, tokenizer), fingerprint).save(half)
                     half.replace(made[-1])
                 progress.add(len(some))
     half = table.with_suffix(f".{os.getpid()}")
@@ -181,15 +181,16 @@ def _prepare(dataset: Dataset, task: Task, tokenizer: Any, fingerprint: str, tab
     shutil.rmtree(pieces, ignore_errors=True)
 
 
-def _encode(split: Split, members: Sequence[Example], task: Task, tokenizer: Any) -> Iterator[tuple[Encoded, Split, Mapping[str, str]]]:
+def encode(split: Split, members: Sequence[Example], task: Task, tokenizer: Any) -> Iterator[tuple[Encoded, Split, Mapping[str, str]]]:
+    """Rows of one split, each with its example's metadata."""
     metadata = {example.id: example.metadata for example in members}
     for start in range(0, len(members), _BATCH):
         for row in task.encode(members[start : start + _BATCH], tokenizer):
             yield row, split, metadata[row.row_id]
 
 
-def _described(validation: Sequence[Example], folder: Path) -> list[dict[str, Any]] | dict[str, str]:
-    """As JSON; of many a file beside it, which every trial maps."""
+def store_validation(validation: Sequence[Example], folder: Path) -> list[dict[str, Any]] | dict[str, str]:
+    """Return the rows as JSON; of many, the name of a file beside it, which every trial maps."""
     if len(validation) <= _PIECE:
         return [asdict(example) for example in validation]
     digest = files.hash_text(json.dumps(asdict(example), sort_keys=True) for example in validation)
@@ -199,7 +200,7 @@ def _described(validation: Sequence[Example], folder: Path) -> list[dict[str, An
     return {"table": path.name}
 
 
-def _validation(described: list[dict[str, Any]] | dict[str, str], folder: Path) -> Sequence[Example]:
+def load_validation(described: list[dict[str, Any]] | dict[str, str], folder: Path) -> Sequence[Example]:
     if isinstance(described, dict):
         return Examples.open(folder / described["table"])
     return tuple(map(Example.from_dict, described))

@@ -99,7 +99,7 @@ class Trial:
             self.stop.close()
 
     def _run(self, resume: bool) -> TrialResult:
-        self.loop = self._loop()
+        self.loop = self.make_loop()
         state: Path | None = distributed.shared(self._latest("state"))
         if resume and state:
             self.chosen = PrecisionRecord.model_validate_json((state / "precision.json").read_bytes())
@@ -128,13 +128,14 @@ class Trial:
             self.built.model, self.built.family.head_modules, train, num_steps=num_steps, seed=self.config.seed, stopper=stopper
         )
 
-    def _loop(self) -> Loop:
+    def make_loop(self) -> Loop:
+        """One in fp32, before the arithmetic is chosen."""
         return Loop(
             model=self.built.model,
             rows=self.rows,
             row_loss=self.task.loss(self.rows.targets(), self.rows.ids),
             slot=self.slot,
-            strategy=self._strategy("fp32"),
+            strategy=self.make_strategy("fp32"),
             train=self.config.train,
             pad_id=self.built.tokenizer.pad_token_id,
             precision="fp32",
@@ -149,14 +150,14 @@ class Trial:
             world_size=distributed.world_size(),
         )
 
-    def _strategy(self, used: Precision) -> Strategy:
+    def make_strategy(self, used: Precision) -> Strategy:
         module = plugins.find("training.strategies", self.config.train.strategy)
         strategy: Strategy = module.Strategy(self.slot, self.config.train, precision=used, device=self.device)
         return strategy
 
     def _start(self, stored: dict[str, Any] | None) -> None:
         self.loop.precision = self.chosen.used
-        self.loop.strategy = self._strategy(self.chosen.used)
+        self.loop.strategy = self.make_strategy(self.chosen.used)
         self.loop.model = self.loop.strategy.start(self.built.model, stored)
 
     def _show_step(self, loss: float) -> None:
@@ -209,7 +210,7 @@ class Trial:
             self.stop.close()
         examples = self.material.validation
         embeddings: list[Floats] = []
-        predictions = self._predictions(examples, embeddings)
+        predictions = self.predict_rows(examples, embeddings)
         task = self.task
         if isinstance(task, Calibrated):
             task = task.tune(predictions, examples)
@@ -218,7 +219,7 @@ class Trial:
         self.validation = Validation(task, predictions, task.score(predictions, examples), cloud)
         return self.validation.metrics.values
 
-    def _predictions(self, examples: Sequence[Example], embeddings: list[Floats]) -> list[Prediction]:
+    def predict_rows(self, examples: Sequence[Example], embeddings: list[Floats]) -> list[Prediction]:
         """Each worker predicts its share; where a forward pass is a call in common, all predict all, and the first one counts."""
         engine = self._engine(self.chosen.used, embeddings)
         if self.loop.strategy.shards_model:

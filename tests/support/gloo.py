@@ -79,14 +79,14 @@ def _shard_all() -> None:
     """DeepSpeed leaves weights below 100,000 numbers whole: every one of a tiny model."""
     from medray.training.strategies.deepspeed import Strategy
 
-    settings = Strategy._settings
+    settings = Strategy.settings
 
     def sharding(self: Strategy) -> dict[str, Any]:
         asked = settings(self)
         asked["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return asked
 
-    Strategy._settings = sharding  # type: ignore[method-assign]
+    Strategy.settings = sharding  # type: ignore[method-assign]
 
 
 def alone(job: Job) -> Done:
@@ -97,12 +97,12 @@ def alone(job: Job) -> Done:
 
     done = Done()
     job.folder.mkdir(exist_ok=True)
-    take_step, advance = Loop._take_step, Loop._advance
+    take_step, advance = Loop.take_step, Loop.advance
 
     def taking(self: Loop) -> Any:
         if self.slot.step + 1 == job.interrupt_in and trial is not None and trial.stop:  # of the first rank
             stop.request(job.folder / "trial")
-            trial.stop._looked_at = 0.0
+            trial.stop.open()  # it looks in this step
         loss, step, is_interrupted = take_step(self)
         done.losses.append(loss)
         return loss, step, is_interrupted
@@ -112,7 +112,7 @@ def alone(job: Job) -> Done:
         if self.slot.step == job.stop_after:
             raise _Stopped
 
-    Loop._take_step, Loop._advance = taking, advancing  # type: ignore[method-assign]
+    Loop.take_step, Loop.advance = taking, advancing  # type: ignore[method-assign]
     trial = None
     try:
         asked = (tiny.choice_study if job.choice else tiny.study)(job.folder.parent, *job.settings)
@@ -125,7 +125,7 @@ def alone(job: Job) -> Done:
     except (_Stopped, Interrupted):
         pass
     finally:
-        Loop._take_step, Loop._advance = take_step, advance  # type: ignore[method-assign]
+        Loop.take_step, Loop.advance = take_step, advance  # type: ignore[method-assign]
     if trial is not None:
         done.scale = trial.loop.strategy.state()["scaler"].get("scale", 1.0) if "model.precision=fp16" in job.settings else 1.0
         done.engine = type(trial.loop.model).__name__

@@ -23,7 +23,7 @@ from medray.types import Example
 def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(tmp_path: Path, family: str) -> None:
     settings = ("lora.dropout=0", "task.class_weights={fever: 3.0}")
     trial = tiny.trial(tiny.choice_study(tmp_path, *settings, family=family), tmp_path)
-    loop, rows = trial._loop(), (0, 1, 2, 5, 7)
+    loop, rows = trial.make_loop(), (0, 1, 2, 5, 7)
     made: list[int] = []
     trial.built.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: made.append(logits.shape[:-1].numel()))
     sums = loop.loss(MicroBatch(rows))
@@ -44,9 +44,9 @@ def test_micro_batches_change_no_gradient_of_a_language_model(tmp_path: Path) ->
     found = []
     for budget in (40, 100_000):
         trial = tiny.trial(tiny.choice_study(tmp_path, "lora.dropout=0", f"train.token_budget={budget}"), tmp_path)
-        trial.loop = trial._loop()
-        step = trial.loop._plan()[0]
-        trial.loop._accumulate(step, step.ranks[0])
+        trial.loop = trial.make_loop()
+        step = trial.loop.steps()[0]
+        trial.loop.accumulate(step, step.ranks[0])
         found.append({name: parameter.grad.clone() for name, parameter in trial.slot.parameters.items()})
     assert max(float(gradient.abs().max()) for gradient in found[0].values()) > 1e-3
     for name, gradient in found[0].items():

@@ -37,7 +37,7 @@ def trained(folder: Path) -> tuple[Trial, TrialResult]:
 
 def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folder: Path) -> None:
     made = tiny.trial(tiny.instruct_study(folder), folder)
-    loop = made._loop()
+    loop = made.make_loop()
     batch = MicroBatch(tuple(range(6)))
     made.built.model.eval()
     with torch.no_grad():

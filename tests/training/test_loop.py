@@ -29,9 +29,9 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def gradients(folder: Path, *settings: str) -> dict[str, torch.Tensor]:
     """Of one step over 8 rows, before the optimizer changes anything."""
     trial = tiny.trial(tiny.study(folder, "lora.dropout=0", *settings), folder)
-    trial.loop = trial._loop()
-    step = trial.loop._plan()[0]
-    trial.loop._accumulate(step, step.ranks[0])
+    trial.loop = trial.make_loop()
+    step = trial.loop.steps()[0]
+    trial.loop.accumulate(step, step.ranks[0])
     sizes = {len(batch.rows) for batch in step.ranks[0]}
     assert sizes == {8} or len(sizes) > 1  # micro-batches of one size would hide a mean of means
     return {name: parameter.grad.clone() for name, parameter in trial.slot.parameters.items()}
@@ -48,9 +48,9 @@ def test_micro_batching_changes_no_gradient(tmp_path: Path, weighting: str) -> N
 
 def test_the_gradient_is_the_weighted_mean_over_the_rows_of_the_step(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path, "lora.dropout=0", "task.class_weights={cancer: 5.0}", "train.token_budget=40"), tmp_path)
-    loop = trial._loop()
-    step = loop._plan()[0]
-    loss = loop._accumulate(step, step.ranks[0])
+    loop = trial.make_loop()
+    step = loop.steps()[0]
+    loss = loop.accumulate(step, step.ranks[0])
     alone = [float(loop.loss(MicroBatch((row,))).detach().sum()) for row in step.rows]
     expected = sum(alone) / loop.row_loss.weights[list(step.rows)].sum()
     assert len(step.ranks[0]) > 1
@@ -110,7 +110,7 @@ def test_a_killed_trial_resumes_to_the_same_bits(
 
     killed = tiny.trial(asked, tmp_path)
     count = 0
-    backward = type(killed._strategy("fp32")).backward
+    backward = type(killed.make_strategy("fp32")).backward
 
     def counting(self: object, loss: torch.Tensor, *, last: bool) -> None:
         nonlocal count
@@ -120,7 +120,7 @@ def test_a_killed_trial_resumes_to_the_same_bits(
         backward(self, loss, last=last)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(killed._strategy("fp32")), "backward", counting)
+        patch.setattr(type(killed.make_strategy("fp32")), "backward", counting)
         with pytest.raises(Killed):
             killed.run()
 
@@ -145,7 +145,7 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
 
     trial = tiny.trial(asked, tmp_path)
     taken: list[int] = []
-    take_step = Loop._take_step
+    take_step = Loop.take_step
 
     def taking(self: Loop) -> Any:
         taken.append(self.slot.step + 1)
@@ -154,7 +154,7 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
             monkeypatch.setattr(stop, "_EVERY_S", 0.0)
         return take_step(self)
 
-    monkeypatch.setattr(Loop, "_take_step", taking)
+    monkeypatch.setattr(Loop, "take_step", taking)
     with pytest.raises(Interrupted, match=f"after step {step} of 12"):
         trial.run()
     assert not stop.is_pending(trial.folder)
@@ -190,14 +190,14 @@ def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more
     stop.prepare(trial.folder)
     if while_ == "it loads":
         interrupt()
-    evaluate = trial._predictions
+    evaluate = trial.predict_rows
 
     def evaluating(*arguments: Any) -> Any:
         if trial.slot.step == 5 and while_ == "it evaluates":
             interrupt()
         return evaluate(*arguments)
 
-    trial._predictions = evaluating  # type: ignore[method-assign]
+    trial.predict_rows = evaluating  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match=f"after step {stored_after} of 10"):
         trial.run()
     assert [path.name for path in (trial.folder / "state").iterdir()] == [f"step-{stored_after:06d}"]
@@ -205,7 +205,7 @@ def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more
 
 def test_the_kill_above_really_hits_the_middle_of_a_step(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path, "train.token_budget=60"), tmp_path)
-    counts = [len(step.ranks[0]) for step in trial._loop()._plan()]
+    counts = [len(step.ranks[0]) for step in trial.make_loop().steps()]
     ends = np.cumsum(counts)
     assert not {8, 13} & set(ends.tolist())
     assert ends[1] < 13 < ends[-1]
@@ -226,14 +226,14 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step_with_the_same_resu
     calm.run()
 
     trial = tiny.trial(asked, tmp_path)
-    real = type(trial._loop()).loss
+    real = type(trial.make_loop()).loss
 
     def limited(self, batch: MicroBatch):  # type: ignore[no-untyped-def]
         if len(batch.rows) * max(self.rows.lengths[row] for row in batch.rows) > 90:
             raise torch.OutOfMemoryError("no memory")
         return real(self, batch)
 
-    monkeypatch.setattr(type(trial._loop()), "loss", limited)
+    monkeypatch.setattr(type(trial.make_loop()), "loss", limited)
     with caplog.at_level(logging.WARNING):
         trial.run()
     assert trial.loop.token_budget <= 90
@@ -248,7 +248,7 @@ def test_one_row_that_does_not_fit_ends_the_trial_with_the_settings_that_help(tm
     def never(self, batch):  # type: ignore[no-untyped-def]
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(type(trial._loop()), "loss", never)
+    monkeypatch.setattr(type(trial.make_loop()), "loss", never)
     with pytest.raises(TrialError, match=r"one row of .* train\.token_budget, task\.max_length"):
         trial.run()
 
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_a_number_ends_the_trial(tmp_path: Path) -> None:
 
 def test_padding_is_masked_by_length_even_where_a_text_holds_the_pad_token(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path, "lora.dropout=0", family="llama"), tmp_path)
-    loop = trial._loop()
+    loop = trial.make_loop()
     pad = trial.built.tokenizer.pad_token_id
     assert pad == trial.built.tokenizer.eos_token_id
     rows = {0: [10, pad, 11, pad, 12, 13], 1: [20, 21, 22, 23, 24, 25, 26, 27, 28]}
@@ -303,6 +303,6 @@ def test_only_the_best_and_the_latest_checkpoints_are_kept(tmp_path: Path) -> No
 def test_another_seed_draws_another_order_and_another_adapter(tmp_path: Path) -> None:
     first, second = (tiny.trial(tiny.study(tmp_path, f"seed={seed}"), tmp_path) for seed in (0, 1))
     assert not same(weights_of(first), weights_of(second))
-    assert first._loop()._plan() != second._loop()._plan()
+    assert first.make_loop().steps() != second.make_loop().steps()
     again = tiny.trial(tiny.study(tmp_path, "seed=1"), tmp_path)
     assert same(weights_of(again), weights_of(second))

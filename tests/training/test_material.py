@@ -57,7 +57,7 @@ def test_what_an_interrupted_study_encoded_is_not_encoded_again(tmp_path: Path, 
     monkeypatch.setattr(material, "_PIECE", 5)
     study = tiny.study(tmp_path)
     whole = gathered(study, tmp_path / "whole")
-    made = material._encode
+    made = material.encode
     asked: list[Any] = []
 
     def encode(*arguments: Any) -> Any:
@@ -66,7 +66,7 @@ def test_what_an_interrupted_study_encoded_is_not_encoded_again(tmp_path: Path, 
             raise KeyboardInterrupt
         return made(*arguments)
 
-    monkeypatch.setattr(material, "_encode", encode)
+    monkeypatch.setattr(material, "encode", encode)
     with pytest.raises(KeyboardInterrupt):
         gathered(study, tmp_path / "prepared")
     num_pieces = sum(-(-len(whole.prepared.split(split)) // 5) for split in ("train", "validation", "test"))
@@ -104,5 +104,5 @@ def test_validation_rows_that_were_corrected_are_not_those_of_before(tmp_path: P
     one = [Example("a", "fever of two days", mentions=(Mention(0, 5, "fever", "Sign"),)), Example("b", "no fever")]
     other = [Example("a", "fever of two days", mentions=(Mention(0, 17, "fever of two days", "Sign"),)), Example("b", "no fever")]
     for held in (one, other):
-        described = material._described(held, tmp_path)
-        assert list(material._validation(described, tmp_path)) == held
+        described = material.store_validation(held, tmp_path)
+        assert list(material.load_validation(described, tmp_path)) == held

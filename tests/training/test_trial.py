@@ -264,13 +264,13 @@ def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp
     monkeypatch.setattr(status, "_EVERY_S", 0.0)
     trial = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path)
     seen: list[status.Status | None] = [status.read(tmp_path / "trial")]
-    take = Loop._take_step
+    take = Loop.take_step
 
     def look(loop: Loop) -> tuple[float, object, bool]:
         seen.append(status.read(tmp_path / "trial"))
         return take(loop)
 
-    monkeypatch.setattr(Loop, "_take_step", look)
+    monkeypatch.setattr(Loop, "take_step", look)
     trial.report = lambda report: seen.append(status.read(tmp_path / "trial"))
     trial.run()
     stages = [found.stage for found in seen if found]

@@ -53,12 +53,13 @@ class Strategy:
         if stored:
             self.slot.restore(stored["slot"])  # before the engine copies values into its shards
         deepspeed = _import(self.device)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.slot.optimizer, config=self._settings())
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.slot.optimizer, config=self.settings())
         self._start_scaler(stored["scaler"] if stored else {})
         self._open_moments(stored["slot"]["parameters"] if stored else {})
         return self.engine
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """DeepSpeed's own configuration of this trial."""
         train = self.train
         zero: dict[str, Any] = {"stage": train.zero_stage}
         if train.offload_optimizer:
