@@ -4,7 +4,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -15,24 +16,33 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medray.serving import notes, openai_routes
-from medray.serving.auth import Guard
+from medray.errors import allowed
+from medray.serving import notes, openai_answers
+from medray.serving.auth import Guard, Refused, error_body
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
+from medray.serving.openai_answers import Call, Shape
+from medray.serving.openai_schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
 from medray.serving.page import page, reference
 from medray.serving.schemas import (
+    CHAT_PATH,
+    COMPLETION_PATH,
     ErrorBody,
     Health,
     Limits,
     ModelCard,
     ModelDetail,
     ModelList,
-    Refused,
 )
-from medray.serving.service import Event, Service, choose, error, request_id
+from medray.serving.service import Event, Service
 from medray.tasks.base.route import Route, TextResponse, all_routes
 
 log = logging.getLogger(__name__)
+_LONGEST = 200  # of a name that is compared with ours
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 421, 422, 429, 431, 500, 503, 504)
+}
 DISCLAIMER = "medray is research software, not a medical device."
 
 
@@ -45,62 +55,95 @@ def make_api(
     disclaimer_in_content: bool = True,
     mask_identifiers: bool = False,
 ) -> FastAPI:
-    version, started = metadata.version("medray"), int(time.time())
-    api = FastAPI(title="medray", version=version, description=DISCLAIMER, docs_url=None, redoc_url=None)
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 421, 422, 429, 431, 500, 503, 504)
-    }
-
-    @api.head("/", include_in_schema=False)
-    @api.get("/", include_in_schema=False)
-    async def root(request: Request) -> Response:
-        if page.is_asked_for(request.headers):
-            return Response(page.html(), media_type="text/html", headers=page.headers())
-        told = {"service": "medray", "version": version, "models": service.references, "docs": "/docs", "notice": DISCLAIMER}
-        return JSONResponse(told, headers={"vary": "accept"})
-
-    @api.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return Response(reference.html(api.openapi()), media_type="text/html", headers=page.headers())
-
-    @api.get("/v1/releases", responses={401: {"model": ErrorBody}})
-    async def releases() -> ReleaseList:
-        found = await asyncio.gather(*map(service.card, service.references))
-        named = list(zip(service.references, found, strict=True))
-        return ReleaseList(
-            data=tuple(ServedCard(id=name, **dict(told)) for name, told in named if isinstance(told, ReleaseCard)),
-            unavailable=tuple(Unavailable(id=name, message=told.message) for name, told in named if isinstance(told, Refused)),
-        )
-
-    @api.get("/v1/models")
-    async def models() -> ModelList:
-        return ModelList(data=tuple(ModelCard(id=reference, created=started) for reference in service.references))
-
-    @api.get("/v1/models/{model}", responses=errors, response_model=ModelDetail)
-    async def model(model: str, request: Request) -> Response:
-        chosen = choose(service.references, model)
-        found = chosen if isinstance(chosen, Refused) else await service.describe(chosen)
-        if isinstance(found, Refused):
-            return error(found, request_id(request.headers))
-        detail = ModelDetail(id=str(chosen), created=started, **asdict(found))
-        return Response(detail.model_dump_json(), media_type="application/json")
-
-    @api.head("/healthz", include_in_schema=False)  # some load balancers send it
-    @api.get("/healthz", response_model_exclude_none=True)
-    async def healthz(request: Request) -> Health:
-        found = await service.health()
-        return found if request.state.known else Health(status=found.status)
-
+    api = FastAPI(title="medray", version=metadata.version("medray"), description=DISCLAIMER, docs_url=None, redoc_url=None)
+    _add_pages(api, service)
+    _add_information(api, service)
     for route in all_routes():
         endpoint = _endpoint(service, limits, route, mask_identifiers)
-        api.add_api_route(route.path, endpoint, methods=["POST"], response_model=route.response, responses=errors)
-
-    openai_routes.add_routes(api, service, limits, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers, errors=errors)
+        api.add_api_route(route.path, endpoint, methods=["POST"], response_model=route.response, responses=_ERRORS)
+    _add_chats(api, service, limits, with_disclaimer=disclaimer_in_content, mask_identifiers=mask_identifiers)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_middleware(_LastResort)
     api.add_middleware(Guard, body_bytes=limits.body_bytes, digests=digests, hosts=hosts)
     return api
+
+
+def _add_pages(api: FastAPI, service: Service) -> None:
+    """The pages for people; programs get JSON at the root."""
+
+    @api.head("/", include_in_schema=False)
+    @api.get("/", include_in_schema=False)
+    async def root(request: Request) -> Response:
+        if page.is_wanted(request.headers):
+            return Response(page.html(), media_type="text/html", headers=page.headers())
+        about = {"service": "medray", "version": api.version, "models": service.references, "docs": "/docs", "notice": DISCLAIMER}
+        return JSONResponse(about, headers={"vary": "accept"})
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(reference.html(api.openapi()), media_type="text/html", headers=page.headers())
+
+
+def _add_information(api: FastAPI, service: Service) -> None:
+    start = int(time.time())
+
+    @api.get("/v1/releases", responses={401: {"model": ErrorBody}})
+    async def releases() -> ReleaseList:
+        cards = await asyncio.gather(*map(service.card, service.references))
+        named = list(zip(service.references, cards, strict=True))
+        return ReleaseList(
+            data=tuple(ServedCard(id=name, **dict(card)) for name, card in named if isinstance(card, ReleaseCard)),
+            unavailable=tuple(Unavailable(id=name, message=card.message) for name, card in named if isinstance(card, Refused)),
+        )
+
+    @api.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(data=tuple(ModelCard(id=reference, created=start) for reference in service.references))
+
+    @api.get("/v1/models/{model}", responses=_ERRORS, response_model=ModelDetail)
+    async def model(model: str, request: Request) -> Response:
+        chosen = choose(service.references, model)
+        about = chosen if isinstance(chosen, Refused) else await service.describe(chosen)
+        if isinstance(about, Refused):
+            return error(about, request_id(request.headers))
+        detail = ModelDetail(id=str(chosen), created=start, **asdict(about))
+        return Response(detail.model_dump_json(), media_type="application/json")
+
+    @api.head("/healthz", include_in_schema=False)  # some load balancers send it
+    @api.get("/healthz", response_model_exclude_none=True)
+    async def healthz(request: Request) -> Health:
+        health = await service.health()
+        return health if request.state.known else Health(status=health.status)
+
+
+def _add_chats(api: FastAPI, service: Service, limits: Limits, *, with_disclaimer: bool, mask_identifiers: bool) -> None:
+    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        if len(asked.messages) > limits.messages:
+            number = request_id(request.headers)
+            service.record(Event(number, "", 400, 0.0))
+            message = f"messages: at most {limits.messages} are read; leave out the oldest"
+            return error(Refused(400, "invalid_request", message, param="messages"), number)
+        return await talk(openai_answers.CHAT, asked, request)
+
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        return await talk(openai_answers.TEXT, asked, request)
+
+    async def talk(shape: Shape, asked: ChatRequest | CompletionRequest, request: Request) -> Response:
+        number, start = request_id(request.headers), time.perf_counter()
+        chosen = choose(service.references, asked.model)
+        if isinstance(chosen, Refused):
+            service.record(Event(number, "", chosen.status, time.perf_counter() - start))
+            return error(chosen, number)
+        wanted, masked = await notes.mask_conversation(asked.asked()) if mask_identifiers else (asked.asked(), None)
+        call = Call(service, shape, service.talk(chosen, wanted), number, chosen, start, with_disclaimer, asked.include_usage, masked)
+        outcome = await call.answer(stream=bool(asked.stream))
+        return error(outcome, number) if isinstance(outcome, Refused) else outcome
+
+    pieces = {"content": {"text/event-stream": {}}, "description": "the answer; in pieces where `stream` is true"}
+    responses = _ERRORS | {200: pieces}
+    api.add_api_route(CHAT_PATH, chat_completions, methods=["POST"], response_model=ChatCompletion, responses=responses)
+    api.add_api_route(COMPLETION_PATH, completions, methods=["POST"], response_model=Completion, responses=responses)
 
 
 def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: bool) -> Callable[..., Awaitable[Response]]:
@@ -133,6 +176,30 @@ def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: 
     return answer
 
 
+def choose(references: tuple[str, ...], model: str | None) -> str | Refused:
+    """The reference that a request means: as it is served, by its name where one fits, or the only one."""
+    fitting = [reference for reference in references if model in (None, reference, reference.partition("@")[0])]
+    if model in references or len(fitting) == 1:
+        return model if model in references and model is not None else fitting[0]
+    if not fitting:
+        message = f"model: is not served here; {allowed(str(model)[:_LONGEST], references)}"
+        return Refused(404, "unknown_model", message, param="model", code="model_not_found")
+    message = f"several releases fit: name one in `model`; {allowed(model, references)}"
+    return Refused(400, "ambiguous_model", message, param="model")
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def error(refused: Refused, number: str | None = None) -> JSONResponse:
+    headers = {} if refused.retry_after_s is None else {"retry-after": str(refused.retry_after_s)}
+    if number:
+        headers["x-request-id"] = number
+    return JSONResponse(error_body(refused), status_code=refused.status, headers=headers)
+
+
 async def _invalid(request: Request, err: Exception) -> Response:
     """What is wrong and where, without what was sent: FastAPI's own answer repeats all of it."""
     assert isinstance(err, RequestValidationError)
@@ -148,7 +215,7 @@ async def _invalid(request: Request, err: Exception) -> Response:
             continue  # pydantic counts no item where the first one ended it
         places.append(place)
         found.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
-    status = 400 if request.url.path.endswith(openai_routes.PATHS) else 422  # as OpenAI's clients expect it of these
+    status = 400 if request.url.path.endswith((CHAT_PATH, COMPLETION_PATH)) else 422  # as OpenAI's clients expect it of these
     return error(Refused(status, "invalid_request", "; ".join(found), param=next(filter(None, places), None)))
 
 

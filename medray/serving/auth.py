@@ -50,7 +50,7 @@ class Guard:
         refused = self._refused(scope, headers)
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # below the application's prefix
         scope.setdefault("state", {})["known"] = refused is None
-        if refused and path not in OPEN_PATHS and not (refused.status == 401 and path in ("", "/") and page.is_asked_for(headers)):
+        if refused and path not in OPEN_PATHS and not (refused.status == 401 and path in ("", "/") and page.is_wanted(headers)):
             await refuse(send, refused)
             return
         body = await self._read(scope, receive)
@@ -120,10 +120,14 @@ def too_large(body_bytes: int) -> Refused:
 _CLOSING = (408, 413)  # the rest of the body is on its way, and nobody reads it
 
 
-def content(refused: Refused) -> bytes:
+def error_body(refused: Refused) -> dict[str, Any]:
     """The form of every error."""
     detail = {"message": refused.message, "type": refused.type, "param": refused.param, "code": refused.code or refused.type}
-    return json.dumps({"error": detail}).encode()
+    return {"error": detail}
+
+
+def content(refused: Refused) -> bytes:
+    return json.dumps(error_body(refused)).encode()
 
 
 async def refuse(send: Send, refused: Refused, rest: Awaitable[None] | None = None) -> None:

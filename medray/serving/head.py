@@ -22,7 +22,8 @@ from medray.serving.autotune import generates, time_steps, time_texts
 from medray.serving.batching import Batcher, Floats, TooManyTokensError, tail_length
 from medray.serving.chat import Chat
 from medray.serving.notes import far
-from medray.serving.schemas import AppOptions, Described
+from medray.serving.schemas import AppOptions
+from medray.serving.service import Described
 from medray.serving.streams import Streams
 from medray.tasks.base.protocol import Chatting
 from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse, served_tasks

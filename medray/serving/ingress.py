@@ -18,20 +18,11 @@ from ray.util.metrics import Counter, Histogram
 
 from medray.serving import auth, front
 from medray.serving.api import make_api
-from medray.serving.auth import check_address, is_loopback
+from medray.serving.auth import Refused, check_address, is_loopback
 from medray.serving.cards import ReleaseCard
 from medray.serving.process import audit, open_audit_log, prepare
-from medray.serving.schemas import (
-    RETRY_AFTER_S,
-    AppOptions,
-    Asked,
-    Described,
-    Health,
-    Refused,
-    ReleaseHealth,
-    ReplicaReport,
-)
-from medray.serving.service import Event, Events
+from medray.serving.schemas import RETRY_AFTER_S, AppOptions, Health, ReleaseHealth, ReplicaReport
+from medray.serving.service import Asked, Described, Event, Events
 from medray.tasks.base.route import TextRequest, TextResponse
 
 if TYPE_CHECKING:

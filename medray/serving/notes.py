@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from medray.answers import MentionAnswer
 from medray.evaluation.novelty import Cloud
-from medray.serving.schemas import Asked
+from medray.serving.service import Asked
 from medray.tasks.base.mentions import ExtractResponse
 from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.text import identifiers, language

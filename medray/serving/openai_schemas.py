@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from medray.serving.schemas import Asked
+from medray.serving.service import Asked
 from medray.text.identifiers import Kind
 from medray.types import Message, Sampling, TokenLogprob
 

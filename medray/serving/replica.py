@@ -22,6 +22,7 @@ from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import notes
+from medray.serving.auth import Refused
 from medray.serving.batching import LateError, OverloadedError, TooManyTokensError
 from medray.serving.cards import ReleaseCard, audit, card
 from medray.serving.chat import Chat, Telling, TooLongError
@@ -30,17 +31,8 @@ from medray.serving.head import Head, open_head
 from medray.serving.ingress import shares
 from medray.serving.notes import Known
 from medray.serving.process import prepare
-from medray.serving.schemas import (
-    CHAT_PATH,
-    RETRY_AFTER_S,
-    AppOptions,
-    Asked,
-    Begun,
-    Described,
-    Refused,
-    ReplicaReport,
-    Said,
-)
+from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, ReplicaReport
+from medray.serving.service import Asked, Begun, Described, Said
 from medray.serving.vllm import Group
 from medray.serving.vllm_head import Shared
 from medray.tasks.base.route import TextRequest, TextResponse

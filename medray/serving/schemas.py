@@ -1,6 +1,5 @@
 """What the application is configured with, and what its HTTP bodies look like. Knows neither Ray nor torch."""
 
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -8,9 +7,6 @@ from pydantic import Field, field_validator, model_validator
 from medray.config.schema import Section
 from medray.config.study import PrecisionChoice
 from medray.serving.auth import BODY_BYTES
-from medray.serving.auth import Refused as Refused
-from medray.tasks.base.protocol import Outcome
-from medray.types import Message, Sampling, TokenLogprob
 
 RETRY_AFTER_S = 1
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
@@ -157,49 +153,3 @@ class Health(Section):
 
     status: Literal["ok", "loading", "degraded"]
     releases: dict[str, ReleaseHealth] | None = None
-
-
-SEAM = "\n\n"  # between an answer and the disclaimer at its end
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A conversation to go on with."""
-
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    max_tokens: int | None  # the task's own number where nobody said
-    whole: bool  # the answer in one piece: pieces that nobody looks at cost a message each
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """Who answers: before the first piece, also of an answer in one piece, which so can be asked for again until it is there."""
-
-    release: str
-    version: int
-    prompt_tokens: int
-    disclaimer: str
-    ends_with_disclaimer: bool = True
-    first_token_s: float | None = None  # from the replica's being asked
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A piece of the answer; on the last one, why it ended and what it was."""
-
-    text: str
-    num_tokens: int
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish: str | None = None
-    outcome: Outcome | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """What somebody who talks to a release should know of it."""
-
-    release: str
-    version: int
-    system: str | None = None  # None: it does not talk
-    disclaimer: str | None = None

@@ -1,18 +1,59 @@
-"""What answers behind the routes, and what is kept of a request."""
+"""What the routes and a service that answers behind them exchange: conversations, pieces of answers, and what is kept of a request."""
 
-import re
-import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastapi.responses import JSONResponse
-
-from medray.errors import allowed
+from medray.serving.auth import Refused
 from medray.serving.cards import ReleaseCard
-from medray.serving.schemas import Asked, Begun, Described, ErrorBody, ErrorDetail, Health, Refused, Said
+from medray.serving.schemas import Health
 from medray.tasks.base.protocol import Outcome
 from medray.tasks.base.route import TextRequest, TextResponse
+from medray.types import Message, Sampling, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A conversation to go on with."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    max_tokens: int | None  # the task's own number where nobody said
+    whole: bool  # the answer in one piece: pieces that nobody looks at cost a message each
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Who answers: before the first piece, also of an answer in one piece, which so can be asked for again until it is there."""
+
+    release: str
+    version: int
+    prompt_tokens: int
+    disclaimer: str
+    ends_with_disclaimer: bool = True
+    first_token_s: float | None = None  # from the replica's being asked
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of the answer; on the last one, why it ended and what it was."""
+
+    text: str
+    num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What somebody who talks to a release should know of it."""
+
+    release: str
+    version: int
+    system: str | None = None  # None: it does not talk
+    disclaimer: str | None = None
+
 
 Events = AsyncGenerator[Begun | Said | Refused, None]  # first one of Begun and Refused; a refusal is the last
 
@@ -52,36 +93,3 @@ class Service(Protocol):
     async def health(self) -> Health: ...
 
     def record(self, event: Event) -> None: ...
-
-
-_LONGEST = 200  # of a name that is compared with ours
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-def choose(references: tuple[str, ...], model: str | None) -> str | Refused:
-    """The reference that a request means: as it is served, by its name where one fits, or the only one."""
-    fitting = [reference for reference in references if model in (None, reference, reference.partition("@")[0])]
-    if model in references or len(fitting) == 1:
-        return model if model in references and model is not None else fitting[0]
-    if not fitting:
-        message = f"model: is not served here; {allowed(str(model)[:_LONGEST], references)}"
-        return Refused(404, "unknown_model", message, param="model", code="model_not_found")
-    message = f"several releases fit: name one in `model`; {allowed(model, references)}"
-    return Refused(400, "ambiguous_model", message, param="model")
-
-
-def request_id(headers: Mapping[str, str]) -> str:
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def body(refused: Refused) -> ErrorBody:
-    detail = ErrorDetail(message=refused.message, type=refused.type, param=refused.param, code=refused.code or refused.type)
-    return ErrorBody(error=detail)
-
-
-def error(refused: Refused, number: str | None = None) -> JSONResponse:
-    headers = {} if refused.retry_after_s is None else {"retry-after": str(refused.retry_after_s)}
-    if number:
-        headers["x-request-id"] = number
-    return JSONResponse(body(refused).model_dump(), status_code=refused.status, headers=headers)

@@ -26,7 +26,8 @@ from medray.serving.chat import Chat as Served
 from medray.serving.head import open_head
 from medray.serving.openai_schemas import ChatRequest
 from medray.serving.replica import HeadReplica
-from medray.serving.schemas import CHAT_PATH, AppOptions, Asked, Limits
+from medray.serving.schemas import CHAT_PATH, AppOptions, Limits
+from medray.serving.service import Asked
 from medray.serving.streams import Streams
 from medray.text import chat_template
 from medray.text.chat_template import Chat

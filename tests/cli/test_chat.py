@@ -14,7 +14,8 @@ from medray.client import Client, RefusedError
 from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.serving import auth
-from medray.serving.schemas import Refused, Said
+from medray.serving.auth import Refused
+from medray.serving.service import Said
 from medray.types import DISCLAIMER, Message, Sampling, gather
 
 ASK = [{"role": "user", "content": "What is asthma?"}]

@@ -11,9 +11,9 @@ from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAns
 from medray.errors import ConfigError, ServingError
 from medray.serving import auth
 from medray.serving.api import make_api
-from medray.serving.auth import check_address
-from medray.serving.schemas import Asked, Described, Health, Limits, Refused, ReleaseHealth, ReplicaReport
-from medray.serving.service import Event, Events
+from medray.serving.auth import Refused, check_address
+from medray.serving.schemas import Health, Limits, ReleaseHealth, ReplicaReport
+from medray.serving.service import Asked, Described, Event, Events
 from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import TextRequest, TextResponse, routes_of
 from medray.tasks.choice import ChooseRequest, ChooseResponse

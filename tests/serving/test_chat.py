@@ -15,10 +15,12 @@ from support import tiny
 
 from medray.registry.registry import Registry
 from medray.registry.release import Release
+from medray.serving.auth import Refused
 from medray.serving.chat import Chat, Telling, TooLongError, without_disclaimer
 from medray.serving.head import Head, open_head
 from medray.serving.replica import HeadReplica
-from medray.serving.schemas import AppOptions, Asked, Begun, Limits, Refused, Said
+from medray.serving.schemas import AppOptions, Limits
+from medray.serving.service import Asked, Begun, Said
 from medray.tasks.classification import ClassifyRequest
 from medray.types import DISCLAIMER, Chunk, Message, Sampling, gather
 

@@ -10,8 +10,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from medray.serving import ingress as ingress_module
+from medray.serving.auth import Refused
 from medray.serving.ingress import Ingress
-from medray.serving.schemas import AppOptions, Asked, Begun, Refused, ReplicaReport, Said
+from medray.serving.schemas import AppOptions, ReplicaReport
+from medray.serving.service import Asked, Begun, Said
 from medray.types import Message, Sampling
 
 ASKED = Asked((Message("user", "a"),), Sampling(), 5, whole=False)

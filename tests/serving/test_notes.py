@@ -13,7 +13,8 @@ from medray.serving import ingress
 from medray.serving import notes as guards
 from medray.serving.api import make_api
 from medray.serving.notes import Known, far, unlike
-from medray.serving.schemas import Asked, Limits
+from medray.serving.schemas import Limits
+from medray.serving.service import Asked
 from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import InputNote
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse

@@ -10,7 +10,9 @@ from support.fake_chat import WARNING, Service
 
 from medray.serving import auth
 from medray.serving.api import make_api
-from medray.serving.schemas import Limits, Refused, Said
+from medray.serving.auth import Refused
+from medray.serving.schemas import Limits
+from medray.serving.service import Said
 from medray.types import Message, TokenLogprob
 
 SECRET = "patient Jane Roe"

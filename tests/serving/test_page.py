@@ -8,8 +8,8 @@ from support import fake_service
 
 from medray.reports import svg
 from medray.serving import auth
+from medray.serving.auth import Refused
 from medray.serving.page import page
-from medray.serving.schemas import Refused
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 

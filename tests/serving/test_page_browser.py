@@ -10,7 +10,7 @@ from support import fake_service
 from support.browser import Tab, open_tab
 
 from medray.serving import auth
-from medray.serving.schemas import Refused
+from medray.serving.auth import Refused
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

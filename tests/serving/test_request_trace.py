@@ -5,7 +5,7 @@ from support.request_trace import REQUESTS, files_of_request
 
 from medray.serving.schemas import CHAT_PATH
 
-MOST = {"/v1/classify": 19, CHAT_PATH: 21}
+MOST = {"/v1/classify": 18, CHAT_PATH: 19}
 
 
 @pytest.mark.parametrize("path", list(REQUESTS))

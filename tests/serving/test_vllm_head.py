@@ -18,7 +18,8 @@ from medray.registry.release import Release
 from medray.runtime.cluster import Cluster, free_port
 from medray.serving import vllm_head
 from medray.serving.chat import Chat
-from medray.serving.schemas import AppOptions, Asked, Limits
+from medray.serving.schemas import AppOptions, Limits
+from medray.serving.service import Asked
 from medray.serving.vllm import Group, groups
 from medray.serving.vllm_head import Shared
 from medray.storage import checkpoint

@@ -8,8 +8,9 @@ from typing import Any
 
 from medray.runtime.cluster import free_port
 from medray.serving.api import make_api
-from medray.serving.schemas import Asked, Begun, Described, Limits, Refused, Said
-from medray.serving.service import Event, Events
+from medray.serving.auth import Refused
+from medray.serving.schemas import Limits
+from medray.serving.service import Asked, Begun, Described, Event, Events, Said
 
 WARNING = "Not a doctor."
 ANSWER = (Said("Asthma ", 2), Said("is common.", 2), Said("", 1, finish="stop", outcome="answered"))

@@ -15,9 +15,10 @@ from medray.data.formats import pubmedqa, symptom_table
 from medray.data.formats.base.protocol import Form
 from medray.runtime.cluster import free_port
 from medray.serving.api import make_api
+from medray.serving.auth import Refused
 from medray.serving.cards import CardFigure, ReleaseCard
-from medray.serving.schemas import CHAT_PATH, Asked, Begun, Described, Health, Limits, Refused, Said
-from medray.serving.service import Event, Events
+from medray.serving.schemas import CHAT_PATH, Health, Limits
+from medray.serving.service import Asked, Begun, Described, Event, Events, Said
 from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import TextRequest, TextResponse
 from medray.tasks.choice import ChooseRequest, ChooseResponse

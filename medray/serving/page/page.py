@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 
 
-def is_asked_for(headers: Mapping[str, str]) -> bool:
+def is_wanted(headers: Mapping[str, str]) -> bool:
     """Browsers name HTML; curl and clients take anything, and get JSON."""
     return "text/html" in headers.get("accept", "")
 

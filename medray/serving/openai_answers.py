@@ -1,4 +1,4 @@
-"""OpenAI's completion routes over a service that talks: whole answers, and server-sent events. Knows no Ray."""
+"""Answers of OpenAI's completion routes, as the service generates them: in one piece, or as server-sent events. Knows no Ray."""
 
 import json
 import logging
@@ -7,41 +7,38 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from medray.serving import notes
+from medray.serving.auth import Refused, error_body
 from medray.serving.openai_schemas import (
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
-    ChatRequest,
     Completion,
-    CompletionRequest,
     Spoken,
     TextChoice,
     Usage,
     chat_logprobs,
     completion_logprobs,
 )
-from medray.serving.schemas import CHAT_PATH, COMPLETION_PATH, SEAM, Begun, Limits, Refused, Said
-from medray.serving.service import Event, Events, Service, body, choose, error, request_id
+from medray.serving.service import Begun, Event, Events, Said, Service
 from medray.text.identifiers import Kind
 from medray.types import TokenLogprob
 
 log = logging.getLogger(__name__)
-PATHS = (CHAT_PATH, COMPLETION_PATH)
+SEAM = "\n\n"  # between an answer and the disclaimer at its end
 _LEFT = 499  # as nginx says it: the client was gone before its answer
 _FAILED = 500
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 Logprobs = tuple[TokenLogprob, ...]
 Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """How one of the two routes says a whole answer, and a piece of it from a place in the text on."""
 
     prefix: str
@@ -66,72 +63,22 @@ def _chat_piece(fields: Fields, text: str, logprobs: Logprobs, finish: str | Non
     return ChatCompletionChunk(**fields, choices=(delta,))
 
 
-_CHAT = _Shape(
+CHAT = Shape(
     "chatcmpl",
     _chat,
     _chat_piece,
     lambda fields: ChatCompletionChunk(**fields, choices=(ChatDelta(delta={"role": "assistant", "content": ""}),)),
     lambda fields: ChatCompletionChunk(**fields, choices=()),
 )
-_TEXT = _Shape("cmpl", _text, _text, None, lambda fields: Completion(**fields, choices=()))
-
-
-def add_routes(
-    api: FastAPI,
-    service: Service,
-    limits: Limits,
-    *,
-    with_disclaimer: bool,
-    mask_identifiers: bool,
-    errors: dict[int | str, dict[str, Any]],
-) -> None:
-    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
-        if len(asked.messages) > limits.messages:
-            number = request_id(request.headers)
-            service.record(Event(number, "", 400, 0.0))
-            message = f"messages: at most {limits.messages} are read; leave out the oldest"
-            return error(Refused(400, "invalid_request", message, param="messages"), number)
-        return await _answer(service, _CHAT, asked, request, with_disclaimer, mask_identifiers)
-
-    async def completions(asked: CompletionRequest, request: Request) -> Response:
-        return await _answer(service, _TEXT, asked, request, with_disclaimer, mask_identifiers)
-
-    streamed = {
-        "content": {"text/event-stream": {}},
-        "description": "the answer; in pieces where `stream` is true",
-    }
-    responses = errors | {200: streamed}
-    api.add_api_route(CHAT_PATH, chat_completions, methods=["POST"], response_model=ChatCompletion, responses=responses)
-    api.add_api_route(COMPLETION_PATH, completions, methods=["POST"], response_model=Completion, responses=responses)
-
-
-async def _answer(
-    service: Service, shape: _Shape, asked: ChatRequest | CompletionRequest, request: Request, with_disclaimer: bool, mask_identifiers: bool
-) -> Response:
-    number = request_id(request.headers)
-    start = time.perf_counter()
-    chosen = choose(service.references, asked.model)
-    if isinstance(chosen, Refused):
-        service.record(Event(number, "", chosen.status, time.perf_counter() - start))
-        return error(chosen, number)
-    wanted, masked = await notes.mask_conversation(asked.asked()) if mask_identifiers else (asked.asked(), None)
-    call = _Call(service, shape, service.talk(chosen, wanted), number, chosen, start, with_disclaimer, asked.include_usage, masked)
-    if asked.stream:
-        first = await call.first()
-        headers = {"x-request-id": number, "cache-control": "no-cache", "x-accel-buffering": "no"}
-        return error(first, number) if isinstance(first, Refused) else _EventStream(call, first, headers)
-    found = await call.whole()
-    if isinstance(found, Refused):
-        return error(found, number)
-    return Response(found.model_dump_json(), media_type="application/json", headers={"x-request-id": number})
+TEXT = Shape("cmpl", _text, _text, None, lambda fields: Completion(**fields, choices=()))
 
 
 @dataclass
-class _Call:
+class Call:
     """One request: what was said so far, and one record of it however it ends."""
 
     service: Service
-    shape: _Shape
+    shape: Shape
     events: Events
     number: str
     model: str
@@ -145,6 +92,14 @@ class _Call:
     first_token_s: float | None = None
     closed: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+
+    async def answer(self, *, stream: bool) -> Response | Refused:
+        headers = {"x-request-id": self.number}
+        if stream:
+            first = await self.first()
+            return first if isinstance(first, Refused) else EventStream(self, first, headers | _STREAM_HEADERS)
+        whole = await self.whole()
+        return whole if isinstance(whole, Refused) else Response(whole.model_dump_json(), media_type="application/json", headers=headers)
 
     async def first(self) -> Begun | Refused:
         status = _LEFT  # unless something else happens below
@@ -210,7 +165,7 @@ class _Call:
                 yield _event(self.shape.opening(self._fields()))
             async for item in rest:
                 if isinstance(item, Refused):
-                    yield f"data: {json.dumps(body(item).model_dump())}\n\n"
+                    yield f"data: {json.dumps(error_body(item))}\n\n"
                     return
                 if item.text or item.logprobs:
                     yield _event(self.shape.piece(self._fields(), item.text, item.logprobs, None, place))
@@ -267,10 +222,10 @@ class _Call:
         await self.events.aclose()
 
 
-class _EventStream(StreamingResponse):
+class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
-    def __init__(self, call: _Call, begun: Begun, headers: dict[str, str]) -> None:
+    def __init__(self, call: Call, begun: Begun, headers: dict[str, str]) -> None:
         self.call, self.events = call, call.stream(begun)
         super().__init__(self.events, headers=headers)
 
