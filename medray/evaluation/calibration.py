@@ -4,7 +4,8 @@ Pure numpy: probabilities and truth in, whatever the task. One label a row, or a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from medray.evaluation.bootstrap import LabelAnswers, compare, share_bound
 from medray.evaluation.metrics import Counts, log_loss
 from medray.records import AbstentionRecord, CalibrationRecord
+from medray.types import Head, Prediction
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -19,6 +21,41 @@ _TINY = float(np.finfo(np.float64).tiny)
 _FLAT, _STEEP = 20.0, 0.05  # the widest temperatures that are looked at
 _LEAST_GAIN = 3.0  # of the rows' log-likelihood: twenty times as likely as without
 _STEPS = 50  # coverages that a threshold is chosen from
+
+
+class Labeled(Protocol):
+    """What calibration needs of a task."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def head(self) -> Head | None: ...
+
+
+def calibrate(task: Labeled, record: CalibrationRecord, predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions with calibrated probabilities, their confidence, and whether they are abstained from. Texts as they are.
+
+    Labels are decided before, by the task and the model's own probabilities; calibration moves confidences and no label.
+    """
+    if not predictions or not task.labels:
+        return list(predictions)
+    predicted = np.array([[label in row.labels for label in task.labels] for row in predictions])
+    calibrated = apply(record, matrix(predictions), predicted, multi_label=is_multi_label(task))
+    return [
+        replace(row, probabilities=tuple(probabilities), confidence=sure, abstained=abstained)
+        for row, probabilities, sure, abstained in zip(
+            predictions, calibrated.probabilities.tolist(), calibrated.confidence.tolist(), calibrated.abstained.tolist(), strict=True
+        )
+    ]
+
+
+def is_multi_label(task: Labeled) -> bool:
+    head = task.head()
+    return head is not None and head.multi_label
+
+
+def matrix(predictions: Sequence[Prediction]) -> npt.NDArray[np.float64]:
+    return np.array([row.probabilities for row in predictions], dtype=np.float64)
 
 
 @dataclass(frozen=True)

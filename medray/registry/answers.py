@@ -1,41 +1,23 @@
-"""From a task's predictions to what a release answers: calibrated, abstained from, examined. The one path of every caller.
-
-Labels are decided before, by the task and the model's own probabilities; calibration moves confidences and no label.
-"""
+"""What a checkpoint's own predictions say of a release: its calibration, its answers to the probe, its mistakes."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from medray.config.study import CalibrationConfig
 from medray.errors import ArtifactError, ConfigError
 from medray.evaluation import calibration, diagnose
 from medray.evaluation.analysis import SplitAnalysis
+from medray.evaluation.calibration import calibrate, is_multi_label, matrix
 from medray.evaluation.diagnose import Scored
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
 from medray.storage.checkpoint import Probe
 from medray.tasks.base.protocol import Calibrated, Task
 from medray.types import Example, Prediction
-
-
-def calibrate(task: Task, record: CalibrationRecord, predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions with calibrated probabilities, their confidence, and whether they are abstained from. Texts as they are."""
-    if not predictions or not task.labels:
-        return list(predictions)
-    predicted = np.array([[label in row.labels for label in task.labels] for row in predictions])
-    found = calibration.apply(record, _probabilities(predictions), predicted, multi_label=is_multi_label(task))
-    return [
-        replace(row, probabilities=tuple(probabilities), confidence=sure, abstained=abstained)
-        for row, probabilities, sure, abstained in zip(
-            predictions, found.probabilities.tolist(), found.confidence.tolist(), found.abstained.tolist(), strict=True
-        )
-    ]
 
 
 def probe_record(where: str, task: Task, record: CalibrationRecord, probe: Probe) -> ProbeRecord:
@@ -58,7 +40,7 @@ def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Exampl
         return AS_IT_IS
     answers = task.answers(predictions, examples)
     return calibration.fit(
-        _probabilities(predictions),
+        matrix(predictions),
         answers.truth,
         answers.predicted,
         multi_label=is_multi_label(task),
@@ -80,7 +62,7 @@ def examine(
     if not isinstance(task, Calibrated):
         return None
     scored = Scored(
-        [example.id for example in examples], task.answers(predictions, examples), _probabilities(predictions), slicer.columns(examples)
+        [example.id for example in examples], task.answers(predictions, examples), matrix(predictions), slicer.columns(examples)
     )
     return diagnose.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)
 
@@ -89,12 +71,3 @@ def read_predictions(checkpoint: Path) -> list[Prediction]:
     """A checkpoint's predictions of its validation rows, before calibration."""
     lines = (checkpoint / "predictions.jsonl").read_bytes().splitlines()  # as text they would also end at U+0085 or U+2028 in an id
     return [Prediction.from_dict(json.loads(line)) for line in lines]
-
-
-def is_multi_label(task: Task) -> bool:
-    head = task.head()
-    return head is not None and head.multi_label
-
-
-def _probabilities(predictions: Sequence[Prediction]) -> npt.NDArray[np.float64]:
-    return np.array([row.probabilities for row in predictions], dtype=np.float64)

@@ -12,13 +12,13 @@ from medray.config.study import Precision, TrialConfig
 from medray.data.row_hashes import Hashes
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
+from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
 from medray.models.build import Built, build, merge
 from medray.models.precision import untimed
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
-from medray.registry.answers import calibrate
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest, Probe
 from medray.tasks.base.protocol import Task, restore

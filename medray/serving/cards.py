@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from medray import plugins
-from medray.config.schema import Section
 from medray.data.formats.base.protocol import Form, FormatOptions
 from medray.errors import ConfigError
 from medray.registry.card import describe_release
@@ -15,16 +14,16 @@ from medray.registry.release import Release
 from medray.serving.schemas import CHAT_PATH
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
-from medray.tasks.base.route import routes_of
+from medray.tasks.base.route import Body, routes_of
 
 
-class CardFigure(Section):
+class CardFigure(Body):
     metric: str
     validation: float | None
     test: float | None
 
 
-class ReleaseCard(Section):
+class ReleaseCard(Body):
     """A release as it is served, for somebody who wants to ask it."""
 
     release: str
@@ -49,14 +48,14 @@ class ServedCard(ReleaseCard):
     id: str = Field(description="what a request's `model` names")
 
 
-class Unavailable(Section):
+class Unavailable(Body):
     """A release that cannot tell of itself now, such as one that sleeps until it is asked."""
 
     id: str
     message: str
 
 
-class ReleaseList(Section):
+class ReleaseList(Body):
     data: tuple[ServedCard, ...]
     unavailable: tuple[Unavailable, ...] = ()
 

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from medray.config.schema import Section
 from medray.config.study import PrecisionChoice
 from medray.serving.auth import BODY_BYTES
+from medray.tasks.base.route import Body
 
 RETRY_AFTER_S = 1
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
@@ -92,7 +93,7 @@ class AppOptions(Section):
         return self
 
 
-class ErrorDetail(Section):
+class ErrorDetail(Body):
     """As OpenAI's clients read it."""
 
     message: str
@@ -101,11 +102,11 @@ class ErrorDetail(Section):
     code: str | None = None
 
 
-class ErrorBody(Section):
+class ErrorBody(Body):
     error: ErrorDetail
 
 
-class ModelCard(Section):
+class ModelCard(Body):
     """One entry of /v1/models, in the shape that OpenAI clients know."""
 
     id: str
@@ -123,12 +124,12 @@ class ModelDetail(ModelCard):
     disclaimer: str | None = None
 
 
-class ModelList(Section):
+class ModelList(Body):
     object: Literal["list"] = "list"
     data: tuple[ModelCard, ...]
 
 
-class ReplicaReport(Section):
+class ReplicaReport(Body):
     """What one replica serves, and why it does not serve what its alias says."""
 
     replica: str
@@ -140,7 +141,7 @@ class ReplicaReport(Section):
     error_version: int | None = None
 
 
-class ReleaseHealth(Section):
+class ReleaseHealth(Body):
     status: Literal["ok", "loading", "degraded", "idle", "missing"] = Field(
         description="loading: no replica answers yet; idle: there is none until somebody asks; missing: the release is not there yet"
     )
@@ -148,7 +149,7 @@ class ReleaseHealth(Section):
     replicas: tuple[ReplicaReport, ...] = ()
 
 
-class Health(Section):
+class Health(Body):
     """Details are for those who may ask; a load balancer gets the status alone."""
 
     status: Literal["ok", "loading", "degraded"]

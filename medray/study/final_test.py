@@ -15,6 +15,7 @@ from medray.data.dataset import Dataset
 from medray.evaluation import baselines, leaderboard
 from medray.evaluation.analysis import ModelAnalysis
 from medray.evaluation.baselines import Reference
+from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Entry, Judged
 from medray.evaluation.slices import Slicer
 from medray.models.imports import uncollected
@@ -270,7 +271,7 @@ def predict_untuned(
 def _fit_baselines(task: Task, dataset: Dataset) -> list[tuple[Reference, Calibrated]]:
     if not isinstance(task, Calibrated):
         return []
-    multi_label = answering.is_multi_label(task)
+    multi_label = is_multi_label(task)
     texts, truth = [example.text for example in dataset.train], task.truth(dataset.train)
     references = [baselines.majority(truth, multi_label=multi_label), baselines.tfidf(texts, truth, multi_label=multi_label)]
     return [(reference, task) for reference in references if reference is not None]

@@ -11,9 +11,9 @@ from medray.config.study import StudyConfig, TrialConfig
 from medray.errors import ArtifactError, TrialError
 from medray.evaluation import leaderboard
 from medray.evaluation.analysis import Analysis
+from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Entry, Judged, Leaderboard
 from medray.records import TrialRecord
-from medray.registry.answers import is_multi_label
 from medray.registry.release import Release
 from medray.runtime.cluster import Cluster
 from medray.study import preflight, publish, ray_tune, repeats

@@ -150,7 +150,7 @@ class Task:
         for example, text in zip(examples, windows, strict=True):
             if not text.tokens[0]:
                 raise DataError(f"{example.where or example.id}: there is no token in the text")
-            target = places(example, self.labels)
+            target = places(example, self.labels) if example.labels else ()  # a request has none
             rows += [Encoded(example.id, tokens, target, text.truncated) for tokens in text.tokens]
         return rows
 

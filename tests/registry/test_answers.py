@@ -13,6 +13,7 @@ import medray
 from medray.config.study import CalibrationConfig
 from medray.data import dataset
 from medray.evaluation.analysis import split_sentences
+from medray.evaluation.calibration import calibrate
 from medray.records import AS_IT_IS, AbstentionRecord, CalibrationRecord, ReleaseRecord
 from medray.registry import answers as answering
 from medray.registry import evaluate, loading
@@ -95,7 +96,7 @@ def test_what_is_fitted_on_validation_rows_is_fitted_on_the_models_own_probabili
     record = answering.fit(loaded.task, own, rows, asked)
     assert record.temperature != 1
     assert record.abstention is not None
-    answers = answering.calibrate(loaded.task, record, own)
+    answers = calibrate(loaded.task, record, own)
     assert np.mean([not row.abstained for row in answers]) == pytest.approx(record.abstention.coverage)
     unscaled = answering.fit(loaded.task, own, rows, CalibrationConfig(temperature=False))
     assert (unscaled.temperature, unscaled.abstention) == (1.0, None)

@@ -12,8 +12,8 @@ from support import tiny
 
 from medray.data.formats.pubmedqa import read_ground_truth
 from medray.errors import ConfigError, DataError
+from medray.evaluation.calibration import calibrate
 from medray.records import AS_IT_IS, AbstentionRecord
-from medray.registry.answers import calibrate
 from medray.tasks.base.protocol import restore
 from medray.tasks.choice import ChooseRequest, ChooseResponse, Options, Task, extract
 from medray.types import DISCLAIMER, Chunk, Example, Prediction, Sampling

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from medray import types
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
+from medray.evaluation.calibration import calibrate
 from medray.records import AS_IT_IS
-from medray.registry.answers import calibrate
 from medray.tasks.base import protocol
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse, Options, Task
 from medray.types import Example

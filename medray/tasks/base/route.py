@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol, Self, runtime_checkable
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medray import plugins
-from medray.config.schema import Section
 from medray.tasks.base.protocol import Task
 from medray.text.identifiers import Kind
 from medray.types import DISCLAIMER, Example, Prediction
@@ -15,7 +14,13 @@ from medray.types import DISCLAIMER, Example, Prediction
 _MOST_KEYS = 20
 
 
-class TextRequest(Section):
+class Body(BaseModel):
+    """What is read or written over HTTP: closed to unknown keys, and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextRequest(Body):
     text: str | None = Field(None, min_length=1)
     # The first wrong one is enough: an error for each of a megabyte of them takes seconds.
     inputs: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(fail_fast=True)] | None = Field(None, min_length=1)
@@ -43,7 +48,7 @@ class TextRequest(Section):
         return [Example(str(position), text) for position, text in enumerate(self.texts)]
 
 
-class InputNote(Section):
+class InputNote(Body):
     """What the guards have to say of one input."""
 
     masked: dict[Kind, int] = Field(default_factory=dict, description="identifiers that were masked before anything read them, by kind")
@@ -53,7 +58,7 @@ class InputNote(Section):
     )
 
 
-class Noted(Section):
+class Noted(Body):
     notes: tuple[InputNote, ...] = Field((), description="one for each input, where mask_identifiers or flag_unlike_training is set")
 
 
