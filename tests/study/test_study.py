@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import run_files, tiny
@@ -24,7 +23,7 @@ from medray.training.prepared import gather, open_material
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
 
 
-def alone(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
+def alone(study: StudyConfig, folder: Path) -> list[Evaluation]:
     """What the study's first trial does without Ray."""
     folder.mkdir()
     return tiny.trial(study, folder).run().history
@@ -185,8 +184,8 @@ def test_a_trial_that_stores_its_state_when_it_is_interrupted_takes_no_step_twic
     study = tiny.study(tmp_path, "train.epochs=3", "train.log_every_steps=1")
     here = Run.start(study)
 
-    def interrupt(record: TrialRecord, row: dict[str, Any]) -> None:
-        if row["epoch"] == 1:
+    def interrupt(record: TrialRecord, evaluation: Evaluation) -> None:
+        if evaluation.epoch == 1:
             stop.request(here.trial_dir(record.trial))
 
     with pytest.raises(KeyboardInterrupt):
