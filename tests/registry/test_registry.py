@@ -147,8 +147,8 @@ def test_an_alias_that_looks_like_a_version_and_one_for_a_missing_version_are_re
 def test_only_a_whole_checkpoint_is_published(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not a checkpoint"):
         Registry(str(tmp_path)).publish(tmp_path, "cancer")
-    with pytest.raises(ConfigError, match="releases are kept in a folder"):
-        Registry("gs://bucket/x")
+    with pytest.raises(ConfigError, match="releases are kept in a folder or an object store"):
+        Registry("ftp://server/x")
 
 
 def test_a_checkpoint_is_published_and_loaded_from_a_uri(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def _checkpoint(made: Run, asked: StudyConfig, best: Entry, labels: tuple[str, s
         files.write(filling / "metrics.json", json.dumps({"split": "validation", **asdict(metrics(0.9, 40, labels)[0])}).encode())
 
     manifest = Manifest(
-        task=TaskRecord(options={"name": "classification"}, state={"labels": list(labels)}),
+        task=TaskRecord(options={"name": "classification"}, state={"labels": list(labels), "thresholds": None}),
         base=BaseRecord(source=best.base_model, revision="1", weight_hash="ab" * 32, family="bert"),
         trial=asked.trial(asked.base_models[best.base or 0]).model_dump(mode="json"),
         data_fingerprint="cd" * 32,
