@@ -22,7 +22,7 @@ def test_an_answer_is_read_as_the_service_wrote_it() -> None:
     assert isinstance(choice, ChoiceAnswer)
     assert choice.ranked[0] == choice.label
     assert chosen.disclaimer
-    expected = tuple(MentionsAnswer(mentions=fake_service._mentions(text)) for text in ("asthma", "fever"))
+    expected = tuple(MentionsAnswer(mentions=fake_service.mentions_in(text)) for text in ("asthma", "fever"))
     assert extracted.predictions == expected
     assert all(isinstance(mention, MentionAnswer) for answer in extracted.predictions for mention in answer.mentions)
 

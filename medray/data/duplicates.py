@@ -42,7 +42,7 @@ def find(texts: Sequence[str], threshold: float, signed: Signed | None = None, p
     exact = [order[starts[run] : starts[run + 1]].tolist() for run in ranked if starts[run + 1] - starts[run] > 1]
     rows_of = {int(number_of[rows[0]]): rows for rows in exact}
 
-    parent = _Comparison(texts, unique, threshold).joined(signed, progress or Progress.idle())
+    parent = Comparison(texts, unique, threshold).joined(signed, progress or Progress.idle())
     roots = np.array([_root(parent, number) for number in range(len(parent))])
     lowest = np.full(len(parent), len(parent))
     np.minimum.at(lowest, roots, np.arange(len(parent)))
@@ -56,7 +56,7 @@ def find(texts: Sequence[str], threshold: float, signed: Signed | None = None, p
     return Duplicates(clusters.tolist(), exact, near)
 
 
-class _Comparison:
+class Comparison:
     """Texts by their numbers, with what was found out about them lately."""
 
     def __init__(self, texts: Sequence[str], rows: Positions, threshold: float) -> None:
@@ -70,11 +70,12 @@ class _Comparison:
         """Unite the texts that overlap enough. Texts that share a band of their signatures are compared, others are not."""
         for band in range(signed.num_bands):
             for bucket in _buckets(signed.band(band)[self.rows]):
-                self._join(bucket)
+                self.join(bucket)
             progress.add(len(self.rows) // signed.num_bands)
         return self.parent
 
-    def _join(self, bucket: list[int]) -> None:
+    def join(self, bucket: list[int]) -> None:
+        """Unite those of a bucket that overlap enough."""
         # One comparison that succeeds places a text, so a thousand copies cost a thousand comparisons, not half a million.
         groups: list[list[int]] = []
         for number in bucket:
@@ -91,7 +92,7 @@ class _Comparison:
     def _near(self, first: int, second: int) -> bool:
         if (first, second) in self._apart:
             return False
-        found = _overlap(self._shingles(first), self._shingles(second)) >= self.threshold
+        found = jaccard(self._shingles(first), self._shingles(second)) >= self.threshold
         if not found:
             if len(self._apart) >= _MOST_APART:
                 self._apart.clear()
@@ -127,7 +128,8 @@ def _buckets(keys: Numbers) -> Iterator[list[int]]:
         yield order[starts[run] : starts[run + 1]].tolist()
 
 
-def _overlap(first: Numbers, second: Numbers) -> float:
+def jaccard(first: Numbers, second: Numbers) -> float:
+    """The share of all numbers that both have."""
     shared = len(np.intersect1d(first, second, assume_unique=True))
     return shared / (len(first) + len(second) - shared)
 

@@ -210,17 +210,17 @@ def fit_thresholds(truth: Ints, probabilities: Floats) -> tuple[float, ...] | No
     for fold in range(_FOLDS):
         left_out = folds == fold
         if left_out.any() and not left_out.all():
-            crossed[left_out] = decide(probabilities[left_out], _search(truth[~left_out], probabilities[~left_out]))
+            crossed[left_out] = decide(probabilities[left_out], search_thresholds(truth[~left_out], probabilities[~left_out]))
     one_hot = np.eye(num_labels, dtype=np.bool_)
     gain = compare(
         LabelAnswers(one_hot[truth], one_hot[crossed]), LabelAnswers(one_hot[truth], one_hot[own]), "f1_macro", num_resamples=500
     )
     if gain.low <= 0:
         return None
-    return tuple(_search(truth, probabilities).tolist())
+    return tuple(search_thresholds(truth, probabilities).tolist())
 
 
-def _search(truth: Ints, probabilities: Floats) -> Floats:
+def search_thresholds(truth: Ints, probabilities: Floats) -> Floats:
     """One class after another, each to the best of its candidates, a few times round."""
     num_labels = probabilities.shape[1]
     scores, wanted = np.log(np.maximum(probabilities, _SMALLEST)), mix(np.eye(num_labels)[truth], probabilities)

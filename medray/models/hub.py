@@ -30,11 +30,11 @@ def snapshot(model_id: str, revision: str | None, has_weights: Callable[[Path], 
 
 def config(model_id: str, revision: str | None) -> Path:
     with _explained(model_id, revision):
-        return Path(huggingface_hub.hf_hub_download(model_id, "config.json", revision=revision, local_files_only=not _is_reached()))
+        return Path(huggingface_hub.hf_hub_download(model_id, "config.json", revision=revision, local_files_only=not is_reached()))
 
 
 @cache
-def _is_reached() -> bool:
+def is_reached() -> bool:
     """Whether anything answers there, asked once: without a network huggingface_hub tries for half a minute for each file."""
     if constants.HF_HUB_OFFLINE:
         return False

@@ -157,7 +157,7 @@ def _join() -> None:
         raise ConfigError(f"RAY_ADDRESS {address}: must be a cluster's own address, HOST:6379; dashboards take jobs: `ray job submit`")
     try:
         dashboard = ray_address_to_api_server_url(address)
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": _environment(dashboard)})
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": job_environment(dashboard)})
     except (ConnectionError, ValueError) as err:
         raise ConfigError(f"RAY_ADDRESS {address}: no Ray answers there: {str(err).splitlines()[0]}") from None
 
@@ -175,7 +175,7 @@ def _single(num_cpus: int | None) -> None:
     import ray
 
     if not os.environ.get("RAY_AUTH_TOKEN"):
-        _make_private(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
+        make_token(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
     # A head that dies is noticed after a minute otherwise, and the study would say so no earlier.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     # By default Ray lowers its workers' priority by 15, which leaves them a thirtieth of a core that another program wants too.
@@ -187,7 +187,7 @@ def _single(num_cpus: int | None) -> None:
     sessions = private_folder() / "ray"  # one below, since Ray opens its own folder to all users
     if len(os.fsencode(sessions)) > _LONGEST:
         raise ConfigError(f"{sessions}: too long for a socket's path; name a place of at most {_LONGEST - 20} characters with RAY_TMPDIR")
-    _remove_old(sessions)
+    remove_old_sessions(sessions)
     umask = os.umask(0o077)  # Ray's processes inherit it
 
     def put_umask_back() -> None:  # in workers, which write what other users may read, such as releases
@@ -203,7 +203,7 @@ def _single(num_cpus: int | None) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
             _temp_dir=str(sessions),
-            runtime_env={"env_vars": _environment(f"http://127.0.0.1:{port}"), "worker_process_setup_hook": put_umask_back},
+            runtime_env={"env_vars": job_environment(f"http://127.0.0.1:{port}"), "worker_process_setup_hook": put_umask_back},
         )
     finally:
         os.umask(umask)
@@ -221,7 +221,7 @@ def private_folder() -> Path:
     return folder
 
 
-def _remove_old(sessions: Path) -> None:
+def remove_old_sessions(sessions: Path) -> None:
     """Ray removes no session. One that still runs writes to its logs every minute."""
     for session in sessions.glob("session_2*"):
         with contextlib.suppress(FileNotFoundError):  # another start removes it as well
@@ -229,7 +229,7 @@ def _remove_old(sessions: Path) -> None:
                 shutil.rmtree(session, ignore_errors=True)
 
 
-def _environment(dashboard: str | None) -> dict[str, str]:
+def job_environment(dashboard: str | None) -> dict[str, str]:
     """What every worker of the job gets.
 
     Without the dashboard's address a trial that is stopped early leaks its placement group wherever two Rays share a host:
@@ -246,7 +246,7 @@ def _environment(dashboard: str | None) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in given}
 
 
-def _make_private(path: str) -> None:
+def make_token(path: str) -> None:
     """Ray writes its token for all to read; it is made here for its owner alone."""
     import secrets
 

@@ -68,7 +68,7 @@ class HeadReplica:
             reference: Follower(
                 Registry(options.storage_path),
                 reference,
-                partial(self._open, reference),
+                partial(self.open_release, reference),
                 every_s=options.follow_s,
                 retry_s=options.retry_s,
                 may_wait=group.is_missing,
@@ -78,7 +78,7 @@ class HeadReplica:
         for follower in self.followers.values():
             follower.start()
 
-    def _open(self, reference: str, release: Release) -> Head | Chat:
+    def open_release(self, reference: str, release: Release) -> Head | Chat:
         if self.options.require_signature:
             release.check_signature(Path(self.options.require_signature))
         head = self.shared.open(release) if self.shared else open_head(release, self.options, self.compute, device=self.device)

@@ -184,7 +184,7 @@ class ObjectStore:
         manifest = checkpoint.check_manifest(raw, where, Path(name).name)
         checkpoint.check_names(manifest, sizes, where)
         with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
-            list(pool.map(lambda file: self._fetch(f"{name}/{file}", folder / file), manifest.files))
+            list(pool.map(lambda file: self.fetch(f"{name}/{file}", folder / file), manifest.files))
         (folder / checkpoint.MANIFEST).write_bytes(raw)
         checkpoint.check_hashes(manifest, storage.hash_folder(folder), where)
 
@@ -205,7 +205,8 @@ class ObjectStore:
     def _upload(self, path: Path, name: str) -> None:
         self._objects.put(name, path, chunk_size=_PART_BYTES, max_concurrency=1)
 
-    def _fetch(self, name: str, path: Path) -> None:
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy an object to a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             for piece in self._objects.get(name).stream(min_chunk_size=_PART_BYTES):

@@ -48,7 +48,7 @@ def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep,
         before, body, after = _parts(ids, mask)
         room = length - len(before) - len(after)
         _check_room(room, overlap, length)
-        bodies = [cut(body, room, keep)] if overlap is None else _windows(body, room, overlap)
+        bodies = [cut(body, room, keep)] if overlap is None else slide(body, room, overlap)
         rows.append(Pieces([(*before, *part, *after) for part in bodies], truncated=overlap is None))
     return rows
 
@@ -90,7 +90,7 @@ def located(texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: i
         windows = [list(range(len(body)))]
         if len(body) > room:
             _check_room(room, overlap, length)
-            windows = _windows(windows[0], room, overlap)
+            windows = slide(windows[0], room, overlap)
         tokens = [(*before, *(body[place] for place in window), *after) for window in windows]
         places = [(*[-1] * len(before), *window, *[-1] * len(after)) for window in windows]
         rows.append(Located(tokens, places, spans))
@@ -125,7 +125,7 @@ def cut(body: Ids, room: int, keep: Keep) -> Ids:
     return body[:head] + body[len(body) - (room - head) :]
 
 
-def _windows(body: Ids, room: int, overlap: int) -> list[Ids]:
+def slide(body: Ids, room: int, overlap: int) -> list[Ids]:
     """Full windows; the last is moved back to the end of the text, so that none is a few tokens without context."""
     last = len(body) - room
     starts = [*range(0, last, room - overlap), last]

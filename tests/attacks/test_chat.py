@@ -73,18 +73,18 @@ def test_of_a_long_conversation_the_most_turns_that_fit_are_read(chat: Chat, roo
 def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
     filled: list[int] = []
-    answers, pieces = chat_template.answers, Chat._pieces
+    answers, fill = chat_template.answers, Chat.fill
 
     def counted(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
         encoded.extend(texts)
         return answers(texts, *rest, **options)
 
-    def counted_pieces(self: Chat, turns: Sequence[Message], known: Any) -> Any:
+    def counted_fill(self: Chat, turns: Sequence[Message], *, opened: bool) -> str:
         filled.append(len(turns))
-        return pieces(self, turns, known)
+        return fill(self, turns, opened=opened)
 
     monkeypatch.setattr(chat_template, "answers", counted)
-    monkeypatch.setattr(Chat, "_pieces", counted_pieces)
+    monkeypatch.setattr(Chat, "fill", counted_fill)
     turns = conversation(999)
     assert chat.prompt(turns, 100).truncated
     assert len(encoded) == len(turns) == 999
@@ -190,15 +190,16 @@ def test_a_tiny_top_p_takes_the_most_probable_token(engine: TransformersEngine) 
 def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     generation = engine.generation()
     under_way = list(generation.join([generation.row(0, PROMPTS[0], Sampling(max_tokens=8))]))
-    forward = Generation._forward
 
-    def out_of_memory(*args: Any) -> Any:
+    def out_of_memory(*args: Any, **options: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(Generation, "_forward", out_of_memory)
+    model = type(engine.built.model)
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", out_of_memory)
     (refused,) = generation.join([generation.row(1, PROMPTS[1], Sampling(max_tokens=8))])
     assert isinstance(refused, RowError)
-    monkeypatch.setattr(Generation, "_forward", forward)
+    monkeypatch.setattr(model, "forward", forward)
     fresh = engine.generation()
     assert run(generation, under_way)[0] == run(fresh, fresh.join([fresh.row(0, PROMPTS[0], Sampling(max_tokens=8))]))[0]
 

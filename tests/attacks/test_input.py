@@ -421,7 +421,7 @@ def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
                     return
 
         threading.Thread(target=accept, daemon=True).start()
-        script = "from medray.models import hub\nprint(hub._is_reached())"
+        script = "from medray.models import hub\nprint(hub.is_reached())"
         env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_HUB_ETAG_TIMEOUT": "2"}
         env["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=100, check=True)

@@ -133,7 +133,7 @@ def test_places_that_cannot_be_made_are_named_with_their_setting(tmp_path: Path,
         runtime.private_folder()
     for path in (str(tmp_path / "file" / "token"), "~nobody-of-this-name/token"):
         with pytest.raises(ConfigError, match=r"token: Ray's token cannot be kept there: .*RAY_AUTH_TOKEN_PATH"):
-            runtime._make_private(path)
+            runtime.make_token(path)
 
 
 def test_a_folder_too_long_for_sockets_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,9 +142,11 @@ def test_a_folder_too_long_for_sockets_is_not_used(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("TMPDIR", str(place))
     assert runtime.private_folder() == Path(f"/tmp/medray-{os.getuid()}")
     monkeypatch.setenv("RAY_TMPDIR", str(place))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", None)
     with pytest.raises(ConfigError, match=r"medray-.*/ray: too long for a socket's path; .* RAY_TMPDIR"):
-        runtime._single(1)
+        with runtime.start_cluster("single", num_cpus=1):
+            pass
 
 
 @needs_root
@@ -153,7 +155,7 @@ def test_a_token_that_a_cluster_mounts_is_left_as_it_is(tmp_path: Path) -> None:
     token.write_text("secret")
     token.chmod(0o440)
     os.chown(token, OTHER_USER, OTHER_USER)
-    runtime._make_private(str(token))
+    runtime.make_token(str(token))
     assert (mode(token), token.read_text()) == (0o440, "secret")
 
 
@@ -165,7 +167,7 @@ def test_sessions_that_ended_a_week_ago_are_removed_and_those_that_still_write_s
         (folder / "logs" / "raylet.out").touch()
     for path in (old, old / "logs", old / "logs" / "raylet.out", running):
         os.utime(path, (month_ago, month_ago))
-    runtime._remove_old(tmp_path)
+    runtime.remove_old_sessions(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, running.name]
 
 

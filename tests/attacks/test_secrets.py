@@ -371,10 +371,10 @@ def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(tmp_p
 def test_a_secret_of_the_environment_is_not_handed_to_ray(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror:hunter2pw@hub.example")
-    assert "HF_ENDPOINT" not in cluster._environment(None)
+    assert "HF_ENDPOINT" not in cluster.job_environment(None)
     assert "HF_ENDPOINT holds a secret and is not passed on" in caplog.text
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
-    assert cluster._environment(None)["HF_ENDPOINT"] == "https://hub.example"
+    assert cluster.job_environment(None)["HF_ENDPOINT"] == "https://hub.example"
 
 
 CANARIES = {

@@ -146,7 +146,9 @@ def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_s
             return SimpleNamespace(version=release.record.version)
 
     replica: Any = SimpleNamespace(options=options, shared=Shared(), gauge=SimpleNamespace(set=lambda *of: None))
-    following = Follower(registry, "cancer@best", lambda release: HeadReplica._open(replica, "cancer@best", release), every_s=1, retry_s=0)
+    following = Follower(
+        registry, "cancer@best", lambda release: HeadReplica.open_release(replica, "cancer@best", release), every_s=1, retry_s=0
+    )
     registry.point("cancer", "best", 2)
     following.step()
     assert (following.model.version, following.error_version, loaded) == (1, 2, ["cancer@1"])

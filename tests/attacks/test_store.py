@@ -565,8 +565,8 @@ def test_a_bucket_is_mended_and_no_byte_above_its_manifest_is_fetched(uri: str, 
     registry.point("cancer", "best", 1)
     s3.put(store, "releases/cancer/aliases/best/2.json", b"{")
     fetched: list[str] = []
-    fetch = store._fetch
-    store._fetch = lambda key, path: fetched.append(key) or fetch(key, path)  # type: ignore[method-assign,func-returns-value]
+    fetch = store.fetch
+    store.fetch = lambda key, path: fetched.append(key) or fetch(key, path)  # type: ignore[method-assign,func-returns-value]
     with pytest.raises(ArtifactError, match=r"metrics\.json was changed"):
         release.verify()
     assert fetched == []

@@ -193,10 +193,10 @@ def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(monkey
     form = [f"form{n}" for n in range(60)]
     texts = [" ".join([*form, *(f"w{draw.randrange(9999)}" for _ in range(60))]) for _ in range(400)]
     compared = []
-    overlap = duplicates._overlap
-    monkeypatch.setattr(duplicates, "_overlap", lambda *pair: compared.append(1) or overlap(*pair))
-    comparison = duplicates._Comparison(texts, np.arange(400), 0.8)
-    comparison._join(list(range(400)))  # as if all of them shared a band
+    overlap = duplicates.jaccard
+    monkeypatch.setattr(duplicates, "jaccard", lambda *pair: compared.append(1) or overlap(*pair))
+    comparison = duplicates.Comparison(texts, np.arange(400), 0.8)
+    comparison.join(list(range(400)))  # as if all of them shared a band
     assert 400 < len(compared) <= 400 * 20
     assert comparison.parent == list(range(400))
 

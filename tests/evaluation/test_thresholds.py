@@ -43,7 +43,7 @@ def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -
         found = calibration.fit_thresholds(truth, probabilities)
         kept += found is not None
         guarded.append(own if found is None else macro(fresh, calibration.decide(unseen, np.array(found))))
-        bare.append(macro(fresh, calibration.decide(unseen, calibration._search(truth, probabilities))))
+        bare.append(macro(fresh, calibration.decide(unseen, calibration.search_thresholds(truth, probabilities))))
     assert kept <= 4
     assert np.mean(guarded) > own - 0.003
     assert np.mean(guarded) >= np.mean(bare)

@@ -45,7 +45,7 @@ def asked(tmp_path: Path) -> StudyConfig:
     """A study that has ended, without its training."""
     study = tiny.study(tmp_path)
     run, data = Run.start(study), dataset.load(study.data)
-    tested = [row for row in data._examples if data.splits[row.id] == "test"]
+    tested = data.open_test(tmp_path, "a test").examples
     made = ModelAnalysis("one", AS_IT_IS, answered("validation", data.validation), answered("test", tested))
     (run.folder / ANALYSIS).write_bytes(analysis.to_json(Analysis("tiny", LABELS, False, "one", (made,))))
     entry = Entry("one", "trial", validation={"f1_macro": 0.8}, test={"f1_macro": 0.8})

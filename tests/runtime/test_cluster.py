@@ -95,9 +95,9 @@ def test_an_address_of_something_else_than_a_cluster_is_refused(address: str, mo
 def test_what_a_job_was_given_is_not_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", "/shared/hf")
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert runtime._environment(None)["HF_HOME"] == "/shared/hf"
+    assert runtime.job_environment(None)["HF_HOME"] == "/shared/hf"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"HF_HOME": "/shared/hf"}}}')
-    assert "HF_HOME" not in runtime._environment(None)
+    assert "HF_HOME" not in runtime.job_environment(None)
 
 
 def test_a_relative_storage_path_is_made_absolute_and_outlives_a_submitted_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

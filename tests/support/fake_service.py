@@ -94,7 +94,7 @@ class Service:
             answer = LabelAnswer(label="cancer", labels=("cancer",), confidence=0.83, probabilities={"cancer": 0.83, "no cancer": 0.17})
             return ClassifyResponse(release=told.release, version=told.version, predictions=(answer,) * count)
         if isinstance(request, ExtractRequest):
-            answers = tuple(MentionsAnswer(mentions=_mentions(text)) for text in (request.inputs or (request.text or "",)))
+            answers = tuple(MentionsAnswer(mentions=mentions_in(text)) for text in (request.inputs or (request.text or "",)))
             return ExtractResponse(release=told.release, version=told.version, predictions=answers)
         total = 2 ** len(told.labels) - 1
         probabilities = {label: 2**place / total for place, label in enumerate(told.labels)}
@@ -134,7 +134,7 @@ class Service:
         self.events.append(event)
 
 
-def _mentions(text: str) -> tuple[MentionAnswer, ...]:
+def mentions_in(text: str) -> tuple[MentionAnswer, ...]:
     known = re.finditer("(?P<disease>asthma|lung cancer|cancer)|(?P<drug>aspirin)", text)
     return tuple(
         MentionAnswer(start=match.start(), end=match.end(), text=match.group(), kind=str(match.lastgroup), confidence=0.9)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from medray.errors import ConfigError
-from medray.text.windows import _windows, pieces
+from medray.text.windows import pieces, slide
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[", "]", "sep", *"abcdefghijklmnopqrstuvwxyz"]
 
@@ -106,7 +106,7 @@ def test_windows_overlap_and_the_last_is_moved_back_to_the_end():
 @pytest.mark.parametrize("length", range(11, 30))
 @pytest.mark.parametrize("overlap", [0, 3, 9])
 def test_windows_are_full_share_at_least_the_overlap_and_lose_no_token(length, overlap):
-    found = _windows(list(range(length)), 10, overlap)
+    found = slide(list(range(length)), 10, overlap)
     assert {token for window in found for token in window} == set(range(length))
     for window, following in pairwise(found):
         assert len(window) == len(following) == 10
