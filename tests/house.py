@@ -71,8 +71,8 @@ class House:
         self.root = root
         modules = [_module(root, path) for path in sorted((root / "medray").rglob("*.py"))]
         self.modules = {module.name: module for module in modules}
-        contracts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
-        self.contracts: dict[str, dict[str, Any]] = {contract["type"]: contract for contract in contracts}
+        settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+        self.contracts: list[dict[str, Any]] = settings["tool"]["importlinter"]["contracts"]
 
     @cached_property
     def single(self) -> list[str]:
@@ -87,7 +87,8 @@ class House:
     @cached_property
     def layers(self) -> list[list[str]]:
         """Top to bottom, each with its parts."""
-        return [[part.strip(" ()") for part in re.split("[|:]", layer)] for layer in self.contracts["layers"]["layers"]]
+        (contract,) = (contract for contract in self.contracts if contract["type"] == "layers")
+        return [[part.strip(" ()") for part in re.split("[|:]", layer)] for layer in contract["layers"]]
 
     @cached_property
     def imports(self) -> dict[str, set[str]]:
@@ -292,9 +293,10 @@ def table(house: House) -> str:
     rows = ["| layer | parts of `medray` |", "| ---: | --- |"]
     for number, layer in zip(range(len(house.layers), 0, -1), house.layers, strict=True):
         rows.append(f"| {number} | {_quoted(layer)} |")
-    forbidden = house.contracts["forbidden"]
-    refusal = f"These import none of {_quoted(forbidden['forbidden_modules'])}: {_quoted(forbidden['source_modules'])}."
-    return "\n".join([*rows, "", refusal, ""])
+    for contract in house.contracts:
+        if contract["type"] == "forbidden":
+            rows += ["", f"These import none of {_quoted(contract['forbidden_modules'])}: {_quoted(contract['source_modules'])}."]
+    return "\n".join([*rows, ""])
 
 
 def _quoted(names: Iterable[str]) -> str:

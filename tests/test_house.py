@@ -11,9 +11,9 @@ BOUNDS = {
     "single modules at the top": 7,
     "layers": 12,
     "files that compute an F1": 2,
-    "lines of the largest file": 375,
-    "lines of the largest function": 77,
-    "names that are participles": 1465,
+    "lines of the largest file": 376,
+    "lines of the largest function": 75,
+    "names that are participles": 1295,
 }
 CONTRACTS = """
 [[tool.importlinter.contracts]]
