@@ -1,4 +1,4 @@
-"""What answers pieces, an actor of the pool or this process alone: it holds the release, answers a piece, writes it."""
+"""A worker of a batch run, as an actor of the pool or in this process: it loads the release, predicts pieces and writes them."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker is told."""
+    """The settings that every worker of a run shares."""
 
     record: Record
     storage_path: str
@@ -41,8 +41,8 @@ class Work:
 
 
 class Worker:
-    """The release is opened as for HTTP, in the arithmetic that is faster here. Timing that takes longer than a few rows:
-    without it (`is_timed`) `auto` is the arithmetic that the release was trained in."""
+    """Loads the release as HTTP does, in the precision that is faster here. Timing takes longer than a few rows: without
+    `is_timed`, `auto` is the precision that the release was trained in."""
 
     def __init__(self, work: Work, device: str, *, is_timed: bool = True) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -53,25 +53,25 @@ class Worker:
         self.failure: MedrayError | None = None
         try:
             self._prepare(device)
-        except MedrayError as err:  # of an actor that dies before it is there, Ray tells a traceback as text
+        except MedrayError as err:  # if an actor dies before it is ready, Ray returns its error as the text of a traceback
             self.failure = err
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        notes = [self.answer(Piece.of(held)) for held in batch.to_pylist()]
+        notes = [self.answer(Piece.of(values)) for values in batch.to_pylist()]
         return pa.Table.from_pylist([{"answered": note.answered, "set_aside": note.set_aside} for note in notes])
 
     def _prepare(self, device: str) -> None:
         record = self.work.record
         release = Registry(self.work.storage_path).resolve(f"{record.release}@{record.version}")
         self.loaded = self._load(release, record.precision, device)
-        # What is faster is measured, and measures differ: all parts are of the arithmetic that the first worker chose.
-        used = self.output.agree("precision", self.loaded.precision)
-        if used != self.loaded.precision:
+        # Workers measure which precision is faster, and measures differ: all parts are in the one that the first worker chose.
+        precision = self.output.agree("precision", self.loaded.precision)
+        if precision != self.loaded.precision:
             try:
-                self.loaded = self._load(release, used, device)
+                self.loaded = self._load(release, precision, device)
             except ConfigError as err:
                 raise DataError(
-                    f"{self.work.output}: its first part is in {used}, which cannot be had here: {err}; go on where it can,"
+                    f"{self.work.output}: its first part is in {precision}, which cannot be had here: {err}; go on where it can,"
                     " or begin another output with --precision"
                 ) from err
         self.metadata = {
@@ -79,7 +79,7 @@ class Worker:
             "release": record.release,
             "version": str(record.version),
             "content_id": record.content_id,
-            "precision": used,
+            "precision": precision,
         }
 
     def answer(self, piece: Piece) -> Note:
@@ -87,9 +87,9 @@ class Worker:
             raise self.failure
         good = [row for row in piece.rows if not row.fault]
         aside = [row for row in piece.rows if row.fault]
-        answers = self.compute.submit(predict_rows, self.loaded.predict, good).result()
-        aside += answers.unanswerable
-        table = tabulate(self.loaded.task, [row.id for row in answers.rows], answers.predictions, self.metadata)
+        result = self.compute.submit(predict_rows, self.loaded.predict, good).result()
+        aside += result.unanswerable
+        table = tabulate(self.loaded.task, [row.id for row in result.rows], result.predictions, self.metadata)
         return self.output.write(piece.shard, piece.number, table, aside, sum(row.is_made for row in piece.rows))
 
     def _load(self, release: Release, precision: str, device: str) -> LoadedRelease:

@@ -33,8 +33,8 @@ def chat(
     from medray.client import Client
     from medray.errors import ConfigError
 
-    asked = {"max_tokens": max_tokens, "temperature": temperature or None, "seed": seed}
-    settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    options = {"max_tokens": max_tokens, "temperature": temperature or None, "seed": seed}
+    settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     is_url = release.startswith(("http://", "https://"))
     if not is_url and (model or token_file):
         raise ConfigError(f"--{'model' if model else 'token-file'} and {release}: is for a service, named by its URL")
@@ -58,7 +58,7 @@ Write = Callable[[str], None]
 
 
 class Partner(Protocol):
-    """Who answers."""
+    """The other side of a conversation: a release in this process, or behind HTTP."""
 
     @property
     def name(self) -> str: ...
@@ -70,7 +70,7 @@ class Partner(Protocol):
     def disclaimer(self) -> str: ...
 
     def say(self, messages: list[Message]) -> Generator[str, None, None]:
-        """The answer in pieces."""
+        """Yield the answer in pieces."""
         ...
 
 
@@ -85,7 +85,7 @@ class Remote:
 
     @classmethod
     def open(cls, client: Client, model: str | None, settings: dict[str, Any]) -> "Remote":
-        """The release that a server serves: the one asked for, or the only one that talks."""
+        """Find the release on a server: the named one, or the only one that talks."""
         served = client.models()
         known = {name: client.model(name) for name in ([model] if model else served)}
         talking = [name for name, detail in known.items() if detail["system"] is not None]
@@ -97,8 +97,8 @@ class Remote:
         return cls(client, talking[0], f"{detail['release']}@{detail['version']}", detail["system"], detail["disclaimer"], settings)
 
     def say(self, messages: list[Message]) -> Generator[str, None, None]:
-        said = [{"role": message.role, "content": message.content} for message in messages]
-        yield from self.client.stream(said, model=self.model, **self.settings)
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        yield from self.client.stream(turns, model=self.model, **self.settings)
 
 
 @dataclass(frozen=True)
@@ -139,28 +139,28 @@ class Local:
 
 
 def converse(partner: Partner, lines: Iterable[str], write: Write, *, system: str | None, prompt: str = "") -> None:
-    """One line a turn, until /quit or the end of the lines. Who is asked reads all turns so far."""
+    """Read one turn per line, until /quit or the end of the lines. The partner reads all turns so far."""
     opening = [Message("system", system)] if system else []
     turns = list(opening)
     write(
         f"{partner.name}\nsystem: {partner.system}\n" + (f"yours: {system}\n" if system else "") + f"{partner.disclaimer}\n{HELP}\n{prompt}"
     )
     for line in lines:
-        said = line.strip()
-        if said == "/quit":
+        text = line.strip()
+        if text == "/quit":
             return
-        if said == "/reset":
+        if text == "/reset":
             turns = list(opening)
             write("a new conversation\n")
-        elif said.startswith("/"):
-            write(f"{said.split()[0]} is no command; {HELP}\n")
-        elif said:
-            turns = _exchange(partner, [*turns, Message("user", said)], write)
+        elif text.startswith("/"):
+            write(f"{text.split()[0]} is no command; {HELP}\n")
+        elif text:
+            turns = _exchange(partner, [*turns, Message("user", text)], write)
         write(prompt)
 
 
 def _exchange(partner: Partner, turns: list[Message], write: Write) -> list[Message]:
-    """The turns with the answer; without the question where it was refused."""
+    """Return the turns with the answer, or without the question where the partner refused it."""
     pieces: list[str] = []
     try:
         for piece in partner.say(turns):

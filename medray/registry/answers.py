@@ -1,4 +1,4 @@
-"""What a checkpoint's own predictions say of a release: its calibration, its answers to the probe, its mistakes."""
+"""From a checkpoint's own predictions to a release's calibration, its answers to the probe, and an analysis of its mistakes."""
 
 import json
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ def probe_record(where: str, task: Task, record: CalibrationRecord, probe: Probe
     return ProbeRecord(labels=labels, answers=tuple(row.labels for row in rows), probabilities=tuple(row.probabilities for row in rows))
 
 
-def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], asked: CalibrationConfig) -> CalibrationRecord:
-    """From a checkpoint's own answers on validation rows; nothing where answers are texts."""
+def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], config: CalibrationConfig) -> CalibrationRecord:
+    """Fit a calibration to a checkpoint's own predictions of validation rows. Texts have none."""
     if not isinstance(task, Calibrated):
-        if asked.abstain_precision is not None:
-            raise ConfigError(f"abstain_precision {asked.abstain_precision} and task {task.options.name}: its answers have no confidence")
+        if config.abstain_precision is not None:
+            raise ConfigError(f"abstain_precision {config.abstain_precision} and task {task.options.name}: its answers have no confidence")
         return AS_IT_IS
     answers = task.answers(predictions, examples)
     return calibration.fit(
@@ -44,9 +44,9 @@ def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Exampl
         answers.truth,
         answers.predicted,
         multi_label=is_multi_label(task),
-        scale=asked.temperature,
-        precision=asked.abstain_precision,
-        level=asked.abstain_level,
+        scale=config.temperature,
+        precision=config.abstain_precision,
+        level=config.abstain_level,
     )
 
 
@@ -58,7 +58,7 @@ def examine(
     record: CalibrationRecord,
     slicer: Slicer,
 ) -> SplitAnalysis | None:
-    """`predictions` as the task made them, before calibration. None where answers are texts."""
+    """Analyze predictions that are not calibrated yet. None where answers are texts."""
     if not isinstance(task, Calibrated):
         return None
     scored = Scored(

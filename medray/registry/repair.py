@@ -1,4 +1,4 @@
-"""What is broken in a storage path of releases, in sentences, and what mends it where something does."""
+"""Finds what is broken in a storage path of releases, and the remedy where there is one."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ class Finding:
     where: str
     what: str
     remedy: str
-    mend: Callable[[], object] | None = None  # None: nothing here can do it
+    mend: Callable[[], object] | None = None  # None: the remedy is for a person
     is_broken: bool = True  # else a note: everything works
 
 
 def examine(registry: Registry) -> Iterator[Finding]:
-    """Changes nothing. Aliases first, then records, then files, each copy of a checkpoint once."""
+    """Yield what is broken, without a change: aliases first, then records, then files, each copy of a checkpoint once."""
     store = registry.store
     for name in store.leftovers():
         yield Finding(
@@ -47,12 +47,12 @@ def examine(registry: Registry) -> Iterator[Finding]:
             if entry != "aliases" and not entry.endswith((".json", ".sig")):
                 yield _stray(f"{store.uri}/releases/{name}/{entry}")
         for alias in store.names(f"releases/{name}/aliases"):
-            yield from _of_alias(registry, name, alias, releases)
+            yield from _examine_alias(registry, name, alias, releases)
     for content_id, reference in content_ids.items():
-        yield from _of_checkpoint(registry, content_id, reference)
+        yield from _examine_checkpoint(registry, content_id, reference)
 
 
-def _of_alias(registry: Registry, name: str, alias: str, releases: dict[int, Release]) -> Iterator[Finding]:
+def _examine_alias(registry: Registry, name: str, alias: str, releases: dict[int, Release]) -> Iterator[Finding]:
     store, folder = registry.store, f"releases/{name}/aliases/{alias}"
     numbers = registry.move_numbers(name, alias)
     if not numbers:
@@ -93,7 +93,7 @@ def _of_alias(registry: Registry, name: str, alias: str, releases: dict[int, Rel
 
 
 def _may_be_whole(store: Store, place: str) -> bool:
-    """Whether a move could not be read now, or names a version, as one that a later medray wrote."""
+    """Whether a move names a version, as one that a later medray wrote, or cannot be read at this time."""
     try:
         content = json.loads(store.read(place))
     except UnreachableError:
@@ -104,11 +104,11 @@ def _may_be_whole(store: Store, place: str) -> bool:
 
 
 def _remove_leftover(store: Store, name: str) -> None:
-    if name in store.leftovers():  # else somebody went on with it since
+    if name in store.leftovers():  # else another process has continued with it
         store.remove(name)
 
 
-def _of_checkpoint(registry: Registry, content_id: str, reference: str) -> Iterator[Finding]:
+def _examine_checkpoint(registry: Registry, content_id: str, reference: str) -> Iterator[Finding]:
     name = f"checkpoints/{content_id}"
     try:
         checkpoint.verify(registry.store.get_folder(name, anew=True), expected=content_id)
@@ -120,7 +120,7 @@ def _of_checkpoint(registry: Registry, content_id: str, reference: str) -> Itera
 
 
 def _copy(registry: Registry, content_id: str) -> Path | None:
-    """A whole checkpoint of this content in the cache or, beside a store in a folder, in a study's run."""
+    """A whole checkpoint of this content in the cache or, where the store is a folder, in a study's run."""
     places = [files.default_cache() / "checkpoints" / content_id]
     if isinstance(registry.store, LocalStore):
         places += [path.parent for path in registry.store.root.glob(f"*/*/trials/*/checkpoints/*/{checkpoint.MANIFEST}")]
@@ -138,5 +138,5 @@ def _stray(where: str) -> Finding:
 
 
 def _reason(err: MedrayError) -> str:
-    """Without the place and the remedy, which a finding has of its own."""
+    """The error without its place and remedy, which a finding has of its own."""
     return str(err).rpartition("; ")[0].partition(": ")[2] or str(err)
