@@ -19,9 +19,9 @@ from medray.evaluation.metrics import Metrics
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import loading
-from medray.registry.answers import examine
 from medray.registry.external import fit_untuned_task
 from medray.registry.loading import LoadedRelease
+from medray.registry.predictions import examine
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest

@@ -22,8 +22,8 @@ from medray.errors import ArtifactError, ConfigError, DataError, allowed
 from medray.models import sources
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import Built, build, load_tokenizer
-from medray.registry import answers
 from medray.registry.loading import make_probe
+from medray.registry.predictions import fit_calibration
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.storage import checkpoint
@@ -84,7 +84,7 @@ def publish_untuned(registry: Registry, study: StudyConfig, source: str | None, 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoint"
         task, predictions = save_untuned(study.trial(bases[source]), dataset, folder)
-        calibration = answers.fit(task, predictions, dataset.validation, study.calibration)
+        calibration = fit_calibration(task, predictions, dataset.validation, study.calibration)
         return registry.publish(folder, name, calibration=calibration, notes=notes)
 
 

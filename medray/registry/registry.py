@@ -17,7 +17,7 @@ from medray.config.schema import parse, validate
 from medray.errors import ArtifactError, ConfigError, UnreachableError, allowed
 from medray.records import AS_IT_IS, NAME, CalibrationRecord, MergeRecord, Move, ReleaseRecord, TestRecord
 from medray.registry import signatures
-from medray.registry.answers import probe_record
+from medray.registry.predictions import probe_record
 from medray.registry.release import Release, check_changeable
 from medray.storage import checkpoint, files
 from medray.storage.store import open_store

@@ -14,7 +14,7 @@ from medray.config.study import Precision
 from medray.errors import ArtifactError, ConfigError, allowed
 from medray.records import MERGE_LIMIT, ReleaseRecord
 from medray.registry import card, signatures
-from medray.registry.answers import probe_record
+from medray.registry.predictions import probe_record
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest
 from medray.storage.store import open_store

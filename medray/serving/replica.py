@@ -17,8 +17,8 @@ from ray import serve
 from ray.util.metrics import Gauge
 
 from medray.errors import DataError, ServingError
-from medray.registry.answers import read_predictions
 from medray.registry.loading import LoadedRelease
+from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import notes

@@ -19,7 +19,7 @@ from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Entry, Judged
 from medray.evaluation.slices import Slicer
 from medray.models.imports import uncollected
-from medray.registry import answers as answering
+from medray.registry.predictions import examine, fit_calibration, read_predictions
 from medray.storage import checkpoint
 from medray.study.materials import Materials
 from medray.study.placement import Placement
@@ -127,9 +127,9 @@ def final_test(
 
     def analyze(candidate: Candidate, first: Candidate) -> ModelAnalysis | None:
         """By the calibration of the checkpoint that would be published, the first fold's, fitted on its own validation rows."""
-        record = answering.fit(first.task, first.validation, folds[0].dataset.validation, study.calibration)
-        on_validation = answering.examine(candidate.task, "validation", candidate.validation, validation, record, slicer)
-        on_test = answering.examine(candidate.task, "test", candidate.test, test, record, slicer)
+        record = fit_calibration(first.task, first.validation, folds[0].dataset.validation, study.calibration)
+        on_validation = examine(candidate.task, "validation", candidate.validation, validation, record, slicer)
+        on_test = examine(candidate.task, "test", candidate.test, test, record, slicer)
         return ModelAnalysis(candidate.entry.name, record, on_validation, on_test) if on_validation and on_test else None
 
     candidates = _same_in_all(by_fold)
@@ -189,7 +189,7 @@ def _trained(
     results = call(predict, [(entry.checkpoint, rows, validation, int(placement.cpus) or 1) for entry in entries], placement)
     candidates = []
     for entry, result in zip(entries, results, strict=True):
-        unmerged = answering.read_predictions(Path(str(entry.checkpoint)))
+        unmerged = read_predictions(Path(str(entry.checkpoint)))
         candidates.append(Candidate(entry, result.task, unmerged, result.test, _ms_per_row(result, rows), result.merged, result.samples))
     return candidates
 

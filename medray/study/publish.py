@@ -10,7 +10,8 @@ from medray.errors import ArtifactError
 from medray.evaluation import leaderboard
 from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.records import AS_IT_IS, CalibrationRecord
-from medray.registry import answers, card
+from medray.registry import card
+from medray.registry.predictions import fit_calibration, read_predictions
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.storage import checkpoint, files
@@ -106,7 +107,7 @@ def _refit(run: Run, folder: Path, precision: float) -> CalibrationRecord:
     """From the checkpoint's stored answers, and the labels of its study's validation rows."""
     study, rows = _validation(run, folder, precision)
     manifest = checkpoint.read(folder)
-    return answers.fit(restore(manifest.task.options, manifest.task.state), answers.read_predictions(folder), rows, study.calibration)
+    return fit_calibration(restore(manifest.task.options, manifest.task.state), read_predictions(folder), rows, study.calibration)
 
 
 def _validation(run: Run, folder: Path, abstain_precision: float) -> tuple[StudyConfig, Sequence[Example]]:
@@ -119,4 +120,4 @@ def _validation(run: Run, folder: Path, abstain_precision: float) -> tuple[Study
     study = study.model_copy(update={"calibration": calibration})
     # In the order of the checkpoint's answers: files that were sorted anew have the same fingerprints.
     places = {example.id: place for place, example in enumerate(examples.outlines(dataset.validation))}
-    return study, examples.take(dataset.validation, [places[answer.row_id] for answer in answers.read_predictions(folder)])
+    return study, examples.take(dataset.validation, [places[answer.row_id] for answer in read_predictions(folder)])

@@ -33,7 +33,7 @@ from medray.data.formats import delimited, jsonl, pubtator, raw_abstracts, spans
 from medray.data.formats import tables as tables_format
 from medray.errors import ArtifactError, ConfigError, DataError, MedrayError
 from medray.evaluation import tables
-from medray.registry import answers
+from medray.registry.predictions import read_predictions
 from medray.reports import review
 from medray.storage.store import open_store
 from medray.study.run import Run
@@ -265,7 +265,7 @@ def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(
     assert [line["id"] for line in output.set_aside()] == [BREAKS]
     line = json.dumps({"row_id": BREAKS, "labels": ["a"], "probabilities": [1.0]}, ensure_ascii=False)
     (tmp_path / "predictions.jsonl").write_text(f"{line}\n", encoding="utf-8")
-    assert [prediction.row_id for prediction in answers.read_predictions(tmp_path)] == [BREAKS]
+    assert [prediction.row_id for prediction in read_predictions(tmp_path)] == [BREAKS]
 
 
 @pytest.mark.parametrize(

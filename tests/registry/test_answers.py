@@ -15,8 +15,8 @@ from medray.data import dataset
 from medray.evaluation.analysis import split_sentences
 from medray.evaluation.calibration import calibrate
 from medray.records import AS_IT_IS, AbstentionRecord, CalibrationRecord, ReleaseRecord
-from medray.registry import answers as answering
 from medray.registry import evaluate, loading
+from medray.registry.predictions import fit_calibration
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving.head import open_head
@@ -93,10 +93,10 @@ def test_what_is_fitted_on_validation_rows_is_fitted_on_the_models_own_probabili
     loaded = loading.load(checkpoint)
     own = loaded.task.predict(loaded.engine, rows)
     asked = CalibrationConfig(abstain_precision=0.5, abstain_level=0.5)
-    record = answering.fit(loaded.task, own, rows, asked)
+    record = fit_calibration(loaded.task, own, rows, asked)
     assert record.temperature != 1
     assert record.abstention is not None
     answers = calibrate(loaded.task, record, own)
     assert np.mean([not row.abstained for row in answers]) == pytest.approx(record.abstention.coverage)
-    unscaled = answering.fit(loaded.task, own, rows, CalibrationConfig(temperature=False))
+    unscaled = fit_calibration(loaded.task, own, rows, CalibrationConfig(temperature=False))
     assert (unscaled.temperature, unscaled.abstention) == (1.0, None)

@@ -17,7 +17,7 @@ from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import Comparison
 from medray.evaluation.leaderboard import Entry, Leaderboard, Paired
 from medray.evaluation.slices import Slicer
-from medray.registry import answers
+from medray.registry.predictions import examine, fit_calibration, read_predictions
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
 from medray.study import publish
@@ -35,9 +35,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = made.trial_dir("one") / "checkpoints" / trained.name
     shutil.copytree(trained, folder)
     data, manifest = dataset.load(study.data), checkpoint.read(folder)
-    task, own = restore(manifest.task.options, manifest.task.state), answers.read_predictions(folder)
-    record = answers.fit(task, own, data.validation, CalibrationConfig())
-    judged = answers.examine(task, "validation", own, data.validation, record, Slicer.of(data.validation))
+    task, own = restore(manifest.task.options, manifest.task.state), read_predictions(folder)
+    record = fit_calibration(task, own, data.validation, CalibrationConfig())
+    judged = examine(task, "validation", own, data.validation, record, Slicer.of(data.validation))
     model = ModelAnalysis("one", record, judged, replace(judged, split="test"))
     (made.folder / ANALYSIS).write_bytes(analysis.to_json(Analysis("tiny", task.labels, False, "one", (model,))))
     entry = Entry("one", "trial", validation=manifest.metrics, test=manifest.metrics, checkpoint=str(folder))

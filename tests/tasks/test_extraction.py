@@ -12,7 +12,8 @@ from support import tiny
 
 from medray.data import dataset
 from medray.errors import ConfigError, DataError
-from medray.registry import answers, evaluate, loading
+from medray.registry import evaluate, loading
+from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions
@@ -192,7 +193,7 @@ def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answer
     figures = result.best.metrics
     assert figures["invalid_json_rate"] < 0.5
     assert figures["mention_f1"] > 0.2
-    stored = answers.read_predictions(result.checkpoint)
+    stored = read_predictions(result.checkpoint)
     assert made.task.score(stored, made.material.validation).values == figures
     loaded = loading.load(result.checkpoint)
     assert [bare(row.mentions) for row in loaded.predict(made.material.validation)] == [bare(row.mentions) for row in stored]

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from medray.registry import answers
+from medray.registry.predictions import read_predictions
 from medray.types import Example, Mention, Message, Prediction
 
 
@@ -16,10 +16,10 @@ def test_stored_predictions_come_back_as_they_were(tmp_path: Path) -> None:
     ]
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in held]
     (tmp_path / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-    assert answers.read_predictions(tmp_path) == held
+    assert read_predictions(tmp_path) == held
     older = '{"row_id": "d", "labels": ["no"], "probabilities": [0.6, 0.4], "confidence": null, "abstained": false}\n'
     (tmp_path / "predictions.jsonl").write_text(older)
-    assert answers.read_predictions(tmp_path) == [Prediction("d", ("no",), (0.6, 0.4))]
+    assert read_predictions(tmp_path) == [Prediction("d", ("no",), (0.6, 0.4))]
 
 
 def test_an_example_comes_back_as_it_was_and_gives_nothing_of_its_answer_away() -> None:

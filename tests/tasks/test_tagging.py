@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from support import tiny
 
 from medray.errors import ConfigError, DataError
-from medray.registry import answers as answering
 from medray.registry import card, loading
+from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
 from medray.serving.head import open_head
 from medray.serving.schemas import AppOptions
@@ -139,7 +139,7 @@ def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(tm
     assert result.best.metrics["mention_f1"] > 0.6
     rows = [json.loads(line) for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()]
     assert {mention["text"] for row in rows for mention in row["mentions"]} == {""}  # where, and never what
-    stored = answering.read_predictions(result.checkpoint)
+    stored = read_predictions(result.checkpoint)
     assert made.task.score(stored, made.material.validation).values == result.best.metrics
     loaded = loading.load(result.checkpoint)
     again = loaded.predict(made.material.validation)

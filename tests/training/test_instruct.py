@@ -12,8 +12,8 @@ from support import tiny
 from medray.data import dataset
 from medray.errors import ConfigError, DataError
 from medray.evaluation.bootstrap import interval, value
-from medray.registry import answers as answering
 from medray.registry import loading
+from medray.registry.predictions import read_predictions
 from medray.tasks.instruct import task as instruct
 from medray.tasks.instruct.safety import REFUSAL
 from medray.training.loop import MicroBatch
@@ -85,7 +85,7 @@ def test_a_word_that_decides_changes_the_answer_and_one_that_does_not_leaves_it(
 
 def test_a_checkpoint_keeps_no_text_and_is_scored_the_same_from_what_it_keeps(trained: tuple[Trial, TrialResult]) -> None:
     made, result = trained
-    stored = answering.read_predictions(result.checkpoint)
+    stored = read_predictions(result.checkpoint)
     assert not any(row.text for row in stored)
     assert "fever" not in (result.checkpoint / "predictions.jsonl").read_text()
     rows = list(made.material.validation)

@@ -32,7 +32,9 @@ def probe_record(where: str, task: Task, record: CalibrationRecord, probe: Probe
     return ProbeRecord(labels=labels, answers=tuple(row.labels for row in rows), probabilities=tuple(row.probabilities for row in rows))
 
 
-def fit(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], config: CalibrationConfig) -> CalibrationRecord:
+def fit_calibration(
+    task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], config: CalibrationConfig
+) -> CalibrationRecord:
     """Fit a calibration to a checkpoint's own predictions of validation rows. Texts have none."""
     if not isinstance(task, Calibrated):
         if config.abstain_precision is not None:
