@@ -16,7 +16,7 @@ from medray.errors import ConfigError, DataError, MedrayError
 from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.registry.release import Release
-from medray.serving.head import open_head
+from medray.serving.opening import open_head
 from medray.serving.schemas import AppOptions
 from medray.storage import checkpoint
 from medray.storage.store import open_store

@@ -13,10 +13,9 @@ from typing import Any, Protocol, cast
 from medray.engines.vllm.engine import VllmEngine
 from medray.errors import ConfigError, ServingError
 from medray.registry.loading import LoadedRelease
-from medray.serving.batching import LateError, OverloadedError
 from medray.serving.schemas import Limits
 from medray.serving.service import Asked, Begun, Described, Said
-from medray.serving.streams import Deliver
+from medray.serving.streams import Deliver, LateError, OverloadedError
 from medray.tasks.base.protocol import Chatting
 from medray.types import DISCLAIMER, Chunk, Message, Sampling, joined
 

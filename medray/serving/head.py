@@ -1,33 +1,167 @@
-"""A release ready to answer: adapter merged into the base, proven by its probe, in the faster arithmetic."""
+"""A loaded release whose requests share batches: rows of similar length together, one batch at a time, in one thread. Knows no Ray.
 
-import logging
+A batch starts from the row that waited longest and takes those nearest to it in length, as long as that costs less padding than
+a batch of their own would cost: nobody starves, nobody waits for a timer, and each request is answered when its own rows are done.
+"""
+
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from medray.config.study import Precision
-from medray.engines.transformers import TransformersEngine
 from medray.errors import ServingError
 from medray.evaluation.novelty import Cloud
-from medray.models.precision import cast as cast_model
-from medray.models.precision import cast_within, fastest
-from medray.registry.loading import LoadedRelease, read_cloud
-from medray.registry.release import Release
-from medray.serving.autotune import generates, time_steps, time_texts
-from medray.serving.batching import Batcher, Floats, TooManyTokensError, tail_length
-from medray.serving.chat import Chat
+from medray.registry.loading import LoadedRelease
 from medray.serving.notes import far
-from medray.serving.schemas import AppOptions
 from medray.serving.service import Described
-from medray.serving.streams import Streams
-from medray.tasks.base.protocol import Chatting
-from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse, served_tasks
-from medray.types import Chunk, Example, Sampling
+from medray.serving.streams import LateError, OverloadedError, Streams
+from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse
+from medray.types import Chunk, Engine, Example, Sampling
+
+Floats = npt.NDArray[np.float32]
+Continuations = tuple[tuple[int, ...], ...]
+
+
+class TooManyTokensError(ServingError):
+    """One request asks for more tokens than it may."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    """One request: its rows' outputs as they come in."""
+
+    num_missing: int
+    found: dict[int, Floats] = field(default_factory=dict)
+    answer: "Future[list[Floats]]" = field(default_factory=Future)
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    tokens: Sequence[int]
+    position: int
+    asked: _Asked
+    continuations: Continuations | None = None  # to score behind these tokens; None asks for head outputs
+    length: int = 0
+    per_token: bool = False  # of a head that reads tokens
+
+
+class Batcher:
+    def __init__(
+        self,
+        engine: Engine,
+        thread: Executor,
+        *,
+        token_budget: int,
+        waiting_tokens: int,
+        overhead_tokens: int,
+        outputs: Callable[[Sequence[Sequence[int]]], Floats] | None = None,
+    ) -> None:
+        self._outputs_of = outputs or engine.logits  # embeddings may stand beside the head's outputs
+        self.engine, self.token_budget, self.waiting_tokens = engine, token_budget, waiting_tokens
+        self.overhead_tokens = overhead_tokens  # a batch costs as much as this many tokens before its first one
+        self._thread = thread  # of one worker, shared by all models of a process: two would fight over the same cores
+        self._lock = threading.Lock()
+        self._waiting: list[_Row] = []
+
+    def logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> Floats:
+        """Outputs of a request's rows, by `time.monotonic() == deadline` or not at all."""
+        return np.stack(self._outputs(inputs, deadline, per_token=False))
+
+    def token_logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> list[Floats]:
+        """A matrix of outputs for each of a request's rows, likewise."""
+        return self._outputs(inputs, deadline, per_token=True)
+
+    def _outputs(self, inputs: Sequence[Sequence[int]], deadline: float, *, per_token: bool) -> list[Floats]:
+        asked = _Asked(len(inputs))
+        rows = [_Row(row, position, asked, None, len(row), per_token) for position, row in enumerate(inputs)]
+        return self._wait(rows, asked, deadline)
+
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Continuations, deadline: float) -> Floats:
+        """Scores of a request's prompts, likewise; those of requests with the same continuations are made together."""
+        asked, behind = _Asked(len(prompts)), tail_length(continuations)
+        rows = [_Row(row, position, asked, continuations, len(row) + behind) for position, row in enumerate(prompts)]
+        return np.stack(self._wait(rows, asked, deadline))
+
+    def _wait(self, rows: list[_Row], asked: _Asked, deadline: float) -> list[Floats]:
+        with self._lock:
+            tokens = sum(row.length for row in [*self._waiting, *rows])
+            if tokens > self.waiting_tokens:
+                raise OverloadedError(f"{tokens} tokens would wait, at most {self.waiting_tokens} may")
+            self._waiting += rows
+        self._thread.submit(self._compute)
+        try:
+            return asked.answer.result(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self._forget(asked)
+            raise LateError("the answer was not ready in time") from None
+
+    def _compute(self) -> None:
+        with self._lock:
+            batch = self._take()
+        if not batch:
+            return
+        try:
+            found = self._asked_of_engine(batch)
+        except Exception as err:  # whatever it is, those who wait must hear of it
+            for row in batch:
+                if not row.asked.answer.done():
+                    row.asked.answer.set_exception(err)
+                self._forget(row.asked)
+        else:
+            for row, outputs in zip(batch, found, strict=True):
+                _deliver(row, outputs)
+        # One batch a turn, so that a model which is being replaced and its successor both go on.
+        if self._waiting:
+            self._thread.submit(self._compute)
+
+    def _asked_of_engine(self, batch: Sequence[_Row]) -> Sequence[Floats]:
+        """A batch asks one thing: a release has one kind of head, and rows with other continuations wait for their own."""
+        tokens, first = [row.tokens for row in batch], batch[0]
+        if first.continuations is not None:
+            return list(self.engine.score(tokens, first.continuations))
+        return self.engine.token_logits(tokens) if first.per_token else list(self._outputs_of(tokens))
+
+    def _take(self) -> list[_Row]:
+        if not self._waiting:
+            return []
+        first = self._waiting[0]
+        alike = [at for at, row in enumerate(self._waiting) if row.continuations == first.continuations]
+        nearest = sorted(alike, key=lambda at: abs(self._waiting[at].length - first.length))
+        chosen: list[int] = []
+        longest = size = 0
+        for at in nearest:
+            length = self._waiting[at].length
+            larger = (len(chosen) + 1) * max(longest, length)
+            if chosen and (larger > self.token_budget or larger > size + length + self.overhead_tokens):
+                continue
+            chosen.append(at)
+            longest, size = max(longest, length), larger
+        batch = [self._waiting[at] for at in chosen]
+        left = set(chosen)
+        self._waiting = [row for at, row in enumerate(self._waiting) if at not in left]
+        return batch
+
+    def _forget(self, asked: _Asked) -> None:
+        with self._lock:
+            self._waiting = [row for row in self._waiting if row.asked is not asked]
+
+
+def _deliver(row: _Row, outputs: Floats) -> None:
+    asked = row.asked
+    asked.found[row.position] = outputs
+    asked.num_missing -= 1
+    if not asked.num_missing and not asked.answer.done():
+        asked.answer.set_result([asked.found[position] for position in range(len(asked.found))])
+
+
+def tail_length(continuations: Sequence[Sequence[int]]) -> int:
+    """Tokens behind each prompt; the last of a continuation is only predicted."""
+    return sum(len(ids) - 1 for ids in continuations)
 
 
 @dataclass(frozen=True)
@@ -72,10 +206,6 @@ class Turn:
             raise TooManyTokensError(f"{tokens} tokens in one request, at most {self.max_tokens} are read")
 
 
-log = logging.getLogger(__name__)
-Measure = TypeVar("Measure")
-
-
 @dataclass(frozen=True)
 class Head:
     """A loaded release whose requests share batches. A request keeps the head it began with, so a switch never mixes two models."""
@@ -113,89 +243,3 @@ class Head:
 
     def describe(self) -> Described:
         return Described(self.loaded.name, self.loaded.version)
-
-
-@dataclass(frozen=True)
-class _Opening:
-    """A loaded release whose precision is not chosen yet."""
-
-    loaded: LoadedRelease
-    options: AppOptions
-    thread: Executor
-
-    def engine(self, precision: Precision) -> TransformersEngine:
-        engine = self.loaded.in_precision(precision, token_budget=self.options.token_budget).engine
-        assert isinstance(engine, TransformersEngine)
-        return engine
-
-    def time(self, measure: Callable[[TransformersEngine], Measure]) -> dict[Precision, Measure]:
-        """A measure of each precision that the options allow."""
-        precision = self.options.precision
-        candidates: list[Precision] = ["fp32", "bf16"] if precision == "auto" else [precision]
-        measures = {}
-        for candidate in candidates:
-            with self._cast_within(candidate):
-                measures[candidate] = measure(self.engine(candidate))
-        return measures
-
-    def _cast_within(self, precision: Precision) -> AbstractContextManager[None]:
-        # 4-bit layers follow autocast themselves.
-        built = self.loaded.built
-        return cast_within(built.model, built.family, precision) if self.loaded.is_merged else nullcontext()
-
-    def settle(self, precision: Precision) -> tuple[LoadedRelease, TransformersEngine, Streams]:
-        if self.loaded.is_merged:
-            cast_model(self.loaded.built.model, self.loaded.built.family, precision)
-        engine, options = self.engine(precision), self.options
-        streams = Streams(
-            engine.generation, self.thread, token_budget=options.generation_tokens, waiting_tokens=options.limits.waiting_tokens
-        )
-        return replace(self.loaded, engine=engine, precision=precision), engine, streams
-
-
-def open_head(release: Release, options: AppOptions, thread: Executor, *, device: str) -> Head | Chat:
-    """Load and merge a release in a thread that ends, then time it in the one that will compute.
-
-    Every thread that computes keeps OpenMP workers until it ends, and with more of them than cores they sleep between
-    layers: a second such thread took the first from 1.9 to 1.4 of two cores.
-    """
-    with ThreadPoolExecutor(1, "load") as loader:
-        loaded = loader.submit(partial(release.load, device=device, merge=True)).result()
-    opening = _Opening(loaded, options, thread)
-    if isinstance(loaded.task, Chatting):
-        loaded, engine, streams = opening.settle(_faster_steps(opening))
-        window = getattr(loaded.built.model.config, "max_position_embeddings", None) or engine.tokenizer.model_max_length
-        return Chat.open(loaded, streams, window)
-    if not isinstance(loaded.task, Served):
-        known = ", ".join([*served_tasks(), "those of tasks that talk"])
-        raise ServingError(f"{loaded.reference}: its task {loaded.task.options.name!r} has no route; releases that have: {known}")
-    return _open_head(opening)
-
-
-def _faster_steps(opening: _Opening) -> Precision:
-    seconds = opening.time(lambda engine: time_steps(engine, opening.thread))
-    precision = fastest(seconds)
-    log.info("%s: %s; seconds of a step: %s", opening.loaded.reference, precision, seconds)
-    return precision
-
-
-def _open_head(opening: _Opening) -> Head:
-    options, overhead, task = opening.options, 1, opening.loaded.task
-    if opening.loaded.built.head is None and generates(opening.engine("fp32"), task):
-        precision = _faster_steps(opening)
-    else:
-        timings = opening.time(lambda engine: time_texts(engine, task, opening.thread))
-        precision = fastest({name: timing.full_s for name, timing in timings.items()})
-        overhead = timings[precision].overhead_tokens
-        log.info("%s: %s, a batch costs as much as %d tokens; %s", opening.loaded.reference, precision, overhead, timings)
-    loaded, engine, streams = opening.settle(precision)
-    cloud = read_cloud(loaded.folder) if options.flag_unlike_training else None
-    batcher = Batcher(
-        engine,
-        opening.thread,
-        token_budget=options.token_budget,
-        waiting_tokens=options.limits.waiting_tokens,
-        overhead_tokens=overhead,
-        outputs=engine.embedded if cloud else None,
-    )
-    return Head(loaded, batcher, streams, cloud)

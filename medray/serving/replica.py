@@ -23,16 +23,17 @@ from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import notes
 from medray.serving.auth import Refused
-from medray.serving.batching import LateError, OverloadedError, TooManyTokensError
 from medray.serving.cards import ReleaseCard, audit, card
 from medray.serving.chat import Chat, Telling, TooLongError
 from medray.serving.follow import Follower
-from medray.serving.head import Head, open_head
+from medray.serving.head import Head, TooManyTokensError
 from medray.serving.ingress import shares
 from medray.serving.notes import Known
+from medray.serving.opening import open_head
 from medray.serving.process import prepare
 from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, ReplicaReport
 from medray.serving.service import Asked, Begun, Described, Said
+from medray.serving.streams import LateError, OverloadedError
 from medray.serving.vllm import Group
 from medray.serving.vllm_head import Shared
 from medray.tasks.base.route import TextRequest, TextResponse

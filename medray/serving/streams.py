@@ -13,11 +13,19 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from medray.engines.generation import Generation, Row, RowError
-from medray.serving.batching import LateError, OverloadedError
+from medray.errors import ServingError
 from medray.types import Chunk, Sampling, gather
 
 log = logging.getLogger(__name__)
 Deliver = Callable[[Chunk | Exception], None]  # called in the thread that computes; after a finish or an exception no more
+
+
+class OverloadedError(ServingError):
+    """The queue is full."""
+
+
+class LateError(ServingError):
+    """The answer was not ready in time."""
 
 
 @dataclass(eq=False)

@@ -21,14 +21,13 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.registry.registry import Registry
 from medray.serving.api import make_api
-from medray.serving.batching import LateError
 from medray.serving.chat import Chat as Served
-from medray.serving.head import open_head
 from medray.serving.openai_schemas import ChatRequest
+from medray.serving.opening import open_head
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import CHAT_PATH, AppOptions, Limits
 from medray.serving.service import Asked
-from medray.serving.streams import Streams
+from medray.serving.streams import LateError, Streams
 from medray.text import chat_template
 from medray.text.chat_template import Chat
 from medray.types import Chunk, Message, Sampling, gather

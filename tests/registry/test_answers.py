@@ -19,7 +19,7 @@ from medray.registry import evaluate, loading
 from medray.registry.predictions import fit_calibration
 from medray.registry.registry import Registry
 from medray.registry.release import Release
-from medray.serving.head import open_head
+from medray.serving.opening import open_head
 from medray.serving.schemas import AppOptions
 from medray.tasks.classification import ClassifyRequest
 

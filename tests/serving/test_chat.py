@@ -17,7 +17,8 @@ from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving.auth import Refused
 from medray.serving.chat import Chat, Telling, TooLongError, without_disclaimer
-from medray.serving.head import Head, open_head
+from medray.serving.head import Head
+from medray.serving.opening import open_head
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import AppOptions, Limits
 from medray.serving.service import Asked, Begun, Said

@@ -1,123 +1,180 @@
-"""What a replica holds of a release: merged where that is exact or was measured, else as it was trained."""
-
+import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from peft import PeftModel
-from support import tiny
 
-from medray.records import MergeRecord
-from medray.registry.registry import Registry
-from medray.serving import head as heads
-from medray.serving.autotune import Timing
-from medray.serving.batching import LateError, TooManyTokensError
-from medray.serving.head import open_head
-from medray.serving.schemas import AppOptions
-from medray.tasks.choice import ChooseRequest
-from medray.tasks.classification import ClassifyRequest, ClassifyResponse
-
-TEXTS = ("tumour in the lung", "fever after infection")
+from medray.serving.head import Batcher, TooManyTokensError, Turn
+from medray.serving.streams import LateError, OverloadedError, Streams
 
 
-@pytest.mark.parametrize(
-    ("quantization", "merge", "is_merged"),
-    [
-        ("none", None, True),
-        ("nf4", None, False),
-        ("nf4", MergeRecord(metric="f1_macro", unmerged=0.9, merged=0.9), True),
-        ("nf4", MergeRecord(metric="f1_macro", unmerged=0.9, merged=0.8), False),
-    ],
-)
-@pytest.mark.document(
-    "004",
-    "inference stays as fast as the base model's",
-    where="`medray serve`",
-    how="the adapter is merged into the base where that changes no answer",
-)
-def test_a_release_answers_merged_only_where_that_changes_nothing(
-    tmp_path: Path, quantization: str, merge: MergeRecord | None, is_merged: bool
-) -> None:
-    settings = ["train.epochs=1", f"model.quantization={quantization}"]
-    checkpoint = tiny.trial(tiny.study(tmp_path, *settings), tmp_path).run().checkpoint
-    release = Registry(str(tmp_path / "runs")).publish(checkpoint, "cancer", merge=merge)
-    options = AppOptions(releases=("cancer",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
+class Echo:
+    """An engine that answers a row with its first token and length, and remembers its batches."""
+
+    tokenizer: Any = None
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.fail = False
+
+    def logits(self, inputs: Sequence[Sequence[int]]) -> np.ndarray:
+        self.go.wait(10)
+        if self.fail:
+            raise RuntimeError("broken")
+        self.batches.append([len(row) for row in inputs])
+        return np.array([[row[0], len(row)] for row in inputs], dtype=np.float32)
+
+
+def later() -> float:
+    return time.monotonic() + 10
+
+
+def batcher(
+    engine: Echo, thread: ThreadPoolExecutor, *, token_budget: int = 64, waiting_tokens: int = 100_000, overhead: int = 1000
+) -> Batcher:
+    return Batcher(engine, thread, token_budget=token_budget, waiting_tokens=waiting_tokens, overhead_tokens=overhead)  # type: ignore[arg-type]
+
+
+def turn(made: Batcher, *, max_tokens: int) -> Turn:
+    def never() -> Any:
+        raise AssertionError("nothing is generated here")
+
+    return Turn(made, Streams(never, made._thread, token_budget=1, waiting_tokens=1), max_tokens, later())
+
+
+def held(engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]], **settings: int) -> list[np.ndarray]:
+    """All requests wait together before the first batch is computed."""
+    engine.go.clear()
+    blocker = thread.submit(engine.go.wait, 10)
+    made = batcher(engine, thread, **settings)
+    with ThreadPoolExecutor(len(asked)) as clients:
+        answers = []
+        for number, rows in enumerate(asked):
+            answers.append(clients.submit(made.logits, rows, later()))
+            while sum(len(rows) for rows in asked[: number + 1]) > len(made._waiting):
+                time.sleep(0.001)
+        engine.go.set()
+        blocker.result()
+        return [answer.result(timeout=10) for answer in answers]
+
+
+def test_every_request_gets_its_own_rows_in_their_order_whatever_batch_they_were_in() -> None:
+    rng = np.random.default_rng(0)
+    asked = [[[100 * client + row] * int(rng.integers(1, 40)) for row in range(rng.integers(1, 9))] for client in range(20)]
     with ThreadPoolExecutor(1) as thread:
-        head = open_head(release, options, thread, device="cpu")
-        found = head.answer(ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30).predictions
-    assert isinstance(head.batcher.engine.built.model, PeftModel) != is_merged
-    for answer, wanted in zip(found, release.load().predict(TEXTS), strict=True):
-        assert answer.labels == wanted.labels
-        assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+        answers = held(Echo(), thread, asked)
+    for rows, answer in zip(asked, answers, strict=True):
+        assert answer.tolist() == [[row[0], len(row)] for row in rows]
 
 
-def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release = Registry(str(tmp_path / "runs")).publish(tiny.checkpoint(), "cancer")
+def test_batches_keep_to_the_budget_and_hold_rows_of_similar_length() -> None:
+    engine = Echo()
+    with ThreadPoolExecutor(1) as thread:
+        held(engine, thread, [[[1] * 30], [[2] * 4], [[3] * 32], [[4] * 5], [[5] * 200], [[6] * 3]], token_budget=64)
+    assert [sorted(batch) for batch in engine.batches] == [[30, 32], [3, 4, 5], [200]]
+    assert all(len(batch) == 1 or len(batch) * max(batch) <= 64 for batch in engine.batches)
 
-    def taken(**seconds: float) -> str:
-        monkeypatch.setattr(heads, "time_texts", lambda engine, task, thread: Timing(0.1, seconds[engine.precision], 100))
+
+def test_a_row_goes_alone_where_padding_would_cost_more_than_a_batch_of_its_own() -> None:
+    asked = [[[1] * 30], [[2] * 20], [[3] * 28], [[4] * 19]]
+    for overhead, batches in ((1, [[30], [20, 19], [28]]), (5, [[30, 28], [20, 19]]), (40, [[30, 28, 20, 19]])):
+        engine = Echo()
         with ThreadPoolExecutor(1) as thread:
-            return open_head(release, AppOptions(releases=("cancer",), token_budget=256), thread, device="cpu").loaded.precision
-
-    assert taken(fp32=3.0, bf16=2.0) == "bf16"
-    assert taken(fp32=2.0, bf16=3.0) == "fp32"
-    assert taken(fp32=2.0, bf16=2.0) == "fp32"
+            held(engine, thread, asked, token_budget=1000, overhead=overhead)
+        assert sorted(map(sorted, engine.batches)) == sorted(map(sorted, batches))
 
 
-@pytest.mark.parametrize("long_texts", ["truncate", "windows"])
-def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the_data_are_not(tmp_path: Path, long_texts: str) -> None:
-    asked = tiny.study(
-        tmp_path, "train.epochs=1", f"task.long_texts={long_texts}", "task.max_length=24", "task.window_overlap=4", num_rows=300
-    )
-    trial = tiny.trial(asked, tmp_path)
-    release = Registry(str(tmp_path / "runs")).publish(trial.run().checkpoint, "cancer")
-    assert "embeddings.safetensors" in release.load().manifest.files
-    usual = [row.text for row in trial.material.validation]
-    strange = " ".join("%" * 16)  # one word again and again: no text of the data is
-    texts = (*usual, strange, *usual[:2])
-
-    def answered(flag: bool) -> ClassifyResponse:
-        options = AppOptions(
-            releases=("cancer",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256, flag_unlike_training=flag
-        )
-        with ThreadPoolExecutor(1) as thread:
-            head = open_head(release, options, thread, device="cpu")
-            found = head.answer(ClassifyRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60)
-        assert isinstance(found, ClassifyResponse)
-        return found
-
-    told, plain = answered(True), answered(False)
-    assert plain.notes == ()
-    for one, other in zip(told.predictions, plain.predictions, strict=True):
-        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
-    assert len(told.notes) == len(texts)
-    far = [bool(note.unlike_training) for note in told.notes]
-    assert sum(far[: len(usual)]) <= 2
-    assert far[len(usual)], told.notes
-    assert "the model reads it as unlike its data: at distance" in told.notes[len(usual)].unlike_training[0]
-    assert [note.distance for note in told.notes[-2:]] == pytest.approx([note.distance for note in told.notes[:2]], abs=0.01)
+def test_the_row_that_waited_longest_goes_first_however_badly_it_fits() -> None:
+    engine = Echo()
+    with ThreadPoolExecutor(1) as thread:
+        held(engine, thread, [[[1] * 60], *([[[2] * 4]] * 10)], token_budget=64)
+    assert engine.batches[0] == [60]
 
 
-@pytest.mark.parametrize("decoding", ["score", "generate"])
-def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(tmp_path: Path, decoding: str) -> None:
-    asked = tiny.choice_study(tmp_path, f"task.decoding={decoding}", "train.epochs=4", family="phi", num_rows=120)
-    release = Registry(str(tmp_path / "runs")).publish(tiny.trial(asked, tmp_path).run().checkpoint, "triage")
-    wanted = release.load().predict(texts := [f"{text} {number}" for number, text in enumerate(TEXTS * 8)])
-    options = AppOptions(releases=("triage",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
-    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
-        head = open_head(release, options, thread, device="cpu")
-        assert head.path == "/v1/choose"
-        end = time.monotonic() + 30
-        together = list(clients.map(lambda text: head.answer(ChooseRequest(text=text), max_tokens=1000, deadline=end), texts))
-        with pytest.raises(TooManyTokensError):
-            head.answer(ChooseRequest(inputs=tuple(texts)), max_tokens=20, deadline=end)
+def test_a_full_queue_refuses_and_takes_again_when_it_has_emptied() -> None:
+    engine = Echo()
+    engine.go.clear()
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(1) as client:
+        made = batcher(engine, thread, token_budget=10, waiting_tokens=50)
+        first = client.submit(made.logits, [[1] * 10] * 5, later())
+        while len(made._waiting) != 4:
+            time.sleep(0.001)
+        with pytest.raises(OverloadedError, match="at most 50 may"):
+            made.logits([[2] * 20], later())
+        engine.go.set()
+        assert len(first.result(timeout=10)) == 5
+        assert made.logits([[2] * 20], later()).tolist() == [[2, 20]]
+
+
+def test_a_late_request_is_told_so_and_its_rows_cost_nothing_more() -> None:
+    engine = Echo()
+    engine.go.clear()
+    with ThreadPoolExecutor(1) as thread:
+        made = batcher(engine, thread, token_budget=4)
         with pytest.raises(LateError):
-            head.answer(ChooseRequest(text=texts[0]), max_tokens=1000, deadline=time.monotonic() - 1)
-    for response, expected in zip(together, wanted, strict=True):
-        (answer,) = response.predictions
-        assert (response.release, response.version) == ("triage", 1)
-        assert "not a medical device" in response.disclaimer
-        assert answer.labels == expected.labels
-        assert list(answer.probabilities.values()) == pytest.approx(expected.probabilities, abs=1e-3)
-        assert [answer.probabilities[label] for label in answer.ranked] == sorted(answer.probabilities.values(), reverse=True)
+            made.logits([[1] * 4] * 3, time.monotonic() + 0.05)
+        engine.go.set()
+        made.logits([[2] * 3], later())
+    assert engine.batches == [[4], [3]]  # the one that was being computed, and none of the two that waited
+
+
+def test_a_batch_that_fails_tells_everybody_in_it_and_the_next_one_goes_on() -> None:
+    engine = Echo()
+    engine.fail = True
+    with ThreadPoolExecutor(1) as thread:
+        made = batcher(engine, thread)
+        with pytest.raises(RuntimeError, match="broken"):
+            made.logits([[1] * 100, [1]], later())
+        engine.fail = False
+        assert made.logits([[7]], later()).tolist() == [[7, 1]]
+        assert not made._waiting
+
+
+def test_two_models_share_the_thread_and_both_go_on() -> None:
+    old, new = Echo(), Echo()
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
+        first, second = batcher(old, thread, token_budget=4), batcher(new, thread, token_budget=4)
+        asked = [clients.submit((first, second)[number % 2].logits, [[number + 1] * 4] * 10, later()) for number in range(8)]
+        assert [int(one.result(timeout=10)[9][0]) for one in asked] == list(range(1, 9))
+
+
+def test_a_request_over_its_token_limit_is_refused_before_it_waits() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        made = batcher(Echo(), thread)
+        with pytest.raises(TooManyTokensError, match="12 tokens in one request, at most 10"):
+            turn(made, max_tokens=10).logits([[1] * 6, [1] * 6])
+        assert not made._waiting
+
+
+class Scorer(Echo):
+    """Scores a prompt by its first token and the number of continuations."""
+
+    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> np.ndarray:
+        self.go.wait(10)
+        self.batches.append([len(continuations), *map(len, prompts)])
+        return np.array([[row[0]] * len(continuations) for row in prompts], dtype=np.float32)
+
+
+def test_prompts_with_the_same_continuations_are_scored_together_and_others_apart() -> None:
+    engine, two, three = Scorer(), ((1, 2), (3,)), ((1, 2), (3,), (4,))
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(4) as clients:
+        engine.go.clear()
+        blocker = thread.submit(engine.go.wait, 10)
+        made = batcher(engine, thread)
+        asking = turn(made, max_tokens=100)
+        answers = [clients.submit(asking.score, [[number] * 5], behind) for number, behind in enumerate([two, three, two])]
+        answers.append(clients.submit(asking.logits, [[9] * 5]))
+        while len(made._waiting) < 4:
+            time.sleep(0.001)
+        engine.go.set()
+        blocker.result()
+        found = [answer.result(timeout=10).tolist() for answer in answers]
+    assert found == [[[0, 0]], [[1, 1, 1]], [[2, 2]], [[9, 5]]]
+    assert sorted(engine.batches) == [[2, 5, 5], [3, 5], [5]]
+    with pytest.raises(TooManyTokensError, match="11 tokens"):  # the continuation's last token is only predicted
+        turn(made, max_tokens=10).score([[1] * 10], two)

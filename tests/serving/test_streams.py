@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from medray.serving.batching import LateError, OverloadedError
-from medray.serving.streams import Streams
+from medray.serving.streams import LateError, OverloadedError, Streams
 from medray.types import Chunk, Sampling
 
 

@@ -28,7 +28,8 @@ from support import fake_service, tiny
 import medray
 from medray.records import AbstentionRecord, CalibrationRecord, TestRecord
 from medray.registry.registry import Registry
-from medray.serving.head import Head, open_head
+from medray.serving.head import Head
+from medray.serving.opening import open_head
 from medray.serving.schemas import AppOptions
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from medray.errors import ConfigError, DataError
 from medray.registry import evaluate, loading
 from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
-from medray.serving.head import open_head
+from medray.serving.opening import open_head
 from medray.serving.schemas import AppOptions
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.mentions import ExtractRequest
