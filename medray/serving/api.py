@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medray.errors import allowed
 from medray.serving import notes, openai_answers
-from medray.serving.auth import Guard, Refused, error_body
+from medray.serving.auth import Guard, Refusal, error_body
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
 from medray.serving.openai_answers import Call, Shape
 from medray.serving.openai_schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
@@ -91,10 +91,10 @@ def _add_information(api: FastAPI, service: Service) -> None:
     @api.get("/v1/releases", responses={401: {"model": ErrorBody}})
     async def releases() -> ReleaseList:
         cards = await asyncio.gather(*map(service.card, service.references))
-        named = list(zip(service.references, cards, strict=True))
+        entries = list(zip(service.references, cards, strict=True))
         return ReleaseList(
-            data=tuple(ServedCard(id=name, **dict(card)) for name, card in named if isinstance(card, ReleaseCard)),
-            unavailable=tuple(Unavailable(id=name, message=card.message) for name, card in named if isinstance(card, Refused)),
+            data=tuple(ServedCard(id=name, **dict(card)) for name, card in entries if isinstance(card, ReleaseCard)),
+            unavailable=tuple(Unavailable(id=name, message=card.message) for name, card in entries if isinstance(card, Refusal)),
         )
 
     @api.get("/v1/models")
@@ -104,8 +104,8 @@ def _add_information(api: FastAPI, service: Service) -> None:
     @api.get("/v1/models/{model}", responses=_ERRORS, response_model=ModelDetail)
     async def model(model: str, request: Request) -> Response:
         chosen = choose(service.references, model)
-        about = chosen if isinstance(chosen, Refused) else await service.describe(chosen)
-        if isinstance(about, Refused):
+        about = chosen if isinstance(chosen, Refusal) else await service.describe(chosen)
+        if isinstance(about, Refusal):
             return error(about, request_id(request.headers))
         detail = ModelDetail(id=str(chosen), created=start, **asdict(about))
         return Response(detail.model_dump_json(), media_type="application/json")
@@ -118,27 +118,27 @@ def _add_information(api: FastAPI, service: Service) -> None:
 
 
 def _add_chats(api: FastAPI, service: Service, limits: Limits, *, with_disclaimer: bool, mask_identifiers: bool) -> None:
-    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
-        if len(asked.messages) > limits.messages:
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        if len(body.messages) > limits.messages:
             number = request_id(request.headers)
             service.record(Event(number, "", 400, 0.0))
             message = f"messages: at most {limits.messages} are read; leave out the oldest"
-            return error(Refused(400, "invalid_request", message, param="messages"), number)
-        return await talk(openai_answers.CHAT, asked, request)
+            return error(Refusal(400, "invalid_request", message, param="messages"), number)
+        return await talk(openai_answers.CHAT, body, request)
 
-    async def completions(asked: CompletionRequest, request: Request) -> Response:
-        return await talk(openai_answers.TEXT, asked, request)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        return await talk(openai_answers.TEXT, body, request)
 
-    async def talk(shape: Shape, asked: ChatRequest | CompletionRequest, request: Request) -> Response:
+    async def talk(shape: Shape, body: ChatRequest | CompletionRequest, request: Request) -> Response:
         number, start = request_id(request.headers), time.perf_counter()
-        chosen = choose(service.references, asked.model)
-        if isinstance(chosen, Refused):
+        chosen = choose(service.references, body.model)
+        if isinstance(chosen, Refusal):
             service.record(Event(number, "", chosen.status, time.perf_counter() - start))
             return error(chosen, number)
-        wanted, masked = await notes.mask_conversation(asked.asked()) if mask_identifiers else (asked.asked(), None)
-        call = Call(service, shape, service.talk(chosen, wanted), number, chosen, start, with_disclaimer, asked.include_usage, masked)
-        outcome = await call.answer(stream=bool(asked.stream))
-        return error(outcome, number) if isinstance(outcome, Refused) else outcome
+        conversation, masked = await notes.mask_conversation(body.conversation()) if mask_identifiers else (body.conversation(), None)
+        call = Call(service, shape, service.talk(chosen, conversation), number, chosen, start, with_disclaimer, body.include_usage, masked)
+        outcome = await call.answer(stream=bool(body.stream))
+        return error(outcome, number) if isinstance(outcome, Refusal) else outcome
 
     pieces = {"content": {"text/event-stream": {}}, "description": "the answer; in pieces where `stream` is true"}
     responses = _ERRORS | {200: pieces}
@@ -147,86 +147,86 @@ def _add_chats(api: FastAPI, service: Service, limits: Limits, *, with_disclaime
 
 
 def _endpoint(service: Service, limits: Limits, route: Route, mask_identifiers: bool) -> Callable[..., Awaitable[Response]]:
-    async def answer(asked: Any, request: Request) -> Response:
+    async def answer(body: Any, request: Request) -> Response:
         start = time.perf_counter()
         number = request_id(request.headers)
-        chosen = choose(service.references, asked.model)
-        if isinstance(chosen, Refused):
-            outcome: TextResponse | Refused = chosen
-        elif len(asked.inputs or ()) > limits.inputs:
-            outcome = Refused(413, "too_many_inputs", f"at most {limits.inputs} inputs are answered in one request")
+        chosen = choose(service.references, body.model)
+        if isinstance(chosen, Refusal):
+            outcome: TextResponse | Refusal = chosen
+        elif len(body.inputs or ()) > limits.inputs:
+            outcome = Refusal(413, "too_many_inputs", f"at most {limits.inputs} inputs are answered in one request")
         else:
-            masked = await notes.mask(asked) if mask_identifiers else None
-            outcome = await service.answer(chosen, masked.request if masked else asked)
-            if masked and not isinstance(outcome, Refused):
-                outcome = masked.noted(outcome)
+            masked = await notes.mask(body) if mask_identifiers else None
+            outcome = await service.answer(chosen, masked.request if masked else body)
+            if masked and not isinstance(outcome, Refusal):
+                outcome = masked.annotate(outcome)
         model = chosen if isinstance(chosen, str) else ""  # never as it was sent: every value would be a metric of its own
         seconds = time.perf_counter() - start
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, Refusal):
             service.record(Event(number, model, outcome.status, seconds))
             return error(outcome, number)
-        labels = tuple("|".join(found.labels) for found in outcome.predictions)
-        confidences = tuple(sure for found in outcome.predictions if (sure := getattr(found, "confidence", None)) is not None)
+        labels = tuple("|".join(row.labels) for row in outcome.predictions)
+        confidences = tuple(sure for row in outcome.predictions if (sure := getattr(row, "confidence", None)) is not None)
         service.record(Event(number, model, 200, seconds, outcome.release, outcome.version, labels, confidences))
         # Already validated: letting FastAPI validate and serialise it once more costs as much as a short text.
         return Response(route.finish(outcome).model_dump_json(), media_type="application/json", headers={"x-request-id": number})
 
-    answer.__annotations__["asked"] = route.request  # which FastAPI reads the body by
+    answer.__annotations__["body"] = route.request  # which FastAPI reads the body by
     answer.__name__ = route.path.rpartition("/")[2]
     return answer
 
 
-def choose(references: tuple[str, ...], model: str | None) -> str | Refused:
+def choose(references: tuple[str, ...], model: str | None) -> str | Refusal:
     """The reference that a request means: as it is served, by its name where one fits, or the only one."""
     fitting = [reference for reference in references if model in (None, reference, reference.partition("@")[0])]
     if model in references or len(fitting) == 1:
         return model if model in references and model is not None else fitting[0]
     if not fitting:
         message = f"model: is not served here; {allowed(str(model)[:_LONGEST], references)}"
-        return Refused(404, "unknown_model", message, param="model", code="model_not_found")
+        return Refusal(404, "unknown_model", message, param="model", code="model_not_found")
     message = f"several releases fit: name one in `model`; {allowed(model, references)}"
-    return Refused(400, "ambiguous_model", message, param="model")
+    return Refusal(400, "ambiguous_model", message, param="model")
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    value = headers.get("x-request-id", "")
+    return value if _REQUEST_ID.fullmatch(value) else uuid.uuid4().hex
 
 
-def error(refused: Refused, number: str | None = None) -> JSONResponse:
-    headers = {} if refused.retry_after_s is None else {"retry-after": str(refused.retry_after_s)}
+def error(refusal: Refusal, number: str | None = None) -> JSONResponse:
+    headers = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
     if number:
         headers["x-request-id"] = number
-    return JSONResponse(error_body(refused), status_code=refused.status, headers=headers)
+    return JSONResponse(error_body(refusal), status_code=refusal.status, headers=headers)
 
 
 async def _invalid(request: Request, err: Exception) -> Response:
     """What is wrong and where, without what was sent: FastAPI's own answer repeats all of it."""
     assert isinstance(err, RequestValidationError)
-    found: list[str] = []
+    messages: list[str] = []
     places: list[str] = []
     for item in err.errors()[:5]:
         if item["type"] == "json_invalid":
-            found.append("the body is not valid JSON")
+            messages.append("the body is not valid JSON")
             continue
         # A key is shown where it reads as parameters of programs do: any other may be text of a patient.
         place = ".".join(str(part) for part in item["loc"][1:] if isinstance(part, int) or _PARAMETER.fullmatch(part))
         if item["type"] == "too_short" and any(other.startswith(place) for other in places):
             continue  # pydantic counts no item where the first one ended it
         places.append(place)
-        found.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
+        messages.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
     status = 400 if request.url.path.endswith((CHAT_PATH, COMPLETION_PATH)) else 422  # as OpenAI's clients expect it of these
-    return error(Refused(status, "invalid_request", "; ".join(found), param=next(filter(None, places), None)))
+    return error(Refusal(status, "invalid_request", "; ".join(messages), param=next(filter(None, places), None)))
 
 
 async def _http_error(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     kinds = {404: "not_found", 405: "method_not_allowed"}
-    return error(Refused(err.status_code, kinds.get(err.status_code, "http_error"), str(err.detail)))
+    return error(Refusal(err.status_code, kinds.get(err.status_code, "http_error"), str(err.detail)))
 
 
 class _LastResort:
-    """The boundary: whoever asked gets a typed body, the log gets where it happened and no value. Plain ASGI: Starlette's base costs a task a request."""
+    """The boundary: the client gets a typed body, the log gets where it happened and no value. Plain ASGI: Starlette's base costs a task a request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -234,18 +234,18 @@ class _LastResort:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
 
-        async def watched(message: Message) -> None:
+        async def watch(message: Message) -> None:
             nonlocal has_begun
             has_begun = True
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, watch)
         except Exception as err:
             log.error("%s at %s", type(err).__name__, _innermost(err))
             if has_begun or scope["type"] != "http":
                 raise
-            answer = error(Refused(500, "internal_error", "the request could not be answered; the server's log has the cause"))
+            answer = error(Refusal(500, "internal_error", "the request could not be answered; the server's log has the cause"))
             await answer(scope, receive, send)
 
 

@@ -44,7 +44,7 @@ _PATHS = ("storage_path", "tokens_file", "require_signature", "audit_log")
 
 def build(options: AppOptions) -> serve.Application:
     """What `serve run`, `serve deploy` and `medray serve` start: at least one of its releases must be there."""
-    options = _with_whole_paths(options)
+    options = with_whole_paths(options)
     registry = Registry(options.storage_path)
     reasons = {reference: _reason(registry, reference) for reference in options.releases}
     missing = {reference: reason for reference, reason in reasons.items() if reason}
@@ -55,11 +55,11 @@ def build(options: AppOptions) -> serve.Application:
     if options.require_signature:
         for reference in reasons.keys() - missing.keys():
             registry.resolve(reference).check_signature(Path(options.require_signature))
-    found = groups(registry, options, missing)
-    for group in found:
+    parts = groups(registry, options, missing)
+    for group in parts:
         log.info("%s: answered by %s%s", ", ".join(group.references), group.engine, ", sharing its base" if group.is_shared else "")
     heads: dict[str, serve.Application] = {}
-    for group in found:
+    for group in parts:
         heads |= dict.fromkeys(group.references, _head(group, options))
     ingress = serve.deployment(
         Ingress,
@@ -72,7 +72,7 @@ def build(options: AppOptions) -> serve.Application:
     return ingress.bind(options, heads, missing)
 
 
-def _with_whole_paths(options: AppOptions) -> AppOptions:
+def with_whole_paths(options: AppOptions) -> AppOptions:
     """Replicas start in folders of their own nodes, so a relative path is made whole here, where that has one meaning."""
     paths = {name: path for name in _PATHS if (path := getattr(options, name)) and _is_relative(path)}
     if paths and not cluster.is_in_folder_of_caller():
@@ -133,7 +133,7 @@ def first_path(references: Iterable[str], storage_path: str) -> str | None:
 @contextmanager
 def serving(options: AppOptions, *, host: str, port: int, prefix: str = "/", num_cpus: int | None = None) -> Iterator[str]:
     """The application answers inside the block at the address that it gets; what was started for it is stopped after, and nothing else."""
-    check_address(host, guarded=options.tokens_file is not None or options.open_to_all)
+    check_address(host, has_tokens=options.tokens_file is not None or options.open_to_all)
     if not re.fullmatch(r"/|(/[\w.~-]+)+", prefix, re.ASCII):
         raise ServingError(f"prefix {prefix}: must be a path of letters, digits, and the signs . _ ~ -; such as /cancer")
     application = build(options)
@@ -170,10 +170,10 @@ def _run(application: serve.Application, name: str, prefix: str) -> None:
     serve.run_many([serve.RunTarget(application, name, prefix)], wait_for_applications_running=False)
     client = _get_global_client()
     while (details := client.get_serve_details()["applications"][name])["status"] != "RUNNING":
-        for deployment, found in details["deployments"].items():
-            reason = found["message"].strip().rpartition("\n")[2]
+        for deployment, state in details["deployments"].items():
+            reason = state["message"].strip().rpartition("\n")[2]
             # An error of ours is not of the kind that passes when Serve starts a replica again.
-            if reason.startswith("medray.errors.") or found["status"] == "DEPLOY_FAILED":
+            if reason.startswith("medray.errors.") or state["status"] == "DEPLOY_FAILED":
                 raise ServingError(f"{deployment}: its replica does not start: {reason.removeprefix('medray.errors.')}")
         if details["status"] == "DEPLOY_FAILED":
             raise ServingError(f"{', '.join(details['deployments'])}: {details['message'].strip()}")
@@ -232,9 +232,9 @@ def show(reference: str, *, storage_path: str, texts: Sequence[str], keep: bool)
         for text in texts:
             body = shlex.quote(json.dumps({"text": text}))
             print(f"curl {url}/v1/classify -H 'content-type: application/json' -d {body}")
-            found = Client(url).classify([text])
-            answer = found.predictions[0]
-            print(f"  {found.release}@{found.version}: {answer.label}, confidence {answer.confidence:.3f}", flush=True)
+            response = Client(url).classify([text])
+            answer = response.predictions[0]
+            print(f"  {response.release}@{response.version}: {answer.label}, confidence {answer.confidence:.3f}", flush=True)
         if keep:
             print("it stays up until Ctrl-C", flush=True)
             try:

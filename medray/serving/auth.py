@@ -25,7 +25,7 @@ OPEN_PATHS = ("/healthz",)  # a load balancer has no token; it gets the status a
 
 
 @dataclass(frozen=True)
-class Refused:
+class Refusal:
     """Why a request has no answer. It crosses processes as a value: an exception would put a traceback into every log on its way."""
 
     status: int
@@ -47,11 +47,11 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = self._refused(scope, headers)
+        refusal = self._check(scope, headers)
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # below the application's prefix
-        scope.setdefault("state", {})["known"] = refused is None
-        if refused and path not in OPEN_PATHS and not (refused.status == 401 and path in ("", "/") and page.is_wanted(headers)):
-            await refuse(send, refused)
+        scope.setdefault("state", {})["known"] = refusal is None
+        if refusal and path not in OPEN_PATHS and not (refusal.status == 401 and path in ("", "/") and page.is_wanted(headers)):
+            await refuse(send, refusal)
             return
         body = await self._read(scope, receive)
         if body is None:
@@ -59,12 +59,12 @@ class Guard:
             return
         await self.app(scope, replay(body, receive), send)
 
-    def _refused(self, scope: Scope, headers: dict[str, str]) -> Refused | None:
+    def _check(self, scope: Scope, headers: dict[str, str]) -> Refusal | None:
         names = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
         if self.hosts is not None and not all(is_named(name, self.hosts) for name in names):
-            return Refused(421, "unknown_host", "Host: is no name of this service; ask 127.0.0.1, or add the name to `hosts`")
+            return Refusal(421, "unknown_host", "Host: is no name of this service; ask 127.0.0.1, or add the name to `hosts`")
         if self.digests is not None and not admits(self.digests, _token(headers)):
-            return Refused(401, "unauthorized", "a valid token is needed: Authorization: Bearer TOKEN")
+            return Refusal(401, "unauthorized", "a valid token is needed: Authorization: Bearer TOKEN")
         return None
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
@@ -101,55 +101,55 @@ def _token(headers: dict[str, str]) -> str:
 
 def replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives a body that was read already, then what comes after it."""
-    given = False
+    is_done = False
 
     async def again() -> Message:
-        nonlocal given
-        if given:
+        nonlocal is_done
+        if is_done:
             return await receive()  # waits for the client to leave
-        given = True
+        is_done = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
 
 
-def too_large(body_bytes: int) -> Refused:
-    return Refused(413, "body_too_large", f"the body is larger than {body_bytes} bytes")
+def too_large(body_bytes: int) -> Refusal:
+    return Refusal(413, "body_too_large", f"the body is larger than {body_bytes} bytes")
 
 
 _CLOSING = (408, 413)  # the rest of the body is on its way, and nobody reads it
 
 
-def error_body(refused: Refused) -> dict[str, Any]:
+def error_body(refusal: Refusal) -> dict[str, Any]:
     """The form of every error."""
-    detail = {"message": refused.message, "type": refused.type, "param": refused.param, "code": refused.code or refused.type}
+    detail = {"message": refusal.message, "type": refusal.type, "param": refusal.param, "code": refusal.code or refusal.type}
     return {"error": detail}
 
 
-def content(refused: Refused) -> bytes:
-    return json.dumps(error_body(refused)).encode()
+def content(refusal: Refusal) -> bytes:
+    return json.dumps(error_body(refusal)).encode()
 
 
-async def refuse(send: Send, refused: Refused, rest: Awaitable[None] | None = None) -> None:
+async def refuse(send: Send, refusal: Refusal, rest: Awaitable[None] | None = None) -> None:
     """Answer; the connection ends once `rest` does."""
-    body = content(refused)
+    body = content(refusal)
     named = {"content-type": "application/json", "content-length": str(len(body))}
-    if refused.status == 401:
+    if refusal.status == 401:
         named["www-authenticate"] = "Bearer"
-    if refused.status in _CLOSING:
+    if refusal.status in _CLOSING:
         named["connection"] = "close"
-    if refused.retry_after_s is not None:
-        named["retry-after"] = str(refused.retry_after_s)
+    if refusal.retry_after_s is not None:
+        named["retry-after"] = str(refusal.retry_after_s)
     raw = [(name.encode(), value.encode()) for name, value in named.items()]
-    await send({"type": "http.response.start", "status": refused.status, "headers": raw})
+    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": rest is not None})
     if rest is not None:
         await rest
         await send({"type": "http.response.body", "body": b""})
 
 
-def check_address(host: str, *, guarded: bool) -> None:
-    if guarded or is_loopback(host):
+def check_address(host: str, *, has_tokens: bool) -> None:
+    if has_tokens or is_loopback(host):
         return
     raise ServingError(
         f"{host}: an address that others reach needs tokens_file (a SHA-256 a line), or open_to_all: true to let everybody ask; "
@@ -192,13 +192,13 @@ def read(path: Path) -> frozenset[str]:
         raise ConfigError(f"{path}: the tokens file cannot be read: {err.strerror}") from None
     if mode & stat.S_IWOTH:
         raise ConfigError(f"{path}: every user of this machine may add a token to it; run `chmod o-w` on it")
-    found = [(number, line.partition("#")[0].strip().lower()) for number, line in enumerate(lines, 1)]
-    for number, line in found:
+    entries = [(number, line.partition("#")[0].strip().lower()) for number, line in enumerate(lines, 1)]
+    for number, line in entries:
         if line and not _DIGEST.fullmatch(line):
             raise ConfigError(f"{path}:{number}: is not a SHA-256 in 64 hexadecimal digits; make one with `sha256sum`")
         if line in _OF_NOTHING:
             raise ConfigError(f"{path}:{number}: is the SHA-256 of an empty token, as of a variable that is not set; make one of a token")
-    digests = frozenset(line for _, line in found if line)
+    digests = frozenset(line for _, line in entries if line)
     if not digests:
         raise ConfigError(f"{path}: holds no token, so nobody could ask")
     return digests
@@ -206,5 +206,5 @@ def read(path: Path) -> frozenset[str]:
 
 def admits(digests: Iterable[str], token: str) -> bool:
     """Every digest is compared, in a time that does not tell how much of it agrees. No token is no valid one."""
-    asked = digest(token)
-    return bool(token) and sum(hmac.compare_digest(asked, known) for known in digests) > 0
+    given = digest(token)
+    return bool(token) and sum(hmac.compare_digest(given, known) for known in digests) > 0

@@ -87,11 +87,11 @@ def card(release: Release) -> ReleaseCard:
 
 def form(manifest: Manifest) -> Form:
     """As its data's format says; a plain text where it was trained elsewhere, or by a medray whose formats had other options."""
-    asked = manifest.trial.get("data", {}).get("format")
-    if not isinstance(asked, dict):
+    raw = manifest.trial.get("data", {}).get("format")
+    if not isinstance(raw, dict):
         return Form()
     try:
-        options = plugins.find("data.formats", str(asked.get("name"))).Options.model_validate(asked)
+        options = plugins.find("data.formats", str(raw.get("name"))).Options.model_validate(raw)
     except (ConfigError, ValidationError):
         return Form()
     return options.form() if isinstance(options, FormatOptions) else Form()
@@ -100,7 +100,7 @@ def form(manifest: Manifest) -> Form:
 def audit(folder: Path) -> dict[str, Any]:
     """What is kept of the data set; nothing where it was trained elsewhere."""
     try:
-        found = json.loads((folder / "audit.json").read_bytes())
+        audit = json.loads((folder / "audit.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return audit if isinstance(audit, dict) else {}

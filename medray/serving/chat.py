@@ -14,7 +14,7 @@ from medray.engines.vllm.engine import VllmEngine
 from medray.errors import ConfigError, ServingError
 from medray.registry.loading import LoadedRelease
 from medray.serving.schemas import Limits
-from medray.serving.service import Asked, Begun, Described, Said
+from medray.serving.service import Conversation, Description, Start, TextPiece
 from medray.serving.streams import Deliver, LateError, OverloadedError
 from medray.tasks.base.protocol import Chatting
 from medray.types import DISCLAIMER, Chunk, Message, Sampling, joined
@@ -61,26 +61,26 @@ class Chat:
     def task(self) -> Chatting:
         return cast(Chatting, self.loaded.task)  # as `open` has checked
 
-    def begin(self, asked: Asked, limits: Limits, deadline: float, deliver: Deliver) -> tuple[Begun, Any]:
+    def begin(self, conversation: Conversation, limits: Limits, deadline: float, deliver: Deliver) -> tuple[Start, Any]:
         options = self.task.options
-        most = asked.max_tokens or min(options.max_new_tokens, limits.new_tokens)
+        most = conversation.max_tokens or min(options.max_new_tokens, limits.new_tokens)
         if most > limits.new_tokens:
             raise TooLongError(f"max_tokens {most}: at most {limits.new_tokens} tokens are generated")
         try:
             with self._reading:
                 if time.monotonic() >= deadline:  # others were read first for so long
                     raise LateError("the answer was not ready in time")
-                prompt = self.task.prompt(without_disclaimer(asked.messages), self.tokenizer, most)
+                prompt = self.task.prompt(without_disclaimer(conversation.messages), self.tokenizer, most)
         except ConfigError as err:
             raise TooLongError(str(err)) from None
         longest = min(limits.tokens, self.window)
         if len(prompt) + most > longest:
             raise TooLongError(f"{len(prompt)} tokens and {most} to be generated: at most {longest} are read and written")
-        stream = self.streams.start(prompt, replace(asked.sampling, max_tokens=most), deliver, deadline)
-        return Begun(self.loaded.name, self.loaded.version, len(prompt), DISCLAIMER, options.disclaimer), stream
+        stream = self.streams.start(prompt, replace(conversation.sampling, max_tokens=most), deliver, deadline)
+        return Start(self.loaded.name, self.loaded.version, len(prompt), DISCLAIMER, options.disclaimer), stream
 
-    def describe(self) -> Described:
-        return Described(self.loaded.name, self.loaded.version, self.task.options.system, DISCLAIMER)
+    def describe(self) -> Description:
+        return Description(self.loaded.name, self.loaded.version, self.task.options.system, DISCLAIMER)
 
 
 class Telling:
@@ -90,11 +90,11 @@ class Telling:
         self.task = task
         self._text = ""
 
-    def say(self, chunks: Sequence[Chunk]) -> Said:
+    def say(self, chunks: Sequence[Chunk]) -> TextPiece:
         piece = joined(0, chunks)
         self._text += piece.text
         outcome = self.task.outcome(self._text) if piece.finish else None
-        return Said(piece.text, piece.num_tokens, piece.logprobs, piece.finish, outcome)
+        return TextPiece(piece.text, piece.num_tokens, piece.logprobs, piece.finish, outcome)
 
 
 def without_disclaimer(messages: Sequence[Message]) -> list[Message]:
@@ -105,7 +105,7 @@ def without_disclaimer(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-class Relayed:
+class RelayStream:
     """One text under way."""
 
     def __init__(self, tokens: int, deliver: Deliver) -> None:
@@ -119,9 +119,9 @@ class Relay:
         self._lock = threading.Lock()
         self._tokens = self._waiting = self._running = 0
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float) -> Relayed:
+    def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float) -> RelayStream:
         """Its text comes to `deliver`, until `time.monotonic() == deadline`."""
-        stream = Relayed(len(prompt) + sampling.max_tokens, deliver)
+        stream = RelayStream(len(prompt) + sampling.max_tokens, deliver)
         with self._lock:
             tokens = self._tokens + stream.tokens
             if tokens > self.waiting_tokens:
@@ -129,10 +129,10 @@ class Relay:
             self._tokens = tokens
             self._waiting += 1
         stream.done = self.engine.core.submit(self._run(stream, prompt, sampling, deadline))
-        stream.done.add_done_callback(lambda done: self._ended(stream))  # not in `_run`: cancelled at once, it never runs
+        stream.done.add_done_callback(lambda done: self._end(stream))  # not in `_run`: cancelled at once, it never runs
         return stream
 
-    def cancel(self, stream: Relayed) -> None:
+    def cancel(self, stream: RelayStream) -> None:
         """Its row is free at the next step."""
         if stream.done:
             stream.done.cancel()
@@ -145,18 +145,18 @@ class Relay:
     def num_waiting(self) -> int:
         return self._waiting
 
-    async def _run(self, stream: Relayed, prompt: Sequence[int], sampling: Sampling, deadline: float) -> None:
+    async def _run(self, stream: RelayStream, prompt: Sequence[int], sampling: Sampling, deadline: float) -> None:
         try:
             async with asyncio.timeout(deadline - time.monotonic()), aclosing(self.engine.stream(prompt, sampling)) as chunks:
                 async for chunk in chunks:
-                    self._begun(stream)
+                    self._leave_queue(stream)
                     stream.deliver(chunk)
         except TimeoutError:
             stream.deliver(LateError("the answer was not ready in time"))
         except Exception as err:  # whatever it is, who waits must hear of it
             stream.deliver(err)
 
-    def _begun(self, stream: Relayed) -> None:
+    def _leave_queue(self, stream: RelayStream) -> None:
         with self._lock:
             if stream.tokens:
                 self._tokens -= stream.tokens
@@ -164,7 +164,7 @@ class Relay:
                 self._waiting -= 1
                 self._running += 1
 
-    def _ended(self, stream: Relayed) -> None:
-        self._begun(stream)
+    def _end(self, stream: RelayStream) -> None:
+        self._leave_queue(stream)
         with self._lock:
             self._running -= 1

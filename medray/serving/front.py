@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from medray.serving.auth import BODY_BYTES, App, Message, Receive, Refused, Scope, Send, content, declared_bytes, refuse, replay, too_large
+from medray.serving.auth import BODY_BYTES, App, Message, Receive, Refusal, Scope, Send, content, declared_bytes, refuse, replay, too_large
 
 log = logging.getLogger(__name__)
 READING_BYTES = 64 << 20  # of all bodies that are not complete yet, at least
@@ -27,9 +27,9 @@ HEAD_BYTES = 1 << 16  # of the address and all headers, trailers included
 HEAD_S = 10.0  # from the connection, or the first byte of a later request, to the end of the head
 PIPELINED = 100  # requests that wait for the answer of one before
 CONNECTIONS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # Ray's own sockets need some as well
-_TOO_LARGE = Refused(431, "head_too_large", f"more than {NUM_HEADERS} headers or {HEAD_BYTES} bytes of them; send fewer")
-_TOO_MANY = Refused(429, "overloaded", f"more than {PIPELINED} requests wait on one connection; read the answers first")
-_INVALID = Refused(400, "invalid_http", "this is not a valid HTTP request")
+_TOO_LARGE = Refusal(431, "head_too_large", f"more than {NUM_HEADERS} headers or {HEAD_BYTES} bytes of them; send fewer")
+_TOO_MANY = Refusal(429, "overloaded", f"more than {PIPELINED} requests wait on one connection; read the answers first")
+_INVALID = Refusal(400, "invalid_http", "this is not a valid HTTP request")
 _LINGER_S, _LINGER_BYTES = 1.0, 8 << 20  # the rest of a refused body is thrown away, so that its client reads why
 _CALLBACK, _BODY_BYTES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "MEDRAY_BODY_BYTES"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -87,7 +87,7 @@ class Front:
         if declared != 0:
             is_too_large = declared is not None and declared > self.body_bytes
             body = too_large(self.body_bytes) if is_too_large else await self._read(receive)
-            if isinstance(body, Refused):
+            if isinstance(body, Refusal):
                 await refuse(send, body, _rest(receive) if body.status == 413 else None)
                 return
             if body is None:  # the client has left
@@ -95,7 +95,7 @@ class Front:
             receive = replay(body, receive)
         await self.app(scope, receive, _with_one_id(send))
 
-    async def _read(self, receive: Receive) -> bytes | Refused | None:
+    async def _read(self, receive: Receive) -> bytes | Refusal | None:
         body, timeout = bytearray(), asyncio.timeout(self.body_s)
         try:
             async with timeout:
@@ -116,8 +116,8 @@ class Front:
                     self._make_room()
         except TimeoutError:
             if timeout in self.bodies:
-                return Refused(408, "body_too_slow", f"the body was not complete after {self.body_s:g} s; send it faster")
-            return Refused(503, "overloaded", "too much is being sent at once; try again later", 1)
+                return Refusal(408, "body_too_slow", f"the body was not complete after {self.body_s:g} s; send it faster")
+            return Refusal(503, "overloaded", "too much is being sent at once; try again later", 1)
         finally:
             self._drop(timeout)
 

@@ -18,7 +18,7 @@ from medray.errors import ServingError
 from medray.evaluation.novelty import Cloud
 from medray.registry.loading import LoadedRelease
 from medray.serving.notes import far
-from medray.serving.service import Described
+from medray.serving.service import Description
 from medray.serving.streams import LateError, OverloadedError, Streams
 from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse
 from medray.types import Chunk, Engine, Example, Sampling
@@ -32,11 +32,11 @@ class TooManyTokensError(ServingError):
 
 
 @dataclass(eq=False)
-class _Asked:
+class _Request:
     """One request: its rows' outputs as they come in."""
 
     num_missing: int
-    found: dict[int, Floats] = field(default_factory=dict)
+    outputs: dict[int, Floats] = field(default_factory=dict)
     answer: "Future[list[Floats]]" = field(default_factory=Future)
 
 
@@ -44,7 +44,7 @@ class _Asked:
 class _Row:
     tokens: Sequence[int]
     position: int
-    asked: _Asked
+    request: _Request
     continuations: Continuations | None = None  # to score behind these tokens; None asks for head outputs
     length: int = 0
     per_token: bool = False  # of a head that reads tokens
@@ -64,9 +64,13 @@ class Batcher:
         self._outputs_of = outputs or engine.logits  # embeddings may stand beside the head's outputs
         self.engine, self.token_budget, self.waiting_tokens = engine, token_budget, waiting_tokens
         self.overhead_tokens = overhead_tokens  # a batch costs as much as this many tokens before its first one
-        self._thread = thread  # of one worker, shared by all models of a process: two would fight over the same cores
+        self.thread = thread  # of one worker, shared by all models of a process: two would fight over the same cores
         self._lock = threading.Lock()
         self._waiting: list[_Row] = []
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
 
     def logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> Floats:
         """Outputs of a request's rows, by `time.monotonic() == deadline` or not at all."""
@@ -77,27 +81,27 @@ class Batcher:
         return self._outputs(inputs, deadline, per_token=True)
 
     def _outputs(self, inputs: Sequence[Sequence[int]], deadline: float, *, per_token: bool) -> list[Floats]:
-        asked = _Asked(len(inputs))
-        rows = [_Row(row, position, asked, None, len(row), per_token) for position, row in enumerate(inputs)]
-        return self._wait(rows, asked, deadline)
+        request = _Request(len(inputs))
+        rows = [_Row(row, position, request, None, len(row), per_token) for position, row in enumerate(inputs)]
+        return self._wait(rows, request, deadline)
 
     def score(self, prompts: Sequence[Sequence[int]], continuations: Continuations, deadline: float) -> Floats:
         """Scores of a request's prompts, likewise; those of requests with the same continuations are made together."""
-        asked, behind = _Asked(len(prompts)), tail_length(continuations)
-        rows = [_Row(row, position, asked, continuations, len(row) + behind) for position, row in enumerate(prompts)]
-        return np.stack(self._wait(rows, asked, deadline))
+        request, behind = _Request(len(prompts)), tail_length(continuations)
+        rows = [_Row(row, position, request, continuations, len(row) + behind) for position, row in enumerate(prompts)]
+        return np.stack(self._wait(rows, request, deadline))
 
-    def _wait(self, rows: list[_Row], asked: _Asked, deadline: float) -> list[Floats]:
+    def _wait(self, rows: list[_Row], request: _Request, deadline: float) -> list[Floats]:
         with self._lock:
             tokens = sum(row.length for row in [*self._waiting, *rows])
             if tokens > self.waiting_tokens:
                 raise OverloadedError(f"{tokens} tokens would wait, at most {self.waiting_tokens} may")
             self._waiting += rows
-        self._thread.submit(self._compute)
+        self.thread.submit(self._compute)
         try:
-            return asked.answer.result(timeout=max(0.0, deadline - time.monotonic()))
+            return request.answer.result(timeout=max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            self._forget(asked)
+            self._forget(request)
             raise LateError("the answer was not ready in time") from None
 
     def _compute(self) -> None:
@@ -106,20 +110,20 @@ class Batcher:
         if not batch:
             return
         try:
-            found = self._asked_of_engine(batch)
+            found = self._compute_batch(batch)
         except Exception as err:  # whatever it is, those who wait must hear of it
             for row in batch:
-                if not row.asked.answer.done():
-                    row.asked.answer.set_exception(err)
-                self._forget(row.asked)
+                if not row.request.answer.done():
+                    row.request.answer.set_exception(err)
+                self._forget(row.request)
         else:
             for row, outputs in zip(batch, found, strict=True):
                 _deliver(row, outputs)
         # One batch a turn, so that a model which is being replaced and its successor both go on.
         if self._waiting:
-            self._thread.submit(self._compute)
+            self.thread.submit(self._compute)
 
-    def _asked_of_engine(self, batch: Sequence[_Row]) -> Sequence[Floats]:
+    def _compute_batch(self, batch: Sequence[_Row]) -> Sequence[Floats]:
         """A batch asks one thing: a release has one kind of head, and rows with other continuations wait for their own."""
         tokens, first = [row.tokens for row in batch], batch[0]
         if first.continuations is not None:
@@ -146,17 +150,17 @@ class Batcher:
         self._waiting = [row for at, row in enumerate(self._waiting) if at not in left]
         return batch
 
-    def _forget(self, asked: _Asked) -> None:
+    def _forget(self, request: _Request) -> None:
         with self._lock:
-            self._waiting = [row for row in self._waiting if row.asked is not asked]
+            self._waiting = [row for row in self._waiting if row.request is not request]
 
 
 def _deliver(row: _Row, outputs: Floats) -> None:
-    asked = row.asked
-    asked.found[row.position] = outputs
-    asked.num_missing -= 1
-    if not asked.num_missing and not asked.answer.done():
-        asked.answer.set_result([asked.found[position] for position in range(len(asked.found))])
+    request = row.request
+    request.outputs[row.position] = outputs
+    request.num_missing -= 1
+    if not request.num_missing and not request.answer.done():
+        request.answer.set_result([request.outputs[position] for position in range(len(request.outputs))])
 
 
 def tail_length(continuations: Sequence[Sequence[int]]) -> int:
@@ -241,5 +245,5 @@ class Head:
         found = np.bincount(owners, turn.distances) / np.bincount(owners)
         return tuple(InputNote(distance=round(one, 3), unlike_training=far(one, self.cloud)) for one in found.tolist())
 
-    def describe(self) -> Described:
-        return Described(self.loaded.name, self.loaded.version)
+    def describe(self) -> Description:
+        return Description(self.loaded.name, self.loaded.version)

@@ -18,11 +18,11 @@ from ray.util.metrics import Counter, Histogram
 
 from medray.serving import auth, front
 from medray.serving.api import make_api
-from medray.serving.auth import Refused, check_address, is_loopback
+from medray.serving.auth import Refusal, check_address, is_loopback
 from medray.serving.cards import ReleaseCard
 from medray.serving.process import audit, open_audit_log, prepare
 from medray.serving.schemas import RETRY_AFTER_S, AppOptions, Health, ReleaseHealth, ReplicaReport
-from medray.serving.service import Asked, Described, Event, Events
+from medray.serving.service import Conversation, Description, Event, Events
 from medray.tasks.base.route import TextRequest, TextResponse
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 _REPORT_S = 5.0
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _FIRST_TOKEN_S = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
-_RETRIED = 2  # attempts: the first, and one more where its replica died
+_ATTEMPTS = 2  # attempts: the first, and one more where its replica died
 Absence = Literal["loading", "degraded", "idle"]
-_EXPECTED = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailableError)
+_EXPECTED_ERRORS = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailableError)
 
 
 @serve.ingress()
@@ -48,7 +48,7 @@ class Ingress:
         self.references = options.releases
         self.digests = auth.read(Path(options.tokens_file)) if options.tokens_file else None
         host = _host()
-        check_address(host, guarded=self.digests is not None or options.open_to_all)
+        check_address(host, has_tokens=self.digests is not None or options.open_to_all)
         # A page of another name that is made to point at loopback has no token, so only what needs none must know its names.
         is_checked = bool(options.hosts) or (self.digests is None and is_loopback(host))
         self.hosts = (*options.hosts, host) if is_checked else None
@@ -73,32 +73,32 @@ class Ingress:
             mask_identifiers=options.mask_identifiers,
         )
 
-    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refused:
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal:
         timeout_s = self.options.limits.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._ask(reference, request, timeout_s)
-        except _EXPECTED as err:
-            return self._refused(err)
+        except _EXPECTED_ERRORS as err:
+            return self._refusal(err)
 
-    async def _ask(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refused:
+    async def _ask(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refusal:
         """A prediction changes nothing, so a request whose replica died is simply asked again."""
-        for attempt in range(1, _RETRIED + 1):
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
-                outcome: TextResponse | Refused = await self.heads[reference].answer.remote(reference, request, timeout_s)
+                outcome: TextResponse | Refusal = await self.heads[reference].answer.remote(reference, request, timeout_s)
                 return outcome
             except RayActorError:
-                if attempt == _RETRIED:
+                if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("the loop returns or raises")
 
-    async def talk(self, reference: str, asked: Asked) -> Events:
+    async def talk(self, reference: str, conversation: Conversation) -> Events:
         """Piece by piece. An answer that has begun is not begun anew where its replica dies: half of it was told."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.options.limits.timeout_s
         has_begun = has_ended = False
-        for attempt in range(1, _RETRIED + 1):
-            pieces = self.talking[reference].talk.remote(reference, asked, end - loop.time())
+        for attempt in range(1, _ATTEMPTS + 1):
+            pieces = self.talking[reference].talk.remote(reference, conversation, end - loop.time())
             try:
                 while True:
                     async with asyncio.timeout_at(end):
@@ -108,49 +108,49 @@ class Ingress:
                         return
                     has_begun = True
                     yield piece
-            except _EXPECTED as err:
-                if has_begun or attempt == _RETRIED or not isinstance(err, RayActorError):
-                    yield self._refused(err)
+            except _EXPECTED_ERRORS as err:
+                if has_begun or attempt == _ATTEMPTS or not isinstance(err, RayActorError):
+                    yield self._refusal(err)
                     return
             finally:
                 if not has_ended:
                     pieces.cancel()
 
-    async def describe(self, reference: str) -> Described | Refused:
+    async def describe(self, reference: str) -> Description | Refusal:
         try:
             async with asyncio.timeout(_REPORT_S):
-                found: Described | Refused = await self.heads[reference].describe.remote(reference)
-                return found
-        except _EXPECTED as err:
-            return self._refused(err)
+                answer: Description | Refusal = await self.heads[reference].describe.remote(reference)
+                return answer
+        except _EXPECTED_ERRORS as err:
+            return self._refusal(err)
 
-    async def card(self, reference: str) -> ReleaseCard | Refused:
+    async def card(self, reference: str) -> ReleaseCard | Refusal:
         try:
             async with asyncio.timeout(_REPORT_S):
-                found: ReleaseCard | Refused = await self.heads[reference].card.remote(reference)
-                return found
-        except _EXPECTED as err:
-            return self._refused(err)
+                answer: ReleaseCard | Refusal = await self.heads[reference].card.remote(reference)
+                return answer
+        except _EXPECTED_ERRORS as err:
+            return self._refusal(err)
 
-    def _refused(self, err: Exception) -> Refused:
+    def _refusal(self, err: Exception) -> Refusal:
         if isinstance(err, TimeoutError):
-            return Refused(504, "deadline_exceeded", f"the answer was not ready in {self.options.limits.timeout_s:g} s")
+            return Refusal(504, "deadline_exceeded", f"the answer was not ready in {self.options.limits.timeout_s:g} s")
         if isinstance(err, BackPressureError):
-            return Refused(429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S)
-        return Refused(503, "unavailable", "no replica of this release could answer; try again later", RETRY_AFTER_S)
+            return Refusal(429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S)
+        return Refusal(503, "unavailable", "no replica of this release could answer; try again later", RETRY_AFTER_S)
 
     async def health(self) -> Health:
-        found = await asyncio.gather(*(self._release_health(reference) for reference in self.references))
-        seen = {health.status for health in found}
+        health = await asyncio.gather(*(self._release_health(reference) for reference in self.references))
+        statuses = {one.status for one in health}
         worst: Literal["ok", "loading", "degraded"] = (
-            "degraded" if seen & {"degraded", "missing"} else "loading" if "loading" in seen else "ok"
+            "degraded" if statuses & {"degraded", "missing"} else "loading" if "loading" in statuses else "ok"
         )
-        return Health(status=worst, releases=dict(zip(self.references, found, strict=True)))
+        return Health(status=worst, releases=dict(zip(self.references, health, strict=True)))
 
     async def _release_health(self, reference: str) -> ReleaseHealth:
         try:
-            asked = self.heads[reference].broadcast("report", reference)
-            answers = await asked.results_async(timeout_s=_REPORT_S, return_exceptions=True)
+            responses = self.heads[reference].broadcast("report", reference)
+            answers = await responses.results_async(timeout_s=_REPORT_S, return_exceptions=True)
         except DeploymentUnavailableError:
             status = await self._absence(reference)
             if status == "idle" and reference in self.missing:
@@ -182,7 +182,7 @@ class Ingress:
             self.labels.inc(1, {"release": event.release, "version": version, "label": label or NOTHING})
         for sure in event.confidences:
             self.confidence.observe(sure, {"release": event.release, "version": version})
-        talked = self._talked(event, {"release": event.release, "version": version}) if event.first_token_s is not None else {}
+        figures = self._talk_figures(event, {"release": event.release, "version": version}) if event.first_token_s is not None else {}
         line = {
             "request_id": event.request_id,
             "release": f"{event.release}@{event.version}" if event.release else None,
@@ -190,9 +190,9 @@ class Ingress:
             "labels": event.labels,
             "ms": round(1000 * event.seconds, 1),
         }
-        audit.info("%s", json.dumps(line | talked, ensure_ascii=False))
+        audit.info("%s", json.dumps(line | figures, ensure_ascii=False))
 
-    def _talked(self, event: Event, tags: dict[str, str]) -> dict[str, Any]:
+    def _talk_figures(self, event: Event, tags: dict[str, str]) -> dict[str, Any]:
         """An answer that had begun, told to its end or not."""
         assert event.first_token_s is not None
         self.tokens.inc(event.prompt_tokens, tags | {"kind": "prompt"})
@@ -216,8 +216,8 @@ def absence(deployment: Mapping[str, Any] | None) -> Absence:
 def _deployment(head: DeploymentHandle) -> Mapping[str, Any] | None:
     """As Serve's REST API shows it; `serve.status()` leaves out how many replicas are wanted."""
     application = _get_global_client().get_serve_details()["applications"].get(head.app_name, {})
-    found: Mapping[str, Any] | None = application.get("deployments", {}).get(head.deployment_name)
-    return found
+    deployment: Mapping[str, Any] | None = application.get("deployments", {}).get(head.deployment_name)
+    return deployment
 
 
 def _host() -> str:
@@ -235,7 +235,7 @@ class Shares:
     confidence: Mapping[str, float]  # share of the rows with at most this confidence, by bound
 
 
-def named(labels: Sequence[str]) -> str:
+def name_of(labels: Sequence[str]) -> str:
     """An answer's labels as one name."""
     return "|".join(labels) or NOTHING
 
@@ -245,7 +245,7 @@ def shares(predictions: "Sequence[Prediction]") -> Shares:
     sure = [row.confidence for row in predictions if row.confidence is not None]
     if not sure:
         return Shares({}, {})
-    counts = collections.Counter(named(row.labels) for row in predictions)
+    counts = collections.Counter(name_of(row.labels) for row in predictions)
     return Shares(
         {label: count / len(predictions) for label, count in counts.items()},
         {f"{bound:g}": sum(one <= bound for one in sure) / len(sure) for bound in BOUNDS},

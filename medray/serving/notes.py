@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from medray.answers import MentionAnswer
 from medray.evaluation.novelty import Cloud
-from medray.serving.service import Asked
+from medray.serving.service import Conversation
 from medray.tasks.base.mentions import ExtractResponse
 from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.text import identifiers, language
@@ -19,7 +19,7 @@ _RARE = 0.01  # share of the texts in a language below which it counts as unknow
 
 
 @dataclass(frozen=True)
-class Known:
+class TrainingTexts:
     shortest: int  # words; 98 of 100 texts lie between the two
     longest: int
     languages: Mapping[str, float]
@@ -34,19 +34,19 @@ class Known:
         return cls(words["p1"], words["p99"], {name: count / total for name, count in languages.items()})
 
 
-def unlike(text: str, known: Known) -> tuple[str, ...]:
+def unlike(text: str, training: TrainingTexts) -> tuple[str, ...]:
     """A sentence for each way in which it differs."""
-    said = []
+    notes: list[str] = []
     count = len(text.split())
-    if count > _BEYOND * known.longest:
-        said.append(f"{count} words are more than the release was trained on: 99 of 100 texts had at most {known.longest}")
-    if _BEYOND * count < known.shortest:
-        said.append(f"{count} words are fewer than the release was trained on: 99 of 100 texts had at least {known.shortest}")
-    found = language.guess(text)
-    if found != language.UNKNOWN and known.languages.get(found, 0.0) < _RARE:
-        usual = sorted(name for name, share in known.languages.items() if name != language.UNKNOWN and share >= _RARE)
-        said.append(f"it reads like language {found!r}, the training texts like " + (", ".join(map(repr, usual)) or "no running text"))
-    return tuple(said)
+    if count > _BEYOND * training.longest:
+        notes.append(f"{count} words are more than the release was trained on: 99 of 100 texts had at most {training.longest}")
+    if _BEYOND * count < training.shortest:
+        notes.append(f"{count} words are fewer than the release was trained on: 99 of 100 texts had at least {training.shortest}")
+    guess = language.guess(text)
+    if guess != language.UNKNOWN and training.languages.get(guess, 0.0) < _RARE:
+        usual = sorted(name for name, share in training.languages.items() if name != language.UNKNOWN and share >= _RARE)
+        notes.append(f"it reads like language {guess!r}, the training texts like " + (", ".join(map(repr, usual)) or "no running text"))
+    return tuple(notes)
 
 
 def far(distance: float, cloud: Cloud) -> tuple[str, ...]:
@@ -67,55 +67,55 @@ class MaskedRequest:
     texts: Sequence[str]
     masked: Sequence[Masked]
 
-    def noted(self, response: TextResponse) -> TextResponse:
+    def annotate(self, response: TextResponse) -> TextResponse:
         """The answer with what was masked; places of mentions are those of the texts that were sent."""
         notes = response.notes or (InputNote(),) * len(self.masked)
         changes: dict[str, object] = {
-            "notes": tuple(note.model_copy(update={"masked": found.counts}) for note, found in zip(notes, self.masked, strict=True))
+            "notes": tuple(note.model_copy(update={"masked": text.counts}) for note, text in zip(notes, self.masked, strict=True))
         }
         if isinstance(response, ExtractResponse):
             changes["predictions"] = tuple(
-                replace(answer, mentions=tuple(self._placed(number, one) for one in answer.mentions))
+                replace(answer, mentions=tuple(self._place(number, one) for one in answer.mentions))
                 for number, answer in enumerate(response.predictions)
             )
         return response.model_copy(update=changes)
 
-    def _placed(self, number: int, mention: MentionAnswer) -> MentionAnswer:
+    def _place(self, number: int, mention: MentionAnswer) -> MentionAnswer:
         start, end = self.masked[number].original(mention.start, mention.end)
         return replace(mention, start=start, end=end, text=self.texts[number][start:end])
 
 
 async def mask(request: TextRequest) -> MaskedRequest:
     texts = request.texts
-    found = await _masked(texts)
-    changed = {"text": found[0].text} if request.text is not None else {"inputs": tuple(one.text for one in found)}
-    return MaskedRequest(request.model_copy(update=changed), texts, found)
+    masked = await _mask_all(texts)
+    changes = {"text": masked[0].text} if request.text is not None else {"inputs": tuple(one.text for one in masked)}
+    return MaskedRequest(request.model_copy(update=changes), texts, masked)
 
 
-async def mask_conversation(asked: Asked) -> tuple[Asked, dict[Kind, int]]:
-    found = await _masked([message.content for message in asked.messages])
-    messages = tuple(replace(message, content=masked.text) for message, masked in zip(asked.messages, found, strict=True))
+async def mask_conversation(conversation: Conversation) -> tuple[Conversation, dict[Kind, int]]:
+    masked = await _mask_all([message.content for message in conversation.messages])
+    messages = tuple(replace(message, content=text.text) for message, text in zip(conversation.messages, masked, strict=True))
     counts: Counter[Kind] = Counter()
-    for masked in found:
-        counts.update(masked.counts)
-    return replace(asked, messages=messages), dict(counts)
+    for text in masked:
+        counts.update(text.counts)
+    return replace(conversation, messages=messages), dict(counts)
 
 
-async def _masked(texts: Sequence[str]) -> list[Masked]:
+async def _mask_all(texts: Sequence[str]) -> list[Masked]:
     """Long texts are masked in a thread, so that other requests are answered meanwhile."""
     if sum(map(len, texts)) <= _MOST_INLINE:
         return list(map(identifiers.mask, texts))
     return await asyncio.to_thread(lambda: list(map(identifiers.mask, texts)))
 
 
-def flagged(request: TextRequest, response: TextResponse, known: Known | None) -> TextResponse:
-    """The answer with what is unlike the training; of a release whose data nothing is known of, as it is."""
-    if known is None:
+def flag(request: TextRequest, response: TextResponse, training: TrainingTexts | None) -> TextResponse:
+    """The answer with what is unlike the training; the answer itself where nothing is known of the training data."""
+    if training is None:
         return response
     texts = request.texts
     notes = response.notes or (InputNote(),) * len(texts)
-    said = (
-        note.model_copy(update={"unlike_training": (*unlike(text, known), *note.unlike_training)})
+    changed = (
+        note.model_copy(update={"unlike_training": (*unlike(text, training), *note.unlike_training)})
         for text, note in zip(texts, notes, strict=True)
     )
-    return response.model_copy(update={"notes": tuple(said)})
+    return response.model_copy(update={"notes": tuple(changed)})

@@ -11,7 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from medray.serving.auth import Refused, error_body
+from medray.serving.auth import Refusal, error_body
 from medray.serving.openai_schemas import (
     ChatChoice,
     ChatCompletion,
@@ -24,7 +24,7 @@ from medray.serving.openai_schemas import (
     chat_logprobs,
     completion_logprobs,
 )
-from medray.serving.service import Begun, Event, Events, Said, Service
+from medray.serving.service import Event, Events, Service, Start, TextPiece
 from medray.text.identifiers import Kind
 from medray.types import TokenLogprob
 
@@ -86,94 +86,94 @@ class Call:
     with_disclaimer: bool
     include_usage: bool
     masked: dict[Kind, int] | None = None
-    begun: Begun | None = None
-    ended: Said | None = None
+    start_of_answer: Start | None = None
+    last_piece: TextPiece | None = None
     num_tokens: int = 0
     first_token_s: float | None = None
-    closed: bool = False
+    is_closed: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def answer(self, *, stream: bool) -> Response | Refused:
+    async def answer(self, *, stream: bool) -> Response | Refusal:
         headers = {"x-request-id": self.number}
         if stream:
             first = await self.first()
-            return first if isinstance(first, Refused) else EventStream(self, first, headers | _STREAM_HEADERS)
+            return first if isinstance(first, Refusal) else EventStream(self, first, headers | _STREAM_HEADERS)
         whole = await self.whole()
-        return whole if isinstance(whole, Refused) else Response(whole.model_dump_json(), media_type="application/json", headers=headers)
+        return whole if isinstance(whole, Refusal) else Response(whole.model_dump_json(), media_type="application/json", headers=headers)
 
-    async def first(self) -> Begun | Refused:
+    async def first(self) -> Start | Refusal:
         status = _LEFT  # unless something else happens below
         try:
-            found = await anext(self.events)
-            assert not isinstance(found, Said)
-            status = found.status if isinstance(found, Refused) else 0
+            first = await anext(self.events)
+            assert not isinstance(first, TextPiece)
+            status = first.status if isinstance(first, Refusal) else 0
         except Exception:
             status = _FAILED
             raise
         finally:
             if status:
                 await self.close(status)
-        if isinstance(found, Begun):
-            self.begun = found
-            self.first_token_s = time.perf_counter() - self.start if found.first_token_s is None else found.first_token_s
-        return found
+        if isinstance(first, Start):
+            self.start_of_answer = first
+            self.first_token_s = time.perf_counter() - self.start if first.first_token_s is None else first.first_token_s
+        return first
 
-    async def rest(self) -> AsyncGenerator[Said | Refused, None]:
+    async def rest(self) -> AsyncGenerator[TextPiece | Refusal, None]:
         status = _LEFT
         try:
             async for item in self.events:
-                assert not isinstance(item, Begun)
-                if isinstance(item, Refused):
+                assert not isinstance(item, Start)
+                if isinstance(item, Refusal):
                     status = item.status
                     yield item
                     return
                 self.num_tokens += item.num_tokens
                 if item.finish:
-                    self.ended, status = item, 200
+                    self.last_piece, status = item, 200
                 yield item
-            if self.ended is None:
+            if self.last_piece is None:
                 status = _FAILED
-                yield Refused(_FAILED, "internal_error", "the answer broke off")
+                yield Refusal(_FAILED, "internal_error", "the answer broke off")
         except Exception as err:  # the boundary of an answer that has begun: its status was sent
             status = _FAILED
             log.error("%s while an answer was told", type(err).__name__)
-            yield Refused(_FAILED, "internal_error", "the answer broke off; the server's log has the cause")
+            yield Refusal(_FAILED, "internal_error", "the answer broke off; the server's log has the cause")
         finally:
             await self.close(status)
 
-    async def whole(self) -> BaseModel | Refused:
+    async def whole(self) -> BaseModel | Refusal:
         first = await self.first()
-        if isinstance(first, Refused):
+        if isinstance(first, Refusal):
             return first
         pieces: list[str] = []
         logprobs: Logprobs = ()
         async for item in self.rest():
-            if isinstance(item, Refused):
+            if isinstance(item, Refusal):
                 return item
             pieces.append(item.text)
             logprobs += item.logprobs
-        assert self.ended is not None
-        assert self.ended.finish is not None
+        assert self.last_piece is not None
+        assert self.last_piece.finish is not None
         text = "".join(pieces) + self._last_words()
-        return self.shape.whole(self._fields(usage=self._usage(), **self._conclusion()), text, logprobs, self.ended.finish)
+        return self.shape.whole(self._fields(usage=self._usage(), **self._conclusion()), text, logprobs, self.last_piece.finish)
 
-    async def stream(self, begun: Begun) -> AsyncGenerator[str, None]:
+    async def stream(self, first: Start) -> AsyncGenerator[str, None]:
         place = 0
         rest = self.rest()
         try:
             if self.shape.opening:
                 yield _event(self.shape.opening(self._fields()))
             async for item in rest:
-                if isinstance(item, Refused):
+                if isinstance(item, Refusal):
                     yield f"data: {json.dumps(error_body(item))}\n\n"
                     return
                 if item.text or item.logprobs:
                     yield _event(self.shape.piece(self._fields(), item.text, item.logprobs, None, place))
                     place += len(item.text)
-            assert self.ended is not None
+            assert self.last_piece is not None
             if self._last_words():
                 yield _event(self.shape.piece(self._fields(), self._last_words(), (), None, place))
-            yield _event(self.shape.piece(self._fields(**self._conclusion()), "", (), self.ended.finish, place))
+            yield _event(self.shape.piece(self._fields(**self._conclusion()), "", (), self.last_piece.finish, place))
             if self.include_usage:
                 yield _event(self.shape.closing(self._fields(usage=self._usage())))
             yield "data: [DONE]\n\n"
@@ -181,40 +181,40 @@ class Call:
             await rest.aclose()
 
     def _last_words(self) -> str:
-        assert self.begun is not None
-        return SEAM + self.begun.disclaimer if self.with_disclaimer and self.begun.ends_with_disclaimer else ""
+        assert self.start_of_answer is not None
+        return SEAM + self.start_of_answer.disclaimer if self.with_disclaimer and self.start_of_answer.ends_with_disclaimer else ""
 
     def _fields(self, **others: Any) -> Fields:
-        assert self.begun is not None
+        assert self.start_of_answer is not None
         fields = {"id": f"{self.shape.prefix}-{self.number}", "created": self.created, "model": self.model}
-        return {**fields, "release": self.begun.release, "version": self.begun.version, **others}
+        return {**fields, "release": self.start_of_answer.release, "version": self.start_of_answer.version, **others}
 
     def _conclusion(self) -> Fields:
-        assert self.begun is not None
-        assert self.ended is not None
-        return {"outcome": self.ended.outcome, "disclaimer": self.begun.disclaimer, "masked": self.masked}
+        assert self.start_of_answer is not None
+        assert self.last_piece is not None
+        return {"outcome": self.last_piece.outcome, "disclaimer": self.start_of_answer.disclaimer, "masked": self.masked}
 
     def _usage(self) -> Usage:
-        assert self.begun is not None
-        read = self.begun.prompt_tokens
+        assert self.start_of_answer is not None
+        read = self.start_of_answer.prompt_tokens
         return Usage(prompt_tokens=read, completion_tokens=self.num_tokens, total_tokens=read + self.num_tokens)
 
     async def close(self, status: int) -> None:
         """Once: what it ended with is what it is recorded as."""
-        if self.closed:
+        if self.is_closed:
             return
-        self.closed = True
-        begun, ended = self.begun, self.ended
+        self.is_closed = True
+        first, last = self.start_of_answer, self.last_piece
         self.service.record(
             Event(
                 self.number,
                 self.model,
                 status,
                 time.perf_counter() - self.start,
-                begun.release if begun else "",
-                begun.version if begun else 0,
-                outcome=ended.outcome if ended else None,
-                prompt_tokens=begun.prompt_tokens if begun else 0,
+                first.release if first else "",
+                first.version if first else 0,
+                outcome=last.outcome if last else None,
+                prompt_tokens=first.prompt_tokens if first else 0,
                 completion_tokens=self.num_tokens,
                 first_token_s=self.first_token_s,
             )
@@ -225,8 +225,8 @@ class Call:
 class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
-    def __init__(self, call: Call, begun: Begun, headers: dict[str, str]) -> None:
-        self.call, self.events = call, call.stream(begun)
+    def __init__(self, call: Call, first: Start, headers: dict[str, str]) -> None:
+        self.call, self.events = call, call.stream(first)
         super().__init__(self.events, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -238,5 +238,5 @@ class EventStream(StreamingResponse):
             await self.call.close(_LEFT)
 
 
-def _event(found: BaseModel) -> str:
-    return f"data: {found.model_dump_json()}\n\n"
+def _event(body: BaseModel) -> str:
+    return f"data: {body.model_dump_json()}\n\n"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from medray.serving.service import Asked
+from medray.serving.service import Conversation
 from medray.text.identifiers import Kind
 from medray.types import Message, Sampling, TokenLogprob
 
@@ -56,8 +56,8 @@ class ChatMessage(_Lenient):
     content: _Words | Annotated[tuple[Part, ...], Field(fail_fast=True)]
 
     def message(self) -> Message:
-        said = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(_ROLES[self.role], said)
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(_ROLES[self.role], text)
 
 
 class _Request(_Lenient):
@@ -84,13 +84,13 @@ class _Request(_Lenient):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @abstractmethod
-    def conversation(self) -> tuple[Message, ...]: ...
+    def turns(self) -> tuple[Message, ...]: ...
 
     @property
     @abstractmethod
     def num_logprobs(self) -> int | None: ...
 
-    def asked(self) -> Asked:
+    def conversation(self) -> Conversation:
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
         sampling = Sampling(
             temperature=self.temperature if self.temperature and self.temperature >= _GREEDY else 0.0,
@@ -99,7 +99,7 @@ class _Request(_Lenient):
             stop=stop,
             logprobs=self.num_logprobs,
         )
-        return Asked(self.conversation(), sampling, self.max_tokens, whole=not self.stream)
+        return Conversation(self.turns(), sampling, self.max_tokens, whole=not self.stream)
 
 
 class ChatRequest(_Request):
@@ -122,12 +122,12 @@ class ChatRequest(_Request):
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def conversation(self) -> tuple[Message, ...]:
+    def turns(self) -> tuple[Message, ...]:
         return tuple(message.message() for message in self.messages)
 
-    def asked(self) -> Asked:
-        found = super().asked()
-        return Asked(found.messages, found.sampling, self.max_completion_tokens or self.max_tokens, found.whole)
+    def conversation(self) -> Conversation:
+        plain = super().conversation()
+        return Conversation(plain.messages, plain.sampling, self.max_completion_tokens or self.max_tokens, plain.whole)
 
 
 class CompletionRequest(_Request):
@@ -138,7 +138,7 @@ class CompletionRequest(_Request):
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
-    def conversation(self) -> tuple[Message, ...]:
+    def turns(self) -> tuple[Message, ...]:
         return (Message("user", self.prompt if isinstance(self.prompt, str) else self.prompt[0]),)
 
 
@@ -234,8 +234,8 @@ class Completion(_Answer):
     choices: tuple[TextChoice, ...]
 
 
-def chat_logprobs(found: Sequence[TokenLogprob]) -> ChatLogprobs | None:
-    if not found:
+def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+    if not logprobs:
         return None
     return ChatLogprobs(
         content=tuple(
@@ -245,20 +245,20 @@ def chat_logprobs(found: Sequence[TokenLogprob]) -> ChatLogprobs | None:
                 bytes=_bytes(one.text),
                 top_logprobs=tuple(TopLogprob(token=text, logprob=value, bytes=_bytes(text)) for text, value in one.top),
             )
-            for one in found
+            for one in logprobs
         )
     )
 
 
-def completion_logprobs(found: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs | None:
-    if not found:
+def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs | None:
+    if not logprobs:
         return None
-    lengths = [len(one.text) for one in found]
+    lengths = [len(one.text) for one in logprobs]
     return CompletionLogprobs(
-        tokens=tuple(one.text for one in found),
-        token_logprobs=tuple(one.logprob for one in found),
-        top_logprobs=tuple(dict(one.top) for one in found),
-        text_offset=tuple(offset + sum(lengths[:at]) for at in range(len(found))),
+        tokens=tuple(one.text for one in logprobs),
+        token_logprobs=tuple(one.logprob for one in logprobs),
+        top_logprobs=tuple(dict(one.top) for one in logprobs),
+        text_offset=tuple(offset + sum(lengths[:at]) for at in range(len(logprobs))),
     )
 
 

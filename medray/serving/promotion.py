@@ -45,19 +45,19 @@ def _follower(client: Client, name: str, alias: str) -> dict[str, Any]:
         raise ServingError(f"{client.url}: tells its versions only to who has a token")
     if reference not in releases:
         raise ServingError(f"{client.url}: serves {', '.join(releases)} and not {reference}")
-    found: dict[str, Any] = releases[reference]
-    return found
+    health: dict[str, Any] = releases[reference]
+    return health
 
 
 def _wait(client: Client, reference: str, version: int, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
     name, _, alias = reference.partition("@")
     end = clock() + timeout_s
-    seen = "nothing was reported"
+    state = "nothing was reported"
     while clock() < end:
         try:
             health = _follower(client, name, alias)
         except ServingError as err:  # a proxy or ingress that starts anew is waited for as well
-            seen = str(err)
+            state = str(err)
             time.sleep(_LOOK_S)
             continue
         replicas = health["replicas"]
@@ -67,9 +67,9 @@ def _wait(client: Client, reference: str, version: int, timeout_s: float, clock:
         failed = [replica for replica in replicas if replica.get("error_version") == version]
         if failed:
             raise ServingError(f"{reference}: version {version} was not taken, the one before still answers: {failed[0]['error']}")
-        seen = (
+        state = (
             ", ".join(f"replica {replica['replica']} serves {replica['version']}" for replica in replicas)
             or f"no replica reports ({health['status']})"
         )
         time.sleep(_LOOK_S)
-    raise ServingError(f"{reference}: version {version} is not everywhere after {timeout_s:g} s: {seen}")
+    raise ServingError(f"{reference}: version {version} is not everywhere after {timeout_s:g} s: {state}")

@@ -22,17 +22,17 @@ from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import notes
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 from medray.serving.cards import ReleaseCard, audit, card
 from medray.serving.chat import Chat, Telling, TooLongError
 from medray.serving.follow import Follower
 from medray.serving.head import Head, TooManyTokensError
 from medray.serving.ingress import shares
-from medray.serving.notes import Known
+from medray.serving.notes import TrainingTexts
 from medray.serving.opening import open_head
 from medray.serving.process import prepare
 from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, ReplicaReport
-from medray.serving.service import Asked, Begun, Described, Said
+from medray.serving.service import Conversation, Description, Start, TextPiece
 from medray.serving.streams import LateError, OverloadedError
 from medray.serving.vllm import Group
 from medray.serving.vllm_head import Shared
@@ -40,18 +40,18 @@ from medray.tasks.base.route import TextRequest, TextResponse
 from medray.types import Chunk
 
 log = logging.getLogger(__name__)
-_WAITING = Refused(503, "unavailable", "this release is not there yet; /healthz says why", RETRY_AFTER_S)
+_WAITING = Refusal(503, "unavailable", "this release is not there yet; /healthz says why", RETRY_AFTER_S)
 
 
 class HeadReplica:
     def __init__(self, group: Group, options: AppOptions) -> None:
         prepare()
-        given = ray.get_runtime_context().get_assigned_resources()
-        threads = max(1, int(given.get("CPU", 1)))
+        resources = ray.get_runtime_context().get_assigned_resources()
+        threads = max(1, int(resources.get("CPU", 1)))
         torch.set_num_threads(threads)
         self.options = options
-        self.device = "cuda" if given.get("GPU") and torch.cuda.is_available() else "cpu"
-        gpus = math.ceil(given.get("GPU", 0)) if self.device == "cuda" else 0
+        self.device = "cuda" if resources.get("GPU") and torch.cuda.is_available() else "cpu"
+        gpus = math.ceil(resources.get("GPU", 0)) if self.device == "cuda" else 0
         self.shared = Shared(group, options, threads=threads, gpus=gpus) if group.engine == "vllm" else None
         self.replica = serve.get_replica_context().replica_id.unique_id
         # One thread computes; the others encode, wait for their rows and put answers together.
@@ -64,7 +64,7 @@ class HeadReplica:
         self.validation_confidence = Gauge(
             "medray_validation_confidence_share", "share of validation rows this sure at most", tag_keys=("release", "version", "at_most")
         )
-        self.known: dict[str, Known | None] = {}
+        self.training_texts: dict[str, TrainingTexts | None] = {}
         self.followers: dict[str, Follower[Head | Chat]] = {
             reference: Follower(
                 Registry(options.storage_path),
@@ -85,7 +85,7 @@ class HeadReplica:
         head = self.shared.open(release) if self.shared else open_head(release, self.options, self.compute, device=self.device)
         self.gauge.set(head.loaded.version, {"model": reference})
         if isinstance(head, Head):
-            self._tell_validation(head.loaded)
+            self._report_validation(head.loaded)
         return head
 
     def check_health(self) -> None:
@@ -93,109 +93,109 @@ class HeadReplica:
         if self.shared and self.shared.is_dead:
             raise ServingError("vLLM's processes have died")
 
-    def _tell_validation(self, loaded: LoadedRelease) -> None:
-        said = shares(loaded.calibrate(read_predictions(loaded.folder)))
+    def _report_validation(self, loaded: LoadedRelease) -> None:
+        validation = shares(loaded.calibrate(read_predictions(loaded.folder)))
         tags = {"release": loaded.name, "version": str(loaded.version)}
-        for label, share in said.labels.items():
+        for label, share in validation.labels.items():
             self.validation_labels.set(share, tags | {"label": label})
-        for bound, share in said.confidence.items():
+        for bound, share in validation.confidence.items():
             self.validation_confidence.set(share, tags | {"at_most": bound})
 
-    def _known(self, reference: str) -> Known | None:
+    def _training_texts(self, reference: str) -> TrainingTexts | None:
         release = self.followers[reference].release
         assert release is not None
-        if release.record.content_id not in self.known:
-            self.known[release.record.content_id] = Known.of(audit(release.folder()))
-        return self.known[release.record.content_id]
+        if release.record.content_id not in self.training_texts:
+            self.training_texts[release.record.content_id] = TrainingTexts.of(audit(release.folder()))
+        return self.training_texts[release.record.content_id]
 
-    def _model(self, reference: str) -> Head | Chat | Refused:
+    def _model(self, reference: str) -> Head | Chat | Refusal:
         return self.followers[reference].model or _WAITING
 
-    async def answer(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refused:
+    async def answer(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refusal:
         deadline = time.monotonic() + timeout_s
         return await asyncio.get_running_loop().run_in_executor(self.requests, self._answer, reference, request, deadline)
 
-    def _answer(self, reference: str, request: TextRequest, deadline: float) -> TextResponse | Refused:
+    def _answer(self, reference: str, request: TextRequest, deadline: float) -> TextResponse | Refusal:
         head = self._model(reference)
-        if isinstance(head, Refused):
+        if isinstance(head, Refusal):
             return head
         if isinstance(head, Chat):
-            return Refused(400, "wrong_route", f"{head.loaded.name} is asked at {CHAT_PATH}", param="model")
+            return Refusal(400, "wrong_route", f"{head.loaded.name} is asked at {CHAT_PATH}", param="model")
         if not isinstance(request, tuple(route.request for route in head.task.routes)):
-            return Refused(400, "wrong_route", f"{head.loaded.name} is asked at {head.path}", param="model")
+            return Refusal(400, "wrong_route", f"{head.loaded.name} is asked at {head.path}", param="model")
         try:
-            said = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
-            return notes.flagged(request, said, self._known(reference)) if self.options.flag_unlike_training else said
+            response = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
+            return notes.flag(request, response, self._training_texts(reference)) if self.options.flag_unlike_training else response
         except DataError:  # the only one that a text can cause; its message counts rows of a batch, which the sender cannot see
-            return Refused(422, "invalid_request", "a text holds no token that the model could read")
+            return Refusal(422, "invalid_request", "a text holds no token that the model could read")
         except TooManyTokensError as err:
-            return Refused(413, "too_many_tokens", str(err))
+            return Refusal(413, "too_many_tokens", str(err))
         except OverloadedError:
-            return Refused(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
+            return Refusal(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
         except LateError:
-            return Refused(504, "deadline_exceeded", "the answer was not ready in time")
+            return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
 
-    async def talk(self, reference: str, asked: Asked, timeout_s: float) -> AsyncGenerator[Begun | Said | Refused, None]:
+    async def talk(self, reference: str, conversation: Conversation, timeout_s: float) -> AsyncGenerator[Start | TextPiece | Refusal, None]:
         """Closed by who listens, the row is free at the next step."""
         loop, start = asyncio.get_running_loop(), time.monotonic()
-        told: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        results: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         first: list[float] = []
 
-        def deliver(found: Chunk | Exception) -> None:
+        def deliver(result: Chunk | Exception) -> None:
             if not first:
                 first.append(time.monotonic() - start)
-            loop.call_soon_threadsafe(told.put_nowait, found)
+            loop.call_soon_threadsafe(results.put_nowait, result)
 
         chat = self._model(reference)
-        started = self.requests.submit(self._start, chat, asked, start + timeout_s, deliver)
+        task = self.requests.submit(self._start, chat, conversation, start + timeout_s, deliver)
         try:
-            found = await asyncio.shield(asyncio.wrap_future(started))
+            outcome = await asyncio.shield(asyncio.wrap_future(task))
         except asyncio.CancelledError:
-            if not started.cancel():  # it runs already: what it starts ends with it
-                started.add_done_callback(lambda done: self._cancel(chat, done.result()))
+            if not task.cancel():  # it runs already: what it starts ends with it
+                task.add_done_callback(lambda done: self._cancel(chat, done.result()))
             raise
-        if isinstance(found, Refused):
-            yield found
+        if isinstance(outcome, Refusal):
+            yield outcome
             return
         assert isinstance(chat, Chat)
         telling, has_begun = Telling(chat.task), False
         try:
             while True:
-                chunks = await _gathered(told, whole=asked.whole)
+                chunks = await _gather(results, whole=conversation.whole)
                 if isinstance(chunks, Exception):
-                    yield _refused(chunks)
+                    yield _refusal_of(chunks)
                     return
                 if not has_begun:
                     has_begun = True
-                    yield replace(found[0], first_token_s=first[0])
-                said = telling.say(chunks)
-                yield said
-                if said.finish:
+                    yield replace(outcome[0], first_token_s=first[0])
+                piece = telling.say(chunks)
+                yield piece
+                if piece.finish:
                     return
         finally:
-            self._cancel(chat, found)
+            self._cancel(chat, outcome)
 
     def _start(
-        self, chat: Head | Chat | Refused, asked: Asked, deadline: float, deliver: Callable[[Chunk | Exception], None]
-    ) -> tuple[Begun, Any] | Refused:
-        if isinstance(chat, Refused):
+        self, chat: Head | Chat | Refusal, conversation: Conversation, deadline: float, deliver: Callable[[Chunk | Exception], None]
+    ) -> tuple[Start, Any] | Refusal:
+        if isinstance(chat, Refusal):
             return chat
         if not isinstance(chat, Chat):
-            return Refused(400, "wrong_route", f"{chat.loaded.name} does not talk: it is asked at {chat.path}", param="model")
+            return Refusal(400, "wrong_route", f"{chat.loaded.name} does not talk: it is asked at {chat.path}", param="model")
         try:
-            return chat.begin(asked, self.options.limits, deadline, deliver)
+            return chat.begin(conversation, self.options.limits, deadline, deliver)
         except ServingError as err:
-            return _refused(err)
+            return _refusal_of(err)
 
-    def _cancel(self, chat: Head | Chat | Refused, found: tuple[Begun, Any] | Refused) -> None:
-        if isinstance(chat, Chat) and not isinstance(found, Refused):
-            chat.streams.cancel(found[1])
+    def _cancel(self, chat: Head | Chat | Refusal, outcome: tuple[Start, Any] | Refusal) -> None:
+        if isinstance(chat, Chat) and not isinstance(outcome, Refusal):
+            chat.streams.cancel(outcome[1])
 
-    async def describe(self, reference: str) -> Described | Refused:
+    async def describe(self, reference: str) -> Description | Refusal:
         model = self._model(reference)
-        return model if isinstance(model, Refused) else model.describe()
+        return model if isinstance(model, Refusal) else model.describe()
 
-    async def card(self, reference: str) -> ReleaseCard | Refused:
+    async def card(self, reference: str) -> ReleaseCard | Refusal:
         release = self.followers[reference].release
         return await asyncio.get_running_loop().run_in_executor(self.requests, card, release) if release else _WAITING
 
@@ -216,24 +216,24 @@ class HeadReplica:
         )
 
 
-async def _gathered(told: "asyncio.Queue[Chunk | Exception]", *, whole: bool) -> list[Chunk] | Exception:
+async def _gather(results: "asyncio.Queue[Chunk | Exception]", *, whole: bool) -> list[Chunk] | Exception:
     """What has come since the last time, or the whole."""
     chunks: list[Chunk] = []
     while True:
-        found = await told.get()
-        if isinstance(found, Exception):
-            return found
-        chunks.append(found)
-        if found.finish or (told.empty() and not whole):
+        result = await results.get()
+        if isinstance(result, Exception):
+            return result
+        chunks.append(result)
+        if result.finish or (results.empty() and not whole):
             return chunks
 
 
-def _refused(err: Exception) -> Refused:
+def _refusal_of(err: Exception) -> Refusal:
     if isinstance(err, TooLongError):
-        return Refused(400, "invalid_request", str(err), code="context_length_exceeded")
+        return Refusal(400, "invalid_request", str(err), code="context_length_exceeded")
     if isinstance(err, OverloadedError):
-        return Refused(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
+        return Refusal(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
     if isinstance(err, LateError):
-        return Refused(504, "deadline_exceeded", "the answer was not ready in time")
+        return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
     log.error("%s while a text was generated", type(err).__name__)
-    return Refused(500, "internal_error", "the answer broke off; the server's log has the cause")
+    return Refusal(500, "internal_error", "the answer broke off; the server's log has the cause")

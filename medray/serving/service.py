@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 from medray.serving.cards import ReleaseCard
 from medray.serving.schemas import Health
 from medray.tasks.base.protocol import Outcome
@@ -13,7 +13,7 @@ from medray.types import Message, Sampling, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Conversation:
     """A conversation to go on with."""
 
     messages: tuple[Message, ...]
@@ -23,7 +23,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class Start:
     """Who answers: before the first piece, also of an answer in one piece, which so can be asked for again until it is there."""
 
     release: str
@@ -35,7 +35,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TextPiece:
     """A piece of the answer; on the last one, why it ended and what it was."""
 
     text: str
@@ -46,7 +46,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class Description:
     """What somebody who talks to a release should know of it."""
 
     release: str
@@ -55,7 +55,7 @@ class Described:
     disclaimer: str | None = None
 
 
-Events = AsyncGenerator[Begun | Said | Refused, None]  # first one of Begun and Refused; a refusal is the last
+Events = AsyncGenerator[Start | TextPiece | Refusal, None]  # first one of Start and Refusal; a refusal is the last
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class Service(Protocol):
     @property
     def references(self) -> tuple[str, ...]: ...
 
-    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refused: ...
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal: ...
 
-    def talk(self, reference: str, asked: Asked) -> Events:
+    def talk(self, reference: str, conversation: Conversation) -> Events:
         """Closing it ends the generation."""
         ...
 
-    async def describe(self, reference: str) -> Described | Refused: ...
+    async def describe(self, reference: str) -> Description | Refusal: ...
 
-    async def card(self, reference: str) -> ReleaseCard | Refused: ...
+    async def card(self, reference: str) -> ReleaseCard | Refusal: ...
 
     async def health(self) -> Health: ...
 

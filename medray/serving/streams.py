@@ -70,24 +70,24 @@ class Streams:
 
     def collect(self, prompts: Sequence[Sequence[int]], sampling: Sampling, deadline: float) -> list[Chunk]:
         """Whole texts of one request."""
-        told: queue.SimpleQueue[Chunk | Exception] = queue.SimpleQueue()
+        results: queue.SimpleQueue[Chunk | Exception] = queue.SimpleQueue()
         seeds = [sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + at) for at in range(len(prompts))]
-        started: list[Stream] = []
+        streams: list[Stream] = []
         chunks: list[Chunk] = []
         missing = len(prompts)
         try:
-            for index, (prompt, asked) in enumerate(zip(prompts, seeds, strict=True)):
-                started.append(self.start(prompt, asked, told.put, deadline, index))
+            for index, (prompt, own) in enumerate(zip(prompts, seeds, strict=True)):
+                streams.append(self.start(prompt, own, results.put, deadline, index))
             while missing:
-                found = told.get(timeout=max(0.0, deadline - time.monotonic()))
-                if isinstance(found, Exception):
-                    raise found
-                chunks.append(found)
-                missing -= found.finish is not None
+                result = results.get(timeout=max(0.0, deadline - time.monotonic()))
+                if isinstance(result, Exception):
+                    raise result
+                chunks.append(result)
+                missing -= result.finish is not None
         except queue.Empty:
             raise LateError("the answer was not ready in time") from None
         finally:
-            for stream in started:
+            for stream in streams:
                 self.cancel(stream)
         return gather(chunks, len(prompts))
 
@@ -150,9 +150,9 @@ class Streams:
             _deliver(stream, err)
 
 
-def _deliver(stream: Stream, found: Chunk | Exception) -> None:
+def _deliver(stream: Stream, result: Chunk | Exception) -> None:
     try:
-        stream.deliver(found)
+        stream.deliver(result)
     except RuntimeError as err:  # the loop of who asked is closed: a replica that ends
         log.warning("a text under way has nobody left to be told to: %s", err)
         stream.cancelled = True

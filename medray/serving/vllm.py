@@ -77,7 +77,7 @@ def groups(registry: Registry, options: AppOptions, missing: Collection[str] = (
         if options.engine == "vllm" and _talks(manifest):
             raise ServingError(f"engine: vllm is asked for, and {reference} is not for it: {refusal}")
         alone.append(Group("transformers", (reference,)))
-    shared = [Group("vllm", tuple(found), _room(registry, found) if len(found) > 1 else None) for found in sharing.values()]
+    shared = [Group("vllm", tuple(names), _room(registry, names) if len(names) > 1 else None) for names in sharing.values()]
     return [*shared, *alone, *waiting]
 
 
@@ -114,8 +114,8 @@ def adapter_of(release: Release) -> Adapter:
     folder = release.folder()
     if checkpoint.read(folder).is_untuned:
         return Adapter(0, frozenset())
-    found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return Adapter(int(found["r"]), frozenset(name.rpartition(".")[2] for name in found["target_modules"]))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return Adapter(int(config["r"]), frozenset(name.rpartition(".")[2] for name in config["target_modules"]))
 
 
 def talks(release: Release) -> bool:

@@ -63,7 +63,7 @@ class Shared:
                 record.calibration,
                 is_merged=not self.group.is_shared,
             )
-            self._check_probe(loaded, engine)
+            self.check_probe(loaded, engine)
         log.info("%s: %s by vLLM, %s", release.reference, self.precision, "an adapter" if self.group.is_shared else "merged")
         relay = Relay(engine, waiting_tokens=self.options.limits.waiting_tokens)
         return Chat.open(loaded, relay, engine.core.settings.window)
@@ -109,7 +109,7 @@ class Shared:
             )
         )
 
-    def _check_probe(self, loaded: LoadedRelease, engine: vllm.VllmEngine) -> None:
+    def check_probe(self, loaded: LoadedRelease, engine: vllm.VllmEngine) -> None:
         """Compare the probe in fp32 as every load does.
 
         Half precision hides small differences: then no other release on this core may be nearer to the outputs than the manifest's own.

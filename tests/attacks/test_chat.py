@@ -26,7 +26,7 @@ from medray.serving.openai_schemas import ChatRequest
 from medray.serving.opening import open_head
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import CHAT_PATH, AppOptions, Limits
-from medray.serving.service import Asked
+from medray.serving.service import Conversation
 from medray.serving.streams import LateError, Streams
 from medray.text import chat_template
 from medray.text.chat_template import Chat
@@ -128,7 +128,7 @@ def test_more_messages_than_are_read_are_refused_before_anything_is_done_with_th
 )
 def test_extreme_parameters_become_the_nearest_ones_that_can_be_computed(extreme: dict[str, float]) -> None:
     request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "a"}], **extreme})
-    sampling = request.asked().sampling
+    sampling = request.conversation().sampling
     assert sampling.temperature == 0 or sampling.temperature >= 0.01
     assert float(torch.tensor(sampling.top_p, dtype=torch.float32)) > 0
 
@@ -231,7 +231,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield found
 
 
-QUESTION = Asked((Message("user", "glucose"),), Sampling(), 4, whole=True)
+QUESTION = Conversation((Message("user", "glucose"),), Sampling(), 4, whole=True)
 
 
 def test_a_conversation_is_not_read_after_its_time(served: Served) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from medray.redaction import redact
 from medray.serving import notes
-from medray.serving.notes import Known, unlike
+from medray.serving.notes import TrainingTexts, unlike
 from medray.tasks.classification import ClassifyRequest
 from medray.tasks.extraction import json_list
 from medray.tasks.instruct import overlap, safety
@@ -58,7 +58,7 @@ PARTS = {
 SCANNERS: dict[str, Callable[[str], object]] = {
     "identifiers": identifiers.mask,
     "language": language.guess,
-    "likeness": lambda text: unlike(text, Known(3, 300, {"en": 1.0})),
+    "likeness": lambda text: unlike(text, TrainingTexts(3, 300, {"en": 1.0})),
     "refusals": safety.is_refusal,
     "words": overlap.words,
     "lists": json_list.read,

@@ -14,8 +14,8 @@ from medray.client import Client, RefusedError
 from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.serving import auth
-from medray.serving.auth import Refused
-from medray.serving.service import Said
+from medray.serving.auth import Refusal
+from medray.serving.service import TextPiece
 from medray.types import DISCLAIMER, Message, Sampling, gather
 
 ASK = [{"role": "user", "content": "What is asthma?"}]
@@ -141,13 +141,13 @@ def test_the_client_chats_whole_and_in_pieces() -> None:
         assert len(said) == 3
         assert end.value.value == whole
         assert client.model("adviser")["system"] == "Be careful."
-        service.refused = Refused(429, "overloaded", "too many texts are waiting", 1)
+        service.refused = Refusal(429, "overloaded", "too many texts are waiting", 1)
         with pytest.raises(RefusedError, match="429 too many"):
             next(client.stream(ASK, model="adviser"))
 
 
 def test_an_answer_that_breaks_off_is_an_error() -> None:
-    with listening(Service(Said("Asthma", 1), Refused(503, "unavailable", "no replica could answer"))) as url:
+    with listening(Service(TextPiece("Asthma", 1), Refusal(503, "unavailable", "no replica could answer"))) as url:
         pieces = Client(url).stream(ASK, model="adviser")
         assert next(pieces) == "Asthma"
         with pytest.raises(ServingError, match="broke off: no replica could answer"):

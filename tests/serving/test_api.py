@@ -11,9 +11,9 @@ from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAns
 from medray.errors import ConfigError, ServingError
 from medray.serving import auth
 from medray.serving.api import make_api
-from medray.serving.auth import Refused, check_address
+from medray.serving.auth import Refusal, check_address
 from medray.serving.schemas import Health, Limits, ReleaseHealth, ReplicaReport
-from medray.serving.service import Asked, Described, Event, Events
+from medray.serving.service import Conversation, Description, Event, Events
 from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import TextRequest, TextResponse, routes_of
 from medray.tasks.choice import ChooseRequest, ChooseResponse
@@ -28,10 +28,10 @@ class Service:
         self.references = references or ("cancer@best",)
         self.events: list[Event] = []
         self.asked: list[tuple[str, TextRequest]] = []
-        self.refused: Refused | None = None
+        self.refused: Refusal | None = None
         self.broken = False
 
-    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refused:
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal:
         self.asked.append((reference, request))
         if self.broken:
             raise ValueError(SECRET)
@@ -48,11 +48,11 @@ class Service:
         answer = LabelAnswer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
         return ClassifyResponse(release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,)))
 
-    async def talk(self, reference: str, asked: Asked) -> Events:
-        yield Refused(400, "wrong_route", "cancer does not talk: it is asked at /v1/classify", param="model")
+    async def talk(self, reference: str, asked: Conversation) -> Events:
+        yield Refusal(400, "wrong_route", "cancer does not talk: it is asked at /v1/classify", param="model")
 
-    async def describe(self, reference: str) -> Described | Refused:
-        return self.refused or Described("cancer", 7)
+    async def describe(self, reference: str) -> Description | Refusal:
+        return self.refused or Description("cancer", 7)
 
     async def health(self) -> Health:
         report = ReplicaReport(replica="a", release="cancer", version=7, precision="fp32", error="ArtifactError: /data/x", error_version=8)
@@ -208,7 +208,7 @@ def test_no_error_repeats_what_was_sent(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_refusal_keeps_its_status_and_says_when_to_come_back() -> None:
     service = Service()
-    service.refused = Refused(429, "overloaded", "too many requests are waiting", 3)
+    service.refused = Refusal(429, "overloaded", "too many requests are waiting", 3)
     answer = client(service).post("/classify", json={"text": "a"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
     assert [event.status for event in service.events] == [429]
@@ -300,8 +300,8 @@ def test_a_tokens_file_holds_digests_and_a_wrong_line_is_named(tmp_path: Path) -
 
 def test_an_address_that_others_reach_needs_tokens_or_a_word() -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        check_address(host, guarded=False)
+        check_address(host, has_tokens=False)
     for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):
         with pytest.raises(ServingError, match="needs tokens_file"):
-            check_address(host, guarded=False)
-        check_address(host, guarded=True)
+            check_address(host, has_tokens=False)
+        check_address(host, has_tokens=True)

@@ -15,13 +15,13 @@ from support import tiny
 
 from medray.registry.registry import Registry
 from medray.registry.release import Release
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 from medray.serving.chat import Chat, Telling, TooLongError, without_disclaimer
 from medray.serving.head import Head
 from medray.serving.opening import open_head
 from medray.serving.replica import HeadReplica
 from medray.serving.schemas import AppOptions, Limits
-from medray.serving.service import Asked, Begun, Said
+from medray.serving.service import Conversation, Start, TextPiece
 from medray.tasks.classification import ClassifyRequest
 from medray.types import DISCLAIMER, Chunk, Message, Sampling, gather
 
@@ -43,13 +43,13 @@ def chat(release: Release) -> Iterator[Chat]:
         yield found
 
 
-def asked(*said: str, max_tokens: int | None = 6, **sampling: Any) -> Asked:
+def asked(*said: str, max_tokens: int | None = 6, **sampling: Any) -> Conversation:
     roles = ("user", "assistant") * len(said)
     turns = tuple(Message(role, text) for role, text in zip(roles, said, strict=False))  # type: ignore[arg-type]
-    return Asked(turns, Sampling(**sampling), max_tokens, whole=False)
+    return Conversation(turns, Sampling(**sampling), max_tokens, whole=False)
 
 
-def told(chat: Chat, question: Asked, limits: Limits | None = None) -> tuple[Begun, Chunk]:
+def told(chat: Chat, question: Conversation, limits: Limits | None = None) -> tuple[Start, Chunk]:
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
     begun, _ = chat.begin(question, limits or Limits(), time.monotonic() + 30, answer.put)
     chunks: list[Chunk] = []
@@ -75,7 +75,7 @@ def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(re
 def test_turns_before_and_a_clients_system_message_change_the_answer(chat: Chat) -> None:
     alone = told(chat, asked("glucose"))[0].prompt_tokens
     assert told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens > alone
-    system = Asked((Message("system", "study of cell"), *asked("glucose").messages), Sampling(), 6, whole=False)
+    system = Conversation((Message("system", "study of cell"), *asked("glucose").messages), Sampling(), 6, whole=False)
     begun, _ = told(chat, system)
     assert begun.prompt_tokens == alone + 3
     tokens = chat.task.prompt(system.messages, chat.tokenizer, 6)
@@ -145,8 +145,8 @@ def test_the_last_piece_judges_the_whole_answer() -> None:
             return "refused" if text == "I cannot." else "answered"
 
     telling = Telling(Task())
-    assert telling.say([Chunk(0, "I ", None, 1), Chunk(0, "can", None, 1)]) == Said("I can", 2)
-    assert telling.say([Chunk(0, "not.", "stop", 2)]) == Said("not.", 2, (), "stop", "refused")
+    assert telling.say([Chunk(0, "I ", None, 1), Chunk(0, "can", None, 1)]) == TextPiece("I can", 2)
+    assert telling.say([Chunk(0, "not.", "stop", 2)]) == TextPiece("not.", 2, (), "stop", "refused")
 
 
 def test_bf16_is_served_where_it_was_asked_for(release: Release) -> None:
@@ -175,9 +175,9 @@ def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: Chat) ->
     question = asked("glucose")
     streamed = asyncio.run(everything(replica.talk("adviser", question, 30.0)))
     begun, *said = streamed
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, Start)
     assert [piece.finish for piece in said[:-1]] == [None] * (len(said) - 1)
-    whole = asyncio.run(everything(replica.talk("adviser", Asked(question.messages, question.sampling, 6, whole=True), 30.0)))
+    whole = asyncio.run(everything(replica.talk("adviser", Conversation(question.messages, question.sampling, 6, whole=True), 30.0)))
     assert len(whole) == 2
     assert replace(whole[0], first_token_s=None) == replace(begun, first_token_s=None)
     assert whole[0].first_token_s is not None
@@ -211,8 +211,8 @@ def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Cha
     assert late.status == 504
     (long,) = asyncio.run(everything(replica.talk("adviser", asked("glucose", max_tokens=10**4), 30.0)))
     assert (long.status, long.code) == (400, "context_length_exceeded")
-    wrong = replica._answer("adviser", ClassifyRequest(text="a"), time.monotonic() + 1)
-    assert isinstance(wrong, Refused)
+    wrong = asyncio.run(replica.answer("adviser", ClassifyRequest(text="a"), 1.0))
+    assert isinstance(wrong, Refusal)
     assert (wrong.status, wrong.message) == (400, "adviser is asked at /v1/chat/completions")
 
 

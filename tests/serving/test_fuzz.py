@@ -13,7 +13,7 @@ from schemathesis.schemas import BaseSchema as OpenApiSchema
 from schemathesis.specs.openapi import checks
 from support import fake_service
 
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(fake_service.Service()))
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
@@ -92,6 +92,6 @@ def test_a_malformed_request_is_refused_as_the_document_says(label: str, num_exa
 
 def test_a_failure_would_be_found() -> None:
     service = fake_service.Service()
-    service.refused = Refused(418, "teapot", "is no status of ours")
+    service.refused = Refusal(418, "teapot", "is no status of ours")
     with pytest.raises(FailureGroup, match="Undocumented status code"):
         ask(schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(service)), "POST /v1/classify", RIGHT, 20)

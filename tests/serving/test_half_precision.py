@@ -23,7 +23,7 @@ def prove(monkeypatch: pytest.MonkeyPatch, opening: Shared, name: str, wanted: A
     manifest = SimpleNamespace(probe=SimpleNamespace(outputs=wanted.tolist()), is_untuned=False)
     loaded: Any = SimpleNamespace(reference=name, manifest=manifest, task=None)
     engine: Any = SimpleNamespace(name="release", core=None, tokenizer=None)
-    opening._check_probe(loaded, engine)
+    opening.check_probe(loaded, engine)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def turn(made: Batcher, *, max_tokens: int) -> Turn:
     def never() -> Any:
         raise AssertionError("nothing is generated here")
 
-    return Turn(made, Streams(never, made._thread, token_budget=1, waiting_tokens=1), max_tokens, later())
+    return Turn(made, Streams(never, made.thread, token_budget=1, waiting_tokens=1), max_tokens, later())
 
 
 def held(engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]], **settings: int) -> list[np.ndarray]:
@@ -56,7 +56,7 @@ def held(engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]],
         answers = []
         for number, rows in enumerate(asked):
             answers.append(clients.submit(made.logits, rows, later()))
-            while sum(len(rows) for rows in asked[: number + 1]) > len(made._waiting):
+            while sum(len(rows) for rows in asked[: number + 1]) > made.num_waiting:
                 time.sleep(0.001)
         engine.go.set()
         blocker.result()
@@ -102,7 +102,7 @@ def test_a_full_queue_refuses_and_takes_again_when_it_has_emptied() -> None:
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(1) as client:
         made = batcher(engine, thread, token_budget=10, waiting_tokens=50)
         first = client.submit(made.logits, [[1] * 10] * 5, later())
-        while len(made._waiting) != 4:
+        while made.num_waiting != 4:
             time.sleep(0.001)
         with pytest.raises(OverloadedError, match="at most 50 may"):
             made.logits([[2] * 20], later())
@@ -132,7 +132,7 @@ def test_a_batch_that_fails_tells_everybody_in_it_and_the_next_one_goes_on() -> 
             made.logits([[1] * 100, [1]], later())
         engine.fail = False
         assert made.logits([[7]], later()).tolist() == [[7, 1]]
-        assert not made._waiting
+        assert not made.num_waiting
 
 
 def test_two_models_share_the_thread_and_both_go_on() -> None:
@@ -148,7 +148,7 @@ def test_a_request_over_its_token_limit_is_refused_before_it_waits() -> None:
         made = batcher(Echo(), thread)
         with pytest.raises(TooManyTokensError, match="12 tokens in one request, at most 10"):
             turn(made, max_tokens=10).logits([[1] * 6, [1] * 6])
-        assert not made._waiting
+        assert not made.num_waiting
 
 
 class Scorer(Echo):
@@ -169,7 +169,7 @@ def test_prompts_with_the_same_continuations_are_scored_together_and_others_apar
         asking = turn(made, max_tokens=100)
         answers = [clients.submit(asking.score, [[number] * 5], behind) for number, behind in enumerate([two, three, two])]
         answers.append(clients.submit(asking.logits, [[9] * 5]))
-        while len(made._waiting) < 4:
+        while made.num_waiting < 4:
             time.sleep(0.001)
         engine.go.set()
         blocker.result()

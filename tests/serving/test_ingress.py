@@ -10,14 +10,14 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from medray.serving import ingress as ingress_module
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 from medray.serving.ingress import Ingress
 from medray.serving.schemas import AppOptions, ReplicaReport
-from medray.serving.service import Asked, Begun, Said
+from medray.serving.service import Conversation, Start, TextPiece
 from medray.types import Message, Sampling
 
-ASKED = Asked((Message("user", "a"),), Sampling(), 5, whole=False)
-BEGUN, LAST = Begun("adviser", 1, 3, "Not a doctor."), Said("b", 1, finish="stop", outcome="answered")
+ASKED = Conversation((Message("user", "a"),), Sampling(), 5, whole=False)
+BEGUN, LAST = Start("adviser", 1, 3, "Not a doctor."), TextPiece("b", 1, finish="stop", outcome="answered")
 FULL = BackPressureError.__new__(BackPressureError)
 AWAY = DeploymentUnavailableError.__new__(DeploymentUnavailableError)
 
@@ -82,21 +82,21 @@ def test_a_replica_that_dies_before_the_first_piece_is_asked_again_and_after_it_
 def test_a_full_queue_no_replica_and_a_late_one_are_refusals(err: Exception | None, status: int) -> None:
     call = Pieces(err)
     (refused,) = told(call, Pieces(BEGUN, LAST))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert refused.status == status
     assert call.num_cancelled == 1
 
 
 def test_an_answer_that_outlasts_the_deadline_ends_with_a_refusal_and_is_cancelled() -> None:
-    call = Pieces(BEGUN, Said("b", 1), None, LAST)
+    call = Pieces(BEGUN, TextPiece("b", 1), None, LAST)
     *pieces, refused = told(call)
-    assert pieces == [BEGUN, Said("b", 1)]
+    assert pieces == [BEGUN, TextPiece("b", 1)]
     assert refused.status == 504
     assert call.num_cancelled == 1
 
 
 def test_who_stops_listening_cancels_the_call() -> None:
-    call = Pieces(BEGUN, Said("b", 1), LAST)
+    call = Pieces(BEGUN, TextPiece("b", 1), LAST)
 
     async def leave() -> None:
         pieces = ingress([call]).talk("adviser@1", ASKED)

@@ -55,8 +55,7 @@ def test_a_relative_path_that_a_cluster_cannot_know_is_refused(storage: Path, na
 def test_a_relative_path_is_made_whole_where_whoever_asks_stands_in_the_folder(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(storage.parent)
     monkeypatch.setattr(runtime, "is_in_folder_of_caller", lambda: True)
-    ingress = app.build(options(Path("runs"), "cancer@best"))
-    assert ingress._bound_deployment.init_args[0].storage_path == str(storage)
+    assert app.with_whole_paths(options(Path("runs"), "cancer@best")).storage_path == str(storage)
 
 
 @pytest.mark.ray

@@ -12,9 +12,9 @@ from medray.evaluation.novelty import Cloud
 from medray.serving import ingress
 from medray.serving import notes as guards
 from medray.serving.api import make_api
-from medray.serving.notes import Known, far, unlike
+from medray.serving.notes import TrainingTexts, far, unlike
 from medray.serving.schemas import Limits
-from medray.serving.service import Asked
+from medray.serving.service import Conversation
 from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import InputNote
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
@@ -24,7 +24,7 @@ NOTE = "Dr. Jane Roe (roe@clinic.org) saw a tumour on 2021-03-12."
 ENGLISH = "We studied the effect of the drug in patients with asthma and found that it was safe."
 GERMAN = "Wir haben die Wirkung des Medikaments bei Patienten mit Asthma untersucht und sie ist nicht belegt."
 CLOUD = Cloud(np.zeros(2), np.eye(2), np.ones(2), 1.0, 1.2)
-KNOWN = Known(shortest=10, longest=20, languages={"en": 0.99, "": 0.01})
+KNOWN = TrainingTexts(shortest=10, longest=20, languages={"en": 0.99, "": 0.01})
 
 
 def http(service: fake_service.Service) -> TestClient:
@@ -66,7 +66,7 @@ def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -
         version=1,
         predictions=(MentionsAnswer(mentions=(MentionAnswer(start=start, end=start + 6, text="tumour", kind="disease", confidence=0.9),)),),
     )
-    noted = asked.noted(said)
+    noted = asked.annotate(said)
     assert isinstance(noted, ExtractResponse)
     ((found,),) = (answer.mentions for answer in noted.predictions)
     assert NOTE[found.start : found.end] == found.text == "tumour"
@@ -77,12 +77,12 @@ def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None
     answer = LabelAnswer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
     said = ClassifyResponse(release="cancer", version=1, predictions=(answer,))
     asked = asyncio.run(guards.mask(ClassifyRequest(text=NOTE)))
-    flagged = guards.flagged(asked.request, said, Known(20, 30, {"en": 1.0}))
-    (note,) = asked.noted(flagged).notes
+    flagged = guards.flag(asked.request, said, TrainingTexts(20, 30, {"en": 1.0}))
+    (note,) = asked.annotate(flagged).notes
     assert note.masked["email"] == 1
     assert note.unlike_training == ("8 words are fewer than the release was trained on: 99 of 100 texts had at least 20",)
-    assert guards.flagged(asked.request, said, None) is said
-    assert asked.noted(said).notes == (InputNote(masked={"email": 1, "date": 1, "name": 1}),)
+    assert guards.flag(asked.request, said, None) is said
+    assert asked.annotate(said).notes == (InputNote(masked={"email": 1, "date": 1, "name": 1}),)
 
 
 def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() -> None:
@@ -90,15 +90,15 @@ def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() ->
     notes = (InputNote(distance=2.5, unlike_training=far(2.5, CLOUD)), InputNote(distance=1.1, unlike_training=far(1.1, CLOUD)))
     said = ClassifyResponse(release="cancer", version=1, predictions=(answer, answer), notes=notes)
     asked = asyncio.run(guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH))))
-    both, near = asked.noted(guards.flagged(asked.request, said, Known(10, 30, {"en": 1.0}))).notes
+    both, near = asked.annotate(guards.flag(asked.request, said, TrainingTexts(10, 30, {"en": 1.0}))).notes
     assert (both.distance, both.masked["email"]) == (2.5, 1)
     assert both.unlike_training == (
         "the model reads it as unlike its data: at distance 2.50, where 99 of 100 validation texts lie within 1.20",
     )
     assert (near.distance, near.unlike_training) == (1.1, ())
-    short = guards.flagged(ClassifyRequest(inputs=("a", ENGLISH)), said, Known(10, 30, {"en": 1.0})).notes[0].unlike_training
+    short = guards.flag(ClassifyRequest(inputs=("a", ENGLISH)), said, TrainingTexts(10, 30, {"en": 1.0})).notes[0].unlike_training
     assert [sentence.split(" are")[0] for sentence in short] == ["1 words", both.unlike_training[0]]
-    assert guards.flagged(asked.request, said, None).notes == notes
+    assert guards.flag(asked.request, said, None).notes == notes
 
 
 def test_a_text_like_those_of_the_training_has_no_flag() -> None:
@@ -120,12 +120,14 @@ def test_another_length_or_language_is_flagged(text: str, said: str) -> None:
 
 
 def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
-    assert Known.of({"num_rows": 3}) is None
-    assert Known.of({"words": {"p1": 3, "p99": 9}, "languages": {"en": 3, "de": 1}}) == Known(3, 9, {"en": 0.75, "de": 0.25})
+    assert TrainingTexts.of({"num_rows": 3}) is None
+    assert TrainingTexts.of({"words": {"p1": 3, "p99": 9}, "languages": {"en": 3, "de": 1}}) == TrainingTexts(
+        3, 9, {"en": 0.75, "de": 0.25}
+    )
 
 
 def test_no_conversation_is_changed_where_nothing_is_found() -> None:
-    asked = Asked((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
+    asked = Conversation((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
     assert asyncio.run(guards.mask_conversation(asked)) == (asked, {})
 
 

@@ -10,9 +10,9 @@ from support.fake_chat import WARNING, Service
 
 from medray.serving import auth
 from medray.serving.api import make_api
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 from medray.serving.schemas import Limits
-from medray.serving.service import Said
+from medray.serving.service import TextPiece
 from medray.types import Message, TokenLogprob
 
 SECRET = "patient Jane Roe"
@@ -82,7 +82,7 @@ def test_the_disclaimer_may_stay_a_field() -> None:
 
 
 def test_a_refused_answer_says_so_in_a_field() -> None:
-    service = Service(Said("I can't.", 3, finish="stop", outcome="refused"))
+    service = Service(TextPiece("I can't.", 3, finish="stop", outcome="refused"))
     assert say(client(service)).outcome == "refused"
     assert service.events[0].outcome == "refused"
 
@@ -118,7 +118,7 @@ def test_roles_and_parts_become_turns() -> None:
 
 def test_logprobs_come_in_the_form_of_each_route() -> None:
     first, second = TokenLogprob("As", -0.5, (("As", -0.5), ("Br", -1.0))), TokenLogprob("\ufffd", -0.1, ())
-    service = Service(Said("As", 1, (first,)), Said("é", 2, (second,), finish="stop", outcome="answered"))
+    service = Service(TextPiece("As", 1, (first,)), TextPiece("é", 2, (second,), finish="stop", outcome="answered"))
     asking = client(service)
     found = say(asking, logprobs=True, top_logprobs=2).choices[0].logprobs.content
     assert [(one.token, one.logprob, one.bytes) for one in found] == [("As", -0.5, [65, 115]), ("\ufffd", -0.1, None)]
@@ -186,7 +186,7 @@ def test_refusals_become_the_errors_that_openais_client_knows() -> None:
         say(asking, model=SECRET)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     for status, kind in ((429, openai.RateLimitError), (400, openai.BadRequestError), (503, openai.InternalServerError)):
-        service.refused = Refused(status, "overloaded", "too many texts are waiting", 3, code="context_length_exceeded")
+        service.refused = Refusal(status, "overloaded", "too many texts are waiting", 3, code="context_length_exceeded")
         for stream in (False, True):
             with pytest.raises(kind) as caught:
                 say(asking, stream=stream)
@@ -199,25 +199,25 @@ def test_refusals_become_the_errors_that_openais_client_knows() -> None:
     assert service.events[0].model == ""
 
 
-@pytest.mark.parametrize("end", [Refused(503, "unavailable", "no replica could answer"), ValueError(SECRET)])
+@pytest.mark.parametrize("end", [Refusal(503, "unavailable", "no replica could answer"), ValueError(SECRET)])
 def test_an_answer_that_breaks_off_is_an_error_event_or_a_status(end: Any, caplog: pytest.LogCaptureFixture) -> None:
-    service = Service(Said("Asthma", 1), end)
+    service = Service(TextPiece("Asthma", 1), end)
     seen = []
     with pytest.raises(openai.APIError) as caught:
         for chunk in say(client(service), stream=True):
             seen.append(chunk.choices[0].delta.content)
     assert seen[-1] == "Asthma"
-    expected = end.message if isinstance(end, Refused) else "broke off"
+    expected = end.message if isinstance(end, Refusal) else "broke off"
     assert expected in str(caught.value)
     with pytest.raises(openai.InternalServerError, match=expected):
         say(client(service))
-    assert [event.status for event in service.events] == [503 if isinstance(end, Refused) else 500] * 2
+    assert [event.status for event in service.events] == [503 if isinstance(end, Refusal) else 500] * 2
     assert SECRET not in caplog.text + str(caught.value)
     assert service.num_closed == 2
 
 
 def test_an_answer_without_an_end_is_no_answer() -> None:
-    service = Service(Said("Asthma", 1))
+    service = Service(TextPiece("Asthma", 1))
     with pytest.raises(openai.InternalServerError, match="broke off"):
         say(client(service))
     assert service.events[0].status == 500

@@ -8,7 +8,7 @@ from support import fake_service
 
 from medray.reports import svg
 from medray.serving import auth
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 from medray.serving.page import page
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -44,7 +44,7 @@ def test_the_policy_lets_in_exactly_the_sheet_and_the_script_of_the_page() -> No
     assert "unsafe" not in policy
     for name, tag in (("style", "style"), ("script", "script")):
         (held,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page.html(), re.DOTALL)
-        digest = page._digest(held)
+        digest = page.digest(held)
         assert f"{name}-src {digest}" in policy
     assert "/*sheet*/" not in page.html()
     assert "/*script*/" not in page.html()
@@ -78,7 +78,7 @@ def test_releases_tell_task_path_form_labels_and_figures() -> None:
 
 def test_a_release_that_does_not_answer_is_told_beside_those_that_do() -> None:
     service = fake_service.Service()
-    service.refused = Refused(503, "unavailable", "no replica of this release could answer")
+    service.refused = Refusal(503, "unavailable", "no replica of this release could answer")
     found = http(service).get("/v1/releases")
     assert found.status_code == 200
     assert found.json()["data"] == []

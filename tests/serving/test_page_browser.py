@@ -10,7 +10,7 @@ from support import fake_service
 from support.browser import Tab, open_tab
 
 from medray.serving import auth
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -177,7 +177,7 @@ def test_every_control_is_reached_by_tab_and_has_a_name(page: Served) -> None:
 
 def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Served) -> None:
     page.open("cancer@best")
-    page.service.refused = Refused(429, "overloaded", "too many texts are waiting; try again later", 3)
+    page.service.refused = Refusal(429, "overloaded", "too many texts are waiting; try again later", 3)
     page.type("#field-text", "tumour")
     page.value("document.getElementById('send').click()")
     page.until("!document.getElementById('problem').hidden")

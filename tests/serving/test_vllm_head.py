@@ -19,7 +19,7 @@ from medray.runtime.cluster import Cluster, free_port
 from medray.serving import vllm_head
 from medray.serving.chat import Chat
 from medray.serving.schemas import AppOptions, Limits
-from medray.serving.service import Asked
+from medray.serving.service import Conversation
 from medray.serving.vllm import Group, groups
 from medray.serving.vllm_head import Shared
 from medray.storage import checkpoint
@@ -73,7 +73,7 @@ def opener(registry: Registry, *references: str) -> Shared:
 
 def told(chat: Chat, question: str) -> Chunk:
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    chat.begin(Asked((Message("user", question),), Sampling(), 6, whole=False), Limits(), time.monotonic() + 60, answer.put)
+    chat.begin(Conversation((Message("user", question),), Sampling(), 6, whole=False), Limits(), time.monotonic() + 60, answer.put)
     chunks: list[Chunk] = []
     while not chunks or not chunks[-1].finish:
         chunks.append(answer.get(timeout=60))

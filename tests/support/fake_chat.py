@@ -8,12 +8,12 @@ from typing import Any
 
 from medray.runtime.cluster import free_port
 from medray.serving.api import make_api
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 from medray.serving.schemas import Limits
-from medray.serving.service import Asked, Begun, Described, Event, Events, Said
+from medray.serving.service import Conversation, Description, Event, Events, Start, TextPiece
 
 WARNING = "Not a doctor."
-ANSWER = (Said("Asthma ", 2), Said("is common.", 2), Said("", 1, finish="stop", outcome="answered"))
+ANSWER = (TextPiece("Asthma ", 2), TextPiece("is common.", 2), TextPiece("", 1, finish="stop", outcome="answered"))
 
 
 class Service:
@@ -21,20 +21,20 @@ class Service:
 
     references = ("adviser@best", "cancer@1")
 
-    def __init__(self, *said: Said | Refused | Exception) -> None:
-        self.said: Sequence[Said | Refused | Exception] = said or ANSWER
-        self.asked: list[tuple[str, Asked]] = []
+    def __init__(self, *said: TextPiece | Refusal | Exception) -> None:
+        self.said: Sequence[TextPiece | Refusal | Exception] = said or ANSWER
+        self.asked: list[tuple[str, Conversation]] = []
         self.events: list[Event] = []
         self.num_closed = 0
-        self.refused: Refused | None = None
+        self.refused: Refusal | None = None
 
-    async def talk(self, reference: str, asked: Asked) -> Events:
+    async def talk(self, reference: str, asked: Conversation) -> Events:
         self.asked.append((reference, asked))
         try:
             if self.refused:
                 yield self.refused
                 return
-            yield Begun("adviser", 3, 12, WARNING)
+            yield Start("adviser", 3, 12, WARNING)
             for said in self.said:
                 if isinstance(said, Exception):
                     raise said
@@ -42,11 +42,11 @@ class Service:
         finally:
             self.num_closed += 1
 
-    async def describe(self, reference: str) -> Described | Refused:
-        return Described("adviser", 3, "Be careful.", WARNING)
+    async def describe(self, reference: str) -> Description | Refusal:
+        return Description("adviser", 3, "Be careful.", WARNING)
 
     async def answer(self, reference: str, request: Any) -> Any:
-        return Refused(400, "wrong_route", "adviser is asked at /v1/chat/completions", param="model")
+        return Refusal(400, "wrong_route", "adviser is asked at /v1/chat/completions", param="model")
 
     async def health(self) -> Any:
         return {"status": "ok"}

@@ -15,10 +15,10 @@ from medray.data.formats import pubmedqa, symptom_table
 from medray.data.formats.base.protocol import Form
 from medray.runtime.cluster import free_port
 from medray.serving.api import make_api
-from medray.serving.auth import Refused
+from medray.serving.auth import Refusal
 from medray.serving.cards import CardFigure, ReleaseCard
 from medray.serving.schemas import CHAT_PATH, Health, Limits
-from medray.serving.service import Asked, Begun, Described, Event, Events, Said
+from medray.serving.service import Conversation, Description, Event, Events, Start, TextPiece
 from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import TextRequest, TextResponse
 from medray.tasks.choice import ChooseRequest, ChooseResponse
@@ -77,18 +77,18 @@ class Service:
         self.references = references or tuple(CARDS)
         self.pause_s = pause_s
         self.asked: list[TextRequest] = []
-        self.talks: list[Asked] = []
+        self.talks: list[Conversation] = []
         self.events: list[Event] = []
-        self.refused: Refused | None = None
+        self.refused: Refusal | None = None
 
-    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refused:
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal:
         self.asked.append(request)
         if self.refused:
             return self.refused
         told = CARDS[reference]
         wanted = {"/v1/classify": ClassifyRequest, "/v1/choose": ChooseRequest, "/v1/extract": ExtractRequest}.get(told.path)
         if wanted is None or not isinstance(request, wanted):
-            return Refused(400, "wrong_route", f"{told.release} is asked at {told.path}", param="model")
+            return Refusal(400, "wrong_route", f"{told.release} is asked at {told.path}", param="model")
         count = len(request.inputs or (1,))
         if isinstance(request, ClassifyRequest):
             answer = LabelAnswer(label="cancer", labels=("cancer",), confidence=0.83, probabilities={"cancer": 0.83, "no cancer": 0.17})
@@ -109,22 +109,22 @@ class Service:
         )
         return ChooseResponse(release=told.release, version=told.version, predictions=(chosen,) * count)
 
-    async def talk(self, reference: str, asked: Asked) -> Events:
+    async def talk(self, reference: str, asked: Conversation) -> Events:
         self.talks.append(asked)
         told = CARDS[reference]
         if told.path != CHAT_PATH:
-            yield Refused(400, "wrong_route", f"{told.release} does not talk: it is asked at {told.path}", param="model")
+            yield Refusal(400, "wrong_route", f"{told.release} does not talk: it is asked at {told.path}", param="model")
             return
-        yield Begun(told.release, told.version, 12, WARNING)
+        yield Start(told.release, told.version, 12, WARNING)
         for word in WORDS:
             await asyncio.sleep(self.pause_s)
-            yield Said(word, 2)
-        yield Said("", 1, finish="stop", outcome="answered")
+            yield TextPiece(word, 2)
+        yield TextPiece("", 1, finish="stop", outcome="answered")
 
-    async def describe(self, reference: str) -> Described | Refused:
-        return Described(CARDS[reference].release, 3, CARDS[reference].system, WARNING)
+    async def describe(self, reference: str) -> Description | Refusal:
+        return Description(CARDS[reference].release, 3, CARDS[reference].system, WARNING)
 
-    async def card(self, reference: str) -> ReleaseCard | Refused:
+    async def card(self, reference: str) -> ReleaseCard | Refusal:
         return self.refused or CARDS[reference]
 
     async def health(self) -> Health:

@@ -24,8 +24,8 @@ def html() -> str:
 def headers() -> dict[str, str]:
     policy = {
         "default-src": "'none'",
-        "style-src": _digest(sheet()),
-        "script-src": _digest(_script()),
+        "style-src": digest(sheet()),
+        "script-src": digest(_script()),
         "img-src": "data:",
         "connect-src": "'self'",
         "base-uri": "'none'",
@@ -49,7 +49,7 @@ def _script() -> str:
     return "".join(map(_file, _SCRIPTS))
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
