@@ -25,8 +25,8 @@ class Reference:
     def probabilities(self, texts: Sequence[str]) -> Floats:
         if self.pipeline is None:
             return np.tile(self.shares, (len(texts), 1))
-        found: Floats = self.pipeline.predict_proba(texts)
-        return found
+        probabilities: Floats = self.pipeline.predict_proba(texts)
+        return probabilities
 
 
 def majority(truth: npt.NDArray[np.bool_], *, multi_label: bool) -> Reference:
@@ -72,7 +72,7 @@ class _Columns:
     num_labels: int
 
     def predict_proba(self, texts: Sequence[str]) -> Floats:
-        found = np.zeros((len(texts), self.num_labels))
-        made = self.pipeline.predict_proba(texts)
-        found[:, self.present] = made[:, -len(self.present) :]  # of one label scikit-learn gives both no and yes
-        return found
+        probabilities = np.zeros((len(texts), self.num_labels))
+        present = self.pipeline.predict_proba(texts)
+        probabilities[:, self.present] = present[:, -len(self.present) :]  # of one label scikit-learn gives both no and yes
+        return probabilities

@@ -20,14 +20,14 @@ METRICS = ("accuracy", "accuracy_subset", "f1_macro", "f1_micro", "f1_weighted",
 
 
 class Answers(Protocol):
-    """What a model answered to rows whose truth is known: figures of any resample of these rows."""
+    """A model's answers to rows whose truth is known, which give figures of any resample of these rows."""
 
     @property
     def num_lines(self) -> int: ...
 
     @property
     def units(self) -> Units | None:
-        """Lines of one number are one row, answered by several models: drawn together."""
+        """Lines of one number are one row, with answers of several models: they are drawn together."""
         ...
 
     @property
@@ -98,7 +98,7 @@ Sums = Mapping[str, Floats]  # of each count, over the rows of each resample
 
 @dataclass(frozen=True)
 class Tallies:
-    """What each row adds to some counts, and figures that are made from weighted sums of these."""
+    """What each row adds to some counts, and figures that follow from weighted sums of these."""
 
     ids: tuple[str, ...]
     counts: Mapping[str, Floats]  # of each row
@@ -208,11 +208,11 @@ def comparison(difference: float, resampled_differences: Floats) -> Comparison:
 
 def resampled(predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int) -> list[Floats]:
     """The metric of each prediction on the same resamples of the rows."""
-    found: list[list[Floats]] = [[] for _ in predictions]
+    figures: list[list[Floats]] = [[] for _ in predictions]
     for weights in _weights(predictions[0], num_resamples, seed):
-        for answers, drawn in zip(predictions, found, strict=True):
+        for answers, drawn in zip(predictions, figures, strict=True):
             drawn.append(answers.values(metric, weights))
-    return [np.concatenate(drawn) for drawn in found]
+    return [np.concatenate(drawn) for drawn in figures]
 
 
 def _weights(answers: Answers, num_resamples: int, seed: int) -> Iterator[Floats]:

@@ -25,20 +25,20 @@ class Cloud:
     axes: Floats  # a row an axis
     variances: Floats  # along these
     rest: float  # along each other one
-    limit: float = 0.0  # 99 of 100 rows that it was not made of lie within
+    limit: float = 0.0  # 99 of 100 rows that it was not fitted on lie within
 
     @classmethod
     def fit(cls, rows: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> Self | None:
-        """Of held-out rows; None where there are too few or none has numbers. The limit is of rows left out in turn."""
+        """Fit to rows that trained no model; None where there are too few or none has numbers. The limit is of rows left out in turn."""
         if len(rows) < LEAST_ROWS or len(widths := {len(row) for row in rows}) > 1 or 0 in widths:
             return None
-        found = np.asarray(rows[:: -(-len(rows) // _MOST_ROWS)], dtype=np.float64)
-        if not np.isfinite(found).all():
+        sample = np.asarray(rows[:: -(-len(rows) // _MOST_ROWS)], dtype=np.float64)
+        if not np.isfinite(sample).all():
             return None
         # Neighbours are left out together: they may be windows of one text.
-        parts = np.array_split(np.arange(len(found)), _FOLDS)
-        left_out = [cls._of(np.delete(found, part, axis=0)).distances(found[part]) for part in parts]
-        whole = cls._of(found)
+        parts = np.array_split(np.arange(len(sample)), _FOLDS)
+        left_out = [cls._of(np.delete(sample, part, axis=0)).distances(sample[part]) for part in parts]
+        whole = cls._of(sample)
         limit = float(np.quantile(np.concatenate(left_out), _WITHIN))
         return cls(whole.centre, whole.axes, whole.variances, whole.rest, limit)
 
@@ -57,8 +57,8 @@ class Cloud:
         along = away @ self.axes.T.astype(np.float64)
         beside = np.maximum((away**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
         squares = (along**2 / self.variances).sum(axis=1) + beside / self.rest
-        found: npt.NDArray[np.float64] = np.sqrt(squares / len(self.centre))
-        return found
+        distances: npt.NDArray[np.float64] = np.sqrt(squares / len(self.centre))
+        return distances
 
     def arrays(self) -> dict[str, Floats]:
         return {
@@ -69,9 +69,9 @@ class Cloud:
         }
 
     @classmethod
-    def from_arrays(cls, held: Mapping[str, Floats]) -> Self:
-        rest, limit = held["rest_and_limit"].tolist()
-        return cls(held["centre"], held["axes"], held["variances"], rest, limit)
+    def from_arrays(cls, arrays: Mapping[str, Floats]) -> Self:
+        rest, limit = arrays["rest_and_limit"].tolist()
+        return cls(arrays["centre"], arrays["axes"], arrays["variances"], rest, limit)
 
 
 def _small(values: npt.NDArray[np.float64]) -> Floats:

@@ -45,7 +45,7 @@ def compare(first: Sequence[Answers], second: Sequence[Answers], metric: str, *,
 
 def mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of each figure over the seeds."""
-    return {name: float(np.mean([found[name] for found in figures])) for name in figures[0]}
+    return {name: float(np.mean([values[name] for values in figures])) for name in figures[0]}
 
 
 def _mean(seeds: Sequence[Answers], metric: str) -> float:

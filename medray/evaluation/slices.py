@@ -34,12 +34,12 @@ class Slicer:
 
     def columns(self, examples: Sequence[Example]) -> dict[str, list[str]]:
         """By column, the slice of each row."""
-        found = {}
+        columns = {}
         for name, cuts in self.cuts.items():
             column = name.removeprefix("metadata.")
             values = [_num_words(row) if name == LENGTH else _number(row.metadata.get(column)) for row in examples]
-            found[name] = [_third(value, cuts, " words" if name == LENGTH else "") for value in values]
-        return found | {_free(column): [row.metadata.get(column, MISSING) for row in examples] for column in self.named}
+            columns[name] = [_third(value, cuts, " words" if name == LENGTH else "") for value in values]
+        return columns | {_free(column): [row.metadata.get(column, MISSING) for row in examples] for column in self.named}
 
 
 def _free(column: str) -> str:
