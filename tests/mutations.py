@@ -135,7 +135,7 @@ MUTATIONS = (
     Mutation(
         "4-bit layers are left as bitsandbytes makes them",
         "medray/models/quantization.py",
-        "    for module in quantised_layers(bare).values():",
+        "    for module in quantised_layers(network).values():",
         "    for module in ():",
         "tests/models/test_quantization.py",
     ),

@@ -20,7 +20,7 @@ from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.engines.transformers import TransformersEngine
 from medray.models import sources
-from medray.models.build import Built, build
+from medray.models.build import BuiltModel, build
 from medray.models.cpu.lora import QuickLinear
 from medray.registry.loading import load
 from medray.tasks.base import protocol as tasks
@@ -148,7 +148,7 @@ def tutorial(
 
     start = time.perf_counter()
     options = config.model.model_copy(update={"dropout": dropout})
-    built: Built = build(material.base, material.task.head(), options, config.lora, seed=config.seed)
+    built: BuiltModel = build(material.base, material.task.head(), options, config.lora, seed=config.seed)
     as_it_comes(built.model)
     num_parameters = built.num_parameters
     if bf16:

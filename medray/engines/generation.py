@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from medray.errors import ConfigError
 from medray.models.batch import collate
+from medray.models.libraries import base_of
 from medray.text.detokenize import Text
 from medray.types import Chunk, Sampling, TokenLogprob
 
@@ -57,9 +58,9 @@ class Row:
 class Generation:
     def __init__(self, model: Any, tokenizer: Any, computing: Callable[[], AbstractContextManager[None]]) -> None:
         self.model, self.tokenizer, self._computing = model, tokenizer, computing
-        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-        _check(plain)
-        taken = inspect.signature(plain.forward).parameters
+        network = base_of(model)
+        _check(network)
+        taken = inspect.signature(network.forward).parameters
         self._positions, self._last_only = "position_ids" in taken, "logits_to_keep" in taken
         ends = model.generation_config.eos_token_id
         self.ends: set[int] = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

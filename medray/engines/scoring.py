@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medray.models.batch import answer_places, collate, logits_at
 from medray.models.cpu import attention
+from medray.models.libraries import base_of
 
 Ids = Sequence[int]
 Method = Callable[[Any, Sequence[Ids], Sequence[Ids], int], Tensor]
@@ -20,7 +21,7 @@ Method = Callable[[Any, Sequence[Ids], Sequence[Ids], int], Tensor]
 def method(model: Any) -> Method:
     """The cheapest that this model's attention can do."""
     config = model.config
-    if "position_ids" not in inspect.signature(_plain(model).forward).parameters:
+    if "position_ids" not in inspect.signature(base_of(model).forward).parameters:
         return whole_rows
     # One mask serves all layers, and flash attention takes none.
     alike = len(set(getattr(config, "layer_types", None) or [None])) == 1
@@ -123,8 +124,3 @@ def _for(model: Any, allowed: Tensor) -> Tensor:
     if model.config._attn_implementation != "eager":
         return allowed
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
-
-
-def _plain(model: Any) -> Any:
-    """Without PEFT around it, whose forward takes anything."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

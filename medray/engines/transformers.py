@@ -15,8 +15,9 @@ from medray.engines import scoring
 from medray.engines.generation import Generation, RowError
 from medray.errors import ConfigError, DataError
 from medray.models.batch import collate
-from medray.models.build import Built
+from medray.models.build import BuiltModel
 from medray.models.cpu import attention
+from medray.models.libraries import base_of
 from medray.models.precision import arithmetic
 from medray.types import Chunk, Head, Sampling
 
@@ -29,7 +30,7 @@ _LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
 class TransformersEngine:
     def __init__(
         self,
-        built: Built,
+        built: BuiltModel,
         *,
         precision: Precision,
         token_budget: int,
@@ -210,11 +211,10 @@ class States:
 
 
 @contextmanager
-def watched(built: Built) -> Iterator[States]:
+def watched(built: BuiltModel) -> Iterator[States]:
     """Inside, each forward pass leaves the states of its tokens there."""
     states = States()
-    plain = built.model.get_base_model() if hasattr(built.model, "get_base_model") else built.model
-    layers = plain.get_submodule(built.family.layers_path)
+    layers = base_of(built.model).get_submodule(built.family.layers_path)
     hook = layers[max(1, round(_DEPTH * len(layers))) - 1].register_forward_hook(states.hold)
     try:
         yield states

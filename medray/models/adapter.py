@@ -1,6 +1,7 @@
 """The LoRA adapter and the head beside it: put on a base, written as an ordinary PEFT folder, read back exactly."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medray.config.study import LoraConfig
+from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import ArtifactError
 from medray.models.cpu.lora import quicken
 from medray.models.families import Family, targets
@@ -23,39 +24,49 @@ from medray.models.libraries import (
     set_peft_model_state_dict,
 )
 from medray.models.precision import DTYPES
+from medray.types import Needs
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_TASK_TYPES: dict[Needs, str] = {"head": "SEQ_CLS", "token head": "TOKEN_CLS", "language model": "CAUSAL_LM"}
 _PREFIX = "base_model.model."  # PEFT's, before the names that the base has
-_TRAVELS = (
+_LOADED = (
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "exclude_modules", "modules_to_save"),
     *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias", "lora_bias", "task_type"),
 )
-_SAYS_NOTHING = {"peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "megatron_core"}
-_BEGINNINGS = {"init_lora_weights": (True, False, "gaussian", "orthogonal")}  # others change the base's weights as well
+_IGNORED = {"peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "megatron_core"}
+_ALLOWED = {"init_lora_weights": (True, False, "gaussian", "orthogonal")}  # others change the base's weights as well
 
 
-def attach(bare: Any, family: Family, lora: LoraConfig, *, task_type: str) -> PeftModel:
-    """A fresh adapter, and the head made trainable."""
+def freeze(network: Any, model: ModelOptions) -> None:
+    """Make nothing of a base train, and prepare it for checkpointing where that is requested."""
+    network.requires_grad_(False)
+    if model.gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        network.enable_input_require_grads()
+
+
+def attach(network: Any, family: Family, lora: LoraConfig, needs: Needs) -> PeftModel:
+    """Put a fresh adapter on a base, and make the head trainable."""
     config = PeftLoraConfig(
-        task_type=task_type,
+        task_type=_TASK_TYPES[needs],
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
-        target_modules=targets(family, bare, lora),
+        target_modules=targets(family, network, lora),
         modules_to_save=list(family.head_modules) or None,
     )
     wanted = set(config.target_modules)
-    adapted = adapt(bare, config)
+    adapted = adapt(network, config)
     quicken(adapted)
     _to_type(adapted, DTYPES[lora.dtype])
     # PEFT shortens a long list of targets to endings that mean the same; that they do is checked, not believed.
-    found = {name.removeprefix(_PREFIX) for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
-    assert found == wanted, f"adapted are {sorted(found ^ wanted)} more or less than asked for"
+    layers = {name.removeprefix(_PREFIX) for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
+    assert layers == wanted, f"adapted are {sorted(layers ^ wanted)} more or less than requested"
     return adapted
 
 
-def restore(bare: Any, family: Family, folder: Path) -> PeftModel:
+def restore(network: Any, family: Family, folder: Path) -> PeftModel:
     """The adapter and head of a folder; every weight they need is in it, and nothing else is."""
     config = _read_config(folder)
     path = folder / WEIGHTS
@@ -67,7 +78,7 @@ def restore(bare: Any, family: Family, folder: Path) -> PeftModel:
     except (OSError, SafetensorError) as err:
         raise ArtifactError(f"{path}: cannot be read as safetensors: {err}") from err
     try:
-        adapted = adapt(bare, config)
+        adapted = adapt(network, config)
     except ValueError as err:
         raise ArtifactError(f"{folder / CONFIG}: does not fit the base: {err}") from err
     quicken(adapted)
@@ -100,41 +111,41 @@ def _read_config(folder: Path) -> PeftLoraConfig:
     """A plain LoRA configuration. Fields that would change the base, or name a module to import, are refused."""
     path = folder / CONFIG
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise ArtifactError(f"{path}: cannot be read as JSON: {err}") from err
-    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         raise ArtifactError(f"{path}: is not the configuration of a LoRA adapter")
     defaults = PeftLoraConfig().to_dict()
-    for name, value in found.items():
-        if name in _TRAVELS or name in _SAYS_NOTHING:
+    for name, value in settings.items():
+        if name in _LOADED or name in _IGNORED:
             continue
-        if value and value not in _BEGINNINGS.get(name, (defaults.get(name),)):
+        if value and value not in _ALLOWED.get(name, (defaults.get(name),)):
             raise ArtifactError(f"{path}: {name} is {value!r}, which medray does not load")
-    return PeftLoraConfig(**{name: found[name] for name in _TRAVELS if name in found})
+    return PeftLoraConfig(**{name: settings[name] for name in _LOADED if name in settings})
 
 
 def _compare(path: Path, family: Family, wanted: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     lacking = sorted(wanted.keys() - saved.keys())
     if any(name.removeprefix(_PREFIX).startswith(f"{head}.") for name in lacking for head in family.head_modules):
-        raise ArtifactError(f"{path}: the head is not in the checkpoint: it lacks {_some(lacking)}")
+        raise ArtifactError(f"{path}: the head is not in the checkpoint: it lacks {first_names(lacking)}")
     if lacking:
-        raise ArtifactError(f"{path}: lacks {_some(lacking)}, which {CONFIG} says there are")
+        raise ArtifactError(f"{path}: lacks {first_names(lacking)}, which {CONFIG} says there are")
     if saved.keys() - wanted.keys():
-        raise ArtifactError(f"{path}: holds {_some(sorted(saved.keys() - wanted.keys()))}, which are not of this adapter and head")
+        raise ArtifactError(f"{path}: holds {first_names(saved.keys() - wanted.keys())}, which are not of this adapter and head")
     for name, tensor in wanted.items():
         if saved[name].shape != tensor.shape:
             raise ArtifactError(f"{path}: {name} has the shape {list(saved[name].shape)}, needed is {list(tensor.shape)}")
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def first_names(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def state(adapted: PeftModel) -> dict[str, Tensor]:
     """Adapter and head. Asking PEFT whether embeddings changed would make it look for the base's config on the Hub."""
-    found: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    return found
+    weights: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return weights
 
 
 def _to_type(adapted: PeftModel, dtype: torch.dtype) -> None:

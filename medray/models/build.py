@@ -1,4 +1,4 @@
-"""The one function that makes a model, for training and for inference: base, head, adapter, tokenizer."""
+"""A model for training and for inference: the network of a base, its head and adapter, and the tokenizer; how it is saved and merged."""
 
 import copy
 from collections.abc import Iterator
@@ -12,19 +12,17 @@ import torch
 from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import ArtifactError, ConfigError
 from medray.models import adapter, quantization
-from medray.models.families import ENCODERS, Family, family_of, targets
-from medray.models.hf_logging import quiet
-from medray.models.libraries import AutoTokenizer, PeftModel
-from medray.models.network import KINDS, first_line, load, load_config, needed
+from medray.models.architecture import first_line, needs_of
+from medray.models.families import Family
+from medray.models.libraries import AutoTokenizer, PeftModel, quiet
+from medray.models.network import load
 from medray.models.sources import Base
-from medray.types import Head, Needs
-
-PEFT_TYPES = {"head": "SEQ_CLS", "token head": "TOKEN_CLS", "language model": "CAUSAL_LM"}
+from medray.types import Head
 
 
 @dataclass
-class Built:
-    model: Any  # a PeftModel, or without an adapter the plain one
+class BuiltModel:
+    model: Any  # the network, in a PeftModel where it has an adapter
     tokenizer: Any
     family: Family
     base: Base
@@ -44,23 +42,20 @@ class Built:
 
 def build(
     base: Base, head: Head | None, model: ModelOptions, lora: LoraConfig | None, *, adapter_dir: Path | None = None, seed: int = 0
-) -> Built:
+) -> BuiltModel:
     """A fresh adapter on the base, drawn from `seed`, or with `adapter_dir` the one saved there, whatever `lora` says.
 
-    Without either, the base as it is. Weights lie on the CPU, in fp32 or 4 bits; the arithmetic is chosen by who runs the model.
+    Without either, the base as it is. Weights lie on the CPU, in fp32 or 4 bits; whatever runs the model chooses the arithmetic.
     """
     tokenizer = load_tokenizer(adapter_dir / "tokenizer" if adapter_dir else base.path)
     with _seeded(seed):
-        bare, family = load(base, head, model, pad_token_id=tokenizer.pad_token_id)
-        bare.requires_grad_(False)
-        if model.gradient_checkpointing:
-            bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            bare.enable_input_require_grads()
+        network, family = load(base, head, model, pad_token_id=tokenizer.pad_token_id)
+        adapter.freeze(network, model)
         if adapter_dir:
-            bare = adapter.restore(bare, family, adapter_dir)
+            network = adapter.restore(network, family, adapter_dir)
         elif lora:
-            bare = adapter.attach(bare, family, lora, task_type=PEFT_TYPES[needed(head)])
-    return Built(bare, tokenizer, family, base, head)
+            network = adapter.attach(network, family, lora, needs_of(head))
+    return BuiltModel(network, tokenizer, family, base, head)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -80,32 +75,8 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def check_targets(config_dir: Path, lora: LoraConfig, needs: Needs = "head") -> list[str]:
-    """Full names of what would be adapted, by the architecture alone: no weight is read. Raises what is wrong with them."""
-    bare, family = outline(config_dir, needs)
-    return targets(family, bare, lora)
-
-
-def outline(config_dir: Path, needs: Needs = "head") -> tuple[Any, Family]:
-    """The architecture without a weight, and its family."""
-    config = load_config(config_dir, str(config_dir))
-    bare = outline_of(config, str(config_dir), needs)
-    return bare, family_of(bare, config.model_type)
-
-
-def outline_of(config: Any, where: str, needs: Needs) -> Any:
-    with torch.device("meta"):
-        try:
-            bare = KINDS[needs].from_config(config, trust_remote_code=False)
-        except ValueError as err:
-            raise ConfigError(f"{where}: model type {config.model_type!r} has no {needs} in transformers") from err
-    if needs == "language model" and not getattr(config, "is_decoder", False) and config.model_type in ENCODERS:
-        raise ConfigError(f"{where}: model type {config.model_type!r} is an encoder: this task needs a causal language model")
-    return bare
-
-
-def save(built: Built, folder: Path) -> None:
-    """An ordinary PEFT folder, head inside, and the tokenizer."""
+def save(built: BuiltModel, folder: Path) -> None:
+    """Write an ordinary PEFT folder, head inside, and the tokenizer."""
     if not isinstance(built.model, PeftModel):
         raise ConfigError(f"{built.base.source}: was built without an adapter, so there is nothing to save")
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,17 +85,17 @@ def save(built: Built, folder: Path) -> None:
     built.tokenizer.save_pretrained(str(folder / "tokenizer"))
 
 
-def merge(built: Built) -> Any:
-    """The plain model with the adapter added to its weights. In place: `built.model` is used up."""
-    plain = quantization.dequantise(built.model)
-    return adapter.merge(plain) if isinstance(plain, PeftModel) else plain
+def merge(built: BuiltModel) -> BuiltModel:
+    """The model in fp32 with the adapter added to its weights, which happens in place: `built` is of no use afterwards."""
+    network = quantization.dequantise(built.model)
+    return replace(built, model=adapter.merge(network) if isinstance(network, PeftModel) else network)
 
 
-def export_merged(built: Built, folder: Path) -> None:
-    """A folder in the Hub's layout that plain transformers loads, tokenizer included. Merged is a copy: `built` stays as it is."""
-    plain = merge(replace(built, model=copy.deepcopy(built.model)))
+def export_merged(built: BuiltModel, folder: Path) -> None:
+    """Write a folder in the Hub's layout that plain transformers loads, tokenizer included. `built` stays as it is: a copy is merged."""
+    merged = merge(replace(built, model=copy.deepcopy(built.model)))
     with quiet():
-        plain.save_pretrained(str(folder))
+        merged.model.save_pretrained(str(folder))
     built.tokenizer.save_pretrained(str(folder))
 
 

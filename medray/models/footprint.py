@@ -21,10 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from medray.config.study import LoraConfig, ModelOptions, Precision
 from medray.models import adapter
+from medray.models.architecture import outline_of, without_dropout
 from medray.models.batch import logits_at
-from medray.models.build import PEFT_TYPES, outline_of
 from medray.models.families import Family, family_of
-from medray.models.network import without_dropout
 from medray.models.precision import arithmetic
 from medray.types import Needs
 
@@ -99,14 +98,11 @@ def _built(config: Any, model: ModelOptions, lora: LoraConfig, batch: Batch, nee
     if needs != "language model":
         config.num_labels, config.use_cache = batch.num_labels, False
     config.pad_token_id = config.pad_token_id or 0
-    bare = outline_of(config, config.model_type, needs)
-    family = family_of(bare, config.model_type)
-    bare.requires_grad_(False)
-    if model.gradient_checkpointing:
-        bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        bare.enable_input_require_grads()
+    network = outline_of(config, config.model_type, needs)
+    family = family_of(network, config.model_type)
+    adapter.freeze(network, model)
     with torch.device("meta"):
-        built = adapter.attach(bare, family, lora, task_type=PEFT_TYPES[needs])
+        built = adapter.attach(network, family, lora, needs)
     built.train()
     for module in built.modules():
         if hasattr(module, "layerdrop"):

@@ -3,7 +3,11 @@
 bitsandbytes and scikit-learn are a third of the seconds that importing them takes, in every worker, replica and command.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 
 from medray.models.imports import hidden, uncollected
 
@@ -22,6 +26,7 @@ with hidden("bitsandbytes", "sklearn"), uncollected():
         AutoModelForTokenClassification,
         AutoTokenizer,
     )
+    from transformers.utils import logging as transformers_logging
 
 __all__ = [
     "AutoConfig",
@@ -35,30 +40,59 @@ __all__ = [
     "PeftLoraConfig",
     "PeftModel",
     "adapt",
+    "base_of",
     "get_peft_model_state_dict",
+    "quiet",
     "set_peft_model_state_dict",
 ]
 
 
 _adapting = Lock()
+_KERNELS = logging.getLogger("bitsandbytes.backends.cpu.ops")
 
 
-def adapt(bare: object, config: PeftLoraConfig) -> PeftModel:
+def adapt(network: object, config: PeftLoraConfig) -> PeftModel:
     """`get_peft_model`, which imports bitsandbytes to look for its layers, in a base that has none of them without that."""
     with _adapting:
-        if getattr(bare, "is_loaded_in_4bit", False):
-            return get_peft_model(bare, config)
+        if getattr(network, "is_loaded_in_4bit", False):
+            return get_peft_model(network, config)
         switches = [(module, name) for module in (lora_model, quantization_utils) for name in ("is_bnb_available", "is_bnb_4bit_available")]
         before = [getattr(module, name) for module, name in switches]
         try:
             for module, name in switches:
                 setattr(module, name, lambda: False)
-            return get_peft_model(bare, config)
+            return get_peft_model(network, config)
         finally:
             for (module, name), switch in zip(switches, before, strict=True):
                 setattr(module, name, switch)
 
 
-# What they were told while they were imported is forgotten.
+# Both remember that bitsandbytes was hidden while PEFT was imported.
 is_bnb_available.cache_clear()
 is_bnb_4bit_available.cache_clear()
+
+
+def base_of(model: Any) -> Any:
+    """The network that a PeftModel wraps, or the model itself where it has no adapter."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars, the table of missing weights (medray checks these itself) and the advice to install a kernel from the output."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    _KERNELS.addFilter(_is_wanted)
+    try:
+        yield
+    finally:
+        _KERNELS.removeFilter(_is_wanted)
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """bitsandbytes 0.50 looks for a kernel of the Hub as it is imported, and advises to install it; medray never calls it."""
+    return "gemm_4bit_forward" not in str(record.msg)

@@ -1,8 +1,7 @@
-"""The base model itself: its weights in fp32 or 4 bits, no dropout unless asked for, and a fresh head where a task needs one."""
+"""The network of a base: its weights read in fp32 or 4 bits, no dropout unless requested, and a fresh head where a task needs one."""
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -12,51 +11,30 @@ from safetensors import SafetensorError
 from medray.config.study import ModelOptions
 from medray.errors import ArtifactError
 from medray.models import quantization
+from medray.models.adapter import first_names
+from medray.models.architecture import KINDS, first_line, load_config, needs_of, outline_of, without_dropout
 from medray.models.cpu.attention import set_attention
 from medray.models.families import Family, family_of
-from medray.models.hf_logging import quiet
-from medray.models.libraries import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from medray.models.libraries import quiet
 from medray.models.sources import Base
-from medray.types import Head, Needs
+from medray.types import Head
 
 log = logging.getLogger(__name__)
-KINDS = {"head": AutoModelForSequenceClassification, "token head": AutoModelForTokenClassification, "language model": AutoModelForCausalLM}
-
-
-def needed(head: Head | None) -> Needs:
-    if head is None:
-        return "language model"
-    return "token head" if head.per_token else "head"
-
-
-def load_config(folder: Path, source: str) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as err:
-        raise ArtifactError(
-            f"{source}: its config.json is none that transformers loads, at least not without foreign code: {first_line(err)}"
-        ) from err
-    stored = getattr(config, "quantization_config", None)
-    if stored:
-        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else type(stored).__name__
-        raise ArtifactError(
-            f"{source}: its weights are stored quantised ({method}); allowed: the model in full precision, in 4 bits by model.quantization: nf4"
-        )
-    return config
 
 
 def load(base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: int) -> tuple[Any, Family]:
-    """The model on the CPU, and its family with the modules that were drawn fresh as its head."""
+    """The network on the CPU, and its family with the modules that were drawn fresh as its head."""
     config = _config(base, head, model, pad_token_id)
-    kind = KINDS[needed(head)]
+    needs = needs_of(head)
+    kind = KINDS[needs]
     family, quantised = None, {}
     if model.quantization != "none":
-        outline = _outline(base.source, kind, config)
+        outline = outline_of(config, base.source, needs)
         family = family_of(outline, config.model_type)
         quantised = quantization.settings(model, family, outline)
     try:
         with quiet():
-            bare, info = kind.from_pretrained(
+            network, info = kind.from_pretrained(
                 str(base.path),
                 config=config,
                 dtype=torch.float32,
@@ -73,13 +51,13 @@ def load(base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: in
     except (OSError, RuntimeError, ValueError, SafetensorError) as err:
         raise ArtifactError(f"{base.source}: cannot be loaded as {kind.__name__.removeprefix('Auto')}: {first_line(err)}") from err
     if quantised:
-        quantization.settle(bare)
-    set_attention(bare)
-    family = family or family_of(bare, config.model_type)
+        quantization.settle(network)
+    set_attention(network)
+    family = family or family_of(network, config.model_type)
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
-    heads = _fresh_modules(bare, family, set(info["missing_keys"])) if head else ()
-    _check_fresh(base.source, bare, f"{family.layers_path}.", heads, missing=set(info["missing_keys"]), mismatched=mismatched)
-    return bare, replace(family, head_modules=heads)
+    heads = _fresh_modules(network, family, set(info["missing_keys"])) if head else ()
+    _check_fresh(base.source, network, f"{family.layers_path}.", heads, missing=set(info["missing_keys"]), mismatched=mismatched)
+    return network, replace(family, head_modules=heads)
 
 
 def _config(base: Base, head: Head | None, model: ModelOptions, pad_token_id: int) -> Any:
@@ -98,46 +76,27 @@ def _config(base: Base, head: Head | None, model: ModelOptions, pad_token_id: in
     return config
 
 
-def without_dropout(config: Any, but: float) -> Any:
-    """The configuration with this dropout wherever it has one."""
-    for name, value in config.to_dict().items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and ("dropout" in name or name.endswith(("_drop", "_pdrop"))):
-            setattr(config, name, but)
-    return config
-
-
-def _outline(source: str, kind: Any, config: Any) -> Any:
-    """The architecture without a weight."""
-    try:
-        with torch.device("meta"):
-            return kind.from_config(config, trust_remote_code=False)
-    except ValueError as err:
-        raise ArtifactError(f"{source}: cannot be loaded as {kind.__name__.removeprefix('Auto')}: {first_line(err)}") from err
-
-
-def _fresh_modules(bare: Any, family: Family, missing: set[str]) -> tuple[str, ...]:
+def _fresh_modules(network: Any, family: Family, missing: set[str]) -> tuple[str, ...]:
     """By the table, or for a family that it does not have, the modules that the base turns out to lack."""
     if family.head_modules:
-        heads = tuple(module for module in family.head_modules if _weights_of(bare, module))  # a head that reads tokens has fewer in some
-        return heads + tuple(module for module in family.optional_modules if _weights_of(bare, module) & missing)
-    return _topmost(bare, missing)
+        heads = tuple(
+            module for module in family.head_modules if _weights_of(network, module)
+        )  # a head that reads tokens has fewer in some
+        return heads + tuple(module for module in family.optional_modules if _weights_of(network, module) & missing)
+    return _topmost(network, missing)
 
 
-def _check_fresh(source: str, bare: Any, layers: str, heads: tuple[str, ...], *, missing: set[str], mismatched: set[str]) -> None:
+def _check_fresh(source: str, network: Any, layers: str, heads: tuple[str, ...], *, missing: set[str], mismatched: set[str]) -> None:
     """Exactly the head may be missing: anything else would stay random, and would not be saved."""
-    fresh = {name for module in heads for name in _weights_of(bare, module)}
+    fresh = {name for module in heads for name in _weights_of(network, module)}
     brought = (fresh - missing) | (fresh & mismatched)
     if brought:
         raise ArtifactError(
-            f"{source}: brings a head of its own ({_some(brought)}); allowed: a base without one, so that it is drawn fresh"
+            f"{source}: brings a head of its own ({first_names(brought)}); allowed: a base without one, so that it is drawn fresh"
         )
     wrong = (missing - fresh) | mismatched | {name for name in fresh if name.startswith(layers)}
     if wrong:
-        raise ArtifactError(f"{source}: the base's weights lack {_some(wrong)}, or have them in another size: not only the new head")
-
-
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise ArtifactError(f"{source}: the base's weights lack {first_names(wrong)}, or have them in another size: not only the new head")
 
 
 def _weights_of(model: Any, module: str) -> set[str]:
@@ -152,7 +111,3 @@ def _topmost(model: Any, missing: set[str]) -> tuple[str, ...]:
         paths = (".".join(parts[:depth]) for depth in range(1, len(parts)))
         found.update(dict.fromkeys([next((path for path in paths if _weights_of(model, path) <= missing), name)]))
     return tuple(found)
-
-
-def first_line(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0][:300]

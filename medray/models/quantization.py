@@ -12,7 +12,7 @@ from torch.nn import Linear, Module, Parameter
 from medray.config.study import ModelOptions
 from medray.errors import ConfigError
 from medray.models.families import Family
-from medray.models.libraries import LoraLinear
+from medray.models.libraries import LoraLinear, base_of
 
 _NEEDED = ("bitsandbytes", "accelerate")  # transformers quantises with the one and places weights with the other
 
@@ -51,9 +51,9 @@ def settings(model: ModelOptions, family: Family, outline: Module) -> dict[str, 
     return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
-def settle(bare: Module) -> None:
+def settle(network: Module) -> None:
     """Have 4-bit layers compute in the arithmetic around them, and leave their weights as they are."""
-    for module in quantised_layers(bare).values():
+    for module in quantised_layers(network).values():
         # On a CPU with avx512-bf16, bitsandbytes 0.50 repacks weights in the first forward of an evaluation, and training
         # goes on without gradients through them. `_forward` does not repack; this says it to any other caller.
         module.support_avx512bf16_for_cpu = False
@@ -81,9 +81,9 @@ def dequantise(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, QuantisedLoraLinear):  # merging, it would quantise the sum again
             module.__class__ = LoraLinear
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    bare.hf_quantizer.remove_quantization_config(bare)
-    bare.is_loaded_in_4bit = False
+    network = base_of(model)
+    network.hf_quantizer.remove_quantization_config(network)
+    network.is_loaded_in_4bit = False
     return model
 
 

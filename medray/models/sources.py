@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from medray.errors import ArtifactError
-from medray.models.hf_logging import quiet
 from medray.storage import files
 
 log = logging.getLogger(__name__)
@@ -134,7 +132,9 @@ def converted(gguf: Path, name: str, cache_dir: Path) -> tuple[Path, str]:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    from medray.models.libraries import AutoModelForCausalLM, AutoTokenizer
+    import torch
+
+    from medray.models.libraries import AutoModelForCausalLM, AutoTokenizer, quiet
 
     if importlib.util.find_spec("gguf") is None:
         raise ArtifactError(f"{gguf.name}: reading GGUF needs one more package: pip install gguf")

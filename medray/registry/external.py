@@ -21,7 +21,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError, DataError, allowed
 from medray.models import sources
 from medray.models.adapter import CONFIG, WEIGHTS
-from medray.models.build import Built, build, load_tokenizer
+from medray.models.build import BuiltModel, build, load_tokenizer
 from medray.registry.loading import make_probe
 from medray.registry.predictions import fit_calibration
 from medray.registry.registry import Registry
@@ -154,7 +154,7 @@ def save_untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[T
     return task, predictions
 
 
-def _manifest(built: Built, task: Task, trial: dict[str, Any]) -> Manifest:
+def _manifest(built: BuiltModel, task: Task, trial: dict[str, Any]) -> Manifest:
     base = built.base
     engine = TransformersEngine(built, precision="fp32", token_budget=1 << 12)
     return Manifest(

@@ -15,7 +15,7 @@ from medray.errors import ArtifactError
 from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
-from medray.models.build import Built, build, merge
+from medray.models.build import BuiltModel, build, merge
 from medray.models.precision import untimed
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
@@ -57,7 +57,7 @@ class LoadedRelease:
         return f"{self.name}@{self.version}" if self.version else self.name
 
     @property
-    def built(self) -> Built:
+    def built(self) -> BuiltModel:
         return self._transformers.built
 
     @property
@@ -83,7 +83,8 @@ class LoadedRelease:
     def merged(self) -> "LoadedRelease":
         """The plain model with the adapter added to the base's weights. In place: `self` is used up."""
         engine = self._transformers
-        plain = replace(engine.built, model=merge(engine.built).eval())
+        plain = merge(engine.built)
+        plain.model.eval()
         other = TransformersEngine(plain, precision=engine.precision, token_budget=engine.token_budget, device=str(engine.device))
         return replace(self, engine=other, is_merged=True)
 

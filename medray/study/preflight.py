@@ -17,8 +17,7 @@ from medray.data import dataset as datasets
 from medray.data.formats.base import protocol as formats
 from medray.errors import ArtifactError, ConfigError, MedrayError
 from medray.models import quantization, sources
-from medray.models.architecture import num_adapter_weights
-from medray.models.build import check_targets
+from medray.models.architecture import check_targets, num_adapter_weights
 from medray.storage import files
 from medray.storage.store import open_store
 from medray.study import run, search

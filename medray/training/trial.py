@@ -22,7 +22,7 @@ from medray.errors import TrialError
 from medray.evaluation.metrics import Metrics, higher_is_better
 from medray.evaluation.novelty import Cloud
 from medray.models import precision
-from medray.models.build import Built, build, save
+from medray.models.build import BuiltModel, build, save
 from medray.records import HISTORY, Evaluation, dump_history
 from medray.registry.loading import TRAIN_ROWS, make_probe, write_cloud
 from medray.storage import checkpoint, files
@@ -77,7 +77,7 @@ class Trial:
             torch.set_num_threads(config.resources.cpus_per_worker)
         self.task = material.task
         self.rows = material.prepared.split("train")
-        self.built: Built = build(material.base, self.task.head(), config.model, config.lora, seed=config.seed)
+        self.built: BuiltModel = build(material.base, self.task.head(), config.model, config.lora, seed=config.seed)
         self.num_parameters, self.num_trainable = self.built.num_parameters, self.built.num_trainable  # shards cannot be counted
         trained = self.num_trainable, self.num_parameters
         log.info("%s: %d of %d parameters train, on %d thread(s)", config.model.source, *trained, torch.get_num_threads())

@@ -13,7 +13,7 @@ from medray.engines.generation import Generation
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import sources
-from medray.models.build import Built, build
+from medray.models.build import BuiltModel, build
 from medray.text.detokenize import Text
 from medray.types import Chunk, Sampling, gather
 
@@ -21,12 +21,12 @@ PROMPTS = [[10, 11, 12], [20] * 17, [9, 1, 13, 1, 14], [15], [16, 17, 18, 19], [
 LENGTHS = [9, 5, 12, 20, 1, 7]
 
 
-def make(folder: Path, family: str = "llama", **changed: Any) -> Built:
+def make(folder: Path, family: str = "llama", **changed: Any) -> BuiltModel:
     source = str(tiny.base(folder, family, **changed))
     return build(sources.resolve(source, None), None, ModelOptions(), LoraConfig(), seed=1)
 
 
-def alone(built: Built, prompt: list[int], num: int) -> str:
+def alone(built: BuiltModel, prompt: list[int], num: int) -> str:
     """By transformers' own loop."""
     built.model.eval()
     ids = torch.tensor([prompt])

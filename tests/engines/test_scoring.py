@@ -13,14 +13,14 @@ from medray.engines import scoring
 from medray.engines.transformers import TransformersEngine
 from medray.errors import DataError
 from medray.models import sources
-from medray.models.build import Built, build
+from medray.models.build import BuiltModel, build
 
 # One token, several, one that begins another, and one with the end of sequence behind it.
 CONTINUATIONS = [[40], [41, 42], [41, 42, 43, 44], [41, 42, 1], [50, 51, 52], [60]]
 METHODS = [scoring.block_mask, scoring.repeated_cache, scoring.whole_rows]
 
 
-def make(folder: Path, family: str, **changed: object) -> Built:
+def make(folder: Path, family: str, **changed: object) -> BuiltModel:
     """With an adapter that does something."""
     built = build(sources.resolve(str(tiny.base(folder, family, **changed))), None, ModelOptions(), LoraConfig(), seed=1)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def prompts(num: int = 7, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(2, 90) for _ in range(rng.randint(1, 30))] for _ in range(num)]
 
 
-def plainly(built: Built, prompt: list[int], continuation: list[int]) -> float:
+def plainly(built: BuiltModel, prompt: list[int], continuation: list[int]) -> float:
     """One continuation by one plain forward."""
     built.model.eval()
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from medray.engines.transformers import States, TransformersEngine
 from medray.errors import ConfigError, DataError
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
-from medray.models.build import Built, build
+from medray.models.build import BuiltModel, build
 from medray.types import Chunk, Head, Sampling, gather
 
 HEAD = Head(("a", "b"))
@@ -24,7 +24,7 @@ def said(engine: TransformersEngine, prompt: str | list[int], **sampling: Any) -
     return whole
 
 
-def make(folder: Path, family: str, head: Head | None = HEAD) -> Built:
+def make(folder: Path, family: str, head: Head | None = HEAD) -> BuiltModel:
     return build(sources.resolve(str(tiny.base(folder, family))), head, ModelOptions(), LoraConfig(), seed=1)
 
 

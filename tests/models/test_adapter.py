@@ -16,18 +16,18 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
-from medray.models.build import Built, build, export_merged, merge, save
+from medray.models.build import BuiltModel, build, export_merged, merge, save
 from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
 ROWS = [[5, 6, 7], [8, 9, 10, 11]]
 
 
-def make(path: Path, lora: LoraConfig | None = None, **others: Any) -> Built:
+def make(path: Path, lora: LoraConfig | None = None, **others: Any) -> BuiltModel:
     return build(sources.resolve(str(path)), others.pop("head", HEAD), ModelOptions(), lora or LoraConfig(r=4), **others)
 
 
-def disturb(built: Built) -> Built:
+def disturb(built: BuiltModel) -> BuiltModel:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in built.model.parameters():
@@ -36,7 +36,7 @@ def disturb(built: Built) -> Built:
     return built
 
 
-def logits(built: Built) -> Any:
+def logits(built: BuiltModel) -> Any:
     return TransformersEngine(built, precision="fp32", token_budget=100).logits(ROWS)
 
 
@@ -154,5 +154,5 @@ def test_merging_a_bf16_adapter_rounds_nothing_more(tmp_path: Path) -> None:
         if ".lora_" in name:
             parameter.data = parameter.data.float()
     wanted = logits(exact)
-    built.model = merge(built)
+    built = merge(built)
     assert abs(logits(built) - wanted).max() < 1e-5

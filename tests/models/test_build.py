@@ -16,7 +16,8 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
-from medray.models.build import Built, build, check_targets, export_merged, load_tokenizer, merge, save
+from medray.models.architecture import check_targets
+from medray.models.build import BuiltModel, build, export_merged, load_tokenizer, merge, save
 from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
@@ -25,11 +26,11 @@ TEXTS = ["tumour with metastasis in the nodes", "fever and infection", "glucose 
 FAMILIES = ["bert", "roberta", "distilbert", "llama", "mistral", "phi", "phi3", "opt"]
 
 
-def make(folder: Path, family: str, *, head: Head | None = HEAD, **lora: object) -> Built:
+def make(folder: Path, family: str, *, head: Head | None = HEAD, **lora: object) -> BuiltModel:
     return build(sources.resolve(str(tiny.base(folder, family))), head, ModelOptions(), LoraConfig(**lora), seed=1)
 
 
-def disturb(built: Built) -> Built:
+def disturb(built: BuiltModel) -> BuiltModel:
     """As training would: no adapter is zero, and the head is not what was drawn."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -39,11 +40,11 @@ def disturb(built: Built) -> Built:
     return built
 
 
-def logits(built: Built, rows: list[list[int]] = ROWS) -> np.ndarray:
+def logits(built: BuiltModel, rows: list[list[int]] = ROWS) -> np.ndarray:
     return TransformersEngine(built, precision="fp32", token_budget=1000).logits(rows)
 
 
-def adapted(built: Built) -> set[str]:
+def adapted(built: BuiltModel) -> set[str]:
     return {
         name.split(".base_layer")[0].removeprefix("base_model.model.")
         for name, _ in built.model.named_modules()
@@ -96,7 +97,7 @@ def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(t
     save(built, tmp_path / "saved")
     export_merged(built, tmp_path / "merged")
     again = build(built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved")
-    plain = merge(again).eval()
+    plain = merge(again).model.eval()
     with torch.inference_mode():
         after = np.concatenate([plain(torch.tensor([ids])).logits.numpy() for ids in tokens])
     assert np.abs(after - before).max() < 1e-5

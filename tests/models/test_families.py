@@ -12,7 +12,7 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.batch import collate
-from medray.models.build import Built, build, export_merged, save
+from medray.models.build import BuiltModel, build, export_merged, save
 from medray.models.families import FAMILIES
 from medray.types import Head
 
@@ -36,7 +36,7 @@ ROWS = [[5, 6, 7, 40], [8, 9], [10, 11, 12, 13, 14, 15], [20, 21, 22]]
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def make(path: Path, head: Head | None, *, lora: LoraConfig | None = None, adapter_dir: Path | None = None, **model: Any) -> Built:
+def make(path: Path, head: Head | None, *, lora: LoraConfig | None = None, adapter_dir: Path | None = None, **model: Any) -> BuiltModel:
     return build(sources.resolve(str(path)), head, ModelOptions(**model), lora or LoraConfig(r=4), adapter_dir=adapter_dir, seed=1)
 
 
@@ -46,7 +46,7 @@ def logits(model: Any) -> torch.Tensor:
         return torch.cat([model(input_ids=torch.tensor([row])).logits.flatten() for row in ROWS])
 
 
-def train(built: Built, num_steps: int) -> list[float]:
+def train(built: BuiltModel, num_steps: int) -> list[float]:
     """Losses of one batch, repeated."""
     inputs = collate(ROWS, built.tokenizer.pad_token_id)
     parameters = [parameter for parameter in built.model.parameters() if parameter.requires_grad]

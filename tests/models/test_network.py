@@ -15,7 +15,8 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
-from medray.models.build import Built, build, check_targets, export_merged, save
+from medray.models.architecture import check_targets
+from medray.models.build import BuiltModel, build, export_merged, save
 from medray.models.families import family_of, targets
 from medray.types import Head
 
@@ -23,12 +24,12 @@ HEAD = Head(("negative", "positive", "unclear"))
 ROWS = [[5, 6, 7], [8, 9, 10, 11]]
 
 
-def make(path: Path, **others: Any) -> Built:
+def make(path: Path, **others: Any) -> BuiltModel:
     settings: dict[str, Any] = {"head": HEAD, "model": ModelOptions(), "lora": LoraConfig(), "seed": 1} | others
     return build(sources.resolve(str(path)), **settings)
 
 
-def same_weights(one: Built, other: Built) -> bool:
+def same_weights(one: BuiltModel, other: BuiltModel) -> bool:
     pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
     return all(torch.equal(left, right) for left, right in pairs)
 

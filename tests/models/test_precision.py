@@ -11,7 +11,7 @@ from torch.nn import Linear
 from transformers.activations import GELUActivation
 
 from medray.engines.transformers import TransformersEngine
-from medray.models.build import Built
+from medray.models.build import BuiltModel
 from medray.models.cpu import attention
 from medray.models.families import ENCODERS, FAMILIES
 from medray.models.precision import PackedLinear, cast, cast_within, multiplies_packed
@@ -21,7 +21,7 @@ needs_bf16 = pytest.mark.skipif(not multiplies_packed(), reason="no AVX512_BF16"
 ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)]
 
 
-def outputs(built: Built, precision: str) -> np.ndarray:
+def outputs(built: BuiltModel, precision: str) -> np.ndarray:
     engine = TransformersEngine(built, precision=precision, token_budget=256)  # type: ignore[arg-type]
     assert built.head
     return np.concatenate(engine.token_logits(ROWS)) if built.head.per_token else engine.logits(ROWS)

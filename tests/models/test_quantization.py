@@ -19,8 +19,8 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import quantization, sources
 from medray.models.batch import collate
-from medray.models.build import Built, build, export_merged, merge
-from medray.models.hf_logging import quiet
+from medray.models.build import BuiltModel, build, export_merged, merge
+from medray.models.libraries import quiet
 from medray.models.precision import arithmetic
 from medray.study import preflight
 from medray.types import Head
@@ -31,15 +31,15 @@ LABELS = torch.tensor([0, 1, 2, 1])
 TEXTS = ["tumour with metastasis in the nodes", "fever and infection", "glucose after therapy was no failure"]
 
 
-def make(path: Path, *, lora: LoraConfig | None = None, **model: Any) -> Built:
+def make(path: Path, *, lora: LoraConfig | None = None, **model: Any) -> BuiltModel:
     return build(sources.resolve(str(path)), HEAD, ModelOptions(**{"quantization": "nf4", **model}), lora or LoraConfig(r=4), seed=1)
 
 
-def logits(built: Built, precision: Precision = "fp32") -> Any:
+def logits(built: BuiltModel, precision: Precision = "fp32") -> Any:
     return TransformersEngine(built, precision=precision, token_budget=1000).logits(ROWS)
 
 
-def train(built: Built, num_steps: int, precision: Precision = "fp32", between: Callable[[], object] = lambda: None) -> list[float]:
+def train(built: BuiltModel, num_steps: int, precision: Precision = "fp32", between: Callable[[], object] = lambda: None) -> list[float]:
     parameters = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
     optimizer, scaler = torch.optim.AdamW(parameters, lr=1e-2), torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     inputs, losses = collate(ROWS, built.tokenizer.pad_token_id), []
@@ -75,7 +75,7 @@ def test_every_4_bit_layer_is_told_not_to_repack_on_a_cpu(tmp_path: Path) -> Non
 def test_a_layer_computes_as_a_plain_one_with_the_same_weights(tmp_path: Path, precision: Precision) -> None:
     built = make(tiny.base(tmp_path), lora=LoraConfig(r=4, targets=("query",)))
     name, layer = next((name, layer) for name, layer in quantization.quantised_layers(built.model).items() if "intermediate" in name)
-    plain = merge(built).get_submodule(name.removeprefix("base_model.model."))
+    plain = merge(built).model.get_submodule(name.removeprefix("base_model.model."))
     assert type(plain) is torch.nn.Linear
     torch.nn.init.normal_(plain.bias)  # shared with the 4-bit layer
     inputs = [torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
@@ -156,7 +156,7 @@ def test_pefts_preparation_for_4_bits_finds_nothing_left_to_do(tmp_path: Path) -
 def test_a_base_without_an_adapter_is_dequantised_too(tmp_path: Path) -> None:
     built = build(sources.resolve(str(tiny.base(tmp_path))), HEAD, ModelOptions(quantization="nf4"), None, seed=1)
     before = logits(built)
-    built.model = merge(built)
+    built = merge(built)
     assert not hasattr(built.model.config, "quantization_config")
     assert np.abs(logits(built) - before).max() < 1e-5
 

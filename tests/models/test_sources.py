@@ -18,7 +18,8 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
-from medray.models.build import build, check_targets
+from medray.models.architecture import check_targets
+from medray.models.build import build
 from medray.types import Head
 
 

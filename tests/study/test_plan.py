@@ -16,9 +16,9 @@ from medray.config.load import dump_settings, load_study
 from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import ArtifactError
 from medray.models import architecture, footprint, sources
-from medray.models.build import build, outline_of
+from medray.models.architecture import load_config, outline_of
+from medray.models.build import build
 from medray.models.footprint import Batch, Footprint
-from medray.models.network import load_config
 from medray.runtime.cluster import Cluster, Node
 from medray.study import plan
 from medray.study.plan import Speed

@@ -109,7 +109,8 @@ def merged(folder: Path, family: str, head):  # type: ignore[no-untyped-def]
     from medray.models.build import build, merge
 
     built = build(sources.resolve(str(base(folder, family)), None), head, ModelOptions(), LoraConfig() if head else None)
-    built.model = merge(built).eval()
+    built = merge(built)
+    built.model.eval()
     return built
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medray.config.study import Precision
-from medray.models.network import load_config
+from medray.models.architecture import load_config
 from medray.models.precision import DTYPES
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for

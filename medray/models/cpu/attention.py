@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from medray.models.families import ENCODERS
-from medray.models.hf_logging import quiet
+from medray.models.libraries import quiet
 
 NAME = "medray"  # for transformers
 _KEYS = 16

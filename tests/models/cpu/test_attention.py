@@ -11,7 +11,7 @@ from torch import Tensor
 from medray.config.study import LoraConfig, ModelOptions
 from medray.models import sources
 from medray.models.batch import collate
-from medray.models.build import Built, build, export_merged
+from medray.models.build import BuiltModel, build, export_merged
 from medray.models.cpu import attention
 from medray.types import Head
 
@@ -20,13 +20,13 @@ ENCODERS = ["bert", "roberta", "distilbert", "electra"]
 LABELS = torch.tensor([0, 1, 1, 0])
 
 
-def make(folder: Path, family: str) -> Built:
+def make(folder: Path, family: str) -> BuiltModel:
     built = build(sources.resolve(str(tiny.base(folder, family))), Head(("a", "b")), ModelOptions(), LoraConfig(), seed=1)
     built.model.eval()
     return built
 
 
-def use(built: Built, name: str) -> None:
+def use(built: BuiltModel, name: str) -> None:
     built.model.get_base_model().set_attn_implementation(name)
 
 
