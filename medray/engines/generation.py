@@ -6,17 +6,17 @@ Each row's text is what it would be alone: its own positions, its own random num
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from medray.engines.base import GeneratedText, end_tokens, token_logprob
 from medray.errors import ConfigError
 from medray.models.batch import collate
 from medray.models.libraries import base_of
-from medray.text.detokenize import Text
 from medray.types import Chunk, Sampling, TokenLogprob
 
 _LAYERS = {"full_attention", "sliding_attention"}
@@ -37,17 +37,14 @@ class Row:
     index: int
     prompt: Sequence[int]
     sampling: Sampling
-    text: Text
-    numbers: torch.Generator | None = None  # a sampled row's own: the same seed says the same whatever it is batched with
-    made: list[int] = field(default_factory=list)
-    told: int = 0
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish: str | None = None
+    text: GeneratedText
+    numbers: torch.Generator | None = None  # a sampled row's own: the same seed gives the same text whatever it is batched with
+    last: int = -1  # token of its text, which the next step reads
 
     @property
     def length(self) -> int:
-        """Tokens in the cache; the last one made is read by the next step."""
-        return len(self.prompt) + max(0, len(self.made) - 1)
+        """Tokens in the cache."""
+        return len(self.prompt) + max(0, self.text.num_tokens - 1)
 
     @property
     def most(self) -> int:
@@ -62,29 +59,28 @@ class Generation:
         _check(network)
         taken = inspect.signature(network.forward).parameters
         self._positions, self._last_only = "position_ids" in taken, "logits_to_keep" in taken
-        ends = model.generation_config.eos_token_id
-        self.ends: set[int] = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.ends = end_tokens(tokenizer, model.generation_config.eos_token_id)  # of rows that are made from now on
         self.rows: list[Row] = []
-        self._cache: RowCache | None = None
+        self.cache: RowCache | None = None
 
     def row(self, index: int, prompt: Sequence[int], sampling: Sampling) -> Row:
         numbers = None
         if sampling.temperature > 0:
             numbers = torch.Generator()
             numbers.seed() if sampling.seed is None else numbers.manual_seed(sampling.seed % (1 << 63))
-        return Row(index, prompt, sampling, Text(self.tokenizer, sampling.stop), numbers)
+        return Row(index, prompt, sampling, GeneratedText(self.tokenizer, sampling, self.ends), numbers)
 
     def admit(self, waiting: Sequence[Row], token_budget: int) -> list[Row]:
         """Those in front whose keys and values stay within the budget to their end, padding included; one alone always goes."""
-        found: list[Row] = []
+        admitted: list[Row] = []
         longest = max((row.most for row in self.rows), default=0)
         for row in waiting:
             longest = max(longest, row.most)
-            together = len(self.rows) + len(found) + 1
+            together = len(self.rows) + len(admitted) + 1
             if together > 1 and together * longest > token_budget:
                 break
-            found.append(row)
-        return found
+            admitted.append(row)
+        return admitted
 
     def join(self, rows: Sequence[Row]) -> list[Chunk | RowError]:
         """Read the prompts of new rows, and make the first token of each. Where that fails, the rows under way are as they were."""
@@ -96,33 +92,33 @@ class Generation:
                 logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
             except Exception as err:  # such as memory that ran out: they have touched no other row
                 return [RowError(row.index, err) for row in rows]
-            if self._cache is None:
-                self._cache = cache
+            if self.cache is None:
+                self.cache = cache
             else:
-                self._cache.join(cache)
+                self.cache.join(cache)
             self.rows += rows
             return self._accept(rows, logits)
 
     def step(self) -> list[Chunk | RowError]:
         """One token more for every row."""
         lengths = torch.tensor([row.length for row in self.rows])
-        ids = torch.tensor([[row.made[-1]] for row in self.rows])
+        ids = torch.tensor([[row.last] for row in self.rows])
         places = torch.arange(int(lengths.max()) + 1)
         mask = (places >= (lengths.max() - lengths)[:, None]).long()
         with self._computing():
-            return self._accept(self.rows, self._forward(ids, mask, lengths[:, None], self._cache))
+            return self._accept(self.rows, self._forward(ids, mask, lengths[:, None], self.cache))
 
     def drop(self, rows: Iterable[Row]) -> None:
-        """Rows that nobody waits for any more."""
+        """Remove rows whose text is of no more use."""
         gone = {id(row) for row in rows}
         kept = [at for at, row in enumerate(self.rows) if id(row) not in gone]
         if len(kept) == len(self.rows):
             return
         self.rows = [self.rows[at] for at in kept]
         if not kept:
-            self._cache = None
-        elif self._cache is not None:
-            self._cache.keep(kept, max(row.length for row in self.rows))
+            self.cache = None
+        elif self.cache is not None:
+            self.cache.keep(kept, max(row.length for row in self.rows))
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         place = self.model.device
@@ -140,54 +136,33 @@ class Generation:
     def _accept(self, rows: Sequence[Row], logits: Tensor) -> list[Chunk | RowError]:
         greedy = logits.argmax(-1).tolist()
         chunks: list[Chunk | RowError] = []
-        for row, found, best in zip(rows, logits, greedy, strict=True):
+        for row, row_logits, best in zip(rows, logits, greedy, strict=True):
             try:
-                chunk = self._next(row, found, best)
+                self._add_token(row, row_logits, best)
             except Exception as err:  # such as logits that are no numbers
-                row.finish = "error"
+                row.text.finish = "error"
                 chunks.append(RowError(row.index, err))
                 continue
+            chunk = row.text.take(row.index)
             if chunk is not None:
                 chunks.append(chunk)
-        self.drop([row for row in rows if row.finish])
+        self.drop([row for row in rows if row.text.finish])
         return chunks
 
-    def _next(self, row: Row, logits: Tensor, best: int) -> Chunk | None:
-        token = best if row.numbers is None else _draw(logits, row.sampling, row.numbers)
-        if row.sampling.logprobs is not None:
-            row.logprobs.append(self._logprob(logits, token, row.sampling.logprobs))
-        return self._chunk(row, token)
+    def _add_token(self, row: Row, logits: Tensor, best: int) -> None:
+        row.last = best if row.numbers is None else draw(logits, row.sampling, row.numbers)
+        row.text.add(row.last, self._logprob(logits, row.last, row.sampling.logprobs))
 
-    def _chunk(self, row: Row, token: int) -> Chunk | None:
-        row.made.append(token)
-        if token in self.ends:
-            row.finish, text = "stop", row.text.end()
-        else:
-            text = row.text.push(token)
-            if row.text.stopped:
-                row.finish = "stop"
-            elif len(row.made) >= row.sampling.max_tokens:
-                text += row.text.end()
-                row.finish = "stop" if row.text.stopped else "length"
-        if not text and not row.finish:
+    def _logprob(self, logits: Tensor, token: int, num_top: int | None) -> TokenLogprob | None:
+        if num_top is None:
             return None
-        told, row.told = row.told, len(row.made)
-        logprobs, row.logprobs = tuple(row.logprobs), []
-        return Chunk(row.index, text, row.finish, row.told - told, logprobs)
-
-    def _logprob(self, logits: Tensor, token: int, most: int) -> TokenLogprob:
-        found = logits.log_softmax(-1)
-        values, ids = found.topk(min(most, len(found)))
-        top = tuple((self._spelled(number), value) for number, value in zip(ids.tolist(), values.tolist(), strict=True))
-        return TokenLogprob(self._spelled(token), float(found[token]), top)
-
-    def _spelled(self, token: int) -> str:
-        text: str = self.tokenizer.decode([token])
-        return text
+        logprobs = logits.log_softmax(-1)
+        values, ids = logprobs.topk(min(num_top, len(logprobs)))
+        return token_logprob(self.tokenizer, token, float(logprobs[token]), zip(ids.tolist(), values.tolist(), strict=True))
 
 
-def _draw(logits: Tensor, sampling: Sampling, numbers: torch.Generator) -> int:
-    """From the smallest set of tokens that holds `top_p` of the probability."""
+def draw(logits: Tensor, sampling: Sampling, numbers: torch.Generator) -> int:
+    """Draw a token from the smallest set of tokens that holds `top_p` of the probability."""
     probabilities = (logits / sampling.temperature).softmax(-1)
     if sampling.top_p >= 1:
         return int(probabilities.multinomial(1, generator=numbers))

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medray.engines.base import Ids
 from medray.models.batch import answer_places, collate, logits_at
 from medray.models.cpu import attention
 from medray.models.libraries import base_of
 
-Ids = Sequence[int]
 Method = Callable[[Any, Sequence[Ids], Sequence[Ids], int], Tensor]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from medray.config.study import Precision
 from medray.engines import scoring
+from medray.engines.base import check_continuations, check_rows, sampling_of, tokenize
 from medray.engines.generation import Generation, RowError
-from medray.errors import ConfigError, DataError
+from medray.errors import ConfigError
 from medray.models.batch import collate
 from medray.models.build import BuiltModel
 from medray.models.cpu import attention
@@ -93,8 +93,7 @@ class TransformersEngine:
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """All continuations of a prompt in one pass over its tokens, prompts of similar length together."""
         self._needs_language_model("scores of continuations")
-        if not all(map(len, prompts)) or not continuations or not all(map(len, continuations)):
-            raise DataError("a prompt and its continuations need at least one token each")
+        check_continuations(prompts, continuations)
         scores = np.zeros((len(prompts), len(continuations)), dtype=np.float32)
         places = scoring.row_length((), continuations) + 1
         most = max(1, _MOST_LOGITS // (places * self.model.config.vocab_size))
@@ -109,24 +108,18 @@ class TransformersEngine:
     def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
         """Prompts decode together as far as the budget goes, and the next one joins when one is done. Sampled, each has a seed of its own."""
         generation = self.generation()
-        rows = [
-            list(self.tokenizer(prompt, split_special_tokens=True)["input_ids"]) if isinstance(prompt, str) else list(prompt)
-            for prompt in prompts
-        ]
-        _check_rows(rows)
+        rows = tokenize(self.tokenizer, prompts)
+        check_rows(rows)
         return self._generate(generation, rows, sampling)
 
     def generation(self) -> Generation:
-        """Rows that come and go, for one who has requests at different times."""
+        """Rows that come and go, for requests that arrive at different times."""
         self._needs_language_model("generated text")
         return Generation(self.model, self.tokenizer, self._computing)
 
     def _generate(self, generation: Generation, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
-        def seeded(index: int) -> Sampling:
-            return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
-
         longest_first = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-        waiting = [generation.row(at, prompts[at], seeded(at)) for at in longest_first]
+        waiting = [generation.row(at, prompts[at], sampling_of(sampling, at)) for at in longest_first]
         while waiting or generation.rows:
             joining = generation.admit(waiting, self.token_budget)
             waiting = waiting[len(joining) :]
@@ -136,7 +129,7 @@ class TransformersEngine:
                 yield chunk
 
     def _collated(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        _check_rows(rows)
+        check_rows(rows)
         longest = max(map(len, rows))
         width = attention.width(self.model.config, longest) if self.precision == "bf16" and self.device.type == "cpu" else longest
         return {name: tensor.to(self.device) for name, tensor in collate(rows, self.tokenizer.pad_token_id, width=width).items()}
@@ -166,12 +159,6 @@ class TransformersEngine:
         finally:
             if was_training:
                 self.model.train()
-
-
-def _check_rows(rows: Sequence[Sequence[int]]) -> None:
-    empty = [number for number, row in enumerate(rows) if not len(row)]
-    if empty:
-        raise DataError(f"{len(empty)} of {len(rows)} inputs have no tokens: an empty text cannot be answered")
 
 
 def _batches(lengths: Sequence[int], token_budget: int, *, most_rows: int | None = None, least_share: float = 0.0) -> Iterator[list[int]]:

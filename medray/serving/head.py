@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from medray.engines.base import tokenize
 from medray.errors import ServingError
 from medray.evaluation.novelty import Cloud
 from medray.registry.loading import LoadedRelease
@@ -201,7 +202,7 @@ class Turn:
         return self.batcher.score(prompts, tuple(map(tuple, continuations)), self.deadline)
 
     def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
-        rows = [self.tokenizer(prompt, split_special_tokens=True)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+        rows = tokenize(self.tokenizer, prompts)
         self._check(sum(len(row) + sampling.max_tokens for row in rows))
         return iter(self.streams.collect(rows, sampling, self.deadline))
 

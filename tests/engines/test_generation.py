@@ -9,7 +9,7 @@ import torch
 from support import tiny
 
 from medray.config.study import LoraConfig, ModelOptions
-from medray.engines.generation import Generation
+from medray.engines.generation import Generation, draw
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import sources
@@ -73,14 +73,14 @@ def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Pa
     chunks += generation.step()
     generation.drop([long])
     assert generation.rows == [short, other]
-    assert generation._cache is not None
-    assert generation._cache.get_seq_length() == other.length  # nothing is kept for the longest row, which left
+    assert generation.cache is not None
+    assert generation.cache.get_seq_length() == other.length  # nothing is kept for the longest row, which left
     while generation.rows:
         chunks += generation.step()
     found = texts(chunks)
     assert found[0] == alone(built, PROMPTS[0], 20)
     assert found[2] == alone(built, PROMPTS[2], 20)
-    assert generation._cache is None
+    assert generation.cache is None
 
 
 @pytest.mark.document(
@@ -139,8 +139,8 @@ def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
     generation = engine.generation()
     for seed in range(200):
         row = generation.row(0, [5], Sampling(max_tokens=1, temperature=1.0, top_p=0.6, seed=seed))
-        generation._accept([row], torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log())
-        counts[row.made[0]] += 1
+        assert row.numbers
+        counts[draw(torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), row.sampling, row.numbers)] += 1
     assert counts[2] == counts[3] == 0  # 0.5 and 0.3 hold more than 0.6
     assert counts[0] > counts[1] > 40
 

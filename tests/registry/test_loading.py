@@ -41,7 +41,7 @@ def test_a_merged_release_answers_its_probe_or_is_refused(tmp_path: Path, monkey
     def wrong_merge(built: Any) -> Any:
         plain = merge(built)
         with torch.no_grad():
-            plain.classifier.weight.neg_()
+            plain.model.classifier.weight.neg_()
         return plain
 
     monkeypatch.setattr(loading, "merge", wrong_merge)

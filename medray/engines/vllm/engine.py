@@ -1,7 +1,7 @@
 """Text by vLLM, in processes of its own: on one core, releases as LoRA requests on their base, or one merged model.
 
-The one file of this process that imports vLLM (its workers import `_lora`), inside functions: that takes seconds, and reads its
-environment. Prompts are token ids; what becomes of the tokens (text, stop strings, ends) is ours, so that both engines say the same. Knows no task.
+The one file of this process that imports vLLM (its workers import `lora_cpu`), inside functions: that takes seconds, and reads its
+environment. Prompts are token ids; what becomes of the tokens (text, stop strings, ends) is ours, so that both engines give the same. Knows no task.
 """
 
 import asyncio
@@ -9,10 +9,10 @@ import itertools
 import subprocess
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,29 +20,29 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from medray.engines.base import GeneratedText, check_continuations, check_rows, end_tokens, sampling_of, token_logprob, tokenize
 from medray.engines.vllm.process import (
     HEAD_SIZES,
     RANKS,
     Settings,
-    ends_of,
+    configured_ends,
     guard,
     head_size,
     is_installed,
     set_environment,
     window_of,
 )
-from medray.errors import ArtifactError, ConfigError, DataError, ServingError
+from medray.errors import ArtifactError, ConfigError, ServingError
 from medray.models.precision import dtype_name
-from medray.text.detokenize import Text
-from medray.types import Chunk, Sampling, TokenLogprob
+from medray.types import Chunk, Sampling
 
 __all__ = ["HEAD_SIZES", "RANKS", "Core", "Settings", "VllmEngine", "head_size", "is_installed", "window_of"]
 _START_S, _SCORE_S, _END_S = 900.0, 300.0, 10.0
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Core:
-    """The processes of vLLM for one set of weights, and the thread that talks to them. They end when nobody holds it any more."""
+    """The processes of vLLM for one set of weights, and the thread that talks to them. They end when this object is collected."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -63,7 +63,7 @@ class Core:
     def is_dead(self) -> bool:
         return bool(self.llm.errored)
 
-    def submit(self, work: Coroutine[Any, Any, Found]) -> "Future[Found]":
+    def submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def next_number(self) -> int:
@@ -90,7 +90,7 @@ class VllmEngine:
     def __init__(self, core: Core, tokenizer: Any, name: str = "", adapter: Path | None = None) -> None:
         self.core, self.tokenizer = core, tokenizer
         self._adapter = core.put(name, adapter) if adapter else None
-        self._ends = ends_of(core.settings.folder, tokenizer)
+        self._ends = end_tokens(tokenizer, configured_ends(core.settings.folder))
         if self._adapter:
             weakref.finalize(self, _drop, core, self._adapter.lora_int_id).atexit = False
 
@@ -102,24 +102,21 @@ class VllmEngine:
 
     def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Every continuation behind every prompt is read whole: right for a probe, wasteful for many labels."""
-        if not all(map(len, prompts)) or not continuations or not all(map(len, continuations)):
-            raise DataError("a prompt and its continuations need at least one token each")
+        check_continuations(prompts, continuations)
 
         async def every() -> list[float]:
             pairs = [(prompt, ids) for prompt in prompts for ids in continuations]
             return await asyncio.gather(*(self._likelihood(prompt, ids) for prompt, ids in pairs))
 
-        found = self.core.submit(every()).result(timeout=_SCORE_S)
-        return np.array(found, dtype=np.float32).reshape(len(prompts), len(continuations))
+        scores = self.core.submit(every()).result(timeout=_SCORE_S)
+        return np.array(scores, dtype=np.float32).reshape(len(prompts), len(continuations))
 
     def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
-        rows = [self.tokenizer(row, split_special_tokens=True)["input_ids"] if isinstance(row, str) else row for row in prompts]
-        if not all(map(len, rows)):
-            raise DataError("an empty text cannot be answered")
+        rows = tokenize(self.tokenizer, prompts)
+        check_rows(rows)
 
         async def one(index: int) -> list[Chunk]:
-            seed = None if sampling.seed is None else sampling.seed + index
-            return [replace(chunk, index=index) async for chunk in self.stream(rows[index], replace(sampling, seed=seed))]
+            return [replace(chunk, index=index) async for chunk in self.stream(rows[index], sampling_of(sampling, index))]
 
         async def every() -> list[list[Chunk]]:
             return await asyncio.gather(*map(one, range(len(rows))))
@@ -129,46 +126,30 @@ class VllmEngine:
 
     async def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """In the core's loop (`core.submit`). Closed or cancelled, its row is free."""
-        text, told = Text(self.tokenizer, sampling.stop), _Told()
-        async with aclosing(self._ask(prompt, self._params(sampling))) as outputs:
+        text = GeneratedText(self.tokenizer, sampling, self._ends)
+        async with aclosing(self._request(prompt, self._params(sampling))) as outputs:
             async for output in outputs:
-                (found,) = output.outputs
-                chunk = self._chunk(found, text, told, sampling)
+                (piece,) = output.outputs
+                self._add_tokens(text, piece, sampling.logprobs)
+                chunk = text.take(0)
                 if chunk is not None:
                     yield chunk
                     if chunk.finish:
                         return
         raise ServingError("vLLM ended a text without saying why")
 
-    def _chunk(self, found: Any, text: Text, told: "_Told", sampling: Sampling) -> Chunk | None:
-        piece, finish = "", None
-        for at, token in enumerate(found.token_ids):
-            told.num_tokens += 1
-            if sampling.logprobs is not None:
-                told.logprobs.append(self._logprob(found.logprobs[at], token, sampling.logprobs))
-            if token in self._ends:
-                piece, finish = piece + text.end(), "stop"
-                break
-            piece += text.push(token)
-            if text.stopped:
-                finish = "stop"
-                break
-        if found.finish_reason == "length" and finish is None:
-            piece += text.end()
-            finish = "stop" if text.stopped else "length"
-        if not piece and not finish:
-            return None
-        chunk = Chunk(0, piece, finish, told.num_tokens, tuple(told.logprobs))
-        told.num_tokens, told.logprobs = 0, []
-        return chunk
-
-    def _logprob(self, found: Mapping[int, Any], token: int, most: int) -> TokenLogprob:
-        ranked = sorted(found.items(), key=lambda item: -item[1].logprob)[:most]
-        return TokenLogprob(
-            self.tokenizer.decode([token]),
-            found[token].logprob,
-            tuple((self.tokenizer.decode([number]), one.logprob) for number, one in ranked),
-        )
+    def _add_tokens(self, text: GeneratedText, piece: Any, num_top: int | None) -> None:
+        for at, token in enumerate(piece.token_ids):
+            logprob = None
+            if num_top is not None:
+                logprobs = {number: one.logprob for number, one in piece.logprobs[at].items()}
+                top = sorted(logprobs.items(), key=lambda item: -item[1])[:num_top]
+                logprob = token_logprob(self.tokenizer, token, logprobs[token], top)
+            text.add(token, logprob)
+            if text.finish:
+                return
+        if piece.finish_reason == "length":  # of the window, where the request allows more tokens
+            text.cut()
 
     def _params(self, sampling: Sampling) -> Any:
         from vllm import SamplingParams
@@ -189,25 +170,17 @@ class VllmEngine:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        async with aclosing(self._ask([*prompt, *continuation], params)) as outputs:
+        async with aclosing(self._request([*prompt, *continuation], params)) as outputs:
             async for output in outputs:
                 if output.prompt_logprobs:
-                    told = output.prompt_logprobs[-len(continuation) :]
-                    return float(sum(found[token].logprob for found, token in zip(told, continuation, strict=True)))
-        raise ServingError("vLLM told no log-probabilities of a prompt")
+                    logprobs = output.prompt_logprobs[-len(continuation) :]
+                    return float(sum(of_token[token].logprob for of_token, token in zip(logprobs, continuation, strict=True)))
+        raise ServingError("vLLM gave no log-probabilities of a prompt")
 
-    def _ask(self, prompt: Sequence[int], params: Any) -> Any:
+    def _request(self, prompt: Sequence[int], params: Any) -> Any:
         from vllm.inputs.engine import tokens_input
 
         return self.core.llm.generate(tokens_input(list(prompt)), params, str(self.core.next_number()), lora_request=self._adapter)
-
-
-@dataclass
-class _Told:
-    """What came since the last chunk."""
-
-    num_tokens: int = 0
-    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 async def _start(settings: Settings) -> Any:

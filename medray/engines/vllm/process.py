@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medray.config.study import Precision
 from medray.models.architecture import load_config
@@ -67,15 +66,15 @@ def set_environment(settings: Settings) -> None:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
 
 
-def ends_of(folder: Path, tokenizer: Any) -> set[int]:
-    """What ends an answer, as transformers reads it of the same folder."""
+def configured_ends(folder: Path) -> int | list[int] | None:
+    """The end tokens of a model, as transformers reads them from the same folder."""
     from transformers import GenerationConfig
 
     try:
-        ends = GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id
+        ends: int | list[int] | None = GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id
     except OSError:
         ends = getattr(load_config(folder, str(folder)), "eos_token_id", None)
-    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return ends
 
 
 def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
