@@ -119,7 +119,7 @@ class Task:
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if self.options.decoding == "generate":
-            return self._generated(engine, examples)
+            return self._generate(engine, examples)
         answers = self.read_probe(self._scores(engine, examples))
         return [replace(answer, row_id=example.id) for example, answer in zip(examples, answers, strict=True)]
 
@@ -151,12 +151,12 @@ class Task:
         check_one_label(examples)
         classes = [places(example, self.labels)[0] for example in examples]
         predicted = [self.labels.index(row.labels[0]) if row.labels else metrics.NO_ANSWER for row in predictions]
-        scored = metrics.single_label(
+        figures = metrics.single_label(
             classes, [row.probabilities for row in predictions], predicted, self.labels, self.options.positive_label
         )
         if self.options.decoding == "score":
-            return scored
-        return replace(scored, values={**scored.values, PARSE_FAILURES: predicted.count(metrics.NO_ANSWER) / len(predicted)})
+            return figures
+        return replace(figures, values={**figures.values, PARSE_FAILURES: predicted.count(metrics.NO_ANSWER) / len(predicted)})
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[ChoiceAnswer, ...]:
         return tuple(self._answer(row) for row in predictions)
@@ -206,7 +206,7 @@ class Task:
             scores /= np.array([len(ids) for ids in label_ids])
         return scores[:-1] - scores[-1] if self.options.prior_correction else scores
 
-    def _generated(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+    def _generate(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         label_ids = self._label_ids(engine.tokenizer)
         prompt_ids = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer, label_ids)]
         texts = generate(engine, prompt_ids, Sampling(max_tokens=max(map(len, label_ids))))

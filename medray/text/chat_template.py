@@ -44,7 +44,7 @@ class Chat:
 
     tokenizer: Any
     template: TemplateKind
-    _known: dict[str, Ids] = field(default_factory=dict)
+    _literals: dict[str, Ids] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.template == "chat" and not self.tokenizer.chat_template:
@@ -76,7 +76,7 @@ class Chat:
 
     def answer(self, text: str) -> Ids:
         """What the assistant says behind a prompt, with the end of its turn."""
-        lead = "\n" if self.is_plain else self.fill([Message("user", "a")], opened=True)[-1:]
+        lead = "\n" if self.is_plain else self.fill([Message("user", "a")], is_open=True)[-1:]
         (ids,) = answers([text.strip()], self.tokenizer, lead=lead or "a", end=False)
         return (*ids, *self._ends())
 
@@ -85,7 +85,7 @@ class Chat:
 
     def _from_template(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
         """The template, filled in with marks instead of words; then each part read by itself."""
-        parts = _TURN.split(self.fill([Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)], opened=True))
+        parts = _TURN.split(self.fill([Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)], is_open=True))
         numbers = list(map(int, parts[1::2]))
         words = self._words(
             [(turns[number].content, before[-1:] or "\n") for before, number in zip(parts[::2], numbers, strict=False)], turn_ids
@@ -98,15 +98,15 @@ class Chat:
             raise ConfigError("task.template: the chat template of this base model does not tell every turn once and in order: use plain")
         return pieces
 
-    def fill(self, turns: Sequence[Message], *, opened: bool) -> str:
-        """Render the template; it ends with the start of an answer where `opened`. A template that prints the day gets a fixed one."""
+    def fill(self, turns: Sequence[Message], *, is_open: bool) -> str:
+        """Render the template; it ends with the start of an answer where `is_open`. A template that prints the day gets a fixed one."""
 
         def render(messages: Sequence[Message]) -> str:
             plain = [{"role": turn.role, "content": turn.content} for turn in messages]
             text: str = self.tokenizer.apply_chat_template(
                 plain,
                 tokenize=False,
-                add_generation_prompt=opened,
+                add_generation_prompt=is_open,
                 strftime_now=_DAY.strftime,
                 date_string=_DAY.strftime("%d %b %Y"),
             )
@@ -151,7 +151,7 @@ class Chat:
         if self.is_plain:
             return (end,)
         turns = [Message("user", "a"), Message("assistant", "\ue0000\ue001")]
-        following = self._literal(_TURN.split(self.fill(turns, opened=False))[-1])[:1]
+        following = self._literal(_TURN.split(self.fill(turns, is_open=False))[-1])[:1]
         return (*following, *(() if following == (end,) else (end,))) if following and following[0] in self._special_ids() else (end,)
 
     def _end_of_sequence(self) -> int:
@@ -170,9 +170,9 @@ class Chat:
         return tuple(encoded["input_ids"][:start])
 
     def _literal(self, text: str) -> Ids:
-        if text not in self._known:
-            self._known[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
-        return self._known[text]
+        if text not in self._literals:
+            self._literals[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+        return self._literals[text]
 
     def _words(self, turns: Sequence[tuple[str, str]], turn_ids: _TurnIds) -> list[Ids]:
         """Tokens of each turn's words behind what stands before it."""

@@ -67,7 +67,7 @@ def mask(text: str) -> Masked:
     starts: list[int] = []
     counts: Counter[Kind] = Counter()
     at = length = 0
-    for start, end, kind in _found(text):
+    for start, end, kind in _spans(text):
         word = f"[{kind.upper()}]"
         parts += [text[at:start], word]
         length += start - at
@@ -79,7 +79,7 @@ def mask(text: str) -> Masked:
     return Masked("".join([*parts, text[at:]]), dict(counts), tuple(places), tuple(starts))
 
 
-def _found(text: str) -> list[tuple[int, int, Kind]]:
+def _spans(text: str) -> list[tuple[int, int, Kind]]:
     """Spans that do not overlap, in order."""
     taken, spans = bytearray(len(text)), []
     for kind, pattern in _PATTERNS:

@@ -78,9 +78,9 @@ def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(cha
         encoded.extend(texts)
         return answers(texts, *rest, **options)
 
-    def counted_fill(self: Chat, turns: Sequence[Message], *, opened: bool) -> str:
+    def counted_fill(self: Chat, turns: Sequence[Message], *, is_open: bool) -> str:
         filled.append(len(turns))
-        return fill(self, turns, opened=opened)
+        return fill(self, turns, is_open=is_open)
 
     monkeypatch.setattr(chat_template, "answers", counted)
     monkeypatch.setattr(Chat, "fill", counted_fill)

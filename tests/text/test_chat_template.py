@@ -119,7 +119,7 @@ def test_a_template_without_a_system_role_gets_it_before_the_first_turn() -> Non
 
 def test_a_template_that_tells_the_day_says_the_same_tomorrow() -> None:
     chat = Chat(chatty("{{ strftime_now('%d %b %Y') }} {{ date_string }}" + TEMPLATE), "auto")
-    assert chat.fill(TALK[:1], opened=True).startswith("26 Jul 2024 26 Jul 2024<|im_start|>user")
+    assert chat.fill(TALK[:1], is_open=True).startswith("26 Jul 2024 26 Jul 2024<|im_start|>user")
 
 
 def test_conversations_that_cannot_be_answered_and_templates_that_are_not_there_are_refused() -> None:

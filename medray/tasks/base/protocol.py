@@ -194,9 +194,9 @@ def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
     """The task as a manifest describes it."""
     name = str(options.get("name"))
     module = plugins.find("tasks", name)
-    parsed = validate(module.Options, dict(options), where=f"task {name}")
+    valid_options = validate(module.Options, dict(options), where=f"task {name}")
     try:
-        task: Task = module.Task.restore(parsed, state)
+        task: Task = module.Task.restore(valid_options, state)
     except (KeyError, TypeError, ValueError) as err:
         raise ArtifactError(
             f"task {name}: its state cannot be restored ({type(err).__name__} {err}); publish the checkpoint again"

@@ -25,13 +25,13 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class JsonList:
     items: tuple[Item, ...]
     outcome: Literal["valid", "repaired", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
-class Grounded:
+class Grounding:
     mentions: tuple[Mention, ...]  # in the order of the text
     num_dropped: int  # items that stand nowhere in it, or not once more, or are of no kind that is known
 
@@ -43,12 +43,12 @@ def write(mentions: Sequence[Mention], kinds: Sequence[str]) -> str:
     return json.dumps([{"text": mention.text, "kind": mention.kind} for mention in mentions], ensure_ascii=False)
 
 
-def read(text: str) -> Listed:
+def read(text: str) -> JsonList:
     """Strict JSON is valid; a list with text around it, other quotes, a comma too many or no end is mended; the rest is invalid."""
     try:
         whole = json.loads(text)
         if isinstance(whole, list):
-            return Listed(tuple(map(_item, whole)), "valid")
+            return JsonList(tuple(map(_item, whole)), "valid")
     except (ValueError, RecursionError):
         pass
     starts = [match.start() for match in re.finditer(r"\[", text)][:_MOST_STARTS]
@@ -58,15 +58,15 @@ def read(text: str) -> Listed:
         except (ValueError, RecursionError):
             continue
         if all(isinstance(value, str | dict) for value in values):
-            return Listed(tuple(map(_item, values)), "repaired")
+            return JsonList(tuple(map(_item, values)), "repaired")
     for start in starts[:1]:
         loose = list(_loose(text, start + 1))
         if loose:
-            return Listed(tuple(item for item in loose if item), "repaired")
-    return Listed((), "invalid")
+            return JsonList(tuple(item for item in loose if item), "repaired")
+    return JsonList((), "invalid")
 
 
-def ground(text: str, items: Sequence[Item], kinds: Sequence[str], *, every: bool = False) -> Grounded:
+def ground(text: str, items: Sequence[Item], kinds: Sequence[str], *, every: bool = False) -> Grounding:
     """The spans that the items name: case and hyphens do not matter, words do.
 
     An item that comes again takes the next place of its name, or with `every` each takes all places. Longer names choose first:
@@ -83,7 +83,7 @@ def ground(text: str, items: Sequence[Item], kinds: Sequence[str], *, every: boo
         same = [place for place in free if text[slice(*place)] == item.text]
         for start, end in free if every else (same or free)[:1]:
             mentions.append(Mention(start, end, text[start:end], kind))
-    return Grounded(tuple(sorted(mentions, key=lambda mention: mention.start)), num_dropped)
+    return Grounding(tuple(sorted(mentions, key=lambda mention: mention.start)), num_dropped)
 
 
 def _item(raw: Any) -> Item:

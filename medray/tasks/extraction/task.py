@@ -126,15 +126,15 @@ class Task:
     def read(self, example: Example, text: str) -> Prediction:
         """What a generated text says about a row."""
         answer = json_list.read(BEGINNING + text if self.options.is_begun else text)
-        grounded = json_list.ground(example.text, answer.items, self.kinds, every=self.options.occurrences == "all")
+        grounding = json_list.ground(example.text, answer.items, self.kinds, every=self.options.occurrences == "all")
         figures = {
             "rows": 1.0,
             "invalid": float(answer.outcome == "invalid"),
             "repaired": float(answer.outcome == "repaired"),
             "listed": float(len(answer.items)),
-            "dropped": float(grounded.num_dropped),
+            "dropped": float(grounding.num_dropped),
         }
-        return Prediction(example.id, (), (), text=text, mentions=grounded.mentions, figures=figures)
+        return Prediction(example.id, (), (), text=text, mentions=grounding.mentions, figures=figures)
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """How likely two answers are: a generated one would hide small differences."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 Floats = npt.NDArray[np.float64]
-_UNCOUNTED = -100  # of a token without a tag of its own: a special one, a blank, or one that another window answers for
+_NO_TAG = -100  # of a token without a tag of its own: a special one, a blank, or one that another window answers for
 
 
 class Options(TaskOptions):
@@ -55,7 +55,7 @@ class TagLoss:
 
         owners, places = rows.mask.nonzero(as_tuple=True)  # a tag for each token, in their order
         tags = torch.tensor([tag for target in rows.targets for tag in target], device=rows.mask.device)
-        losses = F.cross_entropy(outputs.logits[owners, places].float(), tags, reduction="none", ignore_index=_UNCOUNTED)
+        losses = F.cross_entropy(outputs.logits[owners, places].float(), tags, reduction="none", ignore_index=_NO_TAG)
         return losses.new_zeros(len(rows.targets)).index_add(0, owners, losses)
 
 
@@ -87,24 +87,24 @@ class Task:
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
         """A row a window; each token's tag is in the one window that answers for it."""
         rows = []
-        for example, text in zip(examples, self._located(examples, tokenizer), strict=True):
+        for example, text in zip(examples, self._windows(examples, tokenizer), strict=True):
             if not text.windows[0]:
                 raise DataError(f"{example.where or example.id}: there is no token in the text")
-            tags = self._tagged(example, text)
+            tags = self._token_tags(example, text)
             owners = text.owners()
             for number, (tokens, places) in enumerate(zip(text.windows, text.places, strict=True)):
-                target = tuple(tags[place] if place >= 0 and owners[place] == number else _UNCOUNTED for place in places)
+                target = tuple(tags[place] if place >= 0 and owners[place] == number else _NO_TAG for place in places)
                 rows.append(Encoded(example.id, tokens, target))
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> TagLoss:
         """A row weighs as much as its tokens that count; one at least, so that no step weighs nothing."""
-        return TagLoss(np.array([max(1, sum(tag != _UNCOUNTED for tag in target)) for target in targets], dtype=np.float64))
+        return TagLoss(np.array([max(1, sum(tag != _NO_TAG for tag in target)) for target in targets], dtype=np.float64))
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if not examples:
             return []
-        texts = self._located(examples, engine.tokenizer)
+        texts = self._windows(examples, engine.tokenizer)
         outputs = iter(engine.token_logits([window for text in texts for window in text.windows]))
         predictions = []
         for example, text in zip(examples, texts, strict=True):
@@ -122,7 +122,7 @@ class Task:
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """Of the first window, each tag's mean and highest output."""
-        outputs = engine.token_logits([text.windows[0] for text in self._located(examples, engine.tokenizer)])
+        outputs = engine.token_logits([text.windows[0] for text in self._windows(examples, engine.tokenizer)])
         return np.array([np.concatenate([rows.mean(axis=0), rows.max(axis=0)]) for rows in outputs], dtype=np.float64)
 
     def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
@@ -137,13 +137,13 @@ class Task:
     def respond(self, predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
         return _mentions.respond(predictions)
 
-    def _located(self, examples: Sequence[Example], tokenizer: Any) -> list[Located]:
+    def _windows(self, examples: Sequence[Example], tokenizer: Any) -> list[Located]:
         options, texts = self.options, [example.text for example in examples]
         return located(texts, tokenizer, max_length=options.max_length, overlap=options.window_overlap)
 
-    def _tagged(self, example: Example, text: Located) -> list[int]:
+    def _token_tags(self, example: Example, text: Located) -> list[int]:
         """The tag of each token: that of its word."""
-        text_words, tags = words(example.text, text.offsets), [_UNCOUNTED] * len(text.offsets)
+        text_words, tags = words(example.text, text.offsets), [_NO_TAG] * len(text.offsets)
         for word, place in zip(text_words, tag(text_words, example.mentions, self.tags), strict=True):
             for token in word.tokens:
                 tags[token] = place
