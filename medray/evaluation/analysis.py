@@ -162,31 +162,33 @@ def sentences(model: ModelAnalysis) -> list[str]:
     return split_sentences(model.test, model.calibration)
 
 
-def split_sentences(found: SplitAnalysis, record: CalibrationRecord) -> list[str]:
-    rows = f"{found.split} rows"
-    said = [f"confidence: expected calibration error on {rows} {found.before.ece:.3f}"]
+def split_sentences(analysis: SplitAnalysis, record: CalibrationRecord) -> list[str]:
+    rows = f"{analysis.split} rows"
+    lines = [f"confidence: expected calibration error on {rows} {analysis.before.ece:.3f}"]
     if record.temperature != 1:
-        said[0] += f", and {found.after.ece:.3f} after temperature {record.temperature:.2f}, fitted on {record.num_rows} validation rows"
-    if found.abstention:
-        said.append(_of_abstention(found.abstention, record, rows))
-    if found.worst and (f1 := found.worst.slice.f1):
-        worst = found.worst
+        lines[0] += (
+            f", and {analysis.after.ece:.3f} after temperature {record.temperature:.2f}, fitted on {record.num_rows} validation rows"
+        )
+    if analysis.abstention:
+        lines.append(_of_abstention(analysis.abstention, record, rows))
+    if analysis.worst and (f1 := analysis.worst.slice.f1):
+        worst = analysis.worst
         verdict = "it lies below all rows, more than chance explains" if worst.is_below else "one of them always is; chance explains this"
-        said.append(
-            f"lowest slice of {rows}: {worst.slice.column} {worst.slice.value}, {found.metric} {f1.value:.3f}"
+        lines.append(
+            f"lowest slice of {rows}: {worst.slice.column} {worst.slice.value}, {analysis.metric} {f1.value:.3f}"
             f" (95 % interval {f1.low:.3f} to {f1.high:.3f}) on {worst.slice.num_rows} rows, of {worst.num_compared} slices compared: {verdict}"
         )
-    return said
+    return lines
 
 
-def _of_abstention(found: Abstention, record: CalibrationRecord, rows: str) -> str:
-    if found.precision is None:
-        why = f"{record.num_rows} validation rows promise it for no threshold" if found.threshold is None else "no row is sure enough"
-        return f"abstention for precision {found.wanted}: {why}, so every answer is abstained from"
-    sure = f"(95 % interval {found.precision.low:.3f} to {found.precision.high:.3f})"
+def _of_abstention(abstention: Abstention, record: CalibrationRecord, rows: str) -> str:
+    if abstention.precision is None:
+        why = f"{record.num_rows} validation rows promise it for no threshold" if abstention.threshold is None else "no row is sure enough"
+        return f"abstention for precision {abstention.wanted}: {why}, so every answer is abstained from"
+    sure = f"(95 % interval {abstention.precision.low:.3f} to {abstention.precision.high:.3f})"
     return (
-        f"abstention for precision {found.wanted}: {found.coverage:.0%} of {rows} are answered (confidence from {found.threshold:.3f}),"
-        f" {found.precision.value:.3f} {sure} of these rightly"
+        f"abstention for precision {abstention.wanted}: {abstention.coverage:.0%} of {rows} are answered (confidence from {abstention.threshold:.3f}),"
+        f" {abstention.precision.value:.3f} {sure} of these rightly"
     )
 
 

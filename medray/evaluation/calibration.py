@@ -59,22 +59,22 @@ def matrix(predictions: Sequence[Prediction]) -> npt.NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """A row an answer."""
+class CalibratedAnswers:
+    """One answer per row."""
 
     probabilities: Floats
     confidence: Floats
     abstained: Bools
 
 
-def apply(record: CalibrationRecord, probabilities: Floats, predicted: Bools, *, multi_label: bool) -> Calibrated:
+def apply(record: CalibrationRecord, probabilities: Floats, predicted: Bools, *, multi_label: bool) -> CalibratedAnswers:
     """What a release answers: which labels is decided before, by the model's own probabilities."""
     scaled = rescale(probabilities, record.temperature, multi_label=multi_label)
     sure = confidence(scaled, predicted, multi_label=multi_label)
     rule = record.abstention
     if rule is None:
-        return Calibrated(scaled, sure, np.zeros(len(sure), dtype=np.bool_))
-    return Calibrated(scaled, sure, np.ones(len(sure), dtype=np.bool_) if rule.threshold is None else sure < rule.threshold)
+        return CalibratedAnswers(scaled, sure, np.zeros(len(sure), dtype=np.bool_))
+    return CalibratedAnswers(scaled, sure, np.ones(len(sure), dtype=np.bool_) if rule.threshold is None else sure < rule.threshold)
 
 
 def confidence(probabilities: Floats, predicted: Bools, *, multi_label: bool) -> Floats:
@@ -138,7 +138,7 @@ def fit_abstention(sure: Floats, right: Bools, precision: float, level: float) -
     """The lowest threshold above which a share of at least `precision` is right, as surely as `level` says.
 
     Thresholds are tested from sure to unsure, each by an exact bound, until one fails: so the error of many tests is that of one.
-    Where to begin is told by the confidences alone, which know no label: where by them the test is likeliest to pass.
+    Testing begins where the confidences alone, which know no label, expect a test to pass most likely.
     """
     from scipy.stats import poisson
 
@@ -163,12 +163,12 @@ def fit_abstention(sure: Floats, right: Bools, precision: float, level: float) -
 
 def _allowed_errors(counts: Sequence[int], precision: float, level: float) -> list[int]:
     """Of so many answers, how many may be wrong; -1 where even none proves nothing. More answers allow no fewer."""
-    found, errors = [], -1
+    most, errors = [], -1
     for count in counts:
         while errors < count - 1 and share_bound(count - errors - 1, count, level=level) >= precision:
             errors += 1
-        found.append(errors)
-    return found
+        most.append(errors)
+    return most
 
 
 def _log(probabilities: Floats) -> Floats:
@@ -182,8 +182,8 @@ PRIOR_ROWS = 50  # docs/lab-notes.md: what they gain and lose
 def mix(truth: npt.ArrayLike, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Truth as if `PRIOR_ROWS` more rows had been seen, whose labels are as the model's probabilities have them."""
     num_rows = len(probabilities)
-    found: npt.NDArray[np.float64] = (num_rows * np.asarray(truth, dtype=np.float64) + PRIOR_ROWS * probabilities) / (num_rows + PRIOR_ROWS)
-    return found
+    mixed: npt.NDArray[np.float64] = (num_rows * np.asarray(truth, dtype=np.float64) + PRIOR_ROWS * probabilities) / (num_rows + PRIOR_ROWS)
+    return mixed
 
 
 Ints = npt.NDArray[np.int64]
@@ -234,9 +234,9 @@ def search_thresholds(truth: Ints, probabilities: Floats) -> Floats:
             margin = scores[:, label] - shifted.max(axis=1)  # the row is given this class where its limit is at most this
             other = shifted.argmax(axis=1)
             for limit in _candidates(margin, limits[label]):
-                found = _f1_macro(wanted, np.where(margin >= limit, label, other))
-                if found > best + 1e-9:
-                    best, limits[label] = found, limit
+                value = _f1_macro(wanted, np.where(margin >= limit, label, other))
+                if value > best + 1e-9:
+                    best, limits[label] = value, limit
         if best == before:
             break
     thresholds: Floats = np.exp(limits - np.logaddexp.reduce(limits))

@@ -34,8 +34,8 @@ _NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a model said about rows whose labels are known, by its own probabilities."""
+class SplitPredictions:
+    """A model's predictions for rows whose labels are known, by its own probabilities."""
 
     ids: Sequence[str]
     answers: LabelAnswers
@@ -45,7 +45,7 @@ class Scored:
 
 def examine(
     split: Literal["train", "validation", "test", "all"],
-    scored: Scored,
+    scored: SplitPredictions,
     record: CalibrationRecord,
     *,
     labels: Sequence[str],
@@ -85,11 +85,11 @@ def reliability(probabilities: Floats, answers: LabelAnswers, *, multi_label: bo
         right = (answers.truth == answers.predicted).all(axis=1)
     place = np.minimum((sure * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     bins = tuple(
-        Bin(number / NUM_BINS, (number + 1) / NUM_BINS, int(held.sum()), float(sure[held].mean()), float(right[held].mean()))
+        Bin(number / NUM_BINS, (number + 1) / NUM_BINS, int(inside.sum()), float(sure[inside].mean()), float(right[inside].mean()))
         for number in range(NUM_BINS)
-        if (held := place == number).any()
+        if (inside := place == number).any()
     )
-    ece = sum(held.num * abs(held.confidence - held.share_right) for held in bins) / len(sure)
+    ece = sum(part.num * abs(part.confidence - part.share_right) for part in bins) / len(sure)
     return Reliability(float(ece), metrics.log_loss(probabilities, answers.truth, multi_label=multi_label), bins)
 
 
@@ -103,11 +103,11 @@ def risk_coverage(confidence: Floats, right: Bools) -> Iterator[RiskPoint]:
         yield RiskPoint(float(ranked[end]), num / len(ranked), num, float(hits[end] / num))
 
 
-def _abstention(record: CalibrationRecord, answered: Bools, right: Bools) -> Abstention | None:
+def _abstention(record: CalibrationRecord, is_answered: Bools, right: Bools) -> Abstention | None:
     rule = record.abstention
     if rule is None:
         return None
-    num, hits = int(answered.sum()), int(right[answered].sum())
+    num, hits = int(is_answered.sum()), int(right[is_answered].sum())
     precision = _from(hits / num, share_interval(hits, num)) if num else None
     return Abstention(rule.precision, rule.threshold, num, num / len(right), precision)
 
@@ -129,11 +129,11 @@ def _classes(answers: LabelAnswers, labels: Sequence[str]) -> Iterator[ClassFigu
         )
 
 
-def _slices(scored: Scored, right: Bools, metric: str, classes: Sequence[ClassFigures]) -> Iterator[SliceFigures]:
+def _slices(scored: SplitPredictions, right: Bools, metric: str, classes: Sequence[ClassFigures]) -> Iterator[SliceFigures]:
     for column, names in scored.columns.items():
-        held = np.array(names, dtype=object)
+        values = np.array(names, dtype=object)
         for value in sorted(set(names)):
-            rows = held == value
+            rows = values == value
             part = _part(scored.answers, rows)
             f1 = _estimate(part, metric) if _is_meant(part, metric) else None
             yield SliceFigures(column, value, int(rows.sum()), f1, float(right[rows].mean()))
@@ -151,11 +151,13 @@ def _is_meant(part: LabelAnswers, metric: str) -> bool:
     return num_present > (1 if metric == "f1_macro" else 0)
 
 
-def _worst(slices: Sequence[SliceFigures], scored: Scored, metric: str, figure: Estimate, labels: Sequence[str]) -> WorstSlice | None:
-    compared = [found for found in slices if found.f1 and found.num_rows >= ENOUGH_ROWS]
+def _worst(
+    slices: Sequence[SliceFigures], scored: SplitPredictions, metric: str, figure: Estimate, labels: Sequence[str]
+) -> WorstSlice | None:
+    compared = [part for part in slices if part.f1 and part.num_rows >= ENOUGH_ROWS]
     if len(compared) < 2:
         return None
-    worst = min(compared, key=lambda found: found.f1.value if found.f1 else 1.0)
+    worst = min(compared, key=lambda part: part.f1.value if part.f1 else 1.0)
     level = 1 - 0.05 / len(compared)
     if worst.column == LABEL:
         answers = LabelAnswers(scored.answers.truth, scored.answers.predicted, labels.index(worst.value))
@@ -193,19 +195,19 @@ def suspects(ids: Sequence[str], truth: Bools, probabilities: Floats, labels: Se
     The rows must not have trained the model: it would have learned their wrong labels.
     """
     given = _mean_where(truth, probabilities, otherwise=1.0)  # how probable a label is where it is given
-    found = _by_label(truth, probabilities, given) if multi_label else _by_row(truth, probabilities, given)
-    doubtful = np.flatnonzero((found[0] != truth).any(axis=1))
-    rows = doubtful[np.argsort(-found[1][doubtful], kind="stable")]
-    return tuple(Suspect(ids[row], _names(truth[row], labels), _names(found[0][row], labels), float(found[1][row])) for row in rows)
+    suggested, doubts = (_by_label if multi_label else _by_row)(truth, probabilities, given)
+    doubtful = np.flatnonzero((suggested != truth).any(axis=1))
+    rows = doubtful[np.argsort(-doubts[doubtful], kind="stable")]
+    return tuple(Suspect(ids[row], _names(truth[row], labels), _names(suggested[row], labels), float(doubts[row])) for row in rows)
 
 
 def _by_row(truth: Bools, probabilities: Floats, given: Floats) -> tuple[Bools, Floats]:
     rows = np.arange(len(truth))
-    held, best = truth.argmax(axis=1), probabilities.argmax(axis=1)
-    doubtful = (best != held) & (probabilities[rows, best] >= given[best]) & (probabilities[rows, held] < given[held])
+    own, best = truth.argmax(axis=1), probabilities.argmax(axis=1)
+    doubtful = (best != own) & (probabilities[rows, best] >= given[best]) & (probabilities[rows, own] < given[own])
     suggested = truth.copy()
     suggested[doubtful] = np.eye(truth.shape[1], dtype=np.bool_)[best[doubtful]]
-    return suggested, probabilities[rows, best] - probabilities[rows, held]
+    return suggested, probabilities[rows, best] - probabilities[rows, own]
 
 
 def _by_label(truth: Bools, probabilities: Floats, given: Floats) -> tuple[Bools, Floats]:

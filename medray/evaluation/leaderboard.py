@@ -45,21 +45,21 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a finalist or reference answered, on both splits."""
+class Contender:
+    """A finalist or a reference, with its answers on both splits."""
 
     entry: Entry
     validation: Answers
     test: Answers
-    others: "tuple[Judged, ...]" = ()  # the same finalist, trained with other seeds
+    others: "tuple[Contender, ...]" = ()  # the same finalist, trained with other seeds
 
     @property
-    def all(self) -> "tuple[Judged, ...]":
+    def all(self) -> "tuple[Contender, ...]":
         return (self, *self.others)
 
 
 @dataclass(frozen=True)
-class Paired:
+class Pairing:
     """The winner against another, on the same rows."""
 
     other: str
@@ -76,10 +76,10 @@ class Leaderboard:
     winner: str
     runner_up: str | None
     tied: tuple[str, ...]  # finalists that validation rows cannot tell from the best
-    comparisons: tuple[Paired, ...]
+    comparisons: tuple[Pairing, ...]
     num_rows: Mapping[str, int]  # by split
     num_openings: int  # of these test labels, this study's included
-    num_folds: int = 1  # more: every row was a test row once, answered by a model that had not seen it
+    num_folds: int = 1  # more: every row was a test row once, predicted by a model that had not seen it
 
     @property
     def best(self) -> Entry:
@@ -114,7 +114,7 @@ def best_evaluation(history: Sequence[Evaluation], metric: str) -> Evaluation | 
 
 def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) -> Entry:
     started = record.started_at, record.first_step_at
-    made = Entry(
+    entry = Entry(
         name=record.trial,
         kind="trial",
         base_model=record.base_model,
@@ -129,10 +129,10 @@ def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) ->
         error=record.error,
     )
     best = best_evaluation(history, metric)
-    return replace(made, epoch=best.epoch, step=best.step, validation=best.metrics) if best else made
+    return replace(entry, epoch=best.epoch, step=best.step, validation=best.metrics) if best else entry
 
 
-def ranked(entries: Sequence[Entry], metric: str) -> list[Entry]:
+def rank(entries: Sequence[Entry], metric: str) -> list[Entry]:
     """Best first by the validation figure; those without one last."""
     sign = 1 if higher_is_better(metric) else -1
     return sorted(entries, key=lambda entry: -sign * entry.validation[metric] if metric in entry.validation else math.inf)
@@ -141,34 +141,36 @@ def ranked(entries: Sequence[Entry], metric: str) -> list[Entry]:
 def finalists(entries: Sequence[Entry], metric: str, num_finalists: int) -> list[Entry]:
     """The best trials of each base model, by validation rows; a failed trial is none, whatever it had reached."""
     chosen: list[Entry] = []
-    for entry in ranked(entries, metric):
+    for entry in rank(entries, metric):
         mates = sum(other.base == entry.base for other in chosen)
         if entry.validation and entry.status != "failed" and mates < num_finalists:
             chosen.append(entry)
     return chosen
 
 
-def judged(entry: Entry, metric: str, *, validation: tuple[Metrics, Answers], test: tuple[Metrics, Answers], ms_per_row: float) -> Judged:
+def contender(
+    entry: Entry, metric: str, *, validation: tuple[Metrics, Answers], test: tuple[Metrics, Answers], ms_per_row: float
+) -> Contender:
     """An entry with its test figures and their interval."""
     figure = interval(test[1], metric) if metric in test[1].metrics else None
-    made = replace(entry, validation=validation[0].values, test=test[0].values, test_interval=figure, ms_per_row=ms_per_row)
-    return Judged(made, validation[1], test[1])
+    entry = replace(entry, validation=validation[0].values, test=test[0].values, test_interval=figure, ms_per_row=ms_per_row)
+    return Contender(entry, validation[1], test[1])
 
 
-def over_seeds(found: Sequence[Judged], metric: str) -> Judged:
-    """One finalist of several seeds: means are told, the seed with the best validation figure is published."""
-    if len(found) == 1:
-        return found[0]
-    by_name = {judged.entry.name: judged for judged in found}
-    best = ranked([judged.entry for judged in found], metric)[0]
-    entries = [judged.entry for judged in found]
+def pool_seeds(members: Sequence[Contender], metric: str) -> Contender:
+    """One finalist of several seeds: its figures are means, and the seed with the best validation figure would be published."""
+    if len(members) == 1:
+        return members[0]
+    by_name = {member.entry.name: member for member in members}
+    best = rank([member.entry for member in members], metric)[0]
+    entries = [member.entry for member in members]
     seeds = Seeds(
         trials=tuple(entry.name for entry in entries),
         validation=tuple(entry.validation[metric] for entry in entries),
         test=tuple(entry.test[metric] for entry in entries),
         published=best.name,
     )
-    sure = pooling.interval([judged.test for judged in found], metric) if metric in found[0].test.metrics else None
+    sure = pooling.interval([member.test for member in members], metric) if metric in members[0].test.metrics else None
     entry = replace(
         best,
         name=entries[0].name,
@@ -179,7 +181,7 @@ def over_seeds(found: Sequence[Judged], metric: str) -> Judged:
         seconds=sum(entry.seconds or 0.0 for entry in entries),
         seeds=seeds,
     )
-    others = tuple(judged for judged in found if judged.entry.name != best.name)
+    others = tuple(member for member in members if member.entry.name != best.name)
     return replace(by_name[best.name], entry=entry, others=others)
 
 
@@ -199,8 +201,8 @@ def conclude(
     study: str,
     metric: str,
     trials: Sequence[Entry],
-    candidates: Sequence[Judged],
-    references: Sequence[Judged],
+    candidates: Sequence[Contender],
+    references: Sequence[Contender],
     num_openings: int,
     *,
     num_folds: int = 1,
@@ -212,25 +214,29 @@ def conclude(
     """
     if not candidates:
         raise TrialError(f"study {study}: no trial gave a {metric}: there is nothing to rank")
-    by_name = {found.entry.name: found for found in candidates}
-    order = [by_name[entry.name] for entry in ranked([found.entry for found in candidates], metric)]
-    tied = [found for found in order[1:] if metric in found.validation.metrics and _compare(order[0], found, "validation", metric).is_tie]
+    by_name = {candidate.entry.name: candidate for candidate in candidates}
+    order = [by_name[entry.name] for entry in rank([candidate.entry for candidate in candidates], metric)]
+    tied = [
+        candidate
+        for candidate in order[1:]
+        if metric in candidate.validation.metrics and _compare(order[0], candidate, "validation", metric).is_tie
+    ]
     winner = order[0]
-    for found in tied:
-        is_cheaper = tie is not None and _num_parameters(found) * tie < _num_parameters(winner)
-        if is_cheaper and all(_may_be_better(found, other, metric) for other in (order[0], winner)):
-            winner = found
-    others = [found for found in order if found is not winner]
+    for candidate in tied:
+        is_cheaper = tie is not None and _num_parameters(candidate) * tie < _num_parameters(winner)
+        if is_cheaper and all(_may_be_better(candidate, other, metric) for other in (order[0], winner)):
+            winner = candidate
+    others = [candidate for candidate in order if candidate is not winner]
     comparisons = [pair for other in [*others[:1], *references] for pair in _pairs(winner, other, metric)]
-    known = {found.entry.name: found.entry for found in [*candidates, *references]}
-    entries = [known.get(entry.name, entry) for entry in trials] + [found.entry for found in references]
+    entry_by_name = {candidate.entry.name: candidate.entry for candidate in [*candidates, *references]}
+    entries = [entry_by_name.get(entry.name, entry) for entry in trials] + [candidate.entry for candidate in references]
     return Leaderboard(
         study=study,
         metric=metric,
-        entries=tuple(ranked(entries, metric)),
+        entries=tuple(rank(entries, metric)),
         winner=winner.entry.name,
         runner_up=others[0].entry.name if others else None,
-        tied=tuple(found.entry.name for found in [order[0], *tied]) if tied else (),
+        tied=tuple(candidate.entry.name for candidate in [order[0], *tied]) if tied else (),
         comparisons=tuple(comparisons),
         num_rows={"validation": num_rows(winner.validation), "test": num_rows(winner.test)},
         num_openings=num_openings,
@@ -238,27 +244,27 @@ def conclude(
     )
 
 
-def _num_parameters(found: Judged) -> int:
-    return found.entry.num_parameters or 0
+def _num_parameters(candidate: Contender) -> int:
+    return candidate.entry.num_parameters or 0
 
 
-def _may_be_better(found: Judged, other: Judged, metric: str) -> bool:
+def _may_be_better(candidate: Contender, other: Contender, metric: str) -> bool:
     """Or always as good: what is worse in some resamples and better in none is no model to publish for its size."""
-    against = _compare(other, found, "validation", metric)
+    against = _compare(other, candidate, "validation", metric)
     return bool(against.below) or against.low == against.high == against.difference == 0
 
 
-def _compare(first: Judged, second: Judged, split: Literal["validation", "test"], metric: str) -> Comparison:
-    one, two = ([judged.validation if split == "validation" else judged.test for judged in side.all] for side in (first, second))
+def _compare(first: Contender, second: Contender, split: Literal["validation", "test"], metric: str) -> Comparison:
+    one, two = ([member.validation if split == "validation" else member.test for member in side.all] for side in (first, second))
     return pooling.compare(one, two, metric)
 
 
-def _pairs(winner: Judged, other: Judged, metric: str) -> list[Paired]:
+def _pairs(winner: Contender, other: Contender, metric: str) -> list[Pairing]:
     if metric not in winner.test.metrics:
         return []
     on_validation = _compare(winner, other, "validation", metric)
     on_test = _compare(winner, other, "test", metric)
     return [
-        Paired(other.entry.name, "validation", on_validation, on_validation.is_tie),
-        Paired(other.entry.name, "test", on_test, on_test.is_tie),
+        Pairing(other.entry.name, "validation", on_validation, on_validation.is_tie),
+        Pairing(other.entry.name, "test", on_test, on_test.is_tie),
     ]

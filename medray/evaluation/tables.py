@@ -9,7 +9,7 @@ from medray.errors import ArtifactError
 from medray.evaluation import analysis
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.bootstrap import Comparison, Interval
-from medray.evaluation.leaderboard import Entry, Leaderboard, Paired, merge_of
+from medray.evaluation.leaderboard import Entry, Leaderboard, Pairing, merge_of
 from medray.evaluation.pooling import Seeds
 from medray.records import Evaluation
 from medray.text.csv_text import write_table
@@ -33,10 +33,10 @@ def from_json(text: str, where: str) -> Leaderboard:
         if raw.pop("schema_version") != SCHEMA_VERSION:
             raise ArtifactError(f"{where}: was written by another medray")
         entries = tuple(
-            Entry(**{**held, "test_interval": _interval(held["test_interval"]), "seeds": _seeds(held.get("seeds"))})
-            for held in raw.pop("entries")
+            Entry(**{**entry, "test_interval": _interval(entry["test_interval"]), "seeds": _seeds(entry.get("seeds"))})
+            for entry in raw.pop("entries")
         )
-        pairs = tuple(Paired(**{**held, "comparison": Comparison(**held["comparison"])}) for held in raw.pop("comparisons"))
+        pairs = tuple(Pairing(**{**pair, "comparison": Comparison(**pair["comparison"])}) for pair in raw.pop("comparisons"))
         return Leaderboard(**{**raw, "tied": tuple(raw["tied"])}, entries=entries, comparisons=pairs)
     except (ValueError, KeyError, TypeError) as err:
         raise ArtifactError(f"{where}: is no leaderboard: {err}") from None
@@ -80,10 +80,10 @@ def frame(board: Leaderboard) -> "DataFrame":
     return pandas.DataFrame(list(rows(board)))
 
 
-def to_csv(found: Iterable[Mapping[str, Any]]) -> str:
+def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows with differing keys; what a row has not stays empty."""
-    held = list(found)
-    return write_table(list(dict.fromkeys(name for row in held for name in row)), held)
+    table = list(rows)
+    return write_table(list(dict.fromkeys(name for row in table for name in row)), table)
 
 
 def history_rows(histories: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict[str, Any]]:
@@ -155,7 +155,7 @@ def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
     """What the leaderboard and the analysis of its winner say, in words."""
     best, metric = board.best, board.metric
     spread = f" (95 % interval {_range(best.test_interval)})" if best.test_interval else ""
-    said = [
+    lines = [
         f"winner: {best.name}, {best.base_model}, epoch {best.epoch}: {metric} {best.validation[metric]:.4f} on"
         f" {board.num_rows['validation']} validation rows, by which it was chosen, and {best.test[metric]:.4f}{spread} on"
         f" {board.num_rows['test']} test rows"
@@ -164,46 +164,46 @@ def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
         figures = ", ".join(
             f"{validation:.4f} / {test:.4f}" for validation, test in zip(best.seeds.validation, best.seeds.test, strict=True)
         )
-        said.append(
+        lines.append(
             f"winner's figures are means over {best.seeds.num_seeds} seeds ({metric}, validation / test: {figures}); the checkpoint is that of"
             f" {best.seeds.published}, the best on validation rows"
         )
     if board.num_folds > 1:
-        said.append(
+        lines.append(
             f"each row was a test row in one of {board.num_folds} folds, answered by a model that had not seen it, and all are judged together;"
             f" settings were searched on the first fold alone, whose model is the checkpoint"
         )
     if merge := merge_of(best, metric):
-        said.append(f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain weights {merge.merged:.4f}")
+        lines.append(f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain weights {merge.merged:.4f}")
     if board.tied:
-        said.append(f"tie: validation rows cannot tell {', '.join(board.tied)} apart; {board.tie_break}")
+        lines.append(f"tie: validation rows cannot tell {', '.join(board.tied)} apart; {board.tie_break}")
     for pair in board.comparisons:
-        found = pair.comparison
-        verdict = "the rows cannot tell the two apart" if pair.is_tie else "better" if found.difference > 0 else "worse"
-        said.append(
-            f"winner against {pair.other} on the same {pair.split} rows: {metric} {found.difference:+.4f}"
-            f" (95 % interval {found.low:+.4f} to {found.high:+.4f}): {verdict}"
+        comparison = pair.comparison
+        verdict = "the rows cannot tell the two apart" if pair.is_tie else "better" if comparison.difference > 0 else "worse"
+        lines.append(
+            f"winner against {pair.other} on the same {pair.split} rows: {metric} {comparison.difference:+.4f}"
+            f" (95 % interval {comparison.low:+.4f} to {comparison.high:+.4f}): {verdict}"
         )
-    said += analysis.sentences(inside.best) if inside else []
+    lines += analysis.sentences(inside.best) if inside else []
     if best.test_interval is None:
-        said.append(f"{metric} has no interval and no paired comparison here, so ties are not told: the better figure wins")
+        lines.append(f"{metric} has no interval and no paired comparison here, so ties are not told: the better figure wins")
     if board.num_openings > 1:
-        said.append(f"the labels of these test rows were read {board.num_openings} times: the more often, the less they are a test")
-    return said
+        lines.append(f"the labels of these test rows were read {board.num_openings} times: the more often, the less they are a test")
+    return lines
 
 
-def _seeds(held: Mapping[str, Any] | None) -> Seeds | None:
-    if held is None:
+def _seeds(values: Mapping[str, Any] | None) -> Seeds | None:
+    if values is None:
         return None
-    return Seeds(tuple(held["trials"]), tuple(held["validation"]), tuple(held["test"]), held["published"])
+    return Seeds(tuple(values["trials"]), tuple(values["validation"]), tuple(values["test"]), values["published"])
 
 
-def _interval(held: Mapping[str, float] | None) -> Interval | None:
-    return None if held is None else Interval(**held)
+def _interval(values: Mapping[str, float] | None) -> Interval | None:
+    return None if values is None else Interval(**values)
 
 
-def _range(found: Interval) -> str:
-    return f"{found.low:.3f} to {found.high:.3f}"
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
 def _shown(value: float | int | None, form: str) -> str:

@@ -12,7 +12,7 @@ from medray.errors import ArtifactError, ConfigError
 from medray.evaluation import calibration, diagnose
 from medray.evaluation.analysis import SplitAnalysis
 from medray.evaluation.calibration import calibrate, is_multi_label, matrix
-from medray.evaluation.diagnose import Scored
+from medray.evaluation.diagnose import SplitPredictions
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
 from medray.storage.checkpoint import Probe
@@ -63,7 +63,7 @@ def examine(
     """Analyze predictions that are not calibrated yet. None where answers are texts."""
     if not isinstance(task, Calibrated):
         return None
-    scored = Scored(
+    scored = SplitPredictions(
         [example.id for example in examples], task.answers(predictions, examples), matrix(predictions), slicer.columns(examples)
     )
     return diagnose.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from medray.evaluation import tables
-from medray.evaluation.leaderboard import Entry, Paired
+from medray.evaluation.leaderboard import Entry, Pairing
 from medray.evaluation.metrics import higher_is_better
 from medray.reports.blocks import Block, Chart, Details, Fact, Figure, Key, Section, Table, Text
 from medray.reports.charts import NARROW, WIDE, Bar, intervals
@@ -45,13 +45,13 @@ def said(data: StudyData) -> list[str]:
     return sentences
 
 
-def references(data: StudyData) -> list[Paired]:
+def references(data: StudyData) -> list[Pairing]:
     """What the winner has to beat, on test rows."""
     known = {entry.name for entry in data.references}
     return [pair for pair in data.board.comparisons if pair.split == "test" and pair.other in known]
 
 
-def verdict(pair: Paired) -> str:
+def verdict(pair: Pairing) -> str:
     found = pair.comparison
     if pair.is_tie:
         spread = f"{signed(found.difference)}, 95 % interval {signed(found.low)} to {signed(found.high)}"
@@ -170,13 +170,13 @@ def against(data: StudyData) -> Section | None:
     )
 
 
-def _compared(pair: Paired) -> list[str]:
+def _compared(pair: Pairing) -> list[str]:
     found = pair.comparison
     verdict = "cannot be told apart" if pair.is_tie else "better" if found.difference > 0 else "worse"
     return [signed(found.difference), _spread(pair), f"{found.p_value:.3f}", verdict]
 
 
-def _spread(pair: Paired) -> str:
+def _spread(pair: Pairing) -> str:
     return f"{signed(pair.comparison.low)} to {signed(pair.comparison.high)}"
 
 

@@ -16,7 +16,7 @@ from medray.evaluation import baselines, leaderboard
 from medray.evaluation.analysis import ModelAnalysis
 from medray.evaluation.baselines import Reference
 from medray.evaluation.calibration import is_multi_label
-from medray.evaluation.leaderboard import Entry, Judged
+from medray.evaluation.leaderboard import Contender, Entry
 from medray.evaluation.slices import Slicer
 from medray.models.imports import uncollected
 from medray.registry.predictions import examine, fit_calibration, read_predictions
@@ -76,8 +76,8 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Verdict:
-    candidates: list[Judged]
-    references: list[Judged]
+    candidates: list[Contender]
+    references: list[Contender]
     num_openings: int
     analyses: list[ModelAnalysis]  # of the candidates; none where answers are texts
     samples: dict[str, tuple[str, ...]]  # answers of each candidate, and of each base model before training, to the user's own prompts
@@ -114,14 +114,14 @@ def final_test(
     validation = [example for fold in folds for example in fold.dataset.validation]
     test = [example for fold in labels for example in fold.examples]
 
-    def score(candidate: Candidate) -> Judged:
+    def score(candidate: Candidate) -> Contender:
         pairs = [
             (candidate.task.score(predictions, rows), tasks.answers(candidate.task, predictions, rows).in_units(_units(rows)))
             for predictions, rows in ((candidate.validation, validation), (candidate.test, test))
         ]
         merged = candidate.task.score(candidate.merged, validation).values if candidate.merged else {}
         entry = replace(candidate.entry, validation_merged=merged)
-        return leaderboard.judged(entry, task.options.metric, validation=pairs[0], test=pairs[1], ms_per_row=candidate.ms_per_row)
+        return leaderboard.contender(entry, task.options.metric, validation=pairs[0], test=pairs[1], ms_per_row=candidate.ms_per_row)
 
     slicer = Slicer.of(validation)
 

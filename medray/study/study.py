@@ -12,7 +12,7 @@ from medray.errors import ArtifactError, TrialError
 from medray.evaluation import leaderboard
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.calibration import is_multi_label
-from medray.evaluation.leaderboard import Entry, Judged, Leaderboard
+from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.records import TrialRecord
 from medray.registry.release import Release
 from medray.runtime.cluster import Cluster
@@ -163,7 +163,7 @@ def conclude(
     study: StudyConfig, run: Run, entries: Sequence[Entry], finalists: Sequence[Finalist], verdict: Verdict, task: Task
 ) -> Conclusion:
     """Rank the trials and the references; what lies behind the figures of each finalist is that of the seed that would be published."""
-    candidates = [leaderboard.over_seeds(_named(verdict.candidates, finalist.names), metric(study)) for finalist in finalists]
+    candidates = [leaderboard.pool_seeds(_named(verdict.candidates, finalist.names), metric(study)) for finalist in finalists]
     failed = run.entries(metric(study), lambda record: record.of is not None and record.status == "failed")
     tie, split = study.search.tie, study.data.split
     board = leaderboard.conclude(
@@ -185,7 +185,7 @@ def conclude(
     return Conclusion(board, analysis, {"prompts": prompts, "answers": answers} if prompts else {})
 
 
-def _named(candidates: Sequence[Judged], names: Sequence[str]) -> list[Judged]:
+def _named(candidates: Sequence[Contender], names: Sequence[str]) -> list[Contender]:
     """In the order of the names; a fold's model has none of its own, it is in its finalist's answers."""
     by_name = {candidate.entry.name: candidate for candidate in candidates}
     return [by_name[name] for name in names if name in by_name]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from medray.evaluation import mentions, metrics
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.diagnose import Scored, examine
+from medray.evaluation.diagnose import SplitPredictions, examine
 from medray.records import AS_IT_IS
 from medray.tasks.instruct.overlap import token_f1
 from medray.types import Mention
@@ -88,7 +88,7 @@ def test_figures_of_one_label_and_of_their_analysis(rows: list[tuple[int, int]])
     assert {name: found.values[name] for name in expected} == pytest.approx(expected)
     one_hot = np.eye(len(LABELS), dtype=bool)
     answers = LabelAnswers(one_hot[truth], one_hot[predicted])
-    scored = Scored([str(number) for number in range(len(rows))], answers, probabilities, {})
+    scored = SplitPredictions([str(number) for number in range(len(rows))], answers, probabilities, {})
     inside = examine("test", scored, AS_IT_IS, labels=LABELS, multi_label=False, metric="f1_macro")
     assert inside.figure.value == pytest.approx(expected["f1_macro"])
     assert [list(row) for row in inside.confusion] == found.confusion

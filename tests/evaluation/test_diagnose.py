@@ -8,7 +8,7 @@ from medray.errors import ArtifactError
 from medray.evaluation import analysis
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import LabelAnswers, class_intervals, compare, interval, share_interval
-from medray.evaluation.diagnose import Scored, examine, suspects
+from medray.evaluation.diagnose import SplitPredictions, examine, suspects
 from medray.evaluation.slices import Slicer
 from medray.records import AbstentionRecord, CalibrationRecord
 from medray.types import Example
@@ -17,16 +17,22 @@ LABELS = ("a", "b", "c")
 OWN = CalibrationRecord()
 
 
-def scored(rng: np.random.Generator, num_rows: int = 300, accuracy: float = 0.8, columns: dict[str, list[str]] | None = None) -> Scored:
+def scored(
+    rng: np.random.Generator, num_rows: int = 300, accuracy: float = 0.8, columns: dict[str, list[str]] | None = None
+) -> SplitPredictions:
     truth = rng.integers(0, 3, num_rows)
     predicted = np.where(rng.random(num_rows) < accuracy, truth, (truth + rng.integers(1, 3, num_rows)) % 3)
     said = np.eye(3, dtype=bool)[predicted]
     sure = rng.uniform(0.4, 1.0, num_rows)[:, None]
     probabilities = np.where(said, sure, (1 - sure) / 2)
-    return Scored([f"r{row}" for row in range(num_rows)], LabelAnswers(np.eye(3, dtype=bool)[truth], said), probabilities, columns or {})
+    return SplitPredictions(
+        [f"r{row}" for row in range(num_rows)], LabelAnswers(np.eye(3, dtype=bool)[truth], said), probabilities, columns or {}
+    )
 
 
-def look(rows: Scored, record: CalibrationRecord = OWN, multi_label: bool = False, metric: str = "f1_macro") -> analysis.SplitAnalysis:
+def look(
+    rows: SplitPredictions, record: CalibrationRecord = OWN, multi_label: bool = False, metric: str = "f1_macro"
+) -> analysis.SplitAnalysis:
     return examine("test", rows, record, labels=LABELS[: rows.answers.truth.shape[1]], multi_label=multi_label, metric=metric)
 
 
@@ -84,7 +90,7 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
     predicted = rows.answers.predicted.copy()
     swapped = np.flatnonzero(held)[::2]
     predicted[swapped] = np.roll(predicted[swapped], 1, axis=1)
-    worse = Scored(rows.ids, LabelAnswers(rows.answers.truth, predicted), rows.probabilities, rows.columns)
+    worse = SplitPredictions(rows.ids, LabelAnswers(rows.answers.truth, predicted), rows.probabilities, rows.columns)
     worst = look(worse).worst
     assert worst is not None
     assert (worst.slice.column, worst.slice.value, worst.is_below) == ("source", "bad", True)
@@ -97,10 +103,10 @@ def test_a_slice_without_rows_enough_or_without_the_label_is_not_the_worst() -> 
     rows = scored(np.random.default_rng(5), 100, 0.9, {"place": ["few"] * 5 + ["many"] * 95})
     few = np.arange(100) < 5
     answers = LabelAnswers(rows.answers.truth, np.where(few[:, None], np.roll(rows.answers.truth, 1, axis=1), rows.answers.predicted))
-    found = look(Scored(rows.ids, answers, rows.probabilities, rows.columns))
+    found = look(SplitPredictions(rows.ids, answers, rows.probabilities, rows.columns))
     assert found.worst is not None
     assert found.worst.slice.value != "few"
-    one = Scored(rows.ids, rows.answers, rows.probabilities, {"truth": [LABELS[at] for at in rows.answers.truth.argmax(axis=1)]})
+    one = SplitPredictions(rows.ids, rows.answers, rows.probabilities, {"truth": [LABELS[at] for at in rows.answers.truth.argmax(axis=1)]})
     assert [held.f1 for held in look(one).slices if held.column == "truth"] == [None] * 3  # macro over one label is no F1 of the model
 
 
@@ -137,7 +143,7 @@ def test_several_labels_have_counts_instead_of_one_confusion_matrix() -> None:
     rng = np.random.default_rng(8)
     probabilities = rng.random((200, 2))
     answers = LabelAnswers(rng.random((200, 2)) < probabilities, probabilities >= 0.5)
-    found = look(Scored([str(row) for row in range(200)], answers, probabilities, {}), multi_label=True)
+    found = look(SplitPredictions([str(row) for row in range(200)], answers, probabilities, {}), multi_label=True)
     assert found.confusion == ()
     assert sum(held.num for held in found.before.bins) == 400
     assert found.before.ece < 0.1  # truth was drawn by these probabilities

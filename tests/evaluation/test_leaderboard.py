@@ -9,7 +9,7 @@ import pytest
 from medray.errors import ArtifactError, TrialError
 from medray.evaluation import leaderboard, tables
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.leaderboard import Entry, Judged, Leaderboard, conclude, entry_of, finalists, ranked
+from medray.evaluation.leaderboard import Contender, Entry, Leaderboard, conclude, entry_of, finalists, rank
 from medray.evaluation.metrics import Metrics
 from medray.records import Evaluation, MergeRecord, TrialRecord
 
@@ -36,7 +36,7 @@ def entry(name: str, value: float, base: str = "small", num_parameters: int = 10
 
 def judged(
     name: str, validation: int, test: int, base: str = "small", num_parameters: int = 10, kind: str = "trial", first: int = 0
-) -> Judged:
+) -> Contender:
     """A candidate that gets so many of 200 rows right, from the first on."""
 
     def answers(right: int) -> tuple[Metrics, LabelAnswers]:
@@ -45,10 +45,10 @@ def judged(
         return Metrics({METRIC: right / 200}, 200), LabelAnswers(truth, predicted)
 
     made = Entry(name=name, kind=kind, base_model=base, epoch=1, num_parameters=num_parameters, checkpoint=f"/{name}")  # type: ignore[arg-type]
-    return leaderboard.judged(made, METRIC, validation=answers(validation), test=answers(test), ms_per_row=1.0)
+    return leaderboard.contender(made, METRIC, validation=answers(validation), test=answers(test), ms_per_row=1.0)
 
 
-def board(*candidates: Judged, references: tuple[Judged, ...] = (), tie: float | None = 1.5) -> Leaderboard:
+def board(*candidates: Contender, references: tuple[Contender, ...] = (), tie: float | None = 1.5) -> Leaderboard:
     trials = [found.entry for found in candidates]
     return conclude("s", METRIC, trials, candidates, references, num_openings=1, tie=tie)
 
@@ -80,7 +80,7 @@ def test_trials_without_a_figure_come_last_and_finalists_are_the_best_of_each_ba
         entry("broken", 0.9, status="failed"),
     ]
     entries[0] = Entry(name="none", kind="trial", base_model="small", base=0)
-    assert [found.name for found in ranked(entries, METRIC)] == ["broken", "high", "low", "other", "none"]
+    assert [found.name for found in rank(entries, METRIC)] == ["broken", "high", "low", "other", "none"]
     assert [found.name for found in finalists(entries, METRIC, 1)] == ["high", "other"]
     assert [found.name for found in finalists(entries, METRIC, 2)] == ["high", "low", "other"]
 

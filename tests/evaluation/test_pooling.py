@@ -5,7 +5,7 @@ import pytest
 
 from medray.evaluation import bootstrap, leaderboard, pooling
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.leaderboard import Entry, Judged
+from medray.evaluation.leaderboard import Contender, Entry
 
 
 def answers(share_right: float, *, rows: int = 200, seed: int = 0) -> LabelAnswers:
@@ -16,10 +16,10 @@ def answers(share_right: float, *, rows: int = 200, seed: int = 0) -> LabelAnswe
     return LabelAnswers(truth, np.where(wrong[:, None], ~truth, truth), 0)
 
 
-def judged(name: str, found: LabelAnswers, validation: float) -> Judged:
+def judged(name: str, found: LabelAnswers, validation: float) -> Contender:
     test = float(found.values("f1_macro", np.ones((1, len(found.truth))))[0])
     entry = Entry(name, "trial", validation={"f1_macro": validation}, test={"f1_macro": test}, checkpoint=f"/{name}", num_parameters=10)
-    return Judged(entry, found, found)
+    return Contender(entry, found, found)
 
 
 def test_one_seed_is_what_it_was() -> None:
@@ -27,7 +27,7 @@ def test_one_seed_is_what_it_was() -> None:
     assert pooling.interval([one], "f1_macro") == bootstrap.interval(one, "f1_macro")
     assert pooling.compare([one], [other], "f1_macro") == bootstrap.compare(one, other, "f1_macro")
     single = judged("a", one, 0.9)
-    assert leaderboard.over_seeds([single], "f1_macro") is single
+    assert leaderboard.pool_seeds([single], "f1_macro") is single
 
 
 def test_seeds_that_differ_widen_the_interval_of_their_mean_and_equal_ones_do_not() -> None:
@@ -56,7 +56,7 @@ def test_the_best_seed_on_validation_is_published_and_the_mean_is_told() -> None
         judged("t-seed-1", answers(0.7, seed=1), 0.90),
         judged("t-seed-2", answers(0.8, seed=2), 0.85),
     ]
-    found = leaderboard.over_seeds(seeds, "f1_macro")
+    found = leaderboard.pool_seeds(seeds, "f1_macro")
     assert (found.entry.name, found.entry.checkpoint) == ("t", "/t-seed-1")
     assert found.entry.validation["f1_macro"] == pytest.approx(0.85)
     assert found.entry.test["f1_macro"] == pytest.approx(np.mean([seed.entry.test["f1_macro"] for seed in seeds]))

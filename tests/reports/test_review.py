@@ -13,7 +13,7 @@ from medray.data import dataset
 from medray.evaluation import analysis, tables
 from medray.evaluation.analysis import Analysis, ModelAnalysis, SplitAnalysis
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.diagnose import Scored, examine
+from medray.evaluation.diagnose import SplitPredictions, examine
 from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.records import AS_IT_IS
 from medray.registry.registry import Registry
@@ -32,7 +32,7 @@ def answered(split: str, examples: list[Example]) -> SplitAnalysis:
     sure = np.linspace(0.99, 0.9, len(examples))[:, None]
     return examine(
         split,  # type: ignore[arg-type]
-        Scored([row.id for row in examples], LabelAnswers(truth, predicted, 0), np.where(predicted, sure, 1 - sure), {}),
+        SplitPredictions([row.id for row in examples], LabelAnswers(truth, predicted, 0), np.where(predicted, sure, 1 - sure), {}),
         AS_IT_IS,
         labels=LABELS,
         multi_label=False,

@@ -12,7 +12,7 @@ from medray.config.study import StudyConfig
 from medray.errors import ArtifactError
 from medray.evaluation import leaderboard, tables
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.leaderboard import Entry, Judged, Leaderboard
+from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.records import TrialRecord
 from medray.registry.registry import Registry
 from medray.storage import files
@@ -40,7 +40,7 @@ def ended(study: StudyConfig, tmp_path: Path) -> Run:
         (best / "manifest.json").write_bytes((best / "manifest.json").read_bytes() + b"\n" * number)  # a content id of its own
         entries.append(Entry(trial, "trial", base=0, validation={"f1_macro": 0.9 - number / 10}, num_parameters=10, checkpoint=str(best)))
     answers = LabelAnswers(*(made.task.truth(made.material.validation) for _ in range(2)))
-    judged = [Judged(replace(entry, test={"f1_macro": 0.8}), answers, answers) for entry in entries[:2]]
+    judged = [Contender(replace(entry, test={"f1_macro": 0.8}), answers, answers) for entry in entries[:2]]
     board: Leaderboard = leaderboard.conclude("tiny", "f1_macro", entries, judged, [], 1)
     assert board.winner == "t-000"
     files.write(run.folder / LEADERBOARD, tables.to_json(board).encode())

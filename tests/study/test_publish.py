@@ -15,7 +15,7 @@ from medray.errors import ArtifactError
 from medray.evaluation import analysis, tables
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import Comparison
-from medray.evaluation.leaderboard import Entry, Leaderboard, Paired
+from medray.evaluation.leaderboard import Entry, Leaderboard, Pairing
 from medray.evaluation.slices import Slicer
 from medray.registry.predictions import examine, fit_calibration, read_predictions
 from medray.registry.registry import Registry
@@ -132,7 +132,7 @@ def board_against(baseline: float, *, is_tie: bool, metric: str = "f1_macro") ->
     winner = Entry("one", "trial", validation={metric: 0.6}, checkpoint="-")
     other = Entry("TF-IDF + logistic regression", "reference", validation={metric: baseline})
     difference = 0.6 - baseline
-    compared = Paired(other.name, "validation", Comparison(difference, difference - 0.01, difference + 0.01, 0.01), is_tie)
+    compared = Pairing(other.name, "validation", Comparison(difference, difference - 0.01, difference + 0.01, 0.01), is_tie)
     return Leaderboard("tiny", metric, (winner, other), "one", None, (), (compared,), {"validation": 12, "test": 12}, 1)
 
 

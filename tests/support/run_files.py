@@ -13,8 +13,8 @@ from medray.evaluation import analysis as analyses
 from medray.evaluation import leaderboard, tables
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.diagnose import Scored, examine
-from medray.evaluation.leaderboard import Entry, Judged, Leaderboard
+from medray.evaluation.diagnose import SplitPredictions, examine
+from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.evaluation.metrics import Metrics, single_label
 from medray.records import HISTORY, AbstentionRecord, CalibrationRecord, Evaluation, TrialRecord, dump_history
 from medray.storage import files
@@ -112,9 +112,9 @@ def board(made: Trials, *, labels: tuple[str, str] = LABELS, close: bool = False
     return leaderboard.conclude("made", "f1_binary", entries, candidates, references, 1)
 
 
-def _judged(entry: Entry, accuracy: float, seed: int, labels: tuple[str, str]) -> Judged:
+def _judged(entry: Entry, accuracy: float, seed: int, labels: tuple[str, str]) -> Contender:
     validation, test = metrics(accuracy, seed, labels), metrics(accuracy - 0.01, seed + 1, labels)
-    return leaderboard.judged(entry, "f1_binary", validation=validation, test=test, ms_per_row=3.5)
+    return leaderboard.contender(entry, "f1_binary", validation=validation, test=test, ms_per_row=3.5)
 
 
 def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "length") -> Analysis:
@@ -124,7 +124,7 @@ def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "lengt
 
     def split(name: Any, seed: int) -> analyses.SplitAnalysis:
         answers, probabilities = said(0.9, seed)
-        scored = Scored([f"row-{row}" for row in range(ROWS)], answers, probabilities, columns)
+        scored = SplitPredictions([f"row-{row}" for row in range(ROWS)], answers, probabilities, columns)
         return examine(name, scored, calibration, labels=labels, multi_label=False, metric="f1_binary")
 
     model = ModelAnalysis(winner, calibration, split("validation", 40), split("test", 41))
