@@ -18,7 +18,7 @@ from medray.models.batch import collate
 from medray.models.build import BuiltModel
 from medray.models.cpu import attention
 from medray.models.libraries import base_of
-from medray.models.precision import arithmetic
+from medray.models.precision import arithmetic_of
 from medray.types import Chunk, Head, Sampling
 
 Floats = npt.NDArray[np.float32]
@@ -42,6 +42,7 @@ class TransformersEngine:
         # Shards are put together inside a call, and some stay: made in inference mode they could not train afterwards.
         self._without_gradients = torch.no_grad if is_sharded else torch.inference_mode
         self.precision, self.token_budget, self.device = precision, token_budget, torch.device(device)
+        self._arithmetic = arithmetic_of(precision, self.device.type)
         self.embeddings = embeddings  # where given, what `logits` adds rows' to: of many, some
 
     @property
@@ -154,7 +155,7 @@ class TransformersEngine:
         if was_training:  # it goes through every module, which a single token would feel
             self.model.eval()
         try:
-            with self._without_gradients(), arithmetic(self.precision, self.device.type):
+            with self._without_gradients(), self._arithmetic():
                 yield
         finally:
             if was_training:

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,12 @@ def _has_avx512_bf16() -> bool:
 
 def arithmetic(precision: Precision, device: str) -> AbstractContextManager[object]:
     """The context to compute in. Weights stay as they are: casting them per call costs less than 1 % of a micro-batch."""
-    return nullcontext() if precision == "fp32" else torch.autocast(device, dtype=DTYPES[precision])
+    return arithmetic_of(precision, device)()
+
+
+def arithmetic_of(precision: Precision, device: str) -> Callable[[], AbstractContextManager[object]]:
+    """What makes that context anew for each call, for an engine that computes in one precision."""
+    return nullcontext if precision == "fp32" else partial(torch.autocast, device, dtype=DTYPES[precision])
 
 
 class PackedLinear(Module):

@@ -5,7 +5,7 @@ from support.request_trace import REQUESTS, files_of_request
 
 from medray.serving.schemas import CHAT_PATH
 
-MOST = {"/v1/classify": 15, CHAT_PATH: 20}
+MOST = {"/v1/classify": 14, CHAT_PATH: 19}
 
 
 @pytest.mark.parametrize("path", list(REQUESTS))
