@@ -43,7 +43,7 @@ _PATHS = ("storage_path", "tokens_file", "require_signature", "audit_log")
 
 
 def build(options: AppOptions) -> serve.Application:
-    """What `serve run`, `serve deploy` and `medray serve` start: at least one of its releases must be there."""
+    """Build what `serve run`, `serve deploy` and `medray serve` start. At least one of its releases must be there."""
     options = with_whole_paths(options)
     registry = Registry(options.storage_path)
     reasons = {reference: _reason(registry, reference) for reference in options.releases}
@@ -166,7 +166,7 @@ def serving(options: AppOptions, *, host: str, port: int, prefix: str = "/", num
 
 
 def _run(application: serve.Application, name: str, prefix: str) -> None:
-    """As `serve.run`, which says of a failure neither why nor, for some minutes, that it is one."""
+    """Run as `serve.run` does, and raise a failure at once with its reason, which `serve.run` does not give."""
     serve.run_many([serve.RunTarget(application, name, prefix)], wait_for_applications_running=False)
     client = _get_global_client()
     while (details := client.get_serve_details()["applications"][name])["status"] != "RUNNING":
@@ -201,7 +201,7 @@ def _check_beside(http: HTTPOptions, host: str, port: int, prefix: str) -> None:
 
 @contextmanager
 def claim(host: str, port: int) -> Iterator[None]:
-    """Nobody listens there, and no other start of this user comes to it for the length of the block.
+    """Check that the address is free, and keep other starts of this user from it inside the block.
 
     The kernel would not refuse it: Serve's proxy shares its port (SO_REUSEPORT), and each would get the other's requests.
     """
@@ -223,7 +223,7 @@ def _end_serve() -> None:
 
 
 def show(reference: str, *, storage_path: str, texts: Sequence[str], keep: bool) -> None:
-    """Serve a release on loopback, ask it, and say how: the end of the quickstart. With `keep` until Ctrl-C."""
+    """Serve a release on loopback, and print requests with their answers, as the quickstart ends. With `keep` until Ctrl-C."""
     options = AppOptions(releases=(reference,), storage_path=str(files.absolute(storage_path)))
     port = cluster.free_port(8000)
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""ASGI middleware before any parsing: who may ask, under which name, and how much may be sent. Serve itself bounds none of it."""
+"""ASGI middleware before any parsing: it checks tokens, host names and the size of a body, none of which Serve bounds."""
 
 import hashlib
 import hmac
@@ -21,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY_BYTES = 1 << 20  # of a request, where limits.body_bytes sets no other number
-OPEN_PATHS = ("/healthz",)  # a load balancer has no token; it gets the status alone
+OPEN_PATHS = ("/healthz",)  # a load balancer has no token, and gets the status alone
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def too_large(body_bytes: int) -> Refusal:
     return Refusal(413, "body_too_large", f"the body is larger than {body_bytes} bytes")
 
 
-_CLOSING = (408, 413)  # the rest of the body is on its way, and nobody reads it
+_CLOSING = (408, 413)  # the rest of the body is on its way, and is not read
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Speaker(Protocol):
     def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float) -> Any: ...
 
     def cancel(self, stream: Any) -> None:
-        """With what `start` gave."""
+        """End a stream that `start` returned."""
         ...
 
 
@@ -84,7 +84,7 @@ class Chat:
 
 
 class Telling:
-    """An answer while it is told: its last piece says what the whole was."""
+    """An answer while it is generated; its last piece has the outcome of the whole."""
 
     def __init__(self, task: Chatting) -> None:
         self.task = task
@@ -120,7 +120,7 @@ class Relay:
         self._tokens = self._waiting = self._running = 0
 
     def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float) -> RelayStream:
-        """Its text comes to `deliver`, until `time.monotonic() == deadline`."""
+        """Pass its chunks to `deliver`, until `time.monotonic() == deadline`."""
         stream = RelayStream(len(prompt) + sampling.max_tokens, deliver)
         with self._lock:
             tokens = self._tokens + stream.tokens
@@ -133,7 +133,7 @@ class Relay:
         return stream
 
     def cancel(self, stream: RelayStream) -> None:
-        """Its row is free at the next step."""
+        """Release its row at the next step."""
         if stream.done:
             stream.done.cancel()
 
@@ -153,7 +153,7 @@ class Relay:
                     stream.deliver(chunk)
         except TimeoutError:
             stream.deliver(LateError("the answer was not ready in time"))
-        except Exception as err:  # whatever it is, who waits must hear of it
+        except Exception as err:  # whatever it is, the request that waits gets it
             stream.deliver(err)
 
     def _leave_queue(self, stream: RelayStream) -> None:

@@ -44,7 +44,7 @@ _SERVES_OWN = {
 
 
 def environment(body_bytes: int) -> dict[str, str]:
-    """What Serve's controller must have in its environment; its proxies and replicas inherit it."""
+    """The variables that Serve's controller needs; its proxies and replicas inherit them."""
     return {_CALLBACK: f"{__name__}:middlewares", _BODY_BYTES: str(body_bytes)}
 
 

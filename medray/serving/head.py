@@ -112,7 +112,7 @@ class Batcher:
             return
         try:
             found = self._compute_batch(batch)
-        except Exception as err:  # whatever it is, those who wait must hear of it
+        except Exception as err:  # whatever it is, the requests that wait get it
             for row in batch:
                 if not row.request.answer.done():
                     row.request.answer.set_exception(err)

@@ -1,4 +1,4 @@
-"""The one ingress: routes to the releases, retries a dead replica, records what happened. It imports no torch."""
+"""The one ingress: it routes requests to releases, retries where a replica died, and records each request. It imports no torch."""
 
 import asyncio
 import collections
@@ -82,7 +82,7 @@ class Ingress:
             return self._refusal(err)
 
     async def _ask(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refusal:
-        """A prediction changes nothing, so a request whose replica died is simply asked again."""
+        """Send a request to a replica, and once more where that died: a prediction changes nothing."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 outcome: TextResponse | Refusal = await self.heads[reference].answer.remote(reference, request, timeout_s)
@@ -93,7 +93,7 @@ class Ingress:
         raise AssertionError("the loop returns or raises")
 
     async def talk(self, reference: str, conversation: Conversation) -> Events:
-        """Piece by piece. An answer that has begun is not begun anew where its replica dies: half of it was told."""
+        """Pass an answer on piece by piece. It does not start again where its replica dies after the first piece, which was sent."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.options.limits.timeout_s
         has_begun = has_ended = False
@@ -193,7 +193,7 @@ class Ingress:
         audit.info("%s", json.dumps(line | figures, ensure_ascii=False))
 
     def _talk_figures(self, event: Event, tags: dict[str, str]) -> dict[str, Any]:
-        """An answer that had begun, told to its end or not."""
+        """Record the tokens of an answer that had begun, and return what the log says of it."""
         assert event.first_token_s is not None
         self.tokens.inc(event.prompt_tokens, tags | {"kind": "prompt"})
         self.tokens.inc(event.completion_tokens, tags | {"kind": "completion"})
@@ -221,7 +221,7 @@ def _deployment(head: DeploymentHandle) -> Mapping[str, Any] | None:
 
 
 def _host() -> str:
-    """Where Serve's proxy listens: it is the cluster's setting, and the application is told by nobody else."""
+    """The address that Serve's proxy listens at, a setting of the cluster."""
     return str(_get_global_client().http_config.host)
 
 

@@ -1,4 +1,4 @@
-"""A Serve replica of a release, or of several on one engine: a thin shell that loads, follows, answers, talks and reports. No arithmetic here."""
+"""A Serve replica of a release, or of several on one engine. It loads, follows, answers and reports; it holds no arithmetic."""
 
 import asyncio
 import logging
@@ -89,7 +89,7 @@ class HeadReplica:
         return head
 
     def check_health(self) -> None:
-        """Serve asks, and starts another replica where this raises."""
+        """Raise where this replica cannot answer any more; Serve, which calls this, then starts another one."""
         if self.shared and self.shared.is_dead:
             raise ServingError("vLLM's processes have died")
 
@@ -136,7 +136,7 @@ class HeadReplica:
             return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
 
     async def talk(self, reference: str, conversation: Conversation, timeout_s: float) -> AsyncGenerator[Start | TextPiece | Refusal, None]:
-        """Closed by who listens, the row is free at the next step."""
+        """Generate an answer piece by piece. If the caller closes the generator, its row is released at the next step."""
         loop, start = asyncio.get_running_loop(), time.monotonic()
         results: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         first: list[float] = []
@@ -217,7 +217,7 @@ class HeadReplica:
 
 
 async def _gather(results: "asyncio.Queue[Chunk | Exception]", *, whole: bool) -> list[Chunk] | Exception:
-    """What has come since the last time, or the whole."""
+    """The chunks that came since the last call, or all of them."""
     chunks: list[Chunk] = []
     while True:
         result = await results.get()

@@ -43,7 +43,7 @@ class Streams:
     def __init__(self, make: Callable[[], Generation], thread: Executor, *, token_budget: int, waiting_tokens: int) -> None:
         self.token_budget, self.waiting_tokens = token_budget, waiting_tokens
         self._make, self._thread = make, thread
-        self._generation: Generation | None = None  # made by the first who asks: most releases never generate
+        self._generation: Generation | None = None  # made by the first request: most releases never generate
         self._lock = threading.Lock()
         self._waiting: list[Stream] = []
         self._running: dict[int, Stream] = {}  # by the number of its row
@@ -51,7 +51,7 @@ class Streams:
         self._turning = self._joined = False
 
     def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float, index: int = 0) -> Stream:
-        """Its text comes to `deliver`, until `time.monotonic() == deadline`."""
+        """Pass its chunks to `deliver`, until `time.monotonic() == deadline`."""
         with self._lock:
             generation = self._generation = self._generation or self._make()
             stream = Stream(generation.row(next(self._numbers), prompt, sampling), index, deliver, deadline)
@@ -65,7 +65,7 @@ class Streams:
         return stream
 
     def cancel(self, stream: Stream) -> None:
-        """Its row is free at the next step."""
+        """Release its row at the next step."""
         stream.cancelled = True
 
     def collect(self, prompts: Sequence[Sequence[int]], sampling: Sampling, deadline: float) -> list[Chunk]:
@@ -105,7 +105,7 @@ class Streams:
         joining = self._choose(generation)
         try:
             chunks = generation.join([stream.row for stream in joining]) if joining else generation.step() if generation.rows else []
-        except Exception as err:  # whatever it is, those who wait must hear of it
+        except Exception as err:  # whatever it is, the requests that wait get it
             self._fail(generation, err)
         else:
             self._tell(chunks)
@@ -116,7 +116,7 @@ class Streams:
                 self._thread.submit(self._turn)
 
     def _choose(self, generation: Generation) -> list[Stream]:
-        """Who joins now; those who left or came too late are gone after."""
+        """Return the streams that join now, and drop those that were cancelled or are too late."""
         now = time.monotonic()
         with self._lock:
             late = [stream for stream in [*self._waiting, *self._running.values()] if not stream.cancelled and now >= stream.deadline]
@@ -153,6 +153,6 @@ class Streams:
 def _deliver(stream: Stream, result: Chunk | Exception) -> None:
     try:
         stream.deliver(result)
-    except RuntimeError as err:  # the loop of who asked is closed: a replica that ends
-        log.warning("a text under way has nobody left to be told to: %s", err)
+    except RuntimeError as err:  # the caller's event loop is closed: a replica that ends
+        log.warning("a text under way has no caller left: %s", err)
         stream.cancelled = True
