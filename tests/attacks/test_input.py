@@ -148,7 +148,7 @@ def test_a_packed_line_of_a_quarter_of_a_gigabyte_is_not_held_in_memory(tmp_path
     script = """
 import sys
 from pathlib import Path
-from medray.corpus import rows, sources
+from medray.batch import rows, sources
 for path in sys.argv[1:]:
     source = sources.find(path)
     columns = sources.Columns(("text",), "id") if source.form != "texts" else sources.Columns()
