@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +236,8 @@ def test_the_arithmetic_of_a_model_is_timed_once_per_study_and_for_others_per_pr
 ) -> None:
     timed = []
     seconds = {"fp32": 2.0, "bf16": 1.0}
-    monkeypatch.setattr(precision, "step_seconds", lambda forward, used, device: timed.append(used) or seconds[used])
+    steps = partial(precision.time_steps, seconds_of=lambda forward, used, device: timed.append(used) or seconds[used])
+    monkeypatch.setattr(precision, "time_steps", steps)
 
     def run(study: str, *settings: str) -> tuple[str, int]:
         """What a trial of a study computes in, and how many steps were timed for it."""
