@@ -19,7 +19,7 @@ def test_a_release_is_published_resolved_verified_and_removed(cloud_uri: str) ->
     for version in (1, 2):
         assert registry.publish(folder, "cancer").record.version == version
         registry.point("cancer", "best", version)
-    assert (registry.names(), registry.versions("cancer"), registry.aliases("cancer")) == (["cancer"], [1, 2], {"best": 2})
+    assert (registry.names(), registry.versions("cancer"), tiny.aliases(registry, "cancer")) == (["cancer"], [1, 2], {"best": 2})
     release = Registry(cloud_uri).resolve("cancer@best")
     release.verify()
     assert files.hash_folder(release.folder()) == files.hash_folder(folder)

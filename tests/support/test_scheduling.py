@@ -40,7 +40,7 @@ def test_tests_after_the_budget_are_left_out_and_named() -> None:
 
 
 def test_files_that_need_ray_come_first_in_two_groups_and_the_others_stay_whole() -> None:
-    found = items("tests/test_plugins.py::a", "tests/cli/test_cli.py::b", "tests/study/test_study.py::c", "tests/study/test_merge.py::d")
+    found = items("tests/test_plugins.py::a", "tests/cli/test_cli.py::b", "tests/study/test_ray_tune.py::c", "tests/study/test_seeds.py::d")
     scheduling.order(found)
     assert [item.nodeid[-1] for item in found] == ["b", "c", "d", "a"]
     scheduler = scheduling.RayTogether.__new__(scheduling.RayTogether)  # it would ask xdist's processes for their tests
