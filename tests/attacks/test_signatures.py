@@ -143,7 +143,8 @@ def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_s
     class Shared:
         def open(self, release: Any) -> Any:
             loaded.append(release.reference)
-            return SimpleNamespace(version=release.record.version)
+            version = release.record.version
+            return SimpleNamespace(version=version, loaded=SimpleNamespace(version=version))
 
     replica: Any = SimpleNamespace(options=options, shared=Shared(), gauge=SimpleNamespace(set=lambda *of: None))
     following = Follower(
