@@ -3,17 +3,18 @@
 import sys
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
 
 from medray.cli.arguments import Storage, TokenFile, read_token
 from medray.client import Client, RefusedError
 from medray.errors import ConfigError
-from medray.registry.loading import LoadedRelease
-from medray.registry.registry import Registry
-from medray.tasks.base.protocol import Chatting
 from medray.types import DISCLAIMER, Message, Sampling
+
+if TYPE_CHECKING:
+    from medray.registry.loading import LoadedRelease
+    from medray.tasks.base.protocol import Chatting
 
 app = typer.Typer()
 
@@ -30,9 +31,6 @@ def chat(
     storage_path: Storage = "runs",
 ) -> None:
     """Talk to a release: a line a turn; /reset begins anew, /quit ends."""
-    from medray.client import Client
-    from medray.errors import ConfigError
-
     options = {"max_tokens": max_tokens, "temperature": temperature or None, "seed": seed}
     settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     is_url = release.startswith(("http://", "https://"))
@@ -103,7 +101,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Local:
-    loaded: LoadedRelease
+    loaded: "LoadedRelease"
     sampling: Sampling
 
     @property
@@ -111,8 +109,8 @@ class Local:
         return self.loaded.reference
 
     @property
-    def task(self) -> Chatting:
-        return cast(Chatting, self.loaded.task)  # as `open` has checked
+    def task(self) -> "Chatting":
+        return cast("Chatting", self.loaded.task)  # as `open` has checked
 
     @property
     def system(self) -> str:
@@ -125,6 +123,9 @@ class Local:
     @classmethod
     def open(cls, reference: str, storage_path: str, settings: dict[str, Any]) -> "Local":
         """Load the release in this process, in fp32, merged where that changes no answer."""
+        from medray.registry.registry import Registry
+        from medray.tasks.base.protocol import Chatting
+
         loaded = Registry(storage_path).resolve(reference).load(precision="fp32", merge=True)
         options = loaded.task.options
         if not isinstance(loaded.task, Chatting):

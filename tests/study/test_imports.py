@@ -1,4 +1,4 @@
-"""What processes of a study need not import, which would take seconds and memory in each."""
+"""What a command and the processes of a study need not import, which would take seconds and memory in each."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ import pytest
 @pytest.mark.parametrize(
     ("modules", "unneeded"),
     [
+        ("medray.cli", "torch transformers peft ray pandas"),  # of every command, before it is known what it does
         ("medray.study.ray_tune", "torch transformers peft"),  # of the study's process, which computes nothing
         (
             "medray.study.trial_actor, medray.training.assignment",
