@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from medray.errors import ConfigError, DataError
 
 Form = Literal["parquet", "csv", "jsonl", "texts"]
-_FORMS: dict[str, Form] = {
+FORMS: dict[str, Form] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
@@ -24,7 +24,7 @@ _FORMS: dict[str, Form] = {
     ".ndjson": "jsonl",
     ".txt": "texts",
 }
-_PACKED = (".gz", ".bz2", ".zst")
+PACKED = (".gz", ".bz2", ".zst")
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Shard:
     def open(self, path: str) -> IO[bytes]:
         """As a stream, unpacked where its ending says that it is packed."""
         try:
-            return io.BufferedReader(_connect(self.uri)[0].open_input_stream(path, compression="detect"))
+            return io.BufferedReader(connect(self.uri)[0].open_input_stream(path, compression="detect"))
         except OSError as err:
-            raise DataError(f"{path}: cannot be read: {_one_line(err)}") from None
+            raise DataError(f"{path}: cannot be read: {one_line(err)}") from None
 
     def open_parquet(self, path: str) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(_connect(self.uri)[0].open_input_file(path))
+            return pq.ParquetFile(connect(self.uri)[0].open_input_file(path))
         except (OSError, pa.ArrowException) as err:
-            raise DataError(f"{path}: cannot be read as parquet: {_one_line(err)}") from None
+            raise DataError(f"{path}: cannot be read as parquet: {one_line(err)}") from None
 
     def name(self, path: str) -> str:
         return path.removeprefix(self.root).lstrip("/") or PurePosixPath(path).name
@@ -64,15 +64,15 @@ class Columns:
     id: str | None = None
 
 
-def _connect(uri: str) -> tuple[pa.fs.FileSystem, str]:
+def connect(uri: str) -> tuple[pa.fs.FileSystem, str]:
     if "://" not in uri:
         return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:
         system, path = pa.fs.FileSystem.from_uri(uri)
     except (OSError, pa.ArrowException) as err:
-        raise ConfigError(f"{uri}: cannot be opened: {_one_line(err)}") from None
+        raise ConfigError(f"{uri}: cannot be opened: {one_line(err)}") from None
     return system, path.rstrip("/")
 
 
-def _one_line(err: Exception) -> str:
+def one_line(err: Exception) -> str:
     return " ".join(str(err).split())

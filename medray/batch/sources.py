@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from medray.batch.shards import _FORMS, _PACKED, Columns, Form, Shard, _connect, _one_line
+from medray.batch.shards import FORMS, PACKED, Columns, Form, Shard, connect, one_line
 from medray.data import guess
 from medray.data.formats.base.parsing import columns_of
 from medray.errors import ConfigError, DataError, allowed
@@ -35,7 +35,7 @@ class Source:
 
 def find(uri: str, encoding: str | None = None, delimiter: str | None = None) -> Source:
     """The files of an input. Where no encoding is given, the beginning of the first ones tells that of all."""
-    system, root = _connect(uri)
+    system, root = connect(uri)
     try:
         top = system.get_file_info(root)
         if top.type == pa.fs.FileType.NotFound:
@@ -46,13 +46,13 @@ def find(uri: str, encoding: str | None = None, delimiter: str | None = None) ->
             below = system.get_file_info(pa.fs.FileSelector(root, recursive=True))
             held = [info for info in below if info.type == pa.fs.FileType.File and not _is_hidden(info.path.removeprefix(root))]
     except OSError as err:
-        raise DataError(f"{uri}: cannot be listed: {_one_line(err)}") from None
+        raise DataError(f"{uri}: cannot be listed: {one_line(err)}") from None
     forms = {info.path: form for info in held if (form := _form(info.path))}
     if len(kinds := sorted(set(forms.values()))) != 1:
         if not kinds and any(dialect.is_spreadsheet(info.path) for info in held):
             raise DataError(f"{uri}: {dialect.SAVE_AS_CSV}")
         found = f"files of several kinds ({', '.join(kinds)})" if kinds else "no file that can be read"
-        raise DataError(f"{uri}: {found}; allowed: one file, or a folder with files of one kind: {', '.join(_FORMS)}")
+        raise DataError(f"{uri}: {found}; allowed: one file, or a folder with files of one kind: {', '.join(FORMS)}")
     chosen = sorted((info for info in held if info.path in forms), key=lambda info: info.path)
     fingerprint = files.hash_text(f"{info.path} {info.size} {info.mtime_ns}" for info in chosen)
     step = _TEXTS_A_SHARD if kinds[0] == "texts" else 1
@@ -138,8 +138,8 @@ def head(source: Source, names: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 def _form(path: str) -> Form | None:
     plain = PurePosixPath(path)
-    packed = plain.suffix.lower() in _PACKED
-    form = _FORMS.get((PurePosixPath(plain.stem) if packed else plain).suffix.lower())
+    packed = plain.suffix.lower() in PACKED
+    form = FORMS.get((PurePosixPath(plain.stem) if packed else plain).suffix.lower())
     return None if packed and form == "parquet" else form
 
 
