@@ -156,8 +156,8 @@ SETTINGS = "study.yaml"
 SAMPLES = "samples.json"
 
 
-class HeldRun(Protocol):
-    """A run of a study on disk, as `tuning` knows it."""
+class StoredRun(Protocol):
+    """A run of a study on disk, as `medray.study` keeps it."""
 
     @property
     def folder(self) -> Path: ...
@@ -171,7 +171,7 @@ class HeldRun(Protocol):
     def analysis(self) -> Analysis | None: ...
 
 
-def gather(run: HeldRun) -> StudyData:
+def gather(run: StoredRun) -> StudyData:
     board, records, folder = run.leaderboard(), run.records(), run.folder
     asked = load_study([folder / SETTINGS])
     asked = StudyConfig.model_validate(public_settings(asked))  # runs of before kept secrets
