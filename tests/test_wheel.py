@@ -16,7 +16,7 @@ def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: P
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in names} == {"medray", next(name.split("/")[0] for name in names if ".dist-info" in name)}
-    ours = [path for suffix in ("py", "css", "html", "js", "jsonl") for path in (ROOT / "medray").rglob(f"*.{suffix}")]
+    ours = [path for suffix in ("py", "css", "html", "js", "json", "jsonl") for path in (ROOT / "medray").rglob(f"*.{suffix}")]
     assert {f"medray/{path.relative_to(ROOT / 'medray').as_posix()}" for path in ours} <= set(names)
     script = "import medray, medray.plugins as p; print(medray.__file__); print(p.names('data.formats'), p.names('training.strategies'))"
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}

@@ -13,7 +13,7 @@ from medray.models.families import ENCODERS, Family, family_of, targets
 from medray.models.libraries import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from medray.types import Head, Needs
 
-_PUBLISHED = Path(__file__).with_name("shapes.json")
+_PUBLISHED = Path(__file__).with_name("architectures.json")
 KINDS = {"head": AutoModelForSequenceClassification, "token head": AutoModelForTokenClassification, "language model": AutoModelForCausalLM}
 
 
