@@ -43,7 +43,7 @@ _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 421, 422, 429, 431, 500, 503, 504)
 }
-DISCLAIMER = "medray is research software, not a medical device."
+_NOTICE = "medray is research software, not a medical device."
 
 
 def make_api(
@@ -55,7 +55,7 @@ def make_api(
     disclaimer_in_content: bool = True,
     mask_identifiers: bool = False,
 ) -> FastAPI:
-    api = FastAPI(title="medray", version=metadata.version("medray"), description=DISCLAIMER, docs_url=None, redoc_url=None)
+    api = FastAPI(title="medray", version=metadata.version("medray"), description=_NOTICE, docs_url=None, redoc_url=None)
     _add_pages(api, service)
     _add_information(api, service)
     for route in all_routes():
@@ -77,7 +77,7 @@ def _add_pages(api: FastAPI, service: Service) -> None:
     async def root(request: Request) -> Response:
         if page.is_wanted(request.headers):
             return Response(page.html(), media_type="text/html", headers=page.headers())
-        about = {"service": "medray", "version": api.version, "models": service.references, "docs": "/docs", "notice": DISCLAIMER}
+        about = {"service": "medray", "version": api.version, "models": service.references, "docs": "/docs", "notice": _NOTICE}
         return JSONResponse(about, headers={"vary": "accept"})
 
     @api.get("/docs", include_in_schema=False)
