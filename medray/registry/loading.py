@@ -38,8 +38,8 @@ _TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base dif
 class LoadedRelease:
     """A task, the engine that computes for it, and the calibration of its probabilities.
 
-    Python, HTTP, batches and the terminal predict through this class; each adds only what is its own. A checkpoint that is not
-    published is loaded as version 0 of its own place.
+    Python, batches and the terminal predict through this class; HTTP, whose requests share an engine, calls its task and calibration.
+    A checkpoint that is not published is loaded as version 0 of its own place.
     """
 
     name: str
@@ -68,10 +68,7 @@ class LoadedRelease:
     def predict(self, inputs: Sequence[str | Example]) -> list[Prediction]:
         """One calibrated prediction per input, in order. The id of a text is its position."""
         examples = [row if isinstance(row, Example) else Example(str(number), row) for number, row in enumerate(inputs)]
-        return self.calibrate(self.task.predict(self.engine, examples))
-
-    def calibrate(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        return calibrate(self.task, self.calibration, predictions)
+        return calibrate(self.task, self.calibration, self.task.predict(self.engine, examples))
 
     def in_precision(self, precision: Precision, *, token_budget: int | None = None) -> "LoadedRelease":
         """The same network behind an engine that computes in another precision, or reads other batches."""

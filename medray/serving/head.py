@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from medray.engines.base import tokenize
 from medray.errors import ServingError
+from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
 from medray.registry.loading import LoadedRelease
 from medray.serving.notes import far
@@ -231,8 +232,8 @@ class Head:
     def answer(self, request: TextRequest, *, max_tokens: int, deadline: float) -> TextResponse:
         turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
         examples = request.examples()
-        answers = self.task.respond(replace(self.loaded, engine=turn).predict(examples))
-        response = self.task.routes[0].response
+        predictions = calibrate(self.task, self.loaded.calibration, self.task.predict(turn, examples))
+        response, answers = self.task.routes[0].response, self.task.respond(predictions)
         return response(release=self.loaded.name, version=self.loaded.version, notes=self._notes(turn, examples), predictions=answers)
 
     def _notes(self, turn: Turn, examples: Sequence[Example]) -> tuple[InputNote, ...]:

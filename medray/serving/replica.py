@@ -17,6 +17,7 @@ from ray import serve
 from ray.util.metrics import Gauge
 
 from medray.errors import DataError, ServingError
+from medray.evaluation.calibration import calibrate
 from medray.registry.loading import LoadedRelease
 from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
@@ -94,7 +95,7 @@ class HeadReplica:
             raise ServingError("vLLM's processes have died")
 
     def _report_validation(self, loaded: LoadedRelease) -> None:
-        validation = shares(loaded.calibrate(read_predictions(loaded.folder)))
+        validation = shares(calibrate(loaded.task, loaded.calibration, read_predictions(loaded.folder)))
         tags = {"release": loaded.name, "version": str(loaded.version)}
         for label, share in validation.labels.items():
             self.validation_labels.set(share, tags | {"label": label})
