@@ -16,12 +16,6 @@ def tokenize(tokenizer: Any, prompts: Sequence[str] | Sequence[Ids]) -> list[lis
     return [list(tokenizer(row, split_special_tokens=True)["input_ids"] if isinstance(row, str) else row) for row in prompts]
 
 
-def check_rows(rows: Sequence[Ids]) -> None:
-    num_empty = sum(not len(row) for row in rows)
-    if num_empty:
-        raise DataError(f"{num_empty} of {len(rows)} inputs have no tokens: an empty text cannot be answered")
-
-
 def check_continuations(prompts: Sequence[Ids], continuations: Sequence[Ids]) -> None:
     if not all(map(len, prompts)) or not continuations or not all(map(len, continuations)):
         raise DataError("a prompt and its continuations need at least one token each")

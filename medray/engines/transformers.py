@@ -11,10 +11,10 @@ from torch import Tensor
 
 from medray.config.study import Precision
 from medray.engines import scoring
-from medray.engines.base import check_continuations, check_rows, sampling_of, tokenize
+from medray.engines.base import check_continuations, sampling_of, tokenize
 from medray.engines.generation import Generation, RowError
 from medray.errors import ConfigError
-from medray.models.batch import collate
+from medray.models.batch import check_rows, collate
 from medray.models.build import BuiltModel
 from medray.models.cpu import attention
 from medray.models.libraries import base_of

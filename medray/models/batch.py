@@ -9,7 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medray.errors import DataError
 from medray.models.families import Side
+
+
+def check_rows(rows: Sequence[Sequence[int]]) -> None:
+    num_empty = sum(not len(row) for row in rows)
+    if num_empty:
+        raise DataError(f"{num_empty} of {len(rows)} inputs have no tokens: an empty text cannot be answered")
 
 
 def collate(

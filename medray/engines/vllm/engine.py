@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medray.engines.base import GeneratedText, check_continuations, check_rows, end_tokens, sampling_of, token_logprob, tokenize
+from medray.engines.base import GeneratedText, check_continuations, end_tokens, sampling_of, token_logprob, tokenize
 from medray.engines.vllm.process import (
     HEAD_SIZES,
     RANKS,
@@ -33,6 +33,7 @@ from medray.engines.vllm.process import (
     window_of,
 )
 from medray.errors import ArtifactError, ConfigError, ServingError
+from medray.models.batch import check_rows
 from medray.models.precision import dtype_name
 from medray.types import Chunk, Sampling
 
