@@ -38,7 +38,8 @@ def plan(
     from rich.table import Table
 
     from medray.runtime.cluster import Cluster, Node
-    from medray.study import plan as planning
+    from medray.study.plan import Speed
+    from medray.study.plan import plan as plan_study
 
     if tflops and tokens_per_second:
         raise ConfigError(f"--tflops {tflops:g} and --tokens-per-second {tokens_per_second:g}: give one of the two")
@@ -46,11 +47,11 @@ def plan(
     if memory_gb is None and not gpus:
         memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     node = Node(float(cpus or os.cpu_count() or 1), float(gpus))
-    found = planning.plan(
+    found = plan_study(
         study,
         Cluster((node,) * nodes, None, is_joined=False),
         memory_bytes=int(memory_gb * 1e9) if memory_gb else None,
-        speed=planning.Speed(tflops, tokens_per_second),
+        speed=Speed(tflops, tokens_per_second),
         num_rows=rows,
     )
     header, *lines = _table(found)
@@ -79,14 +80,14 @@ def plan(
 
 
 def _assumed(tflops: float | None, tokens_per_second: float | None, has_gpus: bool) -> str:
-    from medray.study import plan as planning
+    from medray.study.plan import TFLOPS_OF_A_GPU
 
     if tokens_per_second:
         return f"with {tokens_per_second:g} tokens a second of each worker, as measured"
     if tflops:
         return f"with {tflops:g} TFLOP/s of each worker"
     if has_gpus:
-        return f"assumed: {planning.TFLOPS_OF_A_GPU:g} TFLOP/s of each GPU; --tokens-per-second takes what a trial's log tells"
+        return f"assumed: {TFLOPS_OF_A_GPU:g} TFLOP/s of each GPU; --tokens-per-second takes what a trial's log tells"
     return "assumed: 0.04 TFLOP/s of each CPU in fp32, 0.06 in bf16; --tokens-per-second takes what a trial's log tells"
 
 

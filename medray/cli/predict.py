@@ -79,15 +79,15 @@ def predict(
 def _answered(plan: "Plan", heart: "Heartbeat") -> "Summary":
     """A few rows in this process, where no cluster is named and no actors are asked for; others by Ray."""
     from medray.batch import run, single
-    from medray.runtime import cluster as runtime
+    from medray.runtime.cluster import exiting_on_sigterm, is_joining, start_cluster
 
-    if plan.asked.actors is None and not runtime.is_joining():
+    if plan.asked.actors is None and not is_joining():
         heart.stage(run.reading(plan.source))
         if counted := single.count(plan):
-            with runtime.exiting_on_sigterm():
+            with exiting_on_sigterm():
                 return single.predict(plan, counted, heart)
     heart.stage("starting Ray")
     from medray.batch import pool
 
-    with runtime.start_cluster() as cluster:
+    with start_cluster() as cluster:
         return pool.predict(plan, cluster, heart)

@@ -47,7 +47,7 @@ def publish(
 ) -> None:
     """Publish a study's winner, a checkpoint, or a base model without training, as the next version of a release."""
     from medray.registry import external
-    from medray.study import publish as winners
+    from medray.study.publish import publish as publish_winner
 
     registry = _registry(storage_path, sign)
     if system_file is not None:
@@ -71,7 +71,7 @@ def publish(
     if is_study:
         release = external.publish_untuned(registry, load_study([place]), base, name, notes=notes)
     else:
-        release = winners.publish(registry, place, name, notes=notes, abstain_precision=abstain_precision)
+        release = publish_winner(registry, place, name, notes=notes, abstain_precision=abstain_precision)
     _point(registry, release, alias, sign)
 
 

@@ -57,20 +57,21 @@ def at_the_end(run: "Run") -> Path | None:
 
 
 def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None:
-    from medray.reports import mlflow as tracking
+    from medray.reports.mlflow import MISSING, is_installed
 
     uri = tracking_uri(study)
     if uri is None:
         return
-    if not study.mlflow and not tracking.is_installed():
-        log.warning("MLFLOW_TRACKING_URI is set, but %s", tracking.MISSING)
+    if not study.mlflow and not is_installed():
+        log.warning("MLFLOW_TRACKING_URI is set, but %s", MISSING)
         return
     print(f"MLflow run: {_log(run, uri, release)} at {redact(uri)}")
 
 
 def _log(run: "Run", uri: str, release: "Release | None") -> str:
-    from medray.reports import mlflow as tracking
     from medray.reports import page
+    from medray.reports.mlflow import Published
+    from medray.reports.mlflow import log as log_study
     from medray.reports.study_data import gather
     from medray.storage import files as storage
     from medray.study.run import LEADERBOARD, SETTINGS
@@ -79,7 +80,7 @@ def _log(run: "Run", uri: str, release: "Release | None") -> str:
     published = None
     if release and data.config.publish:
         record = release.record
-        published = tracking.Published(record.name, record.version, data.config.publish.alias, record.content_id, release.folder())
+        published = Published(record.name, record.version, data.config.publish.alias, record.content_id, release.folder())
     files = [path for name in (page.REPORT, LEADERBOARD, SETTINGS) if (path := run.folder / name).exists()]
     mark = f"{run.folder.name}-{storage.hash_file(run.folder / LEADERBOARD)[:12]}"
-    return tracking.log(data, uri, mark=mark, files=files, release=published)
+    return log_study(data, uri, mark=mark, files=files, release=published)

@@ -45,21 +45,22 @@ def study(
         return
     from medray.reports.tensorboard import TensorBoard
     from medray.runtime.cluster import start_cluster
-    from medray.study import study as studies
     from medray.study.progress import Progress, Watchers
     from medray.study.run import Run
+    from medray.study.study import metric
+    from medray.study.study import run as run_study
 
     run = Run.resume(asked) if resume else Run.start(asked)
     num_before = sum(record.status not in ("running", *(["failed"] if retry_failed else [])) for record in run.records())
     print(f"run: {run.folder}", flush=True)
-    with Progress(studies.metric(asked), Console(), num_before, run.folder / "trials") as progress:
+    with Progress(metric(asked), Console(), num_before, run.folder / "trials") as progress:
         progress.stage("starting Ray")
         with start_cluster() as cluster:
             if cluster.dashboard:
                 print(f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir {run.folder}", flush=True)
             try:
-                with TensorBoard(run.folder, studies.metric(asked)) as board:
-                    outcome = studies.run(
+                with TensorBoard(run.folder, metric(asked)) as board:
+                    outcome = run_study(
                         asked,
                         cluster,
                         run,
@@ -110,7 +111,8 @@ def evaluate(
 
     from medray.errors import ConfigError, allowed
     from medray.evaluation import analysis
-    from medray.registry import evaluate as evaluation
+    from medray.registry.evaluate import ReleaseEvaluation, evaluate_untuned
+    from medray.registry.evaluate import evaluate as evaluate_release
     from medray.storage import files
 
     asked = load(arguments)
@@ -119,11 +121,11 @@ def evaluate(
     log_dir = files.absolute(asked.storage_path) / "test_log"
     base = next((base for base in asked.base_models if base.source == of), None)
     if base:
-        found = evaluation.evaluate_untuned(asked.trial(base), split, log_dir=log_dir)  # type: ignore[arg-type]
+        found = evaluate_untuned(asked.trial(base), split, log_dir=log_dir)  # type: ignore[arg-type]
     else:
-        found = evaluation.evaluate(of, asked.data, split, storage_path=storage_path or asked.storage_path, log_dir=log_dir)  # type: ignore[arg-type]
+        found = evaluate_release(of, asked.data, split, storage_path=storage_path or asked.storage_path, log_dir=log_dir)  # type: ignore[arg-type]
     if as_json:
-        print(TypeAdapter(evaluation.ReleaseEvaluation).dump_json(found, indent=1).decode())
+        print(TypeAdapter(ReleaseEvaluation).dump_json(found, indent=1).decode())
         return
     sure = f" (95 % interval {found.interval.low:.3f} to {found.interval.high:.3f})" if found.interval else ""
     print(f"{found.of} on {found.metrics.num_rows} {split} rows: {found.metric} {found.metrics.values[found.metric]:.4f}{sure}")
@@ -141,15 +143,15 @@ def gc(
 ) -> None:
     """Remove checkpoints and states of losing trials of studies that have ended; never what a release refers to."""
     from medray.storage import files
-    from medray.study import gc as retention
+    from medray.study.gc import find, remove
 
-    sweep = retention.find(files.absolute(place), finalists=finalists)
+    sweep = find(files.absolute(place), finalists=finalists)
     for sentence in sweep.left_alone:
         print(f"left alone: {sentence}")
     for item in sweep.surplus:
         print(f"{item.num_bytes / 1e6:9.1f} MB  {item.trial}  {item.folder}")
     if not dry_run:
-        retention.remove(sweep.surplus)
+        remove(sweep.surplus)
     print(f"{'would free' if dry_run else 'freed'} {sweep.num_bytes / 1e6:.1f} MB")
 
 

@@ -40,21 +40,21 @@ def submit(
     if retry_failed and not resume:
         raise ConfigError("--retry-failed is about an earlier run: give --resume with it")
     study = load(arguments) if arguments else None
-    from medray.runtime import jobs as submission
+    from medray.runtime import jobs as cluster_jobs
 
     logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
-    jobs = submission.jobs_of(address)
+    jobs = cluster_jobs.jobs_of(address)
     try:
         if stop:
-            print(f"{stop} {'is stopped' if submission.stop(jobs, stop) else 'had ended before'}", flush=True)
+            print(f"{stop} {'is stopped' if cluster_jobs.stop(jobs, stop) else 'had ended before'}", flush=True)
             return
         job = logs
         if study:
-            parcel = submission.Parcel(upload_data, int(upload_limit_mb * 1e6), hub_token_file)
+            parcel = cluster_jobs.Parcel(upload_data, int(upload_limit_mb * 1e6), hub_token_file)
             flags = (("--resume", resume), ("--retry-failed", retry_failed))
             options = tuple(name for name, is_set in flags if is_set)
-            python = python or submission.head_python(submission.nodes_of(jobs)) or "python"
-            job = submission.submit(jobs, study, parcel, python=python, options=options)
+            python = python or cluster_jobs.head_python(cluster_jobs.nodes_of(jobs)) or "python"
+            job = cluster_jobs.submit(jobs, study, parcel, python=python, options=options)
             print(f"job: {job}", flush=True)
         assert job
         if not follow:
@@ -62,7 +62,7 @@ def submit(
                 jobs.get_job_logs(job) if logs else f"medray submit --logs {job} --follow shows its log, --stop {job} ends it", flush=True
             )
             return
-        status = submission.follow(jobs, job, lambda text: print(text, end="", flush=True))
+        status = cluster_jobs.follow(jobs, job, lambda text: print(text, end="", flush=True))
     except MedrayError:
         raise
     except RuntimeError as err:  # Ray's word for a job that it does not know, or refuses

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from medray.data import examples as kept
+from medray.data import examples as example_rows
 from medray.data.formats.base.parsing import csv_rows, guess_encoding, lines
 from medray.errors import DataError, allowed
 from medray.text.csv_text import CsvRow, restore_cell
@@ -25,7 +25,7 @@ class Corrected:
 
 def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> Corrected:
     """`labels` are those that may be given beside the ones that occur."""
-    outlines = kept.outlines(examples)
+    outlines = example_rows.outlines(examples)
     known = {label for example in outlines for label in example.labels} | set(labels)
     found: dict[str, tuple[str, ...]] = {}
     ids = {example.id for example in outlines}
@@ -37,7 +37,7 @@ def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> Cor
         found[row_id] = _labels(given, known, where)
     rows = {row: found[example.id] for row, example in enumerate(outlines) if example.id in found}
     changed = sum(set(given) != set(outlines[row].labels) for row, given in rows.items())
-    return Corrected(kept.relabelled(examples, rows), changed)
+    return Corrected(example_rows.relabelled(examples, rows), changed)
 
 
 def cell(labels: Sequence[str]) -> str:

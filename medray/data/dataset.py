@@ -14,7 +14,7 @@ from typing import Any
 
 from medray.config.study import DataConfig
 from medray.data import corrections, duplicates, minhash, reading
-from medray.data import examples as kept
+from medray.data import examples as example_rows
 from medray.data.audit import Audit, audit
 from medray.data.duplicates import Duplicates
 from medray.data.examples import Examples
@@ -48,20 +48,20 @@ class Dataset:
         num_corrected: int = 0,
         bring: Bring | None = None,
     ) -> None:
-        outlines = kept.outlines(held.examples)
+        outlines = example_rows.outlines(held.examples)
         by_side: dict[Split, Sequence[Example]] = {}
         for side in SPLITS:
             asked, most = ("data.limit", config.limit) if side == "train" else ("data.evaluation_rows", config.evaluation_rows)
             rows = [row for row, given in enumerate(sides) if given == side]
             if most is not None:
                 rows = [rows[at] for at in limit_rows([outlines[row] for row in rows], most, config.split.seed, asked, side)]
-            by_side[side] = kept.take(held.examples, rows)
+            by_side[side] = example_rows.take(held.examples, rows)
         brought = bring(len(by_side["train"])) if bring else []
         self.brought = frozenset(example.id for example in brought)
         self.train, self.validation, self._test = (
-            kept.followed_by(by_side[side], [example for example in brought if example.split == side]) for side in SPLITS
+            example_rows.followed_by(by_side[side], [example for example in brought if example.split == side]) for side in SPLITS
         )
-        self._examples = kept.followed_by(held.examples, brought)
+        self._examples = example_rows.followed_by(held.examples, brought)
         self._duplicates, self._num_corrected, self._format = found, num_corrected, config.format
         self._num_empty, self._num_unlabelled = len(held.empty), len(held.unlabelled)
         self.folder = held.folder  # of what can be made again, where there is much of it
@@ -116,7 +116,7 @@ class Dataset:
         return numbers
 
     def unlabelled_test(self) -> Sequence[Example]:
-        return kept.unlabelled(self._test)
+        return example_rows.unlabelled(self._test)
 
     def open_test(self, log_dir: Path, caller: str) -> Opened:
         """The one way to test labels: says who asked, and warns when they were looked at before."""
@@ -184,7 +184,7 @@ def load(config: DataConfig, bring: Bring | None = None) -> Dataset:
     held = reading.load(config.format)
     found = _duplicates(held, config.near_duplicate)
     with _stage(held.folder, "split", len(held.examples)) as progress:
-        sides = assign(kept.outlines(held.examples, config.split.group), config.split, found.clusters)
+        sides = assign(example_rows.outlines(held.examples, config.split.group), config.split, found.clusters)
         progress.done = len(sides)
     if config.corrections is None:
         return Dataset(held, sides, found, config, bring=bring)
@@ -195,7 +195,7 @@ def load(config: DataConfig, bring: Bring | None = None) -> Dataset:
 
 def _duplicates(held: Held, threshold: float) -> Duplicates:
     if not isinstance(held.examples, Examples):
-        return duplicates.find(kept.texts(held.examples), threshold)
+        return duplicates.find(example_rows.texts(held.examples), threshold)
     num_rows = len(held.examples)
     with stage("near-duplicates, signing", num_rows) as progress:
         signed = minhash.sign_table(held.examples.path, num_rows, minhash.band_width(threshold), progress)

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from medray import plugins
 from medray.config.schema import PluginOptions
-from medray.data import examples as kept
+from medray.data import examples as example_rows
 from medray.data.examples import Examples
 from medray.data.formats.base.protocol import is_left_out, read
 from medray.data.progress import Progress, stage
@@ -122,7 +122,7 @@ def _from_disk(options: PluginOptions, stamp: Stamp) -> Held:
                 shutil.rmtree(left)
             with stage("reading") as progress, storage.new_folder(folder) as filling:
                 checked = _Checked(options, progress, None if stamp.is_packed else stamp.num_bytes)
-                kept.write(checked.rows(), filling / _ROWS)
+                example_rows.write(checked.rows(), filling / _ROWS)
                 (filling / _ABOUT).write_text(json.dumps({"empty": checked.empty, "unlabelled": checked.unlabelled}), encoding="utf-8")
     about = json.loads((folder / _ABOUT).read_bytes())
     return Held(Examples.open(folder / _ROWS), about["empty"], folder, about.get("unlabelled", ()))

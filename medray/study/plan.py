@@ -10,9 +10,8 @@ from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.errors import ArtifactError, ConfigError
 from medray.models import architecture, sources
-from medray.models import footprint as footprints
 from medray.models.build import load_tokenizer
-from medray.models.footprint import Batch, Footprint
+from medray.models.footprint import Batch, Footprint, measure
 from medray.models.precision import untimed
 from medray.runtime.cluster import Cluster
 from medray.study import search
@@ -112,7 +111,7 @@ def footprint(trial: TrialConfig, *, length: int, num_labels: int, answer_tokens
 def _footprint(config: Any, trial: TrialConfig, length: int, num_labels: int, answer_tokens: int) -> Footprint:
     batch = Batch(max(1, trial.train.token_budget // length), length, num_labels, answer_tokens)
     precision = untimed(trial.model.precision)  # `auto` may choose either; fp32 takes more memory
-    return footprints.measure(config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision)
+    return measure(config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision)
 
 
 def sharded(whole: Footprint, zero_stage: int | None, num_workers: int) -> int:

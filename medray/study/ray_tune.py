@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from medray.runtime.cluster import free_leaked_groups
 from medray.storage import files
-from medray.study import trial_actor as trials
+from medray.study import trial_actor
 from medray.study.placement import Placement
 from medray.study.session import Row, Session, TrialStart
 
@@ -49,7 +49,7 @@ def call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], pla
         try:
             return function(*values)
         finally:
-            trials.give_memory_back()
+            trial_actor.give_memory_back()
 
     remote = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(call_and_free)
     results: list[Any] = ray.get([remote.remote(*values) for values in arguments])
@@ -62,7 +62,7 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
     num_at_once = min(placement.num_at_once for placement in placements)
     launcher = "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
     tuner = tune.Tuner(
-        tune.with_resources(trials.start, _resources),
+        tune.with_resources(trial_actor.start, _resources),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(session, num_at_once),
             scheduler=_Scheduler(session, started),

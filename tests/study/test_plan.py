@@ -151,7 +151,7 @@ def each_shape_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
             counted[key] = measure(*asked, **options)  # type: ignore[arg-type]
         return counted[key]
 
-    monkeypatch.setattr(plan.footprints, "measure", once)
+    monkeypatch.setattr(plan, "measure", once)
 
 
 def planned(folder: Path, *settings: str, memory_bytes: int | None = None, speed: Speed = KNOWN) -> plan.StudyPlan:

@@ -16,7 +16,7 @@ from medray.answers import MentionsAnswer
 from medray.errors import ConfigError, DataError
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
-from medray.tasks.base import mentions as _mentions
+from medray.tasks.base import mentions as base_mentions
 from medray.tasks.base.language_model import LanguageModelLoss, answer_at_end, generate
 from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.extraction import json_list
@@ -42,7 +42,7 @@ class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "language model"
     FIXED = ("name", "metric", "num_examples")
     name: Literal["extraction"]
-    metric: _mentions.Metric = Field("mention_f1", description="figure on the validation split that epochs and trials are chosen by")
+    metric: base_mentions.Metric = Field("mention_f1", description="figure on the validation split that epochs and trials are chosen by")
     instruction: str = Field(
         "List the diseases that the abstract names, in its own words, as a JSON list of strings. If it names none, the list is empty.",
         description="what stands above everything; may be empty",
@@ -82,11 +82,11 @@ class Task:
     kinds: tuple[str, ...]
     shots: tuple[Example, ...] = ()  # texts and mentions of training rows
     labels: ClassVar[tuple[str, ...]] = ()
-    routes: ClassVar = _mentions.ROUTES
+    routes: ClassVar = base_mentions.ROUTES
 
     @classmethod
     def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
-        return cls(options, _mentions.kinds_of(examples, train, options.name), choose(train, options.num_examples))
+        return cls(options, base_mentions.kinds_of(examples, train, options.name), choose(train, options.num_examples))
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
@@ -144,16 +144,16 @@ class Task:
         return engine.score([prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)], answer_ids).astype(np.float64)
 
     def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
-        return _mentions.keep(predictions)
+        return base_mentions.keep(predictions)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
-        return _mentions.tallies(predictions, examples, RATES)
+        return base_mentions.tallies(predictions, examples, RATES)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
-        return _mentions.score(predictions, examples, self.kinds, RATES)
+        return base_mentions.score(predictions, examples, self.kinds, RATES)
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
-        return _mentions.respond(predictions)
+        return base_mentions.respond(predictions)
 
     def around(self) -> tuple[str, str]:
         """What stands before and behind the text of every row: instruction and examples are the same for all."""

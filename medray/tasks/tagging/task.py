@@ -12,7 +12,7 @@ from medray.answers import MentionsAnswer
 from medray.errors import DataError
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
-from medray.tasks.base import mentions as _mentions
+from medray.tasks.base import mentions as base_mentions
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.tagging.bio import mentions_of, tag, tags_of, words
 from medray.text.windows import Located, located
@@ -32,7 +32,7 @@ class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "token head"
     FIXED = ("name", "metric")
     name: Literal["tagging"]
-    metric: _mentions.Metric = Field("mention_f1", description="figure on the validation split that epochs and trials are chosen by")
+    metric: base_mentions.Metric = Field("mention_f1", description="figure on the validation split that epochs and trials are chosen by")
     max_length: int = Field(512, ge=1, description="tokens of a window, special tokens included; longer texts are read in several")
     window_overlap: int = Field(32, ge=0, description="tokens that neighbouring windows share")
 
@@ -64,7 +64,7 @@ class Task:
     options: Options
     kinds: tuple[str, ...]
     labels: ClassVar[tuple[str, ...]] = ()
-    routes: ClassVar = _mentions.ROUTES
+    routes: ClassVar = base_mentions.ROUTES
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Task:
 
     @classmethod
     def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
-        return cls(options, _mentions.kinds_of(examples, train, options.name))
+        return cls(options, base_mentions.kinds_of(examples, train, options.name))
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
@@ -126,16 +126,16 @@ class Task:
         return np.array([np.concatenate([rows.mean(axis=0), rows.max(axis=0)]) for rows in outputs], dtype=np.float64)
 
     def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
-        return _mentions.keep(predictions)
+        return base_mentions.keep(predictions)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
-        return _mentions.tallies(predictions, examples)
+        return base_mentions.tallies(predictions, examples)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
-        return _mentions.score(predictions, examples, self.kinds)
+        return base_mentions.score(predictions, examples, self.kinds)
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
-        return _mentions.respond(predictions)
+        return base_mentions.respond(predictions)
 
     def _windows(self, examples: Sequence[Example], tokenizer: Any) -> list[Located]:
         options, texts = self.options, [example.text for example in examples]
