@@ -48,8 +48,8 @@ MUTATIONS = (
     Mutation(
         "a test row is in train",
         "medray/data/dataset.py",
-        "        self._examples = kept.followed_by(held.examples, brought)\n",
-        "        self._examples = kept.followed_by(held.examples, brought)\n        self.train = [*self.train, self._test[0]]\n",
+        "        self._examples = example_rows.followed_by(held.examples, brought)\n",
+        "        self._examples = example_rows.followed_by(held.examples, brought)\n        self.train = [*self.train, self._test[0]]\n",
         "tests/data/test_dataset.py tests/training/test_trial.py",
     ),
     Mutation(
