@@ -10,6 +10,8 @@ from pydantic import Field
 from medray.config.schema import Section
 
 MERGE_LIMIT = 0.005  # of F1: what a merge may move it by
+SETTINGS = "study.yaml"  # in a run's folder, as are samples of what finalists answered
+SAMPLES = "samples.json"
 HISTORY = "history.json"  # in a trial's folder: every evaluation so far
 # What becomes a path is checked here, where it is parsed.
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"

@@ -69,12 +69,13 @@ def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None
 
 
 def _log(run: "Run", uri: str, release: "Release | None") -> str:
+    from medray.records import SETTINGS
     from medray.reports import page
     from medray.reports.mlflow import Published
     from medray.reports.mlflow import log as log_study
     from medray.reports.study_data import gather
     from medray.storage import files as storage
-    from medray.study.run import LEADERBOARD, SETTINGS
+    from medray.study.run import LEADERBOARD
 
     data = gather(run)
     published = None

@@ -59,7 +59,8 @@ def _of_run(
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
     from medray.data import dataset as datasets
     from medray.errors import ArtifactError, ConfigError, allowed
-    from medray.study.run import SETTINGS, latest
+    from medray.records import SETTINGS
+    from medray.study.run import latest
 
     run = latest(folder)
     run.leaderboard()  # or says why there is none

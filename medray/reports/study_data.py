@@ -12,7 +12,7 @@ from medray.config.study import StudyConfig
 from medray.evaluation import leaderboard
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.leaderboard import Entry, Leaderboard
-from medray.records import AS_IT_IS, Evaluation, TrialRecord
+from medray.records import AS_IT_IS, SAMPLES, SETTINGS, Evaluation, TrialRecord
 from medray.redaction import redact
 from medray.registry import card
 from medray.registry.card import Facts
@@ -150,10 +150,6 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-SETTINGS = "study.yaml"
-SAMPLES = "samples.json"
 
 
 class StoredRun(Protocol):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medray.errors import ArtifactError, ConfigError
+from medray.records import SETTINGS
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
 from medray.storage.checkpoint import MANIFEST
-from medray.study.run import LEADERBOARD, SETTINGS, Run
+from medray.study.run import LEADERBOARD, Run
 
 _KINDS = ("checkpoints", "state")
 

@@ -18,14 +18,12 @@ from medray.errors import ArtifactError, ConfigError, TrialError
 from medray.evaluation import analysis, leaderboard, tables
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.leaderboard import Entry, Leaderboard
-from medray.records import HISTORY, Evaluation, TrialRecord, parse_history
+from medray.records import HISTORY, SAMPLES, SETTINGS, Evaluation, TrialRecord, parse_history
 from medray.storage import files
 from medray.storage.checkpoint import MANIFEST
 
-SETTINGS = "study.yaml"
 LEADERBOARD = "leaderboard.json"
 ANALYSIS = "analysis.json"
-SAMPLES = "samples.json"
 _SPENT = "spent.json"
 _PATIENCE_S = 1.0
 

@@ -17,11 +17,12 @@ from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import Comparison
 from medray.evaluation.leaderboard import Entry, Leaderboard, Pairing
 from medray.evaluation.slices import Slicer
+from medray.records import SETTINGS
 from medray.registry.predictions import examine, fit_calibration, read_predictions
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
 from medray.study import publish
-from medray.study.run import ANALYSIS, LEADERBOARD, SETTINGS, Run
+from medray.study.run import ANALYSIS, LEADERBOARD, Run
 from medray.tasks.base.protocol import restore
 
 
