@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from medray.engines.base import Ids
-from medray.models.batch import answer_places, collate, logits_at
-from medray.models.cpu import attention
+from medray.models.batch import ATTENTION, answer_places, collate, logits_at
 from medray.models.libraries import base_of
 
 Method = Callable[[Any, Sequence[Ids], Sequence[Ids], int], Tensor]
@@ -25,7 +24,7 @@ def method(model: Any) -> Method:
         return whole_rows
     # One mask serves all layers, and flash attention takes none.
     alike = len(set(getattr(config, "layer_types", None) or [None])) == 1
-    return block_mask if alike and config._attn_implementation in ("sdpa", "eager", attention.NAME) else repeated_cache
+    return block_mask if alike and config._attn_implementation in ("sdpa", "eager", ATTENTION) else repeated_cache
 
 
 def row_length(prompt: Ids, continuations: Sequence[Ids]) -> int:

@@ -14,9 +14,8 @@ from medray.engines import scoring
 from medray.engines.base import check_continuations, sampling_of, tokenize
 from medray.engines.generation import Generation, RowError
 from medray.errors import ConfigError
-from medray.models.batch import check_rows, collate
+from medray.models.batch import bf16_width, check_rows, collate
 from medray.models.build import BuiltModel
-from medray.models.cpu import attention
 from medray.models.libraries import base_of
 from medray.models.precision import arithmetic_of
 from medray.types import Chunk, Head, Sampling
@@ -132,7 +131,7 @@ class TransformersEngine:
     def _collated(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         check_rows(rows)
         longest = max(map(len, rows))
-        width = attention.width(self.model.config, longest) if self.precision == "bf16" and self.device.type == "cpu" else longest
+        width = bf16_width(self.model.config, longest) if self.precision == "bf16" and self.device.type == "cpu" else longest
         return {name: tensor.to(self.device) for name, tensor in collate(rows, self.tokenizer.pad_token_id, width=width).items()}
 
     def _needs_head(self, *, per_token: bool) -> Head:

@@ -13,7 +13,7 @@ from medray.errors import ArtifactError
 from medray.models import quantization
 from medray.models.adapter import first_names
 from medray.models.architecture import KINDS, first_line, load_config, needs_of, outline_of, without_dropout
-from medray.models.cpu.attention import set_attention
+from medray.models.batch import set_attention
 from medray.models.families import Family, family_of
 from medray.models.libraries import quiet
 from medray.models.sources import Base

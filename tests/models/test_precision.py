@@ -11,8 +11,8 @@ from torch.nn import Linear
 from transformers.activations import GELUActivation
 
 from medray.engines.transformers import TransformersEngine
+from medray.models.batch import bf16_width
 from medray.models.build import BuiltModel
-from medray.models.cpu import attention
 from medray.models.families import ENCODERS, FAMILIES
 from medray.models.precision import PackedLinear, cast, cast_within, multiplies_packed
 from medray.types import Head
@@ -102,5 +102,5 @@ def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
 def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
     config = tiny.merged(tmp_path, "bert", Head(("a", "b"))).model.config
     config.max_position_embeddings = 70
-    assert [attention.width(config, longest) for longest in (1, 16, 17, 64, 65, 70)] == [16, 16, 32, 64, 65, 70]
-    assert attention.width(tiny.merged(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17
+    assert [bf16_width(config, longest) for longest in (1, 16, 17, 64, 65, 70)] == [16, 16, 32, 64, 65, 70]
+    assert bf16_width(tiny.merged(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17
