@@ -1,4 +1,6 @@
-"""Confidences that mean what they say, and a threshold below which no answer is given. Fitted on validation rows, obeyed everywhere.
+"""Confidences that mean what they say, a threshold below which no answer is given, and thresholds per label that decide for macro F1.
+
+All are fitted on validation rows and obeyed everywhere.
 
 Pure numpy: probabilities and truth in, whatever the task. One label a row, or any number of labels.
 """

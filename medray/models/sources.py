@@ -1,4 +1,7 @@
-"""Where base models come from: a folder, weights that a Python package ships (`pkg:`), or the Hugging Face Hub."""
+"""Where base models come from: a folder, weights that a Python package ships (`pkg:`), or the Hugging Face Hub.
+
+Weights in GGUF are converted once, into the cache.
+"""
 
 import importlib.util
 import json

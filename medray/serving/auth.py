@@ -1,4 +1,7 @@
-"""ASGI middleware before any parsing: it checks tokens, host names and the size of a body, none of which Serve bounds."""
+"""Who may ask: tokens by their digests, host names, and the addresses that the service listens at.
+
+`Guard` is ASGI middleware before any parsing. It checks these and the size of a body, none of which Serve bounds.
+"""
 
 import hashlib
 import hmac

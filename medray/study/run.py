@@ -1,4 +1,7 @@
-"""A run of a study on disk: its settings, the record and history of each trial, and what was chosen in the end."""
+"""A run of a study on disk: its settings, the record and history of each trial, and what was chosen in the end.
+
+`check` compares its settings with those of a resume, and names each that may not change.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
