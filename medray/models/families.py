@@ -23,6 +23,7 @@ class Family:
     layers_path: str  # of the list of layers, from the top of the model; what lies outside it is never adapted
     optional_modules: tuple[str, ...] = ()  # some bases lack them: drawn fresh, they are trained and saved as the head is
     padding_side_train: Side = "right"
+    is_encoder: bool = False
     in_vllm: bool = False  # vLLM has this architecture, and puts LoRA on it
 
 
@@ -37,9 +38,9 @@ _LLAMA = (*_QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
 FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
-        Family("bert", _BERT, ("classifier",), "bert.encoder.layer", optional_modules=("bert.pooler",)),
-        Family("roberta", _BERT, ("classifier",), "roberta.encoder.layer"),
-        Family("distilbert", _DISTILBERT, ("pre_classifier", "classifier"), "distilbert.transformer.layer"),
+        Family("bert", _BERT, ("classifier",), "bert.encoder.layer", optional_modules=("bert.pooler",), is_encoder=True),
+        Family("roberta", _BERT, ("classifier",), "roberta.encoder.layer", is_encoder=True),
+        Family("distilbert", _DISTILBERT, ("pre_classifier", "classifier"), "distilbert.transformer.layer", is_encoder=True),
         Family("llama", _LLAMA, ("score",), "model.layers", in_vllm=True),
         Family("mistral", _LLAMA, ("score",), "model.layers", in_vllm=True),
         Family("phi", (*_QKV, "self_attn.dense", "fc1", "fc2"), ("score",), "model.layers", in_vllm=True),
@@ -48,7 +49,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 # transformers builds causal language models of these too, which see no more than what is before a token and were never trained so.
-ENCODERS = ("bert", "roberta", "distilbert", "electra")
+ENCODERS = (*(row.name for row in FAMILIES.values() if row.is_encoder), "electra")  # electra has no row: generic rules adapt it
 
 
 def family_of(model: Module, model_type: str) -> Family:
