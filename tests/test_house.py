@@ -7,13 +7,13 @@ import house
 import pytest
 
 BOUNDS = {
-    "modules": 200,
+    "modules": 199,
     "single modules at the top": 7,
     "layers": 12,
     "files that compute an F1": 2,
     "lines of the largest file": 376,
     "lines of the largest function": 75,
-    "names that are participles": 1295,
+    "names that are participles": 1090,
 }
 CONTRACTS = """
 [[tool.importlinter.contracts]]
