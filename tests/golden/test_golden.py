@@ -30,5 +30,5 @@ def test_each_golden_file_is_made_and_each_document_is_stored(current: dict[str,
 
 @pytest.mark.parametrize("name", stored())
 def test_what_is_written_and_answered_is_as_it_was_stored(name: str, current: dict[str, str]) -> None:
-    if changes := difference(name, (FILES / name).read_text(encoding="utf-8"), current.get(name, "")):
-        pytest.fail(f"{changes}\n\n{name} has changed. If that is wanted: `{COMMAND}`, and commit what it writes.", pytrace=False)
+    changes = difference(name, (FILES / name).read_text(encoding="utf-8"), current.get(name, ""))
+    assert not changes, f"{changes}\n\n{name} has changed. If that is wanted: `{COMMAND}`, and commit what it writes."

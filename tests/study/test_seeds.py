@@ -2,7 +2,9 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from medray.serving import app
 from medray.serving.schemas import AppOptions
 from medray.study import preflight
 from medray.study.study import Outcome
-from medray.types import DISCLAIMER
+from medray.types import DISCLAIMER, Example
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
@@ -127,11 +129,16 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
         end_serve()
 
 
-def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
+def _validation(outcome: Outcome) -> tuple[Sequence[Example], list[dict[str, Any]]]:
+    """The validation rows of the winner, and its predictions of them as its trial stored them."""
     checkpoint = Path(str(outcome.board.best.checkpoint))
     trained = [json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()]
     data = json.loads((checkpoint / "manifest.json").read_text())["trial"]["data"]
-    rows = dataset.load(DataConfig.model_validate(data)).validation
+    return dataset.load(DataConfig.model_validate(data)).validation, trained
+
+
+def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
+    rows, trained = _validation(outcome)
     chosen = client.choose([row.text for row in rows], model=f"{name}@best")
     assert (chosen.release, chosen.version, chosen.disclaimer) == (name, 1, DISCLAIMER)
     assert outcome.release is not None
@@ -178,10 +185,7 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
 
 
 def _finds_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
-    checkpoint = Path(str(outcome.board.best.checkpoint))
-    trained = [json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()]
-    data = json.loads((checkpoint / "manifest.json").read_text())["trial"]["data"]
-    rows = dataset.load(DataConfig.model_validate(data)).validation
+    rows, trained = _validation(outcome)
     said = client.extract([row.text for row in rows], model=f"{name}@best")
     assert (said.release, said.version, said.disclaimer) == (name, 1, DISCLAIMER)
     for row, answer, wanted in zip(rows, said.predictions, trained, strict=True):
