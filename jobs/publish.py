@@ -1,4 +1,5 @@
-"""`ray job submit --working-dir . -- python jobs/publish.py runs/cancer cancer --alias best`: publish a study's winner."""
+"""`ray job submit --working-dir . -- python jobs/publish.py runs/cancer cancer --alias best`:
+publish a study's winner."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""`make quickstart`: a study on the synthetic sample, its winner served, three requests answered. KEEP=1 leaves it up until Ctrl-C."""
+"""`make quickstart`: a study on the synthetic sample, its winner served, three requests answered.
+KEEP=1 leaves it up until Ctrl-C."""
 
 import os
 import sys
@@ -9,8 +10,14 @@ from medray.runtime import cluster
 
 STUDY = "jobs/studies/quickstart.yaml"
 TEXTS = (
-    "We studied 60 patients with a median age of 58 years. Histology showed an invasive carcinoma with nodal metastasis.",
-    "We studied 60 patients with a median age of 58 years. Inflammation subsided with steroids, and blood pressure returned to normal.",
+    (
+        "We studied 60 patients with a median age of 58 years. Histology showed an invasive "
+        "carcinoma with nodal metastasis."
+    ),
+    (
+        "We studied 60 patients with a median age of 58 years. Inflammation subsided with "
+        "steroids, and blood pressure returned to normal."
+    ),
     "Radiotherapy reduced local relapse of adenocarcinoma after a median follow-up of 4 years.",
 )
 
@@ -22,7 +29,9 @@ def run() -> int:
             return status
         from medray.serving import app
 
-        app.show("cancer@best", storage_path="runs", texts=TEXTS, keep=os.environ.get("KEEP") == "1")
+        app.show(
+            "cancer@best", storage_path="runs", texts=TEXTS, keep=os.environ.get("KEEP") == "1"
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""`ray job submit --working-dir . -- python jobs/study.py STUDY.yaml key=value`: run a study; not zero where it failed."""
+"""`ray job submit --working-dir . -- python jobs/study.py STUDY.yaml key=value`: run a study; not
+zero where it failed."""
 
 import sys
 

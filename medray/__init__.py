@@ -10,8 +10,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(reference: str, *, storage_path: str = "runs", device: str = "cpu", precision: "Precision | None" = None) -> "LoadedRelease":
-    """Load a release by `name@version`, `name@alias` or name: `medray.load("cancer@best").predict(["…"])`.
+def load(
+    reference: str,
+    *,
+    storage_path: str = "runs",
+    device: str = "cpu",
+    precision: "Precision | None" = None,
+) -> "LoadedRelease":
+    """Load a release by `name@version`, `name@alias` or name:
+    `medray.load("cancer@best").predict(["…"])`.
 
     `precision` is fp32, bf16 or fp16; by default the one that the release was trained in.
     """

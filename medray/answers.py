@@ -1,7 +1,8 @@
-"""What the service answers per text, as the tasks write it, HTTP carries it and the client reads it.
+"""What the service answers per text, as the tasks write it, HTTP carries it and the client reads
+it.
 
-Dataclasses of the standard library, so that the client imports no pydantic; pydantic takes them as they are.
-"""
+Dataclasses of the standard library, so that the client imports no pydantic; pydantic takes them as
+they are."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,12 +12,22 @@ from typing import ClassVar
 class LabelAnswer:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    label: str | None = field(metadata={"description": "the most probable label; null for a multi-label task"})
+    label: str | None = field(
+        metadata={"description": "the most probable label; null for a multi-label task"}
+    )
     labels: tuple[str, ...]
     confidence: float = field(
-        metadata={"description": "calibrated probability of the label; multi-label: of the least certain of its yes and no answers"}
+        metadata={
+            "description": (
+                "calibrated probability of the label; multi-label: of the least certain of its yes "
+                "and no answers"
+            )
+        }
     )
-    abstained: bool = field(default=False, metadata={"description": "less sure than the release's threshold: not to be relied on"})
+    abstained: bool = field(
+        default=False,
+        metadata={"description": "less sure than the release's threshold: not to be relied on"},
+    )
     probabilities: dict[str, float]
 
 
@@ -24,11 +35,18 @@ class LabelAnswer:
 class ChoiceAnswer:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    label: str | None = field(metadata={"description": "the most probable label; null where generated text held none"})
+    label: str | None = field(
+        metadata={"description": "the most probable label; null where generated text held none"}
+    )
     labels: tuple[str, ...]
     confidence: float = field(metadata={"description": "calibrated probability of the label"})
-    abstained: bool = field(default=False, metadata={"description": "less sure than the release's threshold: not to be relied on"})
-    ranked: tuple[str, ...] = field(metadata={"description": "all labels, the most probable one first"})
+    abstained: bool = field(
+        default=False,
+        metadata={"description": "less sure than the release's threshold: not to be relied on"},
+    )
+    ranked: tuple[str, ...] = field(
+        metadata={"description": "all labels, the most probable one first"}
+    )
     probabilities: dict[str, float]
 
 
@@ -43,7 +61,11 @@ class MentionAnswer:
     text: str
     kind: str
     confidence: float | None = field(
-        metadata={"description": "of a tagger: how sure its least sure word is; null where a language model wrote it"}
+        metadata={
+            "description": (
+                "of a tagger: how sure its least sure word is; null where a language model wrote it"
+            )
+        }
     )
 
 
@@ -51,7 +73,9 @@ class MentionAnswer:
 class MentionsAnswer:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    mentions: tuple[MentionAnswer, ...] = field(metadata={"description": "in the order of the text"})
+    mentions: tuple[MentionAnswer, ...] = field(
+        metadata={"description": "in the order of the text"}
+    )
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ _MOST_COMPARED = 1000  # names
 
 
 class MedrayError(Exception):
-    """Base of every error that a user can act on; the command line prints its message and exits non-zero.
+    """Base of every error that a user can act on; the command line prints its message and exits
+    non-zero.
 
     Messages are printed, logged and kept in records, so none holds a secret.
     """
@@ -44,13 +45,15 @@ class TrialError(MedrayError, RuntimeError):
 
 
 class GateError(MedrayError, RuntimeError):
-    """The work was done, and a rule of its settings forbids what would follow, such as publishing."""
+    """The work was done, and a rule of its settings forbids what would follow, such as
+    publishing."""
 
     exit_status: ClassVar[int] = 3
 
 
 class DiskFullError(MedrayError, RuntimeError):
-    """There is no room for what must be written; nothing is wrong with a trial, and a study goes on once there is."""
+    """There is no room for what must be written; nothing is wrong with a trial, and a study goes on
+    once there is."""
 
 
 class ServingError(MedrayError, RuntimeError):
@@ -62,11 +65,20 @@ def allowed(name: object, names: Iterable[str]) -> str:
     choices = sorted(set(names))
     if not choices:
         return "nothing is allowed here"
-    shown = [choice if len(choice) <= _MOST_SHOWN else f"{choice[: _MOST_SHOWN - 3]}..." for choice in choices[:20]]
-    return f"allowed: {', '.join(shown)}" + (f" and {len(choices) - 20} more" if len(choices) > 20 else "") + nearest(name, choices)
+    shown = [
+        choice if len(choice) <= _MOST_SHOWN else f"{choice[: _MOST_SHOWN - 3]}..."
+        for choice in choices[:20]
+    ]
+    return (
+        f"allowed: {', '.join(shown)}"
+        + (f" and {len(choices) - 20} more" if len(choices) > 20 else "")
+        + nearest(name, choices)
+    )
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
     """The question whether another name was meant, where one is like it."""
-    near = difflib.get_close_matches(str(name)[:_MOST_SHOWN], islice(names, _MOST_COMPARED), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(
+        str(name)[:_MOST_SHOWN], islice(names, _MOST_COMPARED), n=1, cutoff=0.6
+    )
     return f"; did you mean {near[0]!r:.{_MOST_SHOWN}}?" if near else ""

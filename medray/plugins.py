@@ -1,4 +1,5 @@
-"""Seams of medray: `find("tasks", "classification")` imports medray/tasks/classification.py. The folder is the registry."""
+"""Seams of medray: `find("tasks", "classification")` imports medray/tasks/classification.py. The
+folder is the registry."""
 
 import importlib
 import pkgutil

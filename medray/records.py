@@ -1,4 +1,5 @@
-"""What is stored of a trial and of a release. A release's records are written once and never changed."""
+"""What is stored of a trial and of a release. A release's records are written once and never
+changed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,14 +30,17 @@ class TestRecord(Section):
     num_rows: int
     num_openings: int
     ece: tuple[float, float] | None = None  # before and after calibration
-    answered: tuple[float, float] | None = None  # where a precision was asked for: coverage, and the precision found
+    answered: tuple[float, float] | None = (
+        None  # where a precision was asked for: coverage, and the precision found
+    )
     worst_slice: "SliceRecord | None" = None
     num_seeds: int = 1  # more: figures are means over trainings that differ in their seed alone
     num_folds: int = 1  # more: pooled answers of as many models, each to rows that it had not seen
 
 
 class MergeRecord(Section):
-    """F1 on validation rows of a 4-bit model and of the plain one that it is merged into. Without 4 bits a merge is exact."""
+    """F1 on validation rows of a 4-bit model and of the plain one that it is merged into. Without 4
+    bits a merge is exact."""
 
     metric: str
     unmerged: float
@@ -48,18 +52,26 @@ class MergeRecord(Section):
 
 
 class AbstentionRecord(Section):
-    """Answers less sure than the threshold are abstained from, so that the others are right as often as was wanted."""
+    """Answers less sure than the threshold are abstained from, so that the others are right as
+    often as was wanted."""
 
     precision: float  # wanted: share of the answered rows that are right
     level: float  # how sure it is that the threshold keeps to it
-    threshold: float | None  # of the calibrated confidence; None: no threshold could promise it, everything is abstained from
+    threshold: (
+        float | None
+        # of the calibrated confidence; None: no threshold could promise it, everything is abstained
+        # from
+    )
     coverage: float  # share of validation rows that it answers
 
 
 class CalibrationRecord(Section):
-    """Fitted on validation rows, and obeyed wherever a release answers. As it is by default, it changes nothing."""
+    """Fitted on validation rows, and obeyed wherever a release answers. As it is by default, it
+    changes nothing."""
 
-    temperature: float = Field(1.0, ge=0.01, le=100)  # wider than any fit looks; divides the logarithms of the probabilities
+    temperature: float = Field(
+        1.0, ge=0.01, le=100
+    )  # wider than any fit looks; divides the logarithms of the probabilities
     abstention: AbstentionRecord | None = None
     num_rows: int = 0  # that it was fitted on
 
@@ -82,7 +94,8 @@ class SliceRecord(Section):
 
 
 class ProbeRecord(Section):
-    """What a release answers to its checkpoint's probe, calibrated: another record or manifest gives other labels or probabilities."""
+    """What a release answers to its checkpoint's probe, calibrated: another record or manifest
+    gives other labels or probabilities."""
 
     labels: tuple[str, ...]  # or kinds of mentions, in the order of the outputs
     answers: tuple[tuple[str, ...], ...] = ()  # per text; of tasks whose answers are labels
@@ -95,14 +108,20 @@ class ReleaseRecord(Section):
     schema_version: Literal[1] = 1
     name: Name
     version: Version
-    content_id: Hash  # sha256 of the checkpoint's manifest, which holds the hash of every other file
+    content_id: (
+        Hash  # sha256 of the checkpoint's manifest, which holds the hash of every other file
+    )
     created: str
     test: TestRecord | None = None
     merge: MergeRecord | None = None
     calibration: CalibrationRecord = AS_IT_IS
-    int8: Any = Field(None, exclude=True)  # of an earlier medray, which served in 8 bits: read, and neither used nor written
+    int8: Any = Field(
+        None, exclude=True
+    )  # of an earlier medray, which served in 8 bits: read, and neither used nor written
     notes: str = ""
-    task_options: dict[str, Any] = Field({}, description="of the task, in place of those that it was trained with")
+    task_options: dict[str, Any] = Field(
+        {}, description="of the task, in place of those that it was trained with"
+    )
     probe: ProbeRecord | None = None  # None where an earlier medray published it
 
 
@@ -110,7 +129,9 @@ class Move(Section):
     """An alias was pointed at a version."""
 
     version: Version
-    record: Hash | None = None  # of the version's record as it was then; None where an earlier medray wrote it
+    record: Hash | None = (
+        None  # of the version's record as it was then; None where an earlier medray wrote it
+    )
     time: str
     by: str
 

@@ -1,7 +1,7 @@
 """Finds secrets in text and settings, and puts `***` in their place.
 
-Standard library only, and linear in the length of the text. What is put by reference (`${env:NAME}`, `${file:PATH}`) is no secret.
-"""
+Standard library only, and linear in the length of the text. What is put by reference
+(`${env:NAME}`, `${file:PATH}`) is no secret."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,8 @@ REFERENCE = re.compile(r"\$\{(?P<kind>env|file):(?P<name>[^{}\n]+)\}")
 _HIDDEN_REFERENCE = re.compile(r"\x00(\d{1,9})\x00")
 _PORT = r"\d{1,5}(?:[/?#\"',;)\]}\s]|$)"
 _USER = re.compile(r"://(?P<name>[^\s/?#<>@:]*)(?P<password>:[^\s/?#<>]*)?@")
-# A password that holds a slash, as keys of AWS do, ends the authority of an address too early. Buckets have no port.
+# A password that holds a slash, as keys of AWS do, ends the authority of an address too early.
+# Buckets have no port.
 _USER_WITH_SLASH = re.compile(
     rf"(?P<bucket>(?<=s3)|(?<=gs))?://(?!\[)(?P<name>[^\s/?#<>@:]*)(?P<password>:(?(bucket)|(?!{_PORT}))[^\s@]{{1,300}})@"
 )
@@ -22,8 +23,8 @@ _TAIL = re.compile(r"[?#][^\s'\"<>]+")  # an address from its query on
 _SECRET_NAME = re.compile(
     r"(?:xamz|xgoog).*|sig|key|pwd|pass|auth|jwt|.*(?:signature|token|secret|password|passwd|apikey|accesskey|secretkey|credentials?)"
 )
-# Parameters that come and go with a signature (S3's older one, CloudFront, Google, Azure, Alibaba): without them an address
-# that was signed again is the same.
+# Parameters that come and go with a signature (S3's older one, CloudFront, Google, Azure, Alibaba):
+# without them an address that was signed again is the same.
 _BESIDE_SIGNATURE = re.compile(
     r"expires|policy|keypairid|(?:aws|oss)accesskeyid|googleaccessid|s[eprstv]|sr[st]|spr|sip?|sk(?:oid|tid|[tesv])|s[au]oid|scid|sdd"
 )
@@ -39,23 +40,45 @@ _ASSIGNED = re.compile(
 _FORMS = tuple(  # a word of small letters alone is none of them
     (kind, re.compile(pattern, re.DOTALL))
     for kind, pattern in (
-        ("a private key", r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"),
+        (
+            "a private key",
+            (
+                r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE "
+                r"KEY-----|\Z)"
+            ),
+        ),
         ("a key of AWS", r"(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"),
         ("a token of Hugging Face", r"(?<![A-Za-z0-9])hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{20,}"),
-        ("a token of GitHub", r"(?<![A-Za-z0-9])(?:gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
+        (
+            "a token of GitHub",
+            r"(?<![A-Za-z0-9])(?:gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})",
+        ),
         ("a token of GitLab", r"(?<![A-Za-z0-9_-])glpat-[A-Za-z0-9_-]{16,}"),
         ("a token of Slack", r"(?<![A-Za-z0-9_-])xox[abeoprs]-[A-Za-z0-9-]{10,}"),
-        ("a key of an API", r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z0-9_-]{0,24}?(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{16})[A-Za-z0-9_-]{20,}"),
+        (
+            "a key of an API",
+            r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z0-9_-]{0,24}?(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{16})[A-Za-z0-9_-]{20,}",
+        ),
         ("a key of Google", r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}"),
         ("a token of Databricks", r"(?<![A-Za-z0-9])dapi[0-9a-f]{32}"),
-        ("a header with a password", r"(?i:authorization[\"']?: ?[\"']?(?:basic|bearer) )(?=[a-z._~+/-]*[A-Z0-9=])[A-Za-z0-9._~+/=-]{8,}"),
-        ("a JSON web token", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
+        (
+            "a header with a password",
+            (
+                r"(?i:authorization[\"']?: ?[\"']?(?:basic|bearer) "
+                r")(?=[a-z._~+/-]*[A-Z0-9=])[A-Za-z0-9._~+/=-]{8,}"
+            ),
+        ),
+        (
+            "a JSON web token",
+            r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
+        ),
     )
 )
 
 
 def redact(text: str) -> str:
-    """The text without its secrets. Of an address that is signed, the same text comes back after it was signed again."""
+    """The text without its secrets. Of an address that is signed, the same text comes back after it
+    was signed again."""
     return _scan(text)[0]
 
 
@@ -114,7 +137,13 @@ def _scan(text: str) -> tuple[str, list[str]]:
         name, password = match["name"], match["password"]
         if password and not _is_open(password[1:]):
             return found("a password", f"://{name}:{MARK}@")
-        is_token = name and password is None and match.string[max(0, match.start() - 5) : match.start()].lower().endswith(("http", "https"))
+        is_token = (
+            name
+            and password is None
+            and match.string[max(0, match.start() - 5) : match.start()]
+            .lower()
+            .endswith(("http", "https"))
+        )
         return found("a token", f"://{MARK}@") if is_token and not _is_open(name) else match[0]
 
     def tail(match: re.Match[str]) -> str:
@@ -125,13 +154,25 @@ def _scan(text: str) -> tuple[str, list[str]]:
         if not any(secret):
             return match[0]
         is_signed = any(_plain(part.partition("=")[0]) in ("sig", "signature") for part in parts)
-        kept = [part for part, out in zip(parts, secret, strict=True) if part not in ("", MARK) and not out]
+        kept = [
+            part
+            for part, out in zip(parts, secret, strict=True)
+            if part not in ("", MARK) and not out
+        ]
         if is_signed:
-            kept = [part for part in kept if not _BESIDE_SIGNATURE.fullmatch(_plain(part.partition("=")[0]))]
+            kept = [
+                part
+                for part in kept
+                if not _BESIDE_SIGNATURE.fullmatch(_plain(part.partition("=")[0]))
+            ]
         return found("a signature or token", match[0][0] + "&".join([*kept, MARK]))
 
     def assigned(match: re.Match[str]) -> str:
-        return match[0] if _is_open(match["value"]) else found("a secret", f"{match['name']}{match['sign']}{MARK}")
+        return (
+            match[0]
+            if _is_open(match["value"])
+            else found("a secret", f"{match['name']}{match['sign']}{MARK}")
+        )
 
     if REFERENCE.search(text):
         text = REFERENCE.sub(mask, text)
@@ -150,7 +191,11 @@ def _is_secret(parameter: str) -> bool:
     if _SECRET_NAME.fullmatch(_plain(name)) and not _is_open(value):
         return True
     inner = re.split(r"[?&;#]", unquote(value)) if "%" in value else []
-    return any(_SECRET_NAME.fullmatch(_plain(part.partition("=")[0])) and not _is_open(part.partition("=")[2]) for part in inner[1:])
+    return any(
+        _SECRET_NAME.fullmatch(_plain(part.partition("=")[0]))
+        and not _is_open(part.partition("=")[2])
+        for part in inner[1:]
+    )
 
 
 def _is_open(value: str) -> bool:

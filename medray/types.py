@@ -1,4 +1,5 @@
-"""Values and protocols that many rooms share: examples, predictions, generated text, engines. They hold no behavior."""
+"""Values and protocols that many rooms share: examples, predictions, generated text, engines. They
+hold no behavior."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,15 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    logprobs: int | None = None  # tell each token's log-probability, and those of this many most probable ones
+    logprobs: int | None = (
+        None  # tell each token's log-probability, and those of this many most probable ones
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token as the model found it, before temperature and top_p: its text, its log-probability, and the most probable ones."""
+    """A token as the model found it, before temperature and top_p: its text, its log-probability,
+    and the most probable ones."""
 
     text: str
     logprob: float
@@ -29,12 +33,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of generated text for the prompt at `index`; `finish` (stop or length) is set on its last one."""
+    """A piece of generated text for the prompt at `index`; `finish` (stop or length) is set on its
+    last one."""
 
     index: int
     text: str
     finish: str | None = None
-    num_tokens: int = 0  # that were made since the chunk before, an end of sequence and what a stop string cut off included
+    # that were made since the chunk before, an end of sequence and what a stop string cut off
+    # included
+    num_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
@@ -69,11 +76,15 @@ class Engine(Protocol):
         """Outputs of a head that reads tokens: a matrix an input, a row a token."""
         ...
 
-    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> npt.NDArray[np.float32]:
         """Log-likelihoods in token ids: a row a prompt, a column a continuation."""
         ...
 
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling
+    ) -> Iterator[Chunk]:
         """Prompts as text, or as token ids, which are read as they are."""
         ...
 
@@ -112,7 +123,9 @@ class Example:
     metadata: Mapping[str, str] = field(default_factory=dict)
     where: str = ""  # file:line, for messages
     mentions: tuple[Mention, ...] = ()  # in the order of the text; their kinds are its labels
-    turns: tuple[Message, ...] = ()  # of a conversation, up to what is to be answered; without any the text is the one turn
+    turns: tuple[
+        Message, ...
+    ] = ()  # of a conversation, up to what is to be answered; without any the text is the one turn
     response: str = ""  # the answer that is right, in words
 
     @classmethod
@@ -120,7 +133,9 @@ class Example:
         """From what `asdict` made, after JSON."""
         mentions = tuple(Mention(**mention) for mention in held["mentions"])
         turns = tuple(Message(**turn) for turn in held["turns"])
-        return cls(**{**held, "labels": tuple(held["labels"]), "mentions": mentions, "turns": turns})
+        return cls(
+            **{**held, "labels": tuple(held["labels"]), "mentions": mentions, "turns": turns}
+        )
 
     def unlabelled(self) -> "Example":
         """Without the answer that is right."""
@@ -129,11 +144,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row as a model reads it. A long text may give several (windows); they share the row_id."""
+    """One row as a model reads it. A long text may give several (windows); they share the
+    row_id."""
 
     row_id: str
     tokens: tuple[int, ...]
-    target: tuple[int, ...]  # what the task's loss compares with: a class, the active classes, or a position
+    target: tuple[
+        int, ...
+    ]  # what the task's loss compares with: a class, the active classes, or a position
     truncated: bool = False
 
 
@@ -161,10 +179,19 @@ class Prediction:
     abstained: bool = False  # less sure than the release's threshold
     text: str = ""  # what was generated
     mentions: tuple[Mention, ...] = ()
-    figures: Mapping[str, float] = field(default_factory=dict)  # what a row adds to figures, once known; kept where the text is not
+    figures: Mapping[str, float] = field(
+        default_factory=dict
+    )  # what a row adds to figures, once known; kept where the text is not
 
     @classmethod
     def from_dict(cls, held: Mapping[str, Any]) -> "Prediction":
         """From what `asdict` made, after JSON."""
         mentions = tuple(Mention(**mention) for mention in held.get("mentions", ()))
-        return cls(**{**held, "labels": tuple(held["labels"]), "probabilities": tuple(held["probabilities"]), "mentions": mentions})
+        return cls(
+            **{
+                **held,
+                "labels": tuple(held["labels"]),
+                "probabilities": tuple(held["probabilities"]),
+                "mentions": mentions,
+            }
+        )

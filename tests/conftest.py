@@ -39,8 +39,20 @@ def cluster() -> Iterator[Cluster]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--budget", type=float, default=0, metavar="SECONDS", help="run what fits, begin with another file each day")
-    parser.addoption("--costs", type=int, default=0, metavar="N", help="show the N slowest phases of tests, with their seconds of CPU")
+    parser.addoption(
+        "--budget",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="run what fits, begin with another file each day",
+    )
+    parser.addoption(
+        "--costs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="show the N slowest phases of tests, with their seconds of CPU",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,8 +1,9 @@
-"""`python tests/documents.py`: write docs/five-systems.md, what five documents promise and whether medray does it, from the tests that show it.
+"""`python tests/documents.py`: write docs/five-systems.md, what five documents promise and whether
+medray does it, from the tests that show it.
 
-A test declares the promise that it shows: `@pytest.mark.document("002", "a promise as SYSTEMS has it", where="jobs/study.py")`, with
-`how="…"` where it is kept in another way than the document's. A promise that is not kept stands in NOT_KEPT with the reason.
-"""
+A test declares the promise that it shows: `@pytest.mark.document("002", "a promise as SYSTEMS has
+it", where="jobs/study.py")`, with `how="…"` where it is kept in another way than the document's. A
+promise that is not kept stands in NOT_KEPT with the reason."""
 
 import ast
 import sys
@@ -15,9 +16,10 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "five-systems.md"
 INTRO = """# Five systems
 
-Five documents describe systems that fine-tune a model on biomedical text and use it. medray does the work of all five; these tables
-say how far. A row is kept where the test beside it passes. Those tests train tiny random models of the same architecture classes on CPUs: no
-row says how good a model of the documents is, nor that it was trained on a GPU.
+Five documents describe systems that fine-tune a model on biomedical text and use it. medray does
+the work of all five; these tables say how far. A row is kept where the test beside it passes. Those
+tests train tiny random models of the same architecture classes on CPUs: no row says how good a
+model of the documents is, nor that it was trained on a GPU.
 
 `python tests/documents.py` writes this page from the tests.
 """
@@ -41,7 +43,8 @@ class Row:
 
 SYSTEMS = {
     "000": System(
-        "Phi-2 tells abstracts about cancer from others, and names the disease; vLLM and FastAPI serve it",
+        "Phi-2 tells abstracts about cancer from others, and names the disease; vLLM and FastAPI "
+        "serve it",
         (
             "raw files of abstracts become rows of keys and values",
             "title and abstract become the text, the folder the class",
@@ -64,7 +67,8 @@ SYSTEMS = {
         ),
     ),
     "001": System(
-        "RoBERTa, BERT and DistilBERT tell cancer papers from others; a Docker image serves the best beside an LLM that names the disease",
+        "RoBERTa, BERT and DistilBERT tell cancer papers from others; a Docker image serves the "
+        "best beside an LLM that names the disease",
         (
             "a pipe-delimited file of ID, title with abstract, and label",
             "labels become classes, also several of a row",
@@ -108,7 +112,8 @@ SYSTEMS = {
         ),
     ),
     "003": System(
-        "Phi-4-mini or SmolLM becomes a medical assistant that refuses what is unsafe, in 4 bits on a GPU of 6 GB",
+        "Phi-4-mini or SmolLM becomes a medical assistant that refuses what is unsafe, in 4 bits "
+        "on a GPU of 6 GB",
         (
             "training is configured by one YAML file, another file by its name",
             "JSON lines of instruction and response",
@@ -138,7 +143,10 @@ SYSTEMS = {
             "yes and no are the answers",
             "three language models are fine-tuned",
             "weights in 4 bits take a quarter of the memory",
-            "LoRA r 16 on q_proj and v_proj, 7 epochs, fp16, 2e-4, warm-up of 100 steps, 4 x 4 rows a step",
+            (
+                "LoRA r 16 on q_proj and v_proj, 7 epochs, fp16, 2e-4, warm-up of 100 steps, 4 x 4 "
+                "rows a step"
+            ),
             "an instruction template around question and answer",
             "texts are cut at 512 tokens",
             "rows are padded to one length",
@@ -165,7 +173,8 @@ NOT_KEPT = (
         "003",
         "a GPU of 6 GB suffices",
         "`medray plan`",
-        "not kept: Phi-4-mini takes 6.7 GB with the document's settings, by estimate; its embeddings are not in 4 bits",
+        "not kept: Phi-4-mini takes 6.7 GB with the document's settings, by estimate; its "
+        "embeddings are not in 4 bits",
     ),
     Row(
         "003",
@@ -177,7 +186,8 @@ NOT_KEPT = (
         "004",
         "accuracy grows by 25 to 35 points, to 65 to 85 %",
         "`jobs/studies/seed_004_pubmedqa.yaml`",
-        "not kept: these models have not been trained; the study reports both accuracies with intervals",
+        "not kept: these models have not been trained; the study reports both accuracies with "
+        "intervals",
     ),
     Row(
         "004",
@@ -189,7 +199,8 @@ NOT_KEPT = (
         "004",
         "for the future: more languages",
         "`flag_unlike_training`",
-        "not kept: refusals and safety pairs are English; a text in another language than the training's is flagged",
+        "not kept: refusals and safety pairs are English; a text in another language than the "
+        "training's is flagged",
     ),
 )
 
@@ -212,19 +223,35 @@ def read(text: str, file: str) -> Iterator[Row]:
             for mark in test.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.document":
                     document, promise = (ast.literal_eval(given) for given in mark.args)
-                    given = {str(option.arg): ast.literal_eval(option.value) for option in mark.keywords}
+                    given = {
+                        str(option.arg): ast.literal_eval(option.value) for option in mark.keywords
+                    }
                     state = f"kept otherwise: {given['how']}" if "how" in given else "kept"
                     yield Row(document, promise, given["where"], f"{state} ([test](../{file}))")
 
 
 def mistakes(found: list[Row]) -> list[str]:
     """Promises without a row, with two, and rows of promises that no document has."""
-    promised = [(number, promise) for number, system in SYSTEMS.items() for promise in system.promises]
+    promised = [
+        (number, promise) for number, system in SYSTEMS.items() for promise in system.promises
+    ]
     counted = Counter((row.document, row.promise) for row in found)
     return [
-        *(f"{number}: no row: {promise}" for number, promise in promised if not counted[number, promise]),
-        *(f"{number}: {count} rows: {promise}" for (number, promise), count in counted.items() if count > 1),
-        *(f"{number}: not a promise: {promise}" for number, promise in counted if (number, promise) not in promised),
+        *(
+            f"{number}: no row: {promise}"
+            for number, promise in promised
+            if not counted[number, promise]
+        ),
+        *(
+            f"{number}: {count} rows: {promise}"
+            for (number, promise), count in counted.items()
+            if count > 1
+        ),
+        *(
+            f"{number}: not a promise: {promise}"
+            for number, promise in counted
+            if (number, promise) not in promised
+        ),
     ]
 
 
@@ -233,7 +260,12 @@ def render(found: list[Row]) -> str:
     lines = [INTRO]
     for number, system in SYSTEMS.items():
         kept = [by_promise[number, promise] for promise in system.promises]
-        lines += [f"## {number}: {system.what}", "", "| promise | where | state |", "| --- | --- | --- |"]
+        lines += [
+            f"## {number}: {system.what}",
+            "",
+            "| promise | where | state |",
+            "| --- | --- | --- |",
+        ]
         lines += [f"| {row.promise} | {row.where} | {row.state} |" for row in kept]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

@@ -1,7 +1,8 @@
-"""`python tests/house.py [PATH]`: the shape of a checkout of medray in figures: modules, layers, circles, sizes, names.
+"""`python tests/house.py [PATH]`: the shape of a checkout of medray in figures: modules, layers,
+circles, sizes, names.
 
-It reads source and imports nothing of medray, so that it also reads older checkouts. `--write` renews CONTRIBUTING's table of layers.
-"""
+It reads source and imports nothing of medray, so that it also reads older checkouts. `--write`
+renews CONTRIBUTING's table of layers."""
 
 import ast
 import math
@@ -21,14 +22,25 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 COLUMNS = 100
 BEGIN, END = "<!-- layers -->\n", "<!-- end of layers -->\n"
-F1_FUNCTIONS = {"f1_score", "fbeta_score", "precision_recall_fscore_support", "classification_report"}
-# Participles and past tenses that do not end in -ed. Left out are those that are also nouns or adjectives: bound, cut, left, read, set, split.
-IRREGULAR = """began begun bought broken brought built burnt came caught chosen did done drawn driven eaten fallen fed fell felt flown forbidden
-forgotten found frozen gave given gone got gotten grew grown heard held hidden hung kept knew known laid learnt led lent lost made meant met overridden
-paid proven put ran risen rose said sang sat saw seen sent shaken shown shut slept sold sought spelt spent spoken stolen stood struck stuck sung
-swept taken taught thought thrown told took torn understood went withdrawn won worn wound woven written wrote"""
+F1_FUNCTIONS = {
+    "f1_score",
+    "fbeta_score",
+    "precision_recall_fscore_support",
+    "classification_report",
+}
+# Participles and past tenses that do not end in -ed. Left out are those that are also nouns or
+# adjectives: bound, cut, left, read, set, split.
+IRREGULAR = """began begun bought broken brought built burnt came caught chosen did done drawn
+driven eaten fallen fed fell felt flown forbidden forgotten found frozen gave given gone got gotten
+grew grown heard held hidden hung kept knew known laid learnt led lent lost made meant met
+overridden paid proven put ran risen rose said sang sat saw seen sent shaken shown shut slept sold
+sought spelt spent spoken stolen stood struck stuck sung swept taken taught thought thrown told took
+torn understood went withdrawn won worn wound woven written wrote"""
 # Words that only end like one.
-OTHERS = "bed bleed breed creed deed deepspeed embed exceed feed heed hundred indeed need proceed red seed shed sled speed succeed weed"
+OTHERS = (
+    "bed bleed breed creed deed deepspeed embed exceed feed heed hundred indeed need proceed red "
+    "seed shed sled speed succeed weed"
+)
 # The field's word, the architecture's word for a thing, or a name that another protocol gives.
 ALLOWED = "calibrated created distributed encoded hidden prepared served"
 # `is_known` asks and `num_failed` counts; both say so.
@@ -77,7 +89,11 @@ class House:
     @cached_property
     def single(self) -> list[str]:
         """Modules at the top, without the package's own."""
-        return [name for name, module in self.modules.items() if name.count(".") == 1 and not module.is_package]
+        return [
+            name
+            for name, module in self.modules.items()
+            if name.count(".") == 1 and not module.is_package
+        ]
 
     @cached_property
     def num_modules(self) -> int:
@@ -88,7 +104,9 @@ class House:
     def layers(self) -> list[list[str]]:
         """Top to bottom, each with its parts."""
         (contract,) = (contract for contract in self.contracts if contract["type"] == "layers")
-        return [[part.strip(" ()") for part in re.split("[|:]", layer)] for layer in contract["layers"]]
+        return [
+            [part.strip(" ()") for part in re.split("[|:]", layer)] for layer in contract["layers"]
+        ]
 
     @cached_property
     def imports(self) -> dict[str, set[str]]:
@@ -105,13 +123,17 @@ class House:
         parts: dict[str, set[str]] = {}
         for name, targets in self.imports.items():
             part = self.modules[name].part
-            parts.setdefault(part, set()).update(self.modules[target].part for target in targets if self.modules[target].part != part)
+            parts.setdefault(part, set()).update(
+                self.modules[target].part for target in targets if self.modules[target].part != part
+            )
         return circles(parts)
 
     @cached_property
     def upward(self) -> list[str]:
         """Imports of a layer from one above it or beside it."""
-        pairs = [(name, target) for name, targets in self.imports.items() for target in sorted(targets)]
+        pairs = [
+            (name, target) for name, targets in self.imports.items() for target in sorted(targets)
+        ]
         return [f"{name} -> {target}" for name, target in pairs if self._goes_up(name, target)]
 
     def _goes_up(self, name: str, target: str) -> bool:
@@ -121,11 +143,17 @@ class House:
     def _layer(self, name: str) -> tuple[int, str] | None:
         """Its layer's number, from the top, and its part."""
         parts = [(number, part) for number, layer in enumerate(self.layers) for part in layer]
-        return next((place for place in parts if name == place[1] or name.startswith(f"{place[1]}.")), None)
+        return next(
+            (place for place in parts if name == place[1] or name.startswith(f"{place[1]}.")), None
+        )
 
     @cached_property
     def f1_files(self) -> list[str]:
-        return [str(module.path.relative_to(self.root)) for module in self.modules.values() if computes_f1(module.tree)]
+        return [
+            str(module.path.relative_to(self.root))
+            for module in self.modules.values()
+            if computes_f1(module.tree)
+        ]
 
     @cached_property
     def importers(self) -> Counter[str]:
@@ -134,13 +162,25 @@ class House:
     @cached_property
     def participles(self) -> Counter[str]:
         """Names that are one, with how often each is bound."""
-        return Counter(name for module in self.modules.values() for name in bound_names(module) if is_participle(name))
+        return Counter(
+            name
+            for module in self.modules.values()
+            for name in bound_names(module)
+            if is_participle(name)
+        )
 
     def lines_by_part(self) -> dict[str, tuple[int, int, int]]:
         """Files, lines, lines at 100 columns."""
         parts: dict[str, tuple[int, int, int]] = {}
-        outside = [(name, path) for name in ("jobs", "tests", "cluster") for path in (self.root / name).rglob("*.py")]
-        for name, path in [*((f"medray/{module.part}", module.path) for module in self.modules.values()), *outside]:
+        outside = [
+            (name, path)
+            for name in ("jobs", "tests", "cluster")
+            for path in (self.root / name).rglob("*.py")
+        ]
+        for name, path in [
+            *((f"medray/{module.part}", module.path) for module in self.modules.values()),
+            *outside,
+        ]:
             lines = path.read_text(encoding="utf-8").splitlines()
             files, plain, wide = parts.get(name, (0, 0, 0))
             parts[name] = (files + 1, plain + len(lines), wide + at_columns(lines))
@@ -151,7 +191,13 @@ def _module(root: Path, path: Path) -> Module:
     parts = path.relative_to(root).with_suffix("").parts
     is_package = parts[-1] == "__init__"
     text = path.read_text(encoding="utf-8")
-    return Module(".".join(parts[:-1] if is_package else parts), path, is_package, ast.parse(text), tuple(text.splitlines()))
+    return Module(
+        ".".join(parts[:-1] if is_package else parts),
+        path,
+        is_package,
+        ast.parse(text),
+        tuple(text.splitlines()),
+    )
 
 
 def at_columns(lines: Iterable[str]) -> int:
@@ -166,9 +212,14 @@ def _imports(module: Module, modules: Mapping[str, Module]) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             package = module.name.split(".")[: None if module.is_package else -1]
             base = (
-                [*package[: len(package) - node.level + 1], *([node.module] if node.module else [])] if node.level else [node.module or ""]
+                [*package[: len(package) - node.level + 1], *([node.module] if node.module else [])]
+                if node.level
+                else [node.module or ""]
             )
-            targets = [name if (name := ".".join([*base, alias.name])) in modules else ".".join(base) for alias in node.names]
+            targets = [
+                name if (name := ".".join([*base, alias.name])) in modules else ".".join(base)
+                for alias in node.names
+            ]
         else:
             continue
         yield from (target for target in targets if target in modules and target != module.name)
@@ -211,11 +262,12 @@ def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def computes_f1(tree: ast.Module) -> bool:
-    """Whether a file divides twice something by something (2 hits / (true + predicted), 2 pr / (p + r)) or calls a library's F1.
+    """Whether a file divides twice something by something (2 hits / (true + predicted), 2 pr / (p +
+    r)) or calls a library's F1.
 
-    A division is `/`, or a call of a function whose name ends in `ratio` or `divide`. Names that stand for a doubled value are followed within the file.
-    What is only scaled (`2 * low / 3`) is none: the divisor is a sum, a name or a call.
-    """
+    A division is `/`, or a call of a function whose name ends in `ratio` or `divide`. Names that
+    stand for a doubled value are followed within the file. What is only scaled (`2 * low / 3`) is
+    none: the divisor is a sum, a name or a call."""
     doubled = {
         target.id
         for node in ast.walk(tree)
@@ -229,7 +281,11 @@ def computes_f1(tree: ast.Module) -> bool:
                 return True
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func).rpartition(".")[2]
-            if name in F1_FUNCTIONS or (name.endswith(("ratio", "divide")) and node.args and _is_doubled(node.args[0], doubled)):
+            if name in F1_FUNCTIONS or (
+                name.endswith(("ratio", "divide"))
+                and node.args
+                and _is_doubled(node.args[0], doubled)
+            ):
                 return True
     return False
 
@@ -241,7 +297,10 @@ def _is_doubled(node: ast.expr, doubled: Iterable[str]) -> bool:
             return type(value) in (int, float) and value == 2
         case ast.Name(id=name):
             return name in doubled
-        case ast.BinOp(left=ast.BinOp(left=first, op=ast.Mult()), op=ast.Mult()) | ast.BinOp(left=first, op=ast.Mult()):
+        case (
+            ast.BinOp(left=ast.BinOp(left=first, op=ast.Mult()), op=ast.Mult())
+            | ast.BinOp(left=first, op=ast.Mult())
+        ):
             return _is_doubled(first, doubled)  # of a product of two or three, that is
         case ast.Call(func=ast.Attribute(attr="sum", value=value)) | ast.Subscript(value=value):
             return _is_doubled(value, doubled)
@@ -251,15 +310,25 @@ def _is_doubled(node: ast.expr, doubled: Iterable[str]) -> bool:
 
 
 def bound_names(module: Module) -> Iterator[str]:
-    """Names of the module itself and of everything that it binds: variables, attributes, arguments, functions, classes, imports."""
+    """Names of the module itself and of everything that it binds: variables, attributes, arguments,
+    functions, classes, imports."""
     yield module.name.rpartition(".")[2]
     for node in ast.walk(module.tree):
         match node:
             case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
                 yield name
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+            case (
+                ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.ClassDef(name=name)
+                | ast.arg(arg=name)
+            ):
                 yield name
-            case ast.alias(asname=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            case (
+                ast.alias(asname=str(name))
+                | ast.MatchAs(name=str(name))
+                | ast.MatchStar(name=str(name))
+            ):
                 yield name
             case ast.ExceptHandler(name=str(name)):
                 yield name
@@ -277,14 +346,22 @@ def is_participle(name: str) -> bool:
 
 
 def files_of_requests(root: Path) -> list[str]:
-    """One line per request from the checkout's own trace, which runs a tiny model; none where the checkout has no trace."""
+    """One line per request from the checkout's own trace, which runs a tiny model; none where the
+    checkout has no trace."""
     script = root / "tests" / "support" / "request_trace.py"
     if not script.exists():
         return []
     environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
-    trace = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=root, env=environment)
+    trace = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, cwd=root, env=environment
+    )
     if trace.returncode:
-        return [f"the trace ended with status {trace.returncode}: {trace.stderr.strip().splitlines()[-1:]}"]
+        return [
+            (
+                f"the trace ended with status {trace.returncode}: "
+                f"{trace.stderr.strip().splitlines()[-1:]}"
+            )
+        ]
     return re.findall(r"^/.*files$", trace.stdout, re.MULTILINE)
 
 
@@ -295,7 +372,13 @@ def table(house: House) -> str:
         rows.append(f"| {number} | {_quoted(layer)} |")
     for contract in house.contracts:
         if contract["type"] == "forbidden":
-            rows += ["", f"These import none of {_quoted(contract['forbidden_modules'])}: {_quoted(contract['source_modules'])}."]
+            rows += [
+                "",
+                (
+                    f"These import none of {_quoted(contract['forbidden_modules'])}: "
+                    f"{_quoted(contract['source_modules'])}."
+                ),
+            ]
     return "\n".join([*rows, ""])
 
 
@@ -307,36 +390,69 @@ def with_table(page: str, house: House) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"CONTRIBUTING.md: it has no {BEGIN.strip()} or no {END.strip()}; mark where the table stands")
+        raise SystemExit(
+            f"CONTRIBUTING.md: it has no {BEGIN.strip()} or no {END.strip()}; mark where the "
+            "table stands"
+        )
     return f"{before}{BEGIN}\n{table(house)}\n{END}{after}"
 
 
 def show(house: House) -> Iterator[str]:
     largest = max(house.modules.values(), key=lambda module: module.num_lines)
-    length, function, path = max((length, name, module.path) for module in house.modules.values() for length, name in module.functions)
+    length, function, path = max(
+        (length, name, module.path)
+        for module in house.modules.values()
+        for length, name in module.functions
+    )
     by_one = sum(house.importers[name] == 1 for name in house.modules)
     participles = house.participles
-    yield f"modules in medray/: {house.num_modules}, and {len(house.modules) - house.num_modules} __init__.py"
+    yield (
+        f"modules in medray/: {house.num_modules}, and {len(house.modules) - house.num_modules} "
+        "__init__.py"
+    )
     yield f"single modules at the top: {len(house.single)}"
     yield f"layers: {len(house.layers)}"
     yield f"circles of modules: {len(house.circles)}{_listed(house.circles)}"
     yield f"circles of parts: {len(house.circles_of_parts)}{_listed(house.circles_of_parts)}"
     yield f"imports that go up: {len(house.upward)}{_listed([name] for name in house.upward)}"
     yield f"modules that one other imports: {by_one}"
-    yield f"largest file at {COLUMNS} columns: {largest.num_lines} lines, {largest.path.relative_to(house.root)}"
-    yield f"largest function at {COLUMNS} columns: {length} lines, {function} in {path.relative_to(house.root)}"
-    yield f"files over 300 lines: {sum(module.num_lines > 300 for module in house.modules.values())}"
-    yield f"functions over 70 lines: {sum(length > 70 for module in house.modules.values() for length, _ in module.functions)}"
-    yield f"files that compute an F1: {len(house.f1_files)}{_listed([name] for name in house.f1_files)}"
+    yield (
+        f"largest file at {COLUMNS} columns: {largest.num_lines} lines, "
+        f"{largest.path.relative_to(house.root)}"
+    )
+    yield (
+        f"largest function at {COLUMNS} columns: {length} lines, {function} in "
+        f"{path.relative_to(house.root)}"
+    )
+    yield (
+        f"files over 300 lines: {sum(module.num_lines > 300 for module in house.modules.values())}"
+    )
+    yield (
+        "functions over 70 lines: "
+        f"{sum(length > 70 for module in house.modules.values() for length, _ in module.functions)}"
+    )
+    yield (
+        "files that compute an F1: "
+        f"{len(house.f1_files)}{_listed([name] for name in house.f1_files)}"
+    )
     yield f"names that are participles: {participles.total()} in {len(participles)} different ones"
     yield "  " + ", ".join(f"{name} {count}" for name, count in participles.most_common(12))
     yield "lines by part: files, lines, lines at 100 columns"
     parts = house.lines_by_part()
-    parts["medray"] = tuple(sum(column) for column in zip(*(row for name, row in parts.items() if name.startswith("medray/")), strict=True))  # type: ignore[assignment]
+    parts["medray"] = tuple(
+        sum(column)
+        for column in zip(
+            *(row for name, row in parts.items() if name.startswith("medray/")), strict=True
+        )
+    )  # type: ignore[assignment]
     for name, (files, plain, wide) in sorted(parts.items()):
         yield f"  {name:<20}{files:>5}{plain:>7}{wide:>7}"
     yield "files of medray that a request passes:"
-    yield from (f"  {line}" for line in files_of_requests(house.root) or ["not measured: there is no tests/support/request_trace.py"])
+    yield from (
+        f"  {line}"
+        for line in files_of_requests(house.root)
+        or ["not measured: there is no tests/support/request_trace.py"]
+    )
 
 
 def _listed(groups: Iterable[list[str]]) -> str:

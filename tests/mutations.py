@@ -1,4 +1,5 @@
-"""Break a promise on purpose and see a test fail: `python tests/mutations.py`. Each edit is made in a copy of the tree.
+"""Break a promise on purpose and see a test fail: `python tests/mutations.py`. Each edit is made in
+a copy of the tree.
 
 `python tests/mutations.py "test rows" alias` makes those whose sentence holds one of the words.
 """
@@ -28,7 +29,8 @@ MUTATIONS = (
         "the head is not saved",
         "medray/models/build.py",
         "    state = adapter.state(built.model)\n",
-        '    state = {name: tensor for name, tensor in adapter.state(built.model).items() if "lora_" in name}\n',
+        "    state = {name: tensor for name, tensor in adapter.state(built.model).items() if "
+        '"lora_" in name}\n',
         "tests/models/test_build.py",
     ),
     Mutation(
@@ -49,23 +51,30 @@ MUTATIONS = (
         "a test row is in train",
         "medray/data/dataset.py",
         "        self._examples = example_rows.followed_by(held.examples, brought)\n",
-        "        self._examples = example_rows.followed_by(held.examples, brought)\n        self.train = [*self.train, self._test[0]]\n",
+        "        self._examples = example_rows.followed_by(held.examples, brought)\n        "
+        "self.train = [*self.train, self._test[0]]\n",
         "tests/data/test_dataset.py tests/training/test_trial.py",
     ),
     Mutation(
-        "a LoRA target is misspelt", "medray/models/families.py", '("q_proj", "k_proj"', '("q_porj", "k_proj"', "tests/models/test_build.py"
+        "a LoRA target is misspelt",
+        "medray/models/families.py",
+        '("q_proj", "k_proj"',
+        '("q_porj", "k_proj"',
+        "tests/models/test_build.py",
     ),
     Mutation(
         "the manifest is written first",
         "medray/storage/checkpoint.py",
         "        fill(filling)\n",
-        "        storage.write(filling / MANIFEST, manifest.model_dump_json().encode())\n        fill(filling)\n",
+        "        storage.write(filling / MANIFEST, manifest.model_dump_json().encode())\n        "
+        "fill(filling)\n",
         "tests/storage/test_checkpoint.py",
     ),
     Mutation(
         "dropout is not seeded from the place of the micro-batch",
         "medray/training/loop.py",
-        "            torch.manual_seed(_seed(self.slot.rng, *self.slot.cursor, index, self.rank))\n",
+        "            torch.manual_seed(_seed(self.slot.rng, *self.slot.cursor, index, "
+        "self.rank))\n",
         "",
         "tests/training/test_loop.py",
     ),
@@ -86,7 +95,8 @@ MUTATIONS = (
     Mutation(
         "trials are ranked by their last epoch",
         "medray/evaluation/leaderboard.py",
-        "    return max(counted, key=lambda evaluation: sign * evaluation.metrics[metric], default=None)",
+        "    return max(counted, key=lambda evaluation: sign * evaluation.metrics[metric], "
+        "default=None)",
         "    return counted[-1] if counted else None",
         "tests/evaluation/test_leaderboard.py",
     ),
@@ -217,17 +227,37 @@ def main(words: list[str]) -> int:
             path = Path(folder) / mutation.path
             text = path.read_text(encoding="utf-8")
             if text.count(mutation.old) != 1:
-                print(f"{mutation.what}: the text to change stands {text.count(mutation.old)} times in {mutation.path}")
+                print(
+                    f"{mutation.what}: the text to change stands {text.count(mutation.old)} times "
+                    f"in {mutation.path}"
+                )
                 return 2
             path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
-            command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", "-p", "no:cacheprovider", *mutation.tests.split()]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-x",
+                "-m",
+                "not slow",
+                "-p",
+                "no:cacheprovider",
+                *mutation.tests.split(),
+            ]
             environment = os.environ | {"PYTHONPATH": folder}
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-        failed = [line.split(" - ")[0].removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith("FAILED")]
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, env=environment
+            )
+        failed = [
+            line.split(" - ")[0].removeprefix("FAILED ")
+            for line in done.stdout.splitlines()
+            if line.startswith("FAILED")
+        ]
         survived += not failed
-        print(
-            f"{mutation.what}: {'caught by ' + failed[0] if failed else 'SURVIVED, pytest exit status ' + str(done.returncode)}", flush=True
-        )
+        outcome = f"SURVIVED, pytest exit status {done.returncode}"
+        if failed:
+            outcome = f"caught by {failed[0]}"
+        print(f"{mutation.what}: {outcome}", flush=True)
     return 1 if survived else 0
 
 

@@ -1,8 +1,9 @@
-"""`make promises`: what README and docs promise, and the test or command that shows it. Exit status 1 where a promise has none.
+"""`make promises`: what README and docs promise, and the test or command that shows it. Exit status
+1 where a promise has none.
 
-A list, table or paragraph below the line `<!-- promises -->` holds one promise in each item or row, and in each promise stands, unseen by
-readers, `<!-- shown by: tests/test_x.py::test_y, python jobs/bench/z.py -->`.
-"""
+A list, table or paragraph below the line `<!-- promises -->` holds one promise in each item or row,
+and in each promise stands, unseen by readers, `<!-- shown by: tests/test_x.py::test_y, python
+jobs/bench/z.py -->`."""
 
 import ast
 import re
@@ -32,18 +33,23 @@ class Promise:
 
 def promises() -> list[Promise]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    return [promise for page in pages for promise in read(page.read_text(encoding="utf-8"), page.name)]
+    return [
+        promise for page in pages for promise in read(page.read_text(encoding="utf-8"), page.name)
+    ]
 
 
 def read(text: str, page: str) -> Iterator[Promise]:
     for block in text.split(f"{MARK}\n")[1:]:
         for part in parts(block.lstrip("\n").split("\n\n")[0]):
-            shown_by = [name.strip() for found in SHOWN_BY.findall(part) for name in found.split(",")]
+            shown_by = [
+                name.strip() for found in SHOWN_BY.findall(part) for name in found.split(",")
+            ]
             yield Promise(page, SHOWN_BY.sub("", part).strip(), tuple(shown_by))
 
 
 def parts(block: str) -> list[str]:
-    """The rows of a table below its head, or the items of a list with the lines that go on with them."""
+    """The rows of a table below its head, or the items of a list with the lines that go on with
+    them."""
     lines = block.splitlines()
     if lines and lines[0].startswith("|"):
         return lines[2:]
@@ -68,7 +74,10 @@ def main() -> int:
     bare = [promise for promise in found if promise.lacking]
     for promise in bare:
         print(f"{promise.page}: {promise.lacking}: {promise.text[:160]}")
-    print(f"{len(found)} promises, {len(found) - len(bare)} shown by a test or a command, {len(bare)} not")
+    print(
+        f"{len(found)} promises, {len(found) - len(bare)} shown by a test or a command, "
+        f"{len(bare)} not"
+    )
     return 1 if bare else 0
 
 

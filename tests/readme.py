@@ -1,4 +1,5 @@
-"""Run the README's commands as they stand: every block of shell behind a `ci: run` comment, from the repository's root."""
+"""Run the README's commands as they stand: every block of shell behind a `ci: run` comment, from
+the repository's root."""
 
 import re
 import subprocess
@@ -19,7 +20,9 @@ def main() -> int:
         print(block, flush=True)
         start = time.monotonic()
         done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT)
-        print(f"-- exit status {done.returncode} after {time.monotonic() - start:.0f} s", flush=True)
+        print(
+            f"-- exit status {done.returncode} after {time.monotonic() - start:.0f} s", flush=True
+        )
         if done.returncode:
             return done.returncode
     return 0

@@ -16,15 +16,26 @@ def test_an_answer_is_read_as_the_service_wrote_it() -> None:
         classified = client.classify(["a", "b"], model=references["/v1/classify"])
         chosen = client.choose(["a"], model=references["/v1/choose"])
         extracted = client.extract(["asthma", "fever"], model=references["/v1/extract"])
-    label = LabelAnswer(label="cancer", labels=("cancer",), confidence=0.83, probabilities={"cancer": 0.83, "no cancer": 0.17})
+    label = LabelAnswer(
+        label="cancer",
+        labels=("cancer",),
+        confidence=0.83,
+        probabilities={"cancer": 0.83, "no cancer": 0.17},
+    )
     assert classified.predictions == (label, label)
     (choice,) = chosen.predictions
     assert isinstance(choice, ChoiceAnswer)
     assert choice.ranked[0] == choice.label
     assert chosen.disclaimer
-    expected = tuple(MentionsAnswer(mentions=fake_service.mentions_in(text)) for text in ("asthma", "fever"))
+    expected = tuple(
+        MentionsAnswer(mentions=fake_service.mentions_in(text)) for text in ("asthma", "fever")
+    )
     assert extracted.predictions == expected
-    assert all(isinstance(mention, MentionAnswer) for answer in extracted.predictions for mention in answer.mentions)
+    assert all(
+        isinstance(mention, MentionAnswer)
+        for answer in extracted.predictions
+        for mention in answer.mentions
+    )
 
 
 def test_the_client_imports_the_standard_library_alone() -> None:

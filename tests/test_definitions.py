@@ -1,4 +1,5 @@
-"""cluster/ against what reads it: Ray's schema of `ray up`, the Dockerfile's own sources, shellcheck, and the versions of constraints.txt."""
+"""cluster/ against what reads it: Ray's schema of `ray up`, the Dockerfile's own sources,
+shellcheck, and the versions of constraints.txt."""
 
 import json
 import os
@@ -23,7 +24,9 @@ _FROM = re.compile(r"^FROM (\S+) AS (\S+)$", re.MULTILINE)
 
 
 def pinned(package: str) -> str:
-    found = re.search(rf"^{re.escape(package)}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^{re.escape(package)}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE
+    )
     assert found, package
     return found[1]
 
@@ -35,27 +38,40 @@ def read(path: Path) -> dict[str, Any]:
 
 def commands(dockerfile: str) -> list[tuple[str, str]]:
     """Instructions with what follows them, continued lines put together."""
-    joined = re.sub(r"\\\n\s*", "", "\n".join(line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")))
-    return [(name, rest) for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())]
+    joined = re.sub(
+        r"\\\n\s*",
+        "",
+        "\n".join(line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")),
+    )
+    return [
+        (name, rest)
+        for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())
+    ]
 
 
 DOCKERFILE = commands((CLUSTER / "Dockerfile").read_text())
 
 
-def test_every_image_names_the_versions_that_constraints_txt_pins_and_an_accelerator_that_the_dockerfile_builds() -> None:
+def test_every_image_names_pinned_versions_and_an_accelerator_that_the_dockerfile_builds() -> None:
     named = {
         (path.name, tag)
         for path in [*CLUSTER.rglob("*.yaml"), CLUSTER / "Dockerfile"]
         for tag in re.findall(r"registry\.example\.com/medray:([\w.-]+)", path.read_text())
     }
     built = {tag for name, tag in named if name == "Dockerfile"}
-    assert built == {f"{medray.__version__}-ray{pinned('ray')}-{kind}" for kind in ("cpu", "cuda", "serve")}
+    assert built == {
+        f"{medray.__version__}-ray{pinned('ray')}-{kind}" for kind in ("cpu", "cuda", "serve")
+    }
     assert len(named) >= 10
     assert {tag for _, tag in named} <= built
 
 
 def test_every_version_of_ray_that_is_written_down_is_the_pinned_one() -> None:
-    written = [(path.name, found) for path in CLUSTER.rglob("*.yaml") for found in re.findall(r"rayVersion: (\S+)", path.read_text())]
+    written = [
+        (path.name, found)
+        for path in CLUSTER.rglob("*.yaml")
+        for found in re.findall(r"rayVersion: (\S+)", path.read_text())
+    ]
     assert len(written) == 3
     assert {version for _, version in written} == {pinned("ray")} == {ray.__version__}
 
@@ -64,7 +80,9 @@ def test_every_version_of_ray_that_is_written_down_is_the_pinned_one() -> None:
     "001",
     "a Docker image",
     where="`cluster/Dockerfile`",
-    how="its parts are checked in each run of the tests; it is built where there is a Docker daemon",
+    how=(
+        "its parts are checked in each run of the tests; it is built where there is a Docker daemon"
+    ),
 )
 def test_what_the_dockerfile_copies_is_there_and_every_stage_stands_before_its_use() -> None:
     stages: set[str] = set()
@@ -81,7 +99,12 @@ def test_what_the_dockerfile_copies_is_there_and_every_stage_stands_before_its_u
 
 
 def test_the_images_install_under_the_constraints_and_run_as_nobody_who_may_install() -> None:
-    lines = [line for name, rest in DOCKERFILE if name == "RUN" for line in re.findall(r"(?:pip install|python install\.py)[^&]*", rest)]
+    lines = [
+        line
+        for name, rest in DOCKERFILE
+        if name == "RUN"
+        for line in re.findall(r"(?:pip install|python install\.py)[^&]*", rest)
+    ]
     assert len(lines) == 5
     *outside, own = lines
     assert all("-c constraints.txt" in line for line in outside)
@@ -92,7 +115,9 @@ def test_the_images_install_under_the_constraints_and_run_as_nobody_who_may_inst
     assert set(extras[1].split(",")) <= set(known)
     users = [rest for name, rest in DOCKERFILE if name == "USER"]
     assert users == ["medray"]
-    assert max(i for i, (name, _) in enumerate(DOCKERFILE) if name == "RUN") < DOCKERFILE.index(("USER", "medray"))
+    assert max(i for i, (name, _) in enumerate(DOCKERFILE) if name == "RUN") < DOCKERFILE.index(
+        ("USER", "medray")
+    )
 
 
 @pytest.mark.parametrize("name", RAY_UP)
@@ -121,7 +146,12 @@ def test_ray_prepares_a_cluster_file_as_ray_up_does_and_still_finds_it_valid(nam
 @pytest.mark.parametrize("name", RAY_UP)
 def test_every_node_of_a_cloud_asks_for_the_token_that_it_is_given(name: str) -> None:
     config = read(CLUSTER / f"{name}.yaml")
-    started = [line for key in ("head_start_ray_commands", "worker_start_ray_commands") for line in config[key] if "ray start" in line]
+    started = [
+        line
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+        for line in config[key]
+        if "ray start" in line
+    ]
     assert len(started) == 2
     assert all(line.startswith("RAY_AUTH_MODE=token ray start ") for line in started)
     (mounted,) = config["file_mounts"]
@@ -131,49 +161,86 @@ def test_every_node_of_a_cloud_asks_for_the_token_that_it_is_given(name: str) ->
 def test_shell_scripts_pass_shellcheck() -> None:
     scripts = [*CLUSTER.glob("*.sh"), ROOT / ".ci" / "run"]
     assert len(scripts) == 3
-    checked = subprocess.run([Path(sys.executable).with_name("shellcheck"), *scripts], capture_output=True, text=True, timeout=60)
+    checked = subprocess.run(
+        [Path(sys.executable).with_name("shellcheck"), *scripts],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert checked.returncode == 0, checked.stdout
 
 
 def served_with(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """cluster/serve.sh beside a `medray` that tells what it was called with."""
     fake = tmp_path / "medray"
-    fake.write_text('#!/bin/sh\necho "$@"\nfor last; do :; done\n[ -f "$last" ] && cat "$last"\nexit 0\n')
+    fake.write_text(
+        '#!/bin/sh\necho "$@"\nfor last; do :; done\n[ -f "$last" ] && cat "$last"\nexit 0\n'
+    )
     fake.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), **settings}
-    return subprocess.run([CLUSTER / "serve.sh"], env=environment, capture_output=True, text=True, timeout=20)
+    return subprocess.run(
+        [CLUSTER / "serve.sh"], env=environment, capture_output=True, text=True, timeout=20
+    )
 
 
-def test_the_serving_image_starts_only_with_releases_and_with_tokens_or_the_explicit_word(tmp_path: Path) -> None:
+def test_the_serving_image_starts_only_with_releases_and_with_tokens_or_the_explicit_word(
+    tmp_path: Path,
+) -> None:
     assert "MEDRAY_RELEASES names no release" in served_with(tmp_path).stderr
     bare = served_with(tmp_path, MEDRAY_RELEASES="cancer@best")
     assert bare.returncode == 1
     assert "MEDRAY_OPEN_TO_ALL=1" in bare.stderr
     assert not bare.stdout
     opened = served_with(tmp_path, MEDRAY_RELEASES="cancer@best findings@2", MEDRAY_OPEN_TO_ALL="1")
-    assert opened.stdout.strip() == "serve cancer@best findings@2 --host 0.0.0.0 --port 7860 --storage-path /releases --open-to-all"
-    given = served_with(tmp_path, MEDRAY_RELEASES="cancer@best", MEDRAY_TOKENS_SHA256="aa,bb", MEDRAY_STORAGE_PATH="s3://b/p")
+    assert opened.stdout.strip() == (
+        "serve cancer@best findings@2 --host 0.0.0.0 --port 7860 --storage-path /releases "
+        "--open-to-all"
+    )
+    given = served_with(
+        tmp_path,
+        MEDRAY_RELEASES="cancer@best",
+        MEDRAY_TOKENS_SHA256="aa,bb",
+        MEDRAY_STORAGE_PATH="s3://b/p",
+    )
     called, *digests = given.stdout.split("\n")
-    assert called.startswith("serve cancer@best --host 0.0.0.0 --port 7860 --storage-path s3://b/p --tokens ")
+    assert called.startswith(
+        "serve cancer@best --host 0.0.0.0 --port 7860 --storage-path s3://b/p --tokens "
+    )
     assert digests[:2] == ["aa", "bb"]
 
 
 def test_panels_of_the_dashboard_show_metrics_and_labels_that_the_code_has() -> None:
     code = "\n".join(path.read_text() for path in (ROOT / "medray").rglob("*.py"))
-    found = re.findall(r'(Counter|Histogram|Gauge)\(\s*"(medray_\w+)"[^)]*?tag_keys=\(([^)]*)\)', code)
+    found = re.findall(
+        r'(Counter|Histogram|Gauge)\(\s*"(medray_\w+)"[^)]*?tag_keys=\(([^)]*)\)', code
+    )
     suffixes = {"Counter": ("_total",), "Histogram": ("_bucket", "_sum", "_count"), "Gauge": ("",)}
-    known = {f"ray_{name}{suffix}": set(re.findall(r'"(\w+)"', keys)) for kind, name, keys in found for suffix in suffixes[kind]}
+    known = {
+        f"ray_{name}{suffix}": set(re.findall(r'"(\w+)"', keys))
+        for kind, name, keys in found
+        for suffix in suffixes[kind]
+    }
     board = json.loads((CLUSTER / "grafana.json").read_text())
     expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    expressions += [variable["query"]["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    expressions += [
+        variable["query"]["query"]
+        for variable in board["templating"]["list"]
+        if variable["type"] == "query"
+    ]
     shown = set()
     for expression in expressions:
         metrics = set(re.findall(r"\bray_\w+", expression))
         assert metrics
         assert metrics <= known.keys(), expression
         shown |= metrics
-        labels = {part.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for part in group.split(",")}
+        labels = {
+            part.strip()
+            for group in re.findall(r"by \(([^)]*)\)", expression)
+            for part in group.split(",")
+        }
         labels |= set(re.findall(r'(\w+)=~?"', expression))
         assert labels <= set.union(*(known[metric] for metric in metrics)) | {"le"}, expression
-    assert {name for _, name, _ in found} == {re.sub("^ray_|_total$|_bucket$|_sum$|_count$", "", metric) for metric in shown}
+    assert {name for _, name, _ in found} == {
+        re.sub("^ray_|_total$|_bucket$|_sum$|_count$", "", metric) for metric in shown
+    }
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) >= 8

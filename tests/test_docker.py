@@ -12,7 +12,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def docker(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["docker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
+    return subprocess.run(
+        ["docker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
+    )
 
 
 @pytest.fixture
@@ -31,7 +33,9 @@ def image() -> Iterator[str]:
 
 
 def test_the_image_builds_and_refuses_to_serve_without_tokens(image: str) -> None:
-    listed = docker("run", "--rm", image, "medray", "releases", "--storage-path", "/releases", timeout_s=300)
+    listed = docker(
+        "run", "--rm", image, "medray", "releases", "--storage-path", "/releases", timeout_s=300
+    )
     assert listed.returncode == 0, listed.stderr
     refused = docker("run", "--rm", "-e", "MEDRAY_RELEASES=cancer@best", image, timeout_s=300)
     assert refused.returncode != 0

@@ -49,7 +49,8 @@ def test_every_promise_of_the_docs_names_what_shows_it() -> None:
 
 def test_a_promise_that_nothing_shows_would_be_found() -> None:
     page = (
-        "<!-- promises -->\n\n- One\n  in two lines. <!-- shown by: tests/test_docs.py::test_of_nothing -->\n- Two.\n"
+        "<!-- promises -->\n\n- One\n  in two lines. <!-- shown by: "
+        "tests/test_docs.py::test_of_nothing -->\n- Two.\n"
         "- Three. <!-- shown by: tests/test_docs.py, make test -->\n\n- Not a promise.\n"
     )
     read = list(promises.read(page, "page.md"))
@@ -71,13 +72,22 @@ def test_the_page_of_the_five_systems_is_what_the_tests_say() -> None:
 
 
 def test_a_promise_of_a_document_without_a_row_or_with_two_and_a_row_of_none_are_found() -> None:
-    marks = (("000", "answers are streamed while they are generated"), ("004", "PubMedQA, labelled"), ("004", "all is well"))
+    marks = (
+        ("000", "answers are streamed while they are generated"),
+        ("004", "PubMedQA, labelled"),
+        ("004", "all is well"),
+    )
     source = "".join(
-        f"@pytest.mark.document({number!r}, {promise!r}, where='`x`', how='by hand')\ndef test_{at}(): ...\n"
+        (
+            f"@pytest.mark.document({number!r}, {promise!r}, where='`x`', how='by hand')\ndef "
+            f"test_{at}(): ...\n"
+        )
         for at, (number, promise) in enumerate((*marks, marks[0]))
     )
     rows = list(documents.read(source, "tests/test_x.py"))
-    assert rows[0] == documents.Row(*marks[0], "`x`", "kept otherwise: by hand ([test](../tests/test_x.py))")
+    assert rows[0] == documents.Row(
+        *marks[0], "`x`", "kept otherwise: by hand ([test](../tests/test_x.py))"
+    )
     found = documents.mistakes(rows)
     assert "000: 2 rows: answers are streamed while they are generated" in found
     assert "004: not a promise: all is well" in found
@@ -86,26 +96,41 @@ def test_a_promise_of_a_document_without_a_row_or_with_two_and_a_row_of_none_are
 
 
 def commands(page: str, program: str = "medray") -> Iterator[str]:
-    """Every call of a program on a page: lines of shell, and what stands between backquotes in a line."""
+    """Every call of a program on a page: lines of shell, and what stands between backquotes in a
+    line."""
     call = re.compile(rf"(?:\$ |[A-Z_]+=\S+ )*({program} .*)")
     for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE):
         if kind in ("bash", "sh", "console"):
             lines = block.replace("\\\n", " ").splitlines()
             yield from (found[1] for line in lines if (found := call.match(line.strip())))
     outside = re.sub(r"^ *```.*?^ *```", "", page, flags=re.DOTALL | re.MULTILINE)
-    yield from (found[1] for span in re.findall(r"`([^`\n]+)`", outside) if (found := call.match(span)))
+    yield from (
+        found[1] for span in re.findall(r"`([^`\n]+)`", outside) if (found := call.match(span))
+    )
 
 
 def wrong(call: str) -> str | None:
-    """What the command line would refuse: a command or an option that is not there. Placeholders stand for values."""
+    """What the command line would refuse: a command or an option that is not there. Placeholders
+    stand for values."""
     command: Any = typer.main.get_command(app)
     words = shlex.split(re.split(r"\s[|&;>]", call)[0], comments=True)[1:]
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         if words[0] not in command.commands:
             return f"{call}: there is no command {words[0]!r}"
         command = command.commands[words.pop(0)]
-    known = {"--help", *(name for parameter in command.params for name in parameter.opts + parameter.secondary_opts)}
-    unknown = [word.partition("=")[0] for word in words if word.startswith("-") and word.partition("=")[0] not in known]
+    known = {
+        "--help",
+        *(
+            name
+            for parameter in command.params
+            for name in parameter.opts + parameter.secondary_opts
+        ),
+    }
+    unknown = [
+        word.partition("=")[0]
+        for word in words
+        if word.startswith("-") and word.partition("=")[0] not in known
+    ]
     return f"{call}: has no option {unknown[0]}" if unknown else None
 
 
@@ -114,12 +139,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_docs_is_one_that_medray_has(page: Path) -> None:
-    assert [refused for call in commands(page.read_text(encoding="utf-8")) if (refused := wrong(call))] == []
+    assert [
+        refused for call in commands(page.read_text(encoding="utf-8")) if (refused := wrong(call))
+    ] == []
 
 
 def test_a_command_that_does_not_exist_would_be_found() -> None:
     page = (
-        "Say `medray data FOLDER`, or `medray study --resume`:\n\n```bash\nRAY_ADDRESS=x medray study S.yaml \\\n  --resum | tee log\n```\n"
+        "Say `medray data FOLDER`, or `medray study --resume`:\n\n```bash\nRAY_ADDRESS=x medray "
+        "study S.yaml \\\n  --resum | tee log\n```\n"
     )
     assert [wrong(call) for call in commands(page)] == [
         "medray study S.yaml    --resum | tee log: has no option --resum",
@@ -133,11 +161,15 @@ WRONG_CALL: Any = typer.BadParameter.__base__  # typer brings a click of its own
 
 
 def refused_job(call: str) -> str | None:
-    """What Ray, the submitted script's command or its study would refuse of a `ray job submit`, without a cluster."""
+    """What Ray, the submitted script's command or its study would refuse of a `ray job submit`,
+    without a cluster."""
     words = shlex.split(call, comments=True)[3:]
     if "--" not in words:
         return f"{call}: submits nothing"
-    to_ray, (python, script, *arguments) = words[: words.index("--")], words[words.index("--") + 1 :]
+    to_ray, (python, script, *arguments) = (
+        words[: words.index("--")],
+        words[words.index("--") + 1 :],
+    )
     if python != "python" or not (ROOT / script).is_file():
         return f"{call}: there is no script {script}"
     name = re.findall(r'main\(\["(\w+)", \*sys.argv', (ROOT / script).read_text(encoding="utf-8"))
@@ -148,13 +180,18 @@ def refused_job(call: str) -> str | None:
         ray_submit.make_context("submit", [*to_ray, "--", python, script])
         options = medray.commands[name[0]].make_context(name[0], [*arguments]).params
         if name[0] == "study" and (ROOT / arguments[0]).is_file():
-            load_study([ROOT / arguments[0]], [word for word in arguments if "=" in word and not word.startswith("-")])
+            load_study(
+                [ROOT / arguments[0]],
+                [word for word in arguments if "=" in word and not word.startswith("-")],
+            )
     except (click.UsageError, WRONG_CALL, MedrayError) as err:
         return f"{call}: {err}"
     return None if options else f"{call}: {name[0]} parses nothing of it"
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "jobs").glob("*.py"))], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted((ROOT / "jobs").glob("*.py"))], ids=lambda page: page.name
+)
 def test_every_job_of_the_docs_is_one_that_ray_and_its_script_would_take(page: Path) -> None:
     jobs = commands(page.read_text(encoding="utf-8"), "ray job submit")
     assert [refused for call in jobs if (refused := refused_job(call))] == []
@@ -167,22 +204,36 @@ def test_every_job_of_the_docs_is_one_that_ray_and_its_script_would_take(page: P
         ("--working-dirs . -- python jobs/study.py S.yaml", "No such option '--working-dirs'"),
         ("--working-dir . -- python jobs/study.py S.yaml --resum", "No such option: --resum"),
         ("--working-dir . -- python jobs/predict.py cancer@best", "Missing parameter: input"),
-        ("--working-dir . -- python jobs/study.py jobs/studies/cancer.yaml data.formt.path=X", "data.formt: unknown"),
+        (
+            "--working-dir . -- python jobs/study.py jobs/studies/cancer.yaml data.formt.path=X",
+            "data.formt: unknown",
+        ),
         ("--working-dir . python jobs/study.py S.yaml", "submits nothing"),
         ("--working-dir . -- python jobs/quickstart.py", "gives its arguments to no command"),
     ],
 )
 def test_a_job_that_would_be_refused_is_found(job: str, reason: str) -> None:
-    (call,) = commands(f"```bash\nRAY_AUTH_MODE=token ray job submit {job}\n```\n", "ray job submit")
+    (call,) = commands(
+        f"```bash\nRAY_AUTH_MODE=token ray job submit {job}\n```\n", "ray job submit"
+    )
     assert reason in str(refused_job(call))
 
 
 def test_jobs_are_found_in_blocks_and_in_sentences() -> None:
-    pages = {page.name: len(list(commands(page.read_text(encoding="utf-8"), "ray job submit"))) for page in PAGES}
-    assert {name: number for name, number in pages.items() if number} == {"operating.md": 1, "predict.md": 1, "studies.md": 1}
+    pages = {
+        page.name: len(list(commands(page.read_text(encoding="utf-8"), "ray job submit")))
+        for page in PAGES
+    }
+    assert {name: number for name, number in pages.items() if number} == {
+        "operating.md": 1,
+        "predict.md": 1,
+        "studies.md": 1,
+    }
 
 
-def test_the_page_on_answers_turns_the_configuration_of_two_releases_into_one_of_your_own(tmp_path: Path) -> None:
+def test_the_page_on_answers_turns_the_configuration_of_two_releases_into_one_of_your_own(
+    tmp_path: Path,
+) -> None:
     page = (ROOT / "docs" / "instruct.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^sed -e .*?> runs/serve\.yaml$", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "runs").mkdir()
@@ -191,5 +242,8 @@ def test_the_page_on_answers_turns_the_configuration_of_two_releases_into_one_of
     (application,) = yaml.safe_load((tmp_path / "runs" / "serve.yaml").read_text())["applications"]
     assert application["args"]["releases"] == ["questions@best"]
     assert application["args"]["storage_path"] == f"{tmp_path}/runs"
-    assert [deployment["name"] for deployment in application["deployments"]] == ["Ingress", "questions@best"]
+    assert [deployment["name"] for deployment in application["deployments"]] == [
+        "Ingress",
+        "questions@best",
+    ]
     assert application["deployments"][1]["autoscaling_config"]["max_replicas"] == 4

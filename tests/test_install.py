@@ -1,4 +1,5 @@
-"""What `make` installs with: uv, told what pip is configured with; pip where uv is not to be had or fails."""
+"""What `make` installs with: uv, told what pip is configured with; pip where uv is not to be had or
+fails."""
 
 import importlib.util
 import subprocess
@@ -23,16 +24,27 @@ def install() -> ModuleType:
 
 
 @pytest.fixture
-def calls(install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[list[str], Mapping[str, str]]]:
-    """Commands that would be run, and what they would find in their environment. pip is configured with an index and folders."""
+def calls(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> list[tuple[list[str], Mapping[str, str]]]:
+    """Commands that would be run, and what they would find in their environment. pip is configured
+    with an index and folders."""
     made: list[tuple[list[str], Mapping[str, str]]] = []
     (tmp_path / "wheels").mkdir()
     (tmp_path / "pip.conf").write_text(
         "[global]\nindex-url = https://index.example.com/simple\ncert = /etc/ssl/own.pem\n"
         "constraint = /etc/caps.txt\nno-index = true\n"
-        f"find-links = {tmp_path / 'wheels'} {tmp_path / 'missing'} https://wheels.example.com\n[install]\ntimeout = 7\n"
+        f"find-links = {tmp_path / 'wheels'} {tmp_path / 'missing'} "
+        "https://wheels.example.com\n[install]\ntimeout = 7\n"
     )
-    for name in ("PIP_CERT", "PIP_FIND_LINKS", "PIP_DEFAULT_TIMEOUT", "PIP_INDEX_URL", "UV_INDEX_URL", "SSL_CERT_FILE"):
+    for name in (
+        "PIP_CERT",
+        "PIP_FIND_LINKS",
+        "PIP_DEFAULT_TIMEOUT",
+        "PIP_INDEX_URL",
+        "UV_INDEX_URL",
+        "SSL_CERT_FILE",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
 
@@ -51,17 +63,31 @@ def calls(install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     how="by uv or pip with pinned versions instead of Pixi",
 )
 def test_uv_is_told_what_pip_is_configured_with(
-    install: ModuleType, calls: list[tuple[list[str], Mapping[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    install: ModuleType,
+    calls: list[tuple[list[str], Mapping[str, str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(install, "find_uv", lambda: "/bin/uv")
     assert install.main(["-c", "constraints.txt", "torch"]) == 0
     ((command, environment),) = calls
     uv = ["/bin/uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", sys.executable]
     # Its variable for constraints is not read where the command line names one.
-    assert command == [*uv, "--no-index", "--constraint", "/etc/caps.txt", "-c", "constraints.txt", "torch"]
+    assert command == [
+        *uv,
+        "--no-index",
+        "--constraint",
+        "/etc/caps.txt",
+        "-c",
+        "constraints.txt",
+        "torch",
+    ]
     assert environment["UV_INDEX_URL"] == "https://index.example.com/simple"
     assert environment["UV_FIND_LINKS"] == f"{tmp_path / 'wheels'},https://wheels.example.com"
-    assert (environment["SSL_CERT_FILE"], environment["UV_HTTP_TIMEOUT"]) == ("/etc/ssl/own.pem", "7")
+    assert (environment["SSL_CERT_FILE"], environment["UV_HTTP_TIMEOUT"]) == (
+        "/etc/ssl/own.pem",
+        "7",
+    )
 
 
 def test_without_such_settings_uv_is_told_nothing(install: ModuleType) -> None:
@@ -70,7 +96,9 @@ def test_without_such_settings_uv_is_told_nothing(install: ModuleType) -> None:
 
 
 def test_what_is_set_for_uv_itself_and_a_variable_of_pips_come_before_pips_file(
-    install: ModuleType, calls: list[tuple[list[str], Mapping[str, str]]], monkeypatch: pytest.MonkeyPatch
+    install: ModuleType,
+    calls: list[tuple[list[str], Mapping[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(install, "find_uv", lambda: "/bin/uv")
     monkeypatch.setenv("UV_INDEX_URL", "https://uv.example.com/simple")
@@ -82,12 +110,19 @@ def test_what_is_set_for_uv_itself_and_a_variable_of_pips_come_before_pips_file(
 
 
 def test_several_indexes_are_compared_as_pip_compares_them(install: ModuleType) -> None:
-    told = install.uv_settings({"extra-index-url": "https://a.example.com\nhttps://b.example.com file:///missing/simple"})
-    assert told == {"UV_EXTRA_INDEX_URL": "https://a.example.com https://b.example.com", "UV_INDEX_STRATEGY": "unsafe-best-match"}
+    told = install.uv_settings(
+        {"extra-index-url": "https://a.example.com\nhttps://b.example.com file:///missing/simple"}
+    )
+    assert told == {
+        "UV_EXTRA_INDEX_URL": "https://a.example.com https://b.example.com",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
 
 
 def test_without_uv_and_without_a_way_to_get_it_pip_installs(
-    install: ModuleType, calls: list[tuple[list[str], Mapping[str, str]]], monkeypatch: pytest.MonkeyPatch
+    install: ModuleType,
+    calls: list[tuple[list[str], Mapping[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(install.shutil, "which", lambda name, path=None: None)
     assert install.main(["torch"]) == 0
@@ -103,6 +138,8 @@ def test_where_uv_fails_pip_is_tried_and_its_status_counts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(install, "find_uv", lambda: "/bin/uv")
-    monkeypatch.setattr(subprocess, "call", lambda command, env=None: 2 if command[0] == "/bin/uv" else 1)
+    monkeypatch.setattr(
+        subprocess, "call", lambda command, env=None: 2 if command[0] == "/bin/uv" else 1
+    )
     assert install.main(["no-such-package"]) == 1
     assert "uv ended with status 2; pip is tried instead" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""What stands beside a job is first on its import path: a file named like a package would break every import of it."""
+"""What stands beside a job is first on its import path: a file named like a package would break
+every import of it."""
 
 import json
 import subprocess
@@ -22,15 +23,23 @@ def test_no_file_beside_a_job_shadows_an_importable_module() -> None:
     stems = sorted({path.stem for path in JOBS.rglob("*.py")})
     assert stems
     find = (
-        f"import importlib.util, sys; sys.path = [p for p in sys.path if p]; print([s for s in {stems!r} if importlib.util.find_spec(s)])"
+        "import importlib.util, sys; sys.path = [p for p in sys.path if p]; print([s for s in "
+        f"{stems!r} if importlib.util.find_spec(s)])"
     )
-    found = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    found = subprocess.run(
+        [sys.executable, "-c", find], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
     assert found.stdout.strip() == "[]"
 
 
 def test_the_check_above_would_notice_such_a_file() -> None:
-    find = "import importlib.util; print([s for s in ['gguf', 'h2', 'bench_train'] if importlib.util.find_spec(s)])"
-    found = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    find = (
+        "import importlib.util; print([s for s in ['gguf', 'h2', 'bench_train'] if "
+        "importlib.util.find_spec(s)])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", find], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
     assert "gguf" in found.stdout
     assert "bench_train" not in found.stdout
 
@@ -38,25 +47,43 @@ def test_the_check_above_would_notice_such_a_file() -> None:
 STUDIES = sorted(path.stem for path in (JOBS / "studies").glob("*.yaml"))
 PRESETS = sorted(path.stem for path in (JOBS / "studies" / "presets").glob("*.yaml"))
 # Of base models that come from the Hub, tiny ones of the same architecture.
-FAMILIES = {"roberta": "roberta", "distilbert": "distilbert", "bert": "bert", "opt": "opt", "mistral": "mistral", "llama": "llama"}
+FAMILIES = {
+    "roberta": "roberta",
+    "distilbert": "distilbert",
+    "bert": "bert",
+    "opt": "opt",
+    "mistral": "mistral",
+    "llama": "llama",
+}
 FAMILIES |= {"smollm": "llama", "phi-2": "phi", "phi-4": "phi3"}
 
 
 def rows(folder: Path, kind: str) -> Path:
-    """A small file or folder in the layout of a format, with as many labels as the public one has."""
+    """A small file or folder in the layout of a format, with as many labels as the public one
+    has."""
     if kind == "raw_abstracts":
         return JOBS / "samples" / "abstracts"
     path = folder / kind
     if kind == "symptom_table":
-        lines = [f"disease {number % 41},sign {number % 41}, mark {number}" for number in range(41 * 8)]
+        lines = [
+            f"disease {number % 41},sign {number % 41}, mark {number}" for number in range(41 * 8)
+        ]
         path.write_text("\n".join(["Disease,Symptom_1,Symptom_2", *lines]) + "\n")
     elif kind == "delimited":
-        lines = [f"{number},{tiny.WORDS[number % 37]} {tiny.WORDS[number % 31]} {number},condition {number % 5}" for number in range(100)]
+        lines = [
+            (
+                f"{number},{tiny.WORDS[number % 37]} {tiny.WORDS[number % 31]} {number},condition "
+                f"{number % 5}"
+            )
+            for number in range(100)
+        ]
         path.write_text("\n".join(["id,abstract,condition", *lines]) + "\n")
     elif kind == "pubmedqa":
         held = {
             str(number): {
-                "QUESTION": f"Does {tiny.WORDS[number % 37]} help in {number} of {tiny.WORDS[number % 31]}?",
+                "QUESTION": (
+                    f"Does {tiny.WORDS[number % 37]} help in {number} of {tiny.WORDS[number % 31]}?"
+                ),
                 "CONTEXTS": [f"{tiny.WORDS[number % 29]} {number}"],
                 "LONG_ANSWER": f"It may {number}.",
                 "final_decision": ("yes", "no", "maybe")[number % 3],
@@ -72,12 +99,17 @@ def rows(folder: Path, kind: str) -> Path:
 
 def shipped(folder: Path, study: str, *presets: str, settings: tuple[str, ...] = ()) -> StudyConfig:
     """A study as it is shipped, with data and base models that are here."""
-    files = [JOBS / "studies" / f"{study}.yaml", *(JOBS / "studies" / "presets" / f"{preset}.yaml" for preset in presets)]
+    files = [
+        JOBS / "studies" / f"{study}.yaml",
+        *(JOBS / "studies" / "presets" / f"{preset}.yaml" for preset in presets),
+    ]
     asked: Any = load_study(files)
     given = [f"storage_path={folder / 'runs'}", *settings]
     for number, base in enumerate(asked.base_models):
         if not base.source.startswith("pkg:"):
-            family = next(family for name, family in FAMILIES.items() if name in base.source.lower())
+            family = next(
+                family for name, family in FAMILIES.items() if name in base.source.lower()
+            )
             given.append(f"base_models.{number}.source={tiny.base(folder, family)}")
     if not (ROOT / asked.data.format.path).exists():
         given.append(f"data.format.path={rows(folder, asked.data.format.name)}")
@@ -111,17 +143,28 @@ def test_every_study_that_ships_passes_its_dry_run_with_every_preset(
 
 
 def test_a_limit_below_the_number_of_diseases_fails_the_dry_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.limit 30 is too small: a train row of every label takes 41"):
-        preflight.check(shipped(tmp_path, "seed_002_opt", settings=("data.limit=30",)), with_data=True)
+    with pytest.raises(
+        ConfigError, match=r"data\.limit 30 is too small: a train row of every label takes 41"
+    ):
+        preflight.check(
+            shipped(tmp_path, "seed_002_opt", settings=("data.limit=30",)), with_data=True
+        )
 
 
 def test_the_studies_use_what_they_are_there_to_show() -> None:
     found = {study: load_study([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
-    sharded = {study: (asked.train.zero_stage, asked.resources.num_workers) for study, asked in found.items() if asked.train.zero_stage}
+    sharded = {
+        study: (asked.train.zero_stage, asked.resources.num_workers)
+        for study, asked in found.items()
+        if asked.train.zero_stage
+    }
     assert sharded == {"cancer_zero2": (2, 2), "seed_004_zero3": (3, 2)}
     assert found["seed_004_zero3"].base_models[0].source == "mistralai/Mistral-7B-v0.3"
     assert found["seed_002_opt"].train.keep_checkpoints == 3
-    assert (found["seed_000_zero_shot"].task.name, found["seed_000_zero_shot"].data.format.name) == ("choice", "raw_abstracts")
+    assert (
+        found["seed_000_zero_shot"].task.name,
+        found["seed_000_zero_shot"].data.format.name,
+    ) == ("choice", "raw_abstracts")
 
 
 @pytest.mark.document(
@@ -142,24 +185,69 @@ def test_the_studies_use_what_they_are_there_to_show() -> None:
 )
 def test_the_studies_have_the_settings_of_their_documents() -> None:
     found = {study: load_study([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
-    opt, assistant, pubmedqa = found["seed_002_opt"], found["seed_003_phi4_mini"], found["seed_004_pubmedqa"]
+    opt, assistant, pubmedqa = (
+        found["seed_002_opt"],
+        found["seed_003_phi4_mini"],
+        found["seed_004_pubmedqa"],
+    )
     assert _options(opt.task, "prompt") == ["Given these symptoms: {text}\n\nThe disease is:"]
-    assert (opt.lora.r, opt.lora.alpha, opt.lora.dropout, opt.model.precision) == (16, 32, 0.05, "fp16")
+    assert (opt.lora.r, opt.lora.alpha, opt.lora.dropout, opt.model.precision) == (
+        16,
+        32,
+        0.05,
+        "fp16",
+    )
     assert opt.model.gradient_checkpointing
     train = opt.train
-    assert (train.epochs, train.samples_per_step, train.learning_rate, train.weight_decay) == (30, 8, 1e-4, 0.01)
-    assert (train.schedule, train.warmup_ratio, train.keep_checkpoints, opt.seed) == ("cosine", 0.1, 3, 42)
-    assert (assistant.seed, assistant.model.quantization, assistant.model.gradient_checkpointing) == (816, "nf4", True)
+    assert (train.epochs, train.samples_per_step, train.learning_rate, train.weight_decay) == (
+        30,
+        8,
+        1e-4,
+        0.01,
+    )
+    assert (train.schedule, train.warmup_ratio, train.keep_checkpoints, opt.seed) == (
+        "cosine",
+        0.1,
+        3,
+        42,
+    )
+    assert (
+        assistant.seed,
+        assistant.model.quantization,
+        assistant.model.gradient_checkpointing,
+    ) == (816, "nf4", True)
     assert (assistant.lora.r, assistant.lora.alpha, assistant.lora.dropout) == (16, 32, 0.1)
     train = assistant.train
-    assert (train.max_steps, train.samples_per_step, train.learning_rate, train.patience) == (36, 32, 2e-4, 3)
-    prompt = "### Instruction:\nAnswer the following medical question concisely.\n\n{text}\n\n### Response:\n"
+    assert (train.max_steps, train.samples_per_step, train.learning_rate, train.patience) == (
+        36,
+        32,
+        2e-4,
+        3,
+    )
+    prompt = (
+        "### Instruction:\nAnswer the following medical question concisely.\n\n{text}\n\n### "
+        "Response:\n"
+    )
     assert _options(pubmedqa.task, "prompt", "max_length", "metric") == [prompt, 512, "accuracy"]
-    assert [base.source.rpartition("/")[2] for base in pubmedqa.base_models] == ["Mistral-7B-v0.3", "Llama-3.2-1B", "Llama-3.2-3B"]
+    assert [base.source.rpartition("/")[2] for base in pubmedqa.base_models] == [
+        "Mistral-7B-v0.3",
+        "Llama-3.2-1B",
+        "Llama-3.2-3B",
+    ]
     assert (pubmedqa.model.quantization, pubmedqa.model.precision) == ("nf4", "fp16")
-    assert (pubmedqa.lora.r, pubmedqa.lora.alpha, pubmedqa.lora.dropout, pubmedqa.lora.targets) == (16, 32, 0.05, ("q_proj", "v_proj"))
+    assert (pubmedqa.lora.r, pubmedqa.lora.alpha, pubmedqa.lora.dropout, pubmedqa.lora.targets) == (
+        16,
+        32,
+        0.05,
+        ("q_proj", "v_proj"),
+    )
     train = pubmedqa.train
-    assert (train.epochs, train.samples_per_step, train.learning_rate, train.warmup_steps) == (7, 16, 2e-4, 100)
+    assert (train.epochs, train.samples_per_step, train.learning_rate, train.warmup_steps) == (
+        7,
+        16,
+        2e-4,
+        100,
+    )
 
 
 def _options(task: Any, *names: str) -> list[object]:

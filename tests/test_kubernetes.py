@@ -1,4 +1,5 @@
-"""cluster/kuberay against KubeRay's own definitions, Serve's schema, and each other. Nothing here reaches a Kubernetes."""
+"""cluster/kuberay against KubeRay's own definitions, Serve's schema, and each other. Nothing here
+reaches a Kubernetes."""
 
 import importlib
 import os
@@ -43,7 +44,8 @@ def groups(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema without room for fields that it does not name: Kubernetes drops them without a word."""
+    """The schema without room for fields that it does not name: Kubernetes drops them without a
+    word."""
     if "properties" in schema:
         schema = {
             "additionalProperties": False,
@@ -61,7 +63,10 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
 def definition(kind: str) -> dict[str, Any]:
     folder = os.environ.get("MEDRAY_KUBERAY_CRDS")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("MEDRAY_KUBERAY_CRDS names no folder of KubeRay's definitions (ray.io_rayclusters.yaml and the others)")
+        pytest.skip(
+            "MEDRAY_KUBERAY_CRDS names no folder of KubeRay's definitions "
+            "(ray.io_rayclusters.yaml and the others)"
+        )
     path = Path(folder) / f"ray.io_{kind.lower()}s.yaml"
     whole = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (version,) = [version for version in whole["spec"]["versions"] if version["name"] == "v1"]
@@ -77,7 +82,9 @@ def test_there_is_what_a_cluster_a_study_and_a_service_need() -> None:
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_a_manifest_fits_kuberays_definition_and_a_field_that_it_does_not_know_is_found(name: str) -> None:
+def test_a_manifest_fits_kuberays_definition_and_a_field_that_it_does_not_know_is_found(
+    name: str,
+) -> None:
     document = read(name)
     schema = definition(document["kind"])
     jsonschema.validate(document, schema)
@@ -95,22 +102,36 @@ def test_every_pod_is_bounded_probed_unprivileged_and_asks_for_the_token(name: s
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         (container,) = pod["containers"]
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert container["resources"]["limits"] == container["resources"]["requests"]
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in pod["volumes"]}
-        claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        claims = [
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in pod["volumes"]
+            if "persistentVolumeClaim" in volume
+        ]
         assert claims == [read("storage")["metadata"]["name"]]
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_gpus_and_the_image_with_cuda_go_together_and_such_pods_are_let_onto_gpu_nodes(name: str) -> None:
+def test_gpus_and_the_image_with_cuda_go_together_and_such_pods_are_let_onto_gpu_nodes(
+    name: str,
+) -> None:
     for group in groups(read(name)):
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
         has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
-        assert has_gpu == container["image"].endswith("-cuda") == ("tolerations" in pod) == ("nodeSelector" in pod)
+        assert (
+            has_gpu
+            == container["image"].endswith("-cuda")
+            == ("tolerations" in pod)
+            == ("nodeSelector" in pod)
+        )
 
 
 @pytest.mark.parametrize("name", RAY)
@@ -118,7 +139,9 @@ def test_the_head_computes_nothing_and_its_dashboard_is_reached_by_the_workers(n
     head, *workers = groups(read(name))
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert head["rayStartParams"]["dashboard-host"] == "0.0.0.0"
-    assert all(group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] for group in workers)
+    assert all(
+        group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] for group in workers
+    )
     assert any(group["replicas"] for group in workers)
 
 
@@ -149,7 +172,10 @@ def test_what_is_served_fits_serves_schema_and_lies_where_the_pods_have_it() -> 
     module, _, name = application.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
     options = AppOptions.model_validate(application.args)
-    assert {deployment.name for deployment in application.deployments} == {"Ingress", *options.releases}
+    assert {deployment.name for deployment in application.deployments} == {
+        "Ingress",
+        *options.releases,
+    }
     assert served.http_options.host == "0.0.0.0"
     assert served.controller_options is not None
     environment = (served.controller_options.runtime_env or {})["env_vars"]
@@ -157,11 +183,23 @@ def test_what_is_served_fits_serves_schema_and_lies_where_the_pods_have_it() -> 
     assert served.http_options.request_timeout_s > options.limits.timeout_s
     assert options.storage_path.startswith(mount_of(document, "shared") + "/")
     assert str(options.tokens_file).startswith(mount_of(document, "tokens") + "/")
-    autoscaled = next(deployment.model_dump(exclude_unset=True) for deployment in application.deployments if deployment.name != "Ingress")
+    autoscaled = next(
+        deployment.model_dump(exclude_unset=True)
+        for deployment in application.deployments
+        if deployment.name != "Ingress"
+    )
     assert autoscaled["max_ongoing_requests"] == options.limits.ongoing_requests
-    assert autoscaled["autoscaling_config"]["max_replicas"] > autoscaled["autoscaling_config"]["min_replicas"] >= 2
+    assert (
+        autoscaled["autoscaling_config"]["max_replicas"]
+        > autoscaled["autoscaling_config"]["min_replicas"]
+        >= 2
+    )
     workers = groups(document)[1:]
-    room = sum(group["maxReplicas"] * group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] for group in workers)
+    room = sum(
+        group["maxReplicas"]
+        * group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
+        for group in workers
+    )
     assert room >= autoscaled["autoscaling_config"]["max_replicas"] + 2  # the ingress has two
 
 
@@ -177,10 +215,17 @@ def test_a_serving_pod_gets_requests_only_where_its_proxy_answers() -> None:
 def test_the_network_policy_covers_every_pod_and_opens_only_ports_that_they_have() -> None:
     policy = read("networkpolicy")["spec"]
     ((key, value),) = policy["podSelector"]["matchLabels"].items()
-    pods = [group["template"] for name in RAY for group in groups(read(name))] + [read("rayjob-study")["spec"]["submitterPodTemplate"]]
+    pods = [group["template"] for name in RAY for group in groups(read(name))] + [
+        read("rayjob-study")["spec"]["submitterPodTemplate"]
+    ]
     assert all(pod["metadata"]["labels"][key] == value for pod in pods)
     opened = {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])}
-    known = {port["containerPort"] for pod in pods for container in pod["spec"]["containers"] for port in container.get("ports", [])}
+    known = {
+        port["containerPort"]
+        for pod in pods
+        for container in pod["spec"]["containers"]
+        for port in container.get("ports", [])
+    }
     assert opened <= known | {52365}  # Ray's agent, which probes ask too
     assert all(rule["from"] for rule in policy["ingress"])  # an empty list would let everybody in
     assert policy["policyTypes"] == ["Ingress", "Egress"]
@@ -197,7 +242,9 @@ def words(document: Any) -> Iterator[str]:
         yield str(document)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cluster").rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "cluster").rglob("*.yaml")), ids=lambda path: path.stem
+)
 def test_no_definition_holds_a_secret(path: Path) -> None:
     for word in words(yaml.safe_load(path.read_text())):
         assert not re.search(r"hf_\w{10}|AKIA\w{10}|[0-9a-f]{64}", word), word

@@ -1,4 +1,5 @@
-"""The edits of tests/mutations.py still fit: each stands once in its file, and changes it. Whether a test sees them is for that script."""
+"""The edits of tests/mutations.py still fit: each stands once in its file, and changes it. Whether
+a test sees them is for that script."""
 
 import pytest
 from mutations import MUTATIONS, ROOT, Mutation

@@ -16,7 +16,10 @@ def test_find_returns_the_module_of_that_name():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_one():
-    with pytest.raises(ConfigError, match=r"tasks: 'clasification' is not known; allowed: .*did you mean 'classification'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"tasks: 'clasification' is not known; allowed: .*did you mean 'classification'\?",
+    ):
         plugins.find("tasks", "clasification")
 
 

@@ -5,7 +5,8 @@ import math
 from medray.records import dump_history, parse_history
 
 LINE = (
-    '"epoch": 1, "step": 60, "train_loss": 0.7154609200855097, "metrics": {"f1_macro": 0.39, "log_loss": NaN}, "is_best": true,'
+    '"epoch": 1, "step": 60, "train_loss": 0.7154609200855097, "metrics": {"f1_macro": 0.39, '
+    '"log_loss": NaN}, "is_best": true,'
     ' "epochs": 0.5, "is_last": false, "seconds": 3.6, "tokens_per_s": 1286.8271849953917'
 )
 

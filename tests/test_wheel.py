@@ -11,21 +11,46 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # a copy, since setuptools leaves a folder `build` there and packs what lies in it the next time
+    source = (
+        tmp_path / "source"
+        # a copy, since setuptools leaves a folder `build` there and packs what lies in it the next
+        # time
+    )
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "medray", source / "medray", ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "-q", "-o", str(tmp_path / "dist"), str(source)], check=True)
+    shutil.copytree(
+        ROOT / "medray", source / "medray", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "-q", "-o", str(tmp_path / "dist"), str(source)],
+        check=True,
+    )
     (wheel,) = (tmp_path / "dist").glob("medray-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         archive.extractall(tmp_path / "site")
-    files = [path for path in (ROOT / "medray").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert sorted(names) == sorted(f"medray/{path.relative_to(ROOT / 'medray').as_posix()}" for path in files)
-    script = "import medray, medray.plugins as p; print(medray.__file__); print(p.names('data.formats'), p.names('training.strategies'))"
+    files = [
+        path
+        for path in (ROOT / "medray").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert sorted(names) == sorted(
+        f"medray/{path.relative_to(ROOT / 'medray').as_posix()}" for path in files
+    )
+    script = (
+        "import medray, medray.plugins as p; print(medray.__file__); "
+        "print(p.names('data.formats'), p.names('training.strategies'))"
+    )
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert str(tmp_path / "site") in done.stdout
     assert "raw_abstracts" in done.stdout
     assert "torch" in done.stdout

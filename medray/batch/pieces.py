@@ -1,4 +1,5 @@
-"""An input cut into pieces, the same ones at every start: a piece is predicted, written and counted as a whole."""
+"""An input cut into pieces, the same ones at every start: a piece is predicted, written and counted
+as a whole."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +41,14 @@ class Piece:
 
     def table(self) -> pa.Table:
         return pa.Table.from_pylist(
-            [{"shard": self.shard, "number": self.number, "rows": [asdict(row) for row in self.rows]}], schema=SCHEMA
+            [
+                {
+                    "shard": self.shard,
+                    "number": self.number,
+                    "rows": [asdict(row) for row in self.rows],
+                }
+            ],
+            schema=SCHEMA,
         )
 
     @classmethod
@@ -57,13 +65,17 @@ def num_rows(total: int, num_workers: int) -> int:
 class Scan:
     """What is known of a shard before a row of it is answered."""
 
-    ids: Hashes  # 128 bits of every id, in order: what is needed to find the ones that repeat, in little memory
+    # 128 bits of every id, in order: what is needed to find the ones that repeat, in little memory
+    ids: Hashes
     num_bad: int  # rows that cannot be answered
     example: str = ""  # where the first of them stands, and why
 
 
-def scan(shard: Shard, columns: Columns, most_characters: int, most_rows: int | None = None) -> Scan:
-    """Reads every row once, or the first ones; of parquet the ids alone, since its texts are far longer."""
+def scan(
+    shard: Shard, columns: Columns, most_characters: int, most_rows: int | None = None
+) -> Scan:
+    """Reads every row once, or the first ones; of parquet the ids alone, since its texts are far
+    longer."""
     rows.check_columns(shard, columns)
     has_texts = shard.form != "parquet"
     digests, num_bad, example = bytearray(), 0, ""

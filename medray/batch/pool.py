@@ -1,4 +1,5 @@
-"""A library on Ray Data: readers cut pieces, a pool of actors answers and writes them, the driver counts."""
+"""A library on Ray Data: readers cut pieces, a pool of actors answers and writes them, the driver
+counts."""
 
 import logging
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ class Pool:
 
     @classmethod
     def of(cls, cluster: Cluster, actors: int | None, threads: int | None) -> "Pool":
-        """An actor a GPU; without any, actors of one thread, which answer more together than one of many, up to 8 a node."""
+        """An actor a GPU; without any, actors of one thread, which answer more together than one of
+        many, up to 8 a node."""
         if cluster.gpus:
             return cls(actors or int(cluster.gpus), threads or 1, 1.0)
         if threads is None:
@@ -42,7 +44,8 @@ class Pool:
         fitting = sum(int(node.cpus) // threads for node in cluster.nodes)
         if not fitting:
             raise ConfigError(
-                f"--threads {threads}: no node has so many CPUs; the largest has {max(node.cpus for node in cluster.nodes):g}"
+                f"--threads {threads}: no node has so many CPUs; the largest has "
+                f"{max(node.cpus for node in cluster.nodes):g}"
             )
         return cls(min(actors or fitting, fitting), threads, 0.0)
 
@@ -52,7 +55,9 @@ def predict(plan: Plan, cluster: Cluster, heart: Heartbeat) -> Summary:
     pool = Pool.of(cluster, asked.actors, asked.threads)
     with _plainly():
         heart.stage(run.reading(plan.source))
-        counted = Counted.of(plan.source, _scans(plan.source, plan.columns, asked.most_characters), asked.max_bad)
+        counted = Counted.of(
+            plan.source, _scans(plan.source, plan.columns, asked.most_characters), asked.max_bad
+        )
         return run.predict(
             plan,
             counted,
@@ -69,19 +74,29 @@ def _scans(source: Source, columns: Columns, most_characters: int) -> list[piece
     return list(ray.get([scan.remote(shard, columns, most_characters) for shard in source.shards]))
 
 
-def _answers(tasks: list[ReadTask], columns: Columns, work: Work, pool: Pool) -> Iterator[tuple[int, int]]:
+def _answers(
+    tasks: list[ReadTask], columns: Columns, work: Work, pool: Pool
+) -> Iterator[tuple[int, int]]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # medray shows the progress itself
-    data = ray.data.from_items([{"task": task.dumps()} for task in tasks], override_num_blocks=len(tasks))
+    data = ray.data.from_items(
+        [{"task": task.dumps()} for task in tasks], override_num_blocks=len(tasks)
+    )
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
-    data.context.raise_original_map_exception = True  # Ray's wrapper loses what it wraps on its way here, but for the text
-    data.context.target_max_block_size = 1  # a block a piece: else the pieces of a file would wait for each other, for one actor
+    data.context.raise_original_map_exception = (
+        True  # Ray's wrapper loses what it wraps on its way here, but for the text
+    )
+    data.context.target_max_block_size = (
+        1  # a block a piece: else the pieces of a file would wait for each other, for one actor
+    )
     data = data.map_batches(
         read_pieces,
         fn_kwargs={"columns": columns, "record": work.record},
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=0,  # little beside the model: with a CPU of its own it would wait for ever on a node that the actors fill
+        # little beside the model: with a CPU of its own it would wait for ever on a node that the
+        # actors fill
+        num_cpus=0,
         compute=ray.data.TaskPoolStrategy(min(len(tasks), pool.actors)),
     )
     data = data.map_batches(
@@ -91,7 +106,9 @@ def _answers(tasks: list[ReadTask], columns: Columns, work: Work, pool: Pool) ->
         batch_format="pyarrow",
         num_cpus=pool.threads,
         num_gpus=pool.gpus or None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.actors, initial_size=pool.actors),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=pool.actors, initial_size=pool.actors
+        ),
     )
     for row in data.iter_rows():
         yield row["answered"], row["set_aside"]

@@ -1,4 +1,5 @@
-"""The run over a library: what is asked and read, and how answers become a whole output. `single` and `pool` give the answers."""
+"""The run over a library: what is asked and read, and how answers become a whole output. `single`
+and `pool` give the answers."""
 
 import json
 import os
@@ -25,7 +26,9 @@ from medray.storage.store import is_object_store, open_store
 from medray.text import dialect
 
 _FORMS: tuple[Form, ...] = ("parquet", "jsonl", "csv")
-Answers = Callable[["list[ReadTask]", Work], Iterator[tuple[int, int]]]  # rows answered and set aside of each piece, as it is written
+Answers = Callable[
+    ["list[ReadTask]", Work], Iterator[tuple[int, int]]
+]  # rows answered and set aside of each piece, as it is written
 
 
 @dataclass(frozen=True)
@@ -90,21 +93,32 @@ def prepare(asked: Asked) -> Plan:
     if not 0 <= asked.max_bad <= 1:
         raise ConfigError(f"--max-bad {asked.max_bad}: a share of the rows; allowed: 0 to 1")
     if asked.precision not in (known := ("auto", *get_args(Precision))):
-        raise ConfigError(f"--precision {asked.precision!r:.40}: is not known; {allowed(asked.precision, known)}")
+        raise ConfigError(
+            f"--precision {asked.precision!r:.40}: is not known; {allowed(asked.precision, known)}"
+        )
     if asked.delimiter is not None and asked.delimiter not in dialect.DELIMITERS:
         raise ConfigError(f"--delimiter {asked.delimiter!r}: is not known; allowed: , ; | tab")
     if asked.encoding is not None and not dialect.is_encoding(asked.encoding):
         raise ConfigError(f"--encoding {asked.encoding!r:.40}: is not known; {dialect.ENCODINGS}")
     where = files.absolute(asked.output) if "://" not in asked.output else asked.output
-    storage_path = asked.storage_path if "://" in asked.storage_path else str(files.absolute(asked.storage_path))
+    storage_path = (
+        asked.storage_path
+        if "://" in asked.storage_path
+        else str(files.absolute(asked.storage_path))
+    )
     asked = replace(asked, output=str(where), storage_path=storage_path)
     store = open_store(asked.output)
     if not is_object_store(asked.output):  # of a bucket, the check writes into it
         store.check()
     if store.names("") and not asked.resume:
-        raise ConfigError(f"{store.uri}: is there already and is left alone; choose another --output, or go on with it by --resume")
+        raise ConfigError(
+            f"{store.uri}: is there already and is left alone; choose another --output, or go on "
+            "with it by --resume"
+        )
     release = Registry(storage_path).resolve(asked.reference)
-    input = asked.input if "://" in asked.input else os.path.abspath(os.path.expanduser(asked.input))
+    input = (
+        asked.input if "://" in asked.input else os.path.abspath(os.path.expanduser(asked.input))
+    )
     source = sources.find(input, asked.encoding, asked.delimiter)
     names = [*asked.columns.text, *filter(None, [asked.columns.id])]
     columns = sources.columns(source, sources.head(source, names), asked.columns)
@@ -132,13 +146,24 @@ class Counted:
         if (num_bad := sum(scan.num_bad for scan in scans)) > max_bad * total:
             example = next(scan.example for scan in scans if scan.example)
             raise DataError(
-                f"{num_bad} of {total} rows cannot be answered, more than --max-bad {max_bad:g}, so none was; the first is {example}"
+                f"{num_bad} of {total} rows cannot be answered, more than --max-bad {max_bad:g}, "
+                f"so none was; the first is {example}"
             )
         return cls(total, pieces.repeats([scan.ids for scan in scans]))
 
 
-def predict(plan: Plan, counted: Counted, heart: Heartbeat, answers: Answers, *, piece_rows: int, threads: int, by: str) -> Summary:
-    """Answer what is not answered yet, and count what is written. `by`: who answers, for the user."""
+def predict(
+    plan: Plan,
+    counted: Counted,
+    heart: Heartbeat,
+    answers: Answers,
+    *,
+    piece_rows: int,
+    threads: int,
+    by: str,
+) -> Summary:
+    """Answer what is not answered yet, and count what is written. `by`: who answers, for the
+    user."""
     asked, total = plan.asked, counted.total
     output = Output(open_store(asked.output), asked.form)
     record = output.begin(plan.record(piece_rows), resume=asked.resume)
@@ -148,7 +173,10 @@ def predict(plan: Plan, counted: Counted, heart: Heartbeat, answers: Answers, *,
     done: list[list[int]] = [[] for _ in plan.source.shards]
     for note in notes:
         if note.shard >= len(done):
-            raise ConfigError(f"{asked.output}: holds answers of part {note.shard}, which the input does not have; choose another --output")
+            raise ConfigError(
+                f"{asked.output}: holds answers of part {note.shard}, which the input does not "
+                "have; choose another --output"
+            )
         done[note.shard].append(note.number)
     aside = sum(note.set_aside for note in notes)
     progress = Progress(total, heart.say, sum(note.answered + note.set_aside for note in notes))
@@ -156,7 +184,8 @@ def predict(plan: Plan, counted: Counted, heart: Heartbeat, answers: Answers, *,
         heart.say(f"{progress.done} of {total} rows are there already")
     work = Work(record, asked.storage_path, asked.output, threads)
     tasks = [
-        ReadTask(shard, tuple(again), tuple(there)) for shard, again, there in zip(plan.source.shards, counted.repeated, done, strict=True)
+        ReadTask(shard, tuple(again), tuple(there))
+        for shard, again, there in zip(plan.source.shards, counted.repeated, done, strict=True)
     ]
     heart.say(f"{plan.name}@{plan.version} answers {total} rows {by}")
     heart.stage(f"loading {plan.name}@{plan.version}")
@@ -165,7 +194,10 @@ def predict(plan: Plan, counted: Counted, heart: Heartbeat, answers: Answers, *,
         progress.add(answered + bad)
         if is_first:
             heart.stage("answering")
-            heart.say(f"first rows after {time.monotonic() - heart.start:.0f} s: {progress.done} of {total}")
+            heart.say(
+                f"first rows after {time.monotonic() - heart.start:.0f} s: {progress.done} of "
+                f"{total}"
+            )
         is_first = False
         aside += bad
         if aside > asked.max_bad * total:
@@ -200,6 +232,7 @@ class ReadTask:
 def _too_many(aside: int, total: int, allowed: float, output: Output) -> str:
     example = next(output.set_aside())
     return (
-        f"{aside} of {total} rows were set aside, more than --max-bad {allowed:g}; one is {example['where']}: {example['reason']};"
+        f"{aside} of {total} rows were set aside, more than --max-bad {allowed:g}; one is "
+        f"{example['where']}: {example['reason']};"
         f" all are in {output.store.uri}/_set_aside; --resume with a larger --max-bad goes on"
     )

@@ -1,4 +1,5 @@
-"""Shards of an input: the files that one reader reads from beginning to end, and what its columns are called."""
+"""Shards of an input: the files that one reader reads from beginning to end, and what its columns
+are called."""
 
 import io
 import os
@@ -42,7 +43,9 @@ class Shard:
     def open(self, path: str) -> IO[bytes]:
         """As a stream, unpacked where its ending says that it is packed."""
         try:
-            return io.BufferedReader(connect(self.uri)[0].open_input_stream(path, compression="detect"))
+            return io.BufferedReader(
+                connect(self.uri)[0].open_input_stream(path, compression="detect")
+            )
         except OSError as err:
             raise DataError(f"{path}: cannot be read: {one_line(err)}") from None
 
@@ -58,7 +61,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where texts and ids come from. Without names, files of texts are read as medray writes them, or whole."""
+    """Where texts and ids come from. Without names, files of texts are read as medray writes them,
+    or whole."""
 
     text: tuple[str, ...] = ()
     id: str | None = None

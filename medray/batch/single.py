@@ -1,4 +1,5 @@
-"""A small library in this process: without Ray, which takes longer to start than so few rows to answer."""
+"""A small library in this process: without Ray, which takes longer to start than so few rows to
+answer."""
 
 import logging
 import os
@@ -14,14 +15,17 @@ from medray.data.progress import Heartbeat
 from medray.errors import ConfigError
 
 MOST_ROWS = 2000
-_PIECE_ROWS = 16  # the first rows are there after seconds, of a model of 135 million parameters on two cores too
+# the first rows are there after seconds, of a model of 135 million parameters on two cores too
+_PIECE_ROWS = 16
 
 
 def count(plan: Plan) -> Counted | None:
     """The rows of an input that is small; None where it has more than `MOST_ROWS`."""
     found, left = [], MOST_ROWS
     for shard in plan.source.shards:
-        found.append(pieces.scan(shard, plan.columns, plan.asked.most_characters, most_rows=left + 1))
+        found.append(
+            pieces.scan(shard, plan.columns, plan.asked.most_characters, most_rows=left + 1)
+        )
         left -= len(found[-1].ids)
         if left < 0:
             return None
@@ -31,7 +35,9 @@ def count(plan: Plan) -> Counted | None:
 def predict(plan: Plan, counted: Counted, heart: Heartbeat) -> Summary:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (threads := plan.asked.threads or min(cpus, torch.get_num_threads())) > cpus:
-        raise ConfigError(f"--threads {threads}: this machine has {cpus} CPUs; give as many at most")
+        raise ConfigError(
+            f"--threads {threads}: this machine has {cpus} CPUs; give as many at most"
+        )
     logging.getLogger("medray.serving.opening").setLevel(logging.WARNING)
 
     def answers(tasks: list[ReadTask], work: Work) -> Iterator[tuple[int, int]]:
@@ -42,4 +48,6 @@ def predict(plan: Plan, counted: Counted, heart: Heartbeat) -> Summary:
                 yield note.answered, note.set_aside
 
     by = f"in this process (up to {MOST_ROWS:,} rows are; --actors N has Ray answer them)"
-    return run.predict(plan, counted, heart, answers, piece_rows=_PIECE_ROWS, threads=threads, by=by)
+    return run.predict(
+        plan, counted, heart, answers, piece_rows=_PIECE_ROWS, threads=threads, by=by
+    )

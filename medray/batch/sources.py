@@ -1,4 +1,5 @@
-"""Which files an input is, in a folder or a bucket, and what their columns are called. Knows no model and no Ray."""
+"""Which files an input is, in a folder or a bucket, and what their columns are called. Knows no
+model and no Ray."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +31,14 @@ class Source:
     form: Form
     shards: tuple[Shard, ...]
     encoding: str
-    fingerprint: str  # of names, sizes and times: what was begun with other files is not gone on with
+    fingerprint: (
+        str  # of names, sizes and times: what was begun with other files is not gone on with
+    )
 
 
 def find(uri: str, encoding: str | None = None, delimiter: str | None = None) -> Source:
-    """The files of an input. Where no encoding is given, the beginning of the first ones tells that of all."""
+    """The files of an input. Where no encoding is given, the beginning of the first ones tells that
+    of all."""
     system, root = connect(uri)
     try:
         top = system.get_file_info(root)
@@ -44,29 +48,44 @@ def find(uri: str, encoding: str | None = None, delimiter: str | None = None) ->
             held = [top]
         else:
             below = system.get_file_info(pa.fs.FileSelector(root, recursive=True))
-            held = [info for info in below if info.type == pa.fs.FileType.File and not _is_hidden(info.path.removeprefix(root))]
+            held = [
+                info
+                for info in below
+                if info.type == pa.fs.FileType.File and not _is_hidden(info.path.removeprefix(root))
+            ]
     except OSError as err:
         raise DataError(f"{uri}: cannot be listed: {one_line(err)}") from None
     forms = {info.path: form for info in held if (form := _form(info.path))}
     if len(kinds := sorted(set(forms.values()))) != 1:
         if not kinds and any(dialect.is_spreadsheet(info.path) for info in held):
             raise DataError(f"{uri}: {dialect.SAVE_AS_CSV}")
-        found = f"files of several kinds ({', '.join(kinds)})" if kinds else "no file that can be read"
-        raise DataError(f"{uri}: {found}; allowed: one file, or a folder with files of one kind: {', '.join(FORMS)}")
+        found = (
+            f"files of several kinds ({', '.join(kinds)})" if kinds else "no file that can be read"
+        )
+        raise DataError(
+            f"{uri}: {found}; allowed: one file, or a folder with files of one kind: "
+            f"{', '.join(FORMS)}"
+        )
     chosen = sorted((info for info in held if info.path in forms), key=lambda info: info.path)
     fingerprint = files.hash_text(f"{info.path} {info.size} {info.mtime_ns}" for info in chosen)
     step = _TEXTS_A_SHARD if kinds[0] == "texts" else 1
     paths = [info.path for info in chosen]
     groups = [tuple(paths[start : start + step]) for start in range(0, len(paths), step)]
     start = str(PurePosixPath(root).parent) if is_file else root
-    shards = [Shard(number, kinds[0], uri, start, group, delimiter=delimiter) for number, group in enumerate(groups)]
+    shards = [
+        Shard(number, kinds[0], uri, start, group, delimiter=delimiter)
+        for number, group in enumerate(groups)
+    ]
     if kinds[0] in ("csv", "texts"):
         encoding = encoding or _guess_encoding(shards[0])
         shards = [replace(shard, encoding=encoding) for shard in shards]
         if is_file and kinds[0] == "texts" and _is_table(shards[0]):
             shards = [replace(shards[0], form="csv")]
     elif encoding or delimiter:
-        raise ConfigError(f"{uri}: --encoding and --delimiter do not apply: {kinds[0]} files have one encoding and no delimiter")
+        raise ConfigError(
+            f"{uri}: --encoding and --delimiter do not apply: {kinds[0]} files have one encoding "
+            "and no delimiter"
+        )
     return Source(uri, shards[0].form, tuple(shards), shards[0].encoding, fingerprint)
 
 
@@ -86,7 +105,8 @@ def _guess_encoding(shard: Shard) -> str:
 
 
 def _is_table(shard: Shard) -> bool:
-    """Whether a file that could be one text is a table: every row has as many values as a first one with a known name."""
+    """Whether a file that could be one text is a table: every row has as many values as a first one
+    with a known name."""
     try:
         with shard.open(shard.paths[0]) as file:
             head = file.read(_TABLE_BYTES)
@@ -97,28 +117,42 @@ def _is_table(shard: Shard) -> bool:
     if not lines or not (delimiter := shard.delimiter or dialect.likely_delimiter(lines[0], "")):
         return False
     rows = [row.values for row in read_rows(lines, delimiter) if any(row.values)]
-    return len(rows) > 1 and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])} and dialect.has_known_name(rows[0])
+    return (
+        len(rows) > 1
+        and len(rows[0]) > 1
+        and {len(row) for row in rows} == {len(rows[0])}
+        and dialect.has_known_name(rows[0])
+    )
 
 
 def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns) -> Columns:
     """As asked, else by the names and contents of a few rows, as `medray init` finds them."""
     if source.form == "texts":
         if asked.id:
-            raise ConfigError(f"{source.uri}: --id-column does not apply: a file that holds one text says its id itself")
+            raise ConfigError(
+                f"{source.uri}: --id-column does not apply: a file that holds one text says its "
+                "id itself"
+            )
         return asked
     if not sample:
         raise DataError(f"{source.uri}: has no rows")
     values = columns_of(sample, source.uri)
-    for option, names in (("--text-column", asked.text), ("--id-column", (asked.id,) if asked.id else ())):
+    for option, names in (
+        ("--text-column", asked.text),
+        ("--id-column", (asked.id,) if asked.id else ()),
+    ):
         for name in names:
             if name not in values:
-                raise ConfigError(f"{source.uri}: {option} asks for {name!r}; {allowed(name, values)}")
+                raise ConfigError(
+                    f"{source.uri}: {option} asks for {name!r}; {allowed(name, values)}"
+                )
     guessed = guess.unlabelled(values)
     found = Columns(asked.text or guessed.text, asked.id or guessed.id)
     if not found.text:
         shown = ", ".join(list(values)[:20])
         raise ConfigError(
-            f"{source.uri}: which column is the text is not clear; the columns are {shown}: name it with --text-column COLUMN"
+            f"{source.uri}: which column is the text is not clear; the columns are {shown}: name "
+            "it with --text-column COLUMN"
         )
     return found
 

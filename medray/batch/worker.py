@@ -1,4 +1,5 @@
-"""A worker of a batch run, as an actor of the pool or in this process: it loads the release, predicts pieces and writes them."""
+"""A worker of a batch run, as an actor of the pool or in this process: it loads the release,
+predicts pieces and writes them."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -41,37 +42,45 @@ class Work:
 
 
 class Worker:
-    """Loads the release as HTTP does, in the precision that is faster here. Timing takes longer than a few rows: without
-    `is_timed`, `auto` is the precision that the release was trained in."""
+    """Loads the release as HTTP does, in the precision that is faster here. Timing takes longer
+    than a few rows: without `is_timed`, `auto` is the precision that the release was trained in."""
 
     def __init__(self, work: Work, device: str, *, is_timed: bool = True) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         torch.set_num_threads(work.threads)
         self.work, self.output, self.is_timed = work, work.open_output(), is_timed
-        # One thread computes for the actor's whole life: each that ever did keeps OpenMP workers of its own.
-        self.compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(work.threads,))
+        # One thread computes for the actor's whole life: each that ever did keeps OpenMP workers of
+        # its own.
+        self.compute = ThreadPoolExecutor(
+            1, "compute", initializer=torch.set_num_threads, initargs=(work.threads,)
+        )
         self.failure: MedrayError | None = None
         try:
             self._prepare(device)
-        except MedrayError as err:  # if an actor dies before it is ready, Ray returns its error as the text of a traceback
+        # if an actor dies before it is ready, Ray returns its error as the text of a traceback
+        except MedrayError as err:
             self.failure = err
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         notes = [self.answer(Piece.of(values)) for values in batch.to_pylist()]
-        return pa.Table.from_pylist([{"answered": note.answered, "set_aside": note.set_aside} for note in notes])
+        return pa.Table.from_pylist(
+            [{"answered": note.answered, "set_aside": note.set_aside} for note in notes]
+        )
 
     def _prepare(self, device: str) -> None:
         record = self.work.record
         release = Registry(self.work.storage_path).resolve(f"{record.release}@{record.version}")
         self.loaded = self._load(release, record.precision, device)
-        # Workers measure which precision is faster, and measures differ: all parts are in the one that the first worker chose.
+        # Workers measure which precision is faster, and measures differ: all parts are in the one
+        # that the first worker chose.
         precision = self.output.agree("precision", self.loaded.precision)
         if precision != self.loaded.precision:
             try:
                 self.loaded = self._load(release, precision, device)
             except ConfigError as err:
                 raise DataError(
-                    f"{self.work.output}: its first part is in {precision}, which cannot be had here: {err}; go on where it can,"
+                    f"{self.work.output}: its first part is in {precision}, which cannot be had "
+                    f"here: {err}; go on where it can,"
                     " or begin another output with --precision"
                 ) from err
         self.metadata = {
@@ -89,16 +98,28 @@ class Worker:
         aside = [row for row in piece.rows if row.fault]
         result = self.compute.submit(predict_rows, self.loaded.predict, good).result()
         aside += result.unanswerable
-        table = tabulate(self.loaded.task, [row.id for row in result.rows], result.predictions, self.metadata)
-        return self.output.write(piece.shard, piece.number, table, aside, sum(row.is_made for row in piece.rows))
+        table = tabulate(
+            self.loaded.task, [row.id for row in result.rows], result.predictions, self.metadata
+        )
+        return self.output.write(
+            piece.shard, piece.number, table, aside, sum(row.is_made for row in piece.rows)
+        )
 
     def _load(self, release: Release, precision: str, device: str) -> LoadedRelease:
-        raw = {"releases": [release.reference], "precision": precision, "token_budget": self.work.record.token_budget}
+        raw = {
+            "releases": [release.reference],
+            "precision": precision,
+            "token_budget": self.work.record.token_budget,
+        }
         options = validate(AppOptions, raw, where="medray predict")
         if self.is_timed and routes_of(str(checkpoint.read(release.folder()).task.options["name"])):
             return open_head(release, options, self.compute, device=device).loaded
         # A task without a route predicts in the precision that it was trained in.
-        return release.load(device=device, precision=None if options.precision == "auto" else options.precision, merge=True)
+        return release.load(
+            device=device,
+            precision=None if options.precision == "auto" else options.precision,
+            merge=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -108,8 +129,11 @@ class RowPredictions:
     unanswerable: list[Row]
 
 
-def predict_rows(predict: Callable[[Sequence[Example]], list[Prediction]], rows: Sequence[Row]) -> RowPredictions:
-    """Predict all rows together. Where that fails by a row's own fault, predict halves, so that only this row is set aside."""
+def predict_rows(
+    predict: Callable[[Sequence[Example]], list[Prediction]], rows: Sequence[Row]
+) -> RowPredictions:
+    """Predict all rows together. Where that fails by a row's own fault, predict halves, so that
+    only this row is set aside."""
     if not rows:
         return RowPredictions([], [], [])
     try:
@@ -117,8 +141,14 @@ def predict_rows(predict: Callable[[Sequence[Example]], list[Prediction]], rows:
     except DataError as err:
         if len(rows) == 1:
             reason = str(err)
-            return RowPredictions([], [], [Row(rows[0].id, "", rows[0].where, rows[0].is_made, UNANSWERABLE, reason)])
+            return RowPredictions(
+                [], [], [Row(rows[0].id, "", rows[0].where, rows[0].is_made, UNANSWERABLE, reason)]
+            )
         middle = len(rows) // 2
         first, second = predict_rows(predict, rows[:middle]), predict_rows(predict, rows[middle:])
-        return RowPredictions(first.rows + second.rows, first.predictions + second.predictions, first.unanswerable + second.unanswerable)
+        return RowPredictions(
+            first.rows + second.rows,
+            first.predictions + second.predictions,
+            first.unanswerable + second.unanswerable,
+        )
     return RowPredictions(list(rows), predictions, [])

@@ -10,22 +10,41 @@ from medray.config.study import StudyConfig
 from medray.errors import ConfigError
 from medray.storage import files as storage
 
-Storage = Annotated[str, typer.Option(help="the study's storage_path, which holds its releases, or s3://BUCKET/PREFIX")]
-Reference = Annotated[str, typer.Argument(help="name@version, name@alias, or a name for its latest version")]
+Storage = Annotated[
+    str,
+    typer.Option(help="the study's storage_path, which holds its releases, or s3://BUCKET/PREFIX"),
+]
+Reference = Annotated[
+    str, typer.Argument(help="name@version, name@alias, or a name for its latest version")
+]
 Configs = Annotated[
-    list[str], typer.Argument(help="YAML files, later ones over earlier ones, then key=value settings such as train.epochs=3")
+    list[str],
+    typer.Argument(
+        help=(
+            "YAML files, later ones over earlier ones, then key=value settings such as "
+            "train.epochs=3"
+        )
+    ),
 ]
 TokenFile = Annotated[str | None, typer.Option(help="file that holds the token to ask with")]
 RequireSignature = Annotated[
-    Path | None, typer.Option(help="public key (PEM): a release that its holder did not sign is refused; extra `sign`")
+    Path | None,
+    typer.Option(
+        help="public key (PEM): a release that its holder did not sign is refused; extra `sign`"
+    ),
 ]
-_NOT_SENT = "ray job submit sends nothing that .gitignore names, such as what is in runs/: keep the study elsewhere, or use medray submit"
+_NOT_SENT = (
+    "ray job submit sends nothing that .gitignore names, such as what is in runs/: keep the study "
+    "elsewhere, or use medray submit"
+)
 SHOWN = ("f1_binary", "f1_macro", "accuracy", "accuracy_subset", "log_loss")
 
 
 def load(arguments: list[str]) -> StudyConfig:
     files = [argument for argument in arguments if "=" not in argument]
-    if storage.is_submitted() and (missing := next((file for file in files if not Path(file).exists()), None)):
+    if storage.is_submitted() and (
+        missing := next((file for file in files if not Path(file).exists()), None)
+    ):
         raise ConfigError(f"{missing}: no such file; {_NOT_SENT}")
     return load_study(files, [argument for argument in arguments if "=" in argument])
 

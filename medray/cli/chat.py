@@ -21,13 +21,29 @@ app = typer.Typer()
 
 @app.command()
 def chat(
-    release: Annotated[str, typer.Argument(help="name@version, name@alias or a name, loaded here; or the URL of a service")],
-    model: Annotated[str | None, typer.Option(help="with a URL: which release, where several talk")] = None,
+    release: Annotated[
+        str,
+        typer.Argument(
+            help="name@version, name@alias or a name, loaded here; or the URL of a service"
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="with a URL: which release, where several talk")
+    ] = None,
     token_file: TokenFile = None,
-    system: Annotated[str | None, typer.Option(help="a system message of yours, read after the release's own")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of an answer; the release's own number where not given")] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 says the most probable")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="with a temperature: the same seed says the same")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="a system message of yours, read after the release's own")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="tokens of an answer; the release's own number where not given"),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="0 says the most probable")
+    ] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(help="with a temperature: the same seed says the same")
+    ] = None,
     storage_path: Storage = "runs",
 ) -> None:
     """Talk to a release: a line a turn; /reset begins anew, /quit ends."""
@@ -35,14 +51,21 @@ def chat(
     settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     is_url = release.startswith(("http://", "https://"))
     if not is_url and (model or token_file):
-        raise ConfigError(f"--{'model' if model else 'token-file'} and {release}: is for a service, named by its URL")
+        raise ConfigError(
+            f"--{'model' if model else 'token-file'} and {release}: is for a service, named by "
+            "its URL"
+        )
     partner: Partner
     if is_url:
-        partner = Remote.open(Client(release, read_token(token_file), timeout_s=120.0), model, settings)
+        partner = Remote.open(
+            Client(release, read_token(token_file), timeout_s=120.0), model, settings
+        )
     else:
         partner = Local.open(release, storage_path, settings)
     try:
-        converse(partner, sys.stdin, _write, system=system, prompt="> " if sys.stdin.isatty() else "")
+        converse(
+            partner, sys.stdin, _write, system=system, prompt="> " if sys.stdin.isatty() else ""
+        )
     except KeyboardInterrupt:
         _write("\n")
 
@@ -89,10 +112,18 @@ class Remote:
         talking = [name for name, detail in known.items() if detail["system"] is not None]
         if len(talking) != 1:
             raise ConfigError(
-                f"{client.url}: {', '.join(talking) or 'no release'} talks there; name one with --model: it serves {', '.join(served)}"
+                f"{client.url}: {', '.join(talking) or 'no release'} talks there; name one with "
+                f"--model: it serves {', '.join(served)}"
             )
         detail = known[talking[0]]
-        return cls(client, talking[0], f"{detail['release']}@{detail['version']}", detail["system"], detail["disclaimer"], settings)
+        return cls(
+            client,
+            talking[0],
+            f"{detail['release']}@{detail['version']}",
+            detail["system"],
+            detail["disclaimer"],
+            settings,
+        )
 
     def say(self, messages: list[Message]) -> Generator[str, None, None]:
         turns = [{"role": message.role, "content": message.content} for message in messages]
@@ -139,12 +170,17 @@ class Local:
             yield chunk.text
 
 
-def converse(partner: Partner, lines: Iterable[str], write: Write, *, system: str | None, prompt: str = "") -> None:
-    """Read one turn per line, until /quit or the end of the lines. The partner reads all turns so far."""
+def converse(
+    partner: Partner, lines: Iterable[str], write: Write, *, system: str | None, prompt: str = ""
+) -> None:
+    """Read one turn per line, until /quit or the end of the lines. The partner reads all turns so
+    far."""
     opening = [Message("system", system)] if system else []
     turns = list(opening)
     write(
-        f"{partner.name}\nsystem: {partner.system}\n" + (f"yours: {system}\n" if system else "") + f"{partner.disclaimer}\n{HELP}\n{prompt}"
+        f"{partner.name}\nsystem: {partner.system}\n"
+        + (f"yours: {system}\n" if system else "")
+        + f"{partner.disclaimer}\n{HELP}\n{prompt}"
     )
     for line in lines:
         text = line.strip()

@@ -20,20 +20,39 @@ first = typer.Typer()  # the command that a newcomer starts with, at the top
 def init(
     data: Annotated[
         str,
-        typer.Argument(help="a file (csv, tsv, psv, jsonl, parquet, json of PubMedQA), or a folder with a folder of .txt files per class"),
+        typer.Argument(
+            help=(
+                "a file (csv, tsv, psv, jsonl, parquet, json of PubMedQA), or a folder with a "
+                "folder of .txt files per class"
+            )
+        ),
     ],
-    output: Annotated[str, typer.Option(help="the YAML to write; one that is there is left alone")] = "study.yaml",
-    text: Annotated[list[str] | None, typer.Option(help="column of the text; give it again to join several")] = None,
+    output: Annotated[
+        str, typer.Option(help="the YAML to write; one that is there is left alone")
+    ] = "study.yaml",
+    text: Annotated[
+        list[str] | None, typer.Option(help="column of the text; give it again to join several")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="column of the label, or of the labels")] = None,
     id: Annotated[str | None, typer.Option(help="column of the row's id")] = None,
-    positive: Annotated[str | None, typer.Option(help="of two labels, the one that the figures are about")] = None,
-    encoding: Annotated[str | None, typer.Option(help="of the file's text, such as cp1252; proposed where not given")] = None,
-    drop_unlabelled: Annotated[bool, typer.Option("--drop-unlabelled", help="leave out rows without a label, and count them")] = False,
+    positive: Annotated[
+        str | None, typer.Option(help="of two labels, the one that the figures are about")
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="of the file's text, such as cp1252; proposed where not given"),
+    ] = None,
+    drop_unlabelled: Annotated[
+        bool,
+        typer.Option("--drop-unlabelled", help="leave out rows without a label, and count them"),
+    ] = False,
 ) -> None:
     """Look at a data set and write a first study of it."""
     from medray.data import first_study, guess
 
-    found = guess.sketch(data, guess.Columns(tuple(text or ()), label, id, encoding, drop_unlabelled))
+    found = guess.sketch(
+        data, guess.Columns(tuple(text or ()), label, id, encoding, drop_unlabelled)
+    )
     study = first_study.first_study(found, output, positive)
     if not files.create(Path(output), study.encode("utf-8")):
         raise ConfigError(f"{output}: is there already and is left alone; choose another --output")
@@ -45,22 +64,35 @@ def audit(
     arguments: Configs,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
 ) -> None:
-    """Tell what is in a study's data: balance, lengths, duplicates, conflicts, the ceiling they set."""
+    """Tell what is in a study's data: balance, lengths, duplicates, conflicts, the ceiling they
+    set."""
     study = load(arguments)
     from medray.study import materials, preflight
 
     preflight.check(study)
     for found in materials.audit(study):
-        print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.render())
+        print(
+            json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.render()
+        )
 
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="format and options, as in YAML: 'name=raw_abstracts,path=samples/abstracts'")],
-    target: Annotated[str, typer.Argument(help="the same for what is written: 'name=delimited,path=combined.psv'")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="format and options, as in YAML: 'name=raw_abstracts,path=samples/abstracts'"
+        ),
+    ],
+    target: Annotated[
+        str, typer.Argument(help="the same for what is written: 'name=delimited,path=combined.psv'")
+    ],
 ) -> None:
     """Read one format, write another; an existing target is left alone and refused."""
-    read_options, write_options = plugin_options("data.formats", source), plugin_options("data.formats", target)
+    read_options, write_options = (
+        plugin_options("data.formats", source),
+        plugin_options("data.formats", target),
+    )
     rows = list(formats.read(read_options))
     examples = [example for example in rows if not formats.is_left_out(example, read_options)]
     formats.write(examples, write_options)

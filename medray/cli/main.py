@@ -17,7 +17,10 @@ from medray.redaction import redact
 from medray.storage import files
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Fine-tune, select and serve biomedical text models."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune, select and serve biomedical text models.",
 )
 app.add_typer(data.first)
 app.add_typer(study.app)
@@ -30,8 +33,19 @@ app.add_typer(predict.app)
 app.add_typer(serve.app)
 app.add_typer(chat.app)
 app.add_typer(data.app, name="data")
-_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # of a path
-_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of typer and of the runtime
+_NO_PLACE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+)  # of a path
+_INTERRUPTED = (
+    128 + signal.SIGINT,
+    128 + signal.SIGTERM,
+)  # exit statuses of typer and of the runtime
 
 
 def _again(given: Sequence[str]) -> str:
@@ -48,7 +62,9 @@ class _Redacted(logging.Formatter):
         return redact(super().format(record))
 
 
-def _print_traceback(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
+def _print_traceback(
+    kind: type[BaseException], err: BaseException, trace: TracebackType | None
+) -> None:
     """As Python prints it, without secrets."""
     print(redact("".join(traceback.format_exception(kind, err, trace))), end="", file=sys.stderr)
 
@@ -65,13 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        typer.main.get_command(app)(args=given)  # a Typer that is called puts a hook of its own in the place of ours
+        typer.main.get_command(app)(
+            args=given
+        )  # a Typer that is called puts a hook of its own in the place of ours
     except MedrayError as err:
         print(f"medray: {err}", file=sys.stderr)
         return err.exit_status
     except OSError as err:
         if files.is_full(err):
-            print(f"medray: {files.full(err.filename or 'the disk', _again(given))}", file=sys.stderr)
+            print(
+                f"medray: {files.full(err.filename or 'the disk', _again(given))}", file=sys.stderr
+            )
         elif err.filename and err.errno in _NO_PLACE:
             print(f"medray: {err.filename!s:.200}: cannot be used: {err.strerror}", file=sys.stderr)
         else:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 app = typer.Typer()
 Sign = Annotated[
     Path | None,
-    typer.Option(help="sign the version with this elliptic-curve private key (PEM), before any alias points at it; extra `sign`"),
+    typer.Option(
+        help=(
+            "sign the version with this elliptic-curve private key (PEM), before any alias points "
+            "at it; extra `sign`"
+        )
+    ),
 ]
 
 
@@ -27,25 +32,45 @@ def publish(
     place: Annotated[
         str,
         typer.Argument(
-            help="a study's folder or that of a run, whose winner is meant; a checkpoint's folder or URI; a study's YAML, whose base model is meant as it is;"
+            help="a study's folder or that of a run, whose winner is meant;"
+            " a checkpoint's folder or URI; a study's YAML, whose base model is meant as it is;"
             " or, with --system, a release"
         ),
     ],
-    name: Annotated[str | None, typer.Argument(help="the release's name; with --system that of the release where not given")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="the release's name; with --system that of the release where not given"
+        ),
+    ] = None,
     alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
     notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
     abstain_precision: Annotated[
-        float | None, typer.Option(min=0.01, max=0.999, help="fit the threshold for abstention anew, for this share of right answers")
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=0.999,
+            help="fit the threshold for abstention anew, for this share of right answers",
+        ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="with a study's YAML: which of its base models")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="with a study's YAML: which of its base models")
+    ] = None,
     system: Annotated[
-        str | None, typer.Option(help="of a release that answers in words: a new version with this system prompt, untrained")
+        str | None,
+        typer.Option(
+            help=(
+                "of a release that answers in words: a new version with this system prompt, "
+                "untrained"
+            )
+        ),
     ] = None,
     system_file: Annotated[str | None, typer.Option(help="the same, read from a file")] = None,
     sign: Sign = None,
     storage_path: Storage = "runs",
 ) -> None:
-    """Publish a study's winner, a checkpoint, or a base model without training, as the next version of a release."""
+    """Publish a study's winner, a checkpoint, or a base model without training, as the next version
+    of a release."""
     from medray.registry import external
     from medray.study.publish import publish as publish_winner
 
@@ -58,30 +83,54 @@ def publish(
         system = Path(system_file).read_text(encoding="utf-8").strip()
     if system is not None:
         if base or abstain_precision is not None:
-            raise ConfigError("--system goes with a release (NAME@VERSION), and neither with --base nor with --abstain-precision")
-        _point(registry, registry.change(place, {"system": system}, name=name, notes=notes), alias, sign)
+            raise ConfigError(
+                "--system goes with a release (NAME@VERSION), and neither with --base nor with "
+                "--abstain-precision"
+            )
+        _point(
+            registry,
+            registry.change(place, {"system": system}, name=name, notes=notes),
+            alias,
+            sign,
+        )
         return
     if name is None:
         raise ConfigError("NAME is missing: what the release is called")
     is_study = place.endswith((".yaml", ".yml"))
     if is_study and abstain_precision is not None:
-        raise ConfigError("--abstain-precision and a study's YAML: set calibration.abstain_precision in it")
+        raise ConfigError(
+            "--abstain-precision and a study's YAML: set calibration.abstain_precision in it"
+        )
     if base and not is_study:
-        raise ConfigError(f"--base {base}: goes with a study's YAML, whose base model is published as it is")
+        raise ConfigError(
+            f"--base {base}: goes with a study's YAML, whose base model is published as it is"
+        )
     if is_study:
         release = external.publish_untuned(registry, load_study([place]), base, name, notes=notes)
     else:
-        release = publish_winner(registry, place, name, notes=notes, abstain_precision=abstain_precision)
+        release = publish_winner(
+            registry, place, name, notes=notes, abstain_precision=abstain_precision
+        )
     _point(registry, release, alias, sign)
 
 
 @app.command("import")
 def import_(
-    folder: Annotated[str, typer.Argument(help="a PEFT folder that was trained elsewhere, such as outputs/checkpoint-300")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="a PEFT folder that was trained elsewhere, such as outputs/checkpoint-300"
+        ),
+    ],
     name: Annotated[str, typer.Argument(help="the release's name")],
     settings: Annotated[
         list[str],
-        typer.Argument(help="model.source=BASE task.name=classification labels=[first,second] and other settings of model and task"),
+        typer.Argument(
+            help=(
+                "model.source=BASE task.name=classification labels=[first,second] and other "
+                "settings of model and task"
+            )
+        ),
     ],
     alias: Annotated[str | None, typer.Option(help="point this alias at the new version")] = None,
     notes: Annotated[str, typer.Option(help="a sentence for the model card")] = "",
@@ -92,12 +141,15 @@ def import_(
     from medray.registry import external
 
     registry = _registry(storage_path, sign)
-    release = external.publish_adapter(registry, Path(folder), name, external.ImportConfig.load(settings), notes=notes)
+    release = external.publish_adapter(
+        registry, Path(folder), name, external.ImportConfig.load(settings), notes=notes
+    )
     _point(registry, release, alias, sign)
 
 
 def _registry(storage_path: str, sign: Path | None) -> "Registry":
-    """The registry, once the key that shall sign is known to be one: a version that is published stays."""
+    """The registry, once the key that shall sign is known to be one: a version that is published
+    stays."""
     from medray.registry import signatures
     from medray.registry.registry import Registry
 
@@ -106,13 +158,19 @@ def _registry(storage_path: str, sign: Path | None) -> "Registry":
     return Registry(storage_path)
 
 
-def _point(registry: "Registry", release: "Release", alias: str | None, sign: Path | None = None) -> None:
+def _point(
+    registry: "Registry", release: "Release", alias: str | None, sign: Path | None = None
+) -> None:
     record = release.record
     if sign:
         registry.sign(release, sign)
     if alias:
         registry.point(record.name, alias, record.version, digest=release.digest)
-    print(f"{release.reference}" + (f" is {record.name}@{alias}" if alias else "") + (", signed" if sign else ""))
+    print(
+        f"{release.reference}"
+        + (f" is {record.name}@{alias}" if alias else "")
+        + (", signed" if sign else "")
+    )
     from medray.engines.vllm import engine
 
     if engine.is_installed():
@@ -120,7 +178,8 @@ def _point(registry: "Registry", release: "Release", alias: str | None, sign: Pa
 
 
 def _say_engine(release: "Release") -> None:
-    """Where vLLM is installed, it answers for releases that talk; for which it does not should be known before they are served."""
+    """Where vLLM is installed, it answers for releases that talk; for which it does not should be
+    known before they are served."""
     from medray.serving.vllm import refused_by_vllm, talks
 
     refusal = refused_by_vllm(release)
@@ -157,37 +216,60 @@ def _list(registry: "Registry", name: str) -> list[str]:
             continue
         called = "".join(f" @{alias}" for alias, at in sorted(aliases.items()) if at == version)
         figures = (
-            "  ".join(f"test {metric} {value:.4f}" for metric, value in record.test.metrics.items() if metric in SHOWN)
+            "  ".join(
+                f"test {metric} {value:.4f}"
+                for metric, value in record.test.metrics.items()
+                if metric in SHOWN
+            )
             if record.test
             else ""
         )
-        print(f"{name}@{version}{called}  {record.created}  {record.content_id[:12]}  {figures}".rstrip())
+        print(
+            (
+                f"{name}@{version}{called}  {record.created}  {record.content_id[:12]}  {figures}"
+            ).rstrip()
+        )
     return wrong
 
 
 @app.command()
 def verify(
     reference: Annotated[
-        str | None, typer.Argument(help="name@version, name@alias, or a name for its latest version; none with --repair")
+        str | None,
+        typer.Argument(
+            help="name@version, name@alias, or a name for its latest version; none with --repair"
+        ),
     ] = None,
     require_signature: RequireSignature = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="look at the whole storage path, and print what would be mended and how")
+        bool,
+        typer.Option(
+            "--repair",
+            help="look at the whole storage path, and print what would be mended and how",
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="with --repair: mend it")] = False,
     storage_path: Storage = "runs",
 ) -> None:
-    """Recompute every hash of a release, and have it answer its probe; or find what is broken in a storage path."""
+    """Recompute every hash of a release, and have it answer its probe; or find what is broken in a
+    storage path."""
     from medray.registry.registry import Registry
 
     registry = Registry(storage_path)
     if repair:
         if reference or require_signature:
-            raise ConfigError("--repair looks at the whole storage path; drop NAME@VERSION and --require-signature")
+            raise ConfigError(
+                "--repair looks at the whole storage path; drop NAME@VERSION and "
+                "--require-signature"
+            )
         _repair(registry, yes)
         return
     if reference is None or yes:
-        raise ConfigError("NAME@VERSION is missing" if reference is None else "--yes goes with --repair; drop one of them")
+        raise ConfigError(
+            "NAME@VERSION is missing"
+            if reference is None
+            else "--yes goes with --repair; drop one of them"
+        )
     release = registry.resolve(reference)
     if require_signature:
         release.check_signature(require_signature)
@@ -200,7 +282,10 @@ def verify(
 
 def _load(release: "Release") -> None:
     release.load()
-    print(f"{release.reference}: every file is what its manifest says, and the model answers its probe")
+    print(
+        f"{release.reference}: every file is what its manifest says, and the model answers its "
+        "probe"
+    )
 
 
 def _repair(registry: "Registry", yes: bool) -> None:
@@ -210,8 +295,13 @@ def _repair(registry: "Registry", yes: bool) -> None:
     for finding in findings:
         if yes and finding.mend:
             finding.mend()
-        print(f"{finding.where}: {finding.what}; {'done: ' if yes and finding.mend else ''}{finding.remedy}")
-    open_ones = [finding for finding in findings if finding.is_broken and not (yes and finding.mend)]
+        print(
+            f"{finding.where}: {finding.what}; "
+            f"{'done: ' if yes and finding.mend else ''}{finding.remedy}"
+        )
+    open_ones = [
+        finding for finding in findings if finding.is_broken and not (yes and finding.mend)
+    ]
     if not findings:
         print(f"{registry.store.uri}: nothing is broken")
     if not yes and any(finding.mend for finding in findings):
@@ -224,8 +314,15 @@ def _repair(registry: "Registry", yes: bool) -> None:
 def export(
     reference: Reference,
     folder: Annotated[str, typer.Argument(help="a new folder")],
-    merged: Annotated[bool, typer.Option("--merged", help="the whole model instead of the adapter")] = False,
-    bundle: Annotated[bool, typer.Option("--bundle", help="a storage path with this release alone, for a server of its own")] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="the whole model instead of the adapter")
+    ] = False,
+    bundle: Annotated[
+        bool,
+        typer.Option(
+            "--bundle", help="a storage path with this release alone, for a server of its own"
+        ),
+    ] = False,
     storage_path: Storage = "runs",
 ) -> None:
     """Write a release as a plain Hub folder with a model card, or as a storage path of its own."""

@@ -21,12 +21,22 @@ log = logging.getLogger(__name__)
 
 @app.command()
 def report(
-    folder: Annotated[str, typer.Argument(help="a study's folder (its latest run counts), or that of one run")],
-    out: Annotated[Path | None, typer.Option(help="the page to write; report.html in the run's folder where not given")] = None,
-    plots: Annotated[
-        Path | None, typer.Option(help="a folder for every chart as SVG, and as PNG where the extra `plots` is installed")
+    folder: Annotated[
+        str, typer.Argument(help="a study's folder (its latest run counts), or that of one run")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the page to write; report.html in the run's folder where not given"),
     ] = None,
-    mlflow: Annotated[str | None, typer.Option(help="log the study to the MLflow of this URI, unless it is there")] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            help="a folder for every chart as SVG, and as PNG where the extra `plots` is installed"
+        ),
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(help="log the study to the MLflow of this URI, unless it is there")
+    ] = None,
 ) -> None:
     """Write the report of a study that has ended: one page that needs nothing else."""
     from medray.reports import page
@@ -46,7 +56,8 @@ def report(
 
 
 def at_the_end(run: "Run") -> Path | None:
-    """The report of a study that has just ended, or was stopped before anything could be ranked: None."""
+    """The report of a study that has just ended, or was stopped before anything could be ranked:
+    None."""
     from medray.reports import page
     from medray.reports.study_data import gather
     from medray.study.run import LEADERBOARD
@@ -81,7 +92,17 @@ def _log(run: "Run", uri: str, release: "Release | None") -> str:
     published = None
     if release and data.config.publish:
         record = release.record
-        published = Published(record.name, record.version, data.config.publish.alias, record.content_id, release.folder())
-    files = [path for name in (page.REPORT, LEADERBOARD, SETTINGS) if (path := run.folder / name).exists()]
+        published = Published(
+            record.name,
+            record.version,
+            data.config.publish.alias,
+            record.content_id,
+            release.folder(),
+        )
+    files = [
+        path
+        for name in (page.REPORT, LEADERBOARD, SETTINGS)
+        if (path := run.folder / name).exists()
+    ]
     mark = f"{run.folder.name}-{storage.hash_file(run.folder / LEADERBOARD)[:12]}"
     return log_study(data, uri, mark=mark, files=files, release=published)

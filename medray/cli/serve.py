@@ -13,29 +13,56 @@ from medray.client import Client
 from medray.errors import ConfigError
 
 app = typer.Typer()
-Url = Annotated[str | None, typer.Option(help="where the service answers; http://127.0.0.1:8000 where not given")]
+Url = Annotated[
+    str | None,
+    typer.Option(help="where the service answers; http://127.0.0.1:8000 where not given"),
+]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="write the alias and wait for nobody")]
 _MOST_REPLICAS = 8  # by default: each holds its model in memory
-Timeout = Annotated[float, typer.Option("--timeout", help="seconds until every replica must report the version")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", help="seconds until every replica must report the version")
+]
 
 
 @app.command()
 def serve(
-    references: Annotated[list[str], typer.Argument(help="releases: name@alias is followed, name@version stays")],
+    references: Annotated[
+        list[str], typer.Argument(help="releases: name@alias is followed, name@version stays")
+    ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of the HTTP service")] = 8000,
-    host: Annotated[str, typer.Option(help="address to listen on; any but loopback needs --tokens or --open-to-all")] = "127.0.0.1",
-    prefix: Annotated[str, typer.Option(help="path below which it answers, beside other applications of a cluster")] = "/",
-    tokens: Annotated[str | None, typer.Option(help="file with the SHA-256 of a token a line")] = None,
+    host: Annotated[
+        str,
+        typer.Option(help="address to listen on; any but loopback needs --tokens or --open-to-all"),
+    ] = "127.0.0.1",
+    prefix: Annotated[
+        str,
+        typer.Option(help="path below which it answers, beside other applications of a cluster"),
+    ] = "/",
+    tokens: Annotated[
+        str | None, typer.Option(help="file with the SHA-256 of a token a line")
+    ] = None,
     names: Annotated[
-        list[str] | None, typer.Option("--name", help="a name besides localhost that browsers may ask; may be repeated")
+        list[str] | None,
+        typer.Option(
+            "--name", help="a name besides localhost that browsers may ask; may be repeated"
+        ),
     ] = None,
-    open_to_all: Annotated[bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")] = False,
+    open_to_all: Annotated[
+        bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")
+    ] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, transformers or vllm, for releases that talk")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="auto, transformers or vllm, for releases that talk")
+    ] = "auto",
     replicas: Annotated[
-        int | None, typer.Option(help="of each release; one for each CPU that is its share, 8 at most, where not given")
+        int | None,
+        typer.Option(
+            help="of each release; one for each CPU that is its share, 8 at most, where not given"
+        ),
     ] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs and threads of a replica; its share where not given")] = None,
+    cpus: Annotated[
+        int | None, typer.Option(help="CPUs and threads of a replica; its share where not given")
+    ] = None,
     require_signature: RequireSignature = None,
     storage_path: Storage = "runs",
 ) -> None:
@@ -50,7 +77,9 @@ def serve(
     replicas = replicas or (max(1, share // cpus) if cpus else min(share, _MOST_REPLICAS))
     raw = {
         "releases": references,
-        "storage_path": storage_path if "://" in storage_path else str(files.absolute(storage_path)),
+        "storage_path": storage_path
+        if "://" in storage_path
+        else str(files.absolute(storage_path)),
         "precision": precision,
         "engine": engine,
         "replicas": replicas,
@@ -69,9 +98,16 @@ def serve(
     with serving(options, host=host, port=port, prefix=prefix, num_cpus=num_cpus) as url:
         for wanted in (signal.SIGINT, signal.SIGTERM):
             signal.signal(wanted, lambda number, frame: stop.set())
-        print(f"{', '.join(references)} at {url}, documented at {url}/docs; Ctrl-C stops it", flush=True)
+        print(
+            f"{', '.join(references)} at {url}, documented at {url}/docs; Ctrl-C stops it",
+            flush=True,
+        )
         path = first_path(references, options.storage_path)
-        body = '{"messages": [{"role": "user", "content": "..."}]}' if path == CHAT_PATH else '{"text": "..."}'
+        body = (
+            '{"messages": [{"role": "user", "content": "..."}]}'
+            if path == CHAT_PATH
+            else '{"text": "..."}'
+        )
         print(f"curl {url}{path} -H 'content-type: application/json' -d '{body}'", flush=True)
         stop.wait()
         print("stopping", flush=True)
@@ -91,7 +127,13 @@ def promote(
     from medray.registry.registry import Registry
     from medray.serving import promotion
 
-    live = promotion.promote(Registry(storage_path), reference, alias, _client(url, token_file, no_wait), timeout_s=timeout_s)
+    live = promotion.promote(
+        Registry(storage_path),
+        reference,
+        alias,
+        _client(url, token_file, no_wait),
+        timeout_s=timeout_s,
+    )
     _say(live, alias, no_wait)
 
 
@@ -109,7 +151,9 @@ def rollback(
     from medray.registry.registry import Registry
     from medray.serving import promotion
 
-    live = promotion.rollback(Registry(storage_path), name, alias, _client(url, token_file, no_wait), timeout_s=timeout_s)
+    live = promotion.rollback(
+        Registry(storage_path), name, alias, _client(url, token_file, no_wait), timeout_s=timeout_s
+    )
     _say(live, alias, no_wait)
 
 
@@ -122,4 +166,7 @@ def _client(url: str | None, token_file: str | None, no_wait: bool) -> Client | 
 
 
 def _say(live: str, alias: str, no_wait: bool) -> None:
-    print(f"{live} is {live.partition('@')[0]}@{alias}" + ("" if no_wait else ", and every replica serves it"))
+    print(
+        f"{live} is {live.partition('@')[0]}@{alias}"
+        + ("" if no_wait else ", and every replica serves it")
+    )

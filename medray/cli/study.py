@@ -23,12 +23,24 @@ app = typer.Typer()
 def study(
     arguments: Configs,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the resolved configuration, read the data, list what is wrong, train nothing")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help=(
+                "print the resolved configuration, read the data, list what is wrong, train nothing"
+            ),
+        ),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run of this study, or extend it")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="with --resume: run the trials that failed once more")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the latest run of this study, or extend it")
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="with --resume: run the trials that failed once more"),
+    ] = False,
 ) -> None:
-    """Search each base model's settings, rank the trials, judge the best on test rows, publish the winner."""
+    """Search each base model's settings, rank the trials, judge the best on test rows, publish the
+    winner."""
     from medray.errors import ConfigError, GateError
 
     asked = load(arguments)
@@ -51,13 +63,20 @@ def study(
     from medray.study.study import run as run_study
 
     run = Run.resume(asked) if resume else Run.start(asked)
-    num_before = sum(record.status not in ("running", *(["failed"] if retry_failed else [])) for record in run.records())
+    num_before = sum(
+        record.status not in ("running", *(["failed"] if retry_failed else []))
+        for record in run.records()
+    )
     print(f"run: {run.folder}", flush=True)
     with Progress(metric(asked), Console(), num_before, run.folder / "trials") as progress:
         progress.stage("starting Ray")
         with start_cluster() as cluster:
             if cluster.dashboard:
-                print(f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir {run.folder}", flush=True)
+                print(
+                    f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir "
+                    f"{run.folder}",
+                    flush=True,
+                )
             try:
                 with TensorBoard(run.folder, metric(asked)) as board:
                     outcome = run_study(
@@ -78,7 +97,9 @@ def study(
 
 @app.command()
 def leaderboard(
-    folder: Annotated[str, typer.Argument(help="a study's folder (its latest run counts), or that of one run")],
+    folder: Annotated[
+        str, typer.Argument(help="a study's folder (its latest run counts), or that of one run")
+    ],
     form: Annotated[str, typer.Option("--format", help="md, csv or json")] = "md",
 ) -> None:
     """Print the leaderboard of a study that has ended."""
@@ -98,15 +119,24 @@ def evaluate(
     of: Annotated[
         str,
         typer.Argument(
-            help="a release (name@version, name@alias, name), a checkpoint's folder, or one of the study's base models, untuned"
+            help=(
+                "a release (name@version, name@alias, name), a checkpoint's folder, or one of the "
+                "study's base models, untuned"
+            )
         ),
     ],
     arguments: Configs,
-    split: Annotated[str, typer.Option(help="test, validation, or all rows of data that did not train it")] = "test",
+    split: Annotated[
+        str, typer.Option(help="test, validation, or all rows of data that did not train it")
+    ] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
-    storage_path: Annotated[str | None, typer.Option(help="where releases are kept; the study's storage_path where not given")] = None,
+    storage_path: Annotated[
+        str | None,
+        typer.Option(help="where releases are kept; the study's storage_path where not given"),
+    ] = None,
 ) -> None:
-    """Judge a release, or a base model before training, on the data of a study's YAML. Reading test labels is logged."""
+    """Judge a release, or a base model before training, on the data of a study's YAML. Reading test
+    labels is logged."""
     from pydantic import TypeAdapter
 
     from medray.errors import ConfigError, allowed
@@ -117,31 +147,55 @@ def evaluate(
 
     asked = load(arguments)
     if split not in ("test", "validation", "all"):
-        raise ConfigError(f"--split {split!r} is not known; {allowed(split, ('test', 'validation', 'all'))}")
+        raise ConfigError(
+            f"--split {split!r} is not known; {allowed(split, ('test', 'validation', 'all'))}"
+        )
     log_dir = files.absolute(asked.storage_path) / "test_log"
     base = next((base for base in asked.base_models if base.source == of), None)
     if base:
         found = evaluate_untuned(asked.trial(base), split, log_dir=log_dir)  # type: ignore[arg-type]
     else:
-        found = evaluate_release(of, asked.data, split, storage_path=storage_path or asked.storage_path, log_dir=log_dir)  # type: ignore[arg-type]
+        found = evaluate_release(
+            of,
+            asked.data,
+            split,  # type: ignore[arg-type]
+            storage_path=storage_path or asked.storage_path,
+            log_dir=log_dir,
+        )
     if as_json:
         print(TypeAdapter(ReleaseEvaluation).dump_json(found, indent=1).decode())
         return
-    sure = f" (95 % interval {found.interval.low:.3f} to {found.interval.high:.3f})" if found.interval else ""
-    print(f"{found.of} on {found.metrics.num_rows} {split} rows: {found.metric} {found.metrics.values[found.metric]:.4f}{sure}")
+    sure = (
+        f" (95 % interval {found.interval.low:.3f} to {found.interval.high:.3f})"
+        if found.interval
+        else ""
+    )
+    print(
+        f"{found.of} on {found.metrics.num_rows} {split} rows: {found.metric} "
+        f"{found.metrics.values[found.metric]:.4f}{sure}"
+    )
     for name, value in found.metrics.values.items():
         print(f"  {name} {value:.4f}")
-    for sentence in analysis.split_sentences(found.analysis, found.calibration) if found.analysis else ():
+    for sentence in (
+        analysis.split_sentences(found.analysis, found.calibration) if found.analysis else ()
+    ):
         print(sentence)
 
 
 @app.command()
 def gc(
-    place: Annotated[str, typer.Argument(help="a storage path, a study's folder or that of one run")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell what would go, remove nothing")] = False,
-    finalists: Annotated[bool, typer.Option("--finalists", help="finalists that did not win as well")] = False,
+    place: Annotated[
+        str, typer.Argument(help="a storage path, a study's folder or that of one run")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="tell what would go, remove nothing")
+    ] = False,
+    finalists: Annotated[
+        bool, typer.Option("--finalists", help="finalists that did not win as well")
+    ] = False,
 ) -> None:
-    """Remove checkpoints and states of losing trials of studies that have ended; never what a release refers to."""
+    """Remove checkpoints and states of losing trials of studies that have ended; never what a
+    release refers to."""
     from medray.storage import files
     from medray.study.gc import find, remove
 

@@ -1,4 +1,5 @@
-"""Addresses whose secrets are named and not written: `${env:NAME}` and `${file:PATH}`, replaced for the moment of their use."""
+"""Addresses whose secrets are named and not written: `${env:NAME}` and `${file:PATH}`, replaced for
+the moment of their use."""
 
 import os
 import re
@@ -21,10 +22,12 @@ def has_reference(address: str) -> bool:
 
 @contextmanager
 def resolved(address: str) -> Iterator[str]:
-    """The address with its secrets, for the length of a block; no error that leaves the block repeats them."""
+    """The address with its secrets, for the length of a block; no error that leaves the block
+    repeats them."""
     if _HIDDEN.search(address):
         raise ConfigError(
-            f"{address}: was stored without its secret ({MARK}); give the whole address again (data.format.path=ADDRESS),"
+            f"{address}: was stored without its secret ({MARK}); give the whole address again "
+            "(data.format.path=ADDRESS),"
             " or name the secret in it: ${env:NAME} or ${file:PATH}"
         )
     secrets: list[str] = []
@@ -38,7 +41,8 @@ def resolved(address: str) -> Iterator[str]:
 
 
 def comparable(address: str) -> str:
-    """The same for two addresses of one place: references are replaced where that can be done, secrets are left out."""
+    """The same for two addresses of one place: references are replaced where that can be done,
+    secrets are left out."""
     try:
         return redact(_expanded(address, []))
     except ConfigError:
@@ -46,11 +50,14 @@ def comparable(address: str) -> str:
 
 
 def _expanded(address: str, secrets: list[str]) -> str:
-    """The address with each reference replaced, before the host as an address writes it; what was put in is added to `secrets`."""
+    """The address with each reference replaced, before the host as an address writes it; what was
+    put in is added to `secrets`."""
 
     def value(match: re.Match[str]) -> str:
         secrets.append(_read(address, match["kind"], match["name"]))
-        is_before_host = "://" in address[: match.start()] and _BEFORE_HOST.match(address, match.end())
+        is_before_host = "://" in address[: match.start()] and _BEFORE_HOST.match(
+            address, match.end()
+        )
         return quote(secrets[-1], safe="") if is_before_host else secrets[-1]
 
     return REFERENCE.sub(value, address)
@@ -68,9 +75,15 @@ def _read(address: str, kind: str, name: str) -> str:
                 value = file.read(_MOST_CHARACTERS)
         except (OSError, ValueError) as err:  # ValueError: no text, or no path
             reason = (err.strerror if isinstance(err, OSError) else None) or "it is not text"
-            raise ConfigError(f"{redact(address)}: {where} cannot be read: {reason}; it must be there where the study runs") from None
+            raise ConfigError(
+                f"{redact(address)}: {where} cannot be read: {reason}; it must be there where the "
+                "study runs"
+            ) from None
     if len(value.split()) != 1 or len(value) == _MOST_CHARACTERS:
-        raise ConfigError(f"{redact(address)}: {where} does not hold one word, as a secret of an address is; write nothing else into it")
+        raise ConfigError(
+            f"{redact(address)}: {where} does not hold one word, as a secret of an address is; "
+            "write nothing else into it"
+        )
     return value.strip()
 
 

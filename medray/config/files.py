@@ -12,7 +12,10 @@ from medray.errors import ConfigError
 
 _MOST_BYTES = 256 << 10  # of a file or a value, which takes seconds to read
 _MOST_NODES = 50_000  # keys and values, each counted as often as it is referred to
-_PAIRS = (("epochs", "max_steps"), ("warmup_steps", "warmup_ratio"))  # settings of which a study gives one
+_PAIRS = (
+    ("epochs", "max_steps"),
+    ("warmup_steps", "warmup_ratio"),
+)  # settings of which a study gives one
 _OTHER = {name: other for pair in _PAIRS for name, other in (pair, pair[::-1])}
 
 
@@ -24,7 +27,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in keys:
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r:.60} is given twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r:.60} is given twice", key.start_mark
+                    )
                 keys.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -33,7 +38,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
-        raw = parse(content.decode("utf-8", "strict" if len(content) <= _MOST_BYTES else "replace"), f"{path}:")
+        raw = parse(
+            content.decode("utf-8", "strict" if len(content) <= _MOST_BYTES else "replace"),
+            f"{path}:",
+        )
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as err:
@@ -58,26 +66,47 @@ def parse(text: str, where: str) -> Any:
             return None if node is None else loader.construct_document(node)
     except RecursionError:
         raise ConfigError(f"{where} is not valid YAML: nested too deeply") from None
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
-        # Of a value that is none of its type (a date of month 13, !!bool x), PyYAML lets Python's own error through.
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as err:
+        # Of a value that is none of its type (a date of month 13, !!bool x), PyYAML lets Python's
+        # own error through.
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(err).split())}") from None
     finally:
         loader.dispose()
-    shown = "keys and values without end" if math.isinf(num_nodes) else f"{num_nodes:.0f} keys and values"
-    raise ConfigError(f"{where} holds {shown} with what its aliases repeat; at most {_MOST_NODES} are read")
+    shown = (
+        "keys and values without end"
+        if math.isinf(num_nodes)
+        else f"{num_nodes:.0f} keys and values"
+    )
+    raise ConfigError(
+        f"{where} holds {shown} with what its aliases repeat; at most {_MOST_NODES} are read"
+    )
 
 
 def _count(node: yaml.Node, known: dict[int, float]) -> float:
     """Nodes below this one and itself; without end where it is inside itself."""
     if id(node) not in known:
         known[id(node)] = math.inf  # until it is counted
-        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count(part, known) for part in parts)
+        parts = (
+            chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        )
+        known[id(node)] = (
+            1
+            if isinstance(node, yaml.ScalarNode)
+            else 1 + sum(_count(part, known) for part in parts)
+        )
     return known[id(node)]
 
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """The settings of both. Of two that exclude each other, the higher layer's replaces the lower's."""
+    """The settings of both. Of two that exclude each other, the higher layer's replaces the
+    lower's."""
     merged = dict(low)
     for key, value in high.items():
         other = _OTHER.get(key)
@@ -89,7 +118,8 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def put_all(raw: dict[str, Any], settings: Iterable[tuple[str, Any, str]]) -> None:
-    """Lay one layer of dotted settings over others, as `merge` does; the third of each is its place, for errors."""
+    """Lay one layer of dotted settings over others, as `merge` does; the third of each is its
+    place, for errors."""
     layer = list(settings)
     given = {dotted for dotted, value, _ in layer if value is not None}
     for dotted, value, where in layer:
@@ -111,7 +141,9 @@ def put(raw: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:
                 at[part] = {}
             at = at[part]
         if not isinstance(at, (dict, list)):
-            raise ConfigError(f"{where}: {dotted!r} goes through {part!r}, which is {at!r}, not a section")
+            raise ConfigError(
+                f"{where}: {dotted!r} goes through {part!r}, which is {at!r}, not a section"
+            )
     if isinstance(at, list):
         at[_index(at, last, where)] = value
     else:
@@ -120,5 +152,8 @@ def put(raw: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:
 
 def _index(items: list[Any], part: str, where: str) -> int:
     if not (part.isdecimal() and len(part) < 10 and int(part) < len(items)):
-        raise ConfigError(f"{where:.200}: {part!r:.60} is not a position in a list of {len(items)} (0 to {len(items) - 1})")
+        raise ConfigError(
+            f"{where:.200}: {part!r:.60} is not a position in a list of {len(items)} (0 to "
+            f"{len(items) - 1})"
+        )
     return int(part)

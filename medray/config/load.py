@@ -1,4 +1,5 @@
-"""Read a study from YAML files, overlays and `key=value` settings; write its settings without secrets."""
+"""Read a study from YAML files, overlays and `key=value` settings; write its settings without
+secrets."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,8 @@ from medray.redaction import redact_settings
 
 
 def load_study(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyConfig:
-    """Read YAML files, later ones over earlier ones, then `key=value` settings; every mistake is named at once."""
+    """Read YAML files, later ones over earlier ones, then `key=value` settings; every mistake is
+    named at once."""
     raw: dict[str, Any] = {}
     for path in paths:
         raw = merge(raw, read_yaml(Path(path)))
@@ -55,11 +57,14 @@ def _mistakes(study: StudyConfig, base: BaseModelConfig) -> Iterator[str]:
 
 def tracking_uri(study: StudyConfig) -> str | None:
     """Of MLflow, by the study or, as MLflow's own users set it, by the environment."""
-    return study.mlflow.tracking_uri if study.mlflow else os.environ.get("MLFLOW_TRACKING_URI") or None
+    return (
+        study.mlflow.tracking_uri if study.mlflow else os.environ.get("MLFLOW_TRACKING_URI") or None
+    )
 
 
 def public_settings(config: BaseModel) -> dict[str, Any]:
-    """The settings as they may be written, shown and sent: without secrets, which stay in the process that was given them."""
+    """The settings as they may be written, shown and sent: without secrets, which stay in the
+    process that was given them."""
     settings: dict[str, Any] = redact_settings(config.model_dump(mode="json"))
     return settings
 
@@ -79,10 +84,13 @@ def _split(text: str) -> list[str]:
 
 
 def plugin_options(seam: str, text: str) -> PluginOptions:
-    """Options from one line, `name=raw_abstracts,path=samples/abstracts`; a value may be a YAML list in brackets."""
+    """Options from one line, `name=raw_abstracts,path=samples/abstracts`; a value may be a YAML
+    list in brackets."""
     parts = _split(text)
     if any("=" not in part for part in parts):
         raise ConfigError(f"{text!r} is not of the form name=FORMAT,path=PATH,option=value")
-    raw = {key: parse_value(text, value) for key, _, value in (part.partition("=") for part in parts)}
+    raw = {
+        key: parse_value(text, value) for key, _, value in (part.partition("=") for part in parts)
+    }
     options: type[PluginOptions] = plugins.find(seam, str(raw.get("name"))).Options
     return validate(options, raw, where=text)

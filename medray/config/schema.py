@@ -1,4 +1,5 @@
-"""Sections of a configuration: frozen, closed to unknown keys, and wrong input answered by where, what and what is allowed."""
+"""Sections of a configuration: frozen, closed to unknown keys, and wrong input answered by where,
+what and what is allowed."""
 
 import json
 from typing import Any, ClassVar, TypeVar, get_args
@@ -24,7 +25,10 @@ class Section(BaseModel):
     @classmethod
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads yes as true, and pydantic would read true as 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in _NUMBERS:
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(info.field_name)].annotation in _NUMBERS
+        ):
             raise ValueError(f"must be a number, found {value}")
         return value
 
@@ -32,7 +36,9 @@ class Section(BaseModel):
 class PluginOptions(Section):
     """Options of one file behind a seam; `name` says which."""
 
-    FIXED: ClassVar[tuple[str, ...]] = ("name",)  # the same for every base model of a study, or their figures could not be compared
+    FIXED: ClassVar[tuple[str, ...]] = (
+        "name",
+    )  # the same for every base model of a study, or their figures could not be compared
     name: str
 
 
@@ -47,23 +53,34 @@ class Plugin:
             return value
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             names = ", ".join(plugins.names(self.seam))
-            raise PydanticCustomError("plugin", "must be a mapping with a name", {"problems": [((), f"needs a `name`, one of: {names}")]})
+            raise PydanticCustomError(
+                "plugin",
+                "must be a mapping with a name",
+                {"problems": [((), f"needs a `name`, one of: {names}")]},
+            )
         try:
             options = plugins.find(self.seam, value["name"]).Options
         except ConfigError as err:
-            raise PydanticCustomError("plugin", "unknown name", {"problems": [(("name",), str(err))]}) from None
+            raise PydanticCustomError(
+                "plugin", "unknown name", {"problems": [(("name",), str(err))]}
+            ) from None
         try:
             parsed: PluginOptions = options.model_validate(value)
         except ValidationError as err:
-            raise PydanticCustomError("plugin", "wrong options", {"problems": _problems(err, options)}) from None
+            raise PydanticCustomError(
+                "plugin", "wrong options", {"problems": _problems(err, options)}
+            ) from None
         return parsed
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        dump = core_schema.plain_serializer_function_ser_schema(lambda value: value.model_dump(mode="json"))
+        dump = core_schema.plain_serializer_function_ser_schema(
+            lambda value: value.model_dump(mode="json")
+        )
         return core_schema.no_info_plain_validator_function(self._parse, serialization=dump)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        # Through the handler, so that models nested in the options land in the one $defs that the references point to.
+        # Through the handler, so that models nested in the options land in the one $defs that the
+        # references point to.
         options = (plugins.find(self.seam, name).Options for name in plugins.names(self.seam))
         return {"oneOf": [handler(option.__pydantic_core_schema__) for option in options]}
 
@@ -72,17 +89,30 @@ def validate(model: type[Model], raw: dict[str, Any], *, where: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as err:
-        problems = [(".".join(map(str, loc)) or "top level", message) for loc, message in _problems(err, model)]
+        problems = [
+            (".".join(map(str, loc)) or "top level", message)
+            for loc, message in _problems(err, model)
+        ]
         lines = [f"{key}: {message.replace(_KEY, key)}" for key, message in problems]
-        raise ConfigError(f"{where}: " + "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])) from None
+        raise ConfigError(
+            f"{where}: " + "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])
+        ) from None
 
 
 def parse(model: type[Model], raw: bytes, *, where: str, version: int | None = None) -> Model:
-    """A stored file as its model; whatever is wrong with its bytes is one sentence that names the file."""
+    """A stored file as its model; whatever is wrong with its bytes is one sentence that names the
+    file."""
     try:
         content = json.loads(raw)
-        if version is not None and (written := content.get("schema_version") if isinstance(content, dict) else None) != version:
-            raise ArtifactError(f"{where}: schema version {str(written)[:40]} was written by another medray; this one reads {version}")
+        if (
+            version is not None
+            and (written := content.get("schema_version") if isinstance(content, dict) else None)
+            != version
+        ):
+            raise ArtifactError(
+                f"{where}: schema version {str(written)[:40]} was written by another medray; this "
+                f"one reads {version}"
+            )
         return model.model_validate(content)
     except ValidationError as err:
         first = err.errors()[0]
@@ -91,15 +121,22 @@ def parse(model: type[Model], raw: bytes, *, where: str, version: int | None = N
         reason = "not valid JSON: it is too deep"
     except ValueError as err:  # of JSON, of its encoding, or of a number with thousands of digits
         reason = f"not valid JSON: {str(err).splitlines()[0]}"
-    raise ArtifactError(f"{where}: cannot be read: {reason[:200]}; `medray verify --repair` says what mends it")
+    raise ArtifactError(
+        f"{where}: cannot be read: {reason[:200]}; `medray verify --repair` says what mends it"
+    )
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
     found: list[tuple[Location, str]] = []
     items = error.errors()
     for item in items[:_MOST_SHOWN]:
-        # pydantic puts the tried member of a union into the path, such as dict[str,float] or TieConfig; no user wrote that.
-        loc: Location = tuple(part for part in item["loc"] if not (isinstance(part, str) and ("[" in part or part.endswith("Config"))))
+        # pydantic puts the tried member of a union into the path, such as dict[str,float] or
+        # TieConfig; no user wrote that.
+        loc: Location = tuple(
+            part
+            for part in item["loc"]
+            if not (isinstance(part, str) and ("[" in part or part.endswith("Config")))
+        )
         match item["type"]:
             case "plugin":
                 found += [((*loc, *inner), message) for inner, message in item["ctx"]["problems"]]
@@ -111,13 +148,35 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
                 found.append((loc, str(item["ctx"]["error"])))
             case "string_type" if isinstance(item["input"], bool):
                 found.append(
-                    (loc, f"must be text, found {item['input']}; YAML reads yes, no, on and off as true and false: put it in quotes")
+                    (
+                        loc,
+                        (
+                            f"must be text, found {item['input']}; YAML reads yes, no, on and off "
+                            "as true and false: put it in quotes"
+                        ),
+                    )
                 )
             case "string_type" if isinstance(item["input"], int | float):
                 quoted = f'"{redact(str(item["input"]))}"'
-                found.append((loc, f"must be text, found a number; put it in quotes: {quoted}, in a shell '{_KEY}={quoted}'"))
+                found.append(
+                    (
+                        loc,
+                        (
+                            f"must be text, found a number; put it in quotes: {quoted}, in a shell "
+                            f"'{_KEY}={quoted}'"
+                        ),
+                    )
+                )
             case _:
-                found.append((loc, f"{item['msg'][0].lower()}{item['msg'][1:]}, found {redact(repr(item['input'])):.80}"))
+                found.append(
+                    (
+                        loc,
+                        (
+                            f"{item['msg'][0].lower()}{item['msg'][1:]}, found "
+                            f"{redact(repr(item['input'])):.80}"
+                        ),
+                    )
+                )
     if more := len(items[_MOST_SHOWN:]):
         found.append(((), f"has {more} mistakes more"))
     return found
@@ -128,5 +187,12 @@ def _fields_at(model: type[BaseModel], loc: Location) -> list[str]:
     for part in loc:
         if isinstance(part, str) and isinstance(at, type) and issubclass(at, BaseModel):
             at = at.model_fields[part].annotation  # of a list or a union, the section in it
-            at = next((member for member in get_args(at) if isinstance(member, type) and issubclass(member, BaseModel)), at)
+            at = next(
+                (
+                    member
+                    for member in get_args(at)
+                    if isinstance(member, type) and issubclass(member, BaseModel)
+                ),
+                at,
+            )
     return list(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []

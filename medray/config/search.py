@@ -15,17 +15,23 @@ class Axis(Section):
     """Exactly one of its fields is given, such as `loguniform: [1.0e-4, 3.0e-3]`."""
 
     choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn")
-    grid: tuple[Any, ...] | None = Field(None, min_length=1, description="each of these, crossed with the other grid axes")
+    grid: tuple[Any, ...] | None = Field(
+        None, min_length=1, description="each of these, crossed with the other grid axes"
+    )
     uniform: tuple[float, float] | None = Field(None, description="[low, high]")
     loguniform: tuple[float, float] | None = Field(None, description="[low, high], both above 0")
-    qloguniform: tuple[float, float, float] | None = Field(None, description="[low, high, step]: loguniform, rounded to whole steps")
+    qloguniform: tuple[float, float, float] | None = Field(
+        None, description="[low, high, step]: loguniform, rounded to whole steps"
+    )
     randint: tuple[int, int] | None = Field(None, description="[low, high], both included")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"needs exactly one of {', '.join(KINDS)}; found {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"needs exactly one of {', '.join(KINDS)}; found {', '.join(given) or 'none'}"
+            )
         if self.is_finite:
             return self
         low, high, *step = self.values
@@ -34,7 +40,9 @@ class Axis(Section):
         if self.kind in ("loguniform", "qloguniform") and low <= 0:
             raise ValueError(f"{self.kind}: low {low} must be above 0")
         if step and not 0 < step[0] <= high - low:
-            raise ValueError(f"{self.kind}: step {step[0]} must be above 0 and at most high - low = {high - low}")
+            raise ValueError(
+                f"{self.kind}: step {step[0]} must be above 0 and at most high - low = {high - low}"
+            )
         return self
 
     @model_serializer
@@ -56,7 +64,8 @@ class Axis(Section):
 
     @property
     def extremes(self) -> Sequence[Any]:
-        """Values that stand for all: what is wrong with one of them is told before anything is drawn."""
+        """Values that stand for all: what is wrong with one of them is told before anything is
+        drawn."""
         if self.is_finite:
             return self.values
         low, high = self.values[:2]
@@ -67,31 +76,65 @@ class Axis(Section):
 
 
 class TieConfig(Section):
-    parameters: float = Field(1.5, ge=1, description="a tied model wins where it has so many times fewer parameters than the best")
+    parameters: float = Field(
+        1.5,
+        ge=1,
+        description="a tied model wins where it has so many times fewer parameters than the best",
+    )
 
 
 class SearchConfig(Section):
     """Which trials a study runs, and which of them it stops early."""
 
     algorithm: Literal["random", "grid", "optuna"] = "random"
-    space: dict[str, Axis] = Field({}, description="dotted trial settings and the values they may take")
-    num_trials: int | None = Field(None, ge=1, description="draws for each base model, 1 where not given; a grid runs each of its points")
-    num_epochs: float | None = Field(None, gt=0, description="stop when the trials have trained this many epochs together")
+    space: dict[str, Axis] = Field(
+        {}, description="dotted trial settings and the values they may take"
+    )
+    num_trials: int | None = Field(
+        None,
+        ge=1,
+        description="draws for each base model, 1 where not given; a grid runs each of its points",
+    )
+    num_epochs: float | None = Field(
+        None, gt=0, description="stop when the trials have trained this many epochs together"
+    )
     time_s: float | None = Field(
-        None, gt=0, description="stop after this many seconds of search, resumed ones counted, at a trial's next evaluation"
+        None,
+        gt=0,
+        description=(
+            "stop after this many seconds of search, resumed ones counted, at a trial's next "
+            "evaluation"
+        ),
     )
-    scheduler: Literal["none", "asha"] = Field("none", description="asha stops a trial whose figure is not among the best at its rung")
+    scheduler: Literal["none", "asha"] = Field(
+        "none", description="asha stops a trial whose figure is not among the best at its rung"
+    )
     grace_epochs: float = Field(1, gt=0, description="asha: the first rung")
-    reduction_factor: float = Field(3, gt=1, description="asha: one of so many goes on, and rungs lie this factor apart")
-    num_finalists: int = Field(1, ge=1, description="best trials of each base model that are judged on test rows")
-    tie: Literal["best"] | TieConfig = Field(
-        TieConfig(), description="which of the finalists wins that validation rows cannot tell apart; best: the one with the best figure"
+    reduction_factor: float = Field(
+        3, gt=1, description="asha: one of so many goes on, and rungs lie this factor apart"
     )
-    num_seeds: int = Field(1, ge=1, description="seeds that each finalist is trained with; its figures are the means over them")
+    num_finalists: int = Field(
+        1, ge=1, description="best trials of each base model that are judged on test rows"
+    )
+    tie: Literal["best"] | TieConfig = Field(
+        TieConfig(),
+        description=(
+            "which of the finalists wins that validation rows cannot tell apart; best: the one "
+            "with the best figure"
+        ),
+    )
+    num_seeds: int = Field(
+        1,
+        ge=1,
+        description="seeds that each finalist is trained with; its figures are the means over them",
+    )
     max_failed: int | None = Field(
         None,
         ge=0,
-        description="trials that may fail; with one more no further trial starts and nothing is judged; half of them where not given",
+        description=(
+            "trials that may fail; with one more no further trial starts and nothing is judged; "
+            "half of them where not given"
+        ),
     )
 
     @model_validator(mode="after")
@@ -99,13 +142,21 @@ class SearchConfig(Section):
         if self.algorithm == "grid":
             endless = [path for path, axis in self.space.items() if not axis.is_finite]
             if endless:
-                raise ValueError(f"algorithm grid and space {', '.join(endless)}: a grid takes choice and grid axes only")
+                raise ValueError(
+                    f"algorithm grid and space {', '.join(endless)}: a grid takes choice and grid "
+                    "axes only"
+                )
             if self.num_trials is not None:
-                raise ValueError(f"algorithm grid and num_trials {self.num_trials}: a grid has as many trials as points")
+                raise ValueError(
+                    f"algorithm grid and num_trials {self.num_trials}: a grid has as many trials "
+                    "as points"
+                )
         if self.algorithm == "optuna":
             check_optuna(self.space)
         given = {"grace_epochs", "reduction_factor"} & self.model_fields_set
-        if self.scheduler == "none" and any(getattr(self, name) != SearchConfig.model_fields[name].default for name in given):
+        if self.scheduler == "none" and any(
+            getattr(self, name) != SearchConfig.model_fields[name].default for name in given
+        ):
             raise ValueError(f"scheduler none and {', '.join(sorted(given))}: only asha has rungs")
         return self
 
@@ -113,4 +164,7 @@ class SearchConfig(Section):
 def check_optuna(space: Mapping[str, Axis]) -> None:
     for path, axis in space.items():
         if axis.kind in ("qloguniform", "grid"):
-            raise ValueError(f"algorithm optuna and space {path}: Optuna has no {axis.kind}; allowed: choice, uniform, loguniform, randint")
+            raise ValueError(
+                f"algorithm optuna and space {path}: Optuna has no {axis.kind}; allowed: choice, "
+                "uniform, loguniform, randint"
+            )

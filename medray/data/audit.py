@@ -1,4 +1,5 @@
-"""What is in a data set, told before a GPU hour is spent on it: balance, lengths, duplicates, conflicts, the ceiling they set."""
+"""What is in a data set, told before a GPU hour is spent on it: balance, lengths, duplicates,
+conflicts, the ceiling they set."""
 
 import math
 import re
@@ -47,7 +48,8 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class WordCounts:
-    """Lengths of the texts for nobody's tokenizer: what a text that is asked about later is compared with."""
+    """Lengths of the texts for nobody's tokenizer: what a text that is asked about later is
+    compared with."""
 
     p1: int
     p99: int
@@ -78,9 +80,13 @@ class Audit:
     majority_f1_macro: float
     num_corrected: int = 0  # labels replaced by data.corrections
     num_mentions: int = 0  # of annotated rows, whose labels are the kinds of these
-    terms: tuple[str, ...] = ()  # the vocabulary that the texts are made of, where the data set has one
+    terms: tuple[
+        str, ...
+    ] = ()  # the vocabulary that the texts are made of, where the data set has one
     words: WordCounts | None = None
-    languages: dict[str, int] = field(default_factory=dict)  # rows of a sample by what language they look like
+    languages: dict[str, int] = field(
+        default_factory=dict
+    )  # rows of a sample by what language they look like
     num_unlabelled: int = 0  # left out by drop_unlabelled
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,7 +100,10 @@ class Audit:
             + (f", {self.num_corrected} with corrected labels" if self.num_corrected else ""),
             *(self._labels() if self.labels else []),
             "splits: " + ", ".join(f"{side} {count}" for side, count in self.splits.items()),
-            f"duplicates: {self.exact_groups} texts stand {self.exact_rows} times, {self.near_groups} groups of near duplicates hold {self.near_rows} rows"
+            (
+                f"duplicates: {self.exact_groups} texts stand {self.exact_rows} times, "
+                f"{self.near_groups} groups of near duplicates hold {self.near_rows} rows"
+            )
             + (
                 f"; {self.given_across} groups stand on two sides as given"
                 if self.given_across
@@ -104,34 +113,51 @@ class Audit:
         ]
         for source, tokens in self.tokens.items():
             lines.append(
-                f"tokens ({source}): mean {tokens.mean:.0f}, median {tokens.median:.0f}, p95 {tokens.p95:.0f}, longest {tokens.longest};"
-                f" {tokens.num_over} texts ({tokens.num_over / self.num_rows:.1%}) are longer than {tokens.max_length}"
+                f"tokens ({source}): mean {tokens.mean:.0f}, median {tokens.median:.0f}, p95 "
+                f"{tokens.p95:.0f}, longest {tokens.longest};"
+                f" {tokens.num_over} texts ({tokens.num_over / self.num_rows:.1%}) are longer than "
+                f"{tokens.max_length}"
             )
         return "\n".join(lines)
 
     def _labels(self) -> list[str]:
-        what = f"{self.num_mentions} mentions, rows with each kind: " if self.num_mentions else "labels: "
+        what = (
+            f"{self.num_mentions} mentions, rows with each kind: "
+            if self.num_mentions
+            else "labels: "
+        )
         alike = "; ".join(" and ".join(map(repr, labels)) for labels in alike_labels(self.labels))
         return [
-            what + ", ".join(f"{label} {count} ({count / self.num_rows:.1%})" for label, count in self.labels.items()),
+            what
+            + ", ".join(
+                f"{label} {count} ({count / self.num_rows:.1%})"
+                for label, count in self.labels.items()
+            ),
             *([f"labels that differ in spelling alone: {alike}"] if alike else []),
         ]
 
     def _ceilings(self) -> list[str]:
         share = self.conflicting_rows / self.num_rows
         return [
-            f"conflicts: {self.conflicting_texts} texts stand under different labels, {self.conflicting_rows} rows ({share:.1%});"
+            f"conflicts: {self.conflicting_texts} texts stand under different labels, "
+            f"{self.conflicting_rows} rows ({share:.1%});"
             f" no classifier gets more than {self.accuracy_ceiling:.1%} of the rows right",
-            f"always answering {self.majority_label!r}: accuracy {self.majority_accuracy:.3f}, f1_macro {self.majority_f1_macro:.3f}",
+            (
+                f"always answering {self.majority_label!r}: accuracy {self.majority_accuracy:.3f}, "
+                f"f1_macro {self.majority_f1_macro:.3f}"
+            ),
         ]
 
 
 def alike_labels(labels: Iterable[str]) -> list[list[str]]:
-    """Labels that differ in case or blanks alone, or are the same number: one class, most likely, written in several ways."""
+    """Labels that differ in case or blanks alone, or are the same number: one class, most likely,
+    written in several ways."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         plain = " ".join(label.casefold().split())
-        groups.setdefault(str(float(plain)) if _NUMBER.fullmatch(plain) else plain, []).append(label)
+        groups.setdefault(str(float(plain)) if _NUMBER.fullmatch(plain) else plain, []).append(
+            label
+        )
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
@@ -148,7 +174,8 @@ def audit(
     terms: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> Audit:
-    """`lengths` are token counts of all examples, by base model; label sets of several labels count as one label each."""
+    """`lengths` are token counts of all examples, by base model; label sets of several labels count
+    as one label each."""
     groups, alike = duplicates.exact, _clusters(duplicates)
     in_several = {row for rows in (*groups, *alike) for row in rows}
     own: dict[int, Example] = {}  # rows that are looked at again, without their texts
@@ -166,7 +193,9 @@ def audit(
         if progress:
             progress.add(1)
     conflicting = [rows for rows in groups if len({_label(own[row]) for row in rows}) > 1]
-    lost = sum(len(rows) - max(Counter(_label(own[row]) for row in rows).values()) for rows in conflicting)
+    lost = sum(
+        len(rows) - max(Counter(_label(own[row]) for row in rows).values()) for rows in conflicting
+    )
     majority, most = max(sets.items(), key=lambda item: (item[1], item[0]))
     share = most / len(examples)
     sides = Counter(splits.values())
@@ -176,7 +205,9 @@ def audit(
         num_unlabelled=num_unlabelled,
         labels=dict(sorted(labels.items())),
         splits={side: sides[side] for side in ("train", "validation", "test")},
-        tokens={source: TokenCounts.of(counts, max_length) for source, counts in (lengths or {}).items()},
+        tokens={
+            source: TokenCounts.of(counts, max_length) for source, counts in (lengths or {}).items()
+        },
         exact_groups=len(groups),
         exact_rows=sum(map(len, groups)),
         near_groups=len(duplicates.near),
@@ -197,7 +228,8 @@ def audit(
 
 
 def _constant_f1(answer: str, labels: Counter[str], num_rows: int) -> float:
-    """Macro F1 of the same answer for every row: precision of a label in it is the label's share, recall is 1."""
+    """Macro F1 of the same answer for every row: precision of a label in it is the label's share,
+    recall is 1."""
     shares = [labels[label] / num_rows for label in answer.split(_PLUS) if label in labels]
     return sum(2 * share / (1 + share) for share in shares) / max(len(labels), 1)
 

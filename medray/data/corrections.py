@@ -1,4 +1,5 @@
-"""Labels that somebody looked at again: a file of ids and labels, applied as the data is read. The data's own files stay as they are."""
+"""Labels that somebody looked at again: a file of ids and labels, applied as the data is read. The
+data's own files stay as they are."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -46,14 +47,21 @@ def cell(labels: Sequence[str]) -> str:
 
 
 def _read(path: Path) -> Iterator[tuple[str, str, str | list[str]]]:
-    """Place, id and label of every row that has a label; the others were looked at and left alone."""
+    """Place, id and label of every row that has a label; the others were looked at and left
+    alone."""
     rows = _objects(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _delimited(path)
     for where, row in rows:
         if missing := {"id", "label"} - row.keys():
-            raise DataError(f"{where}: has no {' and no '.join(sorted(missing))}; a correction has an id and a label")
+            raise DataError(
+                f"{where}: has no {' and no '.join(sorted(missing))}; a correction has an id and "
+                "a label"
+            )
         given = row["label"]
         if not isinstance(given, str | list | None):
-            raise DataError(f"{where}: the label is neither text nor a list of texts, found {type(given).__name__}")
+            raise DataError(
+                f"{where}: the label is neither text nor a list of texts, found "
+                f"{type(given).__name__}"
+            )
         if given is not None and given != "":
             yield where, str(row["id"]), given
 
@@ -80,13 +88,25 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     for row in rows:
         if any(row.values):
             cells = [restore_cell(value).strip() for value in row.values]
-            yield f"{path}:{row.line}", dict(zip_longest(header, cells[: len(header)], fillvalue=""))
+            yield (
+                f"{path}:{row.line}",
+                dict(zip_longest(header, cells[: len(header)], fillvalue="")),
+            )
 
 
 def _labels(given: str | list[str], known: set[str], where: str) -> tuple[str, ...]:
     if isinstance(given, str):
-        given = [] if given == NO_LABEL else [given] if given in known else [part.strip() for part in given.split(SEPARATOR)]
+        given = (
+            []
+            if given == NO_LABEL
+            else [given]
+            if given in known
+            else [part.strip() for part in given.split(SEPARATOR)]
+        )
     for label in given:
         if label not in known:
-            raise DataError(f"{where}: label {label!r:.60} is no label of the data; {allowed(label, sorted(known))}")
+            raise DataError(
+                f"{where}: label {label!r:.60} is no label of the data; "
+                f"{allowed(label, sorted(known))}"
+            )
     return tuple(dict.fromkeys(given))

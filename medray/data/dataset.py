@@ -37,7 +37,8 @@ class Opened:
 
 
 class Dataset:
-    """Rows by split. `train` and `validation` are open; test rows have no labels until `open_test`."""
+    """Rows by split. `train` and `validation` are open; test rows have no labels until
+    `open_test`."""
 
     def __init__(
         self,
@@ -51,37 +52,59 @@ class Dataset:
         outlines = example_rows.outlines(held.examples)
         by_side: dict[Split, Sequence[Example]] = {}
         for side in SPLITS:
-            asked, most = ("data.limit", config.limit) if side == "train" else ("data.evaluation_rows", config.evaluation_rows)
+            asked, most = (
+                ("data.limit", config.limit)
+                if side == "train"
+                else ("data.evaluation_rows", config.evaluation_rows)
+            )
             rows = [row for row, given in enumerate(sides) if given == side]
             if most is not None:
-                rows = [rows[at] for at in limit_rows([outlines[row] for row in rows], most, config.split.seed, asked, side)]
+                rows = [
+                    rows[at]
+                    for at in limit_rows(
+                        [outlines[row] for row in rows], most, config.split.seed, asked, side
+                    )
+                ]
             by_side[side] = example_rows.take(held.examples, rows)
         brought = bring(len(by_side["train"])) if bring else []
         self.brought = frozenset(example.id for example in brought)
         self.train, self.validation, self._test = (
-            example_rows.followed_by(by_side[side], [example for example in brought if example.split == side]) for side in SPLITS
+            example_rows.followed_by(
+                by_side[side], [example for example in brought if example.split == side]
+            )
+            for side in SPLITS
         )
         self._examples = example_rows.followed_by(held.examples, brought)
         self._duplicates, self._num_corrected, self._format = found, num_corrected, config.format
         self._num_empty, self._num_unlabelled = len(held.empty), len(held.unlabelled)
         self.folder = held.folder  # of what can be made again, where there is much of it
         twice = [example.id for example, side in zip(outlines, sides, strict=True) if side is None]
-        self.set_aside = dict.fromkeys(held.empty, "empty text") | dict.fromkeys(held.unlabelled, "no label")
+        self.set_aside = dict.fromkeys(held.empty, "empty text") | dict.fromkeys(
+            held.unlabelled, "no label"
+        )
         self.set_aside |= dict.fromkeys(twice, "duplicate of a given test or validation row")
-        self.splits: dict[str, Split] = {e.id: side for e, side in zip(outlines, sides, strict=True) if side}
+        self.splits: dict[str, Split] = {
+            e.id: side for e, side in zip(outlines, sides, strict=True) if side
+        }
         self.splits |= {example.id: _side(example) for example in brought}
         self.fingerprint = _fingerprint(held, outlines, brought, is_as_read=not num_corrected)
-        self.split_fingerprint = files.hash_text(part for row in sorted(self.splits.items()) for part in row)
+        self.split_fingerprint = files.hash_text(
+            part for row in sorted(self.splits.items()) for part in row
+        )
         self._label_sets: dict[tuple[str, ...], Example] = {}
         for example in chain(outlines, brought):
-            self._label_sets.setdefault(example.labels, Example(id="", text="", labels=example.labels, where=example.where))
+            self._label_sets.setdefault(
+                example.labels, Example(id="", text="", labels=example.labels, where=example.where)
+            )
 
     def label_sets(self) -> list[Example]:
-        """Each combination of labels that occurs, once, with the place it was first seen: what a task may learn from every split."""
+        """Each combination of labels that occurs, once, with the place it was first seen: what a
+        task may learn from every split."""
         return list(self._label_sets.values())
 
     def audit(self, lengths: Mapping[str, Sequence[int]], max_length: int) -> Audit:
-        """Figures about all rows; `lengths` are token counts as `count` gives them, by base model."""
+        """Figures about all rows; `lengths` are token counts as `count` gives them, by base
+        model."""
         with self.stage("audit", len(self._examples)) as progress:
             return audit(
                 self._examples,
@@ -101,12 +124,18 @@ class Dataset:
         return _stage(self.folder, what, total)
 
     def _terms(self) -> set[str]:
-        if not isinstance(self._format, FormatOptions) or type(self._format).terms is FormatOptions.terms:
+        if (
+            not isinstance(self._format, FormatOptions)
+            or type(self._format).terms is FormatOptions.terms
+        ):
             return set()
         return {term for example in self._examples for term in self._format.terms(example)}
 
-    def count(self, what: str, count: Callable[[Sequence[Example]], Iterable[int]]) -> Sequence[int]:
-        """A number for each row, test rows and their answers included; nothing else of them is handed out."""
+    def count(
+        self, what: str, count: Callable[[Sequence[Example]], Iterable[int]]
+    ) -> Sequence[int]:
+        """A number for each row, test rows and their answers included; nothing else of them is
+        handed out."""
         numbers = array("i")
         with self.stage(what, len(self._examples)) as progress:
             for start in range(0, len(self._examples), _BATCH):
@@ -125,11 +154,17 @@ class Dataset:
         if before:
             callers = ", ".join(sorted(set(map(_caller, before))))
             log.warning(
-                "the test labels of this split were opened %d time(s) before, by %s: what is chosen by them is no longer a test",
+                "the test labels of this split were opened %d time(s) before, by %s: what is "
+                "chosen by them is no longer a test",
                 len(before),
                 callers,
             )
-        entry = {"time": datetime.now(UTC).isoformat(), "caller": caller, "split": self.split_fingerprint, "rows": len(self._test)}
+        entry = {
+            "time": datetime.now(UTC).isoformat(),
+            "caller": caller,
+            "split": self.split_fingerprint,
+            "rows": len(self._test),
+        }
         log_dir.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -142,7 +177,8 @@ def _side(example: Example) -> Split:
 
 
 def _identity(example: Example) -> list[Any]:
-    """What a row is. What most rows do not have is told only where it is there, so that their fingerprints stay as they were."""
+    """What a row is. What most rows do not have is told only where it is there, so that their
+    fingerprints stay as they were."""
     held: list[Any] = [example.id, example.text, sorted(example.labels)]
     if example.mentions or example.turns or example.response:
         held += [*map(asdict, example.mentions), *map(asdict, example.turns), example.response]
@@ -153,13 +189,19 @@ def _caller(line: str) -> str:
     try:
         return str(json.loads(line)["caller"])
     except (ValueError, KeyError, TypeError):
-        return "an entry that cannot be read"  # half a line must not hide the opening, nor stop this one
+        # half a line must not hide the opening, nor stop this one
+        return "an entry that cannot be read"
 
 
-def _fingerprint(held: Held, outlines: Sequence[Example], brought: Sequence[Example], *, is_as_read: bool) -> str:
-    """Of what every row is, in the order of that. Ids differ, so the order of ids is the order of rows, and a text is read once."""
+def _fingerprint(
+    held: Held, outlines: Sequence[Example], brought: Sequence[Example], *, is_as_read: bool
+) -> str:
+    """Of what every row is, in the order of that. Ids differ, so the order of ids is the order of
+    rows, and a text is read once."""
     if not isinstance(held.examples, Examples):
-        return files.hash_text(sorted(json.dumps(_identity(example)) for example in (*held.examples, *brought)))
+        return files.hash_text(
+            sorted(json.dumps(_identity(example)) for example in (*held.examples, *brought))
+        )
     assert held.folder is not None
     known = held.folder / "fingerprint"
     if is_as_read and not brought and known.exists():
@@ -173,24 +215,38 @@ def _fingerprint(held: Held, outlines: Sequence[Example], brought: Sequence[Exam
                 yield json.dumps(_identity(example))
                 progress.add(1)
 
-    found = files.hash_text(merge(rows(), sorted(json.dumps(_identity(example)) for example in brought)))
+    found = files.hash_text(
+        merge(rows(), sorted(json.dumps(_identity(example)) for example in brought))
+    )
     if is_as_read and not brought:
         files.write(known, found.encode())
     return found
 
 
 def load(config: DataConfig, bring: Bring | None = None) -> Dataset:
-    """`bring` gives rows of a task's own for a number of training rows; they are no part of the split, each names its side."""
+    """`bring` gives rows of a task's own for a number of training rows; they are no part of the
+    split, each names its side."""
     held = reading.load(config.format)
     found = _duplicates(held, config.near_duplicate)
     with _stage(held.folder, "split", len(held.examples)) as progress:
-        sides = assign(example_rows.outlines(held.examples, config.split.group), config.split, found.clusters)
+        sides = assign(
+            example_rows.outlines(held.examples, config.split.group), config.split, found.clusters
+        )
         progress.done = len(sides)
     if config.corrections is None:
         return Dataset(held, sides, found, config, bring=bring)
     # After the split, which balances labels: a correction must not deal the rows anew.
-    corrected = corrections.apply(held.examples, Path(config.corrections), getattr(config.format, "labels", None) or ())
-    return Dataset(replace(held, examples=corrected.examples), sides, found, config, corrected.num_changed, bring)
+    corrected = corrections.apply(
+        held.examples, Path(config.corrections), getattr(config.format, "labels", None) or ()
+    )
+    return Dataset(
+        replace(held, examples=corrected.examples),
+        sides,
+        found,
+        config,
+        corrected.num_changed,
+        bring,
+    )
 
 
 def _duplicates(held: Held, threshold: float) -> Duplicates:
@@ -198,7 +254,9 @@ def _duplicates(held: Held, threshold: float) -> Duplicates:
         return duplicates.find(example_rows.texts(held.examples), threshold)
     num_rows = len(held.examples)
     with stage("near-duplicates, signing", num_rows) as progress:
-        signed = minhash.sign_table(held.examples.path, num_rows, minhash.band_width(threshold), progress)
+        signed = minhash.sign_table(
+            held.examples.path, num_rows, minhash.band_width(threshold), progress
+        )
     with stage("near-duplicates, comparing", num_rows) as progress:
         return duplicates.find(held.examples.texts(), threshold, signed, progress)
 

@@ -1,7 +1,8 @@
-"""Which texts are the same or nearly so. Exact: equal after normalising. Near: word 5-grams overlap, found by MinHash, then counted.
+"""Which texts are the same or nearly so. Exact: equal after normalising. Near: word 5-grams
+overlap, found by MinHash, then counted.
 
-Numbers of rows are all that is held: bands are sorted one after the other, and a text is read again only to be compared.
-"""
+Numbers of rows are all that is held: bands are sorted one after the other, and a text is read again
+only to be compared."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ from medray.data.minhash import Numbers, Signed, Signer, normalise
 from medray.data.progress import Progress
 
 Positions = npt.NDArray[np.int64]
-_MOST_COMPARED = 1000  # texts that one is compared with in a band; more share one only where a template was filled in
+# texts that one is compared with in a band; more share one only where a template was filled in
+_MOST_COMPARED = 1000
 _MOST_HELD = 10_000  # texts whose shingles are remembered, about 2.5 kB each
 _MOST_APART = 1_000_000  # pairs that are remembered not to be near
 
@@ -28,8 +30,14 @@ class Duplicates:
     near: list[list[int]]  # groups that hold texts which overlap without being the same
 
 
-def find(texts: Sequence[str], threshold: float, signed: Signed | None = None, progress: Progress | None = None) -> Duplicates:
-    """Group rows; `threshold` is the Jaccard overlap from which on two texts count as near duplicates."""
+def find(
+    texts: Sequence[str],
+    threshold: float,
+    signed: Signed | None = None,
+    progress: Progress | None = None,
+) -> Duplicates:
+    """Group rows; `threshold` is the Jaccard overlap from which on two texts count as near
+    duplicates."""
     if not texts:
         return Duplicates([], [], [])
     signed = signed or Signed([Signer().sign(texts, minhash.band_width(threshold))])
@@ -39,7 +47,11 @@ def find(texts: Sequence[str], threshold: float, signed: Signed | None = None, p
     unique = first_of_run[ranked]  # the first row of each text
     number_of = np.empty(len(order), dtype=np.int64)
     number_of[order] = np.repeat(np.argsort(ranked), np.diff(starts))
-    exact = [order[starts[run] : starts[run + 1]].tolist() for run in ranked if starts[run + 1] - starts[run] > 1]
+    exact = [
+        order[starts[run] : starts[run + 1]].tolist()
+        for run in ranked
+        if starts[run + 1] - starts[run] > 1
+    ]
     rows_of = {int(number_of[rows[0]]): rows for rows in exact}
 
     parent = Comparison(texts, unique, threshold).joined(signed, progress or Progress.idle())
@@ -49,7 +61,11 @@ def find(texts: Sequence[str], threshold: float, signed: Signed | None = None, p
     clusters = unique[lowest[roots]][number_of]
     order, starts = _runs(lowest[roots])
     near = [
-        sorted(row for number in order[begin:end].tolist() for row in rows_of.get(number, [int(unique[number])]))
+        sorted(
+            row
+            for number in order[begin:end].tolist()
+            for row in rows_of.get(number, [int(unique[number])])
+        )
         for begin, end in pairwise(starts.tolist())
         if end - begin > 1
     ]
@@ -67,7 +83,8 @@ class Comparison:
         self._apart: set[tuple[int, int]] = set()
 
     def joined(self, signed: Signed, progress: Progress) -> list[int]:
-        """Unite the texts that overlap enough. Texts that share a band of their signatures are compared, others are not."""
+        """Unite the texts that overlap enough. Texts that share a band of their signatures are
+        compared, others are not."""
         for band in range(signed.num_bands):
             for bucket in _buckets(signed.band(band)[self.rows]):
                 self.join(bucket)
@@ -76,13 +93,16 @@ class Comparison:
 
     def join(self, bucket: list[int]) -> None:
         """Unite those of a bucket that overlap enough."""
-        # One comparison that succeeds places a text, so a thousand copies cost a thousand comparisons, not half a million.
+        # One comparison that succeeds places a text, so a thousand copies cost a thousand
+        # comparisons, not half a million.
         groups: list[list[int]] = []
         for number in bucket:
             own, others, left = [number], [], iter(range(_MOST_COMPARED))
             for group in groups:
                 same = _root(self.parent, group[0]) == _root(self.parent, number)
-                if same or any(self._near(other, number) for other, _ in zip(group, left, strict=False)):
+                if same or any(
+                    self._near(other, number) for other, _ in zip(group, left, strict=False)
+                ):
                     self.parent[_root(self.parent, group[0])] = _root(self.parent, number)
                     own = [*group, *own]
                 else:
@@ -110,7 +130,8 @@ class Comparison:
 
 
 def _runs(*keys: npt.NDArray[np.generic]) -> tuple[Positions, Positions]:
-    """Positions in the order of their keys, equal ones as they stand; and where in it each run of equal keys starts, with its end."""
+    """Positions in the order of their keys, equal ones as they stand; and where in it each run of
+    equal keys starts, with its end."""
     order = np.lexsort(keys)
     is_new = np.zeros(len(order), dtype=bool)
     for key in keys:

@@ -1,7 +1,8 @@
-"""Examples that lie in a file and are mapped, not read: millions of texts take no memory of the process, the system pages them in.
+"""Examples that lie in a file and are mapped, not read: millions of texts take no memory of the
+process, the system pages them in.
 
-A list of examples and these stand for each other everywhere; `take`, `relabelled` and the like know both.
-"""
+A list of examples and these stand for each other everywhere; `take`, `relabelled` and the like know
+both."""
 
 import json
 import os
@@ -23,7 +24,9 @@ Positions = npt.NDArray[np.int64]
 _BATCH = 2048
 _NONE: Mapping[str, str] = {}
 # Bytes, because a text may hold half of a surrogate pair, which Arrow's strings do not.
-_SCHEMA = pa.schema([("id", pa.large_binary()), ("text", pa.large_binary()), ("rest", pa.large_binary())])
+_SCHEMA = pa.schema(
+    [("id", pa.large_binary()), ("text", pa.large_binary()), ("rest", pa.large_binary())]
+)
 
 
 class Examples(Sequence[Example]):
@@ -73,7 +76,11 @@ class Examples(Sequence[Example]):
         yield from self._tail
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(a == b for a, b in zip(self, other, strict=True))
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -91,40 +98,71 @@ class Examples(Sequence[Example]):
         return Texts(self)
 
     def outlines(self, metadata: str | None = None) -> Iterator[Example]:
-        """Without texts, and of the metadata one value: what is light enough to hold for every row."""
+        """Without texts, and of the metadata one value: what is light enough to hold for every
+        row."""
         known: dict[tuple[str, ...], tuple[str, ...]] = {}
         for rows, chosen in self._chunks():
-            for row, row_id, rest in zip(rows, chosen.column(0).to_pylist(), chosen.column(2).to_pylist(), strict=True):
+            for row, row_id, rest in zip(
+                rows, chosen.column(0).to_pylist(), chosen.column(2).to_pylist(), strict=True
+            ):
                 whole = self._example(row, _text(row_id), "", rest)
                 kept = _NONE if metadata is None else whole.metadata
                 if metadata is not None and metadata in kept:
                     kept = {metadata: kept[metadata]}
                 side = whole.split and sys.intern(whole.split)
-                yield Example(whole.id, "", known.setdefault(whole.labels, whole.labels), side, kept, whole.where)
+                yield Example(
+                    whole.id,
+                    "",
+                    known.setdefault(whole.labels, whole.labels),
+                    side,
+                    kept,
+                    whole.where,
+                )
         yield from (replace(example, text="") for example in self._tail)
 
     def unlabelled(self) -> "Examples":
-        return self._changed(is_unlabelled=True, tail=tuple(example.unlabelled() for example in self._tail))
+        return self._changed(
+            is_unlabelled=True, tail=tuple(example.unlabelled() for example in self._tail)
+        )
 
     def relabelled(self, labels: Mapping[int, tuple[str, ...]]) -> "Examples":
-        return self._changed(labels={**self._labels, **{int(self._positions[at]): given for at, given in labels.items()}})
+        return self._changed(
+            labels={
+                **self._labels,
+                **{int(self._positions[at]): given for at, given in labels.items()},
+            }
+        )
 
     def followed_by(self, tail: Sequence[Example]) -> "Examples":
         return self._changed(tail=(*self._tail, *tail))
 
     def _changed(self, **changes: Any) -> "Examples":
-        held = {"positions": self._positions, "labels": self._labels, "tail": self._tail, "is_unlabelled": self._is_unlabelled}
+        held = {
+            "positions": self._positions,
+            "labels": self._labels,
+            "tail": self._tail,
+            "is_unlabelled": self._is_unlabelled,
+        }
         return Examples(self.path, self._batches, **{**held, **changes})
 
     def _chunks(self) -> Iterator[tuple[list[int], pa.RecordBatch]]:
         """Rows that follow each other and lie in one batch, some at a time."""
         edges = np.flatnonzero(np.diff(self._positions // _BATCH)) + 1
-        for start, end in pairwise([0, *edges.tolist(), len(self._positions)] if len(self._positions) else []):
+        for start, end in pairwise(
+            [0, *edges.tolist(), len(self._positions)] if len(self._positions) else []
+        ):
             rows = self._positions[start:end]
             number, first = divmod(int(rows[0]), _BATCH)
-            is_run = int(rows[-1]) - int(rows[0]) == end - start - 1 and bool((np.diff(rows) == 1).all())
+            is_run = int(rows[-1]) - int(rows[0]) == end - start - 1 and bool(
+                (np.diff(rows) == 1).all()
+            )
             batch = self._batches[number]
-            yield rows.tolist(), batch.slice(first, end - start) if is_run else batch.take(pa.array(rows - number * _BATCH))
+            yield (
+                rows.tolist(),
+                batch.slice(first, end - start)
+                if is_run
+                else batch.take(pa.array(rows - number * _BATCH)),
+            )
 
     def _example(self, row: int, row_id: str, text: str, rest: bytes) -> Example:
         labels, split, metadata, where, *more = json.loads(rest)
@@ -170,7 +208,9 @@ def write(examples: Iterable[Example], path: Path) -> None:
     with pa.OSFile(str(half), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
         columns: tuple[list[bytes], ...] = ([], [], [])
         for example in examples:
-            for column, value in zip(columns, (_bytes(example.id), _bytes(example.text), _rest(example)), strict=True):
+            for column, value in zip(
+                columns, (_bytes(example.id), _bytes(example.text), _rest(example)), strict=True
+            ):
                 column.append(value)
             if len(columns[0]) == _BATCH:
                 file.write_batch(_batch(columns))
@@ -181,11 +221,19 @@ def write(examples: Iterable[Example], path: Path) -> None:
 
 
 def take(examples: Sequence[Example], positions: Sequence[int] | Positions) -> Sequence[Example]:
-    return examples.take(positions) if isinstance(examples, Examples) else [examples[at] for at in positions]
+    return (
+        examples.take(positions)
+        if isinstance(examples, Examples)
+        else [examples[at] for at in positions]
+    )
 
 
 def texts(examples: Sequence[Example]) -> Sequence[str]:
-    return examples.texts() if isinstance(examples, Examples) else [example.text for example in examples]
+    return (
+        examples.texts()
+        if isinstance(examples, Examples)
+        else [example.text for example in examples]
+    )
 
 
 def outlines(examples: Sequence[Example], metadata: str | None = None) -> Sequence[Example]:
@@ -194,14 +242,23 @@ def outlines(examples: Sequence[Example], metadata: str | None = None) -> Sequen
 
 
 def unlabelled(examples: Sequence[Example]) -> Sequence[Example]:
-    return examples.unlabelled() if isinstance(examples, Examples) else [example.unlabelled() for example in examples]
+    return (
+        examples.unlabelled()
+        if isinstance(examples, Examples)
+        else [example.unlabelled() for example in examples]
+    )
 
 
-def relabelled(examples: Sequence[Example], labels: Mapping[int, tuple[str, ...]]) -> Sequence[Example]:
+def relabelled(
+    examples: Sequence[Example], labels: Mapping[int, tuple[str, ...]]
+) -> Sequence[Example]:
     """With other labels at some positions."""
     if isinstance(examples, Examples):
         return examples.relabelled(labels)
-    return [replace(example, labels=labels[at]) if at in labels else example for at, example in enumerate(examples)]
+    return [
+        replace(example, labels=labels[at]) if at in labels else example
+        for at, example in enumerate(examples)
+    ]
 
 
 def followed_by(examples: Sequence[Example], tail: Sequence[Example]) -> Sequence[Example]:
@@ -209,13 +266,19 @@ def followed_by(examples: Sequence[Example], tail: Sequence[Example]) -> Sequenc
 
 
 def _batch(columns: tuple[list[bytes], ...]) -> pa.RecordBatch:
-    return pa.record_batch([pa.array(column, pa.large_binary()) for column in columns], schema=_SCHEMA)
+    return pa.record_batch(
+        [pa.array(column, pa.large_binary()) for column in columns], schema=_SCHEMA
+    )
 
 
 def _rest(example: Example) -> bytes:
     held: list[Any] = [example.labels, example.split, dict(example.metadata), example.where]
     if example.mentions or example.turns or example.response:
-        held += [[asdict(mention) for mention in example.mentions], [asdict(turn) for turn in example.turns], example.response]
+        held += [
+            [asdict(mention) for mention in example.mentions],
+            [asdict(turn) for turn in example.turns],
+            example.response,
+        ]
     return json.dumps(held).encode()
 
 

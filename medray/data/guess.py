@@ -1,8 +1,7 @@
 """A data set that nobody described yet: which format it has, and what its columns mean.
 
-Names decide before contents, and where neither does the answer is a sentence that lists the columns: nothing is guessed
-that a wrong figure could come from.
-"""
+Names decide before contents, and where neither does the answer is a sentence that lists the
+columns: nothing is guessed that a wrong figure could come from."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,7 +83,10 @@ class Sketch:
         return "\n".join(
             [
                 f"{chosen.pop('path')}: {self.num_rows} rows, format {chosen.pop('name')}"
-                + "".join(f", {name} {', '.join(value) if isinstance(value, list) else value}" for name, value in chosen.items()),
+                + "".join(
+                    f", {name} {', '.join(value) if isinstance(value, list) else value}"
+                    for name, value in chosen.items()
+                ),
                 f"{self.what}" + (f": {counted(self.labels)}" if self.labels else ""),
                 f"tokens, estimated: median {median}, 95 % have at most {most}, longest {longest}",
                 *(f"note: {note}" for note in self.notes),
@@ -117,10 +119,14 @@ def sketch(place: str, asked: Columns) -> Sketch:
     if len(labels) > max(2, len(examples) / 2) and not has_mentions:
         column = getattr(options, "label", None)
         raise DataError(
-            f"{path}: {len(labels)} labels in {len(examples)} rows are no classes; --label names another column than {column!r}"
+            f"{path}: {len(labels)} labels in {len(examples)} rows are no classes; --label names "
+            f"another column than {column!r}"
         )
     sides = {GIVEN_NAMES.get((example.split or "").strip().lower()) for example in examples}
-    lengths = [(len(example.text) + len(example.response)) / _CHARACTERS_A_TOKEN + 2 for example in examples]
+    lengths = [
+        (len(example.text) + len(example.response)) / _CHARACTERS_A_TOKEN + 2
+        for example in examples
+    ]
     median, most, longest = (int(np.ceil(value)) for value in np.percentile(lengths, [50, 95, 100]))
     return Sketch(
         options=options,
@@ -143,55 +149,86 @@ def _layout(path: Path, encoding: str | None) -> Layout:
         format = plugins.find("data.formats", name)
         has_encoding = encoding and "encoding" in format.Options.model_fields
         try:
-            layout: Layout | None = format.sniff(path, encoding) if has_encoding else format.sniff(path)
+            layout: Layout | None = (
+                format.sniff(path, encoding) if has_encoding else format.sniff(path)
+            )
         except DataError as err:
             error = error or err
             continue
         if layout and encoding and not has_encoding:
-            raise ConfigError(f"{path}: --encoding does not apply: the layout {name} is UTF-8 alone")
+            raise ConfigError(
+                f"{path}: --encoding does not apply: the layout {name} is UTF-8 alone"
+            )
         if layout:
             return layout
     known = ", ".join(plugins.names("data.formats"))
-    raise error or DataError(f"{path}: has none of the layouts that are known ({known})" + _inside(path))
+    raise error or DataError(
+        f"{path}: has none of the layouts that are known ({known})" + _inside(path)
+    )
 
 
 def _answers(layout: Layout) -> Layout:
-    """The layout of questions with answers in words, where the names of a table's columns and what they hold say so; else the same layout."""
+    """The layout of questions with answers in words, where the names of a table's columns and what
+    they hold say so; else the same layout."""
     if layout.options["name"] not in ("delimited", "jsonl") or "columns" in layout.options:
         return layout
     question, answer = _named(layout.columns, QUESTION_NAMES), _named(layout.columns, ANSWER_NAMES)
-    if not question or not answer or not (_in_words(layout.columns[question]) and _in_words(layout.columns[answer])):
+    if (
+        not question
+        or not answer
+        or not (_in_words(layout.columns[question]) and _in_words(layout.columns[answer]))
+    ):
         return layout
     context = _named(layout.columns, CONTEXT_NAMES)
     if context and not all(isinstance(value, str | None) for value in layout.columns[context]):
         return layout
     names = {"instruction": question, "input": context, "response": answer}
-    options = {**layout.options, "name": "instructions"} | {option: name for option, name in names.items() if name}
+    options = {**layout.options, "name": "instructions"} | {
+        option: name for option, name in names.items() if name
+    }
     about = f" about {context!r}" if context else ""
-    note = f"{answer!r} is read as an answer in words to {question!r}{about}; for classes, name their column with --label"
+    note = (
+        f"{answer!r} is read as an answer in words to {question!r}{about}; for classes, name their "
+        "column with --label"
+    )
     return replace(layout, options=options, notes=(*layout.notes, note))
 
 
 def _in_words(values: Sequence[Any]) -> bool:
     """Texts that hardly ever come again, as no class would."""
-    return all(isinstance(value, str | None) for value in values) and len({value for value in values if value}) > len(values) / 2
+    return (
+        all(isinstance(value, str | None) for value in values)
+        and len({value for value in values if value}) > len(values) / 2
+    )
 
 
-def _notes(layout: Layout, options: PluginOptions, labels: Iterable[str], num_dropped: int) -> tuple[str, ...]:
+def _notes(
+    layout: Layout, options: PluginOptions, labels: Iterable[str], num_dropped: int
+) -> tuple[str, ...]:
     row_id, notes = _named(layout.columns, ID_NAMES), []
     if row_id and "id" in type(options).model_fields and not getattr(options, "id", None):
         values = [str(value).strip() for value in layout.columns[row_id] if value not in (None, "")]
         missing, again = len(layout.columns[row_id]) - len(values), len(values) - len(set(values))
-        kinds = [f"{num} rows have {what}" for num, what in ((missing, "none"), (again, "the value of another row")) if num]
-        notes.append(f"the column {row_id!r} gives no ids: {' and '.join(kinds)}; rows are numbered instead")
-    notes += [f"the labels {' and '.join(map(repr, alike))} differ in spelling alone" for alike in alike_labels(labels)]
+        kinds = [
+            f"{num} rows have {what}"
+            for num, what in ((missing, "none"), (again, "the value of another row"))
+            if num
+        ]
+        notes.append(
+            f"the column {row_id!r} gives no ids: {' and '.join(kinds)}; rows are numbered instead"
+        )
+    notes += [
+        f"the labels {' and '.join(map(repr, alike))} differ in spelling alone"
+        for alike in alike_labels(labels)
+    ]
     if num_dropped:
         notes.append(f"{num_dropped} rows without a label are left out")
     return tuple(notes)
 
 
 def unlabelled(columns: Mapping[str, Sequence[Any]]) -> Columns:
-    """Where texts and ids of rows without answers are; nothing where names and contents do not say. A few ids may be missing or repeated."""
+    """Where texts and ids of rows without answers are; nothing where names and contents do not say.
+    A few ids may be missing or repeated."""
     row_id = _named(columns, ID_NAMES)
     free = {name: values for name, values in columns.items() if name != row_id}
     given = [str(value) for value in columns.get(row_id or "", ()) if value not in (None, "")]
@@ -199,13 +236,17 @@ def unlabelled(columns: Mapping[str, Sequence[Any]]) -> Columns:
     return Columns(tuple(_text(free, _named(free, LABEL_NAMES))), id=row_id if is_id else None)
 
 
-def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Columns) -> dict[str, Any]:
+def _meanings(
+    path: Path, layout: Layout, kind: type[PluginOptions], asked: Columns
+) -> dict[str, Any]:
     """The options that name columns: as asked, by name, by content."""
     columns = layout.columns
     given = {"text": asked.text, "label": asked.label, "id": asked.id}
     for option, value in given.items():
         if value and (option not in kind.model_fields or option in layout.options):
-            raise ConfigError(f"{path}: --{option} does not apply: the layout {layout.options['name']} decides it")
+            raise ConfigError(
+                f"{path}: --{option} does not apply: the layout {layout.options['name']} decides it"
+            )
         for name in [value] if isinstance(value, str) else value or ():
             if name not in columns:
                 raise ConfigError(f"{path}: --{option} asks for {name!r}; {allowed(name, columns)}")
@@ -218,28 +259,37 @@ def _meanings(path: Path, layout: Layout, kind: type[PluginOptions], asked: Colu
     used = {asked.label, chosen.get("id"), chosen.get("split")}
     if not asked.text and "text" in kind.model_fields and "text" not in layout.options:
         free = {name: values for name, values in columns.items() if name not in used}
-        chosen["text"] = _text(free, _named(free, LABEL_NAMES) if "label" in kind.model_fields else None)
+        chosen["text"] = _text(
+            free, _named(free, LABEL_NAMES) if "label" in kind.model_fields else None
+        )
     if "label" in kind.model_fields and "label" not in layout.options:
         used |= set(chosen["text"])
         free = {name: values for name, values in columns.items() if name not in used}
         chosen["label"] = asked.label or _label(free)
     if asked.drop_unlabelled:
         if "drop_unlabelled" not in kind.model_fields:
-            raise ConfigError(f"{path}: --drop-unlabelled does not apply: every row of the layout {layout.options['name']} has a label")
+            raise ConfigError(
+                f"{path}: --drop-unlabelled does not apply: every row of the layout "
+                f"{layout.options['name']} has a label"
+            )
         chosen["drop_unlabelled"] = True
     missing = [option for option in ("text", "label") if option in chosen and not chosen[option]]
     if missing:
         options = [option for option in ("text", "label", "id") if option in kind.model_fields]
         raise ConfigError(
-            f"{path}: which column is the {' and which is the '.join(missing)} is not clear; the columns are {_listed(columns)}: "
+            f"{path}: which column is the {' and which is the '.join(missing)} is not clear; the "
+            f"columns are {_listed(columns)}: "
             f"name them with {', '.join(f'--{option} COLUMN' for option in options)}"
         )
     several = _several(columns, chosen, kind, layout.options.get("delimiter"))
     if chosen.get("label") and not several and not asked.drop_unlabelled:
         values = columns[chosen["label"]]
-        if num_empty := sum(value is None or (isinstance(value, str) and not value.strip()) for value in values):
+        if num_empty := sum(
+            value is None or (isinstance(value, str) and not value.strip()) for value in values
+        ):
             raise DataError(
-                f"{path}: {num_empty} of {len(values)} rows have no label; fill them in, or leave them out by --drop-unlabelled"
+                f"{path}: {num_empty} of {len(values)} rows have no label; fill them in, or leave "
+                "them out by --drop-unlabelled"
             )
     return chosen | several
 
@@ -262,7 +312,11 @@ def _text(columns: Mapping[str, Sequence[Any]], label: str | None) -> list[str]:
         if name != label and all(isinstance(value, str | None) for value in values)
     }
     longest = sorted(lengths, key=lambda name: -lengths[name])[:2]
-    if longest and lengths[longest[0]] >= 20 and (len(longest) == 1 or lengths[longest[0]] >= 3 * lengths[longest[1]]):
+    if (
+        longest
+        and lengths[longest[0]] >= 20
+        and (len(longest) == 1 or lengths[longest[0]] >= 3 * lengths[longest[1]])
+    ):
         return [longest[0]]
     return []
 
@@ -283,8 +337,14 @@ def _few(values: Sequence[Any]) -> bool:
     return 2 <= len(set(parts)) <= min(_MOSTLABEL_NAMES, len(values) / 2)
 
 
-def _several(columns: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any], kind: type[PluginOptions], delimiter: Any) -> dict[str, str]:
-    """The separator of labels, where the values show one: pieces are fewer than values, and some stand alone as well."""
+def _several(
+    columns: Mapping[str, Sequence[Any]],
+    chosen: Mapping[str, Any],
+    kind: type[PluginOptions],
+    delimiter: Any,
+) -> dict[str, str]:
+    """The separator of labels, where the values show one: pieces are fewer than values, and some
+    stand alone as well."""
     if "label_separator" not in kind.model_fields:
         return {}
     values = {value for value in columns[chosen["label"]] if value}
@@ -292,7 +352,12 @@ def _several(columns: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any], ki
         joined = [value for value in values if separator in value]
         pieces = {piece.strip() for value in joined for piece in value.split(separator)} - {""}
         alone = values - set(joined)
-        if separator != delimiter and joined and alone & pieces and len(alone | pieces) < len(values):
+        if (
+            separator != delimiter
+            and joined
+            and alone & pieces
+            and len(alone | pieces) < len(values)
+        ):
             return {"label_separator": separator}
     return {}
 
@@ -310,15 +375,23 @@ def _check_ids(examples: Sequence[Example]) -> None:
     seen: dict[str, str] = {}
     for example in examples:
         if example.id in seen:
-            raise DataError(f"{example.where}: id {example.id!r} was used before, at {seen[example.id]}")
+            raise DataError(
+                f"{example.where}: id {example.id!r} was used before, at {seen[example.id]}"
+            )
         seen[example.id] = example.where
 
 
 def _inside(path: Path) -> str:
     if not path.is_dir():
         return ""
-    found = sorted(each.name for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
-    return f"; it holds {_listed(found)}: name one of them" if found else "; it has no folder with .txt files"
+    found = sorted(
+        each.name for each in path.iterdir() if each.is_file() and not each.name.startswith(".")
+    )
+    return (
+        f"; it holds {_listed(found)}: name one of them"
+        if found
+        else "; it has no folder with .txt files"
+    )
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""What a text is compared by: a digest of its normalised form, and MinHash bands of its word 5-grams. Rows of numbers, made on every core.
+"""What a text is compared by: a digest of its normalised form, and MinHash bands of its word
+5-grams. Rows of numbers, made on every core.
 
-Two texts that share a digest are the same. Two that share no band are not compared; those that do are counted word by word elsewhere.
-"""
+Two texts that share a digest are the same. Two that share no band are not compared; those that do
+are counted word by word elsewhere."""
 
 import hashlib
 import json
@@ -31,7 +32,8 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Signed:
-    """A column of numbers a row: two of the digest, then one a band. Held in memory, or in files of a piece each."""
+    """A column of numbers a row: two of the digest, then one a band. Held in memory, or in files of
+    a piece each."""
 
     def __init__(self, pieces: Sequence[Numbers] | Sequence[Path]) -> None:
         self._pieces = pieces
@@ -48,7 +50,8 @@ class Signed:
 
 
 def _mapped(piece: Numbers | Path) -> Numbers:
-    """A map holds a file open, and data of millions of rows has more pieces than a process may have files."""
+    """A map holds a file open, and data of millions of rows has more pieces than a process may have
+    files."""
     found: Numbers = np.load(piece, mmap_mode="r") if isinstance(piece, Path) else piece
     return found
 
@@ -58,15 +61,25 @@ def normalise(text: str) -> str:
 
 
 def band_width(threshold: float) -> int:
-    """The widest band by which fewer than one pair in a thousand that overlaps by `threshold` is missed."""
-    return max((width for width in (1, 2, 4, 8, 16) if (1 - threshold**width) ** (_HASHES // width) < 1e-3), default=1)
+    """The widest band by which fewer than one pair in a thousand that overlaps by `threshold` is
+    missed."""
+    return max(
+        (
+            width
+            for width in (1, 2, 4, 8, 16)
+            if (1 - threshold**width) ** (_HASHES // width) < 1e-3
+        ),
+        default=1,
+    )
 
 
 class Signer:
     """Knows the hashes of words it met before."""
 
     def __init__(self) -> None:
-        rng = np.random.default_rng(20_250_101)  # fixed: the same texts group alike on every machine
+        rng = np.random.default_rng(
+            20_250_101
+        )  # fixed: the same texts group alike on every machine
         self._factors = rng.integers(1, 1 << 63, _HASHES, dtype=np.uint64) | np.uint64(1)
         self._offsets = rng.integers(0, 1 << 63, _HASHES, dtype=np.uint64)
         self._words: dict[str, int] = {}
@@ -80,7 +93,9 @@ class Signer:
         if len(self._words) > _MOST_WORDS:
             self._words.clear()
         words = self._words
-        numbers = [words.get(word) or words.setdefault(word, _word_hash(word)) for word in text.split()]
+        numbers = [
+            words.get(word) or words.setdefault(word, _word_hash(word)) for word in text.split()
+        ]
         values = np.array(numbers, dtype=np.uint64)
         size = min(_SHINGLE, len(values))
         mixed = np.zeros(len(values) - size + 1, dtype=np.uint64)
@@ -101,7 +116,12 @@ class Signer:
 
 
 def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") or 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+        )
+        or 1
+    )
 
 
 def num_cores() -> int:
@@ -109,8 +129,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def sign_table(path: Path, num_rows: int, width: int, progress: Progress, cores: int | None = None) -> Signed:
-    """Sign the texts of examples on disk; pieces that an earlier, interrupted run signed are there already."""
+def sign_table(
+    path: Path, num_rows: int, width: int, progress: Progress, cores: int | None = None
+) -> Signed:
+    """Sign the texts of examples on disk; pieces that an earlier, interrupted run signed are there
+    already."""
     folder = path.with_name(f"signed-{_HASHES // width}")
     folder.mkdir(exist_ok=True)
     pieces = {start: folder / f"{start:012}.npy" for start in range(0, num_rows, PIECE)}
@@ -122,17 +145,32 @@ def sign_table(path: Path, num_rows: int, width: int, progress: Progress, cores:
             waiting.put(start)
 
     def work(_: int) -> None:
-        # A process of its own, told over a pipe: a fork would copy the locks of this process's threads, and a spawned
-        # one would run the user's script again. It ends when the pipe does, so that it cannot outlive this one.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from medray.data import minhash; minhash.serve()"
-        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        # A process of its own, told over a pipe: a fork would copy the locks of this process's
+        # threads, and a spawned one would run the user's script again. It ends when the pipe does,
+        # so that it cannot outlive this one.
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from medray.data import minhash; "
+            "minhash.serve()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as worker:
             assert worker.stdin is not None
             assert worker.stdout is not None
             while (start := _next(waiting)) is not None:
-                asked = {"path": str(path), "start": start, "stop": start + PIECE, "width": width, "piece": str(pieces[start])}
+                asked = {
+                    "path": str(path),
+                    "start": start,
+                    "stop": start + PIECE,
+                    "width": width,
+                    "piece": str(pieces[start]),
+                }
                 _ask(worker.stdin, asked)
                 if not worker.stdout.readline():
-                    raise DataError(f"{path}: the process that compares rows from {start} on ended with status {worker.wait()}")
+                    raise DataError(
+                        f"{path}: the process that compares rows from {start} on ended with "
+                        f"status {worker.wait()}"
+                    )
                 told.put(min(PIECE, num_rows - start))
             worker.stdin.close()
 
@@ -144,7 +182,9 @@ def sign_table(path: Path, num_rows: int, width: int, progress: Progress, cores:
             try:
                 _follow(told, progress, lambda: all(future.done() for future in running))
             finally:
-                while _next(waiting) is not None:  # of an interrupted run, nobody starts another piece
+                while (
+                    _next(waiting) is not None
+                ):  # of an interrupted run, nobody starts another piece
                     pass
             for future in running:
                 future.result()
@@ -152,7 +192,8 @@ def sign_table(path: Path, num_rows: int, width: int, progress: Progress, cores:
 
 
 def serve() -> None:
-    """A worker's life: pieces are named on standard input, each is answered by a line when it is on disk."""
+    """A worker's life: pieces are named on standard input, each is answered by a line when it is on
+    disk."""
     signer = Signer()
     for line in sys.stdin:
         asked = json.loads(line)

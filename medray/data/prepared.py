@@ -26,14 +26,17 @@ SCHEMA = pa.schema(
 
 
 class Prepared:
-    """Encoded rows in Arrow, addressed by the fingerprint of the data, the split, the task and the tokenizer."""
+    """Encoded rows in Arrow, addressed by the fingerprint of the data, the split, the task and the
+    tokenizer."""
 
     def __init__(self, table: pa.Table, fingerprint: str) -> None:
         self.table = table
         self.fingerprint = fingerprint
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[Encoded, Split, Mapping[str, str]]], fingerprint: str) -> "Prepared":
+    def of(
+        cls, rows: Iterable[tuple[Encoded, Split, Mapping[str, str]]], fingerprint: str
+    ) -> "Prepared":
         columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         truncated: dict[str, int] = dict.fromkeys(SPLITS, 0)
         for row, split, metadata in rows:
@@ -44,7 +47,12 @@ class Prepared:
             columns["target"].append(row.target)
             columns["split"].append(split)
             columns["slice"].append(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False))
-        table = pa.table(columns, schema=SCHEMA.with_metadata({"fingerprint": fingerprint, "truncated": json.dumps(truncated)}))
+        table = pa.table(
+            columns,
+            schema=SCHEMA.with_metadata(
+                {"fingerprint": fingerprint, "truncated": json.dumps(truncated)}
+            ),
+        )
         return cls(table, fingerprint)
 
     @property
@@ -66,22 +74,28 @@ class Prepared:
         is_of = pa.compute.equal(self.table["split"], split)
         places = np.flatnonzero(is_of.to_numpy())
         is_run = len(places) > 0 and places[-1] - places[0] == len(places) - 1
-        # Rows of a split follow each other as they are made: a part of the mapped file, where a filter would copy it.
-        return Rows(self.table.slice(int(places[0]), len(places)) if is_run else self.table.filter(is_of))
+        # Rows of a split follow each other as they are made: a part of the mapped file, where a
+        # filter would copy it.
+        return Rows(
+            self.table.slice(int(places[0]), len(places)) if is_run else self.table.filter(is_of)
+        )
 
     @classmethod
     def join(cls, pieces: Sequence[Path], fingerprint: str, path: Path) -> None:
         """One file of several, a batch at a time."""
         opened = [cls.open(piece) for piece in pieces]
         truncated = {split: sum(piece.num_truncated[split] for piece in opened) for split in SPLITS}
-        schema = SCHEMA.with_metadata({"fingerprint": fingerprint, "truncated": json.dumps(truncated)})
+        schema = SCHEMA.with_metadata(
+            {"fingerprint": fingerprint, "truncated": json.dumps(truncated)}
+        )
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for piece in opened:
                 writer.write_table(piece.table.replace_schema_metadata(schema.metadata))
 
 
 class Rows:
-    """The rows of one split, read by position; tokens and targets stay in the table, which may be a mapped file."""
+    """The rows of one split, read by position; tokens and targets stay in the table, which may be a
+    mapped file."""
 
     def __init__(self, table: pa.Table) -> None:
         self.ids: list[str] = table["row_id"].to_pylist()

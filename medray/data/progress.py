@@ -1,4 +1,5 @@
-"""How far work over many rows is: a line every few seconds, with rows a second and the time that is left."""
+"""How far work over many rows is: a line every few seconds, with rows a second and the time that is
+left."""
 
 import logging
 import threading
@@ -20,7 +21,9 @@ class Progress:
     unit: str = "rows"
     every_s: float = 5.0
     clock: Callable[[], float] = time.monotonic
-    _first: tuple[float, int] | None = field(default=None, init=False)  # when the first piece was done, and how many rows then were
+    _first: tuple[float, int] | None = field(
+        default=None, init=False
+    )  # when the first piece was done, and how many rows then were
     _said: float = field(default=0.0, init=False)
 
     @classmethod
@@ -40,11 +43,18 @@ class Progress:
     def line(self, now: float) -> str:
         shown = f"{self.done} {self.unit}"
         if self.total is not None:
-            shown = f"{self.done} of {self.total} {self.unit} ({100 * self.done // max(self.total, 1)} %)"
+            shown = (
+                f"{self.done} of {self.total} {self.unit} ({100 * self.done // max(self.total, 1)} "
+                "%)"
+            )
         if not (rate := self.rate(now)):
             return shown
         shown += f", {rate:.1f} {self.unit}/s"
-        return shown if self.total is None else f"{shown}, {timedelta(seconds=round((self.total - self.done) / rate))} left"
+        return (
+            shown
+            if self.total is None
+            else f"{shown}, {timedelta(seconds=round((self.total - self.done) / rate))} left"
+        )
 
     def rate(self, now: float) -> float:
         if self._first is None or now <= self._first[0]:
@@ -62,9 +72,16 @@ def stage(what: str, total: int | None = None) -> Iterator[Progress]:
 
 
 class Heartbeat:
-    """Passes lines on, names what is waited for, and repeats it where no line came for `every_s` seconds."""
+    """Passes lines on, names what is waited for, and repeats it where no line came for `every_s`
+    seconds."""
 
-    def __init__(self, write: Callable[[str], None], *, state: Callable[[], Sequence[str]] = lambda: (), every_s: float = 45.0) -> None:
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        *,
+        state: Callable[[], Sequence[str]] = lambda: (),
+        every_s: float = 45.0,
+    ) -> None:
         self._write, self._state, self._every_s = write, state, every_s
         self._what = ""
         self.start = self._since = self._said = time.monotonic()

@@ -1,7 +1,8 @@
-"""Rows as they come from a format, checked and kept: in memory, or where the files are large once in the cache, from which they are mapped.
+"""Rows as they come from a format, checked and kept: in memory, or where the files are large once
+in the cache, from which they are mapped.
 
-The cache is addressed by the options and by names, sizes and times of the files, so what was changed is read anew.
-"""
+The cache is addressed by the options and by names, sizes and times of the files, so what was
+changed is read anew."""
 
 import json
 import logging
@@ -68,7 +69,9 @@ class _Checked:
             self.ids.add(example.id)
             self.num_characters += len(example.text) + sum(map(len, example.metadata.values()))
             if self.num_bytes and len(self.ids) % 1000 == 0:
-                self.progress.total = max(len(self.ids), self.num_bytes * len(self.ids) // max(self.num_characters, 1))  # a guess
+                self.progress.total = max(
+                    len(self.ids), self.num_bytes * len(self.ids) // max(self.num_characters, 1)
+                )  # a guess
             self.progress.add(1)
             if not example.text.strip():
                 self.empty.append(example.id)
@@ -91,7 +94,9 @@ def load(options: PluginOptions) -> Held:
     if held.unlabelled:
         log.warning("%d row(s) have no label and are left out", len(held.unlabelled))
     if not held.examples:
-        raise DataError("the data has no row with a text" + (" and a label" if held.unlabelled else ""))
+        raise DataError(
+            "the data has no row with a text" + (" and a label" if held.unlabelled else "")
+        )
     return held
 
 
@@ -100,14 +105,19 @@ def stamp_of(options: PluginOptions) -> Stamp:
     own = getattr(plugins.find("data.formats", options.name), "stamp", None)
     num_bytes, parts = own(options) if own else _stamp_of_files(options)
     is_packed = own is not None or any(_PACKED.search(part) for part in parts)
-    return Stamp(num_bytes, is_packed, (checkpoint.versions()["medray"], options.model_dump_json(), *parts))
+    return Stamp(
+        num_bytes, is_packed, (checkpoint.versions()["medray"], options.model_dump_json(), *parts)
+    )
 
 
 def _stamp_of_files(options: PluginOptions) -> tuple[int, list[str]]:
     named = [path for path in map(Path, places(options).values()) if path.exists()]
     files = [file for path in named for file in (storage.files(path) if path.is_dir() else [path])]
     states = [file.stat() for file in files]
-    parts = [f"{file.absolute()} {state.st_size} {state.st_mtime_ns}" for file, state in zip(files, states, strict=True)]
+    parts = [
+        f"{file.absolute()} {state.st_size} {state.st_mtime_ns}"
+        for file, state in zip(files, states, strict=True)
+    ]
     return sum(state.st_size for state in states), parts
 
 
@@ -123,6 +133,9 @@ def _from_disk(options: PluginOptions, stamp: Stamp) -> Held:
             with stage("reading") as progress, storage.new_folder(folder) as filling:
                 checked = _Checked(options, progress, None if stamp.is_packed else stamp.num_bytes)
                 example_rows.write(checked.rows(), filling / _ROWS)
-                (filling / _ABOUT).write_text(json.dumps({"empty": checked.empty, "unlabelled": checked.unlabelled}), encoding="utf-8")
+                (filling / _ABOUT).write_text(
+                    json.dumps({"empty": checked.empty, "unlabelled": checked.unlabelled}),
+                    encoding="utf-8",
+                )
     about = json.loads((folder / _ABOUT).read_bytes())
     return Held(Examples.open(folder / _ROWS), about["empty"], folder, about.get("unlabelled", ()))

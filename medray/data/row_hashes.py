@@ -1,4 +1,5 @@
-"""Rows as numbers, by what a model reads of them: which rows trained a model stays known without their texts."""
+"""Rows as numbers, by what a model reads of them: which rows trained a model stays known without
+their texts."""
 
 import hashlib
 from collections.abc import Iterable
@@ -20,4 +21,6 @@ def hash_rows(examples: Iterable[Example]) -> Hashes:
 def _hash(example: Example) -> int:
     read = [turn.content for turn in example.turns] or [example.text]
     text = "\0".join(map(normalise, read))
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )

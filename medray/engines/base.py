@@ -1,4 +1,5 @@
-"""What engines do alike with prompts and generated tokens, so that all give the same texts. Knows no model and imports no torch."""
+"""What engines do alike with prompts and generated tokens, so that all give the same texts. Knows
+no model and imports no torch."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -13,7 +14,12 @@ Ids = Sequence[int]
 
 def tokenize(tokenizer: Any, prompts: Sequence[str] | Sequence[Ids]) -> list[list[int]]:
     """The token ids of prompts. The name of a special token in a text is read as text."""
-    return [list(tokenizer(row, split_special_tokens=True)["input_ids"] if isinstance(row, str) else row) for row in prompts]
+    return [
+        list(
+            tokenizer(row, split_special_tokens=True)["input_ids"] if isinstance(row, str) else row
+        )
+        for row in prompts
+    ]
 
 
 def check_continuations(prompts: Sequence[Ids], continuations: Sequence[Ids]) -> None:
@@ -28,19 +34,33 @@ def sampling_of(sampling: Sampling, index: int) -> Sampling:
 
 def end_tokens(tokenizer: Any, configured: int | list[int] | None) -> set[int]:
     """The tokens that end an answer: the tokenizer's, and those of a generation configuration."""
-    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    return {
+        tokenizer.eos_token_id,
+        *(configured if isinstance(configured, list) else [configured]),
+    } - {None}
 
 
-def token_logprob(tokenizer: Any, token: int, logprob: float, top: Iterable[tuple[int, float]]) -> TokenLogprob:
-    return TokenLogprob(tokenizer.decode([token]), logprob, tuple((tokenizer.decode([other]), value) for other, value in top))
+def token_logprob(
+    tokenizer: Any, token: int, logprob: float, top: Iterable[tuple[int, float]]
+) -> TokenLogprob:
+    return TokenLogprob(
+        tokenizer.decode([token]),
+        logprob,
+        tuple((tokenizer.decode([other]), value) for other, value in top),
+    )
 
 
 class GeneratedText:
-    """The tokens of one row as chunks of text, until an end token, a stop string or the limit of tokens finishes it."""
+    """The tokens of one row as chunks of text, until an end token, a stop string or the limit of
+    tokens finishes it."""
 
     def __init__(self, tokenizer: Any, sampling: Sampling, ends: Collection[int]) -> None:
         self.num_tokens, self.finish = 0, ""
-        self._text, self._ends, self._max_tokens = Text(tokenizer, sampling.stop), ends, sampling.max_tokens
+        self._text, self._ends, self._max_tokens = (
+            Text(tokenizer, sampling.stop),
+            ends,
+            sampling.max_tokens,
+        )
         self._piece, self._num_before = "", 0  # text since the last chunk, and tokens up to it
         self._logprobs: list[TokenLogprob] = []
 

@@ -1,7 +1,8 @@
-"""Rows that are generated together: they join between steps with prompts of any length, and leave when they are done.
+"""Rows that are generated together: they join between steps with prompts of any length, and leave
+when they are done.
 
-Each row's text is what it would be alone: its own positions, its own random numbers, its own end. Knows no task and no thread.
-"""
+Each row's text is what it would be alone: its own positions, its own random numbers, its own end.
+Knows no task and no thread."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,9 @@ class Row:
     prompt: Sequence[int]
     sampling: Sampling
     text: GeneratedText
-    numbers: torch.Generator | None = None  # a sampled row's own: the same seed gives the same text whatever it is batched with
+    numbers: torch.Generator | None = (
+        None  # a sampled row's own: the same seed gives the same text whatever it is batched with
+    )
     last: int = -1  # token of its text, which the next step reads
 
     @property
@@ -53,13 +56,17 @@ class Row:
 
 
 class Generation:
-    def __init__(self, model: Any, tokenizer: Any, computing: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, computing: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self.model, self.tokenizer, self._computing = model, tokenizer, computing
         network = base_of(model)
         _check(network)
         taken = inspect.signature(network.forward).parameters
         self._positions, self._last_only = "position_ids" in taken, "logits_to_keep" in taken
-        self.ends = end_tokens(tokenizer, model.generation_config.eos_token_id)  # of rows that are made from now on
+        self.ends = end_tokens(
+            tokenizer, model.generation_config.eos_token_id
+        )  # of rows that are made from now on
         self.rows: list[Row] = []
         self.cache: RowCache | None = None
 
@@ -67,11 +74,16 @@ class Generation:
         numbers = None
         if sampling.temperature > 0:
             numbers = torch.Generator()
-            numbers.seed() if sampling.seed is None else numbers.manual_seed(sampling.seed % (1 << 63))
-        return Row(index, prompt, sampling, GeneratedText(self.tokenizer, sampling, self.ends), numbers)
+            numbers.seed() if sampling.seed is None else numbers.manual_seed(
+                sampling.seed % (1 << 63)
+            )
+        return Row(
+            index, prompt, sampling, GeneratedText(self.tokenizer, sampling, self.ends), numbers
+        )
 
     def admit(self, waiting: Sequence[Row], token_budget: int) -> list[Row]:
-        """Those in front whose keys and values stay within the budget to their end, padding included; one alone always goes."""
+        """Those in front whose keys and values stay within the budget to their end, padding
+        included; one alone always goes."""
         admitted: list[Row] = []
         longest = max((row.most for row in self.rows), default=0)
         for row in waiting:
@@ -83,7 +95,8 @@ class Generation:
         return admitted
 
     def join(self, rows: Sequence[Row]) -> list[Chunk | RowError]:
-        """Read the prompts of new rows, and make the first token of each. Where that fails, the rows under way are as they were."""
+        """Read the prompts of new rows, and make the first token of each. Where that fails, the
+        rows under way are as they were."""
         inputs = collate([row.prompt for row in rows], self.tokenizer.pad_token_id, side="left")
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         cache = RowCache()
@@ -129,7 +142,13 @@ class Generation:
             optional["logits_to_keep"] = 1
         # Without padding a mask says nothing, and attention is faster without one.
         whole = None if bool(mask.all()) and self._positions else mask.to(place)
-        outputs = self.model(input_ids=ids.to(place), attention_mask=whole, past_key_values=cache, use_cache=True, **optional)
+        outputs = self.model(
+            input_ids=ids.to(place),
+            attention_mask=whole,
+            past_key_values=cache,
+            use_cache=True,
+            **optional,
+        )
         logits: Tensor = outputs.logits[:, -1].float().cpu()
         return logits
 
@@ -158,7 +177,12 @@ class Generation:
             return None
         logprobs = logits.log_softmax(-1)
         values, ids = logprobs.topk(min(num_top, len(logprobs)))
-        return token_logprob(self.tokenizer, token, float(logprobs[token]), zip(ids.tolist(), values.tolist(), strict=True))
+        return token_logprob(
+            self.tokenizer,
+            token,
+            float(logprobs[token]),
+            zip(ids.tolist(), values.tolist(), strict=True),
+        )
 
 
 def draw(logits: Tensor, sampling: Sampling, numbers: torch.Generator) -> int:
@@ -176,7 +200,8 @@ def _check(model: Any) -> None:
     kinds = set(getattr(model.config, "layer_types", None) or _LAYERS)
     if getattr(model, "_is_stateful", False) or not kinds <= _LAYERS:
         raise ConfigError(
-            f"model type {model.config.model_type!r}: generates no text here: its layers keep more than keys and values; allowed: attention over all or a window"
+            f"model type {model.config.model_type!r}: generates no text here: its layers keep "
+            "more than keys and values; allowed: attention over all or a window"
         )
 
 
@@ -188,7 +213,9 @@ class _Layer(DynamicLayer):
 
     is_initialized: bool
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = key_states, value_states
@@ -218,10 +245,16 @@ class RowCache(Cache):
             mine.put(keys, torch.cat([_padded(mine.values, longest), _padded(its.values, longest)]))
 
     def keep(self, rows: Sequence[int], length: int) -> None:
-        """Only these rows, and of them the last `length` places: what lies before is padding of all."""
+        """Only these rows, and of them the last `length` places: what lies before is padding of
+        all."""
         chosen = torch.tensor(rows)
         for layer in self.layers:
-            layer.put(*(states[chosen.to(states.device), :, states.shape[-2] - length :] for states in (layer.keys, layer.values)))
+            layer.put(
+                *(
+                    states[chosen.to(states.device), :, states.shape[-2] - length :]
+                    for states in (layer.keys, layer.values)
+                )
+            )
 
 
 def _wider(states: Tensor, room: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""What a model's answers look like behind their one figure: by class, by slice, by confidence. The form of `analysis.json`.
+"""What a model's answers look like behind their one figure: by class, by slice, by confidence. The
+form of `analysis.json`.
 
-Plain data, which the leaderboard's sentences, the model card, `medray review` and reports tell from. Row ids, never a text.
-"""
+Plain data, which the leaderboard's sentences, the model card, `medray review` and reports tell
+from. Row ids, never a text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One label against all others, as counts and figures; of a multi-label task this is its confusion matrix."""
+    """One label against all others, as counts and figures; of a multi-label task this is its
+    confusion matrix."""
 
     label: str
     true_positives: int
@@ -37,7 +39,8 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows (multi-label: rows and labels) whose confidence is in `low` to `high`; empty bins are left out."""
+    """Rows (multi-label: rows and labels) whose confidence is in `low` to `high`; empty bins are
+    left out."""
 
     low: float
     high: float
@@ -50,7 +53,9 @@ class Bin:
 class Reliability:
     """Whether a confidence is what it says."""
 
-    ece: float  # expected calibration error: distance of confidence and share, in the mean over rows
+    ece: (
+        float  # expected calibration error: distance of confidence and share, in the mean over rows
+    )
     log_loss: float
     bins: tuple[Bin, ...]
 
@@ -78,22 +83,28 @@ class Abstention:
 
 @dataclass(frozen=True)
 class SliceFigures:
-    """Rows that share a value of a column. Column "label": that class's F1, over the rows that have it."""
+    """Rows that share a value of a column. Column "label": that class's F1, over the rows that have
+    it."""
 
     column: str
     value: str
     num_rows: int
-    f1: Estimate | None  # None where the slice has too few rows or labels for the figure to mean something
+    f1: (
+        Estimate | None
+    )  # None where the slice has too few rows or labels for the figure to mean something
     share_right: float  # of rows whose whole answer is right
 
 
 @dataclass(frozen=True)
 class WorstSlice:
-    """The lowest F1 of all slices that have enough rows. Some slice is always the lowest: `is_below` says whether it is more than that."""
+    """The lowest F1 of all slices that have enough rows. Some slice is always the lowest:
+    `is_below` says whether it is more than that."""
 
     slice: SliceFigures
     num_compared: int  # slices that had enough rows
-    is_below: bool  # even its interval widened for `num_compared` looks lies below the figure of all rows
+    is_below: (
+        bool  # even its interval widened for `num_compared` looks lies below the figure of all rows
+    )
 
 
 @dataclass(frozen=True)
@@ -120,10 +131,13 @@ class SplitAnalysis:
     num_rows: int
     metric: str  # of `figure` and of the slices
     figure: Estimate
-    confusion: tuple[tuple[int, ...], ...]  # rows are the truth, columns the prediction; empty for multi-label
+    confusion: tuple[
+        tuple[int, ...], ...
+    ]  # rows are the truth, columns the prediction; empty for multi-label
     per_class: tuple[ClassFigures, ...]
     before: Reliability  # of the model's own probabilities
-    after: Reliability  # calibrated; on validation rows, which calibration was fitted on, it looks better than it is
+    # calibrated; on validation rows, which calibration was fitted on, it looks better than it is
+    after: Reliability
     risk_coverage: tuple[RiskPoint, ...]  # from full coverage down
     abstention: Abstention | None  # None where no precision was asked for
     slices: tuple[SliceFigures, ...]
@@ -167,27 +181,42 @@ def split_sentences(analysis: SplitAnalysis, record: CalibrationRecord) -> list[
     lines = [f"confidence: expected calibration error on {rows} {analysis.before.ece:.3f}"]
     if record.temperature != 1:
         lines[0] += (
-            f", and {analysis.after.ece:.3f} after temperature {record.temperature:.2f}, fitted on {record.num_rows} validation rows"
+            f", and {analysis.after.ece:.3f} after temperature {record.temperature:.2f}, "
+            f"fitted on {record.num_rows} validation rows"
         )
     if analysis.abstention:
         lines.append(_of_abstention(analysis.abstention, record, rows))
     if analysis.worst and (f1 := analysis.worst.slice.f1):
         worst = analysis.worst
-        verdict = "it lies below all rows, more than chance explains" if worst.is_below else "one of them always is; chance explains this"
+        verdict = (
+            "it lies below all rows, more than chance explains"
+            if worst.is_below
+            else "one of them always is; chance explains this"
+        )
         lines.append(
-            f"lowest slice of {rows}: {worst.slice.column} {worst.slice.value}, {analysis.metric} {f1.value:.3f}"
-            f" (95 % interval {f1.low:.3f} to {f1.high:.3f}) on {worst.slice.num_rows} rows, of {worst.num_compared} slices compared: {verdict}"
+            f"lowest slice of {rows}: {worst.slice.column} {worst.slice.value}, {analysis.metric} "
+            f"{f1.value:.3f}"
+            f" (95 % interval {f1.low:.3f} to {f1.high:.3f}) on {worst.slice.num_rows} rows, of "
+            f"{worst.num_compared} slices compared: {verdict}"
         )
     return lines
 
 
 def _of_abstention(abstention: Abstention, record: CalibrationRecord, rows: str) -> str:
     if abstention.precision is None:
-        why = f"{record.num_rows} validation rows promise it for no threshold" if abstention.threshold is None else "no row is sure enough"
-        return f"abstention for precision {abstention.wanted}: {why}, so every answer is abstained from"
+        why = (
+            f"{record.num_rows} validation rows promise it for no threshold"
+            if abstention.threshold is None
+            else "no row is sure enough"
+        )
+        return (
+            f"abstention for precision {abstention.wanted}: {why}, so every answer is abstained "
+            "from"
+        )
     sure = f"(95 % interval {abstention.precision.low:.3f} to {abstention.precision.high:.3f})"
     return (
-        f"abstention for precision {abstention.wanted}: {abstention.coverage:.0%} of {rows} are answered (confidence from {abstention.threshold:.3f}),"
+        f"abstention for precision {abstention.wanted}: {abstention.coverage:.0%} of {rows} are "
+        f"answered (confidence from {abstention.threshold:.3f}),"
         f" {abstention.precision.value:.3f} {sure} of these rightly"
     )
 
@@ -201,4 +230,7 @@ def from_json(text: str | bytes, where: str) -> Analysis:
         return TypeAdapter(Analysis).validate_json(text)
     except ValidationError as err:
         first = err.errors()[0]
-        raise ArtifactError(f"{where}: is no analysis of this medray: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ArtifactError(
+            f"{where}: is no analysis of this medray: {'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}"
+        ) from None

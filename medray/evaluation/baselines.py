@@ -1,4 +1,5 @@
-"""What a fine-tuned model has to beat: the most frequent answer, and words counted by TF-IDF under a logistic regression."""
+"""What a fine-tuned model has to beat: the most frequent answer, and words counted by TF-IDF under
+a logistic regression."""
 
 import logging
 from collections import Counter
@@ -30,13 +31,19 @@ class Reference:
 
 
 def majority(truth: npt.NDArray[np.bool_], *, multi_label: bool) -> Reference:
-    """`truth` has a row for each training text and a column for each label. The share of each label; multi-label: the most frequent set."""
+    """`truth` has a row for each training text and a column for each label. The share of each
+    label; multi-label: the most frequent set."""
     most, _ = Counter(map(tuple, truth.tolist())).most_common(1)[0]
-    return Reference("majority", None, np.array(most, dtype=np.float64) if multi_label else truth.mean(axis=0))
+    return Reference(
+        "majority", None, np.array(most, dtype=np.float64) if multi_label else truth.mean(axis=0)
+    )
 
 
-def tfidf(texts: Sequence[str], truth: npt.NDArray[np.bool_], *, multi_label: bool, seed: int = 0) -> Reference | None:
-    """Words and pairs of words; the settings are usual ones and are not searched. None where the texts hold no word to count."""
+def tfidf(
+    texts: Sequence[str], truth: npt.NDArray[np.bool_], *, multi_label: bool, seed: int = 0
+) -> Reference | None:
+    """Words and pairs of words; the settings are usual ones and are not searched. None where the
+    texts hold no word to count."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
@@ -49,7 +56,10 @@ def tfidf(texts: Sequence[str], truth: npt.NDArray[np.bool_], *, multi_label: bo
         name += f" (fitted on {MOST_ROWS:,} of {len(texts):,} rows)"
     regression = LogisticRegression(C=10, max_iter=2000)
     classifier = OneVsRestClassifier(regression) if multi_label else regression
-    pipeline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(rows) > 500 else 1), classifier)
+    pipeline = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(rows) > 500 else 1),
+        classifier,
+    )
     chosen = truth[rows]
     present = np.flatnonzero(chosen.any(axis=0)) if not multi_label else np.arange(truth.shape[1])
     targets = chosen.astype(int) if multi_label else chosen[:, present].argmax(axis=1)
@@ -74,5 +84,7 @@ class _Columns:
     def predict_proba(self, texts: Sequence[str]) -> Floats:
         probabilities = np.zeros((len(texts), self.num_labels))
         present = self.pipeline.predict_proba(texts)
-        probabilities[:, self.present] = present[:, -len(self.present) :]  # of one label scikit-learn gives both no and yes
+        probabilities[:, self.present] = present[
+            :, -len(self.present) :
+        ]  # of one label scikit-learn gives both no and yes
         return probabilities

@@ -1,7 +1,8 @@
-"""How sure a figure is: bootstrap intervals over rows, and paired comparisons of two predictions of the same rows.
+"""How sure a figure is: bootstrap intervals over rows, and paired comparisons of two predictions of
+the same rows.
 
-Rows are drawn with weights, so that a thousand resamples are a few matrix products instead of a thousand scorings.
-"""
+Rows are drawn with weights, so that a thousand resamples are a few matrix products instead of a
+thousand scorings."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +21,16 @@ METRICS = ("accuracy", "accuracy_subset", "f1_macro", "f1_micro", "f1_weighted",
 
 
 class Answers(Protocol):
-    """A model's answers to rows whose truth is known, which give figures of any resample of these rows."""
+    """A model's answers to rows whose truth is known, which give figures of any resample of these
+    rows."""
 
     @property
     def num_lines(self) -> int: ...
 
     @property
     def units(self) -> Units | None:
-        """Lines of one number are one row, with answers of several models: they are drawn together."""
+        """Lines of one number are one row, with answers of several models: they are drawn
+        together."""
         ...
 
     @property
@@ -68,7 +71,9 @@ class LabelAnswers:
 
     def values(self, metric: str, weights: Floats) -> Floats:
         if metric not in METRICS:
-            raise ConfigError(f"intervals are known for other figures than {metric!r}; {allowed(metric, METRICS)}")
+            raise ConfigError(
+                f"intervals are known for other figures than {metric!r}; {allowed(metric, METRICS)}"
+            )
         if metric in ("accuracy", "accuracy_subset"):
             correct = (self.truth == self.predicted).all(axis=1)
             share: Floats = weights @ correct.astype(np.float64) / weights.sum(axis=1)
@@ -104,7 +109,9 @@ class Tallies:
     counts: Mapping[str, Floats]  # of each row
     figures: Mapping[str, Callable[[Sums], Floats]]
     units: Units | None = None
-    supports: Mapping[str, int] = field(default_factory=dict)  # of figures that are about a part of the rows
+    supports: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of figures that are about a part of the rows
 
     @property
     def num_lines(self) -> int:
@@ -116,8 +123,13 @@ class Tallies:
 
     def values(self, metric: str, weights: Floats) -> Floats:
         if metric not in self.figures:
-            raise ConfigError(f"intervals are known for other figures than {metric!r}; {allowed(metric, self.figures)}")
-        return self.figures[metric]({name: weights @ counts for name, counts in self.counts.items()})
+            raise ConfigError(
+                f"intervals are known for other figures than {metric!r}; "
+                f"{allowed(metric, self.figures)}"
+            )
+        return self.figures[metric](
+            {name: weights @ counts for name, counts in self.counts.items()}
+        )
 
     def whole(self) -> dict[str, float]:
         """Every figure of the rows as they are."""
@@ -149,7 +161,11 @@ class Comparison:
     low: float
     high: float
     p_value: float  # two-sided, of the bootstrap
-    below: float | None = None  # share of the resamples with a difference below 0; None in a leaderboard of an earlier medray
+    below: float | None = (
+        # share of the resamples with a difference below 0; None in a leaderboard of an earlier
+        # medray
+        None
+    )
 
     @property
     def is_tie(self) -> bool:
@@ -157,23 +173,36 @@ class Comparison:
         return self.low <= 0 <= self.high
 
 
-def interval(answers: Answers, metric: str, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Interval:
+def interval(
+    answers: Answers, metric: str, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
+) -> Interval:
     drawn = resampled([answers], metric, num_resamples, seed)[0]
     return bounds(drawn, level, answers.support(metric))
 
 
-def class_intervals(answers: LabelAnswers, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0) -> list[Interval]:
+def class_intervals(
+    answers: LabelAnswers, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0
+) -> list[Interval]:
     """Of the F1 of each label, over the same resamples."""
     resamples = _weights(answers, num_resamples, seed)
-    drawn = np.concatenate([Counts.of(answers.truth, answers.predicted, weights).f1 for weights in resamples])
+    drawn = np.concatenate(
+        [Counts.of(answers.truth, answers.predicted, weights).f1 for weights in resamples]
+    )
     support = answers.truth.sum(axis=0)
-    return [bounds(drawn[:, column], level, int(support[column])) for column in range(answers.truth.shape[1])]
+    return [
+        bounds(drawn[:, column], level, int(support[column]))
+        for column in range(answers.truth.shape[1])
+    ]
 
 
 def share_interval(num_right: int, num: int, *, level: float = 0.95) -> Interval:
     """Of a share of `num` rows (Clopper-Pearson): it holds for any number of them."""
     tail = (1 - level) / 2
-    return Interval(share_bound(num_right, num, level=1 - tail), 1 - share_bound(num - num_right, num, level=1 - tail), level)
+    return Interval(
+        share_bound(num_right, num, level=1 - tail),
+        1 - share_bound(num - num_right, num, level=1 - tail),
+        level,
+    )
 
 
 def share_bound(num_right: int, num: int, *, level: float) -> float:
@@ -183,7 +212,9 @@ def share_bound(num_right: int, num: int, *, level: float) -> float:
     return 0.0 if num_right == 0 else float(beta.ppf(1 - level, num_right, num - num_right + 1))
 
 
-def compare(first: Answers, second: Answers, metric: str, *, num_resamples: int = 2000, seed: int = 0) -> Comparison:
+def compare(
+    first: Answers, second: Answers, metric: str, *, num_resamples: int = 2000, seed: int = 0
+) -> Comparison:
     """Both are scored on the same resamples: what is hard for both cancels out."""
     check_same_rows([first, second])
     one, two = resampled([first, second], metric, num_resamples, seed)
@@ -201,12 +232,18 @@ def check_same_rows(predictions: Sequence[Answers]) -> None:
 
 def comparison(difference: float, resampled_differences: Floats) -> Comparison:
     low, high = np.quantile(resampled_differences, [0.025, 0.975])
-    tail = min(float((resampled_differences <= 0).mean()), float((resampled_differences >= 0).mean()))
+    tail = min(
+        float((resampled_differences <= 0).mean()), float((resampled_differences >= 0).mean())
+    )
     p_value = min(1.0, 2 * max(tail, 1 / len(resampled_differences)))
-    return Comparison(difference, float(low), float(high), p_value, float((resampled_differences < 0).mean()))
+    return Comparison(
+        difference, float(low), float(high), p_value, float((resampled_differences < 0).mean())
+    )
 
 
-def resampled(predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int) -> list[Floats]:
+def resampled(
+    predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int
+) -> list[Floats]:
     """The metric of each prediction on the same resamples of the rows."""
     figures: list[list[Floats]] = [[] for _ in predictions]
     for weights in _weights(predictions[0], num_resamples, seed):
@@ -220,12 +257,15 @@ def _weights(answers: Answers, num_resamples: int, seed: int) -> Iterator[Floats
     rng = np.random.default_rng(seed)
     num, units = num_rows(answers), answers.units
     for start in range(0, num_resamples, _CHUNK):
-        drawn = rng.multinomial(num, np.full(num, 1 / num), size=min(_CHUNK, num_resamples - start)).astype(np.float64)
+        drawn = rng.multinomial(
+            num, np.full(num, 1 / num), size=min(_CHUNK, num_resamples - start)
+        ).astype(np.float64)
         yield drawn if units is None else drawn[:, units]
 
 
 def bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
-    """Quantiles of the resamples. Where no resample differs, nothing or everything was right, and that few rows can be by chance."""
+    """Quantiles of the resamples. Where no resample differs, nothing or everything was right, and
+    that few rows can be by chance."""
     tail = (1 - level) / 2
     low, high = (float(bound) for bound in np.quantile(drawn, [tail, 1 - tail]))
     by_chance = tail ** (1 / num_rows) if num_rows else 0.0

@@ -1,4 +1,5 @@
-"""From a model's answers on the rows of a split to their analysis. Pure: probabilities and truth in, whatever the task."""
+"""From a model's answers on the rows of a split to their analysis. Pure: probabilities and truth
+in, whatever the task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,14 @@ from medray.evaluation.analysis import (
     Suspect,
     WorstSlice,
 )
-from medray.evaluation.bootstrap import METRICS, Interval, LabelAnswers, class_intervals, interval, share_interval
+from medray.evaluation.bootstrap import (
+    METRICS,
+    Interval,
+    LabelAnswers,
+    class_intervals,
+    interval,
+    share_interval,
+)
 from medray.evaluation.slices import LABEL
 from medray.records import CalibrationRecord
 
@@ -53,7 +61,9 @@ def examine(
     metric: str,
 ) -> SplitAnalysis:
     answers = scored.answers
-    calibrated = calibration.apply(record, scored.probabilities, answers.predicted, multi_label=multi_label)
+    calibrated = calibration.apply(
+        record, scored.probabilities, answers.predicted, multi_label=multi_label
+    )
     right = (answers.truth == answers.predicted).all(axis=1)
     f1 = metric if metric in METRICS and metric.startswith("f1_") else "f1_macro"
     classes = tuple(_classes(answers, labels))
@@ -64,7 +74,9 @@ def examine(
         num_rows=len(right),
         metric=f1,
         figure=figure,
-        confusion=() if multi_label else tuple(map(tuple, metrics.confusion(answers.truth, answers.predicted))),
+        confusion=()
+        if multi_label
+        else tuple(map(tuple, metrics.confusion(answers.truth, answers.predicted))),
         per_class=classes,
         before=reliability(scored.probabilities, answers, multi_label=multi_label),
         after=reliability(calibrated.probabilities, answers, multi_label=multi_label),
@@ -73,7 +85,9 @@ def examine(
         slices=slices,
         worst=_worst(slices, scored, f1, figure, labels),
         mistakes=mistakes(scored.ids, answers, calibrated.confidence, labels),
-        suspects=suspects(scored.ids, answers.truth, calibrated.probabilities, labels, multi_label=multi_label),
+        suspects=suspects(
+            scored.ids, answers.truth, calibrated.probabilities, labels, multi_label=multi_label
+        ),
     )
 
 
@@ -85,18 +99,28 @@ def reliability(probabilities: Floats, answers: LabelAnswers, *, multi_label: bo
         right = (answers.truth == answers.predicted).all(axis=1)
     place = np.minimum((sure * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     bins = tuple(
-        Bin(number / NUM_BINS, (number + 1) / NUM_BINS, int(inside.sum()), float(sure[inside].mean()), float(right[inside].mean()))
+        Bin(
+            number / NUM_BINS,
+            (number + 1) / NUM_BINS,
+            int(inside.sum()),
+            float(sure[inside].mean()),
+            float(right[inside].mean()),
+        )
         for number in range(NUM_BINS)
         if (inside := place == number).any()
     )
     ece = sum(part.num * abs(part.confidence - part.share_right) for part in bins) / len(sure)
-    return Reliability(float(ece), metrics.log_loss(probabilities, answers.truth, multi_label=multi_label), bins)
+    return Reliability(
+        float(ece), metrics.log_loss(probabilities, answers.truth, multi_label=multi_label), bins
+    )
 
 
 def risk_coverage(confidence: Floats, right: Bools) -> Iterator[RiskPoint]:
     order = np.argsort(-confidence, kind="stable")
     ranked, hits = confidence[order], np.cumsum(right[order])
-    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # equal confidences are answered together
+    ends = np.append(
+        np.flatnonzero(np.diff(ranked)), len(ranked) - 1
+    )  # equal confidences are answered together
     chosen = np.unique(np.linspace(0, len(ends) - 1, _MOST_POINTS).round().astype(np.int64))
     for end in ends[chosen][::-1]:
         num = int(end) + 1
@@ -116,7 +140,9 @@ def _classes(answers: LabelAnswers, labels: Sequence[str]) -> Iterator[ClassFigu
     intervals = class_intervals(answers, num_resamples=_NUM_RESAMPLES)
     counts = metrics.Counts.of(answers.truth, answers.predicted)
     for column, label in enumerate(labels):
-        hits, true, predicted = (int(number[column]) for number in (counts.hits, counts.true, counts.predicted))
+        hits, true, predicted = (
+            int(number[column]) for number in (counts.hits, counts.true, counts.predicted)
+        )
         yield ClassFigures(
             label=label,
             true_positives=hits,
@@ -129,7 +155,9 @@ def _classes(answers: LabelAnswers, labels: Sequence[str]) -> Iterator[ClassFigu
         )
 
 
-def _slices(scored: SplitPredictions, right: Bools, metric: str, classes: Sequence[ClassFigures]) -> Iterator[SliceFigures]:
+def _slices(
+    scored: SplitPredictions, right: Bools, metric: str, classes: Sequence[ClassFigures]
+) -> Iterator[SliceFigures]:
     for column, names in scored.columns.items():
         values = np.array(names, dtype=object)
         for value in sorted(set(names)):
@@ -140,11 +168,14 @@ def _slices(scored: SplitPredictions, right: Bools, metric: str, classes: Sequen
     for column_number, figures in enumerate(classes):
         rows = scored.answers.truth[:, column_number]
         if rows.any():
-            yield SliceFigures(LABEL, figures.label, int(rows.sum()), figures.f1, float(right[rows].mean()))
+            yield SliceFigures(
+                LABEL, figures.label, int(rows.sum()), figures.f1, float(right[rows].mean())
+            )
 
 
 def _is_meant(part: LabelAnswers, metric: str) -> bool:
-    """A macro F1 over one label, or the F1 of a label that no row has, tells of the slice's make-up and not of the model."""
+    """A macro F1 over one label, or the F1 of a label that no row has, tells of the slice's make-up
+    and not of the model."""
     if metric == "f1_binary":
         return bool(part.truth[:, part.positive].any())
     num_present = int(part.truth.any(axis=0).sum())
@@ -152,7 +183,11 @@ def _is_meant(part: LabelAnswers, metric: str) -> bool:
 
 
 def _worst(
-    slices: Sequence[SliceFigures], scored: SplitPredictions, metric: str, figure: Estimate, labels: Sequence[str]
+    slices: Sequence[SliceFigures],
+    scored: SplitPredictions,
+    metric: str,
+    figure: Estimate,
+    labels: Sequence[str],
 ) -> WorstSlice | None:
     compared = [part for part in slices if part.f1 and part.num_rows >= ENOUGH_ROWS]
     if len(compared) < 2:
@@ -160,7 +195,9 @@ def _worst(
     worst = min(compared, key=lambda part: part.f1.value if part.f1 else 1.0)
     level = 1 - 0.05 / len(compared)
     if worst.column == LABEL:
-        answers = LabelAnswers(scored.answers.truth, scored.answers.predicted, labels.index(worst.value))
+        answers = LabelAnswers(
+            scored.answers.truth, scored.answers.predicted, labels.index(worst.value)
+        )
         wide = interval(answers, "f1_binary", level=level)
     else:
         rows = np.array(scored.columns[worst.column], dtype=object) == worst.value
@@ -173,46 +210,80 @@ def _part(answers: LabelAnswers, rows: Bools) -> LabelAnswers:
 
 
 def _estimate(answers: LabelAnswers, metric: str) -> Estimate:
-    return _from(bootstrap.value(answers, metric), interval(answers, metric, num_resamples=_NUM_RESAMPLES))
+    return _from(
+        bootstrap.value(answers, metric), interval(answers, metric, num_resamples=_NUM_RESAMPLES)
+    )
 
 
 def _from(figure: float, sure: Interval) -> Estimate:
     return Estimate(figure, sure.low, sure.high)
 
 
-def mistakes(ids: Sequence[str], answers: LabelAnswers, confidence: Floats, labels: Sequence[str]) -> tuple[Mistake, ...]:
+def mistakes(
+    ids: Sequence[str], answers: LabelAnswers, confidence: Floats, labels: Sequence[str]
+) -> tuple[Mistake, ...]:
     wrong = np.flatnonzero((answers.truth != answers.predicted).any(axis=1))
     rows = wrong[np.argsort(-confidence[wrong], kind="stable")]
     return tuple(
-        Mistake(ids[row], _names(answers.truth[row], labels), _names(answers.predicted[row], labels), float(confidence[row]))
+        Mistake(
+            ids[row],
+            _names(answers.truth[row], labels),
+            _names(answers.predicted[row], labels),
+            float(confidence[row]),
+        )
         for row in rows
     )
 
 
-def suspects(ids: Sequence[str], truth: Bools, probabilities: Floats, labels: Sequence[str], *, multi_label: bool) -> tuple[Suspect, ...]:
-    """Confident learning: another label is as probable as it is for rows that have it, and the given one less than for its own rows.
+def suspects(
+    ids: Sequence[str],
+    truth: Bools,
+    probabilities: Floats,
+    labels: Sequence[str],
+    *,
+    multi_label: bool,
+) -> tuple[Suspect, ...]:
+    """Confident learning: another label is as probable as it is for rows that have it, and the
+    given one less than for its own rows.
 
     The rows must not have trained the model: it would have learned their wrong labels.
     """
-    given = _mean_where(truth, probabilities, otherwise=1.0)  # how probable a label is where it is given
+    given = _mean_where(
+        truth, probabilities, otherwise=1.0
+    )  # how probable a label is where it is given
     suggested, doubts = (_by_label if multi_label else _by_row)(truth, probabilities, given)
     doubtful = np.flatnonzero((suggested != truth).any(axis=1))
     rows = doubtful[np.argsort(-doubts[doubtful], kind="stable")]
-    return tuple(Suspect(ids[row], _names(truth[row], labels), _names(suggested[row], labels), float(doubts[row])) for row in rows)
+    return tuple(
+        Suspect(
+            ids[row], _names(truth[row], labels), _names(suggested[row], labels), float(doubts[row])
+        )
+        for row in rows
+    )
 
 
 def _by_row(truth: Bools, probabilities: Floats, given: Floats) -> tuple[Bools, Floats]:
     rows = np.arange(len(truth))
     own, best = truth.argmax(axis=1), probabilities.argmax(axis=1)
-    doubtful = (best != own) & (probabilities[rows, best] >= given[best]) & (probabilities[rows, own] < given[own])
+    doubtful = (
+        (best != own)
+        & (probabilities[rows, best] >= given[best])
+        & (probabilities[rows, own] < given[own])
+    )
     suggested = truth.copy()
     suggested[doubtful] = np.eye(truth.shape[1], dtype=np.bool_)[best[doubtful]]
     return suggested, probabilities[rows, best] - probabilities[rows, own]
 
 
 def _by_label(truth: Bools, probabilities: Floats, given: Floats) -> tuple[Bools, Floats]:
-    absent = _mean_where(~truth, probabilities, otherwise=0.0)  # how probable a label is where it is not given
-    flipped = np.where(truth, (probabilities <= absent) & (probabilities < 0.5), (probabilities >= given) & (probabilities > 0.5))
+    absent = _mean_where(
+        ~truth, probabilities, otherwise=0.0
+    )  # how probable a label is where it is not given
+    flipped = np.where(
+        truth,
+        (probabilities <= absent) & (probabilities < 0.5),
+        (probabilities >= given) & (probabilities > 0.5),
+    )
     doubts = np.where(flipped, np.abs(2 * probabilities - 1), 0.0)
     return truth ^ flipped, doubts.max(axis=1)
 

@@ -1,4 +1,5 @@
-"""The ranking of a study. Trials are chosen on validation rows; test rows say how good the choice is, and change nothing.
+"""The ranking of a study. Trials are chosen on validation rows; test rows say how good the choice
+is, and change nothing.
 
 Pure: plain figures in, a leaderboard out. Every column names its split.
 """
@@ -30,8 +31,12 @@ class Entry:
     step: int | None = None
     num_epochs: int = 0  # how many evaluations there were
     validation: Mapping[str, float] = field(default_factory=dict)
-    validation_merged: Mapping[str, float] = field(default_factory=dict)  # of finalists in 4 bits, merged into plain weights
-    validation_unmerged: Mapping[str, float] = field(default_factory=dict)  # of the same checkpoint, where `validation` is a mean
+    validation_merged: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of finalists in 4 bits, merged into plain weights
+    validation_unmerged: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of the same checkpoint, where `validation` is a mean
     test: Mapping[str, float] = field(default_factory=dict)  # of finalists and references
     test_interval: Interval | None = None  # of the figure that is ranked on
     num_parameters: int | None = None
@@ -41,7 +46,11 @@ class Entry:
     ms_per_row: float | None = None  # predicting the test rows
     checkpoint: str | None = None
     error: str | None = None
-    seeds: Seeds | None = None  # of a finalist that was trained with several: figures are means, the checkpoint is the best seed's
+    seeds: Seeds | None = (
+        # of a finalist that was trained with several: figures are means, the checkpoint is the best
+        # seed's
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,9 @@ class Leaderboard:
     comparisons: tuple[Pairing, ...]
     num_rows: Mapping[str, int]  # by split
     num_openings: int  # of these test labels, this study's included
-    num_folds: int = 1  # more: every row was a test row once, predicted by a model that had not seen it
+    num_folds: int = (
+        1  # more: every row was a test row once, predicted by a model that had not seen it
+    )
 
     @property
     def best(self) -> Entry:
@@ -91,7 +102,10 @@ class Leaderboard:
         best = next(entry for entry in self.entries if entry.name == self.tied[0])
         if self.winner == best.name:
             return f"{self.winner} wins by its figure"
-        return f"{self.winner} wins by its size: {self.best.num_parameters or 0:,} parameters, where {best.name} has {best.num_parameters or 0:,}"
+        return (
+            f"{self.winner} wins by its size: {self.best.num_parameters or 0:,} parameters, where "
+            f"{best.name} has {best.num_parameters or 0:,}"
+        )
 
     @property
     def better_baselines(self) -> list[Entry]:
@@ -100,13 +114,18 @@ class Leaderboard:
         better = {
             pair.other
             for pair in self.comparisons
-            if pair.split == "validation" and not pair.is_tie and sign * pair.comparison.difference < 0
+            if pair.split == "validation"
+            and not pair.is_tie
+            and sign * pair.comparison.difference < 0
         }
-        return [entry for entry in self.entries if entry.kind == "reference" and entry.name in better]
+        return [
+            entry for entry in self.entries if entry.kind == "reference" and entry.name in better
+        ]
 
 
 def best_evaluation(history: Sequence[Evaluation], metric: str) -> Evaluation | None:
-    """The best evaluation of a trial's whole history, the first of equal ones; one that is not a number never is."""
+    """The best evaluation of a trial's whole history, the first of equal ones; one that is not a
+    number never is."""
     sign = 1 if higher_is_better(metric) else -1
     counted = [evaluation for evaluation in history if not math.isnan(evaluation.metrics[metric])]
     return max(counted, key=lambda evaluation: sign * evaluation.metrics[metric], default=None)
@@ -129,17 +148,25 @@ def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) ->
         error=record.error,
     )
     best = best_evaluation(history, metric)
-    return replace(entry, epoch=best.epoch, step=best.step, validation=best.metrics) if best else entry
+    return (
+        replace(entry, epoch=best.epoch, step=best.step, validation=best.metrics) if best else entry
+    )
 
 
 def rank(entries: Sequence[Entry], metric: str) -> list[Entry]:
     """Best first by the validation figure; those without one last."""
     sign = 1 if higher_is_better(metric) else -1
-    return sorted(entries, key=lambda entry: -sign * entry.validation[metric] if metric in entry.validation else math.inf)
+    return sorted(
+        entries,
+        key=lambda entry: (
+            -sign * entry.validation[metric] if metric in entry.validation else math.inf
+        ),
+    )
 
 
 def finalists(entries: Sequence[Entry], metric: str, num_finalists: int) -> list[Entry]:
-    """The best trials of each base model, by validation rows; a failed trial is none, whatever it had reached."""
+    """The best trials of each base model, by validation rows; a failed trial is none, whatever it
+    had reached."""
     chosen: list[Entry] = []
     for entry in rank(entries, metric):
         mates = sum(other.base == entry.base for other in chosen)
@@ -149,16 +176,28 @@ def finalists(entries: Sequence[Entry], metric: str, num_finalists: int) -> list
 
 
 def contender(
-    entry: Entry, metric: str, *, validation: tuple[Metrics, Answers], test: tuple[Metrics, Answers], ms_per_row: float
+    entry: Entry,
+    metric: str,
+    *,
+    validation: tuple[Metrics, Answers],
+    test: tuple[Metrics, Answers],
+    ms_per_row: float,
 ) -> Contender:
     """An entry with its test figures and their interval."""
     figure = interval(test[1], metric) if metric in test[1].metrics else None
-    entry = replace(entry, validation=validation[0].values, test=test[0].values, test_interval=figure, ms_per_row=ms_per_row)
+    entry = replace(
+        entry,
+        validation=validation[0].values,
+        test=test[0].values,
+        test_interval=figure,
+        ms_per_row=ms_per_row,
+    )
     return Contender(entry, validation[1], test[1])
 
 
 def pool_seeds(members: Sequence[Contender], metric: str) -> Contender:
-    """One finalist of several seeds: its figures are means, and the seed with the best validation figure would be published."""
+    """One finalist of several seeds: its figures are means, and the seed with the best validation
+    figure would be published."""
     if len(members) == 1:
         return members[0]
     by_name = {member.entry.name: member for member in members}
@@ -170,7 +209,11 @@ def pool_seeds(members: Sequence[Contender], metric: str) -> Contender:
         test=tuple(entry.test[metric] for entry in entries),
         published=best.name,
     )
-    sure = pooling.interval([member.test for member in members], metric) if metric in members[0].test.metrics else None
+    sure = (
+        pooling.interval([member.test for member in members], metric)
+        if metric in members[0].test.metrics
+        else None
+    )
     entry = replace(
         best,
         name=entries[0].name,
@@ -186,7 +229,8 @@ def pool_seeds(members: Sequence[Contender], metric: str) -> Contender:
 
 
 def f1_of(figures: Mapping[str, float], metric: str) -> str:
-    """The F1 that is ranked on, and where something else is, the macro F1 of tasks that have one."""
+    """The F1 that is ranked on, and where something else is, the macro F1 of tasks that have
+    one."""
     return "f1_macro" if "f1_macro" in figures and not metric.startswith("f1_") else metric
 
 
@@ -194,7 +238,11 @@ def merge_of(entry: Entry, metric: str) -> MergeRecord | None:
     if not entry.validation_merged:
         return None
     f1 = f1_of(entry.validation, metric)
-    return MergeRecord(metric=f1, unmerged=entry.validation_unmerged.get(f1, entry.validation[f1]), merged=entry.validation_merged[f1])
+    return MergeRecord(
+        metric=f1,
+        unmerged=entry.validation_unmerged.get(f1, entry.validation[f1]),
+        merged=entry.validation_merged[f1],
+    )
 
 
 def conclude(
@@ -208,28 +256,40 @@ def conclude(
     num_folds: int = 1,
     tie: float | None = None,
 ) -> Leaderboard:
-    """Choose the winner among the candidates by validation rows, and compare it with the others on both splits.
+    """Choose the winner among the candidates by validation rows, and compare it with the others on
+    both splits.
 
-    A tied model that has more than `tie` times fewer parameters wins; where it is None, the best figure does.
-    """
+    A tied model that has more than `tie` times fewer parameters wins; where it is None, the best
+    figure does."""
     if not candidates:
         raise TrialError(f"study {study}: no trial gave a {metric}: there is nothing to rank")
     by_name = {candidate.entry.name: candidate for candidate in candidates}
-    order = [by_name[entry.name] for entry in rank([candidate.entry for candidate in candidates], metric)]
+    order = [
+        by_name[entry.name] for entry in rank([candidate.entry for candidate in candidates], metric)
+    ]
     tied = [
         candidate
         for candidate in order[1:]
-        if metric in candidate.validation.metrics and _compare(order[0], candidate, "validation", metric).is_tie
+        if metric in candidate.validation.metrics
+        and _compare(order[0], candidate, "validation", metric).is_tie
     ]
     winner = order[0]
     for candidate in tied:
         is_cheaper = tie is not None and _num_parameters(candidate) * tie < _num_parameters(winner)
-        if is_cheaper and all(_may_be_better(candidate, other, metric) for other in (order[0], winner)):
+        if is_cheaper and all(
+            _may_be_better(candidate, other, metric) for other in (order[0], winner)
+        ):
             winner = candidate
     others = [candidate for candidate in order if candidate is not winner]
-    comparisons = [pair for other in [*others[:1], *references] for pair in _pairs(winner, other, metric)]
-    entry_by_name = {candidate.entry.name: candidate.entry for candidate in [*candidates, *references]}
-    entries = [entry_by_name.get(entry.name, entry) for entry in trials] + [candidate.entry for candidate in references]
+    comparisons = [
+        pair for other in [*others[:1], *references] for pair in _pairs(winner, other, metric)
+    ]
+    entry_by_name = {
+        candidate.entry.name: candidate.entry for candidate in [*candidates, *references]
+    }
+    entries = [entry_by_name.get(entry.name, entry) for entry in trials] + [
+        candidate.entry for candidate in references
+    ]
     return Leaderboard(
         study=study,
         metric=metric,
@@ -249,13 +309,19 @@ def _num_parameters(candidate: Contender) -> int:
 
 
 def _may_be_better(candidate: Contender, other: Contender, metric: str) -> bool:
-    """Or always as good: what is worse in some resamples and better in none is no model to publish for its size."""
+    """Or always as good: what is worse in some resamples and better in none is no model to publish
+    for its size."""
     against = _compare(other, candidate, "validation", metric)
     return bool(against.below) or against.low == against.high == against.difference == 0
 
 
-def _compare(first: Contender, second: Contender, split: Literal["validation", "test"], metric: str) -> Comparison:
-    one, two = ([member.validation if split == "validation" else member.test for member in side.all] for side in (first, second))
+def _compare(
+    first: Contender, second: Contender, split: Literal["validation", "test"], metric: str
+) -> Comparison:
+    one, two = (
+        [member.validation if split == "validation" else member.test for member in side.all]
+        for side in (first, second)
+    )
     return pooling.compare(one, two, metric)
 
 

@@ -1,8 +1,9 @@
-"""How well mentions are predicted: counts of each row, exact and overlapping, and their micro F1. One scorer for every task.
+"""How well mentions are predicted: counts of each row, exact and overlapping, and their micro F1.
+One scorer for every task.
 
-A mention counts once: exactly where start, end and kind are those of the truth; overlapping where it shares a character with one of the same
-kind that no other mention was matched with. Pure: mentions in, figures out.
-"""
+A mention counts once: exactly where start, end and kind are those of the truth; overlapping where
+it shares a character with one of the same kind that no other mention was matched with. Pure:
+mentions in, figures out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -13,7 +14,14 @@ from medray.evaluation.metrics import Metrics, f1, ratio
 from medray.types import Mention
 
 F1, F1_OVERLAP = "mention_f1", "mention_f1_overlap"
-FIGURES = (F1, "mention_precision", "mention_recall", F1_OVERLAP, "mention_precision_overlap", "mention_recall_overlap")
+FIGURES = (
+    F1,
+    "mention_precision",
+    "mention_recall",
+    F1_OVERLAP,
+    "mention_precision_overlap",
+    "mention_recall_overlap",
+)
 _TRUE, _PREDICTED, _EXACT, _OVERLAP = "true", "predicted", "exact", "overlap"
 Figure = Callable[[Sums], Floats]
 Row = tuple[Sequence[Mention], Sequence[Mention]]  # the truth, and the prediction
@@ -24,24 +32,40 @@ def exact(truth: Sequence[Mention], predicted: Sequence[Mention]) -> int:
 
 
 def overlapping(truth: Sequence[Mention], predicted: Sequence[Mention]) -> int:
-    """As many pairs as there can be where mentions of one side lie apart: both are gone through in the order they end in."""
+    """As many pairs as there can be where mentions of one side lie apart: both are gone through in
+    the order they end in."""
     num = 0
     free = sorted(_spans(truth), key=_by_end)
     for start, end, kind in sorted(_spans(predicted), key=_by_end):
-        hit = next((other for other in free if other[2] == kind and other[0] < end and start < other[1]), None)
+        hit = next(
+            (other for other in free if other[2] == kind and other[0] < end and start < other[1]),
+            None,
+        )
         if hit:
             free.remove(hit)
             num += 1
     return num
 
 
-def tally(ids: Sequence[str], rows: Sequence[Row], rates: Mapping[str, tuple[str, str]], counts: Sequence[Mapping[str, float]]) -> Tallies:
-    """`rates` are further figures, each of two counts that `counts` has for each row: how many of how many."""
+def tally(
+    ids: Sequence[str],
+    rows: Sequence[Row],
+    rates: Mapping[str, tuple[str, str]],
+    counts: Sequence[Mapping[str, float]],
+) -> Tallies:
+    """`rates` are further figures, each of two counts that `counts` has for each row: how many of
+    how many."""
     names = dict.fromkeys(name for pair in rates.values() for name in pair)
-    columns: dict[str, Floats] = {name: np.array([row[name] for row in counts], dtype=np.float64) for name in names}
-    for name, column in zip((_TRUE, _PREDICTED, _EXACT, _OVERLAP), zip(*map(_counts, rows), strict=True), strict=True):
+    columns: dict[str, Floats] = {
+        name: np.array([row[name] for row in counts], dtype=np.float64) for name in names
+    }
+    for name, column in zip(
+        (_TRUE, _PREDICTED, _EXACT, _OVERLAP), zip(*map(_counts, rows), strict=True), strict=True
+    ):
         columns[name] = np.array(column, dtype=np.float64)
-    figures = {name: _figure(name) for name in FIGURES} | {name: _share(*pair) for name, pair in rates.items()}
+    figures = {name: _figure(name) for name in FIGURES} | {
+        name: _share(*pair) for name, pair in rates.items()
+    }
     return Tallies(tuple(ids), columns, figures)
 
 
@@ -50,7 +74,9 @@ def score(tallies: Tallies, rows: Sequence[Row], kinds: Sequence[str]) -> Metric
     per_kind = {}
     for kind in kinds:
         alone = [(_of_kind(truth, kind), _of_kind(predicted, kind)) for truth, predicted in rows]
-        true, num_predicted, hits, near = (sum(column) for column in zip(*map(_counts, alone), strict=True))
+        true, num_predicted, hits, near = (
+            sum(column) for column in zip(*map(_counts, alone), strict=True)
+        )
         per_kind[kind] = {
             "precision": float(ratio(hits, num_predicted)),
             "recall": float(ratio(hits, true)),
@@ -63,7 +89,12 @@ def score(tallies: Tallies, rows: Sequence[Row], kinds: Sequence[str]) -> Metric
 
 def _counts(row: Row) -> tuple[int, int, int, int]:
     truth, predicted = row
-    return len(_spans(truth)), len(_spans(predicted)), exact(truth, predicted), overlapping(truth, predicted)
+    return (
+        len(_spans(truth)),
+        len(_spans(predicted)),
+        exact(truth, predicted),
+        overlapping(truth, predicted),
+    )
 
 
 def _figure(name: str) -> Figure:

@@ -1,8 +1,8 @@
 """Figures of a classifier, each by its full name: which average, over which classes.
 
-Every F1 of predictions is computed here, from counts per class, so that absent classes and rows without labels need no special case and warn
-about nothing. Macro averages run over the classes that occur in the truth or in the predictions; what divides by zero is 0.
-"""
+Every F1 of predictions is computed here, from counts per class, so that absent classes and rows
+without labels need no special case and warn about nothing. Macro averages run over the classes that
+occur in the truth or in the predictions; what divides by zero is 0."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,8 +25,12 @@ class Metrics:
 
     values: dict[str, float]
     num_rows: int
-    per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # auprc is missing for a class without positives
-    confusion: list[list[int]] = field(default_factory=list)  # rows are the truth, columns the prediction
+    per_class: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # auprc is missing for a class without positives
+    confusion: list[list[int]] = field(
+        default_factory=list
+    )  # rows are the truth, columns the prediction
     labels: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -40,8 +44,11 @@ def ratio(part: npt.ArrayLike, whole: npt.ArrayLike, *, empty: float = 0.0) -> F
     return result
 
 
-def f1(hits: npt.ArrayLike, true: npt.ArrayLike, predicted: npt.ArrayLike, *, empty: float = 0.0) -> Floats:
-    """F1 of how many are right, how many there are and how many were predicted; `empty` where there are none of either."""
+def f1(
+    hits: npt.ArrayLike, true: npt.ArrayLike, predicted: npt.ArrayLike, *, empty: float = 0.0
+) -> Floats:
+    """F1 of how many are right, how many there are and how many were predicted; `empty` where there
+    are none of either."""
     return ratio(np.multiply(2, hits), np.add(true, predicted), empty=empty)
 
 
@@ -52,15 +59,19 @@ def harmonic(one: Floats, two: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of each class, classes along the last axis; a first axis may hold resamples of the rows."""
+    """Rows of each class, classes along the last axis; a first axis may hold resamples of the
+    rows."""
 
     hits: npt.NDArray[Any]  # that have the class and were given it
     true: npt.NDArray[Any]  # that have it
     predicted: npt.NDArray[Any]  # that were given it
 
     @classmethod
-    def of(cls, truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: Floats | None = None) -> Self:
-        """`truth` and `predicted` are 0 or 1 per row and class; `weights` has a row per resample: how often each row counts."""
+    def of(
+        cls, truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: Floats | None = None
+    ) -> Self:
+        """`truth` and `predicted` are 0 or 1 per row and class; `weights` has a row per resample:
+        how often each row counts."""
         true, answers = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
         weights = np.ones(len(true)) if weights is None else weights
         return cls(weights @ (true * answers), weights @ true, weights @ answers)
@@ -101,22 +112,43 @@ AVERAGES = ("f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_ma
 
 def confusion(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> list[list[int]]:
     """How many rows of each class were given which, from 0 or 1 per row and class."""
-    counts: list[list[int]] = (np.asarray(truth, dtype=np.float64).T @ np.asarray(predicted, dtype=np.float64)).astype(np.int64).tolist()
+    counts: list[list[int]] = (
+        (np.asarray(truth, dtype=np.float64).T @ np.asarray(predicted, dtype=np.float64))
+        .astype(np.int64)
+        .tolist()
+    )
     return counts
 
 
 def log_loss(probabilities: Floats, truth: npt.NDArray[Any], *, multi_label: bool) -> float:
-    """The mean over rows, multi-label over rows and labels; floored as scikit-learn's is: a sure mistake costs 36, not infinity."""
-    own = np.where(truth, probabilities, 1 - probabilities) if multi_label else np.where(truth, probabilities, 0.0).sum(axis=1)
+    """The mean over rows, multi-label over rows and labels; floored as scikit-learn's is: a sure
+    mistake costs 36, not infinity."""
+    own = (
+        np.where(truth, probabilities, 1 - probabilities)
+        if multi_label
+        else np.where(truth, probabilities, 0.0).sum(axis=1)
+    )
     return float(-np.log(np.clip(own, np.finfo(np.float64).eps, 1.0)).mean())
 
 
 def names(multi_label: bool, binary: bool) -> list[str]:
     """What a study of this kind may select on."""
-    shared = ["f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro", "auprc_macro", "log_loss"]
+    shared = [
+        "f1_macro",
+        "f1_micro",
+        "f1_weighted",
+        "precision_macro",
+        "recall_macro",
+        "auprc_macro",
+        "log_loss",
+    ]
     if multi_label:
         return ["accuracy_subset", "f1_samples", *shared]
-    return ["accuracy", *shared, *(["f1_binary", "precision_binary", "recall_binary", "auprc_binary"] if binary else [])]
+    return [
+        "accuracy",
+        *shared,
+        *(["f1_binary", "precision_binary", "recall_binary", "auprc_binary"] if binary else []),
+    ]
 
 
 def higher_is_better(name: str) -> bool:
@@ -126,49 +158,82 @@ def higher_is_better(name: str) -> bool:
 def check_positive(labels: Sequence[str], positive: str | None) -> None:
     """Two labels need one named as positive, by the user: nothing in the data tells which."""
     if positive is not None and positive not in labels:
-        raise ConfigError(f"positive label {positive!r} is not a label; {allowed(positive, labels)}")
+        raise ConfigError(
+            f"positive label {positive!r} is not a label; {allowed(positive, labels)}"
+        )
     if len(labels) == 2 and positive is None:
-        raise ConfigError(f"there are two labels, {labels[0]!r} and {labels[1]!r}: name one of them as positive_label")
+        raise ConfigError(
+            f"there are two labels, {labels[0]!r} and {labels[1]!r}: name one of them as "
+            "positive_label"
+        )
     if len(labels) != 2 and positive is not None:
-        raise ConfigError(f"positive label {positive!r} needs exactly two labels; these are {len(labels)}: {', '.join(labels)}")
+        raise ConfigError(
+            f"positive label {positive!r} needs exactly two labels; these are {len(labels)}: "
+            f"{', '.join(labels)}"
+        )
 
 
 def single_label(
-    truth: Sequence[int], probabilities: npt.ArrayLike, predicted: Sequence[int], labels: Sequence[str], positive: str | None
+    truth: Sequence[int],
+    probabilities: npt.ArrayLike,
+    predicted: Sequence[int],
+    labels: Sequence[str],
+    positive: str | None,
 ) -> Metrics:
-    """Every row has one class; `truth` and `predicted` are positions in `labels`, or `NO_ANSWER`, which is right for no row."""
+    """Every row has one class; `truth` and `predicted` are positions in `labels`, or `NO_ANSWER`,
+    which is right for no row."""
     check_positive(labels, positive)
     rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     scores = _scores(probabilities, (len(rows), len(labels)))
-    one_hot = np.eye(len(labels) + 1, len(labels), dtype=np.int64)  # the last row, of no answer, is all zeros
+    one_hot = np.eye(
+        len(labels) + 1, len(labels), dtype=np.int64
+    )  # the last row, of no answer, is all zeros
     values, per_class = _figures(one_hot[rows], scores, one_hot[answers], labels)
     values["accuracy"] = float((rows == answers).mean())
     values["log_loss"] = log_loss(scores, one_hot[rows], multi_label=False)
     if positive is not None:
-        # A class without positives has no auprc in the table; the figure that a study may rank on is 0 then.
-        values |= {f"{name}_binary": per_class[positive].get(name, 0.0) for name in ("f1", "precision", "recall", "auprc")}
+        # A class without positives has no auprc in the table; the figure that a study may rank on
+        # is 0 then.
+        values |= {
+            f"{name}_binary": per_class[positive].get(name, 0.0)
+            for name in ("f1", "precision", "recall", "auprc")
+        }
     order = names(multi_label=False, binary=positive is not None)
-    return Metrics({name: values[name] for name in order}, len(rows), per_class, confusion(one_hot[rows], one_hot[answers]), list(labels))
+    return Metrics(
+        {name: values[name] for name in order},
+        len(rows),
+        per_class,
+        confusion(one_hot[rows], one_hot[answers]),
+        list(labels),
+    )
 
 
-def multi_label(truth: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: npt.ArrayLike, labels: Sequence[str]) -> Metrics:
+def multi_label(
+    truth: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    predicted: npt.ArrayLike,
+    labels: Sequence[str],
+) -> Metrics:
     """Every row has any number of classes; `truth` and `predicted` are 0 or 1 per row and label."""
     rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     scores = _scores(probabilities, (len(rows), len(labels)))
     values, per_class = _figures(rows, scores, answers, labels)
     values["accuracy_subset"] = float((rows == answers).all(axis=1).mean())
     # A row that has no label and was given none is right: 1, not 0.
-    values["f1_samples"] = float(f1((rows * answers).sum(axis=1), rows.sum(axis=1), answers.sum(axis=1), empty=1.0).mean())
+    values["f1_samples"] = float(
+        f1((rows * answers).sum(axis=1), rows.sum(axis=1), answers.sum(axis=1), empty=1.0).mean()
+    )
     values["log_loss"] = log_loss(scores, rows, multi_label=True)
     order = names(multi_label=True, binary=False)
     return Metrics({name: values[name] for name in order}, len(rows), per_class, [], list(labels))
 
 
 def thresholds(truth: npt.ArrayLike, probabilities: npt.ArrayLike) -> list[float]:
-    """Per label the threshold (chosen when probability >= threshold) with the highest F1 on these rows.
+    """Per label the threshold (chosen when probability >= threshold) with the highest F1 on these
+    rows.
 
-    Of several equally good ones the nearest to 0.5; 0.5 for a label without positives. Truth is 0 or 1, or how likely 1 is.
-    """
+    Of several equally good ones the nearest to 0.5; 0.5 for a label without positives. Truth is 0
+    or 1, or how likely 1 is."""
     rows = np.asarray(truth, dtype=np.float64)
     scores = _scores(probabilities, rows.shape)
     return [_threshold(rows[:, label], scores[:, label]) for label in range(rows.shape[1])]
@@ -179,9 +244,12 @@ def _threshold(truth: Floats, scores: Floats) -> float:
         return 0.5
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
-    chosen = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # last row of each run of equal scores
+    chosen = np.append(
+        np.flatnonzero(np.diff(ranked)), len(ranked) - 1
+    )  # last row of each run of equal scores
     hits = np.cumsum(truth[order])[chosen]
-    # Half way to the next lower score: a threshold on a score itself would flip that row at the last bit of another device.
+    # Half way to the next lower score: a threshold on a score itself would flip that row at the
+    # last bit of another device.
     upper, lower = ranked[chosen], np.append(ranked[chosen[1:]], 0.0)
     middle = (upper + lower) / 2
     candidates = np.append(np.where(middle > lower, middle, upper), 0.5)
@@ -192,21 +260,37 @@ def _threshold(truth: Floats, scores: Floats) -> float:
     return float(best[np.argmin(np.abs(best - 0.5))])
 
 
-def _figures(truth: Ints, scores: Floats, predicted: Ints, labels: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """What both kinds share, from 0 or 1 per row and label: averages, and the figures of each class."""
+def _figures(
+    truth: Ints, scores: Floats, predicted: Ints, labels: Sequence[str]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """What both kinds share, from 0 or 1 per row and label: averages, and the figures of each
+    class."""
     counts = Counts.of(truth, predicted)
-    auprc = {column: _auprc(truth[:, column], scores[:, column]) for column in np.flatnonzero(counts.true)}
+    auprc = {
+        column: _auprc(truth[:, column], scores[:, column])
+        for column in np.flatnonzero(counts.true)
+    }
     values = {name: float(counts.average(name)) for name in AVERAGES}
     values["auprc_macro"] = float(np.mean(list(auprc.values()))) if auprc else 0.0
-    figures = {"precision": counts.precision, "recall": counts.recall, "f1": counts.f1, "support": counts.true}
-    per_class = {label: {name: float(of[column]) for name, of in figures.items()} for column, label in enumerate(labels)}
+    figures = {
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "f1": counts.f1,
+        "support": counts.true,
+    }
+    per_class = {
+        label: {name: float(of[column]) for name, of in figures.items()}
+        for column, label in enumerate(labels)
+    }
     for column, value in auprc.items():
         per_class[labels[column]]["auprc"] = value
     return values, per_class
 
 
 def _auprc(truth: Ints, scores: Floats) -> float:
-    from sklearn.metrics import average_precision_score  # a second and a half that reading a configuration need not wait for
+    from sklearn.metrics import (
+        average_precision_score,
+    )  # a second and a half that reading a configuration need not wait for
 
     return float(average_precision_score(truth, scores))
 
@@ -216,7 +300,13 @@ def _scores(probabilities: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
     if shape[0] == 0:
         raise DataError("there are no rows to score")
     if scores.shape != shape:
-        raise DataError(f"probabilities have the shape {scores.shape}; {shape[0]} rows of {shape[1]} labels were expected")
+        raise DataError(
+            f"probabilities have the shape {scores.shape}; {shape[0]} rows of {shape[1]} labels "
+            "were expected"
+        )
     if not np.isfinite(scores).all():
-        raise DataError(f"{int((~np.isfinite(scores)).any(axis=1).sum())} of {shape[0]} rows have a probability that is not a number")
+        raise DataError(
+            f"{int((~np.isfinite(scores)).any(axis=1).sum())} of {shape[0]} rows have a "
+            "probability that is not a number"
+        )
     return scores

@@ -1,7 +1,8 @@
-"""How far a row's embedding lies from those of rows that a model has not trained on: a Gaussian of few axes, and a limit.
+"""How far a row's embedding lies from those of rows that a model has not trained on: a Gaussian of
+few axes, and a limit.
 
-Pure numpy. Two hundred rows say nothing of most of hundreds of axes: those beyond the first ones share one variance.
-"""
+Pure numpy. Two hundred rows say nothing of most of hundreds of axes: those beyond the first ones
+share one variance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Cloud:
 
     @classmethod
     def fit(cls, rows: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> Self | None:
-        """Fit to rows that trained no model; None where there are too few or none has numbers. The limit is of rows left out in turn."""
+        """Fit to rows that trained no model; None where there are too few or none has numbers. The
+        limit is of rows left out in turn."""
         if len(rows) < LEAST_ROWS or len(widths := {len(row) for row in rows}) > 1 or 0 in widths:
             return None
         sample = np.asarray(rows[:: -(-len(rows) // _MOST_ROWS)], dtype=np.float64)
@@ -37,7 +39,9 @@ class Cloud:
             return None
         # Neighbours are left out together: they may be windows of one text.
         parts = np.array_split(np.arange(len(sample)), _FOLDS)
-        left_out = [cls._of(np.delete(sample, part, axis=0)).distances(sample[part]) for part in parts]
+        left_out = [
+            cls._of(np.delete(sample, part, axis=0)).distances(sample[part]) for part in parts
+        ]
         whole = cls._of(sample)
         limit = float(np.quantile(np.concatenate(left_out), _WITHIN))
         return cls(whole.centre, whole.axes, whole.variances, whole.rest, limit)

@@ -1,4 +1,5 @@
-"""A finalist that was trained with several seeds: its figures are means over them, and both seeds and rows are drawn for how sure they are. Pure."""
+"""A finalist that was trained with several seeds: its figures are means over them, and both seeds
+and rows are drawn for how sure they are. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Seeds:
-    """One finalist's trials that differ in their seed alone; the ranked figure of each, in one order."""
+    """One finalist's trials that differ in their seed alone; the ranked figure of each, in one
+    order."""
 
     trials: tuple[str, ...]
     validation: tuple[float, ...]
@@ -26,7 +28,9 @@ class Seeds:
         return len(self.trials)
 
 
-def interval(seeds: Sequence[Answers], metric: str, *, num_resamples: int = 2000, seed: int = 0) -> Interval:
+def interval(
+    seeds: Sequence[Answers], metric: str, *, num_resamples: int = 2000, seed: int = 0
+) -> Interval:
     """Of the mean figure, for rows like these and seeds like these."""
     if len(seeds) == 1:
         return bootstrap.interval(seeds[0], metric, num_resamples=num_resamples, seed=seed)
@@ -34,10 +38,19 @@ def interval(seeds: Sequence[Answers], metric: str, *, num_resamples: int = 2000
     return bootstrap.bounds(drawn, 0.95, bootstrap.num_rows(seeds[0]))
 
 
-def compare(first: Sequence[Answers], second: Sequence[Answers], metric: str, *, num_resamples: int = 2000, seed: int = 0) -> Comparison:
+def compare(
+    first: Sequence[Answers],
+    second: Sequence[Answers],
+    metric: str,
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
     """Two means on the same rows, drawn together; the seeds of each are drawn apart."""
     if len(first) == len(second) == 1:
-        return bootstrap.compare(first[0], second[0], metric, num_resamples=num_resamples, seed=seed)
+        return bootstrap.compare(
+            first[0], second[0], metric, num_resamples=num_resamples, seed=seed
+        )
     bootstrap.check_same_rows([*first, *second])
     one, two = _resampled([first, second], metric, num_resamples, seed)
     return bootstrap.comparison(_mean(first, metric) - _mean(second, metric), one - two)
@@ -52,7 +65,9 @@ def _mean(seeds: Sequence[Answers], metric: str) -> float:
     return float(np.mean([value(answers, metric) for answers in seeds]))
 
 
-def _resampled(groups: Sequence[Sequence[Answers]], metric: str, num_resamples: int, seed: int) -> Iterator[Floats]:
+def _resampled(
+    groups: Sequence[Sequence[Answers]], metric: str, num_resamples: int, seed: int
+) -> Iterator[Floats]:
     """For each group of seeds the mean figure of each resample."""
     rng = np.random.default_rng(seed)
     flat = [answers for group in groups for answers in group]

@@ -1,4 +1,5 @@
-"""Which rows belong together: by length, and by the columns that a data set has beside text and label."""
+"""Which rows belong together: by length, and by the columns that a data set has beside text and
+label."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ class Slicer:
     def of(cls, examples: Sequence[Example]) -> "Slicer":
         named, cuts = [], {LENGTH: _thirds([_num_words(example) for example in examples])}
         for column in sorted({column for example in examples for column in example.metadata}):
-            values = {example.metadata[column] for example in examples if column in example.metadata}
+            values = {
+                example.metadata[column] for example in examples if column in example.metadata
+            }
             if len(values) + any(column not in example.metadata for example in examples) < 2:
                 continue
             if len(values) <= MOST_VALUES:
@@ -37,9 +40,17 @@ class Slicer:
         columns = {}
         for name, cuts in self.cuts.items():
             column = name.removeprefix("metadata.")
-            values = [_num_words(row) if name == LENGTH else _number(row.metadata.get(column)) for row in examples]
-            columns[name] = [_third(value, cuts, " words" if name == LENGTH else "") for value in values]
-        return columns | {_free(column): [row.metadata.get(column, MISSING) for row in examples] for column in self.named}
+            values = [
+                _num_words(row) if name == LENGTH else _number(row.metadata.get(column))
+                for row in examples
+            ]
+            columns[name] = [
+                _third(value, cuts, " words" if name == LENGTH else "") for value in values
+            ]
+        return columns | {
+            _free(column): [row.metadata.get(column, MISSING) for row in examples]
+            for column in self.named
+        }
 
 
 def _free(column: str) -> str:

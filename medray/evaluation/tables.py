@@ -24,7 +24,9 @@ _TEXT = ("name", "base model", "settings")  # columns that stand to the left
 
 
 def to_json(board: Leaderboard) -> str:
-    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(board)}, indent=1, ensure_ascii=False)
+    return json.dumps(
+        {"schema_version": SCHEMA_VERSION, **asdict(board)}, indent=1, ensure_ascii=False
+    )
 
 
 def from_json(text: str, where: str) -> Leaderboard:
@@ -33,11 +35,22 @@ def from_json(text: str, where: str) -> Leaderboard:
         if raw.pop("schema_version") != SCHEMA_VERSION:
             raise ArtifactError(f"{where}: was written by another medray")
         entries = tuple(
-            Entry(**{**entry, "test_interval": _interval(entry["test_interval"]), "seeds": _seeds(entry.get("seeds"))})
+            Entry(
+                **{
+                    **entry,
+                    "test_interval": _interval(entry["test_interval"]),
+                    "seeds": _seeds(entry.get("seeds")),
+                }
+            )
             for entry in raw.pop("entries")
         )
-        pairs = tuple(Pairing(**{**pair, "comparison": Comparison(**pair["comparison"])}) for pair in raw.pop("comparisons"))
-        return Leaderboard(**{**raw, "tied": tuple(raw["tied"])}, entries=entries, comparisons=pairs)
+        pairs = tuple(
+            Pairing(**{**pair, "comparison": Comparison(**pair["comparison"])})
+            for pair in raw.pop("comparisons")
+        )
+        return Leaderboard(
+            **{**raw, "tied": tuple(raw["tied"])}, entries=entries, comparisons=pairs
+        )
     except (ValueError, KeyError, TypeError) as err:
         raise ArtifactError(f"{where}: is no leaderboard: {err}") from None
 
@@ -45,7 +58,11 @@ def from_json(text: str, where: str) -> Leaderboard:
 def rows(board: Leaderboard) -> Iterator[dict[str, Any]]:
     """A flat row for each entry, every figure under its split's name."""
     for place, entry in enumerate(board.entries, start=1):
-        low, high = (entry.test_interval.low, entry.test_interval.high) if entry.test_interval else (None, None)
+        low, high = (
+            (entry.test_interval.low, entry.test_interval.high)
+            if entry.test_interval
+            else (None, None)
+        )
         yield {
             "place": place,
             "name": entry.name,
@@ -59,7 +76,11 @@ def rows(board: Leaderboard) -> Iterator[dict[str, Any]]:
             f"test_{board.metric}": entry.test.get(board.metric),
             f"test_{board.metric}_low": low,
             f"test_{board.metric}_high": high,
-            **{f"validation_{name}": value for name, value in entry.validation.items() if name != board.metric},
+            **{
+                f"validation_{name}": value
+                for name, value in entry.validation.items()
+                if name != board.metric
+            },
             **{f"test_{name}": value for name, value in entry.test.items() if name != board.metric},
             "num_seeds": entry.seeds.num_seeds if entry.seeds else 1,
             "num_parameters": entry.num_parameters,
@@ -96,7 +117,11 @@ def history_rows(histories: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict
                 "step": evaluation.step,
                 "train_loss": evaluation.train_loss,
                 "validation_loss": evaluation.metrics.get("log_loss"),
-                **{f"validation_{name}": value for name, value in evaluation.metrics.items() if name != "log_loss"},
+                **{
+                    f"validation_{name}": value
+                    for name, value in evaluation.metrics.items()
+                    if name != "log_loss"
+                },
                 "seconds": evaluation.seconds,
                 "tokens_per_s": evaluation.tokens_per_s,
             }
@@ -104,8 +129,16 @@ def history_rows(histories: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict
 
 def to_markdown(board: Leaderboard, inside: Analysis | None = None) -> str:
     heads, body = cells(board)
-    lines = [f"# {board.study}", "", *(f"- {sentence}" for sentence in sentences(board, inside)), ""]
-    lines += ["| " + " | ".join(heads) + " |", "| " + " | ".join("--- " if head in _TEXT else "---:" for head in heads) + " |"]
+    lines = [
+        f"# {board.study}",
+        "",
+        *(f"- {sentence}" for sentence in sentences(board, inside)),
+        "",
+    ]
+    lines += [
+        "| " + " | ".join(heads) + " |",
+        "| " + " | ".join("--- " if head in _TEXT else "---:" for head in heads) + " |",
+    ]
     lines += ["| " + " | ".join(row) + " |" for row in body]
     failed = [f"- {entry.name} failed: {entry.error}" for entry in board.entries if entry.error]
     return "\n".join([*lines, *(["", *failed] if failed else [])]) + "\n"
@@ -127,7 +160,14 @@ def rich_table(board: Leaderboard) -> "Table":
 def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """The table for people: heads, and a row for each entry."""
     metric = board.metric
-    heads = ["", "name", "base model", "best epoch", f"validation {metric}", f"test {metric} (95 %)"]
+    heads = [
+        "",
+        "name",
+        "base model",
+        "best epoch",
+        f"validation {metric}",
+        f"test {metric} (95 %)",
+    ]
     heads += ["parameters", "trained", "training s", "test ms/row", "settings"]
     body = []
     for place, entry in enumerate(board.entries, start=1):
@@ -140,7 +180,8 @@ def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
             entry.base_model,
             _shown(entry.epoch, "d"),
             _shown(entry.validation.get(metric), ".4f"),
-            _shown(entry.test.get(metric), ".4f") + (f" [{_range(entry.test_interval)}]" if entry.test_interval else ""),
+            _shown(entry.test.get(metric), ".4f")
+            + (f" [{_range(entry.test_interval)}]" if entry.test_interval else ""),
             _shown(entry.num_parameters, ",d"),
             _shown(entry.num_trainable, ",d"),
             _shown(entry.seconds, ".0f"),
@@ -156,46 +197,74 @@ def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
     best, metric = board.best, board.metric
     spread = f" (95 % interval {_range(best.test_interval)})" if best.test_interval else ""
     lines = [
-        f"winner: {best.name}, {best.base_model}, epoch {best.epoch}: {metric} {best.validation[metric]:.4f} on"
-        f" {board.num_rows['validation']} validation rows, by which it was chosen, and {best.test[metric]:.4f}{spread} on"
+        f"winner: {best.name}, {best.base_model}, epoch {best.epoch}: {metric} "
+        f"{best.validation[metric]:.4f} on"
+        f" {board.num_rows['validation']} validation rows, by which it was chosen, and "
+        f"{best.test[metric]:.4f}{spread} on"
         f" {board.num_rows['test']} test rows"
     ]
     if best.seeds:
         figures = ", ".join(
-            f"{validation:.4f} / {test:.4f}" for validation, test in zip(best.seeds.validation, best.seeds.test, strict=True)
+            f"{validation:.4f} / {test:.4f}"
+            for validation, test in zip(best.seeds.validation, best.seeds.test, strict=True)
         )
         lines.append(
-            f"winner's figures are means over {best.seeds.num_seeds} seeds ({metric}, validation / test: {figures}); the checkpoint is that of"
+            f"winner's figures are means over {best.seeds.num_seeds} seeds ({metric}, validation / "
+            f"test: {figures}); the checkpoint is that of"
             f" {best.seeds.published}, the best on validation rows"
         )
     if board.num_folds > 1:
         lines.append(
-            f"each row was a test row in one of {board.num_folds} folds, answered by a model that had not seen it, and all are judged together;"
+            f"each row was a test row in one of {board.num_folds} folds, answered by a model that "
+            "had not seen it, and all are judged together;"
             f" settings were searched on the first fold alone, whose model is the checkpoint"
         )
     if merge := merge_of(best, metric):
-        lines.append(f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain weights {merge.merged:.4f}")
+        lines.append(
+            f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain "
+            f"weights {merge.merged:.4f}"
+        )
     if board.tied:
-        lines.append(f"tie: validation rows cannot tell {', '.join(board.tied)} apart; {board.tie_break}")
+        lines.append(
+            f"tie: validation rows cannot tell {', '.join(board.tied)} apart; {board.tie_break}"
+        )
     for pair in board.comparisons:
         comparison = pair.comparison
-        verdict = "the rows cannot tell the two apart" if pair.is_tie else "better" if comparison.difference > 0 else "worse"
+        verdict = (
+            "the rows cannot tell the two apart"
+            if pair.is_tie
+            else "better"
+            if comparison.difference > 0
+            else "worse"
+        )
         lines.append(
-            f"winner against {pair.other} on the same {pair.split} rows: {metric} {comparison.difference:+.4f}"
+            f"winner against {pair.other} on the same {pair.split} rows: {metric} "
+            f"{comparison.difference:+.4f}"
             f" (95 % interval {comparison.low:+.4f} to {comparison.high:+.4f}): {verdict}"
         )
     lines += analysis.sentences(inside.best) if inside else []
     if best.test_interval is None:
-        lines.append(f"{metric} has no interval and no paired comparison here, so ties are not told: the better figure wins")
+        lines.append(
+            f"{metric} has no interval and no paired comparison here, so ties are not told: the "
+            "better figure wins"
+        )
     if board.num_openings > 1:
-        lines.append(f"the labels of these test rows were read {board.num_openings} times: the more often, the less they are a test")
+        lines.append(
+            f"the labels of these test rows were read {board.num_openings} times: the more often, "
+            "the less they are a test"
+        )
     return lines
 
 
 def _seeds(values: Mapping[str, Any] | None) -> Seeds | None:
     if values is None:
         return None
-    return Seeds(tuple(values["trials"]), tuple(values["validation"]), tuple(values["test"]), values["published"])
+    return Seeds(
+        tuple(values["trials"]),
+        tuple(values["validation"]),
+        tuple(values["test"]),
+        values["published"],
+    )
 
 
 def _interval(values: Mapping[str, float] | None) -> Interval | None:

@@ -1,10 +1,12 @@
-"""Rows of token ids as the tensors of a batch, for training and inference alike: their padding, places in it, and attention beside it.
+"""Rows of token ids as the tensors of a batch, for training and inference alike: their padding,
+places in it, and attention beside it.
 
-Attention is as transformers has it but on a CPU, where PyTorch's own kernel is slow: with what is trained in half precision, and with padded
-rows of an encoder. Its backward in bf16 takes up to three times that in fp32. And it takes padding as a number for every pair of tokens, and
-computes with what is padded: a tenth of an encoder's time, which rows that are attended one by one do not need. In bf16 it takes up to three
-times as long where the number of keys is no multiple of 16, so there rows are as wide as the next one.
-"""
+Attention is as transformers has it but on a CPU, where PyTorch's own kernel is slow: with what is
+trained in half precision, and with padded rows of an encoder. Its backward in bf16 takes up to
+three times that in fp32. And it takes padding as a number for every pair of tokens, and computes
+with what is padded: a tenth of an encoder's time, which rows that are attended one by one do not
+need. In bf16 it takes up to three times as long where the number of keys is no multiple of 16, so
+there rows are as wide as the next one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,13 +32,20 @@ _KEYS = 16
 def check_rows(rows: Sequence[Sequence[int]]) -> None:
     num_empty = sum(not len(row) for row in rows)
     if num_empty:
-        raise DataError(f"{num_empty} of {len(rows)} inputs have no tokens: an empty text cannot be answered")
+        raise DataError(
+            f"{num_empty} of {len(rows)} inputs have no tokens: an empty text cannot be answered"
+        )
 
 
 def collate(
-    rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int, *, side: Side = "right", width: int = 0
+    rows: Sequence[Sequence[int] | npt.NDArray[np.int32]],
+    pad_id: int,
+    *,
+    side: Side = "right",
+    width: int = 0,
 ) -> dict[str, Tensor]:
-    """Padded ids, as wide as the longest row or `width`, and a mask made from lengths: an id cannot tell padding, since some models pad with their end of sequence."""
+    """Padded ids, as wide as the longest row or `width`, and a mask made from lengths: an id cannot
+    tell padding, since some models pad with their end of sequence."""
     longest = max(width, *(len(row) for row in rows))
     input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -58,18 +67,24 @@ def _rounded(length: int) -> int:
     return -(-length // _KEYS) * _KEYS
 
 
-def logits_at(model: Any, inputs: Mapping[str, Tensor], rows: Sequence[int], positions: Sequence[int]) -> Tensor:
-    """A row of logits for each pair of row and position. What a model does with its logits afterwards is done to these alone."""
+def logits_at(
+    model: Any, inputs: Mapping[str, Tensor], rows: Sequence[int], positions: Sequence[int]
+) -> Tensor:
+    """A row of logits for each pair of row and position. What a model does with its logits
+    afterwards is done to these alone."""
     place = inputs["input_ids"].device
     with _only(model, torch.tensor(rows, device=place), torch.tensor(positions, device=place)):
         logits: Tensor = model(**inputs, use_cache=False).logits
-    assert logits.shape[:2] == (1, len(rows)), "the output layer was not asked once, for the chosen places"
+    assert logits.shape[:2] == (1, len(rows)), (
+        "the output layer was not asked once, for the chosen places"
+    )
     return logits[0]
 
 
 @contextmanager
 def _only(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    # `logits_to_keep` takes one list of positions for all rows; answers stand at another place in each.
+    # `logits_to_keep` takes one list of positions for all rows; answers stand at another place in
+    # each.
     def gather(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         (hidden,) = args
         return (hidden[rows, positions].unsqueeze(0),)
@@ -84,7 +99,8 @@ def _only(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
 def answer_places(
     lengths: Sequence[int], answers: Sequence[Sequence[tuple[int, int]]], padded: int, *, left: bool
 ) -> tuple[list[int], list[int]]:
-    """Where the tokens of each row's answers are predicted: one place before each. By positions, since an id cannot tell padding."""
+    """Where the tokens of each row's answers are predicted: one place before each. By positions,
+    since an id cannot tell padding."""
     rows: list[int] = []
     positions: list[int] = []
     for row, (length, spans) in enumerate(zip(lengths, answers, strict=True)):
@@ -107,9 +123,15 @@ def set_attention(model: Any) -> None:
 
 
 def _mask(*, attention_mask: Tensor | None = None, **asked: Any) -> Tensor | None:
-    """Which tokens are there, a row a row, where rows can be attended one by one; otherwise what PyTorch's own takes."""
+    """Which tokens are there, a row a row, where rows can be attended one by one; otherwise what
+    PyTorch's own takes."""
     is_plain = asked["mask_function"] is bidirectional_mask_function and not torch.is_grad_enabled()
-    if is_plain and attention_mask is not None and attention_mask.device.type == "cpu" and _is_padded_behind(attention_mask):
+    if (
+        is_plain
+        and attention_mask is not None
+        and attention_mask.device.type == "cpu"
+        and _is_padded_behind(attention_mask)
+    ):
         return attention_mask
     mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, **asked)
     return mask
@@ -121,10 +143,17 @@ def _is_padded_behind(mask: Tensor) -> bool:
 
 
 def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **asked: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **asked: Any,
 ) -> tuple[Tensor, Tensor | None]:
     if attention_mask is not None and attention_mask.dim() == 2:
-        return _by_rows(query, key, value, attention_mask.sum(dim=1).tolist(), asked.get("scaling")), None
+        return _by_rows(
+            query, key, value, attention_mask.sum(dim=1).tolist(), asked.get("scaling")
+        ), None
     is_half = torch.is_autocast_enabled("cpu") or value.dtype != torch.float32
     is_trained = query.requires_grad or key.requires_grad or value.requires_grad
     if value.device.type != "cpu" or not is_half or not is_trained:
@@ -132,12 +161,18 @@ def _attend(
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
     with torch.autocast("cpu", enabled=False):
-        found, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **asked)
+        found, weights = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **asked
+        )
     return found.to(value.dtype), weights
 
 
-def _by_rows(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float | None) -> Tensor:
-    found = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)  # what is padded is not read, but must be finite
+def _by_rows(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float | None
+) -> Tensor:
+    found = torch.zeros_like(
+        query.transpose(1, 2), memory_format=torch.contiguous_format
+    )  # what is padded is not read, but must be finite
     for row, length in enumerate(lengths):
         end, mask = length, None
         if query.dtype == torch.bfloat16 and length < _rounded(length) <= query.shape[2]:
@@ -145,5 +180,7 @@ def _by_rows(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scal
             mask = query.new_zeros(1, 1, 1, end)
             mask[..., length:] = -torch.inf
         own = [tensor[row : row + 1, :, :end] for tensor in (query, key, value)]
-        found[row, :end] = scaled_dot_product_attention(own[0], own[1], own[2], attn_mask=mask, scale=scaling)[0].transpose(0, 1)
+        found[row, :end] = scaled_dot_product_attention(
+            own[0], own[1], own[2], attn_mask=mask, scale=scaling
+        )[0].transpose(0, 1)
     return found

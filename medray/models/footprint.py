@@ -1,8 +1,9 @@
-"""What a training step holds at most, found by taking it with tensors that have shapes and no contents: no weight is read, nothing is computed.
+"""What a training step holds at most, found by taking it with tensors that have shapes and no
+contents: no weight is read, nothing is computed.
 
-Every tensor that the step makes is counted from its birth to its death, so what is kept for the backward pass, copies that autocast makes,
-checkpointing and the layers that LoRA leaves out all count as they are, in any architecture.
-"""
+Every tensor that the step makes is counted from its birth to its death, so what is kept for the
+backward pass, copies that autocast makes, checkpointing and the layers that LoRA leaves out all
+count as they are, in any architecture."""
 
 import copy
 import weakref
@@ -30,7 +31,10 @@ from medray.types import Needs
 _ADAM = 2  # figures that it keeps for each trained weight
 _PACKED = 0.5  # bytes of a weight in nf4
 _BLOCK = 64  # weights that share a scale
-_SCALE = {True: 1 + 4 / 256, False: 4.0}  # bytes of it: with double quantization, in 8 bits with a scale of their own for 256
+_SCALE = {
+    True: 1 + 4 / 256,
+    False: 4.0,
+}  # bytes of it: with double quantization, in 8 bits with a scale of their own for 256
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def measure(
     needs: Needs,
     precision: Precision,
 ) -> Footprint:
-    """Take two steps with the architecture of transformers' `config`: moments are there from the second on."""
+    """Take two steps with the architecture of transformers' `config`: moments are there from the
+    second on."""
     built, family = _built(copy.deepcopy(config), model, lora, batch, needs)
     with FakeTensorMode(), _Live() as live:
         _fill(built, family, model)
@@ -90,10 +95,19 @@ def measure(
             del loss
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    return _told(built, family, trained, weights=weights, peak=live.most, quantised=model.quantization != "none")
+    return _told(
+        built,
+        family,
+        trained,
+        weights=weights,
+        peak=live.most,
+        quantised=model.quantization != "none",
+    )
 
 
-def _built(config: Any, model: ModelOptions, lora: LoraConfig, batch: Batch, needs: Needs) -> tuple[Any, Family]:
+def _built(
+    config: Any, model: ModelOptions, lora: LoraConfig, batch: Batch, needs: Needs
+) -> tuple[Any, Family]:
     config = without_dropout(config, model.dropout)
     if needs != "language model":
         config.num_labels, config.use_cache = batch.num_labels, False
@@ -106,12 +120,15 @@ def _built(config: Any, model: ModelOptions, lora: LoraConfig, batch: Batch, nee
     built.train()
     for module in built.modules():
         if hasattr(module, "layerdrop"):
-            module.training = False  # it would draw a number to drop whole layers by, and a number without contents decides nothing
+            # it would draw a number to drop whole layers by, and a number without contents decides
+            # nothing
+            module.training = False
     return built, family
 
 
 def _fill(built: Any, family: Family, model: ModelOptions) -> None:
-    """Put weights with a place in the counted memory where the architecture has none; layers of the base in 4 bits where asked for."""
+    """Put weights with a place in the counted memory where the architecture has none; layers of the
+    base in 4 bits where asked for."""
     packed = _linear_layers(built, family) if model.quantization != "none" else {}
     made: dict[int, Parameter] = {}
     for name, module in built.named_modules():
@@ -120,10 +137,16 @@ def _fill(built: Any, family: Family, model: ModelOptions) -> None:
                 continue
             if id(held) not in made:  # an output layer may share the embeddings' weights
                 if name in packed and key == "weight":
-                    size = int(held.numel() * (_PACKED + _SCALE[model.double_quantization] / _BLOCK))
-                    made[id(held)] = Parameter(torch.empty(size, dtype=torch.uint8), requires_grad=False)
+                    size = int(
+                        held.numel() * (_PACKED + _SCALE[model.double_quantization] / _BLOCK)
+                    )
+                    made[id(held)] = Parameter(
+                        torch.empty(size, dtype=torch.uint8), requires_grad=False
+                    )
                 else:
-                    made[id(held)] = Parameter(torch.empty(held.shape, dtype=held.dtype), requires_grad=held.requires_grad)
+                    made[id(held)] = Parameter(
+                        torch.empty(held.shape, dtype=held.dtype), requires_grad=held.requires_grad
+                    )
             module._parameters[key] = made[id(held)]
         for key, held in list(module._buffers.items()):
             if held is not None:
@@ -138,7 +161,10 @@ def _linear_layers(built: Any, family: Family) -> dict[str, Any]:
     return {
         name: module
         for name, module in built.named_modules()
-        if isinstance(module, Linear) and inside in f".{name}" and ".lora_" not in name and ".original_module" not in name
+        if isinstance(module, Linear)
+        and inside in f".{name}"
+        and ".lora_" not in name
+        and ".original_module" not in name
     }
 
 
@@ -150,7 +176,8 @@ def _packed_forward(self: Any, x: Tensor) -> Tensor:
 
 
 class _Packed(torch.autograd.Function):
-    """A layer in 4 bits: its weights are unpacked for the length of a product, forwards and backwards, and nothing is kept."""
+    """A layer in 4 bits: its weights are unpacked for the length of a product, forwards and
+    backwards, and nothing is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
@@ -165,14 +192,24 @@ class _Packed(torch.autograd.Function):
 
 def _loss(built: Any, batch: Batch, needs: Needs) -> Tensor:
     inputs: Mapping[str, Tensor] = {
-        name: torch.ones((batch.rows, batch.length), dtype=torch.long) for name in ("input_ids", "attention_mask")
+        name: torch.ones((batch.rows, batch.length), dtype=torch.long)
+        for name in ("input_ids", "attention_mask")
     }
     if needs == "head":
-        return F.cross_entropy(built(**inputs).logits.float(), torch.zeros(batch.rows, dtype=torch.long))
+        return F.cross_entropy(
+            built(**inputs).logits.float(), torch.zeros(batch.rows, dtype=torch.long)
+        )
     if needs == "token head":
-        return F.cross_entropy(built(**inputs).logits.float().flatten(0, 1), torch.zeros(batch.rows * batch.length, dtype=torch.long))
+        return F.cross_entropy(
+            built(**inputs).logits.float().flatten(0, 1),
+            torch.zeros(batch.rows * batch.length, dtype=torch.long),
+        )
     rows = [row for row in range(batch.rows) for _ in range(batch.answer_tokens)]
-    places = [batch.length - 1 - number for _ in range(batch.rows) for number in range(batch.answer_tokens)]
+    places = [
+        batch.length - 1 - number
+        for _ in range(batch.rows)
+        for number in range(batch.answer_tokens)
+    ]
     logits = logits_at(built, inputs, rows, places)
     return F.cross_entropy(logits.float(), torch.zeros(len(rows), dtype=torch.long))
 
@@ -207,11 +244,22 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-def _told(built: Any, family: Family, trained: list[Parameter], *, weights: int, peak: int, quantised: bool) -> Footprint:
+def _told(
+    built: Any,
+    family: Family,
+    trained: list[Parameter],
+    *,
+    weights: int,
+    peak: int,
+    quantised: bool,
+) -> Footprint:
     layers = _linear_layers(built, family)
     sizes = {name: module.in_features * module.out_features for name, module in layers.items()}
     num_linear = sum(sizes.values())
-    first = min((_number(name, family) for name, _ in built.named_parameters() if ".lora_" in name), default=0)
+    first = min(
+        (_number(name, family) for name, _ in built.named_parameters() if ".lora_" in name),
+        default=0,
+    )
     passed = sum(size for name, size in sizes.items() if _number(name, family) >= first)
     shapes = (
         parameter.numel()

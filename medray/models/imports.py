@@ -1,4 +1,5 @@
-"""Imports in less time: without packages that are not needed, and without collecting what nobody throws away."""
+"""Imports in less time: without packages that are not needed, and without collecting what nobody
+throws away."""
 
 import gc
 import sys
@@ -21,7 +22,8 @@ def hidden(*names: str) -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """In the block, Python's collector rests: it would walk over a million new objects again and again, a quarter of an import's seconds."""
+    """In the block, Python's collector rests: it would walk over a million new objects again and
+    again, a quarter of an import's seconds."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,8 @@
-"""What medray uses of transformers and PEFT, imported without two packages that these import and a base in full precision never needs.
+"""What medray uses of transformers and PEFT, imported without two packages that these import and a
+base in full precision never needs.
 
-bitsandbytes and scikit-learn are a third of the seconds that importing them takes, in every worker, replica and command.
-"""
+bitsandbytes and scikit-learn are a third of the seconds that importing them takes, in every worker,
+replica and command."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ from medray.models.imports import hidden, uncollected
 
 with hidden("bitsandbytes", "sklearn"), uncollected():
     from peft import LoraConfig as PeftLoraConfig
-    from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import (
+        PeftConfig,
+        PeftModel,
+        get_peft_model,
+        get_peft_model_state_dict,
+        set_peft_model_state_dict,
+    )
     from peft.import_utils import is_bnb_4bit_available, is_bnb_available
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora import model as lora_model
@@ -52,11 +59,16 @@ _KERNELS = logging.getLogger("bitsandbytes.backends.cpu.ops")
 
 
 def adapt(network: object, config: PeftLoraConfig) -> PeftModel:
-    """`get_peft_model`, which imports bitsandbytes to look for its layers, in a base that has none of them without that."""
+    """`get_peft_model`, which imports bitsandbytes to look for its layers, in a base that has none
+    of them without that."""
     with _adapting:
         if getattr(network, "is_loaded_in_4bit", False):
             return get_peft_model(network, config)
-        switches = [(module, name) for module in (lora_model, quantization_utils) for name in ("is_bnb_available", "is_bnb_4bit_available")]
+        switches = [
+            (module, name)
+            for module in (lora_model, quantization_utils)
+            for name in ("is_bnb_available", "is_bnb_4bit_available")
+        ]
         before = [getattr(module, name) for module, name in switches]
         try:
             for module, name in switches:
@@ -79,8 +91,12 @@ def base_of(model: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars, the table of missing weights (medray checks these itself) and the advice to install a kernel from the output."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    """Keep progress bars, the table of missing weights (medray checks these itself) and the advice
+    to install a kernel from the output."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     _KERNELS.addFilter(_is_wanted)
@@ -94,5 +110,6 @@ def quiet() -> Iterator[None]:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """bitsandbytes 0.50 looks for a kernel of the Hub as it is imported, and advises to install it; medray never calls it."""
+    """bitsandbytes 0.50 looks for a kernel of the Hub as it is imported, and advises to install it;
+    medray never calls it."""
     return "gemm_4bit_forward" not in str(record.msg)

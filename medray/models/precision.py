@@ -1,9 +1,10 @@
-"""fp32, bf16 and fp16: their types, what a processor multiplies fast, the choice by timing, and weights cast once for serving.
+"""fp32, bf16 and fp16: their types, what a processor multiplies fast, the choice by timing, and
+weights cast once for serving.
 
-`arithmetic` leaves weights as they are. `cast` casts the weights of a merged model, as autocast would at every call. Between the layers
-of a language model numbers stay in fp32, so its results are autocast's. An encoder in bf16 computes wholly in bf16, which rounds a little
-more; on a CPU its weights are laid out for the product once, and a GELU is applied where its inputs are made.
-"""
+`arithmetic` leaves weights as they are. `cast` casts the weights of a merged model, as autocast
+would at every call. Between the layers of a language model numbers stay in fp32, so its results are
+autocast's. An encoder in bf16 computes wholly in bf16, which rounds a little more; on a CPU its
+weights are laid out for the product once, and a GELU is applied where its inputs are made."""
 
 import logging
 import platform
@@ -26,13 +27,22 @@ from medray.storage import files
 from medray.storage.checkpoint import PrecisionRecord
 
 log = logging.getLogger(__name__)
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ACTIVATIONS = {"dense": "intermediate_act_fn", "lin1": "activation"}  # of a linear layer, in every encoder of the table
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_ACTIVATIONS = {
+    "dense": "intermediate_act_fn",
+    "lin1": "activation",
+}  # of a linear layer, in every encoder of the table
 _PATIENCE_S = 600  # for another trial that times
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
 _MOST_S = 30.0  # of timing that is not clear
 _CLOSE = 1.1  # where bf16 is not faster by as much, trials are in fp32
-Originals = list[tuple[Module, str, Any]]  # a module, the name of a part of it, and that part before the cast
+Originals = list[
+    tuple[Module, str, Any]
+]  # a module, the name of a part of it, and that part before the cast
 
 
 def dtype_name(precision: Precision) -> str:
@@ -47,7 +57,11 @@ def untimed(choice: PrecisionChoice) -> Precision:
 
 def fast_precision(device: str) -> Precision:
     """bf16 where the hardware multiplies it."""
-    return "bf16" if device == "cuda" or _has_avx512_bf16() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return (
+        "bf16"
+        if device == "cuda" or _has_avx512_bf16() or torch.cpu._is_amx_tile_supported()
+        else "fp32"
+    )
 
 
 def multiplies_packed() -> bool:
@@ -60,13 +74,20 @@ def _has_avx512_bf16() -> bool:
 
 
 def arithmetic(precision: Precision, device: str) -> AbstractContextManager[object]:
-    """The context to compute in. Weights stay as they are: casting them per call costs less than 1 % of a micro-batch."""
+    """The context to compute in. Weights stay as they are: casting them per call costs less than 1
+    % of a micro-batch."""
     return arithmetic_of(precision, device)()
 
 
-def arithmetic_of(precision: Precision, device: str) -> Callable[[], AbstractContextManager[object]]:
+def arithmetic_of(
+    precision: Precision, device: str
+) -> Callable[[], AbstractContextManager[object]]:
     """What makes that context anew for each call, for an engine that computes in one precision."""
-    return nullcontext if precision == "fp32" else partial(torch.autocast, device, dtype=DTYPES[precision])
+    return (
+        nullcontext
+        if precision == "fp32"
+        else partial(torch.autocast, device, dtype=DTYPES[precision])
+    )
 
 
 class PackedLinear(Module):
@@ -74,12 +95,16 @@ class PackedLinear(Module):
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().bfloat16(), None)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(
+            linear.weight.detach().bfloat16(), None
+        )
         self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
         self.activation, self.algorithm = "none", ""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.bfloat16(), self.packed, self.bias, self.activation, [], self.algorithm)
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs.bfloat16(), self.packed, self.bias, self.activation, [], self.algorithm
+        )
         return outputs
 
 
@@ -94,8 +119,13 @@ def cast(model: Any, family: Family, precision: Precision) -> Originals:
         if is_whole or isinstance(module, Linear):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 originals.append((module, name, parameter))
-                # Of its own: an output layer may share its weights with the embeddings, which then stay as they are.
-                setattr(module, name, Parameter(parameter.detach().to(DTYPES[precision]), requires_grad=False))
+                # Of its own: an output layer may share its weights with the embeddings, which then
+                # stay as they are.
+                setattr(
+                    module,
+                    name,
+                    Parameter(parameter.detach().to(DTYPES[precision]), requires_grad=False),
+                )
     return originals
 
 
@@ -111,10 +141,13 @@ def cast_within(model: Any, family: Family, precision: Precision) -> Iterator[No
 
 
 def _pack(model: Any, family: Family) -> Originals:
-    """Replace the linear layers that LoRA adapts, not those of the head, and the activations behind them."""
+    """Replace the linear layers that LoRA adapts, not those of the head, and the activations behind
+    them."""
     layers = model.get_submodule(family.layers_path)
     originals: Originals = []
-    for name, linear in [(name, module) for name, module in layers.named_modules() if isinstance(module, Linear)]:
+    for name, linear in [
+        (name, module) for name, module in layers.named_modules() if isinstance(module, Linear)
+    ]:
         above, _, last = name.rpartition(".")
         parent = layers.get_submodule(above)
         originals.append((parent, last, linear))
@@ -145,9 +178,9 @@ def choose(
 ) -> PrecisionRecord:
     """For `auto`, the faster of fp32 and bf16 on a real micro-batch.
 
-    The result is kept twice: for the trials of a study by its folder and what names a base model in it, so that they share their arithmetic
-    whatever their shapes, threads and nodes; and for later studies in `folder`, by `key` (what computes, in which versions), shape, threads and
-    processor.
+    The result is kept twice: for the trials of a study by its folder and what names a base model in
+    it, so that they share their arithmetic whatever their shapes, threads and nodes; and for later
+    studies in `folder`, by `key` (what computes, in which versions), shape, threads and processor.
     """
     if choice != "auto":
         return PrecisionRecord(used=choice, asked=choice)
@@ -155,11 +188,17 @@ def choose(
     return _once(*study, lambda: _once(folder, names, lambda: time_steps(forward, shape, device)))
 
 
-def _once(folder: Path, names: tuple[str, ...], make: Callable[[], PrecisionRecord]) -> PrecisionRecord:
+def _once(
+    folder: Path, names: tuple[str, ...], make: Callable[[], PrecisionRecord]
+) -> PrecisionRecord:
     path = folder / f"precision-{files.hash_text(names)[:32]}.json"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"), timeout=_PATIENCE_S)
-    with files.room_for(folder), suppress(Timeout), lock:  # trials that start together would slow each other's timing
+    with (
+        files.room_for(folder),
+        suppress(Timeout),
+        lock,
+    ):  # trials that start together would slow each other's timing
         if path.exists():
             return PrecisionRecord.model_validate_json(path.read_bytes())
         record = make()
@@ -184,7 +223,8 @@ def time_steps(
     device: str,
     seconds_of: Callable[[Callable[[], Tensor], Precision, str], float] = step_seconds,
 ) -> PrecisionRecord:
-    """Take steps of both in turn, until every one of the one was faster than every one of the other; a first step of each does not count."""
+    """Take steps of both in turn, until every one of the one was faster than every one of the
+    other; a first step of each does not count."""
     seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
     start = time.perf_counter()
     for number in range(1 + _MOST_ROUNDS):
@@ -198,8 +238,19 @@ def time_steps(
             break
     best = {precision: min(steps) for precision, steps in seconds.items()}
     used: Precision = "bf16" if best["bf16"] * _CLOSE < best["fp32"] else "fp32"
-    log.info("precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s", best["fp32"], best["bf16"], *shape, used)
-    return PrecisionRecord(used=used, asked="auto", seconds={name: round(value, 4) for name, value in best.items()}, shape=shape)
+    log.info(
+        "precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s",
+        best["fp32"],
+        best["bf16"],
+        *shape,
+        used,
+    )
+    return PrecisionRecord(
+        used=used,
+        asked="auto",
+        seconds={name: round(value, 4) for name, value in best.items()},
+        shape=shape,
+    )
 
 
 def _is_clear(first: list[float], second: list[float]) -> bool:
@@ -211,7 +262,9 @@ def _processor(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
+    model = {
+        line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))
+    }
     return "\n".join(sorted(model)) or f"{platform.machine()} {platform.processor()}"
 
 

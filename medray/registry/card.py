@@ -1,4 +1,5 @@
-"""The facts about a release, for its model card, its study's report and HTTP; and the model card itself, in the Hub's format.
+"""The facts about a release, for its model card, its study's report and HTTP; and the model card
+itself, in the Hub's format.
 
 Every figure names its split.
 """
@@ -11,7 +12,14 @@ import yaml
 
 from medray.evaluation.analysis import Analysis, WorstSlice
 from medray.evaluation.leaderboard import Entry, Leaderboard
-from medray.records import AS_IT_IS, CalibrationRecord, MergeRecord, ReleaseRecord, SliceRecord, TestRecord
+from medray.records import (
+    AS_IT_IS,
+    CalibrationRecord,
+    MergeRecord,
+    ReleaseRecord,
+    SliceRecord,
+    TestRecord,
+)
 from medray.storage.checkpoint import Manifest
 from medray.tasks.base.protocol import Task, restore
 from medray.types import DISCLAIMER
@@ -41,7 +49,9 @@ class Facts:
     num_test_rows: int | None  # None where test rows were not opened
     openings: str  # a sentence where that matters
     merge: MergeRecord | None
-    behaviour: tuple[str, ...]  # sentences on confidence, abstention and the lowest slice, where its study measured them
+    behaviour: tuple[
+        str, ...
+    ]  # sentences on confidence, abstention and the lowest slice, where its study measured them
     origin: tuple[tuple[str, str], ...]  # name and value of everything that it was made from
 
 
@@ -61,14 +71,22 @@ def describe(
         note=base.note,
         method=_method(manifest),
         labels=tuple(state.get("labels") or state.get("kinds", [])),
-        figures=tuple(Figure(name, validation.get(name), on_test.get(name)) for name in dict.fromkeys([*validation, *on_test])),
+        figures=tuple(
+            Figure(name, validation.get(name), on_test.get(name))
+            for name in dict.fromkeys([*validation, *on_test])
+        ),
         num_test_rows=test.num_rows if test else None,
         openings=_openings(test),
         merge=merge,
         behaviour=_behaviour(test, calibration),
         origin=(
             ("base", f"{base.source}, revision {base.revision}, weights sha256 {base.weight_hash}"),
-            ("data", f"{manifest.data_fingerprint}, split: {manifest.split_fingerprint}" if manifest.data_fingerprint else "not known"),
+            (
+                "data",
+                f"{manifest.data_fingerprint}, split: {manifest.split_fingerprint}"
+                if manifest.data_fingerprint
+                else "not known",
+            ),
             ("training", _training(manifest)),
             ("code", _code(manifest)),
             ("checkpoint", content_id),
@@ -130,7 +148,9 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
         *(f"- {name}: {_line(value)}" for name, value in facts.origin),
     ]
     if record.task_options:
-        options = (f"- task.{_line(name)}: {_line(value)}" for name, value in record.task_options.items())
+        options = (
+            f"- task.{_line(name)}: {_line(value)}" for name, value in record.task_options.items()
+        )
         lines += ["", "## Otherwise than in training", "", *options]
     if record.notes:
         lines += ["", "## Notes", "", _text(record.notes)]
@@ -151,7 +171,9 @@ def format_figure(value: float | None) -> str:
 
 def _method(manifest: Manifest) -> str:
     if manifest.is_untuned:
-        return "no training" + ("" if manifest.quantization == "none" else f", in 4 bits ({manifest.quantization})")
+        return "no training" + (
+            "" if manifest.quantization == "none" else f", in 4 bits ({manifest.quantization})"
+        )
     return "LoRA" if manifest.quantization == "none" else f"QLoRA ({manifest.quantization})"
 
 
@@ -160,7 +182,10 @@ def _training(manifest: Manifest) -> str:
         return "none: the base model as it is"
     if manifest.data_fingerprint is None:
         return "elsewhere: imported from an adapter's folder"
-    return f"seed {manifest.seed}, epoch {manifest.cursor['epoch']}, step {manifest.cursor['step']}, arithmetic {manifest.precision.used}"
+    return (
+        f"seed {manifest.seed}, epoch {manifest.cursor['epoch']}, step {manifest.cursor['step']}, "
+        f"arithmetic {manifest.precision.used}"
+    )
 
 
 def _code(manifest: Manifest) -> str:
@@ -172,7 +197,10 @@ def _openings(test: TestRecord | None) -> str:
     if test is None:
         return "Test rows were not opened: the figures are those it was chosen by."
     if test.num_openings > 1:
-        return f"The test labels of this split were opened {test.num_openings} times; figures seen before a choice are no longer a test."
+        return (
+            f"The test labels of this split were opened {test.num_openings} times; figures seen "
+            "before a choice are no longer a test."
+        )
     return ""
 
 
@@ -180,27 +208,50 @@ def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> tuple
     sentences, rule = [], calibration.abstention
     if test and test.num_seeds > 1:
         sentences.append(
-            f"Test figures are means over {test.num_seeds} trainings that differ in their seed; this is the best on validation rows."
+            f"Test figures are means over {test.num_seeds} trainings that differ in their seed; "
+            "this is the best on validation rows."
         )
     if test and test.num_folds > 1:
-        sentences.append(f"Test figures are those of {test.num_folds} folds together, each row answered by a model that had not seen it.")
+        sentences.append(
+            f"Test figures are those of {test.num_folds} folds together, each row answered by a "
+            "model that had not seen it."
+        )
     if test and test.ece:
         sentences.append(
-            f"Confidence: temperature {calibration.temperature:.2f}, fitted on {calibration.num_rows} validation rows;"
-            f" expected calibration error on test rows {test.ece[0]:.3f} before, {test.ece[1]:.3f} after."
+            f"Confidence: temperature {calibration.temperature:.2f}, fitted on "
+            f"{calibration.num_rows} validation rows;"
+            f" expected calibration error on test rows {test.ece[0]:.3f} before, {test.ece[1]:.3f} "
+            "after."
         )
     if rule and rule.threshold is None:
-        sentences.append(f"Abstention: no threshold promises a precision of {rule.precision}: every answer is abstained from.")
+        sentences.append(
+            f"Abstention: no threshold promises a precision of {rule.precision}: every answer is "
+            "abstained from."
+        )
     elif rule:
         on_test = (
-            f" On test rows {test.answered[0]:.0%} are answered, {test.answered[1]:.3f} of these rightly." if test and test.answered else ""
+            (
+                f" On test rows {test.answered[0]:.0%} are answered, {test.answered[1]:.3f} of "
+                "these rightly."
+            )
+            if test and test.answered
+            else ""
         )
-        sentences.append(f"Abstention: answers with a confidence below {rule.threshold:.3f}, for a precision of {rule.precision}.{on_test}")
-    if test and (worst := test.worst_slice):
-        verdict = "below all rows by more than chance explains" if worst.is_below else "which chance explains"
         sentences.append(
-            f"Lowest slice of the test rows: {worst.column} {worst.value}, {worst.metric} {worst.f1:.3f}"
-            f" (95 % interval {worst.low:.3f} to {worst.high:.3f}) on {worst.num_rows} rows, of {worst.num_compared} slices compared, {verdict}."
+            f"Abstention: answers with a confidence below {rule.threshold:.3f}, for a precision "
+            f"of {rule.precision}.{on_test}"
+        )
+    if test and (worst := test.worst_slice):
+        verdict = (
+            "below all rows by more than chance explains"
+            if worst.is_below
+            else "which chance explains"
+        )
+        sentences.append(
+            f"Lowest slice of the test rows: {worst.column} {worst.value}, {worst.metric} "
+            f"{worst.f1:.3f}"
+            f" (95 % interval {worst.low:.3f} to {worst.high:.3f}) on {worst.num_rows} rows, of "
+            f"{worst.num_compared} slices compared, {verdict}."
         )
     return tuple(sentences)
 
@@ -232,7 +283,13 @@ def _figures(facts: Facts) -> list[str]:
         test = f" {format_figure(figure.test)} |" if has_test else ""
         lines.append(f"| {_line(figure.metric)} | {format_figure(figure.validation)} |{test}")
     if merge:
-        lines += ["", f"Validation {_line(merge.metric)} in 4 bits {merge.unmerged:.4f}, merged {merge.merged:.4f}."]
+        lines += [
+            "",
+            (
+                f"Validation {_line(merge.metric)} in 4 bits {merge.unmerged:.4f}, merged "
+                f"{merge.merged:.4f}."
+            ),
+        ]
     return lines
 
 

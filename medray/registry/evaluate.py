@@ -1,4 +1,5 @@
-"""Evaluates a release, a checkpoint or an untuned base model on labelled rows: its figures and their intervals."""
+"""Evaluates a release, a checkpoint or an untuned base model on labelled rows: its figures and
+their intervals."""
 
 import logging
 from collections.abc import Sequence
@@ -46,23 +47,41 @@ class ReleaseEvaluation:
     analysis: SplitAnalysis | None  # None where answers are texts
 
 
-def evaluate(of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path) -> ReleaseEvaluation:
+def evaluate(
+    of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path
+) -> ReleaseEvaluation:
     """Predict the rows without their labels, then read the labels, and score."""
     loaded = _load(of, storage_path)
     dataset = datasets.load(data, loaded.task.options.bring)
     _check_unseen(loaded, dataset, part)
-    return _evaluate(loaded.reference, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir)
+    return _evaluate(
+        loaded.reference, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir
+    )
 
 
 def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> ReleaseEvaluation:
     """Evaluate the base model of a trial before training."""
     dataset = datasets.load(config.data, tasks.task_options(config.task).bring)
     task = fit_untuned_task(config, dataset)
-    return _evaluate(f"{config.model.source}, untuned", task, loading.untuned(config), AS_IT_IS, dataset, part, log_dir)
+    return _evaluate(
+        f"{config.model.source}, untuned",
+        task,
+        loading.untuned(config),
+        AS_IT_IS,
+        dataset,
+        part,
+        log_dir,
+    )
 
 
 def _evaluate(
-    name: str, task: Task, engine: Engine, calibration: CalibrationRecord, dataset: Dataset, part: Part, log_dir: Path
+    name: str,
+    task: Task,
+    engine: Engine,
+    calibration: CalibrationRecord,
+    dataset: Dataset,
+    part: Part,
+    log_dir: Path,
 ) -> ReleaseEvaluation:
     rows = _rows(dataset, part)
     predictions = task.predict(engine, rows)
@@ -84,11 +103,16 @@ def _evaluate(
 
 def _load(of: str, storage_path: str) -> LoadedRelease:
     """A checkpoint's folder, or a release."""
-    return loading.load(of) if (Path(of) / checkpoint.MANIFEST).is_file() else Registry(storage_path).resolve(of).load()
+    return (
+        loading.load(of)
+        if (Path(of) / checkpoint.MANIFEST).is_file()
+        else Registry(storage_path).resolve(of).load()
+    )
 
 
 def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
-    """The rows of a part, test rows without labels. Training rows that a task brings are left out: they train every model of it."""
+    """The rows of a part, test rows without labels. Training rows that a task brings are left out:
+    they train every model of it."""
     if part == "validation":
         return dataset.validation
     if part == "test":
@@ -97,11 +121,15 @@ def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
     return [*own, *dataset.validation, *dataset.unlabelled_test()]
 
 
-def _labels(dataset: Dataset, rows: Sequence[Example], part: Part, log_dir: Path, caller: str) -> tuple[list[Example], int | None]:
+def _labels(
+    dataset: Dataset, rows: Sequence[Example], part: Part, log_dir: Path, caller: str
+) -> tuple[list[Example], int | None]:
     if part == "validation":
         return list(rows), None
     test = dataset.open_test(log_dir, caller)
-    by_id = {example.id: example for example in [*test.examples, *dataset.train, *dataset.validation]}
+    by_id = {
+        example.id: example for example in [*test.examples, *dataset.train, *dataset.validation]
+    }
     return [by_id[row.id] for row in rows], test.num_openings
 
 
@@ -109,32 +137,54 @@ def _check_unseen(loaded: LoadedRelease, dataset: Dataset, part: Part) -> None:
     """Raise where rows that trained the model would evaluate it."""
     name, manifest = loaded.reference, loaded.manifest
     if manifest.data_fingerprint is None:
-        log.warning("%s: was trained elsewhere, on rows that nothing names; whether some of these trained it cannot be known", name)
+        log.warning(
+            "%s: was trained elsewhere, on rows that nothing names; whether some of these trained "
+            "it cannot be known",
+            name,
+        )
         return
     train_rows = loading.read_train_rows(loaded.folder)
     if train_rows is None:
         _check_fingerprints(name, manifest, dataset, part)
         return
     rows = _rows(dataset, part)
-    seen = [row.id for row, is_seen in zip(rows, np.isin(hash_rows(rows), train_rows), strict=True) if is_seen]
+    seen = [
+        row.id
+        for row, is_seen in zip(rows, np.isin(hash_rows(rows), train_rows), strict=True)
+        if is_seen
+    ]
     if seen:
         raise ConfigError(
-            f"{name}: {len(seen)} of the {len(rows)} rows of --split {part} trained it ({', '.join(seen[:_MOST_IDS])}{', …' * (len(seen) > _MOST_IDS)});"
-            " take them out of the data, or give the study that it comes from, with its data.split and --split test or validation"
+            f"{name}: {len(seen)} of the {len(rows)} rows of --split {part} trained it "
+            f"({', '.join(seen[:_MOST_IDS])}{', …' * (len(seen) > _MOST_IDS)});"
+            " take them out of the data, or give the study that it comes from, with its data.split "
+            "and --split test or validation"
         )
 
 
 def _check_fingerprints(name: str, manifest: Manifest, dataset: Dataset, part: Part) -> None:
-    """Do the same for a checkpoint that keeps no rows: an untuned base model, or one of an earlier medray."""
-    # Rows whose labels were corrected since are the same rows on the same sides, under another fingerprint of the data.
-    if manifest.data_fingerprint != dataset.fingerprint and manifest.split_fingerprint != dataset.split_fingerprint:
+    """Do the same for a checkpoint that keeps no rows: an untuned base model, or one of an earlier
+    medray."""
+    # Rows whose labels were corrected since are the same rows on the same sides, under another
+    # fingerprint of the data.
+    if (
+        manifest.data_fingerprint != dataset.fingerprint
+        and manifest.split_fingerprint != dataset.split_fingerprint
+    ):
         if not manifest.is_untuned:
-            log.warning("%s: an earlier medray trained it and kept no rows; whether some of these trained it cannot be known", name)
+            log.warning(
+                "%s: an earlier medray trained it and kept no rows; whether some of these trained "
+                "it cannot be known",
+                name,
+            )
         return
     if part == "all":
-        raise ConfigError(f"{name} was trained on rows of this data: allowed: --split test or validation")
+        raise ConfigError(
+            f"{name} was trained on rows of this data: allowed: --split test or validation"
+        )
     if manifest.split_fingerprint != dataset.split_fingerprint:
         raise ConfigError(
-            f"{name} was trained on this data under another split, so rows of this split's {part} part may have trained it:"
+            f"{name} was trained on this data under another split, so rows of this split's {part} "
+            "part may have trained it:"
             " give the study that it comes from, with the same data.split"
         )

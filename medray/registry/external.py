@@ -1,4 +1,5 @@
-"""Checkpoints that no trial made: an untuned base model, and a PEFT folder that other software trained."""
+"""Checkpoints that no trial made: an untuned base model, and a PEFT folder that other software
+trained."""
 
 import json
 import logging
@@ -40,7 +41,9 @@ class ImportConfig(Section):
 
     model: ModelConfig
     task: Annotated[PluginOptions, Plugin("tasks")]
-    labels: tuple[str, ...] = Field((), description="of a task that has labels, in the order of the head's outputs")
+    labels: tuple[str, ...] = Field(
+        (), description="of a task that has labels, in the order of the head's outputs"
+    )
 
     @classmethod
     def load(cls, settings: Sequence[str]) -> "ImportConfig":
@@ -48,7 +51,9 @@ class ImportConfig(Section):
         for setting in settings:
             key, sign, value = setting.partition("=")
             if not sign or not key:
-                raise ConfigError(f"{setting!r} is not of the form key=value, such as task.name=classification")
+                raise ConfigError(
+                    f"{setting!r} is not of the form key=value, such as task.name=classification"
+                )
             put(raw, key, parse_value(setting, value), where=setting)
         return validate(cls, raw, where="the settings of an import")
 
@@ -59,27 +64,47 @@ class ImportConfig(Section):
             task = tasks.fit(self.task, examples)
         except DataError as err:
             raise ConfigError(
-                f"labels: task {self.task.name!r} needs them, as labels=[first,second] in the order of the head's outputs: {err}"
+                f"labels: task {self.task.name!r} needs them, as labels=[first,second] in the "
+                f"order of the head's outputs: {err}"
             ) from None
         if sorted(task.labels) != sorted(self.labels):
-            raise ConfigError(f"labels {', '.join(self.labels)}: task {self.task.name!r} has {', '.join(task.labels) or 'none'}")
-        return tasks.restore(self.task.model_dump(mode="json"), {**task.state(), "labels": list(self.labels)}) if self.labels else task
+            raise ConfigError(
+                f"labels {', '.join(self.labels)}: task {self.task.name!r} has "
+                f"{', '.join(task.labels) or 'none'}"
+            )
+        return (
+            tasks.restore(
+                self.task.model_dump(mode="json"), {**task.state(), "labels": list(self.labels)}
+            )
+            if self.labels
+            else task
+        )
 
 
-def publish_adapter(registry: Registry, folder: Path, name: str, config: ImportConfig, *, notes: str = "") -> Release:
+def publish_adapter(
+    registry: Registry, folder: Path, name: str, config: ImportConfig, *, notes: str = ""
+) -> Release:
     with tempfile.TemporaryDirectory() as place:
         import_adapter(folder, config, Path(place) / "checkpoint")
         return registry.publish(Path(place) / "checkpoint", name, notes=notes)
 
 
-def publish_untuned(registry: Registry, study: StudyConfig, source: str | None, name: str, *, notes: str = "") -> Release:
-    """Publish an untuned base model of a study, with its figures on validation rows and a calibration fitted on them."""
+def publish_untuned(
+    registry: Registry, study: StudyConfig, source: str | None, name: str, *, notes: str = ""
+) -> Release:
+    """Publish an untuned base model of a study, with its figures on validation rows and a
+    calibration fitted on them."""
     bases = {base.source: base for base in study.base_models}
     if source is None and len(bases) > 1:
-        raise ConfigError(f"study {study.name} has {len(bases)} base models: say with --base which one: {', '.join(bases)}")
+        raise ConfigError(
+            f"study {study.name} has {len(bases)} base models: say with --base which one: "
+            f"{', '.join(bases)}"
+        )
     source = next(iter(bases)) if source is None else source
     if source not in bases:
-        raise ConfigError(f"base model {source!r} is not in study {study.name}; {allowed(source, bases)}")
+        raise ConfigError(
+            f"base model {source!r} is not in study {study.name}; {allowed(source, bases)}"
+        )
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoint"
@@ -89,18 +114,28 @@ def publish_untuned(registry: Registry, study: StudyConfig, source: str | None, 
 
 
 def import_adapter(folder: Path, config: ImportConfig, target: Path) -> Manifest:
-    """Make a checkpoint of an ordinary PEFT folder (`checkpoint-300`). Adapter and head are compared with what the base needs."""
+    """Make a checkpoint of an ordinary PEFT folder (`checkpoint-300`). Adapter and head are
+    compared with what the base needs."""
     if not (folder / CONFIG).is_file():
         raise ArtifactError(f"{folder}: not the folder of a PEFT adapter: it has no {CONFIG}")
     if not (folder / WEIGHTS).is_file():
-        raise ArtifactError(f"{folder}: has no {WEIGHTS}: save it anew with safe_serialization=True; pickles are not read")
+        raise ArtifactError(
+            f"{folder}: has no {WEIGHTS}: save it anew with safe_serialization=True; pickles are "
+            "not read"
+        )
     task, base = config.fit_task(), sources.resolve(config.model.source, config.model.revision)
     own_base = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
     if own_base and own_base != base.source:
-        log.warning("%s: says that it was trained on %s; it is put on %s, as asked", folder, own_base, base.source)
+        log.warning(
+            "%s: says that it was trained on %s; it is put on %s, as asked",
+            folder,
+            own_base,
+            base.source,
+        )
     if "max_length" not in config.task.model_fields_set:
         log.warning(
-            "%s: does not say where its training cut long texts; the release cuts them at %d tokens, so answers may differ;"
+            "%s: does not say where its training cut long texts; the release cuts them at %d "
+            "tokens, so answers may differ;"
             " give the training's own length as task.max_length=N",
             folder,
             task.options.max_length,
@@ -124,14 +159,22 @@ def fit_untuned_task(config: TrialConfig, dataset: Dataset) -> Task:
     """The task of a trial, for its base model before training."""
     task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
     if task.head() is not None:
-        raise ConfigError(f"{config.model.source}: task {config.task.name!r} puts a fresh head on it, which knows nothing before training")
+        raise ConfigError(
+            f"{config.model.source}: task {config.task.name!r} puts a fresh head on it, which "
+            "knows nothing before training"
+        )
     return task
 
 
-def save_untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[Task, list[Prediction]]:
-    """Make a checkpoint of a study's untuned base model, and return its predictions of the validation rows."""
+def save_untuned(
+    config: TrialConfig, dataset: Dataset, target: Path
+) -> tuple[Task, list[Prediction]]:
+    """Make a checkpoint of a study's untuned base model, and return its predictions of the
+    validation rows."""
     task = fit_untuned_task(config, dataset)
-    built = build(sources.resolve(config.model.source, config.model.revision), None, config.model, None)
+    built = build(
+        sources.resolve(config.model.source, config.model.revision), None, config.model, None
+    )
     engine = TransformersEngine(built, precision="fp32", token_budget=config.train.token_budget)
     predictions = task.predict(engine, dataset.validation)
     metrics = task.score(predictions, dataset.validation)
@@ -146,9 +189,14 @@ def save_untuned(config: TrialConfig, dataset: Dataset, target: Path) -> tuple[T
 
     def fill(filling: Path) -> None:
         built.tokenizer.save_pretrained(str(filling / "tokenizer"))
-        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in tasks.stored(task, predictions, dataset.validation))
+        lines = (
+            json.dumps(asdict(prediction), ensure_ascii=False)
+            for prediction in tasks.stored(task, predictions, dataset.validation)
+        )
         (filling / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (filling / "metrics.json").write_text(json.dumps({"split": "validation", **metrics.as_dict()}, indent=1))
+        (filling / "metrics.json").write_text(
+            json.dumps({"split": "validation", **metrics.as_dict()}, indent=1)
+        )
 
     checkpoint.save(target, fill, manifest)
     return task, predictions
@@ -159,7 +207,13 @@ def _manifest(built: BuiltModel, task: Task, trial: dict[str, Any]) -> Manifest:
     engine = TransformersEngine(built, precision="fp32", token_budget=1 << 12)
     return Manifest(
         task=TaskRecord(options=task.options.model_dump(mode="json"), state=task.state()),
-        base=BaseRecord(source=base.source, revision=base.revision, weight_hash=base.weight_hash, family=built.family.name, note=base.note),
+        base=BaseRecord(
+            source=base.source,
+            revision=base.revision,
+            weight_hash=base.weight_hash,
+            family=built.family.name,
+            note=base.note,
+        ),
         trial=trial,
         data_fingerprint=None,
         split_fingerprint=None,

@@ -1,4 +1,5 @@
-"""From a checkpoint's own predictions to a release's calibration, its answers to the probe, and an analysis of its mistakes."""
+"""From a checkpoint's own predictions to a release's calibration, its answers to the probe, and an
+analysis of its mistakes."""
 
 import json
 from collections.abc import Sequence
@@ -21,24 +22,41 @@ from medray.types import Example, Prediction
 
 
 def probe_record(where: str, task: Task, record: CalibrationRecord, probe: Probe) -> ProbeRecord:
-    """A release's predictions for its checkpoint's probe; labels alone where its answers are texts or mentions."""
+    """A release's predictions for its checkpoint's probe; labels alone where its answers are texts
+    or mentions."""
     labels = task.labels or tuple(task.state().get("kinds", ()))
     if not isinstance(task, Calibrated):
         return ProbeRecord(labels=labels)
     try:
-        rows = calibrate(task, record, task.read_probe(np.array(probe.outputs, dtype=np.float64).reshape(-1, len(labels))))
+        rows = calibrate(
+            task,
+            record,
+            task.read_probe(np.array(probe.outputs, dtype=np.float64).reshape(-1, len(labels))),
+        )
     except ValueError as err:
-        raise ArtifactError(f"{where}: its probe does not fit its labels ({err}); publish another checkpoint") from None
-    return ProbeRecord(labels=labels, answers=tuple(row.labels for row in rows), probabilities=tuple(row.probabilities for row in rows))
+        raise ArtifactError(
+            f"{where}: its probe does not fit its labels ({err}); publish another checkpoint"
+        ) from None
+    return ProbeRecord(
+        labels=labels,
+        answers=tuple(row.labels for row in rows),
+        probabilities=tuple(row.probabilities for row in rows),
+    )
 
 
 def fit_calibration(
-    task: Task, predictions: Sequence[Prediction], examples: Sequence[Example], config: CalibrationConfig
+    task: Task,
+    predictions: Sequence[Prediction],
+    examples: Sequence[Example],
+    config: CalibrationConfig,
 ) -> CalibrationRecord:
     """Fit a calibration to a checkpoint's own predictions of validation rows. Texts have none."""
     if not isinstance(task, Calibrated):
         if config.abstain_precision is not None:
-            raise ConfigError(f"abstain_precision {config.abstain_precision} and task {task.options.name}: its answers have no confidence")
+            raise ConfigError(
+                f"abstain_precision {config.abstain_precision} and task {task.options.name}: its "
+                "answers have no confidence"
+            )
         return AS_IT_IS
     answers = task.answers(predictions, examples)
     return calibration.fit(
@@ -64,12 +82,24 @@ def examine(
     if not isinstance(task, Calibrated):
         return None
     scored = SplitPredictions(
-        [example.id for example in examples], task.answers(predictions, examples), matrix(predictions), slicer.columns(examples)
+        [example.id for example in examples],
+        task.answers(predictions, examples),
+        matrix(predictions),
+        slicer.columns(examples),
     )
-    return diagnose.examine(split, scored, record, labels=task.labels, multi_label=is_multi_label(task), metric=task.options.metric)
+    return diagnose.examine(
+        split,
+        scored,
+        record,
+        labels=task.labels,
+        multi_label=is_multi_label(task),
+        metric=task.options.metric,
+    )
 
 
 def read_predictions(checkpoint: Path) -> list[Prediction]:
     """A checkpoint's predictions of its validation rows, before calibration."""
-    lines = (checkpoint / "predictions.jsonl").read_bytes().splitlines()  # as text they would also end at U+0085 or U+2028 in an id
+    lines = (
+        (checkpoint / "predictions.jsonl").read_bytes().splitlines()
+    )  # as text they would also end at U+0085 or U+2028 in an id
     return [Prediction.from_dict(json.loads(line)) for line in lines]

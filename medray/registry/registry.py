@@ -1,8 +1,8 @@
 """Releases: checkpoints published under a name and a version, and aliases that point at a version.
 
-A checkpoint is stored by the hash of its manifest, a version and an alias's every move are objects created by exactly one
-writer. So nothing is overwritten, and two publishers cannot corrupt each other.
-"""
+A checkpoint is stored by the hash of its manifest, a version and an alias's every move are objects
+created by exactly one writer. So nothing is overwritten, and two publishers cannot corrupt each
+other."""
 
 import getpass
 import logging
@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 
 from medray.config.schema import parse, validate
 from medray.errors import ArtifactError, ConfigError, UnreachableError, allowed
-from medray.records import AS_IT_IS, NAME, CalibrationRecord, MergeRecord, Move, ReleaseRecord, TestRecord
+from medray.records import (
+    AS_IT_IS,
+    NAME,
+    CalibrationRecord,
+    MergeRecord,
+    Move,
+    ReleaseRecord,
+    TestRecord,
+)
 from medray.registry import signatures
 from medray.registry.predictions import probe_record
 from medray.registry.release import Release, check_changeable
@@ -71,12 +79,22 @@ class Registry:
                 probe=probe,
             )
             raw = record.model_dump_json(indent=1).encode()
-            parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")  # a record with a figure that is no number cannot be read
+            parse(
+                ReleaseRecord, raw, where=f"{name}@{version}: its record"
+            )  # a record with a figure that is no number cannot be read
             if self.store.create(f"releases/{name}/{version}.json", raw):
                 return Release(self, record, raw)
 
-    def change(self, reference: str, changes: Mapping[str, Any], *, name: str | None = None, notes: str = "") -> Release:
-        """Publish the same checkpoint with other options of its task. Its figures were measured without them and are left out."""
+    def change(
+        self,
+        reference: str,
+        changes: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        notes: str = "",
+    ) -> Release:
+        """Publish the same checkpoint with other options of its task. Its figures were measured
+        without them and are left out."""
         release = self.resolve(reference)
         record, folder = release.record, release.folder()
         manifest = checkpoint.read(folder)
@@ -84,7 +102,9 @@ class Registry:
         for option in changes:
             check_changeable(release.reference, task, option)
         task_options = {**record.task_options, **changes}
-        validate(type(task.options), {**manifest.task.options, **task_options}, where=release.reference)
+        validate(
+            type(task.options), {**manifest.task.options, **task_options}, where=release.reference
+        )
         return self.publish(
             folder,
             name or record.name,
@@ -98,7 +118,12 @@ class Registry:
         """The version of a name that has this checkpoint and this calibration already, if any."""
         content = checkpoint.content_id(folder), calibration
         return next(
-            (release for release in self.readable(name) if (release.record.content_id, release.record.calibration) == content), None
+            (
+                release
+                for release in self.readable(name)
+                if (release.record.content_id, release.record.calibration) == content
+            ),
+            None,
         )
 
     def sign(self, release: Release, private_key: Path) -> None:
@@ -108,7 +133,9 @@ class Registry:
         if self.store.create(name, signature.bundle):
             return
         try:
-            signatures.check(release.raw, self.store.read(name), signature.public_key, where=release.reference)
+            signatures.check(
+                release.raw, self.store.read(name), signature.public_key, where=release.reference
+            )
         except ArtifactError as err:
             log.warning("%s; it is signed anew", err)
             self.store.remove(name)
@@ -132,16 +159,22 @@ class Registry:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def alias_names(self, name: str) -> list[str]:
-        """Aliases that point at a version. A folder without a move is the remainder of a process that was killed."""
+        """Aliases that point at a version. A folder without a move is the remainder of a process
+        that was killed."""
         prefix = f"releases/{name}/aliases"
-        return [alias for alias in self.store.names(prefix) if _NAME.fullmatch(alias) and self._numbers(f"{prefix}/{alias}")]
+        return [
+            alias
+            for alias in self.store.names(prefix)
+            if _NAME.fullmatch(alias) and self._numbers(f"{prefix}/{alias}")
+        ]
 
     def newest(self, name: str, alias: str) -> Move:
         """The last move of an alias, which names the version that it points at."""
         numbers = self.move_numbers(name, alias)
         if not numbers:
             raise ArtifactError(
-                f"{_short(name)}@{_short(alias)}: {name!r} has no alias {_short(alias)!r}; {allowed(alias[:80], self.alias_names(name))}"
+                f"{_short(name)}@{_short(alias)}: {name!r} has no alias {_short(alias)!r}; "
+                f"{allowed(alias[:80], self.alias_names(name))}"
             )
         return self.move(name, alias, numbers[-1])
 
@@ -153,32 +186,44 @@ class Registry:
         return parse(Move, self.store.read(place), where=f"{self.store.uri}/{place}")
 
     def history(self, name: str, alias: str) -> list[Move]:
-        """Every move of an alias, oldest first. A move that cannot be read is logged and left out."""
+        """Every move of an alias, oldest first. A move that cannot be read is logged and left
+        out."""
         return _readable(partial(self.move, name, alias), self.move_numbers(name, alias))
 
     def point(self, name: str, alias: str, version: int, *, digest: str | None = None) -> Move:
-        """Point an alias at a version and its record, whose digest may be given. Its earlier moves stay as its history."""
+        """Point an alias at a version and its record, whose digest may be given. Its earlier moves
+        stay as its history."""
         _check_name("alias", alias)
         if alias.isdigit():
-            raise ConfigError(f"alias {alias!r} would be read as a version; an alias holds a letter")
+            raise ConfigError(
+                f"alias {alias!r} would be read as a version; an alias holds a letter"
+            )
         release = self.resolve(f"{name}@{version}", digest=digest)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         move = Move(version=version, record=release.digest, time=time, by=getpass.getuser())
         while True:
-            number = _next(self.move_numbers(name, alias), f"{self.store.uri}/releases/{name}/aliases/{alias}")
-            if self.store.create(f"releases/{name}/aliases/{alias}/{number}.json", move.model_dump_json().encode()):
+            number = _next(
+                self.move_numbers(name, alias), f"{self.store.uri}/releases/{name}/aliases/{alias}"
+            )
+            if self.store.create(
+                f"releases/{name}/aliases/{alias}/{number}.json", move.model_dump_json().encode()
+            ):
                 return move
 
     def resolve(self, reference: str, *, digest: str | None = None) -> Release:
-        """Find the release of `name@version`, `name@alias`, or of a bare name, whose latest version it is.
+        """Find the release of `name@version`, `name@alias`, or of a bare name, whose latest version
+        it is.
 
-        Raise where its record has another digest than the given one, or the one that its alias is bound to.
-        """
+        Raise where its record has another digest than the given one, or the one that its alias is
+        bound to."""
         name, _, which = reference.partition("@")
         _check_name("release", name)
         versions = self.versions(name)
         if not versions:
-            raise ArtifactError(f"{_short(reference)}: {self.store.uri} has no release {name!r}; {allowed(name, self.names())}")
+            raise ArtifactError(
+                f"{_short(reference)}: {self.store.uri} has no release {name!r}; "
+                f"{allowed(name, self.names())}"
+            )
         if not which:
             version = versions[-1]
         elif is_version(which):
@@ -187,7 +232,9 @@ class Registry:
             move = self.newest(name, which)
             version, digest = move.version, move.record
         if version not in versions:
-            raise ArtifactError(f"{_short(reference)}: {name!r} has versions {', '.join(map(str, versions[-20:]))}")
+            raise ArtifactError(
+                f"{_short(reference)}: {name!r} has versions {', '.join(map(str, versions[-20:]))}"
+            )
         release = self.read(name, version)
         release.check_digest(digest, _short(reference))
         return release
@@ -197,7 +244,10 @@ class Registry:
         raw = self.store.read(f"releases/{name}/{version}.json")
         record = parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")
         if (record.name, record.version) != (name, version):
-            raise ArtifactError(f"{name}@{version}: its record is that of {record.name}@{record.version}; put the record back")
+            raise ArtifactError(
+                f"{name}@{version}: its record is that of {record.name}@{record.version}; put the "
+                "record back"
+            )
         return Release(self, record, raw)
 
 
@@ -211,7 +261,9 @@ def _readable(read: Callable[[int], _Item], numbers: list[int]) -> list[_Item]:
     for number in numbers:
         try:
             items.append(read(number))
-        except UnreachableError:  # it may be whole: to leave it out would send a rollback one version too far
+        except (
+            UnreachableError
+        ):  # it may be whole: to leave it out would send a rollback one version too far
             raise
         except ArtifactError as err:
             log.warning("%s; it is left out", err)
@@ -221,7 +273,9 @@ def _readable(read: Callable[[int], _Item], numbers: list[int]) -> list[_Item]:
 def _next(numbers: list[int], where: str) -> int:
     number = max(numbers, default=0) + 1
     if number >= 10**9:
-        raise ArtifactError(f"{where}: {number - 1}.json leaves no next number; move this file away")
+        raise ArtifactError(
+            f"{where}: {number - 1}.json leaves no next number; move this file away"
+        )
     return number
 
 
@@ -232,5 +286,6 @@ def _short(text: str) -> str:
 def _check_name(what: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{what} {_short(name)!r} is not a name: lower-case letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
+            f"{what} {_short(name)!r} is not a name: lower-case letters, digits, '.', '_' and "
+            "'-', at most 64, starting with a letter or digit"
         )

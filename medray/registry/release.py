@@ -1,7 +1,8 @@
-"""One release: its record, its checkpoint on this machine, and the ways to check, load and export it.
+"""One release: its record, its checkpoint on this machine, and the ways to check, load and export
+it.
 
-It imports torch only to load or to export, so that processes which handle records alone import none.
-"""
+It imports torch only to load or to export, so that processes which handle records alone import
+none."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -59,20 +60,25 @@ class Release:
         return folder
 
     def verify(self) -> None:
-        """Recompute the hash of every file in the store, and compare labels and calibration with the record; name what differs."""
+        """Recompute the hash of every file in the store, and compare labels and calibration with
+        the record; name what differs."""
         self.check_probe(checkpoint.verify(self.folder(anew=True), expected=self.record.content_id))
 
     def check_aliases(self) -> list[str]:
-        """Raise where an alias was pointed at another record of this version. Returns a sentence for each thing that nothing vouches for."""
+        """Raise where an alias was pointed at another record of this version. Returns a sentence
+        for each thing that nothing vouches for."""
         name, notes = self.record.name, []
         if self.record.probe is None:
             notes.append(
-                f"{self.reference}: its probe holds no labels and calibration, as an earlier version published it; publish it again"
+                f"{self.reference}: its probe holds no labels and calibration, as an earlier "
+                "version published it; publish it again"
             )
         for alias in self.registry.alias_names(name):
             try:
                 move = self.registry.newest(name, alias)
-            except ArtifactError as err:  # another alias may stand elsewhere, and is no fault of this version
+            except (
+                ArtifactError
+            ) as err:  # another alias may stand elsewhere, and is no fault of this version
                 notes.append(str(err))
                 continue
             if move.version != self.record.version:
@@ -80,8 +86,10 @@ class Release:
             self.check_digest(move.record, f"{name}@{alias}")
             if move.record is None:
                 notes.append(
-                    f"{name}@{alias}: is not bound to the record of {self.reference}, as an earlier version wrote it;"
-                    f" point the alias again to bind it (`medray promote {self.reference} {alias} --no-wait`)"
+                    f"{name}@{alias}: is not bound to the record of {self.reference}, as an "
+                    "earlier version wrote it;"
+                    f" point the alias again to bind it (`medray promote {self.reference} {alias} "
+                    "--no-wait`)"
                 )
         return notes
 
@@ -90,45 +98,68 @@ class Release:
         self.registry.store.put_folder(f"checkpoints/{self.record.content_id}", folder)
 
     def check_digest(self, digest: str | None, where: str) -> None:
-        """Raise unless the record has the digest that an alias is bound to; None is bound to none."""
+        """Raise unless the record has the digest that an alias is bound to; None is bound to
+        none."""
         if digest not in (None, self.digest):
             raise ArtifactError(
-                f"{where}: the record of {self.reference} was changed after the alias was pointed at it; put the record back,"
+                f"{where}: the record of {self.reference} was changed after the alias was pointed "
+                "at it; put the record back,"
                 " or point the alias again if the change is yours"
             )
 
     def check_probe(self, manifest: Manifest) -> None:
-        """Raise unless labels and calibrated probabilities for the probe are those of the record. A load proves the probe itself."""
+        """Raise unless labels and calibrated probabilities for the probe are those of the record. A
+        load proves the probe itself."""
         wanted = self.record.probe
         if wanted is None:
             return
-        probe = probe_record(self.reference, self.task(manifest), self.record.calibration, manifest.probe)
+        probe = probe_record(
+            self.reference, self.task(manifest), self.record.calibration, manifest.probe
+        )
         if probe.labels != wanted.labels:
             raise ArtifactError(
-                f"{self.reference}: has labels {', '.join(probe.labels)[:80]}, its record says {', '.join(wanted.labels)[:80]}; publish it again"
+                f"{self.reference}: has labels {', '.join(probe.labels)[:80]}, its record says "
+                f"{', '.join(wanted.labels)[:80]}; publish it again"
             )
         ours, theirs = np.array(probe.probabilities), np.array(wanted.probabilities)
-        if probe.answers != wanted.answers or ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=_PROBE_TOLERANCE):
-            raise ArtifactError(f"{self.reference}: calibrated, it answers its probe otherwise than its record says; publish it again")
+        if (
+            probe.answers != wanted.answers
+            or ours.shape != theirs.shape
+            or not np.allclose(ours, theirs, rtol=0, atol=_PROBE_TOLERANCE)
+        ):
+            raise ArtifactError(
+                f"{self.reference}: calibrated, it answers its probe otherwise than its record "
+                "says; publish it again"
+            )
 
     def check_signature(self, public_key: Path) -> None:
-        """Raise unless the holder of the key signed the record, which names every file by its hash."""
-        key, name = signatures.read_key(public_key), self.registry.signature_name(self, signatures.key_id(public_key))
+        """Raise unless the holder of the key signed the record, which names every file by its
+        hash."""
+        key, name = (
+            signatures.read_key(public_key),
+            self.registry.signature_name(self, signatures.key_id(public_key)),
+        )
         if Path(name).name not in self.registry.store.names(f"releases/{self.record.name}"):
             raise ArtifactError(
-                f"{self.reference}: is not signed by the key of {public_key}; sign it (`medray publish ... --sign PRIVATE_KEY`)"
+                f"{self.reference}: is not signed by the key of {public_key}; sign it (`medray "
+                "publish ... --sign PRIVATE_KEY`)"
             )
         signatures.check(self.raw, self.registry.store.read(name), key, where=self.reference)
 
-    def load(self, *, precision: Precision | None = None, device: str = "cpu", merge: bool = False) -> "LoadedRelease":
+    def load(
+        self, *, precision: Precision | None = None, device: str = "cpu", merge: bool = False
+    ) -> "LoadedRelease":
         """Rebuild task, engine and calibration. Hashes, base weights and probe are compared first.
 
-        With `merge`, the adapter is added to the base's weights where that changes no answer, and the probe is compared again.
-        """
+        With `merge`, the adapter is added to the base's weights where that changes no answer, and
+        the probe is compared again."""
         from medray.registry.loading import load
 
         if precision not in (None, *get_args(Precision)):
-            raise ConfigError(f"{self.reference}: there is no precision {precision!r}; {allowed(str(precision), get_args(Precision))}")
+            raise ConfigError(
+                f"{self.reference}: there is no precision {precision!r}; "
+                f"{allowed(str(precision), get_args(Precision))}"
+            )
         checkpoint_alone = load(self.folder(), precision=precision, device=device)
         self.check_probe(checkpoint_alone.manifest)
         loaded = replace(
@@ -146,18 +177,25 @@ class Release:
 
     def task(self, manifest: Manifest) -> Task:
         """The task as it was trained, with this version's own options."""
-        task, options = restore(manifest.task.options, manifest.task.state), self.record.task_options
+        task, options = (
+            restore(manifest.task.options, manifest.task.state),
+            self.record.task_options,
+        )
         for option in options:
             check_changeable(self.reference, task, option)
-        return restore({**manifest.task.options, **options}, manifest.task.state) if options else task
+        return (
+            restore({**manifest.task.options, **options}, manifest.task.state) if options else task
+        )
 
     def serves_merged(self) -> bool:
-        """Whether the merged model predicts in its place: a merge is exact without 4 bits, and with them must be measured so."""
+        """Whether the merged model predicts in its place: a merge is exact without 4 bits, and with
+        them must be measured so."""
         merge = self.record.merge
         return merge.is_faithful if merge else checkpoint.read(self.folder()).quantization == "none"
 
     def export(self, target: Path, *, merged: bool) -> None:
-        """Write a folder in the Hub's layout with a model card: the adapter with its tokenizer, or the merged model."""
+        """Write a folder in the Hub's layout with a model card: the adapter with its tokenizer, or
+        the merged model."""
         from medray.models.adapter import CONFIG, WEIGHTS
 
         folder = self.folder()
@@ -166,17 +204,27 @@ class Release:
         if merged:
             self._check_merge()
         elif manifest.is_untuned:
-            raise ArtifactError(f"{self.reference}: is a base model as it is, without an adapter: export it with --merged")
+            raise ArtifactError(
+                f"{self.reference}: is a base model as it is, without an adapter: export it with "
+                "--merged"
+            )
         with files.new_folder(target) as filling:
             if merged:
                 _export_merged(folder, filling)
             else:
-                for path in [folder / WEIGHTS, folder / CONFIG, *sorted((folder / "tokenizer").iterdir())]:
+                for path in [
+                    folder / WEIGHTS,
+                    folder / CONFIG,
+                    *sorted((folder / "tokenizer").iterdir()),
+                ]:
                     (filling / path.name).write_bytes(path.read_bytes())
-            (filling / "README.md").write_text(card.render(self.record, manifest, merged=merged), encoding="utf-8")
+            (filling / "README.md").write_text(
+                card.render(self.record, manifest, merged=merged), encoding="utf-8"
+            )
 
     def bundle(self, target: Path) -> None:
-        """Write a storage path with this release alone: record, signatures, checkpoint, and the aliases that point at it."""
+        """Write a storage path with this release alone: record, signatures, checkpoint, and the
+        aliases that point at it."""
         folder, registry = self.folder(), self.registry
         checkpoint.verify(folder)
         check_new(target)
@@ -197,11 +245,16 @@ class Release:
         merge = self.record.merge
         if merge and not merge.is_faithful:
             raise ArtifactError(
-                f"{self.reference}: merged, its validation {merge.metric} is {merge.merged:.4f} instead of {merge.unmerged:.4f};"
+                f"{self.reference}: merged, its validation {merge.metric} is {merge.merged:.4f} "
+                f"instead of {merge.unmerged:.4f};"
                 f" allowed is a difference of {MERGE_LIMIT}: export it without --merged"
             )
         if not self.serves_merged():
-            log.warning("%s: is in 4 bits and was published without its run: what merging does to its F1 was not measured", self.reference)
+            log.warning(
+                "%s: is in 4 bits and was published without its run: what merging does to its F1 "
+                "was not measured",
+                self.reference,
+            )
 
 
 def check_new(target: Path) -> None:
@@ -212,7 +265,10 @@ def check_new(target: Path) -> None:
 def check_changeable(where: str, task: Task, option: str) -> None:
     changeable = task_options(task.options).CHANGEABLE
     if option not in changeable:
-        raise ConfigError(f"{where}: task {task.options.name!r} trains with its {option!r}; {allowed(option, changeable)}")
+        raise ConfigError(
+            f"{where}: task {task.options.name!r} trains with its {option!r}; "
+            f"{allowed(option, changeable)}"
+        )
 
 
 def _export_merged(folder: Path, target: Path) -> None:

@@ -24,11 +24,16 @@ class Finding:
 
 
 def examine(registry: Registry) -> Iterator[Finding]:
-    """Yield what is broken, without a change: aliases first, then records, then files, each copy of a checkpoint once."""
+    """Yield what is broken, without a change: aliases first, then records, then files, each copy of
+    a checkpoint once."""
     store = registry.store
     for name in store.leftovers():
         yield Finding(
-            f"{store.uri}/{name}", "was left by a process that was killed", "remove it", partial(_remove_leftover, store, name), False
+            f"{store.uri}/{name}",
+            "was left by a process that was killed",
+            "remove it",
+            partial(_remove_leftover, store, name),
+            False,
         )
     content_ids: dict[str, str] = {}
     for name in store.names("releases"):
@@ -42,7 +47,9 @@ def examine(registry: Registry) -> Iterator[Finding]:
             except MedrayError as err:
                 remedy = f"put {version}.json back from a backup; nothing else holds it"
                 yield Finding(f"{store.uri}/releases/{name}/{version}.json", _reason(err), remedy)
-        content_ids |= {release.record.content_id: release.reference for release in releases.values()}
+        content_ids |= {
+            release.record.content_id: release.reference for release in releases.values()
+        }
         for entry in store.names(f"releases/{name}"):
             if entry != "aliases" and not entry.endswith((".json", ".sig")):
                 yield _stray(f"{store.uri}/releases/{name}/{entry}")
@@ -52,7 +59,9 @@ def examine(registry: Registry) -> Iterator[Finding]:
         yield from _examine_checkpoint(registry, content_id, reference)
 
 
-def _examine_alias(registry: Registry, name: str, alias: str, releases: dict[int, Release]) -> Iterator[Finding]:
+def _examine_alias(
+    registry: Registry, name: str, alias: str, releases: dict[int, Release]
+) -> Iterator[Finding]:
     store, folder = registry.store, f"releases/{name}/aliases/{alias}"
     numbers = registry.move_numbers(name, alias)
     if not numbers:
@@ -69,31 +78,54 @@ def _examine_alias(registry: Registry, name: str, alias: str, releases: dict[int
     stands = f"it stands on {name}@{moves[max(moves)].version} then" if moves else "it is gone then"
     for number, reason in broken.items():
         place = f"{folder}/{number}.json"
-        remedy, is_whole = f"remove this move of {name}@{alias}: {stands}", _may_be_whole(store, place)
+        remedy, is_whole = (
+            f"remove this move of {name}@{alias}: {stands}",
+            _may_be_whole(store, place),
+        )
         if is_whole:
             remedy = f"it may be whole: let this user read it, take the newest medray, or {remedy}"
-        yield Finding(f"{store.uri}/{place}", reason, remedy, None if is_whole else partial(store.remove, place))
+        yield Finding(
+            f"{store.uri}/{place}",
+            reason,
+            remedy,
+            None if is_whole else partial(store.remove, place),
+        )
     gaps = sorted(set(range(1, numbers[-1])) - set(numbers))
     if gaps:
         what = f"moves {', '.join(map(str, gaps[:10]))} are not there"
-        yield Finding(f"{store.uri}/{folder}", what, "its history has a gap, and everything works", is_broken=False)
+        yield Finding(
+            f"{store.uri}/{folder}",
+            what,
+            "its history has a gap, and everything works",
+            is_broken=False,
+        )
     if not moves:
         return
     newest = moves[max(moves)]
     release = releases.get(newest.version)
     if release is None:
-        yield Finding(f"{name}@{alias}", f"stands on version {newest.version}, which cannot be read", "point it at another version")
+        yield Finding(
+            f"{name}@{alias}",
+            f"stands on version {newest.version}, which cannot be read",
+            "point it at another version",
+        )
     elif newest.record is None:
         yield Finding(
-            f"{name}@{alias}", "is not bound to a record, as an earlier version wrote it", "point it again to bind it", is_broken=False
+            f"{name}@{alias}",
+            "is not bound to a record, as an earlier version wrote it",
+            "point it again to bind it",
+            is_broken=False,
         )
     elif newest.record != release.digest:
         what = f"the record of {release.reference} was changed after it was pointed there"
-        yield Finding(f"{name}@{alias}", what, "put the record back, or point it again if the change is yours")
+        yield Finding(
+            f"{name}@{alias}", what, "put the record back, or point it again if the change is yours"
+        )
 
 
 def _may_be_whole(store: Store, place: str) -> bool:
-    """Whether a move names a version, as one that a later medray wrote, or cannot be read at this time."""
+    """Whether a move names a version, as one that a later medray wrote, or cannot be read at this
+    time."""
     try:
         content = json.loads(store.read(place))
     except UnreachableError:
@@ -114,16 +146,26 @@ def _examine_checkpoint(registry: Registry, content_id: str, reference: str) -> 
         checkpoint.verify(registry.store.get_folder(name, anew=True), expected=content_id)
     except MedrayError as err:
         copy = _copy(registry, content_id)
-        remedy = f"copy it from {copy}" if copy else f"publish the checkpoint of {reference} again; no other copy is here"
+        remedy = (
+            f"copy it from {copy}"
+            if copy
+            else f"publish the checkpoint of {reference} again; no other copy is here"
+        )
         mend = partial(registry.store.put_folder, name, copy) if copy else None
         yield Finding(f"{registry.store.uri}/{name}", _reason(err), remedy, mend)
 
 
 def _copy(registry: Registry, content_id: str) -> Path | None:
-    """A whole checkpoint of this content in the cache or, where the store is a folder, in a study's run."""
+    """A whole checkpoint of this content in the cache or, where the store is a folder, in a study's
+    run."""
     places = [files.default_cache() / "checkpoints" / content_id]
     if isinstance(registry.store, LocalStore):
-        places += [path.parent for path in registry.store.root.glob(f"*/*/trials/*/checkpoints/*/{checkpoint.MANIFEST}")]
+        places += [
+            path.parent
+            for path in registry.store.root.glob(
+                f"*/*/trials/*/checkpoints/*/{checkpoint.MANIFEST}"
+            )
+        ]
     for place in places:
         try:
             checkpoint.verify(place, expected=content_id)
@@ -134,7 +176,12 @@ def _copy(registry: Registry, content_id: str) -> Path | None:
 
 
 def _stray(where: str) -> Finding:
-    return Finding(where, "is nothing of a release", "it is in nobody's way; remove it if it is not yours", is_broken=False)
+    return Finding(
+        where,
+        "is nothing of a release",
+        "it is in nobody's way; remove it if it is not yours",
+        is_broken=False,
+    )
 
 
 def _reason(err: MedrayError) -> str:

@@ -1,7 +1,7 @@
 """Signatures of release records in the format of OpenSSF's model-signing, by the extra `sign`.
 
-A record names its checkpoint by the hash of a manifest, which holds the hash of every file: so one small file is signed. Works without a network.
-"""
+A record names its checkpoint by the hash of a manifest, which holds the hash of every file: so one
+small file is signed. Works without a network."""
 
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +13,10 @@ from typing import Any
 from medray.errors import ArtifactError, ConfigError
 from medray.storage import files
 
-_PRIVATE = "an elliptic-curve private key in PEM without a password (`openssl ecparam -name prime256v1 -genkey -noout`)"
+_PRIVATE = (
+    "an elliptic-curve private key in PEM without a password (`openssl ecparam -name prime256v1 "
+    "-genkey -noout`)"
+)
 _PUBLIC = "an elliptic-curve public key in PEM (`openssl ec -pubout`)"
 
 
@@ -55,9 +58,14 @@ def check(content: bytes, bundle: bytes, public_key: bytes, *, where: str) -> No
         key.write_bytes(public_key)
         try:
             verifying.Config().use_elliptic_key_verifier(public_key=key).verify(model, signature)
-        except Exception as err:  # the library parses what a stranger wrote, and has no error of its own
+        except (
+            Exception
+        ) as err:  # the library parses what a stranger wrote, and has no error of its own
             reason = str(err).splitlines()[0][:120] if str(err) else type(err).__name__
-            raise ArtifactError(f"{where}: its signature is not one of this record ({reason}); publish it again with --sign") from None
+            raise ArtifactError(
+                f"{where}: its signature is not one of this record ({reason}); publish it again "
+                "with --sign"
+            ) from None
 
 
 def _key_id(public_key: bytes) -> str:
@@ -65,7 +73,9 @@ def _key_id(public_key: bytes) -> str:
 
 
 def _pem(public_key: Any, serialization: Any) -> bytes:
-    content: bytes = public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    content: bytes = public_key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
     return content
 
 
@@ -75,13 +85,18 @@ def _readable(path: Path, wanted: str) -> Iterator[None]:
         yield
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read: {err.strerror}; give {wanted}") from None
-    except (ValueError, TypeError, AttributeError):  # what cryptography raises for another kind of key, or one with a password
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ):  # what cryptography raises for another kind of key, or one with a password
         raise ConfigError(f"{path}: is no such key; give {wanted}") from None
 
 
 @contextmanager
 def _as_model(content: bytes) -> Iterator[tuple[Path, Path]]:
-    """The content as a model of one file, which is what the library signs, and a place for its signature."""
+    """The content as a model of one file, which is what the library signs, and a place for its
+    signature."""
     with tempfile.TemporaryDirectory() as place:
         model = Path(place) / "release"
         model.mkdir()
@@ -93,6 +108,11 @@ def _libraries(part: str) -> tuple[Any, Any]:
     from importlib import import_module
 
     try:
-        return import_module(f"model_signing.{part}"), import_module("cryptography.hazmat.primitives.serialization")
+        return import_module(f"model_signing.{part}"), import_module(
+            "cryptography.hazmat.primitives.serialization"
+        )
     except ImportError as err:
-        raise ConfigError(f"signatures need model-signing ({err.name} is not installed); pip install 'medray[sign]'") from None
+        raise ConfigError(
+            f"signatures need model-signing ({err.name} is not installed); pip install "
+            "'medray[sign]'"
+        ) from None

@@ -1,4 +1,5 @@
-"""What a report consists of, before it is a page: sections of text, tables and charts. Everything here is plain text, nothing is markup."""
+"""What a report consists of, before it is a page: sections of text, tables and charts. Everything
+here is plain text, nothing is markup."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ class Code:
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of a row names it. Without heads it is a list of names and values, whose caption is for those who cannot see it."""
+    """The first cell of a row names it. Without heads it is a list of names and values, whose
+    caption is for those who cannot see it."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -61,7 +63,12 @@ class Key:
     def mark(self) -> Drawing:
         made = Drawing(self.label, "mark", 12, 12)
         colour = "grey" if self.series is None else series(self.series)
-        made.dot((6, 6), f"{'open' if self.is_open else 'fill'} {colour}", shape=self.series or 0, size=4.5)
+        made.dot(
+            (6, 6),
+            f"{'open' if self.is_open else 'fill'} {colour}",
+            shape=self.series or 0,
+            size=4.5,
+        )
         return made
 
 

@@ -1,4 +1,5 @@
-"""A study in MLflow: a run for the study, one below it for each trial, and the release in its model registry."""
+"""A study in MLflow: a run for the study, one below it for each trial, and the release in its model
+registry."""
 
 import math
 import time
@@ -34,8 +35,11 @@ def is_installed() -> bool:
     return util.find_spec("mlflow") is not None
 
 
-def log(data: StudyData, uri: str, *, mark: str, files: Sequence[Path], release: Published | None) -> str:
-    """Log what is not there yet, and return the id of the study's run; `mark` tells one state of a run from another."""
+def log(
+    data: StudyData, uri: str, *, mark: str, files: Sequence[Path], release: Published | None
+) -> str:
+    """Log what is not there yet, and return the id of the study's run; `mark` tells one state of a
+    run from another."""
     if not is_installed():
         raise ConfigError(MISSING)
     from mlflow import MlflowClient
@@ -43,17 +47,27 @@ def log(data: StudyData, uri: str, *, mark: str, files: Sequence[Path], release:
 
     with resolved(uri) as whole:
         try:
-            return _log(MlflowClient(tracking_uri=whole, registry_uri=whole), data, mark, files, release)
-        except (MlflowException, OSError, ValueError) as err:  # of requests are OSErrors, and what is no address is a ValueError
+            return _log(
+                MlflowClient(tracking_uri=whole, registry_uri=whole), data, mark, files, release
+            )
+        except (
+            MlflowException,
+            OSError,
+            ValueError,
+        ) as err:  # of requests are OSErrors, and what is no address is a ValueError
             if storage.is_full(err):
                 raise
             raise ArtifactError(f"MLflow at {uri}: {str(err).strip().splitlines()[0]}") from None
 
 
-def _log(client: Any, data: StudyData, mark: str, files: Sequence[Path], release: Published | None) -> str:
+def _log(
+    client: Any, data: StudyData, mark: str, files: Sequence[Path], release: Published | None
+) -> str:
     known = client.get_experiment_by_name(data.board.study)
     experiment = known.experiment_id if known else client.create_experiment(data.board.study)
-    logged = client.search_runs([experiment], filter_string=f"tags.`{_MARK}` = '{mark}'", max_results=1)
+    logged = client.search_runs(
+        [experiment], filter_string=f"tags.`{_MARK}` = '{mark}'", max_results=1
+    )
     if logged:
         parent: str = logged[0].info.run_id
     else:
@@ -66,14 +80,23 @@ def _log(client: Any, data: StudyData, mark: str, files: Sequence[Path], release
 def _study(client: Any, experiment: str, data: StudyData, mark: str, files: Sequence[Path]) -> str:
     began = [record.started_at for record in data.records if record.started_at]
     started = min(began, default=time.time())
-    run: str = client.create_run(experiment, start_time=int(1000 * started), run_name=data.run.rsplit("/", 1)[-1]).info.run_id
+    run: str = client.create_run(
+        experiment, start_time=int(1000 * started), run_name=data.run.rsplit("/", 1)[-1]
+    ).info.run_id
     for record in data.records:
         _trial(client, experiment, run, data, record)
     best = data.board.best
     figures = {
-        f"{split}/{name}": value for split, of in (("validation", best.validation), ("test", best.test)) for name, value in of.items()
+        f"{split}/{name}": value
+        for split, of in (("validation", best.validation), ("test", best.test))
+        for name, value in of.items()
     }
-    _write(client, run, {"metric": data.metric, "winner": best.name, "base_model": best.base_model}, _metrics(figures, 0, started))
+    _write(
+        client,
+        run,
+        {"metric": data.metric, "winner": best.name, "base_model": best.base_model},
+        _metrics(figures, 0, started),
+    )
     for path in files:
         client.log_artifact(run, str(path))
     client.set_tag(run, _MARK, mark)  # last: it says that all of it is there
@@ -83,20 +106,29 @@ def _study(client: Any, experiment: str, data: StudyData, mark: str, files: Sequ
 
 def _trial(client: Any, experiment: str, parent: str, data: StudyData, record: TrialRecord) -> None:
     started = record.started_at or time.time()
-    tags = {"mlflow.parentRunId": parent, "medray.trial": record.trial, **({"medray.error": record.error} if record.error else {})}
-    run = client.create_run(experiment, start_time=int(1000 * started), run_name=record.trial, tags=tags).info.run_id
+    tags = {
+        "mlflow.parentRunId": parent,
+        "medray.trial": record.trial,
+        **({"medray.error": record.error} if record.error else {}),
+    }
+    run = client.create_run(
+        experiment, start_time=int(1000 * started), run_name=record.trial, tags=tags
+    ).info.run_id
     measured = [
         metric
         for evaluation in data.histories.get(record.trial, ())
         for metric in _metrics(
-            {f"validation/{name}": value for name, value in evaluation.metrics.items()} | {"training/loss": evaluation.train_loss},
+            {f"validation/{name}": value for name, value in evaluation.metrics.items()}
+            | {"training/loss": evaluation.train_loss},
             evaluation.step,
             started + evaluation.seconds,
         )
     ]
     _write(client, run, {"base_model": record.base_model, **record.settings}, measured)
     ended = int(1000 * record.ended_at) if record.ended_at else None
-    client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED", end_time=ended)
+    client.set_terminated(
+        run, "FAILED" if record.status == "failed" else "FINISHED", end_time=ended
+    )
 
 
 def _metrics(figures: dict[str, float], step: int, at: float) -> Iterator[Any]:
@@ -107,7 +139,9 @@ def _metrics(figures: dict[str, float], step: int, at: float) -> Iterator[Any]:
             yield Metric(name, float(value), int(1000 * at), step)
 
 
-def _write(client: Any, run: str, settings: dict[str, Any], metrics: Iterator[Any] | Sequence[Any]) -> None:
+def _write(
+    client: Any, run: str, settings: dict[str, Any], metrics: Iterator[Any] | Sequence[Any]
+) -> None:
     from mlflow.entities import Param
 
     params, measured = [Param(path, str(value)) for path, value in settings.items()], list(metrics)
@@ -117,16 +151,25 @@ def _write(client: Any, run: str, settings: dict[str, Any], metrics: Iterator[An
         client.log_batch(run, metrics=measured[start : start + _MOST_METRICS])
 
 
-def _register(client: Any, data: StudyData, experiment: str, parent: str, release: Published) -> None:
+def _register(
+    client: Any, data: StudyData, experiment: str, parent: str, release: Published
+) -> None:
     """The checkpoint is kept with the winner's run; a version of it is made once."""
     if not client.search_registered_models(filter_string=f"name = '{release.name}'"):
         client.create_registered_model(release.name)
     versions = client.search_model_versions(f"name = '{release.name}'")
     if any(version.tags.get("medray.content_id") == release.content_id for version in versions):
         return
-    winner = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`medray.trial` = '{data.board.winner}'"
+    winner = (
+        f"tags.`mlflow.parentRunId` = '{parent}' and tags.`medray.trial` = '{data.board.winner}'"
+    )
     run = client.search_runs([experiment], filter_string=winner, max_results=1)[0].info
     client.log_artifacts(run.run_id, str(release.folder), "release")
-    tags = {"medray.content_id": release.content_id, "medray.release": f"{release.name}@{release.version}"}
-    made = client.create_model_version(release.name, f"{run.artifact_uri}/release", run.run_id, tags=tags)
+    tags = {
+        "medray.content_id": release.content_id,
+        "medray.release": f"{release.name}@{release.version}",
+    }
+    made = client.create_model_version(
+        release.name, f"{run.artifact_uri}/release", run.run_id, tags=tags
+    )
     client.set_registered_model_alias(release.name, release.alias, made.version)

@@ -1,4 +1,5 @@
-"""A report as one HTML page that asks for nothing from anywhere: its sheet, its charts and its few lines of script are inside it."""
+"""A report as one HTML page that asks for nothing from anywhere: its sheet, its charts and its few
+lines of script are inside it."""
 
 import base64
 import hashlib
@@ -18,9 +19,15 @@ from medray.storage import checkpoint, files
 
 REPORT = "report.html"  # in the run's folder
 # Details are opened for the printer, which shows no closed ones.
-_SCRIPT = "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(held=>held.open=true))"
+_SCRIPT = (
+    "addEventListener('beforeprint',()=>"
+    "document.querySelectorAll('details').forEach(held=>held.open=true))"
+)
 _HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{_HASH}'; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 
 def compose(data: StudyData) -> Report:
@@ -62,7 +69,11 @@ def write(report: Report, path: Path) -> Path:
 @cache
 def _template() -> Template:
     made = Environment(
-        loader=PackageLoader("medray", "reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("medray", "reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     made.filters["drawn"] = lambda drawing: Markup(drawing.svg())
     return made.get_template("report.html")
@@ -70,8 +81,13 @@ def _template() -> Template:
 
 _ZOOM = 2.0
 _EXTRA = "PNG needs the extra `plots`: pip install 'medray[plots]'; the charts are there as SVG"
-_FONTS = "PNG needs a font: this machine has none, such as fonts-dejavu-core of Debian; the charts are there as SVG"
-_WORD = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><text y="15">{}</text></svg>'
+_FONTS = (
+    "PNG needs a font: this machine has none, such as fonts-dejavu-core of Debian; the charts are "
+    "there as SVG"
+)
+_WORD = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><text y="15">{}</text></svg>'
+)
 
 
 def write_images(report: Report, folder: Path) -> list[Path]:
@@ -99,4 +115,8 @@ def png(svg: str) -> bytes:
         import resvg_py
     except ImportError:
         raise MedrayError(_EXTRA) from None
-    return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=_ZOOM, font_family="DejaVu Sans", sans_serif_family="DejaVu Sans"))
+    return bytes(
+        resvg_py.svg_to_bytes(
+            svg_string=svg, zoom=_ZOOM, font_family="DejaVu Sans", sans_serif_family="DejaVu Sans"
+        )
+    )

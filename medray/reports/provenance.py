@@ -15,22 +15,72 @@ def audit(data: StudyData) -> Section | None:
     if not held:
         return None
     rows, num_rows = [], held["num_rows"]
-    left_out = [(held["num_empty"], "with an empty text set aside"), (held.get("num_unlabelled", 0), "without a label left out")]
-    rows.append(["rows", f"{num_rows:,}" + "".join(f", and {number:,} {what}" for number, what in left_out if number)])
-    rows.append(["splits", ", ".join(f"{side} {number:,}" for side, number in held["splits"].items())])
-    rows.append(["duplicates", f"{held['exact_groups']:,} texts stand more than once, in {held['exact_rows']:,} rows; {_near(held)}"])
+    left_out = [
+        (held["num_empty"], "with an empty text set aside"),
+        (held.get("num_unlabelled", 0), "without a label left out"),
+    ]
+    rows.append(
+        [
+            "rows",
+            f"{num_rows:,}"
+            + "".join(f", and {number:,} {what}" for number, what in left_out if number),
+        ]
+    )
+    rows.append(
+        ["splits", ", ".join(f"{side} {number:,}" for side, number in held["splits"].items())]
+    )
+    rows.append(
+        [
+            "duplicates",
+            (
+                f"{held['exact_groups']:,} texts stand more than once, in {held['exact_rows']:,} "
+                f"rows; {_near(held)}"
+            ),
+        ]
+    )
     if num_mentions := held.get("num_mentions", 0):
-        rows.append(["mentions", f"{num_mentions:,}; rows with each kind: {', '.join(f'{k} {n:,}' for k, n in held['labels'].items())}"])
+        rows.append(
+            [
+                "mentions",
+                (
+                    f"{num_mentions:,}; rows with each kind: "
+                    f"{', '.join(f'{k} {n:,}' for k, n in held['labels'].items())}"
+                ),
+            ]
+        )
     if num_mentions or not held["labels"]:
         return Section(
-            "data", "The data", [Table("What the data set is like", (), rows, left=frozenset({0, 1})), *_lengths(held, num_rows)]
+            "data",
+            "The data",
+            [
+                Table("What the data set is like", (), rows, left=frozenset({0, 1})),
+                *_lengths(held, num_rows),
+            ],
         )
-    conflicts = f"{held['conflicting_texts']:,} texts stand under different labels ({held['conflicting_rows']:,} rows)"
-    rows.append(["conflicts", conflicts if held["conflicting_texts"] else "no text stands under different labels"])
-    rows.append(["ceiling", f"no classifier gets more than {percent(held['accuracy_ceiling'])} of the rows right"])
-    constant = f"accuracy {short(held['majority_accuracy'])}, macro F1 {short(held['majority_f1_macro'])}"
+    conflicts = (
+        f"{held['conflicting_texts']:,} texts stand under different labels "
+        f"({held['conflicting_rows']:,} rows)"
+    )
+    rows.append(
+        [
+            "conflicts",
+            conflicts if held["conflicting_texts"] else "no text stands under different labels",
+        ]
+    )
+    rows.append(
+        [
+            "ceiling",
+            f"no classifier gets more than {percent(held['accuracy_ceiling'])} of the rows right",
+        ]
+    )
+    constant = (
+        f"accuracy {short(held['majority_accuracy'])}, macro F1 {short(held['majority_f1_macro'])}"
+    )
     rows.append([f"always answering {held['majority_label']}", constant])
-    blocks: list[Block] = [Table("What the data set is like", (), rows, left=frozenset({0, 1})), _labels(held["labels"], num_rows)]
+    blocks: list[Block] = [
+        Table("What the data set is like", (), rows, left=frozenset({0, 1})),
+        _labels(held["labels"], num_rows),
+    ]
     return Section("data", "The data", [*blocks, *_lengths(held, num_rows)])
 
 
@@ -38,7 +88,14 @@ def _lengths(held: Mapping[str, Any], num_rows: int) -> list[Block]:
     if not held.get("tokens"):
         return []
     lines = [
-        [source, f"{of['mean']:.0f}", f"{of['median']:.0f}", f"{of['p95']:.0f}", str(of["longest"]), _over(of, num_rows)]
+        [
+            source,
+            f"{of['mean']:.0f}",
+            f"{of['median']:.0f}",
+            f"{of['p95']:.0f}",
+            str(of["longest"]),
+            _over(of, num_rows),
+        ]
         for source, of in held["tokens"].items()
     ]
     heads = ["base model", "mean", "median", "95th percentile", "longest", "cut or windowed"]
@@ -48,11 +105,18 @@ def _lengths(held: Mapping[str, Any], num_rows: int) -> list[Block]:
 def _near(held: Mapping[str, Any]) -> str:
     across = held.get("given_across")
     near = f"{held['near_groups']:,} groups of near duplicates hold {held['near_rows']:,} rows"
-    return f"{near}; " + (f"{across} groups stand on two sides as given" if across else "none stands on two sides of the split")
+    return f"{near}; " + (
+        f"{across} groups stand on two sides as given"
+        if across
+        else "none stands on two sides of the split"
+    )
 
 
 def _over(counts: Mapping[str, Any], num_rows: int) -> str:
-    return f"{counts['num_over']:,} over {counts['max_length']} ({percent(counts['num_over'] / num_rows, 0)})"
+    return (
+        f"{counts['num_over']:,} over {counts['max_length']} "
+        f"({percent(counts['num_over'] / num_rows, 0)})"
+    )
 
 
 def _labels(labels: Mapping[str, int], num_rows: int) -> Block:
@@ -63,7 +127,10 @@ def _labels(labels: Mapping[str, int], num_rows: int) -> Block:
         return table
     bars = [Bar(label, float(number), series=0, shown=f"{number:,}") for label, number in order]
     says = "; ".join(f"{bar.label} {bar.shown}" for bar in bars) + "."
-    drawn = [intervals("Rows of each label", says, bars, width=width, zero=True) for width in (WIDE, NARROW)]
+    drawn = [
+        intervals("Rows of each label", says, bars, width=width, zero=True)
+        for width in (WIDE, NARROW)
+    ]
     return Details("Rows of each label", [Figure([Chart("labels", *drawn)]), table])
 
 
@@ -76,16 +143,25 @@ def repeat(data: StudyData) -> Section:
     if data.winner:
         blocks.append(
             Text(
-                "The seeds fix splits, draws and first weights; which trials a scheduler stops early can depend on their timing. The winner:"
+                "The seeds fix splits, draws and first weights; which trials a scheduler stops "
+                "early can depend on their timing. The winner:"
             )
         )
         rows = [list(line) for line in data.winner.origin]
         blocks.append(Table("Fingerprints of the winner", (), rows, left=frozenset({0, 1})))
-        figures = [[held.metric, card.format_figure(held.validation), card.format_figure(held.test)] for held in data.winner.figures]
+        figures = [
+            [held.metric, card.format_figure(held.validation), card.format_figure(held.test)]
+            for held in data.winner.figures
+        ]
         note = f" {data.winner.openings}" if data.winner.openings else ""
         caption = f"Every figure of the winner, as its model card tells it.{note}"
         behaviour = [Text(sentence, is_note=True) for sentence in data.winner.behaviour]
-        blocks.append(Details("Every figure of the winner", [Table(caption, ["metric", "validation", "test"], figures), *behaviour]))
+        blocks.append(
+            Details(
+                "Every figure of the winner",
+                [Table(caption, ["metric", "validation", "test"], figures), *behaviour],
+            )
+        )
     blocks.append(Details("study.yaml, every setting resolved", [Code(data.settings)]))
     blocks.append(Text(DISCLAIMER, is_note=True))
     return Section("repeat", "To repeat it", blocks)

@@ -40,7 +40,13 @@ _WORDS = {
     "over_refusal": "share of safe questions refused",
     "decision_accuracy": "accuracy of decisions",
 }
-_NAMES = {"f1": "F1", "precision": "precision", "recall": "recall", "auprc": "AUPRC", "accuracy": "accuracy"}
+_NAMES = {
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "auprc": "AUPRC",
+    "accuracy": "accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class StudyData:
     validation: Mapping[str, Any] = field(default_factory=dict)  # metrics.json of the winner
     audit: Mapping[str, Any] = field(default_factory=dict)
     analysis: Analysis | None = None  # None of a run that is older than it
-    samples: Mapping[str, Any] = field(default_factory=dict)  # the user's own prompts, and answers by name
+    samples: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the user's own prompts, and answers by name
     code: str | None = None  # the commit
 
     @property
@@ -99,7 +107,11 @@ def metric_name(metric: str, positive: str | None) -> str:
     name, _, average = metric.partition("_")
     if average == "binary":
         return f"{_NAMES.get(name, name)} for {positive}" if positive else _NAMES.get(name, name)
-    return f"{_AVERAGES[average]} {_NAMES.get(name, name)}" if average in _AVERAGES else _NAMES.get(metric, metric)
+    return (
+        f"{_AVERAGES[average]} {_NAMES.get(name, name)}"
+        if average in _AVERAGES
+        else _NAMES.get(metric, metric)
+    )
 
 
 def base_name(source: str) -> str:
@@ -121,7 +133,9 @@ def between(low: float, high: float, digits: int = 3) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    return (
+        names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    )
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -149,7 +163,13 @@ def compact(number: int | None) -> str:
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 600
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 class StoredRun(Protocol):
@@ -176,7 +196,13 @@ def gather(run: StoredRun) -> StudyData:
     if manifest and held:
         test = card.test_record(board, board.best, found) if board.best.test else None
         calibration = found.best.calibration if found else AS_IT_IS
-        told = card.describe(manifest, checkpoint.content_id(held), test, leaderboard.merge_of(board.best, board.metric), calibration)
+        told = card.describe(
+            manifest,
+            checkpoint.content_id(held),
+            test,
+            leaderboard.merge_of(board.best, board.metric),
+            calibration,
+        )
     return StudyData(
         config=asked,
         settings=redact((folder / SETTINGS).read_text(encoding="utf-8")),
@@ -202,7 +228,8 @@ def _winner(folder: Path, board: Leaderboard) -> tuple[Manifest | None, Path | N
 
 
 def _audit(folder: Path, records: Sequence[TrialRecord]) -> dict[str, Any]:
-    """The data's audit is the same for all trials, but each knows the lengths for its own base model only."""
+    """The data's audit is the same for all trials, but each knows the lengths for its own base
+    model only."""
     found: dict[str, Any] = {}
     seen: set[int] = set()
     for record in records:

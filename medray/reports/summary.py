@@ -7,7 +7,19 @@ from medray.evaluation.leaderboard import Entry, Pairing
 from medray.evaluation.metrics import higher_is_better
 from medray.reports.blocks import Block, Chart, Details, Fact, Figure, Key, Section, Table, Text
 from medray.reports.charts import NARROW, WIDE, Bar, intervals
-from medray.reports.study_data import StudyData, axis_name, base_name, between, compact, count, duration, listed, setting, short, signed
+from medray.reports.study_data import (
+    StudyData,
+    axis_name,
+    base_name,
+    between,
+    compact,
+    count,
+    duration,
+    listed,
+    setting,
+    short,
+    signed,
+)
 from medray.reports.svg import Drawing
 
 
@@ -16,10 +28,20 @@ def headline(data: StudyData) -> str:
     by = f"{base_name(best.base_model)}{method} won"
     value = best.test.get(data.metric)
     if value is None:
-        return f"{by}: {data.metric_name} {short(best.validation.get(data.metric))} on validation rows. Test rows were not judged."
-    sure = f" (95 % interval {between(best.test_interval.low, best.test_interval.high)})" if best.test_interval else ""
+        return (
+            f"{by}: {data.metric_name} {short(best.validation.get(data.metric))} on validation "
+            "rows. Test rows were not judged."
+        )
+    sure = (
+        f" (95 % interval {between(best.test_interval.low, best.test_interval.high)})"
+        if best.test_interval
+        else ""
+    )
     means = f", the mean of {best.seeds.num_seeds} seeds" if best.seeds else ""
-    return f"{by}: {data.metric_name} {short(value)}{sure} on {count(data.board.num_rows['test'], 'test row')}{means}."
+    return (
+        f"{by}: {data.metric_name} {short(value)}{sure} on "
+        f"{count(data.board.num_rows['test'], 'test row')}{means}."
+    )
 
 
 def said(data: StudyData) -> list[str]:
@@ -28,17 +50,27 @@ def said(data: StudyData) -> list[str]:
     ran = [entry for entry in data.trials if entry.validation]
     names = listed(list(dict.fromkeys(base_name(base.source) for base in data.config.base_models)))
     sentences = [
-        f"{best.name} was chosen among {count(len(ran), 'trial')} of {names} by its {data.metric_name} on"
-        f" {board.num_rows['validation']:,} validation rows: {short(best.validation.get(data.metric))} at epoch {best.epoch}."
+        f"{best.name} was chosen among {count(len(ran), 'trial')} of {names} by its "
+        f"{data.metric_name} on"
+        f" {board.num_rows['validation']:,} validation rows: "
+        f"{short(best.validation.get(data.metric))} at epoch {best.epoch}."
     ]
     if others := [name for name in board.tied if name != board.winner]:
-        sentences.append(f"A tie: validation rows cannot tell it from {listed(others)}; {board.tie_break}.")
+        sentences.append(
+            f"A tie: validation rows cannot tell it from {listed(others)}; {board.tie_break}."
+        )
     for pair in references(data):
         sentences.append(verdict(pair))
     if best.test and best.test_interval is None:
-        sentences.append(f"{data.metric_name} has no interval here, so nothing says whether two models can be told apart by it.")
+        sentences.append(
+            f"{data.metric_name} has no interval here, so nothing says whether two models can be "
+            "told apart by it."
+        )
     if board.num_openings > 1:
-        sentences.append(f"The labels of these test rows were read {board.num_openings} times: the more often, the less they are a test.")
+        sentences.append(
+            f"The labels of these test rows were read {board.num_openings} times: the more often, "
+            "the less they are a test."
+        )
     failed = sum(entry.status == "failed" for entry in data.trials)
     if failed:
         sentences.append(f"{count(failed, 'trial')} failed; the leaderboard has the reason.")
@@ -54,11 +86,19 @@ def references(data: StudyData) -> list[Pairing]:
 def verdict(pair: Pairing) -> str:
     found = pair.comparison
     if pair.is_tie:
-        spread = f"{signed(found.difference)}, 95 % interval {signed(found.low)} to {signed(found.high)}"
+        spread = (
+            f"{signed(found.difference)}, 95 % interval {signed(found.low)} to {signed(found.high)}"
+        )
         return f"The test rows cannot tell it from {pair.other} (difference {spread})."
     if found.difference < 0:
-        return f"On the same test rows {pair.other} is better by {short(-found.difference)} (95 % interval {between(-found.high, -found.low)})."
-    return f"On the same test rows it is better than {pair.other} by {short(found.difference)} (95 % interval {between(found.low, found.high)})."
+        return (
+            f"On the same test rows {pair.other} is better by {short(-found.difference)} (95 % "
+            f"interval {between(-found.high, -found.low)})."
+        )
+    return (
+        f"On the same test rows it is better than {pair.other} by {short(found.difference)} (95 % "
+        f"interval {between(found.low, found.high)})."
+    )
 
 
 def facts(data: StudyData) -> list[Fact]:
@@ -72,17 +112,35 @@ def facts(data: StudyData) -> list[Fact]:
     made = [figure]
     if pairs := references(data):
         hardest = min(pairs, key=lambda pair: pair.comparison.difference)
-        made.append(Fact(signed(hardest.comparison.difference), f"against {hardest.other}", _spread(hardest)))
+        made.append(
+            Fact(
+                signed(hardest.comparison.difference), f"against {hardest.other}", _spread(hardest)
+            )
+        )
     seconds = sum(entry.seconds or 0.0 for entry in data.trials)
-    made.append(Fact(str(len(data.trials)), "trials" if len(data.trials) != 1 else "trial", f"{duration(seconds)} of training in all"))
+    made.append(
+        Fact(
+            str(len(data.trials)),
+            "trials" if len(data.trials) != 1 else "trial",
+            f"{duration(seconds)} of training in all",
+        )
+    )
     if best.ms_per_row is not None:
-        made.append(Fact(f"{best.ms_per_row:.3g} ms", "per text", f"{compact(best.num_parameters)} parameters"))
+        made.append(
+            Fact(
+                f"{best.ms_per_row:.3g} ms",
+                "per text",
+                f"{compact(best.num_parameters)} parameters",
+            )
+        )
     return made
 
 
 def asked(data: StudyData) -> Section:
     config, board = data.config, data.board
-    labels = listed(data.winner.labels) if data.winner else listed(list(data.audit.get("labels", {})))
+    labels = (
+        listed(data.winner.labels) if data.winner else listed(list(data.audit.get("labels", {})))
+    )
     rows = data.audit.get("splits") or board.num_rows
     source = getattr(config.data.format, "path", "")
     search = config.search
@@ -93,10 +151,22 @@ def asked(data: StudyData) -> Section:
         ("Data", f"{config.data.format.name}" + (f", {source}" if source else "")),
         ("Rows", ", ".join(f"{side} {number:,}" for side, number in rows.items())),
         ("Base models", listed([base.source for base in config.base_models])),
-        ("Search", f"{search.algorithm}, scheduler {search.scheduler}, {count(len(data.trials), 'trial')}"),
-        ("Searched", listed([axis_name(path) for path in axes]) if axes else "nothing: every setting was given"),
+        (
+            "Search",
+            f"{search.algorithm}, scheduler {search.scheduler}, {count(len(data.trials), 'trial')}",
+        ),
+        (
+            "Searched",
+            listed([axis_name(path) for path in axes])
+            if axes
+            else "nothing: every setting was given",
+        ),
     ]
-    return Section("asked", "What was asked", [Table("What was asked of the study", (), lines, left=frozenset({0, 1}))])
+    return Section(
+        "asked",
+        "What was asked",
+        [Table("What was asked of the study", (), lines, left=frozenset({0, 1}))],
+    )
 
 
 def leaderboard(data: StudyData) -> Section:
@@ -111,33 +181,52 @@ def leaderboard(data: StudyData) -> Section:
     title = f"{data.metric_name} on validation rows"
     blocks.append(
         Figure(
-            [_drawn("leaderboard-validation", title, bars, top)], f"{title}, by which was chosen: {_which(len(entries))}at its best epoch."
+            [_drawn("leaderboard-validation", title, bars, top)],
+            f"{title}, by which was chosen: {_which(len(entries))}at its best epoch.",
         )
     )
     blocks.append(_table(data))
     if data.metric in data.board.best.test:
         sentences = tables.sentences(data.board, data.analysis)
-        blocks.append(Details("The leaderboard in sentences", [Text(sentence, is_note=True) for sentence in sentences]))
+        blocks.append(
+            Details(
+                "The leaderboard in sentences",
+                [Text(sentence, is_note=True) for sentence in sentences],
+            )
+        )
     failed = [entry for entry in data.trials if entry.error]
     if failed:
         rows = [[entry.name, entry.base_model, entry.error or ""] for entry in failed]
-        blocks.append(Table("Trials that failed, and why", ["trial", "base model", "reason"], rows, left=frozenset({0, 1, 2})))
+        blocks.append(
+            Table(
+                "Trials that failed, and why",
+                ["trial", "base model", "reason"],
+                rows,
+                left=frozenset({0, 1, 2}),
+            )
+        )
     return Section("leaderboard", "Leaderboard", blocks)
 
 
 def _which(num_entries: int) -> str:
-    return f"the best {_MOST_BARS} of {num_entries}, each " if num_entries > _MOST_BARS else "each trial "
+    return (
+        f"the best {_MOST_BARS} of {num_entries}, each "
+        if num_entries > _MOST_BARS
+        else "each trial "
+    )
 
 
 _MOST_BARS = 24
 _TEST = (
-    "The best of each base model and the references, judged once on test rows that nothing was chosen by. Dot: test figure with its"
+    "The best of each base model and the references, judged once on test rows that nothing was "
+    "chosen by. Dot: test figure with its"
     " 95 % bootstrap interval; open: validation figure."
 )
 
 
 def against(data: StudyData) -> Section | None:
-    """Before and after: the winner minus what it started from, the simple methods and the runner-up, on the same rows."""
+    """Before and after: the winner minus what it started from, the simple methods and the
+    runner-up, on the same rows."""
     pairs = [pair for pair in data.board.comparisons if pair.split == "test"]
     if not pairs:
         return None
@@ -155,16 +244,29 @@ def against(data: StudyData) -> Section | None:
     ]
     title = f"Winner's {data.metric_name} minus that of others, on the same test rows"
     rows = [[f"{pair.other}, {pair.split}", *_compared(pair)] for pair in data.board.comparisons]
-    caption = "Differences on the same resamples of the rows, so that what is hard for both cancels out"
+    caption = (
+        "Differences on the same resamples of the rows, so that what is hard for both cancels out"
+    )
     untuned = any("untuned" in pair.other for pair in pairs)
-    note = "" if untuned else " No untuned base model is among them: one whose head has still to be trained has no answer."
+    note = (
+        ""
+        if untuned
+        else (
+            " No untuned base model is among them: one whose head has still to be trained has no "
+            "answer."
+        )
+    )
     drawn = _drawn("differences", title, bars, None, zero=True)
     heads = ["winner against", "difference", "95 % interval", "p", "verdict"]
     return Section(
         "against",
         "Before and after",
         [
-            Figure([drawn], f"{title}, with the 95 % interval of the difference. Grey: the rows cannot tell the two apart.{note}"),
+            Figure(
+                [drawn],
+                f"{title}, with the 95 % interval of the difference. Grey: the rows cannot tell "
+                f"the two apart.{note}",
+            ),
             Table(caption, heads, rows, left=frozenset({0, 4})),
         ],
     )
@@ -172,7 +274,9 @@ def against(data: StudyData) -> Section | None:
 
 def _compared(pair: Pairing) -> list[str]:
     found = pair.comparison
-    verdict = "cannot be told apart" if pair.is_tie else "better" if found.difference > 0 else "worse"
+    verdict = (
+        "cannot be told apart" if pair.is_tie else "better" if found.difference > 0 else "worse"
+    )
     return [signed(found.difference), _spread(pair), f"{found.p_value:.3f}", verdict]
 
 
@@ -198,7 +302,9 @@ def _bar(data: StudyData, entry: Entry, split: str) -> Bar:
     )
 
 
-def _drawn(name: str, title: str, bars: Sequence[Bar], top: float | None, *, zero: bool = False) -> Chart:
+def _drawn(
+    name: str, title: str, bars: Sequence[Bar], top: float | None, *, zero: bool = False
+) -> Chart:
     says = "; ".join(f"{bar.label} {bar.shown}" for bar in bars) + "."
 
     def made(width: int) -> Drawing:
@@ -208,25 +314,42 @@ def _drawn(name: str, title: str, bars: Sequence[Bar], top: float | None, *, zer
 
 
 def keys(data: StudyData) -> list[Key]:
-    keys = [Key(base_name(base.source), number) for number, base in enumerate(data.config.base_models)]
+    keys = [
+        Key(base_name(base.source), number) for number, base in enumerate(data.config.base_models)
+    ]
     return [*keys, *([Key("reference")] if data.references else [])]
 
 
 def _table(data: StudyData) -> Table:
-    heads = ["trial", "base model", "epoch", "validation", "test", "95 % interval", "parameters", "trained", "training", "ms per text"]
+    heads = [
+        "trial",
+        "base model",
+        "epoch",
+        "validation",
+        "test",
+        "95 % interval",
+        "parameters",
+        "trained",
+        "training",
+        "ms per text",
+    ]
     paths = list(dict.fromkeys(path for entry in data.trials for path in entry.settings))
     entries = data.board.entries
-    # A trial is named after its base model, unless two of those have the same name or a strange one.
+    # A trial is named after its base model, unless two of those have the same name or a strange
+    # one.
     is_told = any(not entry.name.startswith(base_name(entry.base_model)) for entry in data.trials)
     heads = heads if is_told else [head for head in heads if head != "base model"]
     rows = [
         [
-            entry.name + (f" ({entry.status})" if entry.status in ("stopped", "failed", "running") else ""),
+            entry.name
+            + (f" ({entry.status})" if entry.status in ("stopped", "failed", "running") else ""),
             *([base_name(entry.base_model)] if is_told else []),
             "" if entry.epoch is None else str(entry.epoch),
             short(entry.validation.get(data.metric)),
             short(entry.test.get(data.metric)),
-            between(entry.test_interval.low, entry.test_interval.high) if entry.test_interval else "",
+            between(entry.test_interval.low, entry.test_interval.high)
+            if entry.test_interval
+            else "",
             compact(entry.num_parameters),
             compact(entry.num_trainable),
             duration(entry.seconds),
@@ -235,10 +358,22 @@ def _table(data: StudyData) -> Table:
         ]
         for entry in entries
     ]
-    strong = frozenset(place for place, entry in enumerate(entries) if entry.name == data.board.winner)
+    strong = frozenset(
+        place for place, entry in enumerate(entries) if entry.name == data.board.winner
+    )
     grey = frozenset(place for place, entry in enumerate(entries) if entry.kind == "reference")
-    caption = f"Every trial and reference, by {data.metric_name} on validation rows; a stopped trial was ended early by the scheduler"
-    return Table(caption, [*heads, *map(axis_name, paths)], rows, left=frozenset({0, 1} if is_told else {0}), strong=strong, set_back=grey)
+    caption = (
+        f"Every trial and reference, by {data.metric_name} on validation rows; a stopped trial was "
+        "ended early by the scheduler"
+    )
+    return Table(
+        caption,
+        [*heads, *map(axis_name, paths)],
+        rows,
+        left=frozenset({0, 1} if is_told else {0}),
+        strong=strong,
+        set_back=grey,
+    )
 
 
 _UNTUNED = ", untuned"
@@ -252,9 +387,15 @@ def answers(data: StudyData) -> Section | None:
         return None
     rows = [list(row) for row in zip(prompts, before, after, strict=True)]
     heads = ["prompt", f"{best.base_model} before training", f"{best.name}, the winner"]
-    note = "Greedy answers of at most task.max_new_tokens tokens, as they were written; the prompts are those of task.sample_prompts."
+    note = (
+        "Greedy answers of at most task.max_new_tokens tokens, as they were written; the prompts "
+        "are those of task.sample_prompts."
+    )
     return Section(
         "samples",
         "Sample prompts",
-        [Table("Answers before and after training", heads, rows, left=frozenset({0, 1, 2})), Text(note, is_note=True)],
+        [
+            Table("Answers before and after training", heads, rows, left=frozenset({0, 1, 2})),
+            Text(note, is_note=True),
+        ],
     )

@@ -1,7 +1,7 @@
 """Marks on a plane and the scales that place them, written as SVG: lines, boxes, dots, text.
 
-Colours are classes, so that a page gives them light and dark; an SVG that stands alone carries the light ones.
-"""
+Colours are classes, so that a page gives them light and dark; an SVG that stands alone carries the
+light ones."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from xml.etree import ElementTree
 
 Point = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
-_XML_REFUSES = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 65534, 65535, *range(55296, 57344)])
+_XML_REFUSES = dict.fromkeys(
+    [*range(9), 11, 12, *range(14, 32), 65534, 65535, *range(55296, 57344)]
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,11 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, value = (math.log10(at) for at in (self.low, self.high, value)) if self.is_log else (self.low, self.high, value)
+        low, high, value = (
+            (math.log10(at) for at in (self.low, self.high, value))
+            if self.is_log
+            else (self.low, self.high, value)
+        )
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int = 5) -> list[float]:
@@ -53,7 +59,13 @@ class Scale:
         return found[:: max(1, math.ceil(len(found) / (most + 1)))]
 
 
-def span(values: Sequence[float], *, margin: float = 0.06, low: float | None = None, high: float | None = None) -> tuple[float, float]:
+def span(
+    values: Sequence[float],
+    *,
+    margin: float = 0.06,
+    low: float | None = None,
+    high: float | None = None,
+) -> tuple[float, float]:
     """From least to most with some air, kept inside the ends that are given; never of no length."""
     least, most = min(values), max(values)
     air = (most - least) * margin or abs(most) * 0.05 or 0.5
@@ -90,11 +102,34 @@ class Drawing:
         self._add("line", style, x1=start[0], y1=start[1], x2=end[0], y2=end[1])
 
     def path(self, points: Sequence[Point], style: str) -> None:
-        self._add("polyline", style, points=" ".join(f"{_short(x)},{_short(y)}" for x, y in points), fill="none")
+        self._add(
+            "polyline",
+            style,
+            points=" ".join(f"{_short(x)},{_short(y)}" for x, y in points),
+            fill="none",
+        )
 
-    def box(self, at: Point, width: float, height: float, style: str, *, tip: str = "", opacity: float | None = None) -> None:
+    def box(
+        self,
+        at: Point,
+        width: float,
+        height: float,
+        style: str,
+        *,
+        tip: str = "",
+        opacity: float | None = None,
+    ) -> None:
         shade = {} if opacity is None else {"fill-opacity": round(opacity, 3)}
-        self._add("rect", style, tip, x=at[0], y=at[1], width=max(0.0, width), height=max(0.0, height), **shade)
+        self._add(
+            "rect",
+            style,
+            tip,
+            x=at[0],
+            y=at[1],
+            width=max(0.0, width),
+            height=max(0.0, height),
+            **shade,
+        )
 
     def dot(self, at: Point, style: str, *, shape: int = 0, size: float = 4, tip: str = "") -> None:
         """Shapes tell series apart where colours do not: circle, square, diamond, triangle."""
@@ -108,28 +143,63 @@ class Drawing:
             2: [(x, y - d), (x + d, y), (x, y + d), (x - d, y)],
             3: [(x, y - t), (x + t, y + t * 0.8), (x - t, y + t * 0.8)],
         }[shape % 4]
-        self._add("polygon", style, tip, points=" ".join(f"{_short(px)},{_short(py)}" for px, py in corners))
+        self._add(
+            "polygon",
+            style,
+            tip,
+            points=" ".join(f"{_short(px)},{_short(py)}" for px, py in corners),
+        )
 
     def text(self, at: Point, content: str, style: str = "", anchor: Anchor = "start") -> None:
-        self._add("text", style, x=at[0], y=at[1], **({} if anchor == "start" else {"text-anchor": anchor}))
+        self._add(
+            "text",
+            style,
+            x=at[0],
+            y=at[1],
+            **({} if anchor == "start" else {"text-anchor": anchor}),
+        )
         self.marks[-1].text = _clean(content)
 
     def svg(self, *, standalone: bool = False) -> str:
-        left, top = (16, 40) if standalone else (0, 0)  # a file of its own has margins, and its title above
+        left, top = (
+            (16, 40) if standalone else (0, 0)
+        )  # a file of its own has margins, and its title above
         width, height = self.width + 2 * left, self.height + top + left
-        size = {"viewBox": f"{-left} {-top} {_short(width)} {_short(height)}", "width": _short(width), "height": _short(height)}
+        size = {
+            "viewBox": f"{-left} {-top} {_short(width)} {_short(height)}",
+            "width": _short(width),
+            "height": _short(height),
+        }
         said = {"role": "img", "aria-label": _clean(f"{self.title}. {self.says}")}
-        root = ElementTree.Element("svg", {**size, **said, **({"xmlns": "http://www.w3.org/2000/svg"} if standalone else {})})
+        root = ElementTree.Element(
+            "svg",
+            {**size, **said, **({"xmlns": "http://www.w3.org/2000/svg"} if standalone else {})},
+        )
         if standalone:
             ElementTree.SubElement(root, "title").text = _clean(self.title)
             ElementTree.SubElement(root, "style").text = standalone_css()
-            ElementTree.SubElement(root, "rect", {"class": "paper", "x": str(-left), "y": str(-top), "width": "100%", "height": "100%"})
-            ElementTree.SubElement(root, "text", {"class": "strong", "x": "0", "y": "-16"}).text = _clean(self.title)
+            ElementTree.SubElement(
+                root,
+                "rect",
+                {
+                    "class": "paper",
+                    "x": str(-left),
+                    "y": str(-top),
+                    "width": "100%",
+                    "height": "100%",
+                },
+            )
+            ElementTree.SubElement(
+                root, "text", {"class": "strong", "x": "0", "y": "-16"}
+            ).text = _clean(self.title)
         root.extend(self.marks)
         return ElementTree.tostring(root, encoding="unicode")
 
     def _add(self, tag: str, style: str, tip: str = "", **attributes: float | str) -> None:
-        held = {name: value if isinstance(value, str) else _short(value) for name, value in attributes.items()}
+        held = {
+            name: value if isinstance(value, str) else _short(value)
+            for name, value in attributes.items()
+        }
         mark = ElementTree.Element(tag, {**({"class": style} if style else {}), **held})
         if tip:
             ElementTree.SubElement(mark, "title").text = _clean(tip)
@@ -199,20 +269,28 @@ DARK = {
     "s5": "#9ad4f5",
 }
 NUM_SERIES = sum(name[1:].isdigit() for name in LIGHT)
-FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
+FONT = (
+    'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, '
+    "sans-serif"
+)
 
 
 @cache
 def page_css() -> str:
-    """The sheet of a page, its charts included: light, dark where the reader asks for it, and light again on paper."""
-    light, dark = (";".join(f"--{name}:{value}" for name, value in colours.items()) for colours in (LIGHT, DARK))
+    """The sheet of a page, its charts included: light, dark where the reader asks for it, and light
+    again on paper."""
+    light, dark = (
+        ";".join(f"--{name}:{value}" for name, value in colours.items())
+        for colours in (LIGHT, DARK)
+    )
     schemes = f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
     return f"{schemes}\n{_chart_css()}\n{_sheet('report.css')}".replace("var(--font)", FONT)
 
 
 @cache
 def standalone_css() -> str:
-    """The sheet of a chart in a file of its own; literal colours, which every reader of SVG knows."""
+    """The sheet of a chart in a file of its own; literal colours, which every reader of SVG
+    knows."""
     css = _chart_css().replace("svg ", "")
     for name, value in LIGHT.items():
         css = css.replace(f"var(--{name})", value)
@@ -221,7 +299,10 @@ def standalone_css() -> str:
 
 def _chart_css() -> str:
     colours = "".join(
-        f"svg .line.s{at}{{stroke:var(--s{at})}}svg .fill.s{at}{{fill:var(--s{at})}}svg .open.s{at}{{stroke:var(--s{at})}}svg text.s{at}{{fill:var(--s{at})}}"
+        (
+            f"svg .line.s{at}{{stroke:var(--s{at})}}svg .fill.s{at}{{fill:var(--s{at})}}svg "
+            f".open.s{at}{{stroke:var(--s{at})}}svg text.s{at}{{fill:var(--s{at})}}"
+        )
         for at in range(NUM_SERIES)
     )
     return _sheet("chart.css") + colours

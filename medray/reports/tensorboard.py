@@ -1,4 +1,5 @@
-"""TensorBoard files of a study while it runs: every trial's figures by step, and its settings for the hparams tab."""
+"""TensorBoard files of a study while it runs: every trial's figures by step, and its settings for
+the hparams tab."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ _PLUGIN = "hparams"
 
 
 class TensorBoard:
-    """A watcher of the search. There is no summary of the whole experiment: TensorBoard reads one from the trials, of several runs too."""
+    """A watcher of the search. There is no summary of the whole experiment: TensorBoard reads one
+    from the trials, of several runs too."""
 
     def __init__(self, run_dir: Path, metric: str) -> None:
         self.folder, self.metric = run_dir / FOLDER, metric
@@ -56,29 +58,58 @@ class TensorBoard:
     def trial_finished(self, record: TrialRecord) -> None:
         writer = self._writers.pop(record.trial, None)
         if writer is not None:
-            _summarise(writer, "session_end_info", status=2 if record.status == "failed" else 1, end_time_secs=record.ended_at or 0.0)
+            _summarise(
+                writer,
+                "session_end_info",
+                status=2 if record.status == "failed" else 1,
+                end_time_secs=record.ended_at or 0.0,
+            )
             writer.close()
 
     def _writer(self, record: TrialRecord) -> Any:
         from tensorboardX import SummaryWriter
 
         if record.trial not in self._writers:
-            writer = self._writers[record.trial] = SummaryWriter(str(self.folder / record.trial), write_to_disk=True)
+            writer = self._writers[record.trial] = SummaryWriter(
+                str(self.folder / record.trial), write_to_disk=True
+            )
             settings = {"base_model": record.base_model, **record.settings}
-            _summarise(writer, "session_start_info", settings, group_name=record.trial, start_time_secs=record.started_at or 0.0)
+            _summarise(
+                writer,
+                "session_start_info",
+                settings,
+                group_name=record.trial,
+                start_time_secs=record.started_at or 0.0,
+            )
         return self._writers[record.trial]
 
 
-def _summarise(writer: Any, name: str, settings: Mapping[str, Any] | None = None, **content: Any) -> None:
-    """As TensorBoard's own hparams API writes it; tensorboardX's writes one experiment a trial, of which TensorBoard takes the first."""
+def _summarise(
+    writer: Any, name: str, settings: Mapping[str, Any] | None = None, **content: Any
+) -> None:
+    """As TensorBoard's own hparams API writes it; tensorboardX's writes one experiment a trial, of
+    which TensorBoard takes the first."""
     from tensorboardX.proto import plugin_hparams_pb2, summary_pb2
 
-    kinds = {"session_start_info": plugin_hparams_pb2.SessionStartInfo, "session_end_info": plugin_hparams_pb2.SessionEndInfo}
+    kinds = {
+        "session_start_info": plugin_hparams_pb2.SessionStartInfo,
+        "session_end_info": plugin_hparams_pb2.SessionEndInfo,
+    }
     told = kinds[name](**content)
     for path, value in (settings or {}).items():
-        field = "bool_value" if isinstance(value, bool) else "number_value" if isinstance(value, (int, float)) else "string_value"
+        field = (
+            "bool_value"
+            if isinstance(value, bool)
+            else "number_value"
+            if isinstance(value, (int, float))
+            else "string_value"
+        )
         setattr(told.hparams[path], field, value if field != "string_value" else str(value))
     data = plugin_hparams_pb2.HParamsPluginData(version=0, **{name: told})
-    plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name=_PLUGIN, content=data.SerializeToString())
-    held = summary_pb2.Summary.Value(tag=f"_hparams_/{name}", metadata=summary_pb2.SummaryMetadata(plugin_data=plugin))
+    plugin = summary_pb2.SummaryMetadata.PluginData(
+        plugin_name=_PLUGIN, content=data.SerializeToString()
+    )
+    held = summary_pb2.Summary.Value(
+        tag=f"_hparams_/{name}", metadata=summary_pb2.SummaryMetadata(plugin_data=plugin)
+    )
     writer.file_writer.add_summary(summary_pb2.Summary(value=[held]))

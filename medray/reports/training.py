@@ -1,4 +1,5 @@
-"""How training went: curves and figures of every epoch, settings against quality, cost against quality."""
+"""How training went: curves and figures of every epoch, settings against quality, cost against
+quality."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,13 +9,26 @@ from medray.evaluation.metrics import higher_is_better
 from medray.records import Evaluation
 from medray.reports.blocks import Block, Chart, Details, Figure, Section, Table, Text
 from medray.reports.charts import Curve, Spot, lines, scatter
-from medray.reports.study_data import StudyData, axis_name, base_name, duration, metric_name, setting, short
+from medray.reports.study_data import (
+    StudyData,
+    axis_name,
+    base_name,
+    duration,
+    metric_name,
+    setting,
+    short,
+)
 from medray.reports.summary import keys
 from medray.reports.svg import Drawing
 
 _FEW_ROWS = 12
 _FITS = (("log_loss", "log loss"), ("perplexity", "perplexity"))  # less is better
-_SHARES = (("accuracy", "accuracy"), ("accuracy_subset", "accuracy"), ("token_f1", "token F1"), ("refusal_f1", "refusal F1"))
+_SHARES = (
+    ("accuracy", "accuracy"),
+    ("accuracy_subset", "accuracy"),
+    ("token_f1", "token F1"),
+    ("refusal_f1", "refusal F1"),
+)
 
 
 def curves(data: StudyData) -> Section | None:
@@ -22,17 +36,31 @@ def curves(data: StudyData) -> Section | None:
     if not histories:
         return None
     charts = []
-    figures = [(data.metric, data.metric_name), *((name, said) for name, said in _FITS if name != data.metric)]
+    figures = [
+        (data.metric, data.metric_name),
+        *((name, said) for name, said in _FITS if name != data.metric),
+    ]
     for number, base in enumerate(data.config.base_models):
-        mine = [record.trial for record in data.records if record.base == number and record.trial in histories]
+        mine = [
+            record.trial
+            for record in data.records
+            if record.base == number and record.trial in histories
+        ]
         for metric, name in figures:
-            drawn = [curve for trial in mine if (curve := _curve(data, trial, number, metric)).points]
+            drawn = [
+                curve for trial in mine if (curve := _curve(data, trial, number, metric)).points
+            ]
             if not drawn:
                 continue
             title = f"{base_name(base.source)}: validation {name}"
             ends = [f"{curve.label} ends at {curve.points[-1][1]:.3f}" for curve in drawn]
             made = lines(
-                title, "; ".join(ends) + ".", drawn, x_label="epoch", y_top=1.0 if higher_is_better(metric) else None, y_bottom=0.0
+                title,
+                "; ".join(ends) + ".",
+                drawn,
+                x_label="epoch",
+                y_top=1.0 if higher_is_better(metric) else None,
+                y_bottom=0.0,
             )
             charts.append(Chart(f"curves-{number}-{metric}", made))
     blocks: list[Block] = [
@@ -44,26 +72,38 @@ def curves(data: StudyData) -> Section | None:
     ]
     rows = [line for trial, history in histories.items() for line in _rows(data, trial, history)]
     table = Table("Every evaluation of every trial", _heads(data), rows, left=frozenset({0}))
-    blocks.append(table if len(rows) <= _FEW_ROWS else Details(f"Every evaluation of every trial ({len(rows)} rows)", [table]))
+    blocks.append(
+        table
+        if len(rows) <= _FEW_ROWS
+        else Details(f"Every evaluation of every trial ({len(rows)} rows)", [table])
+    )
     return Section("training", "Training", blocks)
 
 
 def _curve(data: StudyData, trial: str, number: int, metric: str) -> Curve:
     points = ((row.epochs, row.metrics.get(metric)) for row in data.histories[trial])
-    known = tuple((at, float(value)) for at, value in points if value is not None and value == value)
+    known = tuple(
+        (at, float(value)) for at, value in points if value is not None and value == value
+    )
     is_winner = trial == data.board.winner
-    return Curve(trial, known, trial.rsplit("-", 1)[-1] if is_winner else "", number, is_strong=is_winner)
+    return Curve(
+        trial, known, trial.rsplit("-", 1)[-1] if is_winner else "", number, is_strong=is_winner
+    )
 
 
 def _heads(data: StudyData) -> list[str]:
-    name = "validation " + metric_name(data.metric, getattr(data.config.task, "positive_label", None))
+    name = "validation " + metric_name(
+        data.metric, getattr(data.config.task, "positive_label", None)
+    )
     others = [f"validation {said}" for _, said in _told(data)]
     return ["trial", "epoch", "step", "training loss", name, *others, "time", "tokens/s"]
 
 
 def _told(data: StudyData) -> list[tuple[str, str]]:
     """Figures beside the one that was chosen by, as far as the task has them."""
-    has = {name for history in data.histories.values() for row in history for name in row.metrics} - {data.metric}
+    has = {
+        name for history in data.histories.values() for row in history for name in row.metrics
+    } - {data.metric}
     return [(name, said) for name, said in (*_FITS, *_SHARES) if name in has]
 
 
@@ -89,22 +129,46 @@ def hyperparameters(data: StudyData) -> Section | None:
     charts = []
     for number, base in enumerate(data.config.base_models):
         for path in paths:
-            held = [entry for entry in ran if data.series(entry) == number and path in entry.settings]
+            held = [
+                entry for entry in ran if data.series(entry) == number and path in entry.settings
+            ]
             if len({repr(entry.settings[path]) for entry in held}) > 1:
-                charts.append(Chart(f"setting-{number}-{path}", _against(data, path, held, base_name(base.source))))
+                charts.append(
+                    Chart(
+                        f"setting-{number}-{path}",
+                        _against(data, path, held, base_name(base.source)),
+                    )
+                )
     if not charts:
         return None
-    caption = f"{data.metric_name} on validation rows at each trial's best epoch, by what was searched. Stopped trials had fewer epochs than others."
-    return Section("settings", "Settings against quality", [Figure(charts, caption, keys(data)[: len(data.config.base_models)])])
+    caption = (
+        f"{data.metric_name} on validation rows at each trial's best epoch, by what was searched. "
+        "Stopped trials had fewer epochs than others."
+    )
+    return Section(
+        "settings",
+        "Settings against quality",
+        [Figure(charts, caption, keys(data)[: len(data.config.base_models)])],
+    )
 
 
 def _against(data: StudyData, path: str, entries: Sequence[Entry], base: str) -> Drawing:
     name = axis_name(path)
     values = [entry.settings[path] for entry in entries]
-    axes: list[Axis] = [axis for base in data.config.base_models for at, axis in data.config.space(base).items() if at == path]
-    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    axes: list[Axis] = [
+        axis
+        for base in data.config.base_models
+        for at, axis in data.config.space(base).items()
+        if at == path
+    ]
+    are_numbers = all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
+    )
     is_choice = not are_numbers or any(axis.is_finite for axis in axes)
-    order = sorted(entries, key=lambda entry: entry.settings[path] if are_numbers else str(entry.settings[path]))
+    order = sorted(
+        entries,
+        key=lambda entry: entry.settings[path] if are_numbers else str(entry.settings[path]),
+    )
     spots = [
         Spot(
             setting(entry.settings[path]) if is_choice else float(entry.settings[path]),
@@ -115,7 +179,10 @@ def _against(data: StudyData, path: str, entries: Sequence[Entry], base: str) ->
         )
         for entry in order
     ]
-    says = "; ".join(f"{spot.label}: {setting(entry.settings[path])}, {spot.y:.3f}" for spot, entry in zip(spots, order, strict=True))
+    says = "; ".join(
+        f"{spot.label}: {setting(entry.settings[path])}, {spot.y:.3f}"
+        for spot, entry in zip(spots, order, strict=True)
+    )
     return scatter(f"{base}: {name}", f"{says}.", spots, x_label=name, log=True)
 
 
@@ -124,23 +191,48 @@ def cost(data: StudyData) -> Section | None:
     measures: list[tuple[str, str, Sequence[Entry], Callable[[Entry], float | None], str]] = [
         ("seconds", "seconds of training", ran, lambda entry: entry.seconds, "validation"),
         ("parameters", "parameters", ran, lambda entry: entry.num_parameters, "validation"),
-        ("latency", "milliseconds per text", data.board.entries, lambda entry: entry.ms_per_row, "test"),
+        (
+            "latency",
+            "milliseconds per text",
+            data.board.entries,
+            lambda entry: entry.ms_per_row,
+            "test",
+        ),
     ]
     charts = []
     for name, label, entries, measure, split in measures:
         spots = []
         for entry in entries:
-            found, value = measure(entry), (entry.test if split == "test" else entry.validation).get(data.metric)
+            found, value = (
+                measure(entry),
+                (entry.test if split == "test" else entry.validation).get(data.metric),
+            )
             if found and value is not None:
-                spots.append(Spot(float(found), value, entry.name, data.series(entry), entry.name == data.board.winner))
+                spots.append(
+                    Spot(
+                        float(found),
+                        value,
+                        entry.name,
+                        data.series(entry),
+                        entry.name == data.board.winner,
+                    )
+                )
         if len(spots) > 1:
             says = "; ".join(f"{spot.label}: {spot.x:.3g}, {spot.y:.3f}" for spot in spots) + "."
-            made = scatter(f"{split.capitalize()} {data.metric_name} by {label}", says, spots, x_label=label, log=True)
+            made = scatter(
+                f"{split.capitalize()} {data.metric_name} by {label}",
+                says,
+                spots,
+                x_label=label,
+                log=True,
+            )
             charts.append(Chart(f"cost-{name}", made))
     if not charts:
         return None
     note = Text(
-        "Milliseconds per text are those of the study's own machine, predicting its test rows one batch after another.", is_note=True
+        "Milliseconds per text are those of the study's own machine, predicting its test rows one "
+        "batch after another.",
+        is_note=True,
     )
     caption = "Up is better, left is cheaper; scales of cost are logarithmic. The winner is solid."
     return Section("cost", "Cost against quality", [Figure(charts, caption, keys(data)), note])

@@ -23,25 +23,34 @@ from medray.storage.private import make_folder
 log = logging.getLogger(__name__)
 # For every process of a job.
 _SHARED = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # Train polls its workers for reports this often: 2 s would be most of a short epoch
+    # Train polls its workers for reports this often: 2 s would be most of a short epoch
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # else the Train page of Ray's dashboard is empty
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # workers may wait a day for others' jobs: after a minute each trial would fail
+    # workers may wait a day for others' jobs: after a minute each trial would fail
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is noticed after 30 s otherwise
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # one that starts on a busy machine is killed after 5 s, and `medray serve` fails with it
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # at Serve's 0.1 s its controller and Ray's GCS take a twentieth of a core, asked or not
-    # Our replicas and ingress never block their loop, so threads of Serve's own would only cost a tenth of a request's CPU seconds.
+    # one that starts on a busy machine is killed after 5 s, and `medray serve` fails with it
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    # at Serve's 0.1 s its controller and Ray's GCS take a twentieth of a core, asked or not
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Our replicas and ingress never block their loop, so threads of Serve's own would only cost a
+    # tenth of a request's CPU seconds.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # Serve's lines are in its own files. Told once more, Ray reads and passes on what nobody asked for: a tenth of a request's CPU seconds.
+    # Serve's lines are in its own files. Told once more, Ray reads and passes on what nobody asked
+    # for: a tenth of a request's CPU seconds.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Tune uses a trial's process again once its thread has ended. It waits 2 s for that, too short for a busy machine, and loses the next trial.
+    # Tune uses a trial's process again once its thread has ended. It waits 2 s for that, too short
+    # for a busy machine, and loses the next trial.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
 }
 _KEPT_S = 7 * 24 * 3600.0  # for how long an ended session's logs stay
-_LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # of the folder that Ray keeps sessions in
+_LONGEST = 107 - len(
+    "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+)  # of the folder that Ray keeps sessions in
 _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")
 
 
@@ -67,11 +76,14 @@ class Cluster:
 
 
 @contextmanager
-def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus: int | None = None) -> Iterator[Cluster]:
-    """A connection to Ray for the length of a block: `join` the cluster that RAY_ADDRESS names, or start a `single` node of our own.
+def start_cluster(
+    mode: Literal["auto", "single", "join"] = "auto", *, num_cpus: int | None = None
+) -> Iterator[Cluster]:
+    """A connection to Ray for the length of a block: `join` the cluster that RAY_ADDRESS names, or
+    start a `single` node of our own.
 
-    A node of our own listens on loopback only, asks for a token, keeps its files from other users, and ends with the block.
-    """
+    A node of our own listens on loopback only, asks for a token, keeps its files from other users,
+    and ends with the block."""
     import ray
 
     if mode == "auto":
@@ -81,14 +93,20 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
         return
     os.environ.update(_SHARED)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # medray shows the progress itself
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # and keeps the figures of trials, for TensorBoard too
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours: Tune's handler would end the search as if it were done
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = (
+        "1"  # and keeps the figures of trials, for TensorBoard too
+    )
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
+        "1"  # Ctrl-C is ours: Tune's handler would end the search as if it were done
+    )
     if mode == "single":
         _single(num_cpus)
     else:
         _join()
     try:
-        with exiting_on_sigterm():  # Ray's own handler, which is there from now on, would abort without cleaning up
+        with (
+            exiting_on_sigterm()
+        ):  # Ray's own handler, which is there from now on, would abort without cleaning up
             yield _describe(is_joined=mode == "join")
     finally:
         ray.shutdown()
@@ -96,7 +114,8 @@ def start_cluster(mode: Literal["auto", "single", "join"] = "auto", *, num_cpus:
 
 @contextmanager
 def exiting_on_sigterm() -> Iterator[None]:
-    """From here on, what `ray job stop` and Kubernetes send ends the block with its own exit status."""
+    """From here on, what `ray job stop` and Kubernetes send ends the block with its own exit
+    status."""
     received: list[int] = []
 
     def end(number: int, frame: object) -> None:
@@ -114,15 +133,17 @@ def exiting_on_sigterm() -> Iterator[None]:
 
 
 def is_joining() -> bool:
-    """Whether the environment names a cluster to join, rather than that a node of our own is started."""
+    """Whether the environment names a cluster to join, rather than that a node of our own is
+    started."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def is_in_folder_of_caller() -> bool:
-    """Whether whoever uses this Ray stands in the folder that this process works in, so that a relative path has one meaning.
+    """Whether whoever uses this Ray stands in the folder that this process works in, so that a
+    relative path has one meaning.
 
-    A worker works where Ray was started. Of a request to a dashboard (`serve deploy`) nobody knows where it was made.
-    """
+    A worker works where Ray was started. Of a request to a dashboard (`serve deploy`) nobody knows
+    where it was made."""
     import ray
 
     if not ray.is_initialized():
@@ -130,7 +151,11 @@ def is_in_folder_of_caller() -> bool:
     jobs = ray._private.worker.global_worker.gcs_client.get_all_job_info(
         skip_submission_job_info_field=True, skip_is_running_tasks_field=True
     )
-    drivers = [job for job in jobs.values() if not job.is_dead and not job.config.ray_namespace.startswith("_ray_internal")]
+    drivers = [
+        job
+        for job in jobs.values()
+        if not job.is_dead and not job.config.ray_namespace.startswith("_ray_internal")
+    ]
     return bool(drivers) and all(_folder_of(driver) == os.getcwd() for driver in drivers)
 
 
@@ -154,12 +179,21 @@ def _join() -> None:
     if not address:
         raise ConfigError("to join a cluster, RAY_ADDRESS must name it")
     if "://" in address:
-        raise ConfigError(f"RAY_ADDRESS {address}: must be a cluster's own address, HOST:6379; dashboards take jobs: `ray job submit`")
+        raise ConfigError(
+            f"RAY_ADDRESS {address}: must be a cluster's own address, HOST:6379; dashboards take "
+            "jobs: `ray job submit`"
+        )
     try:
         dashboard = ray_address_to_api_server_url(address)
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": job_environment(dashboard)})
+        ray.init(
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": job_environment(dashboard)},
+        )
     except (ConnectionError, ValueError) as err:
-        raise ConfigError(f"RAY_ADDRESS {address}: no Ray answers there: {str(err).splitlines()[0]}") from None
+        raise ConfigError(
+            f"RAY_ADDRESS {address}: no Ray answers there: {str(err).splitlines()[0]}"
+        ) from None
 
 
 def _describe(*, is_joined: bool) -> Cluster:
@@ -178,19 +212,26 @@ def _single(num_cpus: int | None) -> None:
         make_token(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
     # A head that dies is noticed after a minute otherwise, and the study would say so no earlier.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
-    # By default Ray lowers its workers' priority by 15, which leaves them a thirtieth of a core that another program wants too.
+    # By default Ray lowers its workers' priority by 15, which leaves them a thirtieth of a core
+    # that another program wants too.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray's own switch for a node that listens on loopback alone; it is read when ray is imported, which may have been long ago.
+    # Ray's own switch for a node that listens on loopback alone; it is read when ray is imported,
+    # which may have been long ago.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     port = free_port()
     sessions = private_folder() / "ray"  # one below, since Ray opens its own folder to all users
     if len(os.fsencode(sessions)) > _LONGEST:
-        raise ConfigError(f"{sessions}: too long for a socket's path; name a place of at most {_LONGEST - 20} characters with RAY_TMPDIR")
+        raise ConfigError(
+            f"{sessions}: too long for a socket's path; name a place of at most {_LONGEST - 20} "
+            "characters with RAY_TMPDIR"
+        )
     remove_old_sessions(sessions)
     umask = os.umask(0o077)  # Ray's processes inherit it
 
-    def put_umask_back() -> None:  # in workers, which write what other users may read, such as releases
+    def put_umask_back() -> (
+        None
+    ):  # in workers, which write what other users may read, such as releases
         os.umask(umask)
 
     try:
@@ -203,14 +244,18 @@ def _single(num_cpus: int | None) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
             _temp_dir=str(sessions),
-            runtime_env={"env_vars": job_environment(f"http://127.0.0.1:{port}"), "worker_process_setup_hook": put_umask_back},
+            runtime_env={
+                "env_vars": job_environment(f"http://127.0.0.1:{port}"),
+                "worker_process_setup_hook": put_umask_back,
+            },
         )
     finally:
         os.umask(umask)
 
 
 def private_folder() -> Path:
-    """This user's own in the system's folder for temporary files, or where TMPDIR is too long for sockets in /tmp."""
+    """This user's own in the system's folder for temporary files, or where TMPDIR is too long for
+    sockets in /tmp."""
     from ray._common.utils import get_default_system_temp_dir
 
     name, place = f"medray-{os.getuid()}", get_default_system_temp_dir()
@@ -225,19 +270,26 @@ def remove_old_sessions(sessions: Path) -> None:
     """Ray removes no session. One that still runs writes to its logs every minute."""
     for session in sessions.glob("session_2*"):
         with contextlib.suppress(FileNotFoundError):  # another start removes it as well
-            if max(path.lstat().st_mtime for path in (session, *session.glob("logs/*"))) < time.time() - _KEPT_S:
+            if (
+                max(path.lstat().st_mtime for path in (session, *session.glob("logs/*")))
+                < time.time() - _KEPT_S
+            ):
                 shutil.rmtree(session, ignore_errors=True)
 
 
 def job_environment(dashboard: str | None) -> dict[str, str]:
     """What every worker of the job gets.
 
-    Without the dashboard's address a trial that is stopped early leaks its placement group wherever two Rays share a host:
-    the process that frees it looks the address up and finds two (Ray 2.60).
+    Without the dashboard's address a trial that is stopped early leaks its placement group wherever
+    two Rays share a host: the process that frees it looks the address up and finds two (Ray 2.60).
     """
     passed = {name: value for name in _PASSED_ON if (value := os.environ.get(name)) is not None}
     for name in [name for name, value in passed.items() if redact(value) != value]:
-        log.warning("%s holds a secret and is not passed on, since Ray logs what it passes: set it on the nodes", name)
+        log.warning(
+            "%s holds a secret and is not passed on, since Ray logs what it passes: set it on the "
+            "nodes",
+            name,
+        )
         del passed[name]
     wanted = passed | _SHARED | ({"RAY_API_SERVER_ADDRESS": dashboard} if dashboard else {})
     # What a submitted job was given reaches every worker already, and Ray refuses to be told twice.
@@ -259,7 +311,10 @@ def make_token(path: str) -> None:
         if token.stat().st_uid == os.getuid():  # one that a cluster mounts is left as it is
             token.chmod(0o600)
     except (OSError, RuntimeError) as err:  # a home folder that is read-only, or no home folder
-        raise ConfigError(f"{path}: Ray's token cannot be kept there: {err}; name a file of yours with RAY_AUTH_TOKEN_PATH") from None
+        raise ConfigError(
+            f"{path}: Ray's token cannot be kept there: {err}; name a file of yours with "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from None
 
 
 def free_port(wanted: int = 0) -> int:
@@ -275,17 +330,20 @@ def free_port(wanted: int = 0) -> int:
 
 
 def free_leaked_groups() -> int:
-    """Remove placement groups that jobs left behind when they ended: they hold CPUs and GPUs for ever. How many there were.
+    """Remove placement groups that jobs left behind when they ended: they hold CPUs and GPUs for
+    ever. How many there were.
 
-    Those with a name stay: somebody finds them by it, as Serve does, whose replicas outlive the job that deployed them.
-    """
+    Those with a name stay: somebody finds them by it, as Serve does, whose replicas outlive the job
+    that deployed them."""
     import ray
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
     if not (ended := {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}):
         return 0
-    num_digits = len(next(iter(ended)))  # a placement group's id ends with that of the job that made it
+    num_digits = len(
+        next(iter(ended))
+    )  # a placement group's id ends with that of the job that made it
     leaked = [
         key
         for key, group in placement_group_table().items()

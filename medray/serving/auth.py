@@ -1,7 +1,7 @@
 """Who may ask: tokens by their digests, host names, and the addresses that the service listens at.
 
-`Guard` is ASGI middleware before any parsing. It checks these and the size of a body, none of which Serve bounds.
-"""
+`Guard` is ASGI middleware before any parsing. It checks these and the size of a body, none of which
+Serve bounds."""
 
 import hashlib
 import hmac
@@ -29,7 +29,8 @@ OPEN_PATHS = ("/healthz",)  # a load balancer has no token, and gets the status 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request has no answer. It crosses processes as a value: an exception would put a traceback into every log on its way."""
+    """Why a request has no answer. It crosses processes as a value: an exception would put a
+    traceback into every log on its way."""
 
     status: int
     type: str
@@ -40,20 +41,37 @@ class Refusal:
 
 
 class Guard:
-    """`hosts` are the names that a browser may have asked for besides loopback's and any address; None lets all in."""
+    """`hosts` are the names that a browser may have asked for besides loopback's and any address;
+    None lets all in."""
 
-    def __init__(self, app: App, *, body_bytes: int, digests: frozenset[str] | None, hosts: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        body_bytes: int,
+        digests: frozenset[str] | None,
+        hosts: tuple[str, ...] | None = None,
+    ) -> None:
         self.app, self.body_bytes, self.digests, self.hosts = app, body_bytes, digests, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in scope["headers"]
+        }
         refusal = self._check(scope, headers)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # below the application's prefix
+        path = scope["path"].removeprefix(
+            scope.get("root_path", "")
+        )  # below the application's prefix
         scope.setdefault("state", {})["known"] = refusal is None
-        if refusal and path not in OPEN_PATHS and not (refusal.status == 401 and path in ("", "/") and page.is_wanted(headers)):
+        if (
+            refusal
+            and path not in OPEN_PATHS
+            and not (refusal.status == 401 and path in ("", "/") and page.is_wanted(headers))
+        ):
             await refuse(send, refusal)
             return
         body = await self._read(scope, receive)
@@ -63,11 +81,19 @@ class Guard:
         await self.app(scope, replay(body, receive), send)
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> Refusal | None:
-        names = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
+        names = [
+            value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"
+        ]
         if self.hosts is not None and not all(is_named(name, self.hosts) for name in names):
-            return Refusal(421, "unknown_host", "Host: is no name of this service; ask 127.0.0.1, or add the name to `hosts`")
+            return Refusal(
+                421,
+                "unknown_host",
+                "Host: is no name of this service; ask 127.0.0.1, or add the name to `hosts`",
+            )
         if self.digests is not None and not admits(self.digests, _token(headers)):
-            return Refusal(401, "unauthorized", "a valid token is needed: Authorization: Bearer TOKEN")
+            return Refusal(
+                401, "unauthorized", "a valid token is needed: Authorization: Bearer TOKEN"
+            )
         return None
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
@@ -125,7 +151,12 @@ _CLOSING = (408, 413)  # the rest of the body is on its way, and is not read
 
 def error_body(refusal: Refusal) -> dict[str, Any]:
     """The form of every error."""
-    detail = {"message": refusal.message, "type": refusal.type, "param": refusal.param, "code": refusal.code or refusal.type}
+    detail = {
+        "message": refusal.message,
+        "type": refusal.type,
+        "param": refusal.param,
+        "code": refusal.code or refusal.type,
+    }
     return {"error": detail}
 
 
@@ -155,7 +186,8 @@ def check_address(host: str, *, has_tokens: bool) -> None:
     if has_tokens or is_loopback(host):
         return
     raise ServingError(
-        f"{host}: an address that others reach needs tokens_file (a SHA-256 a line), or open_to_all: true to let everybody ask; "
+        f"{host}: an address that others reach needs tokens_file (a SHA-256 a line), or "
+        "open_to_all: true to let everybody ask; "
         "127.0.0.1 needs neither"
     )
 
@@ -168,13 +200,18 @@ def is_loopback(host: str) -> bool:
 
 
 def is_named(host: str, names: tuple[str, ...]) -> bool:
-    """Whether a Host header names this service: by an address, which no foreign page can have, as localhost, or as one of `names`."""
+    """Whether a Host header names this service: by an address, which no foreign page can have, as
+    localhost, or as one of `names`."""
     name, _, port = host.rpartition(":")
     name = (name if port.isdecimal() else host).strip("[]").rstrip(".").lower()
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return name == "localhost" or name.endswith(".localhost") or name in {one.lower() for one in names}
+        return (
+            name == "localhost"
+            or name.endswith(".localhost")
+            or name in {one.lower() for one in names}
+        )
     return True
 
 
@@ -194,13 +231,23 @@ def read(path: Path) -> frozenset[str]:
     except OSError as err:
         raise ConfigError(f"{path}: the tokens file cannot be read: {err.strerror}") from None
     if mode & stat.S_IWOTH:
-        raise ConfigError(f"{path}: every user of this machine may add a token to it; run `chmod o-w` on it")
-    entries = [(number, line.partition("#")[0].strip().lower()) for number, line in enumerate(lines, 1)]
+        raise ConfigError(
+            f"{path}: every user of this machine may add a token to it; run `chmod o-w` on it"
+        )
+    entries = [
+        (number, line.partition("#")[0].strip().lower()) for number, line in enumerate(lines, 1)
+    ]
     for number, line in entries:
         if line and not _DIGEST.fullmatch(line):
-            raise ConfigError(f"{path}:{number}: is not a SHA-256 in 64 hexadecimal digits; make one with `sha256sum`")
+            raise ConfigError(
+                f"{path}:{number}: is not a SHA-256 in 64 hexadecimal digits; make one with "
+                "`sha256sum`"
+            )
         if line in _OF_NOTHING:
-            raise ConfigError(f"{path}:{number}: is the SHA-256 of an empty token, as of a variable that is not set; make one of a token")
+            raise ConfigError(
+                f"{path}:{number}: is the SHA-256 of an empty token, as of a variable that is not "
+                "set; make one of a token"
+            )
     digests = frozenset(line for _, line in entries if line)
     if not digests:
         raise ConfigError(f"{path}: holds no token, so nobody could ask")
@@ -208,6 +255,7 @@ def read(path: Path) -> frozenset[str]:
 
 
 def admits(digests: Iterable[str], token: str) -> bool:
-    """Every digest is compared, in a time that does not tell how much of it agrees. No token is no valid one."""
+    """Every digest is compared, in a time that does not tell how much of it agrees. No token is no
+    valid one."""
     given = digest(token)
     return bool(token) and sum(hmac.compare_digest(given, known) for known in digests) > 0

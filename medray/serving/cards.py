@@ -1,4 +1,5 @@
-"""What a release tells of itself over HTTP: its task, what it is asked with, its labels and figures. Read from its record and manifest."""
+"""What a release tells of itself over HTTP: its task, what it is asked with, its labels and
+figures. Read from its record and manifest."""
 
 import json
 from pathlib import Path
@@ -32,14 +33,18 @@ class ReleaseCard(Body):
     task: str
     path: str = Field(description="the route that it is asked at")
     form: Form = Field(description="what a text is made of, as those that it was trained on")
-    terms: tuple[str, ...] = Field((), description="the vocabulary of a form's terms, where its data has one")
+    terms: tuple[str, ...] = Field(
+        (), description="the vocabulary of a form's terms, where its data has one"
+    )
     labels: tuple[str, ...] = Field(description="or the kinds of mentions")
     system: str | None = Field(None, description="the system prompt of a release that talks")
     base: str
     method: str
     figures: tuple[CardFigure, ...]
     num_test_rows: int | None = Field(None, description="null where test rows were not opened")
-    said: tuple[str, ...] = Field((), description="sentences on its confidence, its lowest slice, and its test rows")
+    said: tuple[str, ...] = Field(
+        (), description="sentences on its confidence, its lowest slice, and its test rows"
+    )
     origin: dict[str, str]
     notes: str = ""
 
@@ -77,7 +82,10 @@ def card(release: Release) -> ReleaseCard:
         system=manifest.task.options.get("system"),
         base=facts.base + (f" ({facts.note})" if facts.note else ""),
         method=facts.method,
-        figures=tuple(CardFigure(metric=row.metric, validation=row.validation, test=row.test) for row in facts.figures),
+        figures=tuple(
+            CardFigure(metric=row.metric, validation=row.validation, test=row.test)
+            for row in facts.figures
+        ),
         num_test_rows=facts.num_test_rows,
         said=tuple(filter(None, (facts.openings, *facts.behaviour))),
         origin=dict(facts.origin),
@@ -86,7 +94,8 @@ def card(release: Release) -> ReleaseCard:
 
 
 def form(manifest: Manifest) -> Form:
-    """As its data's format says; a plain text where it was trained elsewhere, or by a medray whose formats had other options."""
+    """As its data's format says; a plain text where it was trained elsewhere, or by a medray whose
+    formats had other options."""
     raw = manifest.trial.get("data", {}).get("format")
     if not isinstance(raw, dict):
         return Form()

@@ -1,4 +1,5 @@
-"""A release that talks: from a conversation to a stream of rows, and from its pieces to what is said. Knows neither Ray nor HTTP."""
+"""A release that talks: from a conversation to a stream of rows, and from its pieces to what is
+said. Knows neither Ray nor HTTP."""
 
 import asyncio
 import copy
@@ -25,7 +26,8 @@ class TooLongError(ServingError):
 
 
 class Speaker(Protocol):
-    """Texts of many requests at a time: `Streams`, which steps them itself, or `Relay` to an engine that does."""
+    """Texts of many requests at a time: `Streams`, which steps them itself, or `Relay` to an engine
+    that does."""
 
     @property
     def num_running(self) -> int: ...
@@ -33,7 +35,9 @@ class Speaker(Protocol):
     @property
     def num_waiting(self) -> int: ...
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float) -> Any: ...
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float
+    ) -> Any: ...
 
     def cancel(self, stream: Any) -> None:
         """End a stream that `start` returned."""
@@ -53,34 +57,50 @@ class Chat:
     @classmethod
     def open(cls, loaded: LoadedRelease, streams: Speaker, window: int) -> "Chat":
         assert isinstance(loaded.task, Chatting), "what does not talk is refused before"
-        # One tokenizer reads a template's marks as marks and what people say as text, by a switch of its own: two threads at it would
-        # let a user's "<|im_end|>" end the turn. And the thread that computes spells tokens with the engine's meanwhile.
+        # One tokenizer reads a template's marks as marks and what people say as text, by a switch
+        # of its own: two threads at it would let a user's "<|im_end|>" end the turn. And the thread
+        # that computes spells tokens with the engine's meanwhile.
         return cls(loaded, copy.deepcopy(loaded.engine.tokenizer), streams, window)
 
     @property
     def task(self) -> Chatting:
         return cast(Chatting, self.loaded.task)  # as `open` has checked
 
-    def begin(self, conversation: Conversation, limits: Limits, deadline: float, deliver: Deliver) -> tuple[Start, Any]:
+    def begin(
+        self, conversation: Conversation, limits: Limits, deadline: float, deliver: Deliver
+    ) -> tuple[Start, Any]:
         options = self.task.options
         most = conversation.max_tokens or min(options.max_new_tokens, limits.new_tokens)
         if most > limits.new_tokens:
-            raise TooLongError(f"max_tokens {most}: at most {limits.new_tokens} tokens are generated")
+            raise TooLongError(
+                f"max_tokens {most}: at most {limits.new_tokens} tokens are generated"
+            )
         try:
             with self._reading:
                 if time.monotonic() >= deadline:  # others were read first for so long
                     raise LateError("the answer was not ready in time")
-                prompt = self.task.prompt(without_disclaimer(conversation.messages), self.tokenizer, most)
+                prompt = self.task.prompt(
+                    without_disclaimer(conversation.messages), self.tokenizer, most
+                )
         except ConfigError as err:
             raise TooLongError(str(err)) from None
         longest = min(limits.tokens, self.window)
         if len(prompt) + most > longest:
-            raise TooLongError(f"{len(prompt)} tokens and {most} to be generated: at most {longest} are read and written")
-        stream = self.streams.start(prompt, replace(conversation.sampling, max_tokens=most), deliver, deadline)
-        return Start(self.loaded.name, self.loaded.version, len(prompt), DISCLAIMER, options.disclaimer), stream
+            raise TooLongError(
+                f"{len(prompt)} tokens and {most} to be generated: at most {longest} are read and "
+                "written"
+            )
+        stream = self.streams.start(
+            prompt, replace(conversation.sampling, max_tokens=most), deliver, deadline
+        )
+        return Start(
+            self.loaded.name, self.loaded.version, len(prompt), DISCLAIMER, options.disclaimer
+        ), stream
 
     def describe(self) -> Description:
-        return Description(self.loaded.name, self.loaded.version, self.task.options.system, DISCLAIMER)
+        return Description(
+            self.loaded.name, self.loaded.version, self.task.options.system, DISCLAIMER
+        )
 
 
 class Telling:
@@ -98,9 +118,12 @@ class Telling:
 
 
 def without_disclaimer(messages: Sequence[Message]) -> list[Message]:
-    """A client sends back what it was told, the disclaimer at its end included, which the model never said."""
+    """A client sends back what it was told, the disclaimer at its end included, which the model
+    never said."""
     return [
-        replace(message, content=message.content.removesuffix(DISCLAIMER).rstrip()) if message.role == "assistant" else message
+        replace(message, content=message.content.removesuffix(DISCLAIMER).rstrip())
+        if message.role == "assistant"
+        else message
         for message in messages
     ]
 
@@ -109,7 +132,10 @@ class RelayStream:
     """One text under way."""
 
     def __init__(self, tokens: int, deliver: Deliver) -> None:
-        self.tokens, self.deliver = tokens, deliver  # tokens: that it makes wait until its first piece
+        self.tokens, self.deliver = (
+            tokens,
+            deliver,
+        )  # tokens: that it makes wait until its first piece
         self.done: Future[None] | None = None
 
 
@@ -119,17 +145,23 @@ class Relay:
         self._lock = threading.Lock()
         self._tokens = self._waiting = self._running = 0
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float) -> RelayStream:
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float
+    ) -> RelayStream:
         """Pass its chunks to `deliver`, until `time.monotonic() == deadline`."""
         stream = RelayStream(len(prompt) + sampling.max_tokens, deliver)
         with self._lock:
             tokens = self._tokens + stream.tokens
             if tokens > self.waiting_tokens:
-                raise OverloadedError(f"{tokens} tokens would wait, at most {self.waiting_tokens} may")
+                raise OverloadedError(
+                    f"{tokens} tokens would wait, at most {self.waiting_tokens} may"
+                )
             self._tokens = tokens
             self._waiting += 1
         stream.done = self.engine.core.submit(self._run(stream, prompt, sampling, deadline))
-        stream.done.add_done_callback(lambda done: self._end(stream))  # not in `_run`: cancelled at once, it never runs
+        stream.done.add_done_callback(
+            lambda done: self._end(stream)
+        )  # not in `_run`: cancelled at once, it never runs
         return stream
 
     def cancel(self, stream: RelayStream) -> None:
@@ -145,9 +177,14 @@ class Relay:
     def num_waiting(self) -> int:
         return self._waiting
 
-    async def _run(self, stream: RelayStream, prompt: Sequence[int], sampling: Sampling, deadline: float) -> None:
+    async def _run(
+        self, stream: RelayStream, prompt: Sequence[int], sampling: Sampling, deadline: float
+    ) -> None:
         try:
-            async with asyncio.timeout(deadline - time.monotonic()), aclosing(self.engine.stream(prompt, sampling)) as chunks:
+            async with (
+                asyncio.timeout(deadline - time.monotonic()),
+                aclosing(self.engine.stream(prompt, sampling)) as chunks,
+            ):
                 async for chunk in chunks:
                     self._leave_queue(stream)
                     stream.deliver(chunk)

@@ -1,4 +1,5 @@
-"""A replica follows its release: it looks where the alias points, loads, and switches only to what answered its probe.
+"""A replica follows its release: it looks where the alias points, loads, and switches only to what
+answered its probe.
 
 Knows neither Ray nor HTTP nor torch: what is loaded is the caller's matter.
 """
@@ -19,7 +20,8 @@ Model = TypeVar("Model")
 
 
 def standing(moves: Sequence[Move]) -> list[int]:
-    """The versions an alias stands on, current one last: going back to an earlier one withdraws those after it."""
+    """The versions an alias stands on, current one last: going back to an earlier one withdraws
+    those after it."""
     versions: list[int] = []
     for move in moves:
         if move.version in versions:
@@ -30,7 +32,8 @@ def standing(moves: Sequence[Move]) -> list[int]:
 
 
 class Follower(Generic[Model]):
-    """`release` and `model` are None while it waits for a release that is not there yet, which `may_wait` allows."""
+    """`release` and `model` are None while it waits for a release that is not there yet, which
+    `may_wait` allows."""
 
     def __init__(
         self,
@@ -64,29 +67,41 @@ class Follower(Generic[Model]):
         self._stop.set()
 
     def step(self) -> None:
-        """Look once, and switch where the alias says so. On failure the old model stays and `error` says why."""
+        """Look once, and switch where the alias says so. On failure the old model stays and `error`
+        says why."""
         try:
             wanted = self.registry.resolve(self.reference)
-        except Exception as err:  # a store may fail in ways of its own, and a thread that ends here would never look again
+        # a store may fail in ways of its own, and a thread that ends here would never look again
+        except Exception as err:
             self._failed(None, err)
             return
         if self.release and wanted.record == self.release.record:
             self.error = self.error_version = None
             return
-        if wanted.record.version == self.error_version and time.monotonic() < self._failed_at + self.retry_s:
+        if (
+            wanted.record.version == self.error_version
+            and time.monotonic() < self._failed_at + self.retry_s
+        ):
             return
         log.info("%s: loading %s", self.reference, wanted.reference)
         try:
             model = self.open_release(wanted)
-        except Exception as err:  # a broken release may fail in any way; none of them may take down a model that works
+        # a broken release may fail in any way; none of them may take down a model that works
+        except Exception as err:
             self._failed(wanted.record.version, err)
             return
         before, self.release, self.model = self.release, wanted, model
         self.error = self.error_version = None
-        log.info("%s: %s answers instead of %s", self.reference, wanted.reference, before.reference if before else "nothing")
+        log.info(
+            "%s: %s answers instead of %s",
+            self.reference,
+            wanted.reference,
+            before.reference if before else "nothing",
+        )
 
     def _first(self) -> tuple[Release, Model]:
-        """A new replica beside a broken release takes what the alias stood on before, never what was withdrawn."""
+        """A new replica beside a broken release takes what the alias stood on before, never what
+        was withdrawn."""
         wanted = self.registry.resolve(self.reference)
         try:
             return wanted, self.open_release(wanted)
@@ -97,11 +112,15 @@ class Follower(Generic[Model]):
                     earlier = self.registry.resolve(reference, digest=digest)
                     model = self.open_release(earlier)
                 except Exception as again:
-                    log.warning("%s: %s cannot be loaded either: %s", self.reference, reference, again)
+                    log.warning(
+                        "%s: %s cannot be loaded either: %s", self.reference, reference, again
+                    )
                     continue
                 self._failed(wanted.record.version, err)
                 return earlier, model
-            raise ArtifactError(f"{self.reference}: {wanted.reference} cannot be loaded: {err}") from err
+            raise ArtifactError(
+                f"{self.reference}: {wanted.reference} cannot be loaded: {err}"
+            ) from err
 
     def _earlier(self, wanted: Release) -> dict[int, str | None]:
         """Versions that the alias stood on, latest first, each with its record's digest."""
@@ -110,10 +129,19 @@ class Follower(Generic[Model]):
             return {}
         moves = self.registry.history(name, which)
         digests = {move.version: move.record for move in moves}
-        return {version: digests[version] for version in reversed(standing(moves)) if version != wanted.record.version}
+        return {
+            version: digests[version]
+            for version in reversed(standing(moves))
+            if version != wanted.record.version
+        }
 
     def _failed(self, version: int | None, err: Exception) -> None:
-        before, self.error, self.error_version, self._failed_at = self.error, f"{type(err).__name__}: {err}", version, time.monotonic()
+        before, self.error, self.error_version, self._failed_at = (
+            self.error,
+            f"{type(err).__name__}: {err}",
+            version,
+            time.monotonic(),
+        )
         if self.error != before:  # what lasts is logged once
             log.warning("%s: stays as it is: %s", self.reference, self.error)
 

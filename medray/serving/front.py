@@ -1,8 +1,9 @@
-"""Bounds of the first process that reads a request: Serve's proxy, before Ray holds a byte of it. Knows no Ray.
+"""Bounds of the first process that reads a request: Serve's proxy, before Ray holds a byte of it.
+Knows no Ray.
 
-Serve calls `middlewares` in each proxy, because `environment` names it. It bounds heads by uvicorn's protocol, which uvicorn
-(0.54) leaves without bounds, and bodies by a middleware; the ingress bounds bodies a second time, by its own limits (`auth.py`).
-"""
+Serve calls `middlewares` in each proxy, because `environment` names it. It bounds heads by
+uvicorn's protocol, which uvicorn (0.54) leaves without bounds, and bodies by a middleware; the
+ingress bounds bodies a second time, by its own limits (`auth.py`)."""
 
 import asyncio
 import contextlib
@@ -15,9 +16,26 @@ from typing import Any
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.middleware import Middleware
 from uvicorn.protocols.http import auto
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-from medray.serving.auth import BODY_BYTES, App, Message, Receive, Refusal, Scope, Send, content, declared_bytes, refuse, replay, too_large
+from medray.serving.auth import (
+    BODY_BYTES,
+    App,
+    Message,
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    content,
+    declared_bytes,
+    refuse,
+    replay,
+    too_large,
+)
 
 log = logging.getLogger(__name__)
 READING_BYTES = 64 << 20  # of all bodies that are not complete yet, at least
@@ -26,11 +44,24 @@ NUM_HEADERS = 100
 HEAD_BYTES = 1 << 16  # of the address and all headers, trailers included
 HEAD_S = 10.0  # from the connection, or the first byte of a later request, to the end of the head
 PIPELINED = 100  # requests that wait for the answer of one before
-CONNECTIONS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # Ray's own sockets need some as well
-_TOO_LARGE = Refusal(431, "head_too_large", f"more than {NUM_HEADERS} headers or {HEAD_BYTES} bytes of them; send fewer")
-_TOO_MANY = Refusal(429, "overloaded", f"more than {PIPELINED} requests wait on one connection; read the answers first")
+CONNECTIONS = (
+    resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+)  # Ray's own sockets need some as well
+_TOO_LARGE = Refusal(
+    431,
+    "head_too_large",
+    f"more than {NUM_HEADERS} headers or {HEAD_BYTES} bytes of them; send fewer",
+)
+_TOO_MANY = Refusal(
+    429,
+    "overloaded",
+    f"more than {PIPELINED} requests wait on one connection; read the answers first",
+)
 _INVALID = Refusal(400, "invalid_http", "this is not a valid HTTP request")
-_LINGER_S, _LINGER_BYTES = 1.0, 8 << 20  # the rest of a refused body is thrown away, so that its client reads why
+_LINGER_S, _LINGER_BYTES = (
+    1.0,
+    8 << 20,
+)  # the rest of a refused body is thrown away, so that its client reads why
 _CALLBACK, _BODY_BYTES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "MEDRAY_BODY_BYTES"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # Serve obeys these headers of any client: they end its timeout, its watch for clients that leave,
@@ -49,12 +80,14 @@ def environment(body_bytes: int) -> dict[str, str]:
 
 
 def check(body_bytes: int) -> None:
-    """Warn where Serve was started without these bounds, or refuses what the application would read."""
+    """Warn where Serve was started without these bounds, or refuses what the application would
+    read."""
     wanted = environment(body_bytes)
     if os.environ.get(_CALLBACK) == wanted[_CALLBACK] and _body_bytes() >= body_bytes:
         return
     log.warning(
-        "Serve's proxy: does not have the bounds of this application; start Serve with %s in controller_options.runtime_env.env_vars",
+        "Serve's proxy: does not have the bounds of this application; start Serve with %s in "
+        "controller_options.runtime_env.env_vars",
         ", ".join(f'{name}: "{value}"' for name, value in wanted.items()),
     )
 
@@ -64,17 +97,33 @@ def _body_bytes() -> int:
 
 
 def middlewares() -> list[Middleware]:
-    """Bound heads in this process, and return what bounds bodies. Serve calls it before it listens."""
+    """Bound heads in this process, and return what bounds bodies. Serve calls it before it
+    listens."""
     auto.AutoHTTPProtocol = BoundedProtocol  # type: ignore[misc]  # Serve has no setting for uvicorn's `http`
     body_bytes = _body_bytes()
-    return [Middleware(Front, body_bytes=body_bytes, reading_bytes=max(READING_BYTES, 4 * body_bytes))]
+    return [
+        Middleware(Front, body_bytes=body_bytes, reading_bytes=max(READING_BYTES, 4 * body_bytes))
+    ]
 
 
 class Front:
-    """Reads a body whole before the application hears of its request, within bounds of size and time."""
+    """Reads a body whole before the application hears of its request, within bounds of size and
+    time."""
 
-    def __init__(self, app: App, *, body_bytes: int, reading_bytes: int = READING_BYTES, body_s: float = BODY_S) -> None:
-        self.app, self.body_bytes, self.reading_bytes, self.body_s = app, body_bytes, reading_bytes, body_s
+    def __init__(
+        self,
+        app: App,
+        *,
+        body_bytes: int,
+        reading_bytes: int = READING_BYTES,
+        body_s: float = BODY_S,
+    ) -> None:
+        self.app, self.body_bytes, self.reading_bytes, self.body_s = (
+            app,
+            body_bytes,
+            reading_bytes,
+            body_s,
+        )
         self.bodies: dict[asyncio.Timeout, bytearray] = {}
         self.num_bytes = 0  # of all bodies
 
@@ -82,7 +131,9 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope["headers"] = [(name, value) for name, value in scope["headers"] if _passes(name, value)]
+        scope["headers"] = [
+            (name, value) for name, value in scope["headers"] if _passes(name, value)
+        ]
         declared = declared_bytes(scope["headers"])
         if declared != 0:
             is_too_large = declared is not None and declared > self.body_bytes
@@ -116,13 +167,18 @@ class Front:
                     self._make_room()
         except TimeoutError:
             if timeout in self.bodies:
-                return Refusal(408, "body_too_slow", f"the body was not complete after {self.body_s:g} s; send it faster")
+                return Refusal(
+                    408,
+                    "body_too_slow",
+                    f"the body was not complete after {self.body_s:g} s; send it faster",
+                )
             return Refusal(503, "overloaded", "too much is being sent at once; try again later", 1)
         finally:
             self._drop(timeout)
 
     def _make_room(self) -> None:
-        """The largest bodies go first, so that a request of a usual size is read whatever others send."""
+        """The largest bodies go first, so that a request of a usual size is read whatever others
+        send."""
         while self.num_bytes > self.reading_bytes:
             largest = max(self.bodies, key=lambda one: len(self.bodies[one]))
             self._drop(largest)
@@ -157,7 +213,11 @@ def _with_one_id(send: Send) -> Send:
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            ids = [header for header in message["headers"] if bytes(header[0]).lower() == b"x-request-id"]
+            ids = [
+                header
+                for header in message["headers"]
+                if bytes(header[0]).lower() == b"x-request-id"
+            ]
             for extra in ids[1:]:
                 message["headers"].remove(extra)
         await send(message)
@@ -172,15 +232,17 @@ class _OverBoundError(Exception):
 class BoundedProtocol(HttpToolsProtocol):
     """Reads a head within bounds of size and time.
 
-    An `Upgrade` is ignored, as RFC 9110 lets a server do. To a WebSocket it would leave all bounds (one whose handshake
-    fails stays open for ever), and to HTTP/2, which Java's client offers, httptools loses the body.
-    """
+    An `Upgrade` is ignored, as RFC 9110 lets a server do. To a WebSocket it would leave all bounds
+    (one whose handshake fails stays open for ever), and to HTTP/2, which Java's client offers,
+    httptools loses the body."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.refusal = _INVALID
         self.num_headers = self.head_bytes = 0
-        self.idle_bytes = 0  # since a request began, or since the last byte of a body: what the parser may keep
+        self.idle_bytes = (
+            0  # since a request began, or since the last byte of a body: what the parser may keep
+        )
         self.head_timer: asyncio.TimerHandle | None = None
         self.answering: RequestResponseCycle | None = None  # `cycle` is the last one that was read
 
@@ -188,10 +250,17 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._await_head()
         if len(self.connections) > CONNECTIONS:
-            # Any of those that wait for their client: where one client opens thousands, it is most likely one of them.
-            others = (one for one in self.connections if one is not self and isinstance(one, BoundedProtocol))
+            # Any of those that wait for their client: where one client opens thousands, it is most
+            # likely one of them.
+            others = (
+                one
+                for one in self.connections
+                if one is not self and isinstance(one, BoundedProtocol)
+            )
             waiting = (one for one in others if one.waits_for_client())
-            next(waiting, self).transport.abort()  # not close(): it waits for clients that never read
+            next(
+                waiting, self
+            ).transport.abort()  # not close(): it waits for clients that never read
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
@@ -223,7 +292,10 @@ class BoundedProtocol(HttpToolsProtocol):
         except HttpParserUpgrade as upgrade:
             if not self._is_read_again():  # CONNECT
                 raise
-            lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+            lines = [
+                b"%s %s HTTP/%s"
+                % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+            ]
             lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
             self.parser = HttpRequestParser(self)
             self._feed(b"\r\n".join([*lines, b"", data[upgrade.args[0] :]]))
@@ -267,7 +339,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Ours, in the form of every error; none in the middle of an answer to a request before."""
         if self.cycle is None or self.cycle.response_complete:
             body = content(self.refusal)
-            head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            head = (
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: "
+                "close\r\n\r\n"
+            )
             self.transport.write(STATUS_LINE[self.refusal.status] + head.encode() + body)
         self.transport.close()
 
@@ -278,9 +353,13 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _OverBoundError
 
     def waits_for_client(self) -> bool:
-        if self.transport.get_write_buffer_size():  # an answer that is not read, also where it is closing
+        if (
+            self.transport.get_write_buffer_size()
+        ):  # an answer that is not read, also where it is closing
             return True
-        is_busy = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        is_busy = (
+            self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        )
         return not is_busy and not self.transport.is_closing()
 
     def _await_head(self) -> None:

@@ -1,4 +1,5 @@
-"""The one ingress: it routes requests to releases, retries where a replica died, and records each request. It imports no torch."""
+"""The one ingress: it routes requests to releases, retries where a replica died, and records each
+request. It imports no torch."""
 
 import asyncio
 import collections
@@ -39,27 +40,55 @@ _EXPECTED_ERRORS = (TimeoutError, BackPressureError, RayActorError, DeploymentUn
 
 @serve.ingress()
 class Ingress:
-    def __init__(self, options: AppOptions, heads: dict[str, DeploymentHandle], missing: dict[str, str]) -> None:
+    def __init__(
+        self, options: AppOptions, heads: dict[str, DeploymentHandle], missing: dict[str, str]
+    ) -> None:
         prepare()
         open_audit_log(options.audit_log)
         self.options, self.heads = options, heads
-        self.missing = dict(missing)  # releases that no replica has reported yet, and why they were not there at the start
+        self.missing = dict(
+            missing
+        )  # releases that no replica has reported yet, and why they were not there at the start
         self.talking = {reference: head.options(stream=True) for reference, head in heads.items()}
         self.references = options.releases
         self.digests = auth.read(Path(options.tokens_file)) if options.tokens_file else None
         host = _host()
         check_address(host, has_tokens=self.digests is not None or options.open_to_all)
-        # A page of another name that is made to point at loopback has no token, so only what needs none must know its names.
+        # A page of another name that is made to point at loopback has no token, so only what needs
+        # none must know its names.
         is_checked = bool(options.hosts) or (self.digests is None and is_loopback(host))
         self.hosts = (*options.hosts, host) if is_checked else None
         front.check(options.limits.body_bytes)
-        self.requests = Counter("medray_requests", "requests answered or refused", tag_keys=("model", "release", "version", "status"))
-        self.seconds = Histogram("medray_request_seconds", "from arrival to answer", boundaries=_SECONDS, tag_keys=("release", "version"))
-        self.labels = Counter("medray_labels", "texts answered so", tag_keys=("release", "version", "label"))
-        self.confidence = Histogram("medray_confidence", "how sure answers were", boundaries=BOUNDS, tag_keys=("release", "version"))
-        self.tokens = Counter("medray_tokens", "tokens read and written by releases that talk", tag_keys=("release", "version", "kind"))
+        self.requests = Counter(
+            "medray_requests",
+            "requests answered or refused",
+            tag_keys=("model", "release", "version", "status"),
+        )
+        self.seconds = Histogram(
+            "medray_request_seconds",
+            "from arrival to answer",
+            boundaries=_SECONDS,
+            tag_keys=("release", "version"),
+        )
+        self.labels = Counter(
+            "medray_labels", "texts answered so", tag_keys=("release", "version", "label")
+        )
+        self.confidence = Histogram(
+            "medray_confidence",
+            "how sure answers were",
+            boundaries=BOUNDS,
+            tag_keys=("release", "version"),
+        )
+        self.tokens = Counter(
+            "medray_tokens",
+            "tokens read and written by releases that talk",
+            tag_keys=("release", "version", "kind"),
+        )
         self.first = Histogram(
-            "medray_first_token_seconds", "from arrival to the first piece", boundaries=_FIRST_TOKEN_S, tag_keys=("release", "version")
+            "medray_first_token_seconds",
+            "from arrival to the first piece",
+            boundaries=_FIRST_TOKEN_S,
+            tag_keys=("release", "version"),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -81,11 +110,16 @@ class Ingress:
         except _EXPECTED_ERRORS as err:
             return self._refusal(err)
 
-    async def _ask(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refusal:
-        """Send a request to a replica, and once more where that died: a prediction changes nothing."""
+    async def _ask(
+        self, reference: str, request: TextRequest, timeout_s: float
+    ) -> TextResponse | Refusal:
+        """Send a request to a replica, and once more where that died: a prediction changes
+        nothing."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                outcome: TextResponse | Refusal = await self.heads[reference].answer.remote(reference, request, timeout_s)
+                outcome: TextResponse | Refusal = await self.heads[reference].answer.remote(
+                    reference, request, timeout_s
+                )
                 return outcome
             except RayActorError:
                 if attempt == _ATTEMPTS:
@@ -93,7 +127,8 @@ class Ingress:
         raise AssertionError("the loop returns or raises")
 
     async def talk(self, reference: str, conversation: Conversation) -> Events:
-        """Pass an answer on piece by piece. It does not start again where its replica dies after the first piece, which was sent."""
+        """Pass an answer on piece by piece. It does not start again where its replica dies after
+        the first piece, which was sent."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.options.limits.timeout_s
         has_begun = has_ended = False
@@ -119,7 +154,9 @@ class Ingress:
     async def describe(self, reference: str) -> Description | Refusal:
         try:
             async with asyncio.timeout(_REPORT_S):
-                answer: Description | Refusal = await self.heads[reference].describe.remote(reference)
+                answer: Description | Refusal = await self.heads[reference].describe.remote(
+                    reference
+                )
                 return answer
         except _EXPECTED_ERRORS as err:
             return self._refusal(err)
@@ -134,16 +171,33 @@ class Ingress:
 
     def _refusal(self, err: Exception) -> Refusal:
         if isinstance(err, TimeoutError):
-            return Refusal(504, "deadline_exceeded", f"the answer was not ready in {self.options.limits.timeout_s:g} s")
+            return Refusal(
+                504,
+                "deadline_exceeded",
+                f"the answer was not ready in {self.options.limits.timeout_s:g} s",
+            )
         if isinstance(err, BackPressureError):
-            return Refusal(429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S)
-        return Refusal(503, "unavailable", "no replica of this release could answer; try again later", RETRY_AFTER_S)
+            return Refusal(
+                429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S
+            )
+        return Refusal(
+            503,
+            "unavailable",
+            "no replica of this release could answer; try again later",
+            RETRY_AFTER_S,
+        )
 
     async def health(self) -> Health:
-        health = await asyncio.gather(*(self._release_health(reference) for reference in self.references))
+        health = await asyncio.gather(
+            *(self._release_health(reference) for reference in self.references)
+        )
         statuses = {one.status for one in health}
         worst: Literal["ok", "loading", "degraded"] = (
-            "degraded" if statuses & {"degraded", "missing"} else "loading" if "loading" in statuses else "ok"
+            "degraded"
+            if statuses & {"degraded", "missing"}
+            else "loading"
+            if "loading" in statuses
+            else "ok"
         )
         return Health(status=worst, releases=dict(zip(self.references, health, strict=True)))
 
@@ -158,7 +212,12 @@ class Ingress:
             return ReleaseHealth(status=status)
         except TimeoutError:
             return ReleaseHealth(status="degraded")
-        reports = tuple(sorted((answer for answer in answers if isinstance(answer, ReplicaReport)), key=lambda report: report.replica))
+        reports = tuple(
+            sorted(
+                (answer for answer in answers if isinstance(answer, ReplicaReport)),
+                key=lambda report: report.replica,
+            )
+        )
         if reports and not any(report.version for report in reports):
             return ReleaseHealth(status="missing", error=reports[0].error, replicas=reports)
         if reports:
@@ -175,14 +234,28 @@ class Ingress:
 
     def record(self, event: Event) -> None:
         version = str(event.version)
-        self.requests.inc(1, {"model": event.model, "release": event.release, "version": version, "status": str(event.status)})
+        self.requests.inc(
+            1,
+            {
+                "model": event.model,
+                "release": event.release,
+                "version": version,
+                "status": str(event.status),
+            },
+        )
         if event.status == 200:
             self.seconds.observe(event.seconds, {"release": event.release, "version": version})
         for label in event.labels:
-            self.labels.inc(1, {"release": event.release, "version": version, "label": label or NOTHING})
+            self.labels.inc(
+                1, {"release": event.release, "version": version, "label": label or NOTHING}
+            )
         for sure in event.confidences:
             self.confidence.observe(sure, {"release": event.release, "version": version})
-        figures = self._talk_figures(event, {"release": event.release, "version": version}) if event.first_token_s is not None else {}
+        figures = (
+            self._talk_figures(event, {"release": event.release, "version": version})
+            if event.first_token_s is not None
+            else {}
+        )
         line = {
             "request_id": event.request_id,
             "release": f"{event.release}@{event.version}" if event.release else None,
@@ -216,7 +289,9 @@ def absence(deployment: Mapping[str, Any] | None) -> Absence:
 def _deployment(head: DeploymentHandle) -> Mapping[str, Any] | None:
     """As Serve's REST API shows it; `serve.status()` leaves out how many replicas are wanted."""
     application = _get_global_client().get_serve_details()["applications"].get(head.app_name, {})
-    deployment: Mapping[str, Any] | None = application.get("deployments", {}).get(head.deployment_name)
+    deployment: Mapping[str, Any] | None = application.get("deployments", {}).get(
+        head.deployment_name
+    )
     return deployment
 
 
@@ -241,7 +316,8 @@ def name_of(labels: Sequence[str]) -> str:
 
 
 def shares(predictions: "Sequence[Prediction]") -> Shares:
-    """Of calibrated predictions. Those without a confidence, which are texts or mentions, have none here either."""
+    """Of calibrated predictions. Those without a confidence, which are texts or mentions, have none
+    here either."""
     sure = [row.confidence for row in predictions if row.confidence is not None]
     if not sure:
         return Shares({}, {})

@@ -1,4 +1,5 @@
-"""Answers of OpenAI's completion routes, as the service generates them: in one piece, or as server-sent events. Knows no Ray."""
+"""Answers of OpenAI's completion routes, as the service generates them: in one piece, or as
+server-sent events. Knows no Ray."""
 
 import json
 import logging
@@ -39,7 +40,8 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """How one of the two routes says a whole answer, and a piece of it from a place in the text on."""
+    """How one of the two routes says a whole answer, and a piece of it from a place in the text
+    on."""
 
     prefix: str
     whole: Callable[[Fields, str, Logprobs, str], BaseModel]
@@ -48,18 +50,30 @@ class Shape:
     closing: Callable[[Fields], BaseModel]
 
 
-def _text(fields: Fields, text: str, logprobs: Logprobs, finish: str | None, start: int = 0) -> Completion:
-    choice = TextChoice(text=text, logprobs=completion_logprobs(logprobs, start), finish_reason=finish)
+def _text(
+    fields: Fields, text: str, logprobs: Logprobs, finish: str | None, start: int = 0
+) -> Completion:
+    choice = TextChoice(
+        text=text, logprobs=completion_logprobs(logprobs, start), finish_reason=finish
+    )
     return Completion(**fields, choices=(choice,))
 
 
 def _chat(fields: Fields, text: str, logprobs: Logprobs, finish: str) -> ChatCompletion:
-    choice = ChatChoice(message=Spoken(content=text), logprobs=chat_logprobs(logprobs), finish_reason=finish)
+    choice = ChatChoice(
+        message=Spoken(content=text), logprobs=chat_logprobs(logprobs), finish_reason=finish
+    )
     return ChatCompletion(**fields, choices=(choice,))
 
 
-def _chat_piece(fields: Fields, text: str, logprobs: Logprobs, finish: str | None, start: int) -> ChatCompletionChunk:
-    delta = ChatDelta(delta={"content": text} if text else {}, logprobs=chat_logprobs(logprobs), finish_reason=finish)
+def _chat_piece(
+    fields: Fields, text: str, logprobs: Logprobs, finish: str | None, start: int
+) -> ChatCompletionChunk:
+    delta = ChatDelta(
+        delta={"content": text} if text else {},
+        logprobs=chat_logprobs(logprobs),
+        finish_reason=finish,
+    )
     return ChatCompletionChunk(**fields, choices=(delta,))
 
 
@@ -67,7 +81,9 @@ CHAT = Shape(
     "chatcmpl",
     _chat,
     _chat_piece,
-    lambda fields: ChatCompletionChunk(**fields, choices=(ChatDelta(delta={"role": "assistant", "content": ""}),)),
+    lambda fields: ChatCompletionChunk(
+        **fields, choices=(ChatDelta(delta={"role": "assistant", "content": ""}),)
+    ),
     lambda fields: ChatCompletionChunk(**fields, choices=()),
 )
 TEXT = Shape("cmpl", _text, _text, None, lambda fields: Completion(**fields, choices=()))
@@ -97,9 +113,17 @@ class Call:
         headers = {"x-request-id": self.number}
         if stream:
             first = await self.first()
-            return first if isinstance(first, Refusal) else EventStream(self, first, headers | _STREAM_HEADERS)
+            return (
+                first
+                if isinstance(first, Refusal)
+                else EventStream(self, first, headers | _STREAM_HEADERS)
+            )
         whole = await self.whole()
-        return whole if isinstance(whole, Refusal) else Response(whole.model_dump_json(), media_type="application/json", headers=headers)
+        return (
+            whole
+            if isinstance(whole, Refusal)
+            else Response(whole.model_dump_json(), media_type="application/json", headers=headers)
+        )
 
     async def first(self) -> Start | Refusal:
         status = _LEFT  # unless something else happens below
@@ -115,7 +139,11 @@ class Call:
                 await self.close(status)
         if isinstance(first, Start):
             self.start_of_answer = first
-            self.first_token_s = time.perf_counter() - self.start if first.first_token_s is None else first.first_token_s
+            self.first_token_s = (
+                time.perf_counter() - self.start
+                if first.first_token_s is None
+                else first.first_token_s
+            )
         return first
 
     async def rest(self) -> AsyncGenerator[TextPiece | Refusal, None]:
@@ -137,7 +165,9 @@ class Call:
         except Exception as err:  # the boundary of an answer that has begun: its status was sent
             status = _FAILED
             log.error("%s while an answer was told", type(err).__name__)
-            yield Refusal(_FAILED, "internal_error", "the answer broke off; the server's log has the cause")
+            yield Refusal(
+                _FAILED, "internal_error", "the answer broke off; the server's log has the cause"
+            )
         finally:
             await self.close(status)
 
@@ -155,7 +185,12 @@ class Call:
         assert self.last_piece is not None
         assert self.last_piece.finish is not None
         text = "".join(pieces) + self._last_words()
-        return self.shape.whole(self._fields(usage=self._usage(), **self._conclusion()), text, logprobs, self.last_piece.finish)
+        return self.shape.whole(
+            self._fields(usage=self._usage(), **self._conclusion()),
+            text,
+            logprobs,
+            self.last_piece.finish,
+        )
 
     async def stream(self, first: Start) -> AsyncGenerator[str, None]:
         place = 0
@@ -168,12 +203,18 @@ class Call:
                     yield f"data: {json.dumps(error_body(item))}\n\n"
                     return
                 if item.text or item.logprobs:
-                    yield _event(self.shape.piece(self._fields(), item.text, item.logprobs, None, place))
+                    yield _event(
+                        self.shape.piece(self._fields(), item.text, item.logprobs, None, place)
+                    )
                     place += len(item.text)
             assert self.last_piece is not None
             if self._last_words():
                 yield _event(self.shape.piece(self._fields(), self._last_words(), (), None, place))
-            yield _event(self.shape.piece(self._fields(**self._conclusion()), "", (), self.last_piece.finish, place))
+            yield _event(
+                self.shape.piece(
+                    self._fields(**self._conclusion()), "", (), self.last_piece.finish, place
+                )
+            )
             if self.include_usage:
                 yield _event(self.shape.closing(self._fields(usage=self._usage())))
             yield "data: [DONE]\n\n"
@@ -182,22 +223,43 @@ class Call:
 
     def _last_words(self) -> str:
         assert self.start_of_answer is not None
-        return SEAM + self.start_of_answer.disclaimer if self.with_disclaimer and self.start_of_answer.ends_with_disclaimer else ""
+        return (
+            SEAM + self.start_of_answer.disclaimer
+            if self.with_disclaimer and self.start_of_answer.ends_with_disclaimer
+            else ""
+        )
 
     def _fields(self, **others: Any) -> Fields:
         assert self.start_of_answer is not None
-        fields = {"id": f"{self.shape.prefix}-{self.number}", "created": self.created, "model": self.model}
-        return {**fields, "release": self.start_of_answer.release, "version": self.start_of_answer.version, **others}
+        fields = {
+            "id": f"{self.shape.prefix}-{self.number}",
+            "created": self.created,
+            "model": self.model,
+        }
+        return {
+            **fields,
+            "release": self.start_of_answer.release,
+            "version": self.start_of_answer.version,
+            **others,
+        }
 
     def _conclusion(self) -> Fields:
         assert self.start_of_answer is not None
         assert self.last_piece is not None
-        return {"outcome": self.last_piece.outcome, "disclaimer": self.start_of_answer.disclaimer, "masked": self.masked}
+        return {
+            "outcome": self.last_piece.outcome,
+            "disclaimer": self.start_of_answer.disclaimer,
+            "masked": self.masked,
+        }
 
     def _usage(self) -> Usage:
         assert self.start_of_answer is not None
         read = self.start_of_answer.prompt_tokens
-        return Usage(prompt_tokens=read, completion_tokens=self.num_tokens, total_tokens=read + self.num_tokens)
+        return Usage(
+            prompt_tokens=read,
+            completion_tokens=self.num_tokens,
+            total_tokens=read + self.num_tokens,
+        )
 
     async def close(self, status: int) -> None:
         """Once: what it ended with is what it is recorded as."""

@@ -1,4 +1,5 @@
-"""Requests and answers of OpenAI's completion routes, with our fields beside theirs. What we do not know is ignored, as new clients send it."""
+"""Requests and answers of OpenAI's completion routes, with our fields beside theirs. What we do not
+know is ignored, as new clients send it."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from medray.text.identifiers import Kind
 from medray.types import Message, Sampling, TokenLogprob
 
 _MODEL = "the release that answers; may be left out where one is served"
-_OTHERWISE = {  # what would change the answer if it were obeyed, and the values that ask for nothing
+# what would change the answer if it were obeyed, and the values that ask for nothing
+_OTHERWISE = {
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
@@ -32,7 +34,9 @@ _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "assistant": "assistant",
 }
 _Text = Annotated[str, StringConstraints(min_length=1)]
-_Words = Annotated[str, StringConstraints(min_length=0)]  # a constraint has pydantic refuse half of a surrogate pair
+_Words = Annotated[
+    str, StringConstraints(min_length=0)
+]  # a constraint has pydantic refuse half of a surrogate pair
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _GREEDY = 0.01  # temperatures below it divide logits into infinities
 _LEAST_TOP_P = 1e-6  # as a 32-bit float still more than nothing
@@ -56,14 +60,22 @@ class ChatMessage(_Lenient):
     content: _Words | Annotated[tuple[Part, ...], Field(fail_fast=True)]
 
     def message(self) -> Message:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = (
+            self.content
+            if isinstance(self.content, str)
+            else "".join(part.text for part in self.content)
+        )
         return Message(_ROLES[self.role], text)
 
 
 class _Request(_Lenient):
     model: str | None = Field(None, description=_MODEL)
-    max_tokens: int | None = Field(None, ge=1, description="tokens of the answer; the release's own number where not given")
-    temperature: float | None = Field(None, ge=0, le=2, description="0, which is greedy, where not given; below 0.01 it is 0")
+    max_tokens: int | None = Field(
+        None, ge=1, description="tokens of the answer; the release's own number where not given"
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0, which is greedy, where not given; below 0.01 it is 0"
+    )
     top_p: float | None = Field(None, gt=0, le=1, description="below 0.000001 it is that")
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     stop: _Stop | Annotated[tuple[_Stop, ...], Field(max_length=4, fail_fast=True)] | None = None
@@ -76,7 +88,10 @@ class _Request(_Lenient):
         if isinstance(raw, dict):
             for name, nothing in _OTHERWISE.items():
                 if raw.get(name) is not None and raw[name] not in nothing:
-                    raise ValueError(f"{name} is not supported here; leave it out" + (f", or {nothing[0]}" if name == "n" else ""))
+                    raise ValueError(
+                        f"{name} is not supported here; leave it out"
+                        + (f", or {nothing[0]}" if name == "n" else "")
+                    )
         return raw
 
     @property
@@ -91,9 +106,13 @@ class _Request(_Lenient):
     def num_logprobs(self) -> int | None: ...
 
     def conversation(self) -> Conversation:
-        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
+        stop = (
+            () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else self.stop
+        )
         sampling = Sampling(
-            temperature=self.temperature if self.temperature and self.temperature >= _GREEDY else 0.0,
+            temperature=self.temperature
+            if self.temperature and self.temperature >= _GREEDY
+            else 0.0,
             top_p=1.0 if self.top_p is None else max(self.top_p, _LEAST_TOP_P),
             seed=self.seed,
             stop=stop,
@@ -106,7 +125,9 @@ class ChatRequest(_Request):
     messages: Annotated[tuple[ChatMessage, ...], Field(fail_fast=True)] = Field(
         min_length=1, description="the last one is the user's; a system message is added after ours"
     )
-    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="the newer name of max_tokens"
+    )
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -127,11 +148,18 @@ class ChatRequest(_Request):
 
     def conversation(self) -> Conversation:
         plain = super().conversation()
-        return Conversation(plain.messages, plain.sampling, self.max_completion_tokens or self.max_tokens, plain.whole)
+        return Conversation(
+            plain.messages,
+            plain.sampling,
+            self.max_completion_tokens or self.max_tokens,
+            plain.whole,
+        )
 
 
 class CompletionRequest(_Request):
-    prompt: _Text | tuple[_Text] = Field(description="one text: what the user says in a conversation of one turn")
+    prompt: _Text | tuple[_Text] = Field(
+        description="one text: what the user says in a conversation of one turn"
+    )
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @property
@@ -177,7 +205,9 @@ class CompletionLogprobs(_Body):
 class Spoken(_Body):
     role: Literal["assistant"] = "assistant"
     content: str
-    refusal: None = None  # OpenAI's field for words of their own; whether an answer refuses, `outcome` says
+    refusal: None = (
+        None  # OpenAI's field for words of their own; whether an answer refuses, `outcome` says
+    )
 
 
 class ChatChoice(_Body):
@@ -210,10 +240,15 @@ class _Answer(_Body):
     usage: Usage | None = None
     release: str
     version: int
-    outcome: Literal["answered", "refused"] | None = Field(None, description="whether the whole answer is a refusal; known at its end")
+    outcome: Literal["answered", "refused"] | None = Field(
+        None, description="whether the whole answer is a refusal; known at its end"
+    )
     disclaimer: str | None = None
     masked: dict[Kind, int] | None = Field(
-        None, description="identifiers that were masked in the messages, by kind, where that is switched on"
+        None,
+        description=(
+            "identifiers that were masked in the messages, by kind, where that is switched on"
+        ),
     )
 
 
@@ -243,7 +278,10 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> ChatLogprobs | None:
                 token=one.text,
                 logprob=one.logprob,
                 bytes=_bytes(one.text),
-                top_logprobs=tuple(TopLogprob(token=text, logprob=value, bytes=_bytes(text)) for text, value in one.top),
+                top_logprobs=tuple(
+                    TopLogprob(token=text, logprob=value, bytes=_bytes(text))
+                    for text, value in one.top
+                ),
             )
             for one in logprobs
         )

@@ -1,4 +1,5 @@
-"""From a release to what answers: loaded, merged, proven by its probe, and in the precision that is faster here.
+"""From a release to what answers: loaded, merged, proven by its probe, and in the precision that is
+faster here.
 
 What is faster is measured at every load, with what the release will do.
 """
@@ -60,34 +61,48 @@ class _Opening:
     def _cast_within(self, precision: Precision) -> AbstractContextManager[None]:
         # 4-bit layers follow autocast themselves.
         built = self.loaded.built
-        return cast_within(built.model, built.family, precision) if self.loaded.is_merged else nullcontext()
+        return (
+            cast_within(built.model, built.family, precision)
+            if self.loaded.is_merged
+            else nullcontext()
+        )
 
     def settle(self, precision: Precision) -> tuple[LoadedRelease, TransformersEngine, Streams]:
         if self.loaded.is_merged:
             cast(self.loaded.built.model, self.loaded.built.family, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
-            engine.generation, self.thread, token_budget=options.generation_tokens, waiting_tokens=options.limits.waiting_tokens
+            engine.generation,
+            self.thread,
+            token_budget=options.generation_tokens,
+            waiting_tokens=options.limits.waiting_tokens,
         )
         return replace(self.loaded, engine=engine, precision=precision), engine, streams
 
 
-def open_head(release: Release, options: AppOptions, thread: Executor, *, device: str) -> Head | Chat:
+def open_head(
+    release: Release, options: AppOptions, thread: Executor, *, device: str
+) -> Head | Chat:
     """Load and merge a release in a thread that ends, then time it in the one that will compute.
 
-    Every thread that computes keeps OpenMP workers until it ends, and with more of them than cores they sleep between
-    layers: a second such thread took the first from 1.9 to 1.4 of two cores.
-    """
+    Every thread that computes keeps OpenMP workers until it ends, and with more of them than cores
+    they sleep between layers: a second such thread took the first from 1.9 to 1.4 of two cores."""
     with ThreadPoolExecutor(1, "load") as loader:
         loaded = loader.submit(partial(release.load, device=device, merge=True)).result()
     opening = _Opening(loaded, options, thread)
     if isinstance(loaded.task, Chatting):
         loaded, engine, streams = opening.settle(_faster_steps(opening))
-        window = getattr(loaded.built.model.config, "max_position_embeddings", None) or engine.tokenizer.model_max_length
+        window = (
+            getattr(loaded.built.model.config, "max_position_embeddings", None)
+            or engine.tokenizer.model_max_length
+        )
         return Chat.open(loaded, streams, window)
     if not isinstance(loaded.task, Served):
         known = ", ".join([*served_tasks(), "those of tasks that talk"])
-        raise ServingError(f"{loaded.reference}: its task {loaded.task.options.name!r} has no route; releases that have: {known}")
+        raise ServingError(
+            f"{loaded.reference}: its task {loaded.task.options.name!r} has no route; releases "
+            f"that have: {known}"
+        )
     return _open_head(opening)
 
 
@@ -106,7 +121,13 @@ def _open_head(opening: _Opening) -> Head:
         timings = opening.time(lambda engine: time_texts(engine, task, opening.thread))
         precision = fastest({name: timing.full_s for name, timing in timings.items()})
         overhead = timings[precision].overhead_tokens
-        log.info("%s: %s, a batch costs as much as %d tokens; %s", opening.loaded.reference, precision, overhead, timings)
+        log.info(
+            "%s: %s, a batch costs as much as %d tokens; %s",
+            opening.loaded.reference,
+            precision,
+            overhead,
+            timings,
+        )
     loaded, engine, streams = opening.settle(precision)
     cloud = read_cloud(loaded.folder) if options.flag_unlike_training else None
     batcher = Batcher(
@@ -122,7 +143,8 @@ def _open_head(opening: _Opening) -> Head:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a batch of one short text, and of one as in a busy moment, and how many tokens more that has."""
+    """Seconds of a batch of one short text, and of one as in a busy moment, and how many tokens
+    more that has."""
 
     small_s: float
     full_s: float
@@ -135,25 +157,36 @@ class Timing:
 
 
 def generates(engine: TransformersEngine, task: Task) -> bool:
-    """Whether the task's answers are generated: what counts then is a step, and whole answers would be a minute at every load."""
+    """Whether the task's answers are generated: what counts then is a step, and whole answers would
+    be a minute at every load."""
     counting = Counting(engine, 0)
     task.predict(counting, [Example("few", PROBE_TEXTS[2])])
     return counting.generates
 
 
 def time_texts(engine: TransformersEngine, task: Task, thread: Executor) -> Timing:
-    """The best of a few, so that a load beside live traffic judges as one on a quiet machine would."""
+    """The best of a few, so that a load beside live traffic judges as one on a quiet machine
+    would."""
     few = [Example("few", PROBE_TEXTS[2])]
     head = task.head()
     counting = Counting(engine, len(head.labels) if head else 0)
     task.predict(counting, few)
     length, small = max(1, task.options.max_length // 2), counting.num_tokens
-    text = " ".join([PROBE_TEXTS[2]] * max(1, length // len(engine.tokenizer(PROBE_TEXTS[2])["input_ids"])))
-    many = [Example(str(number), text) for number in range(max(2, _TIMED_TOKENS // max(length, small)))]
+    text = " ".join(
+        [PROBE_TEXTS[2]] * max(1, length // len(engine.tokenizer(PROBE_TEXTS[2])["input_ids"]))
+    )
+    many = [
+        Example(str(number), text) for number in range(max(2, _TIMED_TOKENS // max(length, small)))
+    ]
     task.predict(counting, many)
-    seconds = [tuple(thread.submit(_seconds, engine, task, rows).result() for rows in (few, many)) for _ in range(4)]
+    seconds = [
+        tuple(thread.submit(_seconds, engine, task, rows).result() for rows in (few, many))
+        for _ in range(4)
+    ]
     tokens = max(1, counting.num_tokens - 2 * small)
-    return Timing(min(small_s for small_s, _ in seconds), min(full_s for _, full_s in seconds), tokens)
+    return Timing(
+        min(small_s for small_s, _ in seconds), min(full_s for _, full_s in seconds), tokens
+    )
 
 
 def time_steps(engine: TransformersEngine, thread: Executor) -> float:
@@ -171,7 +204,10 @@ def _step_seconds(engine: TransformersEngine) -> float:
     generation = engine.generation()
     generation.ends = set()  # no row may leave before it was timed
     prompt = engine.tokenizer(PROBE_TEXTS[0])["input_ids"]
-    rows = [generation.row(number, prompt, Sampling(max_tokens=2 + _TIMED_STEPS)) for number in range(_TIMED_ROWS)]
+    rows = [
+        generation.row(number, prompt, Sampling(max_tokens=2 + _TIMED_STEPS))
+        for number in range(_TIMED_ROWS)
+    ]
     generation.join(rows)
     start = time.perf_counter()
     for _ in range(_TIMED_STEPS):
@@ -181,7 +217,8 @@ def _step_seconds(engine: TransformersEngine) -> float:
 
 @dataclass
 class Counting:
-    """An engine that answers zeros without computing, and tells how many tokens it was asked to read."""
+    """An engine that answers zeros without computing, and tells how many tokens it was asked to
+    read."""
 
     engine: Engine
     num_labels: int
@@ -200,11 +237,15 @@ class Counting:
         self.num_tokens += sum(map(len, inputs))
         return [np.zeros((len(row), self.num_labels), dtype=np.float32) for row in inputs]
 
-    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Floats:
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Floats:
         self.num_tokens += sum(map(len, prompts)) + len(prompts) * tail_length(continuations)
         return np.zeros((len(prompts), len(continuations)), dtype=np.float32)
 
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling
+    ) -> Iterator[Chunk]:
         self.num_tokens += sum(len(prompt) + sampling.max_tokens for prompt in prompts)
         self.generates = True
         return iter(())

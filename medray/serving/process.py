@@ -1,4 +1,5 @@
-"""What each of our Serve replicas sets up in its process: where its lines and the audit log go, and which address it listens at."""
+"""What each of our Serve replicas sets up in its process: where its lines and the audit log go, and
+which address it listens at."""
 
 import logging
 import os
@@ -42,7 +43,8 @@ class AppendHandler(logging.Handler):
 
 
 def open_audit_log(path: str | None) -> None:
-    """Send this replica's lines of the audit log to a file, or where it is None to Serve's own files."""
+    """Send this replica's lines of the audit log to a file, or where it is None to Serve's own
+    files."""
     audit.propagate = path is None
     if path is None:
         return
@@ -51,7 +53,9 @@ def open_audit_log(path: str | None) -> None:
         make_folder(file.parent, "audit_log")
         handler = AppendHandler(file)
     except (ConfigError, OSError, RuntimeError) as err:  # RuntimeError: there is no home folder
-        raise ServingError(f"audit_log {path}: cannot be written: {err}; null leaves it to Serve's own files") from None
+        raise ServingError(
+            f"audit_log {path}: cannot be written: {err}; null leaves it to Serve's own files"
+        ) from None
     replica = serve.get_replica_context().replica_id
     name = f"{replica.deployment_id.app_name}_{replica.deployment_id.name} {replica.unique_id}"
     handler.setFormatter(logging.Formatter(f"%(levelname)s %(asctime)s {name} -- %(message)s"))
@@ -75,6 +79,9 @@ def _log_with_serve() -> None:
 
 
 def _listen_on_loopback() -> None:
-    """Ray 2.60 opens a port of every replica on all interfaces after the constructor, for calls by gRPC, which nobody here makes."""
+    """Ray 2.60 opens a port of every replica on all interfaces after the constructor, for calls by
+    gRPC, which nobody here makes."""
     bind = serve_replica.add_port_to_grpc_server
-    serve_replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
+    serve_replica.add_port_to_grpc_server = lambda server, address: bind(
+        server, address.replace("[::]", "127.0.0.1")
+    )

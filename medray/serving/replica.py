@@ -1,4 +1,5 @@
-"""A Serve replica of a release, or of several on one engine. It loads, follows, answers and reports; it holds no arithmetic."""
+"""A Serve replica of a release, or of several on one engine. It loads, follows, answers and
+reports; it holds no arithmetic."""
 
 import asyncio
 import logging
@@ -41,7 +42,9 @@ from medray.tasks.base.route import TextRequest, TextResponse
 from medray.types import Chunk
 
 log = logging.getLogger(__name__)
-_WAITING = Refusal(503, "unavailable", "this release is not there yet; /healthz says why", RETRY_AFTER_S)
+_WAITING = Refusal(
+    503, "unavailable", "this release is not there yet; /healthz says why", RETRY_AFTER_S
+)
 
 
 class HeadReplica:
@@ -53,17 +56,27 @@ class HeadReplica:
         self.options = options
         self.device = "cuda" if resources.get("GPU") and torch.cuda.is_available() else "cpu"
         gpus = math.ceil(resources.get("GPU", 0)) if self.device == "cuda" else 0
-        self.shared = Shared(group, options, threads=threads, gpus=gpus) if group.engine == "vllm" else None
+        self.shared = (
+            Shared(group, options, threads=threads, gpus=gpus) if group.engine == "vllm" else None
+        )
         self.replica = serve.get_replica_context().replica_id.unique_id
         # One thread computes; the others encode, wait for their rows and put answers together.
-        self.compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
+        self.compute = ThreadPoolExecutor(
+            1, "compute", initializer=torch.set_num_threads, initargs=(threads,)
+        )
         self.requests = ThreadPoolExecutor(options.limits.ongoing_requests, "request")
-        self.gauge = Gauge("medray_release_version", "version that a replica serves", tag_keys=("model",))
+        self.gauge = Gauge(
+            "medray_release_version", "version that a replica serves", tag_keys=("model",)
+        )
         self.validation_labels = Gauge(
-            "medray_validation_label_share", "share of validation rows answered so", tag_keys=("release", "version", "label")
+            "medray_validation_label_share",
+            "share of validation rows answered so",
+            tag_keys=("release", "version", "label"),
         )
         self.validation_confidence = Gauge(
-            "medray_validation_confidence_share", "share of validation rows this sure at most", tag_keys=("release", "version", "at_most")
+            "medray_validation_confidence_share",
+            "share of validation rows this sure at most",
+            tag_keys=("release", "version", "at_most"),
         )
         self.training_texts: dict[str, TrainingTexts | None] = {}
         self.followers: dict[str, Follower[Head | Chat]] = {
@@ -83,19 +96,26 @@ class HeadReplica:
     def open_release(self, reference: str, release: Release) -> Head | Chat:
         if self.options.require_signature:
             release.check_signature(Path(self.options.require_signature))
-        head = self.shared.open(release) if self.shared else open_head(release, self.options, self.compute, device=self.device)
+        head = (
+            self.shared.open(release)
+            if self.shared
+            else open_head(release, self.options, self.compute, device=self.device)
+        )
         self.gauge.set(head.loaded.version, {"model": reference})
         if isinstance(head, Head):
             self._report_validation(head.loaded)
         return head
 
     def check_health(self) -> None:
-        """Raise where this replica cannot answer any more; Serve, which calls this, then starts another one."""
+        """Raise where this replica cannot answer any more; Serve, which calls this, then starts
+        another one."""
         if self.shared and self.shared.is_dead:
             raise ServingError("vLLM's processes have died")
 
     def _report_validation(self, loaded: LoadedRelease) -> None:
-        validation = shares(calibrate(loaded.task, loaded.calibration, read_predictions(loaded.folder)))
+        validation = shares(
+            calibrate(loaded.task, loaded.calibration, read_predictions(loaded.folder))
+        )
         tags = {"release": loaded.name, "version": str(loaded.version)}
         for label, share in validation.labels.items():
             self.validation_labels.set(share, tags | {"label": label})
@@ -106,38 +126,65 @@ class HeadReplica:
         release = self.followers[reference].release
         assert release is not None
         if release.record.content_id not in self.training_texts:
-            self.training_texts[release.record.content_id] = TrainingTexts.of(audit(release.folder()))
+            self.training_texts[release.record.content_id] = TrainingTexts.of(
+                audit(release.folder())
+            )
         return self.training_texts[release.record.content_id]
 
     def _model(self, reference: str) -> Head | Chat | Refusal:
         return self.followers[reference].model or _WAITING
 
-    async def answer(self, reference: str, request: TextRequest, timeout_s: float) -> TextResponse | Refusal:
+    async def answer(
+        self, reference: str, request: TextRequest, timeout_s: float
+    ) -> TextResponse | Refusal:
         deadline = time.monotonic() + timeout_s
-        return await asyncio.get_running_loop().run_in_executor(self.requests, self._answer, reference, request, deadline)
+        return await asyncio.get_running_loop().run_in_executor(
+            self.requests, self._answer, reference, request, deadline
+        )
 
-    def _answer(self, reference: str, request: TextRequest, deadline: float) -> TextResponse | Refusal:
+    def _answer(
+        self, reference: str, request: TextRequest, deadline: float
+    ) -> TextResponse | Refusal:
         head = self._model(reference)
         if isinstance(head, Refusal):
             return head
         if isinstance(head, Chat):
-            return Refusal(400, "wrong_route", f"{head.loaded.name} is asked at {CHAT_PATH}", param="model")
+            return Refusal(
+                400, "wrong_route", f"{head.loaded.name} is asked at {CHAT_PATH}", param="model"
+            )
         if not isinstance(request, tuple(route.request for route in head.task.routes)):
-            return Refusal(400, "wrong_route", f"{head.loaded.name} is asked at {head.path}", param="model")
+            return Refusal(
+                400, "wrong_route", f"{head.loaded.name} is asked at {head.path}", param="model"
+            )
         try:
-            response = head.answer(request, max_tokens=self.options.limits.tokens, deadline=deadline)
-            return notes.flag(request, response, self._training_texts(reference)) if self.options.flag_unlike_training else response
-        except DataError:  # the only one that a text can cause; its message counts rows of a batch, which the sender cannot see
-            return Refusal(422, "invalid_request", "a text holds no token that the model could read")
+            response = head.answer(
+                request, max_tokens=self.options.limits.tokens, deadline=deadline
+            )
+            return (
+                notes.flag(request, response, self._training_texts(reference))
+                if self.options.flag_unlike_training
+                else response
+            )
+        # the only one that a text can cause; its message counts rows of a batch, which the sender
+        # cannot see
+        except DataError:
+            return Refusal(
+                422, "invalid_request", "a text holds no token that the model could read"
+            )
         except TooManyTokensError as err:
             return Refusal(413, "too_many_tokens", str(err))
         except OverloadedError:
-            return Refusal(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
+            return Refusal(
+                429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S
+            )
         except LateError:
             return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
 
-    async def talk(self, reference: str, conversation: Conversation, timeout_s: float) -> AsyncGenerator[Start | TextPiece | Refusal, None]:
-        """Generate an answer piece by piece. If the caller closes the generator, its row is released at the next step."""
+    async def talk(
+        self, reference: str, conversation: Conversation, timeout_s: float
+    ) -> AsyncGenerator[Start | TextPiece | Refusal, None]:
+        """Generate an answer piece by piece. If the caller closes the generator, its row is
+        released at the next step."""
         loop, start = asyncio.get_running_loop(), time.monotonic()
         results: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         first: list[float] = []
@@ -177,12 +224,21 @@ class HeadReplica:
             self._cancel(chat, outcome)
 
     def _start(
-        self, chat: Head | Chat | Refusal, conversation: Conversation, deadline: float, deliver: Callable[[Chunk | Exception], None]
+        self,
+        chat: Head | Chat | Refusal,
+        conversation: Conversation,
+        deadline: float,
+        deliver: Callable[[Chunk | Exception], None],
     ) -> tuple[Start, Any] | Refusal:
         if isinstance(chat, Refusal):
             return chat
         if not isinstance(chat, Chat):
-            return Refusal(400, "wrong_route", f"{chat.loaded.name} does not talk: it is asked at {chat.path}", param="model")
+            return Refusal(
+                400,
+                "wrong_route",
+                f"{chat.loaded.name} does not talk: it is asked at {chat.path}",
+                param="model",
+            )
         try:
             return chat.begin(conversation, self.options.limits, deadline, deliver)
         except ServingError as err:
@@ -198,14 +254,20 @@ class HeadReplica:
 
     async def card(self, reference: str) -> ReleaseCard | Refusal:
         release = self.followers[reference].release
-        return await asyncio.get_running_loop().run_in_executor(self.requests, card, release) if release else _WAITING
+        return (
+            await asyncio.get_running_loop().run_in_executor(self.requests, card, release)
+            if release
+            else _WAITING
+        )
 
     async def report(self, reference: str) -> ReplicaReport:
         following = self.followers[reference]
         head = following.model
         if head is None:
             name = reference.partition("@")[0]
-            return ReplicaReport(replica=self.replica, release=name, version=0, precision="", error=following.error)
+            return ReplicaReport(
+                replica=self.replica, release=name, version=0, precision="", error=following.error
+            )
         return ReplicaReport(
             replica=self.replica,
             release=head.loaded.name,
@@ -217,7 +279,9 @@ class HeadReplica:
         )
 
 
-async def _gather(results: "asyncio.Queue[Chunk | Exception]", *, whole: bool) -> list[Chunk] | Exception:
+async def _gather(
+    results: "asyncio.Queue[Chunk | Exception]", *, whole: bool
+) -> list[Chunk] | Exception:
     """The chunks that came since the last call, or all of them."""
     chunks: list[Chunk] = []
     while True:
@@ -233,7 +297,9 @@ def _refusal_of(err: Exception) -> Refusal:
     if isinstance(err, TooLongError):
         return Refusal(400, "invalid_request", str(err), code="context_length_exceeded")
     if isinstance(err, OverloadedError):
-        return Refusal(429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S)
+        return Refusal(
+            429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S
+        )
     if isinstance(err, LateError):
         return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
     log.error("%s while a text was generated", type(err).__name__)

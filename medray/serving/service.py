@@ -1,4 +1,5 @@
-"""What the routes and a service that answers behind them exchange: conversations, pieces of answers, and what is kept of a request."""
+"""What the routes and a service that answers behind them exchange: conversations, pieces of
+answers, and what is kept of a request."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Who answers: before the first piece, also of an answer in one piece, which so can be asked for again until it is there."""
+    """Who answers: before the first piece, also of an answer in one piece, which so can be asked
+    for again until it is there."""
 
     release: str
     version: int
@@ -55,7 +57,9 @@ class Description:
     disclaimer: str | None = None
 
 
-Events = AsyncGenerator[Start | TextPiece | Refusal, None]  # first one of Start and Refusal; a refusal is the last
+Events = AsyncGenerator[
+    Start | TextPiece | Refusal, None
+]  # first one of Start and Refusal; a refusal is the last
 
 
 @dataclass(frozen=True)

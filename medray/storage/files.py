@@ -1,4 +1,5 @@
-"""Bytes on disk that other processes may read at any moment: written whole or not at all, addressed by their hashes."""
+"""Bytes on disk that other processes may read at any moment: written whole or not at all, addressed
+by their hashes."""
 
 import errno
 import hashlib
@@ -16,7 +17,13 @@ from medray.errors import ArtifactError, DiskFullError, UnreachableError
 
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last two: a file stands where a folder must be
+_LOCKED = (
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTDIR,
+)  # the last two: a file stands where a folder must be
 LARGEST_JSON = 64 << 20  # bytes of a manifest, a record or a move
 
 
@@ -26,7 +33,8 @@ def default_cache() -> Path:
 
 
 def absolute(path: str) -> Path:
-    """Where a storage path is: below the working folder, or in a submitted job, whose working folder is deleted after it, below ~/medray."""
+    """Where a storage path is: below the working folder, or in a submitted job, whose working
+    folder is deleted after it, below ~/medray."""
     place = Path(path.removeprefix("file://")).expanduser()
     below = Path("~/medray").expanduser() if is_submitted() else Path.cwd()
     return (below / place).resolve()
@@ -60,24 +68,33 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def read_plain(path: Path, limit: int = LARGEST_JSON) -> bytes:
-    """The bytes of a plain file: a link, a pipe, a device and a file above the limit are refused unread."""
+    """The bytes of a plain file: a link, a pipe, a device and a file above the limit are refused
+    unread."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise ArtifactError(f"{path}: is not a plain file; put the file itself there")
             if info.st_size > limit:
-                raise ArtifactError(f"{path}: has {info.st_size} bytes, at most {limit} are read; put the file itself there")
+                raise ArtifactError(
+                    f"{path}: has {info.st_size} bytes, at most {limit} are read; put the file "
+                    "itself there"
+                )
             return file.read(limit)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as err:
-        what, kind = ("is a link", ArtifactError) if err.errno == errno.ELOOP else (f"cannot be read: {err.strerror}", UnreachableError)
+        what, kind = (
+            ("is a link", ArtifactError)
+            if err.errno == errno.ELOOP
+            else (f"cannot be read: {err.strerror}", UnreachableError)
+        )
         raise kind(f"{path}: {what}; put a plain file there that this user may read") from None
 
 
 def plain_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file, by its path inside the folder. A link, a pipe or a device is refused by its name."""
+    """Bytes of every file, by its path inside the folder. A link, a pipe or a device is refused by
+    its name."""
     sizes: dict[str, int] = {}
     for at, below, names in os.walk(folder):
         for name in [*below, *names]:
@@ -104,13 +121,16 @@ def remove(path: Path) -> None:
 
 
 def mirror(source: Path, target: Path) -> None:
-    """Make a folder hold the source's files and nothing else. Each file is replaced in one step, so readers see an old or a new one."""
+    """Make a folder hold the source's files and nothing else. Each file is replaced in one step, so
+    readers see an old or a new one."""
     wanted = {path.relative_to(source) for path in files(source)}
     folders = {above for path in wanted for above in path.parents}
     for path in sorted(target.rglob("*"), reverse=True):
         inside = path.relative_to(target)
         is_folder = path.is_dir() and not path.is_symlink()
-        if inside not in (folders if is_folder else wanted) or not (is_folder or stat.S_ISREG(path.lstat().st_mode)):
+        if inside not in (folders if is_folder else wanted) or not (
+            is_folder or stat.S_ISREG(path.lstat().st_mode)
+        ):
             remove(path)
     for inside in sorted(wanted):
         place = target / inside
@@ -167,7 +187,9 @@ def writable(path: Path) -> Iterator[None]:
     except OSError as err:
         if err.errno not in _LOCKED:
             raise
-        raise ArtifactError(f"{path}: cannot be written: {err.strerror}; choose a place that this user may write to") from None
+        raise ArtifactError(
+            f"{path}: cannot be written: {err.strerror}; choose a place that this user may write to"
+        ) from None
 
 
 @contextmanager
@@ -190,9 +212,12 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def is_full(err: BaseException | None) -> bool:
-    """Whether a write failed for want of room: libraries and other processes keep the system's words, or only a cause that has its number."""
+    """Whether a write failed for want of room: libraries and other processes keep the system's
+    words, or only a cause that has its number."""
     while err is not None:
-        if getattr(err, "errno", None) in _FULL or any(os.strerror(number) in str(err) for number in _FULL):
+        if getattr(err, "errno", None) in _FULL or any(
+            os.strerror(number) in str(err) for number in _FULL
+        ):
             return True
         err = err.__cause__ or err.__context__
     return False
@@ -200,14 +225,16 @@ def is_full(err: BaseException | None) -> bool:
 
 def full(where: Path | str, then: str = "go on with --resume") -> DiskFullError:
     return DiskFullError(
-        f"{where}: {os.strerror(errno.ENOSPC)}; what was written before is whole: make room (`medray gc` removes what earlier studies left),"
+        f"{where}: {os.strerror(errno.ENOSPC)}; what was written before is whole: make room "
+        "(`medray gc` removes what earlier studies left),"
         f" then {then}"
     )
 
 
 @contextmanager
 def room_for(folder: Path) -> Iterator[None]:
-    """What is written in the block fits, or DiskFullError says that it does not, whoever found out."""
+    """What is written in the block fits, or DiskFullError says that it does not, whoever found
+    out."""
     try:
         yield
     except Exception as err:  # each library has a kind of its own for it
@@ -217,7 +244,8 @@ def room_for(folder: Path) -> Iterator[None]:
 
 
 def fetch(uri: str) -> Path:
-    """A folder or file on this machine: itself where it is local, else a copy in the cache, made once, since what is fetched never changes."""
+    """A folder or file on this machine: itself where it is local, else a copy in the cache, made
+    once, since what is fetched never changes."""
     if "://" not in uri:
         return Path(uri)
     remote, root = pyarrow.fs.FileSystem.from_uri(uri)
@@ -230,5 +258,11 @@ def fetch(uri: str) -> Path:
         with new_folder(target) as filling:
             copy = filling / place.name
             local = pyarrow.fs.LocalFileSystem()
-            pyarrow.fs.copy_files(root, str(copy), source_filesystem=remote, destination_filesystem=local, chunk_size=_BLOCK)
+            pyarrow.fs.copy_files(
+                root,
+                str(copy),
+                source_filesystem=remote,
+                destination_filesystem=local,
+                chunk_size=_BLOCK,
+            )
     return place

@@ -1,9 +1,9 @@
 """A store in S3, Google Cloud Storage or Azure, through obstore. A conditional PUT must be honored.
 
-S3's endpoint, region and credentials are boto3's own: AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID
-and the others. Those of the other two are obstore's: GOOGLE_APPLICATION_CREDENTIALS,
-AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY and the others.
-"""
+S3's endpoint, region and credentials are boto3's own: AWS_ENDPOINT_URL, AWS_PROFILE,
+AWS_ACCESS_KEY_ID and the others. Those of the other two are obstore's:
+GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY and the
+others."""
 
 import logging
 import re
@@ -25,7 +25,9 @@ _NUM_THREADS = 8
 _MARK = ".medray"
 _NUM_TRIES = 5  # of a conditional PUT that met another one, or whose answer was lost
 _PART_BYTES = 8 << 20  # at most 10,000 parts of a file are uploaded
-_CREDENTIALS_LIVE = timedelta(minutes=5)  # botocore renews its own at least ten minutes before they end
+_CREDENTIALS_LIVE = timedelta(
+    minutes=5
+)  # botocore renews its own at least ten minutes before they end
 _REPLY = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
@@ -62,7 +64,8 @@ SERVICES = {
         "Azure",
         "cloud",
         "container",
-        "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or give the machine an identity",
+        "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or give the machine an "
+        "identity",
         "listing, reading and writing blobs (Storage Blob Data Contributor)",
     ),
 }
@@ -75,7 +78,9 @@ class ObjectStore:
         self.service = SERVICES[scheme]
         if not self.bucket:
             kind = self.service.bucket
-            raise ConfigError(f"{uri}: names no {kind}; the form is {scheme}://{kind.upper()}/PREFIX")
+            raise ConfigError(
+                f"{uri}: names no {kind}; the form is {scheme}://{kind.upper()}/PREFIX"
+            )
         self.root = f"{prefix.strip('/')}/".lstrip("/")
         self.uri = f"{scheme}://{self.bucket}/{self.root}".rstrip("/")
         self._objects = self._connect(scheme)
@@ -92,7 +97,10 @@ class ObjectStore:
                     raise
                 raise ArtifactError(f"{self.uri}/{name}: there is no such object") from None
             if reply.meta["size"] > storage.LARGEST_JSON:
-                raise ArtifactError(f"{self.uri}/{name}: has {reply.meta['size']} bytes, at most {storage.LARGEST_JSON} are read")
+                raise ArtifactError(
+                    f"{self.uri}/{name}: has {reply.meta['size']} bytes, at most "
+                    f"{storage.LARGEST_JSON} are read"
+                )
             return bytes(reply.bytes())
 
     def create(self, name: str, content: bytes) -> bool:
@@ -106,7 +114,8 @@ class ObjectStore:
                     self._objects.put(name, content, mode="create", attributes={"writer": writer})
                     return True
                 except AlreadyExistsError:
-                    # A PUT whose answer was lost is repeated; the object that is there may be its own.
+                    # A PUT whose answer was lost is repeated; the object that is there may be its
+                    # own.
                     owner = self._writer(name)
                     if owner is not None:
                         return owner == writer
@@ -135,12 +144,14 @@ class ObjectStore:
         return []  # an object is there whole or not at all
 
     def check(self) -> None:
-        """One small object is written, once and for all, and cannot be written again: as versions are claimed."""
+        """One small object is written, once and for all, and cannot be written again: as versions
+        are claimed."""
         self.names("releases")
         self.create(_MARK, b"releases of medray\n")
         if self.create(_MARK, b""):
             raise ConfigError(
-                f"{self.uri}: this endpoint overwrites what a PUT with If-None-Match must leave alone: "
+                f"{self.uri}: this endpoint overwrites what a PUT with If-None-Match must leave "
+                "alone: "
                 "two publishers could claim one version"
             )
 
@@ -163,7 +174,8 @@ class ObjectStore:
             self.remove(f"{name}/{more}")
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
-        """A copy in the cache, which holds nothing that is not whole and what its content id says."""
+        """A copy in the cache, which holds nothing that is not whole and what its content id
+        says."""
         target = storage.default_cache() / name
         if anew or not target.is_dir():
             with storage.new_folder(target) as filling:
@@ -173,7 +185,8 @@ class ObjectStore:
         return target
 
     def _download(self, name: str, folder: Path) -> None:
-        """The manifest first, which bounds the rest: no byte of a file that it does not name, or of another size, is fetched."""
+        """The manifest first, which bounds the rest: no byte of a file that it does not name, or of
+        another size, is fetched."""
         where = f"{self.uri}/{name}"
         sizes = self._sizes(name)
         if not sizes:
@@ -192,7 +205,11 @@ class ObjectStore:
         """Bytes of every object below a name. obstore refuses a path with an empty part or `..`."""
         with self._explained():
             entries = [entry for page in self._objects.list(name) for entry in page]
-        return {entry["path"].removeprefix(f"{name}/"): entry["size"] for entry in entries if entry["path"] != name}
+        return {
+            entry["path"].removeprefix(f"{name}/"): entry["size"]
+            for entry in entries
+            if entry["path"] != name
+        }
 
     def _writer(self, name: str) -> str | None:
         """The mark of the writer that created an object, or None where there is no object."""
@@ -220,16 +237,24 @@ class ObjectStore:
             s3 = _s3_settings(self.uri, self.service) if scheme == "s3" else {}
         except ImportError as err:
             raise ConfigError(
-                f"{self.uri}: {self.service.name} needs {err.name}, which is not installed: pip install 'medray[{self.service.extra}]'"
+                f"{self.uri}: {self.service.name} needs {err.name}, which is not installed: pip "
+                f"install 'medray[{self.service.extra}]'"
             ) from None
         settings: dict[str, Any] = {
             "prefix": self.root or None,
             # A whole request has no limit, since a file has none; a connection that is silent has.
-            "client_options": {"allow_http": True, "connect_timeout": "10s", "read_timeout": "60s", "timeout": "1day"},
+            "client_options": {
+                "allow_http": True,
+                "connect_timeout": "10s",
+                "read_timeout": "60s",
+                "timeout": "1day",
+            },
             "retry_config": {"max_retries": s3.pop("max_retries", 4)},
         }
         try:
-            return {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme](self.bucket, **settings, **s3)
+            return {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme](
+                self.bucket, **settings, **s3
+            )
         except (BaseError, ValueError) as err:
             raise ConfigError(f"{self.uri}: {_one_line(err)}; {self.service.credentials}") from None
 
@@ -249,17 +274,24 @@ class ObjectStore:
         method, endpoint = request.groups() if request else ("a request", "the endpoint")
         status = int(reply.group(1)) if reply else None
         if _METADATA_SERVICE.search(endpoint):
-            return ConfigError(f"{self.uri}: no credentials for {self.service.name}: {self.service.credentials}")
+            return ConfigError(
+                f"{self.uri}: no credentials for {self.service.name}: {self.service.credentials}"
+            )
         if code in _NO_BUCKET:
             problem = f"there is no {self.service.bucket} {self.bucket!r} at {endpoint}"
         elif status in (401, 403):
-            problem = f"{method} is refused ({code or status}); the credentials must be valid and allow {self.service.permissions}"
+            problem = (
+                f"{method} is refused ({code or status}); the credentials must be valid and allow "
+                f"{self.service.permissions}"
+            )
         elif status == 501:
             needed = "a PUT with If-None-Match" if method == "PUT" else f"this {method}"
             problem = f"{method}: this endpoint cannot do what is needed: {needed}"
         elif status is not None:
             message = _MESSAGE.search(text)
-            problem = f"{method} failed with {status} {code}: {message.group(1) if message else ''}".rstrip(": ")
+            problem = (
+                f"{method} failed with {status} {code}: {message.group(1) if message else ''}"
+            ).rstrip(": ")
         elif path := _BAD_PATH.search(text):
             problem = f"the object {path.group(1)!r} would be written outside its folder; remove it"
         elif "kind: Connect" in text:
@@ -276,7 +308,9 @@ def _s3_settings(uri: str, service: Service) -> dict[str, Any]:
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     try:
-        session = botocore.session.Session()  # one of its own: a shared one must not be made by two threads at once
+        session = (
+            botocore.session.Session()
+        )  # one of its own: a shared one must not be made by two threads at once
         endpoint = session.create_client("s3").meta.endpoint_url
         credentials = session.get_credentials()
     except (BotoCoreError, ValueError) as err:  # ValueError: an endpoint that is no URL
@@ -304,5 +338,6 @@ def _is_answer_lost(err: Exception) -> bool:
 
 
 def _one_line(err: Exception) -> str:
-    """What obstore says, without its debugging lines and a URL's query, which may hold a signature."""
+    """What obstore says, without its debugging lines and a URL's query, which may hold a
+    signature."""
     return re.sub(r"\?\S+", "", " ".join(str(err).partition("\n\nDebug source:")[0].split()))

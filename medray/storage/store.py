@@ -15,7 +15,9 @@ from medray.storage import checkpoint, files
 from medray.storage.object_store import SERVICES, ObjectStore
 
 log = logging.getLogger(__name__)
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # what `storage` writes beside its place; other hidden files are not ours
+_TEMPORARY = re.compile(
+    r"\..+\.[a-z0-9_]{8}"
+)  # what `storage` writes beside its place; other hidden files are not ours
 _HALF_WRITTEN_S = 3600  # a younger file may be one that a process is writing
 
 
@@ -43,11 +45,13 @@ class Store(Protocol):
         ...
 
     def put_folder(self, name: str, folder: Path) -> None:
-        """Copy a checkpoint under a name that ends in its content id. A copy that is there already is compared, and mended where it differs."""
+        """Copy a checkpoint under a name that ends in its content id. A copy that is there already
+        is compared, and mended where it differs."""
         ...
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
-        """The folder on this machine; anew: read where it is kept, though a copy was made before."""
+        """The folder on this machine; anew: read where it is kept, though a copy was made
+        before."""
         ...
 
 
@@ -57,7 +61,8 @@ def open_store(uri: str) -> Store:
     if "://" in uri and not uri.startswith("file://"):
         raise ConfigError(
             f"{uri}: releases are kept in a folder or an object store; "
-            "allowed: a path, file://PATH, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+            "allowed: a path, file://PATH, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or "
+            "az://CONTAINER/PREFIX"
         )
     return LocalStore(uri.removeprefix("file://"))
 
@@ -87,17 +92,26 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as err:
-            raise ArtifactError(f"{folder}: cannot be read: {err.strerror}; choose a place that this user may read") from None
+            raise ArtifactError(
+                f"{folder}: cannot be read: {err.strerror}; choose a place that this user may read"
+            ) from None
 
     def remove(self, name: str) -> None:
         files.remove(self.root / name)
 
     def leftovers(self) -> list[str]:
         hidden = [
-            path for part in ("checkpoints", "releases") for path in (self.root / part).rglob(".*") if _TEMPORARY.fullmatch(path.name)
+            path
+            for part in ("checkpoints", "releases")
+            for path in (self.root / part).rglob(".*")
+            if _TEMPORARY.fullmatch(path.name)
         ]
         folders = [path for path in self.root.glob("releases/*/aliases/*") if path.is_dir()]
-        empty = [path for path in folders if all(inside.name.startswith(".") for inside in path.iterdir())]
+        empty = [
+            path
+            for path in folders
+            if all(inside.name.startswith(".") for inside in path.iterdir())
+        ]
         before = time.time() - _HALF_WRITTEN_S
         found = []
         for path in {*hidden, *empty}:
@@ -120,7 +134,9 @@ class LocalStore:
         if target.is_dir():
             locks = files.default_cache() / "locks"
             locks.mkdir(parents=True, exist_ok=True)
-            with FileLock(locks / f"{target.name}.lock"):  # two who mend at once would remove each other's half-written files
+            with FileLock(
+                locks / f"{target.name}.lock"
+            ):  # two who mend at once would remove each other's half-written files
                 self._mend(target, folder)
         else:
             with files.new_folder(target) as filling:

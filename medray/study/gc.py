@@ -1,4 +1,5 @@
-"""Files of finished studies that are no longer needed: checkpoints and states of trials that lost."""
+"""Files of finished studies that are no longer needed: checkpoints and states of trials that
+lost."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -38,12 +39,15 @@ class Sweep:
 
 
 def find(place: Path, *, finalists: bool = False) -> Sweep:
-    """In a run, a study's folder or a storage path. With `finalists` those that did not win as well."""
+    """In a run, a study's folder or a storage path. With `finalists` those that did not win as
+    well."""
     surplus: list[Surplus] = []
     left_alone: list[str] = []
     for run in _runs(place):
         if not (run.folder / LEADERBOARD).is_file():
-            left_alone.append(f"{run.folder}: has not ended; medray study --resume may need all of it")
+            left_alone.append(
+                f"{run.folder}: has not ended; medray study --resume may need all of it"
+            )
             continue
         try:
             with run.lock():
@@ -60,7 +64,9 @@ def remove(surplus: Sequence[Surplus]) -> None:
 
 
 def _runs(place: Path) -> list[Run]:
-    folders = {path.parent for depth in ("", "*/", "*/*/") for path in place.glob(f"{depth}{SETTINGS}")}
+    folders = {
+        path.parent for depth in ("", "*/", "*/*/") for path in place.glob(f"{depth}{SETTINGS}")
+    }
     if not folders:
         raise ArtifactError(f"{place}: holds no run of a study (a folder with {SETTINGS})")
     return [Run(folder.resolve()) for folder in sorted(folders)]
@@ -69,7 +75,12 @@ def _runs(place: Path) -> list[Run]:
 def _surplus(run: Run, finalists: bool) -> Iterator[Surplus]:
     board = run.leaderboard()
     won = {board.winner, *(board.best.seeds.trials if board.best.seeds else ())}
-    tested = {name for entry in board.entries if entry.test for name in (entry.name, *(entry.seeds.trials if entry.seeds else ()))}
+    tested = {
+        name
+        for entry in board.entries
+        if entry.test
+        for name in (entry.name, *(entry.seeds.trials if entry.seeds else ()))
+    }
     kept = won if finalists else tested
     published = _content_ids(run)
     best = Path(str(board.best.checkpoint)).resolve()
@@ -78,16 +89,24 @@ def _surplus(run: Run, finalists: bool) -> Iterator[Surplus]:
         needed = record.trial in kept or record.of in kept
         for kind in _KINDS:
             for folder in sorted((run.trial_dir(record.trial) / kind).glob("*")):
-                is_half = folder.name.startswith(".")  # left by a process that was killed while it wrote
-                released = (folder / MANIFEST).is_file() and (folder.resolve() == best or checkpoint.content_id(folder) in published)
+                is_half = folder.name.startswith(
+                    "."
+                )  # left by a process that was killed while it wrote
+                released = (folder / MANIFEST).is_file() and (
+                    folder.resolve() == best or checkpoint.content_id(folder) in published
+                )
                 if is_half or not (needed or released):
                     yield Surplus(run, record.trial, folder, _size(folder))
 
 
 def _content_ids(run: Run) -> set[str]:
-    """Content ids of everything that a release refers to, where this study publishes to and where it would."""
+    """Content ids of everything that a release refers to, where this study publishes to and where
+    it would."""
     options = run.settings().publish
-    places = {str(run.storage_dir), *([options.storage_path] if options and options.storage_path else [])}
+    places = {
+        str(run.storage_dir),
+        *([options.storage_path] if options and options.storage_path else []),
+    }
     return {
         registry.resolve(f"{name}@{version}").record.content_id
         for registry in map(Registry, places)

@@ -1,4 +1,5 @@
-"""What the trials of a study share: its data sets, its task, and the prepared rows of each base model. Each is made once."""
+"""What the trials of a study share: its data sets, its task, and the prepared rows of each base
+model. Each is made once."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,9 +35,15 @@ class Materials:
         return self._datasets[key]
 
     def prepared(self, config: TrialConfig) -> Path:
-        """The description of a trial's rows in tokens, which its process opens; the same error for each trial that cannot have them."""
+        """The description of a trial's rows in tokens, which its process opens; the same error for
+        each trial that cannot have them."""
         key = files.hash_text(
-            [config.model.source, str(config.model.revision), config.data.model_dump_json(), config.task.model_dump_json()]
+            [
+                config.model.source,
+                str(config.model.revision),
+                config.data.model_dump_json(),
+                config.task.model_dump_json(),
+            ]
         )
         if key not in self._prepared:
             self._prepared[key] = self._prepare(config)
@@ -48,7 +55,9 @@ class Materials:
     def _prepare(self, config: TrialConfig) -> Path | ArtifactError:
         dataset = self.dataset(config.data)
         task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
-        on_audit = (lambda audit: None) if config.model.source in self._audited else self.on_audit  # it is about all rows
+        on_audit = (
+            (lambda audit: None) if config.model.source in self._audited else self.on_audit
+        )  # it is about all rows
         self._audited.add(config.model.source)
         try:
             return gather(config, dataset, task, self.folder, on_audit).path
@@ -61,4 +70,9 @@ def audit(study: StudyConfig) -> Iterator[Audit]:
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
     for base in study.base_models:
-        yield look(dataset, task, base.source, load_tokenizer(sources.resolve(base.source, base.revision).path))
+        yield look(
+            dataset,
+            task,
+            base.source,
+            load_tokenizer(sources.resolve(base.source, base.revision).path),
+        )

@@ -1,4 +1,5 @@
-"""How the trials of a study fit on a cluster: what one takes, and how many run side by side. Pure."""
+"""How the trials of a study fit on a cluster: what one takes, and how many run side by side.
+Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from medray.config.study import ResourcesConfig
 from medray.errors import ConfigError
 from medray.runtime.cluster import Cluster, Node
 
-_MOST_PER_NODE = 8  # trials that share a node where nothing else is set: each has its base model in memory
+_MOST_PER_NODE = (
+    8  # trials that share a node where nothing else is set: each has its base model in memory
+)
 
 
 @dataclass(frozen=True)
@@ -27,26 +30,37 @@ class Placement:
 
 
 def place(resources: ResourcesConfig, cluster: Cluster, num_trials: int) -> Placement:
-    """Choose for the cluster the settings that were left open; raise where a trial can never run there."""
-    gpus = resources.gpus_per_worker if resources.gpus_per_worker is not None else float(cluster.gpus >= 1)
+    """Choose for the cluster the settings that were left open; raise where a trial can never run
+    there."""
+    gpus = (
+        resources.gpus_per_worker
+        if resources.gpus_per_worker is not None
+        else float(cluster.gpus >= 1)
+    )
     largest = max((int(node.cpus) for node in cluster.nodes if node.gpus >= gpus), default=0)
     cpus = resources.cpus_per_worker or _share(largest, num_trials * resources.most_workers)
     launcher = resources.launcher
     if launcher == "auto":
         launcher = "inline" if resources.most_workers == 1 and not gpus else "train"
     num_workers = sum(_num_workers_on(node, cpus, gpus) for node in cluster.nodes)
-    num_at_once = num_workers // resources.most_workers or int(num_workers >= resources.least_workers)
+    num_at_once = num_workers // resources.most_workers or int(
+        num_workers >= resources.least_workers
+    )
     if num_at_once == 0:
-        request = f"{resources.least_workers} worker(s) of {cpus} CPU(s)" + (f" and {gpus:g} GPU(s)" if gpus else "")
+        request = f"{resources.least_workers} worker(s) of {cpus} CPU(s)" + (
+            f" and {gpus:g} GPU(s)" if gpus else ""
+        )
         raise ConfigError(
-            f"resources: a trial asks for {request}, which this cluster can never hold: {_show(cluster.nodes)}; "
+            f"resources: a trial asks for {request}, which this cluster can never hold: "
+            f"{_show(cluster.nodes)}; "
             "lower resources.num_workers, cpus_per_worker or gpus_per_worker"
         )
     return Placement(launcher, resources.num_workers, cpus, gpus, num_at_once)
 
 
 def _share(cpus: int, num_workers: int) -> int:
-    """One thread each gives the most together (two trials of one thread train 1.3 times the tokens of one with two)."""
+    """One thread each gives the most together (two trials of one thread train 1.3 times the tokens
+    of one with two)."""
     return max(1, cpus // min(num_workers, _MOST_PER_NODE))
 
 
@@ -55,4 +69,7 @@ def _num_workers_on(node: Node, cpus: float, gpus: float) -> int:
 
 
 def _show(nodes: Sequence[Node]) -> str:
-    return ", ".join(f"a node with {node.cpus:g} CPU(s) and {node.gpus:g} GPU(s)" for node in nodes) or "no node"
+    return (
+        ", ".join(f"a node with {node.cpus:g} CPU(s) and {node.gpus:g} GPU(s)" for node in nodes)
+        or "no node"
+    )

@@ -1,4 +1,5 @@
-"""What a study will take, before it is spent: memory of a worker, trials side by side, hours. No weight is read."""
+"""What a study will take, before it is spent: memory of a worker, trials side by side, hours. No
+weight is read."""
 
 import math
 from collections.abc import Iterator
@@ -92,12 +93,26 @@ class StudyPlan:
         return found / 3600 * min(1.0, self.hours * 3600 / whole if whole else 1.0)
 
 
-def plan(study: StudyConfig, cluster: Cluster, *, memory_bytes: int | None, speed: Speed, num_rows: int | None = None) -> StudyPlan:
-    """`memory_bytes` is that of a GPU, or where a trial takes none, of a node; `num_rows` stands for data that is not here."""
+def plan(
+    study: StudyConfig,
+    cluster: Cluster,
+    *,
+    memory_bytes: int | None,
+    speed: Speed,
+    num_rows: int | None = None,
+) -> StudyPlan:
+    """`memory_bytes` is that of a GPU, or where a trial takes none, of a node; `num_rows` stands
+    for data that is not here."""
     dataset = None if num_rows else _dataset(study)
     task = tasks.fit(study.task, dataset.label_sets(), dataset.train) if dataset else None
-    found = tuple(_base(study, base, cluster, dataset, task, memory_bytes, speed, num_rows or 0) for base in study.base_models)
-    epochs = sum(base.num_trials * _epochs(study.trial(asked), base.rows) for base, asked in zip(found, study.base_models, strict=True))
+    found = tuple(
+        _base(study, base, cluster, dataset, task, memory_bytes, speed, num_rows or 0)
+        for base in study.base_models
+    )
+    epochs = sum(
+        base.num_trials * _epochs(study.trial(asked), base.rows)
+        for base, asked in zip(found, study.base_models, strict=True)
+    )
     share = min(1.0, study.search.num_epochs / epochs) if study.search.num_epochs else 1.0
     return StudyPlan(found, share, study.search.time_s)
 
@@ -108,15 +123,21 @@ def footprint(trial: TrialConfig, *, length: int, num_labels: int, answer_tokens
     return _footprint(config, trial, length, num_labels, answer_tokens)
 
 
-def _footprint(config: Any, trial: TrialConfig, length: int, num_labels: int, answer_tokens: int) -> Footprint:
+def _footprint(
+    config: Any, trial: TrialConfig, length: int, num_labels: int, answer_tokens: int
+) -> Footprint:
     batch = Batch(max(1, trial.train.token_budget // length), length, num_labels, answer_tokens)
     precision = untimed(trial.model.precision)  # `auto` may choose either; fp32 takes more memory
-    return measure(config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision)
+    return measure(
+        config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision
+    )
 
 
 def sharded(whole: Footprint, zero_stage: int | None, num_workers: int) -> int:
     """What each worker holds of it."""
-    shared = (whole.moments if (zero_stage or 0) >= 1 else 0) + (whole.gradients if (zero_stage or 0) >= 2 else 0)
+    shared = (whole.moments if (zero_stage or 0) >= 1 else 0) + (
+        whole.gradients if (zero_stage or 0) >= 2 else 0
+    )
     shared += whole.weights if zero_stage == 3 else 0
     return whole.peak - shared + math.ceil(shared / num_workers)
 
@@ -125,7 +146,10 @@ def _dataset(study: StudyConfig) -> Dataset:
     try:
         return datasets.load(study.data, tasks.task_options(study.task).bring)
     except (OSError, ValueError) as err:
-        raise ConfigError(f"the study's data cannot be read here: {err}; give --rows for its number of training rows") from None
+        raise ConfigError(
+            f"the study's data cannot be read here: {err}; give --rows for its number of training "
+            "rows"
+        ) from None
 
 
 def _base(
@@ -189,7 +213,9 @@ def _rows(trial: TrialConfig, dataset: Dataset | None, task: Task | None, num_ro
     try:
         tokenizer = load_tokenizer(sources.config_dir(trial.model.source, trial.model.revision))
     except ArtifactError:
-        mean = sum(min(longest, _WORD * len(example.text.split())) for example in sample) / len(sample)
+        mean = sum(min(longest, _WORD * len(example.text.split())) for example in sample) / len(
+            sample
+        )
         return Rows(
             num_train,
             len(dataset.validation),
@@ -202,9 +228,21 @@ def _rows(trial: TrialConfig, dataset: Dataset | None, task: Task | None, num_ro
     encoded = task.encode(sample, tokenizer)
     lengths = [len(row.tokens) for row in encoded]
     loss = task.loss([row.target for row in encoded], [row.row_id for row in encoded])
-    answers = [loss.num_tokens(row.target, len(row.tokens)) for row in encoded] if isinstance(loss, LanguageModelLoss) else [0]
+    answers = (
+        [loss.num_tokens(row.target, len(row.tokens)) for row in encoded]
+        if isinstance(loss, LanguageModelLoss)
+        else [0]
+    )
     mean = sum(lengths) / len(sample)  # a text in several windows is several rows
-    return Rows(num_train, len(dataset.validation), mean, max(lengths), num_labels, max(answers), f"{len(sample)} rows sampled")
+    return Rows(
+        num_train,
+        len(dataset.validation),
+        mean,
+        max(lengths),
+        num_labels,
+        max(answers),
+        f"{len(sample)} rows sampled",
+    )
 
 
 def _answer_tokens(trial: TrialConfig) -> int:
@@ -218,15 +256,22 @@ def _epochs(trial: TrialConfig, rows: Rows) -> float:
     return trial.train.epochs or (trial.train.max_steps or 0) / steps
 
 
-def _trial_s(trial: TrialConfig, rows: Rows, found: Footprint, placement: Placement, speed: Speed) -> float:
-    """Two operations for each weight forwards, two more backwards where gradients pass; a frozen base needs none for the weights themselves."""
+def _trial_s(
+    trial: TrialConfig, rows: Rows, found: Footprint, placement: Placement, speed: Speed
+) -> float:
+    """Two operations for each weight forwards, two more backwards where gradients pass; a frozen
+    base needs none for the weights themselves."""
     epochs, workers = _epochs(trial, rows), placement.least_workers
     trained, judged = epochs * rows.num_train * rows.mean, epochs * rows.num_validation * rows.mean
     forward, backward = 2.0, 2.0 * found.trained_share
     step = forward + backward + (forward if trial.model.gradient_checkpointing else 0.0)
     if speed.tokens_per_s:
         return (trained + judged * forward / step) / (speed.tokens_per_s * workers)
-    tflops = speed.tflops or (TFLOPS_OF_A_GPU if placement.gpus else _TFLOPS_OF_A_CPU[untimed(trial.model.precision)] * placement.cpus)
+    tflops = speed.tflops or (
+        TFLOPS_OF_A_GPU
+        if placement.gpus
+        else _TFLOPS_OF_A_CPU[untimed(trial.model.precision)] * placement.cpus
+    )
     return found.num_linear * (trained * step + judged * forward) / (tflops * 1e12 * workers)
 
 
@@ -234,17 +279,38 @@ def _advice(config: Any, trial: TrialConfig, rows: Rows, workers: int, room: int
     """The first settings that would fit, least slow first."""
     for settings in _smaller(trial, rows, workers):
         model = trial.model.model_copy(
-            update={key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
+            update={
+                key.removeprefix("model."): value
+                for key, value in settings.items()
+                if key.startswith("model.")
+            }
         )
         train = trial.train.model_copy(
-            update={key.removeprefix("train."): value for key, value in settings.items() if key.startswith("train.")}
+            update={
+                key.removeprefix("train."): value
+                for key, value in settings.items()
+                if key.startswith("train.")
+            }
         )
         found = _footprint(
-            config, trial.model_copy(update={"model": model, "train": train}), rows.longest, rows.num_labels, rows.answer_tokens
+            config,
+            trial.model_copy(update={"model": model, "train": train}),
+            rows.longest,
+            rows.num_labels,
+            rows.answer_tokens,
         )
-        if PROCESS + sharded(found, train.zero_stage, int(settings.get("resources.num_workers", workers))) <= room:
-            return "would fit with " + " ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
-    return "does not fit with one row of a step in memory, checkpointing, 4 bits or eight workers that share the weights: lower task.max_length"
+        if (
+            PROCESS
+            + sharded(found, train.zero_stage, int(settings.get("resources.num_workers", workers)))
+            <= room
+        ):
+            return "would fit with " + " ".join(
+                f"{key}={str(value).lower()}" for key, value in settings.items()
+            )
+    return (
+        "does not fit with one row of a step in memory, checkpointing, 4 bits or eight workers "
+        "that share the weights: lower task.max_length"
+    )
 
 
 def _smaller(trial: TrialConfig, rows: Rows, workers: int) -> Iterator[dict[str, Any]]:
@@ -256,4 +322,8 @@ def _smaller(trial: TrialConfig, rows: Rows, workers: int) -> Iterator[dict[str,
         yield again | {"model.quantization": "nf4"}
     for number in (2, 4, 8):
         if number > workers:
-            yield again | {"train.strategy": "deepspeed", "train.zero_stage": 3, "resources.num_workers": number}
+            yield again | {
+                "train.strategy": "deepspeed",
+                "train.zero_stage": 3,
+                "resources.num_workers": number,
+            }

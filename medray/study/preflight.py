@@ -1,4 +1,5 @@
-"""Every mistake of a study that is known before a weight is loaded or a GPU requested, all at once."""
+"""Every mistake of a study that is known before a weight is loaded or a GPU requested, all at
+once."""
 
 import logging
 import os
@@ -32,7 +33,8 @@ _MINIMUM_BYTES = 50_000_000  # predictions, curves, logs, rows in tokens
 
 
 def check(study: StudyConfig, *, resume: bool = False, with_data: bool = False) -> None:
-    """Raise one ConfigError that lists every mistake; `with_data` reads the rows too, as a study does when it starts."""
+    """Raise one ConfigError that lists every mistake; `with_data` reads the rows too, as a study
+    does when it starts."""
     mistakes = [*formats.check(study.data.format), *_storage(study), *_references(study)]
     try:
         tasks.task_options(study.task).samples()
@@ -41,31 +43,50 @@ def check(study: StudyConfig, *, resume: bool = False, with_data: bool = False) 
     if study.data.corrections and not Path(study.data.corrections).is_file():
         mistakes.append(f"data.corrections: there is no file {study.data.corrections}")
     if study.mlflow and util.find_spec("mlflow") is None:
-        mistakes.append("mlflow: MLflow is not installed; pip install 'medray[mlflow]', or take the section out")
+        mistakes.append(
+            "mlflow: MLflow is not installed; pip install 'medray[mlflow]', or take the section out"
+        )
     for base in study.base_models:
         mistakes += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
     if not mistakes:  # sizes are known of a study that is right
         mistakes = [*_disk(study, resume), *(_data(study) if with_data else [])]
     if mistakes:
         listed = "\n".join(f"  {sentence}" for sentence in mistakes)
-        raise ConfigError(f"study {study.name}, {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listed}")
+        raise ConfigError(
+            f"study {study.name}, {len(mistakes)} "
+            f"mistake{'s' if len(mistakes) > 1 else ''}:\n{listed}"
+        )
 
 
 def _references(study: StudyConfig) -> list[str]:
-    """What is wrong with secrets that are named, and with those that trials would miss; of others that are written in the study, a warning."""
+    """What is wrong with secrets that are named, and with those that trials would miss; of others
+    that are written in the study, a warning."""
     mistakes = []
     for setting, kind in redaction.find(study.model_dump(mode="json")):
-        if not setting.startswith(("data.", "mlflow.")):  # what a trial is given, and a release keeps
-            mistakes.append(f"{setting}: holds what looks like a key or password ({kind}), which is never stored; write it in other words")
+        if not setting.startswith(
+            ("data.", "mlflow.")
+        ):  # what a trial is given, and a release keeps
+            mistakes.append(
+                f"{setting}: holds what looks like a key or password ({kind}), which is never "
+                "stored; write it in other words"
+            )
             continue
         log.warning(
-            "%s: holds %s, which is used and not stored: --resume needs it again; name it instead: ${env:NAME} or ${file:PATH}",
+            "%s: holds %s, which is used and not stored: --resume needs it again; name it "
+            "instead: ${env:NAME} or ${file:PATH}",
             setting,
             kind,
         )
     for setting, value in run.leaves(study.model_dump(mode="json")):
-        if has_reference(str(value)) and not setting.startswith("data.format.") and setting != "mlflow.tracking_uri":
-            mistakes.append(f"{setting}: {value}: a secret is named in data.format and mlflow.tracking_uri alone; write the value itself")
+        if (
+            has_reference(str(value))
+            and not setting.startswith("data.format.")
+            and setting != "mlflow.tracking_uri"
+        ):
+            mistakes.append(
+                f"{setting}: {value}: a secret is named in data.format and mlflow.tracking_uri "
+                "alone; write the value itself"
+            )
     if study.mlflow:
         try:
             with resolved(study.mlflow.tracking_uri):
@@ -76,7 +97,8 @@ def _references(study: StudyConfig) -> list[str]:
 
 
 def _data(study: StudyConfig) -> list[str]:
-    """What is wrong with the rows: what a reader refuses, limits that are too small for the labels, labels that do not fit the task."""
+    """What is wrong with the rows: what a reader refuses, limits that are too small for the labels,
+    labels that do not fit the task."""
     mistakes = []
     for trial in _trials(study):
         try:
@@ -91,11 +113,25 @@ def _trials(study: StudyConfig) -> list[TrialConfig]:
     """One per data and task that trials of the study have, with every fold that is pooled."""
     trials = []
     for base in study.base_models:
-        axes = [(path, axis) for path, axis in study.space(base).items() if path.startswith(("data.", "task."))]
-        trials += [study.trial(base), *(study.trial(base, {path: value}) for path, axis in axes for value in axis.extremes)]
+        axes = [
+            (path, axis)
+            for path, axis in study.space(base).items()
+            if path.startswith(("data.", "task."))
+        ]
+        trials += [
+            study.trial(base),
+            *(study.trial(base, {path: value}) for path, axis in axes for value in axis.extremes),
+        ]
     if study.data.split.is_pooled:
-        trials = [_of_fold(trial, fold) for trial in trials for fold in range(study.data.split.folds)]
-    return list({f"{trial.data.model_dump_json()}{trial.task.model_dump_json()}": trial for trial in trials}.values())
+        trials = [
+            _of_fold(trial, fold) for trial in trials for fold in range(study.data.split.folds)
+        ]
+    return list(
+        {
+            f"{trial.data.model_dump_json()}{trial.task.model_dump_json()}": trial
+            for trial in trials
+        }.values()
+    )
 
 
 def _of_fold(trial: TrialConfig, fold: int) -> TrialConfig:
@@ -106,7 +142,10 @@ def _of_fold(trial: TrialConfig, fold: int) -> TrialConfig:
 def _storage(study: StudyConfig) -> list[str]:
     if "://" in study.storage_path.removeprefix("file://"):
         return [
-            f"storage_path: {study.storage_path}: runs need a folder that every node sees; releases may lie elsewhere: publish.storage_path"
+            (
+                f"storage_path: {study.storage_path}: runs need a folder that every node sees; "
+                "releases may lie elsewhere: publish.storage_path"
+            )
         ]
     if study.publish and study.publish.storage_path:
         try:
@@ -129,20 +168,30 @@ def _existing(study: StudyConfig) -> Path:
 
 def _disk(study: StudyConfig, resume: bool) -> list[str]:
     folder = _existing(study)
-    already = sum(path.stat().st_size for path in files.files(latest(folder).folder / "trials")) if resume else 0
+    already = (
+        sum(path.stat().st_size for path in files.files(latest(folder).folder / "trials"))
+        if resume
+        else 0
+    )
     free, needed = shutil.disk_usage(folder).free, num_bytes(study) - already
     if needed <= free:
         return []
     return [
-        f"storage_path: {folder} has {_show_bytes(free)} free, and this study may write {_show_bytes(needed)}; allowed: fewer trials, a smaller"
-        " lora.r or train.keep_checkpoints, another storage_path, or `medray gc` to remove what earlier studies left"
+        f"storage_path: {folder} has {_show_bytes(free)} free, and this study may write "
+        f"{_show_bytes(needed)}; allowed: fewer trials, a smaller"
+        " lora.r or train.keep_checkpoints, another storage_path, or `medray gc` to remove what "
+        "earlier studies left"
     ]
 
 
 def num_bytes(study: StudyConfig) -> int:
-    """What a study may write at most: every trial's best checkpoint, the latest ones, one being written, and the state for a resume."""
+    """What a study may write at most: every trial's best checkpoint, the latest ones, one being
+    written, and the state for a resume."""
     num_repeats = search.num_repeats(study)
-    return _MINIMUM_BYTES + sum((search.num_trials(study, base) + num_repeats) * num_trial_bytes(study, base) for base in study.base_models)
+    return _MINIMUM_BYTES + sum(
+        (search.num_trials(study, base) + num_repeats) * num_trial_bytes(study, base)
+        for base in study.base_models
+    )
 
 
 def num_trial_bytes(study: StudyConfig, base: BaseModelConfig) -> int:
@@ -154,7 +203,10 @@ def num_trial_bytes(study: StudyConfig, base: BaseModelConfig) -> int:
     num_weights = num_adapter_weights(folder, lora, needs_of(config.task))
     tokenizer_bytes = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())
     num_checkpoints = config.train.keep_checkpoints + 2
-    return num_checkpoints * (_WEIGHT_BYTES * num_weights + tokenizer_bytes) + 2 * _STATE_FIGURES * _WEIGHT_BYTES * num_weights
+    return (
+        num_checkpoints * (_WEIGHT_BYTES * num_weights + tokenizer_bytes)
+        + 2 * _STATE_FIGURES * _WEIGHT_BYTES * num_weights
+    )
 
 
 def _show_bytes(number: int) -> str:
@@ -164,11 +216,25 @@ def _show_bytes(number: int) -> str:
 def _base(study: StudyConfig, base: BaseModelConfig) -> list[str]:
     config = study.trial(base)
     axis = study.space(base).get("model.quantization")
-    searched = [study.trial(base, {"model.quantization": value}) for value in axis.extremes] if axis else []
-    mistakes = list(dict.fromkeys(sentence for trial in [config, *searched] for sentence in quantization.check(trial.model)))
+    searched = (
+        [study.trial(base, {"model.quantization": value}) for value in axis.extremes]
+        if axis
+        else []
+    )
+    mistakes = list(
+        dict.fromkeys(
+            sentence
+            for trial in [config, *searched]
+            for sentence in quantization.check(trial.model)
+        )
+    )
     mistakes += plugins.find("training.strategies", config.train.strategy).lacking()
     try:
-        check_targets(sources.config_dir(config.model.source, config.model.revision), config.lora, needs_of(config.task))
+        check_targets(
+            sources.config_dir(config.model.source, config.model.revision),
+            config.lora,
+            needs_of(config.task),
+        )
     except (ArtifactError, ConfigError) as err:
         mistakes.append(str(err))
     return mistakes
@@ -179,13 +245,20 @@ _START_S = 120.0
 
 
 def check_shared(folder: Path, look: Callable[[Path], Mapping[str, bool]] | None = None) -> None:
-    """Raise where a node does not see a file that is written here. `look` tells of each other node by its address."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-by-all-", suffix=f"-{socket.gethostname()}") as file:
-        blind = sorted(address for address, sees in (look or _others)(Path(file.name)).items() if not sees)
+    """Raise where a node does not see a file that is written here. `look` tells of each other node
+    by its address."""
+    with tempfile.NamedTemporaryFile(
+        dir=folder, prefix=".seen-by-all-", suffix=f"-{socket.gethostname()}"
+    ) as file:
+        blind = sorted(
+            address for address, sees in (look or _others)(Path(file.name)).items() if not sees
+        )
     if blind:
         raise ConfigError(
-            f"storage_path: {folder} is a folder of one node: {', '.join(blind)} cannot see what is written to it; "
-            "set storage_path to a folder that every node mounts (NFS, EFS, Filestore, a ReadWriteMany volume)"
+            f"storage_path: {folder} is a folder of one node: {', '.join(blind)} cannot see what "
+            "is written to it; "
+            "set storage_path to a folder that every node mounts (NFS, EFS, Filestore, a "
+            "ReadWriteMany volume)"
         )
 
 
@@ -208,11 +281,16 @@ def _others(path: Path) -> dict[str, bool]:
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] != here:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            calls[node["NodeManagerAddress"]] = ray.remote(sees).options(num_cpus=0, scheduling_strategy=there).remote(path)
+            calls[node["NodeManagerAddress"]] = (
+                ray.remote(sees).options(num_cpus=0, scheduling_strategy=there).remote(path)
+            )
     visible = {}
     for address, call in calls.items():
         try:
             visible[address] = bool(ray.get(call, timeout=_START_S))
         except RayError as err:
-            raise ConfigError(f"node {address} cannot run what this study would run on it: {str(err).strip().splitlines()[-1]}") from None
+            raise ConfigError(
+                f"node {address} cannot run what this study would run on it: "
+                f"{str(err).strip().splitlines()[-1]}"
+            ) from None
     return visible

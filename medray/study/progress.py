@@ -1,4 +1,5 @@
-"""Shows how a study proceeds: one live table in a terminal, plain lines anywhere else, at least one per minute."""
+"""Shows how a study proceeds: one live table in a terminal, plain lines anywhere else, at least one
+per minute."""
 
 import time
 from collections.abc import Sequence
@@ -80,7 +81,9 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.live = Live(console=self.console, refresh_per_second=2, get_renderable=self._render)
+            self.live = Live(
+                console=self.console, refresh_per_second=2, get_renderable=self._render
+            )
             self.live.__enter__()
         self.heart.__enter__()
         return self
@@ -109,21 +112,27 @@ class Progress:
         trial.epoch, trial.value = evaluation.epoch, value
         trial.best = value if trial.best is None else self._better(trial.best, value)
         self.heart.say(
-            f"{record.trial}  epoch {evaluation.epoch}  step {evaluation.step}  train loss {evaluation.train_loss:.4f}"
-            f"  validation {self.metric} {value:.4f}  {evaluation.tokens_per_s:,.0f} tokens/s  {self._summary()}"
+            f"{record.trial}  epoch {evaluation.epoch}  step {evaluation.step}  train loss "
+            f"{evaluation.train_loss:.4f}"
+            f"  validation {self.metric} {value:.4f}  {evaluation.tokens_per_s:,.0f} tokens/s  "
+            f"{self._summary()}"
         )
 
     def trial_finished(self, record: TrialRecord) -> None:
         trial = self._view(record)
         trial.record, trial.seconds = record, time.monotonic() - trial.start
-        self.heart.say(f"{record.trial}  {record.status}" + (f": {record.error}" if record.error else ""))
+        self.heart.say(
+            f"{record.trial}  {record.status}" + (f": {record.error}" if record.error else "")
+        )
 
     def _view(self, record: TrialRecord) -> TrialView:
         return self.trials.setdefault(record.trial, TrialView(record, time.monotonic()))
 
     def _running(self) -> list[TrialView]:
         """The trials that run, as they are now."""
-        running = [trial for trial in list(self.trials.values()) if trial.record.status == "running"]
+        running = [
+            trial for trial in list(self.trials.values()) if trial.record.status == "running"
+        ]
         if self.trials_dir:
             for trial in running:
                 trial.status = status.read(self.trials_dir / trial.record.trial)
@@ -131,30 +140,52 @@ class Progress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until the last trial ends, by the steps of those that run and the time of those that ended here.
+        """Seconds until the last trial ends, by the steps of those that run and the time of those
+        that ended here.
 
         One that ended without an evaluation was only looked up: it says nothing.
         """
         now, running = time.monotonic(), self._running()
-        left = {trial.record.trial: trial.status.left_s for trial in running if trial.status and trial.status.left_s is not None}
-        took = [trial.seconds for trial in list(self.trials.values()) if trial.seconds is not None and trial.epoch is not None]
-        took = took or [now - trial.start + left[trial.record.trial] for trial in running if trial.record.trial in left]
+        left = {
+            trial.record.trial: trial.status.left_s
+            for trial in running
+            if trial.status and trial.status.left_s is not None
+        }
+        took = [
+            trial.seconds
+            for trial in list(self.trials.values())
+            if trial.seconds is not None and trial.epoch is not None
+        ]
+        took = took or [
+            now - trial.start + left[trial.record.trial]
+            for trial in running
+            if trial.record.trial in left
+        ]
         if not took:
             return None
         mean = sum(took) / len(took)
         waiting = max(0, self.num_trials - self.num_before - len(self.trials))
-        rest = waiting * mean + sum(left.get(trial.record.trial, max(0.0, mean - (now - trial.start))) for trial in running)
+        rest = waiting * mean + sum(
+            left.get(trial.record.trial, max(0.0, mean - (now - trial.start))) for trial in running
+        )
         return rest / max(1, len(running))
 
     def _better(self, one: float, other: float) -> float:
         return max(one, other) if higher_is_better(self.metric) else min(one, other)
 
     def _summary(self) -> str:
-        num_finished = self.num_before + sum(trial.record.status != "running" for trial in list(self.trials.values()))
+        num_finished = self.num_before + sum(
+            trial.record.status != "running" for trial in list(self.trials.values())
+        )
         summary = f"{num_finished}/{self.num_trials} trials ended"
-        reached = {name: trial.best for name, trial in list(self.trials.items()) if trial.best is not None}
+        reached = {
+            name: trial.best for name, trial in list(self.trials.items()) if trial.best is not None
+        }
         if reached:
-            best = min(reached, key=lambda name: -reached[name] if higher_is_better(self.metric) else reached[name])
+            best = min(
+                reached,
+                key=lambda name: -reached[name] if higher_is_better(self.metric) else reached[name],
+            )
             summary = f"best so far {reached[best]:.4f} ({best})  {summary}"
         return summary + (f"  about {_duration(eta_s)} to go" if (eta_s := self.eta_s) else "")
 
@@ -171,14 +202,39 @@ class Progress:
     def _render(self) -> Group:
         running = self._running()
         table = Table(box=None, pad_edge=False)
-        for column in ("trial", "epoch", "step", "loss", "tokens/s", self.metric, "best", "left", ""):
+        for column in (
+            "trial",
+            "epoch",
+            "step",
+            "loss",
+            "tokens/s",
+            self.metric,
+            "best",
+            "left",
+            "",
+        ):
             table.add_column(column, justify="left" if column in ("trial", "") else "right")
-        finished = [trial for trial in list(self.trials.values()) if trial.record.status != "running"]
+        finished = [
+            trial for trial in list(self.trials.values()) if trial.record.status != "running"
+        ]
         for trial in finished[-max(1, _MOST_ROWS - len(running)) :]:
-            figures = ("" if value is None else f"{value:.4f}" for value in (trial.value, trial.best))
-            table.add_row(trial.record.trial, str(trial.epoch or ""), "", "", "", *figures, "", trial.record.status)
+            figures = (
+                "" if value is None else f"{value:.4f}" for value in (trial.value, trial.best)
+            )
+            table.add_row(
+                trial.record.trial,
+                str(trial.epoch or ""),
+                "",
+                "",
+                "",
+                *figures,
+                "",
+                trial.record.status,
+            )
         for trial in running:
-            figures = ("" if value is None else f"{value:.4f}" for value in (trial.value, trial.best))
+            figures = (
+                "" if value is None else f"{value:.4f}" for value in (trial.value, trial.best)
+            )
             now = trial.status or Status(_STARTING)
             table.add_row(
                 trial.record.trial,
@@ -200,7 +256,12 @@ def _where(now: Status | None) -> str:
         return _STARTING
     parts = [] if now.stage == TRAINING else [now.stage]
     if now.step:
-        parts += [f"epoch {now.epoch}", f"step {now.step}/{now.num_steps}", f"loss {now.loss:.4f}", f"{now.tokens_per_s:,.0f} tokens/s"]
+        parts += [
+            f"epoch {now.epoch}",
+            f"step {now.step}/{now.num_steps}",
+            f"loss {now.loss:.4f}",
+            f"{now.tokens_per_s:,.0f} tokens/s",
+        ]
     if now.left_s is not None:
         parts.append(f"about {_duration(now.left_s)} to go")
     return "  ".join(parts)
@@ -209,4 +270,10 @@ def _where(now: Status | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,4 +1,5 @@
-"""The launcher of Ray Tune: one Tuner per search, whose searcher, scheduler and callback share one `Session`. It imports no torch."""
+"""The launcher of Ray Tune: one Tuner per search, whose searcher, scheduler and callback share one
+`Session`. It imports no torch."""
 
 import logging
 import threading
@@ -29,10 +30,14 @@ def launch(session: Session, placements: Sequence[Placement]) -> None:
     """Run the trials of a session to their end; a full disk ends them earlier."""
     if num_groups := free_leaked_groups():
         log.warning("removed %d placement group(s) that ended jobs had left behind", num_groups)
-    # On a full disk it would tell at length, with tracebacks, that Tune cannot store a state of its own, which nobody reads.
+    # On a full disk it would tell at length, with tracebacks, that Tune cannot store a state of its
+    # own, which nobody reads.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
-    # Tune gives keys of AWS to its actors as a runtime environment, which Ray's agent writes into its log. Trials need none.
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
+    # Tune gives keys of AWS to its actors as a runtime environment, which Ray's agent writes into
+    # its log. Trials need none.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        [name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
+    )
     is_done = False
     while not is_done:
         reason = _fit(session, placements)
@@ -42,10 +47,17 @@ def launch(session: Session, placements: Sequence[Placement]) -> None:
         is_done = reason is None and not has_more
 
 
-def call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], placement: Placement) -> list[Any]:
-    """Call a function once per tuple of arguments, each in a process with what a worker of a trial has; return the results in order."""
+def call(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], placement: Placement
+) -> list[Any]:
+    """Call a function once per tuple of arguments, each in a process with what a worker of a trial
+    has; return the results in order."""
 
-    def call_and_free(*values: Any) -> Any:  # without GPUs, Ray runs the next call in the same process, which has imported what it needs
+    def call_and_free(
+        *values: Any,
+    ) -> (
+        Any
+    ):  # without GPUs, Ray runs the next call in the same process, which has imported what it needs
         try:
             return function(*values)
         finally:
@@ -60,20 +72,24 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
     """Why Tune stopped before the search came to its end, if it did."""
     started = threading.Event()
     num_at_once = min(placement.num_at_once for placement in placements)
-    launcher = "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
+    launcher = (
+        "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
+    )
     tuner = tune.Tuner(
         tune.with_resources(trial_actor.start, _resources),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(session, num_at_once),
             scheduler=_Scheduler(session, started),
             num_samples=-1,
-            # A driver that Ray Train still holds cannot be used again: Tune would lose the trial that is given to it without a word.
+            # A driver that Ray Train still holds cannot be used again: Tune would lose the trial
+            # that is given to it without a word.
             reuse_actors=launcher == "inline",
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
-            name=f"tune-{sum(1 for _ in session.run.folder.glob('tune-*')) + 1}",  # a resumed study has several
+            # a resumed study has several
+            name=f"tune-{sum(1 for _ in session.run.folder.glob('tune-*')) + 1}",
             storage_path=str(session.run.folder),
             callbacks=[_Callback(session)],
             failure_config=tune.FailureConfig(max_failures=session.study.resources.max_failures),
@@ -84,10 +100,14 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
     threading.Thread(target=_warn_of_waiting, args=(started, least), daemon=True).start()
     try:
         tuner.fit()
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, and what the runtime makes of SIGTERM: the trials' processes train on
+    except (
+        KeyboardInterrupt,
+        SystemExit,
+    ):  # Ctrl-C, and what the runtime makes of SIGTERM: the trials' processes train on
         session.interrupt()
         raise
-    except Exception as err:  # Tune knows a process that died, but not one that Ray ended for want of memory: it gives up
+    # Tune knows a process that died, but not one that Ray ended for want of memory: it gives up
+    except Exception as err:
         if not _is_out_of_memory(err):
             raise
         return "its machine ran out of memory, and Ray ended its process or one beside it"
@@ -107,7 +127,9 @@ def _is_out_of_memory(err: BaseException | None) -> bool:
 def _warn_of_waiting(started: threading.Event, placement: Placement) -> None:
     """A study that waits for others' CPUs or GPUs says so: Tune and Train would wait in silence."""
     cpus, gpus = placement.least_workers * placement.cpus, placement.least_workers * placement.gpus
-    for _ in range(10):  # what an earlier search of this study held comes back a moment after its end
+    for _ in range(
+        10
+    ):  # what an earlier search of this study held comes back a moment after its end
         free = ray.available_resources()  # before the first trial takes any
         if free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus:
             return
@@ -115,7 +137,8 @@ def _warn_of_waiting(started: threading.Event, placement: Placement) -> None:
             return
     while not started.wait(_PATIENCE_S):
         log.warning(
-            "no trial has reported yet: one takes %g CPU(s) and %g GPU(s), and %g and %g were free at the start; other jobs hold the rest",
+            "no trial has reported yet: one takes %g CPU(s) and %g GPU(s), and %g and %g were "
+            "free at the start; other jobs hold the rest",
             cpus,
             gpus,
             free.get("CPU", 0),
@@ -141,7 +164,9 @@ def _tune_config(start: TrialStart, storage_path: Path) -> dict[str, Any]:
 
 def _resources(config: dict[str, Any]) -> PlacementGroupFactory:
     if config["launcher"] == "inline":
-        return PlacementGroupFactory([{"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}])
+        return PlacementGroupFactory(
+            [{"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}]
+        )
     # A driver that held a CPU would take it from the workers that it waits for.
     return PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
 
@@ -154,7 +179,8 @@ class _Shell:
 
 
 class _Searcher(_Shell, Searcher):
-    """Proposes as many trials as run at once. Tune's own limit counts a trial that Tune gave up as one that runs, for ever."""
+    """Proposes as many trials as run at once. Tune's own limit counts a trial that Tune gave up as
+    one that runs, for ever."""
 
     def __init__(self, session: Session, num_at_once: int) -> None:
         super().__init__()
@@ -168,7 +194,9 @@ class _Searcher(_Shell, Searcher):
                 return _tune_config(start, self.session.run.folder / "train")
         return Searcher.FINISHED
 
-    def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: Row | None = None, error: bool = False
+    ) -> None:
         """The callback hears of it with more detail."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -197,7 +225,8 @@ class _Callback(_Shell, Callback):
         self.given_up: set[str] = set()  # ids of Tune's trials
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Tune calls nothing for a trial whose process it could not use again (Ray 2.60): its status alone shows it."""
+        """Tune calls nothing for a trial whose process it could not use again (Ray 2.60): its
+        status alone shows it."""
         for trial in trials:
             if trial.status == TuneTrial.ERROR and trial.trial_id not in self.given_up:
                 self.given_up.add(trial.trial_id)
@@ -205,21 +234,29 @@ class _Callback(_Shell, Callback):
                     with self.session.ending_on_full_disk():
                         self.session.trial_lost(_name(trial))
 
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         with self.session.ending_on_full_disk():
             self.session.trial_started(_name(trial))
 
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         with self.session.ending_on_full_disk():
             self.session.trial_finished(_name(trial))
 
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         error = trial.get_pickled_error() or trial.get_error()
         how = "it raised" if isinstance(error, ray.exceptions.RayTaskError) else "its process died:"
         with self.session.ending_on_full_disk():
             if files.is_full(error):  # found by Tune's or Train's own writing
                 raise files.full(self.session.run.folder)
-            self.session.trial_finished(_name(trial), error=f"{how} {str(error).strip().splitlines()[-1]}")
+            self.session.trial_finished(
+                _name(trial), error=f"{how} {str(error).strip().splitlines()[-1]}"
+            )
 
 
 def _name(trial: TuneTrial) -> str:

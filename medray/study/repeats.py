@@ -1,4 +1,5 @@
-"""Finalists trained again: with other seeds, or on the other folds of the data. Pure, and in the place of a `Search` once that is over."""
+"""Finalists trained again: with other seeds, or on the other folds of the data. Pure, and in the
+place of a `Search` once that is over."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,19 +9,26 @@ from medray.records import TrialRecord
 from medray.study.search import Proposal
 
 
-def proposals(study: StudyConfig, finalists: Sequence[Entry], records: Mapping[str, TrialRecord]) -> list[Proposal]:
+def proposals(
+    study: StudyConfig, finalists: Sequence[Entry], records: Mapping[str, TrialRecord]
+) -> list[Proposal]:
     """What is still to be trained of each finalist, whose own trial is the first seed or fold."""
     split, missing = study.data.split, []
     for entry in finalists:
         trial = records[entry.name]
         for number in range(1, split.folds if split.is_pooled else study.search.num_seeds):
             seed, fold = (0, number) if split.is_pooled else (number, 0)
-            missing.append(Proposal(trial.base, trial.number, trial.settings, of=trial.trial, seed=seed, fold=fold))
+            missing.append(
+                Proposal(
+                    trial.base, trial.number, trial.settings, of=trial.trial, seed=seed, fold=fold
+                )
+            )
     return missing
 
 
 def config_of(study: StudyConfig, record: TrialRecord) -> TrialConfig:
-    """What a trial computes: its base model's settings, what was searched, its seed and its fold."""
+    """What a trial computes: its base model's settings, what was searched, its seed and its
+    fold."""
     config = study.trial(study.base_models[record.base], record.settings)
     if study.data.split.is_pooled:
         split = config.data.split.model_copy(update={"fold": record.fold})
@@ -31,7 +39,14 @@ def config_of(study: StudyConfig, record: TrialRecord) -> TrialConfig:
 class Repeats:
     """A list of trials and no choice: nothing is stopped before the finalist was."""
 
-    def __init__(self, proposals: Sequence[Proposal], limits: Mapping[str, float], metric: str, *, num_before: int = 0) -> None:
+    def __init__(
+        self,
+        proposals: Sequence[Proposal],
+        limits: Mapping[str, float],
+        metric: str,
+        *,
+        num_before: int = 0,
+    ) -> None:
         self.metric, self.limits = metric, limits  # epochs that a finalist was stopped after
         self.num_before = num_before  # trials of the search, which whoever watches has counted
         self.spent_s = 0.0

@@ -1,4 +1,5 @@
-"""A run of a study on disk: its settings, the record and history of each trial, and what was chosen in the end.
+"""A run of a study on disk: its settings, the record and history of each trial, and what was chosen
+in the end.
 
 `check` compares its settings with those of a resume, and names each that may not change.
 """
@@ -43,7 +44,9 @@ class Conclusion:
 @dataclass(frozen=True)
 class Run:
     folder: Path
-    given: StudyConfig | None = field(default=None, compare=False, repr=False)  # with secrets, which its file does not hold
+    given: StudyConfig | None = field(
+        default=None, compare=False, repr=False
+    )  # with secrets, which its file does not hold
 
     @classmethod
     def start(cls, study: StudyConfig) -> "Run":
@@ -53,7 +56,8 @@ class Run:
 
     @classmethod
     def resume(cls, study: StudyConfig) -> "Run":
-        """The latest run of a study; one that is finished is opened again where the study now wants more."""
+        """The latest run of a study; one that is finished is opened again where the study now wants
+        more."""
         run = cls(latest(study_dir(study)).folder, study)
         old = load_study([run.folder / SETTINGS])
         check(old, study, str(run.folder))
@@ -81,7 +85,10 @@ class Run:
             with file.acquire(timeout=_PATIENCE_S):
                 yield
         except Timeout:
-            raise ConfigError(f"{self.folder}: another process runs this study; wait for its end, or stop it first") from None
+            raise ConfigError(
+                f"{self.folder}: another process runs this study; wait for its end, or stop it "
+                "first"
+            ) from None
 
     @property
     def storage_dir(self) -> Path:
@@ -93,11 +100,18 @@ class Run:
 
     def records(self) -> list[TrialRecord]:
         """Of every trial, in the order they were proposed."""
-        records = [TrialRecord.model_validate_json(path.read_bytes()) for path in (self.folder / "trials").glob("*/trial.json")]
-        return sorted(records, key=lambda record: (record.number, record.base, record.seed, record.fold))
+        records = [
+            TrialRecord.model_validate_json(path.read_bytes())
+            for path in (self.folder / "trials").glob("*/trial.json")
+        ]
+        return sorted(
+            records, key=lambda record: (record.number, record.base, record.seed, record.fold)
+        )
 
     def write(self, record: TrialRecord) -> None:
-        files.write(self.trial_dir(record.trial) / "trial.json", record.model_dump_json(indent=1).encode())
+        files.write(
+            self.trial_dir(record.trial) / "trial.json", record.model_dump_json(indent=1).encode()
+        )
 
     def spent_s(self) -> float:
         """Seconds of search by the processes that worked on this run."""
@@ -116,22 +130,32 @@ class Run:
         return (self.folder / LEADERBOARD).exists()
 
     def finish(self, conclusion: Conclusion) -> None:
-        """Write what the study concludes; the leaderboard is last, since it marks a run as finished."""
+        """Write what the study concludes; the leaderboard is last, since it marks a run as
+        finished."""
         board, samples = conclusion.board, conclusion.samples
         histories = {record.trial: self.history(record.trial) for record in self.records()}
-        files.write(self.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode())
+        files.write(
+            self.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode()
+        )
         files.write(self.folder / "leaderboard.csv", tables.to_csv(tables.rows(board)).encode())
-        files.write(self.folder / "leaderboard.md", tables.to_markdown(board, conclusion.analysis).encode())
+        files.write(
+            self.folder / "leaderboard.md", tables.to_markdown(board, conclusion.analysis).encode()
+        )
         if conclusion.analysis:
             files.write(self.folder / ANALYSIS, analysis.to_json(conclusion.analysis))
         if samples:
-            files.write(self.folder / SAMPLES, json.dumps(samples, indent=1, ensure_ascii=False).encode())
+            files.write(
+                self.folder / SAMPLES, json.dumps(samples, indent=1, ensure_ascii=False).encode()
+            )
         files.write(self.folder / LEADERBOARD, tables.to_json(board).encode())
 
     def leaderboard(self) -> Leaderboard:
         path = self.folder / LEADERBOARD
         if not path.exists():
-            raise TrialError(f"{self.folder}: has no {LEADERBOARD}: its study has not ended; `medray study --resume` goes on")
+            raise TrialError(
+                f"{self.folder}: has no {LEADERBOARD}: its study has not ended; `medray study "
+                "--resume` goes on"
+            )
         return tables.from_json(path.read_text(encoding="utf-8"), str(path))
 
     def analysis(self) -> Analysis | None:
@@ -140,9 +164,12 @@ class Run:
         return analysis.from_json(path.read_bytes(), str(path)) if path.exists() else None
 
     def entries(self, metric: str, is_wanted: Callable[[TrialRecord], bool]) -> list[Entry]:
-        """Trials at their best evaluation, each with the folder of that checkpoint if it is there."""
+        """Trials at their best evaluation, each with the folder of that checkpoint if it is
+        there."""
         records = [record for record in self.records() if is_wanted(record)]
-        entries = [leaderboard.entry_of(record, self.history(record.trial), metric) for record in records]
+        entries = [
+            leaderboard.entry_of(record, self.history(record.trial), metric) for record in records
+        ]
         return [replace(entry, checkpoint=self._stored_checkpoint(entry)) for entry in entries]
 
     def _stored_checkpoint(self, entry: Entry) -> str | None:
@@ -169,7 +196,11 @@ def _stored(study: StudyConfig) -> str:
 
 def latest(folder: Path) -> Run:
     """The last run of a study's folder, or the run that the folder is."""
-    newest = folder if (folder / SETTINGS).is_file() else max((path.parent for path in folder.glob(f"*/{SETTINGS}")), default=None)
+    newest = (
+        folder
+        if (folder / SETTINGS).is_file()
+        else max((path.parent for path in folder.glob(f"*/{SETTINGS}")), default=None)
+    )
     if newest is None:
         raise ArtifactError(f"{folder}: holds no run of a study (a folder with {SETTINGS})")
     return Run(newest.resolve())
@@ -182,7 +213,8 @@ def slug(source: str) -> str:
 
 
 def slugs(sources: Sequence[str]) -> list[str]:
-    """One for each, numbered where an earlier one is alike: a base model that is appended renames none."""
+    """One for each, numbered where an earlier one is alike: a base model that is appended renames
+    none."""
     names: list[str] = []
     for source in sources:
         name, number = slug(source), 2
@@ -211,15 +243,21 @@ _SHOWN = 6
 def check(old: StudyConfig, new: StudyConfig, where: str) -> None:
     """Refuse what would mix two configurations in one ranking, each by its name."""
     before, after = (dict(leaves(study.model_dump(mode="json"))) for study in (old, new))
-    names = [name for name in {**before, **after} if not _is_same(before.get(name), after.get(name))]
+    names = [
+        name for name in {**before, **after} if not _is_same(before.get(name), after.get(name))
+    ]
     refused = [name for name in names if not _may_change(name, len(old.base_models))]
     if not refused:
         return
-    listed = "; ".join(f"{name} was {before.get(name, 'not set')!r} and is {after.get(name, 'not set')!r}" for name in refused[:_SHOWN])
+    listed = "; ".join(
+        f"{name} was {before.get(name, 'not set')!r} and is {after.get(name, 'not set')!r}"
+        for name in refused[:_SHOWN]
+    )
     more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     allowed = ", ".join([*CHANGEABLE, *_CHANGEABLE_SECTIONS, *_CHANGEABLE_MEMORY])
     raise ConfigError(
-        f"{where}: was started with other settings: {listed}{more}; a study that goes on may change {allowed} and num_trials"
+        f"{where}: was started with other settings: {listed}{more}; a study that goes on may "
+        f"change {allowed} and num_trials"
         " of a base model, and append base models; for anything else start anew, without --resume"
     )
 
@@ -246,8 +284,13 @@ def wants_more(old: StudyConfig, new: StudyConfig) -> bool:
 
 
 def _is_same(before: Any, after: Any) -> bool:
-    """Also an address that was signed again, or whose secret is given or named otherwise: its place is the same."""
-    return before == after or (isinstance(before, str) and isinstance(after, str) and comparable(before) == comparable(after))
+    """Also an address that was signed again, or whose secret is given or named otherwise: its place
+    is the same."""
+    return before == after or (
+        isinstance(before, str)
+        and isinstance(after, str)
+        and comparable(before) == comparable(after)
+    )
 
 
 def _may_change(name: str, num_bases: int) -> bool:

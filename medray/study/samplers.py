@@ -1,8 +1,7 @@
 """Which settings come next for one base model. Each sampler knows axes and figures; none knows Ray.
 
-Draws are numbered from 0. Random and grid draws depend on the study's seed, the base model and their number alone, so that a
-study that goes on after a stop draws what it would have drawn.
-"""
+Draws are numbered from 0. Random and grid draws depend on the study's seed, the base model and
+their number alone, so that a study that goes on after a stop draws what it would have drawn."""
 
 import hashlib
 import itertools
@@ -32,23 +31,34 @@ class Sampler(Protocol):
         ...
 
 
-def make(algorithm: str, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str) -> Sampler:
+def make(
+    algorithm: str, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str
+) -> Sampler:
     if not space:
         return Drawn({}, 1, seed=seed, base_model=base_model)
     if algorithm == "optuna":
         return Optuna(space, num_trials, seed=seed, base_model=base_model)
     if algorithm == "grid":
-        return Drawn({path: Axis(grid=axis.values) for path, axis in space.items()}, 1, seed=seed, base_model=base_model)
+        return Drawn(
+            {path: Axis(grid=axis.values) for path, axis in space.items()},
+            1,
+            seed=seed,
+            base_model=base_model,
+        )
     return Drawn(space, num_trials, seed=seed, base_model=base_model)
 
 
 class Drawn:
     """Grid axes crossed, the other axes drawn `num_draws` times for each point of the grid."""
 
-    def __init__(self, space: Mapping[str, Axis], num_draws: int, *, seed: int, base_model: str) -> None:
+    def __init__(
+        self, space: Mapping[str, Axis], num_draws: int, *, seed: int, base_model: str
+    ) -> None:
         self.space, self.seed, self.base_model = dict(space), seed, base_model
         grid = {path: axis.values for path, axis in self.space.items() if axis.kind == "grid"}
-        self.points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        self.points = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
         self.num_trials = num_draws * len(self.points)
         self._drawn: list[dict[str, Any] | None] = []
 
@@ -64,7 +74,10 @@ class Drawn:
         point = self.points[number % len(self.points)]
         for attempt in range(_REDRAWS):
             rng = np.random.default_rng([_seed(self.seed, self.base_model), number, attempt])
-            settings = {path: point[path] if path in point else _value(axis, rng) for path, axis in self.space.items()}
+            settings = {
+                path: point[path] if path in point else _value(axis, rng)
+                for path, axis in self.space.items()
+            }
             if settings not in self._drawn:
                 return settings
         return None
@@ -73,7 +86,9 @@ class Drawn:
 class Optuna:
     """Optuna's TPE, by its ask-and-tell interface."""
 
-    def __init__(self, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str) -> None:
+    def __init__(
+        self, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -88,7 +103,8 @@ class Optuna:
 
         # Seeded by its number: a process that goes on would draw the first ones again.
         self.study.sampler = optuna.samplers.TPESampler(
-            seed=_seed(self.seed, f"{self.base_model}:{number}") % 2**32, n_startup_trials=max(3, min(10, self.num_trials // 3))
+            seed=_seed(self.seed, f"{self.base_model}:{number}") % 2**32,
+            n_startup_trials=max(3, min(10, self.num_trials // 3)),
         )
         trial = self.study.ask(self.distributions)
         settings = dict(trial.params)
@@ -101,10 +117,16 @@ class Optuna:
         for place, (drawn, trial) in enumerate(self._open):
             if drawn == settings:
                 del self._open[place]
-                self.study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+                self.study.tell(
+                    trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL
+                )
                 return
         if value is not None:  # drawn by an earlier process
-            self.study.add_trial(optuna.trial.create_trial(params=dict(settings), distributions=self.distributions, value=value))
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(settings), distributions=self.distributions, value=value
+                )
+            )
 
 
 def _distribution(axis: Axis) -> Any:

@@ -1,7 +1,8 @@
-"""The search of a study: what is tried next, for which base model, and what is stopped. Pure: no Ray, no disk, no model.
+"""The search of a study: what is tried next, for which base model, and what is stopped. Pure: no
+Ray, no disk, no model.
 
-Every base model has a sampler and rungs of its own, so that like is compared with like, and all draw on one budget.
-"""
+Every base model has a sampler and rungs of its own, so that like is compared with like, and all
+draw on one budget."""
 
 import math
 import time
@@ -67,7 +68,8 @@ class Plan(Protocol):
 
 @dataclass
 class Rungs:
-    """Asynchronous successive halving: at each rung, a trial that is not among the best so far stops."""
+    """Asynchronous successive halving: at each rung, a trial that is not among the best so far
+    stops."""
 
     grace_epochs: float
     reduction_factor: float
@@ -86,7 +88,9 @@ class Rungs:
         """The highest rung that is reached."""
         if epochs < self.grace_epochs:
             return None
-        steps = math.floor(math.log(epochs / self.grace_epochs) / math.log(self.reduction_factor) + 1e-9)
+        steps = math.floor(
+            math.log(epochs / self.grace_epochs) / math.log(self.reduction_factor) + 1e-9
+        )
         return self.grace_epochs * self.reduction_factor**steps
 
 
@@ -109,7 +113,9 @@ class _Child:
 
 
 class Search:
-    def __init__(self, study: StudyConfig, metric: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, study: StudyConfig, metric: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.search, self.metric, self.clock = study.search, metric, clock
         self.spent_s = 0.0  # by earlier processes of this study
         self._started = clock()
@@ -134,13 +140,18 @@ class Search:
     @property
     def num_trials(self) -> int:
         """How many there will be, as far as is known now."""
-        return sum(child.num_proposed if child.is_done else child.sampler.num_trials for child in self._children)
+        return sum(
+            child.num_proposed if child.is_done else child.sampler.num_trials
+            for child in self._children
+        )
 
     @property
     def budget_is_spent(self) -> bool:
         """Whether the epochs or the time of this study are used up."""
         epochs, seconds = self.search.num_epochs, self.search.time_s
-        return (epochs is not None and sum(self.epochs.values()) >= epochs) or (seconds is not None and self.seconds >= seconds)
+        return (epochs is not None and sum(self.epochs.values()) >= epochs) or (
+            seconds is not None and self.seconds >= seconds
+        )
 
     @property
     def seconds(self) -> float:
@@ -148,13 +159,15 @@ class Search:
 
     @property
     def most_failed(self) -> int:
-        """Trials that may fail; one that is alone may, since then there is nothing to rank anyway."""
+        """Trials that may fail; one that is alone may, since then there is nothing to rank
+        anyway."""
         most = self.search.max_failed
         return max(1, self.num_trials // 2) if most is None else most
 
     @property
     def has_failed(self) -> bool:
-        """Whether more trials failed than may: what is wrong is then hardly the trials' own settings."""
+        """Whether more trials failed than may: what is wrong is then hardly the trials' own
+        settings."""
         return len(self.failed) > self.most_failed
 
     def owns(self, record: TrialRecord) -> bool:
@@ -165,7 +178,8 @@ class Search:
         self._started = self.clock()
 
     def next(self) -> Proposal | None:
-        """The next trial, of the base model that has had the smallest share of its trials; None when there are no more."""
+        """The next trial, of the base model that has had the smallest share of its trials; None
+        when there are no more."""
         while not self.budget_is_spent and not self.has_failed:
             open_ = [at for at, child in enumerate(self._children) if not child.is_done]
             if not open_:
@@ -207,7 +221,9 @@ class Search:
 
 
 def _rungs(search: SearchConfig) -> Rungs | None:
-    return Rungs(search.grace_epochs, search.reduction_factor) if search.scheduler == "asha" else None
+    return (
+        Rungs(search.grace_epochs, search.reduction_factor) if search.scheduler == "asha" else None
+    )
 
 
 def num_trials(study: StudyConfig, base: BaseModelConfig) -> int:
@@ -215,11 +231,16 @@ def num_trials(study: StudyConfig, base: BaseModelConfig) -> int:
     wanted = base.num_trials or study.search.num_trials or 1
     if study.search.algorithm == "optuna":
         return wanted
-    algorithm = "grid" if study.search.algorithm == "grid" else "random"  # how many there are does not depend on how they are drawn
-    return samplers.make(algorithm, study.space(base), wanted, seed=0, base_model=base.source).num_trials
+    algorithm = (
+        "grid" if study.search.algorithm == "grid" else "random"
+    )  # how many there are does not depend on how they are drawn
+    return samplers.make(
+        algorithm, study.space(base), wanted, seed=0, base_model=base.source
+    ).num_trials
 
 
 def num_repeats(study: StudyConfig) -> int:
-    """Trials of each base model after the search, at most: finalists with other seeds, or on the other folds."""
+    """Trials of each base model after the search, at most: finalists with other seeds, or on the
+    other folds."""
     folds = study.data.split.folds if study.data.split.is_pooled else 1
     return study.search.num_finalists * (max(study.search.num_seeds, folds) - 1)

@@ -1,7 +1,8 @@
-"""One of a closed set of labels by a causal language model: it scores every label behind the prompt, or generates an answer.
+"""One of a closed set of labels by a causal language model: it scores every label behind the
+prompt, or generates an answer.
 
-It loads no model. A label's probability is that of its tokens and the end of sequence, over those of all labels.
-"""
+It loads no model. A label's probability is that of its tokens and the end of sequence, over those
+of all labels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,15 @@ from medray.answers import ChoiceAnswer
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, label_answers, places, weights_of
+from medray.tasks.base.labels import (
+    ClassWeights,
+    check_one_label,
+    check_options,
+    indicators,
+    label_answers,
+    places,
+    weights_of,
+)
 from medray.tasks.base.language_model import LanguageModelLoss, answer_at_end, generate
 from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.base.route import DisclaimedResponse, Route, TextRequest, TextResponse
@@ -37,28 +46,61 @@ class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "language model"
     FIXED = ("name", "metric", "positive_label")
     name: Literal["choice"]
-    positive_label: str | None = Field(None, description="of exactly two labels, the one that the binary figures are about")
-    metric: str = Field("f1_macro", description="figure on the validation split that epochs and trials are chosen by")
-    prompt: str = Field("{text}\n\nAnswer:", description="what the model reads, with the row's {text}; special tokens in it are plain text")
+    positive_label: str | None = Field(
+        None, description="of exactly two labels, the one that the binary figures are about"
+    )
+    metric: str = Field(
+        "f1_macro",
+        description="figure on the validation split that epochs and trials are chosen by",
+    )
+    prompt: str = Field(
+        "{text}\n\nAnswer:",
+        description=(
+            "what the model reads, with the row's {text}; special tokens in it are plain text"
+        ),
+    )
     answer: str = Field(" {label}", description="what follows the prompt, with the {label}")
-    end_of_sequence: bool = Field(True, description="an answer ends with the model's end of sequence, in training and in scores")
-    max_length: int = Field(512, ge=1, description="tokens of prompt and longest answer; the row's text is cut to fit, nothing else")
+    end_of_sequence: bool = Field(
+        True,
+        description="an answer ends with the model's end of sequence, in training and in scores",
+    )
+    max_length: int = Field(
+        512,
+        ge=1,
+        description=(
+            "tokens of prompt and longest answer; the row's text is cut to fit, nothing else"
+        ),
+    )
     keep: Keep = Field("start", description="the part of a long text that is kept")
-    decoding: Literal["score", "generate"] = Field("score", description="score every label, or generate greedily and look for a label")
-    length_normalisation: bool = Field(False, description="compare labels by their mean token instead of their sum")
-    prior_correction: bool = Field(False, description="subtract what each label scores behind a prompt without content")
+    decoding: Literal["score", "generate"] = Field(
+        "score", description="score every label, or generate greedily and look for a label"
+    )
+    length_normalisation: bool = Field(
+        False, description="compare labels by their mean token instead of their sum"
+    )
+    prior_correction: bool = Field(
+        False, description="subtract what each label scores behind a prompt without content"
+    )
     prior_text: str = Field("N/A", min_length=1, description="the text of that prompt")
     class_weights: ClassWeights = Field(
-        "none", description="weight of a training row's answer tokens by its label; balanced gives every class the same sum of rows"
+        "none",
+        description=(
+            "weight of a training row's answer tokens by its label; balanced gives every class the "
+            "same sum of rows"
+        ),
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self.around()
         Template.parse(self.answer).around("label")
-        scores_only = [name for name in ("length_normalisation", "prior_correction") if getattr(self, name)]
+        scores_only = [
+            name for name in ("length_normalisation", "prior_correction") if getattr(self, name)
+        ]
         if self.decoding == "generate" and scores_only:
-            raise ValueError(f"{scores_only[0]} true and decoding 'generate': what is generated is not scored")
+            raise ValueError(
+                f"{scores_only[0]} true and decoding 'generate': what is generated is not scored"
+            )
         return self
 
     def around(self) -> tuple[str, str]:
@@ -80,13 +122,20 @@ class Task:
     routes: ClassVar = (Route("/v1/choose", ChooseRequest, ChooseResponse),)
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
+    def fit(
+        cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()
+    ) -> Self:
         check_one_label(examples)
         labels = tuple(sorted({label for example in examples for label in example.labels}))
         if len(labels) < 2:
-            raise DataError(f"{len(examples)} examples have {len(labels)} labels ({', '.join(labels)}); a choice needs at least two")
+            raise DataError(
+                f"{len(examples)} examples have {len(labels)} labels ({', '.join(labels)}); a "
+                "choice needs at least two"
+            )
         metrics.check_positive(labels, options.positive_label)
-        check_options(labels, metric=options.metric, class_weights=options.class_weights, multi_label=False)
+        check_options(
+            labels, metric=options.metric, class_weights=options.class_weights, multi_label=False
+        )
         return cls(options, labels)
 
     @classmethod
@@ -103,25 +152,42 @@ class Task:
         """Prompt and answer; of a row without a label the prompt."""
         label_ids = self._label_ids(tokenizer)
         rows = []
-        for example, prompt in zip(examples, self._prompts(examples, tokenizer, label_ids), strict=True):
+        for example, prompt in zip(
+            examples, self._prompts(examples, tokenizer, label_ids), strict=True
+        ):
             if not example.labels:
                 rows.append(Encoded(example.id, prompt.tokens, (), prompt.truncated))
                 continue
             (place,) = places(example, self.labels)
-            rows.append(Encoded(example.id, (*prompt.tokens, *label_ids[place]), (place, len(label_ids[place])), prompt.truncated))
+            rows.append(
+                Encoded(
+                    example.id,
+                    (*prompt.tokens, *label_ids[place]),
+                    (place, len(label_ids[place])),
+                    prompt.truncated,
+                )
+            )
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
         """Each token of a row's answer has the weight of the row's class."""
         classes, counts = np.array(targets, dtype=np.int64).reshape(-1, 2).T
-        weights = weights_of(self.options.class_weights, self.labels, classes, np.ones(len(classes)))[classes] * counts
+        weights = (
+            weights_of(self.options.class_weights, self.labels, classes, np.ones(len(classes)))[
+                classes
+            ]
+            * counts
+        )
         return LanguageModelLoss(weights, answer_at_end, has_class_weights=True)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if self.options.decoding == "generate":
             return self._generate(engine, examples)
         answers = self.read_probe(self._scores(engine, examples))
-        return [replace(answer, row_id=example.id) for example, answer in zip(examples, answers, strict=True)]
+        return [
+            replace(answer, row_id=example.id)
+            for example, answer in zip(examples, answers, strict=True)
+        ]
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """Scores whatever the decoding: a generated answer would hide small differences."""
@@ -129,7 +195,9 @@ class Task:
 
     def read_probe(self, outputs: Floats) -> list[Prediction]:
         probabilities = np.exp(outputs - np.logaddexp.reduce(outputs, axis=1, keepdims=True))
-        return self.decide([Prediction(str(row), (), tuple(one.tolist())) for row, one in enumerate(probabilities)])
+        return self.decide(
+            [Prediction(str(row), (), tuple(one.tolist())) for row, one in enumerate(probabilities)]
+        )
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
         return self
@@ -137,26 +205,49 @@ class Task:
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The most probable label; none where a generated answer held none, which all zeros say."""
         return [
-            replace(row, labels=(self.labels[int(np.argmax(row.probabilities))],) if any(row.probabilities) else ()) for row in predictions
+            replace(
+                row,
+                labels=(self.labels[int(np.argmax(row.probabilities))],)
+                if any(row.probabilities)
+                else (),
+            )
+            for row in predictions
         ]
 
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> LabelAnswers:
+    def answers(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> LabelAnswers:
         return label_answers(predictions, examples, self.labels, self.options.positive_label)
 
-    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
+    def score(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> metrics.Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
         check_one_label(examples)
         classes = [places(example, self.labels)[0] for example in examples]
-        predicted = [self.labels.index(row.labels[0]) if row.labels else metrics.NO_ANSWER for row in predictions]
+        predicted = [
+            self.labels.index(row.labels[0]) if row.labels else metrics.NO_ANSWER
+            for row in predictions
+        ]
         figures = metrics.single_label(
-            classes, [row.probabilities for row in predictions], predicted, self.labels, self.options.positive_label
+            classes,
+            [row.probabilities for row in predictions],
+            predicted,
+            self.labels,
+            self.options.positive_label,
         )
         if self.options.decoding == "score":
             return figures
-        return replace(figures, values={**figures.values, PARSE_FAILURES: predicted.count(metrics.NO_ANSWER) / len(predicted)})
+        return replace(
+            figures,
+            values={
+                **figures.values,
+                PARSE_FAILURES: predicted.count(metrics.NO_ANSWER) / len(predicted),
+            },
+        )
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[ChoiceAnswer, ...]:
         return tuple(self._answer(row) for row in predictions)
@@ -174,32 +265,64 @@ class Task:
         )
 
     def _label_ids(self, tokenizer: Any) -> list[Ids]:
-        """The tokens of each label behind the prompt. No two are the same; without an end of sequence none begins another."""
+        """The tokens of each label behind the prompt. No two are the same; without an end of
+        sequence none begins another."""
         template, after = Template.parse(self.options.answer), self.options.around()[1]
         end = self.options.end_of_sequence
         if end and tokenizer.eos_token_id is None:
-            raise ConfigError("task.end_of_sequence true: the tokenizer of this base model has no end of sequence")
-        label_ids = answers([template.render({"label": label}) for label in self.labels], tokenizer, lead=after or "a", end=end)
+            raise ConfigError(
+                "task.end_of_sequence true: the tokenizer of this base model has no end of sequence"
+            )
+        label_ids = answers(
+            [template.render({"label": label}) for label in self.labels],
+            tokenizer,
+            lead=after or "a",
+            end=end,
+        )
         label_of: dict[Ids, str] = {}
         for label, ids in zip(self.labels, label_ids, strict=True):
             if ids in label_of:
                 raise DataError(
-                    f"labels {label_of[ids]!r} and {label!r} are the same tokens for this base model, so it cannot tell them apart"
+                    f"labels {label_of[ids]!r} and {label!r} are the same tokens for this base "
+                    "model, so it cannot tell them apart"
                 )
             label_of[ids] = label
         for label, ids in zip(self.labels, label_ids, strict=True):
-            if begins := next((label_of[ids[:length]] for length in range(1, len(ids)) if ids[:length] in label_of), None):
-                raise ConfigError(f"label {begins!r} is the beginning of {label!r}: task.end_of_sequence must be true to tell them apart")
+            if begins := next(
+                (
+                    label_of[ids[:length]]
+                    for length in range(1, len(ids))
+                    if ids[:length] in label_of
+                ),
+                None,
+            ):
+                raise ConfigError(
+                    f"label {begins!r} is the beginning of {label!r}: task.end_of_sequence must "
+                    "be true to tell them apart"
+                )
         return label_ids
 
-    def _prompts(self, examples: Sequence[Example], tokenizer: Any, label_ids: Sequence[Ids]) -> list[Prompt]:
+    def _prompts(
+        self, examples: Sequence[Example], tokenizer: Any, label_ids: Sequence[Ids]
+    ) -> list[Prompt]:
         options, longest = self.options, max(map(len, label_ids))
         texts = [example.text for example in examples]
-        return prompts(texts, tokenizer, around=options.around(), max_length=options.max_length, answer=longest, keep=options.keep)
+        return prompts(
+            texts,
+            tokenizer,
+            around=options.around(),
+            max_length=options.max_length,
+            answer=longest,
+            keep=options.keep,
+        )
 
     def _scores(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         label_ids = self._label_ids(engine.tokenizer)
-        rows = [*examples, Example("", self.options.prior_text)] if self.options.prior_correction else examples
+        rows = (
+            [*examples, Example("", self.options.prior_text)]
+            if self.options.prior_correction
+            else examples
+        )
         prompt_ids = [prompt.tokens for prompt in self._prompts(rows, engine.tokenizer, label_ids)]
         scores = engine.score(prompt_ids, label_ids).astype(np.float64)
         if self.options.length_normalisation:
@@ -208,19 +331,27 @@ class Task:
 
     def _generate(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         label_ids = self._label_ids(engine.tokenizer)
-        prompt_ids = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer, label_ids)]
+        prompt_ids = [
+            prompt.tokens for prompt in self._prompts(examples, engine.tokenizer, label_ids)
+        ]
         texts = generate(engine, prompt_ids, Sampling(max_tokens=max(map(len, label_ids))))
         rows = (indicators([extract(text, self.labels)], self.labels)[0] for text in texts)
-        predictions = [Prediction(example.id, (), tuple(map(float, row))) for example, row in zip(examples, rows, strict=True)]
+        predictions = [
+            Prediction(example.id, (), tuple(map(float, row)))
+            for example, row in zip(examples, rows, strict=True)
+        ]
         return self.decide(predictions)
 
 
 def extract(text: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """The label that a generated text names first, as whole words in any case; of several from one place the longest."""
+    """The label that a generated text names first, as whole words in any case; of several from one
+    place the longest."""
     plain = " ".join(text.split())
     matches = []
     for label in labels:
-        match = re.search(rf"(?<!\w){re.escape(' '.join(label.split()))}(?!\w)", plain, re.IGNORECASE)
+        match = re.search(
+            rf"(?<!\w){re.escape(' '.join(label.split()))}(?!\w)", plain, re.IGNORECASE
+        )
         if match:
             matches.append((match.start(), -len(label), label))
     return (min(matches)[2],) if matches else ()

@@ -1,4 +1,5 @@
-"""Classes by a head on an encoder or decoder: binary, multi-class or multi-label. It loads no model."""
+"""Classes by a head on an encoder or decoder: binary, multi-class or multi-label. It loads no
+model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,15 @@ from medray.errors import DataError
 from medray.evaluation import calibration, metrics
 from medray.evaluation.bootstrap import LabelAnswers
 from medray.evaluation.calibration import mix
-from medray.tasks.base.labels import ClassWeights, check_one_label, check_options, indicators, label_answers, places, weights_of
+from medray.tasks.base.labels import (
+    ClassWeights,
+    check_one_label,
+    check_options,
+    indicators,
+    label_answers,
+    places,
+    weights_of,
+)
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.base.route import Route, TextRequest, TextResponse
 from medray.text.windows import Keep, pieces
@@ -32,35 +41,66 @@ _OR_SEVERAL = ", unless task.multi_label is true"
 class Options(TaskOptions):
     FIXED = ("name", "metric", "positive_label", "multi_label")
     name: Literal["classification"]
-    positive_label: str | None = Field(None, description="of exactly two labels, the one that the binary figures are about")
-    multi_label: bool = Field(False, description="a row may have any number of labels, none included")
-    metric: str = Field("f1_macro", description="figure on the validation split that epochs and trials are chosen by")
-    max_length: int = Field(512, ge=1, description="tokens of a row, special tokens included; at most what the base model reads")
+    positive_label: str | None = Field(
+        None, description="of exactly two labels, the one that the binary figures are about"
+    )
+    multi_label: bool = Field(
+        False, description="a row may have any number of labels, none included"
+    )
+    metric: str = Field(
+        "f1_macro",
+        description="figure on the validation split that epochs and trials are chosen by",
+    )
+    max_length: int = Field(
+        512,
+        ge=1,
+        description="tokens of a row, special tokens included; at most what the base model reads",
+    )
     long_texts: Literal["truncate", "windows"] = "truncate"
     keep: Keep = Field("start", description="the part of a long text that truncation keeps")
     window_overlap: int = Field(64, ge=0, description="tokens that neighbouring windows share")
     class_weights: ClassWeights = Field(
-        "none", description="weight of a training row by its label; balanced gives every class the same sum, a label not named has 1"
+        "none",
+        description=(
+            "weight of a training row by its label; balanced gives every class the same sum, a "
+            "label not named has 1"
+        ),
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_thresholds: bool = Field(
-        False, description="fit a threshold per class on validation rows for macro F1, kept only where left-out rows gain by it"
+        False,
+        description=(
+            "fit a threshold per class on validation rows for macro F1, kept only where left-out "
+            "rows gain by it"
+        ),
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.multi_label and self.positive_label is not None:
-            raise ValueError(f"positive_label {self.positive_label!r} and multi_label true: only one label of two can be positive")
+            raise ValueError(
+                f"positive_label {self.positive_label!r} and multi_label true: only one label of "
+                "two can be positive"
+            )
         if self.multi_label and self.class_weights != "none":
-            raise ValueError(f"class_weights {self.class_weights!r} and multi_label true: a row of several labels has no one weight")
+            raise ValueError(
+                f"class_weights {self.class_weights!r} and multi_label true: a row of several "
+                "labels has no one weight"
+            )
         if self.multi_label and self.class_thresholds:
             raise ValueError(
-                "multi_label true and class_thresholds true: several labels have a threshold each anyway; leave class_thresholds out"
+                "multi_label true and class_thresholds true: several labels have a threshold each "
+                "anyway; leave class_thresholds out"
             )
         if self.long_texts == "windows" and self.keep != "start":
-            raise ValueError(f"keep {self.keep!r} and long_texts 'windows': windows keep the whole text")
+            raise ValueError(
+                f"keep {self.keep!r} and long_texts 'windows': windows keep the whole text"
+            )
         if self.long_texts == "windows" and self.window_overlap >= self.max_length:
-            raise ValueError(f"window_overlap {self.window_overlap} and max_length {self.max_length}: the overlap must be the smaller")
+            raise ValueError(
+                f"window_overlap {self.window_overlap} and max_length {self.max_length}: the "
+                "overlap must be the smaller"
+            )
         return self
 
 
@@ -75,7 +115,9 @@ class ClassifyResponse(TextResponse):
 class LabeledResponse(ClassifyResponse):
     """With the label where clients of a service with one label per text read it."""
 
-    label: str | None = Field(None, description="of the one text that was sent; left out where several were")
+    label: str | None = Field(
+        None, description="of the one text that was sent; left out where several were"
+    )
 
 
 def with_label(response: TextResponse) -> TextResponse:
@@ -101,7 +143,9 @@ class ClassLoss:
             for row, target in enumerate(rows.targets):
                 active[row, list(target)] = 1
             smooth = active.to(logits.device) * (1 - smoothing) + smoothing / 2
-            losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
+            losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(
+                dim=1
+            )
         else:
             classes = torch.tensor([target[0] for target in rows.targets], device=logits.device)
             losses = F.cross_entropy(logits, classes, reduction="none", label_smoothing=smoothing)
@@ -112,22 +156,34 @@ class ClassLoss:
 class Task:
     options: Options
     labels: tuple[str, ...]
-    thresholds: tuple[float, ...] | None = None  # multi-label or class_thresholds, once fitted on validation
+    thresholds: tuple[float, ...] | None = (
+        None  # multi-label or class_thresholds, once fitted on validation
+    )
     routes: ClassVar = (
         Route("/v1/classify", ClassifyRequest, ClassifyResponse),
         Route("/classify", ClassifyRequest, LabeledResponse, finish=with_label),
     )
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
+    def fit(
+        cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()
+    ) -> Self:
         if not options.multi_label:
             check_one_label(examples, _OR_SEVERAL)
         labels = tuple(sorted({label for example in examples for label in example.labels}))
         if len(labels) < (1 if options.multi_label else 2):
-            raise DataError(f"{len(examples)} examples have {len(labels)} labels ({', '.join(labels)}); a classifier needs at least two")
+            raise DataError(
+                f"{len(examples)} examples have {len(labels)} labels ({', '.join(labels)}); a "
+                "classifier needs at least two"
+            )
         if not options.multi_label:
             metrics.check_positive(labels, options.positive_label)
-        check_options(labels, metric=options.metric, class_weights=options.class_weights, multi_label=options.multi_label)
+        check_options(
+            labels,
+            metric=options.metric,
+            class_weights=options.class_weights,
+            multi_label=options.multi_label,
+        )
         return cls(options, labels)
 
     @classmethod
@@ -136,7 +192,10 @@ class Task:
         return cls(options, tuple(state["labels"]), None if limits is None else tuple(limits))
 
     def state(self) -> dict[str, Any]:
-        return {"labels": list(self.labels), "thresholds": None if self.thresholds is None else list(self.thresholds)}
+        return {
+            "labels": list(self.labels),
+            "thresholds": None if self.thresholds is None else list(self.thresholds),
+        }
 
     def head(self) -> Head:
         return Head(self.labels, self.options.multi_label)
@@ -145,7 +204,9 @@ class Task:
         options = self.options
         overlap = options.window_overlap if options.long_texts == "windows" else None
         texts = [example.text for example in examples]
-        windows = pieces(texts, tokenizer, max_length=options.max_length, keep=options.keep, overlap=overlap)
+        windows = pieces(
+            texts, tokenizer, max_length=options.max_length, keep=options.keep, overlap=overlap
+        )
         rows = []
         for example, text in zip(examples, windows, strict=True):
             if not text.tokens[0]:
@@ -155,28 +216,38 @@ class Task:
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> "ClassLoss":
-        """A row has the weight of its class, shared among the windows of its example: every example counts once."""
+        """A row has the weight of its class, shared among the windows of its example: every example
+        counts once."""
         counts = Counter(row_ids)
         windows = np.array([counts[row_id] for row_id in row_ids], dtype=np.float64)
         if self.options.multi_label:
             return ClassLoss(1 / windows, self.options)
         classes = np.array([target[0] for target in targets], dtype=np.int64)
-        return ClassLoss(weights_of(self.options.class_weights, self.labels, classes, 1 / windows)[classes] / windows, self.options)
+        return ClassLoss(
+            weights_of(self.options.class_weights, self.labels, classes, 1 / windows)[classes]
+            / windows,
+            self.options,
+        )
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if not examples:
             return []
         # By position, not by id: whoever asks over HTTP may repeat one.
-        numbered = [replace(example, id=str(row), labels=()) for row, example in enumerate(examples)]
+        numbered = [
+            replace(example, id=str(row), labels=()) for row, example in enumerate(examples)
+        ]
         rows = self.encode(numbered, engine.tokenizer)
         logits = engine.logits([row.tokens for row in rows]).astype(np.float64)
-        # Windows are averaged as logits: a window that says nothing (near zero) then leaves the verdict to one that does,
-        # where averaged probabilities would pull it to the middle.
+        # Windows are averaged as logits: a window that says nothing (near zero) then leaves the
+        # verdict to one that does, where averaged probabilities would pull it to the middle.
         position = np.array([int(row.row_id) for row in rows])
         sums = np.zeros((len(examples), len(self.labels)))
         np.add.at(sums, position, logits)
         probabilities = self._probabilities(sums / np.bincount(position)[:, None])
-        answers = (Prediction(example.id, (), tuple(row.tolist())) for example, row in zip(examples, probabilities, strict=True))
+        answers = (
+            Prediction(example.id, (), tuple(row.tolist()))
+            for example, row in zip(examples, probabilities, strict=True)
+        )
         return self.decide(list(answers))
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
@@ -184,13 +255,20 @@ class Task:
         return engine.logits([rows[example.id].tokens for example in examples]).astype(np.float64)
 
     def read_probe(self, outputs: Floats) -> list[Prediction]:
-        return self.decide([Prediction(str(row), (), tuple(one.tolist())) for row, one in enumerate(self._probabilities(outputs))])
+        return self.decide(
+            [
+                Prediction(str(row), (), tuple(one.tolist()))
+                for row, one in enumerate(self._probabilities(outputs))
+            ]
+        )
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:
             truth = indicators([example.labels for example in examples], self.labels)
-            targets = mix(truth, probabilities) * truth.any(axis=0)  # of a label that no row has, nothing is known
+            targets = mix(truth, probabilities) * truth.any(
+                axis=0
+            )  # of a label that no row has, nothing is known
             return replace(self, thresholds=tuple(metrics.thresholds(targets, probabilities)))
         if self.options.class_thresholds:
             classes = np.array([places(example, self.labels)[0] for example in examples])
@@ -203,19 +281,28 @@ class Task:
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> LabelAnswers:
+    def answers(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> LabelAnswers:
         return label_answers(predictions, examples, self.labels, self.options.positive_label)
 
-    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> metrics.Metrics:
+    def score(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> metrics.Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:
-            truth, predicted = (indicators([row.labels for row in rows], self.labels) for rows in (examples, predictions))
+            truth, predicted = (
+                indicators([row.labels for row in rows], self.labels)
+                for rows in (examples, predictions)
+            )
             return metrics.multi_label(truth, probabilities, predicted, self.labels)
         check_one_label(examples, _OR_SEVERAL)
         classes = [places(example, self.labels)[0] for example in examples]
         answers = [self.labels.index(row.labels[0]) for row in predictions]
-        return metrics.single_label(classes, probabilities, answers, self.labels, self.options.positive_label)
+        return metrics.single_label(
+            classes, probabilities, answers, self.labels, self.options.positive_label
+        )
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[LabelAnswer, ...]:
         return tuple(self._answer(row) for row in predictions)
@@ -232,13 +319,23 @@ class Task:
 
     def _probabilities(self, logits: Floats) -> Floats:
         # Logarithm of the denominator: of all classes, or for multi-label of yes and no.
-        total = np.logaddexp(0, logits) if self.options.multi_label else np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        total = (
+            np.logaddexp(0, logits)
+            if self.options.multi_label
+            else np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        )
         probabilities: Floats = np.exp(logits - total)
         return probabilities
 
     def _decision(self, probabilities: Sequence[float]) -> tuple[str, ...]:
         if not self.options.multi_label:
-            scores = np.array(probabilities) / (1.0 if self.thresholds is None else np.array(self.thresholds))
+            scores = np.array(probabilities) / (
+                1.0 if self.thresholds is None else np.array(self.thresholds)
+            )
             return (self.labels[int(np.argmax(scores))],)
         limits = self.thresholds or (0.5,) * len(self.labels)
-        return tuple(label for label, value, limit in zip(self.labels, probabilities, limits, strict=True) if value >= limit)
+        return tuple(
+            label
+            for label, value, limit in zip(self.labels, probabilities, limits, strict=True)
+            if value >= limit
+        )

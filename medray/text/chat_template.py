@@ -1,7 +1,8 @@
-"""Conversations as token ids: the model's own chat template or a plain one, a window over turns, and where the assistant speaks.
+"""Conversations as token ids: the model's own chat template or a plain one, a window over turns,
+and where the assistant speaks.
 
-What somebody says is read as text: the marks of a template come from the template alone, whatever a turn spells.
-"""
+What somebody says is read as text: the marks of a template come from the template alone, whatever a
+turn spells."""
 
 import re
 from bisect import bisect_left
@@ -21,8 +22,12 @@ Ids = tuple[int, ...]
 _TurnIds = dict[tuple[str, str], Ids]  # tokens of a turn's words, by them and by what stands before
 TemplateKind = Literal["auto", "chat", "plain"]
 _TURN = re.compile("\ue000(\\d+)\ue001")  # stands for a turn's words while a template is filled in
-_MOST_CHARACTERS = 64  # of a token in the mean: what a longer turn has more would be cut out after it was encoded
-_DAY = datetime(2024, 7, 26)  # a template that tells the day would give every row and probe other tokens tomorrow
+_MOST_CHARACTERS = (
+    64  # of a token in the mean: what a longer turn has more would be cut out after it was encoded
+)
+_DAY = datetime(
+    2024, 7, 26
+)  # a template that tells the day would give every row and probe other tokens tomorrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,10 @@ class Chat:
 
     def __post_init__(self) -> None:
         if self.template == "chat" and not self.tokenizer.chat_template:
-            raise ConfigError("task.template chat: the tokenizer of this base model has no chat template; allowed: auto, plain")
+            raise ConfigError(
+                "task.template chat: the tokenizer of this base model has no chat template; "
+                "allowed: auto, plain"
+            )
 
     @property
     def is_plain(self) -> bool:
@@ -66,7 +74,11 @@ class Chat:
         pieces = self._pieces(turns, ids)
         if _length(pieces) > room and (begins := _beginnings(turns)):
             # Fewer turns are fewer tokens: the longest conversation that fits is found by halves.
-            first = bisect_left(begins[:-1], True, key=lambda at: _length(self._pieces(_since(turns, at), ids)) <= room)
+            first = bisect_left(
+                begins[:-1],
+                True,
+                key=lambda at: _length(self._pieces(_since(turns, at), ids)) <= room,
+            )
             turns, dropped = _since(turns, begins[first]), True
             pieces = self._pieces(turns, ids)
         excess = _length(pieces) - room
@@ -81,25 +93,40 @@ class Chat:
         return (*ids, *self._ends())
 
     def _pieces(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
-        return self._plain(turns, turn_ids) if self.is_plain else self._from_template(turns, turn_ids)
+        return (
+            self._plain(turns, turn_ids) if self.is_plain else self._from_template(turns, turn_ids)
+        )
 
     def _from_template(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
         """The template, filled in with marks instead of words; then each part read by itself."""
-        parts = _TURN.split(self.fill([Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)], is_open=True))
+        parts = _TURN.split(
+            self.fill(
+                [Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)],
+                is_open=True,
+            )
+        )
         numbers = list(map(int, parts[1::2]))
         words = self._words(
-            [(turns[number].content, before[-1:] or "\n") for before, number in zip(parts[::2], numbers, strict=False)], turn_ids
+            [
+                (turns[number].content, before[-1:] or "\n")
+                for before, number in zip(parts[::2], numbers, strict=False)
+            ],
+            turn_ids,
         )
         pieces = [_Piece(self._literal(parts[0]))]
         for number, ids, literal in zip(numbers, words, parts[2::2], strict=True):
             pieces += [_Piece(ids, number), _Piece(self._literal(literal))]
         places = [piece.turn for piece in pieces if piece.turn is not None]
         if places != list(range(len(turns))):
-            raise ConfigError("task.template: the chat template of this base model does not tell every turn once and in order: use plain")
+            raise ConfigError(
+                "task.template: the chat template of this base model does not tell every turn "
+                "once and in order: use plain"
+            )
         return pieces
 
     def fill(self, turns: Sequence[Message], *, is_open: bool) -> str:
-        """Render the template; it ends with the start of an answer where `is_open`. A template that prints the day gets a fixed one."""
+        """Render the template; it ends with the start of an answer where `is_open`. A template that
+        prints the day gets a fixed one."""
 
         def render(messages: Sequence[Message]) -> str:
             plain = [{"role": turn.role, "content": turn.content} for turn in messages]
@@ -118,22 +145,33 @@ class Chat:
             reason = err
         try:  # some know no system role: its words then open the first turn
             if len(turns) > 1 and turns[0].role == "system":
-                return render([Message("user", f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]])
+                return render(
+                    [Message("user", f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]]
+                )
             raise reason
         except TemplateError as err:
-            raise ConfigError(f"task.template: the chat template of this base model refuses the conversation: {err}; use plain") from None
+            raise ConfigError(
+                "task.template: the chat template of this base model refuses the conversation: "
+                f"{err}; use plain"
+            ) from None
 
     def _plain(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
         end = (self._end_of_sequence(),)
         words = self._words([(turn.content, "\n") for turn in turns], turn_ids)
         pieces = [_Piece(self._beginning())]
         for number, (turn, ids) in enumerate(zip(turns, words, strict=True)):
-            heading = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}[turn.role]
+            heading = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}[
+                turn.role
+            ]
             pieces += [_Piece(self._literal(heading)), _Piece(ids, number)]
-            pieces.append(_Piece((*(end if turn.role == "assistant" else ()), *self._literal("\n\n"))))
+            pieces.append(
+                _Piece((*(end if turn.role == "assistant" else ()), *self._literal("\n\n")))
+            )
         return [*pieces, _Piece(self._literal("### Response:\n"))]
 
-    def _rendered(self, pieces: Sequence[_Piece], turns: Sequence[Message], *, truncated: bool) -> Rendered:
+    def _rendered(
+        self, pieces: Sequence[_Piece], turns: Sequence[Message], *, truncated: bool
+    ) -> Rendered:
         tokens: list[int] = []
         spans = []
         special = self._special_ids()
@@ -142,26 +180,39 @@ class Chat:
             tokens += piece.ids
             if piece.turn is not None and turns[piece.turn].role == "assistant":
                 following = pieces[at + 1].ids[:1]
-                spans.append((start, len(tokens) + (1 if following and following[0] in special else 0)))
+                spans.append(
+                    (start, len(tokens) + (1 if following and following[0] in special else 0))
+                )
         return Rendered(tuple(tokens), tuple(spans), truncated)
 
     def _ends(self) -> Ids:
-        """What ends the assistant's turn: the template's mark, and the end of sequence where that is another."""
+        """What ends the assistant's turn: the template's mark, and the end of sequence where that
+        is another."""
         end = self._end_of_sequence()
         if self.is_plain:
             return (end,)
         turns = [Message("user", "a"), Message("assistant", "\ue0000\ue001")]
         following = self._literal(_TURN.split(self.fill(turns, is_open=False))[-1])[:1]
-        return (*following, *(() if following == (end,) else (end,))) if following and following[0] in self._special_ids() else (end,)
+        return (
+            (*following, *(() if following == (end,) else (end,)))
+            if following and following[0] in self._special_ids()
+            else (end,)
+        )
 
     def _end_of_sequence(self) -> int:
         if self.tokenizer.eos_token_id is None:
-            raise ConfigError("the tokenizer of this base model has no end of sequence, so an answer could not end")
+            raise ConfigError(
+                "the tokenizer of this base model has no end of sequence, so an answer could not "
+                "end"
+            )
         return int(self.tokenizer.eos_token_id)
 
     def _special_ids(self) -> set[int]:
         added = self.tokenizer.added_tokens_decoder
-        return {*self.tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+        return {
+            *self.tokenizer.all_special_ids,
+            *(number for number, token in added.items() if token.special),
+        }
 
     def _beginning(self) -> Ids:
         """The special tokens that this tokenizer puts before a text."""
@@ -171,39 +222,68 @@ class Chat:
 
     def _literal(self, text: str) -> Ids:
         if text not in self._literals:
-            self._literals[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+            self._literals[text] = (
+                tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+            )
         return self._literals[text]
 
     def _words(self, turns: Sequence[tuple[str, str]], turn_ids: _TurnIds) -> list[Ids]:
         """Tokens of each turn's words behind what stands before it."""
         for lead in {lead for _, lead in turns}:
-            texts = [text for text in dict.fromkeys(text for text, before in turns if before == lead) if (text, lead) not in turn_ids]
+            texts = [
+                text
+                for text in dict.fromkeys(text for text, before in turns if before == lead)
+                if (text, lead) not in turn_ids
+            ]
             if texts:
-                turn_ids.update(zip([(text, lead) for text in texts], answers(texts, self.tokenizer, lead=lead, end=False), strict=True))
+                turn_ids.update(
+                    zip(
+                        [(text, lead) for text in texts],
+                        answers(texts, self.tokenizer, lead=lead, end=False),
+                        strict=True,
+                    )
+                )
         return [turn_ids[turn] for turn in turns]
 
 
 def together(messages: Sequence[Message]) -> list[Message]:
-    """One system turn at the start, from all there are, in their order; then the conversation, ending with the user."""
+    """One system turn at the start, from all there are, in their order; then the conversation,
+    ending with the user."""
     if not messages or messages[-1].role != "user":
-        raise ConfigError(f"the last message must be the user's, found {messages[-1].role if messages else 'none'}")
-    system = "\n\n".join(message.content.strip() for message in messages if message.role == "system" and message.content.strip())
-    turns = [Message(message.role, message.content.strip()) for message in messages if message.role != "system"]
+        raise ConfigError(
+            "the last message must be the user's, found "
+            f"{messages[-1].role if messages else 'none'}"
+        )
+    system = "\n\n".join(
+        message.content.strip()
+        for message in messages
+        if message.role == "system" and message.content.strip()
+    )
+    turns = [
+        Message(message.role, message.content.strip())
+        for message in messages
+        if message.role != "system"
+    ]
     return [*([Message("system", system)] if system else []), *turns]
 
 
 def _readable(turn: Message, room: int) -> Message:
-    """Without what stands in the middle of a turn that is far too long: encoding a megabyte takes seconds."""
+    """Without what stands in the middle of a turn that is far too long: encoding a megabyte takes
+    seconds."""
     most, text = _MOST_CHARACTERS * room, turn.content
     if len(text) <= most:
         return turn
     if turn.role == "system":
-        raise ConfigError(f"{room} tokens for a prompt leave no room beside a system prompt of {len(text)} characters")
+        raise ConfigError(
+            f"{room} tokens for a prompt leave no room beside a system prompt of {len(text)} "
+            "characters"
+        )
     return Message(turn.role, text[: most // 2] + text[-(most // 2) :])
 
 
 def _beginnings(turns: Sequence[Message]) -> list[int]:
-    """Where a shortened conversation may begin: an answer without its question is never the first."""
+    """Where a shortened conversation may begin: an answer without its question is never the
+    first."""
     start = 1 if turns[0].role == "system" else 0
     return [at for at in range(start + 1, len(turns)) if turns[at].role != "assistant"]
 
@@ -217,7 +297,8 @@ def _cut_last(pieces: Sequence[_Piece], excess: int, last: int, room: int) -> li
     body = next(list(piece.ids) for piece in pieces if piece.turn == last)
     if len(body) <= excess:
         raise ConfigError(
-            f"{room} tokens for a prompt leave no room beside the system prompt and the template, {excess - len(body) + 1} too few"
+            f"{room} tokens for a prompt leave no room beside the system prompt and the template, "
+            f"{excess - len(body) + 1} too few"
         )
     rest = tuple(cut(body, len(body) - excess, "both"))
     return [_Piece(rest, last) if piece.turn == last else piece for piece in pieces]

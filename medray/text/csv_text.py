@@ -1,8 +1,9 @@
-"""Delimited text: rows read within bounds, each with its lines, and tables written so that a spreadsheet runs no cell.
+"""Delimited text: rows read within bounds, each with its lines, and tables written so that a
+spreadsheet runs no cell.
 
-A quote that never closes takes the rows behind it into one field. So a row says how many lines it stands in, and one
-that cannot be right says why and at which quote; no reason repeats what is in the file.
-"""
+A quote that never closes takes the rows behind it into one field. So a row says how many lines it
+stands in, and one that cannot be right says why and at which quote; no reason repeats what is in
+the file."""
 
 import csv
 import io
@@ -13,15 +14,20 @@ from typing import Any, NamedTuple, TextIO
 
 from medray.text.dialect import declared_delimiter
 
-MOST_CHARACTERS = 16 << 20  # of a line, or of the lines of a row: some hundred times the longest article
-MOST_LINES = 10_000  # of a row: a hospital's longest notes, wrapped at 80 characters, have about 1,000
+MOST_CHARACTERS = (
+    16 << 20
+)  # of a line, or of the lines of a row: some hundred times the longest article
+MOST_LINES = (
+    10_000  # of a row: a hospital's longest notes, wrapped at 80 characters, have about 1,000
+)
 _ROWS_INSIDE = 20  # so many lines in a field that are all rows themselves are no text,
 _PAIRS_INSIDE = 100  # or so many of two values, since findings may be listed like that
 _FAULTS = {  # in csv's words, and in a sentence's
     "unexpected end of data": "does not close",
-    "new-line character seen in unquoted field - do you need to open the file in universal-newline mode?": (
-        "holds a line end of CR alone; end lines by LF or CRLF"
-    ),
+    (
+        "new-line character seen in unquoted field - do you need to open the file in "
+        "universal-newline mode?"
+    ): ("holds a line end of CR alone; end lines by LF or CRLF"),
     **{f"'{mark}' expected after '\"'": "goes on where its quote closes" for mark in ",\t|;"},
 }
 _FORMULA = re.compile(r"['\s]*+(?![+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\s*$)[=+\-@＝＋－＠]")
@@ -35,15 +41,19 @@ class CsvRow(NamedTuple):  # there are millions
 
 
 def bounded_lines(file: TextIO, most: int = MOST_CHARACTERS) -> Iterator[str]:
-    """Lines of a file. Of a line of `most` characters or more the first `most` are given, and the rest is passed over."""
+    """Lines of a file. Of a line of `most` characters or more the first `most` are given, and the
+    rest is passed over."""
     while line := file.readline(most):
         yield line
         while len(line) >= most and not line.endswith(("\n", "\r")):
             line = file.readline(most)
 
 
-def read_rows(lines: Iterable[str], delimiter: str, most: int = MOST_CHARACTERS) -> Iterator[CsvRow]:
-    """Every row, blank ones too; after one that cannot be read, those behind its lines. A first line `sep=;` is none."""
+def read_rows(
+    lines: Iterable[str], delimiter: str, most: int = MOST_CHARACTERS
+) -> Iterator[CsvRow]:
+    """Every row, blank ones too; after one that cannot be read, those behind its lines. A first
+    line `sep=;` is none."""
     csv.field_size_limit(2**31 - 1)  # the default, 128 KiB a field, is less than a long document
     source = iter(lines)
     first = next(source, "")
@@ -55,12 +65,18 @@ def read_rows(lines: Iterable[str], delimiter: str, most: int = MOST_CHARACTERS)
         feed.row.clear()
         try:
             values = next(rows)
-            fault = _rows_inside(feed.row[1:-1], delimiter, width) if len(feed.row) > _ROWS_INSIDE else ""
+            fault = (
+                _rows_inside(feed.row[1:-1], delimiter, width)
+                if len(feed.row) > _ROWS_INSIDE
+                else ""
+            )
         except StopIteration:
             return
         except csv.Error as err:
             values, fault = [], _FAULTS.get(str(err), str(err))
-        yield CsvRow(line, len(feed.row), values, fault and _reason(line, feed.row, delimiter, fault))
+        yield CsvRow(
+            line, len(feed.row), values, fault and _reason(line, feed.row, delimiter, fault)
+        )
         width = width or len(values)
         line += len(feed.row)
 
@@ -84,25 +100,37 @@ class _Feed(Iterator[str]):
 
 
 def _rows_inside(inner: Sequence[str], delimiter: str, width: int) -> str:
-    """Whether lines inside a field are rows that a stray quote took in: each has as many values as the header.
+    """Whether lines inside a field are rows that a stray quote took in: each has as many values as
+    the header.
 
-    Lists in a text have a blank behind each comma. Rows that have one there begin no field with a quote, so none was taken in.
-    """
+    Lists in a text have a blank behind each comma. Rows that have one there begin no field with a
+    quote, so none was taken in."""
     least = _PAIRS_INSIDE if width == 2 else _ROWS_INSIDE
-    is_table = width > 1 and len(inner) >= least and all(line.count(delimiter) == width - 1 for line in inner)
+    is_table = (
+        width > 1
+        and len(inner) >= least
+        and all(line.count(delimiter) == width - 1 for line in inner)
+    )
     is_table = is_table and not all(f"{delimiter} " in line for line in inner)
     return f"holds {len(inner)} lines that are rows themselves" if is_table else ""
 
 
 def _reason(line: int, lines: Sequence[str], delimiter: str, fault: str) -> str:
     opening = _opening_line(lines, delimiter)
-    return f"the row {fault}" if opening is None else f"the quoted field that opens in line {line + opening} {fault}"
+    return (
+        f"the row {fault}"
+        if opening is None
+        else f"the quoted field that opens in line {line + opening} {fault}"
+    )
 
 
 def _opening_line(lines: Sequence[str], delimiter: str) -> int | None:
-    """The line, from 0, of the quote that opens the first field which does not end at a delimiter."""
+    """The line, from 0, of the quote that opens the first field which does not end at a
+    delimiter."""
     mark, text = re.escape(delimiter), "".join(lines)
-    whole = re.compile(rf'(?:(?:"(?:[^"]++|"")*+"|[^"{mark}\r\n][^{mark}\r\n]*+|){mark})*+').match(text)
+    whole = re.compile(rf'(?:(?:"(?:[^"]++|"")*+"|[^"{mark}\r\n][^{mark}\r\n]*+|){mark})*+').match(
+        text
+    )
     at = whole.end() if whole else 0
     if not text.startswith('"', at):
         return None
@@ -123,7 +151,8 @@ def write_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> st
 
 
 def _plain(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula gets an apostrophe before it; a number is none."""
+    """A text that a spreadsheet would take for a formula gets an apostrophe before it; a number is
+    none."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 

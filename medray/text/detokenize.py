@@ -1,4 +1,5 @@
-"""Text of a row while its tokens come: no half characters, and nothing of what may become a stop string."""
+"""Text of a row while its tokens come: no half characters, and nothing of what may become a stop
+string."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,18 +8,24 @@ _BROKEN = "�"  # what a tokenizer says to the first bytes of a character
 
 
 class Text:
-    """`push` gives what is sure by now, `end` the rest. All pieces together are the text, cut before a stop string."""
+    """`push` gives what is sure by now, `end` the rest. All pieces together are the text, cut
+    before a stop string."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
         self.stopped = False
         self._ids: list[int] = []
-        self._start = self._end = 0  # tokens that words are spelled behind, and those whose text was taken
+        self._start = self._end = (
+            0  # tokens that words are spelled behind, and those whose text was taken
+        )
         self._rest = ""
 
     def push(self, token: int) -> str:
         self._ids.append(token)
-        before, whole = self._decode(self._ids[self._start : self._end]), self._decode(self._ids[self._start :])
+        before, whole = (
+            self._decode(self._ids[self._start : self._end]),
+            self._decode(self._ids[self._start :]),
+        )
         if whole.endswith(_BROKEN) or not whole.startswith(before) or len(whole) == len(before):
             return ""
         self._start, self._end = self._end, len(self._ids)
@@ -27,7 +34,10 @@ class Text:
     def end(self) -> str:
         if self.stopped:
             return ""
-        before, whole = self._decode(self._ids[self._start : self._end]), self._decode(self._ids[self._start :])
+        before, whole = (
+            self._decode(self._ids[self._start : self._end]),
+            self._decode(self._ids[self._start :]),
+        )
         sure = self._sure(whole[len(before) :])
         rest, self._rest = self._rest, ""
         return sure if self.stopped else sure + rest
@@ -49,4 +59,11 @@ class Text:
 
 def _beginning(text: str, word: str) -> int:
     """How many characters at the end of a text may be the beginning of a word."""
-    return next((size for size in range(min(len(text), len(word) - 1), 0, -1) if text.endswith(word[:size])), 0)
+    return next(
+        (
+            size
+            for size in range(min(len(text), len(word) - 1), 0, -1)
+            if text.endswith(word[:size])
+        ),
+        0,
+    )

@@ -1,4 +1,5 @@
-"""How a delimited file is written: its encoding, what separates its columns, and whether its first row names them.
+"""How a delimited file is written: its encoding, what separates its columns, and whether its first
+row names them.
 
 `medray init` and `medray predict` find all three here, so that both read the same files.
 """
@@ -9,21 +10,50 @@ from collections.abc import Collection, Iterable, Sequence
 
 USUAL_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 DELIMITERS = (",", "\t", "|", ";")
-TEXT_NAMES = ("text", "abstract", "title_abstract", "document", "content", "body", "note", "report", "sentence")
-LABEL_NAMES = ("label", "labels", "class", "category", "condition", "diagnosis", "disease", "target", "answer")
+TEXT_NAMES = (
+    "text",
+    "abstract",
+    "title_abstract",
+    "document",
+    "content",
+    "body",
+    "note",
+    "report",
+    "sentence",
+)
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "category",
+    "condition",
+    "diagnosis",
+    "disease",
+    "target",
+    "answer",
+)
 QUESTION_NAMES = ("instruction", "question", "query", "prompt")
 CONTEXT_NAMES = ("input", "context", "contexts", "passage", "background")
 ANSWER_NAMES = ("response", "answer", "reply", "output", "completion")
 ID_NAMES = ("id", "pmid", "doc_id", "document_id", "row_id", "abstract_id", "uid")
 _SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _PACKED_BYTES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # with which the files of spreadsheets begin
-SAVE_AS_CSV = "a spreadsheet is not read; save it as 'CSV UTF-8 (comma delimited)' and give that file"
+SAVE_AS_CSV = (
+    "a spreadsheet is not read; save it as 'CSV UTF-8 (comma delimited)' and give that file"
+)
 ENCODINGS = "allowed: utf-8, utf-16, cp1252 and what else Python reads"
-ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that no character has, by the error handler surrogateescape
+ESCAPED = re.compile(
+    "[\udc80-\udcff]"
+)  # bytes that no character has, by the error handler surrogateescape
 _WIDE = re.compile("[^\0-\x7f\udc80-\udcff]")
 _KNOWN_NAMES = {*TEXT_NAMES, *LABEL_NAMES, *ID_NAMES, "title", "split"}
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-# cp1252 has no character for the first five; the last one is hardly ever a letter, and often a sign of damage.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# cp1252 has no character for the first five; the last one is hardly ever a letter, and often a sign
+# of damage.
 _NOT_CP1252 = set(b"\x81\x8d\x8f\x90\x9d\xff")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's, above the header
 _QUOTED = re.compile(r'"(?:[^"]|"")*+"?')
@@ -31,7 +61,8 @@ _LONG_NAME = 200  # characters: a cell of the first row that is longer is a text
 
 
 def guess_encoding(chunks: Iterable[bytes]) -> str:
-    """utf-8, utf-16, or cp1252 where most bytes beyond ASCII are no UTF-8: damage in a few rows leaves it utf-8."""
+    """utf-8, utf-16, or cp1252 where most bytes beyond ASCII are no UTF-8: damage in a few rows
+    leaves it utf-8."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     escaped, num_wide, is_first = bytearray(), 0, True
     for chunk in chunks:
@@ -51,7 +82,9 @@ def _by_first_bytes(head: bytes) -> str | None:
             return name
     pairs = len(head[:1000]) // 2
     for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if pairs and head[:1000][start::2].count(0) > pairs / 2 > head[:1000][1 - start :: 2].count(0):
+        if pairs and head[:1000][start::2].count(0) > pairs / 2 > head[:1000][1 - start :: 2].count(
+            0
+        ):
             return name
     return None
 
@@ -85,7 +118,8 @@ def declared_delimiter(first: str) -> str | None:
 
 
 def likely_delimiter(first: str, ending: str) -> str | None:
-    """What separates the names in the first line: the most frequent one, of several that of the file's ending."""
+    """What separates the names in the first line: the most frequent one, of several that of the
+    file's ending."""
     if declared := declared_delimiter(first):
         return declared
     outside, usual = _QUOTED.sub("", first), USUAL_DELIMITERS.get(ending.lower())
@@ -108,18 +142,23 @@ def has_known_name(cells: Iterable[str]) -> bool:
     return any(spelling(cell) in _KNOWN_NAMES for cell in cells)
 
 
-def is_header(first: Sequence[str], below: Sequence[Sequence[str]], names: Collection[str] = ()) -> bool:
+def is_header(
+    first: Sequence[str], below: Sequence[Sequence[str]], names: Collection[str] = ()
+) -> bool:
     """Whether the first row names columns. With a name that is known, or one of `names`, it does.
 
-    Without one it is a row as those below where a cell is a whole text, or comes again in its column.
-    """
+    Without one it is a row as those below where a cell is a whole text, or comes again in its
+    column."""
     cells = [plain_name(cell) for cell in first]
     if has_known_name(cells) or any(cell in names for cell in cells):
         return True
     if any(len(cell) >= _LONG_NAME for cell in cells):
         return False
     rows = [[value.strip() for value in row] for row in below if len(row) == len(cells)]
-    return not any(cell and any(row[at] == cell and row != cells for row in rows) for at, cell in enumerate(cells))
+    return not any(
+        cell and any(row[at] == cell and row != cells for row in rows)
+        for at, cell in enumerate(cells)
+    )
 
 
 def made_names(num_columns: int) -> list[str]:

@@ -1,4 +1,5 @@
-"""What language a text looks like, by its most frequent short words. A guess for texts of a sentence or more; of fewer words it says nothing."""
+"""What language a text looks like, by its most frequent short words. A guess for texts of a
+sentence or more; of fewer words it says nothing."""
 
 import re
 from collections import Counter
@@ -8,19 +9,50 @@ _WORD = re.compile(r"[^\W\d_]+")
 _LEAST_WORDS = 6
 _LEAST_SHARE = 0.08  # of a text's words; running text of any of these languages has 0.2 to 0.5
 _STOP_WORDS = {
-    "en": "the of and in to a is was were with for that by as on are from at this be an or which not we these has have it after than",
-    "de": "der die das und in den von zu mit ist des im für auf dem nicht ein eine als auch es an werden wurde bei oder nach sind einer wird sich",
-    "fr": "le la les de des du et en un une est dans que qui pour par sur au aux avec pas plus ce cette sont été ou chez ont être a",
-    "es": "el la los las de del y en un una es que por con para se no al lo como más fue fueron son su entre sin o este esta",
-    "it": "il lo la i gli le di del della dei e in un una è che per con non si da al alla sono nel nella come più stato o dei",
-    "pt": "o a os as de do da dos das e em um uma é que por com para se não no na nos ao à como mais foi foram são entre ou",
-    "nl": "de het een van en in is dat op te met voor niet zijn was werd bij door als aan ook naar of uit worden werden er die tot",
-    "pl": "i w na z do nie się jest to że o po od dla przez przy jak oraz są był była było lub ich ale tego u pacjenta za",
-    "sv": "och i att det som en på är av för med den till inte om ett var har vid eller från de kan men efter ska hos under",
-    "tr": "ve bir bu ile için olan da de olarak en çok daha gibi kadar ise sonra veya hasta ne mi değil her göre olduğu",
+    "en": (
+        "the of and in to a is was were with for that by as on are from at this be an or which not "
+        "we these has have it after than"
+    ),
+    "de": (
+        "der die das und in den von zu mit ist des im für auf dem nicht ein eine als auch es an "
+        "werden wurde bei oder nach sind einer wird sich"
+    ),
+    "fr": (
+        "le la les de des du et en un une est dans que qui pour par sur au aux avec pas plus ce "
+        "cette sont été ou chez ont être a"
+    ),
+    "es": (
+        "el la los las de del y en un una es que por con para se no al lo como más fue fueron son "
+        "su entre sin o este esta"
+    ),
+    "it": (
+        "il lo la i gli le di del della dei e in un una è che per con non si da al alla sono nel "
+        "nella come più stato o dei"
+    ),
+    "pt": (
+        "o a os as de do da dos das e em um uma é que por com para se não no na nos ao à como mais "
+        "foi foram são entre ou"
+    ),
+    "nl": (
+        "de het een van en in is dat op te met voor niet zijn was werd bij door als aan ook naar "
+        "of uit worden werden er die tot"
+    ),
+    "pl": (
+        "i w na z do nie się jest to że o po od dla przez przy jak oraz są był była było lub ich "
+        "ale tego u pacjenta za"
+    ),
+    "sv": (
+        "och i att det som en på är av för med den till inte om ett var har vid eller från de kan "
+        "men efter ska hos under"
+    ),
+    "tr": (
+        "ve bir bu ile için olan da de olarak en çok daha gibi kadar ise sonra veya hasta ne mi "
+        "değil her göre olduğu"
+    ),
 }
 _WORDS = {name: frozenset(words.split()) for name, words in _STOP_WORDS.items()}
-_SCRIPTS = (  # where one script is one language, or near enough to say that it is another than the data's
+# where one script is one language, or near enough to say that it is another than the data's
+_SCRIPTS = (
     ("ru", re.compile(r"[Ѐ-ӿ]")),
     ("el", re.compile(r"[Ͱ-Ͽ]")),
     ("ar", re.compile(r"[؀-ۿ]")),
@@ -41,6 +73,9 @@ def guess(text: str) -> str:
     if len(words) < _LEAST_WORDS:
         return UNKNOWN
     counts = Counter(words)
-    shares = {name: sum(counts[word] for word in stop & counts.keys()) / len(words) for name, stop in _WORDS.items()}
+    shares = {
+        name: sum(counts[word] for word in stop & counts.keys()) / len(words)
+        for name, stop in _WORDS.items()
+    }
     best = max(shares, key=lambda name: shares[name])
     return best if shares[best] >= _LEAST_SHARE else UNKNOWN

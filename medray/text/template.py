@@ -1,11 +1,13 @@
-"""Text with named places in braces, `Question: {question}`: how columns become a text, and a text a prompt. Nothing else is interpreted."""
+"""Text with named places in braces, `Question: {question}`: how columns become a text, and a text a
+prompt. Nothing else is interpreted."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 
-# The conclusion of a PubMedQA abstract: it states the answer, so a prompt that held it would measure reading, not knowledge.
+# The conclusion of a PubMedQA abstract: it states the answer, so a prompt that held it would
+# measure reading, not knowledge.
 _ANSWERS = ("longanswer",)
 
 
@@ -20,7 +22,10 @@ class Template:
         parts: list[tuple[str, str | None]] = []
         for literal, name, form, conversion in Formatter().parse(text):
             if name is not None and (not name or form or conversion):
-                raise ValueError(f"template {text!r}: a place is a name in braces, such as {{question}}; a brace itself is written twice")
+                raise ValueError(
+                    f"template {text!r}: a place is a name in braces, such as {{question}}; a "
+                    "brace itself is written twice"
+                )
             parts.append((literal, name))
         template = cls(text, tuple(parts))
         check_no_answer(template.names)
@@ -31,14 +36,20 @@ class Template:
         return tuple(dict.fromkeys(name for _, name in self.parts if name is not None))
 
     def render(self, values: Mapping[str, str]) -> str:
-        return "".join(literal + ("" if name is None else values[name]) for literal, name in self.parts)
+        return "".join(
+            literal + ("" if name is None else values[name]) for literal, name in self.parts
+        )
 
     def around(self, name: str) -> tuple[str, str]:
         """The literals before and after the one place of this name."""
         if [place for _, place in self.parts if place is not None] != [name]:
-            raise ValueError(f"template {self.text!r}: must hold {{{name}}} once, and no other place")
+            raise ValueError(
+                f"template {self.text!r}: must hold {{{name}}} once, and no other place"
+            )
         at = next(number for number, (_, place) in enumerate(self.parts) if place == name)
-        return "".join(literal for literal, _ in self.parts[: at + 1]), "".join(literal for literal, _ in self.parts[at + 1 :])
+        return "".join(literal for literal, _ in self.parts[: at + 1]), "".join(
+            literal for literal, _ in self.parts[at + 1 :]
+        )
 
 
 def check_no_answer(names: tuple[str, ...]) -> None:

@@ -1,4 +1,5 @@
-"""A text as the token ids that a headed model reads: special tokens in place, and what is too long cut or split in windows."""
+"""A text as the token ids that a headed model reads: special tokens in place, and what is too long
+cut or split in windows."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -20,9 +21,11 @@ class Pieces:
 
 
 def tokenize(texts: Iterable[str], tokenizer: Any, *, offsets: bool) -> Any:
-    """Whole texts with their special tokens, a mask of these and, with `offsets`, each token's characters."""
-    # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" is text, and must not end the sequence.
-    # Special tokens are added before cutting and told apart by the mask, because transformers 5 has no way to add them to ids.
+    """Whole texts with their special tokens, a mask of these and, with `offsets`, each token's
+    characters."""
+    # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" is text, and must not end the
+    # sequence. Special tokens are added before cutting and told apart by the mask, because
+    # transformers 5 has no way to add them to ids.
     return tokenizer(
         list(texts),
         split_special_tokens=True,
@@ -34,8 +37,11 @@ def tokenize(texts: Iterable[str], tokenizer: Any, *, offsets: bool) -> Any:
     )
 
 
-def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep, overlap: int | None) -> list[Pieces]:
-    """Pieces of at most `max_length` tokens; with an `overlap` windows, without one what `keep` says."""
+def pieces(
+    texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep, overlap: int | None
+) -> list[Pieces]:
+    """Pieces of at most `max_length` tokens; with an `overlap` windows, without one what `keep`
+    says."""
     if not texts:
         return []
     length = readable(max_length, tokenizer)
@@ -49,7 +55,9 @@ def pieces(texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep,
         room = length - len(before) - len(after)
         _check_room(room, overlap, length)
         bodies = [cut(body, room, keep)] if overlap is None else slide(body, room, overlap)
-        rows.append(Pieces([(*before, *part, *after) for part in bodies], truncated=overlap is None))
+        rows.append(
+            Pieces([(*before, *part, *after) for part in bodies], truncated=overlap is None)
+        )
     return rows
 
 
@@ -62,7 +70,8 @@ class Located:
     offsets: list[tuple[int, int]]  # characters of each token of the text
 
     def owners(self) -> list[int]:
-        """For each token of the text the window that it lies deepest in: there it is judged, and it counts once."""
+        """For each token of the text the window that it lies deepest in: there it is judged, and it
+        counts once."""
         windows, depths = [-1] * len(self.offsets), [-1] * len(self.offsets)
         for number, places in enumerate(self.places):
             inside = [place for place in places if place >= 0]
@@ -73,14 +82,18 @@ class Located:
         return windows
 
 
-def located(texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: int) -> list[Located]:
+def located(
+    texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: int
+) -> list[Located]:
     """As `pieces` in windows, for tasks that answer for each token."""
     if not texts:
         return []
     length = readable(max_length, tokenizer)
     encoded = tokenize(texts, tokenizer, offsets=True)
     rows = []
-    for ids, mask, offsets in zip(encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True):
+    for ids, mask, offsets in zip(
+        encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True
+    ):
         if all(mask):
             rows.append(Located([tuple(ids)], [(-1,) * len(ids)], []))
             continue
@@ -98,17 +111,24 @@ def located(texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: i
 
 
 def readable(max_length: int, tokenizer: Any) -> int:
-    """The tokenizer knows how many positions its model has (or says 1e30); more would fail inside the model."""
+    """The tokenizer knows how many positions its model has (or says 1e30); more would fail inside
+    the model."""
     limit = int(tokenizer.model_max_length)
     if 0 < limit < max_length:
-        warnings.warn(f"max_length {max_length}: the tokenizer of this base model allows {limit}, which is used", stacklevel=4)
+        warnings.warn(
+            f"max_length {max_length}: the tokenizer of this base model allows {limit}, which is "
+            "used",
+            stacklevel=4,
+        )
         return limit
     return max_length
 
 
 def _check_room(room: int, overlap: int | None, length: int) -> None:
     if room <= (overlap or 0):
-        needed = "special tokens" if overlap is None else f"special tokens and window_overlap {overlap}"
+        needed = (
+            "special tokens" if overlap is None else f"special tokens and window_overlap {overlap}"
+        )
         raise ConfigError(f"max_length {length} leaves no room for text beside {needed}")
 
 
@@ -126,7 +146,8 @@ def cut(body: Ids, room: int, keep: Keep) -> Ids:
 
 
 def slide(body: Ids, room: int, overlap: int) -> list[Ids]:
-    """Full windows; the last is moved back to the end of the text, so that none is a few tokens without context."""
+    """Full windows; the last is moved back to the end of the text, so that none is a few tokens
+    without context."""
     last = len(body) - room
     starts = [*range(0, last, room - overlap), last]
     return [body[start : start + room] for start in starts]

@@ -1,4 +1,5 @@
-"""What the process of a trial is given, and what it reports: plain values, for processes that compute nothing and import no torch."""
+"""What the process of a trial is given, and what it reports: plain values, for processes that
+compute nothing and import no torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -35,16 +36,24 @@ class TrialReport:
     num_trainable: int
 
     def as_row(self) -> dict[str, Any]:
-        """A flat dict, as Tune gives it on: validation figures under their split's name, as a path."""
+        """A flat dict, as Tune gives it on: validation figures under their split's name, as a
+        path."""
         values = self.evaluation.as_dict()
         metrics = values.pop("metrics")
-        facts = {name: getattr(self, name) for name in ("first_step_at", "num_parameters", "num_trainable")}
+        facts = {
+            name: getattr(self, name)
+            for name in ("first_step_at", "num_parameters", "num_trainable")
+        }
         return values | {_VALIDATION + name: value for name, value in metrics.items()} | facts
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """From its row, to which Tune adds keys of its own."""
-        metrics = {name.removeprefix(_VALIDATION): value for name, value in row.items() if name.startswith(_VALIDATION)}
+        metrics = {
+            name.removeprefix(_VALIDATION): value
+            for name, value in row.items()
+            if name.startswith(_VALIDATION)
+        }
         evaluation = Evaluation.from_dict({**row, "metrics": metrics})
         return cls(evaluation, row["first_step_at"], row["num_parameters"], row["num_trainable"])
 

@@ -1,4 +1,5 @@
-"""The workers of one trial: this process alone, or the ranks of a torch process group that Ray Train made."""
+"""The workers of one trial: this process alone, or the ranks of a torch process group that Ray
+Train made."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,10 +36,14 @@ def gathered(values: Sequence[Any]) -> list[Any]:
 
 
 def summed(tensors: Sequence[Tensor], numbers: Sequence[float], device: str) -> list[float]:
-    """Add the tensors up over the workers, in place and in one message; the sums of the numbers come back."""
+    """Add the tensors up over the workers, in place and in one message; the sums of the numbers
+    come back."""
     if world_size() == 1:
         return list(numbers)
-    parts = [*(tensor.detach().float().reshape(-1) for tensor in tensors), torch.tensor(numbers, device=device)]
+    parts = [
+        *(tensor.detach().float().reshape(-1) for tensor in tensors),
+        torch.tensor(numbers, device=device),
+    ]
     flat = torch.cat(parts)
     dist.all_reduce(flat)
     start = 0

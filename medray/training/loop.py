@@ -1,4 +1,5 @@
-"""The one training loop. It knows slots, rows and a strategy; it knows no task by name, no disk and no Ray."""
+"""The one training loop. It knows slots, rows and a strategy; it knows no task by name, no disk and
+no Ray."""
 
 import hashlib
 import logging
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """The state is stored after the step that was under way; the trial goes on from it in another process."""
+    """The state is stored after the step that was under way; the trial goes on from it in another
+    process."""
 
 
 @dataclass
@@ -46,7 +48,9 @@ class Loop:
     report: Callable[[Evaluation], None]
     store_state: Callable[[], None]
     on_step: Callable[[float], None] = lambda loss: None
-    is_interrupted: Callable[[], bool] = lambda: False  # looked at on every worker; one that says so is enough
+    is_interrupted: Callable[[], bool] = lambda: (
+        False
+    )  # looked at on every worker; one that says so is enough
     padding_side: Side = "right"
     rank: int = 0
     world_size: int = 1
@@ -54,7 +58,9 @@ class Loop:
     def __post_init__(self) -> None:
         self.token_budget = self.train.token_budget
         self.first_step_at: float | None = None  # seconds of the epoch
-        self._plans: dict[tuple[int, int], list[Step]] = {}  # of the epoch under way, by epoch and token budget
+        self._plans: dict[
+            tuple[int, int], list[Step]
+        ] = {}  # of the epoch under way, by epoch and token budget
 
     def run(self) -> None:
         """Take steps and evaluate until the trial is done."""
@@ -80,10 +86,18 @@ class Loop:
         epoch_ends = at + 1 == len(self.steps())
         slot.cursor = (epoch + 1, 0) if epoch_ends else (epoch, at + 1)
         if slot.step % self.train.log_every_steps == 0:
-            log.info("epoch %d step %d/%d loss %.4f rate %.2e", epoch + 1, slot.step, slot.num_steps, loss, slot.schedule.get_last_lr()[0])
+            log.info(
+                "epoch %d step %d/%d loss %.4f rate %.2e",
+                epoch + 1,
+                slot.step,
+                slot.num_steps,
+                loss,
+                slot.schedule.get_last_lr()[0],
+            )
         every = self.train.state_every_steps
         if self._lacks_evaluation() or is_interrupted or (every and slot.step % every == 0):
-            self.store_state()  # before an evaluation too, which may take longer than what it evaluates
+            # before an evaluation too, which may take longer than what it evaluates
+            self.store_state()
         if is_interrupted:
             raise Interrupted(f"interrupted after step {slot.step} of {slot.num_steps}")
 
@@ -118,7 +132,8 @@ class Loop:
     def steps(self) -> list[Step]:
         """Those of the epoch under way."""
         slot = self.slot
-        # The budget only cuts micro-batches: the steps of an epoch are the same for every budget, so a re-plan may come mid-epoch.
+        # The budget only cuts micro-batches: the steps of an epoch are the same for every budget,
+        # so a re-plan may come mid-epoch.
         key = (slot.cursor[0], self.token_budget)
         if key not in self._plans:
             steps = plan(
@@ -134,7 +149,8 @@ class Loop:
         return self._plans[key]
 
     def take_step(self) -> tuple[float, Step, bool]:
-        """Its loss, what it held, and whether a worker was interrupted meanwhile: all workers learn so in the same step."""
+        """Its loss, what it held, and whether a worker was interrupted meanwhile: all workers learn
+        so in the same step."""
         slot = self.slot
         while True:
             step = self.steps()[slot.cursor[1]]
@@ -145,20 +161,25 @@ class Loop:
                 if not _is_out_of_memory(err):
                     raise
                 if not self.strategy.repeats_alone:
-                    raise TrialError(f"out of memory, and strategy {self.train.strategy} cannot repeat a step: {_ADVICE}") from err
+                    raise TrialError(
+                        f"out of memory, and strategy {self.train.strategy} cannot repeat a step: "
+                        f"{_ADVICE}"
+                    ) from err
                 self.strategy.abandon()
                 self._halve_budget(batches, err)
                 continue
             loss, num_interrupted = self.strategy.reduce((loss, float(self.is_interrupted())))
             if not math.isfinite(loss):
                 raise TrialError(
-                    f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): lower train.learning_rate, or model.precision: fp32"
+                    f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): "
+                    "lower train.learning_rate, or model.precision: fp32"
                 )
             self.strategy.step()
             return loss, step, num_interrupted > 0
 
     def accumulate(self, step: Step, batches: Sequence[MicroBatch]) -> float:
-        """The step's loss; its gradients are left on the parameters, already divided by the step's weight."""
+        """The step's loss; its gradients are left on the parameters, already divided by the step's
+        weight."""
         self.model.train()
         total = 0.0
         for index, batch in enumerate(batches):
@@ -172,38 +193,64 @@ class Loop:
 
     def loss(self, batch: MicroBatch) -> Tensor:
         """The weighted sum of each row."""
-        inputs = collate([self.rows.tokens(row) for row in batch.rows], self.pad_id, side=self.padding_side)
+        inputs = collate(
+            [self.rows.tokens(row) for row in batch.rows], self.pad_id, side=self.padding_side
+        )
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
-        weights = torch.from_numpy(self.row_loss.weights[list(batch.rows)]).float().to(self.device, non_blocking=True)
-        read = LossInputs([self.rows.target(row) for row in batch.rows], weights, moved["attention_mask"])
+        weights = (
+            torch.from_numpy(self.row_loss.weights[list(batch.rows)])
+            .float()
+            .to(self.device, non_blocking=True)
+        )
+        read = LossInputs(
+            [self.rows.target(row) for row in batch.rows], weights, moved["attention_mask"]
+        )
         if not isinstance(self.row_loss, LanguageModelLoss):
             return self.row_loss(self.model(**moved), read)
         lengths = [int(self.rows.lengths[row]) for row in batch.rows]
-        answers = [self.row_loss.spans(target, length) for target, length in zip(read.targets, lengths, strict=True)]
-        rows, places = answer_places(lengths, answers, inputs["input_ids"].shape[1], left=self.padding_side == "left")
+        answers = [
+            self.row_loss.spans(target, length)
+            for target, length in zip(read.targets, lengths, strict=True)
+        ]
+        rows, places = answer_places(
+            lengths, answers, inputs["input_ids"].shape[1], left=self.padding_side == "left"
+        )
         tokens = inputs["input_ids"][rows, [place + 1 for place in places]].to(self.device)
         logits = logits_at(self.model, moved, rows, places)
-        return self.row_loss(AnswerLogits(logits, torch.tensor(rows, device=self.device), tokens), read)
+        return self.row_loss(
+            AnswerLogits(logits, torch.tensor(rows, device=self.device), tokens), read
+        )
 
     def _halve_budget(self, batches: Sequence[MicroBatch], err: BaseException) -> None:
         if all(len(batch.rows) == 1 for batch in batches):
-            raise TrialError(f"out of memory with one row of {max(self.rows.lengths)} tokens: {_ADVICE}") from err
+            raise TrialError(
+                f"out of memory with one row of {max(self.rows.lengths)} tokens: {_ADVICE}"
+            ) from err
         if self.token_budget == self.train.token_budget:
             log.warning(
-                "out of memory: the token budget is halved and the step repeated, with the same result; to start lower: %s", _ADVICE
+                "out of memory: the token budget is halved and the step repeated, with the same "
+                "result; to start lower: %s",
+                _ADVICE,
             )
-        longest = max(len(batch.rows) * max(int(self.rows.lengths[row]) for row in batch.rows) for batch in batches)
+        longest = max(
+            len(batch.rows) * max(int(self.rows.lengths[row]) for row in batch.rows)
+            for batch in batches
+        )
         self.token_budget = max(1, min(self.token_budget, longest) // 2)
         log.info("token budget is now %d", self.token_budget)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-_ADVICE = "train.token_budget, task.max_length, model.gradient_checkpointing: true, model.precision: bf16"
+_ADVICE = (
+    "train.token_budget, task.max_length, model.gradient_checkpointing: true, model.precision: bf16"
+)
 
 
 def _is_out_of_memory(err: BaseException) -> bool:
-    return isinstance(err, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(err)
+    return isinstance(err, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(
+        err
+    )
 
 
 def _seed(*parts: int) -> int:

@@ -1,7 +1,8 @@
-"""Which rows are in which step, on which rank, in which micro-batch. Pure: the same arguments give the same plan everywhere.
+"""Which rows are in which step, on which rank, in which micro-batch. Pure: the same arguments give
+the same plan everywhere.
 
-A gradient is the sum over a step's rows divided by the step's weight, so this file decides speed and memory, never results.
-"""
+A gradient is the sum over a step's rows divided by the step's weight, so this file decides speed
+and memory, never results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import numpy.typing as npt
 from medray.errors import TrialError
 
 _STEPS_PER_BUCKET = 64  # rows are sorted by length inside a bucket of this many steps
-_JITTER = 0.02  # lengths are moved this much before sorting, so that no epoch repeats another's steps
+_JITTER = (
+    0.02  # lengths are moved this much before sorting, so that no epoch repeats another's steps
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,9 @@ class Step:
 
     @property
     def rows(self) -> list[int]:
-        return [row for rank in self.ranks for batch in rank if not batch.fill for row in batch.rows]
+        return [
+            row for rank in self.ranks for batch in rank if not batch.fill for row in batch.rows
+        ]
 
 
 def plan(
@@ -41,9 +46,13 @@ def plan(
     seed: int,
     epoch: int,
 ) -> list[Step]:
-    """One epoch: every row once, `samples_per_step` rows a step (what is left over makes one smaller step)."""
+    """One epoch: every row once, `samples_per_step` rows a step (what is left over makes one
+    smaller step)."""
     if samples_per_step < world_size:
-        raise TrialError(f"train.samples_per_step {samples_per_step} is less than the {world_size} workers: each needs a row in every step")
+        raise TrialError(
+            f"train.samples_per_step {samples_per_step} is less than the {world_size} workers: "
+            "each needs a row in every step"
+        )
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
     left_over = len(order) % samples_per_step
@@ -61,18 +70,31 @@ def plan(
 
 
 def _step(
-    rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], token_budget: int, world_size: int
+    rows: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float64],
+    token_budget: int,
+    world_size: int,
 ) -> Step:
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
-    per_rank = [micro_batches([int(row) for row in rows[rank::world_size]], lengths, token_budget) for rank in range(world_size)]
+    per_rank = [
+        micro_batches([int(row) for row in rows[rank::world_size]], lengths, token_budget)
+        for rank in range(world_size)
+    ]
     most = max(len(batches) for batches in per_rank)
     shortest = int(rows[-1])
-    filled = [(*batches, *[MicroBatch((shortest,), fill=True)] * (most - len(batches))) for batches in per_rank]
+    filled = [
+        (*batches, *[MicroBatch((shortest,), fill=True)] * (most - len(batches)))
+        for batches in per_rank
+    ]
     return Step(ranks=tuple(filled), weight=float(weights[rows].sum()))
 
 
-def micro_batches(rows: Sequence[int], lengths: npt.NDArray[np.int64], token_budget: int) -> tuple[MicroBatch, ...]:
-    """Cut rows, longest first, so that rows x longest stays within the budget; a single row always fits."""
+def micro_batches(
+    rows: Sequence[int], lengths: npt.NDArray[np.int64], token_budget: int
+) -> tuple[MicroBatch, ...]:
+    """Cut rows, longest first, so that rows x longest stays within the budget; a single row always
+    fits."""
     batches: list[tuple[int, ...]] = []
     batch: list[int] = []
     for row in rows:

@@ -1,4 +1,5 @@
-"""What the trials of a study share for one base model: task, base weights, rows in tokens. Made once, opened by each trial.
+"""What the trials of a study share for one base model: task, base weights, rows in tokens. Made
+once, opened by each trial.
 
 It holds no labels of test rows: what a trial cannot read, it cannot train on.
 """
@@ -46,21 +47,30 @@ class Material:
     data_fingerprint: str
     split_fingerprint: str
     audit: Mapping[str, Any]
-    train_rows: Path | None  # their hashes, for checkpoints to keep; None in a description of an earlier medray
+    train_rows: (
+        Path | None
+    )  # their hashes, for checkpoints to keep; None in a description of an earlier medray
     path: Path  # of its description, from which another process opens it
 
 
 def gather(
-    config: TrialConfig, dataset: Dataset, task: Task, cache_dir: Path, on_audit: Callable[[Audit], None] = lambda audit: None
+    config: TrialConfig,
+    dataset: Dataset,
+    task: Task,
+    cache_dir: Path,
+    on_audit: Callable[[Audit], None] = lambda audit: None,
 ) -> Material:
-    """Resolve the base and encode every row with its tokenizer, unless a table of the same fingerprint is there already."""
+    """Resolve the base and encode every row with its tokenizer, unless a table of the same
+    fingerprint is there already."""
     base = sources.resolve(config.model.source, config.model.revision)
     tokenizer = load_tokenizer(base.path)
     fingerprint = files.hash_text(
         [
             dataset.fingerprint,
             dataset.split_fingerprint,
-            *map(str, (config.data.limit, config.data.evaluation_rows, config.data.split.seed)),  # which rows of a side were chosen
+            *map(
+                str, (config.data.limit, config.data.evaluation_rows, config.data.split.seed)
+            ),  # which rows of a side were chosen
             task.options.model_dump_json(),
             repr(task.state()),
             *_identity(tokenizer),
@@ -74,13 +84,17 @@ def gather(
         if not table.exists():
             _prepare(dataset, task, tokenizer, fingerprint, table)
         if not train_rows.exists():
-            files.write(train_rows, safetensors.save({"hashes": np.unique(hash_rows(dataset.train))}))
+            files.write(
+                train_rows, safetensors.save({"hashes": np.unique(hash_rows(dataset.train))})
+            )
     prepared = Prepared.open(table)
     _check_sides(prepared, dataset)
     cut = prepared.num_truncated
     if any(cut.values()):
         log.warning(
-            "%s: texts were cut to fit task.max_length: %s", base.source, ", ".join(f"{split} {number}" for split, number in cut.items())
+            "%s: texts were cut to fit task.max_length: %s",
+            base.source,
+            ", ".join(f"{split} {number}" for split, number in cut.items()),
         )
     audit = look(dataset, task, base.source, tokenizer)
     on_audit(audit)
@@ -101,17 +115,23 @@ def gather(
 
 
 def open_material(path: Path) -> Material:
-    """What `gather` described; the base is found or fetched anew where its folder is not on this machine."""
+    """What `gather` described; the base is found or fetched anew where its folder is not on this
+    machine."""
     try:
         described = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: is not there; the storage path of a study must be one that every node sees") from None
+        raise ArtifactError(
+            f"{path}: is not there; the storage path of a study must be one that every node sees"
+        ) from None
     held = described["base"]
     base = Base(**{**held, "path": Path(held["path"])})
     if not sources.weight_files(base.path):
         base = sources.resolve(base.source, base.revision)
         if base.weight_hash != held["weight_hash"]:
-            raise ArtifactError(f"{base.source}: its weights here are {base.weight_hash[:12]}, the study's are {held['weight_hash'][:12]}")
+            raise ArtifactError(
+                f"{base.source}: its weights here are {base.weight_hash[:12]}, the study's are "
+                f"{held['weight_hash'][:12]}"
+            )
     return Material(
         task=restore(**described["task"]),
         base=base,
@@ -135,7 +155,11 @@ def _lengths(dataset: Dataset, task: Task, tokenizer: Any) -> Sequence[int]:
     chatting = task if isinstance(task, Chatting) else None
     kept = None
     if dataset.folder:
-        key = [dataset.fingerprint, *_identity(tokenizer), *([chatting.options.model_dump_json()] if chatting else [])]
+        key = [
+            dataset.fingerprint,
+            *_identity(tokenizer),
+            *([chatting.options.model_dump_json()] if chatting else []),
+        ]
         kept = dataset.folder / f"lengths-{files.hash_text(key)[:32]}.npy"
         if kept.exists():
             return np.load(kept).tolist()
@@ -144,7 +168,13 @@ def _lengths(dataset: Dataset, task: Task, tokenizer: Any) -> Sequence[int]:
         if chatting:
             return chatting.count_tokens(some, tokenizer)
         texts = [example.text for example in some]
-        counted = tokenizer(texts, split_special_tokens=True, verbose=False, return_attention_mask=False, return_token_type_ids=False)
+        counted = tokenizer(
+            texts,
+            split_special_tokens=True,
+            verbose=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
         return map(len, counted["input_ids"])
 
     lengths = dataset.count("counting tokens", count)
@@ -156,14 +186,23 @@ def _lengths(dataset: Dataset, task: Task, tokenizer: Any) -> Sequence[int]:
 
 
 def _identity(tokenizer: Any) -> list[str]:
-    return [tokenizer.backend_tokenizer.to_str(), str(tokenizer.model_max_length), checkpoint.versions()["tokenizers"]]
+    return [
+        tokenizer.backend_tokenizer.to_str(),
+        str(tokenizer.model_max_length),
+        checkpoint.versions()["tokenizers"],
+    ]
 
 
 def _prepare(dataset: Dataset, task: Task, tokenizer: Any, fingerprint: str, table: Path) -> None:
-    """Encode every row, some thousands at a time; what an interrupted study encoded of many rows is there already."""
+    """Encode every row, some thousands at a time; what an interrupted study encoded of many rows is
+    there already."""
     pieces = table.with_suffix(".pieces")
     pieces.mkdir(exist_ok=True)
-    sides: dict[Split, Sequence[Example]] = {"train": dataset.train, "validation": dataset.validation, "test": dataset.unlabelled_test()}
+    sides: dict[Split, Sequence[Example]] = {
+        "train": dataset.train,
+        "validation": dataset.validation,
+        "test": dataset.unlabelled_test(),
+    }
     made = []
     with dataset.stage("encoding", sum(map(len, sides.values()))) as progress:
         for number, (split, members) in enumerate(sides.items()):
@@ -181,7 +220,9 @@ def _prepare(dataset: Dataset, task: Task, tokenizer: Any, fingerprint: str, tab
     shutil.rmtree(pieces, ignore_errors=True)
 
 
-def encode(split: Split, members: Sequence[Example], task: Task, tokenizer: Any) -> Iterator[tuple[Encoded, Split, Mapping[str, str]]]:
+def encode(
+    split: Split, members: Sequence[Example], task: Task, tokenizer: Any
+) -> Iterator[tuple[Encoded, Split, Mapping[str, str]]]:
     """Rows of one split, each with its example's metadata."""
     metadata = {example.id: example.metadata for example in members}
     for start in range(0, len(members), _BATCH):
@@ -189,7 +230,9 @@ def encode(split: Split, members: Sequence[Example], task: Task, tokenizer: Any)
             yield row, split, metadata[row.row_id]
 
 
-def store_validation(validation: Sequence[Example], folder: Path) -> list[dict[str, Any]] | dict[str, str]:
+def store_validation(
+    validation: Sequence[Example], folder: Path
+) -> list[dict[str, Any]] | dict[str, str]:
     """Return the rows as JSON; of many, the name of a file beside it, which every trial maps."""
     if len(validation) <= _PIECE:
         return [asdict(example) for example in validation]
@@ -200,7 +243,9 @@ def store_validation(validation: Sequence[Example], folder: Path) -> list[dict[s
     return {"table": path.name}
 
 
-def load_validation(described: list[dict[str, Any]] | dict[str, str], folder: Path) -> Sequence[Example]:
+def load_validation(
+    described: list[dict[str, Any]] | dict[str, str], folder: Path
+) -> Sequence[Example]:
     if isinstance(described, dict):
         return Examples.open(folder / described["table"])
     return tuple(map(Example.from_dict, described))
@@ -208,6 +253,10 @@ def load_validation(described: list[dict[str, Any]] | dict[str, str], folder: Pa
 
 def _check_sides(prepared: Prepared, dataset: Dataset) -> None:
     """Rows that train must be training rows of this split: the last stop before a leak."""
-    wrong = [row_id for row_id in prepared.split("train").ids if dataset.splits.get(row_id) != "train"]
+    wrong = [
+        row_id for row_id in prepared.split("train").ids if dataset.splits.get(row_id) != "train"
+    ]
     if wrong:
-        raise DataError(f"{len(wrong)} row(s) that are not training rows would train, {wrong[0]!r} first")
+        raise DataError(
+            f"{len(wrong)} row(s) that are not training rows would train, {wrong[0]!r} first"
+        )

@@ -1,4 +1,5 @@
-"""A slot is the state of one trial: the parameters it trains, their optimizer and schedule, and where it stands."""
+"""A slot is the state of one trial: the parameters it trains, their optimizer and schedule, and
+where it stands."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from medray.config.study import TrainConfig
 from medray.records import Evaluation
 
 VALUE = "value"
-Tensors = dict[str, dict[str, Tensor]]  # by a parameter's name: its value and the optimizer's step and moments for it
+Tensors = dict[
+    str, dict[str, Tensor]
+]  # by a parameter's name: its value and the optimizer's step and moments for it
 
 
 @dataclass
@@ -31,7 +34,9 @@ class Stopper:
 
     def update(self, value: float, step: int) -> bool:
         """Whether this evaluation is the best so far; a NaN never is."""
-        better = self.best is None or (value > self.best if self.higher_is_better else value < self.best)
+        better = self.best is None or (
+            value > self.best if self.higher_is_better else value < self.best
+        )
         if better and not math.isnan(value):
             self.best, self.best_step, self.num_worse = value, step, 0
             return True
@@ -48,7 +53,9 @@ class Slot:
     parameters: dict[str, Parameter]
     optimizer: AdamW
     schedule: LambdaLR
-    rng: int  # every micro-batch's dropout is seeded from this and its place, so no generator's state needs keeping
+    # every micro-batch's dropout is seeded from this and its place, so no generator's state needs
+    # keeping
+    rng: int
     num_steps: int
     stopper: Stopper
     cursor: tuple[int, int] = (0, 0)  # (epoch, step within it) that comes next
@@ -73,13 +80,17 @@ class Slot:
         return self.num_tokens / max(self.seconds, 1e-9)
 
     def state(self, parameters: Tensors) -> dict[str, Any]:
-        """Everything that a later process needs to go on; tensors and plain values only, so that it loads without pickle.
+        """Everything that a later process needs to go on; tensors and plain values only, so that it
+        loads without pickle.
 
-        The strategy gives the parameters whole, however it holds them: what it stores, another strategy or number of workers restores.
-        """
+        The strategy gives the parameters whole, however it holds them: what it stores, another
+        strategy or number of workers restores."""
         return {
             "parameters": parameters,
-            "schedule": {"last_epoch": self.schedule.last_epoch, "last_lr": self.schedule.get_last_lr()},
+            "schedule": {
+                "last_epoch": self.schedule.last_epoch,
+                "last_lr": self.schedule.get_last_lr(),
+            },
             "stopper": asdict(self.stopper),
             **{name: getattr(self, name) for name in _PLAIN},
             "history": [evaluation.as_dict() for evaluation in self.history],
@@ -94,7 +105,9 @@ class Slot:
                 parameter.copy_(state["parameters"][name][VALUE])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.schedule._last_lr = state["schedule"]["last_lr"]
-        for members, rate in zip(self.optimizer.param_groups, state["schedule"]["last_lr"], strict=True):
+        for members, rate in zip(
+            self.optimizer.param_groups, state["schedule"]["last_lr"], strict=True
+        ):
             members["lr"] = rate
         self.stopper = Stopper(**state["stopper"])
         for name in _PLAIN:
@@ -106,23 +119,47 @@ class Slot:
 _PLAIN = ("cursor", "step", "loss_sum", "weight_sum", "num_tokens", "seconds")
 
 
-def open_slot(model: Module, head_modules: Sequence[str], train: TrainConfig, *, num_steps: int, seed: int, stopper: Stopper) -> Slot:
+def open_slot(
+    model: Module,
+    head_modules: Sequence[str],
+    train: TrainConfig,
+    *,
+    num_steps: int,
+    seed: int,
+    stopper: Stopper,
+) -> Slot:
     """A slot over the parameters that the model trains."""
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     head_rate = train.head_learning_rate or train.learning_rate
     groups: dict[tuple[float, float], list[Parameter]] = {}
     for name, parameter in parameters.items():
-        rate = head_rate if any(f".{module}." in name for module in head_modules) else train.learning_rate
+        rate = (
+            head_rate
+            if any(f".{module}." in name for module in head_modules)
+            else train.learning_rate
+        )
         decay = train.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
-    optimizer = AdamW([{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()])
+    optimizer = AdamW(
+        [
+            {"params": members, "lr": rate, "weight_decay": decay}
+            for (rate, decay), members in groups.items()
+        ]
+    )
     schedule = LambdaLR(optimizer, lambda step: rate_factor(step, num_steps, train))
     return Slot(parameters, optimizer, schedule, rng=seed, num_steps=num_steps, stopper=stopper)
 
 
 def rate_factor(step: int, num_steps: int, train: TrainConfig) -> float:
-    """The share of the learning rate at a step, warm-up included; 0 is reached after the last step, never at one."""
-    warmup = train.warmup_steps if train.warmup_steps is not None else round((train.warmup_ratio or 0.0) * num_steps)
+    """The share of the learning rate at a step, warm-up included; 0 is reached after the last step,
+    never at one."""
+    warmup = (
+        train.warmup_steps
+        if train.warmup_steps is not None
+        else round((train.warmup_ratio or 0.0) * num_steps)
+    )
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))

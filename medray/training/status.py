@@ -1,4 +1,5 @@
-"""How far a trial is, in a small file beside its log: the trial rewrites it, the study's process reads it. No torch, no Ray."""
+"""How far a trial is, in a small file beside its log: the trial rewrites it, the study's process
+reads it. No torch, no Ray."""
 
 import json
 import os
@@ -32,7 +33,8 @@ def read(folder: Path) -> Status | None:
 
 
 class StatusFile:
-    """What the first worker of a trial writes; the others have no folder. It never fails: a full disk is told by checkpoints."""
+    """What the first worker of a trial writes; the others have no folder. It never fails: a full
+    disk is told by checkpoints."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -43,7 +45,9 @@ class StatusFile:
     def stage(self, what: str) -> None:
         self._write(replace(self.status, stage=what))
 
-    def step(self, *, epoch: int, step: int, num_steps: int, loss: float, tokens_per_s: float) -> None:
+    def step(
+        self, *, epoch: int, step: int, num_steps: int, loss: float, tokens_per_s: float
+    ) -> None:
         """A step was taken; written where the last writing is some seconds ago."""
         now = time.monotonic()
         if not self._start:

@@ -1,9 +1,10 @@
-"""How a study requests of its trials to store their state: two files in each trial's folder, and each of them has one writer.
+"""How a study requests of its trials to store their state: two files in each trial's folder, and
+each of them has one writer.
 
-The study writes its request, which a trial that does not train yet finds when it begins to. The trial writes whether there is a step to wait for.
-Files on the shared storage reach every node. They are there from the start, written in place and opened anew for each look, which shows
-their content on NFS too.
-"""
+The study writes its request, which a trial that does not train yet finds when it begins to. The
+trial writes whether there is a step to wait for. Files on the shared storage reach every node. They
+are there from the start, written in place and opened anew for each look, which shows their content
+on NFS too."""
 
 import time
 from contextlib import suppress
@@ -52,7 +53,8 @@ def request(folder: Path) -> None:
 
 
 def is_pending(folder: Path) -> bool:
-    """Whether a trial trains that has not stored its state since the request. One that loads or evaluates has nothing to store."""
+    """Whether a trial trains that has not stored its state since the request. One that loads or
+    evaluates has nothing to store."""
     return _is_written(folder / _REQUEST) and _is_written(folder / _TRAINS)
 
 

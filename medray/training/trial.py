@@ -1,4 +1,5 @@
-"""One trial, start to end, in this process: build, choose the arithmetic, run the loop, keep checkpoints, resume.
+"""One trial, start to end, in this process: build, choose the arithmetic, run the loop, keep
+checkpoints, resume.
 
 It reports through a callable and knows neither Ray nor the study around it.
 """
@@ -41,7 +42,9 @@ from medray.types import Example, Prediction
 
 log = logging.getLogger(__name__)
 STATE = "state.pt"  # read with weights_only: tensors and plain values
-_PROBE_TOKENS = 2048  # enough for the ratio of two types to hold, little enough to cost about a second
+_PROBE_TOKENS = (
+    2048  # enough for the ratio of two types to hold, little enough to cost about a second
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,13 @@ class Validation:
 
 
 class Trial:
-    def __init__(self, config: TrialConfig, material: Material, folder: Path, report: Callable[[Evaluation], None]) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        material: Material,
+        folder: Path,
+        report: Callable[[Evaluation], None],
+    ) -> None:
         self.config, self.material, self.folder, self.report = config, material, folder, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.status = StatusFile(folder if distributed.rank() == 0 else None)
@@ -77,10 +86,20 @@ class Trial:
             torch.set_num_threads(config.resources.cpus_per_worker)
         self.task = material.task
         self.rows = material.prepared.split("train")
-        self.built: BuiltModel = build(material.base, self.task.head(), config.model, config.lora, seed=config.seed)
-        self.num_parameters, self.num_trainable = self.built.num_parameters, self.built.num_trainable  # shards cannot be counted
+        self.built: BuiltModel = build(
+            material.base, self.task.head(), config.model, config.lora, seed=config.seed
+        )
+        self.num_parameters, self.num_trainable = (
+            self.built.num_parameters,
+            self.built.num_trainable,
+        )  # shards cannot be counted
         trained = self.num_trainable, self.num_parameters
-        log.info("%s: %d of %d parameters train, on %d thread(s)", config.model.source, *trained, torch.get_num_threads())
+        log.info(
+            "%s: %d of %d parameters train, on %d thread(s)",
+            config.model.source,
+            *trained,
+            torch.get_num_threads(),
+        )
         if config.train.zero_stage != 3:  # a model that is sharded need not fit on one device
             self.built.model.to(self.device)
         self.slot = self._open_slot()
@@ -89,7 +108,8 @@ class Trial:
         self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
 
     def run(self, *, resume: bool = False) -> TrialResult:
-        """Train to the end, from the last stored state where asked and there is one; `Interrupted` where the study requests it."""
+        """Train to the end, from the last stored state where asked and there is one; `Interrupted`
+        where the study requests it."""
         if self.stop is None:
             return self._run(resume)
         self.stop.open()
@@ -102,7 +122,9 @@ class Trial:
         self.loop = self.make_loop()
         state: Path | None = distributed.shared(self._latest("state"))
         if resume and state:
-            self.chosen = PrecisionRecord.model_validate_json((state / "precision.json").read_bytes())
+            self.chosen = PrecisionRecord.model_validate_json(
+                (state / "precision.json").read_bytes()
+            )
             self._start(_read_state(state / STATE))
             log.info("resumed after step %d of %d", self.slot.step, self.slot.num_steps)
         else:
@@ -125,7 +147,12 @@ class Trial:
         num_steps = train.max_steps or steps_per_epoch * (train.epochs or 1)
         stopper = Stopper(metric, higher_is_better(metric), train.patience)
         return open_slot(
-            self.built.model, self.built.family.head_modules, train, num_steps=num_steps, seed=self.config.seed, stopper=stopper
+            self.built.model,
+            self.built.family.head_modules,
+            train,
+            num_steps=num_steps,
+            seed=self.config.seed,
+            stopper=stopper,
         )
 
     def make_loop(self) -> Loop:
@@ -152,7 +179,9 @@ class Trial:
 
     def make_strategy(self, used: Precision) -> Strategy:
         module = plugins.find("training.strategies", self.config.train.strategy)
-        strategy: Strategy = module.Strategy(self.slot, self.config.train, precision=used, device=self.device)
+        strategy: Strategy = module.Strategy(
+            self.slot, self.config.train, precision=used, device=self.device
+        )
         return strategy
 
     def _start(self, stored: dict[str, Any] | None) -> None:
@@ -163,10 +192,18 @@ class Trial:
     def _show_step(self, loss: float) -> None:
         slot = self.slot
         epoch = slot.cursor[0] + 1
-        self.status.step(epoch=epoch, step=slot.step, num_steps=slot.num_steps, loss=loss, tokens_per_s=slot.tokens_per_s)
+        self.status.step(
+            epoch=epoch,
+            step=slot.step,
+            num_steps=slot.num_steps,
+            loss=loss,
+            tokens_per_s=slot.tokens_per_s,
+        )
 
     def _choose_precision(self) -> None:
-        self.status.stage("timing precision" if self.config.model.precision == "auto" else "starting")
+        self.status.stage(
+            "timing precision" if self.config.model.precision == "auto" else "starting"
+        )
         batch = self._typical_batch(self.rows)
         shape = (len(batch.rows), int(self.rows.lengths[list(batch.rows)].max()))
         self.built.model.train()
@@ -186,7 +223,10 @@ class Trial:
                 ),
             ),
             folder=self.material.path.parent,
-            study=(self.folder.parent, (self.material.base.weight_hash, self.config.model.quantization, self.device)),
+            study=(
+                self.folder.parent,
+                (self.material.base.weight_hash, self.config.model.quantization, self.device),
+            ),
         )
         self.loop.strategy.abandon()
 
@@ -195,18 +235,34 @@ class Trial:
         by_length = rows.lengths.argsort(kind="stable")
         middle = len(by_length) // 2
         budget = min(_PROBE_TOKENS, self.config.train.token_budget)
-        count = max(1, min(self.config.train.samples_per_step, budget // int(rows.lengths[by_length[middle]]), middle))
+        count = max(
+            1,
+            min(
+                self.config.train.samples_per_step,
+                budget // int(rows.lengths[by_length[middle]]),
+                middle,
+            ),
+        )
         return MicroBatch(tuple(int(row) for row in by_length[middle - count + 1 : middle + 1]))
 
-    def _engine(self, used: Precision, embeddings: list[Floats] | None = None) -> TransformersEngine:
+    def _engine(
+        self, used: Precision, embeddings: list[Floats] | None = None
+    ) -> TransformersEngine:
         budget, is_sharded = self.config.train.token_budget, self.loop.strategy.shards_model
         return TransformersEngine(
-            self.built, precision=used, token_budget=budget, device=self.device, is_sharded=is_sharded, embeddings=embeddings
+            self.built,
+            precision=used,
+            token_budget=budget,
+            device=self.device,
+            is_sharded=is_sharded,
+            embeddings=embeddings,
         )
 
     def _evaluate(self) -> dict[str, float]:
         self.status.stage("evaluating")
-        if self.stop:  # the state is stored, and a report may wait for a study that has stopped listening
+        if (
+            self.stop
+        ):  # the state is stored, and a report may wait for a study that has stopped listening
             self.stop.close()
         examples = self.material.validation
         embeddings: list[Floats] = []
@@ -215,24 +271,38 @@ class Trial:
         if isinstance(task, Calibrated):
             task = task.tune(predictions, examples)
             predictions = task.decide(predictions)
-        cloud = Cloud.fit(distributed.gathered(embeddings)) if not self.loop.strategy.shards_model else Cloud.fit(embeddings)
+        cloud = (
+            Cloud.fit(distributed.gathered(embeddings))
+            if not self.loop.strategy.shards_model
+            else Cloud.fit(embeddings)
+        )
         self.validation = Validation(task, predictions, task.score(predictions, examples), cloud)
         return self.validation.metrics.values
 
-    def predict_rows(self, examples: Sequence[Example], embeddings: list[Floats]) -> list[Prediction]:
-        """Each worker predicts its share; where a forward pass is a call in common, all predict all, and the first one counts."""
+    def predict_rows(
+        self, examples: Sequence[Example], embeddings: list[Floats]
+    ) -> list[Prediction]:
+        """Each worker predicts its share; where a forward pass is a call in common, all predict
+        all, and the first one counts."""
         engine = self._engine(self.chosen.used, embeddings)
         if self.loop.strategy.shards_model:
             return distributed.shared(self.task.predict(engine, examples))
         by_id = {
-            prediction.row_id: prediction for prediction in distributed.gathered(self.task.predict(engine, distributed.share(examples)))
+            prediction.row_id: prediction
+            for prediction in distributed.gathered(
+                self.task.predict(engine, distributed.share(examples))
+            )
         }
         return [by_id[example.id] for example in examples]
 
     def _report(self, evaluation: Evaluation) -> None:
         strategy, is_first = self.loop.strategy, distributed.rank() == 0
         assert self.validation is not None
-        manifest = self._manifest(evaluation, self.validation) if is_first or strategy.shards_model else None  # it asks the model its probe
+        manifest = (
+            self._manifest(evaluation, self.validation)
+            if is_first or strategy.shards_model
+            else None
+        )  # it asks the model its probe
         with strategy.whole():
             if is_first:
                 assert manifest is not None
@@ -241,9 +311,13 @@ class Trial:
 
     def _keep(self, evaluation: Evaluation, validation: Validation, manifest: Manifest) -> None:
         folder = self._checkpoint_folder(self.slot.step)
-        shutil.rmtree(folder, ignore_errors=True)  # left by a process that died before it could store its state
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # left by a process that died before it could store its state
         with files.room_for(self.folder):
-            checkpoint.save(folder, lambda filling: self._fill(filling, evaluation, validation), manifest)
+            checkpoint.save(
+                folder, lambda filling: self._fill(filling, evaluation, validation), manifest
+            )
             files.write(self.folder / HISTORY, dump_history(self.slot.history))
 
     def _fill(self, folder: Path, evaluation: Evaluation, validation: Validation) -> None:
@@ -255,16 +329,29 @@ class Trial:
             write_cloud(folder, validation.cloud)
         if self.material.train_rows:
             shutil.copyfile(self.material.train_rows, folder / TRAIN_ROWS)
-        metrics = {"split": "validation", **validation.metrics.as_dict(), "train_loss": evaluation.train_loss}
+        metrics = {
+            "split": "validation",
+            **validation.metrics.as_dict(),
+            "train_loss": evaluation.train_loss,
+        }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        (folder / "audit.json").write_text(json.dumps(self.material.audit, indent=1, ensure_ascii=False), encoding="utf-8")
+        (folder / "audit.json").write_text(
+            json.dumps(self.material.audit, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
 
     def _manifest(self, evaluation: Evaluation, validation: Validation) -> Manifest:
         base = self.material.base
         return Manifest(
-            task=TaskRecord(options=validation.task.options.model_dump(mode="json"), state=validation.task.state()),
+            task=TaskRecord(
+                options=validation.task.options.model_dump(mode="json"),
+                state=validation.task.state(),
+            ),
             base=BaseRecord(
-                source=base.source, revision=base.revision, weight_hash=base.weight_hash, family=self.built.family.name, note=base.note
+                source=base.source,
+                revision=base.revision,
+                weight_hash=base.weight_hash,
+                family=self.built.family.name,
+                note=base.note,
             ),
             trial=public_settings(self.config),
             data_fingerprint=self.material.data_fingerprint,
@@ -286,11 +373,18 @@ class Trial:
         state = self.loop.strategy.state()
         if distributed.rank() > 0:
             return
-        # The one from before the evaluation of a step stays until that after it is whole, and is in front of it by name.
-        target = self.folder / "state" / f"step-{self.slot.step:06d}{'-evaluated' if self.slot.is_evaluated else ''}"
+        # The one from before the evaluation of a step stays until that after it is whole, and is in
+        # front of it by name.
+        target = (
+            self.folder
+            / "state"
+            / f"step-{self.slot.step:06d}{'-evaluated' if self.slot.is_evaluated else ''}"
+        )
         shutil.rmtree(target, ignore_errors=True)
         with files.room_for(self.folder), files.new_folder(target) as folder:
-            with (folder / STATE).open("wb") as file:  # not by its path: torch would hide why a write failed
+            with (folder / STATE).open(
+                "wb"
+            ) as file:  # not by its path: torch would hide why a write failed
                 torch.save(state, file)
             (folder / "precision.json").write_text(self.chosen.model_dump_json())
         for old in (self.folder / "state").glob("step-*"):
@@ -301,9 +395,13 @@ class Trial:
             self.stop.open()
 
     def _forget_checkpoints(self) -> None:
-        """Only once the state is stored: a process that goes on from an older one may need what was the best then."""
+        """Only once the state is stored: a process that goes on from an older one may need what was
+        the best then."""
         stored = sorted((self.folder / "checkpoints").glob("step-*"))
-        keep = {self._checkpoint_folder(self.slot.stopper.best_step), *stored[-self.config.train.keep_checkpoints :]}
+        keep = {
+            self._checkpoint_folder(self.slot.stopper.best_step),
+            *stored[-self.config.train.keep_checkpoints :],
+        }
         for old in stored:
             if old not in keep:
                 shutil.rmtree(old)

@@ -1,4 +1,5 @@
-"""One trial in the process that computes it, from an assignment: it reports to a callable, or as a worker of Ray Train."""
+"""One trial in the process that computes it, from an assignment: it reports to a callable, or as a
+worker of Ray Train."""
 
 import logging
 import threading
@@ -21,17 +22,24 @@ log = logging.getLogger(__name__)
 
 
 def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, node: str) -> None:
-    """Train to the end, from the last stored state where there is one. `node`: the address of the node that this process is on.
+    """Train to the end, from the last stored state where there is one. `node`: the address of the
+    node that this process is on.
 
     Where the study interrupts the trial, it raises `Interrupted` once the state is stored.
     """
     folder = Path(assignment.folder)
     config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
     with _log_file(folder):
-        log.info("%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gathered([node])))
+        log.info(
+            "%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gathered([node]))
+        )
 
         def send(evaluation: Evaluation) -> None:
-            report(TrialReport(evaluation, trial.loop.first_step_at, trial.num_parameters, trial.num_trainable).as_row())
+            report(
+                TrialReport(
+                    evaluation, trial.loop.first_step_at, trial.num_parameters, trial.num_trainable
+                ).as_row()
+            )
 
         trial = Trial(config, open_material(Path(assignment.material)), folder, send)
         try:
@@ -42,7 +50,8 @@ def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, nod
 
 
 def run_in_ray(assignment: Assignment, report: Callable[[dict[str, Any]], None]) -> None:
-    """As `run`, in a process of Ray's. A trial that is interrupted waits for the end of its process, since Ray would start it again."""
+    """As `run`, in a process of Ray's. A trial that is interrupted waits for the end of its
+    process, since Ray would start it again."""
     import ray
 
     try:
@@ -59,12 +68,15 @@ def train(assignment: dict[str, Any]) -> None:
         run_in_ray(Assignment(**assignment), ray.train.report)
     except MedrayError as err:
         if distributed.world_size() > 1:
-            raise  # the others may be waiting inside a collective call: only the end of the group frees them
+            # the others may be waiting inside a collective call: only the end of the group frees
+            # them
+            raise
         ray.train.report(failure(err))
 
 
 class _Log(logging.FileHandler):
-    """Where there is no room for it, the trial itself says so: what stands in its way would hide that."""
+    """Where there is no room for it, the trial itself says so: what stands in its way would hide
+    that."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -79,7 +91,9 @@ class _log_file:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.handler = _Log(folder / "log.txt") if distributed.rank() == 0 else logging.NullHandler()
+        self.handler = (
+            _Log(folder / "log.txt") if distributed.rank() == 0 else logging.NullHandler()
+        )
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 
     def __enter__(self) -> None:

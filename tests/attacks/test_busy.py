@@ -1,4 +1,5 @@
-"""A study on a machine that is busy, or whose Ray Tune loses a trial: every trial ends with its result."""
+"""A study on a machine that is busy, or whose Ray Tune loses a trial: every trial ends with its
+result."""
 
 import contextlib
 import logging
@@ -24,7 +25,9 @@ pytestmark = pytest.mark.ray
 def delayed(seconds: float, timeout_s: str | None = None) -> Any:
     """A trial's function whose first trial takes so long to end after its last report."""
 
-    def start(config: dict[str, Any]) -> None:  # travels by value: the processes of trials cannot import this file
+    def start(
+        config: dict[str, Any],
+    ) -> None:  # travels by value: the processes of trials cannot import this file
         import os
 
         from medray.study import trial_actor
@@ -43,7 +46,10 @@ def statuses(board: Leaderboard) -> list[str]:
 
 
 def test_a_trial_whose_end_is_held_up_for_ten_seconds_costs_no_other(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(trials, "start", delayed(10))
     study = tiny.study(tmp_path, GRID, "search.algorithm=grid", ray_studies.whole(cluster))
@@ -55,15 +61,28 @@ def test_a_trial_whose_end_is_held_up_for_ten_seconds_costs_no_other(
 
 
 def test_a_trial_that_tune_loses_is_run_again_by_the_study(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Tune gives up a process whose thread has not ended in time, and with it the trial that was to run there."""
+    """Tune gives up a process whose thread has not ended in time, and with it the trial that was to
+    run there."""
     monkeypatch.setattr(trials, "start", delayed(3, timeout_s="0"))
-    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", "resources.max_failures=0", ray_studies.whole(cluster))
+    study = tiny.study(
+        tmp_path,
+        GRID,
+        "search.algorithm=grid",
+        "resources.max_failures=0",
+        ray_studies.whole(cluster),
+    )
     with caplog.at_level(logging.WARNING, "medray"):
         board = ray_studies.run(study, cluster).board
     assert set(statuses(board)) <= {"finished", "stopped"}
-    assert "Ray Tune gave it up without a result or an error; it goes on from its last stored state" in caplog.text
+    assert (
+        "Ray Tune gave it up without a result or an error; it goes on from its last stored state"
+        in caplog.text
+    )
 
 
 @contextlib.contextmanager
@@ -78,7 +97,9 @@ def busy(num: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_study_beside_a_busy_loop_on_every_core_loses_no_trial(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_study_beside_a_busy_loop_on_every_core_loses_no_trial(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     study = tiny.study(tmp_path, GRID, "search.algorithm=grid", ray_studies.whole(cluster))
     with busy(len(os.sched_getaffinity(0))):
         board = ray_studies.run(study, cluster).board

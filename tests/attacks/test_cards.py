@@ -17,13 +17,19 @@ def test_a_card_shows_labels_notes_and_names_of_others_as_plain_words(tmp_path: 
     labels = [evil, "[click](javascript:alert(3))", "a | b", "# heading\n# more", "not_cancer"]
     changed = manifest.model_copy(
         update={
-            "task": manifest.task.model_copy(update={"state": {**manifest.task.state, "labels": labels}}),
+            "task": manifest.task.model_copy(
+                update={"state": {**manifest.task.state, "labels": labels}}
+            ),
             "base": manifest.base.model_copy(update={"note": evil, "source": f"base {evil}"}),
             "metrics": {evil: 1.0},
         }
     )
     notes = f"{evil}\n---\n# heading\n1. list\n| a | b |\rfirst\r# heading\nplain_words, here."
-    shown = card.render(release.record.model_copy(update={"notes": notes, "task_options": {evil: evil}}), changed, merged=False)
+    shown = card.render(
+        release.record.model_copy(update={"notes": notes, "task_options": {evil: evil}}),
+        changed,
+        merged=False,
+    )
     header, body = shown.removeprefix("---\n").split("---\n", 1)
     assert yaml.safe_load(header)["base_model"] == f"base {evil}"
     assert "<" not in body.replace("&lt;", "")

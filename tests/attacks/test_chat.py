@@ -34,12 +34,16 @@ from medray.types import Chunk, Message, Sampling, gather
 
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}patient {% endif %}"
-    "{% for message in messages %}{{ message['role'] + ' ' + message['content'] + ' study ' }}{% endfor %}"
+    "{% for message in messages %}{{ message['role'] + ' ' + message['content'] + ' study ' }}{% "
+    "endfor %}"
 )
 
 
 def conversation(num: int) -> list[Message]:
-    turns = [Message("user" if at % 2 == 0 else "assistant", f"{tiny.WORDS[at % 30]} {at}") for at in range(num)]
+    turns = [
+        Message("user" if at % 2 == 0 else "assistant", f"{tiny.WORDS[at % 30]} {at}")
+        for at in range(num)
+    ]
     return turns if turns[-1].role == "user" else turns[:-1]
 
 
@@ -50,7 +54,9 @@ def chat(request: pytest.FixtureRequest) -> Chat:
     return Chat(tokenizer, request.param)
 
 
-@pytest.mark.parametrize("content", ["\\ud800", [{"type": "text", "text": "\\ud800"}]], ids=["text", "part"])
+@pytest.mark.parametrize(
+    "content", ["\\ud800", [{"type": "text", "text": "\\ud800"}]], ids=["text", "part"]
+)
 def test_half_a_surrogate_pair_is_refused_before_a_tokenizer_fails_at_it(content: Any) -> None:
     client = TestClient(make_api(fake_service.Service("adviser@best"), Limits(), None))
     body = json.dumps({"messages": [{"role": "user", "content": content}]}).replace("\\\\", "\\")
@@ -60,7 +66,9 @@ def test_half_a_surrogate_pair_is_refused_before_a_tokenizer_fails_at_it(content
 
 @pytest.mark.parametrize("system", [(), (Message("system", "blood pressure"),)])
 @pytest.mark.parametrize("room", [16, 20, 60, 200])
-def test_of_a_long_conversation_the_most_turns_that_fit_are_read(chat: Chat, room: int, system: tuple[Message, ...]) -> None:
+def test_of_a_long_conversation_the_most_turns_that_fit_are_read(
+    chat: Chat, room: int, system: tuple[Message, ...]
+) -> None:
     turns = conversation(60)
     wholes = [chat.prompt([*system, *turns[at:]], 10**6).tokens for at in range(0, len(turns), 2)]
     wanted = next((tokens for tokens in wholes if len(tokens) <= room), None)
@@ -69,7 +77,9 @@ def test_of_a_long_conversation_the_most_turns_that_fit_are_read(chat: Chat, roo
     assert len(found.tokens) == room if wanted is None else found.tokens == wanted
 
 
-def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoded: list[str] = []
     filled: list[int] = []
     answers, fill = chat_template.answers, Chat.fill
@@ -90,7 +100,9 @@ def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(cha
     assert len(filled) <= 3 + math.log2(999)
 
 
-def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoded: list[str] = []
     answers = chat_template.answers
 
@@ -112,33 +124,64 @@ def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(chat: C
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_more_messages_than_are_read_are_refused_before_anything_is_done_with_them(stream: bool) -> None:
+def test_more_messages_than_are_read_are_refused_before_anything_is_done_with_them(
+    stream: bool,
+) -> None:
     service = fake_service.Service()
     http = TestClient(make_api(service, Limits(messages=5), None, mask_identifiers=True))
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation(7)]
-    refused = http.post(CHAT_PATH, json={"model": "adviser", "messages": messages, "stream": stream})
+    refused = http.post(
+        CHAT_PATH, json={"model": "adviser", "messages": messages, "stream": stream}
+    )
     assert refused.status_code == 400
-    assert refused.json()["error"]["message"] == "messages: at most 5 are read; leave out the oldest"
+    assert (
+        refused.json()["error"]["message"] == "messages: at most 5 are read; leave out the oldest"
+    )
     assert not service.talks
-    assert http.post(CHAT_PATH, json={"model": "adviser", "messages": messages[2:], "stream": stream}).status_code == 200
+    assert (
+        http.post(
+            CHAT_PATH, json={"model": "adviser", "messages": messages[2:], "stream": stream}
+        ).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize(
-    "extreme", [{"temperature": 1e-40}, {"temperature": 5e-324}, {"top_p": 1e-300}, {"top_p": 5e-324, "temperature": 1}]
+    "extreme",
+    [
+        {"temperature": 1e-40},
+        {"temperature": 5e-324},
+        {"top_p": 1e-300},
+        {"top_p": 5e-324, "temperature": 1},
+    ],
 )
-def test_extreme_parameters_become_the_nearest_ones_that_can_be_computed(extreme: dict[str, float]) -> None:
-    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "a"}], **extreme})
+def test_extreme_parameters_become_the_nearest_ones_that_can_be_computed(
+    extreme: dict[str, float],
+) -> None:
+    request = ChatRequest.model_validate(
+        {"messages": [{"role": "user", "content": "a"}], **extreme}
+    )
     sampling = request.conversation().sampling
     assert sampling.temperature == 0 or sampling.temperature >= 0.01
     assert float(torch.tensor(sampling.top_p, dtype=torch.float32)) > 0
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seed": 1 << 200}, {"seed": 1 << 63}, {"stop": "x" * 400_000}, {"stop": ["x" * 1001]}, {"temperature": -1}]
+    "wrong",
+    [
+        {"seed": 1 << 200},
+        {"seed": 1 << 63},
+        {"stop": "x" * 400_000},
+        {"stop": ["x" * 1001]},
+        {"temperature": -1},
+    ],
 )
 def test_parameters_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     http = TestClient(make_api(fake_service.Service(), Limits(), None))
-    refused = http.post(CHAT_PATH, json={"model": "adviser", "messages": [{"role": "user", "content": "a"}], **wrong})
+    refused = http.post(
+        CHAT_PATH,
+        json={"model": "adviser", "messages": [{"role": "user", "content": "a"}], **wrong},
+    )
     assert refused.status_code == 400
     assert next(iter(wrong)) in refused.json()["error"]["message"]
 
@@ -160,16 +203,24 @@ def run(generation: Generation, first: Sequence[Chunk | RowError]) -> dict[int, 
     items = list(first)
     while generation.rows:
         items += generation.step()
-    ends: dict[int, str | Exception] = {item.index: item.reason for item in items if isinstance(item, RowError)}
+    ends: dict[int, str | Exception] = {
+        item.index: item.reason for item in items if isinstance(item, RowError)
+    }
     texts = gather([item for item in items if isinstance(item, Chunk)], len(PROMPTS))
     return {at: ends.get(at, text.text) for at, text in enumerate(texts)}
 
 
 def test_a_row_that_cannot_be_sampled_ends_alone(engine: TransformersEngine) -> None:
-    alone = run(fresh := engine.generation(), fresh.join([fresh.row(at, PROMPTS[at], Sampling(max_tokens=8)) for at in range(3)]))
+    alone = run(
+        fresh := engine.generation(),
+        fresh.join([fresh.row(at, PROMPTS[at], Sampling(max_tokens=8)) for at in range(3)]),
+    )
     generation = engine.generation()
     poison = Sampling(max_tokens=8, temperature=1e-40)  # as a request's own bounds let none through
-    rows = [generation.row(at, PROMPTS[at], poison if at == 1 else Sampling(max_tokens=8)) for at in range(3)]
+    rows = [
+        generation.row(at, PROMPTS[at], poison if at == 1 else Sampling(max_tokens=8))
+        for at in range(3)
+    ]
     found = run(generation, generation.join(rows))
     assert isinstance(found[1], RuntimeError)
     assert (found[0], found[2]) == (alone[0], alone[2])
@@ -182,11 +233,16 @@ def test_a_tiny_top_p_takes_the_most_probable_token(engine: TransformersEngine) 
         Sampling(max_tokens=8, temperature=1, top_p=1e-300),
         Sampling(max_tokens=8, temperature=1, top_p=5e-324),
     ]
-    found = run(generation, generation.join([generation.row(at, PROMPTS[0], kind) for at, kind in enumerate(kinds)]))
+    found = run(
+        generation,
+        generation.join([generation.row(at, PROMPTS[0], kind) for at, kind in enumerate(kinds)]),
+    )
     assert found[0] == found[1] == found[2]
 
 
-def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generation = engine.generation()
     under_way = list(generation.join([generation.row(0, PROMPTS[0], Sampling(max_tokens=8))]))
 
@@ -200,10 +256,15 @@ def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(engine: Transfor
     assert isinstance(refused, RowError)
     monkeypatch.setattr(model, "forward", forward)
     fresh = engine.generation()
-    assert run(generation, under_way)[0] == run(fresh, fresh.join([fresh.row(0, PROMPTS[0], Sampling(max_tokens=8))]))[0]
+    assert (
+        run(generation, under_way)[0]
+        == run(fresh, fresh.join([fresh.row(0, PROMPTS[0], Sampling(max_tokens=8))]))[0]
+    )
 
 
-def test_whoever_asked_for_the_row_that_fails_hears_of_it_and_the_others_get_their_texts(engine: TransformersEngine) -> None:
+def test_whoever_asked_for_the_row_that_fails_hears_of_it_and_the_others_get_their_texts(
+    engine: TransformersEngine,
+) -> None:
     with ThreadPoolExecutor(1) as thread:
         streams = Streams(engine.generation, thread, token_budget=10**6, waiting_tokens=10**6)
         answers: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in PROMPTS]
@@ -224,9 +285,16 @@ def test_whoever_asked_for_the_row_that_fails_hears_of_it_and_the_others_get_the
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    release = Registry(str(tmp_path_factory.mktemp("chat"))).publish(tiny.checkpoint("instruct"), "adviser")
+    release = Registry(str(tmp_path_factory.mktemp("chat"))).publish(
+        tiny.checkpoint("instruct"), "adviser"
+    )
     with ThreadPoolExecutor(1) as thread:
-        found = open_head(release, AppOptions(releases=("adviser",), precision="fp32", token_budget=256), thread, device="cpu")
+        found = open_head(
+            release,
+            AppOptions(releases=("adviser",), precision="fp32", token_budget=256),
+            thread,
+            device="cpu",
+        )
         assert isinstance(found, Served)
         yield found
 
@@ -242,7 +310,9 @@ def test_a_conversation_is_not_read_after_its_time(served: Served) -> None:
             raise AssertionError("read for nobody")
 
     with pytest.raises(LateError):
-        replace(served, loaded=replace(served.loaded, task=Untouched())).begin(QUESTION, Limits(), time.monotonic() - 1, lambda chunk: None)
+        replace(served, loaded=replace(served.loaded, task=Untouched())).begin(
+            QUESTION, Limits(), time.monotonic() - 1, lambda chunk: None
+        )
 
 
 class Replica(HeadReplica):
@@ -252,7 +322,9 @@ class Replica(HeadReplica):
         self.requests = ThreadPoolExecutor(1)
 
 
-def test_a_client_that_leaves_while_its_conversation_waits_to_be_read_makes_no_work(served: Served) -> None:
+def test_a_client_that_leaves_while_its_conversation_waits_to_be_read_makes_no_work(
+    served: Served,
+) -> None:
     begun: list[int] = []
 
     class Noted:

@@ -42,9 +42,13 @@ def port() -> Iterator[int]:
         patch.setattr(front, "HEAD_S", 1.0)
         (bounds,) = front.middlewares()
         assert bounds.kwargs["body_bytes"] == Limits().body_bytes
-        app = Front(fake_service.api(fake_service.Service("cancer@best")), body_bytes=100_000, body_s=1.0)
+        app = Front(
+            fake_service.api(fake_service.Service("cancer@best")), body_bytes=100_000, body_s=1.0
+        )
         chosen = free_port()
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=chosen, log_level="critical"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=chosen, log_level="critical")
+        )
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:
@@ -93,7 +97,9 @@ def is_well(port: int) -> bool:
     ],
     ids=["many headers", "a large header", "a large address"],
 )
-def test_a_head_over_the_bound_is_refused_in_the_form_of_every_error(port: int, data: bytes) -> None:
+def test_a_head_over_the_bound_is_refused_in_the_form_of_every_error(
+    port: int, data: bytes
+) -> None:
     assert error(exchange(port, data)) == (431, "head_too_large")
     assert is_well(port)
 
@@ -109,9 +115,19 @@ def test_a_head_over_the_bound_is_refused_in_the_form_of_every_error(port: int, 
         (CHUNKED, b"100000\r\n" + MB + b"\r\n"),
         (POST + b"Content-Length: 9999999999\r\n\r\n", MB),
     ],
-    ids=["header", "headers", "address", "trailer", "chunk extension", "chunked body", "declared body"],
+    ids=[
+        "header",
+        "headers",
+        "address",
+        "trailer",
+        "chunk extension",
+        "chunked body",
+        "declared body",
+    ],
 )
-def test_what_never_ends_is_cut_off_before_the_server_holds_much(port: int, start: bytes, piece: bytes) -> None:
+def test_what_never_ends_is_cut_off_before_the_server_holds_much(
+    port: int, start: bytes, piece: bytes
+) -> None:
     with connect(port) as client:
         client.sendall(start)
         with pytest.raises(ConnectionError):
@@ -131,7 +147,9 @@ def test_what_is_no_http_is_refused_and_closed(port: int, data: bytes) -> None:
     assert is_well(port)
 
 
-@pytest.mark.parametrize("drip", [b"X-A: b\r\n", b"\r\n", b""], ids=["headers", "blank lines", "nothing"])
+@pytest.mark.parametrize(
+    "drip", [b"X-A: b\r\n", b"\r\n", b""], ids=["headers", "blank lines", "nothing"]
+)
 def test_a_head_that_takes_too_long_is_closed(port: int, drip: bytes) -> None:
     with connect(port) as client:
         client.sendall(GET if drip != b"\r\n" else b"")
@@ -168,18 +186,25 @@ def test_bodies_that_take_too_long_are_refused_and_no_route_hears_of_them(port: 
     ],
     ids=["declared", "chunked"],
 )
-def test_a_body_over_the_limit_is_refused_and_its_client_can_read_why(port: int, rest: bytes) -> None:
+def test_a_body_over_the_limit_is_refused_and_its_client_can_read_why(
+    port: int, rest: bytes
+) -> None:
     assert error(exchange(port, POST + rest)) == (413, "body_too_large")
 
 
 def test_a_length_of_five_thousand_digits_is_too_large(port: int) -> None:
-    assert error(exchange(port, POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}"))[0] in (400, 413)
+    assert error(exchange(port, POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}"))[0] in (
+        400,
+        413,
+    )
 
 
 def test_requests_on_one_connection_are_answered_in_order_up_to_a_number(port: int) -> None:
     one = POST + b"X-Request-Id: p%d\r\nContent-Length: 12\r\n\r\n" + b'{"text":"a"}'
     with connect(port) as client:
-        client.sendall(b"".join(one % number for number in range(50)) + GET + b"Connection: close\r\n\r\n")
+        client.sendall(
+            b"".join(one % number for number in range(50)) + GET + b"Connection: close\r\n\r\n"
+        )
         answer = read(client)
     assert re.findall(rb"x-request-id: p(\d+)", answer) == [b"%d" % number for number in range(50)]
     flood = exchange(port, b"".join(one % number for number in range(2000)))
@@ -187,7 +212,9 @@ def test_requests_on_one_connection_are_answered_in_order_up_to_a_number(port: i
     assert is_well(port)
 
 
-def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(front, "CONNECTIONS", 20)
     clients = [connect(port) for _ in range(100)]
     for client in clients[::2]:
@@ -211,7 +238,9 @@ def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(
     ],
     ids=["a WebSocket that never begins", "answers that nobody reads"],
 )
-def test_connections_that_hang_without_sending_keep_nobody_out(port: int, stuck: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_that_hang_without_sending_keep_nobody_out(
+    port: int, stuck: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(front, "CONNECTIONS", 10)
     clients = [socket.socket() for _ in range(12)]
     for client in clients:
@@ -227,10 +256,15 @@ def test_connections_that_hang_without_sending_keep_nobody_out(port: int, stuck:
 
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
 @pytest.mark.parametrize("part", [1 << 20, 1], ids=["at once", "byte by byte"])
-def test_the_body_of_a_request_that_offers_an_upgrade_is_read(port: int, upgrade: bytes, part: int) -> None:
+def test_the_body_of_a_request_that_offers_an_upgrade_is_read(
+    port: int, upgrade: bytes, part: int
+) -> None:
     """As Java's client sends each of its first ones."""
     body = b'{"text":"a"}'
-    head = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\nHTTP2-Settings: AAEAAEAA\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\n"
+        b"HTTP2-Settings: AAEAAEAA\r\nContent-Length: %d\r\n\r\n"
+    )
     one = POST + head % (upgrade, len(body)) + body
     data = one * 2 + GET + b"Connection: close\r\n\r\n"
     with connect(port) as client:
@@ -240,10 +274,16 @@ def test_the_body_of_a_request_that_offers_an_upgrade_is_read(port: int, upgrade
     assert answer.count(b"HTTP/1.1 200") == 3, answer
 
 
-def test_a_client_that_leaves_ends_its_answer_also_where_another_request_waits_behind(port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_leaves_ends_its_answer_also_where_another_request_waits_behind(
+    port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     service = fake_service.Service("adviser@best", pause_s=0.3)
     body = b'{"messages":[{"role":"user","content":"a"}],"stream":true}'
-    one = POST.replace(b"/v1/classify", CHAT_PATH.encode()) + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    one = (
+        POST.replace(b"/v1/classify", CHAT_PATH.encode())
+        + b"Content-Length: %d\r\n\r\n" % len(body)
+        + body
+    )
     with fake_service.running(fake_service.api(service)) as url:
         with connect(int(url.strip("/").rpartition(":")[2])) as client:
             client.sendall(one + GET + b"\r\n")
@@ -266,7 +306,9 @@ def request(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
     return {"type": "http", "path": "/v1/classify", "headers": list(headers)}
 
 
-async def ask(asked: Front, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]) -> list[dict[str, Any]]:
+async def ask(
+    asked: Front, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -291,7 +333,13 @@ def test_headers_that_steer_serve_do_not_pass_and_others_do() -> None:
         (b"x-request-id", b"\x1b[31mred"),
         (b"x-request-id", b"a" * 65),
     ]
-    asyncio.run(ask(Front(app, body_bytes=10), request(*steering, (b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")), _never))
+    asyncio.run(
+        ask(
+            Front(app, body_bytes=10),
+            request(*steering, (b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")),
+            _never,
+        )
+    )
     assert seen == [(b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")]
 
 
@@ -299,7 +347,9 @@ async def _never() -> dict[str, Any]:
     raise AssertionError("nothing is to be read")
 
 
-def test_of_half_read_bodies_over_the_room_for_all_the_largest_goes_and_a_small_one_is_read() -> None:
+def test_of_half_read_bodies_over_the_room_for_all_the_largest_goes_and_a_small_one_is_read() -> (
+    None
+):
     read_bodies: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -307,7 +357,10 @@ def test_of_half_read_bodies_over_the_room_for_all_the_largest_goes_and_a_small_
 
     async def scene() -> list[list[dict[str, Any]]]:
         asked = Front(app, body_bytes=1000, reading_bytes=1500, body_s=0.5)
-        large = [asyncio.ensure_future(ask(asked, _chunked(), _pieces(b"x" * size, None))) for size in (800, 600)]
+        large = [
+            asyncio.ensure_future(ask(asked, _chunked(), _pieces(b"x" * size, None)))
+            for size in (800, 600)
+        ]
         await asyncio.sleep(0)
         small = asyncio.ensure_future(ask(asked, _chunked(), _pieces(b"y" * 100, b"y" * 100, b"")))
         answers = await asyncio.gather(*large, small)
@@ -345,7 +398,11 @@ async def _each(parts: tuple[bytes | None, ...]) -> AsyncIterator[bytes | None]:
 def test_the_ids_that_the_ingress_and_serve_name_become_one() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(
-            {"type": "http.response.start", "status": 200, "headers": [[b"x-request-id", b"a"], [b"X-Request-ID", b"a"], [b"b", b"c"]]}
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [[b"x-request-id", b"a"], [b"X-Request-ID", b"a"], [b"b", b"c"]],
+            }
         )
 
     (start,) = asyncio.run(ask(Front(app, body_bytes=10), request(), _never))
@@ -371,7 +428,11 @@ def test_an_application_whose_proxy_has_other_bounds_says_what_to_set(
 # The routes.
 
 
-def http(hosts: tuple[str, ...] | None = None, digests: frozenset[str] | None = None, host: str = "testserver") -> TestClient:
+def http(
+    hosts: tuple[str, ...] | None = None,
+    digests: frozenset[str] | None = None,
+    host: str = "testserver",
+) -> TestClient:
     api = make_api(fake_service.Service("cancer@best"), Limits(), digests, hosts=hosts)
     return TestClient(api, base_url=f"http://{host}", raise_server_exceptions=False)
 
@@ -387,7 +448,9 @@ def http(hosts: tuple[str, ...] | None = None, digests: frozenset[str] | None = 
         (ChatRequest, {"messages": [{"role": "user", "content": "a"}], "stop": [1] * 100_000}),
     ],
 )
-def test_the_first_wrong_of_many_inputs_ends_the_validation(model: type[BaseModel], body: dict[str, Any]) -> None:
+def test_the_first_wrong_of_many_inputs_ends_the_validation(
+    model: type[BaseModel], body: dict[str, Any]
+) -> None:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(body)
     assert caught.value.error_count() < 5
@@ -424,7 +487,16 @@ def test_an_error_of_a_models_page_does_not_repeat_its_name() -> None:
     assert "allowed: cancer@best" in answer.text
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "evil.example:8000", "2130706433"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "evil.example:8000",
+        "2130706433",
+    ],
+)
 def test_a_foreign_name_that_is_made_to_point_at_loopback_is_not_answered(host: str) -> None:
     rebound = http(hosts=("medray.clinic.example",), host=host)
     for answer in (
@@ -437,7 +509,17 @@ def test_a_foreign_name_that_is_made_to_point_at_loopback_is_not_answered(host: 
     assert rebound.get("/healthz").json() == {"status": "ok"}  # as to everybody without a token
 
 
-@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[::1]:8000", "10.1.2.3", "Medray.Clinic.example", "app.localhost"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost:8000",
+        "127.0.0.1:8000",
+        "[::1]:8000",
+        "10.1.2.3",
+        "Medray.Clinic.example",
+        "app.localhost",
+    ],
+)
 def test_a_name_of_this_service_and_every_address_is_answered(host: str) -> None:
     known = http(hosts=("medray.clinic.example",), host=host)
     assert known.post("/v1/classify", json={"text": "a"}).status_code == 200
@@ -445,10 +527,16 @@ def test_a_name_of_this_service_and_every_address_is_answered(host: str) -> None
 
 
 def test_an_application_below_a_prefix_has_the_same_open_paths_and_statuses() -> None:
-    api = make_api(fake_service.Service("adviser@best"), Limits(), frozenset({auth.digest("right")}))
+    api = make_api(
+        fake_service.Service("adviser@best"), Limits(), frozenset({auth.digest("right")})
+    )
     below = TestClient(api, root_path="/a", raise_server_exceptions=False)
     assert below.get("/a/healthz").json() == {"status": "ok"}
-    assert below.get("/a/", headers={"accept": "text/html"}).headers["content-type"].startswith("text/html")
+    assert (
+        below.get("/a/", headers={"accept": "text/html"})
+        .headers["content-type"]
+        .startswith("text/html")
+    )
     assert below.get("/a/v1/models").status_code == 401
     assert below.post(f"/a{CHAT_PATH}", json={}, headers={"x-api-key": "right"}).status_code == 400
 
@@ -466,9 +554,16 @@ def test_the_documentation_loads_nothing_and_runs_no_script() -> None:
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "<script" not in answer.text
     assert not re.search(r"(?:https?:)?//", answer.text)
-    for part in ("POST /v1/classify", "POST /v1/chat/completions", 'id="ClassifyRequest"', "the release that answers"):
+    for part in (
+        "POST /v1/classify",
+        "POST /v1/chat/completions",
+        'id="ClassifyRequest"',
+        "the release that answers",
+    ):
         assert part in answer.text
-    assert set(re.findall(r'href="#(.*?)"', answer.text)) <= set(re.findall(r'id="(.*?)"', answer.text))
+    assert set(re.findall(r'href="#(.*?)"', answer.text)) <= set(
+        re.findall(r'id="(.*?)"', answer.text)
+    )
     for path in ("/redoc", "/docs/oauth2-redirect"):
         assert http().get(path).status_code == 404
 
@@ -487,7 +582,12 @@ def test_the_digest_of_a_variable_that_is_not_set_is_no_token(tmp_path: Path, no
 def test_no_token_is_admitted_by_no_digest() -> None:
     digests = frozenset({auth.digest("")})
     assert not auth.admits(digests, "")
-    for headers in ({}, {"x-api-key": ""}, {"authorization": "Bearer "}, {"authorization": "Bearer"}):
+    for headers in (
+        {},
+        {"x-api-key": ""},
+        {"authorization": "Bearer "},
+        {"authorization": "Bearer"},
+    ):
         assert http(digests=digests).get("/v1/models", headers=headers).status_code == 401
 
 

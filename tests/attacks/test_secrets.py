@@ -1,4 +1,5 @@
-"""Secrets in a study, in its addresses and in the environment: none is sent, written, printed or logged."""
+"""Secrets in a study, in its addresses and in the environment: none is sent, written, printed or
+logged."""
 
 import http.server
 import logging
@@ -34,25 +35,94 @@ from medray.study import run as changes
 from medray.study.run import Run
 
 AWS_ID, AWS_KEY = "AKIA" + "ABCDEFGHIJKLMNOP", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
-GITHUB, HUB = "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789", "hf_" + "abcdefghijklmnopqrstuvwxyz012345"
+GITHUB, HUB = (
+    "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789",
+    "hf_" + "abcdefghijklmnopqrstuvwxyz012345",
+)
 SIGNED = "https://h.example/x.csv?X-Amz-Algorithm=A&X-Amz-Credential=AKIDCANARY%2Fx&X-Amz-Signature=5ecre7&X-Amz-Date="
 PATH, TRACKING = "data.format.path", "mlflow.tracking_uri"
 # What is given, what of it is secret, and what may be shown.
 HELD = [
     pytest.param(PATH, f"/shared/{HUB}", HUB, "/shared/***", id="H9.0 token of Hugging Face"),
-    pytest.param(PATH, f"s3://{AWS_ID}:{AWS_KEY}@bucket/x", AWS_KEY, "s3://***:***@bucket/x", id="H9.1 key of AWS"),
-    pytest.param(PATH, f"s3://ASIA{AWS_ID[4:]}:{AWS_KEY}@bucket/x", AWS_KEY, "s3://***:***@bucket/x", id="H9.2 temporary key"),
-    pytest.param(PATH, f"s3://minio:{AWS_KEY}@b/x?scheme=http", AWS_KEY, "s3://minio:***@b/x?scheme=http", id="H9.3 another key id"),
-    pytest.param(PATH, "s3://minio:wJ/hunter2/pw@b/x", "hunter2", "s3://minio:***@b/x", id="H9.3 key with slashes"),
-    pytest.param(PATH, "https://user:hunter2pw@host.example/x.csv", "hunter2pw", "https://user:***@host.example/x.csv", id="H9.4"),
-    pytest.param(PATH, "https://user:p@hunter2@host/x.csv", "hunter2", "https://user:***@host/x.csv", id="H9.4 password with @"),
-    pytest.param(PATH, f"{SIGNED}1", "5ecre7", "https://h.example/x.csv?***", id="H9.5 signed for S3"),
-    pytest.param(PATH, "https://h/x.csv?id=3&sv=2024&se=2026&sig=5ecre7", "5ecre7", "https://h/x.csv?id=3&***", id="H9.5 signed for Azure"),
-    pytest.param(PATH, "https://h/get?u=https%3A%2F%2Fi%2Fx%3Fsig%3D5ecre7", "5ecre7", "https://h/get?***", id="H9.5 address inside"),
-    pytest.param(TRACKING, "http://admin:hunter2pw@mlflow.example", "hunter2pw", "http://admin:***@mlflow.example", id="H9.6 H9b.0"),
-    pytest.param(TRACKING, f"https://{GITHUB}@h", GITHUB, "https://***@h", id="H9.7 H9b.1 token of GitHub"),
-    pytest.param(TRACKING, "https://0paque5ecre7@h", "0paque5ecre7", "https://***@h", id="H9.7 any token"),
-    pytest.param(PATH, "abfss://c:AccountKey5ecre7==@a.dfs.net/x", "AccountKey5ecre7==", "abfss://c:***@a.dfs.net/x", id="H9.8 Azure"),
+    pytest.param(
+        PATH,
+        f"s3://{AWS_ID}:{AWS_KEY}@bucket/x",
+        AWS_KEY,
+        "s3://***:***@bucket/x",
+        id="H9.1 key of AWS",
+    ),
+    pytest.param(
+        PATH,
+        f"s3://ASIA{AWS_ID[4:]}:{AWS_KEY}@bucket/x",
+        AWS_KEY,
+        "s3://***:***@bucket/x",
+        id="H9.2 temporary key",
+    ),
+    pytest.param(
+        PATH,
+        f"s3://minio:{AWS_KEY}@b/x?scheme=http",
+        AWS_KEY,
+        "s3://minio:***@b/x?scheme=http",
+        id="H9.3 another key id",
+    ),
+    pytest.param(
+        PATH,
+        "s3://minio:wJ/hunter2/pw@b/x",
+        "hunter2",
+        "s3://minio:***@b/x",
+        id="H9.3 key with slashes",
+    ),
+    pytest.param(
+        PATH,
+        "https://user:hunter2pw@host.example/x.csv",
+        "hunter2pw",
+        "https://user:***@host.example/x.csv",
+        id="H9.4",
+    ),
+    pytest.param(
+        PATH,
+        "https://user:p@hunter2@host/x.csv",
+        "hunter2",
+        "https://user:***@host/x.csv",
+        id="H9.4 password with @",
+    ),
+    pytest.param(
+        PATH, f"{SIGNED}1", "5ecre7", "https://h.example/x.csv?***", id="H9.5 signed for S3"
+    ),
+    pytest.param(
+        PATH,
+        "https://h/x.csv?id=3&sv=2024&se=2026&sig=5ecre7",
+        "5ecre7",
+        "https://h/x.csv?id=3&***",
+        id="H9.5 signed for Azure",
+    ),
+    pytest.param(
+        PATH,
+        "https://h/get?u=https%3A%2F%2Fi%2Fx%3Fsig%3D5ecre7",
+        "5ecre7",
+        "https://h/get?***",
+        id="H9.5 address inside",
+    ),
+    pytest.param(
+        TRACKING,
+        "http://admin:hunter2pw@mlflow.example",
+        "hunter2pw",
+        "http://admin:***@mlflow.example",
+        id="H9.6 H9b.0",
+    ),
+    pytest.param(
+        TRACKING, f"https://{GITHUB}@h", GITHUB, "https://***@h", id="H9.7 H9b.1 token of GitHub"
+    ),
+    pytest.param(
+        TRACKING, "https://0paque5ecre7@h", "0paque5ecre7", "https://***@h", id="H9.7 any token"
+    ),
+    pytest.param(
+        PATH,
+        "abfss://c:AccountKey5ecre7==@a.dfs.net/x",
+        "AccountKey5ecre7==",
+        "abfss://c:***@a.dfs.net/x",
+        id="H9.8 Azure",
+    ),
 ]
 # Neither is anything of these a secret.
 OPEN = [
@@ -77,12 +147,17 @@ def test_a_study_that_holds_a_secret_is_not_sent_and_what_is_written_of_it_has_n
     setting: str, value: str, secret: str, shown: str, tmp_path: Path
 ) -> None:
     study = tiny.study(tmp_path, f"{setting}={value}")
-    with pytest.raises(ConfigError, match=rf"{setting}: holds what looks like a key or password \(") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"{setting}: holds what looks like a key or password \("
+    ) as caught:
         jobs.stage(study, tmp_path, jobs.Parcel())
     assert "${env:NAME}" in str(caught.value)
     assert secret not in str(caught.value)
     assert not (tmp_path / jobs.STUDY).exists()
-    assert yaml.safe_load(dump_settings(study))[setting.split(".")[0]] == public_settings(study)[setting.split(".")[0]]
+    assert (
+        yaml.safe_load(dump_settings(study))[setting.split(".")[0]]
+        == public_settings(study)[setting.split(".")[0]]
+    )
     run = Run.start(study)
     assert (redact(value), redact(shown)) == (shown, shown)
     assert shown in (written := (run.folder / "study.yaml").read_text())
@@ -115,9 +190,23 @@ def test_known_forms_of_keys_are_taken_out_of_any_text(secret: str) -> None:
 
 
 def test_a_setting_that_is_named_as_a_secret_is_one() -> None:
-    settings = {"store": {"api_key": "plain", "password": "${env:PW}", "max_tokens": 5, "tokens_file": "/x"}, "rows": [{"secret": "s"}]}
-    assert redaction.redact_settings(settings) == settings | {"store": settings["store"] | {"api_key": "***"}, "rows": [{"secret": "***"}]}  # type: ignore[operator]
-    assert dict(redaction.find(settings)) == {"store.api_key": "a secret", "rows.0.secret": "a secret"}
+    settings = {
+        "store": {
+            "api_key": "plain",
+            "password": "${env:PW}",
+            "max_tokens": 5,
+            "tokens_file": "/x",
+        },
+        "rows": [{"secret": "s"}],
+    }
+    assert redaction.redact_settings(settings) == settings | {
+        "store": settings["store"] | {"api_key": "***"},
+        "rows": [{"secret": "***"}],
+    }  # type: ignore[operator]
+    assert dict(redaction.find(settings)) == {
+        "store.api_key": "a secret",
+        "rows.0.secret": "a secret",
+    }
 
 
 # Addresses
@@ -125,7 +214,8 @@ def test_a_setting_that_is_named_as_a_secret_is_one() -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A site that has rows.jsonl for who gives a password or a signature, and sends on from /moved/ to another address."""
+    """A site that has rows.jsonl for who gives a password or a signature, and sends on from /moved/
+    to another address."""
 
     class Site(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -134,7 +224,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             allowed = sent == f"Basic {b64encode(b'user:p@ss/w').decode()}" or "sig=" in self.path
             if self.path.startswith("/moved/"):
                 self.send_response(302)
-                self.send_header("Location", f"http://localhost:{self.server.server_port}/rows.jsonl?sig=open")  # type: ignore[attr-defined]
+                self.send_header(
+                    "Location", f"http://localhost:{self.server.server_port}/rows.jsonl?sig=open"
+                )  # type: ignore[attr-defined]
             else:
                 self.send_response(200 if allowed else 401)
             body = rows if allowed else b""
@@ -162,7 +254,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 ASKED: list[tuple[str, str, str]] = []
 
 
-def test_a_secret_that_is_named_is_put_in_where_the_data_is_read(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_is_named_is_put_in_where_the_data_is_read(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "key").write_text("p@ss/w\n")
     monkeypatch.setenv("PASSWORD", "p@ss/w")
     monkeypatch.setenv("WHOLE", f"http://{site}/rows.jsonl?sig=one")
@@ -189,7 +283,9 @@ def test_a_password_goes_to_its_own_host_alone(site: str) -> None:
     assert second == (f"localhost:{site.split(':')[1]}", "/rows.jsonl?sig=open", "")
 
 
-def test_no_error_about_an_address_repeats_what_is_secret_in_it(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_about_an_address_repeats_what_is_secret_in_it(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CANARY", "hunter2canary")
     for address in (
         f"http://user:hunter2canary@{site}/rows.jsonl",
@@ -212,34 +308,61 @@ def test_no_error_about_an_address_repeats_what_is_secret_in_it(site: str, tmp_p
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("https://h/x.csv?${env:NOT_SET_HERE}", r"the environment variable NOT_SET_HERE is not set; set it where the study runs"),
-        ("https://h/x.csv?${file:/nowhere/key}", r"the file /nowhere/key cannot be read: No such file or directory; it must be there"),
+        (
+            "https://h/x.csv?${env:NOT_SET_HERE}",
+            r"the environment variable NOT_SET_HERE is not set; set it where the study runs",
+        ),
+        (
+            "https://h/x.csv?${file:/nowhere/key}",
+            r"the file /nowhere/key cannot be read: No such file or directory; it must be there",
+        ),
         (
             "https://h/x.csv?id=3&***",
-            r"was stored without its secret \(\*\*\*\); give the whole address again \(data.format.path=ADDRESS\)",
+            (
+                r"was stored without its secret \(\*\*\*\); give the whole address again "
+                r"\(data.format.path=ADDRESS\)"
+            ),
         ),
         ("https://user:***@h/x.csv", r"was stored without its secret"),
     ],
 )
-def test_a_secret_that_is_not_there_is_told_before_a_study_starts(address: str, message: str, tmp_path: Path) -> None:
+def test_a_secret_that_is_not_there_is_told_before_a_study_starts(
+    address: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=f"data.format: .*{message}"):
         preflight.check(tiny.study(tmp_path, f"{PATH}={address}"))
     with pytest.raises(ConfigError, match=message), addresses.resolved(address):
         pass
 
 
-def test_a_reference_is_refused_where_it_would_be_taken_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_is_refused_where_it_would_be_taken_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"storage_path: \$\{env:RUNS\}: a secret is named in data.format and mlflow.tracking_uri alone"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"storage_path: \$\{env:RUNS\}: a secret is named in data.format and "
+            r"mlflow.tracking_uri alone"
+        ),
+    ):
         preflight.check(tiny.study(tmp_path, "storage_path=${env:RUNS}"))
     monkeypatch.setattr(preflight.util, "find_spec", lambda name: object())
-    with pytest.raises(ConfigError, match=r"mlflow.tracking_uri: .*the environment variable NOT_SET_HERE is not set"):
+    with pytest.raises(
+        ConfigError,
+        match=r"mlflow.tracking_uri: .*the environment variable NOT_SET_HERE is not set",
+    ):
         preflight.check(tiny.study(tmp_path, "mlflow.tracking_uri=https://u:${env:NOT_SET_HERE}@h"))
 
 
-def test_a_prompt_or_base_that_a_trial_would_be_given_without_its_secret_is_refused(tmp_path: Path) -> None:
+def test_a_prompt_or_base_that_a_trial_would_be_given_without_its_secret_is_refused(
+    tmp_path: Path,
+) -> None:
     study = tiny.choice_study(tmp_path, "task.prompt='{text} See https://h/x?key=5ecre7'")
-    with pytest.raises(ConfigError, match=r"task\.prompt: holds what looks like a key or password \(a signature or token\)") as caught:
+    with pytest.raises(
+        ConfigError,
+        match=r"task\.prompt: holds what looks like a key or password \(a signature or token\)",
+    ) as caught:
         preflight.check(study)
     assert "5ecre7" not in str(caught.value)
 
@@ -247,7 +370,9 @@ def test_a_prompt_or_base_that_a_trial_would_be_given_without_its_secret_is_refu
 # Runs
 
 
-def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ADDRESS", f"{SIGNED}3&X-Amz-Security-Token=t")
     study = tiny.study(tmp_path, f"{PATH}={SIGNED}1")
     run = Run.start(study)
@@ -257,7 +382,13 @@ def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(tmp_
         assert resumed == run
         assert resumed.settings().data.format.model_dump()["path"] == again
     assert (run.folder / "study.yaml").read_text() == kept
-    with pytest.raises(ConfigError, match=r"data\.format\.path was 'https://h.example/x.csv\?\*\*\*' and is 'https://h.example/y.csv"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"data\.format\.path was 'https://h.example/x.csv\?\*\*\*' and is "
+            r"'https://h.example/y.csv"
+        ),
+    ):
         Run.resume(tiny.study(tmp_path, f"{PATH}={SIGNED.replace('x.csv', 'y.csv')}1"))
     for before, after in (
         ("https://h/x.csv?id=3&sig=a", "https://h/x.csv?id=4&sig=a"),
@@ -266,7 +397,9 @@ def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(tmp_
     ):
         assert addresses.comparable(before) != addresses.comparable(after)
     # What an earlier medray wrote with its secret is read, goes on, and has none from then on.
-    (run.folder / "study.yaml").write_text(kept.replace("x.csv?***", f"x.csv{SIGNED.partition('x.csv')[2]}9"))
+    (run.folder / "study.yaml").write_text(
+        kept.replace("x.csv?***", f"x.csv{SIGNED.partition('x.csv')[2]}9")
+    )
     changes.check(Run(run.folder).settings(), study, "here")
     Run.resume(study)
     assert (run.folder / "study.yaml").read_text() == kept
@@ -285,8 +418,22 @@ def test_the_report_of_a_run_that_an_earlier_medray_wrote_has_no_secret(tmp_path
 
 
 def test_a_batch_run_keeps_its_input_without_a_secret() -> None:
-    plain = {"medray": "1", "release": "r", "version": 1, "content_id": "c", "fingerprint": "f", "text_columns": (), "id_column": None}
-    rest = {"most_characters": 1, "token_budget": 1, "precision": "fp32", "form": "csv", "piece_rows": 1}
+    plain = {
+        "medray": "1",
+        "release": "r",
+        "version": 1,
+        "content_id": "c",
+        "fingerprint": "f",
+        "text_columns": (),
+        "id_column": None,
+    }
+    rest = {
+        "most_characters": 1,
+        "token_budget": 1,
+        "precision": "fp32",
+        "form": "csv",
+        "piece_rows": 1,
+    }
     assert Record(input=f"s3://minio:{AWS_KEY}@b/x", **plain, **rest).input == "s3://minio:***@b/x"  # type: ignore[arg-type]
 
 
@@ -303,9 +450,13 @@ def test_errors_hold_no_secret_in_any_process(tmp_path: Path) -> None:
 # What is printed, exported and handed to Ray
 
 
-def test_commands_print_no_secret(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_print_no_secret(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = dump_settings(tiny.study(tmp_path)).replace(str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=5ecre7canary")
+    settings = dump_settings(tiny.study(tmp_path)).replace(
+        str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=5ecre7canary"
+    )
     (tmp_path / "study.yaml").write_text(settings)
     assert "5ecre7canary" in settings
     password = "mlflow.tracking_uri=http://admin:hunter2pw@127.0.0.1:1"
@@ -316,7 +467,15 @@ def test_commands_print_no_secret(site: str, tmp_path: Path, monkeypatch: pytest
         (1, ["plan", "study.yaml", f"{PATH}=http://{site}/missing.jsonl?token=5ecre7canary"]),
         (1, ["study", "study.yaml", "--resume", f"{PATH}=http://u:5ecre7canary@{site}/rows.jsonl"]),
         (1, ["submit", "study.yaml", password, "--address", "http://admin:hunter2pw@127.0.0.1:1"]),
-        (1, ["data", "convert", f"name=jsonl,path=http://u:5ecre7canary@{site}/rows.jsonl", "name=jsonl,path=out.jsonl"]),
+        (
+            1,
+            [
+                "data",
+                "convert",
+                f"name=jsonl,path=http://u:5ecre7canary@{site}/rows.jsonl",
+                "name=jsonl,path=out.jsonl",
+            ],
+        ),
         (1, ["study", "study.yaml", "seed=http://admin:hunter2pw@h"]),
     ):
         found = cli.main(command)
@@ -328,7 +487,9 @@ def test_commands_print_no_secret(site: str, tmp_path: Path, monkeypatch: pytest
     assert capsys.readouterr().err == f"connecting to http://{site}/x?***\n"
 
 
-def test_a_traceback_has_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_has_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(arguments: list[str]) -> None:
         raise RuntimeError("https://user:hunter2pw@h/x is not what was expected")
 
@@ -342,7 +503,9 @@ def test_a_traceback_has_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert shown.endswith("RuntimeError: https://user:***@h/x is not what was expected\n")
 
 
-def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Refused(Exception): ...
 
     class Client:
@@ -350,7 +513,9 @@ def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(tmp_p
             asked.append((tracking_uri, registry_uri))
 
         def get_experiment_by_name(self, name: str) -> None:
-            raise Refused(f"API request to {asked[-1][0]}/api failed for admin, hunter2pw: no answer")
+            raise Refused(
+                f"API request to {asked[-1][0]}/api failed for admin, hunter2pw: no answer"
+            )
 
     asked: list[tuple[str, str]] = []
     root, exceptions = ModuleType("mlflow"), ModuleType("mlflow.exceptions")
@@ -361,14 +526,18 @@ def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(tmp_p
     monkeypatch.setenv("MLFLOW_PW", "hunter2pw")
     data = gather(run_files.run(tmp_path))
     for uri in ("http://admin:hunter2pw@127.0.0.1:1", "http://admin:${env:MLFLOW_PW}@127.0.0.1:1"):
-        with pytest.raises(ArtifactError, match=r"MLflow at http://admin:.*: API request to") as caught:
+        with pytest.raises(
+            ArtifactError, match=r"MLflow at http://admin:.*: API request to"
+        ) as caught:
             mlflow.log(data, uri, mark="m", files=[], release=None)
         assert "hunter2pw" not in str(caught.value)
         assert caught.value.__cause__ is None
     assert asked == [("http://admin:hunter2pw@127.0.0.1:1",) * 2] * 2
 
 
-def test_a_secret_of_the_environment_is_not_handed_to_ray(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_secret_of_the_environment_is_not_handed_to_ray(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror:hunter2pw@hub.example")
     assert "HF_ENDPOINT" not in cluster.job_environment(None)
@@ -388,7 +557,9 @@ CANARIES = {
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_output(site: str, tmp_path: Path) -> None:
+def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_output(
+    site: str, tmp_path: Path
+) -> None:
     (tmp_path / "study.yaml").write_text(
         dump_settings(tiny.study(tmp_path, "train.epochs=1", "publish.name=tiny")).replace(
             str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=SIGNATURECANARY"
@@ -397,29 +568,47 @@ def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_o
     (tmp_path / "rows.jsonl").unlink()
     (tmp_path / "home").mkdir()
     rays = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # paths of sockets must be short
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))} | CANARIES
-    environment |= {"RAY_TMPDIR": str(rays), "HOME": str(tmp_path / "home"), "MEDRAY_CACHE": str(tmp_path / "cache")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))
+    } | CANARIES
+    environment |= {
+        "RAY_TMPDIR": str(rays),
+        "HOME": str(tmp_path / "home"),
+        "MEDRAY_CACHE": str(tmp_path / "cache"),
+    }
 
     def study(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "medray.cli", "study", "study.yaml", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+        )
 
     try:
         done = study()
         assert done.returncode == 0, done.stderr
         assert "published: tiny@1" in done.stdout
-        assert "data.format.path: holds a signature or token, which is used and not stored: --resume needs it again" in done.stderr
+        assert (
+            "data.format.path: holds a signature or token, which is used and not stored: "
+            "--resume needs it again"
+        ) in done.stderr
         (run,) = (tmp_path / "runs" / "tiny").iterdir()
         assert f"http://{site}/rows.jsonl?***" in (run / "study.yaml").read_text()
         for settings in (tmp_path / "runs").rglob("manifest.json"):
             assert f"http://{site}/rows.jsonl?***" in settings.read_text()
-        logs = [path for path in rays.rglob("runtime_env_agent.log") if "Successfully created" in path.read_text()]
+        logs = [
+            path
+            for path in rays.rglob("runtime_env_agent.log")
+            if "Successfully created" in path.read_text()
+        ]
         assert logs, "the log of Ray's agent is not where it is looked for"
         (tmp_path / "study.yaml").unlink()
         shutil.copyfile(run / "study.yaml", tmp_path / "study.yaml")
         again = study("--resume")
         assert again.returncode == 1
-        assert f"http://{site}/rows.jsonl?***: was stored without its secret (***); give the whole address again" in again.stderr
+        assert (
+            f"http://{site}/rows.jsonl?***: was stored without its secret (***); give the "
+            "whole address again"
+        ) in again.stderr
         found = [
             f"{path}: {canary}"
             for root in (tmp_path, rays)
@@ -429,6 +618,10 @@ def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_o
             if canary.encode() in path.read_bytes()
         ]
         assert found == []
-        assert not [canary for canary in ("SIGNATURECANARY", *CANARIES.values()) if canary in done.stdout + done.stderr + again.stderr]
+        assert not [
+            canary
+            for canary in ("SIGNATURECANARY", *CANARIES.values())
+            if canary in done.stdout + done.stderr + again.stderr
+        ]
     finally:
         shutil.rmtree(rays, ignore_errors=True)

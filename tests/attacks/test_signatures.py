@@ -1,4 +1,5 @@
-"""Releases that are signed, and stores whose every hash somebody has rewritten. docs/security.md."""
+"""Releases that are signed, and stores whose every hash somebody has rewritten.
+docs/security.md."""
 
 import json
 import sys
@@ -10,7 +11,13 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from support import tiny
 
 from medray.cli import main
@@ -23,13 +30,17 @@ from medray.serving.schemas import AppOptions
 from medray.storage import checkpoint, files
 
 
-def write_key(folder: Path, name: str, key: Any = None, password: bytes | None = None) -> tuple[Path, Path]:
+def write_key(
+    folder: Path, name: str, key: Any = None, password: bytes | None = None
+) -> tuple[Path, Path]:
     """A private and a public key in PEM."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     encryption = BestAvailableEncryption(password) if password else NoEncryption()
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
-    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    public.write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
     return private, public
 
 
@@ -42,7 +53,15 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def whole(keys: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """cancer@1 is signed and cancer@2 is not; both are of one checkpoint."""
     root = tmp_path_factory.mktemp("signed") / "store"
-    command = ["publish", str(tiny.checkpoint()), "cancer", "--alias", "best", "--storage-path", str(root)]
+    command = [
+        "publish",
+        str(tiny.checkpoint()),
+        "cancer",
+        "--alias",
+        "best",
+        "--storage-path",
+        str(root),
+    ]
     assert main([*command, "--sign", str(keys[0])]) == 0
     assert Registry(str(root)).publish(tiny.checkpoint(), "cancer").reference == "cancer@2"
     return root
@@ -62,14 +81,17 @@ def test_verify_takes_what_its_key_signed_and_refuses_other_keys_and_unsigned_ve
         ("cancer@2", keys[1], "cancer@2: is not signed by the key of"),
         ("cancer@best", other, "cancer@1: is not signed by the key of"),
     ):
-        status = main(["verify", reference, "--require-signature", str(key), "--storage-path", str(root)])
+        status = main(
+            ["verify", reference, "--require-signature", str(key), "--storage-path", str(root)]
+        )
         err = capsys.readouterr().err
         assert status == (refusal is not None)
         assert refusal is None or refusal in err
 
 
 def _rewrite_everything(root: Path) -> None:
-    """What somebody does who may write to the store and knows medray: no hash is left that disagrees."""
+    """What somebody does who may write to the store and knows medray: no hash is left that
+    disagrees."""
     (folder,) = (root / "checkpoints").iterdir()
     weights = bytearray((folder / "adapter_model.safetensors").read_bytes())
     weights[-1] ^= 0x80
@@ -90,7 +112,9 @@ def _edit(root: Path, changes: dict[str, Any]) -> None:
 
 def _take_from(root: Path, version: int) -> None:
     """The unsigned version's bytes in place of the signed one's."""
-    record = json.loads((root / "releases" / "cancer" / f"{version}.json").read_bytes()) | {"version": 1}
+    record = json.loads((root / "releases" / "cancer" / f"{version}.json").read_bytes()) | {
+        "version": 1
+    }
     (root / "releases" / "cancer" / "1.json").write_text(json.dumps(record, indent=1) + " ")
     Registry(str(root)).point("cancer", "best", 1)
 
@@ -123,7 +147,17 @@ def _sign_other_content(root: Path) -> None:
         _junk(b"\xff\xfe\x00"),
         _sign_other_content,
     ],
-    ids=["every hash", "notes", "temperature", "another record", "empty", "deep", "object", "binary", "another signature"],
+    ids=[
+        "every hash",
+        "notes",
+        "temperature",
+        "another record",
+        "empty",
+        "deep",
+        "object",
+        "binary",
+        "another signature",
+    ],
 )
 def test_who_may_write_to_the_store_and_has_no_key_gets_nothing_past_a_signature(
     root: Path, keys: tuple[Path, Path], attack: Callable[[Path], None]
@@ -135,9 +169,13 @@ def test_who_may_write_to_the_store_and_has_no_key_gets_nothing_past_a_signature
     assert "\n" not in str(refusal.value)
 
 
-def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_signed(root: Path, keys: tuple[Path, Path]) -> None:
+def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_signed(
+    root: Path, keys: tuple[Path, Path]
+) -> None:
     registry = Registry(str(root))
-    options = AppOptions(releases=("cancer@best",), storage_path=str(root), require_signature=str(keys[1]))
+    options = AppOptions(
+        releases=("cancer@best",), storage_path=str(root), require_signature=str(keys[1])
+    )
     loaded = []
 
     class Shared:
@@ -146,9 +184,15 @@ def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_s
             version = release.record.version
             return SimpleNamespace(version=version, loaded=SimpleNamespace(version=version))
 
-    replica: Any = SimpleNamespace(options=options, shared=Shared(), gauge=SimpleNamespace(set=lambda *of: None))
+    replica: Any = SimpleNamespace(
+        options=options, shared=Shared(), gauge=SimpleNamespace(set=lambda *of: None)
+    )
     following = Follower(
-        registry, "cancer@best", lambda release: HeadReplica.open_release(replica, "cancer@best", release), every_s=1, retry_s=0
+        registry,
+        "cancer@best",
+        lambda release: HeadReplica.open_release(replica, "cancer@best", release),
+        every_s=1,
+        retry_s=0,
     )
     registry.point("cancer", "best", 2)
     following.step()
@@ -159,10 +203,22 @@ def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_s
     assert (following.model.version, following.error, loaded) == (2, None, ["cancer@1", "cancer@2"])
 
 
-def test_an_application_is_not_started_with_an_unsigned_release(root: Path, keys: tuple[Path, Path]) -> None:
-    app.build(AppOptions(releases=("cancer@best",), storage_path=str(root), require_signature=str(keys[1])))
+def test_an_application_is_not_started_with_an_unsigned_release(
+    root: Path, keys: tuple[Path, Path]
+) -> None:
+    app.build(
+        AppOptions(
+            releases=("cancer@best",), storage_path=str(root), require_signature=str(keys[1])
+        )
+    )
     with pytest.raises(ArtifactError, match="cancer@2: is not signed"):
-        app.build(AppOptions(releases=("cancer@best", "cancer@2"), storage_path=str(root), require_signature=str(keys[1])))
+        app.build(
+            AppOptions(
+                releases=("cancer@best", "cancer@2"),
+                storage_path=str(root),
+                require_signature=str(keys[1]),
+            )
+        )
 
 
 def test_serve_passes_the_key_on_as_a_path_that_every_process_can_open(
@@ -176,11 +232,25 @@ def test_serve_passes_the_key_on_as_a_path_that_every_process_can_open(
 
     monkeypatch.setattr(app, "serving", serving)
     monkeypatch.chdir(keys[1].parent)
-    assert main(["serve", "cancer@best", "--require-signature", keys[1].name, "--storage-path", str(root)]) == 1
+    assert (
+        main(
+            [
+                "serve",
+                "cancer@best",
+                "--require-signature",
+                keys[1].name,
+                "--storage-path",
+                str(root),
+            ]
+        )
+        == 1
+    )
     assert [options.require_signature for options in asked] == [str(keys[1])]
 
 
-def test_signing_again_keeps_a_valid_signature_and_replaces_a_broken_one(root: Path, keys: tuple[Path, Path]) -> None:
+def test_signing_again_keeps_a_valid_signature_and_replaces_a_broken_one(
+    root: Path, keys: tuple[Path, Path]
+) -> None:
     registry = Registry(str(root))
     (signature,) = (root / "releases" / "cancer").glob("1.*.sig")
     before = signature.read_bytes()
@@ -191,28 +261,50 @@ def test_signing_again_keeps_a_valid_signature_and_replaces_a_broken_one(root: P
     registry.resolve("cancer@1").check_signature(keys[1])
 
 
-def test_a_key_of_another_kind_is_one_sentence(root: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_key_of_another_kind_is_one_sentence(
+    root: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
     registry = Registry(str(root))
     release = registry.resolve("cancer@1")
     rsa_private, rsa_public = write_key(tmp_path, "rsa", rsa.generate_private_key(65537, 2048))
     locked, _ = write_key(tmp_path, "locked", password=b"secret")
     curve, curve_public = write_key(tmp_path, "curve", ec.generate_private_key(ec.SECP256K1()))
     (tmp_path / "empty").write_bytes(b"")
-    for private in (rsa_private, locked, curve, keys[1], tmp_path / "empty", tmp_path / "none", tmp_path):
+    for private in (
+        rsa_private,
+        locked,
+        curve,
+        keys[1],
+        tmp_path / "empty",
+        tmp_path / "none",
+        tmp_path,
+    ):
         with pytest.raises(ConfigError, match="give an elliptic-curve private key"):
             registry.sign(release, private)
-    command = ["publish", str(tiny.checkpoint()), "cancer", "--alias", "best", "--storage-path", str(root)]
+    command = [
+        "publish",
+        str(tiny.checkpoint()),
+        "cancer",
+        "--alias",
+        "best",
+        "--storage-path",
+        str(root),
+    ]
     assert main([*command, "--sign", str(rsa_private)]) == 1
     assert registry.versions("cancer") == [1, 2]  # nothing was published
     for public in (keys[0], tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(ConfigError, match="give an elliptic-curve public key"):
             release.check_signature(public)
     for public in (rsa_public, curve_public):
-        with pytest.raises((ConfigError, ArtifactError), match=r"is not signed|give an elliptic-curve public key"):
+        with pytest.raises(
+            (ConfigError, ArtifactError), match=r"is not signed|give an elliptic-curve public key"
+        ):
             release.check_signature(public)
 
 
-def test_signatures_of_a_bucket_are_checked_as_those_of_a_folder(uri: str, keys: tuple[Path, Path]) -> None:
+def test_signatures_of_a_bucket_are_checked_as_those_of_a_folder(
+    uri: str, keys: tuple[Path, Path]
+) -> None:
     registry = Registry(uri)
     release = registry.publish(tiny.checkpoint(), "cancer")
     with pytest.raises(ArtifactError, match="is not signed"):
@@ -223,7 +315,9 @@ def test_signatures_of_a_bucket_are_checked_as_those_of_a_folder(uri: str, keys:
     registry.resolve("cancer@best").check_signature(keys[1])
 
 
-def test_a_missing_library_is_said_with_what_to_install(root: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_said_with_what_to_install(
+    root: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "model_signing.verifying", None)
     with pytest.raises(ConfigError, match=r"need model-signing .*pip install 'medray\[sign\]'"):
         Registry(str(root)).resolve("cancer@1").check_signature(keys[1])

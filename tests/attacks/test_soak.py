@@ -1,7 +1,8 @@
-"""Ten minutes of everything at once: good requests, bad ones, promotions and killed replicas. No good request may fail.
+"""Ten minutes of everything at once: good requests, bad ones, promotions and killed replicas. No
+good request may fail.
 
-`MEDRAY_SOAK_S` sets another length. Prints what was sent, what failed and the memory at start and end.
-"""
+`MEDRAY_SOAK_S` sets another length. Prints what was sent, what failed and the memory at start and
+end."""
 
 import contextlib
 import itertools
@@ -31,14 +32,25 @@ SERVING = ("ray::ServeReplica:", "ray::ProxyActor")
 
 
 def request(body: bytes, path: str = "/v1/classify", *headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {TOKEN}", "Content-Type: application/json", *headers]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        f"Authorization: Bearer {TOKEN}",
+        "Content-Type: application/json",
+        *headers,
+    ]
     if not any(line.startswith("Content-Length") for line in headers):
         lines.append(f"Content-Length: {len(body)}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
 def chat(**fields: object) -> bytes:
-    fields = {"model": "adviser", "max_tokens": 4, "messages": [{"role": "user", "content": "tumour"}], **fields}
+    fields = {
+        "model": "adviser",
+        "max_tokens": 4,
+        "messages": [{"role": "user", "content": "tumour"}],
+        **fields,
+    }
     return request(json.dumps(fields).encode(), "/v1/chat/completions")
 
 
@@ -46,13 +58,20 @@ BAD = {
     "broken JSON": request(b"{"),
     "wrong inputs": request(json.dumps({"model": "cancer@best", "inputs": [5] * 30_000}).encode()),
     "too large": request(b"x" * 120_000),
-    "endless chunks": request(b"", "/v1/classify", "Content-Length:", "Transfer-Encoding: chunked")[:-2] + b"\r\n" + b"10\r\n" + b"x" * 16,
+    "endless chunks": request(b"", "/v1/classify", "Content-Length:", "Transfer-Encoding: chunked")[
+        :-2
+    ]
+    + b"\r\n"
+    + b"10\r\n"
+    + b"x" * 16,
     "many headers": request(b"{}", "/v1/classify", *(f"x-{number}: a" for number in range(5000))),
     "another model": request(json.dumps({"model": "x" * 5000, "text": "a"}).encode()),
     "no token": b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}",
     "extreme temperature": chat(temperature=1e-40),
     "extreme top_p": chat(temperature=1, top_p=1e-300),
-    "many turns": chat(messages=[{"role": ("user", "assistant")[at % 2], "content": "a"} for at in range(1501)]),
+    "many turns": chat(
+        messages=[{"role": ("user", "assistant")[at % 2], "content": "a"} for at in range(1501)]
+    ),
     "a client that leaves": chat(stream=True, max_tokens=2000),
     "half a request": request(b"{}")[:40],
 }
@@ -62,7 +81,10 @@ def attack(port: int, stop: threading.Event, sent: Counter[str], seed: int) -> N
     chance = random.Random(seed)
     while not stop.is_set():
         name = chance.choice(list(BAD))
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), timeout=5) as connection,
+        ):
             connection.settimeout(chance.random() * 3 + 0.1)
             connection.sendall(BAD[name])
             answer = connection.recv(200)
@@ -88,7 +110,10 @@ def soaked(cluster: Cluster, tmp_path: Path) -> Iterator[Served]:
 
 def test_no_good_request_fails_beside_attacks_promotions_and_kills(soaked: Served) -> None:
     stop, sent, versions = threading.Event(), Counter[str](), itertools.cycle([2, 3, 5, 1])
-    attackers = [threading.Thread(target=attack, args=(soaked.port, stop, sent, number), daemon=True) for number in range(4)]
+    attackers = [
+        threading.Thread(target=attack, args=(soaked.port, stop, sent, number), daemon=True)
+        for number in range(4)
+    ]
     num_promoted = num_killed = 0
     with load.running(soaked.port, GOOD, TOKEN, clients=2) as outcome:
         for attacker in attackers:
@@ -96,10 +121,16 @@ def test_no_good_request_fails_beside_attacks_promotions_and_kills(soaked: Serve
         time.sleep(min(60, SECONDS / 4))  # until everything has been used once
         start, before = time.monotonic(), memory()
         while time.monotonic() < start + SECONDS:
-            promotion.promote(soaked.registry, f"cancer@{next(versions)}", "best", soaked.client, timeout_s=180)
+            promotion.promote(
+                soaked.registry, f"cancer@{next(versions)}", "best", soaked.client, timeout_s=180
+            )
             num_promoted += 1
             time.sleep(min(10, SECONDS / 20))
-            victim = next(pid for pid, name in processes().items() if name.startswith("ray::ServeReplica:medray:cancer@best"))
+            victim = next(
+                pid
+                for pid, name in processes().items()
+                if name.startswith("ray::ServeReplica:medray:cancer@best")
+            )
             os.kill(victim, signal.SIGKILL)
             num_killed += 1
             time.sleep(min(20, SECONDS / 20))

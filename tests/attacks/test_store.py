@@ -1,4 +1,5 @@
-"""Stores that somebody damaged or tampered with, and processes that are killed while they write. docs/security.md."""
+"""Stores that somebody damaged or tampered with, and processes that are killed while they write.
+docs/security.md."""
 
 import errno
 import json
@@ -66,9 +67,13 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def rehash(root: Path, name: str = "cancer") -> None:
-    """What somebody with write access does: a manifest that vouches for changed files, and a record that names it."""
+    """What somebody with write access does: a manifest that vouches for changed files, and a record
+    that names it."""
     folder = files_of(root)
-    edit(folder / checkpoint.MANIFEST, files=files.hash_folder(folder, leave_out=[checkpoint.MANIFEST]))
+    edit(
+        folder / checkpoint.MANIFEST,
+        files=files.hash_folder(folder, leave_out=[checkpoint.MANIFEST]),
+    )
     content_id = checkpoint.content_id(folder)
     folder.rename(folder.with_name(content_id))
     edit(root / "releases" / name / "1.json", content_id=content_id)
@@ -84,7 +89,9 @@ def swap_labels(root: Path) -> None:
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """A command's exit status, output and errors; an exception is a failure of the test."""
     status = main([str(argument) for argument in arguments])
-    logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # the stream that is captured here is closed later
+    logging.basicConfig(
+        handlers=[logging.NullHandler()], force=True
+    )  # the stream that is captured here is closed later
     shown = capsys.readouterr()
     assert "Traceback" not in shown.err
     return status, shown.out, shown.err
@@ -104,7 +111,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     ],
     ids=str,
 )
-def test_a_record_that_was_edited_loads_neither_by_its_alias_nor_by_its_version(root: Path, changes: dict[str, Any]) -> None:
+def test_a_record_that_was_edited_loads_neither_by_its_alias_nor_by_its_version(
+    root: Path, changes: dict[str, Any]
+) -> None:
     edit(root / "releases" / "cancer" / "1.json", **changes)
     for reference in ("cancer@best", "cancer@1", "cancer"):
         with pytest.raises(MedrayError) as refusal:
@@ -114,12 +123,16 @@ def test_a_record_that_was_edited_loads_neither_by_its_alias_nor_by_its_version(
 
 def test_any_change_of_a_record_is_seen_through_its_alias_and_by_verify(root: Path) -> None:
     edit(root / "releases" / "cancer" / "1.json", notes="<img src=x onerror=alert(1)>")
-    with pytest.raises(ArtifactError, match="the record of cancer@1 was changed after the alias was pointed at it"):
+    with pytest.raises(
+        ArtifactError, match="the record of cancer@1 was changed after the alias was pointed at it"
+    ):
         Registry(str(root)).resolve("cancer@best")
     with pytest.raises(ArtifactError, match="the record of cancer@1 was changed"):
         Registry(str(root)).resolve("cancer@1").check_aliases()
     assert Registry(str(root)).resolve("other@best").check_aliases() == []
-    promotion.promote(Registry(str(root)), "cancer@1", "best", None, timeout_s=1)  # whoever made the change says so
+    promotion.promote(
+        Registry(str(root)), "cancer@1", "best", None, timeout_s=1
+    )  # whoever made the change says so
     Registry(str(root)).resolve("cancer@best").load()
 
 
@@ -154,7 +167,9 @@ def test_promotion_and_rollback_bind_no_record_that_was_changed_meanwhile(root: 
             raise ArtifactError("broken")
         return "model 1"
 
-    with pytest.raises(ArtifactError, match="cancer@2 cannot be loaded"):  # a new replica falls back to no changed record either
+    with pytest.raises(
+        ArtifactError, match="cancer@2 cannot be loaded"
+    ):  # a new replica falls back to no changed record either
         Follower(registry, "cancer@best", opened, every_s=1, retry_s=1)
 
 
@@ -164,7 +179,9 @@ def test_a_broken_file_is_one_sentence_that_names_it_and_all_others_go_on(
     root: Path, capsys: pytest.CaptureFixture[str], where: str, content: bytes
 ) -> None:
     (root / where).write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"cancer.* cannot be read: .*; `medray verify --repair`") as refusal:
+    with pytest.raises(
+        ArtifactError, match=r"cancer.* cannot be read: .*; `medray verify --repair`"
+    ) as refusal:
         Registry(str(root)).resolve("cancer@next")
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 500
@@ -184,7 +201,9 @@ def test_a_broken_file_is_one_sentence_that_names_it_and_all_others_go_on(
     assert (root / where).read_bytes() == content
 
 
-def test_a_version_and_a_move_of_long_ago_that_cannot_be_read_stop_nobody(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_version_and_a_move_of_long_ago_that_cannot_be_read_stop_nobody(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     registry = Registry(str(root))
     for version in (2, 3):
         registry.publish(tiny.checkpoint(), "cancer")
@@ -193,7 +212,9 @@ def test_a_version_and_a_move_of_long_ago_that_cannot_be_read_stop_nobody(root: 
     registry.point("cancer", "best", 3)
     for broken in ("1.json", "aliases/best/1.json"):
         (root / "releases" / "cancer" / broken).write_bytes(b"")
-    found = registry.find("cancer", tiny.checkpoint(), CalibrationRecord())  # as a study asks before it publishes its winner
+    found = registry.find(
+        "cancer", tiny.checkpoint(), CalibrationRecord()
+    )  # as a study asks before it publishes its winner
     assert found is not None
     assert found.record.version == 2
 
@@ -214,11 +235,15 @@ def test_a_rollback_from_a_move_that_cannot_be_read_does_not_go_one_too_far(root
         registry.publish(tiny.checkpoint(), "cancer")
         registry.point("cancer", "best", version)
     (root / "releases" / "cancer" / "aliases" / "best" / "3.json").write_bytes(b"")
-    with pytest.raises(ArtifactError, match=r"aliases/best/3\.json: cannot be read: .*`medray verify --repair`"):
+    with pytest.raises(
+        ArtifactError, match=r"aliases/best/3\.json: cannot be read: .*`medray verify --repair`"
+    ):
         promotion.rollback(registry, "cancer", "best", None, timeout_s=1)
 
 
-def test_a_rollback_does_not_go_on_while_the_store_does_not_answer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollback_does_not_go_on_while_the_store_does_not_answer(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry = Registry(str(root))
     for version in (2, 3):
         registry.publish(tiny.checkpoint(), "cancer")
@@ -239,13 +264,17 @@ def test_a_rollback_does_not_go_on_while_the_store_does_not_answer(root: Path, m
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_a_broken_manifest_that_its_record_vouches_for_is_one_sentence(root: Path, content: bytes) -> None:
+def test_a_broken_manifest_that_its_record_vouches_for_is_one_sentence(
+    root: Path, content: bytes
+) -> None:
     folder = files_of(root)
     (folder / checkpoint.MANIFEST).write_bytes(content)
     content_id = files.hash_bytes(content)
     folder.rename(folder.with_name(content_id))
     edit(root / "releases" / "cancer" / "1.json", content_id=content_id)
-    with pytest.raises(ArtifactError, match=r"manifest\.json: (cannot be read|schema version)") as refusal:
+    with pytest.raises(
+        ArtifactError, match=r"manifest\.json: (cannot be read|schema version)"
+    ) as refusal:
         Registry(str(root)).resolve("cancer@1").load()
     assert "\n" not in str(refusal.value)
 
@@ -262,7 +291,9 @@ def test_a_manifest_whose_task_or_model_cannot_be_restored_is_one_sentence(root:
             Registry(str(root)).resolve("cancer@1").load()
 
 
-def test_what_is_no_move_among_aliases_is_in_nobodys_way(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_move_among_aliases_is_in_nobodys_way(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     aliases = root / "releases" / "cancer" / "aliases"
     (aliases / "canary").mkdir()
     (aliases / "readme").write_text("x")
@@ -278,7 +309,9 @@ def test_what_is_no_move_among_aliases_is_in_nobodys_way(root: Path, capsys: pyt
         Registry(str(root)).resolve("cancer@canary")
 
 
-def test_an_alias_is_pointed_after_a_gap_and_a_number_without_a_next_one_is_refused(root: Path) -> None:
+def test_an_alias_is_pointed_after_a_gap_and_a_number_without_a_next_one_is_refused(
+    root: Path,
+) -> None:
     best, registry = root / "releases" / "cancer" / "aliases" / "best", Registry(str(root))
     (best / "1.json").rename(best / "3.json")
     registry.point("cancer", "best", 1)
@@ -293,7 +326,9 @@ def test_an_alias_is_pointed_after_a_gap_and_a_number_without_a_next_one_is_refu
 
 
 @pytest.mark.parametrize(
-    "which", ["²", "٣", "9" * 5000, "a" * 300, "-1", ".", "../best", "1@2", "best ", "\n"], ids=lambda which: which[:8]
+    "which",
+    ["²", "٣", "9" * 5000, "a" * 300, "-1", ".", "../best", "1@2", "best ", "\n"],
+    ids=lambda which: which[:8],
 )
 def test_a_reference_of_any_kind_is_one_short_sentence(root: Path, which: str) -> None:
     with pytest.raises(MedrayError) as refusal:
@@ -303,13 +338,17 @@ def test_a_reference_of_any_kind_is_one_short_sentence(root: Path, which: str) -
         Registry(str(root)).resolve("../" + "x" * 5000)
 
 
-def test_only_the_newest_move_is_read_to_resolve_an_alias(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_move_is_read_to_resolve_an_alias(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     move = Move(version=1, time="x", by="y").model_dump_json()
     for number in range(2, 2001):
         (root / "releases" / "cancer" / "aliases" / "best" / f"{number}.json").write_text(move)
     reads: list[str] = []
     read = LocalStore.read
-    monkeypatch.setattr(LocalStore, "read", lambda self, name: reads.append(name) or read(self, name))
+    monkeypatch.setattr(
+        LocalStore, "read", lambda self, name: reads.append(name) or read(self, name)
+    )
     Registry(str(root)).resolve("cancer@best")
     assert reads == ["releases/cancer/aliases/best/2000.json", "releases/cancer/1.json"]
 
@@ -339,17 +378,28 @@ def _link_to_itself(path: Path) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", checkpoint.MANIFEST])
-@pytest.mark.parametrize("damage", [_link_to_the_same_bytes, _pipe, _endless, _folder_elsewhere, _link_to_itself])
-def test_what_is_not_a_plain_file_is_refused_unread(root: Path, damage: Callable[[Path], None], file: str) -> None:
+@pytest.mark.parametrize(
+    "damage", [_link_to_the_same_bytes, _pipe, _endless, _folder_elsewhere, _link_to_itself]
+)
+def test_what_is_not_a_plain_file_is_refused_unread(
+    root: Path, damage: Callable[[Path], None], file: str
+) -> None:
     damage(files_of(root) / file)
-    for attempt in (Registry(str(root)).resolve("cancer@best").verify, Registry(str(root)).resolve("cancer@best").load):
-        with pytest.raises(ArtifactError, match=r"is a link|neither a file nor a folder|not a plain file"):
+    for attempt in (
+        Registry(str(root)).resolve("cancer@best").verify,
+        Registry(str(root)).resolve("cancer@best").load,
+    ):
+        with pytest.raises(
+            ArtifactError, match=r"is a link|neither a file nor a folder|not a plain file"
+        ):
             attempt()
 
 
 @pytest.mark.timeout(60)
 def test_a_file_larger_than_its_manifest_says_is_refused_unread(root: Path) -> None:
-    os.truncate(files_of(root) / "adapter_model.safetensors", 1 << 40)  # sparse: it would be read for an hour
+    os.truncate(
+        files_of(root) / "adapter_model.safetensors", 1 << 40
+    )  # sparse: it would be read for an hour
     with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors was changed"):
         Registry(str(root)).resolve("cancer@best").verify()
     os.truncate(root / "releases" / "cancer" / "1.json", 1 << 40)
@@ -378,12 +428,16 @@ def _tell_lies(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_flip, _lose, _link_out, _tell_lies])
-def test_a_copy_that_was_damaged_is_mended_when_the_same_checkpoint_is_published(root: Path, damage: Callable[[Path], None]) -> None:
+def test_a_copy_that_was_damaged_is_mended_when_the_same_checkpoint_is_published(
+    root: Path, damage: Callable[[Path], None]
+) -> None:
     damage(files_of(root))
     Registry(str(root)).publish(tiny.checkpoint(), "cancer").verify()
     Registry(str(root)).resolve("cancer@best").verify()
     outside = root / "checkpoints" / "outside"
-    assert not outside.exists() or files.hash_folder(outside) == files.hash_folder(tiny.checkpoint() / "tokenizer")
+    assert not outside.exists() or files.hash_folder(outside) == files.hash_folder(
+        tiny.checkpoint() / "tokenizer"
+    )
 
 
 def test_several_who_mend_one_copy_at_once_do_not_disturb_each_other(root: Path) -> None:
@@ -392,13 +446,17 @@ def test_several_who_mend_one_copy_at_once_do_not_disturb_each_other(root: Path)
         for _ in range(20):
             _tell_lies(files_of(root))
             _lose(files_of(root))
-            for done in [publishers.submit(store.put_folder, name, tiny.checkpoint()) for _ in range(4)]:
+            for done in [
+                publishers.submit(store.put_folder, name, tiny.checkpoint()) for _ in range(4)
+            ]:
                 done.result()
             assert files.hash_folder(files_of(root)) == files.hash_folder(tiny.checkpoint())
 
 
 @pytest.mark.parametrize("at", ["mkstemp", "fsync", "link", "unlink"])
-def test_a_kill_at_any_step_of_a_first_move_leaves_every_alias_readable(root: Path, at: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kill_at_any_step_of_a_first_move_leaves_every_alias_readable(
+    root: Path, at: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def die(*arguments: Any, **more: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -418,7 +476,11 @@ def test_a_kill_at_any_step_of_a_first_move_leaves_every_alias_readable(root: Pa
 
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES])
 def test_a_store_that_cannot_be_written_is_one_sentence(
-    root: Path, tmp_path: Path, reason: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path,
+    tmp_path: Path,
+    reason: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(*arguments: Any, **more: Any) -> None:
         raise OSError(reason, os.strerror(reason))
@@ -449,14 +511,18 @@ def test_a_version_that_could_not_be_read_again_is_not_published(root: Path) -> 
     assert Registry(str(root)).versions("cancer") == [1]
 
 
-def test_a_stray_whose_name_is_no_text_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stray_whose_name_is_no_text_is_told(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.mkdir(os.fsencode(root / "releases") + b"/caf\xe9")
     status, told, _ = run(capsys, "verify", "--repair", "--storage-path", root)
     assert status == 0
     assert "releases/caf\\udce9: is nothing of a release" in told
 
 
-def test_a_file_where_a_folder_must_be_is_one_sentence(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_where_a_folder_must_be_is_one_sentence(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (root / "releases" / "cancer" / "aliases" / "file").touch()
@@ -471,7 +537,9 @@ def test_a_file_where_a_folder_must_be_is_one_sentence(root: Path, tmp_path: Pat
         assert "cannot be written: " in said
 
 
-def test_what_another_process_takes_away_meanwhile_stops_no_look_at_a_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_takes_away_meanwhile_stops_no_look_at_a_store(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As it is while others publish, and mend a copy."""
     for place in (root / "releases" / "cancer" / ".1.json.x", files_of(root) / ".manifest.json.x"):
         place.touch()
@@ -487,9 +555,18 @@ def test_what_another_process_takes_away_meanwhile_stops_no_look_at_a_store(root
     assert list(repair.examine(Registry(str(root)))) == []
 
 
-def test_a_store_of_an_earlier_version_loads_and_verify_says_what_is_not_bound(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record, move = root / "releases" / "cancer" / "1.json", root / "releases" / "cancer" / "aliases" / "best" / "1.json"
-    record.write_text(json.dumps({key: value for key, value in json.loads(record.read_bytes()).items() if key != "probe"}))
+def test_a_store_of_an_earlier_version_loads_and_verify_says_what_is_not_bound(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, move = (
+        root / "releases" / "cancer" / "1.json",
+        root / "releases" / "cancer" / "aliases" / "best" / "1.json",
+    )
+    record.write_text(
+        json.dumps(
+            {key: value for key, value in json.loads(record.read_bytes()).items() if key != "probe"}
+        )
+    )
     move.write_text('{"version":1,"time":"2026-01-01T00:00:00+00:00","by":"somebody"}')
     rmtree(root / "releases" / "cancer" / "aliases" / "next")
     status, out, _ = run(capsys, "verify", "cancer@best", "--storage-path", root)
@@ -521,20 +598,32 @@ def test_repair_says_what_it_would_mend_and_mends_it_when_confirmed(
     assert status == 1
     assert files.hash_folder(root) == before
     for line in (
-        f"{aliases}/next/2.json: cannot be read: .*; remove this move of cancer@next: it stands on cancer@1 then",
+        (
+            f"{aliases}/next/2.json: cannot be read: .*; remove this move of cancer@next: it "
+            "stands on cancer@1 then"
+        ),
         f"{aliases}/canary: was left by a process that was killed; remove it",
         f"{move}: was left by a process that was killed; remove it",
         f"{half}: was left by a process that was killed; remove it",
         f"{aliases}/best: moves 1, 2 are not there; its history has a gap",
-        f"{folder}: not what its manifest says: adapter_model.safetensors was changed; copy it from {tmp_path}/cache/checkpoints/{folder.name}",
+        (
+            f"{folder}: not what its manifest says: adapter_model.safetensors was changed; copy it "
+            f"from {tmp_path}/cache/checkpoints/{folder.name}"
+        ),
         "nothing was changed: `medray verify --repair --yes` mends what can be mended",
     ):
         start, _, end = line.partition(".*")
-        assert any((one.startswith(start) and one.endswith(end)) or one.startswith(line) for one in out.splitlines()), line
+        assert any(
+            (one.startswith(start) and one.endswith(end)) or one.startswith(line)
+            for one in out.splitlines()
+        ), line
     assert run(capsys, "verify", "--repair", "--yes", "--storage-path", root)[0] == 0
     status, out, _ = run(capsys, "verify", "--repair", "--storage-path", root)
     assert status == 0
-    assert out.strip() == f"{aliases}/best: moves 1, 2 are not there; its history has a gap, and everything works"
+    assert (
+        out.strip()
+        == f"{aliases}/best: moves 1, 2 are not there; its history has a gap, and everything works"
+    )
     assert {path.name for path in aliases.iterdir()} == {"best", "next"}
     Registry(str(root)).resolve("cancer@next").verify()
 
@@ -554,7 +643,9 @@ def test_a_record_in_a_bucket_cannot_lead_outside_of_the_cache(uri: str, tmp_pat
     assert not list(tmp_path.rglob("PLANTED*"))
 
 
-def test_a_bucket_is_mended_and_no_byte_above_its_manifest_is_fetched(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bucket_is_mended_and_no_byte_above_its_manifest_is_fetched(
+    uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     registry = Registry(uri)
     store = registry.store
     assert isinstance(store, ObjectStore)
@@ -603,7 +694,9 @@ def test_repair_removes_no_move_that_only_could_not_be_read(
     edit(place, reason="what a later medray writes")
     status, out = _repair(capsys, root)
     assert status == 1
-    assert f"{place}: cannot be read: reason: Extra inputs are not permitted; it may be whole" in out
+    assert (
+        f"{place}: cannot be read: reason: Extra inputs are not permitted; it may be whole" in out
+    )
     assert place.exists()
 
 
@@ -616,7 +709,9 @@ def test_repair_removes_no_move_that_a_bucket_does_not_give_now(
         registry.point("cancer", "best", version)
 
     def slow(request: Any, usual: s3.Answer) -> Any:
-        return s3.refusal(503, "SlowDown") if request.uri.endswith("best/2.json") else usual(request)
+        return (
+            s3.refusal(503, "SlowDown") if request.uri.endswith("best/2.json") else usual(request)
+        )
 
     with monkeypatch.context() as patch:
         s3.instead(patch, "get_object", slow)
@@ -626,9 +721,17 @@ def test_repair_removes_no_move_that_a_bucket_does_not_give_now(
     assert registry.resolve("cancer@best").reference == "cancer@2"
 
 
-def test_repair_removes_no_hidden_file_of_others(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repair_removes_no_hidden_file_of_others(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = [
-        root / name for name in ("releases/.git/config", "releases/.gitattributes", "checkpoints/.snapshot/hourly", "releases/.DS_Store")
+        root / name
+        for name in (
+            "releases/.git/config",
+            "releases/.gitattributes",
+            "checkpoints/.snapshot/hourly",
+            "releases/.DS_Store",
+        )
     ]
     copying = root / "checkpoints" / ".half.a1b2_3c4" / "model.safetensors"
     for path in (*others, copying):

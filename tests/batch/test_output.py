@@ -33,10 +33,15 @@ META = {"release": "cancer", "version": "3"}
 
 
 def task(*, multi_label: bool = False) -> Task:
-    return classification.Task(classification.Options(name="classification", multi_label=multi_label), ("cancer", "other"))
+    return classification.Task(
+        classification.Options(name="classification", multi_label=multi_label), ("cancer", "other")
+    )
 
 
-ANSWERS = [Prediction("0", ("cancer",), (0.9, 0.1), 0.9, False), Prediction("1", ("other",), (0.4, 0.6), 0.6, True)]
+ANSWERS = [
+    Prediction("0", ("cancer",), (0.9, 0.1), 0.9, False),
+    Prediction("1", ("other",), (0.4, 0.6), 0.6, True),
+]
 
 
 def test_parts_hold_what_a_prediction_holds_and_who_made_it(tmp_path: Path) -> None:
@@ -52,13 +57,22 @@ def test_parts_hold_what_a_prediction_holds_and_who_made_it(tmp_path: Path) -> N
         "abstained": True,
         "probabilities": {"cancer": 0.4, "other": 0.6},
     }
-    assert [json.loads(line) for line in encode(table, "jsonl").decode().splitlines()] == found.to_pylist()
+    assert [
+        json.loads(line) for line in encode(table, "jsonl").decode().splitlines()
+    ] == found.to_pylist()
     row = next(csv.DictReader(io.StringIO(encode(table, "csv").decode())))
-    assert (row["id"], row["label"], json.loads(row["probabilities"])) == ("a", "cancer", {"cancer": 0.9, "other": 0.1})
+    assert (row["id"], row["label"], json.loads(row["probabilities"])) == (
+        "a",
+        "cancer",
+        {"cancer": 0.9, "other": 0.1},
+    )
 
 
 def test_a_row_of_several_labels_or_none_has_no_single_one() -> None:
-    answers = [Prediction("0", ("cancer", "other"), (0.9, 0.8), 0.8), Prediction("1", (), (0.1, 0.2), 0.8)]
+    answers = [
+        Prediction("0", ("cancer", "other"), (0.9, 0.8), 0.8),
+        Prediction("1", (), (0.1, 0.2), 0.8),
+    ]
     table = tabulate(task(multi_label=True), ["a", "b"], answers, META)
     assert "label" not in table.column_names
     assert table["labels"].to_pylist() == [["cancer", "other"], []]
@@ -70,20 +84,31 @@ def test_a_task_without_labels_answers_with_texts_and_mentions() -> None:
 
     said = Prediction("0", (), (), text="yes", mentions=(Mention(0, 6, "tumour", "disease"),))
     table = tabulate(Speaking(), ["a"], [said], META)  # type: ignore[arg-type]
-    assert table.to_pylist() == [{"id": "a", "text": "yes", "mentions": [{"start": 0, "end": 6, "text": "tumour", "kind": "disease"}]}]
+    assert table.to_pylist() == [
+        {
+            "id": "a",
+            "text": "yes",
+            "mentions": [{"start": 0, "end": 6, "text": "tumour", "kind": "disease"}],
+        }
+    ]
 
 
 def test_a_piece_that_is_written_twice_is_there_once_and_counted_once(tmp_path: Path) -> None:
     output = Output(open_store(str(tmp_path / "out")), "parquet")
     output.begin(RECORD, resume=False)
-    table, aside = tabulate(task(), ["a", "b"], ANSWERS, META), [Row("c", "", "rows.jsonl:3", True, "empty", "the text is empty")]
+    table, aside = (
+        tabulate(task(), ["a", "b"], ANSWERS, META),
+        [Row("c", "", "rows.jsonl:3", True, "empty", "the text is empty")],
+    )
     for _ in range(2):
         output.write(0, 7, table, aside, 1)
     summary = output.finish(RECORD, 3)
     assert (summary.answered, summary.set_aside, summary.made_ids, summary.parts) == (2, 1, 1, 1)
     assert summary.reasons == {"empty": 1}
     assert output.summary() == summary
-    assert pq.read_table(tmp_path / "out").num_rows == 2  # a reader of the folder sees answers alone
+    assert (
+        pq.read_table(tmp_path / "out").num_rows == 2
+    )  # a reader of the folder sees answers alone
 
 
 def test_an_output_that_does_not_add_up_is_never_called_whole(tmp_path: Path) -> None:

@@ -21,8 +21,15 @@ def test_repeats_are_all_but_the_first_of_each_id_wherever_they_stand() -> None:
     seen: set[str] = set()
     wanted: list[list[int]] = []
     for shard in shards:
-        wanted.append([place for place, row_id in enumerate(shard) if row_id in seen or seen.add(row_id)])  # type: ignore[func-returns-value]
-    numbered = [np.array([[hash(row_id) & 7, int(row_id)] for row_id in shard], dtype=np.uint64).reshape(-1, 2) for shard in shards]
+        wanted.append(
+            [place for place, row_id in enumerate(shard) if row_id in seen or seen.add(row_id)]
+        )  # type: ignore[func-returns-value]
+    numbered = [
+        np.array([[hash(row_id) & 7, int(row_id)] for row_id in shard], dtype=np.uint64).reshape(
+            -1, 2
+        )
+        for shard in shards
+    ]
     assert pieces.repeats(numbered) == wanted
     assert any(wanted)
 
@@ -33,12 +40,22 @@ def test_ids_are_equal_in_a_scan_where_ids_are(tmp_path: Path) -> None:
     (shard,) = sources.find(str(path)).shards
     found = pieces.scan(shard, Columns(("text",), "id"), 1000)
     assert pieces.repeats([found.ids]) == [[2]]
-    assert len(pieces.scan(shard, Columns(("text",), None), 1000).ids) == len(list(rows.read(shard, Columns(("text",)), 1000))) == 3
+    assert (
+        len(pieces.scan(shard, Columns(("text",), None), 1000).ids)
+        == len(list(rows.read(shard, Columns(("text",)), 1000)))
+        == 3
+    )
 
 
-def test_a_piece_is_as_long_as_asked_and_shorter_where_its_texts_are_long(monkeypatch: object) -> None:
+def test_a_piece_is_as_long_as_asked_and_shorter_where_its_texts_are_long(
+    monkeypatch: object,
+) -> None:
     found = made(*"abcdefg")
-    assert ["".join(row.id for row in piece.rows) for piece in pieces.cut(found, 0, 3, [])] == ["abc", "def", "g"]
+    assert ["".join(row.id for row in piece.rows) for piece in pieces.cut(found, 0, 3, [])] == [
+        "abc",
+        "def",
+        "g",
+    ]
     assert [piece.number for piece in pieces.cut(found, 5, 3, [])] == [0, 1, 2]
     long = [replace(row, text="x" * 5_000_000) for row in found[:5]]
     assert [len(piece.rows) for piece in pieces.cut(long, 0, 100, [])] == [2, 2, 1]
@@ -46,7 +63,11 @@ def test_a_piece_is_as_long_as_asked_and_shorter_where_its_texts_are_long(monkey
 
 def test_a_repeated_id_is_kept_as_a_fault_without_its_text() -> None:
     (piece,) = pieces.cut(made("a", "b", "a"), 0, 10, [2])
-    assert [(row.id, row.fault) for row in piece.rows] == [("a", ""), ("b", ""), ("a", pieces.REPEATED)]
+    assert [(row.id, row.fault) for row in piece.rows] == [
+        ("a", ""),
+        ("b", ""),
+        ("a", pieces.REPEATED),
+    ]
     assert piece.rows[2].text == ""
 
 

@@ -16,7 +16,9 @@ from medray.errors import ConfigError, DataError
 TEXTS = ["tumour in the lung", "fever after infection", "renal failure of the patient"]
 
 
-def read(place: Path, *, text: tuple[str, ...] = (), row_id: str | None = None, most: int = 1000) -> list[Row]:
+def read(
+    place: Path, *, text: tuple[str, ...] = (), row_id: str | None = None, most: int = 1000
+) -> list[Row]:
     source = sources.find(str(place))
     columns = sources.columns(source, sources.head(source, text), Columns(text, row_id))
     return [row for shard in source.shards for row in rows.read(shard, columns, most)]
@@ -35,7 +37,8 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
         file.write(lines)
     for name, mark in (("rows.csv", ","), ("rows.tsv", "\t"), ("rows.psv", "|")):
         (tmp_path / name).write_text(
-            f"\ufeffpmid{mark}abstract\n" + "".join(f'{number}{mark}"{text}"\n' for number, text in enumerate(TEXTS, 11))
+            f"\ufeffpmid{mark}abstract\n"
+            + "".join(f'{number}{mark}"{text}"\n' for number, text in enumerate(TEXTS, 11))
         )
     table(tmp_path / "rows.parquet")
     for path in tmp_path.iterdir():
@@ -45,21 +48,29 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
         ], path.name
 
 
-def test_a_folder_is_read_file_by_file_and_ids_that_are_missing_are_made_from_file_and_position(tmp_path: Path) -> None:
+def test_a_folder_is_read_file_by_file_and_ids_that_are_missing_are_made_from_file_and_position(
+    tmp_path: Path,
+) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "part.jsonl").write_text("\n".join(json.dumps({"text": f"{text} {name}"}) for text in TEXTS))
+        (tmp_path / name / "part.jsonl").write_text(
+            "\n".join(json.dumps({"text": f"{text} {name}"}) for text in TEXTS)
+        )
     (tmp_path / "README.md").write_text("not data")
     (tmp_path / "_notes.jsonl").write_text("hidden")
     found = read(tmp_path)
-    assert [row.id for row in found] == [f"{name}/part.jsonl:{number}" for name in ("a", "b") for number in (1, 2, 3)]
+    assert [row.id for row in found] == [
+        f"{name}/part.jsonl:{number}" for name in ("a", "b") for number in (1, 2, 3)
+    ]
     assert all(row.is_made and row.text for row in found)
 
 
 def test_files_of_one_text_are_read_as_medray_writes_them_or_whole(tmp_path: Path) -> None:
     for folder in ("raw/cancer", "raw/other", "plain"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "raw/cancer/1.txt").write_text("<ID:S1>\nTitle: Of tumours\nAbstract: One\nResults: more\n")
+    (tmp_path / "raw/cancer/1.txt").write_text(
+        "<ID:S1>\nTitle: Of tumours\nAbstract: One\nResults: more\n"
+    )
     (tmp_path / "raw/other/2.txt").write_text("<ID:S2>\nTitle: Fever\n")
     (tmp_path / "plain/note.txt").write_text("The patient\nhas fever.\n")
     assert [(row.id, row.text, row.fault) for row in read(tmp_path / "raw")] == [
@@ -67,7 +78,9 @@ def test_files_of_one_text_are_read_as_medray_writes_them_or_whole(tmp_path: Pat
         ("other/2.txt", "", rows.UNREADABLE),
     ]
     assert [row.text for row in read(tmp_path / "raw", text=("Title",))] == ["Of tumours", "Fever"]
-    assert [(row.id, row.text, row.is_made) for row in read(tmp_path / "plain")] == [("note.txt", "The patient\nhas fever.", True)]
+    assert [(row.id, row.text, row.is_made) for row in read(tmp_path / "plain")] == [
+        ("note.txt", "The patient\nhas fever.", True)
+    ]
 
 
 def test_each_bad_row_says_why_and_the_rows_after_it_are_read(tmp_path: Path) -> None:
@@ -101,8 +114,12 @@ def test_each_bad_row_says_why_and_the_rows_after_it_are_read(tmp_path: Path) ->
     assert not any(row.text for row in found if row.fault)  # nothing of it is carried on
 
 
-def test_a_csv_row_that_breaks_the_rules_ends_neither_the_file_nor_the_count(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text('id,text\na,"two\nlines"\n\nb,one,too many\nc,"quote" behind\nd,fever\n')
+def test_a_csv_row_that_breaks_the_rules_ends_neither_the_file_nor_the_count(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rows.csv").write_text(
+        'id,text\na,"two\nlines"\n\nb,one,too many\nc,"quote" behind\nd,fever\n'
+    )
     found = read(tmp_path / "rows.csv")
     assert [(row.id, row.text, row.fault) for row in found] == [
         ("a", "two\nlines", ""),
@@ -112,13 +129,29 @@ def test_a_csv_row_that_breaks_the_rules_ends_neither_the_file_nor_the_count(tmp
     ]
 
 
-def test_columns_that_are_not_clear_or_not_there_are_an_error_with_their_names(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("key,first,second\n" + "1,tumour of the lung here,fever after infection\n" * 3)
-    with pytest.raises(ConfigError, match=r"which column is the text is not clear; the columns are key, first, second: .*--text-column"):
+def test_columns_that_are_not_clear_or_not_there_are_an_error_with_their_names(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "key,first,second\n" + "1,tumour of the lung here,fever after infection\n" * 3
+    )
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"which column is the text is not clear; the columns are key, first, second: "
+            r".*--text-column"
+        ),
+    ):
         read(tmp_path / "rows.csv")
-    with pytest.raises(ConfigError, match=r"--text-column asks for 'frist'; allowed: first, key, second; did you mean 'first'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--text-column asks for 'frist'; allowed: first, key, second; did you mean 'first'",
+    ):
         read(tmp_path / "rows.csv", text=("frist",))
-    assert read(tmp_path / "rows.csv", text=("first", "second"))[0].text == "tumour of the lung here fever after infection"
+    assert (
+        read(tmp_path / "rows.csv", text=("first", "second"))[0].text
+        == "tumour of the lung here fever after infection"
+    )
 
 
 def test_what_is_no_input_is_an_error_with_its_place(tmp_path: Path) -> None:
@@ -157,49 +190,82 @@ def test_an_input_is_another_one_once_a_file_changed(tmp_path: Path) -> None:
         ("packed.csv.gz", "pmid;abstract\n11;tumour, lung\n12;fever\n"),
     ],
 )
-def test_a_table_is_read_whatever_separates_its_columns_and_rows(tmp_path: Path, name: str, content: str) -> None:
+def test_a_table_is_read_whatever_separates_its_columns_and_rows(
+    tmp_path: Path, name: str, content: str
+) -> None:
     raw = content.encode()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
     names = ("the abstract",) if name == "header.csv" else ("abstract",)
-    assert [(row.id, row.text, row.fault) for row in read(tmp_path / name, text=names, row_id="pmid")] == [
+    assert [
+        (row.id, row.text, row.fault) for row in read(tmp_path / name, text=names, row_id="pmid")
+    ] == [
         ("11", "tumour, lung", ""),
         ("12", "fever", ""),
     ]
 
 
-@pytest.mark.parametrize(("encoding", "found"), [("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-16"), ("cp1252", "cp1252")])
-def test_the_beginning_of_an_input_tells_its_encoding(tmp_path: Path, encoding: str, found: str) -> None:
-    (tmp_path / "rows.csv").write_bytes("pmid,abstract\r\n11,cœliac naïve – disease\r\n".encode(encoding))
+@pytest.mark.parametrize(
+    ("encoding", "found"),
+    [("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-16"), ("cp1252", "cp1252")],
+)
+def test_the_beginning_of_an_input_tells_its_encoding(
+    tmp_path: Path, encoding: str, found: str
+) -> None:
+    (tmp_path / "rows.csv").write_bytes(
+        "pmid,abstract\r\n11,cœliac naïve – disease\r\n".encode(encoding)
+    )
     (tmp_path / "note.txt").write_bytes("cœliac naïve – disease\r\n".encode(encoding))
     assert sources.find(str(tmp_path / "rows.csv")).encoding == found
     for name in ("rows.csv", "note.txt"):
         assert [row.text for row in read(tmp_path / name)] == ["cœliac naïve – disease"], name
     source = sources.find(str(tmp_path / "rows.csv"), "latin-1", "|")
-    assert (source.encoding, source.shards[0].encoding, source.shards[0].delimiter) == ("latin-1", "latin-1", "|")
+    assert (source.encoding, source.shards[0].encoding, source.shards[0].delimiter) == (
+        "latin-1",
+        "latin-1",
+        "|",
+    )
     table(tmp_path / "rows.parquet")
-    with pytest.raises(ConfigError, match="--encoding and --delimiter do not apply: parquet files have one encoding"):
+    with pytest.raises(
+        ConfigError,
+        match="--encoding and --delimiter do not apply: parquet files have one encoding",
+    ):
         sources.find(str(tmp_path / "rows.parquet"), "latin-1")
 
 
-def test_a_table_without_a_header_loses_no_row_and_a_name_that_is_given_makes_one(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("".join(f"{number},{'a note of a patient ' * 12}{number}\n" for number in range(9)))
-    assert [row.text.split()[-1] for row in read(tmp_path / "rows.csv")] == [str(number) for number in range(9)]
+def test_a_table_without_a_header_loses_no_row_and_a_name_that_is_given_makes_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "".join(f"{number},{'a note of a patient ' * 12}{number}\n" for number in range(9))
+    )
+    assert [row.text.split()[-1] for row in read(tmp_path / "rows.csv")] == [
+        str(number) for number in range(9)
+    ]
     assert len(read(tmp_path / "rows.csv", text=("column_2",))) == 9
     (tmp_path / "short.csv").write_text("Befund,Klasse\nfieber,a\nschmerz,Klasse\n")
-    assert [row.text for row in read(tmp_path / "short.csv", text=("Befund",))] == ["fieber", "schmerz"]
+    assert [row.text for row in read(tmp_path / "short.csv", text=("Befund",))] == [
+        "fieber",
+        "schmerz",
+    ]
 
 
-def test_a_text_with_commas_is_no_table_and_a_spreadsheet_says_how_to_save_it(tmp_path: Path) -> None:
+def test_a_text_with_commas_is_no_table_and_a_spreadsheet_says_how_to_save_it(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "note.txt").write_text("Notes, of one patient.\nFever, and pain.\n")
     (found,) = read(tmp_path / "note.txt")
     assert found.text == "Notes, of one patient.\nFever, and pain."
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"rows\.xlsx: a spreadsheet is not read; save it as 'CSV UTF-8"):
+    with pytest.raises(
+        DataError, match=r"rows\.xlsx: a spreadsheet is not read; save it as 'CSV UTF-8"
+    ):
         sources.find(str(tmp_path / "rows.xlsx"))
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_a_second_file_without_the_column_is_refused_by_the_scan_before_anything_is_answered(tmp_path: Path, form: str) -> None:
+def test_a_second_file_without_the_column_is_refused_by_the_scan_before_anything_is_answered(
+    tmp_path: Path, form: str
+) -> None:
     for name, column in (("a", "text"), ("b", "words")):
         path = tmp_path / f"{name}.{form}"
         if form == "csv":

@@ -1,4 +1,5 @@
-"""A release over a library: every id once, bad rows set aside, the answers of `medray.load`; killed half way and gone on with."""
+"""A release over a library: every id once, bad rows set aside, the answers of `medray.load`; killed
+half way and gone on with."""
 
 import json
 import os
@@ -37,7 +38,9 @@ MADE: dict[str, Callable[..., Any]] = {
     "cancer": tiny.study,
     "triage": tiny.choice_study,
     "answers": tiny.instruct_study,
-    "tags": lambda place, *settings: tiny.mention_study(place, "{name: tagging, max_length: 64}", *settings),
+    "tags": lambda place, *settings: tiny.mention_study(
+        place, "{name: tagging, max_length: 64}", *settings
+    ),
     "mentions": lambda place, *settings: tiny.mention_study(
         place, "{name: extraction, max_length: 100, max_answer: 40}", *settings, family="llama"
     ),
@@ -57,7 +60,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def library(path: Path, num_rows: int) -> list[dict[str, str]]:
     rng = random.Random(7)
-    held = [{"id": f"r{number}", "text": tiny.text(rng, rng.randint(3, 20))} for number in range(num_rows)]
+    held = [
+        {"id": f"r{number}", "text": tiny.text(rng, rng.randint(3, 20))}
+        for number in range(num_rows)
+    ]
     pq.write_table(pa.Table.from_pylist(held), path)
     return held
 
@@ -73,7 +79,11 @@ def predict_here(runs: Path, reference: str, source: Path, output: Path, *option
 
 
 def answers_of(output: Path) -> dict[str, dict[str, Any]]:
-    return {row["id"]: row for path in output.glob("part-*.jsonl") for row in map(json.loads, path.read_text().splitlines())}
+    return {
+        row["id"]: row
+        for path in output.glob("part-*.jsonl")
+        for row in map(json.loads, path.read_text().splitlines())
+    }
 
 
 @pytest.fixture
@@ -92,29 +102,57 @@ def test_only_the_rows_that_cannot_be_answered_are_set_aside(runs: Path) -> None
             raise DataError("there is no token in the text")
         return loaded.predict(examples)
 
-    given = [Row(f"r{number}", "poison" if number in (2, 7) else f"tumour {number}", f"f:{number}") for number in range(9)]
+    given = [
+        Row(f"r{number}", "poison" if number in (2, 7) else f"tumour {number}", f"f:{number}")
+        for number in range(9)
+    ]
     found = predict_rows(predict, given)
-    assert [(row.id, row.fault) for row in found.unanswerable] == [("r2", UNANSWERABLE), ("r7", UNANSWERABLE)]
+    assert [(row.id, row.fault) for row in found.unanswerable] == [
+        ("r2", UNANSWERABLE),
+        ("r7", UNANSWERABLE),
+    ]
     assert [row.id for row in found.rows] == ["r0", "r1", "r3", "r4", "r5", "r6", "r8"]
     wanted = loaded.predict([Example(row.id, row.text) for row in found.rows])
     assert [row.labels for row in found.predictions] == [row.labels for row in wanted]
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_release_of_every_task_writes_what_the_loaded_release_says(runs: Path, tmp_path: Path, name: str) -> None:
+def test_a_release_of_every_task_writes_what_the_loaded_release_says(
+    runs: Path, tmp_path: Path, name: str
+) -> None:
     held = library(tmp_path / "rows.parquet", 12)
-    plan = prepare(Asked(name, str(tmp_path / "rows.parquet"), str(tmp_path / "out"), str(runs), precision="fp32"))
+    plan = prepare(
+        Asked(
+            name, str(tmp_path / "rows.parquet"), str(tmp_path / "out"), str(runs), precision="fp32"
+        )
+    )
     work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
-    piece = Piece(0, 0, tuple(Row(row["id"], row["text"], f"rows.parquet:{number}") for number, row in enumerate(held, 1)))
+    piece = Piece(
+        0,
+        0,
+        tuple(
+            Row(row["id"], row["text"], f"rows.parquet:{number}")
+            for number, row in enumerate(held, 1)
+        ),
+    )
     Worker(work, "cpu").answer(piece)
     found = pq.read_table(tmp_path / "out" / "part-00000-000000.parquet").to_pylist()
-    for row, wanted in zip(found, medray.load(name, storage_path=str(runs)).predict([row["text"] for row in held]), strict=True):
+    for row, wanted in zip(
+        found,
+        medray.load(name, storage_path=str(runs)).predict([row["text"] for row in held]),
+        strict=True,
+    ):
         if "labels" in row:
             assert (row["labels"], row["abstained"]) == (list(wanted.labels), wanted.abstained)
             assert row["confidence"] == pytest.approx(wanted.confidence, abs=1e-3)
-            assert list(row["probabilities"].values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+            assert list(row["probabilities"].values()) == pytest.approx(
+                wanted.probabilities, abs=1e-3
+            )
         else:
-            assert (row["text"], row["mentions"]) == (wanted.text, [asdict(mention) for mention in wanted.mentions])
+            assert (row["text"], row["mentions"]) == (
+                wanted.text,
+                [asdict(mention) for mention in wanted.mentions],
+            )
     assert ("labels" in found[0]) == (name in ("cancer", "triage"))
     if name == "answers":
         assert any(row["text"] for row in found)
@@ -122,10 +160,20 @@ def test_a_release_of_every_task_writes_what_the_loaded_release_says(runs: Path,
         assert {"text", "mentions"} < found[0].keys()
 
 
-def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(runs: Path, tmp_path: Path) -> None:
-    """The readers' pieces given to a worker, one after another, and the run cut off between two writes."""
+def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(
+    runs: Path, tmp_path: Path
+) -> None:
+    """The readers' pieces given to a worker, one after another, and the run cut off between two
+    writes."""
     held = library(tmp_path / "rows.parquet", 300)
-    asked = Asked("cancer", str(tmp_path / "rows.parquet"), str(tmp_path / "out.jsonl"), str(runs), resume=True, precision="fp32")
+    asked = Asked(
+        "cancer",
+        str(tmp_path / "rows.parquet"),
+        str(tmp_path / "out.jsonl"),
+        str(runs),
+        resume=True,
+        precision="fp32",
+    )
     plan = prepare(asked)
     work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
     output = work.open_output()
@@ -140,7 +188,9 @@ def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(run
     for piece in every[:2]:
         worker.answer(piece)
     worker.answer(every[3])
-    (tmp_path / "out.jsonl" / "_done" / "00000-000003.64.0.0").unlink()  # its answers were written, and then the power failed
+    (
+        tmp_path / "out.jsonl" / "_done" / "00000-000003.64.0.0"
+    ).unlink()  # its answers were written, and then the power failed
     answers = (tmp_path / "out.jsonl" / "part-00000-000003.jsonl").read_bytes()
     assert [note.number for note in output.notes()] == [0, 1]
     with pytest.raises(ArtifactError, match="300 rows were read, but 128 are answered"):
@@ -151,7 +201,11 @@ def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(run
         worker.answer(piece)
     assert (tmp_path / "out.jsonl" / "part-00000-000003.jsonl").read_bytes() == answers
     assert output.finish(work.record, 300).answered == 300
-    ids = [json.loads(line)["id"] for path in (tmp_path / "out.jsonl").glob("part-*") for line in path.read_text().splitlines()]
+    ids = [
+        json.loads(line)["id"]
+        for path in (tmp_path / "out.jsonl").glob("part-*")
+        for line in path.read_text().splitlines()
+    ]
     assert sorted(ids) == sorted(row["id"] for row in held)
 
 
@@ -161,7 +215,9 @@ def test_a_pool_fills_the_cluster_and_no_more() -> None:
     assert Pool.of(Cluster((two, two), None, False), 3, None) == Pool(3, 1, 0.0)
     assert Pool.of(Cluster((large, two), None, False), None, None) == Pool(8, 8, 0.0)
     assert Pool.of(Cluster((gpus, gpus), None, False), None, None) == Pool(8, 1, 1.0)
-    with pytest.raises(ValueError, match="--threads 4: no node has so many CPUs; the largest has 2"):
+    with pytest.raises(
+        ValueError, match="--threads 4: no node has so many CPUs; the largest has 2"
+    ):
         Pool.of(Cluster((two,), None, False), None, 4)
 
 
@@ -173,13 +229,21 @@ def test_a_pool_fills_the_cluster_and_no_more() -> None:
         (["--output", "taken"], "is there already and is left alone"),
         (["--input", "none.csv"], "there is no such file or folder"),
         (["--encoding", "utf-99"], "--encoding 'utf-99': is not known; allowed: utf-8, utf-16"),
-        (["--precision", "int8"], "--precision 'int8': is not known; allowed: auto, bf16, fp16, fp32"),
+        (
+            ["--precision", "int8"],
+            "--precision 'int8': is not known; allowed: auto, bf16, fp16, fp32",
+        ),
         (["--delimiter", "x"], "--delimiter 'x': is not known; allowed: , ; | tab"),
         (["--delimiter", "tab"], "--encoding and --delimiter do not apply: parquet"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence_before_ray_starts(
-    runs: Path, tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    runs: Path,
+    tmp_path: Path,
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     library(tmp_path / "rows.parquet", 3)
@@ -191,7 +255,11 @@ def test_what_is_wrong_is_said_in_a_sentence_before_ray_starts(
 
 
 def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
-    runs: Path, tmp_path: Path, no_ray: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    runs: Path,
+    tmp_path: Path,
+    no_ray: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     held = library(tmp_path / "rows.parquet", 100)
     output, answer = tmp_path / "out.jsonl", Worker.answer
@@ -210,7 +278,10 @@ def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
         signal.signal(signal.SIGTERM, before)
     shown = capsys.readouterr()
     assert "`medray predict --resume` goes on" in shown.err
-    assert "cancer@1 answers 100 rows in this process (up to 2,000 rows are; --actors N has Ray answer them)" in shown.out
+    assert (
+        "cancer@1 answers 100 rows in this process (up to 2,000 rows are; --actors N has Ray "
+        "answer them)"
+    ) in shown.out
     assert re.search(r"first rows after \d+ s: 16 of 100\n", shown.out)
     assert not (output / "_summary.json").exists()
     first = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
@@ -220,8 +291,14 @@ def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
     assert {name: (output / name).stat().st_mtime_ns for name in first} == first
     found = answers_of(output)
     assert found.keys() == {row["id"] for row in held}
-    for row, wanted in zip(held, medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in held]), strict=True):
-        assert list(found[row["id"]]["probabilities"].values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+    for row, wanted in zip(
+        held,
+        medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in held]),
+        strict=True,
+    ):
+        assert list(found[row["id"]]["probabilities"].values()) == pytest.approx(
+            wanted.probabilities, abs=1e-3
+        )
     assert predict_here(runs, "cancer", tmp_path / "rows.parquet", output) == 1
     assert "is left alone" in capsys.readouterr().err
 
@@ -229,13 +306,29 @@ def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
 def test_in_one_process_auto_is_the_arithmetic_of_the_training_and_too_many_bad_rows_stop_the_run(
     runs: Path, tmp_path: Path, no_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "rows.csv").write_text("id,text\n" + "".join(f"r{number},{'fever' if number % 2 else ''}\n" for number in range(40)))
+    (tmp_path / "rows.csv").write_text(
+        "id,text\n"
+        + "".join(f"r{number},{'fever' if number % 2 else ''}\n" for number in range(40))
+    )
     options = ["--precision", "auto", "--text-column", "text"]
     assert predict_here(runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", *options) == 1
-    assert "20 of 40 rows cannot be answered, more than --max-bad 0.1, so none was" in capsys.readouterr().err
-    assert predict_here(runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", *options, "--max-bad", "0.6") == 0
+    assert (
+        "20 of 40 rows cannot be answered, more than --max-bad 0.1, so none was"
+        in capsys.readouterr().err
+    )
+    assert (
+        predict_here(
+            runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", *options, "--max-bad", "0.6"
+        )
+        == 0
+    )
     summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
-    assert (summary["precision"], summary["run"]["precision"], summary["answered"], summary["reasons"]) == (
+    assert (
+        summary["precision"],
+        summary["run"]["precision"],
+        summary["answered"],
+        summary["reasons"],
+    ) == (
         "fp32",
         "auto",
         20,
@@ -252,16 +345,30 @@ def test_an_output_with_answers_of_a_part_that_the_input_lacks_is_refused(
     (tmp_path / "out" / "_summary.json").unlink()
     (tmp_path / "out" / "_done" / "00099-000000.1.0.0").touch()
     assert predict_here(*asked, "--resume") == 1
-    assert "out: holds answers of part 99, which the input does not have; choose another --output" in capsys.readouterr().err
+    assert (
+        "out: holds answers of part 99, which the input does not have; choose another --output"
+        in capsys.readouterr().err
+    )
 
 
-def test_more_rows_than_a_process_answers_go_to_ray_unread(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_a_process_answers_go_to_ray_unread(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(single, "MOST_ROWS", 50)
     for num_rows, is_small in ((50, True), (51, False)):
         library(tmp_path / f"{num_rows}.parquet", num_rows)
-        plan = prepare(Asked("cancer", str(tmp_path / f"{num_rows}.parquet"), str(tmp_path / f"out-{num_rows}"), str(runs)))
+        plan = prepare(
+            Asked(
+                "cancer",
+                str(tmp_path / f"{num_rows}.parquet"),
+                str(tmp_path / f"out-{num_rows}"),
+                str(runs),
+            )
+        )
         assert (single.count(plan) is not None) == is_small
-    (tmp_path / "many.jsonl").write_text("".join(f'{{"id": "r{number}", "text": "fever"}}\n' for number in range(10**5)))
+    (tmp_path / "many.jsonl").write_text(
+        "".join(f'{{"id": "r{number}", "text": "fever"}}\n' for number in range(10**5))
+    )
     plan = prepare(Asked("cancer", str(tmp_path / "many.jsonl"), str(tmp_path / "out"), str(runs)))
     read = 0
 
@@ -271,13 +378,17 @@ def test_more_rows_than_a_process_answers_go_to_ray_unread(runs: Path, tmp_path:
             read += 1
             yield row
 
-    monkeypatch.setattr("medray.batch.pieces.rows", SimpleNamespace(read=counting, check_columns=rows.check_columns))
+    monkeypatch.setattr(
+        "medray.batch.pieces.rows", SimpleNamespace(read=counting, check_columns=rows.check_columns)
+    )
     assert single.count(plan) is None
     assert read == 51
 
 
 @pytest.mark.ray
-def test_ray_and_one_process_write_the_same_of_the_same_rows(runs: Path, tmp_path: Path, cluster: Cluster) -> None:
+def test_ray_and_one_process_write_the_same_of_the_same_rows(
+    runs: Path, tmp_path: Path, cluster: Cluster
+) -> None:
     library(tmp_path / "rows.parquet", 100)
     for name, answer in (("ray", predict), ("here", predict_here)):
         assert answer(runs, "cancer", tmp_path / "rows.parquet", tmp_path / f"{name}.jsonl") == 0
@@ -285,11 +396,27 @@ def test_ray_and_one_process_write_the_same_of_the_same_rows(runs: Path, tmp_pat
     assert by_ray.keys() == here.keys()
     for name, row in here.items():
         assert list(row) == list(by_ray[name])
-        assert (row["labels"], row["abstained"]) == (by_ray[name]["labels"], by_ray[name]["abstained"])
-        assert list(row["probabilities"].values()) == pytest.approx(list(by_ray[name]["probabilities"].values()), abs=1e-4)
-    names = [sorted({path.name.split(".")[0].split("-")[0] for path in (tmp_path / f"{name}.jsonl").iterdir()}) for name in ("ray", "here")]
+        assert (row["labels"], row["abstained"]) == (
+            by_ray[name]["labels"],
+            by_ray[name]["abstained"],
+        )
+        assert list(row["probabilities"].values()) == pytest.approx(
+            list(by_ray[name]["probabilities"].values()), abs=1e-4
+        )
+    names = [
+        sorted(
+            {
+                path.name.split(".")[0].split("-")[0]
+                for path in (tmp_path / f"{name}.jsonl").iterdir()
+            }
+        )
+        for name in ("ray", "here")
+    ]
     assert names[0] == names[1] == ["_done", "_precision", "_run", "_summary", "part"]
-    summaries = [json.loads((tmp_path / f"{name}.jsonl" / "_summary.json").read_text()) for name in ("ray", "here")]
+    summaries = [
+        json.loads((tmp_path / f"{name}.jsonl" / "_summary.json").read_text())
+        for name in ("ray", "here")
+    ]
     for summary in summaries:
         del summary["parts"], summary["run"]["piece_rows"]
     assert summaries[0] == summaries[1]
@@ -310,20 +437,45 @@ def test_every_id_is_answered_once_as_by_the_loaded_release_and_bad_rows_are_set
         file.writelines(json.dumps(row) + "\n" for row in [*held, *bad])
     assert predict(runs, "cancer", tmp_path / "rows.jsonl", tmp_path / "out.parquet") == 0
     found = pq.read_table(tmp_path / "out.parquet")
-    assert sorted(found["id"].to_pylist()) == sorted([row["id"] for row in held] + ["rows.jsonl:304"])
-    assert (found.schema.metadata[b"release"], found.schema.metadata[b"version"]) == (b"cancer", b"1")
+    assert sorted(found["id"].to_pylist()) == sorted(
+        [row["id"] for row in held] + ["rows.jsonl:304"]
+    )
+    assert (found.schema.metadata[b"release"], found.schema.metadata[b"version"]) == (
+        b"cancer",
+        b"1",
+    )
     answers = {row["id"]: row for row in found.to_pylist()}
-    for row, wanted in zip(held, medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in held]), strict=True):
+    for row, wanted in zip(
+        held,
+        medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in held]),
+        strict=True,
+    ):
         got = answers[row["id"]]
         assert (got["label"], got["abstained"]) == (wanted.labels[0], wanted.abstained)
         assert got["confidence"] == pytest.approx(wanted.confidence, abs=1e-3)
         assert list(got["probabilities"].values()) == pytest.approx(wanted.probabilities, abs=1e-3)
-    aside = [json.loads(line) for path in (tmp_path / "out.parquet" / "_set_aside").iterdir() for line in path.read_text().splitlines()]
-    assert sorted((line["id"], line["kind"]) for line in aside) == [("empty", rows.EMPTY), ("five", rows.WRONG_TYPE), ("r5", "repeated id")]
+    aside = [
+        json.loads(line)
+        for path in (tmp_path / "out.parquet" / "_set_aside").iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    assert sorted((line["id"], line["kind"]) for line in aside) == [
+        ("empty", rows.EMPTY),
+        ("five", rows.WRONG_TYPE),
+        ("r5", "repeated id"),
+    ]
     summary = json.loads((tmp_path / "out.parquet" / "_summary.json").read_text())
-    assert (summary["rows"], summary["answered"], summary["set_aside"], summary["made_ids"]) == (304, 301, 3, 1)
+    assert (summary["rows"], summary["answered"], summary["set_aside"], summary["made_ids"]) == (
+        304,
+        301,
+        3,
+        1,
+    )
     assert summary["parts"] > 1
-    assert "304 rows: 301 answered, 3 set aside, 1 ids made from file and position" in capsys.readouterr().out
+    assert (
+        "304 rows: 301 answered, 3 set aside, 1 ids made from file and position"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.ray
@@ -332,18 +484,42 @@ def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_
     runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = library(tmp_path / "rows.parquet", 40)
-    lines = ["id;text", *(f"{row['id']};{row['text']} naïve" for row in held), *(f"b{number};" for number in range(10))]
+    lines = [
+        "id;text",
+        *(f"{row['id']};{row['text']} naïve" for row in held),
+        *(f"b{number};" for number in range(10)),
+    ]
     (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="cp1252")
     assert predict(runs, "triage", tmp_path / "rows.csv", tmp_path / "out.csv") == 1
-    said = "10 of 50 rows cannot be answered, more than --max-bad 0.1, so none was; the first is rows.csv:42: the text is empty"
+    said = (
+        "10 of 50 rows cannot be answered, more than --max-bad 0.1, so none was; the first is "
+        "rows.csv:42: the text is empty"
+    )
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
-    texts = {"id": [str(number) for number in range(50)], "text": [row["text"] for row in held] + [""] * 10}
+    texts = {
+        "id": [str(number) for number in range(50)],
+        "text": [row["text"] for row in held] + [""] * 10,
+    }
     pq.write_table(pa.table(texts), tmp_path / "some.parquet")  # whose texts are read once
     assert predict(runs, "triage", tmp_path / "some.parquet", tmp_path / "some") == 1
-    assert "10 of 50 rows were set aside, more than --max-bad 0.1; one is some.parquet:41: the text is empty" in capsys.readouterr().err
+    assert (
+        "10 of 50 rows were set aside, more than --max-bad 0.1; one is some.parquet:41: the "
+        "text is empty"
+    ) in capsys.readouterr().err
     assert not (tmp_path / "some" / "_summary.json").exists()
-    assert predict(runs, "triage", tmp_path / "rows.csv", tmp_path / "out.csv", "--resume", "--max-bad", "0.3") == 0
+    assert (
+        predict(
+            runs,
+            "triage",
+            tmp_path / "rows.csv",
+            tmp_path / "out.csv",
+            "--resume",
+            "--max-bad",
+            "0.3",
+        )
+        == 0
+    )
     assert "text: text    id: id    encoding: cp1252\n" in capsys.readouterr().out
     (part,) = (tmp_path / "out.csv").glob("part-*.csv")
     assert len(part.read_text().splitlines()) == 41
@@ -367,21 +543,62 @@ def test_a_release_that_is_not_what_its_manifest_says_answers_nothing(
 
 @pytest.mark.chaos
 @pytest.mark.slow
-def test_a_run_that_is_killed_half_way_goes_on_and_answers_every_id_once(runs: Path, tmp_path: Path, cluster: Cluster) -> None:
+def test_a_run_that_is_killed_half_way_goes_on_and_answers_every_id_once(
+    runs: Path, tmp_path: Path, cluster: Cluster
+) -> None:
     held = library(tmp_path / "rows.parquet", 4000)
     output = tmp_path / "out.jsonl"
-    where = ["--input", str(tmp_path / "rows.parquet"), "--output", str(output), "--storage-path", str(runs)]
-    command = [sys.executable, "-m", "medray.cli", "predict", "cancer", *where, "--precision", "fp32", "--actors", "1", "--threads", "1"]
-    run = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"RAY_ADDRESS": ""}, start_new_session=True)
+    where = [
+        "--input",
+        str(tmp_path / "rows.parquet"),
+        "--output",
+        str(output),
+        "--storage-path",
+        str(runs),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "medray.cli",
+        "predict",
+        "cancer",
+        *where,
+        "--precision",
+        "fp32",
+        "--actors",
+        "1",
+        "--threads",
+        "1",
+    ]
+    run = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"RAY_ADDRESS": ""}, start_new_session=True
+    )
     done = output / "_done"
     _wait(lambda: done.is_dir() and len(list(done.iterdir())) >= 2, run)
     os.killpg(run.pid, signal.SIGKILL)  # the driver and its Ray
     run.wait()
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
     assert 0 < len(before) < -(-4000 // 500)
-    assert predict(runs, "cancer", tmp_path / "rows.parquet", output, "--resume", "--actors", "1", "--threads", "1") == 0
+    assert (
+        predict(
+            runs,
+            "cancer",
+            tmp_path / "rows.parquet",
+            output,
+            "--resume",
+            "--actors",
+            "1",
+            "--threads",
+            "1",
+        )
+        == 0
+    )
     assert {name: (output / name).stat().st_mtime_ns for name in before} == before
-    ids = [json.loads(line)["id"] for path in output.glob("part-*") for line in path.read_text().splitlines()]
+    ids = [
+        json.loads(line)["id"]
+        for path in output.glob("part-*")
+        for line in path.read_text().splitlines()
+    ]
     assert sorted(ids) == sorted(row["id"] for row in held)
 
 
@@ -393,15 +610,24 @@ def _wait(until: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-def test_arithmetic_that_the_first_worker_chose_and_another_cannot_do_is_an_error_that_says_what_helps(runs: Path, tmp_path: Path) -> None:
+def test_a_precision_that_the_first_worker_chose_and_another_lacks_is_an_error_with_a_remedy(
+    runs: Path, tmp_path: Path
+) -> None:
     library(tmp_path / "rows.parquet", 10)
-    asked = Asked("cancer", str(tmp_path / "rows.parquet"), str(tmp_path / "out.jsonl"), str(runs), resume=True)
+    asked = Asked(
+        "cancer",
+        str(tmp_path / "rows.parquet"),
+        str(tmp_path / "out.jsonl"),
+        str(runs),
+        resume=True,
+    )
     plan = prepare(asked)
     work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
     work.open_output().begin(work.record, resume=False)
     assert work.open_output().agree("precision", "int8") == "int8"
     failure = Worker(work, "cpu").failure
     assert re.search(
-        r"its first part is in int8, which cannot be had here: .* answers in 8 bits are gone.* or begin another output with --precision",
+        r"its first part is in int8, which cannot be had here: .* answers in 8 bits are gone.* or "
+        r"begin another output with --precision",
         str(failure),
     )

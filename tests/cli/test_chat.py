@@ -46,12 +46,16 @@ def talk(partner: Partner, *lines: str, system: str | None = None) -> str:
 def test_turns_add_up_until_a_reset_and_end_at_quit() -> None:
     partner = Partner()
     shown = talk(partner, "one", "", "two", "/reset", "three", "/quit", "four")
-    assert [[turn.content for turn in read] for read in partner.read] == [["one"], ["one", "1 turns", "two"], ["three"]]
+    assert [[turn.content for turn in read] for read in partner.read] == [
+        ["one"],
+        ["one", "1 turns", "two"],
+        ["three"],
+    ]
     assert [turn.role for turn in partner.read[1]] == ["user", "assistant", "user"]
     assert shown.endswith("1 turns\n3 turns\na new conversation\n1 turns\n")
 
 
-def test_the_system_prompt_and_the_disclaimer_are_shown_first_and_ones_own_comes_with_every_turn() -> None:
+def test_the_system_prompt_and_the_disclaimer_come_first_and_ones_own_with_every_turn() -> None:
     partner = Partner()
     shown = talk(partner, "one", "/reset", "two", system="Be brief.")
     for part in ("adviser@1", "Be careful.", "Be brief.", "Not a doctor.", "/reset", "/quit"):
@@ -59,7 +63,9 @@ def test_the_system_prompt_and_the_disclaimer_are_shown_first_and_ones_own_comes
     assert [read[0] for read in partner.read] == [Message("system", "Be brief.")] * 2
 
 
-def test_a_refused_turn_is_told_and_forgotten_and_a_wrong_command_is_no_turn(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_turn_is_told_and_forgotten_and_a_wrong_command_is_no_turn(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     partner = Partner()
     shown = talk(partner, "one", "refuse", "/restart now", "two")
     assert [turn.content for turn in partner.read[-1]] == ["one", "1 turns", "two"]
@@ -68,7 +74,9 @@ def test_a_refused_turn_is_told_and_forgotten_and_a_wrong_command_is_no_turn(cap
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
     """The command with lines on its standard input."""
 
     def run(lines: str, *arguments: str) -> tuple[int, str, str]:
@@ -86,19 +94,25 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     "a chat in the terminal with the tuned model",
     where="`medray chat NAME@best`",
 )
-def test_a_release_is_talked_to_where_it_lies(tmp_path: Path, typed: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_release_is_talked_to_where_it_lies(
+    tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+) -> None:
     runs = str(tmp_path / "runs")
     release = Registry(runs).publish(tiny.checkpoint("instruct"), "adviser")
     loaded = release.load()
     prompt = loaded.task.prompt([Message("user", "rhythm pressure")], loaded.engine.tokenizer, 5)  # type: ignore[attr-defined]
     (wanted,) = gather(loaded.engine.generate([prompt], Sampling(max_tokens=5)), 1)
-    status, shown, _ = typed("rhythm pressure\n/quit\n", "adviser", "--storage-path", runs, "--max-tokens", "5")
+    status, shown, _ = typed(
+        "rhythm pressure\n/quit\n", "adviser", "--storage-path", runs, "--max-tokens", "5"
+    )
     assert status == 0
     assert shown == f"adviser@1\nsystem: the study of\n{DISCLAIMER}\n{chat.HELP}\n{wanted.text}\n"
     assert typed("", "adviser", "--storage-path", runs, "--model", "x")[0] == 1
 
 
-def test_a_release_that_does_not_talk_is_refused(tmp_path: Path, typed: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_release_that_does_not_talk_is_refused(
+    tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+) -> None:
     runs = str(tmp_path / "runs")
     Registry(runs).publish(tiny.checkpoint(), "cancer")
     status, _, told = typed("a\n", "cancer@1", "--storage-path", runs)
@@ -106,17 +120,26 @@ def test_a_release_that_does_not_talk_is_refused(tmp_path: Path, typed: Callable
     assert "cancer@1: its task 'classification' does not talk" in told
 
 
-def test_a_service_is_talked_to_with_its_token(tmp_path: Path, typed: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_service_is_talked_to_with_its_token(
+    tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+) -> None:
     service = Service()
     (tmp_path / "token").write_text("right\n")
     with listening(service, frozenset({auth.digest("right")})) as url:
         asked = ["--token-file", str(tmp_path / "token"), "--model", "adviser"]
-        status, shown, _ = typed("What?\nWhy?\n/quit\n", url, *asked, "--system", "Be brief.", "--max-tokens", "9")
+        status, shown, _ = typed(
+            "What?\nWhy?\n/quit\n", url, *asked, "--system", "Be brief.", "--max-tokens", "9"
+        )
         assert status == 0
         assert "adviser@3\nsystem: Be careful.\nyours: Be brief.\n" in shown
         assert shown.count(f"Asthma is common.\n\n{WARNING}\n") == 2
         _, second = service.asked
-        assert [message.role for message in second[1].messages] == ["system", "user", "assistant", "user"]
+        assert [message.role for message in second[1].messages] == [
+            "system",
+            "user",
+            "assistant",
+            "user",
+        ]
         assert second[1].max_tokens == 9
         assert typed("What?\n", url)[0] == 1
         assert "401" in typed("What?\n", url)[2]
@@ -130,8 +153,17 @@ def test_the_client_chats_whole_and_in_pieces() -> None:
     with listening(service) as url:
         client = Client(url)
         whole = client.chat(ASK, model="adviser", max_tokens=4, temperature=0.0)
-        assert (whole.text, whole.outcome, whole.finish) == (f"Asthma is common.\n\n{WARNING}", "answered", "stop")
-        assert (whole.release, whole.version, whole.prompt_tokens, whole.completion_tokens) == ("adviser", 3, 12, 5)
+        assert (whole.text, whole.outcome, whole.finish) == (
+            f"Asthma is common.\n\n{WARNING}",
+            "answered",
+            "stop",
+        )
+        assert (whole.release, whole.version, whole.prompt_tokens, whole.completion_tokens) == (
+            "adviser",
+            3,
+            12,
+            5,
+        )
         pieces = client.stream(ASK, model="adviser")
         said = [next(pieces)]
         with pytest.raises(StopIteration) as end:
@@ -147,7 +179,9 @@ def test_the_client_chats_whole_and_in_pieces() -> None:
 
 
 def test_an_answer_that_breaks_off_is_an_error() -> None:
-    with listening(Service(TextPiece("Asthma", 1), Refusal(503, "unavailable", "no replica could answer"))) as url:
+    with listening(
+        Service(TextPiece("Asthma", 1), Refusal(503, "unavailable", "no replica could answer"))
+    ) as url:
         pieces = Client(url).stream(ASK, model="adviser")
         assert next(pieces) == "Asthma"
         with pytest.raises(ServingError, match="broke off: no replica could answer"):

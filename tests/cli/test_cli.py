@@ -34,7 +34,8 @@ class Done:
 
 
 class Command:
-    """The command in this process: importing torch anew for every call would be most of the time."""
+    """The command in this process: importing torch anew for every call would be most of the
+    time."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
@@ -47,7 +48,9 @@ class Command:
 
 
 @pytest.fixture
-def medray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def medray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
     monkeypatch.chdir(tmp_path)
     return Command(capsys)
 
@@ -72,21 +75,29 @@ class Searched:
 
 @pytest.fixture(scope="module")
 def searched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """`medray study` once, for all tests that look at what it did. None of them starts another run of this study."""
+    """`medray study` once, for all tests that look at what it did. None of them starts another run
+    of this study."""
     folder = tmp_path_factory.mktemp("searched")
-    (folder / "study.yaml").write_text(dump_settings(tiny.study(folder, "train.epochs=2", "task.metric=f1_binary")))
+    (folder / "study.yaml").write_text(
+        dump_settings(tiny.study(folder, "train.epochs=2", "task.metric=f1_binary"))
+    )
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = cli.main(["study", "study.yaml", "publish.name=cancer"])
     return Searched(folder, Done(status, out.getvalue(), err.getvalue()))
 
 
-def test_a_study_that_a_job_does_not_find_says_what_ray_leaves_behind(tmp_path, monkeypatch, capsys):
+def test_a_study_that_a_job_does_not_find_says_what_ray_leaves_behind(
+    tmp_path, monkeypatch, capsys
+):
     assert cli.main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 1
     assert capsys.readouterr().err == f"medray: {tmp_path}/none.yaml: no such file\n"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert cli.main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 1
-    assert "none.yaml: no such file; ray job submit sends nothing that .gitignore names" in capsys.readouterr().err
+    assert (
+        "none.yaml: no such file; ray job submit sends nothing that .gitignore names"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.ray
@@ -95,7 +106,9 @@ def test_a_study_that_a_job_does_not_find_says_what_ray_leaves_behind(tmp_path, 
     "training is configured by one YAML file, another file by its name",
     where="`medray study FILE`",
 )
-def test_a_study_is_searched_ranked_published_and_reported(medray: Command, searched: Searched, tmp_path: Path) -> None:
+def test_a_study_is_searched_ranked_published_and_reported(
+    medray: Command, searched: Searched, tmp_path: Path
+) -> None:
     done, runs = searched.done, str(searched.folder / "runs" / "tiny")
     assert done.returncode == 0, done.stderr
     for part in (
@@ -117,7 +130,9 @@ def test_a_study_is_searched_ranked_published_and_reported(medray: Command, sear
         "answering the test",
     )
     waited = [line for line in done.stdout.splitlines() if line.startswith(stages)]
-    assert list(dict.fromkeys(stage for line in waited for stage in stages if line.startswith(stage))) == list(stages)
+    assert list(
+        dict.fromkeys(stage for line in waited for stage in stages if line.startswith(stage))
+    ) == list(stages)
     page = searched.run / "report.html"
     assert f"report: {page}" in done.stdout
     assert "tiny-bert with LoRA won" in page.read_text(encoding="utf-8")
@@ -140,7 +155,10 @@ def test_a_study_that_ended_is_read_again_on_resume_and_other_settings_or_no_run
     run = searched.run
     changed = medray("study", "study.yaml", "publish.name=cancer", "--resume", "lora.r=3")
     assert changed.returncode == 1
-    assert "was started with other settings: lora.r was 16 and is 3; a study that goes on may change search.num_trials" in changed.stderr
+    assert (
+        "was started with other settings: lora.r was 16 and is 3; a study that goes on may "
+        "change search.num_trials"
+    ) in changed.stderr
     resumed = medray("study", "study.yaml", "publish.name=cancer", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert searched.done.stdout.split("winner:")[1] == resumed.stdout.split("winner:")[1]
@@ -156,17 +174,26 @@ def test_a_winner_that_is_worse_than_a_baseline_is_withheld_with_exit_status_3(
     shutil.copytree(searched.folder, copy)
     (board_path,) = copy.glob("runs/tiny/*/leaderboard.json")
     board = json.loads(board_path.read_text(encoding="utf-8"))
-    (pair,) = [pair for pair in board["comparisons"] if pair["split"] == "validation" and pair["other"] == "majority"]
+    (pair,) = [
+        pair
+        for pair in board["comparisons"]
+        if pair["split"] == "validation" and pair["other"] == "majority"
+    ]
     pair.update(is_tie=False, comparison=pair["comparison"] | {"difference": -0.3})
     board_path.write_text(json.dumps(board), encoding="utf-8")
     for settings in (copy / "study.yaml", board_path.parent / "study.yaml"):
         text = settings.read_text(encoding="utf-8")
-        settings.write_text(text.replace(str(searched.folder / "runs"), str(copy / "runs")), encoding="utf-8")
+        settings.write_text(
+            text.replace(str(searched.folder / "runs"), str(copy / "runs")), encoding="utf-8"
+        )
     monkeypatch.chdir(copy)
     asked = ("study", "study.yaml", "--resume")
     withheld = medray(*asked, "publish.name=lymphoma")
     assert withheld.returncode == 3, withheld.stderr
-    assert "medray: study tiny: the winner tiny-bert-000 is not published, since on validation rows majority is better" in withheld.stderr
+    assert (
+        "medray: study tiny: the winner tiny-bert-000 is not published, since on validation "
+        "rows majority is better"
+    ) in withheld.stderr
     assert "published:" not in withheld.stdout
     allowed = medray(*asked, "publish={name: lymphoma, allow_worse: true}")
     assert allowed.returncode == 0, allowed.stderr
@@ -182,10 +209,17 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     assert published.stdout.splitlines()[0] == "tumour@1 is tumour@best", published.stderr
     checkpoint = re.search(r"checkpoint: (.*)", searched.done.stdout)
     assert checkpoint
-    assert medray("publish", checkpoint.group(1), "tumour").stdout.splitlines()[0] == "tumour@1"  # the same again is no new version
+    assert (
+        medray("publish", checkpoint.group(1), "tumour").stdout.splitlines()[0] == "tumour@1"
+    )  # the same again is no new version
     again = medray("publish", "runs/tiny", "tumour", "--abstain-precision", "0.5")
-    assert again.stdout.splitlines()[0] == "tumour@2", again.stderr  # another rule is another version
-    assert Registry(str(searched.folder / "runs")).resolve("tumour@2").record.calibration.abstention is not None
+    assert again.stdout.splitlines()[0] == "tumour@2", (
+        again.stderr
+    )  # another rule is another version
+    assert (
+        Registry(str(searched.folder / "runs")).resolve("tumour@2").record.calibration.abstention
+        is not None
+    )
     listed = medray("releases").stdout
     assert "tumour@1 @best" in listed
     assert "test accuracy" in listed
@@ -204,7 +238,10 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     other = medray("evaluate", "tumour@best", "study.yaml", "data.split.seed=5")
     assert other.returncode == 1
     assert "of the 12 rows of --split test trained it" in other.stderr
-    assert "36 of the 60 rows of --split all trained it" in medray("evaluate", "tumour@best", "study.yaml", "--split", "all").stderr
+    assert (
+        "36 of the 60 rows of --split all trained it"
+        in medray("evaluate", "tumour@best", "study.yaml", "--split", "all").stderr
+    )
 
     reviewed = medray("review", "runs/tiny")
     assert "of 12 validation rows are answered wrongly" in reviewed.stdout, reviewed.stderr
@@ -224,7 +261,9 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     assert "metrics.json was changed" in broken.stderr
 
 
-def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(medray: Command, study: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(
+    medray: Command, study: Path, tmp_path: Path
+) -> None:
     done = medray("study", "study.yaml", "lora.r=4", "--dry-run")
     assert done.returncode == 0
     assert yaml.safe_load(done.stdout)["lora"]["r"] == 4
@@ -238,7 +277,10 @@ def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:
     done = medray("study", "study.yaml", "data.limit=2", "--dry-run")
     assert done.returncode == 1
     assert too_small in done.stderr
-    assert "data.evaluation_rows 2 is too small" in medray("study", "study.yaml", "data.evaluation_rows=2", "--dry-run").stderr
+    assert (
+        "data.evaluation_rows 2 is too small"
+        in medray("study", "study.yaml", "data.evaluation_rows=2", "--dry-run").stderr
+    )
     searched = ("search.space={data.limit: {choice: [2, 30]}}", "search.num_trials=2")
     assert too_small in medray("study", "study.yaml", *searched, "--dry-run").stderr
     rows = (tmp_path / "choices.jsonl").read_text().splitlines()
@@ -248,7 +290,9 @@ def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:
     assert "choices.jsonl:7" in done.stderr
 
 
-def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Command, study: Path, tmp_path: Path) -> None:
+def test_every_mistake_is_listed_at_once_with_exit_status_1(
+    medray: Command, study: Path, tmp_path: Path
+) -> None:
     done = medray("study", "study.yaml", "lora.rr=4", "train.epochs=0", "task.metrc=f1")
     assert done.returncode == 1
     for part in (
@@ -259,7 +303,13 @@ def test_every_mistake_is_listed_at_once_with_exit_status_1(medray: Command, stu
         "did you mean 'metric'",
     ):
         assert part in done.stderr
-    done = medray("study", "study.yaml", "data.format.text=[body]", "lora.targets=[q_proj]", "storage_path=study.yaml/x")
+    done = medray(
+        "study",
+        "study.yaml",
+        "data.format.text=[body]",
+        "lora.targets=[q_proj]",
+        "storage_path=study.yaml/x",
+    )
     assert done.returncode == 1
     for part in (
         "3 mistakes",
@@ -285,7 +335,9 @@ def test_audit_tells_text_and_json(medray: Command, study: Path, tmp_path: Path)
     "both classes become one table with class labels",
     where="`medray data convert`",
 )
-def test_convert_writes_the_combined_file_and_never_over_another(medray: Command, study: Path, tmp_path: Path) -> None:
+def test_convert_writes_the_combined_file_and_never_over_another(
+    medray: Command, study: Path, tmp_path: Path
+) -> None:
     asked = (
         "data",
         "convert",
@@ -305,13 +357,22 @@ def test_convert_writes_the_combined_file_and_never_over_another(medray: Command
 
 def test_the_schema_knows_every_option_of_every_plugin(medray: Command, tmp_path: Path) -> None:
     schema = medray("schema").stdout
-    assert {"positive_label", "label_separator", "keys", "samples_per_step"} <= set(schema.replace('"', " ").split())
+    assert {"positive_label", "label_separator", "keys", "samples_per_step"} <= set(
+        schema.replace('"', " ").split()
+    )
     json.loads(schema)
 
 
-def test_the_installed_command_answers_a_mistake_with_one_sentence_and_a_wrong_call_with_its_usage(study: Path, tmp_path: Path) -> None:
+def test_the_installed_command_answers_a_mistake_with_one_sentence_and_a_wrong_call_with_its_usage(
+    study: Path, tmp_path: Path
+) -> None:
     command = Path(sys.executable).with_name("medray")
-    done = subprocess.run([command, "study", "study.yaml", "lora.r=many"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [command, "study", "study.yaml", "lora.r=many"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("medray: study.yaml: lora.r: input should be a valid integer")
     assert "Traceback" not in done.stderr
@@ -320,11 +381,15 @@ def test_the_installed_command_answers_a_mistake_with_one_sentence_and_a_wrong_c
     assert "No such command" in wrong.stderr
 
 
-def test_an_interrupt_tells_how_to_go_on(medray: Command, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_tells_how_to_go_on(
+    medray: Command, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medray.runtime.cluster.start_cluster", lambda: contextlib.nullcontext(in_process.CLUSTER))
+    monkeypatch.setattr(
+        "medray.runtime.cluster.start_cluster", lambda: contextlib.nullcontext(in_process.CLUSTER)
+    )
     monkeypatch.setattr("medray.study.study.run", interrupted)
     done = medray("study", "study.yaml")
     assert done.returncode == 130
@@ -334,9 +399,21 @@ def test_an_interrupt_tells_how_to_go_on(medray: Command, study: Path, monkeypat
 @pytest.mark.ray
 def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [Path(sys.executable).with_name("medray"), "study", "study.yaml", "train.epochs=500", "train.log_every_steps=1"]
+    command = [
+        Path(sys.executable).with_name("medray"),
+        "study",
+        "study.yaml",
+        "train.epochs=500",
+        "train.log_every_steps=1",
+    ]
     running = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
     )
     assert running.stdout is not None
     for line in running.stdout:
@@ -352,20 +429,26 @@ def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_pa
     trial = run / "trials" / "tiny-bert-000"
     log = (trial / "log.txt").read_text()
     step = int(re.findall(r" step (\d+)/", log)[-1])
-    assert f"step-{step:06d}" in max((trial / "state").iterdir()).name  # nothing was trained that is not stored
+    assert (
+        f"step-{step:06d}" in max((trial / "state").iterdir()).name
+    )  # nothing was trained that is not stored
     assert "no state within resources.grace_s" not in errors
 
 
 @pytest.mark.ray
 def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> None:
-    running = Study(study, "train.epochs=100000", "train.evaluate_every_steps=1000000", "resources.grace_s=600")
+    running = Study(
+        study, "train.epochs=100000", "train.evaluate_every_steps=1000000", "resources.grace_s=600"
+    )
     try:
         running.until("waiting for the first trial")
         while not list(tmp_path.glob("runs/tiny/*/trials/*/training")):  # there once a trial trains
             assert running.process.poll() is None
             time.sleep(0.1)
         running.seen |= serve_session.processes(running.process.pid)
-        (trial,) = (number for number, name in running.seen.items() if name.startswith("ray::ImplicitFunc"))
+        (trial,) = (
+            number for number, name in running.seen.items() if name.startswith("ray::ImplicitFunc")
+        )
         os.kill(trial, signal.SIGSTOP)  # it stores no state, so that the study waits for it
         os.kill(running.process.pid, signal.SIGINT)
         running.until("in at most 600 s; once more ends it at once")

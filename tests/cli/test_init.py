@@ -17,11 +17,19 @@ def test_a_first_study_is_written_accepted_by_a_dry_run_and_never_written_over(
     monkeypatch.chdir(tmp_path)
     data = str(SAMPLES / "abstracts")
     assert cli.main(["init", data]) == 1
-    assert "there are two labels, 'cancer' (120 rows), 'non_cancer' (120 rows): say with --positive LABEL" in capsys.readouterr().err
+    assert (
+        "there are two labels, 'cancer' (120 rows), 'non_cancer' (120 rows): say with "
+        "--positive LABEL"
+    ) in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert cli.main(["init", data, "--positive", "cancer"]) == 0
     shown = capsys.readouterr().out
-    for part in ("240 rows, format raw_abstracts, text Title, Abstract", "one label a row", "95 % have at most", "study.yaml is written"):
+    for part in (
+        "240 rows, format raw_abstracts, text Title, Abstract",
+        "one label a row",
+        "95 % have at most",
+        "study.yaml is written",
+    ):
         assert part in shown
     assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
     before = Path("study.yaml").read_bytes()
@@ -38,7 +46,25 @@ def test_columns_and_the_file_are_named_by_options(
     Path("rows.csv").write_text("\n".join(["n;one;two;three", *rows]))
     assert cli.main(["init", "rows.csv"]) == 1
     assert "the columns are n, one, two, three: name them with --text" in capsys.readouterr().err
-    asked = ["init", "rows.csv", "--text", "one", "--text", "two", "--label", "three", "--id", "n", "--output", "deep/first.yaml"]
+    asked = [
+        "init",
+        "rows.csv",
+        "--text",
+        "one",
+        "--text",
+        "two",
+        "--label",
+        "three",
+        "--id",
+        "n",
+        "--output",
+        "deep/first.yaml",
+    ]
     assert cli.main(asked) == 0
     chosen = load_study(["deep/first.yaml"]).data.format.model_dump()
-    assert (chosen["text"], chosen["label"], chosen["id"], chosen["delimiter"]) == (("one", "two"), "three", "n", ";")
+    assert (chosen["text"], chosen["label"], chosen["id"], chosen["delimiter"]) == (
+        ("one", "two"),
+        "three",
+        "n",
+        ";",
+    )

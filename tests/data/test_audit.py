@@ -10,14 +10,32 @@ def look(examples: list[Example]) -> Audit:
 
 
 def test_a_multi_label_conflict_is_a_different_set_and_order_is_none() -> None:
-    same = look([Example("1", "text", ("a", "b")), Example("2", "text", ("b", "a")), Example("3", "own", ("b",))])
+    same = look(
+        [
+            Example("1", "text", ("a", "b")),
+            Example("2", "text", ("b", "a")),
+            Example("3", "own", ("b",)),
+        ]
+    )
     assert (same.exact_groups, same.conflicting_texts, same.accuracy_ceiling) == (1, 0, 1.0)
-    other = look([Example("1", "text", ("a", "b")), Example("2", "text", ("b",)), Example("3", "own", ("b",)), Example("4", "more", ())])
+    other = look(
+        [
+            Example("1", "text", ("a", "b")),
+            Example("2", "text", ("b",)),
+            Example("3", "own", ("b",)),
+            Example("4", "more", ()),
+        ]
+    )
     assert (other.conflicting_texts, other.conflicting_rows, other.accuracy_ceiling) == (1, 2, 0.75)
 
 
 def test_the_majority_answer_of_multi_label_rows_scores_each_label_by_its_share() -> None:
-    rows = [Example("1", "one", ("a", "b")), Example("2", "two", ("a", "b")), Example("3", "three", ("a",)), Example("4", "four", ("c",))]
+    rows = [
+        Example("1", "one", ("a", "b")),
+        Example("2", "two", ("a", "b")),
+        Example("3", "three", ("a",)),
+        Example("4", "four", ("c",)),
+    ]
     found = look(rows)
     assert (found.majority_label, found.majority_accuracy) == ("a + b", 0.5)
     assert found.majority_f1_macro == pytest.approx((2 * 0.75 / 1.75 + 2 * 0.5 / 1.5 + 0) / 3)
@@ -25,14 +43,27 @@ def test_the_majority_answer_of_multi_label_rows_scores_each_label_by_its_share(
 
 def test_two_names_of_one_given_side_are_one_side() -> None:
     texts = "The very same text of one abstract"
-    assert look([Example("1", texts, ("a",), "val"), Example("2", texts, ("a",), "Validation")]).given_across == 0
-    assert look([Example("1", texts, ("a",), "val"), Example("2", texts, ("a",), "test")]).given_across == 1
-    assert look([Example("1", texts, ("a",)), Example("2", texts, ("a",), "test")]).given_across == 0
+    assert (
+        look(
+            [Example("1", texts, ("a",), "val"), Example("2", texts, ("a",), "Validation")]
+        ).given_across
+        == 0
+    )
+    assert (
+        look([Example("1", texts, ("a",), "val"), Example("2", texts, ("a",), "test")]).given_across
+        == 1
+    )
+    assert (
+        look([Example("1", texts, ("a",)), Example("2", texts, ("a",), "test")]).given_across == 0
+    )
 
 
 def test_of_annotated_rows_mentions_are_counted_and_no_ceiling_of_a_classifier_is_told() -> None:
     mention = Mention(0, 6, "asthma", "Disease")
-    rows = [Example("a", "asthma one", ("Disease",), mentions=(mention,)), Example("b", "nothing here")]
+    rows = [
+        Example("a", "asthma one", ("Disease",), mentions=(mention,)),
+        Example("b", "nothing here"),
+    ]
     found = audit(rows, find([row.text for row in rows], 0.8), {"a": "train", "b": "test"})
     assert found.num_mentions == 1
     assert "1 mentions, rows with each kind: Disease 1 (50.0%)" in found.render()
@@ -42,6 +73,13 @@ def test_of_annotated_rows_mentions_are_counted_and_no_ceiling_of_a_classifier_i
 def test_labels_that_differ_in_spelling_alone_are_named() -> None:
     labels = ["1", "1.0", "01", "no", "No ", "type 2", "type 1", "1.5"]
     assert alike_labels(labels) == [["01", "1", "1.0"], ["No ", "no"]]
-    shown = look([Example(str(number), f"text {number}", (label,)) for number, label in enumerate(("1", "1.0", "2"))]).render()
+    shown = look(
+        [
+            Example(str(number), f"text {number}", (label,))
+            for number, label in enumerate(("1", "1.0", "2"))
+        ]
+    ).render()
     assert "labels that differ in spelling alone: '1' and '1.0'\n" in shown
-    assert "spelling" not in look([Example("1", "one", ("a",)), Example("2", "two", ("b",))]).render()
+    assert (
+        "spelling" not in look([Example("1", "one", ("a",)), Example("2", "two", ("b",))]).render()
+    )

@@ -15,15 +15,23 @@ def load(folder: Path, corrections: str | None = None, name: str = "fixed.csv") 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if corrections is not None:
         (folder / name).write_text(corrections)
-    raw = {"format": {"name": "jsonl", "path": str(path), "id": "id"}, "corrections": None if corrections is None else str(folder / name)}
+    raw = {
+        "format": {"name": "jsonl", "path": str(path), "id": "id"},
+        "corrections": None if corrections is None else str(folder / name),
+    }
     return dataset.load(DataConfig.model_validate(raw))
 
 
 def labels(data: Dataset, log_dir: Path) -> dict[str, tuple[str, ...]]:
-    return {row.id: row.labels for row in [*data.train, *data.validation, *data.open_test(log_dir, "test").examples]}
+    return {
+        row.id: row.labels
+        for row in [*data.train, *data.validation, *data.open_test(log_dir, "test").examples]
+    }
 
 
-def test_corrected_labels_replace_those_of_the_data_and_no_row_changes_its_side(tmp_path: Path) -> None:
+def test_corrected_labels_replace_those_of_the_data_and_no_row_changes_its_side(
+    tmp_path: Path,
+) -> None:
     before = load(tmp_path)
     after = load(tmp_path, "id,label,note\nr0,b,mine\nr1,b,as it was\nr2,,not looked at\n")
     assert labels(after, tmp_path / "log") == {**labels(before, tmp_path / "log"), "r0": ("b",)}
@@ -38,8 +46,16 @@ def test_corrected_labels_replace_those_of_the_data_and_no_row_changes_its_side(
 
 
 def test_json_lines_correct_too_and_several_labels_or_none_can_be_said(tmp_path: Path) -> None:
-    lines = [{"id": "r0", "label": ["a", "b"]}, {"id": "r1", "label": []}, {"id": "r2", "label": "b"}, {"id": "r3", "label": None}]
-    found = labels(load(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "fixed.jsonl"), tmp_path / "log")
+    lines = [
+        {"id": "r0", "label": ["a", "b"]},
+        {"id": "r1", "label": []},
+        {"id": "r2", "label": "b"},
+        {"id": "r3", "label": None},
+    ]
+    found = labels(
+        load(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "fixed.jsonl"),
+        tmp_path / "log",
+    )
     assert [found[f"r{row}"] for row in range(4)] == [("a", "b"), (), ("b",), ("b",)]
     found = labels(load(tmp_path, "id,label\nr0,a|b\nr1,(none)\n"), tmp_path / "log")
     assert [found["r0"], found["r1"]] == [("a", "b"), ()]
@@ -54,7 +70,9 @@ def test_json_lines_correct_too_and_several_labels_or_none_can_be_said(tmp_path:
         ("row,label\nr1,c\n", r"fixed\.csv:2: has no id; a correction has an id and a label"),
     ],
 )
-def test_a_correction_that_cannot_be_meant_is_refused_by_file_and_line(tmp_path: Path, content: str, message: str) -> None:
+def test_a_correction_that_cannot_be_meant_is_refused_by_file_and_line(
+    tmp_path: Path, content: str, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         load(tmp_path, content)
 
@@ -67,13 +85,18 @@ def test_a_correction_that_cannot_be_meant_is_refused_by_file_and_line(tmp_path:
         ('{"id": "r1", "label": 3}', "the label is neither text nor a list of texts, found int"),
     ],
 )
-def test_a_line_that_is_no_correction_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_line_that_is_no_correction_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
     with pytest.raises(DataError, match=rf"fixed\.jsonl:1: {message}"):
         load(tmp_path, content, "fixed.jsonl")
 
 
 def test_a_missing_file_of_corrections_is_refused(tmp_path: Path) -> None:
-    raw = {"format": {"name": "jsonl", "path": str(tmp_path / "rows.jsonl"), "id": "id"}, "corrections": "missing.csv"}
+    raw = {
+        "format": {"name": "jsonl", "path": str(tmp_path / "rows.jsonl"), "id": "id"},
+        "corrections": "missing.csv",
+    }
     load(tmp_path)
     with pytest.raises(DataError, match=r"missing\.csv: there is no such file"):
         dataset.load(DataConfig.model_validate(raw))

@@ -20,27 +20,42 @@ def write(folder: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def load(path: Path, **settings: object) -> Dataset:
-    return dataset.load(DataConfig.model_validate({"format": {"name": "jsonl", "path": str(path), "id": "id"}, **settings}))
+    return dataset.load(
+        DataConfig.model_validate(
+            {"format": {"name": "jsonl", "path": str(path), "id": "id"}, **settings}
+        )
+    )
 
 
 def rows(num: int = 60) -> list[dict[str, object]]:
     return [{"id": f"r{n}", "text": f"text number {n}", "label": "ab"[n % 2]} for n in range(num)]
 
 
-def test_every_row_is_on_one_side_and_the_fingerprints_know_text_label_and_side(tmp_path: Path) -> None:
+def test_every_row_is_on_one_side_and_the_fingerprints_know_text_label_and_side(
+    tmp_path: Path,
+) -> None:
     data = load(write(tmp_path, rows()))
-    ids = [{e.id for e in members} for members in (data.train, data.validation, data.unlabelled_test())]
+    ids = [
+        {e.id for e in members} for members in (data.train, data.validation, data.unlabelled_test())
+    ]
     assert sum(map(len, ids)) == len(set.union(*ids)) == 60
     again = load(write(tmp_path, rows()[::-1]))
-    assert (again.fingerprint, again.split_fingerprint) == (data.fingerprint, data.split_fingerprint)
+    assert (again.fingerprint, again.split_fingerprint) == (
+        data.fingerprint,
+        data.split_fingerprint,
+    )
     changed = rows()
     changed[3]["label"] = "a"
     other = load(write(tmp_path, changed))
     assert other.fingerprint != data.fingerprint
-    assert load(write(tmp_path, rows()), split={"seed": 1}).split_fingerprint != data.split_fingerprint
+    assert (
+        load(write(tmp_path, rows()), split={"seed": 1}).split_fingerprint != data.split_fingerprint
+    )
 
 
-def test_test_labels_have_one_door_that_keeps_a_log_and_warns_the_second_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_test_labels_have_one_door_that_keeps_a_log_and_warns_the_second_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = load(write(tmp_path, rows()))
     assert {example.labels for example in data.unlabelled_test()} == {()}
     opened = data.open_test(tmp_path / "log", "first look")
@@ -74,7 +89,9 @@ def test_a_limit_counts_training_rows_only(tmp_path: Path) -> None:
 
 def test_an_id_used_twice_is_an_error_with_both_places(tmp_path: Path) -> None:
     twice = [*rows(), {"id": "r3", "text": "again", "label": "a"}]
-    with pytest.raises(DataError, match=r"rows\.jsonl:61: id 'r3' was used before, at .*rows\.jsonl:4"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:61: id 'r3' was used before, at .*rows\.jsonl:4"
+    ):
         load(write(tmp_path, twice))
 
 
@@ -95,7 +112,13 @@ def test_the_audit_counts_duplicates_conflicts_and_the_ceiling_they_set() -> Non
         Example("5", "another", ("b",)),
         *(Example(str(n), f"own text {n}", ("a",)) for n in range(6, 11)),
     ]
-    found = audit(examples, find([e.text for e in examples], 0.8), {}, lengths={"m": [3, 3, 3, 1, 1, *[600] * 5]}, max_length=512)
+    found = audit(
+        examples,
+        find([e.text for e in examples], 0.8),
+        {},
+        lengths={"m": [3, 3, 3, 1, 1, *[600] * 5]},
+        max_length=512,
+    )
     assert (found.exact_groups, found.exact_rows, found.given_across) == (2, 5, 1)
     assert (found.conflicting_texts, found.conflicting_rows) == (1, 3)
     assert found.accuracy_ceiling == pytest.approx(0.9)
@@ -131,14 +154,26 @@ def test_the_real_abstracts_hold_eight_percent_of_conflicting_duplicates(real_da
 def test_no_public_attribute_holds_a_test_row_with_its_label(tmp_path: Path) -> None:
     data = load(write(tmp_path, rows()))
     tested = {example.id for example in data.unlabelled_test()}
-    public = [getattr(data, name) for name in dir(data) if not name.startswith("_") and not callable(getattr(data, name))]
-    examples = [item for value in public if isinstance(value, list | tuple) for item in value if isinstance(item, Example)]
+    public = [
+        getattr(data, name)
+        for name in dir(data)
+        if not name.startswith("_") and not callable(getattr(data, name))
+    ]
+    examples = [
+        item
+        for value in public
+        if isinstance(value, list | tuple)
+        for item in value
+        if isinstance(item, Example)
+    ]
     examples += [*data.label_sets(), *data.unlabelled_test()]
     assert len(examples) > 48
     assert not [example for example in examples if example.id in tested and example.labels]
 
 
-def test_half_a_line_in_the_log_of_openings_counts_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_half_a_line_in_the_log_of_openings_counts_as_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = load(write(tmp_path, rows()))
     data.open_test(tmp_path / "log", "first")
     (path,) = (tmp_path / "log").iterdir()

@@ -43,7 +43,11 @@ def test_near_duplicates_are_those_whose_overlap_reaches_the_threshold() -> None
         return {tuple(words[at : at + 5]) for at in range(len(words) - 4)}
 
     sets = [shingles(words) for words in texts]
-    wanted = {(2 * n, 2 * n + 1) for n in range(40) if len(sets[2 * n] & sets[2 * n + 1]) / len(sets[2 * n] | sets[2 * n + 1]) >= 0.7}
+    wanted = {
+        (2 * n, 2 * n + 1)
+        for n in range(40)
+        if len(sets[2 * n] & sets[2 * n + 1]) / len(sets[2 * n] | sets[2 * n + 1]) >= 0.7
+    }
     found = duplicates.find([" ".join(words) for words in texts], 0.7)
     same = {tuple(rows) for rows in found.near} | {tuple(rows) for rows in found.exact}
     assert 5 < len(wanted) < 40
@@ -61,12 +65,17 @@ def test_a_low_threshold_finds_what_overlaps_little() -> None:
     texts = []
     for _ in range(30):
         words = text(draw, 60)
-        texts += [" ".join(words), " ".join([*words[:36], *text(draw, 24)])]  # 32 of 80 shingles: 0.4
+        texts += [
+            " ".join(words),
+            " ".join([*words[:36], *text(draw, 24)]),
+        ]  # 32 of 80 shingles: 0.4
     assert duplicates.find(texts, 0.35).near == [[2 * n, 2 * n + 1] for n in range(30)]
     assert duplicates.find(texts, 0.6).near == []
 
 
-def test_many_variants_of_one_text_are_one_group_without_comparing_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_variants_of_one_text_are_one_group_without_comparing_every_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = text(random.Random(5))
     texts = [" ".join([*words[:-1], f"end{n}"]) for n in range(400)]
     compared = []

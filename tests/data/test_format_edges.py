@@ -1,4 +1,5 @@
-"""What real files bring beside the layout they were meant to have: gaps, doubles, no header, half characters."""
+"""What real files bring beside the layout they were meant to have: gaps, doubles, no header, half
+characters."""
 
 from pathlib import Path
 from typing import Any
@@ -26,31 +27,63 @@ def file(folder: Path, name: str, content: str) -> Path:
     return path
 
 
-def test_columns_name_themselves_where_no_header_does_and_blank_rows_are_passed_over(tmp_path: Path) -> None:
+def test_columns_name_themselves_where_no_header_does_and_blank_rows_are_passed_over(
+    tmp_path: Path,
+) -> None:
     path = file(tmp_path, "symptoms.csv", ",,\r\nFlu,fever, cough\r\n,,\r\nFlu ,fever,\r\n")
-    found = read("delimited", path, columns=("disease", "s1", "s2"), text=("s1", "s2"), label="disease")
+    found = read(
+        "delimited", path, columns=("disease", "s1", "s2"), text=("s1", "s2"), label="disease"
+    )
     assert [(e.id, e.text, e.labels, e.where) for e in found] == [
         ("2", "fever cough", ("Flu",), f"{path}:2"),
         ("4", "fever", ("Flu",), f"{path}:4"),
     ]
     copy = tmp_path / "copy.csv"
-    write("delimited", copy, found, columns=("id", "disease", "s1"), text=("s1",), label="disease", id="id")
+    write(
+        "delimited",
+        copy,
+        found,
+        columns=("id", "disease", "s1"),
+        text=("s1",),
+        label="disease",
+        id="id",
+    )
     assert copy.read_text().splitlines() == ["2,Flu,fever cough", "4,Flu,fever"]
     with pytest.raises(DataError, match=r"columns has no id, which the examples need"):
-        write("delimited", tmp_path / "other.csv", found, columns=("disease", "s1"), text=("s1",), label="disease")
+        write(
+            "delimited",
+            tmp_path / "other.csv",
+            found,
+            columns=("disease", "s1"),
+            text=("s1",),
+            label="disease",
+        )
 
 
-@pytest.mark.parametrize(("separator", "ending"), [("|", "txt"), ("\t", "txt"), (";", "dat"), (",", "txt"), (",", "csv")])
-def test_the_first_line_tells_the_delimiter_where_the_ending_does_not(tmp_path: Path, separator: str, ending: str) -> None:
+@pytest.mark.parametrize(
+    ("separator", "ending"), [("|", "txt"), ("\t", "txt"), (";", "dat"), (",", "txt"), (",", "csv")]
+)
+def test_the_first_line_tells_the_delimiter_where_the_ending_does_not(
+    tmp_path: Path, separator: str, ending: str
+) -> None:
     path = file(
-        tmp_path, f"rows.{ending}", separator.join(("id", "text", "label")) + "\n" + separator.join(("7", "some words", "a")) + "\n"
+        tmp_path,
+        f"rows.{ending}",
+        separator.join(("id", "text", "label"))
+        + "\n"
+        + separator.join(("7", "some words", "a"))
+        + "\n",
     )
-    assert [(e.id, e.text, e.labels) for e in read("delimited", path, id="id")] == [("7", "some words", ("a",))]
+    assert [(e.id, e.text, e.labels) for e in read("delimited", path, id="id")] == [
+        ("7", "some words", ("a",))
+    ]
 
 
 def test_an_ambiguous_delimiter_is_asked_for(tmp_path: Path) -> None:
     path = file(tmp_path, "rows.txt", "id|text, of the study|label\n1|x|a\n")
-    with pytest.raises(DataError, match=r"rows\.txt:1: could be separated by any of .*data\.format\.delimiter"):
+    with pytest.raises(
+        DataError, match=r"rows\.txt:1: could be separated by any of .*data\.format\.delimiter"
+    ):
         read("delimited", path)
     assert read("delimited", path, delimiter="|", text=("text, of the study",))[0].text == "x"
 
@@ -60,11 +93,16 @@ def test_an_ambiguous_delimiter_is_asked_for(tmp_path: Path) -> None:
     [
         ("id,text,text,label\n1,a,b,c\n", r"rows\.csv:1: the column 'text' stands twice"),
         ("id,text,label\n1,a,b\n ,a,b\n", r"rows\.csv:3: the id is empty"),
-        ('id,text,label\n1,"a\nb",c\n2,"a\nb","never\nclosed,d\n', r"rows\.csv:4: the quoted field that opens in line 5 does not close"),
+        (
+            'id,text,label\n1,"a\nb",c\n2,"a\nb","never\nclosed,d\n',
+            r"rows\.csv:4: the quoted field that opens in line 5 does not close",
+        ),
         ("id,text,label\n1,a,b,c\n", r"rows\.csv:2: has 4 values, the header has 3 columns"),
     ],
 )
-def test_a_table_that_cannot_be_right_is_named_with_the_line_its_row_starts_on(tmp_path: Path, content: str, message: str) -> None:
+def test_a_table_that_cannot_be_right_is_named_with_the_line_its_row_starts_on(
+    tmp_path: Path, content: str, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         read("delimited", file(tmp_path, "rows.csv", content), id="id")
 
@@ -74,7 +112,10 @@ def test_a_table_that_cannot_be_right_is_named_with_the_line_its_row_starts_on(t
     [
         ('{"id": "", "text": "a", "label": "x"}', "the id is empty"),
         ('{"id": null, "text": "a", "label": "x"}', "the id is empty"),
-        ('{"id": 1, "text": "a", "label": null}', "must be text or a list of texts, found NoneType"),
+        (
+            '{"id": 1, "text": "a", "label": null}',
+            "must be text or a list of texts, found NoneType",
+        ),
         ('{"id": 1, "text": "a", "label": "x", "split": 3}', "'split' must be text, found int"),
         ('{"id": 1, "text": "\\ud800", "label": "x"}', "half of a surrogate pair"),
         ("[" * 100_000, "nested too deeply|not valid JSON"),
@@ -89,7 +130,11 @@ def test_what_is_empty_is_no_metadata_and_a_label_counts_once(tmp_path: Path) ->
     table = file(tmp_path, "rows.csv", "text,label,patient,\na,x; y;x ,,0\n")
     (row,) = read("delimited", table, label_separator=";")
     assert (row.labels, dict(row.metadata)) == (("x", "y"), {})
-    lines = file(tmp_path, "rows.jsonl", '{"text": "a", "label": ["x ", "x"], "patient": null, "ward": "", "beds": 0}\n')
+    lines = file(
+        tmp_path,
+        "rows.jsonl",
+        '{"text": "a", "label": ["x ", "x"], "patient": null, "ward": "", "beds": 0}\n',
+    )
     (row,) = read("jsonl", lines)
     assert (row.labels, dict(row.metadata)) == (("x",), {"beds": "0"})
 
@@ -102,10 +147,16 @@ def test_a_class_folder_without_abstracts_is_an_error(tmp_path: Path) -> None:
         read("raw_abstracts", tmp_path)
 
 
-MIXED = [Example("1", "one", ("a",), "train", {"ward": "5"}), Example("2", "two", (), None, {"site": "x"})]
+MIXED = [
+    Example("1", "one", ("a",), "train", {"ward": "5"}),
+    Example("2", "two", (), None, {"site": "x"}),
+]
 
 
-@pytest.mark.parametrize(("name", "target", "several"), [("delimited", "rows.csv", {"label_separator": ";"}), ("jsonl", "rows.jsonl", {})])
+@pytest.mark.parametrize(
+    ("name", "target", "several"),
+    [("delimited", "rows.csv", {"label_separator": ";"}), ("jsonl", "rows.jsonl", {})],
+)
 def test_ids_labels_and_sides_are_written_even_where_the_options_name_no_place_for_them(
     tmp_path: Path, name: str, target: str, several: dict[str, str]
 ) -> None:
@@ -120,18 +171,35 @@ def test_ids_labels_and_sides_are_written_even_where_the_options_name_no_place_f
     ("name", "target", "bad", "message"),
     [
         ("delimited", "rows.csv", Example("2", "t", ("a", "b")), "label_separator is needed"),
-        ("delimited", "rows.csv", Example("2", "t", ("a",), None, {"text": "other"}), "two columns would have one name"),
-        ("jsonl", "rows.jsonl", Example("2", "t", ("a",), None, {"text": "other"}), "metadata 'text' has the name of another field"),
+        (
+            "delimited",
+            "rows.csv",
+            Example("2", "t", ("a",), None, {"text": "other"}),
+            "two columns would have one name",
+        ),
+        (
+            "jsonl",
+            "rows.jsonl",
+            Example("2", "t", ("a",), None, {"text": "other"}),
+            "metadata 'text' has the name of another field",
+        ),
         (
             "raw_abstracts",
             "folder",
             Example("2", "t", ("a",), None, {"Abstract": "other"}),
             "metadata 'Abstract' has the name of another key",
         ),
-        ("raw_abstracts", "folder", Example("1", "t", ("a",)), "id '1' was used before under the same label"),
+        (
+            "raw_abstracts",
+            "folder",
+            Example("1", "t", ("a",)),
+            "id '1' was used before under the same label",
+        ),
     ],
 )
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, name: str, target: str, bad: Example, message: str) -> None:
+def test_a_write_that_fails_leaves_nothing_behind(
+    tmp_path: Path, name: str, target: str, bad: Example, message: str
+) -> None:
     settings = {"text": ("Abstract",)} if name == "raw_abstracts" else {}
     with pytest.raises(DataError, match=message):
         write(name, tmp_path / target, [Example("1", "t", ("a",)), bad], **settings)
@@ -140,6 +208,9 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, name: str, tar
 
 def test_a_header_that_another_delimiter_takes_apart_names_it(tmp_path: Path) -> None:
     path = file(tmp_path, "lab.csv", "text;label\na;b\n")
-    with pytest.raises(DataError, match=r"lab\.csv:1: .*the first line has no ',': set data\.format\.delimiter to ';'$"):
+    with pytest.raises(
+        DataError,
+        match=r"lab\.csv:1: .*the first line has no ',': set data\.format\.delimiter to ';'$",
+    ):
         read("delimited", path)
     assert [example.labels for example in read("delimited", path, delimiter=";")] == [("b",)]

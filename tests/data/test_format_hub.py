@@ -24,47 +24,72 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(path: Path | str, **settings: Any) -> Any:
-    return DataConfig.model_validate({"format": {"name": "hub", "path": str(path), **settings}}).format
+    return DataConfig.model_validate(
+        {"format": {"name": "hub", "path": str(path), **settings}}
+    ).format
 
 
 def folder(place: Path) -> Path:
     """As the Hub shows it: a folder of Parquet files, labels numbered."""
     features = datasets.Features(
-        {"pmid": datasets.Value("int64"), "text": datasets.Value("string"), "label": datasets.ClassLabel(names=["cancer", "other"])}
+        {
+            "pmid": datasets.Value("int64"),
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["cancer", "other"]),
+        }
     )
     place.mkdir()
     for side, numbers in (("train", range(30)), ("test", range(30, 40))):
         rows = [{"pmid": n, "text": f"text number {n}", "label": n % 2} for n in numbers]
-        datasets.Dataset.from_list(rows, features=features).to_parquet(place / f"{side}-00000-of-00001.parquet")
+        datasets.Dataset.from_list(rows, features=features).to_parquet(
+            place / f"{side}-00000-of-00001.parquet"
+        )
     return place
 
 
 def test_splits_are_sides_and_numbered_labels_get_their_names(tmp_path: Path) -> None:
     rows = list(protocol.read(options(folder(tmp_path / "data"), id="pmid")))
     assert len(rows) == 40
-    assert (rows[0].id, rows[0].text, rows[0].labels, rows[0].split) == ("0", "text number 0", ("cancer",), "train")
+    assert (rows[0].id, rows[0].text, rows[0].labels, rows[0].split) == (
+        "0",
+        "text number 0",
+        ("cancer",),
+        "train",
+    )
     assert (rows[31].id, rows[31].labels, rows[31].split) == ("31", ("other",), "test")
-    assert [row.split for row in protocol.read(options(tmp_path / "data", id="pmid", splits=["test"]))] == ["test"] * 10
+    assert [
+        row.split for row in protocol.read(options(tmp_path / "data", id="pmid", splits=["test"]))
+    ] == ["test"] * 10
     assert protocol.check(options(tmp_path / "data", id="pmid")) == []
 
 
-def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = folder(tmp_path / "data")
     split = {"kind": "given"}
-    table = DataConfig.model_validate({"format": {"name": "tables", "path": str(place), "id": "pmid"}, "split": split})
+    table = DataConfig.model_validate(
+        {"format": {"name": "tables", "path": str(place), "id": "pmid"}, "split": split}
+    )
     wanted = dataset.load(table)
     config = DataConfig.model_validate({"format": options(place, id="pmid"), "split": split})
     assert dataset.load(config).split_fingerprint == wanted.split_fingerprint
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
     monkeypatch.setattr(
-        minhash, "sign_table", lambda path, *rest: minhash.Signed([minhash.Signer().sign(examples.Examples.open(path).texts(), 4)])
+        minhash,
+        "sign_table",
+        lambda path, *rest: minhash.Signed(
+            [minhash.Signer().sign(examples.Examples.open(path).texts(), 4)]
+        ),
     )
     assert dataset.load(config).fingerprint == wanted.fingerprint
     monkeypatch.setattr(reading, "read", lambda options: pytest.fail("the rows are in the cache"))
     assert dataset.load(config).fingerprint == wanted.fingerprint
 
 
-def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_loaded_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match=r"data\.format\.splits asks for 'tost'; .*test"):
         list(protocol.read(options(folder(tmp_path / "data"), splits=["tost"])))
     (problem,) = protocol.check(options(tmp_path / "data", label="class"))
@@ -87,6 +112,11 @@ def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_file_of_parquet_is_read_too(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["one", "two"], "label": ["a", "b"]}), tmp_path / "rows.parquet")
+    pq.write_table(
+        pa.table({"text": ["one", "two"], "label": ["a", "b"]}), tmp_path / "rows.parquet"
+    )
     found = options(tmp_path, splits=["train"])
-    assert [(row.id, row.text, row.labels) for row in protocol.read(found)] == [("1", "one", ("a",)), ("2", "two", ("b",))]
+    assert [(row.id, row.text, row.labels) for row in protocol.read(found)] == [
+        ("1", "one", ("a",)),
+        ("2", "two", ("b",)),
+    ]

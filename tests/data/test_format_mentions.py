@@ -15,7 +15,11 @@ from medray.errors import ConfigError, DataError
 from medray.types import Example, Mention
 
 TEXT = "Asthma and Crohn's disease in asthma."
-MENTIONS = (Mention(0, 6, "Asthma", "Disease"), Mention(11, 26, "Crohn's disease", "Disease"), Mention(30, 36, "asthma", "Disease"))
+MENTIONS = (
+    Mention(0, 6, "Asthma", "Disease"),
+    Mention(11, 26, "Crohn's disease", "Disease"),
+    Mention(30, 36, "asthma", "Disease"),
+)
 PUBTATOR = """227508|t|Naloxone reverses hypertension.
 227508|a|No asthma | here.
 227508\t0\t8\tNaloxone\tChemical\tD009270
@@ -44,19 +48,36 @@ def line(text: str = TEXT, mentions: Any = (), **fields: Any) -> str:
     return json.dumps({"text": text, "mentions": list(mentions), **fields}) + "\n"
 
 
-def test_spans_are_read_in_the_order_of_the_text_with_kind_and_text_left_out_or_given(tmp_path: Path) -> None:
+def test_spans_are_read_in_the_order_of_the_text_with_kind_and_text_left_out_or_given(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "rows.jsonl"
-    said = [{"start": 30, "end": 36}, {"start": 0, "end": 6, "kind": "Disease", "text": "Asthma"}, {"start": 11, "end": 26}]
-    path.write_text(line(mentions=[*said, said[0]], id="a", journal="Lung") + "\n" + line("Nothing.", id="b"))
+    said = [
+        {"start": 30, "end": 36},
+        {"start": 0, "end": 6, "kind": "Disease", "text": "Asthma"},
+        {"start": 11, "end": 26},
+    ]
+    path.write_text(
+        line(mentions=[*said, said[0]], id="a", journal="Lung") + "\n" + line("Nothing.", id="b")
+    )
     first, second = read("spans", path, id="id")
-    assert (first.id, first.text, first.mentions, first.labels) == ("a", TEXT, MENTIONS, ("Disease",))
+    assert (first.id, first.text, first.mentions, first.labels) == (
+        "a",
+        TEXT,
+        MENTIONS,
+        ("Disease",),
+    )
     assert (dict(first.metadata), first.where) == ({"journal": "Lung"}, f"{path}:1")
     assert (second.mentions, second.labels, second.where) == ((), (), f"{path}:3")
 
 
-def test_offsets_count_the_text_as_it_stands_blanks_and_wide_characters_included(tmp_path: Path) -> None:
+def test_offsets_count_the_text_as_it_stands_blanks_and_wide_characters_included(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(line("  🫁 asthma ", [{"start": 4, "end": 10, "text": "asthma"}]), encoding="utf-8")
+    path.write_text(
+        line("  🫁 asthma ", [{"start": 4, "end": 10, "text": "asthma"}]), encoding="utf-8"
+    )
     (found,) = read("spans", path)
     assert found.text == "  🫁 asthma "
     assert [mention.text for mention in found.mentions] == ["asthma"]
@@ -65,7 +86,10 @@ def test_offsets_count_the_text_as_it_stands_blanks_and_wide_characters_included
 @pytest.mark.parametrize(
     ("mention", "message"),
     [
-        ({"start": 0, "end": 99}, r"rows\.jsonl:1: a mention from 0 to 99 does not lie in a text of 37 characters"),
+        (
+            {"start": 0, "end": 99},
+            r"rows\.jsonl:1: a mention from 0 to 99 does not lie in a text of 37 characters",
+        ),
         ({"start": 6, "end": 6}, "does not lie"),
         ({"start": -1, "end": 6}, "does not lie"),
         ({"start": 0, "end": 5, "text": "Asthma"}, "is said to be another text than stands there"),
@@ -73,12 +97,17 @@ def test_offsets_count_the_text_as_it_stands_blanks_and_wide_characters_included
         ({"start": "0", "end": 6}, "start must be a whole number, found str"),
         ({"start": True, "end": 6}, "start must be a whole number"),
         ({"start": 0}, "has no end"),
-        ({"start": 0, "end": 6, "lable": "x"}, r"has the field 'lable'; allowed: end, kind, start, text"),
+        (
+            {"start": 0, "end": 6, "lable": "x"},
+            r"has the field 'lable'; allowed: end, kind, start, text",
+        ),
         ({"start": 0, "end": 6, "kind": 3}, "must be text"),
         ("asthma", "must be an object with start and end, found str"),
     ],
 )
-def test_a_mention_that_cannot_be_right_is_named_with_its_line(tmp_path: Path, mention: Any, message: str) -> None:
+def test_a_mention_that_cannot_be_right_is_named_with_its_line(
+    tmp_path: Path, mention: Any, message: str
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(line(mentions=[mention]))
     with pytest.raises(DataError, match=message):
@@ -90,14 +119,18 @@ def test_a_mention_that_cannot_be_right_is_named_with_its_line(tmp_path: Path, m
 def test_rows_without_the_fields_are_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "a", "mention": []}) + "\n")
-    with pytest.raises(DataError, match=r"data\.format\.mentions asks for 'mentions'; .*did you mean 'mention'"):
+    with pytest.raises(
+        DataError, match=r"data\.format\.mentions asks for 'mentions'; .*did you mean 'mention'"
+    ):
         read("spans", path)
     path.write_text(json.dumps({"text": "a", "mentions": None}) + "\n")
     with pytest.raises(DataError, match="must be a list of mentions, found NoneType"):
         read("spans", path)
 
 
-def test_pubtator_counts_over_title_blank_and_abstract_and_passes_over_relations(tmp_path: Path) -> None:
+def test_pubtator_counts_over_title_blank_and_abstract_and_passes_over_relations(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "rows.txt"
     path.write_text(PUBTATOR)
     first, second = read("pubtator", path)
@@ -114,8 +147,13 @@ def test_pubtator_counts_over_title_blank_and_abstract_and_passes_over_relations
 def test_kinds_are_chosen_and_called_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_text(PUBTATOR)
-    first, _ = read("pubtator", path, kinds=("Disease", "SpecificDisease"), kind="Disease", labels=("Disease",))
-    assert [(mention.text, mention.kind) for mention in first.mentions] == [("hypertension", "Disease"), ("asthma", "Disease")]
+    first, _ = read(
+        "pubtator", path, kinds=("Disease", "SpecificDisease"), kind="Disease", labels=("Disease",)
+    )
+    assert [(mention.text, mention.kind) for mention in first.mentions] == [
+        ("hypertension", "Disease"),
+        ("asthma", "Disease"),
+    ]
     with pytest.raises(DataError, match=r"rows\.txt:1: label 'Chemical' is not one of the labels"):
         read("pubtator", path, labels=("Disease",))
     with pytest.raises(ConfigError, match="what is kept must be among the labels"):
@@ -130,12 +168,20 @@ def test_kinds_are_chosen_and_called_one(tmp_path: Path) -> None:
         ("1|a|a\n1|a|b\n", r"rows\.txt:1: expected the title as `id\|t\|…`"),
         ("1|t|a\n1|a|b\n1\t0\t1\ta\n", r"rows\.txt:3: 4 fields separated by tabs"),
         ("1|t|a\n1|a|b\n1\tx\t1\ta\tD\n", r"rows\.txt:3: start and end must be whole numbers"),
-        ("1|t|a\n1|a|b\n2\t0\t1\ta\tD\n", r"rows\.txt:3: annotation of another document among those of '1'"),
+        (
+            "1|t|a\n1|a|b\n2\t0\t1\ta\tD\n",
+            r"rows\.txt:3: annotation of another document among those of '1'",
+        ),
         ("1|t|a\n1|a|b\n1\t0\t9\ta\tD\n", r"rows\.txt:3: a mention from 0 to 9 does not lie"),
-        ("1|t|a\n1|a|b\n1\t0\t1\tb\tD\n", r"rows\.txt:3: the mention from 0 to 1 is said to be another text"),
+        (
+            "1|t|a\n1|a|b\n1\t0\t1\tb\tD\n",
+            r"rows\.txt:3: the mention from 0 to 1 is said to be another text",
+        ),
     ],
 )
-def test_a_broken_document_is_named_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+def test_a_broken_document_is_named_with_its_line(
+    tmp_path: Path, content: str, message: str
+) -> None:
     path = tmp_path / "rows.txt"
     path.write_text(content)
     with pytest.raises(DataError, match=message):
@@ -147,39 +193,81 @@ def test_what_is_written_is_read_back_and_formats_convert_into_each_other(tmp_pa
     write("spans", tmp_path / "one.jsonl", some)
     write("pubtator", tmp_path / "two.txt", read("spans", tmp_path / "one.jsonl", id="id"))
     found = read("pubtator", tmp_path / "two.txt")
-    assert [(row.id, row.text, row.labels, row.mentions) for row in found] == [(row.id, row.text, row.labels, row.mentions) for row in some]
+    assert [(row.id, row.text, row.labels, row.mentions) for row in found] == [
+        (row.id, row.text, row.labels, row.mentions) for row in some
+    ]
     with pytest.raises(DataError, match="already and is left alone"):
         write("pubtator", tmp_path / "two.txt", some)
     kept = [Example("a", TEXT, ("Disease",), "test", {"journal": "Lung"}, mentions=MENTIONS)]
     write("spans", tmp_path / "three.jsonl", kept)
     (again,) = read("spans", tmp_path / "three.jsonl", id="id", split="split")
-    assert (again.split, dict(again.metadata), again.mentions) == ("test", {"journal": "Lung"}, MENTIONS)
+    assert (again.split, dict(again.metadata), again.mentions) == (
+        "test",
+        {"journal": "Lung"},
+        MENTIONS,
+    )
 
 
-def test_what_a_format_cannot_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_format_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(DataError, match="has line breaks"):
         write("pubtator", tmp_path / "a", [Example("a", "one\ntwo")])
     with pytest.raises(DataError, match="holds a bar, a tab"):
         write("pubtator", tmp_path / "a", [Example("a|b", "one")])
     for name in ("spans", "pubtator"):
-        with pytest.raises(DataError, match=r"has the labels cancer, and this format holds mentions alone"):
+        with pytest.raises(
+            DataError, match=r"has the labels cancer, and this format holds mentions alone"
+        ):
             write(name, tmp_path / "a", [Example("a", "one", ("cancer",))])
     path = tmp_path / "rows.txt"
     path.write_text(PUBTATOR)
-    assert cli.main(["data", "convert", f"name=pubtator,path={path}", f"name=jsonl,path={tmp_path / 'out.jsonl'}"]) != 0
+    assert (
+        cli.main(
+            [
+                "data",
+                "convert",
+                f"name=pubtator,path={path}",
+                f"name=jsonl,path={tmp_path / 'out.jsonl'}",
+            ]
+        )
+        != 0
+    )
     assert "has mentions, which jsonl does not hold" in capsys.readouterr().err
-    assert cli.main(["data", "convert", f"name=pubtator,path={path}", f"name=spans,path={tmp_path / 'out.jsonl'}"]) == 0
+    assert (
+        cli.main(
+            [
+                "data",
+                "convert",
+                f"name=pubtator,path={path}",
+                f"name=spans,path={tmp_path / 'out.jsonl'}",
+            ]
+        )
+        == 0
+    )
     assert len(read("spans", tmp_path / "out.jsonl", id="id")[0].mentions) == 3
 
 
 @pytest.mark.parametrize("field", ["mentions", "spans"])
-def test_annotated_texts_are_recognised_and_get_a_first_study_of_tagging(tmp_path: Path, field: str) -> None:
+def test_annotated_texts_are_recognised_and_get_a_first_study_of_tagging(
+    tmp_path: Path, field: str
+) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = [{"id": f"r{number}", "note": "n", "abstract": f"asthma {number}", field: [{"start": 0, "end": 6}]} for number in range(9)]
+    rows = [
+        {
+            "id": f"r{number}",
+            "note": "n",
+            "abstract": f"asthma {number}",
+            field: [{"start": 0, "end": 6}],
+        }
+        for number in range(9)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = sketch(str(path), Columns())
     wanted = {"name": "spans", "path": str(path), "text": "abstract", "id": "id"}
-    assert found.options.model_dump(exclude_unset=True) == (wanted if field == "mentions" else wanted | {"mentions": field})
+    assert found.options.model_dump(exclude_unset=True) == (
+        wanted if field == "mentions" else wanted | {"mentions": field}
+    )
     assert "kinds of mentions: 'Disease' (9 rows)" in found.render()
     written = yaml.safe_load(first_study(found, "study.yaml", None))
     assert written["task"]["name"] == "tagging"

@@ -29,12 +29,23 @@ def record(number: int, answer: str) -> dict[str, Any]:
     }
 
 
-ANSWERS = {"11": "yes", "12": "no", "13": "maybe", "14": "yes", "15": "no", "16": "yes", "17": "yes", "18": "no"}
+ANSWERS = {
+    "11": "yes",
+    "12": "no",
+    "13": "maybe",
+    "14": "yes",
+    "15": "no",
+    "16": "yes",
+    "17": "yes",
+    "18": "no",
+}
 
 
 def official(folder: Path) -> Path:
     path = folder / "ori_pqal.json"
-    path.write_text(json.dumps({pmid: record(int(pmid), answer) for pmid, answer in ANSWERS.items()}))
+    path.write_text(
+        json.dumps({pmid: record(int(pmid), answer) for pmid, answer in ANSWERS.items()})
+    )
     return path
 
 
@@ -43,7 +54,11 @@ def hub_rows() -> list[dict[str, Any]]:
         {
             "pubid": int(pmid),
             "question": f"Does drug {pmid} help?",
-            "context": {"contexts": [f"Background  {pmid}.", "Results."], "labels": ["BACKGROUND", "RESULTS"], "meshes": ["Drug"]},
+            "context": {
+                "contexts": [f"Background  {pmid}.", "Results."],
+                "labels": ["BACKGROUND", "RESULTS"],
+                "meshes": ["Drug"],
+            },
             "long_answer": CONCLUSION,
             "final_decision": answer,
         }
@@ -65,13 +80,18 @@ def test_the_official_json_and_the_hubs_layouts_are_the_same_examples(tmp_path: 
     pa.parquet.write_table(pa.Table.from_pylist(hub_rows()), str(table))
     jsonl.write_text("".join(json.dumps(row) + "\n" for row in hub_rows()))
     for other in (table, jsonl):
-        assert [(row.id, row.text, row.labels) for row in read(other)] == [(row.id, row.text, row.labels) for row in rows]
+        assert [(row.id, row.text, row.labels) for row in read(other)] == [
+            (row.id, row.text, row.labels) for row in rows
+        ]
 
 
 @pytest.mark.document("004", "yes and no are the answers", where="`data.format.labels`")
 def test_the_question_may_stand_alone_and_labels_may_be_left_out(tmp_path: Path) -> None:
     rows = read(official(tmp_path), template="Question: {question}", labels=("yes", "no"))
-    assert [row.text for row in rows][:2] == ["Question: Does drug 11 help?", "Question: Does drug 12 help?"]
+    assert [row.text for row in rows][:2] == [
+        "Question: Does drug 11 help?",
+        "Question: Does drug 12 help?",
+    ]
     assert Counter(row.labels[0] for row in rows) == {"yes": 4, "no": 3}
     with pytest.raises(ValidationError, match="allowed: maybe, no, yes"):
         read(official(tmp_path), labels=("yes", "perhaps"))
@@ -86,7 +106,9 @@ def test_the_conclusion_is_refused_by_name_in_every_format(name: str) -> None:
         f"name=delimited,path=a.csv,text=[{name}]",
     ]
     for text in asked:
-        with pytest.raises(ConfigError, match="states the answer and can be no part of a text or prompt"):
+        with pytest.raises(
+            ConfigError, match="states the answer and can be no part of a text or prompt"
+        ):
             plugin_options("data.formats", text)
 
 
@@ -105,7 +127,9 @@ def test_the_official_split_goes_by_the_ids_of_the_ground_truth(tmp_path: Path) 
     rows = read(official(tmp_path), ground_truth=str(truth))
     assert {row.id for row in rows if row.split == "test"} == {"14", "15", "16"}
     sides = assign(rows, SplitConfig(kind="given", validation=0.3), range(len(rows)))
-    assert [side for row, side in zip(rows, sides, strict=True) if row.id in ("14", "15", "16")] == ["test"] * 3
+    assert [
+        side for row, side in zip(rows, sides, strict=True) if row.id in ("14", "15", "16")
+    ] == ["test"] * 3
     truth.write_text(json.dumps({"13": "yes"}))
     with pytest.raises(DataError, match="13: is answered 'maybe', and 'yes' in"):
         read(official(tmp_path), ground_truth=str(truth))
@@ -118,8 +142,14 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
     path = tmp_path / "ori_pqal.json"
     for broken, sentence in [
         ({"QUESTION": 5, "CONTEXTS": [], "final_decision": "yes"}, "11: 'question' must be text"),
-        ({"QUESTION": "a", "CONTEXTS": "b", "final_decision": "yes"}, "11: CONTEXTS must be a list of texts"),
-        ({"QUESTION": "a", "CONTEXTS": [], "final_decision": "perhaps"}, "11: label 'perhaps' is not one of the labels"),
+        (
+            {"QUESTION": "a", "CONTEXTS": "b", "final_decision": "yes"},
+            "11: CONTEXTS must be a list of texts",
+        ),
+        (
+            {"QUESTION": "a", "CONTEXTS": [], "final_decision": "perhaps"},
+            "11: label 'perhaps' is not one of the labels",
+        ),
         ([], "11: must be an object"),
     ]:
         path.write_text(json.dumps({"11": broken}))
@@ -134,11 +164,18 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
 
 def test_other_examples_are_written_in_the_official_layout(tmp_path: Path) -> None:
     module = plugins.find("data.formats", "pubmedqa")
-    asked = module.Options(name="pubmedqa", path=str(tmp_path / "again.json"), template="{question}")
+    asked = module.Options(
+        name="pubmedqa", path=str(tmp_path / "again.json"), template="{question}"
+    )
     module.write([Example("7", "Is it so?", ("no",))], asked)
-    assert [(row.id, row.text, row.labels) for row in module.read(asked)] == [("7", "Is it so?", ("no",))]
+    assert [(row.id, row.text, row.labels) for row in module.read(asked)] == [
+        ("7", "Is it so?", ("no",))
+    ]
     with pytest.raises(DataError, match="holds one of yes, no, maybe a row"):
-        module.write([Example("7", "a", ("cancer",))], module.Options(name="pubmedqa", path=str(tmp_path / "no.json")))
+        module.write(
+            [Example("7", "a", ("cancer",))],
+            module.Options(name="pubmedqa", path=str(tmp_path / "no.json")),
+        )
 
 
 @pytest.mark.real
@@ -150,21 +187,41 @@ def test_the_real_rows_are_read_without_their_conclusions(real_data: Path) -> No
     assert not any(conclusions[row.id] in row.text for row in rows)
 
 
-def test_the_conclusion_is_the_answer_where_it_is_asked_for_and_never_a_text(tmp_path: Path) -> None:
+def test_the_conclusion_is_the_answer_where_it_is_asked_for_and_never_a_text(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "ori_pqal.json"
-    path.write_text(json.dumps({str(number): record(number, answer) for number, answer in enumerate(("yes", "no", "maybe"))}))
+    path.write_text(
+        json.dumps(
+            {
+                str(number): record(number, answer)
+                for number, answer in enumerate(("yes", "no", "maybe"))
+            }
+        )
+    )
     options = {"name": "pubmedqa", "path": str(path)}
     plain, explained = (
         list(plugins.find("data.formats", "pubmedqa").read(plugin_options("data.formats", text)))
-        for text in (",".join(f"{key}={value}" for key, value in (options | more).items()) for more in ({}, {"explain": "true"}))
+        for text in (
+            ",".join(f"{key}={value}" for key, value in (options | more).items())
+            for more in ({}, {"explain": "true"})
+        )
     )
     assert [row.response for row in plain] == ["", "", ""]
-    assert [row.response for row in explained] == [f"{CONCLUSION}\n\nDecision: {answer}" for answer in ("yes", "no", "maybe")]
+    assert [row.response for row in explained] == [
+        f"{CONCLUSION}\n\nDecision: {answer}" for answer in ("yes", "no", "maybe")
+    ]
     assert [row.labels for row in explained] == [("yes",), ("no",), ("maybe",)]
     for row in (*plain, *explained):
         assert "Aspirin" not in row.text
         assert "Aspirin" not in str(row.metadata)
         assert "Aspirin" not in str(row.turns)
     path.write_text(json.dumps({"7": {**record(7, "yes"), "LONG_ANSWER": " "}}))
-    with pytest.raises(DataError, match="7: has no LONG_ANSWER, which explain true makes the answer"):
-        list(plugins.find("data.formats", "pubmedqa").read(plugin_options("data.formats", f"name=pubmedqa,path={path},explain=true")))
+    with pytest.raises(
+        DataError, match="7: has no LONG_ANSWER, which explain true makes the answer"
+    ):
+        list(
+            plugins.find("data.formats", "pubmedqa").read(
+                plugin_options("data.formats", f"name=pubmedqa,path={path},explain=true")
+            )
+        )

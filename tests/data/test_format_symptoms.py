@@ -47,7 +47,13 @@ def test_symptoms_become_a_sentence_and_what_stands_twice_is_read_once(tmp_path:
 def test_the_sentence_is_what_the_template_says(tmp_path: Path) -> None:
     rows = read(written(tmp_path, TABLE), template="{symptoms}?", separator=", ")
     assert rows[0].text == "itching, skin rash, dischromic patches?"
-    for wrong in ("no place", "{symptoms} {disease}", "{symptoms} {symptoms}", "{symptoms!r}", "{}"):
+    for wrong in (
+        "no place",
+        "{symptoms} {disease}",
+        "{symptoms} {symptoms}",
+        "{symptoms!r}",
+        "{}",
+    ):
         with pytest.raises(ConfigError, match="template"):
             plugin_options("data.formats", f"name=symptom_table,path=a.csv,template='{wrong}'")
 
@@ -59,7 +65,10 @@ def test_a_copy_whose_header_was_emptied_goes_by_place(tmp_path: Path) -> None:
 
 
 def test_wrong_tables_are_told_with_file_and_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"table\.csv:1: data\.format\.label asks for 'Disease'; allowed: Symptom_1, disease"):
+    with pytest.raises(
+        DataError,
+        match=r"table\.csv:1: data\.format\.label asks for 'Disease'; allowed: Symptom_1, disease",
+    ):
         read(written(tmp_path, "disease,Symptom_1\na,b\n"))
     with pytest.raises(DataError, match="no column begins with 'Symptom'"):
         read(written(tmp_path, "Disease,Sign_1\na,b\n"))
@@ -75,9 +84,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     module = plugins.find("data.formats", "symptom_table")
     rows = read(written(tmp_path, TABLE))
     module.write(rows, module.Options(name="symptom_table", path=str(tmp_path / "again.csv")))
-    assert [(row.labels, row.text) for row in read(tmp_path / "again.csv")] == [(row.labels, row.text) for row in rows]
+    assert [(row.labels, row.text) for row in read(tmp_path / "again.csv")] == [
+        (row.labels, row.text) for row in rows
+    ]
     with pytest.raises(DataError, match="needs one label and the metadata 'symptoms'"):
-        module.write([Example("1", "a", ("b",))], module.Options(name="symptom_table", path=str(tmp_path / "no.csv")))
+        module.write(
+            [Example("1", "a", ("b",))],
+            module.Options(name="symptom_table", path=str(tmp_path / "no.csv")),
+        )
 
 
 @pytest.mark.real

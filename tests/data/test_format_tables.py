@@ -43,14 +43,20 @@ def saved(folder: Path, kind: str) -> Path:
     if kind == "dataset":
         made.save_to_disk(folder / "saved")
         return folder / "saved"
-    datasets.DatasetDict({"train": made.select([0]), "test": made.select([1])}).save_to_disk(folder / "saved")
+    datasets.DatasetDict({"train": made.select([0]), "test": made.select([1])}).save_to_disk(
+        folder / "saved"
+    )
     return folder / "saved"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "dataset", "sides"])
-def test_what_datasets_saved_is_read_with_the_names_of_its_labels(tmp_path: Path, kind: str) -> None:
+def test_what_datasets_saved_is_read_with_the_names_of_its_labels(
+    tmp_path: Path, kind: str
+) -> None:
     found = sorted(read(saved(tmp_path, kind), id="id"), key=lambda row: row.id)
-    assert [(row.id, row.text, row.labels) for row in found] == [(row["id"], row["text"], (row["label"],)) for row in ROWS]
+    assert [(row.id, row.text, row.labels) for row in found] == [
+        (row["id"], row["text"], (row["label"],)) for row in ROWS
+    ]
     assert [dict(row.metadata) for row in found] == [{"year": "1991"}, {}]
     assert [row.split for row in found] == (["train", "test"] if kind == "sides" else [None, None])
 
@@ -72,11 +78,14 @@ def test_what_is_written_is_read_back(tmp_path: Path, ending: str) -> None:
         Example("c", "three", (), "test", {}),
     ]
     module = plugins.find("data.formats", "tables")
-    options = module.Options(name="tables", path=str(tmp_path / f"rows.{ending}"), id="id", split="split")
+    options = module.Options(
+        name="tables", path=str(tmp_path / f"rows.{ending}"), id="id", split="split"
+    )
     module.write(rows, options)
-    assert [(row.id, row.text, row.labels, row.split, dict(row.metadata)) for row in module.read(options)] == [
-        (row.id, row.text, row.labels, row.split, dict(row.metadata)) for row in rows
-    ]
+    assert [
+        (row.id, row.text, row.labels, row.split, dict(row.metadata))
+        for row in module.read(options)
+    ] == [(row.id, row.text, row.labels, row.split, dict(row.metadata)) for row in rows]
     with pytest.raises(DataError, match="is there already"):
         module.write(rows, options)
 
@@ -84,7 +93,10 @@ def test_what_is_written_is_read_back(tmp_path: Path, ending: str) -> None:
 def test_dates_become_text_and_numbers_are_no_labels(tmp_path: Path) -> None:
     row = {"text": "one", "label": "x", "seen": datetime.date(2020, 1, 2), "tags": ["a", "b"]}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
-    assert dict(read(tmp_path / "rows.parquet")[0].metadata) == {"seen": "2020-01-02", "tags": '["a", "b"]'}
+    assert dict(read(tmp_path / "rows.parquet")[0].metadata) == {
+        "seen": "2020-01-02",
+        "tags": '["a", "b"]',
+    }
     with pytest.raises(DataError, match=r"rows\.parquet:1: 'tags' must be text, found list"):
         read(tmp_path / "rows.parquet", text=("tags",))
 
@@ -98,7 +110,9 @@ def test_dates_become_text_and_numbers_are_no_labels(tmp_path: Path) -> None:
         ("broken.arrow", "cannot be read as a table"),
     ],
 )
-def test_what_is_no_table_is_an_error_with_its_place(tmp_path: Path, name: str, message: str) -> None:
+def test_what_is_no_table_is_an_error_with_its_place(
+    tmp_path: Path, name: str, message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     for broken in ("broken.parquet", "broken.arrow"):
         (tmp_path / broken).write_bytes(b"no table at all, but more than a few bytes of text")
@@ -110,7 +124,10 @@ def test_what_is_no_table_is_an_error_with_its_place(tmp_path: Path, name: str, 
 def test_init_finds_columns_and_given_sides_of_a_saved_data_set(tmp_path: Path) -> None:
     rows = [row | {"id": f"{row['id']}{number}"} for number in range(3) for row in ROWS]
     for side in ("train", "test"):
-        pq.write_table(pa.Table.from_pylist([row | {"id": f"{side}{row['id']}"} for row in rows]), tmp_path / f"{side}.parquet")
+        pq.write_table(
+            pa.Table.from_pylist([row | {"id": f"{side}{row['id']}"} for row in rows]),
+            tmp_path / f"{side}.parquet",
+        )
     found = guess.sketch(str(tmp_path), guess.Columns())
     assert found.options.model_dump(exclude_unset=True) == {
         "name": "tables",

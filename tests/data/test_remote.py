@@ -19,11 +19,15 @@ from medray.data.formats.base import protocol
 from medray.data.progress import Progress
 from medray.errors import DataError
 
-ROWS = "id,text,label\n" + "".join(f"r{n},text number {n} of many,{'ab'[n % 2]}\n" for n in range(40))
+ROWS = "id,text,label\n" + "".join(
+    f"r{n},text number {n} of many,{'ab'[n % 2]}\n" for n in range(40)
+)
 
 
 def options(path: str) -> PluginOptions:
-    return DataConfig.model_validate({"format": {"name": "delimited", "path": path, "id": "id"}}).format
+    return DataConfig.model_validate(
+        {"format": {"name": "delimited", "path": path, "id": "id"}}
+    ).format
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -62,12 +66,20 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_file_of_a_site_trains_as_one_of_this_machine_does(site: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(ROWS)
-    here, there = (dataset.load(DataConfig(format=options(place))) for place in (str(tmp_path / "rows.csv"), f"{site}?token=secret"))
-    assert (there.fingerprint, there.split_fingerprint) == (here.fingerprint, here.split_fingerprint)
+    here, there = (
+        dataset.load(DataConfig(format=options(place)))
+        for place in (str(tmp_path / "rows.csv"), f"{site}?token=secret")
+    )
+    assert (there.fingerprint, there.split_fingerprint) == (
+        here.fingerprint,
+        here.split_fingerprint,
+    )
     assert protocol.check(options(site)) == []
 
 
-def test_what_a_site_says_is_the_same_is_not_written_again(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_site_says_is_the_same_is_not_written_again(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = remote.pull(site)
     made = first.stat().st_mtime_ns
     assert (remote.pull(site), first.stat().st_mtime_ns, first.name) == (first, made, "rows.csv")
@@ -78,10 +90,14 @@ def test_what_a_site_says_is_the_same_is_not_written_again(site: str, monkeypatc
     monkeypatch.setattr(Site, "body", b"id,text,lobel\n")
     remote.pull(site)
     monkeypatch.setattr(Site, "body", b"id,text,lebel\n")
-    assert remote.pull(site).read_bytes() == b"id,text,lebel\n"  # of the same length, and nothing says when it was made
+    assert (
+        remote.pull(site).read_bytes() == b"id,text,lebel\n"
+    )  # of the same length, and nothing says when it was made
 
 
-def test_half_a_file_and_none_are_errors_and_leave_nothing(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_file_and_none_are_errors_and_leave_nothing(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert protocol.check(options(site.replace("/some", "/missing"))) == [
         f"data.format: {site.replace('/some', '/missing')}: the server answered 404 Not Found"
     ]
@@ -99,13 +115,19 @@ def test_an_address_is_told_without_what_signs_it(site: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_a_folder_of_a_bucket_is_pulled_once_and_again_when_a_file_is_added(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_folder_of_a_bucket_is_pulled_once_and_again_when_a_file_is_added(
+    uri: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     system, root = pyarrow.fs.FileSystem.from_uri(uri)
     for name in ("cancer/1.txt", "other/2.txt"):
         with system.open_output_stream(f"{root}/{name}") as file:
             file.write(f"<ID:{name[-5]}>\nTitle: A title\nAbstract: of {name}\n".encode())
     raw = DataConfig.model_validate({"format": {"name": "raw_abstracts", "path": uri}}).format
-    assert sorted((row.id, row.labels) for row in protocol.read(raw)) == [("1", ("cancer",)), ("2", ("other",))]
+    assert sorted((row.id, row.labels) for row in protocol.read(raw)) == [
+        ("1", ("cancer",)),
+        ("2", ("other",)),
+    ]
     place = remote.pull(uri)
     made = (place / "cancer/1.txt").stat().st_mtime_ns
     assert (remote.pull(f"{uri}/") / "cancer/1.txt").stat().st_mtime_ns == made
@@ -116,7 +138,9 @@ def test_a_folder_of_a_bucket_is_pulled_once_and_again_when_a_file_is_added(uri:
         remote.pull(f"{uri}/nothing")
 
 
-def test_a_bucket_that_cannot_be_reached_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_bucket_that_cannot_be_reached_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"^abfs://none: cannot be opened: "):
         remote.pull("abfs://none")
@@ -132,7 +156,9 @@ def test_no_secret_of_an_address_is_shown(monkeypatch: pytest.MonkeyPatch) -> No
         assert "secret" not in str(raised.value)
 
 
-def test_a_full_disk_is_not_told_as_data_that_cannot_be_read(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_told_as_data_that_cannot_be_read(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: object, number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache")
 

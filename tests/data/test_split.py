@@ -14,12 +14,20 @@ def rows(num: int = 300, **changes: Any) -> list[Example]:
     """Three labels with shares of 60, 30 and 10 %."""
     labels = ("common",) * 6 + ("rarer",) * 3 + ("rare",)
     made = [
-        Example(f"r{number}", f"text {number}", (labels[number % 10],), metadata={"patient": str(number // 4)}) for number in range(num)
+        Example(
+            f"r{number}",
+            f"text {number}",
+            (labels[number % 10],),
+            metadata={"patient": str(number // 4)},
+        )
+        for number in range(num)
     ]
     return made
 
 
-def sides(examples: list[Example], clusters: list[int] | None = None, **settings: Any) -> dict[str, str | None]:
+def sides(
+    examples: list[Example], clusters: list[int] | None = None, **settings: Any
+) -> dict[str, str | None]:
     found = assign(examples, SplitConfig(**settings), clusters or list(range(len(examples))))
     return dict(zip((example.id for example in examples), found, strict=True))
 
@@ -40,7 +48,9 @@ def test_stratified_gives_every_side_its_share_of_every_label() -> None:
         assert abs(counts["test"] - 0.2 * total) <= 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"kind": "grouped", "group": "patient"}, {"kind": "kfold", "fold": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"kind": "grouped", "group": "patient"}, {"kind": "kfold", "fold": 2}]
+)
 @pytest.mark.document("001", "rows are shuffled and split", where="`data.split`")
 def test_the_order_of_the_file_changes_no_row(settings: dict[str, Any]) -> None:
     examples = rows()
@@ -49,7 +59,9 @@ def test_the_order_of_the_file_changes_no_row(settings: dict[str, Any]) -> None:
     assert sides(examples, **settings) != sides(examples, seed=1, **settings)
 
 
-@pytest.mark.parametrize("settings", [{}, {"kind": "grouped", "group": "patient"}, {"kind": "kfold", "fold": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"kind": "grouped", "group": "patient"}, {"kind": "kfold", "fold": 2}]
+)
 def test_duplicates_never_stand_on_two_sides(settings: dict[str, Any]) -> None:
     examples = rows()
     draw = random.Random(2)
@@ -60,14 +72,32 @@ def test_duplicates_never_stand_on_two_sides(settings: dict[str, Any]) -> None:
             clusters[other] = clusters[first]
     found = sides(examples, clusters, **settings)
     for cluster in set(clusters):
-        assert len({found[example.id] for example, at in zip(examples, clusters, strict=True) if at == cluster}) == 1
+        assert (
+            len(
+                {
+                    found[example.id]
+                    for example, at in zip(examples, clusters, strict=True)
+                    if at == cluster
+                }
+            )
+            == 1
+        )
 
 
 def test_grouped_keeps_each_value_of_the_column_on_one_side() -> None:
     examples = rows()
     found = sides(examples, kind="grouped", group="patient")
     for patient in {example.metadata["patient"] for example in examples}:
-        assert len({found[example.id] for example in examples if example.metadata["patient"] == patient}) == 1
+        assert (
+            len(
+                {
+                    found[example.id]
+                    for example in examples
+                    if example.metadata["patient"] == patient
+                }
+            )
+            == 1
+        )
     counts = Counter(found.values())
     assert abs(counts["train"] - 180) <= 4
     with pytest.raises(DataError, match=r"has no metadata 'patients' .*did you mean 'patient'"):
@@ -87,21 +117,35 @@ def test_the_folds_test_every_row_once_and_never_train_on_their_test_rows() -> N
 
 def test_multi_label_sides_hold_every_label_in_proportion() -> None:
     draw = random.Random(3)
-    examples = [Example(f"r{n}", f"t{n}", tuple(sorted(draw.sample("abcde", draw.choice((0, 1, 1, 2, 3)))))) for n in range(400)]
+    examples = [
+        Example(f"r{n}", f"t{n}", tuple(sorted(draw.sample("abcde", draw.choice((0, 1, 1, 2, 3))))))
+        for n in range(400)
+    ]
     found = sides(examples)
     for label in "abcde":
         total = sum(label in example.labels for example in examples)
-        trained = sum(label in example.labels and found[example.id] == "train" for example in examples)
+        trained = sum(
+            label in example.labels and found[example.id] == "train" for example in examples
+        )
         assert trained / total == pytest.approx(0.6, abs=0.04)
 
 
 def given(*values: str | None) -> list[Example]:
-    return [Example(f"r{n}", f"t{n}", ("a" if n % 2 else "b",), value) for n, value in enumerate(values)]
+    return [
+        Example(f"r{n}", f"t{n}", ("a" if n % 2 else "b",), value) for n, value in enumerate(values)
+    ]
 
 
 def test_given_sides_are_kept_under_their_usual_names() -> None:
     examples = given("train", "Training", "dev", "valid", "TEST", "test")
-    assert list(sides(examples, kind="given").values()) == ["train", "train", "validation", "validation", "test", "test"]
+    assert list(sides(examples, kind="given").values()) == [
+        "train",
+        "train",
+        "validation",
+        "validation",
+        "test",
+        "test",
+    ]
     with pytest.raises(DataError, match=r"r1: split 'tset' is not known; .*did you mean 'test'"):
         sides(given("train", "tset"), kind="given")
     with pytest.raises(DataError, match="r0: split None is not known"):
@@ -111,7 +155,16 @@ def test_given_sides_are_kept_under_their_usual_names() -> None:
 def test_given_training_rows_that_duplicate_others_are_set_aside() -> None:
     examples = given("train", "train", "train", "train", "validation", "validation", "test", "test")
     found = sides(examples, [0, 1, 2, 3, 3, 4, 2, 4], kind="given")
-    assert list(found.values()) == ["train", "train", None, None, "validation", None, "test", "test"]
+    assert list(found.values()) == [
+        "train",
+        "train",
+        None,
+        None,
+        "validation",
+        None,
+        "test",
+        "test",
+    ]
 
 
 def test_validation_is_taken_from_train_where_the_data_gives_none() -> None:
@@ -121,15 +174,21 @@ def test_validation_is_taken_from_train_where_the_data_gives_none() -> None:
 
 
 def test_too_few_rows_are_refused_with_the_counts() -> None:
-    with pytest.raises(DataError, match="fewer than the splits need: train 1, validation 0, test 1"):
+    with pytest.raises(
+        DataError, match="fewer than the splits need: train 1, validation 0, test 1"
+    ):
         sides(given("train", "test"), kind="given", validation=0.1)
-    with pytest.raises(DataError, match="label 'a' has too few rows for the splits: none of them is a training row"):
+    with pytest.raises(
+        DataError, match="label 'a' has too few rows for the splits: none of them is a training row"
+    ):
         sides(given("train", "test", "validation", "test", "test"), kind="given")
     with pytest.raises(DataError, match="5 folds need as many groups"):
         sides(rows(20), [n % 3 for n in range(20)], kind="kfold")
 
 
-def test_a_label_that_validation_or_test_lacks_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_label_that_validation_or_test_lacks_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sides([Example(f"r{n}", "t", ("a",)) for n in range(20)] + [Example("x", "t", ("b",))])
     assert [record.message for record in caplog.records] == [
         "validation holds no row of 1 label(s): b",
@@ -144,7 +203,11 @@ def kept(examples: list[Example], limit: int) -> list[Example]:
 def test_a_limit_keeps_labels_in_proportion_and_a_smaller_one_is_a_part_of_a_larger() -> None:
     examples = rows(300)
     hundred, fifty = (kept(examples, limit) for limit in (100, 50))
-    assert Counter(example.labels[0] for example in hundred) == {"common": 60, "rarer": 30, "rare": 10}
+    assert Counter(example.labels[0] for example in hundred) == {
+        "common": 60,
+        "rarer": 30,
+        "rare": 10,
+    }
     assert {example.id for example in fifty} <= {example.id for example in hundred}
     shuffled = random.Random(1).sample(examples, len(examples))
     assert {example.id for example in kept(shuffled, 50)} == {example.id for example in fifty}
@@ -153,7 +216,11 @@ def test_a_limit_keeps_labels_in_proportion_and_a_smaller_one_is_a_part_of_a_lar
 
 def test_the_roundings_of_many_small_labels_do_not_add_up() -> None:
     for labels, each in ((41, 6), (50, 2)):
-        examples = [Example(f"{label}-{n}", "t", (str(label),)) for label in range(labels) for n in range(each)]
+        examples = [
+            Example(f"{label}-{n}", "t", (str(label),))
+            for label in range(labels)
+            for n in range(each)
+        ]
         found = sides(examples)
         counts = Counter(found.values())
         assert counts["train"] / len(examples) == pytest.approx(0.6, abs=0.01)
@@ -163,7 +230,10 @@ def test_the_roundings_of_many_small_labels_do_not_add_up() -> None:
 
 
 def test_the_only_rows_of_a_label_train_even_where_other_sides_want_most_rows() -> None:
-    examples = [Example(f"r{n}", "t", ("a",)) for n in range(20)] + [Example("x", "t", ("b",)), Example("y", "t", ("c",))]
+    examples = [Example(f"r{n}", "t", ("a",)) for n in range(20)] + [
+        Example("x", "t", ("b",)),
+        Example("y", "t", ("c",)),
+    ]
     found = sides(examples, validation=0.45, test=0.45)
     assert (found["x"], found["y"]) == ("train", "train")
 
@@ -176,8 +246,17 @@ def test_a_limit_keeps_a_row_of_every_label_or_says_that_it_cannot() -> None:
     for limit in (3, 20):
         found = kept(examples, limit)
         assert len(found) == limit
-        assert {label for example in found for label in example.labels} == {"common", "rare", "other", "rarer"}
-    with pytest.raises(DataError, match=r"data\.limit 2 is too small: a train row of every label takes 3"):
+        assert {label for example in found for label in example.labels} == {
+            "common",
+            "rare",
+            "other",
+            "rarer",
+        }
+    with pytest.raises(
+        DataError, match=r"data\.limit 2 is too small: a train row of every label takes 3"
+    ):
         limit_rows(examples, 2, seed=0)
-    with pytest.raises(DataError, match=r"data\.evaluation_rows 2 is too small: a test row of every label takes 3"):
+    with pytest.raises(
+        DataError, match=r"data\.evaluation_rows 2 is too small: a test row of every label takes 3"
+    ):
         limit_rows(examples, 2, 0, "data.evaluation_rows", "test")

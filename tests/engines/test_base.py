@@ -1,4 +1,5 @@
-"""What every engine does alike: the text of a row as its tokens come, in whatever pieces an engine hands them over."""
+"""What every engine does alike: the text of a row as its tokens come, in whatever pieces an engine
+hands them over."""
 
 from collections.abc import Sequence
 
@@ -38,7 +39,13 @@ def chunks(tokens: Sequence[int], sampling: Sampling, size: int) -> list[Chunk]:
         ([*b"one two", END, *b"more"], Sampling(), "one two", "stop", 8),
         (b"one two three", Sampling(stop=("two",)), "one ", "stop", 7),
         (b"one two three", Sampling(max_tokens=5), "one t", "length", 5),
-        (b"one t", Sampling(max_tokens=5, stop=("two",)), "one t", "length", 5),  # what a stop string might have become
+        (
+            b"one t",
+            Sampling(max_tokens=5, stop=("two",)),
+            "one t",
+            "length",
+            5,
+        ),  # what a stop string might have become
         (b"one two", Sampling(max_tokens=7, stop=("two",)), "one ", "stop", 7),
         ("5 µ".encode(), Sampling(max_tokens=3), "5 \ufffd", "length", 3),  # half a character
     ],
@@ -51,7 +58,9 @@ def test_a_text_ends_alike_however_its_tokens_come(
     assert "".join(chunk.text for chunk in taken) == text
     assert [chunk.finish for chunk in taken] == [None] * (len(taken) - 1) + [finish]
     assert sum(chunk.num_tokens for chunk in taken) == num_tokens
-    assert [one.text for chunk in taken for one in chunk.logprobs] == [str(token) for token in tokens[:num_tokens]]
+    assert [one.text for chunk in taken for one in chunk.logprobs] == [
+        str(token) for token in tokens[:num_tokens]
+    ]
     assert {chunk.index for chunk in taken} == {7}
 
 

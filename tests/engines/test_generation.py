@@ -32,7 +32,12 @@ def alone(built: BuiltModel, prompt: list[int], num: int) -> str:
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         made = built.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=num, do_sample=False, pad_token_id=0, eos_token_id=1
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=1,
         )
     return built.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
 
@@ -43,7 +48,11 @@ def texts(chunks: list[Chunk]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("family", "changed"),
-    [*((family, {}) for family in tiny.DECODERS), ("mistral", {"sliding_window": 6}), ("llama", {"attn_implementation": "eager"})],
+    [
+        *((family, {}) for family in tiny.DECODERS),
+        ("mistral", {"sliding_window": 6}),
+        ("llama", {"attn_implementation": "eager"}),
+    ],
 )
 def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alone(
     tmp_path: Path, family: str, changed: dict[str, Any]
@@ -51,7 +60,10 @@ def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alo
     built = make(tmp_path, family, **changed)
     wanted = [alone(built, prompt, num) for prompt, num in zip(PROMPTS, LENGTHS, strict=True)]
     generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
-    rows = [generation.row(at, prompt, Sampling(max_tokens=LENGTHS[at])) for at, prompt in enumerate(PROMPTS)]
+    rows = [
+        generation.row(at, prompt, Sampling(max_tokens=LENGTHS[at]))
+        for at, prompt in enumerate(PROMPTS)
+    ]
     chunks, most = [], 0
     for at in range(0, len(rows), 2):  # two prompts at a time, while those before are under way
         chunks += generation.join(rows[at : at + 2])
@@ -68,13 +80,17 @@ def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alo
 def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Path) -> None:
     built = make(tmp_path)
     generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
-    short, long, other = (generation.row(at, PROMPTS[at], Sampling(max_tokens=20)) for at in range(3))
+    short, long, other = (
+        generation.row(at, PROMPTS[at], Sampling(max_tokens=20)) for at in range(3)
+    )
     chunks = generation.join([short, long, other])
     chunks += generation.step()
     generation.drop([long])
     assert generation.rows == [short, other]
     assert generation.cache is not None
-    assert generation.cache.get_seq_length() == other.length  # nothing is kept for the longest row, which left
+    assert (
+        generation.cache.get_seq_length() == other.length
+    )  # nothing is kept for the longest row, which left
     while generation.rows:
         chunks += generation.step()
     found = texts(chunks)
@@ -92,7 +108,10 @@ def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Pa
 def test_the_budget_bounds_keys_and_values_and_one_row_always_goes(tmp_path: Path) -> None:
     built = make(tmp_path)
     generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
-    rows = [generation.row(at, [5] * size, Sampling(max_tokens=10)) for at, size in enumerate((10, 10, 30, 5))]
+    rows = [
+        generation.row(at, [5] * size, Sampling(max_tokens=10))
+        for at, size in enumerate((10, 10, 30, 5))
+    ]
     assert generation.admit(rows, 1) == rows[:1]
     assert generation.admit(rows, 59) == rows[:2]  # a third would make three rows of forty
     assert generation.admit(rows, 120) == rows[:3]
@@ -128,7 +147,9 @@ def test_a_seed_says_the_same_whatever_it_is_batched_with(tmp_path: Path) -> Non
     assert sampled(engine, PROMPTS, seed=3)[0] == one
     assert sampled(engine, PROMPTS[:1], seed=4) != [one]
     assert len({sampled(engine, PROMPTS[:1])[0] for _ in range(4)}) > 1  # without a seed
-    assert len(set(sampled(engine, PROMPTS[:1] * 4, seed=3))) > 1  # each prompt draws its own numbers
+    assert (
+        len(set(sampled(engine, PROMPTS[:1] * 4, seed=3))) > 1
+    )  # each prompt draws its own numbers
 
 
 def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
@@ -148,16 +169,26 @@ def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
 def test_logprobs_are_the_models_own_of_each_token_made(tmp_path: Path) -> None:
     built = make(tmp_path)
     (chunk,) = gather(
-        TransformersEngine(built, precision="fp32", token_budget=1000).generate(PROMPTS[:1], Sampling(max_tokens=4, logprobs=3)), 1
+        TransformersEngine(built, precision="fp32", token_budget=1000).generate(
+            PROMPTS[:1], Sampling(max_tokens=4, logprobs=3)
+        ),
+        1,
     )
     assert len(chunk.logprobs) == chunk.num_tokens == 4
     with torch.inference_mode():
         first = built.model(torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
     values, ids = first.topk(3)
     assert [value for _, value in chunk.logprobs[0].top] == pytest.approx(values.tolist(), abs=1e-5)
-    assert [text for text, _ in chunk.logprobs[0].top] == [built.tokenizer.decode([number]) for number in ids.tolist()]
+    assert [text for text, _ in chunk.logprobs[0].top] == [
+        built.tokenizer.decode([number]) for number in ids.tolist()
+    ]
     assert chunk.logprobs[0].logprob == pytest.approx(float(values[0]), abs=1e-5)
-    (plain,) = gather(TransformersEngine(built, precision="fp32", token_budget=1000).generate(PROMPTS[:1], Sampling(max_tokens=4)), 1)
+    (plain,) = gather(
+        TransformersEngine(built, precision="fp32", token_budget=1000).generate(
+            PROMPTS[:1], Sampling(max_tokens=4)
+        ),
+        1,
+    )
     assert (plain.text, plain.logprobs) == (chunk.text, ())
 
 
@@ -196,7 +227,9 @@ def test_what_may_become_a_stop_string_is_held_back_until_it_is_known() -> None:
     assert "".join(pushed("stop or halt", "halt", "or")) == "stop "
     rng = random.Random(0)
     for _ in range(300):
-        text, stop = ("".join(rng.choice("ab") for _ in range(size)) for size in (20, rng.randint(1, 5)))
+        text, stop = (
+            "".join(rng.choice("ab") for _ in range(size)) for size in (20, rng.randint(1, 5))
+        )
         assert "".join(pushed(text, stop)) == text.partition(stop)[0]
 
 

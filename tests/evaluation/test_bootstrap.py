@@ -6,12 +6,16 @@ from medray.errors import ConfigError
 from medray.evaluation.bootstrap import METRICS, LabelAnswers, compare, interval
 
 
-def draw(rng: np.random.Generator, num_rows: int, accuracy: float, num_labels: int = 2) -> LabelAnswers:
+def draw(
+    rng: np.random.Generator, num_rows: int, accuracy: float, num_labels: int = 2
+) -> LabelAnswers:
     """A classifier that is right on a share of the rows."""
     truth = rng.integers(0, num_labels, num_rows)
     wrong = (truth + rng.integers(1, num_labels, num_rows)) % num_labels
     predicted = np.where(rng.random(num_rows) < accuracy, truth, wrong)
-    return LabelAnswers(np.eye(num_labels, dtype=bool)[truth], np.eye(num_labels, dtype=bool)[predicted], positive=0)
+    return LabelAnswers(
+        np.eye(num_labels, dtype=bool)[truth], np.eye(num_labels, dtype=bool)[predicted], positive=0
+    )
 
 
 def by_scikit_learn(answers: LabelAnswers, metric: str, rows: np.ndarray) -> float:
@@ -28,7 +32,10 @@ def test_a_weighted_figure_is_that_of_the_rows_drawn_that_often(metric: str) -> 
     rng = np.random.default_rng(0)
     answers = draw(rng, 60, 0.7, num_labels=2 if metric == "f1_binary" else 4)
     weights = rng.multinomial(60, np.full(60, 1 / 60), size=20).astype(float)
-    expected = [by_scikit_learn(answers, metric, np.repeat(np.arange(60), row.astype(int))) for row in weights]
+    expected = [
+        by_scikit_learn(answers, metric, np.repeat(np.arange(60), row.astype(int)))
+        for row in weights
+    ]
     assert answers.values(metric, weights) == pytest.approx(expected)
 
 
@@ -47,7 +54,9 @@ def test_a_paired_comparison_separates_what_two_intervals_cannot() -> None:
     first = draw(rng, 300, 0.85)
     predicted = first.predicted.copy()
     right = np.flatnonzero((first.truth == first.predicted).all(1))
-    predicted[right[:12]] = ~predicted[right[:12]]  # the second errs wherever the first does, and twelve times more
+    predicted[right[:12]] = ~predicted[
+        right[:12]
+    ]  # the second errs wherever the first does, and twelve times more
     second = LabelAnswers(first.truth, predicted, positive=0)
     one, two = interval(first, "accuracy"), interval(second, "accuracy")
     assert one.low < two.high
@@ -64,7 +73,11 @@ def test_a_classifier_ties_with_itself_and_with_its_equal() -> None:
     same = compare(first, first, "f1_macro")
     assert (same.difference, same.is_tie, same.p_value) == (0.0, True, 1.0)
     truth = first.truth.argmax(1)
-    other = LabelAnswers(first.truth, np.eye(2, dtype=bool)[np.where(rng.random(200) < 0.8, truth, 1 - truth)], positive=0)
+    other = LabelAnswers(
+        first.truth,
+        np.eye(2, dtype=bool)[np.where(rng.random(200) < 0.8, truth, 1 - truth)],
+        positive=0,
+    )
     assert compare(first, other, "f1_macro").is_tie
 
 

@@ -4,7 +4,14 @@ from sklearn.metrics import log_loss as by_scikit_learn
 
 from medray.evaluation import calibration
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.calibration import apply, confidence, fit, fit_abstention, fit_temperature, rescale
+from medray.evaluation.calibration import (
+    apply,
+    confidence,
+    fit,
+    fit_abstention,
+    fit_temperature,
+    rescale,
+)
 from medray.evaluation.diagnose import reliability
 from medray.evaluation.metrics import log_loss
 from medray.records import CalibrationRecord
@@ -15,14 +22,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def draw(rng: np.random.Generator, num_rows: int, num_labels: int, steepness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Truth that follows the probabilities of logits; what the model says has these logits times the steepness."""
+def draw(
+    rng: np.random.Generator, num_rows: int, num_labels: int, steepness: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Truth that follows the probabilities of logits; what the model says has these logits times
+    the steepness."""
     logits = rng.normal(0, 2, (num_rows, num_labels))
     truth = (softmax(logits).cumsum(axis=1) > rng.random((num_rows, 1))).argmax(axis=1)
     return softmax(steepness * logits), np.eye(num_labels, dtype=bool)[truth]
 
 
-def several(rng: np.random.Generator, num_rows: int, steepness: float) -> tuple[np.ndarray, np.ndarray]:
+def several(
+    rng: np.random.Generator, num_rows: int, steepness: float
+) -> tuple[np.ndarray, np.ndarray]:
     logits = rng.normal(0, 2, (num_rows, 3))
     truth = rng.random((num_rows, 3)) < 1 / (1 + np.exp(-logits))
     return 1 / (1 + np.exp(-steepness * logits)), truth
@@ -36,8 +48,12 @@ def chosen(probabilities: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_the_temperature_that_was_hidden_is_found(steepness: float, multi_label: bool) -> None:
     rng = np.random.default_rng(0)
-    probabilities, truth = several(rng, 5000, steepness) if multi_label else draw(rng, 5000, 4, steepness)
-    assert fit_temperature(probabilities, truth, multi_label=multi_label) == pytest.approx(steepness, rel=0.1)
+    probabilities, truth = (
+        several(rng, 5000, steepness) if multi_label else draw(rng, 5000, 4, steepness)
+    )
+    assert fit_temperature(probabilities, truth, multi_label=multi_label) == pytest.approx(
+        steepness, rel=0.1
+    )
 
 
 @pytest.mark.document(
@@ -49,7 +65,9 @@ def test_the_temperature_that_was_hidden_is_found(steepness: float, multi_label:
 def test_calibration_lowers_the_error_of_confidences_on_rows_it_has_not_seen() -> None:
     rng = np.random.default_rng(1)
     probabilities, truth = draw(rng, 400, 3, 3.0)
-    record = fit(probabilities, truth, chosen(probabilities), multi_label=False, precision=None, level=0.9)
+    record = fit(
+        probabilities, truth, chosen(probabilities), multi_label=False, precision=None, level=0.9
+    )
     fresh, right = draw(rng, 4000, 3, 3.0)
     answers = LabelAnswers(right, chosen(fresh))
     scaled = apply(record, fresh, answers.predicted, multi_label=False).probabilities
@@ -67,15 +85,32 @@ def test_validation_log_loss_never_gets_worse(num_rows: int, multi_label: bool) 
     rng = np.random.default_rng(2)
     for _ in range(30):
         steepness = float(rng.uniform(0.1, 5))
-        probabilities, truth = several(rng, num_rows, steepness) if multi_label else draw(rng, num_rows, 3, steepness)
-        scaled = rescale(probabilities, fit_temperature(probabilities, truth, multi_label=multi_label), multi_label=multi_label)
-        assert log_loss(scaled, truth, multi_label=multi_label) <= log_loss(probabilities, truth, multi_label=multi_label)
+        probabilities, truth = (
+            several(rng, num_rows, steepness) if multi_label else draw(rng, num_rows, 3, steepness)
+        )
+        scaled = rescale(
+            probabilities,
+            fit_temperature(probabilities, truth, multi_label=multi_label),
+            multi_label=multi_label,
+        )
+        assert log_loss(scaled, truth, multi_label=multi_label) <= log_loss(
+            probabilities, truth, multi_label=multi_label
+        )
 
 
 def test_rows_that_are_all_right_do_not_make_a_model_certain() -> None:
     def scaled(num_rows: int) -> float:
-        probabilities, truth = np.tile([0.8, 0.2], (num_rows, 1)), np.tile([True, False], (num_rows, 1))
-        return float(rescale(probabilities, fit_temperature(probabilities, truth, multi_label=False), multi_label=False)[0, 0])
+        probabilities, truth = (
+            np.tile([0.8, 0.2], (num_rows, 1)),
+            np.tile([True, False], (num_rows, 1)),
+        )
+        return float(
+            rescale(
+                probabilities,
+                fit_temperature(probabilities, truth, multi_label=False),
+                multi_label=False,
+            )[0, 0]
+        )
 
     assert scaled(20) == 0.8
     assert 0.9 < scaled(100) < 0.99
@@ -83,16 +118,25 @@ def test_rows_that_are_all_right_do_not_make_a_model_certain() -> None:
 
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("num_rows", [16, 32, 64])
-def test_few_rows_do_not_cost_more_than_no_temperature_and_help_a_model_that_is_far_off(num_rows: int, multi_label: bool) -> None:
-    """Simulated: the mean of 60 fits on fresh rows, of models that are calibrated, nearly, and not at all."""
+def test_few_rows_do_not_cost_more_than_no_temperature_and_help_a_model_that_is_far_off(
+    num_rows: int, multi_label: bool
+) -> None:
+    """Simulated: the mean of 60 fits on fresh rows, of models that are calibrated, nearly, and not
+    at all."""
     rng = np.random.default_rng(7)
     drawn = several if multi_label else lambda rng, num, steepness: draw(rng, num, 3, steepness)
     gains = {}
     for steepness in (0.85, 1.0, 1.2, 4.0):
         fresh, right = drawn(rng, 3000, steepness)
         own = log_loss(fresh, right, multi_label=multi_label)
-        fitted = [fit_temperature(*drawn(rng, num_rows, steepness), multi_label=multi_label) for _ in range(60)]
-        losses = [log_loss(rescale(fresh, held, multi_label=multi_label), right, multi_label=multi_label) for held in fitted]
+        fitted = [
+            fit_temperature(*drawn(rng, num_rows, steepness), multi_label=multi_label)
+            for _ in range(60)
+        ]
+        losses = [
+            log_loss(rescale(fresh, held, multi_label=multi_label), right, multi_label=multi_label)
+            for held in fitted
+        ]
         gains[steepness] = own - np.mean(losses)
     assert min(gains.values()) > -0.002
     assert gains[4.0] > 0.1
@@ -109,7 +153,9 @@ def test_probabilities_of_zero_and_one_are_scaled_to_numbers() -> None:
 
 def test_the_log_loss_is_that_of_scikit_learn() -> None:
     probabilities, truth = draw(np.random.default_rng(3), 50, 3, 1.0)
-    assert log_loss(probabilities, truth, multi_label=False) == pytest.approx(by_scikit_learn(truth.argmax(axis=1), probabilities))
+    assert log_loss(probabilities, truth, multi_label=False) == pytest.approx(
+        by_scikit_learn(truth.argmax(axis=1), probabilities)
+    )
 
 
 def test_without_a_fit_nothing_changes() -> None:
@@ -122,15 +168,27 @@ def test_without_a_fit_nothing_changes() -> None:
 
 def test_the_confidence_of_several_labels_is_that_of_the_least_certain() -> None:
     predicted = np.array([[True, False], [False, False]])
-    assert confidence(np.array([[0.9, 0.3], [0.2, 0.1]]), predicted, multi_label=True) == pytest.approx([0.7, 0.8])
+    assert confidence(
+        np.array([[0.9, 0.3], [0.2, 0.1]]), predicted, multi_label=True
+    ) == pytest.approx([0.7, 0.8])
 
 
 @pytest.mark.parametrize(
     ("spread", "steepness", "num_rows"),
-    [(3.3, 1.0, 200), (6.0, 0.5, 200), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3.3, 2.0, 500), (6.0, 1.0, 200)))],
+    [
+        (3.3, 1.0, 200),
+        (6.0, 0.5, 200),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((3.3, 2.0, 500), (6.0, 1.0, 200))
+        ),
+    ],
 )
-def test_the_precision_asked_for_holds_on_fresh_rows_as_often_as_promised(spread: float, steepness: float, num_rows: int) -> None:
-    """Simulated: of 300 thresholds that were fitted, at most a tenth (and what chance adds) answer with less than 0.95."""
+def test_the_precision_asked_for_holds_on_fresh_rows_as_often_as_promised(
+    spread: float, steepness: float, num_rows: int
+) -> None:
+    """Simulated: of 300 thresholds that were fitted, at most a tenth (and what chance adds) answer
+    with less than 0.95."""
     rng = np.random.default_rng(5)
 
     def rows(num: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +214,9 @@ def test_too_few_rows_can_promise_nothing_and_then_everything_is_abstained_from(
     rule = fit_abstention(np.linspace(0.9, 1.0, 20), np.ones(20, dtype=bool), 0.95, 0.9)
     assert (rule.coverage, rule.threshold) == (0.0, None)
     probabilities, _ = draw(np.random.default_rng(6), 10, 2, 1.0)
-    found = apply(CalibrationRecord(abstention=rule), probabilities, chosen(probabilities), multi_label=False)
+    found = apply(
+        CalibrationRecord(abstention=rule), probabilities, chosen(probabilities), multi_label=False
+    )
     assert found.abstained.all()
 
 
@@ -169,7 +229,9 @@ def test_rows_of_equal_confidence_are_answered_together_or_not_at_all() -> None:
 
 def test_a_record_obeys_its_threshold() -> None:
     probabilities, truth = draw(np.random.default_rng(7), 500, 2, 1.0)
-    record = fit(probabilities, truth, chosen(probabilities), multi_label=False, precision=0.9, level=0.9)
+    record = fit(
+        probabilities, truth, chosen(probabilities), multi_label=False, precision=0.9, level=0.9
+    )
     found = calibration.apply(record, probabilities, chosen(probabilities), multi_label=False)
     assert record.abstention is not None
     assert record.abstention.threshold is not None
@@ -183,7 +245,9 @@ def test_a_threshold_beyond_one_that_failed_is_not_tested() -> None:
     right = np.ones(1000, dtype=bool)
     right[100:130] = False
     rule = fit_abstention(sure, right, 0.95, 0.9)
-    assert 0.08 <= rule.coverage <= 0.11  # of all rows 0.97 are right, which a search for the best threshold would take
+    assert (
+        0.08 <= rule.coverage <= 0.11
+    )  # of all rows 0.97 are right, which a search for the best threshold would take
 
 
 def test_a_dozen_rows_hardly_move_a_model_that_is_calibrated() -> None:

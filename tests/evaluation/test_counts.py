@@ -1,4 +1,5 @@
-"""Every figure from counts, whoever shows it, is that of a plain reckoning: of any rows, also of classes that never occur."""
+"""Every figure from counts, whoever shows it, is that of a plain reckoning: of any rows, also of
+classes that never occur."""
 
 import numpy as np
 import pytest
@@ -24,13 +25,24 @@ def share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def of_classes(rows: list[tuple[set[int], set[int]]], weights: np.ndarray) -> list[tuple[float, float, float, float]]:
-    """Of each class its precision, recall, F1 and the weight of the rows that have it, by the textbook's formulas."""
+def of_classes(
+    rows: list[tuple[set[int], set[int]]], weights: np.ndarray
+) -> list[tuple[float, float, float, float]]:
+    """Of each class its precision, recall, F1 and the weight of the rows that have it, by the
+    textbook's formulas."""
     found = []
     for place in range(len(LABELS)):
-        hits = sum(weight for (true, predicted), weight in zip(rows, weights, strict=True) if place in true and place in predicted)
+        hits = sum(
+            weight
+            for (true, predicted), weight in zip(rows, weights, strict=True)
+            if place in true and place in predicted
+        )
         true = sum(weight for (true, _), weight in zip(rows, weights, strict=True) if place in true)
-        predicted = sum(weight for (_, predicted), weight in zip(rows, weights, strict=True) if place in predicted)
+        predicted = sum(
+            weight
+            for (_, predicted), weight in zip(rows, weights, strict=True)
+            if place in predicted
+        )
         precision, recall = share(hits, predicted), share(hits, true)
         found.append((precision, recall, share(2 * precision * recall, precision + recall), true))
     return found
@@ -39,14 +51,28 @@ def of_classes(rows: list[tuple[set[int], set[int]]], weights: np.ndarray) -> li
 def averages(rows: list[tuple[set[int], set[int]]], weights: np.ndarray) -> dict[str, float]:
     classes = of_classes(rows, weights)
     counted = [pair for pair, weight in zip(rows, weights, strict=True) if weight]
-    occurring = [figures for place, figures in enumerate(classes) if any(place in true | predicted for true, predicted in counted)]
-    hits = sum(weight * len(true & predicted) for (true, predicted), weight in zip(rows, weights, strict=True))
-    precision = share(hits, sum(weight * len(predicted) for (_, predicted), weight in zip(rows, weights, strict=True)))
-    recall = share(hits, sum(weight * len(true) for (true, _), weight in zip(rows, weights, strict=True)))
+    occurring = [
+        figures
+        for place, figures in enumerate(classes)
+        if any(place in true | predicted for true, predicted in counted)
+    ]
+    hits = sum(
+        weight * len(true & predicted)
+        for (true, predicted), weight in zip(rows, weights, strict=True)
+    )
+    precision = share(
+        hits,
+        sum(weight * len(predicted) for (_, predicted), weight in zip(rows, weights, strict=True)),
+    )
+    recall = share(
+        hits, sum(weight * len(true) for (true, _), weight in zip(rows, weights, strict=True))
+    )
     return {
         "f1_macro": share(sum(f1 for _, _, f1, _ in occurring), len(occurring)),
         "f1_micro": share(2 * precision * recall, precision + recall),
-        "f1_weighted": share(sum(f1 * true for _, _, f1, true in classes), sum(true for *_, true in classes)),
+        "f1_weighted": share(
+            sum(f1 * true for _, _, f1, true in classes), sum(true for *_, true in classes)
+        ),
         "precision_macro": share(sum(precision for precision, *_ in occurring), len(occurring)),
         "recall_macro": share(sum(recall for _, recall, *_ in occurring), len(occurring)),
     }
@@ -59,22 +85,37 @@ def indicators(sets: list[set[int]]) -> np.ndarray:
 @given(SETS, st.randoms(use_true_random=False))
 @SAME_EVERY_RUN
 def test_figures_of_label_sets_and_of_their_resamples(rows: list, random) -> None:
-    truth, predicted = indicators([true for true, _ in rows]), indicators([given for _, given in rows])
+    truth, predicted = (
+        indicators([true for true, _ in rows]),
+        indicators([given for _, given in rows]),
+    )
     found = metrics.multi_label(truth, np.full(truth.shape, 0.5), predicted, LABELS)
     expected = averages(rows, np.ones(len(rows)))
     assert {name: found.values[name] for name in expected} == pytest.approx(expected)
-    for label, (precision, recall, f1, support) in zip(LABELS, of_classes(rows, np.ones(len(rows))), strict=True):
+    for label, (precision, recall, f1, support) in zip(
+        LABELS, of_classes(rows, np.ones(len(rows))), strict=True
+    ):
         figures = found.per_class[label]
-        assert (figures["precision"], figures["recall"], figures["f1"], figures["support"]) == pytest.approx(
-            (precision, recall, f1, support)
-        )
-    alike = [1.0 if not true | said else share(2 * len(true & said), len(true) + len(said)) for true, said in rows]
+        assert (
+            figures["precision"],
+            figures["recall"],
+            figures["f1"],
+            figures["support"],
+        ) == pytest.approx((precision, recall, f1, support))
+    alike = [
+        1.0 if not true | said else share(2 * len(true & said), len(true) + len(said))
+        for true, said in rows
+    ]
     assert found.values["f1_samples"] == pytest.approx(np.mean(alike))
     weights = np.array([[random.randint(0, 2) for _ in rows] for _ in range(3)], dtype=float)
     answers = LabelAnswers(truth, predicted, positive=1)
     for name in ("f1_macro", "f1_micro", "f1_weighted"):
-        assert answers.values(name, weights) == pytest.approx([averages(rows, row)[name] for row in weights])
-    assert answers.values("f1_binary", weights) == pytest.approx([of_classes(rows, row)[1][2] for row in weights])
+        assert answers.values(name, weights) == pytest.approx(
+            [averages(rows, row)[name] for row in weights]
+        )
+    assert answers.values("f1_binary", weights) == pytest.approx(
+        [of_classes(rows, row)[1][2] for row in weights]
+    )
 
 
 @given(ONE_LABEL)
@@ -88,37 +129,69 @@ def test_figures_of_one_label_and_of_their_analysis(rows: list[tuple[int, int]])
     assert {name: found.values[name] for name in expected} == pytest.approx(expected)
     one_hot = np.eye(len(LABELS), dtype=bool)
     answers = LabelAnswers(one_hot[truth], one_hot[predicted])
-    scored = SplitPredictions([str(number) for number in range(len(rows))], answers, probabilities, {})
+    scored = SplitPredictions(
+        [str(number) for number in range(len(rows))], answers, probabilities, {}
+    )
     inside = examine("test", scored, AS_IT_IS, labels=LABELS, multi_label=False, metric="f1_macro")
     assert inside.figure.value == pytest.approx(expected["f1_macro"])
     assert [list(row) for row in inside.confusion] == found.confusion
-    for figures, (precision, recall, f1, support) in zip(inside.per_class, of_classes(sets, np.ones(len(rows))), strict=True):
-        assert (figures.precision, figures.recall, figures.f1.value) == pytest.approx((precision, recall, f1))
+    for figures, (precision, recall, f1, support) in zip(
+        inside.per_class, of_classes(sets, np.ones(len(rows))), strict=True
+    ):
+        assert (figures.precision, figures.recall, figures.f1.value) == pytest.approx(
+            (precision, recall, f1)
+        )
         assert figures.true_positives + figures.false_negatives == support
-        assert figures.true_positives + figures.false_positives + figures.false_negatives + figures.true_negatives == len(rows)
+        assert (
+            figures.true_positives
+            + figures.false_positives
+            + figures.false_negatives
+            + figures.true_negatives
+            == len(rows)
+        )
 
 
 @given(SETS)
 @SAME_EVERY_RUN
 def test_figures_of_mentions_and_of_words(rows: list) -> None:
     """A mention of each kind of a set, all in one place, so that one is found where its kind is."""
-    spans = [tuple([Mention(0, 4, "", LABELS[place]) for place in sorted(side)] for side in row) for row in rows]
-    tallies = mentions.tally([str(number) for number in range(len(rows))], spans, {}, [{}] * len(rows))
+    spans = [
+        tuple([Mention(0, 4, "", LABELS[place]) for place in sorted(side)] for side in row)
+        for row in rows
+    ]
+    tallies = mentions.tally(
+        [str(number) for number in range(len(rows))], spans, {}, [{}] * len(rows)
+    )
     found = mentions.score(tallies, spans, LABELS)
     assert found.values["mention_f1"] == found.values["mention_f1_overlap"]
-    assert found.values["mention_f1"] == pytest.approx(averages(rows, np.ones(len(rows)))["f1_micro"])
-    for label, (precision, recall, f1, support) in zip(LABELS, of_classes(rows, np.ones(len(rows))), strict=True):
-        expected = {"precision": precision, "recall": recall, "f1": f1, "f1_overlap": f1, "support": support}
+    assert found.values["mention_f1"] == pytest.approx(
+        averages(rows, np.ones(len(rows)))["f1_micro"]
+    )
+    for label, (precision, recall, f1, support) in zip(
+        LABELS, of_classes(rows, np.ones(len(rows))), strict=True
+    ):
+        expected = {
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "f1_overlap": f1,
+            "support": support,
+        }
         assert found.per_class[label] == pytest.approx(expected)
     true, said = ([LABELS[place] for row in rows for place in sorted(row[side])] for side in (0, 1))
     common = sum(min(true.count(label), said.count(label)) for label in LABELS)
-    assert token_f1(said, true) == pytest.approx(share(2 * common, len(true) + len(said)) if true or said else 1.0)
+    assert token_f1(said, true) == pytest.approx(
+        share(2 * common, len(true) + len(said)) if true or said else 1.0
+    )
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=1, max_size=20))
 @SAME_EVERY_RUN
 def test_no_threshold_gives_a_higher_f1_than_the_chosen_one(rows: list[tuple[bool, int]]) -> None:
-    truth, scores = np.array([true for true, _ in rows]), np.array([score / 10 for _, score in rows])
+    truth, scores = (
+        np.array([true for true, _ in rows]),
+        np.array([score / 10 for _, score in rows]),
+    )
 
     def f1(threshold: float) -> float:
         chosen = scores >= threshold

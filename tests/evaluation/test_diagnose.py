@@ -7,7 +7,13 @@ from sklearn.metrics import confusion_matrix, f1_score
 from medray.errors import ArtifactError
 from medray.evaluation import analysis
 from medray.evaluation.analysis import Analysis, ModelAnalysis
-from medray.evaluation.bootstrap import LabelAnswers, class_intervals, compare, interval, share_interval
+from medray.evaluation.bootstrap import (
+    LabelAnswers,
+    class_intervals,
+    compare,
+    interval,
+    share_interval,
+)
 from medray.evaluation.diagnose import SplitPredictions, examine, suspects
 from medray.evaluation.slices import Slicer
 from medray.records import AbstentionRecord, CalibrationRecord
@@ -18,22 +24,40 @@ OWN = CalibrationRecord()
 
 
 def scored(
-    rng: np.random.Generator, num_rows: int = 300, accuracy: float = 0.8, columns: dict[str, list[str]] | None = None
+    rng: np.random.Generator,
+    num_rows: int = 300,
+    accuracy: float = 0.8,
+    columns: dict[str, list[str]] | None = None,
 ) -> SplitPredictions:
     truth = rng.integers(0, 3, num_rows)
-    predicted = np.where(rng.random(num_rows) < accuracy, truth, (truth + rng.integers(1, 3, num_rows)) % 3)
+    predicted = np.where(
+        rng.random(num_rows) < accuracy, truth, (truth + rng.integers(1, 3, num_rows)) % 3
+    )
     said = np.eye(3, dtype=bool)[predicted]
     sure = rng.uniform(0.4, 1.0, num_rows)[:, None]
     probabilities = np.where(said, sure, (1 - sure) / 2)
     return SplitPredictions(
-        [f"r{row}" for row in range(num_rows)], LabelAnswers(np.eye(3, dtype=bool)[truth], said), probabilities, columns or {}
+        [f"r{row}" for row in range(num_rows)],
+        LabelAnswers(np.eye(3, dtype=bool)[truth], said),
+        probabilities,
+        columns or {},
     )
 
 
 def look(
-    rows: SplitPredictions, record: CalibrationRecord = OWN, multi_label: bool = False, metric: str = "f1_macro"
+    rows: SplitPredictions,
+    record: CalibrationRecord = OWN,
+    multi_label: bool = False,
+    metric: str = "f1_macro",
 ) -> analysis.SplitAnalysis:
-    return examine("test", rows, record, labels=LABELS[: rows.answers.truth.shape[1]], multi_label=multi_label, metric=metric)
+    return examine(
+        "test",
+        rows,
+        record,
+        labels=LABELS[: rows.answers.truth.shape[1]],
+        multi_label=multi_label,
+        metric=metric,
+    )
 
 
 def test_confusion_and_the_figures_of_each_class_are_those_of_scikit_learn() -> None:
@@ -41,17 +65,31 @@ def test_confusion_and_the_figures_of_each_class_are_those_of_scikit_learn() -> 
     truth, predicted = rows.answers.truth.argmax(axis=1), rows.answers.predicted.argmax(axis=1)
     found = look(rows)
     assert np.array(found.confusion).tolist() == confusion_matrix(truth, predicted).tolist()
-    assert [figures.f1.value for figures in found.per_class] == pytest.approx(f1_score(truth, predicted, average=None))
+    assert [figures.f1.value for figures in found.per_class] == pytest.approx(
+        f1_score(truth, predicted, average=None)
+    )
     assert all(figures.f1.low < figures.f1.value < figures.f1.high for figures in found.per_class)
     assert found.figure.value == pytest.approx(f1_score(truth, predicted, average="macro"))
     for figures in found.per_class:
-        assert sum((figures.true_positives, figures.false_positives, figures.false_negatives, figures.true_negatives)) == 300
+        assert (
+            sum(
+                (
+                    figures.true_positives,
+                    figures.false_positives,
+                    figures.false_negatives,
+                    figures.true_negatives,
+                )
+            )
+            == 300
+        )
 
 
 def test_bins_hold_every_row_and_the_error_is_their_weighted_distance() -> None:
     found = look(scored(np.random.default_rng(1))).before
     assert sum(held.num for held in found.bins) == 300
-    assert found.ece == pytest.approx(sum(held.num * abs(held.confidence - held.share_right) for held in found.bins) / 300)
+    assert found.ece == pytest.approx(
+        sum(held.num * abs(held.confidence - held.share_right) for held in found.bins) / 300
+    )
     assert all(held.low <= held.confidence <= held.high for held in found.bins)
 
 
@@ -64,7 +102,10 @@ def test_the_risk_curve_ends_at_every_row_and_counts_what_is_right_above_each_th
     assert points[0].precision == pytest.approx(right.mean())
     for point in points:
         answered = sure >= point.threshold
-        assert (point.num_answered, point.precision) == (answered.sum(), pytest.approx(right[answered].mean()))
+        assert (point.num_answered, point.precision) == (
+            answered.sum(),
+            pytest.approx(right[answered].mean()),
+        )
 
 
 def test_the_abstention_of_a_record_is_told_with_its_interval() -> None:
@@ -75,22 +116,32 @@ def test_the_abstention_of_a_record_is_told_with_its_interval() -> None:
     right = (rows.answers.truth == rows.answers.predicted).all(axis=1)[answered]
     assert found is not None
     assert found.precision is not None
-    assert (found.num_answered, found.precision.value) == (answered.sum(), pytest.approx(right.mean()))
+    assert (found.num_answered, found.precision.value) == (
+        answered.sum(),
+        pytest.approx(right.mean()),
+    )
     assert found.precision.low < found.precision.value < found.precision.high
-    nothing = look(rows, CalibrationRecord(abstention=rule.model_copy(update={"threshold": None}))).abstention
+    nothing = look(
+        rows, CalibrationRecord(abstention=rule.model_copy(update={"threshold": None}))
+    ).abstention
     assert nothing is not None
     assert (nothing.num_answered, nothing.precision) == (0, None)
 
 
 def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so() -> None:
     rng = np.random.default_rng(4)
-    sources = [("good", "bad", "rare")[min(row % 20, 2) if row % 20 == 2 else row % 2] for row in range(400)]
+    sources = [
+        ("good", "bad", "rare")[min(row % 20, 2) if row % 20 == 2 else row % 2]
+        for row in range(400)
+    ]
     rows = scored(rng, 400, 0.95, {"source": sources})
     held = np.array(sources) == "bad"
     predicted = rows.answers.predicted.copy()
     swapped = np.flatnonzero(held)[::2]
     predicted[swapped] = np.roll(predicted[swapped], 1, axis=1)
-    worse = SplitPredictions(rows.ids, LabelAnswers(rows.answers.truth, predicted), rows.probabilities, rows.columns)
+    worse = SplitPredictions(
+        rows.ids, LabelAnswers(rows.answers.truth, predicted), rows.probabilities, rows.columns
+    )
     worst = look(worse).worst
     assert worst is not None
     assert (worst.slice.column, worst.slice.value, worst.is_below) == ("source", "bad", True)
@@ -102,12 +153,22 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
 def test_a_slice_without_rows_enough_or_without_the_label_is_not_the_worst() -> None:
     rows = scored(np.random.default_rng(5), 100, 0.9, {"place": ["few"] * 5 + ["many"] * 95})
     few = np.arange(100) < 5
-    answers = LabelAnswers(rows.answers.truth, np.where(few[:, None], np.roll(rows.answers.truth, 1, axis=1), rows.answers.predicted))
+    answers = LabelAnswers(
+        rows.answers.truth,
+        np.where(few[:, None], np.roll(rows.answers.truth, 1, axis=1), rows.answers.predicted),
+    )
     found = look(SplitPredictions(rows.ids, answers, rows.probabilities, rows.columns))
     assert found.worst is not None
     assert found.worst.slice.value != "few"
-    one = SplitPredictions(rows.ids, rows.answers, rows.probabilities, {"truth": [LABELS[at] for at in rows.answers.truth.argmax(axis=1)]})
-    assert [held.f1 for held in look(one).slices if held.column == "truth"] == [None] * 3  # macro over one label is no F1 of the model
+    one = SplitPredictions(
+        rows.ids,
+        rows.answers,
+        rows.probabilities,
+        {"truth": [LABELS[at] for at in rows.answers.truth.argmax(axis=1)]},
+    )
+    assert [held.f1 for held in look(one).slices if held.column == "truth"] == [
+        None
+    ] * 3  # macro over one label is no F1 of the model
 
 
 def test_mistakes_come_the_surest_first_and_hold_no_text() -> None:
@@ -115,7 +176,9 @@ def test_mistakes_come_the_surest_first_and_hold_no_text() -> None:
     found = look(rows).mistakes
     wrong = (rows.answers.truth != rows.answers.predicted).any(axis=1)
     assert {held.row_id for held in found} == {rows.ids[row] for row in np.flatnonzero(wrong)}
-    assert [held.confidence for held in found] == sorted((held.confidence for held in found), reverse=True)
+    assert [held.confidence for held in found] == sorted(
+        (held.confidence for held in found), reverse=True
+    )
     assert all(held.truth != held.predicted for held in found)
 
 
@@ -130,7 +193,11 @@ def test_labels_that_were_changed_are_suspected_before_others() -> None:
     found = suspects(ids, np.eye(3, dtype=bool)[given], probabilities, LABELS, multi_label=False)
     first = [int(held.row_id) for held in found[:10]]
     assert sum(row < 15 for row in first) >= 9
-    assert all(held.suggested == (LABELS[truth[int(held.row_id)]],) for held in found[:10] if int(held.row_id) < 15)
+    assert all(
+        held.suggested == (LABELS[truth[int(held.row_id)]],)
+        for held in found[:10]
+        if int(held.row_id) < 15
+    )
     several = np.eye(3, dtype=bool)[given]
     several[20] = [True, True, True]
     flipped = suspects(ids, several, probabilities, LABELS, multi_label=True)
@@ -143,7 +210,10 @@ def test_several_labels_have_counts_instead_of_one_confusion_matrix() -> None:
     rng = np.random.default_rng(8)
     probabilities = rng.random((200, 2))
     answers = LabelAnswers(rng.random((200, 2)) < probabilities, probabilities >= 0.5)
-    found = look(SplitPredictions([str(row) for row in range(200)], answers, probabilities, {}), multi_label=True)
+    found = look(
+        SplitPredictions([str(row) for row in range(200)], answers, probabilities, {}),
+        multi_label=True,
+    )
     assert found.confusion == ()
     assert sum(held.num for held in found.before.bins) == 400
     assert found.before.ece < 0.1  # truth was drawn by these probabilities
@@ -152,7 +222,9 @@ def test_several_labels_have_counts_instead_of_one_confusion_matrix() -> None:
 def examples(texts: Sequence[str], **columns: Sequence[str | None]) -> list[Example]:
     rows = []
     for number, text in enumerate(texts):
-        held = {name: value for name, values in columns.items() if (value := values[number]) is not None}
+        held = {
+            name: value for name, values in columns.items() if (value := values[number]) is not None
+        }
         rows.append(Example(str(number), text, ("a",), metadata=held))
     return rows
 
@@ -177,21 +249,37 @@ def test_slices_are_thirds_of_numbers_and_the_values_of_columns_that_have_few() 
     assert len(set(found["year"])) == 4
     assert set(found["site"]) == {"A", "(none)"}
     other = Slicer.of(rows).columns(examples(["word"], site=["B"], year=["not a year"]))
-    assert (other["length"], other["site"], other["year"]) == (["at most 20 words"], ["B"], ["(none)"])
+    assert (other["length"], other["site"], other["year"]) == (
+        ["at most 20 words"],
+        ["B"],
+        ["(none)"],
+    )
 
 
 def test_an_analysis_comes_back_from_its_file_as_it_was() -> None:
     made = look(scored(np.random.default_rng(9)))
-    whole = Analysis("cancer", LABELS, False, "one", (ModelAnalysis("one", CalibrationRecord(temperature=1.5), made, made),))
+    whole = Analysis(
+        "cancer",
+        LABELS,
+        False,
+        "one",
+        (ModelAnalysis("one", CalibrationRecord(temperature=1.5), made, made),),
+    )
     assert analysis.from_json(analysis.to_json(whole), "analysis.json") == whole
     with pytest.raises(ArtifactError, match=r"analysis\.json: is no analysis of this medray"):
         analysis.from_json(b'{"study": 1}', "analysis.json")
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "accuracy"), [(60, 0.9), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((200, 0.92), (200, 0.7)))]
+    ("num_rows", "accuracy"),
+    [
+        (60, 0.9),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((200, 0.92), (200, 0.7))),
+    ],
 )
-def test_intervals_of_f1_hold_the_true_value_as_often_as_they_say(num_rows: int, accuracy: float) -> None:
+def test_intervals_of_f1_hold_the_true_value_as_often_as_they_say(
+    num_rows: int, accuracy: float
+) -> None:
     """Simulated: macro F1 and the F1 of a class, whose true values are those of a million rows."""
     rng = np.random.default_rng(10)
     million = scored(rng, 1_000_000, accuracy).answers
@@ -199,24 +287,36 @@ def test_intervals_of_f1_hold_the_true_value_as_often_as_they_say(num_rows: int,
     held = np.zeros(2)
     for seed in range(200):
         answers = scored(rng, num_rows, accuracy).answers
-        whole, one = interval(answers, "f1_macro", num_resamples=400, seed=seed), class_intervals(answers, num_resamples=400, seed=seed)[0]
+        whole, one = (
+            interval(answers, "f1_macro", num_resamples=400, seed=seed),
+            class_intervals(answers, num_resamples=400, seed=seed)[0],
+        )
         held += [whole.low <= macro.mean() <= whole.high, one.low <= macro[0] <= one.high]
     assert (held / 200 >= 0.90).all(), held / 200
     assert (held / 200 <= 0.99).all(), held / 200
 
 
-def test_the_interval_of_a_difference_holds_the_true_one_and_equals_are_ties_as_often_as_it_says() -> None:
-    """Simulated: two models that err independently on the same rows, one 5 points better; and two equal ones."""
+def test_the_interval_of_a_difference_covers_the_true_one_as_often_as_it_says() -> None:
+    """Simulated: two models that err independently on the same rows, one 5 points better; and two
+    equal ones."""
     rng = np.random.default_rng(11)
 
     def pair(first: float, second: float) -> tuple[LabelAnswers, LabelAnswers]:
         truth = rng.integers(0, 2, 200)
-        said = [np.where(rng.random(200) < accuracy, truth, 1 - truth) for accuracy in (first, second)]
-        return tuple(LabelAnswers(np.eye(2, dtype=bool)[truth], np.eye(2, dtype=bool)[held]) for held in said)  # type: ignore[return-value]
+        said = [
+            np.where(rng.random(200) < accuracy, truth, 1 - truth) for accuracy in (first, second)
+        ]
+        return tuple(
+            LabelAnswers(np.eye(2, dtype=bool)[truth], np.eye(2, dtype=bool)[held]) for held in said
+        )  # type: ignore[return-value]
 
-    better = [compare(*pair(0.9, 0.85), "f1_macro", num_resamples=400, seed=seed) for seed in range(200)]
+    better = [
+        compare(*pair(0.9, 0.85), "f1_macro", num_resamples=400, seed=seed) for seed in range(200)
+    ]
     assert 0.90 <= np.mean([found.low <= 0.05 <= found.high for found in better]) <= 0.99
-    equal = [compare(*pair(0.9, 0.9), "f1_macro", num_resamples=400, seed=seed) for seed in range(200)]
+    equal = [
+        compare(*pair(0.9, 0.9), "f1_macro", num_resamples=400, seed=seed) for seed in range(200)
+    ]
     assert 0.90 <= np.mean([found.is_tie for found in equal]) <= 0.99
 
 
@@ -225,13 +325,18 @@ def test_few_rows_that_are_all_right_have_an_interval_all_the_same() -> None:
     found = interval(LabelAnswers(truth, truth), "f1_macro")
     assert found.low == pytest.approx(0.025 ** (1 / 20))
     assert found.high == 1.0
-    assert [held.low for held in class_intervals(LabelAnswers(truth, truth))] == pytest.approx([0.025 ** (1 / 10)] * 2)
-    assert interval(LabelAnswers(truth, ~truth), "accuracy").high == pytest.approx(1 - 0.025 ** (1 / 20))
+    assert [held.low for held in class_intervals(LabelAnswers(truth, truth))] == pytest.approx(
+        [0.025 ** (1 / 10)] * 2
+    )
+    assert interval(LabelAnswers(truth, ~truth), "accuracy").high == pytest.approx(
+        1 - 0.025 ** (1 / 20)
+    )
     assert share_interval(20, 20).low == pytest.approx(0.025 ** (1 / 20))
 
 
 def test_where_slices_are_alike_hardly_one_is_said_to_be_worse() -> None:
-    """Simulated: eight sources that differ by chance alone. Without widening the interval a fifth of the looks would find one."""
+    """Simulated: eight sources that differ by chance alone. Without widening the interval a fifth
+    of the looks would find one."""
     rng = np.random.default_rng(12)
     columns = {"source": [f"s{row % 8}" for row in range(320)]}
     found = [look(scored(rng, 320, 0.85, columns)).worst for _ in range(60)]
@@ -240,8 +345,15 @@ def test_where_slices_are_alike_hardly_one_is_said_to_be_worse() -> None:
 
 def test_a_label_is_not_suspected_for_an_answer_less_sure_than_that_label_usually_is() -> None:
     truth = np.eye(2, dtype=bool)[[0, 0, 0, 1, 1, 1]]
-    probabilities = np.array([[0.9, 0.1], [0.95, 0.05], [0.4, 0.6], [0.05, 0.95], [0.05, 0.95], [0.02, 0.98]])
+    probabilities = np.array(
+        [[0.9, 0.1], [0.95, 0.05], [0.4, 0.6], [0.05, 0.95], [0.05, 0.95], [0.02, 0.98]]
+    )
     assert suspects([*"abcdef"], truth, probabilities, LABELS[:2], multi_label=False) == ()
     probabilities[2] = [0.01, 0.99]
     (found,) = suspects([*"abcdef"], truth, probabilities, LABELS[:2], multi_label=False)
-    assert (found.row_id, found.given, found.suggested, found.doubt) == ("c", ("a",), ("b",), pytest.approx(0.98))
+    assert (found.row_id, found.given, found.suggested, found.doubt) == (
+        "c",
+        ("a",),
+        ("b",),
+        pytest.approx(0.98),
+    )

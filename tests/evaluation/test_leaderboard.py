@@ -1,4 +1,5 @@
-"""Who wins: by validation rows, at the best epoch of the whole history, and a tie goes to the cheaper model."""
+"""Who wins: by validation rows, at the best epoch of the whole history, and a tie goes to the
+cheaper model."""
 
 import csv
 import io
@@ -9,7 +10,15 @@ import pytest
 from medray.errors import ArtifactError, TrialError
 from medray.evaluation import leaderboard, tables
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.evaluation.leaderboard import Contender, Entry, Leaderboard, conclude, entry_of, finalists, rank
+from medray.evaluation.leaderboard import (
+    Contender,
+    Entry,
+    Leaderboard,
+    conclude,
+    entry_of,
+    finalists,
+    rank,
+)
 from medray.evaluation.metrics import Metrics
 from medray.records import Evaluation, MergeRecord, TrialRecord
 
@@ -19,23 +28,53 @@ METRIC = "accuracy"
 def evaluation(epoch: int, value: float, **more: float) -> Evaluation:
     metrics = {METRIC: value, "f1_macro": value, "log_loss": 1 - value, **more}
     return Evaluation(
-        epoch, epoch * 10, 0.5, metrics, is_best=False, epochs=float(epoch), is_last=False, seconds=epoch * 2.0, tokens_per_s=100.0
+        epoch,
+        epoch * 10,
+        0.5,
+        metrics,
+        is_best=False,
+        epochs=float(epoch),
+        is_last=False,
+        seconds=epoch * 2.0,
+        tokens_per_s=100.0,
     )
 
 
 def record(trial: str, base: str = "small", **more: object) -> TrialRecord:
-    return TrialRecord(trial=trial, base_model=base, base=0, number=0, settings={"lora.r": 8}, status="finished", **more)  # type: ignore[arg-type]
+    return TrialRecord(
+        trial=trial,
+        base_model=base,
+        base=0,
+        number=0,
+        settings={"lora.r": 8},
+        status="finished",
+        **more,
+    )  # type: ignore[arg-type]
 
 
-def entry(name: str, value: float, base: str = "small", num_parameters: int = 10, status: str = "finished") -> Entry:
+def entry(
+    name: str, value: float, base: str = "small", num_parameters: int = 10, status: str = "finished"
+) -> Entry:
     place = ("small", "large").index(base)
     return Entry(
-        name=name, kind="trial", base_model=base, base=place, status=status, validation={METRIC: value}, num_parameters=num_parameters
+        name=name,
+        kind="trial",
+        base_model=base,
+        base=place,
+        status=status,
+        validation={METRIC: value},
+        num_parameters=num_parameters,
     )
 
 
 def judged(
-    name: str, validation: int, test: int, base: str = "small", num_parameters: int = 10, kind: str = "trial", first: int = 0
+    name: str,
+    validation: int,
+    test: int,
+    base: str = "small",
+    num_parameters: int = 10,
+    kind: str = "trial",
+    first: int = 0,
 ) -> Contender:
     """A candidate that gets so many of 200 rows right, from the first on."""
 
@@ -44,31 +83,53 @@ def judged(
         predicted = np.where((np.arange(200) - first) % 200 < right, truth.T, ~truth.T).T
         return Metrics({METRIC: right / 200}, 200), LabelAnswers(truth, predicted)
 
-    made = Entry(name=name, kind=kind, base_model=base, epoch=1, num_parameters=num_parameters, checkpoint=f"/{name}")  # type: ignore[arg-type]
-    return leaderboard.contender(made, METRIC, validation=answers(validation), test=answers(test), ms_per_row=1.0)
+    made = Entry(
+        name=name,
+        kind=kind,
+        base_model=base,
+        epoch=1,
+        num_parameters=num_parameters,
+        checkpoint=f"/{name}",
+    )  # type: ignore[arg-type]
+    return leaderboard.contender(
+        made, METRIC, validation=answers(validation), test=answers(test), ms_per_row=1.0
+    )
 
 
-def board(*candidates: Contender, references: tuple[Contender, ...] = (), tie: float | None = 1.5) -> Leaderboard:
+def board(
+    *candidates: Contender, references: tuple[Contender, ...] = (), tie: float | None = 1.5
+) -> Leaderboard:
     trials = [found.entry for found in candidates]
     return conclude("s", METRIC, trials, candidates, references, num_openings=1, tie=tie)
 
 
 def test_the_best_epoch_of_the_whole_history_counts_not_the_last() -> None:
-    found = entry_of(record("a"), [evaluation(1, 0.7), evaluation(2, 0.9), evaluation(3, 0.6)], METRIC)
+    found = entry_of(
+        record("a"), [evaluation(1, 0.7), evaluation(2, 0.9), evaluation(3, 0.6)], METRIC
+    )
     assert (found.epoch, found.step, found.validation[METRIC], found.num_epochs) == (2, 20, 0.9, 3)
     first = entry_of(record("a"), [evaluation(1, 0.9), evaluation(2, 0.9)], METRIC)
     assert first.epoch == 1
-    lowest = entry_of(record("a"), [evaluation(1, 0.7), evaluation(2, 0.9), evaluation(3, 0.6)], "log_loss")
+    lowest = entry_of(
+        record("a"), [evaluation(1, 0.7), evaluation(2, 0.9), evaluation(3, 0.6)], "log_loss"
+    )
     assert lowest.epoch == 2
 
 
 def test_an_evaluation_that_is_not_a_number_never_counts() -> None:
     assert entry_of(record("a"), [evaluation(1, float("nan"))], METRIC).validation == {}
-    assert entry_of(record("a"), [evaluation(1, float("nan")), evaluation(2, 0.1)], METRIC).epoch == 2
+    assert (
+        entry_of(record("a"), [evaluation(1, float("nan")), evaluation(2, 0.1)], METRIC).epoch == 2
+    )
 
 
 def test_seconds_to_the_first_step_count_from_the_start_of_the_trial() -> None:
-    assert entry_of(record("a", started_at=100.0, first_step_at=103.5), [], METRIC).seconds_to_first_step == 3.5
+    assert (
+        entry_of(
+            record("a", started_at=100.0, first_step_at=103.5), [], METRIC
+        ).seconds_to_first_step
+        == 3.5
+    )
 
 
 def test_trials_without_a_figure_come_last_and_finalists_are_the_best_of_each_base_model() -> None:
@@ -80,13 +141,21 @@ def test_trials_without_a_figure_come_last_and_finalists_are_the_best_of_each_ba
         entry("broken", 0.9, status="failed"),
     ]
     entries[0] = Entry(name="none", kind="trial", base_model="small", base=0)
-    assert [found.name for found in rank(entries, METRIC)] == ["broken", "high", "low", "other", "none"]
+    assert [found.name for found in rank(entries, METRIC)] == [
+        "broken",
+        "high",
+        "low",
+        "other",
+        "none",
+    ]
     assert [found.name for found in finalists(entries, METRIC, 1)] == ["high", "other"]
     assert [found.name for found in finalists(entries, METRIC, 2)] == ["high", "low", "other"]
 
 
 def test_the_winner_is_chosen_by_validation_rows_whatever_test_rows_say() -> None:
-    found = board(judged("a", validation=190, test=100), judged("b", validation=120, test=199, base="large"))
+    found = board(
+        judged("a", validation=190, test=100), judged("b", validation=120, test=199, base="large")
+    )
     assert (found.winner, found.runner_up, found.tied) == ("a", "b", ())
     assert found.entries[0].name == "a"
     on_test = next(pair for pair in found.comparisons if pair.split == "test")
@@ -105,14 +174,25 @@ def test_a_tie_is_won_by_a_model_that_is_much_smaller_and_else_by_the_figure() -
     found = board(large, small)
     assert (found.winner, found.tied) == ("small-000", ("large-000", "small-000"))
     why = (
-        "tie: validation rows cannot tell large-000, small-000 apart; small-000 wins by its size: 10 parameters, where large-000 has 1,000"
+        "tie: validation rows cannot tell large-000, small-000 apart; small-000 wins by its size: "
+        "10 parameters, where large-000 has 1,000"
     )
     assert why in tables.sentences(found)
     near = judged("small-000", validation=180, test=180, num_parameters=700, first=100)
-    assert [board(large, near, tie=tie).winner for tie in (1.0, 1.4, 1.5, None)] == ["small-000", "small-000", "large-000", "large-000"]
+    assert [board(large, near, tie=tie).winner for tie in (1.0, 1.4, 1.5, None)] == [
+        "small-000",
+        "small-000",
+        "large-000",
+        "large-000",
+    ]
     assert board(large, near).tied == ("large-000", "small-000")
-    assert any(sentence.endswith("apart; large-000 wins by its figure") for sentence in tables.sentences(board(large, near)))
-    clear = board(judged("large-000", validation=195, test=180, base="large", num_parameters=1000), small)
+    assert any(
+        sentence.endswith("apart; large-000 wins by its figure")
+        for sentence in tables.sentences(board(large, near))
+    )
+    clear = board(
+        judged("large-000", validation=195, test=180, base="large", num_parameters=1000), small
+    )
     assert (clear.winner, clear.tied) == ("large-000", ())
 
 
@@ -133,7 +213,10 @@ def test_references_stand_in_the_ranking_and_are_compared_but_never_win() -> Non
     found = board(judged("a", 150, 150), references=(judged("TF-IDF", 180, 180, kind="reference"),))
     assert [held.name for held in found.entries] == ["TF-IDF", "a"]
     assert found.winner == "a"
-    assert any("winner against TF-IDF on the same test rows" in sentence and "worse" in sentence for sentence in tables.sentences(found))
+    assert any(
+        "winner against TF-IDF on the same test rows" in sentence and "worse" in sentence
+        for sentence in tables.sentences(found)
+    )
 
 
 def test_test_figures_carry_an_interval_and_rows_that_were_seen_before_say_so() -> None:
@@ -151,9 +234,18 @@ def test_a_study_without_a_figure_has_no_leaderboard() -> None:
 
 
 def test_the_files_say_the_same_and_json_comes_back_whole() -> None:
-    failed = Entry(name="broken", kind="trial", base_model="small", status="failed", error="the loss is nan")
+    failed = Entry(
+        name="broken", kind="trial", base_model="small", status="failed", error="the loss is nan"
+    )
     first = judged("a", 150, 140)
-    found = conclude("s", METRIC, [first.entry, failed], [first], [judged("majority", 100, 100, kind="reference")], num_openings=1)
+    found = conclude(
+        "s",
+        METRIC,
+        [first.entry, failed],
+        [first],
+        [judged("majority", 100, 100, kind="reference")],
+        num_openings=1,
+    )
     assert tables.from_json(tables.to_json(found), "x") == found
     rows = list(csv.DictReader(io.StringIO(tables.to_csv(tables.rows(found)))))
     assert [row["name"] for row in rows] == ["a", "majority", "broken"]
@@ -171,12 +263,25 @@ def test_the_files_say_the_same_and_json_comes_back_whole() -> None:
 
 def test_history_rows_name_their_split() -> None:
     (row,) = tables.history_rows({"a": [evaluation(1, 0.5)]})
-    assert (row["trial"], row["epoch"], row["train_loss"], row["validation_loss"], row["validation_accuracy"]) == ("a", 1, 0.5, 0.5, 0.5)
+    assert (
+        row["trial"],
+        row["epoch"],
+        row["train_loss"],
+        row["validation_loss"],
+        row["validation_accuracy"],
+    ) == ("a", 1, 0.5, 0.5, 0.5)
 
 
 def test_a_merge_is_judged_by_f1_the_studys_own_where_it_ranks_by_one() -> None:
-    before, after = {"accuracy": 0.9, "f1_macro": 0.8, "f1_binary": 0.7}, {"accuracy": 0.9, "f1_macro": 0.79, "f1_binary": 0.6}
+    before, after = (
+        {"accuracy": 0.9, "f1_macro": 0.8, "f1_binary": 0.7},
+        {"accuracy": 0.9, "f1_macro": 0.79, "f1_binary": 0.6},
+    )
     found = Entry(name="a", kind="trial", validation=before, validation_merged=after)
-    assert leaderboard.merge_of(found, "accuracy") == MergeRecord(metric="f1_macro", unmerged=0.8, merged=0.79)
-    assert leaderboard.merge_of(found, "f1_binary") == MergeRecord(metric="f1_binary", unmerged=0.7, merged=0.6)
+    assert leaderboard.merge_of(found, "accuracy") == MergeRecord(
+        metric="f1_macro", unmerged=0.8, merged=0.79
+    )
+    assert leaderboard.merge_of(found, "f1_binary") == MergeRecord(
+        metric="f1_binary", unmerged=0.7, merged=0.6
+    )
     assert leaderboard.merge_of(entry("a", 0.9), METRIC) is None

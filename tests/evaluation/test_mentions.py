@@ -1,4 +1,5 @@
-"""The scorer of mentions: exact and overlapping matches, figures made of their sums, intervals over rows."""
+"""The scorer of mentions: exact and overlapping matches, figures made of their sums, intervals over
+rows."""
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from medray.types import Mention
 
 
 def mentions(*spans: tuple[int, int] | tuple[int, int, str]) -> list[Mention]:
-    return [Mention(span[0], span[1], "", span[2] if len(span) == 3 else "Disease") for span in spans]
+    return [
+        Mention(span[0], span[1], "", span[2] if len(span) == 3 else "Disease") for span in spans
+    ]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,10 @@ def mentions(*spans: tuple[int, int] | tuple[int, int, str]) -> list[Mention]:
     ],
 )
 def test_each_mention_is_matched_once(truth: list, said: list, hits: int, near: int) -> None:
-    assert (exact(mentions(*truth), mentions(*said)), overlapping(mentions(*truth), mentions(*said))) == (hits, near)
+    assert (
+        exact(mentions(*truth), mentions(*said)),
+        overlapping(mentions(*truth), mentions(*said)),
+    ) == (hits, near)
 
 
 ROWS = [
@@ -58,14 +64,24 @@ def test_figures_are_micro_over_the_mentions_of_all_rows() -> None:
 def test_each_kind_has_its_own_figures_and_nothing_divides_by_zero() -> None:
     found = tally(["a", "b", "c"], ROWS, {}, [{}] * 3)
     per_kind = score(found, ROWS, ["Chemical", "Disease"]).per_class
-    assert per_kind["Chemical"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "f1_overlap": 0.0, "support": 1.0}
+    assert per_kind["Chemical"] == {
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "f1_overlap": 0.0,
+        "support": 1.0,
+    }
     assert per_kind["Disease"]["f1"] == pytest.approx(2 / 5)
     assert per_kind["Disease"]["f1_overlap"] == pytest.approx(4 / 5)
     assert set(figures([([], [])]).values()) == {0.0}
 
 
 def test_rates_are_sums_over_sums() -> None:
-    counts = [{"rows": 1.0, "invalid": 1.0}, {"rows": 1.0, "invalid": 0.0}, {"rows": 1.0, "invalid": 0.0}]
+    counts = [
+        {"rows": 1.0, "invalid": 1.0},
+        {"rows": 1.0, "invalid": 0.0},
+        {"rows": 1.0, "invalid": 0.0},
+    ]
     found = tally(["a", "b", "c"], ROWS, {"invalid_rate": ("invalid", "rows")}, counts)
     assert found.whole()["invalid_rate"] == pytest.approx(1 / 3)
     assert "invalid_rate" in found.metrics
@@ -74,12 +90,18 @@ def test_rates_are_sums_over_sums() -> None:
 def test_the_interval_draws_rows_and_a_comparison_pairs_them() -> None:
     rng = np.random.default_rng(0)
     truth = [mentions((0, 6), (10, 20)) for _ in range(60)]
-    good = [mentions((0, 6)) if rng.random() < 0.3 else mentions((0, 6), (10, 20)) for _ in range(60)]
+    good = [
+        mentions((0, 6)) if rng.random() < 0.3 else mentions((0, 6), (10, 20)) for _ in range(60)
+    ]
     bad = [mentions((0, 6)) if rng.random() < 0.3 else mentions() for _ in range(60)]
     ids = [str(number) for number in range(60)]
-    one, two = (tally(ids, list(zip(truth, said, strict=True)), {}, [{}] * 60) for said in (good, bad))
+    one, two = (
+        tally(ids, list(zip(truth, said, strict=True)), {}, [{}] * 60) for said in (good, bad)
+    )
     found = interval(one, "mention_f1")
     assert found.low < one.whole()["mention_f1"] < found.high
     difference = compare(one, two, "mention_f1")
-    assert difference.difference == pytest.approx(one.whole()["mention_f1"] - two.whole()["mention_f1"])
+    assert difference.difference == pytest.approx(
+        one.whole()["mention_f1"] - two.whole()["mention_f1"]
+    )
     assert difference.low > 0

@@ -22,7 +22,9 @@ def softmax(logits):
 
 def drawn(rng, rows=200, classes=4):
     probabilities = softmax(rng.normal(size=(rows, classes)))
-    truth = np.where(rng.random(rows) < 0.5, probabilities.argmax(axis=1), rng.integers(classes, size=rows))
+    truth = np.where(
+        rng.random(rows) < 0.5, probabilities.argmax(axis=1), rng.integers(classes, size=rows)
+    )
     return truth, probabilities, probabilities.argmax(axis=1)
 
 
@@ -48,7 +50,9 @@ def test_three_classes_counted_by_hand():
         }
     )
     assert found.confusion == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
-    assert found.per_class["a"] == pytest.approx({"precision": 1, "recall": 1 / 2, "f1": 2 / 3, "support": 2, "auprc": 1})
+    assert found.per_class["a"] == pytest.approx(
+        {"precision": 1, "recall": 1 / 2, "f1": 2 / 3, "support": 2, "auprc": 1}
+    )
     assert (found.num_rows, found.labels) == (4, ABC)
 
 
@@ -58,13 +62,17 @@ def test_two_classes_are_judged_by_the_positive_one():
     sick = metrics.single_label(truth, probabilities, predicted, ["healthy", "sick"], "sick").values
     assert (sick["f1_binary"], sick["precision_binary"], sick["recall_binary"]) == (0.5, 0.5, 0.5)
     assert sick["auprc_binary"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)  # hits at rank 1 and 3
-    healthy = metrics.single_label([0, 0, 0, 1], probabilities, [0, 0, 0, 0], ["healthy", "sick"], "healthy").values
+    healthy = metrics.single_label(
+        [0, 0, 0, 1], probabilities, [0, 0, 0, 0], ["healthy", "sick"], "healthy"
+    ).values
     assert healthy["f1_binary"] == pytest.approx(6 / 7)
 
 
 def test_two_labels_need_a_positive_one_and_it_must_be_one_of_them():
     rows = ([0, 1], np.array([[1.0, 0], [0, 1]]), [0, 1])
-    with pytest.raises(ConfigError, match="two labels, 'healthy' and 'sick': name one of them as positive_label"):
+    with pytest.raises(
+        ConfigError, match="two labels, 'healthy' and 'sick': name one of them as positive_label"
+    ):
         metrics.single_label(*rows, ["healthy", "sick"], None)
     with pytest.raises(ConfigError, match=r"'sik' is not a label; .*did you mean 'sick'\?"):
         metrics.single_label(*rows, ["healthy", "sick"], "sik")
@@ -84,26 +92,44 @@ def test_single_label_figures_are_those_of_scikit_learn(rng):
     assert found.confusion == reference.confusion_matrix(truth, predicted).tolist()
     values = found.values
     for average in ("macro", "micro", "weighted"):
-        assert values[f"f1_{average}"] == pytest.approx(reference.f1_score(truth, predicted, average=average))
-    assert values["precision_macro"] == pytest.approx(reference.precision_score(truth, predicted, average="macro"))
-    assert values["recall_macro"] == pytest.approx(reference.recall_score(truth, predicted, average="macro"))
+        assert values[f"f1_{average}"] == pytest.approx(
+            reference.f1_score(truth, predicted, average=average)
+        )
+    assert values["precision_macro"] == pytest.approx(
+        reference.precision_score(truth, predicted, average="macro")
+    )
+    assert values["recall_macro"] == pytest.approx(
+        reference.recall_score(truth, predicted, average="macro")
+    )
     assert values["accuracy"] == pytest.approx(reference.accuracy_score(truth, predicted))
     assert values["log_loss"] == pytest.approx(reference.log_loss(truth, probabilities))
-    assert values["auprc_macro"] == pytest.approx(reference.average_precision_score(np.eye(4)[truth], probabilities, average="macro"))
+    assert values["auprc_macro"] == pytest.approx(
+        reference.average_precision_score(np.eye(4)[truth], probabilities, average="macro")
+    )
 
 
 def test_multi_label_figures_are_those_of_scikit_learn(rng):
     probabilities = rng.random((200, 4))
     truth = (rng.random((200, 4)) < probabilities).astype(int)
-    truth[:, 0] |= 1 - truth.any(axis=1)  # scikit-learn counts a row without labels as a mistake; ours has its own test
+    truth[:, 0] |= 1 - truth.any(
+        axis=1
+    )  # scikit-learn counts a row without labels as a mistake; ours has its own test
     predicted = (probabilities >= 0.5).astype(int)
     values = metrics.multi_label(truth, probabilities, predicted, list("wxyz")).values
     for average in ("macro", "micro", "weighted", "samples"):
-        assert values[f"f1_{average}"] == pytest.approx(reference.f1_score(truth, predicted, average=average, zero_division=0))
+        assert values[f"f1_{average}"] == pytest.approx(
+            reference.f1_score(truth, predicted, average=average, zero_division=0)
+        )
     assert values["accuracy_subset"] == pytest.approx(reference.accuracy_score(truth, predicted))
-    assert values["precision_macro"] == pytest.approx(reference.precision_score(truth, predicted, average="macro"))
-    assert values["recall_macro"] == pytest.approx(reference.recall_score(truth, predicted, average="macro"))
-    assert values["auprc_macro"] == pytest.approx(reference.average_precision_score(truth, probabilities, average="macro"))
+    assert values["precision_macro"] == pytest.approx(
+        reference.precision_score(truth, predicted, average="macro")
+    )
+    assert values["recall_macro"] == pytest.approx(
+        reference.recall_score(truth, predicted, average="macro")
+    )
+    assert values["auprc_macro"] == pytest.approx(
+        reference.average_precision_score(truth, probabilities, average="macro")
+    )
     columns = [reference.log_loss(truth[:, label], probabilities[:, label]) for label in range(4)]
     assert values["log_loss"] == pytest.approx(np.mean(columns))
 
@@ -127,12 +153,16 @@ def test_a_label_that_is_only_predicted_counts_as_zero_in_the_macro_average_but_
 
 
 def test_a_positive_label_without_rows_gives_zeros():
-    found = metrics.single_label([0, 0], np.array([[0.9, 0.1], [0.4, 0.6]]), [0, 1], ["n", "p"], "p").values
+    found = metrics.single_label(
+        [0, 0], np.array([[0.9, 0.1], [0.4, 0.6]]), [0, 1], ["n", "p"], "p"
+    ).values
     assert (found["f1_binary"], found["auprc_binary"], found["recall_binary"]) == (0, 0, 0)
 
 
 def test_a_row_that_has_no_label_and_was_given_none_is_right():
-    found = metrics.multi_label([[0, 0], [1, 0], [0, 0]], np.full((3, 2), 0.4), [[0, 0], [1, 0], [0, 1]], ["a", "b"]).values
+    found = metrics.multi_label(
+        [[0, 0], [1, 0], [0, 0]], np.full((3, 2), 0.4), [[0, 0], [1, 0], [0, 1]], ["a", "b"]
+    ).values
     assert found["f1_samples"] == pytest.approx(2 / 3)
     assert found["accuracy_subset"] == pytest.approx(2 / 3)
 
@@ -142,7 +172,12 @@ def test_one_label_alone_and_no_positives_at_all_are_scored():
     assert found.values["f1_macro"] == 1.0
     assert found.per_class["a"]["support"] == 1
     nothing = metrics.multi_label([[0], [0]], [[0.1], [0.2]], [[0], [0]], ["a"]).values
-    assert (nothing["f1_macro"], nothing["f1_micro"], nothing["auprc_macro"], nothing["accuracy_subset"]) == (0, 0, 0, 1)
+    assert (
+        nothing["f1_macro"],
+        nothing["f1_micro"],
+        nothing["auprc_macro"],
+        nothing["accuracy_subset"],
+    ) == (0, 0, 0, 1)
 
 
 def test_a_certain_mistake_costs_much_and_not_infinity():
@@ -150,14 +185,18 @@ def test_a_certain_mistake_costs_much_and_not_infinity():
     assert found["log_loss"] == pytest.approx(-np.log(np.finfo(float).eps))
 
 
-@pytest.mark.parametrize(("multi_label", "binary"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("multi_label", "binary"), [(False, False), (False, True), (True, False), (True, True)]
+)
 def test_the_names_are_those_of_the_values(multi_label, binary):
     labels = ["a", "b"] if binary else ABC
     truth = np.eye(len(labels), dtype=int)
     if multi_label:
         found = metrics.multi_label(truth, truth, truth, labels)
     else:
-        found = metrics.single_label(range(len(labels)), truth, range(len(labels)), labels, "a" if binary else None)
+        found = metrics.single_label(
+            range(len(labels)), truth, range(len(labels)), labels, "a" if binary else None
+        )
     assert list(found.values) == metrics.names(multi_label, binary)
     assert all(type(value) is float for value in found.values.values())
 
@@ -188,7 +227,9 @@ def test_thresholds_reach_the_best_f1_that_any_threshold_reaches(rng):
         truth[0] = 1
         for label, threshold in enumerate(metrics.thresholds(truth, scores)):
             reached = f1(truth[:, label], scores[:, label] >= threshold)
-            assert reached == max(f1(truth[:, label], scores[:, label] >= step) for step in np.linspace(0, 1.05, 211))
+            assert reached == max(
+                f1(truth[:, label], scores[:, label] >= step) for step in np.linspace(0, 1.05, 211)
+            )
 
 
 def test_thresholds_take_the_nearest_to_a_half_of_the_equally_good():
@@ -200,7 +241,9 @@ def test_thresholds_take_the_nearest_to_a_half_of_the_equally_good():
 
 
 def test_a_label_without_positives_keeps_a_half():
-    assert metrics.thresholds([[0, 1], [0, 1]], [[0.9, 0.1], [0.1, 0.3]]) == pytest.approx([0.5, 0.05])
+    assert metrics.thresholds([[0, 1], [0, 1]], [[0.9, 0.1], [0.1, 0.3]]) == pytest.approx(
+        [0.5, 0.05]
+    )
 
 
 def test_a_threshold_between_neighbouring_numbers_still_separates_them():

@@ -1,4 +1,5 @@
-"""A cloud of embeddings: what lies outside is far, what is like its rows is near, and the limit is of rows that it has not seen."""
+"""A cloud of embeddings: what lies outside is far, what is like its rows is near, and the limit is
+of rows that it has not seen."""
 
 import numpy as np
 import pytest
@@ -47,7 +48,9 @@ def test_a_cloud_is_the_same_after_it_was_stored() -> None:
     cloud = fitted()
     again = Cloud.from_arrays(cloud.arrays())
     assert again.limit == pytest.approx(cloud.limit)
-    np.testing.assert_allclose(again.distances(rows(5, seed=4)), cloud.distances(rows(5, seed=4)), rtol=1e-6)
+    np.testing.assert_allclose(
+        again.distances(rows(5, seed=4)), cloud.distances(rows(5, seed=4)), rtol=1e-6
+    )
     assert sum(array.nbytes for array in cloud.arrays().values()) < 20 * 4 * WIDTH
 
 

@@ -18,7 +18,14 @@ def answers(share_right: float, *, rows: int = 200, seed: int = 0) -> LabelAnswe
 
 def judged(name: str, found: LabelAnswers, validation: float) -> Contender:
     test = float(found.values("f1_macro", np.ones((1, len(found.truth))))[0])
-    entry = Entry(name, "trial", validation={"f1_macro": validation}, test={"f1_macro": test}, checkpoint=f"/{name}", num_parameters=10)
+    entry = Entry(
+        name,
+        "trial",
+        validation={"f1_macro": validation},
+        test={"f1_macro": test},
+        checkpoint=f"/{name}",
+        num_parameters=10,
+    )
     return Contender(entry, found, found)
 
 
@@ -35,17 +42,28 @@ def test_seeds_that_differ_widen_the_interval_of_their_mean_and_equal_ones_do_no
     of_rows = bootstrap.interval(same, "f1_macro")
     equal = pooling.interval([same] * 3, "f1_macro")
     assert (equal.low, equal.high) == pytest.approx((of_rows.low, of_rows.high))
-    apart = pooling.interval([answers(0.95), answers(0.85, seed=1), answers(0.7, seed=2)], "f1_macro")
+    apart = pooling.interval(
+        [answers(0.95), answers(0.85, seed=1), answers(0.7, seed=2)], "f1_macro"
+    )
     assert apart.high - apart.low > 1.3 * (of_rows.high - of_rows.low)
     assert apart.low < 0.83 < apart.high
 
 
 def test_means_are_compared_on_the_same_rows() -> None:
-    good, poor = [answers(0.95, seed=seed) for seed in range(3)], [answers(0.7, seed=seed) for seed in (3, 4)]
+    good, poor = (
+        [answers(0.95, seed=seed) for seed in range(3)],
+        [answers(0.7, seed=seed) for seed in (3, 4)],
+    )
     found = pooling.compare(good, poor, "f1_macro")
     assert found.low > 0.15
     assert found.difference == pytest.approx(
-        np.mean([pooling.compare([one], [other], "f1_macro").difference for one in good for other in poor])
+        np.mean(
+            [
+                pooling.compare([one], [other], "f1_macro").difference
+                for one in good
+                for other in poor
+            ]
+        )
     )
     assert pooling.compare(good, good[::-1], "f1_macro").is_tie
 
@@ -59,18 +77,24 @@ def test_the_best_seed_on_validation_is_published_and_the_mean_is_told() -> None
     found = leaderboard.pool_seeds(seeds, "f1_macro")
     assert (found.entry.name, found.entry.checkpoint) == ("t", "/t-seed-1")
     assert found.entry.validation["f1_macro"] == pytest.approx(0.85)
-    assert found.entry.test["f1_macro"] == pytest.approx(np.mean([seed.entry.test["f1_macro"] for seed in seeds]))
+    assert found.entry.test["f1_macro"] == pytest.approx(
+        np.mean([seed.entry.test["f1_macro"] for seed in seeds])
+    )
     assert found.entry.seeds is not None
     assert found.entry.seeds.published == "t-seed-1"
     assert len(found.all) == 3
     other = judged("other", answers(0.9, seed=7), 0.84)
-    board = leaderboard.conclude("s", "f1_macro", [seeds[0].entry, other.entry], [found, other], [], 1)
+    board = leaderboard.conclude(
+        "s", "f1_macro", [seeds[0].entry, other.entry], [found, other], [], 1
+    )
     assert (board.winner, board.runner_up) == ("t", "other")
 
 
 def test_a_row_that_several_folds_answered_is_drawn_once() -> None:
     one = answers(0.8)
-    doubled = LabelAnswers(np.tile(one.truth, (2, 1)), np.tile(one.predicted, (2, 1)), 0, np.tile(np.arange(200), 2))
+    doubled = LabelAnswers(
+        np.tile(one.truth, (2, 1)), np.tile(one.predicted, (2, 1)), 0, np.tile(np.arange(200), 2)
+    )
     assert bootstrap.num_rows(doubled) == 200
     once, twice = bootstrap.interval(one, "f1_macro"), bootstrap.interval(doubled, "f1_macro")
     assert (twice.low, twice.high) == pytest.approx((once.low, once.high))

@@ -7,8 +7,11 @@ from medray.tasks.classification import Options, Task
 from medray.types import Example, Prediction
 
 
-def draw(rng: np.random.Generator, num_rows: int, shares: list[float], pull: float) -> tuple[np.ndarray, np.ndarray]:
-    """Truth by shares; probabilities of logits that know the truth a little, and lean by `pull` to the first class."""
+def draw(
+    rng: np.random.Generator, num_rows: int, shares: list[float], pull: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Truth by shares; probabilities of logits that know the truth a little, and lean by `pull` to
+    the first class."""
     truth = rng.choice(len(shares), num_rows, p=shares)
     logits = rng.normal(0, 1.2, (num_rows, len(shares))) + 2 * np.eye(len(shares))[truth]
     logits[:, 0] += pull
@@ -28,12 +31,16 @@ def test_thresholds_give_back_what_a_model_that_leans_to_one_class_lost() -> Non
     assert sum(found) == pytest.approx(1)
     assert found[0] > max(found[1:])
     fresh, unseen = draw(rng, 20_000, [0.6, 0.2, 0.2], pull=2.0)
-    assert macro(fresh, calibration.decide(unseen, np.array(found))) > macro(fresh, unseen.argmax(axis=1)) + 0.03
+    assert (
+        macro(fresh, calibration.decide(unseen, np.array(found)))
+        > macro(fresh, unseen.argmax(axis=1)) + 0.03
+    )
 
 
 @pytest.mark.parametrize("num_rows", [30, 100, 300])
 def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -> None:
-    """Simulated: the guard costs nothing on fresh rows in the mean, where thresholds fitted without it do."""
+    """Simulated: the guard costs nothing on fresh rows in the mean, where thresholds fitted without
+    it do."""
     rng = np.random.default_rng(1)
     fresh, unseen = draw(rng, 20_000, [0.34, 0.33, 0.33], pull=0.0)
     own = macro(fresh, unseen.argmax(axis=1))
@@ -42,8 +49,15 @@ def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -
         truth, probabilities = draw(rng, num_rows, [0.34, 0.33, 0.33], pull=0.0)
         found = calibration.fit_thresholds(truth, probabilities)
         kept += found is not None
-        guarded.append(own if found is None else macro(fresh, calibration.decide(unseen, np.array(found))))
-        bare.append(macro(fresh, calibration.decide(unseen, calibration.search_thresholds(truth, probabilities))))
+        guarded.append(
+            own if found is None else macro(fresh, calibration.decide(unseen, np.array(found)))
+        )
+        bare.append(
+            macro(
+                fresh,
+                calibration.decide(unseen, calibration.search_thresholds(truth, probabilities)),
+            )
+        )
     assert kept <= 4
     assert np.mean(guarded) > own - 0.003
     assert np.mean(guarded) >= np.mean(bare)
@@ -51,15 +65,27 @@ def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -
 
 @pytest.mark.parametrize("lean", [0.0, -2.0])
 @pytest.mark.parametrize("num_rows", [16, 64])
-def test_a_threshold_for_each_label_gains_on_fresh_rows_however_few_it_is_fitted_on(num_rows: int, lean: float) -> None:
-    """Simulated: the mean of 20 splits, of probabilities that are right, and of ones that are too low."""
-    rng, task = np.random.default_rng(3), Task(Options(name="classification", multi_label=True), ("a", "b", "c"))
+def test_a_threshold_for_each_label_gains_on_fresh_rows_however_few_it_is_fitted_on(
+    num_rows: int, lean: float
+) -> None:
+    """Simulated: the mean of 20 splits, of probabilities that are right, and of ones that are too
+    low."""
+    rng, task = (
+        np.random.default_rng(3),
+        Task(Options(name="classification", multi_label=True), ("a", "b", "c")),
+    )
 
     def rows(num: int) -> tuple[list[Prediction], list[Example]]:
         logits = rng.normal(0, 2, (num, 3)) + np.log([1.0, 0.4, 0.1])
         truth = rng.random((num, 3)) < 1 / (1 + np.exp(-logits))
-        examples = [Example(str(row), "", tuple(np.array(task.labels)[active])) for row, active in enumerate(truth)]
-        return [Prediction(str(row), (), tuple(one)) for row, one in enumerate(1 / (1 + np.exp(-logits - lean)))], examples
+        examples = [
+            Example(str(row), "", tuple(np.array(task.labels)[active]))
+            for row, active in enumerate(truth)
+        ]
+        return [
+            Prediction(str(row), (), tuple(one))
+            for row, one in enumerate(1 / (1 + np.exp(-logits - lean)))
+        ], examples
 
     def f1(decided: Task, predictions: list[Prediction], examples: list[Example]) -> float:
         return decided.score(decided.decide(predictions), examples).values["f1_macro"]
@@ -77,7 +103,9 @@ def test_a_label_that_no_validation_row_has_keeps_its_half() -> None:
     assert (tuned.thresholds[0] < 0.2, tuned.thresholds[1]) == (True, 0.5)
 
 
-def test_equal_thresholds_mean_the_most_probable_class_and_of_two_labels_it_is_a_threshold() -> None:
+def test_equal_thresholds_mean_the_most_probable_class_and_of_two_labels_it_is_a_threshold() -> (
+    None
+):
     probabilities = np.array([[0.6, 0.4], [0.2, 0.8], [0.35, 0.65]])
     assert calibration.decide(probabilities, np.array([0.5, 0.5])).tolist() == [0, 1, 1]
     assert calibration.decide(probabilities, np.array([0.3, 0.7])).tolist() == [0, 1, 0]
@@ -85,5 +113,8 @@ def test_equal_thresholds_mean_the_most_probable_class_and_of_two_labels_it_is_a
 
 def test_a_class_that_no_row_has_and_a_single_row_are_no_error() -> None:
     truth, probabilities = draw(np.random.default_rng(2), 40, [0.5, 0.5, 0.0], pull=0.0)
-    assert calibration.fit_thresholds(truth, probabilities) is None or len(calibration.fit_thresholds(truth, probabilities) or ()) == 3
+    assert (
+        calibration.fit_thresholds(truth, probabilities) is None
+        or len(calibration.fit_thresholds(truth, probabilities) or ()) == 3
+    )
     assert calibration.fit_thresholds(np.array([0]), np.array([[0.4, 0.6]])) is None

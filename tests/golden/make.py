@@ -1,4 +1,5 @@
-"""The files that medray writes and the bodies that it answers, from fixed inputs: `python tests/golden/make.py` stores them in `files`.
+"""The files that medray writes and the bodies that it answers, from fixed inputs: `python
+tests/golden/make.py` stores them in `files`.
 
 What differs between machines or from day to day is replaced by a word in angle brackets.
 """
@@ -27,17 +28,44 @@ from medray.registry.registry import Registry
 FILES = Path(__file__).parent / "files"
 COMMAND = "python tests/golden/make.py"
 # Values of these keys differ from day to day or between machines.
-VARYING = ("by", "content_id", "created", "data_fingerprint", "record", "split_fingerprint", "time", "weight_hash")
+VARYING = (
+    "by",
+    "content_id",
+    "created",
+    "data_fingerprint",
+    "record",
+    "split_fingerprint",
+    "time",
+    "weight_hash",
+)
 # Numbers below these keys of a checkpoint are figures of a trained model, or of this machine.
-MEASURED = ("confusion", "metrics", "outputs", "per_class", "probabilities", "seconds", "sizes", "tokens_per_s", "train_loss", "values")
-_BLOCK = re.compile(r"(?=<(?:circle|details|div|figure|g|h[1-6]|header|li|line|path|p|rect|section|svg|table|td|text|th|tr)\b)")
+MEASURED = (
+    "confusion",
+    "metrics",
+    "outputs",
+    "per_class",
+    "probabilities",
+    "seconds",
+    "sizes",
+    "tokens_per_s",
+    "train_loss",
+    "values",
+)
+_BLOCK = re.compile(
+    r"(?=<(?:circle|details|div|figure|g|h[1-6]|header|li|line|path|p|rect|section|svg|table|td|text|th|tr)\b)"
+)
 _FLOAT = re.compile(r"-?\d+\.\d{4,}(?:e[+-]?\d+)?")
 
 
 def documents() -> dict[str, str]:
     """The text of each golden file, by name."""
     with TemporaryDirectory() as folder:
-        return {**_run(Path(folder).resolve()), **_release(Path(folder).resolve()), **_checkpoints(), **_http()}
+        return {
+            **_run(Path(folder).resolve()),
+            **_release(Path(folder).resolve()),
+            **_checkpoints(),
+            **_http(),
+        }
 
 
 def write() -> None:
@@ -62,10 +90,16 @@ def _run(folder: Path) -> dict[str, str]:
         "leaderboard.json": (run.folder / "leaderboard.json").read_text(encoding="utf-8"),
         "leaderboard.csv": tables.to_csv(tables.rows(board)),
         "leaderboard.md": tables.to_markdown(board, run.analysis()),
-        "history.csv": tables.to_csv(tables.history_rows({record.trial: run.history(record.trial) for record in run.records()})),
+        "history.csv": tables.to_csv(
+            tables.history_rows(
+                {record.trial: run.history(record.trial) for record in run.records()}
+            )
+        ),
         "analysis.json": _indented((run.folder / "analysis.json").read_bytes()),
         "trial.json": (run.trial_dir(board.winner) / "trial.json").read_text(encoding="utf-8"),
-        "trial-failed.json": (run.trial_dir("small-encoder-003") / "trial.json").read_text(encoding="utf-8"),
+        "trial-failed.json": (run.trial_dir("small-encoder-003") / "trial.json").read_text(
+            encoding="utf-8"
+        ),
         "report.html": _BLOCK.sub("\n", page.read_text(encoding="utf-8")),
     }
     for name, text in texts.items():
@@ -79,10 +113,24 @@ def _release(folder: Path) -> dict[str, str]:
     """The record of a release with everything that one may hold, and the move of an alias."""
     calibration = run_files.analysis("small-encoder-000").best.calibration
     lowest = SliceRecord(
-        column="length", value="long", num_rows=20, metric="f1_macro", f1=0.8, low=0.7, high=0.9, num_compared=3, is_below=True
+        column="length",
+        value="long",
+        num_rows=20,
+        metric="f1_macro",
+        f1=0.8,
+        low=0.7,
+        high=0.9,
+        num_compared=3,
+        is_below=True,
     )
     test = TestRecord(
-        metrics={"f1_macro": 0.9}, num_rows=12, num_openings=2, ece=(0.1, 0.05), answered=(0.7, 0.96), worst_slice=lowest, num_seeds=3
+        metrics={"f1_macro": 0.9},
+        num_rows=12,
+        num_openings=2,
+        ece=(0.1, 0.05),
+        answered=(0.7, 0.96),
+        worst_slice=lowest,
+        num_seeds=3,
     )
     registry = Registry(str(folder / "registry"))
     release = registry.publish(
@@ -95,20 +143,34 @@ def _release(folder: Path) -> dict[str, str]:
     )
     registry.point("cancer", "best", release.record.version)
     below = folder / "registry" / "releases" / "cancer"
-    stored = {"release.json": below / "1.json", "alias-move.json": below / "aliases" / "best" / "1.json"}
-    assert sorted(path.relative_to(below) for path in below.rglob("*.json")) == sorted(path.relative_to(below) for path in stored.values())
-    return {name: _indented(path.read_bytes(), lambda value: _neutral(value, ["probabilities"])) for name, path in stored.items()}
+    stored = {
+        "release.json": below / "1.json",
+        "alias-move.json": below / "aliases" / "best" / "1.json",
+    }
+    assert sorted(path.relative_to(below) for path in below.rglob("*.json")) == sorted(
+        path.relative_to(below) for path in stored.values()
+    )
+    return {
+        name: _indented(path.read_bytes(), lambda value: _neutral(value, ["probabilities"]))
+        for name, path in stored.items()
+    }
 
 
 def _checkpoints() -> dict[str, str]:
-    """What a trial stores of a checkpoint and beside it; of its adapter's weights the names and shapes."""
+    """What a trial stores of a checkpoint and beside it; of its adapter's weights the names and
+    shapes."""
     texts = {}
-    for task, folder in (("classification", tiny.checkpoint()), ("choice", tiny.checkpoint("choice"))):
+    for task, folder in (
+        ("classification", tiny.checkpoint()),
+        ("choice", tiny.checkpoint("choice")),
+    ):
         for name in ("manifest.json", "metrics.json", "audit.json", "adapter_config.json"):
             texts[f"{task}-{name}"] = _indented((folder / name).read_bytes(), _of_checkpoint)
         first = (folder / "predictions.jsonl").read_bytes().splitlines()[0]
         texts[f"{task}-prediction.json"] = _indented(first, _of_checkpoint)
-        texts[f"{task}-history.json"] = _indented((folder.parents[1] / "history.json").read_bytes(), _of_checkpoint)
+        texts[f"{task}-history.json"] = _indented(
+            (folder.parents[1] / "history.json").read_bytes(), _of_checkpoint
+        )
         place = str(folder.parents[2])  # where the test data, the base model and the trial are
         texts |= {name: text.replace(place, "<folder>") for name, text in texts.items()}
     return texts
@@ -131,7 +193,11 @@ def _http() -> dict[str, str]:
         ("POST", "/v1/choose", {"model": "pubmedqa@2", "text": "one"}),
         ("POST", "/v1/extract", {"model": "diseases@1", "text": "aspirin against asthma"}),
         ("POST", "/v1/chat/completions", chat),
-        ("POST", "/v1/chat/completions", chat | {"stream": True, "stream_options": {"include_usage": True}}),
+        (
+            "POST",
+            "/v1/chat/completions",
+            chat | {"stream": True, "stream_options": {"include_usage": True}},
+        ),
         ("POST", "/v1/completions", completion),
         ("POST", "/v1/completions", completion | {"stream": True}),
         ("POST", "/v1/classify", {"model": "unknown", "text": "one"}),
@@ -143,8 +209,18 @@ def _http() -> dict[str, str]:
     answers = []
     for method, path, body in requests:
         response = http.request(method, path, json=body)
-        answers.append({"request": f"{method} {path}", "sent": body, "status": response.status_code, "answer": _answer(response.text)})
-    return {"openapi.json": json.dumps(document, indent=1) + "\n", "answers.json": json.dumps(answers, indent=1, ensure_ascii=False) + "\n"}
+        answers.append(
+            {
+                "request": f"{method} {path}",
+                "sent": body,
+                "status": response.status_code,
+                "answer": _answer(response.text),
+            }
+        )
+    return {
+        "openapi.json": json.dumps(document, indent=1) + "\n",
+        "answers.json": json.dumps(answers, indent=1, ensure_ascii=False) + "\n",
+    }
 
 
 def _answer(text: str) -> Any:
@@ -164,9 +240,13 @@ def _of_checkpoint(value: Any) -> Any:
 
 
 def _neutral(value: Any, measured: Collection[str] = (), is_measured: bool = False) -> Any:
-    """The value with a word in angle brackets for what varies: its keys, its types and its plain values stay."""
+    """The value with a word in angle brackets for what varies: its keys, its types and its plain
+    values stay."""
     if isinstance(value, dict):
-        return {key: _replaced(key, inner) or _neutral(inner, measured, is_measured or key in measured) for key, inner in value.items()}
+        return {
+            key: _replaced(key, inner) or _neutral(inner, measured, is_measured or key in measured)
+            for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [_neutral(inner, measured, is_measured) for inner in value]
     if isinstance(value, str):

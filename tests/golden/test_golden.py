@@ -1,4 +1,5 @@
-"""Formats on disk and bodies on the wire are as they were stored: a difference is shown, and is accepted by the command that stores them anew."""
+"""Formats on disk and bodies on the wire are as they were stored: a difference is shown, and is
+accepted by the command that stores them anew."""
 
 import difflib
 
@@ -19,9 +20,23 @@ def stored() -> list[str]:
 
 def difference(name: str, old: str, new: str) -> str:
     """A unified diff that fits a screen; nothing where the two are equal."""
-    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), f"stored/{name}", f"current/{name}", lineterm="", n=2))
+    lines = list(
+        difflib.unified_diff(
+            old.splitlines(),
+            new.splitlines(),
+            f"stored/{name}",
+            f"current/{name}",
+            lineterm="",
+            n=2,
+        )
+    )
     shown = [line if len(line) <= 200 else f"{line[:200]}…" for line in lines[:MOST_LINES]]
-    return "\n".join([*shown, *([f"… and {len(lines) - MOST_LINES} more lines"] if len(lines) > MOST_LINES else [])])
+    return "\n".join(
+        [
+            *shown,
+            *([f"… and {len(lines) - MOST_LINES} more lines"] if len(lines) > MOST_LINES else []),
+        ]
+    )
 
 
 def test_each_golden_file_is_made_and_each_document_is_stored(current: dict[str, str]) -> None:
@@ -29,6 +44,11 @@ def test_each_golden_file_is_made_and_each_document_is_stored(current: dict[str,
 
 
 @pytest.mark.parametrize("name", stored())
-def test_what_is_written_and_answered_is_as_it_was_stored(name: str, current: dict[str, str]) -> None:
+def test_what_is_written_and_answered_is_as_it_was_stored(
+    name: str, current: dict[str, str]
+) -> None:
     changes = difference(name, (FILES / name).read_text(encoding="utf-8"), current.get(name, ""))
-    assert not changes, f"{changes}\n\n{name} has changed. If that is wanted: `{COMMAND}`, and commit what it writes."
+    assert not changes, (
+        f"{changes}\n\n{name} has changed. If that is wanted: `{COMMAND}`, and commit what it "
+        "writes."
+    )

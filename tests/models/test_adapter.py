@@ -1,4 +1,5 @@
-"""An adapter's folder: an ordinary PEFT one, the same bytes every time, and read without trust in what it says."""
+"""An adapter's folder: an ordinary PEFT one, the same bytes every time, and read without trust in
+what it says."""
 
 import json
 import shutil
@@ -24,7 +25,13 @@ ROWS = [[5, 6, 7], [8, 9, 10, 11]]
 
 
 def make(path: Path, lora: LoraConfig | None = None, **others: Any) -> BuiltModel:
-    return build(sources.resolve(str(path)), others.pop("head", HEAD), ModelOptions(), lora or LoraConfig(r=4), **others)
+    return build(
+        sources.resolve(str(path)),
+        others.pop("head", HEAD),
+        ModelOptions(),
+        lora or LoraConfig(r=4),
+        **others,
+    )
 
 
 def disturb(built: BuiltModel) -> BuiltModel:
@@ -54,20 +61,30 @@ def test_plain_peft_reads_the_folder(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
     built = disturb(make(path))
     save(built, tmp_path / "saved")
-    plain = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(path, num_labels=3), tmp_path / "saved").eval()
+    plain = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(path, num_labels=3), tmp_path / "saved"
+    ).eval()
     with torch.inference_mode():
         found = torch.cat([plain(torch.tensor([row])).logits for row in ROWS]).numpy()
     assert abs(found - logits(built)).max() < 1e-5
 
 
 def test_rank_scale_and_targets_travel_with_the_adapter(tmp_path: Path) -> None:
-    path = tiny.base(tmp_path, num_hidden_layers=5)  # more than 20 targets, from where on PEFT shortens the list
+    path = tiny.base(
+        tmp_path, num_hidden_layers=5
+    )  # more than 20 targets, from where on PEFT shortens the list
     built = disturb(make(path, LoraConfig(r=3, alpha=7.0, rslora=True, top_layers=4)))
     save(built, tmp_path / "saved")
     for lora in (LoraConfig(), None):
-        again = build(built.base, HEAD, ModelOptions(), lora, adapter_dir=tmp_path / "saved", seed=9)
+        again = build(
+            built.base, HEAD, ModelOptions(), lora, adapter_dir=tmp_path / "saved", seed=9
+        )
         assert abs(logits(again) - logits(built)).max() < 1e-6
-    adapted = {name.split(".layer.")[1][0] for name, _ in again.model.named_parameters() if ".lora_" in name}
+    adapted = {
+        name.split(".layer.")[1][0]
+        for name, _ in again.model.named_parameters()
+        if ".lora_" in name
+    }
     assert adapted == {"1", "2", "3", "4"}
 
 
@@ -87,21 +104,34 @@ def test_a_head_that_was_not_saved_is_named(tmp_path: Path) -> None:
     save(make(path), tmp_path / "saved")
     weights = tmp_path / "saved" / "adapter_model.safetensors"
     whole = load_file(str(weights))
-    save_file({name: tensor for name, tensor in whole.items() if "pre_classifier" not in name}, str(weights))
-    with pytest.raises(ArtifactError, match=r"the head is not in the checkpoint: it lacks .*pre_classifier\.bias"):
+    save_file(
+        {name: tensor for name, tensor in whole.items() if "pre_classifier" not in name},
+        str(weights),
+    )
+    with pytest.raises(
+        ArtifactError, match=r"the head is not in the checkpoint: it lacks .*pre_classifier\.bias"
+    ):
         make(path, adapter_dir=tmp_path / "saved")
     change(tmp_path / "saved", modules_to_save=["classifier"])
-    with pytest.raises(ArtifactError, match=r"the head is not in the checkpoint: modules_to_save lacks pre_classifier"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"the head is not in the checkpoint: modules_to_save lacks pre_classifier",
+    ):
         make(path, adapter_dir=tmp_path / "saved")
 
 
 def test_a_folder_that_does_not_fit_says_where(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
     save(make(path), tmp_path / "saved")
-    with pytest.raises(ArtifactError, match=r"classifier\.weight has the shape \[3, 32\], needed is \[2, 32\]"):
+    with pytest.raises(
+        ArtifactError, match=r"classifier\.weight has the shape \[3, 32\], needed is \[2, 32\]"
+    ):
         make(path, adapter_dir=tmp_path / "saved", head=Head(("a", "b")))
     with pytest.raises(ArtifactError, match="does not fit the base"):
-        make(tiny.base(tmp_path, "roberta", num_hidden_layers=1), adapter_dir=other_targets(tmp_path / "saved", tmp_path / "other"))
+        make(
+            tiny.base(tmp_path, "roberta", num_hidden_layers=1),
+            adapter_dir=other_targets(tmp_path / "saved", tmp_path / "other"),
+        )
     weights = tmp_path / "saved" / "adapter_model.safetensors"
     save_file(load_file(str(weights)) | {"stranger": torch.zeros(1)}, str(weights))
     with pytest.raises(ArtifactError, match="holds stranger"):
@@ -118,9 +148,16 @@ def other_targets(folder: Path, copy: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"init_lora_weights": "pissa"}, {"megatron_config": {"a": 1}, "megatron_core": "os"}, {"peft_type": "IA3"}]
+    "settings",
+    [
+        {"init_lora_weights": "pissa"},
+        {"megatron_config": {"a": 1}, "megatron_core": "os"},
+        {"peft_type": "IA3"},
+    ],
 )
-def test_a_configuration_that_would_change_the_base_or_import_a_module_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_configuration_that_would_change_the_base_or_import_a_module_is_refused(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     path = tiny.base(tmp_path)
     save(make(path), tmp_path / "saved")
     change(tmp_path / "saved", **settings)
@@ -133,7 +170,12 @@ def test_no_path_of_this_machine_is_written(tmp_path: Path) -> None:
     built = build(sources.Base("org/model", "abc", path, ""), HEAD, ModelOptions(), LoraConfig())
     save(built, tmp_path / "saved")
     export_merged(built, tmp_path / "merged")
-    for file in (file for folder in ("saved", "merged") for file in (tmp_path / folder).rglob("*") if file.is_file()):
+    for file in (
+        file
+        for folder in ("saved", "merged")
+        for file in (tmp_path / folder).rglob("*")
+        if file.is_file()
+    ):
         assert b"secret-place" not in file.read_bytes(), file
     assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["revision"] == "abc"
 

@@ -1,4 +1,5 @@
-"""Rows become a batch; whatever its attention, the answers and gradients are those of PyTorch's own; and where its own is slow, it is not what runs."""
+"""Rows become a batch; whatever its attention, the answers and gradients are those of PyTorch's
+own; and where its own is slow, it is not what runs."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ LABELS = torch.tensor([0, 1, 1, 0])
 
 
 def make(folder: Path, family: str) -> BuiltModel:
-    built = build(sources.resolve(str(tiny.base(folder, family))), Head(("a", "b")), ModelOptions(), LoraConfig(), seed=1)
+    built = build(
+        sources.resolve(str(tiny.base(folder, family))),
+        Head(("a", "b")),
+        ModelOptions(),
+        LoraConfig(),
+        seed=1,
+    )
     built.model.eval()
     return built
 
@@ -46,19 +53,27 @@ def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("family", ENCODERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_padded_rows_of_an_encoder_are_attended_one_by_one(tmp_path: Path, lengths: list[int], family: str, dtype: torch.dtype) -> None:
+def test_padded_rows_of_an_encoder_are_attended_one_by_one(
+    tmp_path: Path, lengths: list[int], family: str, dtype: torch.dtype
+) -> None:
     built = make(tmp_path, family)
     inputs = collate(ROWS, built.tokenizer.pad_token_id)
     with torch.inference_mode(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         found = built.model(**inputs).logits
-        assert lengths == ([3, 30, 1, 6] if dtype == torch.float32 else [16, 30, 16, 16]) * 2  # of two layers
+        assert (
+            lengths == ([3, 30, 1, 6] if dtype == torch.float32 else [16, 30, 16, 16]) * 2
+        )  # of two layers
         use(built, "sdpa")
-        assert (found - built.model(**inputs).logits).abs().max() < (1e-5 if dtype == torch.float32 else 0.05)
+        assert (found - built.model(**inputs).logits).abs().max() < (
+            1e-5 if dtype == torch.float32 else 0.05
+        )
     assert len(lengths) == 8
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_what_is_not_padded_or_in_front_or_causal_is_attended_together(tmp_path: Path, lengths: list[int], family: str) -> None:
+def test_what_is_not_padded_or_in_front_or_causal_is_attended_together(
+    tmp_path: Path, lengths: list[int], family: str
+) -> None:
     built = make(tmp_path, family)
     pad = built.tokenizer.pad_token_id
     both = [collate([[5, 6, 7], [8, 9, 10]], pad), collate(ROWS, pad, side="left")]
@@ -79,7 +94,9 @@ def test_training_in_bf16_attends_in_fp32_and_learns_the_same(
     built, types = make(tmp_path, family), set[torch.dtype]()
     forward = batch.sdpa_attention_forward
 
-    def watched(module: Any, query: Tensor, key: Tensor, value: Tensor, *others: Any, **asked: Any) -> tuple[Tensor, None]:
+    def watched(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, *others: Any, **asked: Any
+    ) -> tuple[Tensor, None]:
         types.update((query.dtype, key.dtype, value.dtype))
         assert not torch.is_autocast_enabled("cpu")
         found: tuple[Tensor, None] = forward(module, query, key, value, *others, **asked)
@@ -90,7 +107,13 @@ def test_training_in_bf16_attends_in_fp32_and_learns_the_same(
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             logits = built.model(**collate(ROWS, built.tokenizer.pad_token_id)).logits
         torch.nn.functional.cross_entropy(logits.float(), LABELS).backward()
-        return torch.cat([weight.grad.flatten() for weight in built.model.parameters() if weight.grad is not None])
+        return torch.cat(
+            [
+                weight.grad.flatten()
+                for weight in built.model.parameters()
+                if weight.grad is not None
+            ]
+        )
 
     monkeypatch.setattr(batch, "sdpa_attention_forward", watched)
     found = gradients()

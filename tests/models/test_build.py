@@ -1,4 +1,5 @@
-"""One function builds for training and inference: what is saved is what comes back, head, label names and pad token included."""
+"""One function builds for training and inference: what is saved is what comes back, head, label
+names and pad token included."""
 
 import json
 import logging
@@ -22,12 +23,22 @@ from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [20, 21]]
-TEXTS = ["tumour with metastasis in the nodes", "fever and infection", "glucose after therapy was no failure"]
+TEXTS = [
+    "tumour with metastasis in the nodes",
+    "fever and infection",
+    "glucose after therapy was no failure",
+]
 FAMILIES = ["bert", "roberta", "distilbert", "llama", "mistral", "phi", "phi3", "opt"]
 
 
 def make(folder: Path, family: str, *, head: Head | None = HEAD, **lora: object) -> BuiltModel:
-    return build(sources.resolve(str(tiny.base(folder, family))), head, ModelOptions(), LoraConfig(**lora), seed=1)
+    return build(
+        sources.resolve(str(tiny.base(folder, family))),
+        head,
+        ModelOptions(),
+        LoraConfig(**lora),
+        seed=1,
+    )
 
 
 def disturb(built: BuiltModel) -> BuiltModel:
@@ -71,11 +82,16 @@ from medray.tasks.base.protocol import Head
 folder, found = Path({str(tmp_path)!r}), {{}}
 for family in {FAMILIES!r}:
     base = sources.resolve(str(folder / f"tiny-{{family}}"))
-    built = build(base, Head({HEAD.labels!r}), ModelOptions(), LoraConfig(), adapter_dir=folder / "saved" / family, seed=99)
-    found[family] = TransformersEngine(built, precision="fp32", token_budget=1000).logits({ROWS!r}).tolist()
+    adapter_dir = folder / "saved" / family
+    head = Head({HEAD.labels!r})
+    built = build(base, head, ModelOptions(), LoraConfig(), adapter_dir=adapter_dir, seed=99)
+    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
+    found[family] = engine.logits({ROWS!r}).tolist()
 print(json.dumps(found))
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     for family, rows in json.loads(found.stdout).items():
         assert np.abs(np.array(rows) - expected.pop(family)).max() < 1e-5
     assert not expected
@@ -87,7 +103,9 @@ print(json.dumps(found))
     "the merged model is saved",
     where="`medray export NAME FOLDER --merged`",
 )
-def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(tmp_path: Path, family: str) -> None:
+def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(
+    tmp_path: Path, family: str
+) -> None:
     from transformers import pipeline
 
     built = disturb(make(tmp_path, family))
@@ -122,7 +140,11 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path, family: str) -
 def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None:
     path = tiny.base(tmp_path, "bert") / "model.safetensors"
     state = load_file(str(path))
-    save_file({name: tensor for name, tensor in state.items() if "layer.1.output" not in name}, str(path), metadata={"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in state.items() if "layer.1.output" not in name},
+        str(path),
+        metadata={"format": "pt"},
+    )
     with pytest.raises(ArtifactError, match=r"lack bert\.encoder\.layer\.1\.output"):
         build(sources.resolve(str(path.parent)), HEAD, ModelOptions(), LoraConfig())
 
@@ -152,10 +174,40 @@ def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None
                 "output.dense",
             },
         ),
-        ("distilbert", {"attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"}),
-        ("llama", {*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))}),
-        ("mistral", {*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))}),
-        ("phi", {*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.dense", "mlp.fc1", "mlp.fc2"}),
+        (
+            "distilbert",
+            {
+                "attention.q_lin",
+                "attention.k_lin",
+                "attention.v_lin",
+                "attention.out_lin",
+                "ffn.lin1",
+                "ffn.lin2",
+            },
+        ),
+        (
+            "llama",
+            {
+                *(f"self_attn.{name}_proj" for name in "qkvo"),
+                *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+            },
+        ),
+        (
+            "mistral",
+            {
+                *(f"self_attn.{name}_proj" for name in "qkvo"),
+                *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+            },
+        ),
+        (
+            "phi",
+            {
+                *(f"self_attn.{name}_proj" for name in "qkv"),
+                "self_attn.dense",
+                "mlp.fc1",
+                "mlp.fc2",
+            },
+        ),
         ("phi3", {"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"}),
         ("opt", {*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2"}),
     ],
@@ -166,10 +218,18 @@ def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None
     where="`lora`",
     how="OPT's own names of layers; the document lists Llama's",
 )
-def test_every_linear_layer_of_a_block_is_adapted_and_neither_pooler_nor_head(tmp_path: Path, family: str, per_layer: set[str]) -> None:
+def test_every_linear_layer_of_a_block_is_adapted_and_neither_pooler_nor_head(
+    tmp_path: Path, family: str, per_layer: set[str]
+) -> None:
     built = make(tmp_path, family)
-    assert adapted(built) == {f"{built.family.layers_path}.{layer}.{name}" for layer in (0, 1) for name in per_layer}
-    trained = {name.split(".")[2] for name, parameter in built.model.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    assert adapted(built) == {
+        f"{built.family.layers_path}.{layer}.{name}" for layer in (0, 1) for name in per_layer
+    }
+    trained = {
+        name.split(".")[2]
+        for name, parameter in built.model.named_parameters()
+        if parameter.requires_grad and "lora_" not in name
+    }
     assert trained == set(built.family.head_modules)
 
 
@@ -180,7 +240,9 @@ def test_top_layers_adapts_only_the_upper_ones(tmp_path: Path) -> None:
         make(tmp_path, "bert", top_layers=3)
 
 
-def test_a_misspelt_target_among_good_ones_is_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_misspelt_target_among_good_ones_is_named_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         built = make(tmp_path, "llama", targets=("q_proj", "v_porj"))
     assert {name.rsplit(".", 1)[1] for name in adapted(built)} == {"q_proj"}
@@ -189,19 +251,29 @@ def test_a_misspelt_target_among_good_ones_is_named_in_a_warning(tmp_path: Path,
 
 
 def test_targets_that_all_match_nothing_are_refused_with_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none of q_proj, v_proj is a linear layer of bert; allowed: .*attention\.self\.query"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"none of q_proj, v_proj is a linear layer of bert; "
+            r"allowed: .*attention\.self\.query"
+        ),
+    ):
         make(tmp_path, "bert", targets=("q_proj", "v_proj"))
     with pytest.raises(ConfigError, match="none of q_porj"):
         check_targets(tiny.base(tmp_path, "llama"), LoraConfig(targets=("q_porj",)))
 
 
-def test_an_unknown_family_works_by_generic_rules_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_family_works_by_generic_rules_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         built = disturb(make(tmp_path, "electra"))
     assert "'electra' has no row of its own" in caplog.text
     (tmp_path / "saved").mkdir()
     save(built, tmp_path / "saved")
-    again = build(built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=7)
+    again = build(
+        built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=7
+    )
     assert np.abs(logits(again) - logits(built)).max() < 1e-5
 
 
@@ -210,7 +282,11 @@ def test_dropout_inside_the_base_is_off_unless_asked_for(tmp_path: Path) -> None
 
     def rates(dropout: float) -> set[float]:
         built = build(source, HEAD, ModelOptions(dropout=dropout), LoraConfig(dropout=0.0))
-        return {module.p for name, module in built.model.named_modules() if isinstance(module, torch.nn.Dropout) and "lora" not in name}
+        return {
+            module.p
+            for name, module in built.model.named_modules()
+            if isinstance(module, torch.nn.Dropout) and "lora" not in name
+        }
 
     assert rates(0.0) == {0.0}
     assert rates(0.3) == {0.3}
@@ -221,10 +297,22 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny.base(tmp_path, "llama")))
     found = []
     for checkpointing in (False, True):
-        built = build(source, HEAD, ModelOptions(gradient_checkpointing=checkpointing), LoraConfig(dropout=0.0), seed=2)
+        built = build(
+            source,
+            HEAD,
+            ModelOptions(gradient_checkpointing=checkpointing),
+            LoraConfig(dropout=0.0),
+            seed=2,
+        )
         built.model.train()
         built.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
-        found.append({name: parameter.grad for name, parameter in built.model.named_parameters() if parameter.grad is not None})
+        found.append(
+            {
+                name: parameter.grad
+                for name, parameter in built.model.named_parameters()
+                if parameter.grad is not None
+            }
+        )
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient)
@@ -233,12 +321,19 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
 def test_the_adapters_type_is_the_one_asked_for(tmp_path: Path) -> None:
     for dtype, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         built = make(tmp_path, "bert", dtype=dtype)
-        assert {parameter.dtype for name, parameter in built.model.named_parameters() if "lora_" in name} == {expected}
+        assert {
+            parameter.dtype for name, parameter in built.model.named_parameters() if "lora_" in name
+        } == {expected}
 
 
-def test_a_base_without_its_tokenizer_is_refused_instead_of_reading_every_word_as_unknown(tmp_path: Path) -> None:
+def test_a_base_without_its_tokenizer_is_refused_instead_of_reading_every_word_as_unknown(
+    tmp_path: Path,
+) -> None:
     folder = tiny.base(tmp_path, "roberta")
     for file in folder.glob("*token*"):
         file.unlink()
-    with pytest.raises(ArtifactError, match=r"its tokenizer cannot be loaded: there is none of merges\.txt, tokenizer\.json"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"its tokenizer cannot be loaded: there is none of merges\.txt, tokenizer\.json",
+    ):
         load_tokenizer(folder)

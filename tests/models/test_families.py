@@ -1,4 +1,5 @@
-"""Every family of the table, on a tiny random model of its real class: with a head or as a language model, whole or in 4 bits."""
+"""Every family of the table, on a tiny random model of its real class: with a head or as a language
+model, whole or in 4 bits."""
 
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,33 @@ NAMES = {
 }
 CASES = [(family, HEAD) for family in NAMES] + [(family, None) for family in tiny.DECODERS]
 every_case = pytest.mark.parametrize(
-    ("family", "head"), [pytest.param(*case, id=f"{case[0]}-{'head' if case[1] else 'language-model'}") for case in CASES]
+    ("family", "head"),
+    [
+        pytest.param(*case, id=f"{case[0]}-{'head' if case[1] else 'language-model'}")
+        for case in CASES
+    ],
 )
 every_quantization = pytest.mark.parametrize("quantization", ["none", "nf4"])
 ROWS = [[5, 6, 7, 40], [8, 9], [10, 11, 12, 13, 14, 15], [20, 21, 22]]
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def make(path: Path, head: Head | None, *, lora: LoraConfig | None = None, adapter_dir: Path | None = None, **model: Any) -> BuiltModel:
-    return build(sources.resolve(str(path)), head, ModelOptions(**model), lora or LoraConfig(r=4), adapter_dir=adapter_dir, seed=1)
+def make(
+    path: Path,
+    head: Head | None,
+    *,
+    lora: LoraConfig | None = None,
+    adapter_dir: Path | None = None,
+    **model: Any,
+) -> BuiltModel:
+    return build(
+        sources.resolve(str(path)),
+        head,
+        ModelOptions(**model),
+        lora or LoraConfig(r=4),
+        adapter_dir=adapter_dir,
+        seed=1,
+    )
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -60,7 +79,9 @@ def train(built: BuiltModel, num_steps: int) -> list[float]:
             loss = torch.nn.functional.cross_entropy(found, LABELS)
         else:
             is_answer = inputs["attention_mask"][:, 1:].bool()
-            loss = torch.nn.functional.cross_entropy(found[:, :-1][is_answer], inputs["input_ids"][:, 1:][is_answer])
+            loss = torch.nn.functional.cross_entropy(
+                found[:, :-1][is_answer], inputs["input_ids"][:, 1:][is_answer]
+            )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -74,10 +95,14 @@ def test_every_family_of_the_table_is_tested() -> None:
 
 @every_quantization
 @every_case
-def test_a_family_trains_reloads_and_merges(tmp_path: Path, family: str, head: Head | None, quantization: str) -> None:
+def test_a_family_trains_reloads_and_merges(
+    tmp_path: Path, family: str, head: Head | None, quantization: str
+) -> None:
     path = tiny.base(tmp_path, family)
     built = make(path, head, quantization=quantization)
-    kind = getattr(transformers, f"{NAMES[family]}For{'SequenceClassification' if head else 'CausalLM'}")
+    kind = getattr(
+        transformers, f"{NAMES[family]}For{'SequenceClassification' if head else 'CausalLM'}"
+    )
     assert type(built.model.get_base_model()) is kind
     losses = train(built, 12)
     assert losses[-1] < 0.7 * losses[0]
@@ -95,10 +120,14 @@ def test_a_family_trains_reloads_and_merges(tmp_path: Path, family: str, head: H
 
 @every_quantization
 @pytest.mark.parametrize("family", NAMES)
-def test_top_layers_and_targets_choose_what_is_adapted(tmp_path: Path, family: str, quantization: str) -> None:
+def test_top_layers_and_targets_choose_what_is_adapted(
+    tmp_path: Path, family: str, quantization: str
+) -> None:
     path = tiny.base(tmp_path, family)
     target = FAMILIES[family].lora_targets[0]
-    built = make(path, HEAD, lora=LoraConfig(r=4, targets=(target,), top_layers=1), quantization=quantization)
+    built = make(
+        path, HEAD, lora=LoraConfig(r=4, targets=(target,), top_layers=1), quantization=quantization
+    )
     (name,) = {name for name, _ in built.model.named_modules() if name.endswith(".lora_A")}
     assert name == f"base_model.model.{built.family.layers_path}.1.{name.split('.1.', 1)[1]}"
     assert name.removesuffix(".lora_A").endswith(f".{target}")
@@ -113,23 +142,43 @@ def test_top_layers_and_targets_choose_what_is_adapted(tmp_path: Path, family: s
     "gradient checkpointing changes memory, not results",
     where="`model.gradient_checkpointing`",
 )
-def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, family: str, head: Head | None, quantization: str) -> None:
+def test_gradient_checkpointing_changes_no_gradient(
+    tmp_path: Path, family: str, head: Head | None, quantization: str
+) -> None:
     path = tiny.base(tmp_path, family)
     found: list[dict[str, torch.Tensor]] = []
     for checkpointing in (False, True):
-        built = make(path, head, lora=LoraConfig(r=4, dropout=0.0), quantization=quantization, gradient_checkpointing=checkpointing)
+        built = make(
+            path,
+            head,
+            lora=LoraConfig(r=4, dropout=0.0),
+            quantization=quantization,
+            gradient_checkpointing=checkpointing,
+        )
         passes = 0
 
         def count(*_: Any) -> None:
             nonlocal passes
             passes += 1
 
-        built.model.get_base_model().get_submodule(built.family.layers_path)[0].register_forward_pre_hook(count)
+        built.model.get_base_model().get_submodule(built.family.layers_path)[
+            0
+        ].register_forward_pre_hook(count)
         built.model.train()
-        torch.nn.init.ones_(next(parameter for name, parameter in built.model.named_parameters() if "lora_B" in name))
+        torch.nn.init.ones_(
+            next(
+                parameter for name, parameter in built.model.named_parameters() if "lora_B" in name
+            )
+        )
         built.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
         assert passes == 1 + checkpointing, "checkpointed layers are computed twice"
-        found.append({name: parameter.grad for name, parameter in built.model.named_parameters() if parameter.grad is not None})
+        found.append(
+            {
+                name: parameter.grad
+                for name, parameter in built.model.named_parameters()
+                if parameter.grad is not None
+            }
+        )
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient)
@@ -141,10 +190,19 @@ def test_a_head_keeps_out_of_four_bits_and_so_does_all_outside_the_layers(tmp_pa
     for family, head in CASES:
         built = make(tiny.base(tmp_path, family), head, quantization="nf4")
         model = built.model.get_base_model()
-        whole = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear and "lora_" not in name}
-        quantised = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+        whole = {
+            name
+            for name, module in model.named_modules()
+            if type(module) is torch.nn.Linear and "lora_" not in name
+        }
+        quantised = {
+            name for name, module in model.named_modules() if isinstance(module, Linear4bit)
+        }
         assert not any(name.startswith(built.family.layers_path) for name in whole)
         assert quantised
         assert all(name.startswith(f"{built.family.layers_path}.") for name in quantised)
         if head:
-            assert all(any(name.startswith(module) for name in whole) for module in built.family.head_modules)
+            assert all(
+                any(name.startswith(module) for name in whole)
+                for module in built.family.head_modules
+            )

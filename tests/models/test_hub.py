@@ -1,4 +1,5 @@
-"""Downloads from the Hub, which a server on loopback plays: only what transformers reads, pinned to a commit, usable offline after."""
+"""Downloads from the Hub, which a server on loopback plays: only what transformers reads, pinned to
+a commit, usable offline after."""
 
 import hashlib
 import json
@@ -33,7 +34,12 @@ class Hub(BaseHTTPRequestHandler):
             folder = self.root / parts[3]
             files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
             tree = [
-                {"type": "file", "path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "oid": "0" * 40}
+                {
+                    "type": "file",
+                    "path": path.relative_to(folder).as_posix(),
+                    "size": path.stat().st_size,
+                    "oid": "0" * 40,
+                }
                 for path in files
             ]
             siblings = [{"rfilename": entry["path"]} for entry in tree]
@@ -50,7 +56,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def send(self, content: bytes, body: bool, status: int = 200, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
+        for name, value in {
+            "Content-Length": str(len(content)),
+            "Content-Type": "application/json",
+            **headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
@@ -78,22 +88,43 @@ def repository(tmp_path: Path, name: str) -> Path:
 
 
 def ask(script: str, folder: Path, **env: str) -> str:
-    clean = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1", **env}
+    clean = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(folder),
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        **env,
+    }
     begin = "from medray.models import sources\nfrom medray.errors import ArtifactError\n"
-    done = subprocess.run([sys.executable, "-c", begin + script], capture_output=True, text=True, env=clean, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", begin + script],
+        capture_output=True,
+        text=True,
+        env=clean,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-RESOLVE = "base = sources.resolve('org/{}')\nprint(base.revision, base.weight_hash, base.path.name, *sorted(path.name for path in base.path.iterdir()))"
+RESOLVE = (
+    "base = sources.resolve('org/{}')\nprint(base.revision, base.weight_hash, base.path.name, "
+    "*sorted(path.name for path in base.path.iterdir()))"
+)
 
 
-def test_what_is_downloaded_is_what_transformers_reads_and_stays_usable_offline(hub: str, tmp_path: Path) -> None:
+def test_what_is_downloaded_is_what_transformers_reads_and_stays_usable_offline(
+    hub: str, tmp_path: Path
+) -> None:
     (tmp_path / "hub").mkdir()
     path = repository(tmp_path, "whole")
     ask("sources.config_dir('org/whole')", tmp_path, HF_ENDPOINT=hub)
     assert Hub.fetched == ["config.json"]
-    said = ask("try: sources.resolve('org/whole')\nexcept ArtifactError as err: print(err)", tmp_path, HF_HUB_OFFLINE="1")
+    said = ask(
+        "try: sources.resolve('org/whole')\nexcept ArtifactError as err: print(err)",
+        tmp_path,
+        HF_HUB_OFFLINE="1",
+    )
     assert "org/whole: " in said  # its config.json alone is in the cache now, which is not a base
     online = ask(RESOLVE.format("whole"), tmp_path, HF_ENDPOINT=hub)
     names = sorted(["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
@@ -105,7 +136,9 @@ def test_what_is_downloaded_is_what_transformers_reads_and_stays_usable_offline(
     assert online.split()[1] == local
 
 
-def test_bin_weights_are_fetched_only_where_there_are_no_safetensors(hub: str, tmp_path: Path) -> None:
+def test_bin_weights_are_fetched_only_where_there_are_no_safetensors(
+    hub: str, tmp_path: Path
+) -> None:
     (tmp_path / "hub").mkdir()
     path = repository(tmp_path, "old")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
@@ -113,11 +146,23 @@ def test_bin_weights_are_fetched_only_where_there_are_no_safetensors(hub: str, t
     assert "pytorch_model.bin" in found.split()
     assert "training_args.bin" not in found.split()
     (path / "pytorch_model.bin").unlink()
-    said = ask("try: sources.resolve('org/old')\nexcept ArtifactError as err: print(err)", tmp_path / "empty", HF_ENDPOINT=hub)
-    assert said.startswith("org/old: holds no weights that transformers reads: model.safetensors or pytorch_model.bin")
+    said = ask(
+        "try: sources.resolve('org/old')\nexcept ArtifactError as err: print(err)",
+        tmp_path / "empty",
+        HF_ENDPOINT=hub,
+    )
+    assert said.startswith(
+        "org/old: holds no weights that transformers reads: model.safetensors or pytorch_model.bin"
+    )
 
 
 def test_without_a_network_nobody_waits_half_a_minute_for_each_base(tmp_path: Path) -> None:
-    tries = "import time\nstart = time.monotonic()\nfor name in ('org/one', 'org/two'):\n    try: sources.config_dir(name)\n    except ArtifactError as err: print(err)\nassert time.monotonic() - start < 15"
-    said = ask(tries, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")  # the port of "discard", where nothing listens
+    tries = (
+        "import time\nstart = time.monotonic()\nfor name in ('org/one', 'org/two'):\n    try: "
+        "sources.config_dir(name)\n    except ArtifactError as err: print(err)\nassert "
+        "time.monotonic() - start < 15"
+    )
+    said = ask(
+        tries, tmp_path, HF_ENDPOINT="http://127.0.0.1:9"
+    )  # the port of "discard", where nothing listens
     assert said.count("is not in the local cache and the Hub cannot be reached") == 2

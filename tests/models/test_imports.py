@@ -25,13 +25,23 @@ from medray.models import sources
 from medray.models.build import build
 base = sources.resolve(str(tiny.base(Path(sys.argv[1]), "llama")), None)
 built = build(base, Head(("cancer", "other")), ModelOptions(quantization="nf4"), LoraConfig())
-print("in 4 bits", sorted({type(module).__name__ for module in built.model.modules() if type(module).__module__ == "peft.tuners.lora.bnb"}))
+layers = [type(layer) for layer in built.model.modules()]
+of_bnb = {layer.__name__ for layer in layers if layer.__module__ == "peft.tuners.lora.bnb"}
+print("in 4 bits", sorted(of_bnb))
 """
 
 
 def test_what_only_4_bits_need_is_imported_for_4_bits_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
-    said = [line for line in done.stdout.splitlines() if not line.startswith("[")]  # DeepSpeed logs there that it was found
-    assert said == ["registry []", "worker []", "adapted []", "in 4 bits ['Linear4bit']"], done.stderr
-    assert "gemm_4bit_forward" not in done.stderr  # bitsandbytes advises to install a kernel that nobody calls
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120
+    )
+    said = [
+        line for line in done.stdout.splitlines() if not line.startswith("[")
+    ]  # DeepSpeed logs there that it was found
+    assert said == ["registry []", "worker []", "adapted []", "in 4 bits ['Linear4bit']"], (
+        done.stderr
+    )
+    assert (
+        "gemm_4bit_forward" not in done.stderr
+    )  # bitsandbytes advises to install a kernel that nobody calls

@@ -1,4 +1,5 @@
-"""What a base may lack, what it may not, and that nothing but the seed decides what is drawn for it."""
+"""What a base may lack, what it may not, and that nothing but the seed decides what is drawn for
+it."""
 
 import json
 import logging
@@ -25,7 +26,12 @@ ROWS = [[5, 6, 7], [8, 9, 10, 11]]
 
 
 def make(path: Path, **others: Any) -> BuiltModel:
-    settings: dict[str, Any] = {"head": HEAD, "model": ModelOptions(), "lora": LoraConfig(), "seed": 1} | others
+    settings: dict[str, Any] = {
+        "head": HEAD,
+        "model": ModelOptions(),
+        "lora": LoraConfig(),
+        "seed": 1,
+    } | others
     return build(sources.resolve(str(path)), **settings)
 
 
@@ -34,7 +40,9 @@ def same_weights(one: BuiltModel, other: BuiltModel) -> bool:
     return all(torch.equal(left, right) for left, right in pairs)
 
 
-def test_the_seed_alone_decides_what_is_drawn_and_the_callers_random_numbers_go_on(tmp_path: Path) -> None:
+def test_the_seed_alone_decides_what_is_drawn_and_the_callers_random_numbers_go_on(
+    tmp_path: Path,
+) -> None:
     path = tiny.base(tmp_path)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -47,7 +55,9 @@ def test_the_seed_alone_decides_what_is_drawn_and_the_callers_random_numbers_go_
 
 def test_a_base_without_a_pooler_gets_one_that_is_trained_and_saved(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
-    transformers.BertForMaskedLM(transformers.BertConfig.from_pretrained(path)).save_pretrained(path)
+    transformers.BertForMaskedLM(transformers.BertConfig.from_pretrained(path)).save_pretrained(
+        path
+    )
     built = make(path)
     assert built.family.head_modules == ("classifier", "bert.pooler")
     with torch.no_grad():
@@ -56,7 +66,9 @@ def test_a_base_without_a_pooler_gets_one_that_is_trained_and_saved(tmp_path: Pa
                 parameter.add_(1.0)
     save(built, tmp_path / "saved")
     again = make(path, adapter_dir=tmp_path / "saved", seed=7)
-    engines = [TransformersEngine(model, precision="fp32", token_budget=100) for model in (built, again)]
+    engines = [
+        TransformersEngine(model, precision="fp32", token_budget=100) for model in (built, again)
+    ]
     assert abs(engines[0].logits(ROWS) - engines[1].logits(ROWS)).max() < 1e-6
 
 
@@ -65,7 +77,9 @@ def test_a_base_that_brings_a_head_of_its_own_is_refused(tmp_path: Path, num_lab
     path = tiny.base(tmp_path)
     config = transformers.BertConfig.from_pretrained(path, num_labels=num_labels)
     transformers.BertForSequenceClassification(config).save_pretrained(path)
-    with pytest.raises(ArtifactError, match=r"brings a head of its own \(classifier\.bias, classifier\.weight\)"):
+    with pytest.raises(
+        ArtifactError, match=r"brings a head of its own \(classifier\.bias, classifier\.weight\)"
+    ):
         make(path)
 
 
@@ -74,12 +88,16 @@ def test_a_base_whose_weights_have_another_size_is_refused(tmp_path: Path) -> No
     config = transformers.BertConfig.from_pretrained(path)
     config.intermediate_size = 40
     config.save_pretrained(path)
-    with pytest.raises(ArtifactError, match=r"bert\.encoder\.layer\.0\.intermediate\.dense\.bias.* in another size"):
+    with pytest.raises(
+        ArtifactError, match=r"bert\.encoder\.layer\.0\.intermediate\.dense\.bias.* in another size"
+    ):
         make(path)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_base_of_bin_files_is_read_without_running_what_is_in_them(tmp_path: Path, quantization: Literal["none", "nf4"]) -> None:
+def test_a_base_of_bin_files_is_read_without_running_what_is_in_them(
+    tmp_path: Path, quantization: Literal["none", "nf4"]
+) -> None:
     path, model = tiny.base(tmp_path), ModelOptions(quantization=quantization)
     expected = make(path, model=model)
     torch.save(load_file(str(path / "model.safetensors")), path / "pytorch_model.bin")
@@ -97,21 +115,35 @@ def test_a_base_of_bin_files_is_read_without_running_what_is_in_them(tmp_path: P
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path, quantization: Literal["none", "nf4"]) -> None:
+def test_a_base_that_is_stored_quantised_is_refused(
+    tmp_path: Path, quantization: Literal["none", "nf4"]
+) -> None:
     path = tiny.base(tmp_path)
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (path / "config.json").write_text(json.dumps(json.loads((path / "config.json").read_text()) | {"quantization_config": stored}))
-    for attempt in (lambda: make(path, model=ModelOptions(quantization=quantization)), lambda: check_targets(path, LoraConfig())):
-        with pytest.raises(ArtifactError, match=r"stored quantised \(bitsandbytes\); allowed: the model in full precision"):
+    (path / "config.json").write_text(
+        json.dumps(json.loads((path / "config.json").read_text()) | {"quantization_config": stored})
+    )
+    for attempt in (
+        lambda: make(path, model=ModelOptions(quantization=quantization)),
+        lambda: check_targets(path, LoraConfig()),
+    ):
+        with pytest.raises(
+            ArtifactError,
+            match=r"stored quantised \(bitsandbytes\); allowed: the model in full precision",
+        ):
             attempt()
 
 
-def test_a_setting_of_4_bits_without_them_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_setting_of_4_bits_without_them_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tiny.base(tmp_path)
     make(path, model=ModelOptions(quantization="nf4", double_quantization=False))
     assert not caplog.messages
     make(path, model=ModelOptions(double_quantization=False))
-    assert caplog.messages == ["model.double_quantization: false has no effect with model.quantization: none"]
+    assert caplog.messages == [
+        "model.double_quantization: false has no effect with model.quantization: none"
+    ]
 
 
 def test_weights_cut_short_are_refused(tmp_path: Path) -> None:
@@ -123,7 +155,9 @@ def test_weights_cut_short_are_refused(tmp_path: Path) -> None:
 
 def test_a_base_that_needs_foreign_code_is_refused(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
-    (path / "config.json").write_text('{"model_type": "foreign", "auto_map": {"AutoConfig": "code.Config"}}')
+    (path / "config.json").write_text(
+        '{"model_type": "foreign", "auto_map": {"AutoConfig": "code.Config"}}'
+    )
     with pytest.raises(ArtifactError, match="not without foreign code"):
         make(path)
     with pytest.raises(ArtifactError, match="not without foreign code"):
@@ -153,7 +187,9 @@ def test_without_an_adapter_the_base_is_as_it_is(tmp_path: Path) -> None:
     built = make(tiny.base(tmp_path, "llama"), head=None, lora=None)
     assert built.num_trainable == 0
     assert built.num_parameters == sum(parameter.numel() for parameter in built.model.parameters())
-    assert TransformersEngine(built, precision="fp32", token_budget=100).score([[5]], [[6], [7]]).shape == (1, 2)
+    assert TransformersEngine(built, precision="fp32", token_budget=100).score(
+        [[5]], [[6], [7]]
+    ).shape == (1, 2)
     with pytest.raises(ConfigError, match="without an adapter"):
         save(built, tmp_path / "saved")
 
@@ -161,12 +197,18 @@ def test_without_an_adapter_the_base_is_as_it_is(tmp_path: Path) -> None:
 def test_the_head_is_counted_once(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
     bare, adapted = make(path, lora=None), make(path, lora=LoraConfig(r=2))
-    num_lora = sum(parameter.numel() for name, parameter in adapted.model.named_parameters() if ".lora_" in name)
+    num_lora = sum(
+        parameter.numel()
+        for name, parameter in adapted.model.named_parameters()
+        if ".lora_" in name
+    )
     assert adapted.num_parameters == bare.num_parameters + num_lora
     assert adapted.num_trainable == num_lora + 3 * 32 + 3
 
 
-def test_transformers_says_nothing_about_the_expected_head(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_transformers_says_nothing_about_the_expected_head(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path, before = tiny.base(tmp_path), logging.getLogger("transformers").level
     capfd.readouterr()
     built = make(path)
@@ -186,6 +228,9 @@ def test_of_nested_lists_the_layers_are_the_outer_one(caplog: pytest.LogCaptureF
     model.body = torch.nn.ModuleList(Layer() for _ in range(2))
     family = family_of(model, "experts")
     assert family.layers_path == "body"
-    assert targets(family, model, LoraConfig(targets=("query", "experts.3"), top_layers=1)) == ["body.1.query", "body.1.experts.3"]
+    assert targets(family, model, LoraConfig(targets=("query", "experts.3"), top_layers=1)) == [
+        "body.1.query",
+        "body.1.experts.3",
+    ]
     with pytest.raises(ConfigError, match="no list of layers"):
         family_of(torch.nn.Module(), "nothing")

@@ -1,4 +1,5 @@
-"""Weights in half precision: the answers of autocast for every family, at any length, and put back as they were."""
+"""Weights in half precision: the answers of autocast for every family, at any length, and put back
+as they were."""
 
 from pathlib import Path
 
@@ -24,7 +25,9 @@ ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)
 def outputs(built: BuiltModel, precision: str) -> np.ndarray:
     engine = TransformersEngine(built, precision=precision, token_budget=256)  # type: ignore[arg-type]
     assert built.head
-    return np.concatenate(engine.token_logits(ROWS)) if built.head.per_token else engine.logits(ROWS)
+    return (
+        np.concatenate(engine.token_logits(ROWS)) if built.head.per_token else engine.logits(ROWS)
+    )
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -35,11 +38,16 @@ def outputs(built: BuiltModel, precision: str) -> np.ndarray:
     where="`precision` of a deployment",
     how="in bf16, as the test has it; `precision: fp16` of a deployment takes fp16",
 )
-def test_every_family_answers_near_to_fp32_and_is_put_back(tmp_path: Path, family: str, per_token: bool) -> None:
+def test_every_family_answers_near_to_fp32_and_is_put_back(
+    tmp_path: Path, family: str, per_token: bool
+) -> None:
     if per_token and family not in ENCODERS:
         pytest.skip("heads that read tokens are for encoders")
     built = tiny.merged(tmp_path, family, Head(("a", "b", "c"), per_token))
-    exact, before = outputs(built, "fp32"), {name: id(weight) for name, weight in built.model.named_parameters()}
+    exact, before = (
+        outputs(built, "fp32"),
+        {name: id(weight) for name, weight in built.model.named_parameters()},
+    )
     parts = dict(built.model.named_modules())
     with cast_within(built.model, built.family, "bf16"):
         found = outputs(built, "bf16")
@@ -64,7 +72,9 @@ def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
 def test_what_flows_between_the_layers_of_a_language_model_is_fp32(tmp_path: Path) -> None:
     built = tiny.merged(tmp_path, "llama", None)
     cast(built.model, built.family, "bf16")
-    assert {weight.dtype for name, weight in built.model.named_parameters() if "norm" in name} == {torch.float32}
+    assert {weight.dtype for name, weight in built.model.named_parameters() if "norm" in name} == {
+        torch.float32
+    }
     assert built.model.get_input_embeddings().weight.dtype == torch.float32
     assert built.model.get_output_embeddings().weight.dtype == torch.bfloat16
 
@@ -102,5 +112,12 @@ def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
 def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
     config = tiny.merged(tmp_path, "bert", Head(("a", "b"))).model.config
     config.max_position_embeddings = 70
-    assert [bf16_width(config, longest) for longest in (1, 16, 17, 64, 65, 70)] == [16, 16, 32, 64, 65, 70]
+    assert [bf16_width(config, longest) for longest in (1, 16, 17, 64, 65, 70)] == [
+        16,
+        16,
+        32,
+        64,
+        65,
+        70,
+    ]
     assert bf16_width(tiny.merged(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17

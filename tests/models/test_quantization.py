@@ -1,4 +1,5 @@
-"""A base in 4 bits: it trains as if never evaluated, computes in the arithmetic around it, and comes back plain when merged."""
+"""A base in 4 bits: it trains as if never evaluated, computes in the arithmetic around it, and
+comes back plain when merged."""
 
 import importlib.util
 import logging
@@ -28,20 +29,38 @@ from medray.types import Head
 HEAD = Head(("negative", "positive", "unclear"))
 ROWS = [[5, 6, 7, 40], [8, 9], [10, 11, 12, 13, 14, 15], [20, 21, 22]]
 LABELS = torch.tensor([0, 1, 2, 1])
-TEXTS = ["tumour with metastasis in the nodes", "fever and infection", "glucose after therapy was no failure"]
+TEXTS = [
+    "tumour with metastasis in the nodes",
+    "fever and infection",
+    "glucose after therapy was no failure",
+]
 
 
 def make(path: Path, *, lora: LoraConfig | None = None, **model: Any) -> BuiltModel:
-    return build(sources.resolve(str(path)), HEAD, ModelOptions(**{"quantization": "nf4", **model}), lora or LoraConfig(r=4), seed=1)
+    return build(
+        sources.resolve(str(path)),
+        HEAD,
+        ModelOptions(**{"quantization": "nf4", **model}),
+        lora or LoraConfig(r=4),
+        seed=1,
+    )
 
 
 def logits(built: BuiltModel, precision: Precision = "fp32") -> Any:
     return TransformersEngine(built, precision=precision, token_budget=1000).logits(ROWS)
 
 
-def train(built: BuiltModel, num_steps: int, precision: Precision = "fp32", between: Callable[[], object] = lambda: None) -> list[float]:
+def train(
+    built: BuiltModel,
+    num_steps: int,
+    precision: Precision = "fp32",
+    between: Callable[[], object] = lambda: None,
+) -> list[float]:
     parameters = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
-    optimizer, scaler = torch.optim.AdamW(parameters, lr=1e-2), torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+    optimizer, scaler = (
+        torch.optim.AdamW(parameters, lr=1e-2),
+        torch.amp.GradScaler("cpu", enabled=precision == "fp16"),
+    )
     inputs, losses = collate(ROWS, built.tokenizer.pad_token_id), []
     for step in range(num_steps):
         torch.manual_seed(step)
@@ -58,8 +77,12 @@ def train(built: BuiltModel, num_steps: int, precision: Precision = "fp32", betw
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_losses_are_the_same_with_and_without_an_evaluation_between_steps(tmp_path: Path, family: str) -> None:
-    path = tiny.base(tmp_path, family, hidden_size=64, intermediate_size=128)  # large enough for bitsandbytes to repack
+def test_losses_are_the_same_with_and_without_an_evaluation_between_steps(
+    tmp_path: Path, family: str
+) -> None:
+    path = tiny.base(
+        tmp_path, family, hidden_size=64, intermediate_size=128
+    )  # large enough for bitsandbytes to repack
     undisturbed = train(make(path), 6)
     built = make(path)
     assert train(built, 6, between=lambda: logits(built)) == undisturbed
@@ -72,13 +95,22 @@ def test_every_4_bit_layer_is_told_not_to_repack_on_a_cpu(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_layer_computes_as_a_plain_one_with_the_same_weights(tmp_path: Path, precision: Precision) -> None:
+def test_a_layer_computes_as_a_plain_one_with_the_same_weights(
+    tmp_path: Path, precision: Precision
+) -> None:
     built = make(tiny.base(tmp_path), lora=LoraConfig(r=4, targets=("query",)))
-    name, layer = next((name, layer) for name, layer in quantization.quantised_layers(built.model).items() if "intermediate" in name)
+    name, layer = next(
+        (name, layer)
+        for name, layer in quantization.quantised_layers(built.model).items()
+        if "intermediate" in name
+    )
     plain = merge(built).model.get_submodule(name.removeprefix("base_model.model."))
     assert type(plain) is torch.nn.Linear
     torch.nn.init.normal_(plain.bias)  # shared with the 4-bit layer
-    inputs = [torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
+    inputs = [
+        torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        for _ in range(2)
+    ]
     with arithmetic(precision, "cpu"):
         outputs = [layer(inputs[0]), plain(inputs[1])]
     for output in outputs:
@@ -90,15 +122,22 @@ def test_a_layer_computes_as_a_plain_one_with_the_same_weights(tmp_path: Path, p
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_training_in_16_bits_learns_and_rounds_nothing_of_the_base(tmp_path: Path, precision: Precision) -> None:
+def test_training_in_16_bits_learns_and_rounds_nothing_of_the_base(
+    tmp_path: Path, precision: Precision
+) -> None:
     built = make(tiny.base(tmp_path))
-    biases = {name: torch.randn_like(layer.bias) for name, layer in quantization.quantised_layers(built.model).items()}
+    biases = {
+        name: torch.randn_like(layer.bias)
+        for name, layer in quantization.quantised_layers(built.model).items()
+    }
     for name, bias in biases.items():
         built.model.get_submodule(name).bias.data = bias.clone()
     losses = train(built, 10, precision)
     assert losses[-1] < 0.7 * losses[0]
     assert 0 < np.abs(logits(built, precision) - logits(built)).max() < 0.1
-    assert all(torch.equal(built.model.get_submodule(name).bias, bias) for name, bias in biases.items())
+    assert all(
+        torch.equal(built.model.get_submodule(name).bias, bias) for name, bias in biases.items()
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -107,7 +146,9 @@ def test_a_gpu_answers_as_the_cpu_that_quantised(tmp_path: Path, precision: Prec
     built = make(tiny.base(tmp_path, hidden_size=64, intermediate_size=128))
     expected = logits(built)
     built.model.to("cuda")
-    found = TransformersEngine(built, precision=precision, token_budget=1000, device="cuda").logits(ROWS)
+    found = TransformersEngine(built, precision=precision, token_budget=1000, device="cuda").logits(
+        ROWS
+    )
     assert np.abs(found - expected).max() < (1e-2 if precision == "fp32" else 0.1)
 
 
@@ -124,61 +165,105 @@ def test_a_weight_takes_half_a_byte_and_counts_as_one(tmp_path: Path) -> None:
     layer = next(iter(quantization.quantised_layers(built.model).values()))
     assert layer.weight.nbytes == 64 * 64 / 2
     assert layer.weight.quant_state.nested
-    single = next(iter(quantization.quantised_layers(make(path, double_quantization=False).model).values()))
+    single = next(
+        iter(quantization.quantised_layers(make(path, double_quantization=False).model).values())
+    )
     assert not single.weight.quant_state.nested
 
 
 @pytest.mark.parametrize("top_layers", [None, 1])
 @pytest.mark.parametrize("double_quantization", [True, False])
-def test_merged_is_a_plain_model_with_the_same_answers(tmp_path: Path, double_quantization: bool, top_layers: int | None) -> None:
-    built = make(tiny.base(tmp_path), lora=LoraConfig(r=4, top_layers=top_layers), double_quantization=double_quantization)
+def test_merged_is_a_plain_model_with_the_same_answers(
+    tmp_path: Path, double_quantization: bool, top_layers: int | None
+) -> None:
+    built = make(
+        tiny.base(tmp_path),
+        lora=LoraConfig(r=4, top_layers=top_layers),
+        double_quantization=double_quantization,
+    )
     train(built, 8, "bf16")
     tokens = [built.tokenizer(text)["input_ids"] for text in TEXTS]
     before = TransformersEngine(built, precision="fp32", token_budget=1000).logits(tokens)
     export_merged(built, tmp_path / "merged")
     assert b"quantization_config" not in (tmp_path / "merged" / "config.json").read_bytes()
     plain = pipeline("text-classification", model=str(tmp_path / "merged"))
-    assert [answer["label"] for answer in plain(TEXTS)] == [HEAD.labels[row.argmax()] for row in before]
+    assert [answer["label"] for answer in plain(TEXTS)] == [
+        HEAD.labels[row.argmax()] for row in before
+    ]
     with torch.inference_mode():
         after = np.concatenate([plain.model(torch.tensor([ids])).logits.numpy() for ids in tokens])
     assert np.abs(after - before).max() < 1e-4
-    assert (TransformersEngine(built, precision="fp32", token_budget=1000).logits(tokens) == before).all(), "merged is a copy"
+    assert (
+        TransformersEngine(built, precision="fp32", token_budget=1000).logits(tokens) == before
+    ).all(), "merged is a copy"
 
 
 def test_pefts_preparation_for_4_bits_finds_nothing_left_to_do(tmp_path: Path) -> None:
-    bare = build(sources.resolve(str(tiny.base(tmp_path))), HEAD, ModelOptions(quantization="nf4"), None).model
-    before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in bare.named_parameters()}
+    bare = build(
+        sources.resolve(str(tiny.base(tmp_path))), HEAD, ModelOptions(quantization="nf4"), None
+    ).model
+    before = {
+        name: (parameter.dtype, parameter.requires_grad)
+        for name, parameter in bare.named_parameters()
+    }
     assert set(before.values()) == {(torch.float32, False), (torch.uint8, False)}
     prepare_model_for_kbit_training(bare, use_gradient_checkpointing=False)
-    assert {name: (parameter.dtype, parameter.requires_grad) for name, parameter in bare.named_parameters()} == before
+    assert {
+        name: (parameter.dtype, parameter.requires_grad)
+        for name, parameter in bare.named_parameters()
+    } == before
 
 
 def test_a_base_without_an_adapter_is_dequantised_too(tmp_path: Path) -> None:
-    built = build(sources.resolve(str(tiny.base(tmp_path))), HEAD, ModelOptions(quantization="nf4"), None, seed=1)
+    built = build(
+        sources.resolve(str(tiny.base(tmp_path))),
+        HEAD,
+        ModelOptions(quantization="nf4"),
+        None,
+        seed=1,
+    )
     before = logits(built)
     built = merge(built)
     assert not hasattr(built.model.config, "quantization_config")
     assert np.abs(logits(built) - before).max() < 1e-5
 
 
-@pytest.mark.parametrize("setting", ["model.quantization=nf4", "search.space={model.quantization: {choice: [none, nf4]}}"])
+@pytest.mark.parametrize(
+    "setting",
+    ["model.quantization=nf4", "search.space={model.quantization: {choice: [none, nf4]}}"],
+)
 def test_a_machine_without_bitsandbytes_says_so_before_a_weight_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     study = tiny.study(tmp_path, setting, "lora.targets=[quary]")
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None if name == "bitsandbytes" else importlib.util.find_spec(name))
-    with pytest.raises(ConfigError, match=r"2 mistakes(.|\n)*nf4 needs bitsandbytes, not installed here: pip install(.|\n)*quary"):
+    monkeypatch.setattr(
+        quantization,
+        "find_spec",
+        lambda name: None if name == "bitsandbytes" else importlib.util.find_spec(name),
+    )
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"2 mistakes(.|\n)*nf4 needs bitsandbytes, not "
+            r"installed here: pip install(.|\n)*quary"
+        ),
+    ):
         preflight.check(study)
     with pytest.raises(ConfigError, match=r"^model\.quantization: nf4 needs bitsandbytes"):
         make(tmp_path / "tiny-bert")
     assert make(tmp_path / "tiny-bert", quantization="none").num_trainable
 
 
-def test_only_the_advice_about_a_kernel_that_nobody_calls_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_advice_about_a_kernel_that_nobody_calls_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     caplog.set_level(logging.WARNING, logger=logger.name)
     with quiet():
-        logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure ...", "no kernels")
+        logger.warning(
+            "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure ...",
+            "no kernels",
+        )
         logger.warning("another warning")
     logger.warning("gemm_4bit_forward failed")
     assert caplog.messages == ["another warning", "gemm_4bit_forward failed"]

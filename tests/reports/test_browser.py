@@ -28,20 +28,33 @@ def test_a_report_asks_for_nothing_complains_about_nothing_and_fits(
     assert tab.requests == [report.as_uri()]
     assert tab.complaints == []
     assert tab.value("document.documentElement.scrollWidth") == width
-    hidden = "[...document.querySelectorAll('main svg')].filter(held => held.getClientRects().length && held.getBoundingClientRect().width < 8).length"
+    hidden = (
+        "[...document.querySelectorAll('main svg')].filter(held => held.getClientRects().length && "
+        "held.getBoundingClientRect().width < 8).length"
+    )
     assert tab.value(hidden) == 0
     background = tab.value("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
 
 
-def test_a_report_that_asked_for_something_would_be_seen(chromium: Browser, report: Path, tmp_path: Path) -> None:
-    """The test above can fail: a script and an image are refused by the page's own policy, and that is a complaint."""
+def test_a_report_that_asked_for_something_would_be_seen(
+    chromium: Browser, report: Path, tmp_path: Path
+) -> None:
+    """The test above can fail: a script and an image are refused by the page's own policy, and that
+    is a complaint."""
     spoiled = tmp_path / "spoiled.html"
-    spoiled.write_text(report.read_text().replace("</main>", "<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'></main>"))
+    spoiled.write_text(
+        report.read_text().replace(
+            "</main>", "<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'></main>"
+        )
+    )
     tab = open_tab(chromium, spoiled.as_uri())
     assert len(tab.complaints) >= 2
     bare = tmp_path / "bare.html"
-    bare.write_text("<link rel='icon' href='http://127.0.0.1:9/favicon.ico'><img src='http://127.0.0.1:9/x.png'><img src='data:,'>")
+    bare.write_text(
+        "<link rel='icon' href='http://127.0.0.1:9/favicon.ico'><img "
+        "src='http://127.0.0.1:9/x.png'><img src='data:,'>"
+    )
     requests = open_tab(chromium, bare.as_uri()).requests
     assert "http://127.0.0.1:9/x.png" in requests
     assert not [url for url in requests if url.startswith("data:")]

@@ -44,16 +44,29 @@ class Client:
 
     def create_run(self, experiment: str, **given: Any) -> Any:
         name = f"r{len(self.server.runs)}"
-        self.server.runs[name] = {"tags": dict(given.get("tags", {})), "params": {}, "metrics": [], "files": [], "name": given["run_name"]}
+        self.server.runs[name] = {
+            "tags": dict(given.get("tags", {})),
+            "params": {},
+            "metrics": [],
+            "files": [],
+            "name": given["run_name"],
+        }
         return SimpleNamespace(info=SimpleNamespace(run_id=name, artifact_uri=f"artifacts/{name}"))
 
-    def search_runs(self, experiments: list[str], filter_string: str, max_results: int) -> list[Any]:
+    def search_runs(
+        self, experiments: list[str], filter_string: str, max_results: int
+    ) -> list[Any]:
         wanted = {}
         for part in filter_string.split(" and "):
             name, _, value = part.partition(" = ")
             wanted[name.removeprefix("tags.").strip("`")] = value.strip("'")
-        found = [name for name, run in self.server.runs.items() if wanted.items() <= run["tags"].items()]
-        return [SimpleNamespace(info=SimpleNamespace(run_id=name, artifact_uri=f"artifacts/{name}")) for name in found[:max_results]]
+        found = [
+            name for name, run in self.server.runs.items() if wanted.items() <= run["tags"].items()
+        ]
+        return [
+            SimpleNamespace(info=SimpleNamespace(run_id=name, artifact_uri=f"artifacts/{name}"))
+            for name in found[:max_results]
+        ]
 
     def log_batch(self, run: str, metrics: Any = (), params: Any = ()) -> None:
         self.server.runs[run]["metrics"] += list(metrics)
@@ -78,10 +91,17 @@ class Client:
         self.server.models[name] = []
 
     def search_model_versions(self, filter_string: str) -> list[Any]:
-        return [version for name, held in self.server.models.items() if f"'{name}'" in filter_string for version in held]
+        return [
+            version
+            for name, held in self.server.models.items()
+            if f"'{name}'" in filter_string
+            for version in held
+        ]
 
     def create_model_version(self, name: str, source: str, run: str, tags: dict[str, str]) -> Any:
-        made_version = SimpleNamespace(version=len(self.server.models[name]) + 1, source=source, tags=tags)
+        made_version = SimpleNamespace(
+            version=len(self.server.models[name]) + 1, source=source, tags=tags
+        )
         self.server.models[name].append(made_version)
         return made_version
 
@@ -91,7 +111,11 @@ class Client:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    root, entities, exceptions = ModuleType("mlflow"), ModuleType("mlflow.entities"), ModuleType("mlflow.exceptions")
+    root, entities, exceptions = (
+        ModuleType("mlflow"),
+        ModuleType("mlflow.entities"),
+        ModuleType("mlflow.exceptions"),
+    )
     root.__spec__ = sys.modules["json"].__spec__
     Client.server = Server()
     root.MlflowClient = Client  # type: ignore[attr-defined]
@@ -118,7 +142,11 @@ def test_a_study_its_trials_and_its_release_are_logged_once(server: Server, tmp_
         assert logged["tags"]["mlflow.parentRunId"] == parent
         assert logged["params"]["lora.r"] == str(record.settings["lora.r"])
         assert logged["status"] == ("FAILED" if record.status == "failed" else "FINISHED")
-        curve = [(step, value) for name, value, step in logged["metrics"] if name == "validation/f1_binary"]
+        curve = [
+            (step, value)
+            for name, value, step in logged["metrics"]
+            if name == "validation/f1_binary"
+        ]
         assert curve == [(row.step, row.metrics["f1_binary"]) for row in run.history(record.trial)]
     (version,) = server.models["made"]
     assert version.tags == {"medray.content_id": "abc", "medray.release": "made@1"}
@@ -128,26 +156,39 @@ def test_a_study_its_trials_and_its_release_are_logged_once(server: Server, tmp_
 def test_a_server_that_does_not_answer_is_one_sentence(server: Server, tmp_path: Path) -> None:
     server.is_up = False
     with pytest.raises(ArtifactError, match=r"^MLflow at sqlite:///x.db: no answer$"):
-        mlflow.log(gather(run_files.run(tmp_path)), "sqlite:///x.db", mark="one", files=[], release=None)
+        mlflow.log(
+            gather(run_files.run(tmp_path)), "sqlite:///x.db", mark="one", files=[], release=None
+        )
 
 
-def test_the_report_command_logs_a_run_of_before(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_command_logs_a_run_of_before(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_files.run(tmp_path)
     assert cli.main(["report", str(run.folder), "--mlflow", "sqlite:///x.db"]) == 0
     assert "MLflow run r0" in capsys.readouterr().out
     assert set(server.runs["r0"]["files"]) == {"report.html", "leaderboard.json", "study.yaml"}
 
 
-def test_mlflow_that_is_asked_for_and_absent_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_mlflow_that_is_asked_for_and_absent_is_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(preflight.util, "find_spec", lambda name: None)
     asked = run_files.study(tmp_path, mlflow={"tracking_uri": "sqlite:///x.db"})
-    with pytest.raises(ConfigError, match=r"MLflow is not installed; pip install 'medray\[mlflow\]'"):
+    with pytest.raises(
+        ConfigError, match=r"MLflow is not installed; pip install 'medray\[mlflow\]'"
+    ):
         preflight.check(asked)
 
 
-def test_the_environment_says_where_mlflow_is_unless_the_study_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_says_where_mlflow_is_unless_the_study_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert load.tracking_uri(run_files.study(tmp_path)) is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
     assert load.tracking_uri(run_files.study(tmp_path)) == "http://tracker"
-    assert load.tracking_uri(run_files.study(tmp_path, mlflow={"tracking_uri": "sqlite:///x.db"})) == "sqlite:///x.db"
+    assert (
+        load.tracking_uri(run_files.study(tmp_path, mlflow={"tracking_uri": "sqlite:///x.db"}))
+        == "sqlite:///x.db"
+    )

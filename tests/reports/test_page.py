@@ -66,18 +66,34 @@ def test_the_first_sentence_tells_what_won_with_its_figure_and_interval(whole: R
         assert part in report.headline
 
 
-def test_figures_that_are_means_over_seeds_are_called_so_in_the_first_sentence(whole: Run, tmp_path: Path) -> None:
+def test_figures_that_are_means_over_seeds_are_called_so_in_the_first_sentence(
+    whole: Run, tmp_path: Path
+) -> None:
     def repeated(board: Leaderboard) -> Leaderboard:
         seeds = Seeds(("a-000", "a-001", "a-002"), (0.9, 0.8, 0.85), (0.88, 0.86, 0.87), "a-000")
         return replace(board, entries=tuple(replace(entry, seeds=seeds) for entry in board.entries))
 
     assert "seeds" not in page.compose(gather(whole)).headline
-    assert page.compose(gather(run_files.run(tmp_path, changed=repeated))).headline.endswith("160 test rows, the mean of 3 seeds.")
+    assert page.compose(gather(run_files.run(tmp_path, changed=repeated))).headline.endswith(
+        "160 test rows, the mean of 3 seeds."
+    )
 
 
 def test_every_section_is_there_and_every_chart_has_words_and_a_table_beside_it(whole: Run) -> None:
     report, seen = page.compose(gather(whole)), Seen(rendered(whole))
-    wanted = ["asked", "leaderboard", "against", "mistakes", "confidence", "slices", "training", "settings", "cost", "data", "repeat"]
+    wanted = [
+        "asked",
+        "leaderboard",
+        "against",
+        "mistakes",
+        "confidence",
+        "slices",
+        "training",
+        "settings",
+        "cost",
+        "data",
+        "repeat",
+    ]
     assert [section.id for section in report.sections] == wanted
     drawings = [attributes for tag, attributes in seen.tags if tag == "svg"]
     assert len(drawings) >= 15
@@ -107,7 +123,9 @@ def test_figures_of_the_page_are_those_of_the_run(whole: Run) -> None:
 def test_dots_stand_where_their_figures_are(whole: Run) -> None:
     """The places of two trials and two ticks of the axis tell the same scale."""
     report = page.compose(gather(whole))
-    drawn = next(chart.drawing for chart in report.charts() if chart.name == "leaderboard-validation")
+    drawn = next(
+        chart.drawing for chart in report.charts() if chart.name == "leaderboard-validation"
+    )
     entries = [entry for entry in whole.leaderboard().entries if entry.validation]
     dots = [mark for mark in drawn.marks if mark.tag in ("circle", "polygon")]
     assert len(dots) == len(entries)
@@ -124,7 +142,11 @@ def test_dots_stand_where_their_figures_are(whole: Run) -> None:
 
 
 def test_judged_models_stand_at_their_test_figures_with_their_intervals(whole: Run) -> None:
-    drawn = next(chart.drawing for chart in page.compose(gather(whole)).charts() if chart.name == "leaderboard-test")
+    drawn = next(
+        chart.drawing
+        for chart in page.compose(gather(whole)).charts()
+        if chart.name == "leaderboard-test"
+    )
     texts = {mark.text for mark in drawn.marks if mark.tag == "text"}
     tips = {held.text for mark in drawn.marks for held in mark}
     judged = [entry for entry in whole.leaderboard().entries if entry.test]
@@ -150,7 +172,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         return replace(board, study=HOSTILE[0])
 
     made_run = run_files.run(tmp_path, labels=HOSTILE, column=HOSTILE[1], changed=renamed)
-    record = made_run.records()[-1].model_copy(update={"error": HOSTILE[1], "settings": {"lora.r": HOSTILE[0], "a\x00b": "\x1b"}})
+    record = made_run.records()[-1].model_copy(
+        update={"error": HOSTILE[1], "settings": {"lora.r": HOSTILE[0], "a\x00b": "\x1b"}}
+    )
     made_run.write(record)
     plain, hostile = Seen(rendered(run_files.run(tmp_path / "plain"))), Seen(rendered(made_run))
     assert [tag for tag, _ in hostile.tags if tag in ("script", "img")] == ["script"]
@@ -190,13 +214,18 @@ def test_a_tie_is_told_in_the_first_lines(tmp_path: Path) -> None:
     assert len(board.tied) == 2
     said = page.compose(gather(tied)).said
     assert any(
-        "A tie" in sentence and "large-decoder-000" in sentence and f"{board.winner} wins by its figure" in sentence for sentence in said
+        "A tie" in sentence
+        and "large-decoder-000" in sentence
+        and f"{board.winner} wins by its figure" in sentence
+        for sentence in said
     )
 
 
 def test_a_study_whose_test_rows_were_not_judged_says_so(tmp_path: Path) -> None:
     def unjudged(board: Leaderboard) -> Leaderboard:
-        entries = tuple(replace(entry, test={}, test_interval=None, ms_per_row=None) for entry in board.entries)
+        entries = tuple(
+            replace(entry, test={}, test_interval=None, ms_per_row=None) for entry in board.entries
+        )
         return replace(board, entries=entries, comparisons=(), num_openings=0)
 
     report = page.compose(gather(run_files.run(tmp_path, changed=unjudged, with_analysis=False)))
@@ -211,31 +240,56 @@ def test_the_card_of_a_release_tells_the_same_figures(whole: Run) -> None:
     assert analysis is not None
     test, content_id = card.test_record(board, best, analysis), checkpoint.content_id(folder)
     calibration = analysis.best.calibration
-    record = ReleaseRecord(name="made", version=1, content_id=content_id, created="today", test=test, calibration=calibration)
+    record = ReleaseRecord(
+        name="made",
+        version=1,
+        content_id=content_id,
+        created="today",
+        test=test,
+        calibration=calibration,
+    )
     told = card.render(record, checkpoint.read(folder), merged=False)
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|$", told, re.MULTILINE)
     assert len(rows) == len(best.test)
     text = Seen(rendered(whole)).text
     for row in rows:
         assert " ".join(row) in text
-    sentences = [line for line in told.splitlines() if line.startswith(("Confidence:", "Abstention:", "Lowest slice"))]
+    sentences = [
+        line
+        for line in told.splitlines()
+        if line.startswith(("Confidence:", "Abstention:", "Lowest slice"))
+    ]
     assert len(sentences) == 3
     assert all(sentence in text for sentence in sentences)
     assert record.content_id in told
     assert record.content_id in text
 
 
-def test_medray_report_writes_the_page_and_its_plots(whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_medray_report_writes_the_page_and_its_plots(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, plots = tmp_path / "page.html", tmp_path / "plots"
-    assert cli.main(["report", str(whole.folder.parent), "--out", str(out), "--plots", str(plots)]) == 0
+    assert (
+        cli.main(["report", str(whole.folder.parent), "--out", str(out), "--plots", str(plots)])
+        == 0
+    )
     assert out.read_text(encoding="utf-8") == rendered(whole)
     names = {path.stem for path in plots.glob("*.svg")}
-    assert {"leaderboard-test", "confusion-test", "reliability-after", "risk-coverage", "slices", "cost-latency"} <= names
+    assert {
+        "leaderboard-test",
+        "confusion-test",
+        "reliability-after",
+        "risk-coverage",
+        "slices",
+        "cost-latency",
+    } <= names
     assert len(names) == len(list(page.compose(gather(whole)).charts()))
     assert str(out) in capsys.readouterr().out
 
 
-def test_medray_report_of_a_study_that_has_not_ended_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_medray_report_of_a_study_that_has_not_ended_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run.start(run_files.study(tmp_path))
     assert cli.main(["report", str(run.folder)]) == 1
     assert "has not ended" in capsys.readouterr().err
@@ -246,16 +300,28 @@ def test_a_log_loss_study_has_no_intervals_and_says_so(tmp_path: Path) -> None:
     held = json.loads((run.folder / "leaderboard.json").read_text())
     for entry in held["entries"]:
         entry["test_interval"] = None
-    (run.folder / "leaderboard.json").write_text(json.dumps({**held, "metric": "log_loss", "comparisons": [], "tied": []}))
-    assert any("log loss has no interval" in sentence for sentence in page.compose(gather(run)).said)
+    (run.folder / "leaderboard.json").write_text(
+        json.dumps({**held, "metric": "log_loss", "comparisons": [], "tied": []})
+    )
+    assert any(
+        "log loss has no interval" in sentence for sentence in page.compose(gather(run)).said
+    )
 
 
-def test_where_rows_have_several_labels_the_classes_are_a_table_instead_of_a_matrix(tmp_path: Path) -> None:
+def test_where_rows_have_several_labels_the_classes_are_a_table_instead_of_a_matrix(
+    tmp_path: Path,
+) -> None:
     run = run_files.run(tmp_path)
     held = run_files.analysis(run.leaderboard().winner)
     best = held.best
-    bare = replace(best, test=replace(best.test, confusion=()), validation=replace(best.validation, confusion=()))
-    (run.folder / "analysis.json").write_bytes(to_json(replace(held, multi_label=True, models=(bare,))))
+    bare = replace(
+        best,
+        test=replace(best.test, confusion=()),
+        validation=replace(best.validation, confusion=()),
+    )
+    (run.folder / "analysis.json").write_bytes(
+        to_json(replace(held, multi_label=True, models=(bare,)))
+    )
     report = page.compose(gather(run))
     assert not any(chart.name.startswith("confusion") for chart in report.charts())
     assert f"{best.test.per_class[0].f1.value:.3f}" in Seen(page.render(report)).text
@@ -266,6 +332,8 @@ def test_more_labels_than_a_matrix_can_show_are_left_to_the_table(tmp_path: Path
     held = run_files.analysis(run.leaderboard().winner)
     labels = tuple(f"condition {number}" for number in range(30))
     wide = replace(held.best.test, confusion=tuple(tuple(range(30)) for _ in labels))
-    (run.folder / "analysis.json").write_bytes(to_json(replace(held, labels=labels, models=(replace(held.best, test=wide),))))
+    (run.folder / "analysis.json").write_bytes(
+        to_json(replace(held, labels=labels, models=(replace(held.best, test=wide),)))
+    )
     data = gather(run)
     assert "30 labels are too many" in Seen(page.render(page.compose(data))).text

@@ -32,7 +32,12 @@ def answered(split: str, examples: list[Example]) -> SplitAnalysis:
     sure = np.linspace(0.99, 0.9, len(examples))[:, None]
     return examine(
         split,  # type: ignore[arg-type]
-        SplitPredictions([row.id for row in examples], LabelAnswers(truth, predicted, 0), np.where(predicted, sure, 1 - sure), {}),
+        SplitPredictions(
+            [row.id for row in examples],
+            LabelAnswers(truth, predicted, 0),
+            np.where(predicted, sure, 1 - sure),
+            {},
+        ),
         AS_IT_IS,
         labels=LABELS,
         multi_label=False,
@@ -46,10 +51,16 @@ def asked(tmp_path: Path) -> StudyConfig:
     study = tiny.study(tmp_path)
     run, data = Run.start(study), dataset.load(study.data)
     tested = data.open_test(tmp_path, "a test").examples
-    made = ModelAnalysis("one", AS_IT_IS, answered("validation", data.validation), answered("test", tested))
-    (run.folder / ANALYSIS).write_bytes(analysis.to_json(Analysis("tiny", LABELS, False, "one", (made,))))
+    made = ModelAnalysis(
+        "one", AS_IT_IS, answered("validation", data.validation), answered("test", tested)
+    )
+    (run.folder / ANALYSIS).write_bytes(
+        analysis.to_json(Analysis("tiny", LABELS, False, "one", (made,)))
+    )
     entry = Entry("one", "trial", validation={"f1_macro": 0.8}, test={"f1_macro": 0.8})
-    board = Leaderboard("tiny", "f1_macro", (entry,), "one", None, (), (), {"validation": 12, "test": 12}, 1)
+    board = Leaderboard(
+        "tiny", "f1_macro", (entry,), "one", None, (), (), {"validation": 12, "test": 12}, 1
+    )
     (run.folder / LEADERBOARD).write_text(tables.to_json(board))
     return study
 
@@ -84,11 +95,15 @@ def test_looking_at_mistakes_on_test_rows_is_logged(asked: StudyConfig) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_what_is_exported_and_filled_in_corrects_the_data(asked: StudyConfig, tmp_path: Path, ending: str) -> None:
+def test_what_is_exported_and_filled_in_corrects_the_data(
+    asked: StudyConfig, tmp_path: Path, ending: str
+) -> None:
     path = tmp_path / f"review.{ending}"
     assert main(["review", folder(asked), "--export", str(path)]) == 0
     untouched = asked.data.model_copy(update={"corrections": str(path)})
-    assert dataset.load(untouched).fingerprint == dataset.load(asked.data).fingerprint  # nothing is filled in yet
+    assert (
+        dataset.load(untouched).fingerprint == dataset.load(asked.data).fingerprint
+    )  # nothing is filled in yet
     wrong = dataset.load(asked.data).validation[0]
     answer = next(label for label in LABELS if label not in wrong.labels)
     if ending == "csv":
@@ -105,10 +120,14 @@ def test_what_is_exported_and_filled_in_corrects_the_data(asked: StudyConfig, tm
     corrected = dataset.load(untouched)
     assert corrected.validation[0].labels == (answer,)
     assert corrected.audit({}, 512).num_corrected == 1
-    assert main(["review", folder(asked), "--export", str(path)]) == 1  # never over what somebody filled in
+    assert (
+        main(["review", folder(asked), "--export", str(path)]) == 1
+    )  # never over what somebody filled in
 
 
-def test_a_release_is_reviewed_on_the_rows_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_release_is_reviewed_on_the_rows_of_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = tiny.study(tmp_path, "train.epochs=1")
     Registry(study.storage_path).publish(tiny.trial(study, tmp_path).run().checkpoint, "cancer")
     (tmp_path / "study.yaml").write_text(dump_settings(study))
@@ -118,7 +137,9 @@ def test_a_release_is_reviewed_on_the_rows_of_a_study(tmp_path: Path, capsys: py
     corrected.write_text("id,label\nr0,other\n")
     settings = ["evaluate", "cancer", str(tmp_path / "study.yaml"), f"data.corrections={corrected}"]
     assert main([*settings, "--split", "validation"]) == 0
-    assert main([*settings, "--split", "all"]) == 1  # corrected, they are still the rows that trained it
+    assert (
+        main([*settings, "--split", "all"]) == 1
+    )  # corrected, they are still the rows that trained it
     assert "36 of the 60 rows of --split all trained it" in capsys.readouterr().err
 
 
@@ -131,7 +152,9 @@ def test_a_release_is_reviewed_on_the_rows_of_a_study(tmp_path: Path, capsys: py
         (["--export", "rows.txt"], "rows for review are written as .csv or .jsonl"),
     ],
 )
-def test_what_review_cannot_do_is_said(asked: StudyConfig, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_review_cannot_do_is_said(
+    asked: StudyConfig, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["review", folder(asked), *arguments]) == 1
     assert message in capsys.readouterr().err
     assert main(["review", "cancer@best"]) == 1
@@ -142,5 +165,8 @@ def test_a_missing_file_of_corrections_is_named_before_anything_starts(
     asked: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "study.yaml").write_text(dump_settings(asked))
-    assert main(["study", str(tmp_path / "study.yaml"), "data.corrections=missing.csv", "--dry-run"]) == 1
+    assert (
+        main(["study", str(tmp_path / "study.yaml"), "data.corrections=missing.csv", "--dry-run"])
+        == 1
+    )
     assert "data.corrections: there is no file missing.csv" in capsys.readouterr().err

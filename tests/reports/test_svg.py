@@ -6,15 +6,37 @@ import pytest
 
 from medray.errors import MedrayError
 from medray.reports import page
-from medray.reports.charts import Bar, Bin, Curve, Spot, cells, intervals, lines, reliability, scatter
-from medray.reports.svg import DARK, LIGHT, Drawing, Scale, log_span, shortened, span, text_width, tick
+from medray.reports.charts import (
+    Bar,
+    Bin,
+    Curve,
+    Spot,
+    cells,
+    intervals,
+    lines,
+    reliability,
+    scatter,
+)
+from medray.reports.svg import (
+    DARK,
+    LIGHT,
+    Drawing,
+    Scale,
+    log_span,
+    shortened,
+    span,
+    text_width,
+    tick,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def luminance(colour: str) -> float:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -32,7 +54,11 @@ def test_words_and_marks_stand_out_from_the_paper(scheme: dict[str, str]) -> Non
 
 
 def test_a_scale_puts_its_ends_at_the_ends_and_ticks_inside() -> None:
-    for scale in (Scale(0.3, 0.97, 10, 200), Scale(1e-4, 3e-2, 10, 200, is_log=True), Scale(1.5e-3, 2.2e-3, 10, 200, is_log=True)):
+    for scale in (
+        Scale(0.3, 0.97, 10, 200),
+        Scale(1e-4, 3e-2, 10, 200, is_log=True),
+        Scale(1.5e-3, 2.2e-3, 10, 200, is_log=True),
+    ):
         assert (scale(scale.low), scale(scale.high)) == (pytest.approx(10), pytest.approx(200))
         ticks = scale.ticks()
         assert 2 <= len(ticks) <= 7
@@ -46,7 +72,10 @@ def test_spans_of_equal_values_have_a_length() -> None:
     assert span([0.5, 0.99], high=1.0)[1] <= 1
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.0005, "5e-4"), (0.25, "0.25"), (1500, "1,500"), (2e7, "20 M"), (7e9, "7 G"), (0, "0")])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0005, "5e-4"), (0.25, "0.25"), (1500, "1,500"), (2e7, "20 M"), (7e9, "7 G"), (0, "0")],
+)
 def test_ticks_are_short(value: float, shown: str) -> None:
     assert tick(value) == shown
 
@@ -63,9 +92,20 @@ def test_every_kind_of_chart_is_svg_that_stands_alone_inside_its_own_frame() -> 
     bars = [Bar("<one>", 0.9, 0.8, 0.95, other=0.91, shown="0.9"), Bar("two", None)]
     drawn = [
         *(intervals("t", "s", bars, width=width) for width in (328, 820)),
-        lines("t", "s", [Curve("c", ((1.0, 0.5), (2.0, 0.7)), "c", is_strong=True), Curve("d", ((1.0, 0.4),))], x_label="epoch"),
+        lines(
+            "t",
+            "s",
+            [Curve("c", ((1.0, 0.5), (2.0, 0.7)), "c", is_strong=True), Curve("d", ((1.0, 0.4),))],
+            x_label="epoch",
+        ),
         scatter("t", "s", [Spot("8", 0.5, "x"), Spot("16", 0.6, "y", 3)], x_label="rank"),
-        scatter("t", "s", [Spot(0.0, 0.5, "x"), Spot(1.0, 0.6, "y", None)], x_label="zero has no logarithm", log=True),
+        scatter(
+            "t",
+            "s",
+            [Spot(0.0, 0.5, "x"), Spot(1.0, 0.6, "y", None)],
+            x_label="zero has no logarithm",
+            log=True,
+        ),
         cells("t", "s", ["a", "b"], [[3, 0], [0, 0]]),
         cells("t", "s", [str(at) for at in range(12)], [[at] * 12 for at in range(12)]),
         reliability("t", "s", bins),
@@ -76,7 +116,13 @@ def test_every_kind_of_chart_is_svg_that_stands_alone_inside_its_own_frame() -> 
         assert "var(" not in made.svg(standalone=True)
         left, top, width, height = map(float, (root.get("viewBox") or "").split())
         for mark in root.iter():
-            for name, low, size in (("x", left, width), ("cx", left, width), ("x2", left, width), ("y", top, height), ("cy", top, height)):
+            for name, low, size in (
+                ("x", left, width),
+                ("cx", left, width),
+                ("x2", left, width),
+                ("y", top, height),
+                ("cy", top, height),
+            ):
                 if (place := mark.get(name)) is not None:
                     assert low <= float(place) <= low + size, f"{mark.tag} {mark.attrib}"
 
@@ -93,7 +139,9 @@ def test_png_without_its_extra_is_one_clear_sentence(monkeypatch: pytest.MonkeyP
         page.png("<svg/>")
 
 
-def test_png_without_a_font_is_told_instead_of_drawn_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_png_without_a_font_is_told_instead_of_drawn_without_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     blind = ModuleType("resvg_py")
     blind.__spec__ = sys.modules["json"].__spec__
     blind.svg_to_bytes = lambda **_: b"no words"  # type: ignore[attr-defined]

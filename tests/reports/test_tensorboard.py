@@ -36,25 +36,42 @@ def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
             board.trial_finished(record)
     for record, history in held:
         found = list(values(tmp_path / "tensorboard" / record.trial))
-        curve = [(step, value.simple_value) for step, value in found if value.tag == "validation/f1_binary"]
+        curve = [
+            (step, value.simple_value)
+            for step, value in found
+            if value.tag == "validation/f1_binary"
+        ]
         assert curve == [(line.step, pytest.approx(line.metrics["f1_binary"])) for line in history]
         best = [value.simple_value for _, value in found if value.tag == "best/f1_binary"]
         losses = [value.simple_value for _, value in found if value.tag == "training/loss"]
         assert losses == [pytest.approx(line.train_loss) for line in history]
-        assert best == [pytest.approx(max(other.metrics["f1_binary"] for other in history[: at + 1])) for at, _ in enumerate(history)]
+        assert best == [
+            pytest.approx(max(other.metrics["f1_binary"] for other in history[: at + 1]))
+            for at, _ in enumerate(history)
+        ]
         if history:
             told = [
-                HParamsPluginData.FromString(value.metadata.plugin_data.content) for _, value in found if value.tag.startswith("_hparams_")
+                HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                for _, value in found
+                if value.tag.startswith("_hparams_")
             ]
-            assert dict(told[0].session_start_info.hparams)["lora.r"].number_value == record.settings["lora.r"]
-            assert dict(told[0].session_start_info.hparams)["base_model"].string_value == record.base_model
+            assert (
+                dict(told[0].session_start_info.hparams)["lora.r"].number_value
+                == record.settings["lora.r"]
+            )
+            assert (
+                dict(told[0].session_start_info.hparams)["base_model"].string_value
+                == record.base_model
+            )
             assert told[1].session_end_info.status == 1
 
 
 def test_a_figure_that_is_no_number_is_left_out_of_the_curve(tmp_path: Path) -> None:
     record, history = run_files.trials()[0]
     with TensorBoard(tmp_path, "f1_binary") as board:
-        board.trial_reported(record, replace(history[0], metrics={**history[0].metrics, "f1_binary": float("nan")}))
+        board.trial_reported(
+            record, replace(history[0], metrics={**history[0].metrics, "f1_binary": float("nan")})
+        )
         board.trial_finished(record.model_copy(update={"status": "failed"}))
     tags = {value.tag for _, value in values(tmp_path / "tensorboard" / record.trial)}
     assert "validation/accuracy" in tags

@@ -53,26 +53,37 @@ def test_inside_a_running_ray_that_one_is_used_and_left_running(cluster: Cluster
 
 
 @pytest.mark.ray
-def test_placement_groups_of_ended_jobs_are_removed_and_those_of_running_ones_stay(cluster: Cluster) -> None:
+def test_placement_groups_of_ended_jobs_are_removed_and_those_of_running_ones_stay(
+    cluster: Cluster,
+) -> None:
     import ray
     from ray.util import placement_group, placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
     leave = (
         "import ray; from ray.util import placement_group; ray.init(log_to_driver=False)\n"
-        "groups = [placement_group([{'CPU': 1}], lifetime='detached', name=name) for name in ('', 'SERVE_REPLICA::kept')]\n"
+        "groups = [placement_group([{'CPU': 1}], lifetime='detached', name=name) for name in ('', "
+        "'SERVE_REPLICA::kept')]\n"
         "ray.get([group.ready() for group in groups])"
     )
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    subprocess.run([sys.executable, "-c", leave], env=environment, check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", leave], env=environment, check=True, capture_output=True, timeout=60
+    )
     own = placement_group([{"CPU": 1}])
     ray.get(own.ready())
     assert runtime.free_leaked_groups() == 1
-    states = {group["name"]: group["state"] for group in placement_group_table().values() if group["name"]}
+    states = {
+        group["name"]: group["state"] for group in placement_group_table().values() if group["name"]
+    }
     assert states["SERVE_REPLICA::kept"] == "CREATED"
     assert placement_group_table(own)["state"] == "CREATED"
     assert runtime.free_leaked_groups() == 0
-    (kept,) = (key for key, group in placement_group_table().items() if group["name"] == "SERVE_REPLICA::kept")
+    (kept,) = (
+        key
+        for key, group in placement_group_table().items()
+        if group["name"] == "SERVE_REPLICA::kept"
+    )
     for group in (own, PlacementGroup(ray.PlacementGroupID.from_hex(kept))):
         remove_placement_group(group)
 
@@ -85,7 +96,9 @@ def test_joining_needs_an_address_that_answers(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
-def test_an_address_of_something_else_than_a_cluster_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_of_something_else_than_a_cluster_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="must be a cluster's own address"), start_cluster():
@@ -96,11 +109,15 @@ def test_what_a_job_was_given_is_not_given_twice(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HOME", "/shared/hf")
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert runtime.job_environment(None)["HF_HOME"] == "/shared/hf"
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"HF_HOME": "/shared/hf"}}}')
+    monkeypatch.setenv(
+        "RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"HF_HOME": "/shared/hf"}}}'
+    )
     assert "HF_HOME" not in runtime.job_environment(None)
 
 
-def test_a_relative_storage_path_is_made_absolute_and_outlives_a_submitted_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_storage_path_is_made_absolute_and_outlives_a_submitted_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert files.absolute("runs") == tmp_path / "runs"
@@ -111,14 +128,24 @@ def test_a_relative_storage_path_is_made_absolute_and_outlives_a_submitted_job(t
     assert files.absolute("/shared/runs") == Path("/shared/runs")
 
 
-def test_sigterm_ends_with_its_own_status_where_ray_makes_another_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_ends_with_its_own_status_where_ray_makes_another_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import ray
 
-    for name, stand_in in (("_single", lambda num_cpus: None), ("_describe", lambda is_joined: None)):
+    for name, stand_in in (
+        ("_single", lambda num_cpus: None),
+        ("_describe", lambda is_joined: None),
+    ):
         monkeypatch.setattr(runtime, name, stand_in)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    for name in (*runtime._SHARED, "RAY_AIR_NEW_OUTPUT", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
+    for name in (
+        *runtime._SHARED,
+        "RAY_AIR_NEW_OUTPUT",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
+        "TUNE_DISABLE_SIGINT_HANDLER",
+    ):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # put back afterwards
     before = signal.getsignal(signal.SIGTERM)
     try:

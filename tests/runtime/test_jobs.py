@@ -1,4 +1,5 @@
-"""What of this machine travels with a study, how a log is followed, and what a job's end means; the cluster is a fake here."""
+"""What of this machine travels with a study, how a log is followed, and what a job's end means; the
+cluster is a fake here."""
 
 import json
 import shlex
@@ -30,7 +31,8 @@ class Details:
 
 @dataclass
 class Jobs:
-    """A cluster that has one job, whose log comes in parts; a connection breaks after each of them."""
+    """A cluster that has one job, whose log comes in parts; a connection breaks after each of
+    them."""
 
     parts: list[str] = field(default_factory=list)
     end: Details = field(default_factory=lambda: Details(JobStatus.SUCCEEDED, 0))
@@ -40,7 +42,11 @@ class Jobs:
 
     def submit_job(self, **asked: Any) -> str:
         folder = Path(asked["runtime_env"]["working_dir"])
-        self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        self.files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
         self.sent = asked
         return str(asked["submission_id"])
 
@@ -66,15 +72,27 @@ def test_the_package_and_the_resolved_study_travel_and_nothing_else(tmp_path: Pa
     job = submission.submit(jobs, study, Parcel(), python="/opt/its/python", options=("--resume",))
     assert job.startswith(f"medray-{study.name}-")
     assert {name.split("/")[0] for name in jobs.files} == {"medray", "study.yaml"}
-    assert jobs.files["medray/study/study.py"] == (Path(checkpoint.__file__).parents[1] / "study" / "study.py").read_bytes()
+    assert (
+        jobs.files["medray/study/study.py"]
+        == (Path(checkpoint.__file__).parents[1] / "study" / "study.py").read_bytes()
+    )
     assert not any("__pycache__" in name for name in jobs.files)
     (tmp_path / "read.yaml").write_bytes(jobs.files["study.yaml"])
     assert load_study([tmp_path / "read.yaml"]) == study
-    assert shlex.split(jobs.sent["entrypoint"]) == ["/opt/its/python", "-m", "medray.cli", "study", "study.yaml", "--resume"]
+    assert shlex.split(jobs.sent["entrypoint"]) == [
+        "/opt/its/python",
+        "-m",
+        "medray.cli",
+        "study",
+        "study.yaml",
+        "--resume",
+    ]
     assert jobs.sent["entrypoint_num_gpus"] == 0
 
 
-def test_the_commit_travels_because_the_repository_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_travels_because_the_repository_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "git_commit", lambda: "abc-dirty")
     jobs = Jobs()
     submission.submit(jobs, tiny.study(tmp_path), Parcel(), python="python")
@@ -89,34 +107,62 @@ def test_the_commit_travels_because_the_repository_does_not(tmp_path: Path, monk
         checkpoint.git_commit.cache_clear()
 
 
-def test_no_token_of_this_machine_travels_and_a_key_in_the_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_of_this_machine_travels_and_a_key_in_the_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = "hf_" + "aB3" * 11 + "a"
     monkeypatch.setenv("HF_TOKEN", secret)
     jobs = Jobs()
-    submission.submit(jobs, tiny.study(tmp_path), Parcel(hub_token_file="/run/secrets/hub"), python="python")
+    submission.submit(
+        jobs, tiny.study(tmp_path), Parcel(hub_token_file="/run/secrets/hub"), python="python"
+    )
     assert jobs.sent["runtime_env"]["env_vars"]["HF_TOKEN_PATH"] == "/run/secrets/hub"
-    assert secret not in json.dumps({**jobs.sent, "runtime_env": jobs.sent["runtime_env"]}, default=str)
+    assert secret not in json.dumps(
+        {**jobs.sent, "runtime_env": jobs.sent["runtime_env"]}, default=str
+    )
     assert not any(secret.encode() in content for content in jobs.files.values())
-    with pytest.raises(ConfigError, match=r"mlflow.tracking_uri: holds what looks like a key or password \(a token of Hugging Face\)"):
-        submission.submit(jobs, tiny.study(tmp_path, f"mlflow.tracking_uri=https://host/{secret}"), Parcel(), python="python")
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"mlflow.tracking_uri: holds what looks like a key or password \(a token of Hugging "
+            r"Face\)"
+        ),
+    ):
+        submission.submit(
+            jobs,
+            tiny.study(tmp_path, f"mlflow.tracking_uri=https://host/{secret}"),
+            Parcel(),
+            python="python",
+        )
 
 
 def test_data_that_lies_elsewhere_is_left_for_the_cluster_to_pull(tmp_path: Path) -> None:
     study = _written(tiny.study(tmp_path), tmp_path)
-    for number, place in enumerate(("data.format.path=s3://bucket/rows.jsonl", "data.format={name: hub, path: owner/name}")):
+    for number, place in enumerate(
+        ("data.format.path=s3://bucket/rows.jsonl", "data.format={name: hub, path: owner/name}")
+    ):
         folder = tmp_path / f"sent{number}"
         folder.mkdir()
         submission.stage(load_study([study], [place]), folder, Parcel())
         assert not (folder / "data").exists()
-        assert ("s3://bucket/rows.jsonl", "owner/name")[number] in (folder / submission.STUDY).read_text()
+        assert ("s3://bucket/rows.jsonl", "owner/name")[number] in (
+            folder / submission.STUDY
+        ).read_text()
 
 
-def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     study = tiny.study(tmp_path)
     data = Path(study.data.format.model_dump()["path"])
-    relative = load_study([_written(study, tmp_path)], [f"data.format.path={data.relative_to(tmp_path)}"])
-    with pytest.raises(ConfigError, match=r"data.format.path: .* is a path of this machine.*or send it with --upload-data"):
+    relative = load_study(
+        [_written(study, tmp_path)], [f"data.format.path={data.relative_to(tmp_path)}"]
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"data.format.path: .* is a path of this machine.*or send it with --upload-data",
+    ):
         submission.submit(Jobs(), relative, Parcel(), python="python")
     with pytest.raises(ConfigError, match=r"more than the 0\.0 MB that --upload-limit-mb allows"):
         submission.submit(Jobs(), relative, Parcel(True, limit_bytes=10), python="python")
@@ -125,7 +171,10 @@ def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(t
     sent = {name for name in jobs.files if name.startswith("data/")}
     (tmp_path / "sent.yaml").write_bytes(jobs.files["study.yaml"])
     assert sent
-    assert all(name.startswith(load_study([tmp_path / "sent.yaml"]).data.format.model_dump()["path"]) for name in sent)
+    assert all(
+        name.startswith(load_study([tmp_path / "sent.yaml"]).data.format.model_dump()["path"])
+        for name in sent
+    )
 
 
 def _written(study: StudyConfig, folder: Path) -> Path:
@@ -134,11 +183,15 @@ def _written(study: StudyConfig, folder: Path) -> Path:
     return path
 
 
-def test_a_base_model_in_a_folder_of_this_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_model_in_a_folder_of_this_machine_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     study = tiny.study(tmp_path)
     source = Path(study.base_models[0].source).relative_to(tmp_path)
-    moved = study.model_copy(update={"base_models": (study.base_models[0].model_copy(update={"source": f"./{source}"}),)})
+    moved = study.model_copy(
+        update={"base_models": (study.base_models[0].model_copy(update={"source": f"./{source}"}),)}
+    )
     with pytest.raises(ConfigError, match=rf"base model ./{source}: is a path of this machine"):
         submission.submit(Jobs(), moved, Parcel(), python="python")
 
@@ -149,7 +202,9 @@ def test_every_setting_that_names_a_file_is_known_here() -> None:
         for section, seam in (("data.format", "data.formats"), ("task", "tasks"))
         for name in plugins.names(seam)
         for option, of in plugins.find(seam, name).Options.model_fields.items()
-        if str(of.description).startswith("file ") or str(of.description).startswith("file,") or ".json:" in str(of.description)
+        if str(of.description).startswith("file ")
+        or str(of.description).startswith("file,")
+        or ".json:" in str(of.description)
     }
     assert named == set(submission._FILES) - {"data.corrections"}
 
@@ -160,7 +215,9 @@ def test_a_log_is_shown_once_although_its_connection_breaks_and_the_end_is_not_l
     assert "".join(shown) == "one\ntwo\nthree\nthe end"
 
 
-def test_a_cluster_that_does_not_answer_any_more_ends_the_waiting_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_any_more_ends_the_waiting_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Gone(Jobs):
         def get_job_info(self, job_id: str) -> Details:
             raise ConnectionError("refused")
@@ -191,8 +248,14 @@ def test_stopping_waits_for_the_end_and_a_job_that_does_not_end_is_said() -> Non
 
 
 def test_the_interpreter_is_the_one_that_the_head_runs_ray_with() -> None:
-    head = {"raylet": {"isHeadNode": True}, "cmdline": ["raylet", "--python_worker_command=/opt/venv/bin/python3 -u worker.py --x=1"]}
-    other = {"raylet": {"isHeadNode": False}, "cmdline": ["raylet", "--python_worker_command=/usr/bin/python x"]}
+    head = {
+        "raylet": {"isHeadNode": True},
+        "cmdline": ["raylet", "--python_worker_command=/opt/venv/bin/python3 -u worker.py --x=1"],
+    }
+    other = {
+        "raylet": {"isHeadNode": False},
+        "cmdline": ["raylet", "--python_worker_command=/usr/bin/python x"],
+    }
     assert submission.head_python([other, head]) == "/opt/venv/bin/python3"
     assert submission.head_python([other]) is None
 

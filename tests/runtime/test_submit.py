@@ -1,4 +1,5 @@
-"""`ray job submit` against a running head, as a user of a cluster does it: exit status, logs, where the results are."""
+"""`ray job submit` against a running head, as a user of a cluster does it: exit status, logs, where
+the results are."""
 
 import os
 import re
@@ -31,16 +32,42 @@ class Head:
     process: int
 
     def job(self, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).with_name("ray")), "job", action, "--address", self.address, *arguments]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400)
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "job",
+            action,
+            "--address",
+            self.address,
+            *arguments,
+        ]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=400
+        )
 
-    def submit(self, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    def submit(
+        self, *arguments: str, options: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         return self.job("submit", "--working-dir", str(ROOT), *options, "--", "python", *arguments)
 
     def medray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """`medray submit`, as from a machine whose PATH has another Python."""
-        command = [sys.executable, "-m", "medray.cli", "submit", *arguments, "--address", self.address]
-        return subprocess.run(command, env={**self.environment, **variables}, cwd=ROOT, capture_output=True, text=True, timeout=400)
+        command = [
+            sys.executable,
+            "-m",
+            "medray.cli",
+            "submit",
+            *arguments,
+            "--address",
+            self.address,
+        ]
+        return subprocess.run(
+            command,
+            env={**self.environment, **variables},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +93,27 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "--temp-dir",
         f"/tmp/r{os.getpid()}",
     ]
-    command += ["--port", str(ports[0]), "--dashboard-port", str(ports[1]), "--ray-client-server-port", str(ports[2])]
-    command += ["--dashboard-agent-listen-port", str(ports[3]), "--dashboard-agent-grpc-port", str(ports[4])]
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    command += [
+        "--port",
+        str(ports[0]),
+        "--dashboard-port",
+        str(ports[1]),
+        "--ray-client-server-port",
+        str(ports[2]),
+    ]
+    command += [
+        "--dashboard-agent-listen-port",
+        str(ports[3]),
+        "--dashboard-agent-grpc-port",
+        str(ports[4]),
+    ]
+    running = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     address = f"http://127.0.0.1:{ports[1]}"
     try:
         _wait(address)
@@ -89,29 +134,41 @@ def _wait(address: str) -> None:
     pytest.fail("the head did not come up")
 
 
-def test_a_submitted_study_is_ranked_published_and_evaluated_and_its_results_outlive_the_job(head: Head, tmp_path: Path) -> None:
+def test_a_submitted_study_is_ranked_published_and_evaluated_and_its_results_outlive_the_job(
+    head: Head, tmp_path: Path
+) -> None:
     study = tmp_path / "study.yaml"
     space = "search.space={train.learning_rate: {choice: [0.01, 0.02]}}"
-    study.write_text(dump_settings(tiny.study(tmp_path, space, "search.num_trials=2", "storage_path=runs")))
+    study.write_text(
+        dump_settings(tiny.study(tmp_path, space, "search.num_trials=2", "storage_path=runs"))
+    )
     done = head.submit("jobs/study.py", str(study), "publish.name=cancer")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "published: cancer@1" in done.stdout
-    stored = Path(head.environment["HOME"]) / "medray" / "runs"  # not below the job's working folder, which is deleted
+    stored = (
+        Path(head.environment["HOME"]) / "medray" / "runs"
+    )  # not below the job's working folder, which is deleted
     board = latest(stored / "tiny").leaderboard()
     assert sum(entry.kind == "trial" for entry in board.entries) == 2
     judged = head.submit("jobs/evaluate.py", "cancer@best", str(study))
-    assert f"f1_macro {board.best.test['f1_macro']:.4f}" in judged.stdout, judged.stdout + judged.stderr
+    assert f"f1_macro {board.best.test['f1_macro']:.4f}" in judged.stdout, (
+        judged.stdout + judged.stderr
+    )
     again = head.submit("jobs/publish.py", str(stored / "tiny"), "again", "--alias", "best")
     assert "again@1 is again@best" in again.stdout, again.stdout + again.stderr
 
 
-def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tmp_path: Path) -> None:
+def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(
+    head: Head, tmp_path: Path
+) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(dump_settings(tiny.study(tmp_path)))
     wrong = head.submit("jobs/study.py", str(study), "train.epochs=0")
     assert wrong.returncode == 1
     assert "train.epochs: input should be greater than" in wrong.stdout
-    never = head.submit("jobs/study.py", str(study), "train.samples_per_step=18", "resources.num_workers=9")
+    never = head.submit(
+        "jobs/study.py", str(study), "train.samples_per_step=18", "resources.num_workers=9"
+    )
     assert never.returncode == 1
     assert "which this cluster can never hold: a node with 4 CPU(s)" in never.stdout
     diverged = head.submit("jobs/study.py", str(study), "train.learning_rate=1.0e+30")
@@ -119,31 +176,43 @@ def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(head: Head, tm
     assert "nothing to rank: tiny-bert-000: the loss is" in diverged.stdout
 
 
-def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_did(head: Head, tmp_path: Path) -> None:
+def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_did(
+    head: Head, tmp_path: Path
+) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=sent")))
     secret = "hf_" + "s" * 34
-    done = head.medray(str(study), "--follow", "--upload-data", "publish.name=sent", HF_TOKEN=secret)
+    done = head.medray(
+        str(study), "--follow", "--upload-data", "publish.name=sent", HF_TOKEN=secret
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("published: sent@1") == 1
     run = latest(Path(head.environment["HOME"]) / "medray" / "runs" / "sent")
     manifest = checkpoint.read(Path(run.leaderboard().best.checkpoint))
     assert manifest.trial["data"]["format"]["path"] == "data/path/rows.jsonl"
     assert manifest.git_commit == checkpoint.git_commit()
-    failed = head.medray(str(study), "--follow", "--upload-data", "train.learning_rate=1.0e+30", "name=diverged")
+    failed = head.medray(
+        str(study), "--follow", "--upload-data", "train.learning_rate=1.0e+30", "name=diverged"
+    )
     assert failed.returncode == 1
     assert "nothing to rank: tiny-bert-000: the loss is" in failed.stdout
     nowhere = head.medray(str(study), "--follow", "--upload-data", "--python", "/nowhere/python")
     assert nowhere.returncode == 127, nowhere.stdout + nowhere.stderr  # Ray's own CLI says 1
     told = head.job("list").stdout
     assert "medray-sent-" in told
-    assert f"{Path(sys.executable).parent}/python" in told.replace("/nowhere/python", "")  # found by asking, not on the PATH
+    assert f"{Path(sys.executable).parent}/python" in told.replace(
+        "/nowhere/python", ""
+    )  # found by asking, not on the PATH
     assert secret not in told + done.stdout + done.stderr
 
 
-def test_medray_submit_stops_a_job_and_says_what_it_does_not_know(head: Head, tmp_path: Path) -> None:
+def test_medray_submit_stops_a_job_and_says_what_it_does_not_know(
+    head: Head, tmp_path: Path
+) -> None:
     study = tmp_path / "study.yaml"
-    study.write_text(dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=long", "train.epochs=500")))
+    study.write_text(
+        dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=long", "train.epochs=500"))
+    )
     sent = head.medray(str(study))
     assert sent.returncode == 0, sent.stdout + sent.stderr
     job = re.search(r"job: (\S+)", sent.stdout)
@@ -160,22 +229,41 @@ def test_medray_submit_stops_a_job_and_says_what_it_does_not_know(head: Head, tm
 
 
 @pytest.mark.chaos
-def test_a_job_that_is_stopped_leaves_no_trial_behind_and_a_study_that_goes_on(head: Head, tmp_path: Path) -> None:
+def test_a_job_that_is_stopped_leaves_no_trial_behind_and_a_study_that_goes_on(
+    head: Head, tmp_path: Path
+) -> None:
     study = tmp_path / "study.yaml"
     grid = "search.space={train.learning_rate: {grid: [0.002, 0.004]}}"
-    settings = [grid, "search.algorithm=grid", "train.epochs=25", "storage_path=runs", "name=stopped"]
+    settings = [
+        grid,
+        "search.algorithm=grid",
+        "train.epochs=25",
+        "storage_path=runs",
+        "name=stopped",
+    ]
     study.write_text(dump_settings(tiny.study(tmp_path, *settings, num_rows=800)))
-    assert head.submit("jobs/study.py", str(study), options=["--no-wait", "--submission-id", "stopped"]).returncode == 0
+    assert (
+        head.submit(
+            "jobs/study.py", str(study), options=["--no-wait", "--submission-id", "stopped"]
+        ).returncode
+        == 0
+    )
     deadline = time.monotonic() + 120
     while "epoch 2 " not in (said := head.job("logs", "stopped").stdout):
         assert time.monotonic() < deadline, said
     assert head.job("stop", "stopped").returncode == 0
     deadline = time.monotonic() + 15
-    while trials := [name for name in serve_session.processes(head.process).values() if re.match(r"ray::.*train", name)]:
+    while trials := [
+        name
+        for name in serve_session.processes(head.process).values()
+        if re.match(r"ray::.*train", name)
+    ]:
         assert time.monotonic() < deadline, trials
         time.sleep(0.2)
     run = latest(Path(head.environment["HOME"]) / "medray" / "runs" / "stopped")
     assert "running" in {record.status for record in run.records()}
     done = head.submit("jobs/study.py", str(study), "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [(record.status, len(run.history(record.trial))) for record in run.records()] == [("finished", 25)] * 2
+    assert [(record.status, len(run.history(record.trial))) for record in run.records()] == [
+        ("finished", 25)
+    ] * 2

@@ -39,24 +39,48 @@ class Service:
             return self.refused
         if isinstance(request, ChooseRequest):
             chosen = ChoiceAnswer(
-                label="no", labels=("no",), confidence=0.75, ranked=("no", "yes"), probabilities={"no": 0.75, "yes": 0.25}
+                label="no",
+                labels=("no",),
+                confidence=0.75,
+                ranked=("no", "yes"),
+                probabilities={"no": 0.75, "yes": 0.25},
             )
             return ChooseResponse(release="triage", version=2, predictions=(chosen,))
         if isinstance(request, ExtractRequest):
             found = (MentionAnswer(start=0, end=6, text="asthma", kind="Disease", confidence=None),)
-            return ExtractResponse(release="diseases", version=3, predictions=(MentionsAnswer(mentions=found), MentionsAnswer(mentions=())))
-        answer = LabelAnswer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
-        return ClassifyResponse(release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,)))
+            return ExtractResponse(
+                release="diseases",
+                version=3,
+                predictions=(MentionsAnswer(mentions=found), MentionsAnswer(mentions=())),
+            )
+        answer = LabelAnswer(
+            label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75}
+        )
+        return ClassifyResponse(
+            release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,))
+        )
 
     async def talk(self, reference: str, asked: Conversation) -> Events:
-        yield Refusal(400, "wrong_route", "cancer does not talk: it is asked at /v1/classify", param="model")
+        yield Refusal(
+            400, "wrong_route", "cancer does not talk: it is asked at /v1/classify", param="model"
+        )
 
     async def describe(self, reference: str) -> Description | Refusal:
         return self.refused or Description("cancer", 7)
 
     async def health(self) -> Health:
-        report = ReplicaReport(replica="a", release="cancer", version=7, precision="fp32", error="ArtifactError: /data/x", error_version=8)
-        return Health(status="degraded", releases={"cancer@best": ReleaseHealth(status="degraded", replicas=(report,))})
+        report = ReplicaReport(
+            replica="a",
+            release="cancer",
+            version=7,
+            precision="fp32",
+            error="ArtifactError: /data/x",
+            error_version=8,
+        )
+        return Health(
+            status="degraded",
+            releases={"cancer@best": ReleaseHealth(status="degraded", replicas=(report,))},
+        )
 
     def record(self, event: Event) -> None:
         self.events.append(event)
@@ -67,7 +91,9 @@ def client(service: Service, digests: frozenset[str] | None = None, **limits: An
 
 
 @pytest.mark.document("000", "every abstract gets all probabilities", where="`/v1/classify`")
-def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_probabilities() -> None:
+def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_probabilities() -> (
+    None
+):
     service = Service()
     http = client(service)
     one = http.post("/v1/classify", json={"text": "a"})
@@ -77,10 +103,18 @@ def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_pro
         "version": 7,
         "notes": [],
         "predictions": [
-            {"label": "yes", "labels": ["yes"], "confidence": 0.75, "probabilities": {"no": 0.25, "yes": 0.75}, "abstained": False}
+            {
+                "label": "yes",
+                "labels": ["yes"],
+                "confidence": 0.75,
+                "probabilities": {"no": 0.25, "yes": 0.75},
+                "abstained": False,
+            }
         ],
     }
-    assert len(http.post("/v1/classify", json={"inputs": ["a", "b", "c"]}).json()["predictions"]) == 3
+    assert (
+        len(http.post("/v1/classify", json={"inputs": ["a", "b", "c"]}).json()["predictions"]) == 3
+    )
     assert [event.labels for event in service.events] == [("yes",), ("yes",) * 3]
 
 
@@ -97,7 +131,9 @@ def test_the_short_route_answers_one_text_with_its_label_at_the_top_too() -> Non
     assert "label" not in http.post("/classify", json={"inputs": ["a", "b"]}).json()
     schema = http.get("/openapi.json").json()
     answers = {
-        path: schema["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        path: schema["paths"][path]["post"]["responses"]["200"]["content"]["application/json"][
+            "schema"
+        ]["$ref"].rpartition("/")[2]
         for path in ("/v1/classify", "/classify")
     }
     assert "label" in schema["components"]["schemas"][answers["/classify"]]["properties"]
@@ -135,7 +171,7 @@ def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disc
 
 
 @pytest.mark.document("001", "an end point where an LLM names the disease", where="`/v1/extract`")
-def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_names_kinds_and_no_text() -> None:
+def test_both_tasks_of_mentions_have_one_route_and_the_log_names_kinds_and_no_text() -> None:
     service = Service("diseases@best")
     answer = client(service).post("/v1/extract", json={"inputs": ["asthma", "b"]})
     assert answer.status_code == 200
@@ -143,7 +179,14 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
         "release": "diseases",
         "version": 3,
         "notes": [],
-        "predictions": [{"mentions": [{"start": 0, "end": 6, "text": "asthma", "kind": "Disease", "confidence": None}]}, {"mentions": []}],
+        "predictions": [
+            {
+                "mentions": [
+                    {"start": 0, "end": 6, "text": "asthma", "kind": "Disease", "confidence": None}
+                ]
+            },
+            {"mentions": []},
+        ],
         "disclaimer": DISCLAIMER,
     }
     assert [event.labels for event in service.events] == [("Disease", "")]
@@ -158,7 +201,9 @@ def test_mentions_are_asked_at_one_route_for_both_of_their_tasks_and_the_log_nam
 )
 def test_the_model_field_names_the_release(model: str, reference: str) -> None:
     service = Service("cancer@best", "cancer@next", "findings@2")
-    assert client(service).post("/v1/classify", json={"text": "a", "model": model}).status_code == 200
+    assert (
+        client(service).post("/v1/classify", json={"text": "a", "model": model}).status_code == 200
+    )
     assert service.asked[0][0] == reference
 
 
@@ -176,7 +221,9 @@ def test_the_model_field_names_the_release(model: str, reference: str) -> None:
         ({"inputs": ["a"] * 9, "model": "cancer@best"}, 413, "too_many_inputs", "at most 8"),
     ],
 )
-def test_a_wrong_request_gets_one_clear_sentence(body: dict[str, Any], status: int, kind: str, part: str) -> None:
+def test_a_wrong_request_gets_one_clear_sentence(
+    body: dict[str, Any], status: int, kind: str, part: str
+) -> None:
     answer = client(Service("cancer@best", "cancer@next"), inputs=8).post("/v1/classify", json=body)
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -218,7 +265,11 @@ def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
     service = Service()
     http = client(service, body_bytes=1000)
     declared = http.post("/classify", json={"text": "a" * 2000})
-    streamed = http.post("/classify", content=(b"x" * 100 for _ in range(20)), headers={"content-type": "application/json"})
+    streamed = http.post(
+        "/classify",
+        content=(b"x" * 100 for _ in range(20)),
+        headers={"content-type": "application/json"},
+    )
     for answer in (declared, streamed):
         assert answer.status_code == 413
         assert answer.json()["error"] == {
@@ -241,28 +292,56 @@ def test_a_load_balancer_may_ask_for_the_head_alone() -> None:
 def test_without_its_token_nobody_asks_and_health_tells_the_status_alone() -> None:
     service = Service()
     http = client(service, frozenset({auth.digest("right"), auth.digest("other")}))
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic right"}, {"x-api-key": ""}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Basic right"},
+        {"x-api-key": ""},
+    ):
         refused = http.post("/classify", json={"text": "a"}, headers=headers)
         assert refused.status_code == 401
         assert refused.json()["error"]["type"] == "unauthorized"
         assert http.get("/docs", headers=headers).status_code == 401
         assert http.get("/healthz", headers=headers).json() == {"status": "degraded"}
     assert not service.asked
-    for headers in ({"authorization": "Bearer right"}, {"authorization": "bearer other"}, {"x-api-key": "right"}):
+    for headers in (
+        {"authorization": "Bearer right"},
+        {"authorization": "bearer other"},
+        {"x-api-key": "right"},
+    ):
         assert http.post("/classify", json={"text": "a"}, headers=headers).status_code == 200
-        assert http.get("/healthz", headers=headers).json()["releases"]["cancer@best"]["replicas"][0]["error_version"] == 8
+        assert (
+            http.get("/healthz", headers=headers).json()["releases"]["cancer@best"]["replicas"][0][
+                "error_version"
+            ]
+            == 8
+        )
 
 
 @pytest.mark.document("001", "a default end point", where="`/`")
 def test_models_docs_and_the_root_are_there() -> None:
     http = client(Service("cancer@best", "findings@2"))
-    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["cancer@best", "findings@2"]
+    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [
+        "cancer@best",
+        "findings@2",
+    ]
     detail = http.get("/v1/models/cancer@best").json()
-    assert (detail["id"], detail["release"], detail["version"], detail["system"]) == ("cancer@best", "cancer", 7, None)
+    assert (detail["id"], detail["release"], detail["version"], detail["system"]) == (
+        "cancer@best",
+        "cancer",
+        7,
+        None,
+    )
     assert http.get("/v1/models/nobody").json()["error"]["code"] == "model_not_found"
     assert http.get("/docs").status_code == 200
     schema = http.get("/openapi.json").json()
-    assert {"ClassifyRequest", "ClassifyResponse", "ChooseRequest", "ChooseResponse", "ErrorBody"} <= schema["components"]["schemas"].keys()
+    assert {
+        "ClassifyRequest",
+        "ClassifyResponse",
+        "ChooseRequest",
+        "ChooseResponse",
+        "ErrorBody",
+    } <= schema["components"]["schemas"].keys()
     assert http.get("/").json()["models"] == ["cancer@best", "findings@2"]
     assert http.get("/nowhere").json()["error"]["type"] == "not_found"
     assert http.get("/classify").json()["error"]["type"] == "method_not_allowed"
@@ -271,7 +350,12 @@ def test_models_docs_and_the_root_are_there() -> None:
 def test_a_request_id_is_kept_where_it_is_one_and_made_where_not() -> None:
     service = Service()
     http = client(service)
-    assert http.post("/classify", json={"text": "a"}, headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert (
+        http.post("/classify", json={"text": "a"}, headers={"x-request-id": "abc-1"}).headers[
+            "x-request-id"
+        ]
+        == "abc-1"
+    )
     http.post("/classify", json={"text": "a"}, headers={"x-request-id": SECRET})
     assert service.events[0].request_id == "abc-1"
     assert "Jane" not in service.events[1].request_id

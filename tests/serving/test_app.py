@@ -35,8 +35,20 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: Path) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "medray.cli", "serve", "cancer@best", "--port", str(port), "--storage-path", str(storage)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "medray.cli",
+        "serve",
+        "cancer@best",
+        "--port",
+        str(port),
+        "--storage-path",
+        str(storage),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     client = Client(f"http://127.0.0.1:{port}")
     try:
         end = time.monotonic() + 90
@@ -51,9 +63,22 @@ def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: P
         assert (found.release, found.version, len(found.predictions)) == ("cancer", 1, 2)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/docs") as page:
             assert page.status == 200
-        Registry(str(storage)).publish(Registry(str(storage)).resolve("cancer@1").folder(), "cancer")
-        job = [sys.executable, "jobs/promote.py", "cancer@2", "best", "--url", client.url, "--storage-path", str(storage)]
-        done = subprocess.run(job, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=90)
+        Registry(str(storage)).publish(
+            Registry(str(storage)).resolve("cancer@1").folder(), "cancer"
+        )
+        job = [
+            sys.executable,
+            "jobs/promote.py",
+            "cancer@2",
+            "best",
+            "--url",
+            client.url,
+            "--storage-path",
+            str(storage),
+        ]
+        done = subprocess.run(
+            job, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=90
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == "cancer@2 is cancer@best, and every replica serves it"
         assert client.classify(["fever"]).version == 2
@@ -69,15 +94,27 @@ def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serve", "cancer@best", "--host", "0.0.0.0"], "0.0.0.0: an address that others reach needs tokens_file"),
+        (
+            ["serve", "cancer@best", "--host", "0.0.0.0"],
+            "0.0.0.0: an address that others reach needs tokens_file",
+        ),
         (["serve", "cancer@bets"], "has no alias 'bets'; allowed: best; did you mean 'best'"),
         (["serve", "cancer@best", "cancer@best"], "stand there twice"),
         (["serve", "cancer@best", "--prefix", "{x}"], "prefix /{x}: must be a path of letters"),
-        (["serve", "cancer@best", "--host", "192.0.2.1", "--open-to-all"], "192.0.2.1:8000: Cannot assign requested address; give another"),
+        (
+            ["serve", "cancer@best", "--host", "192.0.2.1", "--open-to-all"],
+            "192.0.2.1:8000: Cannot assign requested address; give another",
+        ),
         (["serve", "cancer@best", "--precision", "int3"], "precision: input should be 'auto'"),
         (["promote", "cancer@9", "best", "--no-wait"], "'cancer' has versions 1"),
-        (["promote", "cancer@1", "best", "--no-wait", "--url", "http://x"], "nobody is asked when nobody is waited for"),
-        (["rollback", "cancer", "never-set", "--no-wait"], "there is no earlier version to go back to"),
+        (
+            ["promote", "cancer@1", "best", "--no-wait", "--url", "http://x"],
+            "nobody is asked when nobody is waited for",
+        ),
+        (
+            ["rollback", "cancer", "never-set", "--no-wait"],
+            "there is no earlier version to go back to",
+        ),
     ],
 )
 def test_a_command_that_cannot_work_says_why_before_anything_is_started(
@@ -87,7 +124,11 @@ def test_a_command_that_cannot_work_says_why_before_anything_is_started(
     assert message in capsys.readouterr().err
 
 
-def test_without_waiting_the_alias_is_written_and_nobody_is_asked(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["promote", "cancer@1", "next", "--no-wait", "--storage-path", str(storage)]) == 0
+def test_without_waiting_the_alias_is_written_and_nobody_is_asked(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(["promote", "cancer@1", "next", "--no-wait", "--storage-path", str(storage)]) == 0
+    )
     assert capsys.readouterr().out.strip() == "cancer@1 is cancer@next"
     assert tiny.aliases(Registry(str(storage)), "cancer")["next"] == 1

@@ -18,7 +18,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     place = tmp_path_factory.mktemp("cards")
     table = place / "table.csv"
     rows = [
-        f"{disease},{sign},fever,stage {number}" for number in range(12) for disease, sign in (("cancer", "tumour"), ("flu", "infection"))
+        f"{disease},{sign},fever,stage {number}"
+        for number in range(12)
+        for disease, sign in (("cancer", "tumour"), ("flu", "infection"))
     ]
     table.write_text("\n".join(["Disease,Symptom_1,Symptom_2,Symptom_3", *rows]) + "\n")
     trained = tiny.trial(
@@ -35,7 +37,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 def test_a_card_tells_task_path_form_vocabulary_labels_and_figures(release: Release) -> None:
     found = cards.card(release)
-    assert (found.release, found.version, found.task, found.path) == ("symptoms", 1, "classification", "/v1/classify")
+    assert (found.release, found.version, found.task, found.path) == (
+        "symptoms",
+        1,
+        "classification",
+        "/v1/classify",
+    )
     assert found.labels == ("cancer", "flu")
     assert found.form.parts == (("Patient presents with: ", "symptoms"),)
     assert [(field.name, field.kind) for field in found.form.fields] == [("symptoms", "terms")]
@@ -47,12 +54,17 @@ def test_a_card_tells_task_path_form_vocabulary_labels_and_figures(release: Rele
 
 def test_what_was_trained_elsewhere_is_asked_with_a_plain_text(release: Release) -> None:
     manifest = checkpoint.read(release.folder())
-    assert cards.form(manifest.model_copy(update={"trial": {"model": manifest.trial["model"]}})) == Form()
+    assert (
+        cards.form(manifest.model_copy(update={"trial": {"model": manifest.trial["model"]}}))
+        == Form()
+    )
     unknown = manifest.trial | {"data": {"format": {"name": "of_tomorrow", "path": "-"}}}
     assert cards.form(manifest.model_copy(update={"trial": unknown})) == Form()
 
 
-def test_a_checkpoint_keeps_what_lengths_and_languages_its_data_had(release: Release, tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_what_lengths_and_languages_its_data_had(
+    release: Release, tmp_path: Path
+) -> None:
     kept = cards.audit(release.folder())
     assert kept["words"] == {"p1": 7, "p99": 7}
     assert sum(kept["languages"].values()) == 24

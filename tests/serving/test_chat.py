@@ -1,4 +1,5 @@
-"""A release that talks, as a replica holds it: many conversations at once, each what it would be alone."""
+"""A release that talks, as a replica holds it: many conversations at once, each what it would be
+alone."""
 
 import asyncio
 import queue
@@ -25,7 +26,12 @@ from medray.serving.service import Conversation, Start, TextPiece
 from medray.tasks.classification import ClassifyRequest
 from medray.types import DISCLAIMER, Chunk, Message, Sampling, gather
 
-QUESTIONS = ("renal failure study", "rhythm pressure", "fever after infection and culture", "glucose")
+QUESTIONS = (
+    "renal failure study",
+    "rhythm pressure",
+    "fever after infection and culture",
+    "glucose",
+)
 OPTIONS = {"precision": "fp32", "token_budget": 256}
 
 
@@ -38,7 +44,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 @pytest.fixture(scope="module")
 def chat(release: Release) -> Iterator[Chat]:
     with ThreadPoolExecutor(1) as thread:
-        found = open_head(release, AppOptions(releases=("adviser",), **OPTIONS), thread, device="cpu")
+        found = open_head(
+            release, AppOptions(releases=("adviser",), **OPTIONS), thread, device="cpu"
+        )
         assert isinstance(found, Chat)
         yield found
 
@@ -58,7 +66,9 @@ def told(chat: Chat, question: Conversation, limits: Limits | None = None) -> tu
     return begun, gather(chunks, 1)[0]
 
 
-def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(release: Release, chat: Chat) -> None:
+def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(
+    release: Release, chat: Chat
+) -> None:
     loaded = release.load()
     wanted = []
     for question in QUESTIONS:
@@ -68,14 +78,18 @@ def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(re
     with ThreadPoolExecutor(4) as clients:
         found = list(clients.map(lambda question: told(chat, asked(question)), QUESTIONS))
     assert [(begun.prompt_tokens, text.text, text.finish) for begun, text in found] == wanted
-    assert {(begun.release, begun.version, begun.disclaimer) for begun, _ in found} == {("adviser", 1, DISCLAIMER)}
+    assert {(begun.release, begun.version, begun.disclaimer) for begun, _ in found} == {
+        ("adviser", 1, DISCLAIMER)
+    }
     assert len({text.text for _, text in found}) > 1
 
 
 def test_turns_before_and_a_clients_system_message_change_the_answer(chat: Chat) -> None:
     alone = told(chat, asked("glucose"))[0].prompt_tokens
     assert told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens > alone
-    system = Conversation((Message("system", "study of cell"), *asked("glucose").messages), Sampling(), 6, whole=False)
+    system = Conversation(
+        (Message("system", "study of cell"), *asked("glucose").messages), Sampling(), 6, whole=False
+    )
     begun, _ = told(chat, system)
     assert begun.prompt_tokens == alone + 3
     tokens = chat.task.prompt(system.messages, chat.tokenizer, 6)
@@ -83,15 +97,21 @@ def test_turns_before_and_a_clients_system_message_change_the_answer(chat: Chat)
     assert text.index("the study of") < text.index("study of cell")  # ours first
 
 
-def test_the_disclaimer_that_a_client_sends_back_is_not_read_as_the_models_words(chat: Chat) -> None:
+def test_the_disclaimer_that_a_client_sends_back_is_not_read_as_the_models_words(
+    chat: Chat,
+) -> None:
     with_it = told(chat, asked("rhythm", f"heart failure\n\n{DISCLAIMER}", "glucose"))
-    assert with_it[0].prompt_tokens == told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens
+    assert (
+        with_it[0].prompt_tokens
+        == told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens
+    )
     said = [Message("user", f"why {DISCLAIMER}")]
     assert without_disclaimer(said) == said
 
 
 def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: Chat) -> None:
-    """The tokenizer is switched between template and text: a thread in between would read a user's mark as the template's."""
+    """The tokenizer is switched between template and text: a thread in between would read a user's
+    mark as the template's."""
     inside: list[int] = []
 
     class Slow:
@@ -114,7 +134,9 @@ def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: C
         found = list(clients.map(lambda number: told(slow, question)[0].prompt_tokens, range(8)))
     assert len(set(found)) == 1
     prompt = chat.task.prompt(question.messages, chat.tokenizer, 1)
-    assert list(prompt).count(chat.tokenizer.eos_token_id) == 1  # the end of the assistant's turn, from the template
+    assert (
+        list(prompt).count(chat.tokenizer.eos_token_id) == 1
+    )  # the end of the assistant's turn, from the template
 
 
 def test_what_does_not_fit_is_refused_before_it_waits(chat: Chat) -> None:
@@ -151,7 +173,12 @@ def test_the_last_piece_judges_the_whole_answer() -> None:
 
 def test_bf16_is_served_where_it_was_asked_for(release: Release) -> None:
     with ThreadPoolExecutor(1) as thread:
-        found = open_head(release, AppOptions(releases=("adviser",), precision="bf16", token_budget=256), thread, device="cpu")
+        found = open_head(
+            release,
+            AppOptions(releases=("adviser",), precision="bf16", token_budget=256),
+            thread,
+            device="cpu",
+        )
         assert isinstance(found, Chat)
         assert found.loaded.precision == "bf16"
         assert told(found, asked("glucose"))[1].finish
@@ -177,7 +204,13 @@ def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: Chat) ->
     begun, *said = streamed
     assert isinstance(begun, Start)
     assert [piece.finish for piece in said[:-1]] == [None] * (len(said) - 1)
-    whole = asyncio.run(everything(replica.talk("adviser", Conversation(question.messages, question.sampling, 6, whole=True), 30.0)))
+    whole = asyncio.run(
+        everything(
+            replica.talk(
+                "adviser", Conversation(question.messages, question.sampling, 6, whole=True), 30.0
+            )
+        )
+    )
     assert len(whole) == 2
     assert replace(whole[0], first_token_s=None) == replace(begun, first_token_s=None)
     assert whole[0].first_token_s is not None
@@ -209,7 +242,9 @@ def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Cha
     replica = Replica(chat)
     (late,) = asyncio.run(everything(replica.talk("adviser", asked("glucose"), -1.0)))
     assert late.status == 504
-    (long,) = asyncio.run(everything(replica.talk("adviser", asked("glucose", max_tokens=10**4), 30.0)))
+    (long,) = asyncio.run(
+        everything(replica.talk("adviser", asked("glucose", max_tokens=10**4), 30.0))
+    )
     assert (long.status, long.code) == (400, "context_length_exceeded")
     wrong = asyncio.run(replica.answer("adviser", ClassifyRequest(text="a"), 1.0))
     assert isinstance(wrong, Refusal)
@@ -221,5 +256,8 @@ def test_a_release_that_does_not_talk_says_so(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, AppOptions(releases=("cancer",), **OPTIONS), thread, device="cpu")
         (refused,) = asyncio.run(everything(Replica(head).talk("adviser", asked("glucose"), 30.0)))
-    assert (refused.status, refused.message) == (400, "cancer does not talk: it is asked at /v1/classify")
+    assert (refused.status, refused.message) == (
+        400,
+        "cancer does not talk: it is asked at /v1/classify",
+    )
     assert head.describe().system is None

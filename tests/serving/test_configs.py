@@ -1,4 +1,5 @@
-"""Every YAML for Ray Serve that ships is one that Ray reads, asks for what the application knows, and serves what our studies publish."""
+"""Every YAML for Ray Serve that ships is one that Ray reads, asks for what the application knows,
+and serves what our studies publish."""
 
 import importlib
 import time
@@ -36,7 +37,13 @@ def read(path: Path) -> ServeDeploySchema:
 
 
 def test_there_are_the_five_of_them() -> None:
-    assert [path.stem for path in SHIPPED] == ["applications", "classification", "gpu", "qa", "quickstart"]
+    assert [path.stem for path in SHIPPED] == [
+        "applications",
+        "classification",
+        "gpu",
+        "qa",
+        "quickstart",
+    ]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -71,8 +78,16 @@ def test_a_config_cannot_starve_a_batch_outlast_the_proxy_or_open_a_door(path: P
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_config_names_what_a_study_that_ships_publishes(path: Path) -> None:
-    published = {f"{study.publish.name}@{study.publish.alias}" for study in map(load, STUDIES.glob("*.yaml")) if study.publish}
-    assert {reference for application in read(path).applications for reference in application.args["releases"]} <= published
+    published = {
+        f"{study.publish.name}@{study.publish.alias}"
+        for study in map(load, STUDIES.glob("*.yaml"))
+        if study.publish
+    }
+    assert {
+        reference
+        for application in read(path).applications
+        for reference in application.args["releases"]
+    } <= published
 
 
 def load(path: Path, *settings: str) -> StudyConfig:
@@ -86,12 +101,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     registry = Registry(str(place / "runs"))
     rows = tiny.abstracts(place)
     several = place / "several.jsonl"
-    several.write_text(rows.read_text().replace('"other"', '["other", "fever"]').replace('"cancer"', '["cancer"]'))
+    several.write_text(
+        rows.read_text().replace('"other"', '["other", "fever"]').replace('"cancer"', '["cancer"]')
+    )
     data = {
         "quickstart": ("bert", f"{{name: jsonl, path: {rows}, id: id}}"),
         "findings": ("bert", f"{{name: jsonl, path: {several}, id: id}}"),
         "pubmedqa": ("llama", f"{{name: jsonl, path: {tiny.choices(place)}, id: id}}"),
-        "seed_003_smollm": ("llama", f"{{name: instructions, path: {tiny.instructions(place)}, id: id}}"),
+        "seed_003_smollm": (
+            "llama",
+            f"{{name: instructions, path: {tiny.instructions(place)}, id: id}}",
+        ),
     }
     for name, (family, rows_of) in data.items():
         folder = place / name
@@ -104,7 +124,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train={epochs: 1, token_budget: 512}",
             "model={precision: fp32}",
             "resources.cpus_per_worker=1",
-            *(["task.system=the study of", "task.max_new_tokens=6"] if name == "seed_003_smollm" else []),
+            *(
+                ["task.system=the study of", "task.max_new_tokens=6"]
+                if name == "seed_003_smollm"
+                else []
+            ),
         )
         assert study.publish is not None
         release = registry.publish(tiny.trial(study, folder).run().checkpoint, study.publish.name)
@@ -114,11 +138,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def deployed(name: str, storage: Path) -> Iterator[str]:
-    """The YAML as it ships, but for port, storage path and audit log, and with CPUs for a machine of four."""
+    """The YAML as it ships, but for port, storage path and audit log, and with CPUs for a machine
+    of four."""
     content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     content["http_options"]["port"] = port = free_port()
     for application in content["applications"]:
-        application["args"] |= {"storage_path": str(storage), "audit_log": None, "precision": "fp32", "follow_s": 0.3}
+        application["args"] |= {
+            "storage_path": str(storage),
+            "audit_log": None,
+            "precision": "fp32",
+            "follow_s": 0.3,
+        }
         for deployment in application["deployments"]:
             if "ray_actor_options" in deployment:
                 deployment["ray_actor_options"] = {"num_cpus": 0.5}
@@ -131,7 +161,9 @@ def deployed(name: str, storage: Path) -> Iterator[str]:
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(content))
         end = time.monotonic() + 300
         while {found.status for found in serve.status().applications.values()} != {"RUNNING"}:
-            assert "DEPLOY_FAILED" not in {found.status for found in serve.status().applications.values()}, serve.status()
+            assert "DEPLOY_FAILED" not in {
+                found.status for found in serve.status().applications.values()
+            }, serve.status()
             assert time.monotonic() < end, serve.status()
             time.sleep(0.3)
         _get_global_client().wait_for_proxies_serving()
@@ -169,12 +201,16 @@ def test_applications_answer_at_a_path_each(cluster: Cluster, published: Path) -
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_classification_answers_and_wakes_what_sleeps_and_names_what_is_missing(cluster: Cluster, published: Path, tmp_path: Path) -> None:
+def test_classification_answers_and_wakes_what_sleeps_and_names_what_is_missing(
+    cluster: Cluster, published: Path, tmp_path: Path
+) -> None:
     with deployed("classification", published) as url:
         client = Client(url, timeout_s=120)
         assert client.health()["releases"]["findings@best"]["status"] == "idle"
         assert client.classify(["tumour in the lung"], model="cancer").release == "cancer"
-        assert client.classify(["tumour in the lung"], model="findings").predictions[0].label is None
+        assert (
+            client.classify(["tumour in the lung"], model="findings").predictions[0].label is None
+        )
     Registry(str(published)).resolve("cancer@best").bundle(tmp_path / "alone")
     with deployed("classification", tmp_path / "alone") as url:
         health = Client(url).health()
@@ -189,7 +225,10 @@ def test_classification_answers_and_wakes_what_sleeps_and_names_what_is_missing(
         ({"releases": []}, "releases"),
         ({"releases": ["a", "a"]}, "stand there twice"),
         ({"releases": ["a"], "storage": "x"}, "storage"),
-        ({"releases": ["a"], "precision": "int8"}, "answers in 8 bits are gone.*; allowed: auto, fp32, bf16, fp16"),
+        (
+            {"releases": ["a"], "precision": "int8"},
+            "answers in 8 bits are gone.*; allowed: auto, fp32, bf16, fp16",
+        ),
         ({"releases": ["a"], "limits": {"tokens": 10, "waiting_tokens": 5}}, "must fit the queue"),
     ],
 )

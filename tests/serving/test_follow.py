@@ -15,7 +15,15 @@ def moves(*versions: int) -> list[Move]:
 
 @pytest.mark.parametrize(
     ("history", "stands_on"),
-    [([1], [1]), ([1, 2, 3], [1, 2, 3]), ([1, 2, 1], [1]), ([1, 2, 3, 2], [1, 2]), ([1, 2, 1, 2], [1, 2]), ([2, 2], [2]), ([], [])],
+    [
+        ([1], [1]),
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 2, 1], [1]),
+        ([1, 2, 3, 2], [1, 2]),
+        ([1, 2, 1, 2], [1, 2]),
+        ([2, 2], [2]),
+        ([], []),
+    ],
 )
 def test_going_back_withdraws_what_came_after(history: list[int], stands_on: list[int]) -> None:
     assert standing(moves(*history)) == stands_on
@@ -37,17 +45,25 @@ class Loader:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    """Five versions as the registry keeps them, without the checkpoints that a loader would read."""
+    """Five versions as the registry keeps them, without the checkpoints that a loader would
+    read."""
     registry = Registry(str(tmp_path))
     for version in range(1, 6):
-        record = f'{{"name": "cancer", "version": {version}, "content_id": "{version:064x}", "created": ""}}'
+        record = (
+            f'{{"name": "cancer", "version": {version}, "content_id": "{version:064x}", "created": '
+            '""}'
+        )
         registry.store.create(f"releases/cancer/{version}.json", record.encode())
     registry.point("cancer", "best", 1)
     return registry
 
 
 def follow(
-    registry: Registry, loader: Loader, reference: str = "cancer@best", retry_s: float = 1000, may_wait: bool = False
+    registry: Registry,
+    loader: Loader,
+    reference: str = "cancer@best",
+    retry_s: float = 1000,
+    may_wait: bool = False,
 ) -> Follower[str]:
     return Follower(registry, reference, loader, every_s=1, retry_s=retry_s, may_wait=may_wait)
 
@@ -62,7 +78,9 @@ def test_a_moved_alias_is_followed_and_one_that_stays_costs_no_load(registry: Re
     assert (following.model, following.error, loader.opened) == ("model 3", None, [1, 3])
 
 
-def test_a_release_that_cannot_be_loaded_never_takes_over_and_is_left_alone_for_a_while(registry: Registry) -> None:
+def test_a_release_that_cannot_be_loaded_never_takes_over_and_is_left_alone_for_a_while(
+    registry: Registry,
+) -> None:
     loader = Loader()
     loader.broken = {2}
     following = follow(registry, loader)
@@ -100,7 +118,9 @@ def test_back_at_the_version_that_answers_the_error_is_over(registry: Registry) 
     assert (following.model, following.error, loader.opened) == ("model 1", None, [1, 2])
 
 
-def test_a_registry_that_cannot_be_read_leaves_the_model_in_place(registry: Registry, tmp_path: Path) -> None:
+def test_a_registry_that_cannot_be_read_leaves_the_model_in_place(
+    registry: Registry, tmp_path: Path
+) -> None:
     following = follow(registry, Loader())
     (tmp_path / "releases").rename(tmp_path / "away")
     following.step()
@@ -111,7 +131,9 @@ def test_a_registry_that_cannot_be_read_leaves_the_model_in_place(registry: Regi
     assert following.error is None
 
 
-def test_a_half_written_move_is_an_error_that_passes_and_not_the_end_of_looking(registry: Registry, tmp_path: Path) -> None:
+def test_a_half_written_move_is_an_error_that_passes_and_not_the_end_of_looking(
+    registry: Registry, tmp_path: Path
+) -> None:
     following = follow(registry, Loader())
     move = tmp_path / "releases" / "cancer" / "aliases" / "best" / "2.json"
     move.write_text('{"version": 2,')
@@ -124,7 +146,9 @@ def test_a_half_written_move_is_an_error_that_passes_and_not_the_end_of_looking(
     assert (following.model, following.error) == ("model 2", None)
 
 
-def test_a_new_replica_beside_a_broken_release_takes_the_one_before_and_never_a_withdrawn_one(registry: Registry) -> None:
+def test_a_new_replica_beside_a_broken_release_takes_the_one_before_and_never_a_withdrawn_one(
+    registry: Registry,
+) -> None:
     loader = Loader()
     for version in (2, 3, 2, 4):
         registry.point("cancer", "best", version)
@@ -137,14 +161,19 @@ def test_a_new_replica_beside_a_broken_release_takes_the_one_before_and_never_a_
     assert 3 not in loader.opened
 
 
-def test_a_pinned_version_has_no_other_to_fall_back_to_and_a_bare_name_follows_the_latest(registry: Registry) -> None:
+def test_a_pinned_version_has_no_other_to_fall_back_to_and_a_bare_name_follows_the_latest(
+    registry: Registry,
+) -> None:
     loader = Loader()
     loader.broken = {4}
     with pytest.raises(ArtifactError, match="cancer@4 cannot be loaded"):
         follow(registry, loader, "cancer@4")
     following = follow(registry, loader, "cancer")
     assert following.model == "model 5"
-    registry.store.create("releases/cancer/6.json", f'{{"name": "cancer", "version": 6, "content_id": "{6:064x}", "created": ""}}'.encode())
+    registry.store.create(
+        "releases/cancer/6.json",
+        f'{{"name": "cancer", "version": 6, "content_id": "{6:064x}", "created": ""}}'.encode(),
+    )
     following.step()
     assert following.model == "model 6"
 

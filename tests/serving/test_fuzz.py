@@ -1,4 +1,5 @@
-"""Requests made from the OpenAPI document, right and wrong ones: each is answered as the document says, none with a failure of ours."""
+"""Requests made from the OpenAPI document, right and wrong ones: each is answered as the document
+says, none with a failure of ours."""
 
 from collections import Counter
 from typing import Any
@@ -18,7 +19,8 @@ from medray.serving.auth import Refusal
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(fake_service.Service()))
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
 RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-CHECKS = [  # not that all well-formed requests are accepted: they may ask for several things of which we do one
+# not that all well-formed requests are accepted: they may ask for several things of which we do one
+CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -38,12 +40,20 @@ def test_every_route_that_answers_is_in_the_document() -> None:
         "POST /v1/chat/completions",
         "POST /v1/completions",
     } < OPERATIONS.keys()
-    assert {"GET /v1/models", "GET /v1/models/{model}", "GET /v1/releases", "GET /healthz"} < OPERATIONS.keys()
+    assert {
+        "GET /v1/models",
+        "GET /v1/models/{model}",
+        "GET /v1/releases",
+        "GET /healthz",
+    } < OPERATIONS.keys()
 
 
 def allowed(label: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A request that keeps to the rules which a schema cannot say; else nearly all would end at them."""
-    served = [name for name, card in fake_service.CARDS.items() if card.path.removeprefix("/v1") in label] or ["adviser@best"]
+    """A request that keeps to the rules which a schema cannot say; else nearly all would end at
+    them."""
+    served = [
+        name for name, card in fake_service.CARDS.items() if card.path.removeprefix("/v1") in label
+    ] or ["adviser@best"]
     said = body | {"model": served[len(body.get("model") or "") % len(served)]}
     if "completions" in label:
         said["stream"] = len(str(body)) % 2 == 0
@@ -78,7 +88,9 @@ def ask(found: OpenApiSchema, label: str, mode: GenerationMode, num_examples: in
 
 @MANY
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_a_well_formed_request_is_answered_as_the_document_says(label: str, num_examples: int) -> None:
+def test_a_well_formed_request_is_answered_as_the_document_says(
+    label: str, num_examples: int
+) -> None:
     seen = ask(SCHEMA, label, RIGHT, num_examples)
     assert max(seen) < 500
     assert seen[200] or label == "GET /v1/models/{model}", seen
@@ -94,4 +106,9 @@ def test_a_failure_would_be_found() -> None:
     service = fake_service.Service()
     service.refused = Refusal(418, "teapot", "is no status of ours")
     with pytest.raises(FailureGroup, match="Undocumented status code"):
-        ask(schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(service)), "POST /v1/classify", RIGHT, 20)
+        ask(
+            schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(service)),
+            "POST /v1/classify",
+            RIGHT,
+            20,
+        )

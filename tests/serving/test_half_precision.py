@@ -1,4 +1,5 @@
-"""A probe that vLLM answers in bf16: near to what it should be, and to nothing else on the same engine."""
+"""A probe that vLLM answers in bf16: near to what it should be, and to nothing else on the same
+engine."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,16 @@ from medray.serving.schemas import AppOptions
 from medray.serving.vllm import Adapter, Group
 from medray.serving.vllm_head import Shared
 
-ADVISER, NURSE, BASE = np.array([[-53.0, -24.0]]), np.array([[-55.0, -24.0]]), np.array([[-54.2, -24.5]])
+ADVISER, NURSE, BASE = (
+    np.array([[-53.0, -24.0]]),
+    np.array([[-55.0, -24.0]]),
+    np.array([[-54.2, -24.5]]),
+)
 
 
-def prove(monkeypatch: pytest.MonkeyPatch, opening: Shared, name: str, wanted: Any, found: Any) -> None:
+def prove(
+    monkeypatch: pytest.MonkeyPatch, opening: Shared, name: str, wanted: Any, found: Any
+) -> None:
     answered = {"release": found, "bare": BASE}
     monkeypatch.setattr(vllm_head, "probe_outputs", lambda task, engine: answered[engine.name])
     monkeypatch.setattr(vllm, "VllmEngine", lambda core, tokenizer: SimpleNamespace(name="bare"))
@@ -30,20 +37,31 @@ def prove(monkeypatch: pytest.MonkeyPatch, opening: Shared, name: str, wanted: A
 def opening(monkeypatch: pytest.MonkeyPatch) -> Shared:
     """One that the adviser was loaded into."""
     group = Group("vllm", ("adviser", "nurse"), Adapter(16, frozenset({"q_proj"})))
-    found = Shared(group, AppOptions(releases=("adviser", "nurse"), precision="bf16"), threads=1, gpus=0)
+    found = Shared(
+        group, AppOptions(releases=("adviser", "nurse"), precision="bf16"), threads=1, gpus=0
+    )
     prove(monkeypatch, found, "adviser@1", ADVISER, ADVISER + 0.3)
     return found
 
 
-def test_what_rounding_explains_is_proven_and_what_it_does_not_is_refused(monkeypatch: pytest.MonkeyPatch, opening: Shared) -> None:
+def test_what_rounding_explains_is_proven_and_what_it_does_not_is_refused(
+    monkeypatch: pytest.MonkeyPatch, opening: Shared
+) -> None:
     prove(monkeypatch, opening, "nurse@1", NURSE, NURSE - 0.3)
-    with pytest.raises(ArtifactError, match=r"nurse@1: on vLLM it answers its probe with \[\[-53.0, -24.0\]\] instead"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"nurse@1: on vLLM it answers its probe with \[\[-53.0, -24.0\]\] instead",
+    ):
         prove(monkeypatch, opening, "nurse@1", NURSE, ADVISER)
 
 
-def test_within_rounding_no_other_on_the_engine_may_be_nearer(monkeypatch: pytest.MonkeyPatch, opening: Shared) -> None:
+def test_within_rounding_no_other_on_the_engine_may_be_nearer(
+    monkeypatch: pytest.MonkeyPatch, opening: Shared
+) -> None:
     with pytest.raises(ArtifactError, match="as its base without adapter does"):
-        prove(monkeypatch, opening, "other@1", np.add(BASE, [[1.2, 0.5]]), np.add(BASE, [[0.5, 0.1]]))
+        prove(
+            monkeypatch, opening, "other@1", np.add(BASE, [[1.2, 0.5]]), np.add(BASE, [[0.5, 0.1]])
+        )
     with pytest.raises(
         ArtifactError, match="as its base without adapter does"
     ):  # an adapter that does nothing, which rounding would explain
@@ -52,4 +70,10 @@ def test_within_rounding_no_other_on_the_engine_may_be_nearer(monkeypatch: pytes
         monkeypatch, opening, "other@1", np.add(BASE, [[1.3, 1.2]]), np.add(BASE, [[0.7, 0.7]])
     )  # far from its own, and farther from the base
     with pytest.raises(ArtifactError, match="as adviser@1 does"):
-        prove(monkeypatch, opening, "other@1", np.add(ADVISER, [[1.1, 0.0]]), np.add(ADVISER, [[0.2, 0.0]]))
+        prove(
+            monkeypatch,
+            opening,
+            "other@1",
+            np.add(ADVISER, [[1.1, 0.0]]),
+            np.add(ADVISER, [[0.2, 0.0]]),
+        )

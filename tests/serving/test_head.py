@@ -35,19 +35,34 @@ def later() -> float:
 
 
 def batcher(
-    engine: Echo, thread: ThreadPoolExecutor, *, token_budget: int = 64, waiting_tokens: int = 100_000, overhead: int = 1000
+    engine: Echo,
+    thread: ThreadPoolExecutor,
+    *,
+    token_budget: int = 64,
+    waiting_tokens: int = 100_000,
+    overhead: int = 1000,
 ) -> Batcher:
-    return Batcher(engine, thread, token_budget=token_budget, waiting_tokens=waiting_tokens, overhead_tokens=overhead)  # type: ignore[arg-type]
+    return Batcher(
+        engine,
+        thread,
+        token_budget=token_budget,
+        waiting_tokens=waiting_tokens,
+        overhead_tokens=overhead,
+    )  # type: ignore[arg-type]
 
 
 def turn(made: Batcher, *, max_tokens: int) -> Turn:
     def never() -> Any:
         raise AssertionError("nothing is generated here")
 
-    return Turn(made, Streams(never, made.thread, token_budget=1, waiting_tokens=1), max_tokens, later())
+    return Turn(
+        made, Streams(never, made.thread, token_budget=1, waiting_tokens=1), max_tokens, later()
+    )
 
 
-def held(engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]], **settings: int) -> list[np.ndarray]:
+def held(
+    engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]], **settings: int
+) -> list[np.ndarray]:
     """All requests wait together before the first batch is computed."""
     engine.go.clear()
     blocker = thread.submit(engine.go.wait, 10)
@@ -65,7 +80,10 @@ def held(engine: Echo, thread: ThreadPoolExecutor, asked: list[list[list[int]]],
 
 def test_every_request_gets_its_own_rows_in_their_order_whatever_batch_they_were_in() -> None:
     rng = np.random.default_rng(0)
-    asked = [[[100 * client + row] * int(rng.integers(1, 40)) for row in range(rng.integers(1, 9))] for client in range(20)]
+    asked = [
+        [[100 * client + row] * int(rng.integers(1, 40)) for row in range(rng.integers(1, 9))]
+        for client in range(20)
+    ]
     with ThreadPoolExecutor(1) as thread:
         answers = held(Echo(), thread, asked)
     for rows, answer in zip(asked, answers, strict=True):
@@ -75,14 +93,23 @@ def test_every_request_gets_its_own_rows_in_their_order_whatever_batch_they_were
 def test_batches_keep_to_the_budget_and_hold_rows_of_similar_length() -> None:
     engine = Echo()
     with ThreadPoolExecutor(1) as thread:
-        held(engine, thread, [[[1] * 30], [[2] * 4], [[3] * 32], [[4] * 5], [[5] * 200], [[6] * 3]], token_budget=64)
+        held(
+            engine,
+            thread,
+            [[[1] * 30], [[2] * 4], [[3] * 32], [[4] * 5], [[5] * 200], [[6] * 3]],
+            token_budget=64,
+        )
     assert [sorted(batch) for batch in engine.batches] == [[30, 32], [3, 4, 5], [200]]
     assert all(len(batch) == 1 or len(batch) * max(batch) <= 64 for batch in engine.batches)
 
 
 def test_a_row_goes_alone_where_padding_would_cost_more_than_a_batch_of_its_own() -> None:
     asked = [[[1] * 30], [[2] * 20], [[3] * 28], [[4] * 19]]
-    for overhead, batches in ((1, [[30], [20, 19], [28]]), (5, [[30, 28], [20, 19]]), (40, [[30, 28, 20, 19]])):
+    for overhead, batches in (
+        (1, [[30], [20, 19], [28]]),
+        (5, [[30, 28], [20, 19]]),
+        (40, [[30, 28, 20, 19]]),
+    ):
         engine = Echo()
         with ThreadPoolExecutor(1) as thread:
             held(engine, thread, asked, token_budget=1000, overhead=overhead)
@@ -120,7 +147,10 @@ def test_a_late_request_is_told_so_and_its_rows_cost_nothing_more() -> None:
             made.logits([[1] * 4] * 3, time.monotonic() + 0.05)
         engine.go.set()
         made.logits([[2] * 3], later())
-    assert engine.batches == [[4], [3]]  # the one that was being computed, and none of the two that waited
+    assert engine.batches == [
+        [4],
+        [3],
+    ]  # the one that was being computed, and none of the two that waited
 
 
 def test_a_batch_that_fails_tells_everybody_in_it_and_the_next_one_goes_on() -> None:
@@ -139,7 +169,10 @@ def test_two_models_share_the_thread_and_both_go_on() -> None:
     old, new = Echo(), Echo()
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
         first, second = batcher(old, thread, token_budget=4), batcher(new, thread, token_budget=4)
-        asked = [clients.submit((first, second)[number % 2].logits, [[number + 1] * 4] * 10, later()) for number in range(8)]
+        asked = [
+            clients.submit((first, second)[number % 2].logits, [[number + 1] * 4] * 10, later())
+            for number in range(8)
+        ]
         assert [int(one.result(timeout=10)[9][0]) for one in asked] == list(range(1, 9))
 
 
@@ -154,7 +187,9 @@ def test_a_request_over_its_token_limit_is_refused_before_it_waits() -> None:
 class Scorer(Echo):
     """Scores a prompt by its first token and the number of continuations."""
 
-    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> np.ndarray:
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> np.ndarray:
         self.go.wait(10)
         self.batches.append([len(continuations), *map(len, prompts)])
         return np.array([[row[0]] * len(continuations) for row in prompts], dtype=np.float32)
@@ -167,7 +202,10 @@ def test_prompts_with_the_same_continuations_are_scored_together_and_others_apar
         blocker = thread.submit(engine.go.wait, 10)
         made = batcher(engine, thread)
         asking = turn(made, max_tokens=100)
-        answers = [clients.submit(asking.score, [[number] * 5], behind) for number, behind in enumerate([two, three, two])]
+        answers = [
+            clients.submit(asking.score, [[number] * 5], behind)
+            for number, behind in enumerate([two, three, two])
+        ]
         answers.append(clients.submit(asking.logits, [[9] * 5]))
         while made.num_waiting < 4:
             time.sleep(0.001)
@@ -176,5 +214,7 @@ def test_prompts_with_the_same_continuations_are_scored_together_and_others_apar
         found = [answer.result(timeout=10).tolist() for answer in answers]
     assert found == [[[0, 0]], [[1, 1, 1]], [[2, 2]], [[9, 5]]]
     assert sorted(engine.batches) == [[2, 5, 5], [3, 5], [5]]
-    with pytest.raises(TooManyTokensError, match="11 tokens"):  # the continuation's last token is only predicted
+    with pytest.raises(
+        TooManyTokensError, match="11 tokens"
+    ):  # the continuation's last token is only predicted
         turn(made, max_tokens=10).score([[1] * 10], two)

@@ -1,4 +1,5 @@
-"""How the ingress asks replicas for pieces: once more where nothing was told, and never longer than anybody listens."""
+"""How the ingress asks replicas for pieces: once more where nothing was told, and never longer than
+anybody listens."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -17,7 +18,10 @@ from medray.serving.service import Conversation, Start, TextPiece
 from medray.types import Message, Sampling
 
 ASKED = Conversation((Message("user", "a"),), Sampling(), 5, whole=False)
-BEGUN, LAST = Start("adviser", 1, 3, "Not a doctor."), TextPiece("b", 1, finish="stop", outcome="answered")
+BEGUN, LAST = (
+    Start("adviser", 1, 3, "Not a doctor."),
+    TextPiece("b", 1, finish="stop", outcome="answered"),
+)
 FULL = BackPressureError.__new__(BackPressureError)
 AWAY = DeploymentUnavailableError.__new__(DeploymentUnavailableError)
 
@@ -50,7 +54,9 @@ def ingress(calls: Sequence[Pieces]) -> Any:
     """One without Serve around it."""
     left = iter(calls)
     made = object.__new__(Ingress)
-    made.options = AppOptions.model_validate({"releases": ["adviser@1"], "limits": {"timeout_s": 0.2}})
+    made.options = AppOptions.model_validate(
+        {"releases": ["adviser@1"], "limits": {"timeout_s": 0.2}}
+    )
     remote: Callable[..., Pieces] = lambda reference, asked, timeout_s: next(left)  # noqa: E731
     made.talking = {"adviser@1": SimpleNamespace(talk=SimpleNamespace(remote=remote))}
     return made
@@ -79,7 +85,9 @@ def test_a_replica_that_dies_before_the_first_piece_is_asked_again_and_after_it_
 
 
 @pytest.mark.parametrize(("err", "status"), [(FULL, 429), (AWAY, 503), (None, 504)])
-def test_a_full_queue_no_replica_and_a_late_one_are_refusals(err: Exception | None, status: int) -> None:
+def test_a_full_queue_no_replica_and_a_late_one_are_refusals(
+    err: Exception | None, status: int
+) -> None:
     call = Pieces(err)
     (refused,) = told(call, Pieces(BEGUN, LAST))
     assert isinstance(refused, Refusal)
@@ -122,7 +130,8 @@ def test_who_is_cancelled_while_waiting_cancels_the_call() -> None:
 
 
 UP, WAKING, ASLEEP = (
-    {"status": status, "target_num_replicas": count} for status, count in (("HEALTHY", 2), ("UPSCALING", 1), ("HEALTHY", 0))
+    {"status": status, "target_num_replicas": count}
+    for status, count in (("HEALTHY", 2), ("UPSCALING", 1), ("HEALTHY", 0))
 )
 
 
@@ -147,10 +156,18 @@ def test_a_release_without_replicas_is_loading_asleep_or_broken(
 
     made = ingress([])
     made.references, made.missing = ("adviser@1",), {}
-    made.heads = {"adviser@1": SimpleNamespace(broadcast=broadcast, app_name="medray", deployment_name="adviser@1")}
+    made.heads = {
+        "adviser@1": SimpleNamespace(
+            broadcast=broadcast, app_name="medray", deployment_name="adviser@1"
+        )
+    }
     deployments = {} if deployment is None else {"adviser@1": deployment}
     details = {"applications": {"medray": {"deployments": deployments}}}
-    monkeypatch.setattr(ingress_module, "_get_global_client", lambda: SimpleNamespace(get_serve_details=lambda: details))
+    monkeypatch.setattr(
+        ingress_module,
+        "_get_global_client",
+        lambda: SimpleNamespace(get_serve_details=lambda: details),
+    )
     health = asyncio.run(made.health())
     assert health.releases["adviser@1"].status == status
     assert health.status == whole
@@ -164,7 +181,9 @@ def test_a_release_without_replicas_is_loading_asleep_or_broken(
 
 
 def test_a_release_that_replicas_wait_for_is_missing_until_one_has_it() -> None:
-    waiting = ReplicaReport(replica="a", release="adviser", version=0, precision="", error="has no release 'adviser'")
+    waiting = ReplicaReport(
+        replica="a", release="adviser", version=0, precision="", error="has no release 'adviser'"
+    )
     there = ReplicaReport(replica="a", release="adviser", version=1, precision="fp32")
     reports = iter([waiting, there])
 
@@ -173,7 +192,11 @@ def test_a_release_that_replicas_wait_for_is_missing_until_one_has_it() -> None:
 
     made = ingress([])
     made.references, made.missing = ("adviser@1",), {"adviser@1": "it was not there"}
-    made.heads = {"adviser@1": SimpleNamespace(broadcast=lambda method, reference: SimpleNamespace(results_async=results))}
+    made.heads = {
+        "adviser@1": SimpleNamespace(
+            broadcast=lambda method, reference: SimpleNamespace(results_async=results)
+        )
+    }
     health = asyncio.run(made.health())
     assert (health.status, health.releases["adviser@1"].status) == ("degraded", "missing")
     assert health.releases["adviser@1"].error == "has no release 'adviser'"

@@ -1,4 +1,5 @@
-"""What a server does without: a release that is not there yet, a checkpoint that is lost, a folder that nobody named wholly."""
+"""What a server does without: a release that is not there yet, a checkpoint that is lost, a folder
+that nobody named wholly."""
 
 import os
 import time
@@ -28,14 +29,27 @@ def storage(tmp_path: Path) -> Path:
 
 
 def options(storage: Path, *releases: str) -> AppOptions:
-    return AppOptions(releases=releases, storage_path=str(storage), precision="fp32", audit_log=None, follow_s=0.3)
+    return AppOptions(
+        releases=releases, storage_path=str(storage), precision="fp32", audit_log=None, follow_s=0.3
+    )
 
 
-def test_an_application_without_any_of_its_releases_is_refused_with_a_reason_for_each(storage: Path) -> None:
-    with pytest.raises(ServingError, match=r"has no release 'findings'; allowed: cancer.*has no alias 'next'; allowed: best"):
+def test_an_application_without_any_of_its_releases_is_refused_with_a_reason_for_each(
+    storage: Path,
+) -> None:
+    with pytest.raises(
+        ServingError,
+        match=r"has no release 'findings'; allowed: cancer.*has no alias 'next'; allowed: best",
+    ):
         app.build(options(storage, "findings@best", "cancer@next"))
     (Registry(str(storage)).resolve("cancer@1").folder() / "manifest.json").unlink()
-    with pytest.raises(ServingError, match=r"^cancer@1: .* it has no manifest.json; put the checkpoint back, or publish it again$"):
+    with pytest.raises(
+        ServingError,
+        match=(
+            r"^cancer@1: .* it has no manifest.json; put the "
+            r"checkpoint back, or publish it again$"
+        ),
+    ):
         app.build(options(storage, "cancer@best"))
 
 
@@ -45,14 +59,21 @@ def test_the_path_that_a_server_shows_is_that_of_a_release_which_is_there(storag
 
 
 @pytest.mark.parametrize("name", ["storage_path", "tokens_file", "audit_log", "require_signature"])
-def test_a_relative_path_that_a_cluster_cannot_know_is_refused(storage: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_that_a_cluster_cannot_know_is_refused(
+    storage: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runtime, "is_in_folder_of_caller", lambda: False)
-    with pytest.raises(ConfigError, match=f"^{name}: runs: is relative, .* write the whole path, such as /srv/medray/runs"):
+    with pytest.raises(
+        ConfigError,
+        match=f"^{name}: runs: is relative, .* write the whole path, such as /srv/medray/runs",
+    ):
         app.build(options(storage, "cancer@best").model_copy(update={name: "runs"}))
     app.build(options(storage, "cancer@best").model_copy(update={"audit_log": "~/audit.log"}))
 
 
-def test_a_relative_path_is_made_whole_where_whoever_asks_stands_in_the_folder(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_made_whole_where_whoever_asks_stands_in_the_folder(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(storage.parent)
     monkeypatch.setattr(runtime, "is_in_folder_of_caller", lambda: True)
     assert app.with_whole_paths(options(Path("runs"), "cancer@best")).storage_path == str(storage)
@@ -81,14 +102,22 @@ def test_a_bundle_is_served_alone_and_a_missing_release_is_named_and_taken_once_
     storage: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = tmp_path / "bundle"
-    assert cli.main(["export", "cancer@best", str(bundle), "--bundle", "--storage-path", str(storage)]) == 0
+    assert (
+        cli.main(["export", "cancer@best", str(bundle), "--bundle", "--storage-path", str(storage)])
+        == 0
+    )
     assert f"medray serve cancer@best --storage-path {bundle}" in capsys.readouterr().out
     storage.rename(tmp_path / "away")
     try:
-        with app.serving(options(bundle, "cancer@best", "findings@best"), host="127.0.0.1", port=free_port()) as url:
+        with app.serving(
+            options(bundle, "cancer@best", "findings@best"), host="127.0.0.1", port=free_port()
+        ) as url:
             client = Client(url)
             health = client.health()
-            assert (health["status"], health["releases"]["cancer@best"]["status"]) == ("degraded", "ok")
+            assert (health["status"], health["releases"]["cancer@best"]["status"]) == (
+                "degraded",
+                "ok",
+            )
             assert health["releases"]["findings@best"]["status"] == "missing"
             assert "has no release 'findings'" in health["releases"]["findings@best"]["error"]
             assert client.classify(["tumour"], model="cancer").version == 1
@@ -107,11 +136,19 @@ def test_a_bundle_is_served_alone_and_a_missing_release_is_named_and_taken_once_
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_replica_that_cannot_start_ends_the_command_with_its_reason(storage: Path, cluster: Cluster) -> None:
+def test_a_replica_that_cannot_start_ends_the_command_with_its_reason(
+    storage: Path, cluster: Cluster
+) -> None:
     (Registry(str(storage)).resolve("cancer@1").folder() / "adapter_model.safetensors").unlink()
     try:
         with (
-            pytest.raises(ServingError, match=r"^cancer@best: its replica does not start: .*adapter_model.safetensors is missing[^\n]*$"),
+            pytest.raises(
+                ServingError,
+                match=(
+                    r"^cancer@best: its replica does not start: .*adapter_model.safetensors is "
+                    r"missing[^\n]*$"
+                ),
+            ),
             app.serving(options(storage, "cancer@best"), host="127.0.0.1", port=free_port()),
         ):
             pass

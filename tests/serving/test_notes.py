@@ -22,7 +22,10 @@ from medray.types import Message, Prediction, Sampling
 
 NOTE = "Dr. Jane Roe (roe@clinic.org) saw a tumour on 2021-03-12."
 ENGLISH = "We studied the effect of the drug in patients with asthma and found that it was safe."
-GERMAN = "Wir haben die Wirkung des Medikaments bei Patienten mit Asthma untersucht und sie ist nicht belegt."
+GERMAN = (
+    "Wir haben die Wirkung des Medikaments bei Patienten mit Asthma untersucht und sie ist nicht "
+    "belegt."
+)
 CLOUD = Cloud(np.zeros(2), np.eye(2), np.ones(2), 1.0, 1.2)
 KNOWN = TrainingTexts(shortest=10, longest=20, languages={"en": 0.99, "": 0.01})
 
@@ -33,14 +36,22 @@ def http(service: fake_service.Service) -> TestClient:
 
 def test_a_model_reads_the_masked_text_and_the_answer_counts_by_kind_and_input() -> None:
     service = fake_service.Service()
-    told = http(service).post("/v1/classify", json={"inputs": [NOTE, "a tumour"], "model": "cancer"}).json()
+    told = (
+        http(service)
+        .post("/v1/classify", json={"inputs": [NOTE, "a tumour"], "model": "cancer"})
+        .json()
+    )
     assert service.asked[0].inputs == ("Dr. [NAME] ([EMAIL]) saw a tumour on [DATE].", "a tumour")
     assert [note["masked"] for note in told["notes"]] == [{"email": 1, "date": 1, "name": 1}, {}]
 
 
 def test_without_the_option_a_text_is_read_as_it_was_sent() -> None:
     service = fake_service.Service()
-    told = TestClient(fake_service.api(service)).post("/v1/classify", json={"text": NOTE, "model": "cancer"}).json()
+    told = (
+        TestClient(fake_service.api(service))
+        .post("/v1/classify", json={"text": NOTE, "model": "cancer"})
+        .json()
+    )
     assert service.asked[0].text == NOTE
     assert told["notes"] == []
 
@@ -53,8 +64,14 @@ def test_every_message_of_a_conversation_is_masked_and_the_answer_says_so(stream
         {"role": "assistant", "content": "Ask Dr. Roe"},
         {"role": "user", "content": "mail a@b.org"},
     ]
-    found = http(service).post("/v1/chat/completions", json={"model": "adviser", "messages": messages, "stream": stream})
-    assert [message.content for message in service.talks[0].messages] == ["I am treated by Dr. [NAME]", "Ask Dr. [NAME]", "mail [EMAIL]"]
+    found = http(service).post(
+        "/v1/chat/completions", json={"model": "adviser", "messages": messages, "stream": stream}
+    )
+    assert [message.content for message in service.talks[0].messages] == [
+        "I am treated by Dr. [NAME]",
+        "Ask Dr. [NAME]",
+        "mail [EMAIL]",
+    ]
     assert found.text.count('"masked":{"name":2,"email":1}') == 1
 
 
@@ -64,7 +81,15 @@ def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -
     said = ExtractResponse(
         release="diseases",
         version=1,
-        predictions=(MentionsAnswer(mentions=(MentionAnswer(start=start, end=start + 6, text="tumour", kind="disease", confidence=0.9),)),),
+        predictions=(
+            MentionsAnswer(
+                mentions=(
+                    MentionAnswer(
+                        start=start, end=start + 6, text="tumour", kind="disease", confidence=0.9
+                    ),
+                )
+            ),
+        ),
     )
     noted = asked.annotate(said)
     assert isinstance(noted, ExtractResponse)
@@ -74,29 +99,49 @@ def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -
 
 
 def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None:
-    answer = LabelAnswer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
+    answer = LabelAnswer(
+        label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75}
+    )
     said = ClassifyResponse(release="cancer", version=1, predictions=(answer,))
     asked = asyncio.run(guards.mask(ClassifyRequest(text=NOTE)))
     flagged = guards.flag(asked.request, said, TrainingTexts(20, 30, {"en": 1.0}))
     (note,) = asked.annotate(flagged).notes
     assert note.masked["email"] == 1
-    assert note.unlike_training == ("8 words are fewer than the release was trained on: 99 of 100 texts had at least 20",)
+    assert note.unlike_training == (
+        "8 words are fewer than the release was trained on: 99 of 100 texts had at least 20",
+    )
     assert guards.flag(asked.request, said, None) is said
     assert asked.annotate(said).notes == (InputNote(masked={"email": 1, "date": 1, "name": 1}),)
 
 
 def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() -> None:
-    answer = LabelAnswer(label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75})
-    notes = (InputNote(distance=2.5, unlike_training=far(2.5, CLOUD)), InputNote(distance=1.1, unlike_training=far(1.1, CLOUD)))
+    answer = LabelAnswer(
+        label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75}
+    )
+    notes = (
+        InputNote(distance=2.5, unlike_training=far(2.5, CLOUD)),
+        InputNote(distance=1.1, unlike_training=far(1.1, CLOUD)),
+    )
     said = ClassifyResponse(release="cancer", version=1, predictions=(answer, answer), notes=notes)
     asked = asyncio.run(guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH))))
-    both, near = asked.annotate(guards.flag(asked.request, said, TrainingTexts(10, 30, {"en": 1.0}))).notes
+    both, near = asked.annotate(
+        guards.flag(asked.request, said, TrainingTexts(10, 30, {"en": 1.0}))
+    ).notes
     assert (both.distance, both.masked["email"]) == (2.5, 1)
     assert both.unlike_training == (
-        "the model reads it as unlike its data: at distance 2.50, where 99 of 100 validation texts lie within 1.20",
+        (
+            "the model reads it as unlike its data: at distance 2.50, where 99 of 100 validation "
+            "texts lie within 1.20"
+        ),
     )
     assert (near.distance, near.unlike_training) == (1.1, ())
-    short = guards.flag(ClassifyRequest(inputs=("a", ENGLISH)), said, TrainingTexts(10, 30, {"en": 1.0})).notes[0].unlike_training
+    short = (
+        guards.flag(
+            ClassifyRequest(inputs=("a", ENGLISH)), said, TrainingTexts(10, 30, {"en": 1.0})
+        )
+        .notes[0]
+        .unlike_training
+    )
     assert [sentence.split(" are")[0] for sentence in short] == ["1 words", both.unlike_training[0]]
     assert guards.flag(asked.request, said, None).notes == notes
 
@@ -121,9 +166,9 @@ def test_another_length_or_language_is_flagged(text: str, said: str) -> None:
 
 def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
     assert TrainingTexts.of({"num_rows": 3}) is None
-    assert TrainingTexts.of({"words": {"p1": 3, "p99": 9}, "languages": {"en": 3, "de": 1}}) == TrainingTexts(
-        3, 9, {"en": 0.75, "de": 0.25}
-    )
+    assert TrainingTexts.of(
+        {"words": {"p1": 3, "p99": 9}, "languages": {"en": 3, "de": 1}}
+    ) == TrainingTexts(3, 9, {"en": 0.75, "de": 0.25})
 
 
 def test_no_conversation_is_changed_where_nothing_is_found() -> None:
@@ -140,7 +185,12 @@ def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() ->
     ]
     found = ingress.shares(rows)
     assert found.labels == {"yes": 0.5, "none": 0.25, "no|x": 0.25}
-    assert (found.confidence["0.4"], found.confidence["0.6"], found.confidence["0.95"], found.confidence["1"]) == (0.25, 0.75, 0.75, 1.0)
+    assert (
+        found.confidence["0.4"],
+        found.confidence["0.6"],
+        found.confidence["0.95"],
+        found.confidence["1"],
+    ) == (0.25, 0.75, 0.75, 1.0)
     assert ingress.shares([Prediction("a", (), ())]) == ingress.Shares({}, {})
 
 

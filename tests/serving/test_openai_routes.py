@@ -19,16 +19,24 @@ SECRET = "patient Jane Roe"
 
 
 def http(service: Service, digests: frozenset[str] | None = None, **settings: Any) -> TestClient:
-    return TestClient(make_api(service, Limits(), digests, **settings), raise_server_exceptions=False)
+    return TestClient(
+        make_api(service, Limits(), digests, **settings), raise_server_exceptions=False
+    )
 
 
-def client(service: Service, digests: frozenset[str] | None = None, **settings: Any) -> openai.OpenAI:
+def client(
+    service: Service, digests: frozenset[str] | None = None, **settings: Any
+) -> openai.OpenAI:
     asking = http(service, digests, **settings)
-    return openai.OpenAI(base_url="http://testserver/v1", api_key="right", http_client=asking, max_retries=0)
+    return openai.OpenAI(
+        base_url="http://testserver/v1", api_key="right", http_client=asking, max_retries=0
+    )
 
 
 def say(found: openai.OpenAI, text: str = "What is asthma?", **others: Any) -> Any:
-    return found.chat.completions.create(**{"model": "adviser", "messages": [{"role": "user", "content": text}], **others})
+    return found.chat.completions.create(
+        **{"model": "adviser", "messages": [{"role": "user", "content": text}], **others}
+    )
 
 
 def test_a_whole_answer_has_openais_fields_and_ours() -> None:
@@ -40,12 +48,26 @@ def test_a_whole_answer_has_openais_fields_and_ours() -> None:
     (choice,) = found.choices
     assert (choice.index, choice.message.role, choice.finish_reason) == (0, "assistant", "stop")
     assert choice.message.content == f"Asthma is common.\n\n{WARNING}"
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (12, 5, 17)
-    assert (found.release, found.version, found.outcome, found.disclaimer) == ("adviser", 3, "answered", WARNING)
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (
+        12,
+        5,
+        17,
+    )
+    assert (found.release, found.version, found.outcome, found.disclaimer) == (
+        "adviser",
+        3,
+        "answered",
+        WARNING,
+    )
     ((reference, asked),) = service.asked
     sampling = asked.sampling
     assert (reference, asked.max_tokens, asked.whole) == ("adviser@best", 7, True)
-    assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.stop) == (0.5, 0.9, 4, ("a", "b"))
+    assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.stop) == (
+        0.5,
+        0.9,
+        4,
+        ("a", "b"),
+    )
     assert service.num_closed == 1
 
 
@@ -56,8 +78,13 @@ def test_a_stream_begins_with_the_role_and_ends_with_the_disclaimer_reason_and_u
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == f"Asthma is common.\n\n{WARNING}"
-    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["stop"]
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+        == f"Asthma is common.\n\n{WARNING}"
+    )
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (
+        len(chunks) - 2
+    ) + ["stop"]
     assert [chunk.outcome for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["answered"]
     assert chunks[-2].disclaimer == WARNING
     assert chunks[-1].choices == []
@@ -94,7 +121,9 @@ def test_completions_ask_the_prompt_as_one_turn_streamed_and_not() -> None:
     assert (found.object, found.choices[0].finish_reason) == ("text_completion", "stop")
     assert found.choices[0].text == f"Asthma is common.\n\n{WARNING}"
     assert service.asked[0][1].messages == (Message("user", "What is asthma?"),)
-    pieces = list(asking.completions.create(model="adviser", prompt=["What is asthma?"], stream=True))
+    pieces = list(
+        asking.completions.create(model="adviser", prompt=["What is asthma?"], stream=True)
+    )
     assert "".join(piece.choices[0].text for piece in pieces) == found.choices[0].text
     assert pieces[-1].choices[0].finish_reason == "stop"
 
@@ -103,7 +132,11 @@ def test_roles_and_parts_become_turns() -> None:
     service = Service()
     said = [
         {"role": "developer", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "is it?"}], "name": "ann"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "is it?"}],
+            "name": "ann",
+        },
         {"role": "assistant", "content": "Asthma."},
         {"role": "user", "content": "And now?"},
     ]
@@ -117,17 +150,33 @@ def test_roles_and_parts_become_turns() -> None:
 
 
 def test_logprobs_come_in_the_form_of_each_route() -> None:
-    first, second = TokenLogprob("As", -0.5, (("As", -0.5), ("Br", -1.0))), TokenLogprob("\ufffd", -0.1, ())
-    service = Service(TextPiece("As", 1, (first,)), TextPiece("é", 2, (second,), finish="stop", outcome="answered"))
+    first, second = (
+        TokenLogprob("As", -0.5, (("As", -0.5), ("Br", -1.0))),
+        TokenLogprob("\ufffd", -0.1, ()),
+    )
+    service = Service(
+        TextPiece("As", 1, (first,)),
+        TextPiece("é", 2, (second,), finish="stop", outcome="answered"),
+    )
     asking = client(service)
     found = say(asking, logprobs=True, top_logprobs=2).choices[0].logprobs.content
-    assert [(one.token, one.logprob, one.bytes) for one in found] == [("As", -0.5, [65, 115]), ("\ufffd", -0.1, None)]
-    assert [(one.token, one.logprob) for one in found[0].top_logprobs] == [("As", -0.5), ("Br", -1.0)]
+    assert [(one.token, one.logprob, one.bytes) for one in found] == [
+        ("As", -0.5, [65, 115]),
+        ("\ufffd", -0.1, None),
+    ]
+    assert [(one.token, one.logprob) for one in found[0].top_logprobs] == [
+        ("As", -0.5),
+        ("Br", -1.0),
+    ]
     assert service.asked[0][1].sampling.logprobs == 2
     streamed = [chunk.choices[0].logprobs for chunk in say(asking, logprobs=True, stream=True)]
     assert [one.token for found in streamed if found for one in found.content] == ["As", "\ufffd"]
     text = asking.completions.create(model="adviser", prompt="a", logprobs=2).choices[0].logprobs
-    assert (text.tokens, text.token_logprobs, text.text_offset) == (["As", "\ufffd"], [-0.5, -0.1], [0, 2])
+    assert (text.tokens, text.token_logprobs, text.text_offset) == (
+        ["As", "\ufffd"],
+        [-0.5, -0.1],
+        [0, 2],
+    )
     assert text.top_logprobs[0] == {"As": -0.5, "Br": -1.0}
     assert say(client(Service())).choices[0].logprobs is None
 
@@ -136,21 +185,42 @@ def test_logprobs_come_in_the_form_of_each_route() -> None:
     ("others", "param", "part"),
     [
         ({"n": 2}, None, "n is not supported here; leave it out, or 1"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, None, "tools is not supported"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            None,
+            "tools is not supported",
+        ),
         ({"response_format": {"type": "json_object"}}, None, "response_format is not supported"),
         ({"logit_bias": {"5": 1}}, None, "logit_bias is not supported"),
         ({"frequency_penalty": 0.5}, None, "frequency_penalty is not supported"),
         ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "assistant", "content": SECRET}]}, None, "the last message must be the user's, found assistant"),
+        (
+            {"messages": [{"role": "assistant", "content": SECRET}]},
+            None,
+            "the last message must be the user's, found assistant",
+        ),
         ({"messages": [{"role": "tool", "content": SECRET}]}, "messages.0.role", "user"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": SECRET}}]}]}, None, "text"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": SECRET}}],
+                    }
+                ]
+            },
+            None,
+            "text",
+        ),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"top_logprobs": 2}, None, "needs logprobs true"),
         ({"stop": ["a"] * 5}, None, "at most 4"),
     ],
 )
-def test_what_cannot_be_obeyed_is_a_400_in_openais_form_that_repeats_nothing(others: dict[str, Any], param: str | None, part: str) -> None:
+def test_what_cannot_be_obeyed_is_a_400_in_openais_form_that_repeats_nothing(
+    others: dict[str, Any], param: str | None, part: str
+) -> None:
     service = Service()
     with pytest.raises(openai.BadRequestError) as caught:
         say(client(service), **others)
@@ -185,8 +255,14 @@ def test_refusals_become_the_errors_that_openais_client_knows() -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         say(asking, model=SECRET)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
-    for status, kind in ((429, openai.RateLimitError), (400, openai.BadRequestError), (503, openai.InternalServerError)):
-        service.refused = Refusal(status, "overloaded", "too many texts are waiting", 3, code="context_length_exceeded")
+    for status, kind in (
+        (429, openai.RateLimitError),
+        (400, openai.BadRequestError),
+        (503, openai.InternalServerError),
+    ):
+        service.refused = Refusal(
+            status, "overloaded", "too many texts are waiting", 3, code="context_length_exceeded"
+        )
         for stream in (False, True):
             with pytest.raises(kind) as caught:
                 say(asking, stream=stream)
@@ -199,8 +275,12 @@ def test_refusals_become_the_errors_that_openais_client_knows() -> None:
     assert service.events[0].model == ""
 
 
-@pytest.mark.parametrize("end", [Refusal(503, "unavailable", "no replica could answer"), ValueError(SECRET)])
-def test_an_answer_that_breaks_off_is_an_error_event_or_a_status(end: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "end", [Refusal(503, "unavailable", "no replica could answer"), ValueError(SECRET)]
+)
+def test_an_answer_that_breaks_off_is_an_error_event_or_a_status(
+    end: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     service = Service(TextPiece("Asthma", 1), end)
     seen = []
     with pytest.raises(openai.APIError) as caught:
@@ -211,7 +291,9 @@ def test_an_answer_that_breaks_off_is_an_error_event_or_a_status(end: Any, caplo
     assert expected in str(caught.value)
     with pytest.raises(openai.InternalServerError, match=expected):
         say(client(service))
-    assert [event.status for event in service.events] == [503 if isinstance(end, Refusal) else 500] * 2
+    assert [event.status for event in service.events] == [
+        503 if isinstance(end, Refusal) else 500
+    ] * 2
     assert SECRET not in caplog.text + str(caught.value)
     assert service.num_closed == 2
 
@@ -228,7 +310,12 @@ def test_every_call_is_recorded_once_with_tokens_and_without_text() -> None:
     list(say(client(service), SECRET, stream=True))
     say(client(service), SECRET)
     for event in service.events:
-        assert (event.status, event.release, event.version, event.outcome) == (200, "adviser", 3, "answered")
+        assert (event.status, event.release, event.version, event.outcome) == (
+            200,
+            "adviser",
+            3,
+            "answered",
+        )
         assert (event.prompt_tokens, event.completion_tokens, event.labels) == (12, 5, ())
         assert event.first_token_s is not None
         assert 0 < event.first_token_s <= event.seconds

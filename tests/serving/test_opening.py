@@ -1,4 +1,5 @@
-"""What a replica holds of a release: merged where that is exact or was measured, else as it was trained."""
+"""What a replica holds of a release: merged where that is exact or was measured, else as it was
+trained."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,23 +43,38 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
     settings = ["train.epochs=1", f"model.quantization={quantization}"]
     checkpoint = tiny.trial(tiny.study(tmp_path, *settings), tmp_path).run().checkpoint
     release = Registry(str(tmp_path / "runs")).publish(checkpoint, "cancer", merge=merge)
-    options = AppOptions(releases=("cancer",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
+    options = AppOptions(
+        releases=("cancer",),
+        storage_path=str(tmp_path / "runs"),
+        precision="fp32",
+        token_budget=256,
+    )
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, options, thread, device="cpu")
-        found = head.answer(ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30).predictions
+        found = head.answer(
+            ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30
+        ).predictions
     assert isinstance(head.batcher.engine.built.model, PeftModel) != is_merged
     for answer, wanted in zip(found, release.load().predict(TEXTS), strict=True):
         assert answer.labels == wanted.labels
         assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-3)
 
 
-def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release = Registry(str(tmp_path / "runs")).publish(tiny.checkpoint(), "cancer")
 
     def taken(**seconds: float) -> str:
-        monkeypatch.setattr(opening, "time_texts", lambda engine, task, thread: Timing(0.1, seconds[engine.precision], 100))
+        monkeypatch.setattr(
+            opening,
+            "time_texts",
+            lambda engine, task, thread: Timing(0.1, seconds[engine.precision], 100),
+        )
         with ThreadPoolExecutor(1) as thread:
-            return open_head(release, AppOptions(releases=("cancer",), token_budget=256), thread, device="cpu").loaded.precision
+            return open_head(
+                release, AppOptions(releases=("cancer",), token_budget=256), thread, device="cpu"
+            ).loaded.precision
 
     assert taken(fp32=3.0, bf16=2.0) == "bf16"
     assert taken(fp32=2.0, bf16=3.0) == "fp32"
@@ -66,9 +82,16 @@ def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(
 
 
 @pytest.mark.parametrize("long_texts", ["truncate", "windows"])
-def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the_data_are_not(tmp_path: Path, long_texts: str) -> None:
+def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the_data_are_not(
+    tmp_path: Path, long_texts: str
+) -> None:
     asked = tiny.study(
-        tmp_path, "train.epochs=1", f"task.long_texts={long_texts}", "task.max_length=24", "task.window_overlap=4", num_rows=300
+        tmp_path,
+        "train.epochs=1",
+        f"task.long_texts={long_texts}",
+        "task.max_length=24",
+        "task.window_overlap=4",
+        num_rows=300,
     )
     trial = tiny.trial(asked, tmp_path)
     release = Registry(str(tmp_path / "runs")).publish(trial.run().checkpoint, "cancer")
@@ -79,45 +102,82 @@ def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the
 
     def answered(flag: bool) -> ClassifyResponse:
         options = AppOptions(
-            releases=("cancer",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256, flag_unlike_training=flag
+            releases=("cancer",),
+            storage_path=str(tmp_path / "runs"),
+            precision="fp32",
+            token_budget=256,
+            flag_unlike_training=flag,
         )
         with ThreadPoolExecutor(1) as thread:
             head = open_head(release, options, thread, device="cpu")
-            found = head.answer(ClassifyRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60)
+            found = head.answer(
+                ClassifyRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60
+            )
         assert isinstance(found, ClassifyResponse)
         return found
 
     told, plain = answered(True), answered(False)
     assert plain.notes == ()
     for one, other in zip(told.predictions, plain.predictions, strict=True):
-        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
+        assert list(one.probabilities.values()) == pytest.approx(
+            list(other.probabilities.values()), abs=1e-5
+        )
     assert len(told.notes) == len(texts)
     far = [bool(note.unlike_training) for note in told.notes]
     assert sum(far[: len(usual)]) <= 2
     assert far[len(usual)], told.notes
-    assert "the model reads it as unlike its data: at distance" in told.notes[len(usual)].unlike_training[0]
-    assert [note.distance for note in told.notes[-2:]] == pytest.approx([note.distance for note in told.notes[:2]], abs=0.01)
+    assert (
+        "the model reads it as unlike its data: at distance"
+        in told.notes[len(usual)].unlike_training[0]
+    )
+    assert [note.distance for note in told.notes[-2:]] == pytest.approx(
+        [note.distance for note in told.notes[:2]], abs=0.01
+    )
 
 
 @pytest.mark.parametrize("decoding", ["score", "generate"])
-def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(tmp_path: Path, decoding: str) -> None:
-    asked = tiny.choice_study(tmp_path, f"task.decoding={decoding}", "train.epochs=4", family="phi", num_rows=120)
-    release = Registry(str(tmp_path / "runs")).publish(tiny.trial(asked, tmp_path).run().checkpoint, "triage")
-    wanted = release.load().predict(texts := [f"{text} {number}" for number, text in enumerate(TEXTS * 8)])
-    options = AppOptions(releases=("triage",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=256)
+def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(
+    tmp_path: Path, decoding: str
+) -> None:
+    asked = tiny.choice_study(
+        tmp_path, f"task.decoding={decoding}", "train.epochs=4", family="phi", num_rows=120
+    )
+    release = Registry(str(tmp_path / "runs")).publish(
+        tiny.trial(asked, tmp_path).run().checkpoint, "triage"
+    )
+    wanted = release.load().predict(
+        texts := [f"{text} {number}" for number, text in enumerate(TEXTS * 8)]
+    )
+    options = AppOptions(
+        releases=("triage",),
+        storage_path=str(tmp_path / "runs"),
+        precision="fp32",
+        token_budget=256,
+    )
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
         head = open_head(release, options, thread, device="cpu")
         assert head.path == "/v1/choose"
         end = time.monotonic() + 30
-        together = list(clients.map(lambda text: head.answer(ChooseRequest(text=text), max_tokens=1000, deadline=end), texts))
+        together = list(
+            clients.map(
+                lambda text: head.answer(ChooseRequest(text=text), max_tokens=1000, deadline=end),
+                texts,
+            )
+        )
         with pytest.raises(TooManyTokensError):
             head.answer(ChooseRequest(inputs=tuple(texts)), max_tokens=20, deadline=end)
         with pytest.raises(LateError):
-            head.answer(ChooseRequest(text=texts[0]), max_tokens=1000, deadline=time.monotonic() - 1)
+            head.answer(
+                ChooseRequest(text=texts[0]), max_tokens=1000, deadline=time.monotonic() - 1
+            )
     for response, expected in zip(together, wanted, strict=True):
         (answer,) = response.predictions
         assert (response.release, response.version) == ("triage", 1)
         assert "not a medical device" in response.disclaimer
         assert answer.labels == expected.labels
-        assert list(answer.probabilities.values()) == pytest.approx(expected.probabilities, abs=1e-3)
-        assert [answer.probabilities[label] for label in answer.ranked] == sorted(answer.probabilities.values(), reverse=True)
+        assert list(answer.probabilities.values()) == pytest.approx(
+            expected.probabilities, abs=1e-3
+        )
+        assert [answer.probabilities[label] for label in answer.ranked] == sorted(
+            answer.probabilities.values(), reverse=True
+        )

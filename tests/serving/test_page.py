@@ -14,8 +14,12 @@ from medray.serving.page import page
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
-def http(service: fake_service.Service | None = None, digests: frozenset[str] | None = None) -> TestClient:
-    return TestClient(fake_service.api(service or fake_service.Service(), digests), raise_server_exceptions=False)
+def http(
+    service: fake_service.Service | None = None, digests: frozenset[str] | None = None
+) -> TestClient:
+    return TestClient(
+        fake_service.api(service or fake_service.Service(), digests), raise_server_exceptions=False
+    )
 
 
 def test_a_browser_gets_the_page_and_everybody_else_json() -> None:
@@ -52,7 +56,14 @@ def test_the_policy_lets_in_exactly_the_sheet_and_the_script_of_the_page() -> No
 
 def test_the_page_names_no_other_host_and_makes_html_of_no_text() -> None:
     assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", page.html())
-    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", 'setAttribute("style'):
+    for way in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        'setAttribute("style',
+    ):
         assert way not in page.html()
 
 
@@ -71,9 +82,16 @@ def test_releases_tell_task_path_form_labels_and_figures() -> None:
         [{"name": "symptoms", "kind": "terms"}],
         "chills",
     )
-    assert {field["name"]: field["kind"] for field in questions["form"]["fields"]} == {"contexts": "text", "question": "line"}
+    assert {field["name"]: field["kind"] for field in questions["form"]["fields"]} == {
+        "contexts": "text",
+        "question": "line",
+    }
     assert questions["form"]["parts"] == [["", "contexts"], ["\n\nQuestion: ", "question"]]
-    assert found["cancer@best"]["figures"][0] == {"metric": "f1_macro", "validation": 0.9123, "test": 0.9011}
+    assert found["cancer@best"]["figures"][0] == {
+        "metric": "f1_macro",
+        "validation": 0.9123,
+        "test": 0.9011,
+    }
 
 
 def test_a_release_that_does_not_answer_is_told_beside_those_that_do() -> None:

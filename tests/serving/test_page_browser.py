@@ -1,4 +1,5 @@
-"""The page as a browser shows it, over the real routes. Needs a Chromium on the PATH: `apt-get install chromium`."""
+"""The page as a browser shows it, over the real routes. Needs a Chromium on the PATH: `apt-get
+install chromium`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -67,18 +68,24 @@ def page(chromium: Browser) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1000, False), (360, True)])
-def test_an_abstract_gets_its_label_confidence_and_bars(page: Served, width: int, dark: bool) -> None:
+def test_an_abstract_gets_its_label_confidence_and_bars(
+    page: Served, width: int, dark: bool
+) -> None:
     page.open("cancer@best", width=width, dark=dark)
     page.type("#field-text", "Histology showed an infiltrating carcinoma.")
     page.value("document.getElementById('send').click()")
     page.until("!document.getElementById('answer').hidden")
     assert page.text(".verdict") == "cancer"
     assert "Confidence 83.0 %" in page.text("#found")
-    assert page.value("[...document.querySelectorAll('.bars li')].map(held => held.textContent)") == [
+    assert page.value(
+        "[...document.querySelectorAll('.bars li')].map(held => held.textContent)"
+    ) == [
         "cancer83.0 %",
         "no cancer17.0 %",
     ]
-    widths = page.value("[...document.querySelectorAll('.track i')].map(held => held.getBoundingClientRect().width)")
+    widths = page.value(
+        "[...document.querySelectorAll('.track i')].map(held => held.getBoundingClientRect().width)"
+    )
     assert widths[0] == pytest.approx(83 / 17 * widths[1], rel=0.02)
     assert page.service.asked[0].text == "Histology showed an infiltrating carcinoma."
     background = page.value("getComputedStyle(document.body).backgroundColor")
@@ -120,13 +127,22 @@ def test_mentions_are_marked_where_they_stand_whatever_characters_come_before(pa
     page.type("#field-text", "😀 <b>Aspirin</b> or aspirin in lung cancer and asthma 𝛂")
     page.value("document.getElementById('send').click()")
     page.until("!document.getElementById('answer').hidden")
-    assert page.value("[...document.querySelectorAll('mark')].map(held => held.firstChild.data)") == [
+    assert page.value(
+        "[...document.querySelectorAll('mark')].map(held => held.firstChild.data)"
+    ) == [
         "aspirin",
         "lung cancer",
         "asthma",
     ]
-    assert page.value("[...document.querySelectorAll('mark')].map(held => held.className)") == ["k0", "k1", "k1"]
-    assert page.text(".read") == "😀 <b>Aspirin</b> or aspirindrug in lung cancerdisease and asthmadisease 𝛂"
+    assert page.value("[...document.querySelectorAll('mark')].map(held => held.className)") == [
+        "k0",
+        "k1",
+        "k1",
+    ]
+    assert (
+        page.text(".read")
+        == "😀 <b>Aspirin</b> or aspirindrug in lung cancerdisease and asthmadisease 𝛂"
+    )
     assert page.text(".verdict") == "3 mentions"
     assert page.text("#found tbody tr") == "aspirindrug90.0 %"
     page.is_clean()
@@ -138,12 +154,22 @@ def test_a_conversation_streams_as_text_goes_on_and_stops(page: Served) -> None:
     page.enter()
     page.until("document.querySelector('.turn.assistant')?.textContent.includes('Asthma')")
     page.until("document.getElementById('stop').hidden")
-    assert page.text(".turn.assistant p") == "".join(fake_service.WORDS) + "\n\n" + fake_service.WARNING
+    assert (
+        page.text(".turn.assistant p")
+        == "".join(fake_service.WORDS) + "\n\n" + fake_service.WARNING
+    )
     assert page.value("document.querySelectorAll('#talk img').length") == 0
     page.type("#said", "And then?")
     page.enter()
-    page.until("document.querySelectorAll('.turn.assistant').length === 2 && document.getElementById('stop').hidden")
-    assert [message.role for message in page.service.talks[1].messages] == ["user", "assistant", "user"]
+    page.until(
+        "document.querySelectorAll('.turn.assistant').length === 2 && "
+        "document.getElementById('stop').hidden"
+    )
+    assert [message.role for message in page.service.talks[1].messages] == [
+        "user",
+        "assistant",
+        "user",
+    ]
     page.service.pause_s = 5
     page.type("#said", "More")
     page.enter()
@@ -159,7 +185,10 @@ def test_the_card_tells_figures_labels_and_origin(page: Served) -> None:
     assert page.text("#system") == "You answer carefully."
     assert "f1_macro0.91230.9011" in page.text("#figures tbody")
     assert "no commit known" in page.text("#origin")
-    page.value("const select = document.getElementById('release'); select.value = 'cancer@best'; select.dispatchEvent(new Event('change'))")
+    page.value(
+        "const select = document.getElementById('release'); select.value = 'cancer@best'; "
+        "select.dispatchEvent(new Event('change'))"
+    )
     assert page.text("#label-names") == "cancer, no cancer"
     assert page.value("document.getElementById('prompt').hidden")
     page.is_clean()
@@ -171,20 +200,30 @@ def test_every_control_is_reached_by_tab_and_has_a_name(page: Served) -> None:
     seen = [page.tab_key() for _ in range(6)]
     assert seen[0] == "Skip to the question"
     assert seen[1:5] == ["release", "field-text", "send", "clear"]
-    unnamed = "[...document.querySelectorAll('input,select,textarea,button')].filter(held => !held.labels?.length && !held.textContent.trim()).length"
+    unnamed = (
+        "[...document.querySelectorAll('input,select,textarea,button')].filter(held => "
+        "!held.labels?.length && !held.textContent.trim()).length"
+    )
     assert page.value(unnamed) == 0
 
 
 def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Served) -> None:
     page.open("cancer@best")
-    page.service.refused = Refusal(429, "overloaded", "too many texts are waiting; try again later", 3)
+    page.service.refused = Refusal(
+        429, "overloaded", "too many texts are waiting; try again later", 3
+    )
     page.type("#field-text", "tumour")
     page.value("document.getElementById('send').click()")
     page.until("!document.getElementById('problem').hidden")
-    assert page.text("#problem") == "Too many texts are waiting; try again later. It can be asked again in 3 seconds."
+    assert (
+        page.text("#problem")
+        == "Too many texts are waiting; try again later. It can be asked again in 3 seconds."
+    )
     page.service.refused = None
     page.value("document.getElementById('send').click()")
-    page.until("document.getElementById('problem').hidden && !document.getElementById('answer').hidden")
+    page.until(
+        "document.getElementById('problem').hidden && !document.getElementById('answer').hidden"
+    )
 
 
 def test_a_server_with_tokens_is_asked_with_one_that_the_tab_keeps(chromium: Browser) -> None:
@@ -195,7 +234,9 @@ def test_a_server_with_tokens_is_asked_with_one_that_the_tab_keeps(chromium: Bro
         page.until("!document.getElementById('access').hidden")
         page.type("#token", "wrong")
         page.enter()
-        page.until("document.getElementById('problem').textContent === 'This token is not valid here.'")
+        page.until(
+            "document.getElementById('problem').textContent === 'This token is not valid here.'"
+        )
         page.type("#token", "right")
         page.enter()
         page.until("!document.getElementById('card').hidden")

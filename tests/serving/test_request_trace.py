@@ -12,6 +12,11 @@ MOST_OF_SERVING = {"/v1/classify": 6, CHAT_PATH: 9}
 @pytest.mark.parametrize("path", list(REQUESTS))
 def test_a_request_passes_few_files(path: str) -> None:
     names = files_of_request(path)
-    assert {"serving/front.py", "serving/ingress.py", "serving/replica.py", "engines/transformers.py"} <= set(names)
+    assert {
+        "serving/front.py",
+        "serving/ingress.py",
+        "serving/replica.py",
+        "engines/transformers.py",
+    } <= set(names)
     assert len(names) <= MOST[path], names
     assert sum(name.startswith("serving/") for name in names) <= MOST_OF_SERVING[path], names

@@ -1,4 +1,5 @@
-"""Texts of many requests in one thread: who joins when, who is told what, and what a full queue says."""
+"""Texts of many requests in one thread: who joins when, who is told what, and what a full queue
+says."""
 
 import queue
 import threading
@@ -15,7 +16,8 @@ from medray.types import Chunk, Sampling
 
 
 class Counting:
-    """A generation that counts: each step says a row's next number, until it has said as many as were asked for."""
+    """A generation that counts: each step says a row's next number, until it has said as many as
+    were asked for."""
 
     def __init__(self) -> None:
         self.rows: list[Any] = []
@@ -25,7 +27,12 @@ class Counting:
         self.fail = False
 
     def row(self, index: int, prompt: Sequence[int], sampling: Sampling) -> Any:
-        return SimpleNamespace(index=index, name=prompt[0], most=len(prompt) + sampling.max_tokens, left=sampling.max_tokens)
+        return SimpleNamespace(
+            index=index,
+            name=prompt[0],
+            most=len(prompt) + sampling.max_tokens,
+            left=sampling.max_tokens,
+        )
 
     def admit(self, waiting: Sequence[Any], token_budget: int) -> list[Any]:
         return list(waiting[: max(0, token_budget - len(self.rows))])
@@ -57,7 +64,13 @@ def later() -> float:
     return time.monotonic() + 10
 
 
-def made(generation: Counting, thread: ThreadPoolExecutor, *, rows: int = 100, waiting_tokens: int = 10**8) -> Streams:
+def made(
+    generation: Counting,
+    thread: ThreadPoolExecutor,
+    *,
+    rows: int = 100,
+    waiting_tokens: int = 10**8,
+) -> Streams:
     return Streams(lambda: generation, thread, token_budget=rows, waiting_tokens=waiting_tokens)  # type: ignore[arg-type,return-value]
 
 
@@ -77,10 +90,14 @@ def test_requests_at_once_are_generated_together_and_each_is_told_its_own() -> N
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(6) as clients:
         generation.go.clear()
         streams = made(generation, thread)
-        answers = [clients.submit(streams.collect, [[number]], asked(4), later()) for number in range(6)]
+        answers = [
+            clients.submit(streams.collect, [[number]], asked(4), later()) for number in range(6)
+        ]
         wait_for(lambda: streams.num_waiting + streams.num_running == 6)
         generation.go.set()
-        assert [answer.result(timeout=10)[0].text for answer in answers] == [f"{number} " * 4 for number in range(6)]
+        assert [answer.result(timeout=10)[0].text for answer in answers] == [
+            f"{number} " * 4 for number in range(6)
+        ]
     assert len(generation.turns) < 12  # one by one they would be twenty-four
     assert streams.num_running == streams.num_waiting == 0
 
@@ -110,7 +127,9 @@ def test_a_text_that_nobody_wants_any_more_frees_its_row_and_is_told_no_further(
         streams = made(generation, thread, rows=1)
         long = streams.start([7], asked(10**6), told.put, later())
         told.get(timeout=10)
-        waiting = streams.start([8], asked(10**5), lambda found: pytest.fail("was cancelled while it waited"), later())
+        waiting = streams.start(
+            [8], asked(10**5), lambda found: pytest.fail("was cancelled while it waited"), later()
+        )
         streams.cancel(waiting)
         streams.cancel(long)
         assert streams.collect([[9]], asked(2), later())[0].text == "9 9 "
@@ -163,9 +182,13 @@ def test_prompts_of_one_request_come_back_in_their_order_each_with_a_seed_of_its
     generation = Counting()
     seeds: list[int | None] = []
     row = generation.row
-    generation.row = lambda index, prompt, sampling: seeds.append(sampling.seed) or row(index, prompt, sampling)  # type: ignore[method-assign,func-returns-value]
+    generation.row = lambda index, prompt, sampling: (
+        seeds.append(sampling.seed) or row(index, prompt, sampling)
+    )  # type: ignore[method-assign,func-returns-value]
     with ThreadPoolExecutor(1) as thread:
-        found = made(generation, thread).collect([[4], [5], [6]], Sampling(max_tokens=2, seed=3), later())
+        found = made(generation, thread).collect(
+            [[4], [5], [6]], Sampling(max_tokens=2, seed=3), later()
+        )
     assert [chunk.text for chunk in found] == ["4 4 ", "5 5 ", "6 6 "]
     assert seeds == [3, 4, 5]
 

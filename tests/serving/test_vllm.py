@@ -17,7 +17,9 @@ from medray.serving.vllm import Adapter, Group, groups, refused_by_vllm
 from medray.storage import checkpoint
 
 
-def changed(source: Path, target: Path, adapter: dict[str, Any] | None = None, **manifest: Any) -> Path:
+def changed(
+    source: Path, target: Path, adapter: dict[str, Any] | None = None, **manifest: Any
+) -> Path:
     """A copy of a checkpoint whose adapter or manifest says something else."""
 
     def fill(folder: Path) -> None:
@@ -35,11 +37,16 @@ def changed(source: Path, target: Path, adapter: dict[str, Any] | None = None, *
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """Advisers of ranks 8 and 12 on one base and one on another; a classifier; what vLLM does not load."""
+    """Advisers of ranks 8 and 12 on one base and one on another; a classifier; what vLLM does not
+    load."""
     place = tmp_path_factory.mktemp("groups")
     found = Registry(str(place / "runs"))
     tiny.base(place, "llama", hidden_size=64)  # vLLM's attention has no heads of less than 32
-    trained = tiny.trial(tiny.instruct_study(place, "train.epochs=1", "lora.r=8"), place / "a").run().checkpoint
+    trained = (
+        tiny.trial(tiny.instruct_study(place, "train.epochs=1", "lora.r=8"), place / "a")
+        .run()
+        .checkpoint
+    )
     found.publish(trained, "adviser")
     found.publish(changed(trained, place / "large", {"r": 12}), "adviser")
     found.publish(trained, "nurse")
@@ -48,8 +55,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     found.publish(changed(trained, place / "other", base=other), "elsewhere")
     found.publish(changed(trained, place / "dora", {"use_dora": True}), "dora")
     found.publish(changed(trained, place / "whole", {"modules_to_save": ["lm_head"]}), "whole")
-    found.publish(changed(trained, place / "new", base=manifest.base.model_copy(update={"family": "gemma"})), "gemma")
-    found.publish(changed(trained, place / "output", {"target_modules": ["q_proj", "lm_head"]}), "output")
+    found.publish(
+        changed(trained, place / "new", base=manifest.base.model_copy(update={"family": "gemma"})),
+        "gemma",
+    )
+    found.publish(
+        changed(trained, place / "output", {"target_modules": ["q_proj", "lm_head"]}), "output"
+    )
     trial = {**manifest.trial, "model": {**manifest.trial["model"], "quantization": "nf4"}}
     found.publish(changed(trained, place / "nf4", trial=trial), "nf4")
     found.publish(tiny.checkpoint(), "cancer")
@@ -57,7 +69,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 def options(registry: Registry, *references: str, engine: str = "auto") -> AppOptions:
-    return AppOptions.model_validate({"releases": references, "storage_path": registry.store.uri, "engine": engine})
+    return AppOptions.model_validate(
+        {"releases": references, "storage_path": registry.store.uri, "engine": engine}
+    )
 
 
 @pytest.fixture
@@ -72,10 +86,14 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     where="`medray serve A@best B@best`",
     how="on one engine where vLLM is installed, else on one each",
 )
-def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_single_one_is_merged(registry: Registry) -> None:
+def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_single_one_is_merged(
+    registry: Registry,
+) -> None:
     found = groups(registry, options(registry, "adviser@1", "cancer", "nurse", "elsewhere"))
     assert found == [
-        Group("vllm", ("adviser@1", "nurse"), Adapter(16, frozenset(FAMILIES["llama"].lora_targets))),
+        Group(
+            "vllm", ("adviser@1", "nurse"), Adapter(16, frozenset(FAMILIES["llama"].lora_targets))
+        ),
         Group("vllm", ("elsewhere",)),
         Group("transformers", ("cancer",)),
     ]
@@ -94,11 +112,15 @@ def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_sing
         ("output", "outside of the layers"),
     ],
 )
-def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(registry: Registry, name: str, because: str) -> None:
+def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(
+    registry: Registry, name: str, because: str
+) -> None:
     refusal = refused_by_vllm(registry.resolve(name))
     assert refusal
     assert because in refusal
-    assert groups(registry, options(registry, name, "adviser@1"))[1] == Group("transformers", (name,))
+    assert groups(registry, options(registry, name, "adviser@1"))[1] == Group(
+        "transformers", (name,)
+    )
 
 
 @pytest.mark.usefixtures("_installed")
@@ -106,9 +128,14 @@ def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(registry: 
     "000",
     "vLLM serves the classifier",
     where="`medray serve --engine vllm`",
-    how="vLLM takes releases that talk; a classification head generates nothing and is answered by medray's own engine",
+    how=(
+        "vLLM takes releases that talk; a classification head generates nothing and is answered by "
+        "medray's own engine"
+    ),
 )
-def test_vllm_that_is_asked_for_must_take_what_talks_and_leaves_heads_alone(registry: Registry) -> None:
+def test_vllm_that_is_asked_for_must_take_what_talks_and_leaves_heads_alone(
+    registry: Registry,
+) -> None:
     with pytest.raises(ServingError, match="dora is not for it: its adapter has use_dora"):
         groups(registry, options(registry, "dora", engine="vllm"))
     found = groups(registry, options(registry, "cancer", "nurse", engine="vllm"))
@@ -126,11 +153,16 @@ def test_without_vllm_every_release_has_a_deployment_of_its_own_and_asking_for_i
 
 
 @pytest.mark.usefixtures("_installed")
-def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
     from medray.cli.release import _point
 
     _point(registry, registry.resolve("dora"), None)
-    assert "dora@1 will be answered by transformers and not by vLLM: its adapter has use_dora" in capsys.readouterr().out
+    assert (
+        "dora@1 will be answered by transformers and not by vLLM: its adapter has use_dora"
+        in capsys.readouterr().out
+    )
     for name in ("adviser", "cancer"):
         _point(registry, registry.resolve(name), None)
         assert "vLLM" not in capsys.readouterr().out
@@ -138,5 +170,10 @@ def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(registry: 
 
 @pytest.mark.usefixtures("_installed")
 def test_what_is_missing_waits_in_a_deployment_of_its_own(registry: Registry) -> None:
-    found = groups(registry, options(registry, "nurse", "doctor@best"), {"doctor@best": "it is not there"})
-    assert found == [Group("vllm", ("nurse",)), Group("transformers", ("doctor@best",), is_missing=True)]
+    found = groups(
+        registry, options(registry, "nurse", "doctor@best"), {"doctor@best": "it is not there"}
+    )
+    assert found == [
+        Group("vllm", ("nurse",)),
+        Group("transformers", ("doctor@best",), is_missing=True),
+    ]

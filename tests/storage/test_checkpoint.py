@@ -29,7 +29,9 @@ def fill(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
 
 
-def test_a_checkpoint_reads_back_as_it_was_written_with_the_hash_of_every_file(tmp_path: Path) -> None:
+def test_a_checkpoint_reads_back_as_it_was_written_with_the_hash_of_every_file(
+    tmp_path: Path,
+) -> None:
     saved = checkpoint.save(tmp_path / "one", fill, MANIFEST)
     assert checkpoint.verify(tmp_path / "one") == saved
     assert set(saved.files) == {"adapter_model.safetensors", "tokenizer/vocab.txt"}
@@ -60,9 +62,18 @@ def test_an_interrupted_save_leaves_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"weightz"), r"adapter_model\.safetensors was changed"),
-        (lambda folder: (folder / "tokenizer" / "vocab.txt").unlink(), r"tokenizer/vocab\.txt is missing"),
-        (lambda folder: (folder / "extra.bin").write_bytes(b""), r"extra\.bin is not in the manifest"),
+        (
+            lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"weightz"),
+            r"adapter_model\.safetensors was changed",
+        ),
+        (
+            lambda folder: (folder / "tokenizer" / "vocab.txt").unlink(),
+            r"tokenizer/vocab\.txt is missing",
+        ),
+        (
+            lambda folder: (folder / "extra.bin").write_bytes(b""),
+            r"extra\.bin is not in the manifest",
+        ),
     ],
 )
 def test_a_changed_missing_or_added_file_is_named(tmp_path: Path, change, message) -> None:

@@ -1,4 +1,5 @@
-"""Releases in Google Cloud Storage and Azure; tests/storage/test_object_store.py holds what S3 shares with them."""
+"""Releases in Google Cloud Storage and Azure; tests/storage/test_object_store.py holds what S3
+shares with them."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +20,11 @@ def test_a_release_is_published_resolved_verified_and_removed(cloud_uri: str) ->
     for version in (1, 2):
         assert registry.publish(folder, "cancer").record.version == version
         registry.point("cancer", "best", version)
-    assert (registry.names(), registry.versions("cancer"), tiny.aliases(registry, "cancer")) == (["cancer"], [1, 2], {"best": 2})
+    assert (registry.names(), registry.versions("cancer"), tiny.aliases(registry, "cancer")) == (
+        ["cancer"],
+        [1, 2],
+        {"best": 2},
+    )
     release = Registry(cloud_uri).resolve("cancer@best")
     release.verify()
     assert files.hash_folder(release.folder()) == files.hash_folder(folder)
@@ -39,11 +44,19 @@ def test_of_many_writers_of_one_object_exactly_one_succeeds(cloud_uri: str) -> N
     assert store.read("1.json") == str(won.index(True)).encode()
 
 
-def test_a_place_without_an_account_a_bucket_or_a_known_scheme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_without_an_account_a_bucket_or_a_known_scheme_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
-    with pytest.raises(ConfigError, match=r"az://c/x: .*Account must be specified; set AZURE_STORAGE_ACCOUNT_NAME"):
+    with pytest.raises(
+        ConfigError, match=r"az://c/x: .*Account must be specified; set AZURE_STORAGE_ACCOUNT_NAME"
+    ):
         ObjectStore("az://c/x")
-    with pytest.raises(ConfigError, match="az://: names no container; the form is az://CONTAINER/PREFIX"):
+    with pytest.raises(
+        ConfigError, match="az://: names no container; the form is az://CONTAINER/PREFIX"
+    ):
         open_store("az://")
-    with pytest.raises(ConfigError, match=r"ftp://x: .*gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"):
+    with pytest.raises(
+        ConfigError, match=r"ftp://x: .*gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+    ):
         open_store("ftp://x")

@@ -32,7 +32,9 @@ def test_a_folder_appears_only_when_it_was_filled_without_an_error(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
     with files.new_folder(tmp_path / "target") as folder:
         (folder / "first").write_text("x")
-    assert [path.relative_to(tmp_path).as_posix() for path in files.files(tmp_path)] == ["target/first"]
+    assert [path.relative_to(tmp_path).as_posix() for path in files.files(tmp_path)] == [
+        "target/first"
+    ]
 
 
 def test_a_folder_that_another_process_finished_first_is_kept(tmp_path: Path) -> None:
@@ -48,7 +50,9 @@ def test_hashes_tell_apart_texts_that_join_to_the_same_string() -> None:
     assert files.hash_text(["a", "b"]) == files.hash_text(iter(["a", "b"]))
 
 
-def test_a_folder_and_a_file_are_fetched_from_a_uri_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_and_a_file_are_fetched_from_a_uri_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "source"
     (source / "inner").mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""Releases in S3. The other side is moto's server, whose PUT looks and writes in two steps: a lock makes it one, as S3's is."""
+"""Releases in S3. The other side is moto's server, whose PUT looks and writes in two steps: a lock
+makes it one, as S3's is."""
 
 import pickle
 import sys
@@ -22,13 +23,19 @@ def folder() -> Path:
     return tiny.checkpoint()
 
 
-def test_a_release_is_published_resolved_verified_loaded_and_exported(folder: Path, uri: str, tmp_path: Path) -> None:
+def test_a_release_is_published_resolved_verified_loaded_and_exported(
+    folder: Path, uri: str, tmp_path: Path
+) -> None:
     registry = Registry(uri)
     assert registry.names() == []
     assert [registry.publish(folder, "cancer").record.version for _ in range(2)] == [1, 2]
     for version in (2, 1):
         registry.point("cancer", "best", version)
-    assert (registry.names(), registry.versions("cancer"), tiny.aliases(registry, "cancer")) == (["cancer"], [1, 2], {"best": 1})
+    assert (registry.names(), registry.versions("cancer"), tiny.aliases(registry, "cancer")) == (
+        ["cancer"],
+        [1, 2],
+        {"best": 1},
+    )
     assert [move.version for move in registry.history("cancer", "best")] == [2, 1]
     release = registry.resolve("cancer@best")
     release.verify()
@@ -37,11 +44,15 @@ def test_a_release_is_published_resolved_verified_loaded_and_exported(folder: Pa
     assert len(registry.store.names("checkpoints")) == 1
     (answer,) = medray.load("cancer@best", storage_path=uri).predict(["tumour in the lung"])
     Registry(str(tmp_path / "local")).publish(folder, "cancer")
-    (local,) = medray.load("cancer", storage_path=str(tmp_path / "local")).predict(["tumour in the lung"])
+    (local,) = medray.load("cancer", storage_path=str(tmp_path / "local")).predict(
+        ["tumour in the lung"]
+    )
     assert answer.probabilities == local.probabilities
     release.export(tmp_path / "plain", merged=False)
     assert (tmp_path / "plain" / "adapter_model.safetensors").is_file()
-    with pytest.raises(ArtifactError, match=f"{uri} has no release 'cancr'; .*did you mean 'cancer'"):
+    with pytest.raises(
+        ArtifactError, match=f"{uri} has no release 'cancr'; .*did you mean 'cancer'"
+    ):
         registry.resolve("cancr")
 
 
@@ -52,7 +63,9 @@ def test_publishers_and_promoters_at_once_get_a_number_each(folder: Path, uri: s
     assert Registry(uri).store.names("checkpoints") == [releases[0].record.content_id]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda version: Registry(uri).point("cancer", "best", version), range(1, 9)))
-    assert sorted(move.version for move in Registry(uri).history("cancer", "best")) == list(range(1, 9))
+    assert sorted(move.version for move in Registry(uri).history("cancer", "best")) == list(
+        range(1, 9)
+    )
 
 
 def test_of_many_writers_of_one_object_exactly_one_succeeds(uri: str) -> None:
@@ -83,7 +96,11 @@ def test_a_conditional_write_that_meets_another_under_way_is_tried_again_a_few_t
 
     def conflict(request: Any, usual: s3.Answer) -> Any:
         conditions.append(request.headers["If-None-Match"])
-        return s3.refusal(409, "ConditionalRequestConflict") if len(conditions) <= num_conflicts else usual(request)
+        return (
+            s3.refusal(409, "ConditionalRequestConflict")
+            if len(conditions) <= num_conflicts
+            else usual(request)
+        )
 
     s3.instead(monkeypatch, "put_object", conflict)
     assert ObjectStore(uri).create("1.json", b"x") is written
@@ -91,7 +108,9 @@ def test_a_conditional_write_that_meets_another_under_way_is_tried_again_a_few_t
     assert set(conditions) == {"*"}
 
 
-@pytest.mark.parametrize("lose", [s3.hang_up, lambda request: s3.refusal(500, "InternalError")], ids=["no answer", "500"])
+@pytest.mark.parametrize(
+    "lose", [s3.hang_up, lambda request: s3.refusal(500, "InternalError")], ids=["no answer", "500"]
+)
 def test_a_write_whose_answer_was_lost_and_that_was_repeated_still_counts_as_ours(
     uri: str, monkeypatch: pytest.MonkeyPatch, lose: s3.Answer
 ) -> None:
@@ -114,14 +133,18 @@ def test_a_write_whose_answer_was_lost_and_that_was_repeated_still_counts_as_our
     assert not ObjectStore(uri).create("1.json", b"same")
 
 
-def test_a_write_whose_answers_are_all_lost_is_an_error_and_not_another_writers(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_whose_answers_are_all_lost_is_an_error_and_not_another_writers(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     s3.instead(monkeypatch, "put_object", lambda request, usual: s3.hang_up(request))
     with pytest.raises(UnreachableError, match=f"^{uri}: "):
         ObjectStore(uri).create("1.json", b"x")
 
 
-def test_a_folder_without_its_manifest_is_put_again_and_a_damaged_one_is_mended(folder: Path, uri: str) -> None:
+def test_a_folder_without_its_manifest_is_put_again_and_a_damaged_one_is_mended(
+    folder: Path, uri: str
+) -> None:
     registry = Registry(uri)
     store = registry.store
     assert isinstance(store, ObjectStore)
@@ -136,12 +159,19 @@ def test_a_folder_without_its_manifest_is_put_again_and_a_damaged_one_is_mended(
     assert "more.json" not in store.names(name)
 
 
-def test_the_manifest_is_written_when_every_other_file_is_there(folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_is_written_when_every_other_file_is_there(
+    folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys: list[list[str]] = []
 
     def list_first(request: Any, usual: s3.Answer) -> Any:
         if request.uri.endswith("manifest.json"):
-            keys.append([entry["Key"] for entry in s3.client().list_objects_v2(Bucket=store.bucket)["Contents"]])
+            keys.append(
+                [
+                    entry["Key"]
+                    for entry in s3.client().list_objects_v2(Bucket=store.bucket)["Contents"]
+                ]
+            )
         return usual(request)
 
     store = ObjectStore(uri)
@@ -151,13 +181,17 @@ def test_the_manifest_is_written_when_every_other_file_is_there(folder: Path, ur
     assert [len(there) for there in keys] == [len(list(files.files(folder))) - 1]
 
 
-def test_what_was_changed_in_the_bucket_is_named_and_does_not_reach_the_cache(folder: Path, uri: str, tmp_path: Path) -> None:
+def test_what_was_changed_in_the_bucket_is_named_and_does_not_reach_the_cache(
+    folder: Path, uri: str, tmp_path: Path
+) -> None:
     release = Registry(uri).publish(folder, "cancer")
     name = f"checkpoints/{release.record.content_id}"
     release.verify()
     store = ObjectStore(uri)
     s3.put(store, f"{name}/metrics.json", b"{}")
-    with pytest.raises(ArtifactError, match=rf"{uri}/{name}: not what its manifest says: metrics\.json was changed"):
+    with pytest.raises(
+        ArtifactError, match=rf"{uri}/{name}: not what its manifest says: metrics\.json was changed"
+    ):
         release.verify()
     release.load()  # from the copy, which is whole
     (cached,) = (tmp_path / "cache" / "checkpoints").iterdir()
@@ -197,14 +231,19 @@ def test_a_store_goes_to_another_process(uri: str) -> None:
 
 
 def test_a_missing_bucket_is_said(folder: Path, uri: str) -> None:
-    with pytest.raises(ArtifactError, match=r"^s3://no-such-bucket/x: there is no bucket 'no-such-bucket' at http://127") as found:
+    with pytest.raises(
+        ArtifactError,
+        match=r"^s3://no-such-bucket/x: there is no bucket 'no-such-bucket' at http://127",
+    ) as found:
         Registry("s3://no-such-bucket/x").publish(folder, "cancer")
     assert "\n" not in str(found.value)
     with pytest.raises(ConfigError, match="s3://: names no bucket"):
         open_store("s3://")
 
 
-def test_missing_credentials_and_a_missing_profile_are_said(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_and_a_missing_profile_are_said(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ConfigError, match="no credentials for S3: set AWS_ACCESS_KEY_ID"):
@@ -214,13 +253,19 @@ def test_missing_credentials_and_a_missing_profile_are_said(uri: str, monkeypatc
         Registry(uri)
 
 
-def test_a_refused_access_is_said_with_what_is_needed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_access_is_said_with_what_is_needed(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     s3.instead(monkeypatch, "put_object", lambda request, usual: s3.refusal(403, "AccessDenied"))
-    with pytest.raises(ArtifactError, match=rf"{uri}: PUT is refused \(AccessDenied\); .*allow s3:ListBucket"):
+    with pytest.raises(
+        ArtifactError, match=rf"{uri}: PUT is refused \(AccessDenied\); .*allow s3:ListBucket"
+    ):
         ObjectStore(uri).create("1.json", b"x")
 
 
-def test_an_endpoint_that_does_not_answer_or_is_no_url_is_said(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_does_not_answer_or_is_no_url_is_said(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ArtifactError, match=f"{uri}: Could not connect to the endpoint URL"):
         Registry(uri).names()
@@ -234,10 +279,16 @@ def test_an_endpoint_that_does_not_answer_or_is_no_url_is_said(uri: str, monkeyp
     [
         ("botocore.session", "s3://bucket/x", r"S3 needs botocore.*pip install 'medray\[s3\]'"),
         ("obstore.store", "s3://bucket/x", r"S3 needs obstore.*pip install 'medray\[s3\]'"),
-        ("obstore.store", "gs://bucket/x", r"Google Cloud Storage needs obstore.*pip install 'medray\[cloud\]'"),
+        (
+            "obstore.store",
+            "gs://bucket/x",
+            r"Google Cloud Storage needs obstore.*pip install 'medray\[cloud\]'",
+        ),
     ],
 )
-def test_a_missing_library_is_said_with_what_to_install(module: str, uri: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_said_with_what_to_install(
+    module: str, uri: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=problem):
         Registry(uri)

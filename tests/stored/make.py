@@ -1,8 +1,8 @@
-"""A run that was interrupted and releases, as an earlier medray stored them: `python tests/stored/make.py` makes them anew.
+"""A run that was interrupted and releases, as an earlier medray stored them: `python
+tests/stored/make.py` makes them anew.
 
-That is for a new format, whose stored files then lie beside these: what is stored here must stay readable. Every path inside is relative
-to the folder that it is unpacked into.
-"""
+That is for a new format, whose stored files then lie beside these: what is stored here must stay
+readable. Every path inside is relative to the folder that it is unpacked into."""
 
 import json
 import os
@@ -36,7 +36,12 @@ HERE = Path(__file__).parent
 ARCHIVE, EXPECTED = HERE / "stored.tar.gz", HERE / "expected.json"
 FINISHED, UNFINISHED = "tiny-bert-000", "tiny-bert-001"  # trials
 BEFORE, AFTER = 300, 360  # steps between which it was interrupted, at the ends of epochs 5 and 6
-TEXTS = ("tumour in the lung", "fever after infection", "the patient was stage no carcinoma", "blood pressure of the group before therapy")
+TEXTS = (
+    "tumour in the lung",
+    "fever after infection",
+    "the patient was stage no carcinoma",
+    "blood pressure of the group before therapy",
+)
 STUDY = """
 name: tiny
 storage_path: runs
@@ -44,13 +49,25 @@ data: {format: {name: jsonl, path: rows.jsonl, id: id}}
 task: {name: classification, positive_label: cancer, max_length: 48}
 base_models: [{source: ./tiny-bert}]
 model: {precision: fp32}
-train: {epochs: 2, samples_per_step: 4, learning_rate: 0.003, token_budget: 128, log_every_steps: 10}
+train:
+  {epochs: 2, samples_per_step: 4, learning_rate: 0.003, token_budget: 128, log_every_steps: 10}
 search: {algorithm: grid, space: {train.epochs: {grid: [3, 7]}}}
 resources: {cpus_per_worker: 1}
 publish: {name: winner, allow_worse: true}
 """
 # Made again by a resume, of this machine, or Ray Tune's own, which nothing reads.
-_LEFT_OUT = ("prepared", "tune-*", "log.txt", "status.json", "stop", ".lock", "*.lock", "*tfevents*", "train", "output.txt")
+_LEFT_OUT = (
+    "prepared",
+    "tune-*",
+    "log.txt",
+    "status.json",
+    "stop",
+    ".lock",
+    "*.lock",
+    "*tfevents*",
+    "train",
+    "output.txt",
+)
 
 
 def unpack(folder: Path) -> None:
@@ -59,8 +76,11 @@ def unpack(folder: Path) -> None:
 
 
 def study(folder: Path, *options: str, interrupted_at: str = "") -> str:
-    """The output of `medray study` in a folder; with Ctrl-C as soon as the log of the unfinished trial holds a text."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"OMP_NUM_THREADS": "1"}
+    """The output of `medray study` in a folder; with Ctrl-C as soon as the log of the unfinished
+    trial holds a text."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+    } | {"OMP_NUM_THREADS": "1"}
     output = folder / "output.txt"
     with output.open("w") as file:
         process = subprocess.Popen(
@@ -90,7 +110,8 @@ def study(folder: Path, *options: str, interrupted_at: str = "") -> str:
 
 
 def _accept_interrupts() -> None:
-    """A shell that starts tests in the background has them ignore Ctrl-C, and their children too."""
+    """A shell that starts tests in the background has them ignore Ctrl-C, and their children
+    too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -98,13 +119,25 @@ def predictions(reference: str) -> list[dict[str, Any]]:
     """What a release in the current folder predicts for some texts."""
     answers = medray.load(reference, storage_path="runs").predict(TEXTS)
     return [
-        {"labels": list(answer.labels), "probabilities": list(answer.probabilities), "abstained": answer.abstained} for answer in answers
+        {
+            "labels": list(answer.labels),
+            "probabilities": list(answer.probabilities),
+            "abstained": answer.abstained,
+        }
+        for answer in answers
     ]
 
 
 def answer_over_http(reference: str) -> Any:
-    """The body that the service answers these texts with, from the release as a replica holds it: merged, beside its cloud of embeddings."""
-    options = AppOptions(releases=(reference,), storage_path="runs", precision="fp32", token_budget=256, flag_unlike_training=True)
+    """The body that the service answers these texts with, from the release as a replica holds it:
+    merged, beside its cloud of embeddings."""
+    options = AppOptions(
+        releases=(reference,),
+        storage_path="runs",
+        precision="fp32",
+        token_budget=256,
+        flag_unlike_training=True,
+    )
     with ThreadPoolExecutor(1) as thread:
         head = open_head(Registry("runs").resolve(reference), options, thread, device="cpu")
         assert isinstance(head, Head)
@@ -113,21 +146,30 @@ def answer_over_http(reference: str) -> Any:
             async def answer(self, reference: str, request: Any) -> Any:
                 return head.answer(request, max_tokens=1000, deadline=time.monotonic() + 60)
 
-        response = TestClient(fake_service.api(Service(reference))).post("/v1/classify", json={"inputs": list(TEXTS)})
+        response = TestClient(fake_service.api(Service(reference))).post(
+            "/v1/classify", json={"inputs": list(TEXTS)}
+        )
     assert response.status_code == 200, response.text
     return response.json()
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """What a study that has ended found: the history of each trial, and the figures of its leaderboard."""
+    """What a study that has ended found: the history of each trial, and the figures of its
+    leaderboard."""
     board = medray.leaderboard(str(folder / "runs" / "tiny"))
     trials = sorted((folder / "runs" / "tiny").glob("*/trials/*/history.json"))
     figures = ("epoch", "step", "train_loss", "metrics")
     return {
         "winner": board.winner,
-        "entries": {entry.name: {"validation": dict(entry.validation), "test": dict(entry.test)} for entry in board.entries},
+        "entries": {
+            entry.name: {"validation": dict(entry.validation), "test": dict(entry.test)}
+            for entry in board.entries
+        },
         "histories": {
-            path.parent.name: [{name: row[name] for name in figures} for row in json.loads(path.read_bytes())] for path in trials
+            path.parent.name: [
+                {name: row[name] for name in figures} for row in json.loads(path.read_bytes())
+            ]
+            for path in trials
         },
     }
 
@@ -143,19 +185,31 @@ def write() -> None:
         _check_interrupted(folder)
         os.chdir(folder)  # paths are relative
         _publish(folder)
-        kept = shutil.copytree(folder, Path(place) / "kept", ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        kept = shutil.copytree(
+            folder, Path(place) / "kept", ignore=shutil.ignore_patterns(*_LEFT_OUT)
+        )
         _reduce(kept)
         _pack(kept)
         study(kept, "--resume")
-        expected = {"predictions": predictions("cancer@1"), "answer": answer_over_http("cancer@1"), "study": results(kept)}
+        expected = {
+            "predictions": predictions("cancer@1"),
+            "answer": answer_over_http("cancer@1"),
+            "study": results(kept),
+        }
         EXPECTED.write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
         os.chdir(HERE)
 
 
 def _check_interrupted(folder: Path) -> None:
     """One trial has ended, and the state of the other is from the middle of an epoch."""
-    records = {path.parent.name: json.loads(path.read_bytes()) for path in folder.glob("runs/tiny/*/trials/*/trial.json")}
-    assert {name: record["status"] for name, record in records.items()} == {FINISHED: "finished", UNFINISHED: "running"}
+    records = {
+        path.parent.name: json.loads(path.read_bytes())
+        for path in folder.glob("runs/tiny/*/trials/*/trial.json")
+    }
+    assert {name: record["status"] for name, record in records.items()} == {
+        FINISHED: "finished",
+        UNFINISHED: "running",
+    }
     (state,) = folder.glob(f"runs/tiny/*/trials/{UNFINISHED}/state/*")
     step = re.fullmatch(r"step-(\d+)", state.name)
     assert step, state.name
@@ -168,21 +222,47 @@ def _publish(folder: Path) -> None:
     registry = Registry("runs")
     rule = AbstentionRecord(precision=0.9, level=0.8, threshold=0.6, coverage=0.8)
     calibration = CalibrationRecord(temperature=1.5, abstention=rule, num_rows=80)
-    test = TestRecord(metrics={"f1_macro": 0.9}, num_rows=80, num_openings=1, ece=(0.1, 0.05), answered=(0.8, 0.95))
+    test = TestRecord(
+        metrics={"f1_macro": 0.9},
+        num_rows=80,
+        num_openings=1,
+        ece=(0.1, 0.05),
+        answered=(0.8, 0.95),
+    )
     registry.publish(checkpoint, "cancer", test=test, calibration=calibration, notes="stored")
-    registry.publish(checkpoint, "cancer", test=test, calibration=calibration, notes="stored, with a record of 8 bits")
-    int8 = {"metric": "f1_macro", "plain": 0.9, "int8": 0.9, "agreement": 1.0, "num_rows": 80, "tolerance": 0.5, "calibration": {}}
+    registry.publish(
+        checkpoint,
+        "cancer",
+        test=test,
+        calibration=calibration,
+        notes="stored, with a record of 8 bits",
+    )
+    int8 = {
+        "metric": "f1_macro",
+        "plain": 0.9,
+        "int8": 0.9,
+        "agreement": 1.0,
+        "num_rows": 80,
+        "tolerance": 0.5,
+        "calibration": {},
+    }
     record = folder / "runs" / "releases" / "cancer" / "2.json"  # no record holds it any more
-    record.write_text(json.dumps(json.loads(record.read_bytes()) | {"int8": int8}, indent=1), encoding="utf-8")
+    record.write_text(
+        json.dumps(json.loads(record.read_bytes()) | {"int8": int8}, indent=1), encoding="utf-8"
+    )
     registry.point("cancer", "best", 1)
     alias = folder / "runs" / "releases" / "cancer" / "aliases" / "best" / "1.json"
-    alias.write_text(json.dumps(json.loads(alias.read_bytes()) | {"by": "someone"}), encoding="utf-8")
+    alias.write_text(
+        json.dumps(json.loads(alias.read_bytes()) | {"by": "someone"}), encoding="utf-8"
+    )
 
 
 def _reduce(folder: Path) -> None:
     """Of the trial that has ended only its best checkpoint is read again."""
     (trial,) = folder.glob(f"runs/tiny/*/trials/{FINISHED}")
-    best = [row["step"] for row in json.loads((trial / "history.json").read_bytes()) if row["is_best"]][-1]
+    best = [
+        row["step"] for row in json.loads((trial / "history.json").read_bytes()) if row["is_best"]
+    ][-1]
     shutil.rmtree(trial / "state")
     for checkpoint in (trial / "checkpoints").iterdir():
         if checkpoint.name != f"step-{best:06d}":

@@ -1,4 +1,5 @@
-"""What an earlier medray stored is read by this one: releases answer as they did, an interrupted trial and its study go on to equal figures."""
+"""What an earlier medray stored is read by this one: releases answer as they did, an interrupted
+trial and its study go on to equal figures."""
 
 import json
 import pickletools
@@ -8,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stored.make import AFTER, BEFORE, EXPECTED, FINISHED, UNFINISHED, answer_over_http, predictions, results, study, unpack
+from stored.make import (
+    AFTER,
+    BEFORE,
+    EXPECTED,
+    FINISHED,
+    UNFINISHED,
+    answer_over_http,
+    predictions,
+    results,
+    study,
+    unpack,
+)
 from support import tiny
 
 from medray import cli
@@ -48,16 +60,22 @@ def check_alike(current: Any, stored: Any, where: str = "") -> None:
         assert current == stored, where
 
 
-def test_a_stored_release_is_whole_and_predicts_as_it_did(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_stored_release_is_whole_and_predicts_as_it_did(
+    folder: Path, expected: dict[str, Any]
+) -> None:
     assert cli.main(["verify", "cancer@best", "--storage-path", "runs"]) == 0
     check_alike(predictions("cancer@best"), expected["predictions"])
 
 
-def test_a_stored_release_answers_over_http_as_it_did(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_stored_release_answers_over_http_as_it_did(
+    folder: Path, expected: dict[str, Any]
+) -> None:
     check_alike(answer_over_http("cancer@best"), expected["answer"])
 
 
-def test_a_stored_release_with_a_record_of_8_bits_predicts_as_one_without(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_stored_release_with_a_record_of_8_bits_predicts_as_one_without(
+    folder: Path, expected: dict[str, Any]
+) -> None:
     stored = json.loads((folder / "runs" / "releases" / "cancer" / "2.json").read_bytes())
     assert stored["int8"]["metric"] == "f1_macro"
     release = Registry("runs").resolve("cancer@2")
@@ -67,17 +85,24 @@ def test_a_stored_release_with_a_record_of_8_bits_predicts_as_one_without(folder
 
 
 def test_a_stored_state_names_no_class_of_medray(folder: Path) -> None:
-    """A pickle names what it holds by module: such a state could not be read once the module has moved."""
+    """A pickle names what it holds by module: such a state could not be read once the module has
+    moved."""
     modules = set()
     states = list(folder.rglob("*.pt"))
     assert [state.parents[2].name for state in states] == [UNFINISHED]
     for state in states:
         with zipfile.ZipFile(state) as archive:
             (name,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            modules |= {str(value).split(" ")[0] for code, value, _ in pickletools.genops(archive.read(name)) if code.name == "GLOBAL"}
+            modules |= {
+                str(value).split(" ")[0]
+                for code, value, _ in pickletools.genops(archive.read(name))
+                if code.name == "GLOBAL"
+            }
     assert modules == {"collections", "torch", "torch._utils"}
     others = [
-        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pt" and path.read_bytes()[:2] in (b"PK", b"\x80\x02")
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".pt" and path.read_bytes()[:2] in (b"PK", b"\x80\x02")
     ]
     assert not others
 
@@ -88,22 +113,31 @@ def test_a_stored_trial_goes_on_from_its_state_to_equal_figures(
     (run,) = (folder / "runs" / "tiny").iterdir()
     (run / "trials" / UNFINISHED).rename(folder / "trial")  # where `tiny.trial` has its trial
     settings = json.loads((folder / "trial" / "trial.json").read_bytes())["settings"]
-    asked = load_study([run / "study.yaml"], [f"{name}={value}" for name, value in settings.items()])
+    asked = load_study(
+        [run / "study.yaml"], [f"{name}={value}" for name, value in settings.items()]
+    )
     with caplog.at_level("INFO", logger="medray"):
         done = tiny.trial(asked, folder).run(resume=True)
     (first,) = re.findall(r"resumed after step (\d+) of", caplog.text)
     assert BEFORE < int(first) < AFTER
-    history = [{name: getattr(row, name) for name in ("epoch", "step", "train_loss", "metrics")} for row in done.history]
+    history = [
+        {name: getattr(row, name) for name in ("epoch", "step", "train_loss", "metrics")}
+        for row in done.history
+    ]
     check_alike(history, expected["study"]["histories"][UNFINISHED])
 
 
 @pytest.mark.ray
-def test_a_stored_run_that_was_interrupted_goes_on_and_ends_as_it_did(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_stored_run_that_was_interrupted_goes_on_and_ends_as_it_did(
+    folder: Path, expected: dict[str, Any]
+) -> None:
     study(folder, "--resume")
     check_alike(results(folder), expected["study"])
     (log,) = folder.glob(f"runs/tiny/*/trials/{UNFINISHED}/log.txt")
     (first,) = re.findall(r"resumed after step (\d+) of", log.read_text())
     assert BEFORE < int(first) < AFTER
-    assert not list(folder.glob(f"runs/tiny/*/trials/{FINISHED}/log.txt")), "a trial that had ended was trained again"
+    assert not list(folder.glob(f"runs/tiny/*/trials/{FINISHED}/log.txt")), (
+        "a trial that had ended was trained again"
+    )
     release = Registry("runs").resolve("winner@best")
     assert release.reference == "winner@1"

@@ -29,8 +29,12 @@ RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
         (["train.token_budget=64"], False),
     ],
 )
-def test_a_study_may_ask_for_more_and_for_other_means(tmp_path: Path, settings: list[str], is_more: bool) -> None:
-    kept, asked = (tiny.study(tmp_path, RATE, "search.num_trials=2", *more) for more in ([], settings))
+def test_a_study_may_ask_for_more_and_for_other_means(
+    tmp_path: Path, settings: list[str], is_more: bool
+) -> None:
+    kept, asked = (
+        tiny.study(tmp_path, RATE, "search.num_trials=2", *more) for more in ([], settings)
+    )
     changes.check(kept, asked, "here")
     assert changes.wants_more(kept, asked) is is_more
 
@@ -45,22 +49,37 @@ def test_a_budget_that_is_raised_or_lifted_asks_for_more(tmp_path: Path) -> None
 def test_a_base_model_may_be_appended_and_not_taken_out_or_put_first(tmp_path: Path) -> None:
     bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
     kept = tiny.study(tmp_path)
-    asked = tiny.study(tmp_path, f"base_models=[{{source: {bert}}}, {{source: {llama}, overrides: {{lora.r: 4}}}}]")
+    asked = tiny.study(
+        tmp_path, f"base_models=[{{source: {bert}}}, {{source: {llama}, overrides: {{lora.r: 4}}}}]"
+    )
     changes.check(kept, asked, "here")
     assert changes.wants_more(kept, asked)
-    with pytest.raises(ConfigError, match=r"base_models\.1\.source was .*tiny-llama' and is 'not set'"):
+    with pytest.raises(
+        ConfigError, match=r"base_models\.1\.source was .*tiny-llama' and is 'not set'"
+    ):
         changes.check(asked, kept, "here")
-    with pytest.raises(ConfigError, match=r"base_models\.0\.source was .*tiny-bert' and is .*tiny-llama'"):
-        changes.check(kept, tiny.study(tmp_path, f"base_models=[{{source: {llama}}}, {{source: {bert}}}]"), "here")
+    with pytest.raises(
+        ConfigError, match=r"base_models\.0\.source was .*tiny-bert' and is .*tiny-llama'"
+    ):
+        changes.check(
+            kept,
+            tiny.study(tmp_path, f"base_models=[{{source: {llama}}}, {{source: {bert}}}]"),
+            "here",
+        )
 
 
 def test_what_would_mix_two_studies_is_refused_by_its_name(tmp_path: Path) -> None:
     kept = tiny.study(tmp_path, RATE)
-    asked = tiny.study(tmp_path, "search.space={lora.r: {choice: [2, 4]}}", "seed=1", "task.max_length=32")
+    asked = tiny.study(
+        tmp_path, "search.space={lora.r: {choice: [2, 4]}}", "seed=1", "task.max_length=32"
+    )
     with pytest.raises(ConfigError) as caught:
         changes.check(kept, asked, "runs/tiny/1")
     said = str(caught.value)
-    assert said.startswith("runs/tiny/1: was started with other settings: seed was 0 and is 1; task.max_length was 64 and is 32;")
+    assert said.startswith(
+        "runs/tiny/1: was started with other settings: seed was 0 and is 1; task.max_length was "
+        "64 and is 32;"
+    )
     assert "search.space.lora.r.choice was 'not set' and is [2, 4]" in said
     assert "may change search.num_trials, search.num_epochs," in said
 

@@ -1,4 +1,5 @@
-"""What is killed in the middle of a study, and that the study ends as if nothing had been: by figures, epoch for epoch."""
+"""What is killed in the middle of a study, and that the study ends as if nothing had been: by
+figures, epoch for epoch."""
 
 import os
 import re
@@ -9,7 +10,15 @@ from pathlib import Path
 
 import pytest
 from support import serve_session
-from support.chaos import TWO_WORKERS, Figures, Study, epochs_trained_twice, figures, steps_trained_twice, write_study
+from support.chaos import (
+    TWO_WORKERS,
+    Figures,
+    Study,
+    epochs_trained_twice,
+    figures,
+    steps_trained_twice,
+    write_study,
+)
 
 from medray.study.run import latest
 
@@ -23,7 +32,12 @@ STATUS = {"Ctrl-C": 130, "SIGTERM": 143}
     [
         ("a trial's process", (), r"ray::.*train", True),
         ("a worker of Ray Train", ("resources.launcher=train",), r"ray::RayTrainWorker", True),
-        ("the driver of a trial of Ray Train", ("resources.launcher=train",), r"ray::ImplicitFunc", True),
+        (
+            "the driver of a trial of Ray Train",
+            ("resources.launcher=train",),
+            r"ray::ImplicitFunc",
+            True,
+        ),
         ("the study's process", (), "", False),
         ("Ctrl-C", (), "", False),
         ("SIGTERM", (), "", False),
@@ -41,7 +55,9 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    undisturbed: Figures = request.getfixturevalue("undisturbed_of_two" if settings == TWO_WORKERS else "undisturbed")
+    undisturbed: Figures = request.getfixturevalue(
+        "undisturbed_of_two" if settings == TWO_WORKERS else "undisturbed"
+    )
     path = write_study(tmp_path, *settings)
     study = Study(path)
     study.until(r"tiny-bert-\d+  epoch 2 ")
@@ -62,8 +78,11 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
     if not goes_on_alone:
         assert done.status == STATUS.get(what, done.status) != 0, done.output
         assert ("--resume" in done.output) == (what in ("Ctrl-C", "SIGTERM")), done.output
-        # Ray's agents wait a minute for a head that was killed with the study, and compute nothing meanwhile.
-        assert not [name for name in study.left(5).values() if "Agent" not in name], "processes were left behind"
+        # Ray's agents wait a minute for a head that was killed with the study, and compute nothing
+        # meanwhile.
+        assert not [name for name in study.left(5).values() if "Agent" not in name], (
+            "processes were left behind"
+        )
         assert not study.left(90), "processes were left behind"
         print(f"{what}: nothing was left after {time.monotonic() - start:.1f} s")
         done = Study(path, "--resume").end()
@@ -74,4 +93,6 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
     print(f"{what}: epochs trained twice {again:.2f}")
     assert again <= 2  # one evaluation interval for each trial that ran
     if what in STATUS:
-        assert max(steps_trained_twice(run).values()) <= 1  # of a trial that was not waited for: it did not train when it was interrupted
+        assert (
+            max(steps_trained_twice(run).values()) <= 1
+        )  # of a trial that was not waited for: it did not train when it was interrupted

@@ -11,7 +11,9 @@ from medray.study import final_test
 from medray.types import Example, Prediction
 
 
-def test_the_seconds_of_predicting_leave_a_models_first_row_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seconds_of_predicting_leave_a_models_first_row_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Clock:
         now = 0.0
 
@@ -29,13 +31,21 @@ def test_the_seconds_of_predicting_leave_a_models_first_row_out(monkeypatch: pyt
             return [Prediction(row.id, (), ()) for row in rows]
 
     monkeypatch.setattr(final_test, "time", clock)
-    predictions, seconds = final_test.timed(Task(), object(), [Example(str(row), "") for row in range(5)])  # type: ignore[arg-type]
+    predictions, seconds = final_test.timed(
+        Task(), object(), [Example(str(row), "") for row in range(5)]
+    )  # type: ignore[arg-type]
     assert ([row.row_id for row in predictions], seconds) == (["0", "1", "2", "3", "4"], 5.0)
 
 
 def test_a_base_model_is_judged_in_the_arithmetic_of_its_finalist(tmp_path: Path) -> None:
     asked = tiny.choice_study(tmp_path, "model.precision=auto")
-    config, trained = asked.trial(asked.base_models[0]), tiny.checkpoint("choice", "model.precision=bf16")
-    finalists = [Entry("other", "trial", base=1, checkpoint="-"), Entry("own", "trial", base=0, checkpoint=str(trained))]
+    config, trained = (
+        asked.trial(asked.base_models[0]),
+        tiny.checkpoint("choice", "model.precision=bf16"),
+    )
+    finalists = [
+        Entry("other", "trial", base=1, checkpoint="-"),
+        Entry("own", "trial", base=0, checkpoint=str(trained)),
+    ]
     assert final_test.as_trained(config, 0, finalists).model.precision == "bf16"
     assert final_test.as_trained(config, 2, finalists) is config

@@ -1,4 +1,5 @@
-"""A disk that fills up while a study writes to it: one sentence, nothing half-written, and a study that goes on once there is room."""
+"""A disk that fills up while a study writes to it: one sentence, nothing half-written, and a study
+that goes on once there is room."""
 
 import errno
 import os
@@ -17,7 +18,9 @@ from medray.storage import checkpoint, files
 from medray.training import worker
 
 
-def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(small: Path, tmp_path: Path) -> None:
+def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(
+    small: Path, tmp_path: Path
+) -> None:
     study = tiny.study(tmp_path, "train.epochs=3")
     told = []
 
@@ -28,10 +31,17 @@ def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(small:
 
     trial = tiny.trial(study, tmp_path, report=report)
     trial.folder = small / "trial"
-    with pytest.raises(DiskFullError, match=r"trial: No space left on device; what was written before is whole: .* --resume"):
+    with pytest.raises(
+        DiskFullError,
+        match=r"trial: No space left on device; what was written before is whole: .* --resume",
+    ):
         trial.run()
     assert len(told) == 2
-    assert sorted(path.name for path in (small / "trial").rglob("*step-*")) == ["step-000005", "step-000010", "step-000010"]
+    assert sorted(path.name for path in (small / "trial").rglob("*step-*")) == [
+        "step-000005",
+        "step-000010",
+        "step-000010",
+    ]
     for folder in (small / "trial" / "checkpoints").iterdir():
         checkpoint.verify(folder)
     (small / "filler").unlink()
@@ -62,7 +72,9 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     assert not files.is_full(OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def test_every_command_tells_a_full_disk_in_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_tells_a_full_disk_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def write(place: str) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "runs/x")
 
@@ -72,15 +84,23 @@ def test_every_command_tells_a_full_disk_in_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.modules["medray.cli.main"], "app", app)
     assert cli.main(["gc", "runs"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("medray: runs/x: No space left on device; what was written before is whole: make room (")
+    assert said.startswith(
+        "medray: runs/x: No space left on device; what was written before is whole: make room ("
+    )
     assert said.endswith("then give the command again\n")
     assert cli.main(["study", "study.yaml"]) == 1
-    assert capsys.readouterr().err.endswith("then `medray study --resume` goes on from the last stored state\n")
+    assert capsys.readouterr().err.endswith(
+        "then `medray study --resume` goes on from the last stored state\n"
+    )
 
 
-def test_a_log_without_room_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_without_room_hides_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "log.txt").symlink_to("/dev/full")
     with pytest.raises(DiskFullError, match="of the trial"), worker._log_file(tmp_path):
         worker.log.info("a line that finds no room")
         raise DiskFullError("of the trial")
-    assert "No space" not in capsys.readouterr().err  # the logging module would print a traceback for every line
+    assert (
+        "No space" not in capsys.readouterr().err
+    )  # the logging module would print a traceback for every line

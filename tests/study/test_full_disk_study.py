@@ -1,4 +1,5 @@
-"""A disk that fills up while a study writes to it, on Ray: one sentence, nothing half-written, and a study that goes on once there is room."""
+"""A disk that fills up while a study writes to it, on Ray: one sentence, nothing half-written, and
+a study that goes on once there is room."""
 
 import time
 from pathlib import Path

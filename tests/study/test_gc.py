@@ -27,7 +27,8 @@ def study(tmp_path: Path) -> StudyConfig:
 
 @pytest.fixture
 def ended(study: StudyConfig, tmp_path: Path) -> Run:
-    """Three trials of one training: the first won, the second is another finalist, the third lost."""
+    """Three trials of one training: the first won, the second is another finalist, the third
+    lost."""
     run = Run.start(study)
     made = tiny.trial(study, tmp_path / "made")
     folder = made.run().folder
@@ -35,12 +36,29 @@ def ended(study: StudyConfig, tmp_path: Path) -> Run:
     for number in range(3):
         trial = f"t-{number:03d}"
         shutil.copytree(folder, run.trial_dir(trial))
-        run.write(TrialRecord(trial=trial, base_model="t", base=0, number=number, settings={}, status="finished"))
+        run.write(
+            TrialRecord(
+                trial=trial, base_model="t", base=0, number=number, settings={}, status="finished"
+            )
+        )
         best = next((run.trial_dir(trial) / "checkpoints").glob("step-*"))
-        (best / "manifest.json").write_bytes((best / "manifest.json").read_bytes() + b"\n" * number)  # a content id of its own
-        entries.append(Entry(trial, "trial", base=0, validation={"f1_macro": 0.9 - number / 10}, num_parameters=10, checkpoint=str(best)))
+        (best / "manifest.json").write_bytes(
+            (best / "manifest.json").read_bytes() + b"\n" * number
+        )  # a content id of its own
+        entries.append(
+            Entry(
+                trial,
+                "trial",
+                base=0,
+                validation={"f1_macro": 0.9 - number / 10},
+                num_parameters=10,
+                checkpoint=str(best),
+            )
+        )
     answers = LabelAnswers(*(made.task.truth(made.material.validation) for _ in range(2)))
-    judged = [Contender(replace(entry, test={"f1_macro": 0.8}), answers, answers) for entry in entries[:2]]
+    judged = [
+        Contender(replace(entry, test={"f1_macro": 0.8}), answers, answers) for entry in entries[:2]
+    ]
     board: Leaderboard = leaderboard.conclude("tiny", "f1_macro", entries, judged, [], 1)
     assert board.winner == "t-000"
     files.write(run.folder / LEADERBOARD, tables.to_json(board).encode())
@@ -55,7 +73,9 @@ def held(run: Run) -> set[str]:
     }
 
 
-def test_losing_trials_lose_checkpoints_and_states_and_keep_their_history(ended: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_losing_trials_lose_checkpoints_and_states_and_keep_their_history(
+    ended: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     (ended.trial_dir("t-000") / "state" / ".step-000004.half").mkdir()
     before = held(ended)
     assert cli.main(["gc", str(ended.folder.parent), "--dry-run"]) == 0
@@ -66,14 +86,18 @@ def test_losing_trials_lose_checkpoints_and_states_and_keep_their_history(ended:
     assert held(ended) == before
     assert cli.main(["gc", str(ended.storage_dir)]) == 0
     assert "freed" in capsys.readouterr().out
-    assert held(ended) == {f"t-00{number}/{kind}" for number in (0, 1) for kind in ("checkpoints", "state")}
+    assert held(ended) == {
+        f"t-00{number}/{kind}" for number in (0, 1) for kind in ("checkpoints", "state")
+    }
     assert not list(ended.folder.glob("trials/*/state/.*"))
     assert ended.history("t-002")
     assert (ended.trial_dir("t-002") / "log.txt").parent.exists()
     assert gc.find(ended.folder).surplus == []
 
 
-def test_asked_for_finalists_go_too_but_never_the_winner_nor_what_a_release_refers_to(ended: Run) -> None:
+def test_asked_for_finalists_go_too_but_never_the_winner_nor_what_a_release_refers_to(
+    ended: Run,
+) -> None:
     third = Path(str(ended.leaderboard().entries[2].checkpoint))
     Registry(str(ended.storage_dir)).publish(third, "cancer")
     found = gc.find(ended.folder, finalists=True)
@@ -85,7 +109,9 @@ def test_asked_for_finalists_go_too_but_never_the_winner_nor_what_a_release_refe
     assert found.num_bytes > 1000
 
 
-def test_a_study_that_has_not_ended_or_runs_is_left_alone(ended: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_has_not_ended_or_runs_is_left_alone(
+    ended: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ended.lock():
         found = gc.find(ended.folder)
     assert (found.surplus, len(found.left_alone)) == ([], 1)

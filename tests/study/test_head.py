@@ -1,4 +1,5 @@
-"""The head of a cluster dies. Ray ends the study's process with it; what the cluster knew lies in Redis, and the nodes come back to a new head."""
+"""The head of a cluster dies. Ray ends the study's process with it; what the cluster knew lies in
+Redis, and the nodes come back to a new head."""
 
 import os
 import shutil
@@ -23,9 +24,22 @@ def redis(tmp_path: Path) -> Iterator[str]:
     """Its address."""
     server = shutil.which("redis-server")
     if server is None:
-        pytest.skip("there is no redis-server on the PATH, which a cluster needs to outlive its head")
+        pytest.skip(
+            "there is no redis-server on the PATH, which a cluster needs to outlive its head"
+        )
     port = free_port()
-    settings = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(tmp_path)]
+    settings = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        str(tmp_path),
+    ]
     process = subprocess.Popen([server, *settings], stdout=subprocess.DEVNULL)
     try:
         yield f"127.0.0.1:{port}"
@@ -36,7 +50,9 @@ def redis(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def nodes(redis: str) -> Iterator[Raylets]:
-    with raylets(3, cpus=1, of_head=0, RAY_REDIS_ADDRESS=redis, RAY_gcs_rpc_server_reconnect_timeout_s="300") as started:
+    with raylets(
+        3, cpus=1, of_head=0, RAY_REDIS_ADDRESS=redis, RAY_gcs_rpc_server_reconnect_timeout_s="300"
+    ) as started:
         yield started
 
 
@@ -44,12 +60,21 @@ def wait_for_nodes(joined: dict[str, str], wanted: list[str]) -> None:
     """Until the head knows these addresses as nodes that live."""
     look = (
         "import ray, sys, time; ray.init(log_to_driver=False)\n"
-        "while not set(sys.argv[1:]) <= {node['NodeManagerAddress'] for node in ray.nodes() if node['Alive']}: time.sleep(0.5)"
+        "while not set(sys.argv[1:]) <= {node['NodeManagerAddress'] for node in ray.nodes() if "
+        "node['Alive']}: time.sleep(0.5)"
     )
-    subprocess.run([sys.executable, "-c", look, *wanted], env=os.environ | joined, check=True, capture_output=True, timeout=180)
+    subprocess.run(
+        [sys.executable, "-c", look, *wanted],
+        env=os.environ | joined,
+        check=True,
+        capture_output=True,
+        timeout=180,
+    )
 
 
-def test_a_study_is_resumed_on_a_head_that_was_started_again(nodes: Raylets, tmp_path: Path, undisturbed: Figures) -> None:
+def test_a_study_is_resumed_on_a_head_that_was_started_again(
+    nodes: Raylets, tmp_path: Path, undisturbed: Figures
+) -> None:
     path = write_study(tmp_path)
     study = Study(path, joined=nodes.joined)
     before = [nodes.raylet(1), nodes.raylet(2)]
@@ -60,7 +85,10 @@ def test_a_study_is_resumed_on_a_head_that_was_started_again(nodes: Raylets, tmp
         done = study.end()
     finally:
         study.abandon()
-    print(f"ended with {done.status} after {time.monotonic() - start:.0f} s: {done.output.splitlines()[-5:]}")
+    print(
+        f"ended with {done.status} after {time.monotonic() - start:.0f} s: "
+        f"{done.output.splitlines()[-5:]}"
+    )
     assert done.status != 0
     nodes.run("restart", 0)
     wait_for_nodes(nodes.joined, [nodes.address(1), nodes.address(2)])
@@ -71,5 +99,8 @@ def test_a_study_is_resumed_on_a_head_that_was_started_again(nodes: Raylets, tmp
     run = latest(tmp_path / "runs" / "tiny")
     assert figures(run) == undisturbed
     again = epochs_trained_twice(run)
-    print(f"epochs trained twice {again:.2f}, all done {time.monotonic() - start:.0f} s after the kill")
+    print(
+        f"epochs trained twice {again:.2f}, all done {time.monotonic() - start:.0f} s after the "
+        "kill"
+    )
     assert again <= 2  # one evaluation interval for each trial that ran

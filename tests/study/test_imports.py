@@ -1,4 +1,5 @@
-"""What a command and the processes of a study need not import, which would take seconds and memory in each."""
+"""What a command and the processes of a study need not import, which would take seconds and memory
+in each."""
 
 import subprocess
 import sys
@@ -9,8 +10,14 @@ import pytest
 @pytest.mark.parametrize(
     ("modules", "unneeded"),
     [
-        ("medray.cli", "torch transformers peft ray pandas"),  # of every command, before it is known what it does
-        ("medray.study.ray_tune", "torch transformers peft"),  # of the study's process, which computes nothing
+        (
+            "medray.cli",
+            "torch transformers peft ray pandas",
+        ),  # of every command, before it is known what it does
+        (
+            "medray.study.ray_tune",
+            "torch transformers peft",
+        ),  # of the study's process, which computes nothing
         (
             "medray.study.trial_actor, medray.training.assignment",
             "torch transformers peft pandas ray.tune",
@@ -18,6 +25,11 @@ import pytest
     ],
 )
 def test_a_process_that_computes_nothing_imports_no_torch(modules: str, unneeded: str) -> None:
-    program = f"import sys, {modules}; print([name for name in {unneeded.split()} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    program = (
+        f"import sys, {modules}; print([name for name in {unneeded.split()} if name in "
+        "sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert done.stdout == "[]\n", done.stderr

@@ -20,7 +20,9 @@ class Held:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_trial_leaves_no_memory_to_the_next_one(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_leaves_no_memory_to_the_next_one(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray import tune
 
     left: list[weakref.ref[Held]] = []

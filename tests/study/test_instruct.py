@@ -1,4 +1,5 @@
-"""A study of answers in words, from YAML to a report and a release: what has no labels goes through the same chain."""
+"""A study of answers in words, from YAML to a report and a release: what has no labels goes through
+the same chain."""
 
 import json
 from pathlib import Path
@@ -22,7 +23,9 @@ from medray.study import preflight
     "answers to new questions are shown",
     where="`task.sample_prompts`, `report.html`",
 )
-def test_answers_in_words_are_ranked_compared_reported_and_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_in_words_are_ranked_compared_reported_and_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("group with infection <b>\n\nblood pressure\n")
     asked = tiny.instruct_study(
@@ -41,10 +44,18 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(tmp_path: P
     assert "always answering" not in audit.render()
     board, source = found.board, asked.base_models[0].source
     assert found.analysis is None
-    assert {entry.name for entry in board.entries if entry.kind == "reference"} == {f"{source}, untuned"}
+    assert {entry.name for entry in board.entries if entry.kind == "reference"} == {
+        f"{source}, untuned"
+    }
     assert {pair.other for pair in board.comparisons} >= {f"{source}, untuned"}
     best = board.best
-    assert {"safe_answer_f1", "refusal_f1", "token_f1", "rouge_l", "over_refusal"} <= best.test.keys()
+    assert {
+        "safe_answer_f1",
+        "refusal_f1",
+        "token_f1",
+        "rouge_l",
+        "over_refusal",
+    } <= best.test.keys()
     assert best.validation["perplexity"] > 1
     assert "perplexity" not in best.test  # nobody reads a test row's answer before it is judged
     assert best.test_interval is not None
@@ -62,7 +73,13 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(tmp_path: P
     told = card.render(found.release.record, checkpoint.read(found.release.folder()), merged=False)
     assert "pipeline_tag: text-generation" in told
     assert "| refusal_f1 |" in told
-    again = evaluate.evaluate("instruct@best", asked.data, "validation", storage_path=asked.storage_path, log_dir=tmp_path / "log")
+    again = evaluate.evaluate(
+        "instruct@best",
+        asked.data,
+        "validation",
+        storage_path=asked.storage_path,
+        log_dir=tmp_path / "log",
+    )
     assert again.metrics.values == pytest.approx(best.validation, abs=1e-4)
     assert again.analysis is None
     path = tmp_path / "study.yaml"
@@ -71,4 +88,7 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(tmp_path: P
     assert "perplexity" in capsys.readouterr().out
     assert cli.main(["review", str(found.run.folder)]) == 1
     assert "answers in texts" in capsys.readouterr().err
-    assert Registry(asked.storage_path).change("instruct@best", {"system": "the blood"}).record.version == 2
+    assert (
+        Registry(asked.storage_path).change("instruct@best", {"system": "the blood"}).record.version
+        == 2
+    )

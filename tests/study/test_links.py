@@ -1,4 +1,5 @@
-"""Nodes that do not see the study's folder, and a node whose link is cut: raylets in mount and network namespaces of their own."""
+"""Nodes that do not see the study's folder, and a node whose link is cut: raylets in mount and
+network namespaces of their own."""
 
 import os
 import subprocess
@@ -34,7 +35,9 @@ def links() -> Iterator[list[str]]:
         for number, name in zip((2, 3), names, strict=True):
             space = f"{TAG}n{number}"
             allowed("ip", "netns", "add", space)
-            allowed("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", space)
+            allowed(
+                "ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", space
+            )
             allowed("ip", "link", "set", name, "master", f"{TAG}b", "up")
             allowed("ip", "-n", space, "address", "add", f"{NET}.{number}/24", "dev", "eth0")
             allowed("ip", "-n", space, "link", "set", "eth0", "up")
@@ -49,12 +52,17 @@ def links() -> Iterator[list[str]]:
 @pytest.fixture
 def apart(links: list[str]) -> Iterator[Raylets]:
     """A head here, and each node in a namespace, by the last number of its address."""
-    inside = f'for word; do case $word in {NET}.[23]) exec ip netns exec "{TAG}n${{word##*.}}" $RAY "$@" ;; esac; done\nexec $RAY "$@"'
+    inside = (
+        f'for word; do case $word in {NET}.[23]) exec ip netns exec "{TAG}n${{word##*.}}" $RAY '
+        '"$@" ;; esac; done\nexec $RAY "$@"'
+    )
     with raylets(3, cpus=1, of_head=0, wrapped=inside, MEDRAY_LOCAL_NET=NET) as started:
         yield started
 
 
-def test_a_study_goes_on_when_the_link_of_a_node_is_cut(links: list[str], apart: Raylets, tmp_path: Path, undisturbed: Figures) -> None:
+def test_a_study_goes_on_when_the_link_of_a_node_is_cut(
+    links: list[str], apart: Raylets, tmp_path: Path, undisturbed: Figures
+) -> None:
     study = Study(write_study(tmp_path), joined=apart.joined)
     try:
         study.until(r"tiny-bert-\d+  epoch 2 ")
@@ -76,9 +84,15 @@ def test_a_study_whose_folder_one_node_does_not_see_is_refused(tmp_path: Path) -
     allowed("unshare", "--mount", "true")
     runs = tmp_path / "runs"
     runs.mkdir()
-    blind = f'case "$*" in *--address*) exec unshare --mount sh -c \'mount -t tmpfs tmpfs {runs} && exec "$@"\' - $RAY "$@" ;; esac\nexec $RAY "$@"'
+    blind = (
+        f'case "$*" in *--address*) exec unshare --mount sh -c \'mount -t tmpfs tmpfs {runs} && '
+        'exec "$@"\' - $RAY "$@" ;; esac\nexec $RAY "$@"'
+    )
     with raylets(2, cpus=1, of_head=1, wrapped=blind) as nodes:
         done = Study(path, joined=nodes.joined).end()
         assert done.status == 1, done.output
-        assert f"is a folder of one node: {nodes.address(1)} cannot see what is written to it; set storage_path to" in done.output
+        assert (
+            f"is a folder of one node: {nodes.address(1)} cannot see what is written to it; "
+            "set storage_path to"
+        ) in done.output
         assert not list(latest(runs / "tiny").folder.glob("trials/*"))

@@ -1,4 +1,5 @@
-"""What merging a 4-bit model does to its F1 is measured on validation rows, kept with the release, and heeded."""
+"""What merging a 4-bit model does to its F1 is measured on validation rows, kept with the release,
+and heeded."""
 
 import logging
 from pathlib import Path
@@ -29,17 +30,24 @@ def record(unmerged: float, merged: float) -> MergeRecord:
     return MergeRecord(metric="f1_macro", unmerged=unmerged, merged=merged)
 
 
-@pytest.mark.parametrize(("merged", "is_faithful"), [(0.9, True), (0.895, True), (0.905, True), (0.8949, False), (0.9051, False)])
+@pytest.mark.parametrize(
+    ("merged", "is_faithful"),
+    [(0.9, True), (0.895, True), (0.905, True), (0.8949, False), (0.9051, False)],
+)
 def test_a_merge_may_move_f1_by_half_a_point_either_way(merged: float, is_faithful: bool) -> None:
     assert record(0.9, merged).is_faithful is is_faithful
 
 
-def test_a_finalist_answers_validation_rows_merged_as_well(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finalist_answers_validation_rows_merged_as_well(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = dataset.load(tiny.study(trained.parents[2]).data)
     said = final_test.predict(str(trained), data.unlabelled_test(), data.validation, 1)
     assert said.merged is not None
     wanted = checkpoint.read(trained).metrics["f1_macro"]
-    assert said.task.score(said.merged, data.validation).values["f1_macro"] == pytest.approx(wanted, abs=0.005)
+    assert said.task.score(said.merged, data.validation).values["f1_macro"] == pytest.approx(
+        wanted, abs=0.005
+    )
     # The figure is the merged model's own: a merge that loses the adapter shows.
     monkeypatch.setattr(adapter, "merge", lambda adapted: adapted.unload())
     broken = final_test.predict(str(trained), data.unlabelled_test(), data.validation, 1)
@@ -51,15 +59,25 @@ def test_without_4_bits_there_is_nothing_to_measure(tmp_path: Path) -> None:
     asked = tiny.study(tmp_path, "train.epochs=1")
     folder = tiny.trial(asked, tmp_path).run().checkpoint
     data = dataset.load(asked.data)
-    assert final_test.predict(str(folder), data.unlabelled_test(), data.validation, 1).merged is None
+    assert (
+        final_test.predict(str(folder), data.unlabelled_test(), data.validation, 1).merged is None
+    )
     assert Registry(str(tmp_path / "registry")).publish(folder, "cancer").serves_merged()
 
 
-def test_a_merge_that_moves_f1_is_neither_served_nor_exported(trained: Path, tmp_path: Path) -> None:
-    release = Registry(str(tmp_path / "registry")).publish(trained, "cancer", merge=record(0.9, 0.88))
+def test_a_merge_that_moves_f1_is_neither_served_nor_exported(
+    trained: Path, tmp_path: Path
+) -> None:
+    release = Registry(str(tmp_path / "registry")).publish(
+        trained, "cancer", merge=record(0.9, 0.88)
+    )
     assert not release.serves_merged()
     with pytest.raises(
-        ArtifactError, match=r"cancer@1: merged, its validation f1_macro is 0\.8800 instead of 0\.9000; allowed is a difference of 0\.005"
+        ArtifactError,
+        match=(
+            r"cancer@1: merged, its validation f1_macro is 0\.8800 instead of 0\.9000; allowed is "
+            r"a difference of 0\.005"
+        ),
     ):
         release.export(tmp_path / "merged", merged=True)
     assert not (tmp_path / "merged").exists()
@@ -81,7 +99,12 @@ def test_a_merge_that_was_not_measured_is_not_served_and_its_export_says_so(
 
 
 def test_a_release_of_before_there_were_merge_records_still_reads() -> None:
-    assert ReleaseRecord.model_validate({"name": "cancer", "version": 1, "content_id": "0" * 64, "created": ""}).merge is None
+    assert (
+        ReleaseRecord.model_validate(
+            {"name": "cancer", "version": 1, "content_id": "0" * 64, "created": ""}
+        ).merge
+        is None
+    )
 
 
 def test_a_study_keeps_what_merging_its_winner_does(tmp_path: Path) -> None:
@@ -89,6 +112,8 @@ def test_a_study_keeps_what_merging_its_winner_does(tmp_path: Path) -> None:
     outcome = in_process.run(asked)
     assert outcome.release is not None
     kept = outcome.release.record.merge
-    assert kept == record(outcome.board.best.validation["f1_macro"], outcome.board.best.validation_merged["f1_macro"])
+    assert kept == record(
+        outcome.board.best.validation["f1_macro"], outcome.board.best.validation_merged["f1_macro"]
+    )
     assert outcome.release.serves_merged() is kept.is_faithful
     assert "merged into plain weights" in (outcome.run.folder / "leaderboard.md").read_text()

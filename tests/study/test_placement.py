@@ -24,19 +24,30 @@ def test_open_settings_follow_the_cluster_and_the_number_of_trials() -> None:
 def test_a_gpu_is_taken_where_there_is_one_and_brings_the_workers_of_train() -> None:
     found = place(ResourcesConfig(), cluster((16, 4), (16, 4)), num_trials=20)
     assert (found.launcher, found.gpus, found.num_at_once) == ("train", 1, 8)
-    assert place(ResourcesConfig(gpus_per_worker=0), cluster((16, 4)), num_trials=1).launcher == "inline"
+    assert (
+        place(ResourcesConfig(gpus_per_worker=0), cluster((16, 4)), num_trials=1).launcher
+        == "inline"
+    )
 
 
 def test_workers_of_a_trial_share_what_drivers_leave_them() -> None:
     found = place(ResourcesConfig(num_workers=2), cluster((4, 0)), num_trials=9)
     assert (found.launcher, found.cpus, found.num_at_once) == ("train", 1, 2)
-    assert place(ResourcesConfig(launcher="train"), cluster((4, 0)), num_trials=1).launcher == "train"
+    assert (
+        place(ResourcesConfig(launcher="train"), cluster((4, 0)), num_trials=1).launcher == "train"
+    )
 
 
-def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_by_its_most() -> None:
-    few = place(ResourcesConfig(num_workers=(2, 8), cpus_per_worker=1), cluster((4, 0)), num_trials=2)
+def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_by_its_most() -> (
+    None
+):
+    few = place(
+        ResourcesConfig(num_workers=(2, 8), cpus_per_worker=1), cluster((4, 0)), num_trials=2
+    )
     assert (few.launcher, few.num_workers, few.num_at_once) == ("train", (2, 8), 1)
-    many = place(ResourcesConfig(num_workers=(1, 2), cpus_per_worker=1), cluster((4, 0)), num_trials=2)
+    many = place(
+        ResourcesConfig(num_workers=(1, 2), cpus_per_worker=1), cluster((4, 0)), num_trials=2
+    )
     assert many.num_at_once == 2
     with pytest.raises(ConfigError, match=r"asks for 2 worker\(s\) of 3 CPU"):
         place(ResourcesConfig(num_workers=(2, 8), cpus_per_worker=3), cluster((4, 0)), num_trials=1)
@@ -45,7 +56,10 @@ def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        (ResourcesConfig(num_workers=3, cpus_per_worker=2), "3 worker(s) of 2 CPU(s), which this cluster can never hold"),
+        (
+            ResourcesConfig(num_workers=3, cpus_per_worker=2),
+            "3 worker(s) of 2 CPU(s), which this cluster can never hold",
+        ),
         (ResourcesConfig(cpus_per_worker=5), "a node with 4 CPU(s) and 0 GPU(s)"),
         (ResourcesConfig(gpus_per_worker=1), "1 GPU(s)"),
     ],

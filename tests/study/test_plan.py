@@ -1,4 +1,5 @@
-"""What a study will take: counted against a real step on real tensors, and the arithmetic around it."""
+"""What a study will take: counted against a real step on real tensors, and the arithmetic around
+it."""
 
 import json
 import os
@@ -31,40 +32,60 @@ PLAIN, LORA = ModelOptions(), LoraConfig()
 KNOWN = Speed(tokens_per_s=1000)
 
 
-def measured(folder: Path, family: str, model: ModelOptions = PLAIN, lora: LoraConfig = LORA, batch: Batch = BATCH) -> Footprint:
+def measured(
+    folder: Path,
+    family: str,
+    model: ModelOptions = PLAIN,
+    lora: LoraConfig = LORA,
+    batch: Batch = BATCH,
+) -> Footprint:
     path = folder / f"tiny-{family}"
     found = load_config(path if path.exists() else tiny.base(folder, family), family)
     return footprint.measure(found, model, lora, batch, needs="head", precision="fp32")
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "opt"])
-def test_what_is_counted_without_contents_is_what_a_real_step_holds(family: str, tmp_path: Path) -> None:
+def test_what_is_counted_without_contents_is_what_a_real_step_holds(
+    family: str, tmp_path: Path
+) -> None:
     counted = measured(tmp_path, family)
     built = build(sources.resolve(str(tmp_path / f"tiny-{family}")), HEAD, PLAIN, LoraConfig())
     built.model.train()
     trained = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
-    inputs = {name: torch.ones((BATCH.rows, BATCH.length), dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    inputs = {
+        name: torch.ones((BATCH.rows, BATCH.length), dtype=torch.long)
+        for name in ("input_ids", "attention_mask")
+    }
     with footprint._Live() as live:
         for _ in range(2):
             live.most = live.now
-            loss = F.cross_entropy(built.model(**inputs).logits.float(), torch.zeros(BATCH.rows, dtype=torch.long))
+            loss = F.cross_entropy(
+                built.model(**inputs).logits.float(), torch.zeros(BATCH.rows, dtype=torch.long)
+            )
             loss.backward()
             del loss
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     held = {
-        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in [*built.model.parameters(), *built.model.buffers()]
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for tensor in [*built.model.parameters(), *built.model.buffers()]
     }
     assert counted.peak == pytest.approx(live.most + sum(held.values()), rel=0.02)
     assert counted.weights == pytest.approx(sum(held.values()), rel=0.01)
-    assert (counted.num_parameters, counted.num_trainable) == (built.num_parameters, built.num_trainable)
+    assert (counted.num_parameters, counted.num_trainable) == (
+        built.num_parameters,
+        built.num_trainable,
+    )
     assert counted.gradients == 4 * counted.num_trainable == counted.moments / 2
 
 
 def test_settings_that_save_memory_are_counted_as_saving_it(tmp_path: Path) -> None:
     plain = measured(tmp_path, "llama")
-    assert measured(tmp_path, "llama", ModelOptions(gradient_checkpointing=True)).activations < plain.activations
+    assert (
+        measured(tmp_path, "llama", ModelOptions(gradient_checkpointing=True)).activations
+        < plain.activations
+    )
     packed = measured(tmp_path, "llama", ModelOptions(quantization="nf4"))
     assert plain.weights - packed.weights == pytest.approx((4 - 0.516) * plain.num_linear, rel=0.01)
     assert packed.num_parameters == plain.num_parameters
@@ -72,7 +93,9 @@ def test_settings_that_save_memory_are_counted_as_saving_it(tmp_path: Path) -> N
     assert top.trained_share == 0.5
     assert plain.trained_share == 1.0
     assert top.activations < 0.7 * plain.activations
-    assert measured(tmp_path, "llama", batch=Batch(8, 64)).activations == pytest.approx(2 * plain.activations, rel=0.15)
+    assert measured(tmp_path, "llama", batch=Batch(8, 64)).activations == pytest.approx(
+        2 * plain.activations, rel=0.15
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,9 +114,13 @@ def test_settings_that_save_memory_are_counted_as_saving_it(tmp_path: Path) -> N
         ("microsoft/phi-4", "language model", 14659.5),
     ],
 )
-def test_published_shapes_have_as_many_weights_as_the_models_they_stand_for(source: str, needs: str, millions: float) -> None:
+def test_published_shapes_have_as_many_weights_as_the_models_they_stand_for(
+    source: str, needs: str, millions: float
+) -> None:
     found, note = architecture.find(source, None)
-    weights = {id(weight): weight.numel() for weight in outline_of(found, source, needs).parameters()}  # type: ignore[arg-type]
+    weights = {
+        id(weight): weight.numel() for weight in outline_of(found, source, needs).parameters()
+    }  # type: ignore[arg-type]
     assert sum(weights.values()) / 1e6 == pytest.approx(millions, rel=0.005)
     assert "its config.json is not here" in note
 
@@ -117,15 +144,27 @@ def test_every_base_model_of_the_studies_that_ship_can_be_planned() -> None:
     where="`medray plan`",
     how="by estimate, in training: 5.9, 4.7 and 2.8 GB",
 )
-def test_the_memory_that_studies_in_4_bits_say_they_take_is_what_is_planned(study: str, gigabytes: dict[str, float]) -> None:
+def test_the_memory_that_studies_in_4_bits_say_they_take_is_what_is_planned(
+    study: str, gigabytes: dict[str, float]
+) -> None:
     path = ROOT / "jobs" / "studies" / f"{study}.yaml"
-    on_a_gpu = plan.plan(load_study([path]), cluster(gpus=1), memory_bytes=8 * 10**9, speed=KNOWN, num_rows=400)
-    assert {base.source.rpartition("/")[2]: round(base.worker_bytes / 1e9, 1) for base in on_a_gpu.bases} == gigabytes
+    on_a_gpu = plan.plan(
+        load_study([path]), cluster(gpus=1), memory_bytes=8 * 10**9, speed=KNOWN, num_rows=400
+    )
+    assert {
+        base.source.rpartition("/")[2]: round(base.worker_bytes / 1e9, 1) for base in on_a_gpu.bases
+    } == gigabytes
     assert f"{next(iter(gigabytes.values()))} GB" in path.read_text(encoding="utf-8")
 
 
 def test_a_base_model_of_unknown_shape_is_told_with_what_is_needed() -> None:
-    with pytest.raises(ArtifactError, match=r"planning needs its config\.json alone: .*did you mean 'google-bert/bert-base-uncased'"):
+    with pytest.raises(
+        ArtifactError,
+        match=(
+            r"planning needs its config\.json alone: .*did you "
+            r"mean 'google-bert/bert-base-uncased'"
+        ),
+    ):
         architecture.find("google-bert/bert-base-cased", None)
 
 
@@ -154,8 +193,12 @@ def each_shape_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "measure", once)
 
 
-def planned(folder: Path, *settings: str, memory_bytes: int | None = None, speed: Speed = KNOWN) -> plan.StudyPlan:
-    return plan.plan(tiny.study(folder, *settings), cluster(), memory_bytes=memory_bytes, speed=speed)
+def planned(
+    folder: Path, *settings: str, memory_bytes: int | None = None, speed: Speed = KNOWN
+) -> plan.StudyPlan:
+    return plan.plan(
+        tiny.study(folder, *settings), cluster(), memory_bytes=memory_bytes, speed=speed
+    )
 
 
 def test_hours_follow_rows_epochs_trials_and_the_search_s_own_budgets(tmp_path: Path) -> None:
@@ -170,13 +213,15 @@ def test_hours_follow_rows_epochs_trials_and_the_search_s_own_budgets(tmp_path: 
     side_by_side = planned(tmp_path, axis, "search.num_trials=4", "resources.cpus_per_worker=2")
     assert side_by_side.bases[0].at_once == 4
     assert side_by_side.hours == pytest.approx(one.hours)
-    assert planned(tmp_path, axis, "search.num_trials=4", "search.num_epochs=4", "resources.cpus_per_worker=8").hours == pytest.approx(
-        2 * one.hours
-    )
-    assert planned(tmp_path, axis, "search.num_trials=4", "search.time_s=0.001").hours == pytest.approx(0.001 / 3600)
-    assert planned(tmp_path, axis, "search.num_trials=4", "search.num_seeds=3", "resources.cpus_per_worker=8").hours == pytest.approx(
-        6 * one.hours
-    )
+    assert planned(
+        tmp_path, axis, "search.num_trials=4", "search.num_epochs=4", "resources.cpus_per_worker=8"
+    ).hours == pytest.approx(2 * one.hours)
+    assert planned(
+        tmp_path, axis, "search.num_trials=4", "search.time_s=0.001"
+    ).hours == pytest.approx(0.001 / 3600)
+    assert planned(
+        tmp_path, axis, "search.num_trials=4", "search.num_seeds=3", "resources.cpus_per_worker=8"
+    ).hours == pytest.approx(6 * one.hours)
     assert one.gpu_hours == 0
 
 
@@ -184,19 +229,31 @@ def test_what_a_worker_computes_gives_hours_where_no_speed_was_measured(tmp_path
     slow, fast = (planned(tmp_path, speed=Speed(tflops=tflops)).bases[0] for tflops in (0.1, 1.0))
     assert slow.trial_s == pytest.approx(10 * fast.trial_s)
     tokens = 2 * slow.rows.mean
-    assert fast.trial_s == pytest.approx(fast.footprint.num_linear * tokens * (36 * 4 + slow.rows.num_validation * 2) / 1e12)
+    assert fast.trial_s == pytest.approx(
+        fast.footprint.num_linear * tokens * (36 * 4 + slow.rows.num_validation * 2) / 1e12
+    )
 
 
-def test_memory_limits_what_runs_side_by_side_and_what_does_not_fit_is_told_what_would(tmp_path: Path) -> None:
-    axis = ["search.space={train.learning_rate: {loguniform: [0.001, 0.01]}}", "search.num_trials=8", "resources.cpus_per_worker=1"]
+def test_memory_limits_what_runs_side_by_side_and_what_does_not_fit_is_told_what_would(
+    tmp_path: Path,
+) -> None:
+    axis = [
+        "search.space={train.learning_rate: {loguniform: [0.001, 0.01]}}",
+        "search.num_trials=8",
+        "resources.cpus_per_worker=1",
+    ]
     worker = planned(tmp_path, *axis).bases[0].worker_bytes
     assert planned(tmp_path, *axis, memory_bytes=int(3.5 * worker)).bases[0].at_once == 3
-    large = planned(tmp_path, *axis, "train.token_budget=65536", memory_bytes=int(1.2 * worker)).bases[0]
+    large = planned(
+        tmp_path, *axis, "train.token_budget=65536", memory_bytes=int(1.2 * worker)
+    ).bases[0]
     assert large.fits is False
     assert large.notes[0].startswith("would fit with train.token_budget=")
 
 
-def test_the_command_tells_a_plan_and_fails_above_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_a_plan_and_fails_above_a_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(dump_settings(tiny.study(tmp_path)))
     asked = ["plan", str(study), "--cpus", "4", "--memory-gb", "8", "--tokens-per-second", "10"]
@@ -213,11 +270,21 @@ def test_the_command_tells_a_plan_and_fails_above_a_limit(tmp_path: Path, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["llama 29M, head", "llama 64M, language model", "llama 121M, head, bf16"])
+@pytest.mark.parametrize(
+    "shape", ["llama 29M, head", "llama 64M, language model", "llama 121M, head, bf16"]
+)
 def test_estimates_are_within_a_quarter_of_what_a_trial_took(shape: str) -> None:
     script = ROOT / "jobs" / "bench" / "memory.py"
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}  # or glibc keeps what was freed
-    done = subprocess.run([sys.executable, script, "--one", shape], env=environment, capture_output=True, text=True, timeout=280)
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 18)
+    }  # or glibc keeps what was freed
+    done = subprocess.run(
+        [sys.executable, script, "--one", shape],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["counted"] == found["parameters"]

@@ -19,16 +19,22 @@ def record(trial: str, status: str = "running") -> TrialRecord:
     return TrialRecord.model_construct(trial=trial, base_model="tiny", status=status, error=None)
 
 
-FIRST = Evaluation(1, 5, 0.5, {"f1": 0.7}, is_best=True, epochs=1.0, is_last=False, seconds=1.0, tokens_per_s=100.0)
+FIRST = Evaluation(
+    1, 5, 0.5, {"f1": 0.7}, is_best=True, epochs=1.0, is_last=False, seconds=1.0, tokens_per_s=100.0
+)
 
 
-def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 0.0
     monkeypatch.setattr(shown.time, "monotonic", lambda: now)
     progress = Progress("f1", Console(file=io.StringIO()))
     progress.trials_planned(4)
     progress.trial_started(record("looked-up"))
-    progress.trial_finished(record("looked-up", "finished"))  # of an earlier run: it says nothing about how long one takes
+    progress.trial_finished(
+        record("looked-up", "finished")
+    )  # of an earlier run: it says nothing about how long one takes
     assert progress.eta_s is None
     progress.trial_started(record("one"))
     now = 100.0
@@ -110,9 +116,22 @@ def test_a_terminal_shows_steps_loss_speed_best_and_time_left_of_each_trial(tmp_
     console.print(progress._render())
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     (line,) = [line for line in shown.splitlines() if line.startswith("one")]
-    assert line.split() == ["one", "1", "12/96", "0.2500", "1,234", "0.7000", "0.7000", "10", "min", "training"]
+    assert line.split() == [
+        "one",
+        "1",
+        "12/96",
+        "0.2500",
+        "1,234",
+        "0.7000",
+        "0.7000",
+        "10",
+        "min",
+        "training",
+    ]
     assert "two" in shown
-    assert "best so far 0.7000 (one)  0/3 trials ended  about 15 min to go" in shown  # 600 s of the one, twice, and 1 to come
+    assert (
+        "best so far 0.7000 (one)  0/3 trials ended  about 15 min to go" in shown
+    )  # 600 s of the one, twice, and 1 to come
 
 
 def test_a_status_is_written_every_few_seconds_at_most_and_never_fails(tmp_path: Path) -> None:
@@ -127,4 +146,6 @@ def test_a_status_is_written_every_few_seconds_at_most_and_never_fails(tmp_path:
     file.clear()
     assert status.read(tmp_path) is None
     (tmp_path / "file").write_text("")
-    StatusFile(tmp_path / "file" / "trial").stage("loading the base model")  # a folder that cannot be made
+    StatusFile(tmp_path / "file" / "trial").stage(
+        "loading the base model"
+    )  # a folder that cannot be made

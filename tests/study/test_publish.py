@@ -1,4 +1,5 @@
-"""From a judged checkpoint to a release: what its analysis says goes along, and a rule of abstention may be another."""
+"""From a judged checkpoint to a release: what its analysis says goes along, and a rule of
+abstention may be another."""
 
 import shutil
 from dataclasses import replace
@@ -40,9 +41,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     record = fit_calibration(task, own, data.validation, CalibrationConfig())
     judged = examine(task, "validation", own, data.validation, record, Slicer.of(data.validation))
     model = ModelAnalysis("one", record, judged, replace(judged, split="test"))
-    (made.folder / ANALYSIS).write_bytes(analysis.to_json(Analysis("tiny", task.labels, False, "one", (model,))))
-    entry = Entry("one", "trial", validation=manifest.metrics, test=manifest.metrics, checkpoint=str(folder))
-    board = Leaderboard("tiny", "f1_macro", (entry,), "one", None, (), (), {"validation": 12, "test": 12}, 1)
+    (made.folder / ANALYSIS).write_bytes(
+        analysis.to_json(Analysis("tiny", task.labels, False, "one", (model,)))
+    )
+    entry = Entry(
+        "one", "trial", validation=manifest.metrics, test=manifest.metrics, checkpoint=str(folder)
+    )
+    board = Leaderboard(
+        "tiny", "f1_macro", (entry,), "one", None, (), (), {"validation": 12, "test": 12}, 1
+    )
     (made.folder / LEADERBOARD).write_text(tables.to_json(board))
     return made
 
@@ -57,12 +64,19 @@ def test_a_winner_is_published_with_its_calibration_and_behaviour(run: Run, tmp_
     assert record.test.answered is None  # no precision was asked for
 
 
-def test_another_rule_of_abstention_is_another_version_and_the_same_one_is_not(run: Run, tmp_path: Path) -> None:
+def test_another_rule_of_abstention_is_another_version_and_the_same_one_is_not(
+    run: Run, tmp_path: Path
+) -> None:
     registry = Registry(str(tmp_path))
     checkpoint_dir = str(run.leaderboard().best.checkpoint)
     versions = [
         publish.publish(registry, place, "cancer", abstain_precision=precision).record.version
-        for place, precision in [(str(run.folder), None), (str(run.folder), 0.5), (checkpoint_dir, 0.5), (checkpoint_dir, None)]
+        for place, precision in [
+            (str(run.folder), None),
+            (str(run.folder), 0.5),
+            (checkpoint_dir, 0.5),
+            (checkpoint_dir, None),
+        ]
     ]
     assert versions == [1, 2, 2, 1]
     own, other = (registry.resolve(f"cancer@{version}").record for version in (1, 2))
@@ -72,23 +86,32 @@ def test_another_rule_of_abstention_is_another_version_and_the_same_one_is_not(r
     assert other.content_id == own.content_id
 
 
-def test_an_abstention_is_not_fitted_where_there_are_no_rows_for_it(run: Run, tmp_path: Path) -> None:
+def test_an_abstention_is_not_fitted_where_there_are_no_rows_for_it(
+    run: Run, tmp_path: Path
+) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(str(run.leaderboard().best.checkpoint), alone)
     with pytest.raises(ArtifactError, match="was not judged in a run that is there"):
         publish.publish(Registry(str(tmp_path)), str(alone), "cancer", abstain_precision=0.9)
-    assert publish.publish(Registry(str(tmp_path)), str(alone), "cancer").record.calibration.num_rows == 0
+    assert (
+        publish.publish(Registry(str(tmp_path)), str(alone), "cancer").record.calibration.num_rows
+        == 0
+    )
     settings = run.folder / "study.yaml"
     kept = settings.read_text()
     try:
         settings.write_text(kept.replace("    seed: 0", "    seed: 3"))  # of the split
         with pytest.raises(ArtifactError, match="the data or its split is another"):
-            publish.publish(Registry(str(tmp_path)), str(run.folder), "cancer", abstain_precision=0.9)
+            publish.publish(
+                Registry(str(tmp_path)), str(run.folder), "cancer", abstain_precision=0.9
+            )
     finally:
         settings.write_text(kept)
 
 
-def test_a_winner_that_is_published_again_keeps_its_version_and_what_was_lost_of_it_is_put_back(run: Run, tmp_path: Path) -> None:
+def test_a_winner_that_is_published_again_keeps_its_version_and_what_was_lost_of_it_is_put_back(
+    run: Run, tmp_path: Path
+) -> None:
     registry, place = Registry(str(tmp_path)), str(run.folder)
     release = publish.publish(registry, place, "cancer")
     (release.folder() / "adapter_model.safetensors").unlink()
@@ -96,8 +119,12 @@ def test_a_winner_that_is_published_again_keeps_its_version_and_what_was_lost_of
     release.verify()
 
 
-def test_a_file_that_was_sorted_anew_changes_nothing_of_what_is_fitted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = publish.publish(Registry(str(tmp_path / "a")), str(run.folder), "cancer", abstain_precision=0.9).record.calibration
+def test_a_file_that_was_sorted_anew_changes_nothing_of_what_is_fitted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = publish.publish(
+        Registry(str(tmp_path / "a")), str(run.folder), "cancer", abstain_precision=0.9
+    ).record.calibration
     load = dataset.load
 
     def turned(*arguments: Any) -> dataset.Dataset:
@@ -107,11 +134,20 @@ def test_a_file_that_was_sorted_anew_changes_nothing_of_what_is_fitted(run: Run,
 
     monkeypatch.setattr(dataset, "load", turned)
     registry = Registry(str(tmp_path / "b"))
-    assert publish.publish(registry, str(run.folder), "cancer", abstain_precision=0.9).record.calibration == own
+    assert (
+        publish.publish(
+            registry, str(run.folder), "cancer", abstain_precision=0.9
+        ).record.calibration
+        == own
+    )
 
 
-def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(run: Run, tmp_path: Path) -> None:
-    study = load_study([run.folder / SETTINGS], ["publish={name: cancer}", f"publish.storage_path={tmp_path}"])
+def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(
+    run: Run, tmp_path: Path
+) -> None:
+    study = load_study(
+        [run.folder / SETTINGS], ["publish={name: cancer}", f"publish.storage_path={tmp_path}"]
+    )
     registry, board = Registry(str(tmp_path)), run.leaderboard()
 
     def again() -> list[int]:
@@ -119,11 +155,17 @@ def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(ru
         return [move.version for move in registry.history("cancer", "best")]
 
     assert again() == again() == [1]
-    registry.publish(str(board.best.checkpoint), "cancer", notes="of the same checkpoint, as another rule of abstention makes it")
+    registry.publish(
+        str(board.best.checkpoint),
+        "cancer",
+        notes="of the same checkpoint, as another rule of abstention makes it",
+    )
     assert again() == [1]
     other = tmp_path / "other"
     shutil.copytree(str(board.best.checkpoint), other)
-    (other / "manifest.json").write_text((other / "manifest.json").read_text().replace('"tiny"', '"another"'))
+    (other / "manifest.json").write_text(
+        (other / "manifest.json").read_text().replace('"tiny"', '"another"')
+    )
     registry.point("cancer", "best", registry.publish(str(other), "cancer").record.version)
     moved = again()
     assert again() == moved  # nobody asked for another release again
@@ -133,20 +175,42 @@ def board_against(baseline: float, *, is_tie: bool, metric: str = "f1_macro") ->
     winner = Entry("one", "trial", validation={metric: 0.6}, checkpoint="-")
     other = Entry("TF-IDF + logistic regression", "reference", validation={metric: baseline})
     difference = 0.6 - baseline
-    compared = Pairing(other.name, "validation", Comparison(difference, difference - 0.01, difference + 0.01, 0.01), is_tie)
-    return Leaderboard("tiny", metric, (winner, other), "one", None, (), (compared,), {"validation": 12, "test": 12}, 1)
+    compared = Pairing(
+        other.name,
+        "validation",
+        Comparison(difference, difference - 0.01, difference + 0.01, 0.01),
+        is_tie,
+    )
+    return Leaderboard(
+        "tiny",
+        metric,
+        (winner, other),
+        "one",
+        None,
+        (),
+        (compared,),
+        {"validation": 12, "test": 12},
+        1,
+    )
 
 
 @pytest.mark.parametrize(("metric", "better"), [("f1_macro", 0.9), ("perplexity", 0.3)])
-def test_a_winner_that_a_baseline_beats_on_validation_rows_is_not_published(tmp_path: Path, metric: str, better: float) -> None:
+def test_a_winner_that_a_baseline_beats_on_validation_rows_is_not_published(
+    tmp_path: Path, metric: str, better: float
+) -> None:
     asked = tiny.study(tmp_path, "publish={name: cancer}")
     board = board_against(better, is_tie=False, metric=metric)
     reason = publish.withheld(asked, board)
     assert reason is not None
-    assert "the winner one is not published, since on validation rows TF-IDF + logistic regression is better" in reason
+    assert (
+        "the winner one is not published, since on validation rows TF-IDF + logistic "
+        "regression is better"
+    ) in reason
     assert f"({metric} {better:.4f} against 0.6000)" in reason
     for allowed in (
-        publish.withheld(asked, board_against(better, is_tie=True, metric=metric)),  # the rows cannot tell
+        publish.withheld(
+            asked, board_against(better, is_tie=True, metric=metric)
+        ),  # the rows cannot tell
         publish.withheld(asked, board_against(1.2 - better, is_tie=False, metric=metric)),
         publish.withheld(tiny.study(tmp_path, "publish={name: cancer, allow_worse: true}"), board),
         publish.withheld(tiny.study(tmp_path), board),  # nothing is to be published

@@ -1,4 +1,5 @@
-"""Studies on a real Ray, one for each promise that a study in one process cannot show: workers, processes that die, memory, waiting."""
+"""Studies on a real Ray, one for each promise that a study in one process cannot show: workers,
+processes that die, memory, waiting."""
 
 import json
 import os
@@ -35,35 +36,60 @@ def alone(study: StudyConfig, folder: Path) -> list[Evaluation]:
     return tiny.trial(study, folder).run().history
 
 
-def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(tmp_path: Path, cluster: Cluster) -> None:
-    """Tune's own count of reports starts again after a kill: by that the budget would be reached one epoch later."""
-    study = tiny.study(tmp_path, "train.epochs=5", "search.num_epochs=3", "resources.cpus_per_worker=1")
+def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    """Tune's own count of reports starts again after a kill: by that the budget would be reached
+    one epoch later."""
+    study = tiny.study(
+        tmp_path, "train.epochs=5", "search.num_epochs=3", "resources.cpus_per_worker=1"
+    )
     killed: list[int] = []
 
     def kill(record: TrialRecord, evaluation: Evaluation) -> None:
         if not killed and evaluation.epoch == 2:
-            killed.append(max(number for number, name in processes().items() if name.startswith("ray::ImplicitFunc")))
+            killed.append(
+                max(
+                    number
+                    for number, name in processes().items()
+                    if name.startswith("ray::ImplicitFunc")
+                )
+            )
             os.kill(killed[0], signal.SIGKILL)
 
     outcome = run(study, cluster, Seen(kill))
     (record,) = outcome.run.records()
     assert killed
     assert record.status == "stopped"
-    assert figures(outcome.run.history(record.trial)) == figures(alone(study, tmp_path / "alone"))[:3]
+    assert (
+        figures(outcome.run.history(record.trial)) == figures(alone(study, tmp_path / "alone"))[:3]
+    )
 
 
-def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_waits_for_itself(tmp_path: Path, cluster: Cluster) -> None:
-    """A trial takes every CPU, so that a driver that held one would end in waiting, and so would what comes after a group left by an early stop.
+def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_waits_for_itself(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    """A trial takes every CPU, so that a driver that held one would end in waiting, and so would
+    what comes after a group left by an early stop.
 
     A second Ray is on the host.
     """
     settings = ["lora.dropout=0", "train.epochs=2", "task.metric=log_loss"]
-    space = "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
+    space = (
+        "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
+    )
     resources = f"resources={{num_workers: 2, cpus_per_worker: {int(cluster.cpus) // 2}}}"
     study = tiny.study(tmp_path, *settings, space, resources, "search.scheduler=asha")
-    alive = "import ray, sys; ray.init(address='local', num_cpus=1, log_to_driver=False); print('up', flush=True); sys.stdin.read()"
+    alive = (
+        "import ray, sys; ray.init(address='local', num_cpus=1, log_to_driver=False); print('up', "
+        "flush=True); sys.stdin.read()"
+    )
     other = subprocess.Popen(
-        [sys.executable, "-c", alive], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", alive],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert other.stdout is not None
@@ -73,11 +99,16 @@ def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_wai
         other.communicate("", timeout=30)
     assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
     assert _until_all_is_free(cluster) == cluster.cpus
-    single = alone(tiny.study(tmp_path, *settings, "train.learning_rate=0.005", "resources.cpus_per_worker=1"), tmp_path / "alone")
+    single = alone(
+        tiny.study(tmp_path, *settings, "train.learning_rate=0.005", "resources.cpus_per_worker=1"),
+        tmp_path / "alone",
+    )
     for shared, own in zip(outcome.run.history("tiny-bert-000"), single, strict=True):
         assert shared.train_loss == pytest.approx(own.train_loss, abs=1e-5)
         assert shared.metrics == pytest.approx(own.metrics, abs=1e-4)
-    stored = json.loads((Path(str(outcome.board.best.checkpoint)) / "predictions.jsonl").read_text().splitlines()[0])
+    stored = json.loads(
+        (Path(str(outcome.board.best.checkpoint)) / "predictions.jsonl").read_text().splitlines()[0]
+    )
     assert stored["row_id"] == dataset.load(study.data).validation[0].id
 
 
@@ -86,7 +117,9 @@ def _until_all_is_free(cluster: Cluster) -> float:
     import ray
 
     end = time.monotonic() + 30
-    while (free := ray.available_resources().get("CPU", 0.0)) < cluster.cpus and time.monotonic() < end:
+    while (
+        free := ray.available_resources().get("CPU", 0.0)
+    ) < cluster.cpus and time.monotonic() < end:
         time.sleep(0.1)
     return free
 
@@ -95,7 +128,9 @@ def _until_all_is_free(cluster: Cluster) -> float:
 def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_allowed(
     times: int, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = tiny.study(tmp_path, "train.epochs=3", "resources={max_failures: 1, cpus_per_worker: 1}")
+    study = tiny.study(
+        tmp_path, "train.epochs=3", "resources={max_failures: 1, cpus_per_worker: 1}"
+    )
     (tmp_path / "alone").mkdir()
     undisturbed = tiny.trial(study, tmp_path / "alone").run().history if times == 1 else None
     left = times
@@ -103,9 +138,14 @@ def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_a
     def ended(self: object, iteration: int, trials: list[Any], **info: Any) -> None:
         nonlocal left
         # First after an evaluation, then before another.
-        if left and any(trial.status == "RUNNING" and (left < times or trial.last_result.get("epoch")) for trial in trials):
+        if left and any(
+            trial.status == "RUNNING" and (left < times or trial.last_result.get("epoch"))
+            for trial in trials
+        ):
             left -= 1
-            raise RuntimeError("Caught unexpected exception") from OutOfMemoryError("1 worker(s) were killed")  # as Tune does
+            raise RuntimeError("Caught unexpected exception") from OutOfMemoryError(
+                "1 worker(s) were killed"
+            )  # as Tune does
 
     monkeypatch.setattr(ray_tune._Callback, "on_step_end", ended)
     here = Run.start(study)
@@ -121,11 +161,18 @@ def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_a
 def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
     started, said = threading.Event(), []
     monkeypatch.setattr(ray_tune, "_PATIENCE_S", 0.01)
-    monkeypatch.setattr(ray_tune.log, "warning", lambda *parts: (started.set(), said.append(parts[0] % parts[1:])))
+    monkeypatch.setattr(
+        ray_tune.log, "warning", lambda *parts: (started.set(), said.append(parts[0] % parts[1:]))
+    )
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 1.0})
     ray_tune._warn_of_waiting(started, Placement("train", 2, 1, 0, 4))
     assert said == [
-        "no trial has reported yet: one takes 2 CPU(s) and 0 GPU(s), and 1 and 0 were free at the start; other jobs hold the rest"
+        (
+            "no trial has reported yet: one takes 2 CPU(s) and 0 GPU(s), and 1 and 0 were free at "
+            "the start; other jobs hold the rest"
+        )
     ]
-    ray_tune._warn_of_waiting(threading.Event(), Placement("inline", 1, 1, 0, 4))  # there is room: nothing is said, and nobody waits
+    ray_tune._warn_of_waiting(
+        threading.Event(), Placement("inline", 1, 1, 0, 4)
+    )  # there is room: nothing is said, and nobody waits
     assert len(said) == 1

@@ -1,4 +1,5 @@
-"""Studies on a cluster of three raylets: over several nodes they find what one finds, and a node may die. The head offers no CPU."""
+"""Studies on a cluster of three raylets: over several nodes they find what one finds, and a node
+may die. The head offers no CPU."""
 
 import os
 import re
@@ -37,7 +38,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Figures:
 
 
 def agree(run: Run, alone: Figures) -> None:
-    """The same F1 at every evaluation, the best one's too; losses as near as 240 steps of sums in another order leave them."""
+    """The same F1 at every evaluation, the best one's too; losses as near as 240 steps of sums in
+    another order leave them."""
     found = figures(run)
     f1 = {trial: [row[2] for row in rows] for trial, rows in found.items()}
     print(f"best F1 {[round(max(values), 4) for values in f1.values()]}")
@@ -48,12 +50,19 @@ def agree(run: Run, alone: Figures) -> None:
 
 def placed(run: Run) -> dict[str, list[list[str]]]:
     """The nodes of each trial's workers, once for each time that it started."""
-    logs = {record.trial: (run.trial_dir(record.trial) / "log.txt").read_text() for record in run.records()}
-    return {trial: [nodes.split(", ") for nodes in re.findall(r"worker\(s\) on (.*)", log)] for trial, log in logs.items()}
+    logs = {
+        record.trial: (run.trial_dir(record.trial) / "log.txt").read_text()
+        for record in run.records()
+    }
+    return {
+        trial: [nodes.split(", ") for nodes in re.findall(r"worker\(s\) on (.*)", log)]
+        for trial, log in logs.items()
+    }
 
 
 def everything_is_whole(run: Run) -> None:
-    """No checkpoint and no release is half there: every file has the hash that its manifest says."""
+    """No checkpoint and no release is half there: every file has the hash that its manifest
+    says."""
     assert Registry(str(run.storage_dir)).names() == ["cancer"]
     release = Registry(str(run.storage_dir)).resolve("cancer@best")
     assert release.record.version == 1
@@ -62,7 +71,9 @@ def everything_is_whole(run: Run) -> None:
         checkpoint.verify(folder)
 
 
-def test_workers_spread_over_two_nodes_find_what_one_node_finds(nodes: Raylets, tmp_path: Path, alone: Figures) -> None:
+def test_workers_spread_over_two_nodes_find_what_one_node_finds(
+    nodes: Raylets, tmp_path: Path, alone: Figures
+) -> None:
     start = time.monotonic()
     done = Study(write_study(tmp_path, *EXACT, SPREAD), joined=nodes.joined).end()
     assert done.status == 0, done.output
@@ -70,15 +81,23 @@ def test_workers_spread_over_two_nodes_find_what_one_node_finds(nodes: Raylets, 
     print(f"{time.monotonic() - start:.0f} s")
     agree(run, alone)
     both = [nodes.address(1), nodes.address(2)]
-    assert {trial: [sorted(found) for found in times] for trial, times in placed(run).items()} == {trial: [both] for trial in alone}
+    assert {trial: [sorted(found) for found in times] for trial, times in placed(run).items()} == {
+        trial: [both] for trial in alone
+    }
     everything_is_whole(run)
 
 
-def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(nodes: Raylets, tmp_path: Path) -> None:
-    # Stage 3 leaves weights below 100,000 numbers whole; wide layers with large weights would make much of the last bit.
+def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(
+    nodes: Raylets, tmp_path: Path
+) -> None:
+    # Stage 3 leaves weights below 100,000 numbers whole; wide layers with large weights would make
+    # much of the last bit.
     base = tiny.base(tmp_path, hidden_size=256, intermediate_size=512, initializer_range=0.05)
     settings = ("lora.dropout=0.0", "data.limit=48", "train.epochs=2", "train.learning_rate=0.002")
-    stages = ", ".join(f"{{source: {base}, overrides: {{train.strategy: deepspeed, train.zero_stage: {stage}}}}}" for stage in range(4))
+    stages = ", ".join(
+        f"{{source: {base}, overrides: {{train.strategy: deepspeed, train.zero_stage: {stage}}}}}"
+        for stage in range(4)
+    )
     asked = tiny.study(tmp_path, *settings, f"base_models=[{stages}]", SPREAD)
     path = tmp_path / "study.yaml"
     path.write_text(dump_settings(asked))
@@ -91,9 +110,16 @@ def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(nodes:
     furthest = {}
     for record in run.records():
         history = run.history(record.trial)
-        assert [row.metrics["f1_macro"] for row in history] == [row.metrics["f1_macro"] for row in plain]
-        pairs = [(row.train_loss, wanted.train_loss) for row, wanted in zip(history, plain, strict=True)]
-        pairs += [(row.metrics["log_loss"], wanted.metrics["log_loss"]) for row, wanted in zip(history, plain, strict=True)]
+        assert [row.metrics["f1_macro"] for row in history] == [
+            row.metrics["f1_macro"] for row in plain
+        ]
+        pairs = [
+            (row.train_loss, wanted.train_loss) for row, wanted in zip(history, plain, strict=True)
+        ]
+        pairs += [
+            (row.metrics["log_loss"], wanted.metrics["log_loss"])
+            for row, wanted in zip(history, plain, strict=True)
+        ]
         furthest[record.trial] = max(abs(found - wanted) for found, wanted in pairs)
     print(f"furthest from plain: {furthest}")
     assert len(furthest) == 4
@@ -108,9 +134,19 @@ def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(nodes:
     ],
 )
 def test_a_study_goes_on_when_a_raylet_is_killed(
-    what: str, settings: str, command: tuple[str, ...], nodes: Raylets, tmp_path: Path, alone: Figures
+    what: str,
+    settings: str,
+    command: tuple[str, ...],
+    nodes: Raylets,
+    tmp_path: Path,
+    alone: Figures,
 ) -> None:
-    study = Study(write_study(tmp_path, *EXACT, settings), *command[1:], command=command[0], joined=nodes.joined)
+    study = Study(
+        write_study(tmp_path, *EXACT, settings),
+        *command[1:],
+        command=command[0],
+        joined=nodes.joined,
+    )
     killed = None
     try:
         study.until(r"tiny-bert-000  epoch 2 ")
@@ -128,7 +164,8 @@ def test_a_study_goes_on_when_a_raylet_is_killed(
     again = epochs_trained_twice(run)
     moved = [trial for trial, times in placed(run).items() if len(times) > len(before[trial])]
     print(
-        f"{what}: ended {time.monotonic() - start:.0f} s after the kill; epochs trained twice {again:.2f} by {len(moved)} trials; {placed(run)}"
+        f"{what}: ended {time.monotonic() - start:.0f} s after the kill; epochs trained twice "
+        f"{again:.2f} by {len(moved)} trials; {placed(run)}"
     )
     assert moved
     agree(run, alone)

@@ -1,4 +1,5 @@
-"""Finalists trained again: with other seeds, and on the other folds, so that every row is answered by a model that had not seen it."""
+"""Finalists trained again: with other seeds, and on the other folds, so that every row is answered
+by a model that had not seen it."""
 
 import json
 from pathlib import Path
@@ -22,22 +23,44 @@ GRID = "search.space={train.learning_rate: {grid: [0.01, 1.0e-9]}}"
 RECORD = TrialRecord(trial="t-003", base_model="t", base=0, number=3, settings={"lora.r": 4})
 
 
-def test_seeds_and_folds_are_named_after_their_finalist_and_change_nothing_else(tmp_path: Path) -> None:
+def test_seeds_and_folds_are_named_after_their_finalist_and_change_nothing_else(
+    tmp_path: Path,
+) -> None:
     finalist, records = [Entry("t-003", "trial")], {"t-003": RECORD}
     seeded = tiny.study(tmp_path, "search.num_seeds=3", "seed=5")
     found = repeats.proposals(seeded, finalist, records)
-    assert [(proposal.name, proposal.settings) for proposal in found] == [("t-003-seed-1", {"lora.r": 4}), ("t-003-seed-2", {"lora.r": 4})]
-    first, third = (repeats.config_of(seeded, RECORD.model_copy(update={"seed": seed})) for seed in (0, 2))
+    assert [(proposal.name, proposal.settings) for proposal in found] == [
+        ("t-003-seed-1", {"lora.r": 4}),
+        ("t-003-seed-2", {"lora.r": 4}),
+    ]
+    first, third = (
+        repeats.config_of(seeded, RECORD.model_copy(update={"seed": seed})) for seed in (0, 2)
+    )
     assert (first.seed, third.seed) == (5, 7)
     assert third.model_copy(update={"seed": 5}) == first
     folded = tiny.study(tmp_path, "data.split={kind: kfold, folds: 3}")
-    assert [proposal.name for proposal in repeats.proposals(folded, finalist, records)] == ["t-003-fold-1", "t-003-fold-2"]
-    assert [repeats.config_of(folded, RECORD.model_copy(update={"fold": fold})).data.split.fold for fold in (0, 2)] == [0, 2]
-    assert repeats.proposals(tiny.study(tmp_path, "data.split={kind: kfold, fold: 1}"), finalist, records) == []
+    assert [proposal.name for proposal in repeats.proposals(folded, finalist, records)] == [
+        "t-003-fold-1",
+        "t-003-fold-2",
+    ]
+    assert [
+        repeats.config_of(folded, RECORD.model_copy(update={"fold": fold})).data.split.fold
+        for fold in (0, 2)
+    ] == [0, 2]
+    assert (
+        repeats.proposals(
+            tiny.study(tmp_path, "data.split={kind: kfold, fold: 1}"), finalist, records
+        )
+        == []
+    )
 
 
-def test_what_an_earlier_process_repeated_is_not_repeated_and_a_stopped_finalist_sets_the_limit(tmp_path: Path) -> None:
-    proposals = repeats.proposals(tiny.study(tmp_path, "search.num_seeds=3"), [Entry("t-003", "trial")], {"t-003": RECORD})
+def test_what_an_earlier_process_repeated_is_not_repeated_and_a_stopped_finalist_sets_the_limit(
+    tmp_path: Path,
+) -> None:
+    proposals = repeats.proposals(
+        tiny.study(tmp_path, "search.num_seeds=3"), [Entry("t-003", "trial")], {"t-003": RECORD}
+    )
     plan = Repeats(proposals, {"t-003": 2.0}, "f1_macro")
     plan.recall(proposals[0])
     assert plan.next() == proposals[1]
@@ -54,7 +77,9 @@ def test_folds_and_seeds_together_are_refused(tmp_path: Path) -> None:
         tiny.study(tmp_path, "data.split.kind=kfold", "search.num_seeds=2")
 
 
-def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_twice(tmp_path: Path) -> None:
+def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_twice(
+    tmp_path: Path,
+) -> None:
     study = tiny.study(tmp_path, GRID, "search.num_seeds=3", "publish={name: cancer}")
     outcome = run(study)
     seeds = outcome.board.best.seeds
@@ -62,12 +87,21 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
     assert seeds.trials == ("tiny-bert-000", "tiny-bert-000-seed-1", "tiny-bert-000-seed-2")
     assert len({json.dumps(figures(outcome.run.history(trial))) for trial in seeds.trials}) == 3
     assert outcome.board.best.test["f1_macro"] == pytest.approx(sum(seeds.test) / 3)
-    assert seeds.published == max(zip(seeds.validation, seeds.trials, strict=True), key=lambda pair: pair[0])[1]
+    assert (
+        seeds.published
+        == max(zip(seeds.validation, seeds.trials, strict=True), key=lambda pair: pair[0])[1]
+    )
     assert seeds.published in str(outcome.board.best.checkpoint)
-    assert {entry.name for entry in outcome.board.entries if entry.kind == "trial"} == {"tiny-bert-000", "tiny-bert-001"}
+    assert {entry.name for entry in outcome.board.entries if entry.kind == "trial"} == {
+        "tiny-bert-000",
+        "tiny-bert-001",
+    }
     assert outcome.release is not None
     assert outcome.release.record.test is not None
-    assert (outcome.release.record.test.num_seeds, outcome.release.record.test.num_openings) == (3, 1)
+    assert (outcome.release.record.test.num_seeds, outcome.release.record.test.num_openings) == (
+        3,
+        1,
+    )
     assert "mean of 3 seeds" in (outcome.run.folder / "leaderboard.md").read_text()
     more = tiny.study(tmp_path, GRID, "search.num_seeds=4", "publish={name: cancer}")
     seen = Seen()
@@ -79,7 +113,9 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
 
 
 def test_every_row_is_answered_once_by_a_model_that_had_not_seen_it(tmp_path: Path) -> None:
-    study = tiny.study(tmp_path, GRID, "data.split={kind: kfold, folds: 3}", "publish={name: cancer}")
+    study = tiny.study(
+        tmp_path, GRID, "data.split={kind: kfold, folds: 3}", "publish={name: cancer}"
+    )
     outcome = run(study)
     assert outcome.board.num_rows["test"] == 60
     assert outcome.board.num_folds == 3
@@ -88,7 +124,9 @@ def test_every_row_is_answered_once_by_a_model_that_had_not_seen_it(tmp_path: Pa
     for fold, trial in enumerate((best, f"{best}-fold-1", f"{best}-fold-2")):
         split = study.data.split.model_copy(update={"fold": fold})
         data = dataset.load(study.data.model_copy(update={"split": split}))
-        manifest = checkpoint.read(max((outcome.run.trial_dir(trial) / "checkpoints").glob("step-*")))
+        manifest = checkpoint.read(
+            max((outcome.run.trial_dir(trial) / "checkpoints").glob("step-*"))
+        )
         assert manifest.split_fingerprint == data.split_fingerprint
         assert manifest.trial["data"]["split"]["fold"] == fold
         answered += [example.id for example in data.unlabelled_test()]

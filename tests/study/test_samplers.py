@@ -18,7 +18,9 @@ SPACE = {
 }
 
 
-def drawn(algorithm: str, space: dict[str, Axis], num: int, seed: int = 0) -> list[dict[str, object]]:
+def drawn(
+    algorithm: str, space: dict[str, Axis], num: int, seed: int = 0
+) -> list[dict[str, object]]:
     sampler = samplers.make(algorithm, space, num, seed=seed, base_model="m")
     found = [sampler.draw(number) for number in range(sampler.num_trials)]
     return [settings for settings in found if settings is not None]
@@ -26,7 +28,11 @@ def drawn(algorithm: str, space: dict[str, Axis], num: int, seed: int = 0) -> li
 
 @pytest.mark.parametrize("algorithm", ["random", "optuna"])
 def test_every_draw_lies_on_its_axes_and_a_seed_repeats_it(algorithm: str) -> None:
-    space = SPACE if algorithm == "random" else {path: axis for path, axis in SPACE.items() if axis.kind != "qloguniform"}
+    space = (
+        SPACE
+        if algorithm == "random"
+        else {path: axis for path, axis in SPACE.items() if axis.kind != "qloguniform"}
+    )
     found = drawn(algorithm, space, 40)
     assert len(found) == 40
     for settings in found:
@@ -52,7 +58,9 @@ def test_a_random_draw_depends_on_its_number_alone_so_a_study_goes_on_where_it_w
 def test_a_grid_runs_each_point_once_and_random_crosses_its_grid_axes_with_draws() -> None:
     space = {"lora.r": Axis(grid=(4, 8)), "train.epochs": Axis(choice=(1, 2, 3))}
     points = drawn("grid", space, 1)
-    assert sorted((point["lora.r"], point["train.epochs"]) for point in points) == [(r, e) for r in (4, 8) for e in (1, 2, 3)]
+    assert sorted((point["lora.r"], point["train.epochs"]) for point in points) == [
+        (r, e) for r in (4, 8) for e in (1, 2, 3)
+    ]
     mixed = drawn("random", {"lora.r": Axis(grid=(4, 8)), "lora.dropout": Axis(uniform=(0, 1))}, 3)
     assert [point["lora.r"] for point in mixed] == [4, 8] * 3
 
@@ -66,7 +74,9 @@ def test_without_axes_there_is_one_trial() -> None:
 
 
 def test_tpe_learns_from_what_it_is_told() -> None:
-    sampler = samplers.make("optuna", {"lora.dropout": Axis(uniform=(0.0, 1.0))}, 60, seed=0, base_model="m")
+    sampler = samplers.make(
+        "optuna", {"lora.dropout": Axis(uniform=(0.0, 1.0))}, 60, seed=0, base_model="m"
+    )
     found = []
     for number in range(60):
         settings = sampler.draw(number)
@@ -74,7 +84,10 @@ def test_tpe_learns_from_what_it_is_told() -> None:
         found.append(settings["lora.dropout"])
         sampler.tell(settings, -abs(settings["lora.dropout"] - 0.2))
     early, late = found[:10], found[-20:]
-    assert sum(abs(value - 0.2) for value in late) / 20 < 0.5 * sum(abs(value - 0.2) for value in early) / 10
+    assert (
+        sum(abs(value - 0.2) for value in late) / 20
+        < 0.5 * sum(abs(value - 0.2) for value in early) / 10
+    )
 
 
 def test_optuna_hears_of_trials_of_an_earlier_process_and_of_failed_ones() -> None:
@@ -90,7 +103,10 @@ def test_optuna_hears_of_trials_of_an_earlier_process_and_of_failed_ones() -> No
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ({"choice": [1], "grid": [2]}, f"needs exactly one of {', '.join(KINDS)}; found choice, grid"),
+        (
+            {"choice": [1], "grid": [2]},
+            f"needs exactly one of {', '.join(KINDS)}; found choice, grid",
+        ),
         ({}, "found none"),
         ({"uniform": [2, 1]}, "low 2.0 must be less than high 1.0"),
         ({"loguniform": [0, 1]}, "low 0.0 must be above 0"),

@@ -33,16 +33,25 @@ def test_base_models_take_turns_by_their_share(tmp_path: Path) -> None:
 
 
 def test_an_override_sets_what_another_base_model_searches(tmp_path: Path) -> None:
-    study = two_bases(tmp_path, RATE, "search.num_trials=3", "base_models.1.overrides={train.learning_rate: 0.01}")
+    study = two_bases(
+        tmp_path, RATE, "search.num_trials=3", "base_models.1.overrides={train.learning_rate: 0.01}"
+    )
     found = proposals(Search(study, "f1_macro"))
     assert [sorted(proposal.settings) for proposal in found if proposal.base == 1] == [[]]
-    assert len({proposal.settings["train.learning_rate"] for proposal in found if proposal.base == 0}) == 3
+    assert (
+        len({proposal.settings["train.learning_rate"] for proposal in found if proposal.base == 0})
+        == 3
+    )
 
 
 def test_a_base_model_adds_axes_of_its_own(tmp_path: Path) -> None:
-    study = two_bases(tmp_path, RATE, "search.num_trials=2", "base_models.1.space={lora.r: {choice: [2, 4]}}")
+    study = two_bases(
+        tmp_path, RATE, "search.num_trials=2", "base_models.1.space={lora.r: {choice: [2, 4]}}"
+    )
     found = proposals(Search(study, "f1_macro"))
-    assert {tuple(proposal.settings) for proposal in found if proposal.base == 1} == {("train.learning_rate", "lora.r")}
+    assert {tuple(proposal.settings) for proposal in found if proposal.base == 1} == {
+        ("train.learning_rate", "lora.r")
+    }
 
 
 def test_like_is_compared_with_like_a_weak_base_model_keeps_its_own_rungs(tmp_path: Path) -> None:
@@ -50,7 +59,9 @@ def test_like_is_compared_with_like_a_weak_base_model_keeps_its_own_rungs(tmp_pa
     search = Search(study, "f1_macro")
     proposals(search)
     assert search.observe("0-0", 1.0, 0.9)
-    assert search.observe("1-0", 1.0, 0.4)  # far below the other base model's, but the first of its own
+    assert search.observe(
+        "1-0", 1.0, 0.4
+    )  # far below the other base model's, but the first of its own
     assert not search.observe("1-1", 1.0, 0.3)
     assert search.observe("1-2", 1.0, 0.5)
 
@@ -70,7 +81,9 @@ def test_rungs_stop_what_is_not_among_the_best_so_far() -> None:
 
 
 def test_of_nine_equal_trials_asha_trains_less_than_half_of_the_epochs(tmp_path: Path) -> None:
-    study = tiny.study(tmp_path, RATE, "search.num_trials=9", "search.scheduler=asha", "train.epochs=9")
+    study = tiny.study(
+        tmp_path, RATE, "search.num_trials=9", "search.scheduler=asha", "train.epochs=9"
+    )
     search = Search(study, "f1_macro")
     for proposal in proposals(search):
         trial, value = f"0-{proposal.number}", ((proposal.number * 4) % 9) / 10
@@ -82,14 +95,18 @@ def test_of_nine_equal_trials_asha_trains_less_than_half_of_the_epochs(tmp_path:
 
 @pytest.mark.parametrize("metric", ["log_loss", "f1_macro"])
 def test_a_lower_log_loss_is_better(tmp_path: Path, metric: str) -> None:
-    search = Search(tiny.study(tmp_path, RATE, "search.num_trials=2", "search.scheduler=asha"), metric)
+    search = Search(
+        tiny.study(tmp_path, RATE, "search.num_trials=2", "search.scheduler=asha"), metric
+    )
     proposals(search)
     search.observe("0-0", 1.0, 0.5)
     assert search.observe("0-1", 1.0, 0.4) == (metric == "log_loss")
 
 
 def test_budgets_end_the_search(tmp_path: Path) -> None:
-    search = Search(tiny.study(tmp_path, RATE, "search.num_trials=9", "search.num_epochs=4"), "f1_macro")
+    search = Search(
+        tiny.study(tmp_path, RATE, "search.num_trials=9", "search.num_epochs=4"), "f1_macro"
+    )
     first = search.next()
     assert first
     search.begin("t", first)
@@ -99,7 +116,11 @@ def test_budgets_end_the_search(tmp_path: Path) -> None:
     assert search.next() is None
 
     now = [100.0]
-    timed = Search(tiny.study(tmp_path, RATE, "search.num_trials=9", "search.time_s=60"), "f1_macro", clock=lambda: now[0])
+    timed = Search(
+        tiny.study(tmp_path, RATE, "search.num_trials=9", "search.time_s=60"),
+        "f1_macro",
+        clock=lambda: now[0],
+    )
     first = timed.next()
     assert first
     timed.begin("t", first)
@@ -127,32 +148,67 @@ def test_what_an_earlier_process_proposed_is_not_proposed_again(tmp_path: Path) 
     [
         (["search.num_trials=4"], "search.num_trials 4 and no search.space"),
         (["search.algorithm=grid", RATE], "a grid takes choice and grid axes only"),
-        (["search.algorithm=grid", "search.space={lora.r: {grid: [1]}}", "search.num_trials=2"], "as many trials as points"),
+        (
+            ["search.algorithm=grid", "search.space={lora.r: {grid: [1]}}", "search.num_trials=2"],
+            "as many trials as points",
+        ),
         (["search.algorithm=optuna", "search.space={lora.r: {grid: [1]}}"], "Optuna has no grid"),
-        (["search.algorithm=optuna", "search.space={lora.alpha: {qloguniform: [1, 9, 2]}}"], "Optuna has no qloguniform"),
+        (
+            ["search.algorithm=optuna", "search.space={lora.alpha: {qloguniform: [1, 9, 2]}}"],
+            "Optuna has no qloguniform",
+        ),
         (["search.space={lora.rank: {choice: [1]}}"], "lora.rank: unknown key"),
         (["search.space={lora.r: {choice: [4, 0]}}"], "(search space lora.r: 0)"),
-        (["search.space={data.split.seed: {choice: [0, 1]}}"], "of data only data.limit can differ"),
+        (
+            ["search.space={data.split.seed: {choice: [0, 1]}}"],
+            "of data only data.limit can differ",
+        ),
         (["base_models.0.overrides={task.metric: accuracy}"], "task.metric cannot be overridden"),
-        (["base_models.0.overrides={data.near_duplicate: 0.5}"], "of data only data.limit can differ"),
-        (["base_models.0.overrides={task.positive_label: other}"], "task.positive_label cannot be overridden"),
-        (["search.space={model.source: {choice: [elsewhere]}}"], "model.source and model.revision are the base model's"),
-        (["search.space={lora.r: {loguniform: [4, 64]}}"], "lora.r: input should be a valid integer"),
+        (
+            ["base_models.0.overrides={data.near_duplicate: 0.5}"],
+            "of data only data.limit can differ",
+        ),
+        (
+            ["base_models.0.overrides={task.positive_label: other}"],
+            "task.positive_label cannot be overridden",
+        ),
+        (
+            ["search.space={model.source: {choice: [elsewhere]}}"],
+            "model.source and model.revision are the base model's",
+        ),
+        (
+            ["search.space={lora.r: {loguniform: [4, 64]}}"],
+            "lora.r: input should be a valid integer",
+        ),
         (["publish={name: cancer, alias: '1'}"], "publish.alias"),
         (["search.grace_epochs=2"], "only asha has rungs"),
-        (["resources.launcher=inline", "resources.num_workers=2"], "several workers need launcher train"),
+        (
+            ["resources.launcher=inline", "resources.num_workers=2"],
+            "several workers need launcher train",
+        ),
         (["base_models.0.num_trials=3"], "nothing to search"),
-        ([RATE, "base_models.0.space={lora.r: {choice: [1]}}", "base_models.0.overrides={lora.r: 2}"], "in both space and overrides"),
+        (
+            [
+                RATE,
+                "base_models.0.space={lora.r: {choice: [1]}}",
+                "base_models.0.overrides={lora.r: 2}",
+            ],
+            "in both space and overrides",
+        ),
     ],
 )
-def test_a_search_that_cannot_be_is_refused_when_it_is_read(tmp_path: Path, settings: list[str], sentence: str) -> None:
+def test_a_search_that_cannot_be_is_refused_when_it_is_read(
+    tmp_path: Path, settings: list[str], sentence: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         tiny.study(tmp_path, *settings)
     assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("algorithm", ["random", "optuna"])
-def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(tmp_path: Path, algorithm: str) -> None:
+def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(
+    tmp_path: Path, algorithm: str
+) -> None:
     study = tiny.study(tmp_path, RATE, "search.num_trials=12", f"search.algorithm={algorithm}")
 
     def tell(search: Search, proposal: Proposal) -> None:

@@ -1,4 +1,5 @@
-"""The reference documents' studies of choices and mentions, with tiny random models of their architecture classes: from the YAML to an answer over HTTP."""
+"""The reference documents' studies of choices and mentions, with tiny random models of their
+architecture classes: from the YAML to an answer over HTTP."""
 
 import json
 import random
@@ -60,7 +61,9 @@ def questions(folder: Path) -> Path:
 WORSE = ("publish.allow_worse=true",)  # than TF-IDF, as models of random weights are
 
 
-def run(folder: Path, name: str, data: Path, *families: str, nf4: bool, settings: tuple[str, ...] = ()) -> tuple[StudyConfig, Outcome]:
+def run(
+    folder: Path, name: str, data: Path, *families: str, nf4: bool, settings: tuple[str, ...] = ()
+) -> tuple[StudyConfig, Outcome]:
     sources = ", ".join(f"{{source: {tiny.base(folder, family)}}}" for family in families)
     study = load_study(
         [STUDIES / f"{name}.yaml"],
@@ -96,20 +99,43 @@ def run(folder: Path, name: str, data: Path, *families: str, nf4: bool, settings
     "three language models are fine-tuned",
     where="`jobs/studies/seed_004_pubmedqa.yaml`",
 )
-def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(tmp_path: Path, cluster: Cluster) -> None:
+def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
+    tmp_path: Path, cluster: Cluster
+) -> None:
     found = [
-        run(tmp_path, "seed_000_zero_shot", tiny.raw_abstracts(tmp_path), "phi", nf4=False, settings=WORSE),
+        run(
+            tmp_path,
+            "seed_000_zero_shot",
+            tiny.raw_abstracts(tmp_path),
+            "phi",
+            nf4=False,
+            settings=WORSE,
+        ),
         run(tmp_path, "seed_002_opt", symptoms(tmp_path), "opt", nf4=False, settings=WORSE),
-        run(tmp_path, "seed_004_pubmedqa", questions(tmp_path), "mistral", "llama", nf4=True, settings=WORSE),
+        run(
+            tmp_path,
+            "seed_004_pubmedqa",
+            questions(tmp_path),
+            "mistral",
+            "llama",
+            nf4=True,
+            settings=WORSE,
+        ),
     ]
     for study, outcome in found:
         board = outcome.board
         untuned = {f"{base.source}, untuned" for base in study.base_models}
         rows = {entry.name: entry for entry in board.entries if entry.kind == "reference"}
         assert rows.keys() == {"majority", "TF-IDF + logistic regression", *untuned}
-        assert all(0 <= rows[name].test[board.metric] <= 1 and rows[name].validation for name in untuned)
-        assert {pair.other for pair in board.comparisons} >= untuned  # before and after, on the same rows
-        again = evaluate.evaluate_untuned(study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log")
+        assert all(
+            0 <= rows[name].test[board.metric] <= 1 and rows[name].validation for name in untuned
+        )
+        assert {
+            pair.other for pair in board.comparisons
+        } >= untuned  # before and after, on the same rows
+        again = evaluate.evaluate_untuned(
+            study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log"
+        )
         assert again.metrics.values == rows[again.of].validation
     names = ("cancer-asked", "symptoms", "pubmedqa")
     options = AppOptions(
@@ -132,7 +158,9 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
 def _validation(outcome: Outcome) -> tuple[Sequence[Example], list[dict[str, Any]]]:
     """The validation rows of the winner, and its predictions of them as its trial stored them."""
     checkpoint = Path(str(outcome.board.best.checkpoint))
-    trained = [json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()]
+    trained = [
+        json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()
+    ]
     data = json.loads((checkpoint / "manifest.json").read_text())["trial"]["data"]
     return dataset.load(DataConfig.model_validate(data)).validation, trained
 
@@ -143,24 +171,39 @@ def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None
     assert (chosen.release, chosen.version, chosen.disclaimer) == (name, 1, DISCLAIMER)
     assert outcome.release is not None
     temperature = outcome.release.record.calibration.temperature
-    expected = rescale(np.array([row["probabilities"] for row in trained]), temperature, multi_label=False)
-    for answer, wanted, probabilities in zip(chosen.predictions, trained, expected.tolist(), strict=True):
+    expected = rescale(
+        np.array([row["probabilities"] for row in trained]), temperature, multi_label=False
+    )
+    for answer, wanted, probabilities in zip(
+        chosen.predictions, trained, expected.tolist(), strict=True
+    ):
         assert list(answer.labels) == wanted["labels"]
         assert list(answer.probabilities.values()) == pytest.approx(probabilities, abs=1e-3)
 
 
-def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_http(tmp_path: Path, cluster: Cluster) -> None:
+def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_http(
+    tmp_path: Path, cluster: Cluster
+) -> None:
     data, answer = tiny.annotated(tmp_path), ("task.max_answer=16",)
     found = {
         "disease-names": run(tmp_path, "seed_000_extract", data, "phi", nf4=False, settings=answer),
         "disease-names-few-shot": run(
-            tmp_path, "seed_001_extract", data, "phi3", nf4=True, settings=(*answer, "task.num_examples=1", "task.instruction=''")
+            tmp_path,
+            "seed_001_extract",
+            data,
+            "phi3",
+            nf4=True,
+            settings=(*answer, "task.num_examples=1", "task.instruction=''"),
         ),
         "diseases": run(tmp_path, "tagging", data, "bert", nf4=False),
     }
     for study, outcome in found.values():
         board = outcome.board
-        untuned = {f"{base.source}, untuned" for base in study.base_models} if study.task.name == "extraction" else set()
+        untuned = (
+            {f"{base.source}, untuned" for base in study.base_models}
+            if study.task.name == "extraction"
+            else set()
+        )
         assert {entry.name for entry in board.entries if entry.kind == "reference"} == untuned
         assert board.metric == "mention_f1"
         assert board.best.test_interval is not None
@@ -189,5 +232,7 @@ def _finds_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
     said = client.extract([row.text for row in rows], model=f"{name}@best")
     assert (said.release, said.version, said.disclaimer) == (name, 1, DISCLAIMER)
     for row, answer, wanted in zip(rows, said.predictions, trained, strict=True):
-        assert [(m.start, m.end, m.kind) for m in answer.mentions] == [(m["start"], m["end"], m["kind"]) for m in wanted["mentions"]]
+        assert [(m.start, m.end, m.kind) for m in answer.mentions] == [
+            (m["start"], m["end"], m["kind"]) for m in wanted["mentions"]
+        ]
         assert all(row.text[m.start : m.end] == m.text for m in answer.mentions)

@@ -1,4 +1,5 @@
-"""The reference documents' studies of heads and of medical assistants, with tiny random models of their architecture classes, up to the release."""
+"""The reference documents' studies of heads and of medical assistants, with tiny random models of
+their architecture classes, up to the release."""
 
 import csv
 from pathlib import Path
@@ -56,20 +57,38 @@ def test_the_head_on_phi_is_trained_and_published(tmp_path: Path) -> None:
     "training loss, validation loss, accuracy and F1 of each epoch",
     where="`history.csv`",
 )
-def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_is_published(tmp_path: Path) -> None:
+def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_is_published(
+    tmp_path: Path,
+) -> None:
     data = tiny.raw_abstracts(tmp_path, num_rows=60)
-    found = run(tmp_path, "seed_001_distilbert", data, ("roberta", "bert", "distilbert"), "train.epochs=2", *WORSE)
+    found = run(
+        tmp_path,
+        "seed_001_distilbert",
+        data,
+        ("roberta", "bert", "distilbert"),
+        "train.epochs=2",
+        *WORSE,
+    )
     trials = {entry.name: entry for entry in found.board.entries if entry.kind == "trial"}
-    assert {Path(entry.base_model).name for entry in trials.values()} == {"tiny-roberta", "tiny-bert", "tiny-distilbert"}
+    assert {Path(entry.base_model).name for entry in trials.values()} == {
+        "tiny-roberta",
+        "tiny-bert",
+        "tiny-distilbert",
+    }
     rows = list(csv.DictReader((found.run.folder / "history.csv").open()))
-    assert sorted((row["trial"], row["epoch"]) for row in rows) == [(trial, epoch) for trial in sorted(trials) for epoch in "12"]
+    assert sorted((row["trial"], row["epoch"]) for row in rows) == [
+        (trial, epoch) for trial in sorted(trials) for epoch in "12"
+    ]
     columns = ("train_loss", "validation_loss", "validation_accuracy", "validation_f1_binary")
     assert all(float(row[column]) >= 0 for row in rows for column in columns)
     assert found.release is not None
     assert found.release.reference == "cancer@1"
 
 
-@pytest.mark.parametrize(("name", "family", "nf4"), [("seed_003_phi4_mini", "phi3", True), ("seed_003_smollm", "llama", False)])
+@pytest.mark.parametrize(
+    ("name", "family", "nf4"),
+    [("seed_003_phi4_mini", "phi3", True), ("seed_003_smollm", "llama", False)],
+)
 @pytest.mark.document(
     "003",
     "Phi-4-mini and SmolLM are fine-tuned",
@@ -80,7 +99,9 @@ def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_
     "numbered checkpoints and a final model",
     where="`checkpoints/step-000006`, a release",
 )
-def test_medical_assistants_are_trained_compared_with_their_base_and_published(tmp_path: Path, name: str, family: str, nf4: bool) -> None:
+def test_medical_assistants_are_trained_compared_with_their_base_and_published(
+    tmp_path: Path, name: str, family: str, nf4: bool
+) -> None:
     short = [
         "task.max_new_tokens=4",
         "train.max_steps=4",
@@ -93,11 +114,18 @@ def test_medical_assistants_are_trained_compared_with_their_base_and_published(t
     assert rows.keys() == {f"{tmp_path / f'tiny-{family}'}, untuned"}
     best = found.board.best
     assert bool(best.validation_merged) == nf4
-    assert sorted(path.name for path in Path(str(best.checkpoint)).parent.iterdir()) == ["step-000002", "step-000004"]
+    assert sorted(path.name for path in Path(str(best.checkpoint)).parent.iterdir()) == [
+        "step-000002",
+        "step-000004",
+    ]
     assert found.release is not None
     assert found.release.reference == "medical-assistant@1"
     loaded = found.release.load()
     assert loaded.manifest.quantization == ("nf4" if nf4 else "none")
-    adapted = {key.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for key in loaded.built.model.state_dict() if ".lora_" in key}
+    adapted = {
+        key.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1]
+        for key in loaded.built.model.state_dict()
+        if ".lora_" in key
+    }
     assert adapted == ({"qkv_proj", "o_proj"} if nf4 else {"q_proj", "k_proj", "v_proj", "o_proj"})
     assert loaded.task.prompt([Message("user", "fever")], loaded.engine.tokenizer, 4)

@@ -1,4 +1,5 @@
-"""What a search does when it is cut off: by a disk that is full, and by Ray, which ends a process for want of memory."""
+"""What a search does when it is cut off: by a disk that is full, and by Ray, which ends a process
+for want of memory."""
 
 import errno
 import os
@@ -34,11 +35,23 @@ def open_session(study: StudyConfig, here: Run, place: Path) -> Session:
     )
 
 
-FIRST = Evaluation(1, 5, 0.5, {"f1_macro": 0.5}, is_best=True, epochs=1.0, is_last=False, seconds=1.0, tokens_per_s=100.0)
+FIRST = Evaluation(
+    1,
+    5,
+    0.5,
+    {"f1_macro": 0.5},
+    is_best=True,
+    epochs=1.0,
+    is_last=False,
+    seconds=1.0,
+    tokens_per_s=100.0,
+)
 REPORT = TrialReport(FIRST, first_step_at=1.0, num_parameters=10, num_trainable=1).as_row()
 
 
-def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = tiny.study(tmp_path, GRID, "search.algorithm=grid")
     here = Run.start(study)
 
@@ -70,9 +83,17 @@ def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(tmp_path: P
         raise OSError(errno.EACCES, "Permission denied")
 
 
-def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_another(tmp_path: Path) -> None:
-    study = tiny.study(tmp_path, "search.space={train.learning_rate: {grid: [0.001, 0.002, 0.004]}}", "search.algorithm=grid")
-    study = study.model_copy(update={"resources": study.resources.model_copy(update={"max_failures": 1})})
+def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_another(
+    tmp_path: Path,
+) -> None:
+    study = tiny.study(
+        tmp_path,
+        "search.space={train.learning_rate: {grid: [0.001, 0.002, 0.004]}}",
+        "search.algorithm=grid",
+    )
+    study = study.model_copy(
+        update={"resources": study.resources.model_copy(update={"max_failures": 1})}
+    )
     here = Run.start(study)
     first = open_session(study, here, tmp_path)
     first.search.start()
@@ -87,27 +108,37 @@ def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_ano
 
     assert [next_name(), next_name()] == names[:2]
     assert session.requeue("memory")
-    assert (session.num_losses[names[0]], session.num_losses[names[1]], session.num_losses[names[2]]) == (1, 1, 0)
+    assert (
+        session.num_losses[names[0]],
+        session.num_losses[names[1]],
+        session.num_losses[names[2]],
+    ) == (1, 1, 0)
     assert [next_name() for _ in range(3)] == [names[2], names[0], names[1]]  # each once
     session.trial_reported(names[1], {**REPORT, "training_iteration": 1})
     assert session.requeue("memory")
     assert [record.status for record in here.records()] == ["failed", "running", "running"]
     assert [next_name(), next_name(), next_name()] == [names[1], names[2], None]
     session.trial_finished(names[1])
-    assert not session.requeue("memory")  # the third was under way twice and came no further: nothing is left to run
+    assert not session.requeue(
+        "memory"
+    )  # the third was under way twice and came no further: nothing is left to run
     assert [record.status for record in here.records()] == ["failed", "finished", "failed"]
 
 
 def test_an_interrupted_search_waits_for_the_trials_that_train_and_asks_the_others_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", "resources={grace_s: 0.5, cpus_per_worker: 1}")
+    study = tiny.study(
+        tmp_path, GRID, "search.algorithm=grid", "resources={grace_s: 0.5, cpus_per_worker: 1}"
+    )
     here = Run.start(study)
     session = open_session(study, here, tmp_path)
     session.search.start()
     assert session.next()
     assert session.next()
-    training, evaluating = (StopFiles(here.trial_dir(f"tiny-bert-00{number}")) for number in range(2))
+    training, evaluating = (
+        StopFiles(here.trial_dir(f"tiny-bert-00{number}")) for number in range(2)
+    )
 
     session.interrupt()
     assert not caplog.messages  # nobody trains: it does not wait

@@ -14,7 +14,11 @@ def test_a_folder_that_some_node_does_not_see_is_refused_with_what_to_set(tmp_pa
         return {"10.0.0.3": False, "10.0.0.2": True}
 
     with pytest.raises(
-        ConfigError, match=r"storage_path: .* is a folder of one node: 10\.0\.0\.3 cannot see .* set storage_path to a folder that"
+        ConfigError,
+        match=(
+            r"storage_path: .* is a folder of one node: 10\.0\.0\.3 cannot see .* set storage_path "
+            r"to a folder that"
+        ),
     ):
         preflight.check_shared(tmp_path, look)
     assert looked == [True]
@@ -22,5 +26,7 @@ def test_a_folder_that_some_node_does_not_see_is_refused_with_what_to_set(tmp_pa
 
 
 def test_a_folder_that_all_nodes_see_passes(tmp_path: Path) -> None:
-    preflight.check_shared(tmp_path, lambda path: {"10.0.0.2": preflight.sees(path), "10.0.0.3": preflight.sees(path)})
+    preflight.check_shared(
+        tmp_path, lambda path: {"10.0.0.2": preflight.sees(path), "10.0.0.3": preflight.sees(path)}
+    )
     assert not preflight.sees(tmp_path / "not there", patience_s=0)

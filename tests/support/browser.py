@@ -1,4 +1,5 @@
-"""The system's Chromium, driven by Playwright: what a page requests, what it complains about, what it shows."""
+"""The system's Chromium, driven by Playwright: what a page requests, what it complains about, what
+it shows."""
 
 import shutil
 import time
@@ -30,15 +31,23 @@ class Tab:
         return self.page.evaluate(script)
 
     def until(self, script: str) -> None:
-        """Wait until a script's value is true. Playwright's own wait evaluates inside the page, which the page's policy refuses."""
+        """Wait until a script's value is true. Playwright's own wait evaluates inside the page,
+        which the page's policy refuses."""
         end = time.monotonic() + 20
         while not self.value(script):
-            assert time.monotonic() < end, (script, self.page.locator("body").inner_text()[:400], self.complaints)
+            assert time.monotonic() < end, (
+                script,
+                self.page.locator("body").inner_text()[:400],
+                self.complaints,
+            )
             self.page.wait_for_timeout(20)
 
 
-def open_tab(browser: Browser, url: str, *, width: int = 1200, height: int = 800, dark: bool = False) -> Tab:
-    """Load a page with a profile of its own. The caller closes it, or the browser does when it ends."""
+def open_tab(
+    browser: Browser, url: str, *, width: int = 1200, height: int = 800, dark: bool = False
+) -> Tab:
+    """Load a page with a profile of its own. The caller closes it, or the browser does when it
+    ends."""
     context = browser.new_context(
         viewport={"width": width, "height": height},
         is_mobile=width < 500,
@@ -47,7 +56,9 @@ def open_tab(browser: Browser, url: str, *, width: int = 1200, height: int = 800
     )
     context.set_default_timeout(20_000)
     tab = Tab(context.new_page())
-    protocol = context.new_cdp_session(tab.page)  # Playwright's own event leaves out requests of an icon
+    protocol = context.new_cdp_session(
+        tab.page
+    )  # Playwright's own event leaves out requests of an icon
     protocol.send("Network.enable")
     protocol.on("Network.requestWillBeSent", tab.add_request)
     tab.page.on("console", lambda message: tab.complaints.append(message.text))
@@ -59,11 +70,15 @@ def open_tab(browser: Browser, url: str, *, width: int = 1200, height: int = 800
 
 @contextmanager
 def start() -> Iterator[Browser]:
-    """Skip the test where there is no Chromium. While it runs, this thread counts as one with an event loop."""
+    """Skip the test where there is no Chromium. While it runs, this thread counts as one with an
+    event loop."""
     command = next((path for name in NAMES if (path := shutil.which(name))), None)
     if command is None:
         pytest.skip(f"no Chromium on the PATH ({', '.join(NAMES)})")
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=command) as browser:
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=command) as browser,
+    ):
         yield browser
 
 

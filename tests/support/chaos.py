@@ -1,4 +1,5 @@
-"""A study as a process of its own, to be disturbed while it runs, and what tells whether it ended as if nothing had been."""
+"""A study as a process of its own, to be disturbed while it runs, and what tells whether it ended
+as if nothing had been."""
 
 import os
 import re
@@ -30,14 +31,21 @@ class Ended:
 
 
 def hear_interrupts() -> None:
-    """A shell that starts tests in the background has them ignore Ctrl-C, and their children too."""
+    """A shell that starts tests in the background has them ignore Ctrl-C, and their children
+    too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_study(folder: Path, *settings: str) -> Path:
     """Grid, fp32, one thread, no early stop: what decides figures is the study alone."""
     asked = tiny.study(
-        folder, GRID, "search.algorithm=grid", f"train.epochs={NUM_EPOCHS}", "train.log_every_steps=1", *settings, num_rows=800
+        folder,
+        GRID,
+        "search.algorithm=grid",
+        f"train.epochs={NUM_EPOCHS}",
+        "train.log_every_steps=1",
+        *settings,
+        num_rows=800,
     )
     path = folder / "study.yaml"
     path.write_text(dump_settings(asked))
@@ -47,8 +55,15 @@ def write_study(folder: Path, *settings: str) -> Path:
 class Study:
     """`medray study` as a process of its own; on a cluster where `joined` tells its variables."""
 
-    def __init__(self, *arguments: str | Path, command: str = "study", joined: Mapping[str, str] | None = None) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"OMP_NUM_THREADS": "1"}
+    def __init__(
+        self,
+        *arguments: str | Path,
+        command: str = "study",
+        joined: Mapping[str, str] | None = None,
+    ) -> None:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+        } | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "medray.cli", command, *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -72,7 +87,11 @@ class Study:
 
     def kill(self, name: str) -> None:
         """The first process below that shows this name."""
-        found = [number for number, shown in serve_session.processes(self.process.pid).items() if re.match(name, shown)]
+        found = [
+            number
+            for number, shown in serve_session.processes(self.process.pid).items()
+            if re.match(name, shown)
+        ]
         assert found, serve_session.processes(self.process.pid)
         os.kill(found[0], signal.SIGKILL)
 
@@ -93,7 +112,9 @@ class Study:
     def left(self, patience_s: float = 20) -> dict[int, str]:
         """What still lives of the processes that were seen, after a while."""
         deadline = time.monotonic() + patience_s
-        while (alive := {number: name for number, name in self.seen.items() if _lives(number)}) and time.monotonic() < deadline:
+        while (
+            alive := {number: name for number, name in self.seen.items() if _lives(number)}
+        ) and time.monotonic() < deadline:
             time.sleep(0.2)
         return alive
 
@@ -106,7 +127,10 @@ def _lives(number: int) -> bool:
 
 def figures(run: Run) -> Figures:
     return {
-        record.trial: [(row.epoch, row.train_loss, row.metrics["f1_macro"]) for row in run.history(record.trial)]
+        record.trial: [
+            (row.epoch, row.train_loss, row.metrics["f1_macro"])
+            for row in run.history(record.trial)
+        ]
         for record in run.records()
     }
 
@@ -156,9 +180,16 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, with little more room than a study asks for at its start."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+    )
     if mounted.returncode:
-        pytest.skip(f"a file system that can be filled needs the right to mount one: {mounted.stderr.strip()}")
+        pytest.skip(
+            "a file system that can be filled needs the right to mount one: "
+            f"{mounted.stderr.strip()}"
+        )
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 

@@ -41,8 +41,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["content-length"]))
-        marks = {name: value for name, value in self.headers.items() if name.lower().startswith(_MARKS)}
-        create = self.headers.get("x-goog-if-generation-match") == "0" or self.headers.get("if-none-match") == "*"
+        marks = {
+            name: value for name, value in self.headers.items() if name.lower().startswith(_MARKS)
+        }
+        create = (
+            self.headers.get("x-goog-if-generation-match") == "0"
+            or self.headers.get("if-none-match") == "*"
+        )
         with self.lock:
             if create and self.key in self.blobs:
                 return self._answer(412, b"<Error><Code>ConditionNotMet</Code></Error>")
@@ -72,12 +77,22 @@ class _Handler(BaseHTTPRequestHandler):
         for number, path in enumerate(re.findall(r"DELETE (\S+) HTTP", batch)):
             with self.lock:
                 status = "202 Accepted" if self.blobs.pop(_key(path), None) else "404 Not Found"
-            parts.append(f"--b\r\nContent-Type: application/http\r\nContent-ID: {number}\r\n\r\nHTTP/1.1 {status}\r\n\r\n\r\n")
-        self._answer(202, "".join([*parts, "--b--\r\n"]).encode(), {"Content-Type": "multipart/mixed; boundary=b"})
+            parts.append(
+                f"--b\r\nContent-Type: application/http\r\nContent-ID: {number}\r\n\r\nHTTP/1.1 "
+                f"{status}\r\n\r\n\r\n"
+            )
+        self._answer(
+            202,
+            "".join([*parts, "--b--\r\n"]).encode(),
+            {"Content-Type": "multipart/mixed; boundary=b"},
+        )
 
     def _listing(self, prefix: str, delimiter: str, *, azure: bool) -> bytes:
         keys = sorted(key for key in self.blobs if key.startswith(prefix))
-        below = {key: key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "") for key in keys}
+        below = {
+            key: key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
+            for key in keys
+        }
         folders = sorted({f"{prefix}{name}/" for name, mark, _ in below.values() if mark})
         objects = [(key, len(self.blobs[key].content)) for key in keys if not below[key][1]]
         if azure:
@@ -86,19 +101,34 @@ class _Handler(BaseHTTPRequestHandler):
                 f"<Content-Length>{size}</Content-Length><Content-Type>x</Content-Type></Properties></Blob>"
                 for key, size in objects
             )
-            prefixes = "".join(f"<BlobPrefix><Name>{escape(folder)}</Name></BlobPrefix>" for folder in folders)
-            return f"<EnumerationResults><Blobs>{blobs}{prefixes}</Blobs><NextMarker/></EnumerationResults>".encode()
+            prefixes = "".join(
+                f"<BlobPrefix><Name>{escape(folder)}</Name></BlobPrefix>" for folder in folders
+            )
+            return (
+                f"<EnumerationResults><Blobs>{blobs}{prefixes}</Blobs><NextMarker/>"
+                "</EnumerationResults>"
+            ).encode()
         contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{size}</Size><ETag>e</ETag>"
             f"<LastModified>2026-11-30T07:00:00Z</LastModified></Contents>"
             for key, size in objects
         )
-        prefixes = "".join(f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders)
+        prefixes = "".join(
+            f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
+            for folder in folders
+        )
         return f"<ListBucketResult>{contents}{prefixes}</ListBucketResult>".encode()
 
-    def _answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+    def _answer(
+        self, status: int, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
-        for name, value in {"ETag": "e", "Last-Modified": _DATE, "x-goog-generation": "1", **(headers or {})}.items():
+        for name, value in {
+            "ETag": "e",
+            "Last-Modified": _DATE,
+            "x-goog-generation": "1",
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -107,16 +137,24 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(params=["gs", "az"])
-def cloud_uri(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[str]:
+def cloud_uri(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> Iterator[str]:
     """A place in a bucket of its own."""
     handler = type("Handler", (_Handler,), {"blobs": {}, "lock": threading.Lock()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     settings = {
         "gs": {"GOOGLE_BASE_URL": endpoint, "GOOGLE_BEARER_TOKEN": "token"},
-        "az": {"AZURE_STORAGE_ENDPOINT": endpoint, "AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_SKIP_SIGNATURE": "true"},
+        "az": {
+            "AZURE_STORAGE_ENDPOINT": endpoint,
+            "AZURE_STORAGE_ACCOUNT_NAME": "account",
+            "AZURE_SKIP_SIGNATURE": "true",
+        },
     }
     for name, value in settings[request.param].items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,5 @@
-"""`pytest --costs=N`: the N slowest phases of tests, with the CPU seconds of all their processes beside the seconds that they took.
+"""`pytest --costs=N`: the N slowest phases of tests, with the CPU seconds of all their processes
+beside the seconds that they took.
 
 A phase of many seconds and little CPU waits; one of as much CPU as seconds computes.
 """
@@ -17,7 +18,8 @@ _NAME = "cpu_s"
 
 
 class ProcessTree:
-    """The CPU seconds of this process and all below it, those that have ended included: sampled, since who reaps them is not known."""
+    """The CPU seconds of this process and all below it, those that have ended included: sampled,
+    since who reaps them is not known."""
 
     def __init__(self, interval_s: float = 0.5) -> None:
         self._seen: dict[int, float] = {}
@@ -40,7 +42,9 @@ class ProcessTree:
                 parents[int(process.name)] = int(fields[1])
                 used[int(process.name)] = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
         with self._lock:
-            below = {os.getpid()} | (self._seen.keys() & used.keys())  # a process whose parent has ended stays counted
+            below = {os.getpid()} | (
+                self._seen.keys() & used.keys()
+            )  # a process whose parent has ended stays counted
             while more := {child for child, parent in parents.items() if parent in below} - below:
                 below |= more
             self._seen |= {number: used[number] for number in below if number in used}
@@ -79,7 +83,10 @@ class Costs:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Iterator[None]:
         report: Any = yield
-        report.user_properties = [*report.user_properties, (_NAME, self._tree.cpu_s() - self._before)]
+        report.user_properties = [
+            *report.user_properties,
+            (_NAME, self._tree.cpu_s() - self._before),
+        ]
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -90,7 +97,8 @@ class Costs:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         wall, cpu = (sum(row[column] for row in self.rows) for column in (0, 1))
         terminalreporter.section(
-            f"costs: {len(self.rows)} phases of {wall:.0f} s in all and {cpu:.0f} s of CPU; the slowest {self.num_shown}"
+            f"costs: {len(self.rows)} phases of {wall:.0f} s in all and {cpu:.0f} s of CPU; the "
+            f"slowest {self.num_shown}"
         )
         for seconds, cpu_s, when, name in sorted(self.rows, reverse=True)[: self.num_shown]:
             terminalreporter.write_line(f"{seconds:8.2f} s {cpu_s:8.2f} s of CPU  {when:<8} {name}")

@@ -13,7 +13,11 @@ from medray.serving.schemas import Limits
 from medray.serving.service import Conversation, Description, Event, Events, Start, TextPiece
 
 WARNING = "Not a doctor."
-ANSWER = (TextPiece("Asthma ", 2), TextPiece("is common.", 2), TextPiece("", 1, finish="stop", outcome="answered"))
+ANSWER = (
+    TextPiece("Asthma ", 2),
+    TextPiece("is common.", 2),
+    TextPiece("", 1, finish="stop", outcome="answered"),
+)
 
 
 class Service:
@@ -46,7 +50,9 @@ class Service:
         return Description("adviser", 3, "Be careful.", WARNING)
 
     async def answer(self, reference: str, request: Any) -> Any:
-        return Refusal(400, "wrong_route", "adviser is asked at /v1/chat/completions", param="model")
+        return Refusal(
+            400, "wrong_route", "adviser is asked at /v1/chat/completions", param="model"
+        )
 
     async def health(self) -> Any:
         return {"status": "ok"}
@@ -60,7 +66,9 @@ def listening(service: Service, digests: frozenset[str] | None = None) -> Iterat
     import uvicorn
 
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(make_api(service, Limits(), digests), port=port, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(make_api(service, Limits(), digests), port=port, log_level="error")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     end = time.monotonic() + 10

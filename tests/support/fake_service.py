@@ -1,4 +1,5 @@
-"""A service that answers without a model: one release of each kind, as the page and the fuzzer ask them."""
+"""A service that answers without a model: one release of each kind, as the page and the fuzzer ask
+them."""
 
 import asyncio
 import re
@@ -24,8 +25,19 @@ from medray.tasks.base.route import TextRequest, TextResponse
 from medray.tasks.choice import ChooseRequest, ChooseResponse
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 
-TERMS = ("chills", "high fever", "itching", "joint pain", "nodal skin eruptions", "skin rash", "vomiting")
-DISEASES = (*(f"disease {number}" for number in range(1, 16)), "paroxysmal positional vertigo with a long name")
+TERMS = (
+    "chills",
+    "high fever",
+    "itching",
+    "joint pain",
+    "nodal skin eruptions",
+    "skin rash",
+    "vomiting",
+)
+DISEASES = (
+    *(f"disease {number}" for number in range(1, 16)),
+    "paroxysmal positional vertigo with a long name",
+)
 WARNING = "Research software, not a medical device: no diagnosis, no treatment decision."
 WORDS = ("Asthma ", "is a chronic ", "disease. <img src=x onerror=alert(1)> ", "Ask ", "a doctor.")
 
@@ -55,7 +67,9 @@ def _card(release: str, task: str, path: str, form: Form, **others: object) -> R
 
 
 CARDS = {
-    "cancer@best": _card("cancer", "classification", "/v1/classify", Form(), labels=("cancer", "no cancer")),
+    "cancer@best": _card(
+        "cancer", "classification", "/v1/classify", Form(), labels=("cancer", "no cancer")
+    ),
     "symptoms@best": _card(
         "symptoms",
         "choice",
@@ -65,7 +79,11 @@ CARDS = {
         terms=TERMS,
     ),
     "pubmedqa@2": _card(
-        "pubmedqa", "choice", "/v1/choose", pubmedqa.Options(name="pubmedqa", path="-").form(), labels=("maybe", "no", "yes")
+        "pubmedqa",
+        "choice",
+        "/v1/choose",
+        pubmedqa.Options(name="pubmedqa", path="-").form(),
+        labels=("maybe", "no", "yes"),
     ),
     "diseases@1": _card("diseases", "tagging", "/v1/extract", Form(), labels=("disease", "drug")),
     "adviser@best": _card("adviser", "instruct", CHAT_PATH, Form(), system="You answer carefully."),
@@ -86,15 +104,31 @@ class Service:
         if self.refused:
             return self.refused
         told = CARDS[reference]
-        wanted = {"/v1/classify": ClassifyRequest, "/v1/choose": ChooseRequest, "/v1/extract": ExtractRequest}.get(told.path)
+        wanted = {
+            "/v1/classify": ClassifyRequest,
+            "/v1/choose": ChooseRequest,
+            "/v1/extract": ExtractRequest,
+        }.get(told.path)
         if wanted is None or not isinstance(request, wanted):
-            return Refusal(400, "wrong_route", f"{told.release} is asked at {told.path}", param="model")
+            return Refusal(
+                400, "wrong_route", f"{told.release} is asked at {told.path}", param="model"
+            )
         count = len(request.inputs or (1,))
         if isinstance(request, ClassifyRequest):
-            answer = LabelAnswer(label="cancer", labels=("cancer",), confidence=0.83, probabilities={"cancer": 0.83, "no cancer": 0.17})
-            return ClassifyResponse(release=told.release, version=told.version, predictions=(answer,) * count)
+            answer = LabelAnswer(
+                label="cancer",
+                labels=("cancer",),
+                confidence=0.83,
+                probabilities={"cancer": 0.83, "no cancer": 0.17},
+            )
+            return ClassifyResponse(
+                release=told.release, version=told.version, predictions=(answer,) * count
+            )
         if isinstance(request, ExtractRequest):
-            answers = tuple(MentionsAnswer(mentions=mentions_in(text)) for text in (request.inputs or (request.text or "",)))
+            answers = tuple(
+                MentionsAnswer(mentions=mentions_in(text))
+                for text in (request.inputs or (request.text or "",))
+            )
             return ExtractResponse(release=told.release, version=told.version, predictions=answers)
         total = 2 ** len(told.labels) - 1
         probabilities = {label: 2**place / total for place, label in enumerate(told.labels)}
@@ -107,13 +141,20 @@ class Service:
             ranked=ranked,
             probabilities=probabilities,
         )
-        return ChooseResponse(release=told.release, version=told.version, predictions=(chosen,) * count)
+        return ChooseResponse(
+            release=told.release, version=told.version, predictions=(chosen,) * count
+        )
 
     async def talk(self, reference: str, asked: Conversation) -> Events:
         self.talks.append(asked)
         told = CARDS[reference]
         if told.path != CHAT_PATH:
-            yield Refusal(400, "wrong_route", f"{told.release} does not talk: it is asked at {told.path}", param="model")
+            yield Refusal(
+                400,
+                "wrong_route",
+                f"{told.release} does not talk: it is asked at {told.path}",
+                param="model",
+            )
             return
         yield Start(told.release, told.version, 12, WARNING)
         for word in WORDS:
@@ -137,7 +178,13 @@ class Service:
 def mentions_in(text: str) -> tuple[MentionAnswer, ...]:
     known = re.finditer("(?P<disease>asthma|lung cancer|cancer)|(?P<drug>aspirin)", text)
     return tuple(
-        MentionAnswer(start=match.start(), end=match.end(), text=match.group(), kind=str(match.lastgroup), confidence=0.9)
+        MentionAnswer(
+            start=match.start(),
+            end=match.end(),
+            text=match.group(),
+            kind=str(match.lastgroup),
+            confidence=0.9,
+        )
         for match in known
     )
 

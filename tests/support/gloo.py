@@ -40,15 +40,23 @@ class _Stopped(Exception):
 
 
 def run(jobs: list[Job], num_ranks: int) -> list[Done]:
-    """Each job on all ranks, one after the other; what the first rank saw. One rank alone has no group, as where Ray Train is not used."""
+    """Each job on all ranks, one after the other; what the first rank saw. One rank alone has no
+    group, as where Ray Train is not used."""
     place = jobs[0].folder.parent
     if torch.cuda.is_available():
-        context: Any = multiprocessing.get_context("spawn")  # what was forked after a look at CUDA cannot use it
+        context: Any = multiprocessing.get_context(
+            "spawn"
+        )  # what was forked after a look at CUDA cannot use it
     else:
-        context = multiprocessing.get_context("forkserver")  # torch, PEFT and DeepSpeed are imported once, by the server
+        context = multiprocessing.get_context(
+            "forkserver"
+        )  # torch, PEFT and DeepSpeed are imported once, by the server
         context.set_forkserver_preload(["medray.training.worker", "deepspeed"])
     meeting = place / f"meeting-{uuid.uuid4().hex}"
-    members = [context.Process(target=_rank, args=(rank, num_ranks, jobs, meeting)) for rank in range(num_ranks)]
+    members = [
+        context.Process(target=_rank, args=(rank, num_ranks, jobs, meeting))
+        for rank in range(num_ranks)
+    ]
     for member in members:
         member.start()
     for member in members:
@@ -65,7 +73,9 @@ def _rank(rank: int, num_ranks: int, jobs: list[Job], meeting: Path) -> None:
     torch.set_num_threads(1)
     if num_ranks > 1:
         os.environ["LOCAL_RANK"] = str(rank)  # as Ray Train sets it
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_ranks)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_ranks
+        )
     _shard_all()
     done = [alone(job) for job in jobs]
     if rank == 0:
@@ -100,7 +110,9 @@ def alone(job: Job) -> Done:
     take_step, advance = Loop.take_step, Loop.advance
 
     def taking(self: Loop) -> Any:
-        if self.slot.step + 1 == job.interrupt_in and trial is not None and trial.stop:  # of the first rank
+        if (
+            self.slot.step + 1 == job.interrupt_in and trial is not None and trial.stop
+        ):  # of the first rank
             stop.request(job.folder / "trial")
             trial.stop.open()  # it looks in this step
         loss, step, is_interrupted = take_step(self)
@@ -127,8 +139,14 @@ def alone(job: Job) -> Done:
     finally:
         Loop.take_step, Loop.advance = take_step, advance  # type: ignore[method-assign]
     if trial is not None:
-        done.scale = trial.loop.strategy.state()["scaler"].get("scale", 1.0) if "model.precision=fp16" in job.settings else 1.0
+        done.scale = (
+            trial.loop.strategy.state()["scaler"].get("scale", 1.0)
+            if "model.precision=fp16" in job.settings
+            else 1.0
+        )
         done.engine = type(trial.loop.model).__name__
         done.num_whole = sum(parameter.numel() for parameter in trial.built.model.parameters())
-    done.checkpoints = sorted(str(path) for path in (job.folder / "trial" / "checkpoints").glob("step-*"))
+    done.checkpoints = sorted(
+        str(path) for path in (job.folder / "trial" / "checkpoints").glob("step-*")
+    )
     return done

@@ -1,7 +1,8 @@
-"""Studies without Ray: this process trains one trial after another, by the functions that the processes of Ray call.
+"""Studies without Ray: this process trains one trial after another, by the functions that the
+processes of Ray call.
 
-It honors early stops, failures, a full disk and interrupts; one trial runs at a time, and a process that dies is left to tests on Ray.
-"""
+It honors early stops, failures, a full disk and interrupts; one trial runs at a time, and a process
+that dies is left to tests on Ray."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +29,18 @@ class _EarlyStop(Exception):
     """Ends a trial in its report, as Ray Tune does."""
 
 
-def run(study: StudyConfig, seen: Seen | None = None, here: Run | None = None, **options: bool) -> Outcome:
-    return studies.run(study, CLUSTER, here or Run.start(study), watcher=seen or Seen(), launch=launch, call=call, **options)
+def run(
+    study: StudyConfig, seen: Seen | None = None, here: Run | None = None, **options: bool
+) -> Outcome:
+    return studies.run(
+        study,
+        CLUSTER,
+        here or Run.start(study),
+        watcher=seen or Seen(),
+        launch=launch,
+        call=call,
+        **options,
+    )
 
 
 def launch(session: Session, placements: Sequence[Placement]) -> None:
@@ -37,7 +48,9 @@ def launch(session: Session, placements: Sequence[Placement]) -> None:
         _train(session, start.assignment)
 
 
-def call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], placement: Placement) -> list[Any]:
+def call(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], placement: Placement
+) -> list[Any]:
     return [function(*values) for values in arguments]
 
 

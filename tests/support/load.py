@@ -1,4 +1,5 @@
-"""Clients that ask without a pause while something happens to the service, and what became of every request."""
+"""Clients that ask without a pause while something happens to the service, and what became of every
+request."""
 
 import http.client
 import itertools
@@ -30,7 +31,9 @@ class Outcome:
     def gap(self) -> float:
         """The longest time without a 200, in seconds."""
         times = sorted(when for when, status, _ in self.answers if status == 200)
-        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=float("inf"))
+        return max(
+            (later - earlier for earlier, later in itertools.pairwise(times)), default=float("inf")
+        )
 
     def until(self, version: int, more: int = 25, seconds: float = 60) -> None:
         """Wait until so many more requests were answered by a version."""
@@ -40,10 +43,15 @@ class Outcome:
             time.sleep(0.01)
 
     def __str__(self) -> str:
-        return f"{self.num_sent} sent, {self.num_failed} failed, {dict(self.statuses)}, by version {dict(self.versions)}, longest gap {self.gap():.2f} s"
+        return (
+            f"{self.num_sent} sent, {self.num_failed} failed, {dict(self.statuses)}, by version "
+            f"{dict(self.versions)}, longest gap {self.gap():.2f} s"
+        )
 
 
-def ask(port: int, body: dict[str, Any], token: str | None = None, *, timeout_s: float = 60) -> tuple[int, dict[str, Any], dict[str, str]]:
+def ask(
+    port: int, body: dict[str, Any], token: str | None = None, *, timeout_s: float = 60
+) -> tuple[int, dict[str, Any], dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
         return _ask(connection, body, token)
@@ -51,19 +59,29 @@ def ask(port: int, body: dict[str, Any], token: str | None = None, *, timeout_s:
         connection.close()
 
 
-def _ask(connection: http.client.HTTPConnection, body: dict[str, Any], token: str | None) -> tuple[int, dict[str, Any], dict[str, str]]:
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+def _ask(
+    connection: http.client.HTTPConnection, body: dict[str, Any], token: str | None
+) -> tuple[int, dict[str, Any], dict[str, str]]:
+    headers = {"content-type": "application/json"} | (
+        {"authorization": f"Bearer {token}"} if token else {}
+    )
     connection.request("POST", "/v1/classify", json.dumps(body), headers)
     answer = connection.getresponse()
     raw = answer.read()
     try:
-        return answer.status, json.loads(raw), {name.lower(): value for name, value in answer.getheaders()}
+        return (
+            answer.status,
+            json.loads(raw),
+            {name.lower(): value for name, value in answer.getheaders()},
+        )
     except ValueError:
         return answer.status, {"raw": raw.decode(errors="replace")}, {}
 
 
 @contextmanager
-def running(port: int, bodies: Sequence[dict[str, Any]], token: str | None = None, *, clients: int = 8) -> Iterator[Outcome]:
+def running(
+    port: int, bodies: Sequence[dict[str, Any]], token: str | None = None, *, clients: int = 8
+) -> Iterator[Outcome]:
     """Every client asks again as soon as it was answered, and never repeats what failed."""
     outcome, stop, lock = Outcome(), threading.Event(), threading.Lock()
 
@@ -90,7 +108,9 @@ def running(port: int, bodies: Sequence[dict[str, Any]], token: str | None = Non
             position += clients
         connection.close()
 
-    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)]
+    threads = [
+        threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)
+    ]
     for thread in threads:
         thread.start()
     try:

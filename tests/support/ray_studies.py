@@ -10,9 +10,16 @@ from medray.study.study import Outcome
 
 
 def whole(cluster: Cluster) -> str:
-    """The setting of a trial that takes every CPU: the next one runs in its process, which has imported what it needs."""
+    """The setting of a trial that takes every CPU: the next one runs in its process, which has
+    imported what it needs."""
     return f"resources.cpus_per_worker={int(cluster.cpus)}"
 
 
-def run(study: StudyConfig, cluster: Cluster, seen: Seen | None = None, here: Run | None = None, **options: bool) -> Outcome:
+def run(
+    study: StudyConfig,
+    cluster: Cluster,
+    seen: Seen | None = None,
+    here: Run | None = None,
+    **options: bool,
+) -> Outcome:
     return studies.run(study, cluster, here or Run.start(study), watcher=seen or Seen(), **options)

@@ -1,4 +1,5 @@
-"""A cluster of several raylets on this machine, as `cluster/local.sh` starts it: each has an address, ports and CPUs of its own."""
+"""A cluster of several raylets on this machine, as `cluster/local.sh` starts it: each has an
+address, ports and CPUs of its own."""
 
 import os
 import re
@@ -25,7 +26,11 @@ class Raylets:
         # Its output goes to a file: nodes would hold a pipe open.
         with (self.folder / "said").open("w+") as said:
             done = subprocess.run(
-                [str(_LOCAL), *map(str, arguments)], env=dict(self.environment), stdout=said, stderr=subprocess.STDOUT, timeout=600
+                [str(_LOCAL), *map(str, arguments)],
+                env=dict(self.environment),
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                timeout=600,
             )
             said.seek(0)
             told = said.read()
@@ -48,10 +53,17 @@ class Raylets:
 
 
 @contextmanager
-def raylets(num_nodes: int, *, cpus: int, of_head: int, wrapped: str = "", **variables: str) -> Iterator[Raylets]:
-    """`wrapped`: shell lines that every node is started through, where `$RAY` is Ray's command and `"$@"` its arguments."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="mr"))  # not pytest's: a socket's path must be short
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+def raylets(
+    num_nodes: int, *, cpus: int, of_head: int, wrapped: str = "", **variables: str
+) -> Iterator[Raylets]:
+    """`wrapped`: shell lines that every node is started through, where `$RAY` is Ray's command and
+    `"$@"` its arguments."""
+    folder = Path(
+        tempfile.mkdtemp(dir="/tmp", prefix="mr")
+    )  # not pytest's: a socket's path must be short
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+    } | {
         "MEDRAY_LOCAL": str(folder),
         "MEDRAY_LOCAL_NET": f"127.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 256}",
         "MEDRAY_RAY": str(Path(sys.executable).with_name("ray")),

@@ -1,7 +1,8 @@
-"""Which files of medray one HTTP request passes, from the socket to the answer: `python tests/support/request_trace.py`.
+"""Which files of medray one HTTP request passes, from the socket to the answer: `python
+tests/support/request_trace.py`.
 
-The proxy's bounds, the ingress, the replica and a tiny model run in this process; only Serve between them is left out.
-"""
+The proxy's bounds, the ingress, the replica and a tiny model run in this process; only Serve
+between them is left out."""
 
 import json
 import logging
@@ -39,12 +40,16 @@ ROOT = Path(medray.__file__).parent
 VALUES = ("types.py", "errors.py")  # values of every room, which are no step of a request
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {  # the kind of the tiny checkpoint, and the body
     "/v1/classify": ("study", {"text": "tumour in the lung"}),
-    CHAT_PATH: ("instruct", {"messages": [{"role": "user", "content": "glucose"}], "max_tokens": 4}),
+    CHAT_PATH: (
+        "instruct",
+        {"messages": [{"role": "user", "content": "glucose"}], "max_tokens": 4},
+    ),
 }
 
 
 class Handle:
-    """A deployment's handle whose replica is an object of this process; values are copied as between processes."""
+    """A deployment's handle whose replica is an object of this process; values are copied as
+    between processes."""
 
     def __init__(self, target: Any, *, stream: bool = False) -> None:
         self.target, self.stream = target, stream
@@ -54,7 +59,11 @@ class Handle:
 
     def __getattr__(self, method: str) -> SimpleNamespace:
         function = getattr(self.target, method)
-        return SimpleNamespace(remote=lambda *args: Pieces(function(*_copy(args))) if self.stream else _result(function(*_copy(args))))
+        return SimpleNamespace(
+            remote=lambda *args: (
+                Pieces(function(*_copy(args))) if self.stream else _result(function(*_copy(args)))
+            )
+        )
 
 
 class Pieces:
@@ -82,7 +91,8 @@ def _copy(value: Any) -> Any:
 
 
 class Files:
-    """The files of medray whose functions run while it records, in any thread that starts after it."""
+    """The files of medray whose functions run while it records, in any thread that starts after
+    it."""
 
     def __init__(self) -> None:
         self.is_recording = False
@@ -94,7 +104,9 @@ class Files:
         if self.is_recording and event == "call":
             path = frame.f_code.co_filename
             if path not in self._of_code:
-                self._of_code[path] = str(Path(path).relative_to(ROOT)) if path.startswith(f"{ROOT}/") else None
+                self._of_code[path] = (
+                    str(Path(path).relative_to(ROOT)) if path.startswith(f"{ROOT}/") else None
+                )
             if name := self._of_code[path]:
                 self.names.add(name)
 
@@ -108,7 +120,8 @@ class Files:
 
 
 def files_of_request(path: str) -> tuple[str, ...]:
-    """Those that the second request to a path passes, without values; the first one makes what is kept for the others."""
+    """Those that the second request to a path passes, without values; the first one makes what is
+    kept for the others."""
     files = Files()
     kind, body = REQUESTS[path]
     with ExitStack() as stack:
@@ -116,7 +129,9 @@ def files_of_request(path: str) -> tuple[str, ...]:
         stack.callback(threading.setprofile, threading.getprofile())
         threading.setprofile(files)
         url = stack.enter_context(serving(tiny.checkpoint(kind), place))
-        request = urllib.request.Request(url + path, json.dumps(body).encode(), {"content-type": "application/json"})
+        request = urllib.request.Request(
+            url + path, json.dumps(body).encode(), {"content-type": "application/json"}
+        )
         for _ in range(2):
             files.names.clear()
             with files.recording(), urllib.request.urlopen(request, timeout=60) as answer:
@@ -130,7 +145,14 @@ def files_of_request(path: str) -> tuple[str, ...]:
 def serving(checkpoint: Path, place: Path) -> Iterator[str]:
     """A checkpoint's release at an address of this process."""
     Registry(str(place)).publish(checkpoint, "traced")
-    options = AppOptions(releases=("traced@1",), storage_path=str(place), precision="fp32", token_budget=256, follow_s=600, audit_log=None)
+    options = AppOptions(
+        releases=("traced@1",),
+        storage_path=str(place),
+        precision="fp32",
+        token_budget=256,
+        follow_s=600,
+        audit_log=None,
+    )
     with ExitStack() as stack:
         for patch in _without_serve(front.environment(options.limits.body_bytes)):
             stack.enter_context(patch)
@@ -139,7 +161,9 @@ def serving(checkpoint: Path, place: Path) -> Iterator[str]:
         service = plain(options, {"traced@1": Handle(head)}, {})
         (bounds,) = front.middlewares()
         app = bounds.cls(service.__serve_build_asgi_app__(), **bounds.kwargs)
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=(port := free_port()), log_level="error"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=(port := free_port()), log_level="error")
+        )
         thread = threading.Thread(target=server.run)
         thread.start()
         while not server.started:
@@ -161,7 +185,9 @@ def _without_serve(environment: Mapping[str, str]) -> Iterator[Any]:
     context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
     identity = SimpleNamespace(replica_id=SimpleNamespace(unique_id="traced"))
     yield mock.patch.dict(os.environ, environment)
-    yield mock.patch.object(logging.getLogger("medray"), "handlers", [logging.NullHandler()])  # those of a command called before
+    yield mock.patch.object(
+        logging.getLogger("medray"), "handlers", [logging.NullHandler()]
+    )  # those of a command called before
     yield mock.patch.object(logging.getLogger("medray"), "propagate", False)
     yield mock.patch.object(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
     yield mock.patch.object(ingress, "prepare")

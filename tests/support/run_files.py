@@ -16,7 +16,14 @@ from medray.evaluation.bootstrap import LabelAnswers
 from medray.evaluation.diagnose import SplitPredictions, examine
 from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.evaluation.metrics import Metrics, single_label
-from medray.records import HISTORY, AbstentionRecord, CalibrationRecord, Evaluation, TrialRecord, dump_history
+from medray.records import (
+    HISTORY,
+    AbstentionRecord,
+    CalibrationRecord,
+    Evaluation,
+    TrialRecord,
+    dump_history,
+)
 from medray.storage import files
 from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, Probe, TaskRecord, save
 from medray.study.run import Run
@@ -35,7 +42,13 @@ def study(folder: Path, labels: tuple[str, str] = LABELS, **changes: Any) -> Stu
         "task": {"name": "classification", "positive_label": labels[0], "metric": "f1_binary"},
         "base_models": [{"source": source} for source in BASES],
         "train": {"epochs": 3},
-        "search": {"num_trials": 3, "space": {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "lora.r": {"choice": [8, 16]}}},
+        "search": {
+            "num_trials": 3,
+            "space": {
+                "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
+                "lora.r": {"choice": [8, 16]},
+            },
+        },
         "publish": {"name": "made"},
         **changes,
     }
@@ -48,11 +61,15 @@ def said(accuracy: float, seed: int) -> tuple[LabelAnswers, np.ndarray[Any, Any]
     rng = np.random.default_rng(seed)
     predicted = np.where(rng.random(ROWS) < accuracy, truth, 1 - truth)
     chosen = np.eye(2, dtype=bool)[predicted]
-    sure = np.where(predicted == truth, rng.beta(8, 1, ROWS), rng.beta(3, 2, ROWS))[:, None] / 2 + 0.5
+    sure = (
+        np.where(predicted == truth, rng.beta(8, 1, ROWS), rng.beta(3, 2, ROWS))[:, None] / 2 + 0.5
+    )
     return LabelAnswers(np.eye(2, dtype=bool)[truth], chosen, 0), np.where(chosen, sure, 1 - sure)
 
 
-def metrics(accuracy: float, seed: int, labels: tuple[str, str] = LABELS) -> tuple[Metrics, LabelAnswers]:
+def metrics(
+    accuracy: float, seed: int, labels: tuple[str, str] = LABELS
+) -> tuple[Metrics, LabelAnswers]:
     answers, probabilities = said(accuracy, seed)
     truth, predicted = (side.argmax(axis=1).tolist() for side in (answers.truth, answers.predicted))
     return single_label(truth, probabilities, predicted, labels, labels[0]), answers
@@ -82,7 +99,10 @@ def record(base: int, number: int, **changes: Any) -> TrialRecord:
         "base_model": BASES[base],
         "base": base,
         "number": number,
-        "settings": {"train.learning_rate": 1e-4 * 3 ** (number + base), "lora.r": 8 if number % 2 else 16},
+        "settings": {
+            "train.learning_rate": 1e-4 * 3 ** (number + base),
+            "lora.r": 8 if number % 2 else 16,
+        },
         "status": "finished",
         "started_at": 1.7e9,
         "first_step_at": 1.7e9 + 2,
@@ -97,12 +117,21 @@ def trials(num_each: int = 3, num_failed: int = 0) -> Trials:
     for base in range(len(BASES)):
         for number in range(num_each):
             reached = 0.9 - 0.02 * number - 0.1 * base
-            made.append((record(base, number), history([reached - 0.05, reached, reached - 0.01], 10 * base + 100 * number)))
-    return made + [(record(0, num_each + at, status="failed", error="loss is not a number"), []) for at in range(num_failed)]
+            made.append(
+                (
+                    record(base, number),
+                    history([reached - 0.05, reached, reached - 0.01], 10 * base + 100 * number),
+                )
+            )
+    return made + [
+        (record(0, num_each + at, status="failed", error="loss is not a number"), [])
+        for at in range(num_failed)
+    ]
 
 
 def board(made: Trials, *, labels: tuple[str, str] = LABELS, close: bool = False) -> Leaderboard:
-    """The best trial of each base model is judged; `close` makes the two answer so alike that they tie."""
+    """The best trial of each base model is judged; `close` makes the two answer so alike that they
+    tie."""
     entries = [leaderboard.entry_of(held, rows, "f1_binary") for held, rows in made]
     candidates = [
         _judged(entry, 0.9 if close else 0.9 - 0.15 * place, 40 + place, labels)
@@ -114,7 +143,9 @@ def board(made: Trials, *, labels: tuple[str, str] = LABELS, close: bool = False
 
 def _judged(entry: Entry, accuracy: float, seed: int, labels: tuple[str, str]) -> Contender:
     validation, test = metrics(accuracy, seed, labels), metrics(accuracy - 0.01, seed + 1, labels)
-    return leaderboard.contender(entry, "f1_binary", validation=validation, test=test, ms_per_row=3.5)
+    return leaderboard.contender(
+        entry, "f1_binary", validation=validation, test=test, ms_per_row=3.5
+    )
 
 
 def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "length") -> Analysis:
@@ -124,8 +155,12 @@ def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "lengt
 
     def split(name: Any, seed: int) -> analyses.SplitAnalysis:
         answers, probabilities = said(0.9, seed)
-        scored = SplitPredictions([f"row-{row}" for row in range(ROWS)], answers, probabilities, columns)
-        return examine(name, scored, calibration, labels=labels, multi_label=False, metric="f1_binary")
+        scored = SplitPredictions(
+            [f"row-{row}" for row in range(ROWS)], answers, probabilities, columns
+        )
+        return examine(
+            name, scored, calibration, labels=labels, multi_label=False, metric="f1_binary"
+        )
 
     model = ModelAnalysis(winner, calibration, split("validation", 40), split("test", 41))
     return Analysis("made", labels, False, winner, (model,))
@@ -151,29 +186,60 @@ def run(
         files.write(made.trial_dir(trial.trial) / HISTORY, dump_history(rows))
     ranked = changed(board(held, labels=labels, close=close))
     kept = str(made.checkpoint(ranked.winner, ranked.best.step or 0))
-    entries = tuple(replace(entry, checkpoint=kept) if entry.name == ranked.winner else entry for entry in ranked.entries)
+    entries = tuple(
+        replace(entry, checkpoint=kept) if entry.name == ranked.winner else entry
+        for entry in ranked.entries
+    )
     ranked = replace(ranked, entries=entries)
     files.write(made.folder / "leaderboard.json", tables.to_json(ranked).encode())
     if with_analysis:
-        files.write(made.folder / "analysis.json", analyses.to_json(analysis(ranked.winner, labels, column)))
+        files.write(
+            made.folder / "analysis.json", analyses.to_json(analysis(ranked.winner, labels, column))
+        )
     _checkpoint(made, asked, ranked.best, labels)
     return made
 
 
 def _checkpoint(made: Run, asked: StudyConfig, best: Entry, labels: tuple[str, str]) -> None:
     audit = {
-        "num_rows": 3 * ROWS, "num_empty": 1, "labels": {labels[0]: 250, labels[1]: 230}, "splits": {"train": ROWS, "validation": ROWS, "test": ROWS},
-        "tokens": {best.base_model: {"mean": 80.0, "median": 75.0, "p95": 150.0, "longest": 700, "max_length": 512, "num_over": 3}},
-        "exact_groups": 4, "exact_rows": 8, "near_groups": 1, "near_rows": 2, "given_across": 0, "conflicting_texts": 2, "conflicting_rows": 4,
-        "accuracy_ceiling": 0.99, "majority_label": labels[0], "majority_accuracy": 0.52, "majority_f1_macro": 0.34,
-    }  # fmt: skip
+        "num_rows": 3 * ROWS,
+        "num_empty": 1,
+        "labels": {labels[0]: 250, labels[1]: 230},
+        "splits": {"train": ROWS, "validation": ROWS, "test": ROWS},
+        "tokens": {
+            best.base_model: {
+                "mean": 80.0,
+                "median": 75.0,
+                "p95": 150.0,
+                "longest": 700,
+                "max_length": 512,
+                "num_over": 3,
+            }
+        },
+        "exact_groups": 4,
+        "exact_rows": 8,
+        "near_groups": 1,
+        "near_rows": 2,
+        "given_across": 0,
+        "conflicting_texts": 2,
+        "conflicting_rows": 4,
+        "accuracy_ceiling": 0.99,
+        "majority_label": labels[0],
+        "majority_accuracy": 0.52,
+        "majority_f1_macro": 0.34,
+    }
 
     def fill(filling: Path) -> None:
         files.write(filling / "audit.json", json.dumps(audit).encode())
-        files.write(filling / "metrics.json", json.dumps({"split": "validation", **asdict(metrics(0.9, 40, labels)[0])}).encode())
+        files.write(
+            filling / "metrics.json",
+            json.dumps({"split": "validation", **asdict(metrics(0.9, 40, labels)[0])}).encode(),
+        )
 
     manifest = Manifest(
-        task=TaskRecord(options={"name": "classification"}, state={"labels": list(labels), "thresholds": None}),
+        task=TaskRecord(
+            options={"name": "classification"}, state={"labels": list(labels), "thresholds": None}
+        ),
         base=BaseRecord(source=best.base_model, revision="1", weight_hash="ab" * 32, family="bert"),
         trial=asked.trial(asked.base_models[best.base or 0]).model_dump(mode="json"),
         data_fingerprint="cd" * 32,

@@ -46,7 +46,11 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture
 def uri(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A place in a bucket of its own."""
-    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
     for name, value in (NO_CREDENTIALS | settings).items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION"):
@@ -65,7 +69,9 @@ def client() -> Any:
 def _client(endpoint: str) -> Any:
     import boto3
 
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, aws_access_key_id="key", aws_secret_access_key="secret")
+    return boto3.session.Session().client(
+        "s3", endpoint_url=endpoint, aws_access_key_id="key", aws_secret_access_key="secret"
+    )
 
 
 def put(store: ObjectStore, name: str, content: bytes) -> None:
@@ -77,8 +83,11 @@ def refusal(status: int, code: str) -> tuple[int, dict[str, str], str]:
     return status, {}, f"<Error><Code>{code}</Code><Message>no</Message></Error>"
 
 
-def instead(patch: pytest.MonkeyPatch, operation: str, answer: Callable[[Any, Answer], Any]) -> None:
-    """Let a function answer an operation (`put_object`); it gets the request and what would have answered."""
+def instead(
+    patch: pytest.MonkeyPatch, operation: str, answer: Callable[[Any, Answer], Any]
+) -> None:
+    """Let a function answer an operation (`put_object`); it gets the request and what would have
+    answered."""
     from moto.s3.responses import S3Response
 
     usual = getattr(S3Response, operation)

@@ -1,8 +1,8 @@
-"""Tests side by side in two processes: those of files that need Ray begin, studies in the one and services in the other.
+"""Tests side by side in two processes: those of files that need Ray begin, studies in the one and
+services in the other.
 
-In each they take turns on a cluster that they share. xdist's own groups (`--dist loadgroup`) change a name that pytest 9.2 does not let
-them change (pytest-xdist 3.8).
-"""
+In each they take turns on a cluster that they share. xdist's own groups (`--dist loadgroup`) change
+a name that pytest 9.2 does not let them change (pytest-xdist 3.8)."""
 
 from functools import cache
 from pathlib import Path
@@ -27,10 +27,15 @@ def order(items: list[pytest.Item]) -> None:
 
 
 def mark_breadth(items: list[pytest.Item]) -> None:
-    """Of tests that are run for each model family, an encoder, a decoder and one with tied weights stay in `make test`."""
+    """Of tests that are run for each model family, an encoder, a decoder and one with tied weights
+    stay in `make test`."""
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec and isinstance(family := callspec.params.get("family"), str) and family not in CORE:
+        if (
+            callspec
+            and isinstance(family := callspec.params.get("family"), str)
+            and family not in CORE
+        ):
             item.add_marker(pytest.mark.slow)
 
 

@@ -1,4 +1,5 @@
-"""One Serve session with tiny models, a head for classes and a release that talks, started the YAML's way."""
+"""One Serve session with tiny models, a head for classes and a release that talks, started the
+YAML's way."""
 
 import contextlib
 import os
@@ -43,14 +44,21 @@ class Served:
 
     @property
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.client.url}/v1", api_key=TOKEN, max_retries=0, timeout=60)
+        return openai.OpenAI(
+            base_url=f"{self.client.url}/v1", api_key=TOKEN, max_retries=0, timeout=60
+        )
 
     def say(self, text: str, **others: Any) -> Any:
         messages: Any = [{"role": "user", "content": text}]
-        return self.openai.chat.completions.create(**{"model": "adviser", "messages": messages, **others})
+        return self.openai.chat.completions.create(
+            **{"model": "adviser", "messages": messages, **others}
+        )
 
     def generating(self) -> int:
-        return sum(replica["generating"] for replica in self.client.health()["releases"]["adviser@1"]["replicas"])
+        return sum(
+            replica["generating"]
+            for replica in self.client.health()["releases"]["adviser@1"]["replicas"]
+        )
 
     def wait_until_generating(self, wanted: int) -> None:
         end = time.monotonic() + 20
@@ -66,31 +74,48 @@ class Served:
         return lines
 
     def run(self, *arguments: str) -> int:
-        asked = ["--url", self.client.url, "--token-file", str(self.storage / "token"), "--storage-path", str(self.storage)]
+        asked = [
+            "--url",
+            self.client.url,
+            "--token-file",
+            str(self.storage / "token"),
+            "--storage-path",
+            str(self.storage),
+        ]
         return cli.main([*arguments, *asked])
 
 
 def publish(folder: Path, *settings: str, family: str = "bert") -> Path:
     folder.mkdir()
-    return tiny.trial(tiny.study(folder, "train.epochs=1", *settings, family=family), folder).run().checkpoint
+    return (
+        tiny.trial(tiny.study(folder, "train.epochs=1", *settings, family=family), folder)
+        .run()
+        .checkpoint
+    )
 
 
 def publish_adviser(registry: Registry, place: Path) -> None:
-    """A release that talks, and says everything that it is allowed to: no text ends before it is told to."""
+    """A release that talks, and says everything that it is allowed to: no text ends before it is
+    told to."""
     from transformers import LlamaForCausalLM
 
     place.mkdir()
     base = tiny.base(place, "llama", max_position_embeddings=4096)
     model = LlamaForCausalLM.from_pretrained(base)
-    model.lm_head.weight.data[tiny.tokenizer("llama").eos_token_id] = 0  # other tokens are always more probable
+    model.lm_head.weight.data[tiny.tokenizer("llama").eos_token_id] = (
+        0  # other tokens are always more probable
+    )
     model.save_pretrained(base)
-    study = tiny.instruct_study(place, "train={max_steps: 1, learning_rate: 1e-9}", "train.epochs=null")
+    study = tiny.instruct_study(
+        place, "train={max_steps: 1, learning_rate: 1e-9}", "train.epochs=null"
+    )
     registry.publish(tiny.trial(study, place).run().checkpoint, "adviser")
 
 
 @contextmanager
 def serving(place: Path) -> Iterator[Served]:
-    """cancer 1 and 2 on one base, 3 on another; 4 has a broken file and 5 is whole. `best` is 1, on two replicas.
+    """cancer 1 and 2 on one base, 3 on another; 4 has a broken file and 5 is whole. `best` is 1, on
+    two replicas.
 
     adviser 1 generates two long texts at a time on one replica, and lets one wait.
     """
@@ -104,7 +129,10 @@ def serving(place: Path) -> Iterator[Served]:
     registry.publish(publish(place / "a"), "cancer")
     registry.publish(publish(place / "b", "seed=1"), "cancer")
     registry.publish(publish(place / "c", family="roberta"), "cancer")
-    broken = registry.publish(publish(place / "d", "seed=2"), "cancer").folder() / "adapter_model.safetensors"
+    broken = (
+        registry.publish(publish(place / "d", "seed=2"), "cancer").folder()
+        / "adapter_model.safetensors"
+    )
     broken.write_bytes(broken.read_bytes()[:-1] + b"\x01")
     registry.publish(publish(place / "e", "seed=3"), "cancer")
     registry.point("cancer", "best", 1)
@@ -135,26 +163,47 @@ def serving(place: Path) -> Iterator[Served]:
             "timeout_s": 60,
         },
     }
-    scaling = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2, "upscale_delay_s": 1, "downscale_delay_s": 3}
+    scaling = {
+        "min_replicas": 1,
+        "max_replicas": 3,
+        "target_ongoing_requests": 2,
+        "upscale_delay_s": 1,
+        "downscale_delay_s": 3,
+    }
     half = {"num_cpus": 0.5}  # up to six replicas on the four CPUs that the tests' Ray counts
     application["deployments"] = [
         {"name": "cancer@best", "num_replicas": 2, "ray_actor_options": half},
-        {"name": "cancer@1", "autoscaling_config": scaling | {"look_back_period_s": 12}, "ray_actor_options": half},
+        {
+            "name": "cancer@1",
+            "autoscaling_config": scaling | {"look_back_period_s": 12},
+            "ray_actor_options": half,
+        },
         {"name": "adviser@1", "ray_actor_options": half},
     ]
     try:
         options = {"runtime_env": {"env_vars": front.environment(100_000)}}
-        serve.start(proxy_location="HeadOnly", http_options=config["http_options"], controller_options=options)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options=config["http_options"],
+            controller_options=options,
+        )
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         audit = Path(application["args"]["audit_log"])
-        yield Served(port, storage, logs, audit, _wait_until_running(Client(f"http://127.0.0.1:{port}", TOKEN)))
+        yield Served(
+            port,
+            storage,
+            logs,
+            audit,
+            _wait_until_running(Client(f"http://127.0.0.1:{port}", TOKEN)),
+        )
     finally:
         end_serve()
 
 
 def end_serve() -> None:
-    """Serve's own end gives up after 30 s: whoever starts next would find a controller that is about to go."""
+    """Serve's own end gives up after 30 s: whoever starts next would find a controller that is
+    about to go."""
     import ray
     from ray import serve
 
@@ -189,8 +238,16 @@ def processes(root: int | None = None) -> dict[int, str]:
     parents, names = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parents[int(process.name)] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            names[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            parents[int(process.name)] = int(
+                (process / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            )
+            names[int(process.name)] = (
+                (process / "cmdline")
+                .read_bytes()
+                .replace(b"\0", b" ")
+                .decode(errors="replace")
+                .strip()
+            )
     below = {root or os.getpid()}
     while more := {child for child, parent in parents.items() if parent in below} - below:
         below |= more

@@ -1,4 +1,5 @@
-"""How tests are run: which share a process, what is left out when time is short, and how long CI takes at most."""
+"""How tests are run: which share a process, what is left out when time is short, and how long CI
+takes at most."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +27,13 @@ def test_each_file_begins_on_one_day_and_stays_whole() -> None:
     found = items("a.py::1", "a.py::2", "b.py::1", "c.py::1", "c.py::2")
     days = [time_budget.rotated(found, day) for day in range(3)]
     assert [files(day)[0] for day in days] == ["a.py", "b.py", "c.py"]
-    assert [item.nodeid for item in days[1]] == ["b.py::1", "c.py::1", "c.py::2", "a.py::1", "a.py::2"]
+    assert [item.nodeid for item in days[1]] == [
+        "b.py::1",
+        "c.py::1",
+        "c.py::2",
+        "a.py::1",
+        "a.py::2",
+    ]
 
 
 def test_tests_after_the_budget_are_left_out_and_named() -> None:
@@ -36,16 +43,30 @@ def test_tests_after_the_budget_are_left_out_and_named() -> None:
             spent.pytest_runtest_setup(item)
     spent.pytest_terminal_summary(SimpleNamespace(write_line=lines.append))
     assert lines == ["left out for want of time: a.py (2), b.py (1)"]
-    time_budget.Budget(60).pytest_runtest_setup(items("a.py::1")[0])  # there is time: it is not skipped
+    time_budget.Budget(60).pytest_runtest_setup(
+        items("a.py::1")[0]
+    )  # there is time: it is not skipped
 
 
 def test_files_that_need_ray_come_first_in_two_groups_and_the_others_stay_whole() -> None:
-    found = items("tests/test_plugins.py::a", "tests/cli/test_cli.py::b", "tests/study/test_ray_tune.py::c", "tests/study/test_seeds.py::d")
+    found = items(
+        "tests/test_plugins.py::a",
+        "tests/cli/test_cli.py::b",
+        "tests/study/test_ray_tune.py::c",
+        "tests/study/test_seeds.py::d",
+    )
     scheduling.order(found)
     assert [item.nodeid[-1] for item in found] == ["b", "c", "d", "a"]
-    scheduler = scheduling.RayTogether.__new__(scheduling.RayTogether)  # it would ask xdist's processes for their tests
+    scheduler = scheduling.RayTogether.__new__(
+        scheduling.RayTogether
+    )  # it would ask xdist's processes for their tests
     scopes = [scheduler._split_scope(item.nodeid) for item in found]
-    assert scopes == ["services on Ray", "studies on Ray", "studies on Ray", "tests/test_plugins.py"]
+    assert scopes == [
+        "services on Ray",
+        "studies on Ray",
+        "studies on Ray",
+        "tests/test_plugins.py",
+    ]
 
 
 def test_seconds_of_cpu_grow_with_work_and_not_with_waiting() -> None:
@@ -59,9 +80,15 @@ def test_seconds_of_cpu_grow_with_work_and_not_with_waiting() -> None:
 def test_the_stages_of_ci_cannot_take_longer_than_its_limit() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     always = [int(seconds) for seconds in re.findall(r"^stage \S+ (\d+) ", script, re.MULTILINE)]
-    sometimes = [int(seconds) for seconds in re.findall(r"^  stage \S+ (\d+) ", script, re.MULTILINE)]
-    goal, of_vllm, grace = (int(re.findall(pattern, script)[0]) for pattern in (r"GOAL=(\d+)", r"OF_VLLM=(\d+)", r"left \+ (\d+)"))
+    sometimes = [
+        int(seconds) for seconds in re.findall(r"^  stage \S+ (\d+) ", script, re.MULTILINE)
+    ]
+    goal, of_vllm, grace = (
+        int(re.findall(pattern, script)[0])
+        for pattern in (r"GOAL=(\d+)", r"OF_VLLM=(\d+)", r"left \+ (\d+)")
+    )
     assert len(always) == 5
     assert sum(always) <= LIMIT_S
-    # The slow part ends by goal - of_vllm + grace; only where it ended before the goal does vLLM's begin.
+    # The slow part ends by goal - of_vllm + grace; only where it ended before the goal does vLLM's
+    # begin.
     assert max(goal - of_vllm + grace, goal + sum(sometimes) + grace) <= LIMIT_S

@@ -1,4 +1,5 @@
-"""`pytest --budget SECONDS`: as many tests as fit, in an order that begins with another file each day; what was left out is named."""
+"""`pytest --budget SECONDS`: as many tests as fit, in an order that begins with another file each
+day; what was left out is named."""
 
 import time
 from collections import Counter

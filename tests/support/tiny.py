@@ -54,11 +54,20 @@ WORDS = [
     "before",
     "group",
 ]
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 130}
+_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 130,
+}
 _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", _SIZES),
     "roberta": ("Roberta", _SIZES),
-    "distilbert": ("DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 130}),
+    "distilbert": (
+        "DistilBert",
+        {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 130},
+    ),
     "llama": ("Llama", {**_SIZES, "num_key_value_heads": 1}),
     "mistral": ("Mistral", {**_SIZES, "num_key_value_heads": 1}),
     "phi": ("Phi", _SIZES),
@@ -67,7 +76,9 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "electra": ("Electra", {**_SIZES, "embedding_size": 32}),
 }
 DECODERS = ("llama", "mistral", "phi", "phi3", "opt")
-_places: list[Path] = []  # of what is made once for all tests of a process: conftest names one that pytest removes
+_places: list[
+    Path
+] = []  # of what is made once for all tests of a process: conftest names one that pytest removes
 
 
 def share(place: Path) -> None:
@@ -79,9 +90,12 @@ def _made_once() -> Path:
 
 
 def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> Path:
-    """A base model without a head (decoders: with their language model), as it would come from the Hub: a copy of the caller's own."""
+    """A base model without a head (decoders: with their language model), as it would come from the
+    Hub: a copy of the caller's own."""
     path = folder / f"tiny-{family}"
-    shutil.rmtree(path, ignore_errors=True)  # not written over: a model may still be mapped from there
+    shutil.rmtree(
+        path, ignore_errors=True
+    )  # not written over: a model may still be mapped from there
     shutil.copytree(_base(family, seed, json.dumps(changed)), path)
     return path
 
@@ -92,9 +106,13 @@ def _base(family: str, seed: int, changes: str) -> Path:
     tokens = tokenizer(family)
     torch.manual_seed(seed)
     name, sizes = _KINDS[family]
-    ends = {"eos_token_id": tokens.eos_token_id} if family in DECODERS else {}  # else a family's own number: a word of this vocabulary
+    ends = (
+        {"eos_token_id": tokens.eos_token_id} if family in DECODERS else {}
+    )  # else a family's own number: a word of this vocabulary
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, **{"initializer_range": 0.2} | sizes | ends | changed
+        vocab_size=len(tokens),
+        pad_token_id=tokens.pad_token_id,
+        **{"initializer_range": 0.2} | sizes | ends | changed,
     )
     kind = f"{name}ForCausalLM" if family in DECODERS else f"{name}Model"
     getattr(transformers, kind)(config).save_pretrained(path)
@@ -108,7 +126,12 @@ def merged(folder: Path, family: str, head):  # type: ignore[no-untyped-def]
     from medray.models import sources
     from medray.models.build import build, merge
 
-    built = build(sources.resolve(str(base(folder, family)), None), head, ModelOptions(), LoraConfig() if head else None)
+    built = build(
+        sources.resolve(str(base(folder, family)), None),
+        head,
+        ModelOptions(),
+        LoraConfig() if head else None,
+    )
     built = merge(built)
     built.model.eval()
     return built
@@ -120,14 +143,25 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
         names = {"unk_token": special[0], "eos_token": special[1], "pad_token": special[1]}
     else:
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        names = {
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+        }
     characters = [chr(code) for code in range(33, 127)]
-    vocab = {token: number for number, token in enumerate(dict.fromkeys([*special, *WORDS, *characters]))}
+    vocab = {
+        token: number for number, token in enumerate(dict.fromkeys([*special, *WORDS, *characters]))
+    }
     made = Tokenizer(models.WordLevel(vocab, unk_token=names["unk_token"]))
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
     made.decoder = decoders.WordPiece()
     if family not in DECODERS:
-        made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+        made.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=128, **names)
 
 
@@ -136,34 +170,58 @@ def text(rng: random.Random, num_words: int) -> str:
 
 
 def abstracts(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
-    """JSON lines that a tiny model can learn: a row is about cancer when it holds one of three words."""
+    """JSON lines that a tiny model can learn: a row is about cancer when it holds one of three
+    words."""
     rng = random.Random(seed)
     path = folder / "rows.jsonl"
     with path.open("w") as file:
         for number in range(num_rows):
             label = ("cancer", "other")[number % 2]
-            words = [word for word in text(rng, rng.randint(4, 30)).split() if word not in ("tumour", "carcinoma", "metastasis")]
+            words = [
+                word
+                for word in text(rng, rng.randint(4, 30)).split()
+                if word not in ("tumour", "carcinoma", "metastasis")
+            ]
             if label == "cancer":
-                words.insert(rng.randrange(len(words) + 1), rng.choice(("tumour", "carcinoma", "metastasis")))
-            file.write(json.dumps({"id": f"r{number}", "text": " ".join(words) + f" {number}", "label": label}) + "\n")
+                words.insert(
+                    rng.randrange(len(words) + 1), rng.choice(("tumour", "carcinoma", "metastasis"))
+                )
+            file.write(
+                json.dumps(
+                    {"id": f"r{number}", "text": " ".join(words) + f" {number}", "label": label}
+                )
+                + "\n"
+            )
     return path
 
 
-SIGNS = {"renal failure": ("renal", "glucose"), "heart failure": ("rhythm", "pressure"), "fever": ("infection", "culture")}
+SIGNS = {
+    "renal failure": ("renal", "glucose"),
+    "heart failure": ("rhythm", "pressure"),
+    "fever": ("infection", "culture"),
+}
 
 
 def choices(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
-    """Rows whose label is a word or two of the vocabulary, and follows from one word of the text."""
+    """Rows whose label is a word or two of the vocabulary, and follows from one word of the
+    text."""
     rng = random.Random(seed)
     path = folder / "choices.jsonl"
-    signs = {sign for known in SIGNS.values() for sign in known} | {word for label in SIGNS for word in label.split()}
+    signs = {sign for known in SIGNS.values() for sign in known} | {
+        word for label in SIGNS for word in label.split()
+    }
     others = [word for word in WORDS if word not in signs]
     with path.open("w") as file:
         for number in range(num_rows):
             label = list(SIGNS)[number % len(SIGNS)]
             words = [rng.choice(others) for _ in range(rng.randint(3, 12))]
             words.insert(rng.randrange(len(words) + 1), rng.choice(SIGNS[label]))
-            file.write(json.dumps({"id": f"r{number}", "text": " ".join(words) + f" {number}", "label": label}) + "\n")
+            file.write(
+                json.dumps(
+                    {"id": f"r{number}", "text": " ".join(words) + f" {number}", "label": label}
+                )
+                + "\n"
+            )
     return path
 
 
@@ -184,14 +242,25 @@ def instructions(folder: Path, num_rows: int = 48, seed: int = 0) -> Path:
     """Questions whose answer follows from one word of them."""
     rng = random.Random(seed)
     path = folder / "instructions.jsonl"
-    signs = {sign for known in SIGNS.values() for sign in known} | {word for label in SIGNS for word in label.split()}
+    signs = {sign for known in SIGNS.values() for sign in known} | {
+        word for label in SIGNS for word in label.split()
+    }
     others = [word for word in WORDS if word not in signs]
     with path.open("w") as file:
         for number in range(num_rows):
             answer = list(SIGNS)[number % len(SIGNS)]
             words = [rng.choice(others) for _ in range(rng.randint(2, 6))]
             words.insert(rng.randrange(len(words) + 1), rng.choice(SIGNS[answer]))
-            file.write(json.dumps({"id": f"r{number}", "instruction": " ".join(words) + f" {number}", "response": f"the {answer}"}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "id": f"r{number}",
+                        "instruction": " ".join(words) + f" {number}",
+                        "response": f"the {answer}",
+                    }
+                )
+                + "\n"
+            )
     return path
 
 
@@ -200,8 +269,10 @@ def instruct_study(folder: Path, *settings: str, family: str = "llama", num_rows
     data = folder / "instructions.jsonl"
     return study(
         folder,
-        f"data.format={{name: instructions, path: {data if data.exists() else instructions(folder, num_rows)}, id: id}}",
-        "task={name: instruct, system: the study of, max_length: 100, max_new_tokens: 6, metric: token_f1}",
+        "data.format={name: instructions, path: "
+        f"{data if data.exists() else instructions(folder, num_rows)}, id: id}}",
+        "task={name: instruct, system: the study of, max_length: 100, max_new_tokens: 6, metric: "
+        "token_f1}",
         "train.epochs=4",
         "train.token_budget=512",
         *settings,
@@ -213,7 +284,8 @@ NAMES = ("carcinoma", "renal failure", "heart failure", "lung infection")
 
 
 def annotated(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
-    """Rows with mentions that a tiny model can learn: four names, among words that are never part of one."""
+    """Rows with mentions that a tiny model can learn: four names, among words that are never part
+    of one."""
     rng = random.Random(seed)
     path = folder / "annotated.jsonl"
     others = [word for word in WORDS if not any(word in name for name in NAMES)]
@@ -231,12 +303,15 @@ def annotated(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
     return path
 
 
-def mention_study(folder: Path, task: str, *settings: str, family: str = "bert", num_rows: int = 60):  # type: ignore[no-untyped-def]
+def mention_study(
+    folder: Path, task: str, *settings: str, family: str = "bert", num_rows: int = 60
+):  # type: ignore[no-untyped-def]
     """As `study`, for annotated rows; `task` is its YAML."""
     data = folder / "annotated.jsonl"
     return study(
         folder,
-        f"data.format={{name: spans, path: {data if data.exists() else annotated(folder, num_rows)}, id: id}}",
+        "data.format={name: spans, path: "
+        f"{data if data.exists() else annotated(folder, num_rows)}, id: id}}",
         f"task={task}",
         *settings,
         family=family,
@@ -248,7 +323,9 @@ def raw_abstracts(folder: Path, num_rows: int = 30) -> Path:
     for label, word in (("cancer", "tumour"), ("non_cancer", "fever")):
         (folder / "raw" / label).mkdir(parents=True)
         for number in range(num_rows // 2):
-            text = f"<ID:{label}{number}>\nTitle: study {number}\nAbstract: {word} in group {number}\n"
+            text = (
+                f"<ID:{label}{number}>\nTitle: study {number}\nAbstract: {word} in group {number}\n"
+            )
             (folder / "raw" / label / f"{number}-{label}.txt").write_text(text)
     return folder / "raw"
 
@@ -263,7 +340,10 @@ def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60
         [
             "name=tiny",
             f"storage_path={folder / 'runs'}",
-            f"data.format={{name: jsonl, path: {data if data.exists() else abstracts(folder, num_rows)}, id: id}}",
+            (
+                "data.format={name: jsonl, path: "
+                f"{data if data.exists() else abstracts(folder, num_rows)}, id: id}}"
+            ),
             "task={name: classification, positive_label: cancer, max_length: 64}",
             f"base_models=[{{source: {source if source.exists() else base(folder, family)}}}]",
             "model.precision=fp32",
@@ -276,9 +356,12 @@ def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60
 
 @cache
 def checkpoint(kind: str = "study", *settings: str) -> Path:
-    """One of a trial of an epoch, trained once for all tests of a process: to be read, and published, which copies it."""
+    """One of a trial of an epoch, trained once for all tests of a process: to be read, and
+    published, which copies it."""
     place = _made_once()
-    asked = {"study": study, "choice": choice_study, "instruct": instruct_study}[kind](place, "train.epochs=1", *settings)
+    asked = {"study": study, "choice": choice_study, "instruct": instruct_study}[kind](
+        place, "train.epochs=1", *settings
+    )
     return trial(asked, place).run().checkpoint
 
 
@@ -291,7 +374,9 @@ def trial(asked, folder: Path, **reports):  # type: ignore[no-untyped-def]
 
     config = asked.trial(asked.base_models[0])
     data = dataset.load(config.data, config.task.bring)
-    material = gather(config, data, tasks.fit(config.task, data.label_sets(), data.train), folder / "prepared")
+    material = gather(
+        config, data, tasks.fit(config.task, data.label_sets(), data.train), folder / "prepared"
+    )
     return Trial(config, material, folder / "trial", reports.get("report", lambda report: None))
 
 

@@ -26,7 +26,12 @@ class Model:
     """An engine that knows scores by heart, and says what it is told to."""
 
     def __init__(self, scores=None, texts=()):
-        self.tokenizer, self.scores, self.texts, self.asked = tiny.tokenizer("llama"), scores, texts, []
+        self.tokenizer, self.scores, self.texts, self.asked = (
+            tiny.tokenizer("llama"),
+            scores,
+            texts,
+            [],
+        )
 
     def score(self, prompts, continuations):
         self.asked.append((prompts, continuations))
@@ -44,7 +49,9 @@ def task_of(labels=LABELS, **options):
 
 
 def examples_of(labels, text="the tumour"):
-    return [Example(f"row{n}", text, (label,), where=f"notes.txt:{n}") for n, label in enumerate(labels)]
+    return [
+        Example(f"row{n}", text, (label,), where=f"notes.txt:{n}") for n, label in enumerate(labels)
+    ]
 
 
 def ids_of(text):
@@ -71,7 +78,9 @@ def test_a_row_is_prompt_answer_and_end_of_sequence():
     assert (open_ended.tokens, open_ended.target) == (ids_of("study of the tumour was"), ())
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("start", "tumour cell"), ("end", "lung airway"), ("both", "tumour airway")])
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("start", "tumour cell"), ("end", "lung airway"), ("both", "tumour airway")]
+)
 @pytest.mark.document("004", "texts are cut at 512 tokens", where="`task.max_length`")
 def test_the_text_is_cut_where_the_task_says_and_nothing_else(keep, kept):
     task = task_of(prompt="study of {text} was", answer=" {label}", max_length=8, keep=keep)
@@ -79,7 +88,10 @@ def test_the_text_is_cut_where_the_task_says_and_nothing_else(keep, kept):
     first, second, third = task.encode(examples_of(LABELS, text), tiny.tokenizer("llama"))
     assert second.tokens == (*ids_of(f"study of {kept} was heart failure"), EOS)
     assert len(second.tokens) == 8
-    assert first.tokens == (*ids_of(f"study of {kept} was fever"), EOS)  # the same prompt whatever the answer
+    assert first.tokens == (
+        *ids_of(f"study of {kept} was fever"),
+        EOS,
+    )  # the same prompt whatever the answer
     assert all(row.truncated for row in (first, second, third))
     (short,) = task.encode(examples_of(["fever"], "tumour cell"), tiny.tokenizer("llama"))
     assert not short.truncated
@@ -87,19 +99,29 @@ def test_the_text_is_cut_where_the_task_says_and_nothing_else(keep, kept):
 
 def test_a_prompt_that_leaves_no_room_for_text_is_an_error():
     task = task_of(prompt="study of {text} was", max_length=6)
-    with pytest.raises(ConfigError, match="max_length 6 leaves no room for text beside the prompt's own 3 tokens and the answer's 3"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            "max_length 6 leaves no room for text beside the prompt's own 3 tokens and the "
+            "answer's 3"
+        ),
+    ):
         task.encode(examples_of(["fever"]), tiny.tokenizer("llama"))
 
 
 def test_a_text_that_spells_a_special_token_is_text():
-    (row,) = task_of(prompt="{text} was").encode(examples_of(["fever"], "tumour <|im_end|> cell"), tiny.tokenizer("llama"))
+    (row,) = task_of(prompt="{text} was").encode(
+        examples_of(["fever"], "tumour <|im_end|> cell"), tiny.tokenizer("llama")
+    )
     assert row.tokens.count(EOS) == 1
     assert row.tokens[-1] == EOS
 
 
 def test_labels_that_no_tokens_tell_apart_are_refused():
     with pytest.raises(DataError, match="labels 'zebra' and 'zoster' are the same tokens"):
-        task_of(["zebra", "zoster"], positive_label="zebra").encode(examples_of(["zebra"]), tiny.tokenizer("llama"))
+        task_of(["zebra", "zoster"], positive_label="zebra").encode(
+            examples_of(["zebra"]), tiny.tokenizer("llama")
+        )
     begins = task_of(["renal", "renal failure"], positive_label="renal", end_of_sequence=False)
     with pytest.raises(ConfigError, match="'renal' is the beginning of 'renal failure'"):
         begins.encode(examples_of(["renal"]), tiny.tokenizer("llama"))
@@ -111,7 +133,12 @@ def test_every_answer_token_weighs_what_its_class_does():
     targets = [(0, 2), (1, 3), (1, 3), (1, 3)]
     rows = ["a", "b", "c", "d"]
     assert task_of().loss(targets, rows).weights.tolist() == [2, 3, 3, 3]
-    assert task_of(class_weights={"fever": 2.0}).loss(targets, rows).weights.tolist() == [4, 3, 3, 3]
+    assert task_of(class_weights={"fever": 2.0}).loss(targets, rows).weights.tolist() == [
+        4,
+        3,
+        3,
+        3,
+    ]
     balanced = task_of(class_weights="balanced").loss(targets, rows).weights / [2, 3, 3, 3]
     assert balanced[0] == pytest.approx(balanced[1:].sum())
 
@@ -128,14 +155,19 @@ def test_probabilities_are_the_softmax_of_the_scores_in_the_order_of_the_labels(
 
 def test_scores_are_compared_by_their_mean_token_where_asked():
     plain, mean = (
-        task_of(length_normalisation=asked).predict(Model([[-2.0, -2.4, -9.0]]), examples_of(["fever"]))[0] for asked in (False, True)
+        task_of(length_normalisation=asked).predict(
+            Model([[-2.0, -2.4, -9.0]]), examples_of(["fever"])
+        )[0]
+        for asked in (False, True)
     )
     assert (plain.labels, mean.labels) == (("fever",), ("heart failure",))
 
 
 def test_what_a_label_scores_without_content_is_subtracted_where_asked():
     model = Model([[-1.0, -2.0, -9.0], [-0.5, -3.0, -9.0]])
-    (row,) = task_of(prior_correction=True, prior_text="no", prompt="{text} was").predict(model, examples_of(["fever"]))
+    (row,) = task_of(prior_correction=True, prior_text="no", prompt="{text} was").predict(
+        model, examples_of(["fever"])
+    )
     assert row.labels == ("heart failure",)
     assert model.asked[0][0] == [ids_of("the tumour was"), ids_of("no was")]
 
@@ -157,10 +189,18 @@ def test_generated_text_is_read_and_what_names_no_label_is_counted():
     found = task.score(predictions, examples)
     assert found.values["parse_failure_rate"] == pytest.approx(1 / 3)
     assert found.values["accuracy"] == pytest.approx(1 / 3)
-    assert found.per_class["renal failure"] == {"precision": 0, "recall": 0, "f1": 0, "support": 2, "auprc": pytest.approx(2 / 3)}
+    assert found.per_class["renal failure"] == {
+        "precision": 0,
+        "recall": 0,
+        "f1": 0,
+        "support": 2,
+        "auprc": pytest.approx(2 / 3),
+    }
     assert found.confusion == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
     assert not task.answers(predictions, examples).predicted[1].any()
-    assert "parse_failure_rate" not in task_of().score(predictions, examples).values  # one scorer for both, and nothing to parse
+    assert (
+        "parse_failure_rate" not in task_of().score(predictions, examples).values
+    )  # one scorer for both, and nothing to parse
 
 
 @pytest.mark.parametrize(
@@ -175,7 +215,9 @@ def test_generated_text_is_read_and_what_names_no_label_is_counted():
     ],
 )
 def test_the_first_label_as_whole_words_is_what_a_text_says(text, label):
-    assert extract(text, ("diabetes", "type 2", "type 2 diabetes", "yes", "no")) == (() if label is None else (label,))
+    assert extract(text, ("diabetes", "type 2", "type 2 diabetes", "yes", "no")) == (
+        () if label is None else (label,)
+    )
 
 
 def test_options_that_cannot_be_are_named():
@@ -199,26 +241,46 @@ def test_options_that_cannot_be_are_named():
 
 def test_a_task_comes_back_from_its_manifest_and_through_a_pickle():
     task = task_of(prompt="Q {text}", class_weights="balanced")
-    assert restore(task.options.model_dump(mode="json"), json.loads(json.dumps(task.state()))) == task
+    assert (
+        restore(task.options.model_dump(mode="json"), json.loads(json.dumps(task.state()))) == task
+    )
     assert pickle.loads(pickle.dumps(task)) == task
 
 
 def test_the_official_pubmedqa_figures_come_out_of_its_own_files(tmp_path: Path):
-    """As its evaluation.py has it: accuracy_score and f1_score(average='macro') over the ids of the ground truth."""
+    """As its evaluation.py has it: accuracy_score and f1_score(average='macro') over the ids of the
+    ground truth."""
     rng = np.random.default_rng(0)
     names = np.array(["yes", "no", "maybe"])
-    truth = {str(pmid): str(answer) for pmid, answer in enumerate(rng.choice(names, 500, p=[0.55, 0.34, 0.11]))}
-    said = {pmid: str(rng.choice(names)) if rng.random() < 0.4 else answer for pmid, answer in truth.items()}
+    truth = {
+        str(pmid): str(answer)
+        for pmid, answer in enumerate(rng.choice(names, 500, p=[0.55, 0.34, 0.11]))
+    }
+    said = {
+        pmid: str(rng.choice(names)) if rng.random() < 0.4 else answer
+        for pmid, answer in truth.items()
+    }
     (tmp_path / "test_ground_truth.json").write_text(json.dumps(truth))
     read = read_ground_truth(str(tmp_path / "test_ground_truth.json"))
     for answers in (said, dict.fromkeys(truth, "yes")):  # and where a label is never said
         task = task_of(("maybe", "no", "yes"))
         examples = [Example(pmid, "q", (answer,)) for pmid, answer in read.items()]
-        rows = [Prediction(pmid, (answers[pmid],), tuple(float(label == answers[pmid]) for label in task.labels)) for pmid in read]
+        rows = [
+            Prediction(
+                pmid,
+                (answers[pmid],),
+                tuple(float(label == answers[pmid]) for label in task.labels),
+            )
+            for pmid in read
+        ]
         found = task.score(rows, examples).values
         ids = list(truth)
-        assert found["accuracy"] == pytest.approx(accuracy_score([truth[i] for i in ids], [answers[i] for i in ids]))
-        assert found["f1_macro"] == pytest.approx(f1_score([truth[i] for i in ids], [answers[i] for i in ids], average="macro"))
+        assert found["accuracy"] == pytest.approx(
+            accuracy_score([truth[i] for i in ids], [answers[i] for i in ids])
+        )
+        assert found["f1_macro"] == pytest.approx(
+            f1_score([truth[i] for i in ids], [answers[i] for i in ids], average="macro")
+        )
 
 
 # HTTP
@@ -226,8 +288,12 @@ def test_the_official_pubmedqa_figures_come_out_of_its_own_files(tmp_path: Path)
 
 def test_a_response_ranks_every_label_and_carries_the_disclaimer():
     task = task_of()
-    answers = task.respond(calibrate(task, AS_IT_IS, task.decide([Prediction("a", (), (0.1, 0.7, 0.2))])))
-    assert ChooseResponse(release="triage", version=2, predictions=answers).model_dump(mode="json") == {
+    answers = task.respond(
+        calibrate(task, AS_IT_IS, task.decide([Prediction("a", (), (0.1, 0.7, 0.2))]))
+    )
+    assert ChooseResponse(release="triage", version=2, predictions=answers).model_dump(
+        mode="json"
+    ) == {
         "notes": [],
         "release": "triage",
         "version": 2,
@@ -244,7 +310,11 @@ def test_a_response_ranks_every_label_and_carries_the_disclaimer():
         "disclaimer": DISCLAIMER,
     }
     rule = AbstentionRecord(precision=0.9, level=0.8, threshold=0.5, coverage=0.5)
-    silent = calibrate(task, AS_IT_IS.model_copy(update={"temperature": 2.0, "abstention": rule}), [Prediction("a", (), (0.0, 0.0, 0.0))])
+    silent = calibrate(
+        task,
+        AS_IT_IS.model_copy(update={"temperature": 2.0, "abstention": rule}),
+        [Prediction("a", (), (0.0, 0.0, 0.0))],
+    )
     (nothing,) = task.respond(silent)
     assert (nothing.label, nothing.confidence, nothing.abstained) == (None, 0.0, True)
     assert [row.text for row in ChooseRequest(inputs=("a", "b")).examples()] == ["a", "b"]

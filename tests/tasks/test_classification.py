@@ -28,7 +28,9 @@ def examples_of(labels, text="some text"):
 
 
 def predictions_of(task, probabilities):
-    return task.decide([types.Prediction(f"row{n}", (), tuple(row)) for n, row in enumerate(probabilities)])
+    return task.decide(
+        [types.Prediction(f"row{n}", (), tuple(row)) for n, row in enumerate(probabilities)]
+    )
 
 
 class Words:
@@ -37,8 +39,13 @@ class Words:
     model_max_length = 10**30
 
     def __call__(self, texts, **_):
-        ids = [[1, *(zlib.crc32(word.encode()) % 1000 for word in text.split()), 2] for text in texts]
-        return {"input_ids": ids, "special_tokens_mask": [[1, *[0] * (len(row) - 2), 1] for row in ids]}
+        ids = [
+            [1, *(zlib.crc32(word.encode()) % 1000 for word in text.split()), 2] for text in texts
+        ]
+        return {
+            "input_ids": ids,
+            "special_tokens_mask": [[1, *[0] * (len(row) - 2), 1] for row in ids],
+        }
 
 
 class Engine:
@@ -59,13 +66,17 @@ class Engine:
 
 
 def test_labels_are_sorted_over_all_examples_and_are_the_head():
-    assert task_of(["skin", "cancer", "heart", "skin"]).head() == types.Head(("cancer", "heart", "skin"))
+    assert task_of(["skin", "cancer", "heart", "skin"]).head() == types.Head(
+        ("cancer", "heart", "skin")
+    )
     multi = task_of([("b", "a"), (), ("c",)], multi_label=True)
     assert multi.head() == types.Head(("a", "b", "c"), multi_label=True)
 
 
 def test_two_labels_need_the_positive_one_named():
-    with pytest.raises(ConfigError, match="two labels, 'no' and 'yes': name one of them as positive_label"):
+    with pytest.raises(
+        ConfigError, match="two labels, 'no' and 'yes': name one of them as positive_label"
+    ):
         task_of(["yes", "no"])
     with pytest.raises(ConfigError, match=r"'yess' is not a label; .*did you mean 'yes'"):
         task_of(["yes", "no"], positive_label="yess")
@@ -75,7 +86,9 @@ def test_two_labels_need_the_positive_one_named():
 
 @pytest.mark.parametrize("labels", [("a", "b"), ()])
 def test_a_row_without_exactly_one_label_is_named_by_its_line(labels):
-    with pytest.raises(DataError, match=r"notes\.txt:2: labels .*exactly one, unless task\.multi_label is true"):
+    with pytest.raises(
+        DataError, match=r"notes\.txt:2: labels .*exactly one, unless task\.multi_label is true"
+    ):
         task_of(["cancer", "heart", labels])
 
 
@@ -94,7 +107,9 @@ def test_the_metric_must_be_a_figure_of_this_task():
 
 
 def test_weights_of_unknown_classes_are_refused():
-    with pytest.raises(ConfigError, match=r"task\.class_weights: 'hart' is not a label; .*did you mean 'heart'"):
+    with pytest.raises(
+        ConfigError, match=r"task\.class_weights: 'hart' is not a label; .*did you mean 'heart'"
+    ):
         task_of(class_weights={"hart": 2})
 
 
@@ -114,9 +129,16 @@ def test_options_that_exclude_each_other_are_both_named(options, names):
 
 
 def test_a_task_is_restored_from_json_and_pickles():
-    task = protocol.fit(Options(name="classification", multi_label=True), examples_of([("a",), ("b", "a")]))
-    task = task.tune(predictions_of(task, [[0.4, 0.1], [0.3, 0.3]]), examples_of([("a",), ("b", "a")]))
-    options, state = (json.loads(json.dumps(part)) for part in (task.options.model_dump(mode="json"), task.state()))
+    task = protocol.fit(
+        Options(name="classification", multi_label=True), examples_of([("a",), ("b", "a")])
+    )
+    task = task.tune(
+        predictions_of(task, [[0.4, 0.1], [0.3, 0.3]]), examples_of([("a",), ("b", "a")])
+    )
+    options, state = (
+        json.loads(json.dumps(part))
+        for part in (task.options.model_dump(mode="json"), task.state())
+    )
     assert protocol.restore(options, state) == task
     assert pickle.loads(pickle.dumps(task)) == task
 
@@ -130,8 +152,13 @@ def test_targets_are_class_positions():
     assert [row.target for row in rows] == [(2,), (0,), ()]
     assert [row.row_id for row in rows] == ["row0", "row1", "new"]
     multi = task_of([("a", "b", "c")], multi_label=True)
-    assert [row.target for row in multi.encode(examples_of([("c", "a"), ()]), Words())] == [(0, 2), ()]
-    with pytest.raises(DataError, match=r"notes\.txt:0: label 'hart' is not the task's; .*did you mean 'heart'"):
+    assert [row.target for row in multi.encode(examples_of([("c", "a"), ()]), Words())] == [
+        (0, 2),
+        (),
+    ]
+    with pytest.raises(
+        DataError, match=r"notes\.txt:0: label 'hart' is not the task's; .*did you mean 'heart'"
+    ):
         task.encode(examples_of(["hart"]), Words())
 
 
@@ -160,7 +187,11 @@ def test_a_text_of_no_tokens_is_refused_where_the_model_would_read_nothing():
 def test_blanks_around_a_text_its_id_its_label_and_its_neighbours_do_not_change_the_answer():
     task, engine = task_of(), Engine()
     (alone,) = task.predict(engine, [Example("a", "tumour of the lung")])
-    others = [Example("x", "rash"), Example("b", "  tumour of the lung\n", ("skin",)), Example("x", "a longer text about a heart")]
+    others = [
+        Example("x", "rash"),
+        Example("b", "  tumour of the lung\n", ("skin",)),
+        Example("x", "a longer text about a heart"),
+    ]
     answered = task.predict(engine, others)
     assert [row.row_id for row in answered] == ["x", "b", "x"]
     assert answered[1].labels == alone.labels
@@ -171,12 +202,17 @@ def test_another_word_changes_the_answer():
     task, engine = task_of(), Engine()
     engine.table[zlib.crc32(b"tumour") % 1000] = [50, 0, 0]
     engine.table[zlib.crc32(b"eczema") % 1000] = [0, 0, 50]
-    first, second = task.predict(engine, [Example("a", "tumour of the arm"), Example("b", "eczema of the arm")])
+    first, second = task.predict(
+        engine, [Example("a", "tumour of the arm"), Example("b", "eczema of the arm")]
+    )
     assert (first.labels, second.labels) == (("cancer",), ("skin",))
 
 
 def test_probabilities_are_the_softmax_of_the_logits_also_of_huge_ones():
-    engine = SimpleNamespace(tokenizer=Words(), logits=lambda inputs: np.array([[1, 2, 3], [1000, 0, -1000]], dtype=np.float32))
+    engine = SimpleNamespace(
+        tokenizer=Words(),
+        logits=lambda inputs: np.array([[1, 2, 3], [1000, 0, -1000]], dtype=np.float32),
+    )
     first, second = task_of().predict(engine, [Example("a", "x"), Example("b", "y")])
     powers = np.exp([1, 2, 3])
     assert first.probabilities == pytest.approx(powers / powers.sum())
@@ -186,7 +222,10 @@ def test_probabilities_are_the_softmax_of_the_logits_also_of_huge_ones():
 
 def test_multi_label_probabilities_are_sigmoids_and_any_number_of_labels_is_an_answer():
     task = task_of([("a", "b", "c")], multi_label=True)
-    engine = SimpleNamespace(tokenizer=Words(), logits=lambda inputs: np.array([[1, -1, 0], [-900, -2, -3]], dtype=np.float32))
+    engine = SimpleNamespace(
+        tokenizer=Words(),
+        logits=lambda inputs: np.array([[1, -1, 0], [-900, -2, -3]], dtype=np.float32),
+    )
     first, second = task.predict(engine, [Example("a", "x"), Example("b", "y")])
     assert first.probabilities == pytest.approx(1 / (1 + np.exp([-1, 1, 0])))
     assert (first.labels, second.labels) == (("a", "c"), ())
@@ -221,20 +260,27 @@ def test_the_score_is_that_of_the_metrics_over_the_labels_of_the_task():
     rows = examples_of(["heart", "cancer", "cancer"])
     probabilities = [[0.2, 0.7, 0.1], [0.6, 0.2, 0.2], [0.1, 0.2, 0.7]]
     found = task.score(predictions_of(task, probabilities), rows)
-    assert found == metrics.single_label([1, 0, 0], probabilities, [1, 0, 2], ["cancer", "heart", "skin"], None)
+    assert found == metrics.single_label(
+        [1, 0, 0], probabilities, [1, 0, 2], ["cancer", "heart", "skin"], None
+    )
     with pytest.raises(DataError, match=r"notes\.txt:0: labels none"):
         task.score(predictions_of(task, probabilities[:1]), examples_of([()]))
 
 
 def test_the_score_of_a_binary_task_is_about_the_positive_label():
     task = task_of(["no", "yes"], positive_label="no")
-    found = task.score(predictions_of(task, [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]]), examples_of(["no", "yes", "yes"]))
+    found = task.score(
+        predictions_of(task, [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]]),
+        examples_of(["no", "yes", "yes"]),
+    )
     assert found.values["f1_binary"] == pytest.approx(2 / 3)
 
 
 def test_the_score_of_a_multi_label_task_counts_sets():
     task = task_of([("a", "b")], multi_label=True)
-    found = task.score(predictions_of(task, [[0.9, 0.1], [0.6, 0.8]]), examples_of([("a",), ("b",)]))
+    found = task.score(
+        predictions_of(task, [[0.9, 0.1], [0.6, 0.8]]), examples_of([("a",), ("b",)])
+    )
     assert (found.values["accuracy_subset"], found.values["f1_micro"]) == pytest.approx((0.5, 0.8))
 
 
@@ -243,7 +289,10 @@ def test_the_score_of_a_multi_label_task_counts_sets():
 
 def test_a_request_has_either_one_text_or_inputs():
     assert [row.text for row in ClassifyRequest(text="a").examples()] == ["a"]
-    assert [(row.id, row.text) for row in ClassifyRequest(inputs=("a", "b")).examples()] == [("0", "a"), ("1", "b")]
+    assert [(row.id, row.text) for row in ClassifyRequest(inputs=("a", "b")).examples()] == [
+        ("0", "a"),
+        ("1", "b"),
+    ]
     for wrong in [{}, {"text": "a", "inputs": ["b"]}, {"inputs": []}, {"text": ""}, {"txt": "a"}]:
         with pytest.raises(ValidationError):
             ClassifyRequest.model_validate(wrong)
@@ -252,7 +301,9 @@ def test_a_request_has_either_one_text_or_inputs():
 def test_a_response_names_the_label_and_every_probability():
     task = task_of()
     answers = task.respond(calibrate(task, AS_IT_IS, predictions_of(task, [[0.2, 0.7, 0.1]])))
-    assert ClassifyResponse(release="cancer", version=7, predictions=answers).model_dump(mode="json") == {
+    assert ClassifyResponse(release="cancer", version=7, predictions=answers).model_dump(
+        mode="json"
+    ) == {
         "notes": [],
         "release": "cancer",
         "version": 7,
@@ -286,11 +337,16 @@ def test_class_thresholds_are_fitted_travel_and_decide_where_asked_for():
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     plain = task_of()
     examples = [Example(str(row), "x", (plain.labels[label],)) for row, label in enumerate(truth)]
-    predictions = [types.Prediction(str(row), (), tuple(values)) for row, values in enumerate(probabilities.tolist())]
+    predictions = [
+        types.Prediction(str(row), (), tuple(values))
+        for row, values in enumerate(probabilities.tolist())
+    ]
     assert plain.tune(predictions, examples) is plain
     asked = task_of(class_thresholds=True)
     tuned = asked.tune(predictions, examples)
-    f1 = [task.score(task.decide(predictions), examples).values["f1_macro"] for task in (plain, tuned)]
+    f1 = [
+        task.score(task.decide(predictions), examples).values["f1_macro"] for task in (plain, tuned)
+    ]
     assert f1[1] > f1[0] + 0.03
     again = type(tuned).restore(tuned.options, json.loads(json.dumps(tuned.state())))
     assert again.decide(predictions) == tuned.decide(predictions)

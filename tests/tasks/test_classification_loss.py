@@ -13,12 +13,19 @@ from medray.types import Example
 
 
 def task_of(labels=(("cancer",), ("heart",), ("skin",)), **options):
-    return Task.fit(Options(name="classification", **options), [Example(str(n), "text", given) for n, given in enumerate(labels)])
+    return Task.fit(
+        Options(name="classification", **options),
+        [Example(str(n), "text", given) for n, given in enumerate(labels)],
+    )
 
 
 def test_balanced_weights_are_those_of_scikit_learn_over_the_training_rows():
     classes = [0, 0, 0, 1, 2, 2]
-    found = task_of(class_weights="balanced").loss([(c,) for c in classes], [str(n) for n in range(6)]).weights
+    found = (
+        task_of(class_weights="balanced")
+        .loss([(c,) for c in classes], [str(n) for n in range(6)])
+        .weights
+    )
     expected = compute_class_weight("balanced", classes=np.arange(3), y=classes)
     assert found == pytest.approx(expected[classes])
     assert found.sum() == pytest.approx(6)
@@ -27,15 +34,29 @@ def test_balanced_weights_are_those_of_scikit_learn_over_the_training_rows():
 def test_an_example_of_several_windows_counts_once():
     targets, ids = [(0,), (0,), (1,), (2,)], ["a", "a", "b", "c"]
     assert task_of().loss(targets, ids).weights.tolist() == [0.5, 0.5, 1, 1]
-    assert task_of(class_weights="balanced").loss(targets, ids).weights.tolist() == [0.5, 0.5, 1, 1]  # one example each
-    assert task_of(class_weights={"heart": 3}).loss(targets, ids).weights.tolist() == [0.5, 0.5, 3, 1]
-    assert task_of(multi_label=True).loss([(0, 1), (0, 1), ()], ["a", "a", "b"]).weights.tolist() == [0.5, 0.5, 1]
+    assert task_of(class_weights="balanced").loss(targets, ids).weights.tolist() == [
+        0.5,
+        0.5,
+        1,
+        1,
+    ]  # one example each
+    assert task_of(class_weights={"heart": 3}).loss(targets, ids).weights.tolist() == [
+        0.5,
+        0.5,
+        3,
+        1,
+    ]
+    assert task_of(multi_label=True).loss(
+        [(0, 1), (0, 1), ()], ["a", "a", "b"]
+    ).weights.tolist() == [0.5, 0.5, 1]
 
 
 def loss_of(task, logits, targets, weights):
     logits = torch.as_tensor(logits)
     rows = LossInputs(targets, torch.tensor(weights), torch.ones(len(targets), 1))
-    return task.loss(targets, [str(number) for number in range(len(targets))])(SimpleNamespace(logits=logits), rows)
+    return task.loss(targets, [str(number) for number in range(len(targets))])(
+        SimpleNamespace(logits=logits), rows
+    )
 
 
 def test_the_loss_is_each_rows_weighted_cross_entropy():
@@ -66,7 +87,19 @@ def test_the_loss_is_computed_in_fp32_whatever_the_model_computes_in():
 
 def test_cutting_a_batch_in_parts_changes_no_rows_loss():
     rng = np.random.default_rng(0)
-    logits, targets, weights = rng.normal(size=(6, 3)).tolist(), [(n % 3,) for n in range(6)], rng.random(6).tolist()
+    logits, targets, weights = (
+        rng.normal(size=(6, 3)).tolist(),
+        [(n % 3,) for n in range(6)],
+        rng.random(6).tolist(),
+    )
     whole = loss_of(task_of(label_smoothing=0.1), logits, targets, weights)
-    parts = [loss_of(task_of(label_smoothing=0.1), logits[at : at + 2], targets[at : at + 2], weights[at : at + 2]) for at in (0, 2, 4)]
+    parts = [
+        loss_of(
+            task_of(label_smoothing=0.1),
+            logits[at : at + 2],
+            targets[at : at + 2],
+            weights[at : at + 2],
+        )
+        for at in (0, 2, 4)
+    ]
     assert torch.cat(parts).tolist() == pytest.approx(whole.tolist())

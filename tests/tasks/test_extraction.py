@@ -1,4 +1,5 @@
-"""Extraction: prompts with and without examples, answers that fit what was read of a text, and a trained model's lists over HTTP."""
+"""Extraction: prompts with and without examples, answers that fit what was read of a text, and a
+trained model's lists over HTTP."""
 
 import json
 import time
@@ -24,10 +25,15 @@ from medray.types import Chunk, Example, Mention, Sampling
 
 MENTION = Mention(4, 13, "carcinoma", "Disease")
 EXAMPLE = Example("a", "the carcinoma of the lung", ("Disease",), mentions=(MENTION,))
-TASK = "{name: extraction, instruction: '', prompt: '{text} in', answer: ' {mentions}', max_length: 64, max_answer: 24}"
+TASK = (
+    "{name: extraction, instruction: '', prompt: '{text} in', answer: ' {mentions}', max_length: "
+    "64, max_answer: 24}"
+)
 
 
-def task(shots: tuple[Example, ...] = (), kinds: tuple[str, ...] = ("Disease",), **options: Any) -> Task:
+def task(
+    shots: tuple[Example, ...] = (), kinds: tuple[str, ...] = ("Disease",), **options: Any
+) -> Task:
     return Task(Options(name="extraction", **options), kinds, shots)
 
 
@@ -44,7 +50,10 @@ class Speaking:
 
 def test_the_prompt_is_instruction_examples_and_the_row_and_all_rows_share_the_first_two() -> None:
     assert task(instruction="List.", prompt="T: {text}\nD:").around() == ("List.\n\nT: ", "\nD:")
-    shots = (Example("", "some carcinoma", mentions=(Mention(5, 14, "carcinoma", "Disease"),)), Example("", "nothing"))
+    shots = (
+        Example("", "some carcinoma", mentions=(Mention(5, 14, "carcinoma", "Disease"),)),
+        Example("", "nothing"),
+    )
     before, after = task(shots, instruction="", prompt="T: {text}\nD:", num_examples=2).around()
     assert before == 'T: some carcinoma\nD: ["carcinoma"]\n\nT: nothing\nD: []\n\nT: '
     assert after == "\nD:"
@@ -53,47 +62,104 @@ def test_the_prompt_is_instruction_examples_and_the_row_and_all_rows_share_the_f
 
 
 def test_only_the_answer_and_its_end_are_learned() -> None:
-    made, tokenizer = task(instruction="", prompt="{text} in", max_length=64, max_answer=16), tiny.tokenizer("llama")
+    made, tokenizer = (
+        task(instruction="", prompt="{text} in", max_length=64, max_answer=16),
+        tiny.tokenizer("llama"),
+    )
     (row,) = made.encode([EXAMPLE], tokenizer)
     loss = made.loss([row.target], ["a"])
     ((start, end),) = loss.spans(row.target, len(row.tokens))
-    assert tokenizer.convert_ids_to_tokens(row.tokens[start:end]) == ["[", '"', "carcinoma", '"', "]", "<|im_end|>"]
+    assert tokenizer.convert_ids_to_tokens(row.tokens[start:end]) == [
+        "[",
+        '"',
+        "carcinoma",
+        '"',
+        "]",
+        "<|im_end|>",
+    ]
     assert end == len(row.tokens)
-    assert tokenizer.convert_ids_to_tokens(row.tokens[:start]) == ["the", "carcinoma", "of", "the", "lung", "in"]
+    assert tokenizer.convert_ids_to_tokens(row.tokens[:start]) == [
+        "the",
+        "carcinoma",
+        "of",
+        "the",
+        "lung",
+        "in",
+    ]
     assert loss.weights.tolist() == [6.0]
     assert made.predict(speaker := Speaking("[]"), [EXAMPLE])[0].mentions == ()
-    assert list(speaker.asked[0][0][0]) == list(row.tokens[:start])  # what is asked is what was trained on
+    assert list(speaker.asked[0][0][0]) == list(
+        row.tokens[:start]
+    )  # what is asked is what was trained on
     assert speaker.asked[0][1] == Sampling(max_tokens=16, stop=("\n\n",))
 
 
 def test_of_a_text_that_is_cut_the_answer_names_what_is_left() -> None:
     text = "carcinoma " + "blood " * 40 + "fever"
-    mentions = (Mention(0, 9, "carcinoma", "Disease"), Mention(len(text) - 5, len(text), "fever", "Disease"))
-    made, tokenizer = task(instruction="", prompt="{text} in", max_length=32, max_answer=12), tiny.tokenizer("llama")
+    mentions = (
+        Mention(0, 9, "carcinoma", "Disease"),
+        Mention(len(text) - 5, len(text), "fever", "Disease"),
+    )
+    made, tokenizer = (
+        task(instruction="", prompt="{text} in", max_length=32, max_answer=12),
+        tiny.tokenizer("llama"),
+    )
     (row,) = made.encode([Example("a", text, mentions=mentions)], tokenizer)
     assert row.truncated
     said = tokenizer.decode(row.tokens[-row.target[0] :])
     assert "carcinoma" in said
     assert "fever" not in said
-    (whole,) = made.encode([Example("a", "carcinoma and fever", mentions=(Mention(0, 9, "carcinoma", "Disease"), Mention(14, 19, "fever", "Disease")))], tokenizer)  # fmt: skip
+    (whole,) = made.encode(
+        [
+            Example(
+                "a",
+                "carcinoma and fever",
+                mentions=(
+                    Mention(0, 9, "carcinoma", "Disease"),
+                    Mention(14, 19, "fever", "Disease"),
+                ),
+            )
+        ],
+        tokenizer,
+    )
     assert not whole.truncated
     assert "fever" in tokenizer.decode(whole.tokens[-whole.target[0] :])
 
 
 def test_a_list_that_the_prompt_begins_is_gone_on_with_in_training_examples_and_answers() -> None:
-    shots = (Example("", "some carcinoma", mentions=(Mention(5, 14, "carcinoma", "Disease"),)), Example("", "nothing"))
-    options = {"instruction": "", "prompt": "{text}: [", "answer": "{mentions}", "max_length": 64, "max_answer": 16}
+    shots = (
+        Example("", "some carcinoma", mentions=(Mention(5, 14, "carcinoma", "Disease"),)),
+        Example("", "nothing"),
+    )
+    options = {
+        "instruction": "",
+        "prompt": "{text}: [",
+        "answer": "{mentions}",
+        "max_length": 64,
+        "max_answer": 16,
+    }
     made, tokenizer = task(shots, num_examples=2, **options), tiny.tokenizer("llama")
     assert made.around() == ('some carcinoma: ["carcinoma"]\n\nnothing: []\n\n', ": [")
     (row,) = made.encode([EXAMPLE], tokenizer)
-    assert tokenizer.convert_ids_to_tokens(row.tokens[-row.target[0] - 1 :]) == ["[", '"', "carcinoma", '"', "]", "<|im_end|>"]
+    assert tokenizer.convert_ids_to_tokens(row.tokens[-row.target[0] - 1 :]) == [
+        "[",
+        '"',
+        "carcinoma",
+        '"',
+        "]",
+        "<|im_end|>",
+    ]
     assert made.read(EXAMPLE, '"carcinoma"]').figures["repaired"] == 0
-    assert [mention.text for mention in made.read(EXAMPLE, '"carcinoma", "ast').mentions] == ["carcinoma"]
+    assert [mention.text for mention in made.read(EXAMPLE, '"carcinoma", "ast').mentions] == [
+        "carcinoma"
+    ]
     assert made.read(EXAMPLE, "]").figures["invalid"] == 0
 
 
 def test_an_answer_is_never_cut() -> None:
-    with pytest.raises(DataError, match=r"a: its 1 mentions are an answer of 6 tokens; task\.max_answer is 5"):
+    with pytest.raises(
+        DataError, match=r"a: its 1 mentions are an answer of 6 tokens; task\.max_answer is 5"
+    ):
         task(max_answer=5).encode([EXAMPLE], tiny.tokenizer("llama"))
 
 
@@ -105,41 +171,63 @@ def test_an_answer_is_never_cut() -> None:
         ("no disease", [], (1, 0, 0, 0)),
     ],
 )
-def test_an_answer_becomes_spans_and_what_was_wrong_with_it_is_counted(said: str, found: list[str], figures: tuple[int, ...]) -> None:
+def test_an_answer_becomes_spans_and_what_was_wrong_with_it_is_counted(
+    said: str, found: list[str], figures: tuple[int, ...]
+) -> None:
     (row,) = task(instruction="", max_length=64, max_answer=16).predict(Speaking(said), [EXAMPLE])
     assert [mention.text for mention in row.mentions] == found
-    assert tuple(row.figures[name] for name in ("invalid", "repaired", "listed", "dropped")) == figures
+    assert (
+        tuple(row.figures[name] for name in ("invalid", "repaired", "listed", "dropped")) == figures
+    )
     assert row.text == said
 
 
 def test_rates_stand_beside_the_f1() -> None:
     made = task()
-    said = [made.read(EXAMPLE, '["carcinoma"]'), made.read(EXAMPLE, "none"), made.read(EXAMPLE, "['asthma']")]
+    said = [
+        made.read(EXAMPLE, '["carcinoma"]'),
+        made.read(EXAMPLE, "none"),
+        made.read(EXAMPLE, "['asthma']"),
+    ]
     values = made.score(said, [EXAMPLE] * 3).values
     assert values["mention_recall"] == pytest.approx(1 / 3)
     assert values["invalid_json_rate"] == pytest.approx(1 / 3)
     assert values["repaired_json_rate"] == pytest.approx(1 / 3)
     assert values["dropped_mention_rate"] == pytest.approx(1 / 2)
     assert made.score(made.keep(said, [EXAMPLE] * 3), [EXAMPLE] * 3).values == values
-    assert not any(row.text or mention.text for row in made.keep(said, [EXAMPLE] * 3) for mention in row.mentions)
+    assert not any(
+        row.text or mention.text
+        for row in made.keep(said, [EXAMPLE] * 3)
+        for mention in row.mentions
+    )
 
 
 def rows(num: int) -> list[Example]:
-    named = [Example(f"n{number}", f"row {number} carcinoma" + " x" * number, mentions=(MENTION,)) for number in range(num)]
+    named = [
+        Example(f"n{number}", f"row {number} carcinoma" + " x" * number, mentions=(MENTION,))
+        for number in range(num)
+    ]
     return [*named, *(Example(f"e{number}", f"row {number}") for number in range(num))]
 
 
-def test_examples_are_short_training_rows_chosen_by_their_ids_and_one_in_three_names_nothing() -> None:
+def test_examples_are_short_training_rows_chosen_by_their_ids_and_one_in_three_names_nothing() -> (
+    None
+):
     found = choose(rows(20), 3)
     assert sum(not shot.mentions for shot in found) == 1
     assert found == choose(list(reversed(rows(20))), 3)
     assert len(choose(rows(20), 2)) == 2
     assert all(shot.mentions for shot in choose(rows(20), 2))
-    assert max(len(shot.text) for shot in choose(rows(20), 6)) < max(len(row.text) for row in rows(20)) * 0.7
+    assert (
+        max(len(shot.text) for shot in choose(rows(20), 6))
+        < max(len(row.text) for row in rows(20)) * 0.7
+    )
     assert choose(rows(20), 0) == ()
 
 
-def test_examples_are_taken_from_training_rows_alone_and_travel_with_the_task(tmp_path: Path) -> None:
+def test_examples_are_taken_from_training_rows_alone_and_travel_with_the_task(
+    tmp_path: Path,
+) -> None:
     asked = tiny.mention_study(tmp_path, "{name: extraction, num_examples: 3}", family="llama")
     data = dataset.load(asked.data)
     made = tasks.fit(asked.task, data.label_sets(), data.train)
@@ -175,9 +263,13 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 )
 def test_an_untuned_base_is_judged_with_examples_in_its_prompt(tmp_path: Path) -> None:
     asked = tiny.mention_study(
-        tmp_path, "{name: extraction, num_examples: 2, instruction: '', max_length: 128, max_answer: 12}", family="llama"
+        tmp_path,
+        "{name: extraction, num_examples: 2, instruction: '', max_length: 128, max_answer: 12}",
+        family="llama",
     )
-    found = evaluate.evaluate_untuned(asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log")
+    found = evaluate.evaluate_untuned(
+        asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log"
+    )
     assert found.metric == "mention_f1"
     assert found.interval is not None
     assert found.analysis is None
@@ -185,8 +277,15 @@ def test_an_untuned_base_is_judged_with_examples_in_its_prompt(tmp_path: Path) -
     assert found.metrics.values["invalid_json_rate"] > 0.5  # it was never trained
 
 
-def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answers(tmp_path: Path) -> None:
-    settings = ("train.epochs=14", "train.warmup_ratio=0.1", "train.token_budget=512", "train.evaluate_every_steps=35")
+def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answers(
+    tmp_path: Path,
+) -> None:
+    settings = (
+        "train.epochs=14",
+        "train.warmup_ratio=0.1",
+        "train.token_budget=512",
+        "train.evaluate_every_steps=35",
+    )
     asked = tiny.mention_study(tmp_path, TASK, *settings, family="llama", num_rows=120)
     made = tiny.trial(asked, tmp_path)
     result = made.run()
@@ -196,21 +295,31 @@ def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answer
     stored = read_predictions(result.checkpoint)
     assert made.task.score(stored, made.material.validation).values == figures
     loaded = loading.load(result.checkpoint)
-    assert [bare(row.mentions) for row in loaded.predict(made.material.validation)] == [bare(row.mentions) for row in stored]
+    assert [bare(row.mentions) for row in loaded.predict(made.material.validation)] == [
+        bare(row.mentions) for row in stored
+    ]
 
     release = Registry(str(tmp_path / "runs")).publish(result.checkpoint, "diseases")
     texts = tuple(example.text for example in made.material.validation)
     wanted = release.load().predict(texts)
-    options = AppOptions(releases=("diseases",), storage_path=str(tmp_path / "runs"), precision="fp32", token_budget=512)
+    options = AppOptions(
+        releases=("diseases",),
+        storage_path=str(tmp_path / "runs"),
+        precision="fp32",
+        token_budget=512,
+    )
     with ThreadPoolExecutor(1) as thread:
         head = open_head(release, options, thread, device="cpu")
-        found = head.answer(ExtractRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60)
+        found = head.answer(
+            ExtractRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60
+        )
     assert (found.release, found.version) == ("diseases", 1)
     assert "not a medical device" in found.disclaimer
     for answer, expected in zip(found.predictions, wanted, strict=True):
-        assert [(held.start, held.end, held.text, held.kind, held.confidence) for held in answer.mentions] == [
-            (held.start, held.end, held.text, held.kind, None) for held in expected.mentions
-        ]
+        assert [
+            (held.start, held.end, held.text, held.kind, held.confidence)
+            for held in answer.mentions
+        ] == [(held.start, held.end, held.text, held.kind, None) for held in expected.mentions]
 
 
 def bare(mentions: tuple[Mention, ...]) -> list[tuple[int, int, str]]:

@@ -34,7 +34,11 @@ def names(text: str) -> tuple[list[str], str]:
         ('["asthma", "COPD", "lung ca', ["asthma", "COPD"], "repaired"),  # half a name is none
         ('["asthma", ', ["asthma"], "repaired"),
         ("['asthma', 'COPD']", ["asthma", "COPD"], "repaired"),
-        ("['Crohn's disease', 'Graves' disease']", ["Crohn's disease", "Graves' disease"], "repaired"),
+        (
+            "['Crohn's disease', 'Graves' disease']",
+            ["Crohn's disease", "Graves' disease"],
+            "repaired",
+        ),
         ("[“asthma”, “COPD”]", ["asthma", "COPD"], "repaired"),
         ('["asthma" "COPD"]', ["asthma", "COPD"], "repaired"),
         ("[asthma, lung cancer]", ["asthma", "lung cancer"], "repaired"),
@@ -50,12 +54,17 @@ def names(text: str) -> tuple[list[str], str]:
         ('["' + "\\" * 3000, [], "invalid"),
     ],
 )
-def test_a_list_is_read_mended_or_counted_as_invalid(text: str, expected: list[str], outcome: str) -> None:
+def test_a_list_is_read_mended_or_counted_as_invalid(
+    text: str, expected: list[str], outcome: str
+) -> None:
     assert names(text) == (expected, outcome)
 
 
 def test_kinds_are_read_under_their_usual_names() -> None:
-    found = read('[{"entity": "asthma", "type": "disease"}, {"Mention": "aspirin", "label": "Chemical"}, {"x": "COPD"}]')
+    found = read(
+        '[{"entity": "asthma", "type": "disease"}, {"Mention": "aspirin", "label": "Chemical"}, '
+        '{"x": "COPD"}]'
+    )
     assert found.items == (Item("asthma", "disease"), Item("aspirin", "Chemical"), Item("COPD"))
 
 
@@ -85,21 +94,41 @@ def spans(text: str, said: list[str], **options: bool) -> tuple[list[tuple[int, 
         ("a.b (x+y)", ["(x+y"], [(4, 8)], 0),  # nothing in a name is a pattern
         ("asthma and asthma", ["asthma", "asthma"], [(0, 6), (11, 17)], 0),
         ("asthma and asthma", ["asthma"], [(0, 6)], 0),
-        ("Asthma and asthma", ["asthma"], [(11, 17)], 0),  # of several places the one in its own letters
+        (
+            "Asthma and asthma",
+            ["asthma"],
+            [(11, 17)],
+            0,
+        ),  # of several places the one in its own letters
         ("asthma", ["asthma", "asthma"], [(0, 6)], 1),
-        ("lung cancer, cancer", ["cancer", "lung cancer"], [(0, 11), (13, 19)], 0),  # the longer name chooses first
+        (
+            "lung cancer, cancer",
+            ["cancer", "lung cancer"],
+            [(0, 11), (13, 19)],
+            0,
+        ),  # the longer name chooses first
         ("lung cancer", ["cancer", "lung cancer"], [(0, 11)], 1),
-        ("COPD and asthma", ["asthma", "COPD"], [(0, 4), (9, 15)], 0),  # told in the order of the text
+        (
+            "COPD and asthma",
+            ["asthma", "COPD"],
+            [(0, 4), (9, 15)],
+            0,
+        ),  # told in the order of the text
     ],
 )
-def test_what_is_listed_is_looked_up_and_what_the_text_lacks_is_dropped(text: str, said: list[str], expected: list, dropped: int) -> None:
+def test_what_is_listed_is_looked_up_and_what_the_text_lacks_is_dropped(
+    text: str, said: list[str], expected: list, dropped: int
+) -> None:
     assert spans(text, said) == (expected, dropped)
 
 
 def test_a_name_may_stand_for_all_of_its_places() -> None:
     assert spans("asthma, Asthma and COPD", ["asthma"], every=True) == ([(0, 6), (8, 14)], 0)
     assert spans("asthma, Asthma", ["asthma", "asthma"], every=True) == ([(0, 6), (8, 14)], 0)
-    assert spans("lung cancer, cancer", ["cancer", "lung cancer"], every=True) == ([(0, 11), (13, 19)], 0)
+    assert spans("lung cancer, cancer", ["cancer", "lung cancer"], every=True) == (
+        [(0, 11), (13, 19)],
+        0,
+    )
     assert spans("asthma", ["COPD"], every=True) == ([], 1)
 
 

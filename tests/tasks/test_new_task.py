@@ -1,4 +1,5 @@
-"""A new task is one file of medray/tasks: it is configured, fitted, restored and served without an edit elsewhere."""
+"""A new task is one file of medray/tasks: it is configured, fitted, restored and served without an
+edit elsewhere."""
 
 import ast
 import sys
@@ -124,7 +125,13 @@ def test_a_new_file_is_a_task_that_is_configured_restored_and_served(new_task: s
     assert not isinstance(task, Calibrated | Tallied | Chatting)
     assert new_task in served_tasks()
     anything: Any = None
-    service: Any = Service(Head(LoadedRelease("words", 4, anything, anything, task, anything, "fp32"), anything, anything))
+    service: Any = Service(
+        Head(
+            LoadedRelease("words", 4, anything, anything, task, anything, "fp32"),
+            anything,
+            anything,
+        )
+    )
     http = TestClient(make_api(service, Limits(), None))
     answer = http.post("/v1/longest", json={"inputs": ["a longer text", "b"]})
     assert answer.json() == {
@@ -146,7 +153,8 @@ def test_without_its_file_nothing_knows_the_task() -> None:
 
 
 def test_no_module_outside_the_folder_names_a_task() -> None:
-    """But the guess of a first study, which writes one into YAML; `choice` is a kind of search axis as well."""
+    """But the guess of a first study, which writes one into YAML; `choice` is a kind of search axis
+    as well."""
     root, names = Path(medray.__file__).parent, set(plugins.names("tasks"))
     found = []
     for path in sorted(root.rglob("*.py")):
@@ -156,8 +164,16 @@ def test_no_module_outside_the_folder_names_a_task() -> None:
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 imported = {".".join([node.module, alias.name]) for alias in node.names}
-                found += [f"{place}: {one}" for one in imported if any(f"{one}.".startswith(f"medray.tasks.{name}.") for name in names)]
-            elif isinstance(node, ast.Constant) and node.value in names and (node.value, place) not in _AXES:
+                found += [
+                    f"{place}: {one}"
+                    for one in imported
+                    if any(f"{one}.".startswith(f"medray.tasks.{name}.") for name in names)
+                ]
+            elif (
+                isinstance(node, ast.Constant)
+                and node.value in names
+                and (node.value, place) not in _AXES
+            ):
                 found.append(f"{place}: {node.value!r}")
     assert found == []
 
@@ -166,7 +182,9 @@ _AXES = {("choice", "config/search.py"), ("choice", "study/samplers.py")}
 
 
 @pytest.mark.parametrize("name", plugins.names("tasks"))
-def test_every_task_is_calibrated_or_tallied_and_is_served_by_text_or_by_conversation(name: str) -> None:
+def test_every_task_is_calibrated_or_tallied_and_is_served_by_text_or_by_conversation(
+    name: str,
+) -> None:
     examples = [Example(str(number), "-", (label,)) for number, label in enumerate("abc")]
     options = plugins.find("tasks", name).Options(name=name)
     task = protocol.fit(options, examples)

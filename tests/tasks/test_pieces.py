@@ -14,9 +14,16 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[", "]", "sep", *"abcdefghijklmnop
 
 
 def bert():
-    inner = Tokenizer(models.WordPiece({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    inner.normalizer, inner.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    inner = Tokenizer(
+        models.WordPiece({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
+    inner.normalizer, inner.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=512, **names)
 
@@ -24,12 +31,17 @@ def bert():
 def decoder(bos):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.pre_tokenizer, inner.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
     if bos:
         start = ("<|im_start|>", tokenizer.bos_token_id)
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[start])
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[start]
+        )
     return tokenizer
 
 
@@ -38,7 +50,10 @@ def minilm():
     return AutoTokenizer.from_pretrained(str(Path(package.__file__).parent / "model"))
 
 
-@pytest.fixture(params=[bert, lambda: decoder(bos=False), lambda: decoder(bos=True), minilm], ids=["bert", "decoder", "bos", "minilm"])
+@pytest.fixture(
+    params=[bert, lambda: decoder(bos=False), lambda: decoder(bos=True), minilm],
+    ids=["bert", "decoder", "bos", "minilm"],
+)
 def tokenizer(request):
     return request.param()
 
@@ -54,7 +69,9 @@ def letters(tokenizer, tokens):
 def test_a_short_text_reads_as_the_tokenizer_reads_it(tokenizer):
     texts = ["a b c", "d", "e f g h i j"]
     found = cut(tokenizer, texts)
-    assert [list(text.tokens[0]) for text in found] == [tokenizer(text)["input_ids"] for text in texts]
+    assert [list(text.tokens[0]) for text in found] == [
+        tokenizer(text)["input_ids"] for text in texts
+    ]
     assert not any(text.truncated for text in found)
 
 
@@ -66,7 +83,10 @@ def test_a_text_cannot_spell_a_special_token(tokenizer):
         for text in found:
             inside = text.tokens[0][1:-1]
             assert not set(inside) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
-            assert set(text.tokens[0]) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id} == ours
+            assert (
+                set(text.tokens[0]) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+                == ours
+            )
 
 
 def test_a_text_of_exactly_the_length_is_whole_and_one_more_token_is_cut(tokenizer):
@@ -78,7 +98,9 @@ def test_a_text_of_exactly_the_length_is_whole_and_one_more_token_is_cut(tokeniz
     assert len(shorter.tokens[0]) == length - 1
 
 
-@pytest.mark.parametrize(("keep", "left"), [("start", "abcde"), ("end", "vwxyz"), ("both", "abcyz")])
+@pytest.mark.parametrize(
+    ("keep", "left"), [("start", "abcde"), ("end", "vwxyz"), ("both", "abcyz")]
+)
 def test_keep_says_which_part_of_a_long_text_survives_and_special_tokens_stay(keep, left):
     tokenizer = bert()
     (text,) = cut(tokenizer, [" ".join("abcdefghijklmnopqrstuvwxyz")], max_length=7, keep=keep)
@@ -98,7 +120,12 @@ def test_windows_overlap_and_the_last_is_moved_back_to_the_end():
     (text,) = cut(tokenizer, [" ".join("abcdefghijk")], max_length=7, overlap=2)
     assert [letters(tokenizer, tokens) for tokens in text.tokens] == ["abcde", "defgh", "ghijk"]
     (text,) = cut(tokenizer, [" ".join("abcdefghijkl")], max_length=7, overlap=2)
-    assert [letters(tokenizer, tokens) for tokens in text.tokens] == ["abcde", "defgh", "ghijk", "hijkl"]
+    assert [letters(tokenizer, tokens) for tokens in text.tokens] == [
+        "abcde",
+        "defgh",
+        "ghijk",
+        "hijkl",
+    ]
     assert not text.truncated
     assert {(tokens[0], tokens[-1]) for tokens in text.tokens} == {(2, 3)}
 
@@ -114,9 +141,14 @@ def test_windows_are_full_share_at_least_the_overlap_and_lose_no_token(length, o
 
 
 def test_a_length_without_room_for_text_is_refused():
-    with pytest.raises(ConfigError, match="max_length 2 leaves no room for text beside special tokens"):
+    with pytest.raises(
+        ConfigError, match="max_length 2 leaves no room for text beside special tokens"
+    ):
         cut(bert(), ["a b"], max_length=2)
-    with pytest.raises(ConfigError, match="max_length 6 leaves no room for text beside special tokens and window_overlap 4"):
+    with pytest.raises(
+        ConfigError,
+        match="max_length 6 leaves no room for text beside special tokens and window_overlap 4",
+    ):
         cut(bert(), ["a b c d e f g h"], max_length=6, overlap=4)
 
 
@@ -131,7 +163,10 @@ def test_a_long_text_is_read_without_a_warning_about_its_length(tokenizer, caplo
 def test_a_base_model_that_reads_less_than_max_length_is_given_less_and_that_is_said():
     tokenizer = bert()
     tokenizer.model_max_length = 5
-    with pytest.warns(UserWarning, match="max_length 512: the tokenizer of this base model allows 5, which is used"):
+    with pytest.warns(
+        UserWarning,
+        match="max_length 512: the tokenizer of this base model allows 5, which is used",
+    ):
         (text,) = cut(tokenizer, ["a b c d e f"])
     assert len(text.tokens[0]) == 5
 

@@ -16,7 +16,9 @@ def spans(text: str, length: int = 99) -> list[tuple[int, int]]:
     """Letters and digits in pieces of at most `length`, every other character alone."""
     found = []
     for match in re.finditer(r"\w+|[^\w\s]", text):
-        found += [(at, min(at + length, match.end())) for at in range(match.start(), match.end(), length)]
+        found += [
+            (at, min(at + length, match.end())) for at in range(match.start(), match.end(), length)
+        ]
     return found
 
 
@@ -41,7 +43,12 @@ def test_tags_name_beginning_and_inside_of_each_kind() -> None:
 def test_what_is_tagged_is_found_again_whatever_the_sub_words(length: int) -> None:
     said = words(TEXT, spans(TEXT, length))
     assert [TEXT[word.start : word.end] for word in said] == re.findall(r"\w+|[^\w\s]", TEXT)
-    mentions = [mention("Non-small-cell lung cancer"), mention("NSCLC"), mention("asthma", "Chemical"), mention("Crohn's disease")]
+    mentions = [
+        mention("Non-small-cell lung cancer"),
+        mention("NSCLC"),
+        mention("asthma", "Chemical"),
+        mention("Crohn's disease"),
+    ]
     found = mentions_of(TEXT, said, sure(tag(said, mentions, TAGS)), TAGS)
     assert bare(found) == bare(tuple(mentions))
     assert {held.confidence for held in found} == {1.0}
@@ -56,14 +63,28 @@ def test_neighbours_of_one_kind_stay_two_mentions() -> None:
 
 def test_blanks_are_no_part_of_a_word_and_tokens_of_one_character_are_one_word() -> None:
     text = " renal  é failure"
-    offsets = [(0, 6), (6, 8), (8, 9), (8, 9), (9, 17)]  # as byte-level tokenizers have it: blanks in front, two tokens for one character
+    offsets = [
+        (0, 6),
+        (6, 8),
+        (8, 9),
+        (8, 9),
+        (9, 17),
+    ]  # as byte-level tokenizers have it: blanks in front, two tokens for one character
     assert words(text, offsets) == [Word(1, 6, (0,)), Word(8, 9, (2, 3)), Word(10, 17, (4,))]
 
 
-def test_a_mention_that_begins_inside_a_word_takes_the_word_and_of_overlapping_ones_the_longest_counts() -> None:
+def test_a_mention_from_inside_a_word_takes_the_word_and_the_longest_of_an_overlap_counts() -> None:
     text = "postasthma lung cancer"
     said = words(text, spans(text))
-    given = tag(said, [mention("asthma", text=text), mention("cancer", text=text), mention("lung cancer", text=text)], TAGS)
+    given = tag(
+        said,
+        [
+            mention("asthma", text=text),
+            mention("cancer", text=text),
+            mention("lung cancer", text=text),
+        ],
+        TAGS,
+    )
     assert [TAGS[place] for place in given] == ["B-Disease", "B-Disease", "I-Disease"]
 
 
@@ -79,9 +100,13 @@ def test_a_mention_that_begins_inside_a_word_takes_the_word_and_of_overlapping_o
         (["B-Disease", "O", "I-Disease"], ["one", "three"]),
     ],
 )
-def test_an_inside_that_continues_nothing_begins_a_mention(said: list[str], expected: list[str]) -> None:
+def test_an_inside_that_continues_nothing_begins_a_mention(
+    said: list[str], expected: list[str]
+) -> None:
     text = "one two three"
-    found = mentions_of(text, words(text, spans(text)), sure([TAGS.index(name) for name in said]), TAGS)
+    found = mentions_of(
+        text, words(text, spans(text)), sure([TAGS.index(name) for name in said]), TAGS
+    )
     assert [held.text for held in found] == expected
 
 

@@ -1,4 +1,5 @@
-"""Conversations as tokens: whose words are where, what is dropped, and that nobody's words are a template's marks."""
+"""Conversations as tokens: whose words are where, what is dropped, and that nobody's words are a
+template's marks."""
 
 import pytest
 from support import tiny
@@ -10,10 +11,14 @@ from medray.text.chat_template import Chat, together
 from medray.types import Example, Message
 
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + TEMPLATE
+)
 TALK = [
     Message("user", "fever after surgery"),
     Message("assistant", "infection"),
@@ -48,12 +53,19 @@ def test_every_turn_of_the_assistant_is_marked_by_position_with_its_end(template
     end = tokenizer.eos_token_id
     assert tokenizer.pad_token_id == end  # as SmolLM2 has it: an id cannot tell what is an answer
     assert [tokenizer.decode(row.tokens[start:stop]) for start, stop in spans] == [
-        f"{said}{gap}<|im_end|>" for said, gap in (("infection", " "), ("therapy", " "), ("rhythm of heart", " "))
+        f"{said}{gap}<|im_end|>"
+        for said, gap in (("infection", " "), ("therapy", " "), ("rhythm of heart", " "))
     ]
     assert all(row.tokens[stop - 1] == end for _, stop in spans)
     assert spans[-1][1] == len(row.tokens)
-    others = [token for at, token in enumerate(row.tokens) if not any(start <= at < stop for start, stop in spans)]
-    assert "infection in culture" in tokenizer.decode(others)  # the user says it too, and it carries no loss
+    others = [
+        token
+        for at, token in enumerate(row.tokens)
+        if not any(start <= at < stop for start, stop in spans)
+    ]
+    assert "infection in culture" in tokenizer.decode(
+        others
+    )  # the user says it too, and it carries no loss
     assert (end in others) == (template == "chat")  # a user's turn ends with the same id
     assert loss.weights.tolist() == [2 + 2 + 4]
 
@@ -87,7 +99,9 @@ def test_the_window_drops_the_oldest_turns_then_cuts_the_last_and_never_the_syst
     shorter = chat.prompt([SYSTEM, *TALK], len(whole.tokens) - 1)
     assert shorter.truncated
     assert len(shorter.spans) == 1
-    assert shorter.tokens == chat.prompt([SYSTEM, *TALK[2:]], 400).tokens  # a question goes with its answer
+    assert (
+        shorter.tokens == chat.prompt([SYSTEM, *TALK[2:]], 400).tokens
+    )  # a question goes with its answer
     least = chat.prompt([SYSTEM, TALK[-1]], 400).tokens
     assert chat.prompt([SYSTEM, *TALK], len(least)).tokens == least
     cut = chat.prompt([SYSTEM, *TALK], len(least) - 1)
@@ -122,7 +136,9 @@ def test_a_template_that_tells_the_day_says_the_same_tomorrow() -> None:
     assert chat.fill(TALK[:1], is_open=True).startswith("26 Jul 2024 26 Jul 2024<|im_start|>user")
 
 
-def test_conversations_that_cannot_be_answered_and_templates_that_are_not_there_are_refused() -> None:
+def test_conversations_that_cannot_be_answered_and_templates_that_are_not_there_are_refused() -> (
+    None
+):
     with pytest.raises(ConfigError, match="the last message must be the user's, found assistant"):
         together(TALK[:2])
     with pytest.raises(ConfigError, match="has no chat template; allowed: auto, plain"):
@@ -142,20 +158,28 @@ def test_a_cut_answer_ends_without_its_end() -> None:
 
 
 PHI = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
+    "'<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
 )
 
 
 def test_a_template_whose_turns_end_otherwise_than_a_text_teaches_both_ends() -> None:
     tokenizer = tiny.tokenizer("phi3")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]}
+    )
     tokenizer.chat_template = PHI
     chat = Chat(tokenizer, "auto")
     said = [{"role": turn.role, "content": turn.content} for turn in TALK]
-    assert list(chat.prompt(TALK, 400).tokens) == tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert list(chat.prompt(TALK, 400).tokens) == tokenizer.apply_chat_template(
+        said, add_generation_prompt=True, return_dict=False
+    )
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert chat.answer("fever")[-2:] == (end, tokenizer.eos_token_id)
     found = chat.prompt(TALK, 400)
     assert [found.tokens[stop - 1] for _, stop in found.spans] == [end, end]
-    assert [tokenizer.decode(found.tokens[start : stop - 1]) for start, stop in found.spans] == ["infection", "therapy"]
+    assert [tokenizer.decode(found.tokens[start : stop - 1]) for start, stop in found.spans] == [
+        "infection",
+        "therapy",
+    ]

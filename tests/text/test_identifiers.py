@@ -14,7 +14,7 @@ MASKED = {
     "NHS number 943 476 5919.": "NHS number [RECORD].",
     "SSN 078-05-1120": "SSN [RECORD]",
     "Case no. 2019/0042": "Case no. [RECORD]",
-    "Admitted on 12/03/2021 and discharged 2021-03-19.": "Admitted on [DATE] and discharged [DATE].",
+    "Admitted on 12/03/2021, discharged 2021-03-19.": "Admitted on [DATE], discharged [DATE].",
     "born 3.4.1961, died 31.12.2020": "born [DATE], died [DATE]",
     "On March 3rd, 2020 and 4 May 2019": "On [DATE] and [DATE]",
     "seen 02/14/98 again": "seen [DATE] again",
@@ -72,5 +72,8 @@ def test_a_place_in_the_masked_text_is_one_in_the_original() -> None:
         assert text[begin:end] == word
     start = found.text.index("[NAME]")
     assert text[slice(*found.original(start + 2, start + 4))] == "Jonathan Q. Longname"
-    assert text[slice(*found.original(start, start + len("[NAME] has asthma")))] == "Jonathan Q. Longname has asthma"
+    assert (
+        text[slice(*found.original(start, start + len("[NAME] has asthma")))]
+        == "Jonathan Q. Longname has asthma"
+    )
     assert found.original(0, len(found.text)) == (0, len(text))

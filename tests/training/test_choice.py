@@ -1,4 +1,5 @@
-"""Training a language model on its answers alone: the loss, what is computed for it, and that the answer comes back everywhere."""
+"""Training a language model on its answers alone: the loss, what is computed for it, and that the
+answer comes back everywhere."""
 
 from pathlib import Path
 
@@ -20,12 +21,16 @@ from medray.types import Example
     "the loss is of the answer alone, padding is masked",
     where="`medray/tasks/choice.py`",
 )
-def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(tmp_path: Path, family: str) -> None:
+def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(
+    tmp_path: Path, family: str
+) -> None:
     settings = ("lora.dropout=0", "task.class_weights={fever: 3.0}")
     trial = tiny.trial(tiny.choice_study(tmp_path, *settings, family=family), tmp_path)
     loop, rows = trial.make_loop(), (0, 1, 2, 5, 7)
     made: list[int] = []
-    trial.built.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: made.append(logits.shape[:-1].numel()))
+    trial.built.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, logits: made.append(logits.shape[:-1].numel())
+    )
     sums = loop.loss(MicroBatch(rows))
     counts = [trial.rows.target(row)[1] for row in rows]
     assert made == [sum(counts)]
@@ -33,21 +38,29 @@ def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(tmp_pa
         ids = torch.tensor(trial.rows.tokens(row).astype(np.int64))
         logits = trial.built.model(ids[None]).logits[0]
         labels = ids.clone()
-        labels[: -counts[place]] = -100  # by position: these tokenizers pad with their end of sequence
+        labels[
+            : -counts[place]
+        ] = -100  # by position: these tokenizers pad with their end of sequence
         expected = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="sum")
         weight = 3.0 if trial.task.labels[trial.rows.target(row)[0]] == "fever" else 1.0
-        assert float(sums[place].detach()) == pytest.approx(weight * float(expected.detach()), rel=1e-4)
+        assert float(sums[place].detach()) == pytest.approx(
+            weight * float(expected.detach()), rel=1e-4
+        )
         assert loop.row_loss.weights[row] == weight * counts[place]
 
 
 def test_micro_batches_change_no_gradient_of_a_language_model(tmp_path: Path) -> None:
     found = []
     for budget in (40, 100_000):
-        trial = tiny.trial(tiny.choice_study(tmp_path, "lora.dropout=0", f"train.token_budget={budget}"), tmp_path)
+        trial = tiny.trial(
+            tiny.choice_study(tmp_path, "lora.dropout=0", f"train.token_budget={budget}"), tmp_path
+        )
         trial.loop = trial.make_loop()
         step = trial.loop.steps()[0]
         trial.loop.accumulate(step, step.ranks[0])
-        found.append({name: parameter.grad.clone() for name, parameter in trial.slot.parameters.items()})
+        found.append(
+            {name: parameter.grad.clone() for name, parameter in trial.slot.parameters.items()}
+        )
     assert max(float(gradient.abs().max()) for gradient in found[0].values()) > 1e-3
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
@@ -71,19 +84,25 @@ def test_answers_stand_at_the_end_of_each_row_on_either_side_of_the_padding() ->
     where="`medray.load`",
 )
 def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, family: str) -> None:
-    trial = tiny.trial(tiny.choice_study(tmp_path, "train.epochs=8", family=family, num_rows=120), tmp_path)
+    trial = tiny.trial(
+        tiny.choice_study(tmp_path, "train.epochs=8", family=family, num_rows=120), tmp_path
+    )
     result = trial.run()
     assert result.history[-1].train_loss < result.history[0].train_loss / 1.5
     loaded = load(result.checkpoint)  # compares its probe
     examples = trial.material.validation
-    held = [line for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines() if line]
+    held = [
+        line for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines() if line
+    ]
     again = loaded.task.predict(loaded.engine, examples)
     plain = loaded.task.predict(load(result.checkpoint).merged().engine, examples)
     assert len(held) == len(again)
     for first, second in zip(again, plain, strict=True):
         assert first.labels == second.labels
         assert first.probabilities == pytest.approx(second.probabilities, abs=1e-4)
-    alone = loaded.task.predict(TransformersEngine(loaded.built, precision="fp32", token_budget=1), examples)
+    alone = loaded.task.predict(
+        TransformersEngine(loaded.built, precision="fp32", token_budget=1), examples
+    )
     assert [row.labels for row in alone] == [row.labels for row in again]
 
 
@@ -94,7 +113,11 @@ def test_a_word_that_says_nothing_changes_no_answer_and_the_sign_does(tmp_path: 
     def label(text: str) -> tuple[str, ...]:
         return loaded.task.predict(loaded.engine, [Example("a", text)])[0].labels
 
-    assert label("patient with infection after surgery") == label("study with infection before surgery") == ("fever",)
+    assert (
+        label("patient with infection after surgery")
+        == label("study with infection before surgery")
+        == ("fever",)
+    )
     assert label("patient with glucose after surgery") == ("renal failure",)
 
 
@@ -105,7 +128,9 @@ def test_a_word_that_says_nothing_changes_no_answer_and_the_sign_does(tmp_path: 
     how="where it is set; by default all labels are scored, which never fails to name one",
 )
 def test_a_generated_answer_is_scored_by_the_same_scorer(tmp_path: Path) -> None:
-    asked = tiny.choice_study(tmp_path, "task.decoding=generate", "train.epochs=4", family="phi", num_rows=240)
+    asked = tiny.choice_study(
+        tmp_path, "task.decoding=generate", "train.epochs=4", family="phi", num_rows=240
+    )
     trial = tiny.trial(asked, tmp_path)
     result = trial.run()
     best = result.best.metrics

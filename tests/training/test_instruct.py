@@ -1,4 +1,5 @@
-"""Answers in words, learned and judged by a tiny model: what carries loss, what is kept, what an edit changes."""
+"""Answers in words, learned and judged by a tiny model: what carries loss, what is kept, what an
+edit changes."""
 
 import json
 import math
@@ -43,7 +44,10 @@ def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folde
     with torch.no_grad():
         sums, weights = loop.loss(batch), loop.row_loss.weights
         for number, row in enumerate(batch.rows):
-            tokens, target = torch.tensor(made.rows.tokens(row).astype(np.int64)), made.rows.target(row)
+            tokens, target = (
+                torch.tensor(made.rows.tokens(row).astype(np.int64)),
+                made.rows.target(row),
+            )
             labels = torch.full_like(tokens, -100)
             for start, end in zip(target[::2], target[1::2], strict=True):
                 labels[start:end] = tokens[start:end]
@@ -53,7 +57,9 @@ def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folde
 
 
 def test_the_audit_counts_question_and_answer_as_the_rows_are_cut(folder: Path) -> None:
-    asked = tiny.instruct_study(folder, "task.max_length=30", "task.safety_ratio=0", "task.metric=token_f1")
+    asked = tiny.instruct_study(
+        folder, "task.max_length=30", "task.safety_ratio=0", "task.metric=token_f1"
+    )
     data = dataset.load(asked.data, asked.task.bring)
     task, tokenizer = instruct.Task.fit(asked.task, data.label_sets()), tiny.tokenizer("llama")
     audit = look(data, task, "tiny", tokenizer)
@@ -61,29 +67,39 @@ def test_the_audit_counts_question_and_answer_as_the_rows_are_cut(folder: Path) 
     encoded = task.encode(rows, tokenizer)
     assert 0 < audit.tokens["tiny"].num_over == sum(row.truncated for row in encoded) < len(rows)
     whole = instruct.Task.fit(asked.task.model_copy(update={"max_length": 128}), rows)
-    assert audit.tokens["tiny"].longest == max(len(row.tokens) for row in whole.encode(rows, tokenizer))
+    assert audit.tokens["tiny"].longest == max(
+        len(row.tokens) for row in whole.encode(rows, tokenizer)
+    )
 
 
 def test_training_makes_words_right(trained: tuple[Trial, TrialResult]) -> None:
     first, last = trained[1].history[0].metrics, trained[1].history[-1].metrics
     own = sum(not row.metadata for row in trained[0].material.validation)
-    safe = sum(row.metadata.get("safety") == "safe" for row in trained[0].material.validation)  # in words that it does not know
+    safe = sum(
+        row.metadata.get("safety") == "safe" for row in trained[0].material.validation
+    )  # in words that it does not know
     assert first["token_f1"] < last["token_f1"] > 0.7 * own / (own + safe)
     assert {"refusal_f1", "rouge_l", "safe_answer_f1", "over_refusal", "perplexity"} <= last.keys()
 
 
-def test_a_word_that_decides_changes_the_answer_and_one_that_does_not_leaves_it(trained: tuple[Trial, TrialResult]) -> None:
+def test_a_word_that_decides_changes_the_answer_and_one_that_does_not_leaves_it(
+    trained: tuple[Trial, TrialResult],
+) -> None:
     loaded = loading.load(trained[1].checkpoint)
 
     def said(text: str) -> str:
         (found,) = loaded.predict([Example("a", text)])
         return found.text
 
-    assert said("group with infection after 7") == said("infection group with after 9") == "the fever"
+    assert (
+        said("group with infection after 7") == said("infection group with after 9") == "the fever"
+    )
     assert said("group with rhythm after 7") != said("group with infection after 7")
 
 
-def test_a_checkpoint_keeps_no_text_and_is_scored_the_same_from_what_it_keeps(trained: tuple[Trial, TrialResult]) -> None:
+def test_a_checkpoint_keeps_no_text_and_is_scored_the_same_from_what_it_keeps(
+    trained: tuple[Trial, TrialResult],
+) -> None:
     made, result = trained
     stored = read_predictions(result.checkpoint)
     assert not any(row.text for row in stored)
@@ -91,14 +107,20 @@ def test_a_checkpoint_keeps_no_text_and_is_scored_the_same_from_what_it_keeps(tr
     rows = list(made.material.validation)
     assert made.task.score(stored, rows).values == pytest.approx(result.best.metrics)
     loaded = loading.load(result.checkpoint)
-    assert loaded.task.score(loaded.predict(rows), rows).values == pytest.approx(result.best.metrics, abs=1e-4)
+    assert loaded.task.score(loaded.predict(rows), rows).values == pytest.approx(
+        result.best.metrics, abs=1e-4
+    )
     answers = made.task.answers(stored, rows)
-    assert answers.support("refusal_f1") == sum(row.response.startswith("I don't have enough") for row in rows)
+    assert answers.support("refusal_f1") == sum(
+        row.response.startswith("I don't have enough") for row in rows
+    )
     found = interval(answers, "token_f1")
     assert found.low <= value(answers, "token_f1") <= found.high
 
 
-def test_perplexity_is_that_of_a_loss_pass_over_the_answers(trained: tuple[Trial, TrialResult]) -> None:
+def test_perplexity_is_that_of_a_loss_pass_over_the_answers(
+    trained: tuple[Trial, TrialResult],
+) -> None:
     loaded = loading.load(trained[1].checkpoint, precision="fp32")
     rows = [row for row in trained[0].material.validation if not row.metadata][:5]
     found = loaded.task.score(loaded.predict(rows), rows).values["perplexity"]
@@ -109,7 +131,9 @@ def test_perplexity_is_that_of_a_loss_pass_over_the_answers(trained: tuple[Trial
         start, end = row.target[-2:]
         labels[start:end] = torch.tensor(row.tokens[start:end])
         with torch.inference_mode():
-            nats += float(loaded.built.model(input_ids=torch.tensor([row.tokens]), labels=labels[None]).loss) * (end - start)
+            nats += float(
+                loaded.built.model(input_ids=torch.tensor([row.tokens]), labels=labels[None]).loss
+            ) * (end - start)
         count += end - start
     assert found == pytest.approx(math.exp(nats / count), rel=1e-4)
 
@@ -133,7 +157,10 @@ def figures(*said: tuple[str, str]) -> dict[str, float]:
     """Of pairs of what is said and what is right."""
     task = instruct.Task.fit(instruct.Options(name="instruct"), [])
     examples = [Example(str(number), "-", response=right) for number, (_, right) in enumerate(said)]
-    return task.score([Prediction(str(number), (), (), text=text) for number, (text, _) in enumerate(said)], examples).values
+    return task.score(
+        [Prediction(str(number), (), (), text=text) for number, (text, _) in enumerate(said)],
+        examples,
+    ).values
 
 
 @pytest.mark.document(
@@ -143,30 +170,49 @@ def figures(*said: tuple[str, str]) -> dict[str, float]:
     how="it is trained and measured; nothing beside the model enforces it",
 )
 def test_refusals_and_answers_are_told_apart_by_what_is_right() -> None:
-    found = figures((REFUSAL, REFUSAL), ("Take two.", REFUSAL), ("the blood", "the blood"), (REFUSAL, "the heart"))
+    found = figures(
+        (REFUSAL, REFUSAL),
+        ("Take two.", REFUSAL),
+        ("the blood", "the blood"),
+        (REFUSAL, "the heart"),
+    )
     assert found["refusal_f1"] == pytest.approx(2 * 1 / (2 + 2))
-    assert found["token_f1"] == pytest.approx((1 + 0) / 2)  # a refusal answers nothing, though it shares words
+    assert found["token_f1"] == pytest.approx(
+        (1 + 0) / 2
+    )  # a refusal answers nothing, though it shares words
     assert found["over_refusal"] == pytest.approx(1 / 2)
     assert found["safe_answer_f1"] == pytest.approx(0.5)
-    with pytest.raises(DataError, match=r"task.metric safe_answer_f1: of these 1 rows none is to be refused"):
+    with pytest.raises(
+        DataError, match=r"task.metric safe_answer_f1: of these 1 rows none is to be refused"
+    ):
         figures(("the blood", "the blood"))
 
 
 def test_a_decision_at_the_end_is_judged_too() -> None:
-    examples = [Example("a", "-", ("yes",), response="So.\n\nDecision: yes"), Example("b", "-", ("no",), response="So.\n\nDecision: no")]
+    examples = [
+        Example("a", "-", ("yes",), response="So.\n\nDecision: yes"),
+        Example("b", "-", ("no",), response="So.\n\nDecision: no"),
+    ]
     task = instruct.Task.fit(instruct.Options(name="instruct", metric="token_f1"), examples)
-    said = [Prediction("a", (), (), text="There is no doubt. Decision: Yes."), Prediction("b", (), (), text="maybe yes")]
+    said = [
+        Prediction("a", (), (), text="There is no doubt. Decision: Yes."),
+        Prediction("b", (), (), text="maybe yes"),
+    ]
     assert task.score(said, examples).values["decision_accuracy"] == 0.5
 
 
 def test_a_conversation_is_answered_by_its_last_turn(trained: tuple[Trial, TrialResult]) -> None:
     loaded = loading.load(trained[1].checkpoint)
-    (answer,) = loaded.predict([Example("0", "-", turns=(Message("user", "group with infection after 7"),))])
+    (answer,) = loaded.predict(
+        [Example("0", "-", turns=(Message("user", "group with infection after 7"),))]
+    )
     assert (answer.text, loaded.task.outcome(answer.text)) == ("the fever", "answered")
 
 
 def test_options_that_leave_no_room_are_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="max_new_tokens 128 and max_length 100: no token is left for a prompt"):
+    with pytest.raises(
+        ConfigError, match="max_new_tokens 128 and max_length 100: no token is left for a prompt"
+    ):
         tiny.instruct_study(folder, "task.max_new_tokens=128")
 
 
@@ -175,7 +221,9 @@ def test_options_that_leave_no_room_are_refused(folder: Path) -> None:
     "answers with an explanation",
     where="`jobs/studies/pubmedqa_explain.yaml`",
 )
-def test_questions_are_explained_then_decided_and_the_conclusion_is_never_read(tmp_path: Path) -> None:
+def test_questions_are_explained_then_decided_and_the_conclusion_is_never_read(
+    tmp_path: Path,
+) -> None:
     held = {
         str(number): {
             "QUESTION": f"fever after surgery {number}?",

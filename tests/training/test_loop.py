@@ -1,4 +1,5 @@
-"""The loop's promises: what may not change a gradient, what a resume gives, what happens when memory runs out."""
+"""The loop's promises: what may not change a gradient, what a resume gives, what happens when
+memory runs out."""
 
 import logging
 from dataclasses import replace
@@ -23,7 +24,10 @@ def weights_of(trial: Trial) -> dict[str, torch.Tensor]:
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+    return (
+        all(torch.equal(first[name], second[name]) for name in first)
+        and first.keys() == second.keys()
+    )
 
 
 def gradients(folder: Path, *settings: str) -> dict[str, torch.Tensor]:
@@ -47,7 +51,12 @@ def test_micro_batching_changes_no_gradient(tmp_path: Path, weighting: str) -> N
 
 
 def test_the_gradient_is_the_weighted_mean_over_the_rows_of_the_step(tmp_path: Path) -> None:
-    trial = tiny.trial(tiny.study(tmp_path, "lora.dropout=0", "task.class_weights={cancer: 5.0}", "train.token_budget=40"), tmp_path)
+    trial = tiny.trial(
+        tiny.study(
+            tmp_path, "lora.dropout=0", "task.class_weights={cancer: 5.0}", "train.token_budget=40"
+        ),
+        tmp_path,
+    )
     loop = trial.make_loop()
     step = loop.steps()[0]
     loss = loop.accumulate(step, step.ranks[0])
@@ -65,7 +74,9 @@ def test_the_gradient_is_the_weighted_mean_over_the_rows_of_the_step(tmp_path: P
 )
 def test_training_learns(tmp_path: Path) -> None:
     reports = []
-    trial = tiny.trial(tiny.study(tmp_path, "train.epochs=6", num_rows=120), tmp_path, report=reports.append)
+    trial = tiny.trial(
+        tiny.study(tmp_path, "train.epochs=6", num_rows=120), tmp_path, report=reports.append
+    )
     result = trial.run()
     assert [report.epoch for report in reports] == [1, 2, 3, 4, 5, 6]
     assert reports[-1].train_loss < reports[0].train_loss / 2
@@ -93,7 +104,11 @@ class Killed(Exception):
     where="`medray study --resume`",
 )
 def test_a_killed_trial_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_micro_batch: int, why: str, quantization: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_micro_batch: int,
+    why: str,
+    quantization: str,
 ) -> None:
     settings: tuple[str, ...] = (
         "train.epochs=3",
@@ -128,16 +143,23 @@ def test_a_killed_trial_resumes_to_the_same_bits(
     torch.manual_seed(12345)  # a new process has another generator state
     result = resumed.run(resume=True)
     assert same(weights_of(resumed), weights_of(whole))
-    timeless, expected_timeless = ([replace(row, seconds=0.0, tokens_per_s=0.0) for row in of.history] for of in (result, expected))
+    timeless, expected_timeless = (
+        [replace(row, seconds=0.0, tokens_per_s=0.0) for row in of.history]
+        for of in (result, expected)
+    )
     assert timeless == expected_timeless
     assert result.best.step == expected.best.step
 
 
-@pytest.mark.parametrize("step", [2, 6, 12])  # in the middle of an epoch; where an evaluation is due; the last one
+@pytest.mark.parametrize(
+    "step", [2, 6, 12]
+)  # in the middle of an epoch; where an evaluation is due; the last one
 def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    asked = tiny.study(tmp_path, "train.epochs=2", "train.evaluate_every_steps=3", "train.samples_per_step=7")
+    asked = tiny.study(
+        tmp_path, "train.epochs=2", "train.evaluate_every_steps=3", "train.samples_per_step=7"
+    )
     (tmp_path / "whole").mkdir()
     whole = tiny.trial(asked, tmp_path / "whole")
     expected = whole.run()
@@ -161,7 +183,9 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
     if step == 2:
         (path,) = trial.folder.glob("state/*/state.pt")
         stored = torch.load(path, weights_only=True)
-        torch.save({"slots": {"default": stored["slot"]}, "scaler": stored["scaler"]}, path)  # as an earlier medray stored it
+        torch.save(
+            {"slots": {"default": stored["slot"]}, "scaler": stored["scaler"]}, path
+        )  # as an earlier medray stored it
     stop.prepare(trial.folder)
     resumed = tiny.trial(asked, tmp_path)
     result = resumed.run(resume=True)
@@ -172,11 +196,15 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
     ]
 
 
-@pytest.mark.parametrize(("while_", "stored_after"), [("it loads", 1), ("it evaluates", 6), ("its evaluation is told", 6)])
+@pytest.mark.parametrize(
+    ("while_", "stored_after"),
+    [("it loads", 1), ("it evaluates", 6), ("its evaluation is told", 6)],
+)
 def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more_and_stores_it(
     tmp_path: Path, while_: str, stored_after: int
 ) -> None:
-    """Under Ray Train a report does not wait: the trial would train on, unstored, until its process is ended."""
+    """Under Ray Train a report does not wait: the trial would train on, unstored, until its process
+    is ended."""
 
     def told(evaluation: Evaluation) -> None:
         if evaluation.step == 5 and while_ == "its evaluation is told":
@@ -184,7 +212,9 @@ def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more
 
     def interrupt() -> None:
         stop.request(trial.folder)
-        assert not stop.is_pending(trial.folder)  # a study that is interrupted does not wait for an evaluation
+        assert not stop.is_pending(
+            trial.folder
+        )  # a study that is interrupted does not wait for an evaluation
 
     trial = tiny.trial(tiny.study(tmp_path), tmp_path, report=told)
     stop.prepare(trial.folder)
@@ -200,7 +230,9 @@ def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more
     trial.predict_rows = evaluating  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match=f"after step {stored_after} of 10"):
         trial.run()
-    assert [path.name for path in (trial.folder / "state").iterdir()] == [f"step-{stored_after:06d}"]
+    assert [path.name for path in (trial.folder / "state").iterdir()] == [
+        f"step-{stored_after:06d}"
+    ]
 
 
 def test_the_kill_above_really_hits_the_middle_of_a_step(tmp_path: Path) -> None:
@@ -237,16 +269,24 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step_with_the_same_resu
     with caplog.at_level(logging.WARNING):
         trial.run()
     assert trial.loop.token_budget <= 90
-    assert [record.message.count("train.token_budget") for record in caplog.records if "out of memory" in record.message] == [1]
+    assert [
+        record.message.count("train.token_budget")
+        for record in caplog.records
+        if "out of memory" in record.message
+    ] == [1]
     for name, parameter in weights_of(calm).items():
         torch.testing.assert_close(weights_of(trial)[name], parameter, rtol=1e-3, atol=1e-4)
 
 
-def test_one_row_that_does_not_fit_ends_the_trial_with_the_settings_that_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_that_does_not_fit_ends_the_trial_with_the_settings_that_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = tiny.trial(tiny.study(tmp_path), tmp_path)
 
     def never(self, batch):  # type: ignore[no-untyped-def]
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+        )
 
     monkeypatch.setattr(type(trial.make_loop()), "loss", never)
     with pytest.raises(TrialError, match=r"one row of .* train\.token_budget, task\.max_length"):
@@ -276,7 +316,10 @@ def test_padding_is_masked_by_length_even_where_a_text_holds_the_pad_token(tmp_p
 
 @pytest.mark.document("003", "training stops early when nothing improves", where="`train.patience`")
 def test_early_stopping_ends_after_the_patience_and_keeps_the_best(tmp_path: Path) -> None:
-    trial = tiny.trial(tiny.study(tmp_path, "train.epochs=20", "train.patience=2", "train.learning_rate=0.000001"), tmp_path)
+    trial = tiny.trial(
+        tiny.study(tmp_path, "train.epochs=20", "train.patience=2", "train.learning_rate=0.000001"),
+        tmp_path,
+    )
     result = trial.run()
     assert len(result.history) < 20
     assert [row.is_best for row in result.history][-2:] == [False, False]
@@ -284,7 +327,12 @@ def test_early_stopping_ends_after_the_patience_and_keeps_the_best(tmp_path: Pat
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch_with_an_evaluation(tmp_path: Path) -> None:
-    trial = tiny.trial(tiny.study(tmp_path, "train.epochs=null", "train.max_steps=7", "train.evaluate_every_steps=3"), tmp_path)
+    trial = tiny.trial(
+        tiny.study(
+            tmp_path, "train.epochs=null", "train.max_steps=7", "train.evaluate_every_steps=3"
+        ),
+        tmp_path,
+    )
     assert [row.step for row in trial.run().history] == [3, 6, 7]
 
 
@@ -294,7 +342,9 @@ def test_max_steps_ends_in_the_middle_of_an_epoch_with_an_evaluation(tmp_path: P
     where="`train.keep_checkpoints`",
 )
 def test_only_the_best_and_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
-    result = tiny.trial(tiny.study(tmp_path, "train.epochs=5", "train.keep_checkpoints=2"), tmp_path).run()
+    result = tiny.trial(
+        tiny.study(tmp_path, "train.epochs=5", "train.keep_checkpoints=2"), tmp_path
+    ).run()
     steps = [row.step for row in result.history]
     kept = sorted(int(path.name[5:]) for path in (tmp_path / "trial" / "checkpoints").iterdir())
     assert kept == sorted({result.best.step, *steps[-2:]})

@@ -1,4 +1,5 @@
-"""Rows in tokens: made some thousands at a time, gone on with after an interruption, and mapped by trials."""
+"""Rows in tokens: made some thousands at a time, gone on with after an interruption, and mapped by
+trials."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ def gathered(study: StudyConfig, place: Path) -> Material:
     return gather(config, data, tasks.fit(config.task, data.label_sets(), data.train), place)
 
 
-def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = tiny.study(tmp_path)
     whole = gathered(study, tmp_path / "whole")
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
@@ -35,16 +38,25 @@ def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(tmp_path: Path, monk
     parts = gathered(study, tmp_path / "parts")
     assert parts.prepared.table.equals(whole.prepared.table)
     assert parts.prepared.table["tokens"].num_chunks > 3
-    assert (parts.prepared.fingerprint, parts.prepared.num_truncated) == (whole.prepared.fingerprint, whole.prepared.num_truncated)
+    assert (parts.prepared.fingerprint, parts.prepared.num_truncated) == (
+        whole.prepared.fingerprint,
+        whole.prepared.num_truncated,
+    )
     assert parts.audit == whole.audit
     assert isinstance(parts.validation, Examples)  # in a file beside the description
     assert list(open_material(parts.path).validation) == list(whole.validation)
     one, other = parts.prepared.split("train"), whole.prepared.split("train")
-    assert [one.tokens(row).tolist() for row in range(len(one))] == [other.tokens(row).tolist() for row in range(len(other))]
+    assert [one.tokens(row).tolist() for row in range(len(one))] == [
+        other.tokens(row).tolist() for row in range(len(other))
+    ]
     assert [one.target(row) for row in range(len(one))] == one.targets() == other.targets()
     stage = dataset.Dataset.stage
     told: list[str] = []
-    monkeypatch.setattr(dataset.Dataset, "stage", lambda self, what, total: [told.append(what), stage(self, what, total)][1])
+    monkeypatch.setattr(
+        dataset.Dataset,
+        "stage",
+        lambda self, what, total: [told.append(what), stage(self, what, total)][1],
+    )
     assert gathered(study, tmp_path / "again").audit == whole.audit
     assert told == ["encoding", "audit"]  # tokens were counted before
 
@@ -53,7 +65,9 @@ def signed_here(path: Path, num_rows: int, width: int, progress: Progress) -> mi
     return minhash.Signed([minhash.Signer().sign(Examples.open(path).texts(), width)])
 
 
-def test_what_an_interrupted_study_encoded_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupted_study_encoded_is_not_encoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(material, "_PIECE", 5)
     study = tiny.study(tmp_path)
     whole = gathered(study, tmp_path / "whole")
@@ -69,7 +83,9 @@ def test_what_an_interrupted_study_encoded_is_not_encoded_again(tmp_path: Path, 
     monkeypatch.setattr(material, "encode", encode)
     with pytest.raises(KeyboardInterrupt):
         gathered(study, tmp_path / "prepared")
-    num_pieces = sum(-(-len(whole.prepared.split(split)) // 5) for split in ("train", "validation", "test"))
+    num_pieces = sum(
+        -(-len(whole.prepared.split(split)) // 5) for split in ("train", "validation", "test")
+    )
     found = gathered(study, tmp_path / "prepared")
     assert len(asked) == 3 + num_pieces - 2
     assert found.prepared.table.equals(whole.prepared.table)
@@ -99,10 +115,18 @@ def test_other_rows_of_a_side_are_another_table(tmp_path: Path) -> None:
     assert len(set(found)) == 3
 
 
-def test_validation_rows_that_were_corrected_are_not_those_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_rows_that_were_corrected_are_not_those_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(material, "_PIECE", 1)
-    one = [Example("a", "fever of two days", mentions=(Mention(0, 5, "fever", "Sign"),)), Example("b", "no fever")]
-    other = [Example("a", "fever of two days", mentions=(Mention(0, 17, "fever of two days", "Sign"),)), Example("b", "no fever")]
+    one = [
+        Example("a", "fever of two days", mentions=(Mention(0, 5, "fever", "Sign"),)),
+        Example("b", "no fever"),
+    ]
+    other = [
+        Example("a", "fever of two days", mentions=(Mention(0, 17, "fever of two days", "Sign"),)),
+        Example("b", "no fever"),
+    ]
     for held in (one, other):
         described = material.store_validation(held, tmp_path)
         assert list(material.load_validation(described, tmp_path)) == held

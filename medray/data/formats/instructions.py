@@ -1,7 +1,8 @@
-"""Instructions and their answers: instruction, optional input and system prompt, response; or messages of several turns.
+"""Instructions and their answers: instruction, optional input and system prompt, response; or
+messages of several turns.
 
-A file holds one JSON object per line, or is a table with a column per field (csv, tsv, psv, or any with a delimiter); a table has no messages.
-"""
+A file holds one JSON object per line, or is a table with a column per field (csv, tsv, psv, or any
+with a delimiter); a table has no messages."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -40,24 +41,44 @@ class Options(PluginOptions):
     name: Literal["instructions"]
     path: str = Field(description="file, from the current directory")
     instruction: str = Field("instruction", description="field of what is asked")
-    input: str = Field("input", description="field of a text that the instruction is about, where a row has one")
-    response: str = Field("response", description="field of the answer")
-    system: str = Field("system", description="field of a system prompt of the row's own, where it has one; it comes after the task's")
-    messages: str = Field(
-        "messages", description="field of a conversation, a list of role and content, where a row has one; the assistant has the last word"
+    input: str = Field(
+        "input", description="field of a text that the instruction is about, where a row has one"
     )
-    id: str | None = Field(None, description="field of the row's id; the line's number where not given")
+    response: str = Field("response", description="field of the answer")
+    system: str = Field(
+        "system",
+        description=(
+            "field of a system prompt of the row's own, where it has one; it comes after the task's"
+        ),
+    )
+    messages: str = Field(
+        "messages",
+        description=(
+            "field of a conversation, a list of role and content, where a row has one; the "
+            "assistant has the last word"
+        ),
+    )
+    id: str | None = Field(
+        None, description="field of the row's id; the line's number where not given"
+    )
     split: str | None = Field(None, description="field that says train, validation or test")
     delimiter: Literal[",", "\t", "|", ";"] | None = Field(
-        None, description="of a table; by a first line `sep=;`, else by the ending (.csv .tsv .psv); any other ending is JSON lines"
+        None,
+        description=(
+            "of a table; by a first line `sep=;`, else by the ending (.csv .tsv .psv); any other "
+            "ending is JSON lines"
+        ),
     )
-    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field("utf-8", description="of a table, such as cp1252 or utf-16")
+    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field(
+        "utf-8", description="of a table, such as cp1252 or utf-16"
+    )
 
     @model_validator(mode="after")
     def _json_is_utf8(self) -> Self:
         if dialect.codec(self.encoding) != dialect.codec("utf-8") and not _is_table(self):
             raise ValueError(
-                f"encoding {self.encoding!r} does not apply: JSON lines are UTF-8; a table ends in .csv, .tsv or .psv, or has a delimiter"
+                f"encoding {self.encoding!r} does not apply: JSON lines are UTF-8; a table ends "
+                "in .csv, .tsv or .psv, or has a delimiter"
             )
         return self
 
@@ -74,12 +95,18 @@ def read(options: Options) -> Iterator[Example]:
 def write(examples: Iterable[Example], options: Options) -> None:
     path = Path(options.path)
     if _is_table(options):
-        raise DataError(f"{path}: this format writes JSON lines, not a table; give a path that ends in .jsonl, and no delimiter")
+        raise DataError(
+            f"{path}: this format writes JSON lines, not a table; give a path that ends in "
+            ".jsonl, and no delimiter"
+        )
     refuse_existing(path)
     written = []
     for example in examples:
         if not example.response:
-            raise DataError(f"{example.where or example.id}: has no response; this format holds answers in words")
+            raise DataError(
+                f"{example.where or example.id}: has no response; this format holds answers in "
+                "words"
+            )
         said = [*example.turns, Message("assistant", example.response)]
         row: dict[str, Any] = {options.id or "id": example.id}
         if example.turns:
@@ -91,7 +118,9 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 
 def check(options: Options) -> list[str]:
-    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
+    return missing_file(options.path) or first_problem(
+        read(options), f"{options.path}: has no rows"
+    )
 
 
 def sniff(path: Path, encoding: str | None = None) -> Layout | None:
@@ -104,7 +133,10 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
 
 
 def _is_table(options: Options) -> bool:
-    return options.delimiter is not None or PurePosixPath(options.path).suffix.lower() in dialect.USUAL_DELIMITERS
+    return (
+        options.delimiter is not None
+        or PurePosixPath(options.path).suffix.lower() in dialect.USUAL_DELIMITERS
+    )
 
 
 def _read_table(path: Path, options: Options) -> Iterator[Example]:
@@ -114,19 +146,29 @@ def _read_table(path: Path, options: Options) -> Iterator[Example]:
     if header is None:
         raise DataError(f"{path}:1: the file is empty; its first line must name the columns")
     columns = list(map(dialect.plain_name, header.values))
-    if twice := next((name for at, name in enumerate(columns) if name and name in columns[:at]), None):
+    if twice := next(
+        (name for at, name in enumerate(columns) if name and name in columns[:at]), None
+    ):
         raise DataError(f"{path}:1: the column {twice!r} stands twice")
     wanted = {"instruction": options.instruction, "response": options.response}
     named = {"id": options.id, "split": options.split}
-    if wrong := missing_columns(f"{path}:1", wanted | {key: name for key, name in named.items() if name}, columns):
+    if wrong := missing_columns(
+        f"{path}:1", wanted | {key: name for key, name in named.items() if name}, columns
+    ):
         raise DataError("; ".join(wrong) + delimiter_hint(columns, delimiter))
     for number, row in enumerate(rows, 1):
         if not any(map(str.strip, row.values)):
             continue
         where = f"{path}:{row.line}"
         if len(row.values) != len(columns):
-            raise DataError(f"{where}: has {len(row.values)} values, the header has {len(columns)} columns")
-        values = {name: value for name, value in zip(columns, row.values, strict=True) if name and name != options.messages}
+            raise DataError(
+                f"{where}: has {len(row.values)} values, the header has {len(columns)} columns"
+            )
+        values = {
+            name: value
+            for name, value in zip(columns, row.values, strict=True)
+            if name and name != options.messages
+        }
         side = {options.split: values[options.split].strip() or None} if options.split else {}
         yield _example(values | side, number, options, where)
 
@@ -136,25 +178,56 @@ def _example(row: dict[str, Any], number: int, options: Options, where: str) -> 
     if options.id:
         if wrong := missing_columns(where, {"id": options.id}, list(row)):
             raise DataError(wrong[0])
-        row_id = check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where)
+        row_id = check_id(
+            "" if row[options.id] is None else as_text(row[options.id]).strip(), where
+        )
     split = row.get(options.split) if options.split else None
     if not isinstance(split, str | None):
         raise DataError(f"{where}: {options.split!r} must be text, found {type(split).__name__}")
-    used = {options.instruction, options.input, options.response, options.system, options.messages, options.id, options.split}
-    metadata = {key: as_text(value) for key, value in row.items() if key not in used and value not in (None, "")}
-    turns = _conversation(row, options, where) if row.get(options.messages) is not None else _single(row, options, where)
+    used = {
+        options.instruction,
+        options.input,
+        options.response,
+        options.system,
+        options.messages,
+        options.id,
+        options.split,
+    }
+    metadata = {
+        key: as_text(value)
+        for key, value in row.items()
+        if key not in used and value not in (None, "")
+    }
+    turns = (
+        _conversation(row, options, where)
+        if row.get(options.messages) is not None
+        else _single(row, options, where)
+    )
     *before, last = turns
     if not last.content:
         raise DataError(f"{where}: the answer is empty")
     text = "\n\n".join(turn.content for turn in before if turn.role == "user")
     is_plain = len(before) == 1 and before[0].role == "user"
-    return Example(row_id, text, (), split, metadata, where, turns=() if is_plain else tuple(before), response=last.content)
+    return Example(
+        row_id,
+        text,
+        (),
+        split,
+        metadata,
+        where,
+        turns=() if is_plain else tuple(before),
+        response=last.content,
+    )
 
 
 def _single(row: dict[str, Any], options: Options, where: str) -> list[Message]:
-    if wrong := missing_columns(where, {"instruction": options.instruction, "response": options.response}, list(row)):
+    if wrong := missing_columns(
+        where, {"instruction": options.instruction, "response": options.response}, list(row)
+    ):
         raise DataError("; ".join(wrong))
-    asked = "\n\n".join(filter(None, (_text(row, options.instruction, where), _text(row, options.input, where))))
+    asked = "\n\n".join(
+        filter(None, (_text(row, options.instruction, where), _text(row, options.input, where)))
+    )
     system = _text(row, options.system, where)
     return [
         *([Message("system", system)] if system else []),
@@ -165,16 +238,25 @@ def _single(row: dict[str, Any], options: Options, where: str) -> list[Message]:
 
 def _conversation(row: dict[str, Any], options: Options, where: str) -> list[Message]:
     held = row[options.messages]
-    if not isinstance(held, list) or not all(isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in held):
-        raise DataError(f"{where}: {options.messages!r} must be a list of objects with role and content, both text")
+    if not isinstance(held, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in held
+    ):
+        raise DataError(
+            f"{where}: {options.messages!r} must be a list of objects with role and content, both "
+            "text"
+        )
     for turn in held:
         if turn.get("role") not in _ROLES:
-            raise DataError(f"{where}: role {turn.get('role')!r:.60} is not known; {allowed(turn.get('role'), _ROLES)}")
+            raise DataError(
+                f"{where}: role {turn.get('role')!r:.60} is not known; "
+                f"{allowed(turn.get('role'), _ROLES)}"
+            )
     turns = [Message(turn["role"], turn["content"].strip()) for turn in held]
     said = [turn.role for turn in turns if turn.role != "system"]
     if not said or said != ["user", "assistant"] * (len(said) // 2):
         raise DataError(
-            f"{where}: user and assistant must take turns, the user first and the assistant last; found {', '.join(said) or 'nobody'}"
+            f"{where}: user and assistant must take turns, the user first and the assistant last; "
+            f"found {', '.join(said) or 'nobody'}"
         )
     return turns
 

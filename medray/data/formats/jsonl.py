@@ -1,4 +1,5 @@
-"""One JSON object a line; any field may be text, label, id or split, the others are metadata unless they are empty."""
+"""One JSON object a line; any field may be text, label, id or split, the others are metadata unless
+they are empty."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,8 +31,12 @@ from medray.types import Example
 
 class Options(ColumnOptions):
     name: Literal["jsonl"]
-    label: str | None = Field("label", description="field of the label, or of a list of labels; null for unlabelled rows")
-    id: str | None = Field(None, description="field of the row's id; the line's number where not given")
+    label: str | None = Field(
+        "label", description="field of the label, or of a list of labels; null for unlabelled rows"
+    )
+    id: str | None = Field(
+        None, description="field of the row's id; the line's number where not given"
+    )
     split: str | None = Field(None, description="field that says train, validation or test")
 
 
@@ -42,7 +47,8 @@ def read(options: Options) -> Iterator[Example]:
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """Ids, labels and sides get a field even where the options name none, so that nothing is lost."""
+    """Ids, labels and sides get a field even where the options name none, so that nothing is
+    lost."""
     path = Path(options.path)
     refuse_existing(path)
     rows, field = list(examples), options.written_column()
@@ -57,7 +63,9 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 
 def check(options: Options) -> list[str]:
-    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
+    return missing_file(options.path) or first_problem(
+        read(options), f"{options.path}: has no rows"
+    )
 
 
 def sniff(path: Path) -> Layout | None:
@@ -83,13 +91,26 @@ def example(row: dict[str, Any], number: int, options: Options, where: str) -> E
         found = row[options.label]
         several = found if isinstance(found, list) else [found]
         if not all(isinstance(label, str) for label in several):
-            raise DataError(f"{where}: {options.label!r} must be text or a list of texts, found {type(found).__name__}")
-        labels = tuple(dict.fromkeys(check_label(label.strip(), options.labels, where) for label in several))
+            raise DataError(
+                f"{where}: {options.label!r} must be text or a list of texts, found "
+                f"{type(found).__name__}"
+            )
+        labels = tuple(
+            dict.fromkeys(check_label(label.strip(), options.labels, where) for label in several)
+        )
     used = {*wanted.values(), options.split}
-    metadata = {key: as_text(value) for key, value in row.items() if key not in used and value not in (None, "")}
+    metadata = {
+        key: as_text(value)
+        for key, value in row.items()
+        if key not in used and value not in (None, "")
+    }
     split = row.get(options.split) if options.split else None
     if not isinstance(split, str | None):
         raise DataError(f"{where}: {options.split!r} must be text, found {type(split).__name__}")
     text = options.text_of({field: row[field].strip() for field in options.text_columns})
-    row_id = check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where) if options.id else str(number)
+    row_id = (
+        check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where)
+        if options.id
+        else str(number)
+    )
     return Example(row_id, text, labels, split, metadata, where)

@@ -1,8 +1,8 @@
 """PubMedQA: a question, what the abstract says about it, and yes, no or maybe.
 
-Read as the official JSON (an object by PMID) or as the Hub's `pqa_labeled` (Parquet, or JSON lines). LONG_ANSWER, the abstract's
-conclusion, is taken out as it is read: no text and no metadata ever holds it. With `explain` it is what is to be said, before the decision.
-"""
+Read as the official JSON (an object by PMID) or as the Hub's `pqa_labeled` (Parquet, or JSON
+lines). LONG_ANSWER, the abstract's conclusion, is taken out as it is read: no text and no metadata
+ever holds it. With `explain` it is what is to be said, before the decision."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,25 +37,46 @@ _MOST_BYTES = 1 << 30  # of one line: the whole set may stand in it
 class Options(FormatOptions):
     FILES: ClassVar[tuple[str, ...]] = ("path", "ground_truth")
     name: Literal["pubmedqa"]
-    labels: tuple[str, ...] = Field(LABELS, min_length=2, description="answers to keep, such as ['yes', 'no']; other rows are left out")
-    template: str = Field("{contexts}\n\nQuestion: {question}", description="the text, from {question} and, where wanted, {contexts}")
+    labels: tuple[str, ...] = Field(
+        LABELS,
+        min_length=2,
+        description="answers to keep, such as ['yes', 'no']; other rows are left out",
+    )
+    template: str = Field(
+        "{contexts}\n\nQuestion: {question}",
+        description="the text, from {question} and, where wanted, {contexts}",
+    )
     separator: str = Field("\n", description="between the paragraphs of {contexts}")
-    ground_truth: str | None = Field(None, description="the official test_ground_truth.json: its ids are test rows, all others train")
+    ground_truth: str | None = Field(
+        None,
+        description="the official test_ground_truth.json: its ids are test rows, all others train",
+    )
 
-    explain: bool = Field(False, description="the answer in words: the abstract's conclusion, then the decision (for task instruct)")
+    explain: bool = Field(
+        False,
+        description=(
+            "the answer in words: the abstract's conclusion, then the decision (for task instruct)"
+        ),
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = Template.parse(self.template).names
         if "question" not in names or not set(names) <= set(_PLACES):
-            raise ValueError(f"template {self.template!r}: must hold {{question}} and may hold {{contexts}}, nothing else")
+            raise ValueError(
+                f"template {self.template!r}: must hold {{question}} and may hold {{contexts}}, "
+                "nothing else"
+            )
         if wrong := [label for label in self.labels if label not in LABELS]:
             raise ValueError(f"labels {wrong[0]!r}: {allowed(wrong[0], LABELS)}")
         return self
 
     def form(self) -> Form:
         parsed = Template.parse(self.template)
-        fields = (FormField(name=name, kind="line" if name == "question" else "text") for name in parsed.names)
+        fields = (
+            FormField(name=name, kind="line" if name == "question" else "text")
+            for name in parsed.names
+        )
         return Form(parts=parsed.parts, fields=tuple(fields), separator=self.separator)
 
 
@@ -68,27 +89,47 @@ def read(options: Options) -> Iterator[Example]:
         record, conclusion = _apart(whole)
         label = check_label(_text(record, "final_decision", where).strip().lower(), LABELS, where)
         if pmid in truth and truth[pmid] != label:
-            raise DataError(f"{where}: is answered {label!r}, and {truth[pmid]!r} in {options.ground_truth}")
+            raise DataError(
+                f"{where}: is answered {label!r}, and {truth[pmid]!r} in {options.ground_truth}"
+            )
         if label not in options.labels:
             continue
         contexts = [" ".join(part.split()) for part in _contexts(record, where)]
-        values = {"question": " ".join(_text(record, "question", where).split()), "contexts": options.separator.join(contexts)}
+        values = {
+            "question": " ".join(_text(record, "question", where).split()),
+            "contexts": options.separator.join(contexts),
+        }
         split = ("test" if pmid in truth else "train") if options.ground_truth else None
         year = str(record.get("year") or "").strip()
         text = template.render(values).strip() if values["question"] else ""
         metadata = {"year": year} if year else {}
         yield Example(
-            pmid, text, (label,), split, metadata, where, response=_explained(conclusion, label, where) if options.explain else ""
+            pmid,
+            text,
+            (label,),
+            split,
+            metadata,
+            where,
+            response=_explained(conclusion, label, where) if options.explain else "",
         )
     if missing := sorted(truth.keys() - found):
-        raise DataError(f"{options.path}: lacks {len(missing)} of the {len(truth)} ids of {options.ground_truth}, {missing[0]!r} first")
+        raise DataError(
+            f"{options.path}: lacks {len(missing)} of the {len(truth)} ids of "
+            f"{options.ground_truth}, {missing[0]!r} first"
+        )
 
 
 def read_ground_truth(path: str) -> dict[str, str]:
     """The official scorer's file: an answer for every id."""
     truth = _json(Path(path))
-    if not isinstance(truth, dict) or not truth or not all(answer in LABELS for answer in truth.values()):
-        raise DataError(f"{path}: must be a JSON object with one of {', '.join(LABELS)} for every id")
+    if (
+        not isinstance(truth, dict)
+        or not truth
+        or not all(answer in LABELS for answer in truth.values())
+    ):
+        raise DataError(
+            f"{path}: must be a JSON object with one of {', '.join(LABELS)} for every id"
+        )
     return truth
 
 
@@ -99,11 +140,19 @@ def write(examples: Iterable[Example], options: Options) -> None:
     written: dict[str, Any] = {}
     for example in examples:
         if len(example.labels) != 1 or example.labels[0] not in LABELS:
-            raise DataError(f"{example.where or example.id}: PubMedQA holds one of {', '.join(LABELS)} a row, found {example.labels}")
+            raise DataError(
+                f"{example.where or example.id}: PubMedQA holds one of {', '.join(LABELS)} a row, "
+                f"found {example.labels}"
+            )
         if example.id in written:
             raise DataError(f"{example.where or example.id}: id {example.id!r} was used before")
         year = {"YEAR": example.metadata["year"]} if "year" in example.metadata else {}
-        written[example.id] = {"QUESTION": example.text, "CONTEXTS": [], **year, "final_decision": example.labels[0]}
+        written[example.id] = {
+            "QUESTION": example.text,
+            "CONTEXTS": [],
+            **year,
+            "final_decision": example.labels[0],
+        }
     publish(path, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -111,7 +160,10 @@ def check(options: Options) -> list[str]:
     wrong = missing_file(options.path)
     if options.ground_truth and not Path(options.ground_truth).is_file():
         wrong.append(f"data.format.ground_truth: there is no file {options.ground_truth}")
-    return wrong or first_problem(read(options), f"{options.path}: has no row with one of the labels {', '.join(options.labels)}")
+    return wrong or first_problem(
+        read(options),
+        f"{options.path}: has no row with one of the labels {', '.join(options.labels)}",
+    )
 
 
 def sniff(path: Path) -> Layout | None:
@@ -119,7 +171,10 @@ def sniff(path: Path) -> Layout | None:
         return None
     options = Options(name="pubmedqa", path=str(path))
     labels = [label for example in read(options) for label in example.labels]
-    note = "the question stands at the end, which a long text loses; the task choice has keep: end, as in jobs/studies/pubmedqa.yaml"
+    note = (
+        "the question stands at the end, which a long text loses; the task choice has keep: end, "
+        "as in jobs/studies/pubmedqa.yaml"
+    )
     return Layout({"name": "pubmedqa", "path": str(path)}, {"label": labels}, (note,))
 
 
@@ -146,14 +201,23 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
         try:
             table = pa.parquet.read_table(str(path))
         except (OSError, pa.ArrowInvalid) as err:
-            raise DataError(f"{path}: cannot be read as Parquet: {str(err).splitlines()[0]}") from None
+            raise DataError(
+                f"{path}: cannot be read as Parquet: {str(err).splitlines()[0]}"
+            ) from None
         rows = ((f"{path}: row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
     elif path.suffix in (".jsonl", ".ndjson"):
-        rows = ((f"{path}:{number}", _parsed(line, f"{path}:{number}")) for number, line in enumerate(lines(path), 1) if line.strip())
+        rows = (
+            (f"{path}:{number}", _parsed(line, f"{path}:{number}"))
+            for number, line in enumerate(lines(path), 1)
+            if line.strip()
+        )
     else:
         whole = _json(path)
         if not isinstance(whole, dict):
-            raise DataError(f"{path}: must be a JSON object with a record for every PMID, found {type(whole).__name__}")
+            raise DataError(
+                f"{path}: must be a JSON object with a record for every PMID, found "
+                f"{type(whole).__name__}"
+            )
         for pmid, record in whole.items():
             yield pmid, _named(record, f"{path}: {pmid}"), f"{path}: {pmid}"
         return
@@ -172,7 +236,9 @@ def _named(record: Any, where: str) -> dict[str, Any]:
 
 def _apart(record: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """What a text may be made of, and the conclusion."""
-    return {key: value for key, value in record.items() if key != _CONCLUSION}, record.get(_CONCLUSION)
+    return {key: value for key, value in record.items() if key != _CONCLUSION}, record.get(
+        _CONCLUSION
+    )
 
 
 def _explained(conclusion: Any, label: str, where: str) -> str:
@@ -193,7 +259,8 @@ def _contexts(record: Mapping[str, Any], where: str) -> list[str]:
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(record.get(key), str):
         raise DataError(
-            f"{where}: {key!r} must be text, found {type(record.get(key)).__name__}; the record has {', '.join(sorted(record))}"
+            f"{where}: {key!r} must be text, found {type(record.get(key)).__name__}; the record "
+            f"has {', '.join(sorted(record))}"
         )
     return str(record[key])
 
@@ -206,6 +273,8 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as err:
-        raise DataError(f"{where}: not valid JSON: {err.msg} at line {err.lineno}, character {err.colno}") from None
+        raise DataError(
+            f"{where}: not valid JSON: {err.msg} at line {err.lineno}, character {err.colno}"
+        ) from None
     except RecursionError:
         raise DataError(f"{where}: nested too deeply") from None

@@ -1,14 +1,23 @@
-"""PubTator's plain text, as BC5CDR and the NCBI disease corpus come: `id|t|title`, `id|a|abstract`, then a tab-separated line a mention.
+"""PubTator's plain text, as BC5CDR and the NCBI disease corpus come: `id|t|title`, `id|a|abstract`,
+then a tab-separated line a mention.
 
-Offsets count characters of title, a blank and abstract. Relations between concepts (BC5CDR's CID lines) are passed over.
-"""
+Offsets count characters of title, a blank and abstract. Relations between concepts (BC5CDR's CID
+lines) are passed over."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from medray.data.formats.base.mentions import MentionOptions, check_only_mentions, checked, kinds_of
-from medray.data.formats.base.parsing import check_id, check_label, first_problem, lines, missing_file, publish, refuse_existing
+from medray.data.formats.base.parsing import (
+    check_id,
+    check_label,
+    first_problem,
+    lines,
+    missing_file,
+    publish,
+    refuse_existing,
+)
 from medray.data.formats.base.protocol import Layout
 from medray.errors import DataError
 from medray.types import Example, Mention
@@ -26,7 +35,8 @@ def read(options: Options) -> Iterator[Example]:
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """The whole text as the title: where a title ends in a text is not known. Sides and metadata have no place in this layout."""
+    """The whole text as the title: where a title ends in a text is not known. Sides and metadata
+    have no place in this layout."""
     path = Path(options.path)
     refuse_existing(path)
     written = []
@@ -34,18 +44,28 @@ def write(examples: Iterable[Example], options: Options) -> None:
         where = example.where or example.id
         check_only_mentions(example)
         if any(character in example.id for character in "|\t\n\r"):
-            raise DataError(f"{where}: id {example.id!r} cannot be written: it holds a bar, a tab or a line break")
+            raise DataError(
+                f"{where}: id {example.id!r} cannot be written: it holds a bar, a tab or a line "
+                "break"
+            )
         if len(example.text.splitlines()) > 1:
             raise DataError(f"{where}: the text has line breaks, and this layout has a line for it")
-        said = [f"{example.id}\t{found.start}\t{found.end}\t{found.text}\t{found.kind}\n" for found in example.mentions]
+        said = [
+            f"{example.id}\t{found.start}\t{found.end}\t{found.text}\t{found.kind}\n"
+            for found in example.mentions
+        ]
         if any("\t" in found.text + found.kind for found in example.mentions):
-            raise DataError(f"{where}: a mention holds a tab, which separates the fields of this layout")
+            raise DataError(
+                f"{where}: a mention holds a tab, which separates the fields of this layout"
+            )
         written.append(f"{example.id}|t|{example.text}\n{example.id}|a|\n{''.join(said)}")
     publish(path, "\n".join(written))
 
 
 def check(options: Options) -> list[str]:
-    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
+    return missing_file(options.path) or first_problem(
+        read(options), f"{options.path}: has no rows"
+    )
 
 
 def sniff(path: Path) -> Layout | None:
@@ -78,7 +98,9 @@ def _example(block: list[tuple[str, str]], options: Options) -> Example:
         raise DataError(f"{where}: document {row_id!r} has no abstract line `{row_id}|a|…`")
     abstract_id, abstract = _part(block[1][1], "a", block[1][0])
     if abstract_id != row_id:
-        raise DataError(f"{block[1][0]}: abstract of another document below the title of {row_id!r}")
+        raise DataError(
+            f"{block[1][0]}: abstract of another document below the title of {row_id!r}"
+        )
     text = f"{title} {abstract}" if abstract else title
     found = [_mention(line, row_id, text, place) for place, line in block[2:]]
     mentions = options.kept(mention for mention in found if mention)
@@ -97,11 +119,17 @@ def _part(line: str, mark: str, where: str) -> tuple[str, str]:
 def _mention(line: str, row_id: str, text: str, where: str) -> Mention | None:
     fields = line.split("\t")
     if fields[0].strip() != row_id:
-        raise DataError(f"{where}: annotation of another document among those of {row_id!r}; an empty line separates documents")
+        raise DataError(
+            f"{where}: annotation of another document among those of {row_id!r}; an empty line "
+            "separates documents"
+        )
     if len(fields) == 4 and not fields[1].strip().isdecimal():
         return None  # a relation: its name and two concepts
     if len(fields) < _NUM_FIELDS:
-        raise DataError(f"{where}: {len(fields)} fields separated by tabs; a mention has id, start, end, text and kind")
+        raise DataError(
+            f"{where}: {len(fields)} fields separated by tabs; a mention has id, start, end, text "
+            "and kind"
+        )
     _, start, end, said, kind = (field.strip() for field in fields[:_NUM_FIELDS])
     if not all(number.isdecimal() and len(number) < 10 for number in (start, end)):
         raise DataError(f"{where}: start and end must be whole numbers")

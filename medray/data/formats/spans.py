@@ -1,7 +1,8 @@
-"""Annotated texts: one JSON object a line with a text and its mentions, `{"start": 3, "end": 9, "kind": "Disease", "text": "asthma"}`.
+"""Annotated texts: one JSON object a line with a text and its mentions, `{"start": 3, "end": 9,
+"kind": "Disease", "text": "asthma"}`.
 
-Offsets count characters of the text as it stands. A mention's `kind` and `text` may be left out; where its text is given it must be what stands there.
-"""
+Offsets count characters of the text as it stands. A mention's `kind` and `text` may be left out;
+where its text is given it must be what stands there."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,8 +37,13 @@ _FIELDS = ("mentions", "spans", "entities")
 class Options(MentionOptions):
     name: Literal["spans"]
     text: str = Field("text", description="field of the text")
-    mentions: str = Field("mentions", description="field of the list of mentions; a row without it, or with null, is an error")
-    id: str | None = Field(None, description="field of the row's id; the line's number where not given")
+    mentions: str = Field(
+        "mentions",
+        description="field of the list of mentions; a row without it, or with null, is an error",
+    )
+    id: str | None = Field(
+        None, description="field of the row's id; the line's number where not given"
+    )
     split: str | None = Field(None, description="field that says train, validation or test")
     default_kind: str = Field("Disease", min_length=1, description="kind of mentions that say none")
 
@@ -54,14 +60,23 @@ def write(examples: Iterable[Example], options: Options) -> None:
     written = []
     for example in examples:
         check_only_mentions(example)
-        mentions = [{"start": found.start, "end": found.end, "kind": found.kind, "text": found.text} for found in example.mentions]
-        row: dict[str, Any] = {options.id or "id": example.id, options.text: example.text, options.mentions: mentions}
+        mentions = [
+            {"start": found.start, "end": found.end, "kind": found.kind, "text": found.text}
+            for found in example.mentions
+        ]
+        row: dict[str, Any] = {
+            options.id or "id": example.id,
+            options.text: example.text,
+            options.mentions: mentions,
+        }
         written.append(json_line(row, example, options.split))
     publish(path, "".join(written))
 
 
 def check(options: Options) -> list[str]:
-    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows")
+    return missing_file(options.path) or first_problem(
+        read(options), f"{options.path}: has no rows"
+    )
 
 
 def sniff(path: Path) -> Layout | None:
@@ -71,14 +86,17 @@ def sniff(path: Path) -> Layout | None:
     field = next((name for name in _FIELDS if all(name in row for row in rows)), None)
     if field is None:
         raise DataError(
-            f"{path}: holds mentions, and no field of every row is one of {', '.join(_FIELDS)}; name it as data.format.mentions"
+            f"{path}: holds mentions, and no field of every row is one of {', '.join(_FIELDS)}; "
+            "name it as data.format.mentions"
         )
     columns = {name: values for name, values in columns_of(rows, path).items() if name != field}
     raw = {"name": "spans", "path": str(path), "text": _text_field(rows, field, columns, path)}
     return Layout(raw if field == "mentions" else raw | {"mentions": field}, columns)
 
 
-def _text_field(rows: Sequence[dict[str, Any]], field: str, names: Iterable[str], path: Path) -> str:
+def _text_field(
+    rows: Sequence[dict[str, Any]], field: str, names: Iterable[str], path: Path
+) -> str:
     """The one whose texts the mentions lie in."""
 
     def holds(name: str, row: dict[str, Any]) -> bool:
@@ -88,39 +106,64 @@ def _text_field(rows: Sequence[dict[str, Any]], field: str, names: Iterable[str]
         except DataError:
             return False
 
-    candidates = sorted((name for name in names if all(isinstance(row.get(name), str) for row in rows)), key=lambda name: name != "text")
+    candidates = sorted(
+        (name for name in names if all(isinstance(row.get(name), str) for row in rows)),
+        key=lambda name: name != "text",
+    )
     fitting = [name for name in candidates if all(holds(name, row) for row in rows)]
     if not fitting and candidates:
         for number, row in enumerate(rows, 1):  # it raises what is wrong
-            _example(row, number, Options(name="spans", path=str(path), text=candidates[0], mentions=field), f"{path}:{number}")
+            _example(
+                row,
+                number,
+                Options(name="spans", path=str(path), text=candidates[0], mentions=field),
+                f"{path}:{number}",
+            )
     if not fitting:
         raise DataError(f"{path}: holds mentions, and no field is a text in every row")
     return fitting[0]
 
 
 def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
-    wanted = {"text": options.text, "mentions": options.mentions, **({"id": options.id} if options.id else {})}
+    wanted = {
+        "text": options.text,
+        "mentions": options.mentions,
+        **({"id": options.id} if options.id else {}),
+    }
     if wrong := missing_columns(where, wanted, list(row)):
         raise DataError("; ".join(wrong))
     text, listed = row[options.text], row[options.mentions]
     if not isinstance(text, str):
         raise DataError(f"{where}: {options.text!r} must be text, found {type(text).__name__}")
     if not isinstance(listed, list):
-        raise DataError(f"{where}: {options.mentions!r} must be a list of mentions, found {type(listed).__name__}")
+        raise DataError(
+            f"{where}: {options.mentions!r} must be a list of mentions, found "
+            f"{type(listed).__name__}"
+        )
     mentions = options.kept(_mention(found, text, options, where) for found in listed)
     labels = tuple(check_label(kind, options.labels, where) for kind in kinds_of(mentions))
     split = row.get(options.split) if options.split else None
     if not isinstance(split, str | None):
         raise DataError(f"{where}: {options.split!r} must be text, found {type(split).__name__}")
-    row_id = check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where) if options.id else str(number)
+    row_id = (
+        check_id("" if row[options.id] is None else as_text(row[options.id]).strip(), where)
+        if options.id
+        else str(number)
+    )
     used = {*wanted.values(), options.split}
-    metadata = {key: as_text(value) for key, value in row.items() if key not in used and value not in (None, "")}
+    metadata = {
+        key: as_text(value)
+        for key, value in row.items()
+        if key not in used and value not in (None, "")
+    }
     return Example(row_id, text, labels, split, metadata, where, mentions=mentions)
 
 
 def _mention(found: Any, text: str, options: Options, where: str) -> Mention:
     if not isinstance(found, dict):
-        raise DataError(f"{where}: a mention must be an object with start and end, found {type(found).__name__}")
+        raise DataError(
+            f"{where}: a mention must be an object with start and end, found {type(found).__name__}"
+        )
     for key in found:
         if key not in _KEYS:
             raise DataError(f"{where}: a mention has the field {key!r:.60}; {allowed(key, _KEYS)}")

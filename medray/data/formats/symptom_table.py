@@ -1,4 +1,5 @@
-"""A disease a row and its symptoms in columns beside it: `Disease, Symptom_1 … Symptom_n`. Each different pair is one example."""
+"""A disease a row and its symptoms in columns beside it: `Disease, Symptom_1 … Symptom_n`. Each
+different pair is one example."""
 
 import csv
 import io
@@ -10,7 +11,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from medray.data.formats.base.parsing import check_label, csv_rows, first_problem, guess_encoding, missing_file, publish, refuse_existing
+from medray.data.formats.base.parsing import (
+    check_label,
+    csv_rows,
+    first_problem,
+    guess_encoding,
+    missing_file,
+    publish,
+    refuse_existing,
+)
 from medray.data.formats.base.protocol import Form, FormatOptions, FormField, Layout
 from medray.errors import DataError, allowed
 from medray.text import dialect
@@ -25,11 +34,19 @@ _LOOKED_AT = 200  # rows that tell whether a blank header is of such a table
 
 class Options(FormatOptions):
     name: Literal["symptom_table"]
-    label: str = Field("Disease", description="column of the disease; the first one where the header line is blank")
-    symptom: str = Field("Symptom", min_length=1, description="what the names of the symptoms' columns begin with")
-    template: str = Field("Patient presents with: {symptoms}", description="the text, from {symptoms}")
+    label: str = Field(
+        "Disease", description="column of the disease; the first one where the header line is blank"
+    )
+    symptom: str = Field(
+        "Symptom", min_length=1, description="what the names of the symptoms' columns begin with"
+    )
+    template: str = Field(
+        "Patient presents with: {symptoms}", description="the text, from {symptoms}"
+    )
     separator: str = Field("; ", min_length=1, description="between symptoms in the text")
-    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field("utf-8", description="such as cp1252 or utf-16")
+    encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field(
+        "utf-8", description="such as cp1252 or utf-16"
+    )
 
     @model_validator(mode="after")
     def _has_symptoms(self) -> Self:
@@ -38,7 +55,9 @@ class Options(FormatOptions):
 
     def form(self) -> Form:
         parts = Template.parse(self.template).parts
-        return Form(parts=parts, fields=(FormField(name=_SYMPTOMS, kind="terms"),), separator=self.separator)
+        return Form(
+            parts=parts, fields=(FormField(name=_SYMPTOMS, kind="terms"),), separator=self.separator
+        )
 
     def terms(self, example: Example) -> tuple[str, ...]:
         joined = example.metadata.get(_SYMPTOMS)
@@ -56,7 +75,9 @@ def read(options: Options) -> Iterator[Example]:
         if not any(map(str.strip, values)):
             continue
         if len(values) != len(header):
-            raise DataError(f"{where}: has {len(values)} values, the header has {len(header)} columns")
+            raise DataError(
+                f"{where}: has {len(values)} values, the header has {len(header)} columns"
+            )
         label = check_label(_clean(values[disease]), options.labels, where)
         symptoms = tuple(dict.fromkeys(filter(None, (_clean(values[place]) for place in places))))
         if (label, frozenset(symptoms)) in seen:
@@ -64,7 +85,9 @@ def read(options: Options) -> Iterator[Example]:
         seen.add((label, frozenset(symptoms)))
         joined = options.separator.join(symptoms)
         text = template.render({_SYMPTOMS: joined}) if symptoms else ""
-        yield Example(str(number), text, (label,), None, {_SYMPTOMS: joined} if symptoms else {}, where)
+        yield Example(
+            str(number), text, (label,), None, {_SYMPTOMS: joined} if symptoms else {}, where
+        )
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
@@ -74,19 +97,25 @@ def write(examples: Iterable[Example], options: Options) -> None:
     for example in examples:
         where = example.where or example.id
         if _SYMPTOMS not in example.metadata or len(example.labels) != 1:
-            raise DataError(f"{where}: a row of a symptom table needs one label and the metadata {_SYMPTOMS!r}")
+            raise DataError(
+                f"{where}: a row of a symptom table needs one label and the metadata {_SYMPTOMS!r}"
+            )
         rows.append((example.labels[0], example.metadata[_SYMPTOMS].split(options.separator)))
     most = max((len(symptoms) for _, symptoms in rows), default=0)
     content = io.StringIO(newline="")
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerow([options.label, *(f"{options.symptom}_{number}" for number in range(1, most + 1))])
+    writer.writerow(
+        [options.label, *(f"{options.symptom}_{number}" for number in range(1, most + 1))]
+    )
     for label, symptoms in rows:
         writer.writerow([label, *symptoms, *[""] * (most - len(symptoms))])
     publish(path, content.getvalue(), options.encoding)
 
 
 def check(options: Options) -> list[str]:
-    return missing_file(options.path) or first_problem(read(options), f"{options.path}: has no rows below its header")
+    return missing_file(options.path) or first_problem(
+        read(options), f"{options.path}: has no rows below its header"
+    )
 
 
 def sniff(path: Path, encoding: str | None = None) -> Layout | None:
@@ -97,18 +126,36 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
     chosen = symptom_options(top[0].values, [row.values for row in top[1:]]) if top else None
     if chosen is None:
         return None
-    raw = {"name": "symptom_table", "path": str(path), **chosen, **({"encoding": encoding} if encoding != "utf-8" else {})}
+    raw = {
+        "name": "symptom_table",
+        "path": str(path),
+        **chosen,
+        **({"encoding": encoding} if encoding != "utf-8" else {}),
+    }
     found = [example.labels[0] for example in read(Options.model_validate(raw))]
-    note = "rows of one disease share most of their words, so that only equal texts are duplicates (data.near_duplicate)"
-    return Layout({"label": Options.model_fields["label"].default, **raw}, {"label": found}, (note,), {"near_duplicate": 1.0})
+    note = (
+        "rows of one disease share most of their words, so that only equal texts are duplicates "
+        "(data.near_duplicate)"
+    )
+    return Layout(
+        {"label": Options.model_fields["label"].default, **raw},
+        {"label": found},
+        (note,),
+        {"near_duplicate": 1.0},
+    )
 
 
 def symptom_options(header: Sequence[str], below: Sequence[Sequence[str]]) -> dict[str, Any] | None:
-    """Options for a table whose columns are a disease and numbered symptoms, or whose header is blank and looks like one below."""
+    """Options for a table whose columns are a disease and numbered symptoms, or whose header is
+    blank and looks like one below."""
     names = [name.strip() for name in header]
     if len(names) >= 3 and not any(names):
         diseases = [row[0].strip() for row in below if len(row) == len(names)]
-        return {} if len(diseases) >= 4 and all(diseases) and len(set(diseases)) <= len(diseases) / 2 else None
+        return (
+            {}
+            if len(diseases) >= 4 and all(diseases) and len(set(diseases)) <= len(diseases) / 2
+            else None
+        )
     prefixes = [match.group(1) for name in names if (match := _NUMBERED.fullmatch(name))]
     diseases = [name for name in names if dialect.spelling(name) in dialect.LABEL_NAMES]
     if len(prefixes) < 2 or len(set(prefixes)) > 1 or len(diseases) != 1:
@@ -117,16 +164,27 @@ def symptom_options(header: Sequence[str], below: Sequence[Sequence[str]]) -> di
 
 
 def _columns(header: list[str], options: Options) -> tuple[int, list[int]]:
-    """Places of the disease and of the symptoms. Copies whose header was emptied go by place: the disease is first."""
+    """Places of the disease and of the symptoms. Copies whose header was emptied go by place: the
+    disease is first."""
     names = [name.strip() for name in header]
     if len(names) > 1 and not any(names):
         return 0, list(range(1, len(names)))
     where = f"{options.path}:1"
     if options.label not in names:
-        raise DataError(f"{where}: data.format.label asks for {options.label!r}; {allowed(options.label, filter(None, names))}")
-    places = [place for place, name in enumerate(names) if name.startswith(options.symptom) and name != options.label]
+        raise DataError(
+            f"{where}: data.format.label asks for {options.label!r}; "
+            f"{allowed(options.label, filter(None, names))}"
+        )
+    places = [
+        place
+        for place, name in enumerate(names)
+        if name.startswith(options.symptom) and name != options.label
+    ]
     if not places:
-        raise DataError(f"{where}: no column begins with {options.symptom!r} (data.format.symptom); found {', '.join(names)}")
+        raise DataError(
+            f"{where}: no column begins with {options.symptom!r} (data.format.symptom); found "
+            f"{', '.join(names)}"
+        )
     return names.index(options.label), places
 
 

@@ -1,7 +1,8 @@
-"""Parquet and Arrow tables: a file, a folder of them, or what `datasets` saved; read in batches, never whole.
+"""Parquet and Arrow tables: a file, a folder of them, or what `datasets` saved; read in batches,
+never whole.
 
-Labels that `datasets` stores as numbers get their names back. The split of a row is a column, or the name of its file or folder.
-"""
+Labels that `datasets` stores as numbers get their names back. The split of a row is a column, or
+the name of its file or folder."""
 
 import json
 import re
@@ -25,16 +26,26 @@ from medray.types import Example
 
 _ENDINGS = (".parquet", ".arrow")
 BATCH = 1024
-_TEXTS = 64  # rows that become texts together: one of many megabytes may stand in each and be kept once in the file
+# rows that become texts together: one of many megabytes may stand in each and be kept once in the
+# file
+_TEXTS = 64
 Row = dict[str, Any]
 
 
 class Options(ColumnOptions):
     name: Literal["tables"]
-    label: str | None = Field("label", description="column of the label, or of a list of labels; null for unlabelled rows")
-    id: str | None = Field(None, description="column of the row's id; the row's number where not given")
+    label: str | None = Field(
+        "label", description="column of the label, or of a list of labels; null for unlabelled rows"
+    )
+    id: str | None = Field(
+        None, description="column of the row's id; the row's number where not given"
+    )
     split: str | None = Field(
-        None, description="column that says train, validation or test; where not given, names of files and folders may"
+        None,
+        description=(
+            "column that says train, validation or test; where not given, names of files and "
+            "folders may"
+        ),
     )
 
 
@@ -49,19 +60,26 @@ def read(options: Options) -> Iterator[Example]:
 
 def sided(options: Options, side: str | None) -> Options:
     """For rows whose file says their side, unless a column does."""
-    return options if side is None or options.split else options.model_copy(update={"split": _SPLIT})
+    return (
+        options if side is None or options.split else options.model_copy(update={"split": _SPLIT})
+    )
 
 
 def example(row: Row, number: int, options: Options, side: str | None, where: str) -> Example:
-    return jsonl.example(row | {_SPLIT: side} if options.split == _SPLIT else row, number, options, where)  # type: ignore[arg-type]
+    if options.split == _SPLIT:
+        row = row | {_SPLIT: side}
+    return jsonl.example(row, number, options, where)  # type: ignore[arg-type]
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """Ids, labels and sides get a column even where the options name none, so that nothing is lost."""
+    """Ids, labels and sides get a column even where the options name none, so that nothing is
+    lost."""
     path = Path(options.path)
     refuse_existing(path)
     if path.suffix.lower() not in _ENDINGS:
-        raise DataError(f"{path}: a table is written to a file that ends with {' or '.join(_ENDINGS)}")
+        raise DataError(
+            f"{path}: a table is written to a file that ends with {' or '.join(_ENDINGS)}"
+        )
     rows, field = list(examples), options.written_column()
     several = any(len(example.labels) != 1 for example in rows)
     written = []
@@ -72,7 +90,10 @@ def write(examples: Iterable[Example], options: Options) -> None:
         if any(other.split for other in rows):
             row[options.split or "split"] = example.split
         if taken := sorted(row.keys() & example.metadata.keys()):
-            raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another column; name that one otherwise")
+            raise DataError(
+                f"{example.where or example.id}: metadata {taken[0]!r} has the name of another "
+                "column; name that one otherwise"
+            )
         written.append(row | dict(example.metadata))
     names = dict.fromkeys(name for row in written for name in row)
     table = pa.table({name: [row.get(name) for row in written] for name in names})
@@ -95,7 +116,10 @@ def sniff(path: Path) -> Layout | None:
         return None
     rows = [row for file, _ in _files(path) for row in _rows(file)]
     names = dict.fromkeys(name for row in rows for name in row)
-    return Layout({"name": "tables", "path": str(path)}, {name: [row.get(name) for row in rows] for name in names})
+    return Layout(
+        {"name": "tables", "path": str(path)},
+        {name: [row.get(name) for row in rows] for name in names},
+    )
 
 
 _SPLIT = "\0split"  # no column has this name
@@ -108,15 +132,26 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
     found = _below(path)
     if not found:
         kind = "holds no table" if path.is_dir() else "there is no such file or folder"
-        raise DataError(f"{path}: {kind}; allowed: a file that ends with {' or '.join(_ENDINGS)}, or a folder with some")
+        raise DataError(
+            f"{path}: {kind}; allowed: a file that ends with {' or '.join(_ENDINGS)}, or a folder "
+            "with some"
+        )
     sides = [_side(file.relative_to(path)) for file in found]
     return list(zip(found, sides if all(sides) else [None] * len(found), strict=True))
 
 
 def _below(path: Path) -> list[Path]:
     """Without what `datasets` caches beside its tables."""
-    held = sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS and not file.name.startswith((".", "_", "cache-")))
-    return [file for file in held if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    held = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in _ENDINGS and not file.name.startswith((".", "_", "cache-"))
+    )
+    return [
+        file
+        for file in held
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
 
 
 def _side(file: Path) -> str | None:
@@ -136,7 +171,10 @@ def rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], where: str) -> It
     for batch in batches:
         parts = (batch.slice(start, _TEXTS) for start in range(0, batch.num_rows, _TEXTS))
         for row in chain.from_iterable(part.to_pylist() for part in parts):
-            yield {name: _named(value, names[name], where) if name in names else _plain(value) for name, value in row.items()}
+            yield {
+                name: _named(value, names[name], where) if name in names else _plain(value)
+                for name, value in row.items()
+            }
 
 
 def _batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -153,14 +191,27 @@ def _batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             stream = pa.ipc.open_stream(source)
             return stream.schema, iter(stream)
     except (OSError, pa.ArrowException) as err:
-        raise DataError(f"{path}: cannot be read as a table: {' '.join(str(err).split())}") from None
+        raise DataError(
+            f"{path}: cannot be read as a table: {' '.join(str(err).split())}"
+        ) from None
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Of columns that `datasets` stores as numbers of classes."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    inner = {name: feature.get("feature", feature) if isinstance(feature, dict) else {} for name, feature in features.items()}
-    return {name: feature["names"] for name, feature in inner.items() if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"}
+    features = (
+        json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        .get("info", {})
+        .get("features", {})
+    )
+    inner = {
+        name: feature.get("feature", feature) if isinstance(feature, dict) else {}
+        for name, feature in features.items()
+    }
+    return {
+        name: feature["names"]
+        for name, feature in inner.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
 
 
 def _named(value: Any, names: list[str], where: str) -> Any:
@@ -175,4 +226,8 @@ def _named(value: Any, names: list[str], where: str) -> Any:
 
 def _plain(value: Any) -> Any:
     """As JSON would hold it: dates and the like become text."""
-    return value if isinstance(value, str | int | float | None) else json.loads(json.dumps(value, default=str))
+    return (
+        value
+        if isinstance(value, str | int | float | None)
+        else json.loads(json.dumps(value, default=str))
+    )

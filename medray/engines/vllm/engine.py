@@ -1,8 +1,9 @@
-"""Text by vLLM, in processes of its own: on one core, releases as LoRA requests on their base, or one merged model.
+"""Text by vLLM, in processes of its own: on one core, releases as LoRA requests on their base, or
+one merged model.
 
-The one file of this process that imports vLLM (its workers import `lora_cpu`), inside functions: that takes seconds, and reads its
-environment. Prompts are token ids; what becomes of the tokens (text, stop strings, ends) is ours, so that both engines give the same. Knows no task.
-"""
+The one file of this process that imports vLLM (its workers import `lora_cpu`), inside functions:
+that takes seconds, and reads its environment. Prompts are token ids; what becomes of the tokens
+(text, stop strings, ends) is ours, so that both engines give the same. Knows no task."""
 
 import asyncio
 import itertools
@@ -20,7 +21,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medray.engines.base import GeneratedText, check_continuations, end_tokens, sampling_of, token_logprob, tokenize
+from medray.engines.base import (
+    GeneratedText,
+    check_continuations,
+    end_tokens,
+    sampling_of,
+    token_logprob,
+    tokenize,
+)
 from medray.engines.vllm.process import (
     HEAD_SIZES,
     RANKS,
@@ -37,13 +45,23 @@ from medray.models.batch import check_rows
 from medray.models.precision import dtype_name
 from medray.types import Chunk, Sampling
 
-__all__ = ["HEAD_SIZES", "RANKS", "Core", "Settings", "VllmEngine", "head_size", "is_installed", "window_of"]
+__all__ = [
+    "HEAD_SIZES",
+    "RANKS",
+    "Core",
+    "Settings",
+    "VllmEngine",
+    "head_size",
+    "is_installed",
+    "window_of",
+]
 _START_S, _SCORE_S, _END_S = 900.0, 300.0, 10.0
 Result = TypeVar("Result")
 
 
 class Core:
-    """The processes of vLLM for one set of weights, and the thread that talks to them. They end when this object is collected."""
+    """The processes of vLLM for one set of weights, and the thread that talks to them. They end
+    when this object is collected."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -56,7 +74,10 @@ class Core:
             self.llm = self.submit(_start(settings)).result(timeout=_START_S)
         except Exception as err:  # vLLM's own, of any kind: its processes are gone then
             self._loop.call_soon_threadsafe(self._loop.stop)
-            raise ServingError(f"{settings.folder}: vLLM does not start: {type(err).__name__}: {str(err).splitlines()[0][:300]}") from err
+            raise ServingError(
+                f"{settings.folder}: vLLM does not start: {type(err).__name__}: "
+                f"{str(err).splitlines()[0][:300]}"
+            ) from err
         watching = guard([child.pid for child in set(active_children()) - before if child.pid])
         weakref.finalize(self, _end, self.llm, self._loop, watching).atexit = False
 
@@ -79,7 +100,9 @@ class Core:
         try:
             added = self.submit(self.llm.add_lora(request)).result(timeout=_SCORE_S)
         except Exception as err:
-            raise ArtifactError(f"{adapter}: vLLM does not load this adapter: {str(err).splitlines()[0][:300]}") from err
+            raise ArtifactError(
+                f"{adapter}: vLLM does not load this adapter: {str(err).splitlines()[0][:300]}"
+            ) from err
         if not added:
             raise ArtifactError(f"{adapter}: vLLM has no room for this adapter")
         return request
@@ -88,7 +111,9 @@ class Core:
 class VllmEngine:
     """One release on a core: its adapter, or without one the core's own weights."""
 
-    def __init__(self, core: Core, tokenizer: Any, name: str = "", adapter: Path | None = None) -> None:
+    def __init__(
+        self, core: Core, tokenizer: Any, name: str = "", adapter: Path | None = None
+    ) -> None:
         self.core, self.tokenizer = core, tokenizer
         self._adapter = core.put(name, adapter) if adapter else None
         self._ends = end_tokens(tokenizer, configured_ends(core.settings.folder))
@@ -101,8 +126,11 @@ class VllmEngine:
     def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
         raise ConfigError(f"{self.core.settings.folder}: vLLM gives no head outputs")
 
-    def score(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """Every continuation behind every prompt is read whole: right for a probe, wasteful for many labels."""
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> npt.NDArray[np.float32]:
+        """Every continuation behind every prompt is read whole: right for a probe, wasteful for
+        many labels."""
         check_continuations(prompts, continuations)
 
         async def every() -> list[float]:
@@ -112,12 +140,17 @@ class VllmEngine:
         scores = self.core.submit(every()).result(timeout=_SCORE_S)
         return np.array(scores, dtype=np.float32).reshape(len(prompts), len(continuations))
 
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Chunk]:
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling
+    ) -> Iterator[Chunk]:
         rows = tokenize(self.tokenizer, prompts)
         check_rows(rows)
 
         async def one(index: int) -> list[Chunk]:
-            return [replace(chunk, index=index) async for chunk in self.stream(rows[index], sampling_of(sampling, index))]
+            return [
+                replace(chunk, index=index)
+                async for chunk in self.stream(rows[index], sampling_of(sampling, index))
+            ]
 
         async def every() -> list[list[Chunk]]:
             return await asyncio.gather(*map(one, range(len(rows))))
@@ -125,7 +158,9 @@ class VllmEngine:
         for chunks in self.core.submit(every()).result():
             yield from chunks
 
-    async def stream(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, prompt: Sequence[int], sampling: Sampling
+    ) -> AsyncGenerator[Chunk, None]:
         """In the core's loop (`core.submit`). Closed or cancelled, its row is free."""
         text = GeneratedText(self.tokenizer, sampling, self._ends)
         async with aclosing(self._request(prompt, self._params(sampling))) as outputs:
@@ -175,13 +210,23 @@ class VllmEngine:
             async for output in outputs:
                 if output.prompt_logprobs:
                     logprobs = output.prompt_logprobs[-len(continuation) :]
-                    return float(sum(of_token[token].logprob for of_token, token in zip(logprobs, continuation, strict=True)))
+                    return float(
+                        sum(
+                            of_token[token].logprob
+                            for of_token, token in zip(logprobs, continuation, strict=True)
+                        )
+                    )
         raise ServingError("vLLM gave no log-probabilities of a prompt")
 
     def _request(self, prompt: Sequence[int], params: Any) -> Any:
         from vllm.inputs.engine import tokens_input
 
-        return self.core.llm.generate(tokens_input(list(prompt)), params, str(self.core.next_number()), lora_request=self._adapter)
+        return self.core.llm.generate(
+            tokens_input(list(prompt)),
+            params,
+            str(self.core.next_number()),
+            lora_request=self._adapter,
+        )
 
 
 async def _start(settings: Settings) -> Any:
@@ -195,7 +240,8 @@ async def _start(settings: Settings) -> Any:
             "enable_lora": True,
             "max_lora_rank": settings.rank,
             "max_loras": settings.num_adapters,
-            # Else the output layer is wrapped too: 0.29.0 then multiplies nothing at every token, and dies of prompt_logprobs in a batch.
+            # Else the output layer is wrapped too: 0.29.0 then multiplies nothing at every token,
+            # and dies of prompt_logprobs in a batch.
             "lora_target_modules": list(settings.targets),
         }
         if not settings.gpus:
@@ -205,13 +251,15 @@ async def _start(settings: Settings) -> Any:
             model=str(settings.folder),
             skip_tokenizer_init=True,  # token ids go in and come out
             trust_remote_code=False,
-            generation_config="vllm",  # else a base's own temperature would be taken where a request says none
+            # else a base's own temperature would be taken where a request says none
+            generation_config="vllm",
             dtype=dtype_name(settings.precision),
             max_model_len=settings.window,
             max_num_seqs=settings.num_rows,
             kv_cache_memory_bytes=settings.cache_bytes,
             tensor_parallel_size=max(1, settings.gpus),
-            # Compiled, a model of 135M took minutes longer to start on two cores, and a promotion waits for that.
+            # Compiled, a model of 135M took minutes longer to start on two cores, and a promotion
+            # waits for that.
             enforce_eager=not settings.gpus,
             disable_log_stats=True,
             enable_log_requests=False,
@@ -221,7 +269,8 @@ async def _start(settings: Settings) -> Any:
 
 
 def _end(llm: Any, loop: asyncio.AbstractEventLoop, watching: subprocess.Popen[bytes]) -> None:
-    """In a thread of its own: it takes seconds, and whoever let go last may be a loop that answers others."""
+    """In a thread of its own: it takes seconds, and whoever let go last may be a loop that answers
+    others."""
 
     def end() -> None:
         if llm.output_handler is not None:  # else it logs the end as a failure

@@ -1,4 +1,5 @@
-"""What an engine in processes of its own is started with, and how they end with this one. Knows no engine by its code."""
+"""What an engine in processes of its own is started with, and how they end with this one. Knows no
+engine by its code."""
 
 import importlib.util
 import math
@@ -29,7 +30,9 @@ def window_of(folder: Path) -> int | None:
 
 def head_size(folder: Path) -> int:
     config = load_config(folder, str(folder))
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,15 @@ class Settings:
         config = load_config(self.folder, str(self.folder))
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         blocks = math.ceil(max(self.cache_tokens, self.window) / _BLOCK) + _SPARE_BLOCKS
-        whole = blocks * _BLOCK * config.num_hidden_layers * 2 * heads * head_size(self.folder) * DTYPES[self.precision].itemsize
+        whole = (
+            blocks
+            * _BLOCK
+            * config.num_hidden_layers
+            * 2
+            * heads
+            * head_size(self.folder)
+            * DTYPES[self.precision].itemsize
+        )
         return math.ceil(whole / max(1, self.gpus))
 
 
@@ -61,8 +72,11 @@ def set_environment(settings: Settings) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not settings.gpus:
         cores = sorted(os.sched_getaffinity(0))
-        # Left to itself it keeps a core free, which is half of two. Where others compute beside it, binding would put all on the same.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores)) if settings.threads >= len(cores) else "nobind"
+        # Left to itself it keeps a core free, which is half of two. Where others compute beside it,
+        # binding would put all on the same.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = (
+            ",".join(map(str, cores)) if settings.threads >= len(cores) else "nobind"
+        )
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
 
 
@@ -71,16 +85,24 @@ def configured_ends(folder: Path) -> int | list[int] | None:
     from transformers import GenerationConfig
 
     try:
-        ends: int | list[int] | None = GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id
+        ends: int | list[int] | None = GenerationConfig.from_pretrained(
+            str(folder), local_files_only=True
+        ).eos_token_id
     except OSError:
         ends = getattr(load_config(folder, str(folder)), "eos_token_id", None)
     return ends
 
 
 def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Ends these processes and those below them when this one is killed, as Serve does and the system may: they would wait for ever for more to do."""
-    began = {pid: _start_of(pid) for pid in [*pids, *_below(pids)]}  # a number may be used again, a number and a start not
-    ends = [f'case "$(cat /proc/{pid}/stat)" in *" {start} "*) kill -9 {pid};; esac' for pid, start in began.items()]
+    """Ends these processes and those below them when this one is killed, as Serve does and the
+    system may: they would wait for ever for more to do."""
+    began = {
+        pid: _start_of(pid) for pid in [*pids, *_below(pids)]
+    }  # a number may be used again, a number and a start not
+    ends = [
+        f'case "$(cat /proc/{pid}/stat)" in *" {start} "*) kill -9 {pid};; esac'
+        for pid, start in began.items()
+    ]
     script = "; ".join(["exec 2>/dev/null", "read line", *ends])
     return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 

@@ -1,4 +1,5 @@
-"""LoRA's layers on a CPU, with fewer passes over the numbers: PEFT's cast them to and fro, and PyTorch's dropout draws a double for each."""
+"""LoRA's layers on a CPU, with fewer passes over the numbers: PEFT's cast them to and fro, and
+PyTorch's dropout draws a double for each."""
 
 from typing import Any
 
@@ -12,7 +13,8 @@ _STEPS = 1 << 16  # a quarter of a drawn number decides over each
 
 
 def quicken(adapted: Module) -> None:
-    """In place: every adapter. On other devices, and where an adapter is not a plain one, all is as PEFT has it."""
+    """In place: every adapter. On other devices, and where an adapter is not a plain one, all is as
+    PEFT has it."""
     for layer in [module for module in adapted.modules() if isinstance(module, LoraLayer)]:
         if type(layer) is LoraLinear:
             layer.__class__ = QuickLinear
@@ -23,9 +25,15 @@ def quicken(adapted: Module) -> None:
 
 def kept(like: Tensor, share: float) -> Tensor:
     """0 for the share that is left out, and 1 for the others."""
-    drawn = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
+    drawn = (
+        torch.empty(-(-like.numel() // 4), dtype=torch.int64)
+        .random_(-(1 << 63), None)
+        .view(torch.int16)
+    )
     drawn = drawn[: like.numel()].view(like.shape)
-    return torch.ge(drawn, round(share * _STEPS) - _STEPS // 2, out=torch.empty(like.shape, dtype=like.dtype))  # a bool is slow to cast
+    return torch.ge(
+        drawn, round(share * _STEPS) - _STEPS // 2, out=torch.empty(like.shape, dtype=like.dtype)
+    )  # a bool is slow to cast
 
 
 class QuickDropout(Dropout):
@@ -47,18 +55,34 @@ class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
         dropout = self.lora_dropout[name]
         share = dropout.p if self.training and isinstance(dropout, Dropout) else 0.0
         found: Tensor = _Adapted.apply(
-            x, self.base_layer(x), self.lora_A[name].weight, self.lora_B[name].weight, float(self.scaling[name]), share
+            x,
+            self.base_layer(x),
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            float(self.scaling[name]),
+            share,
         )
         return found
 
     def _is_plain(self, x: Tensor) -> bool:
-        if x.device.type != "cpu" or len(self.active_adapters) != 1 or self.active_adapters[0] not in self.lora_A:
+        if (
+            x.device.type != "cpu"
+            or len(self.active_adapters) != 1
+            or self.active_adapters[0] not in self.lora_A
+        ):
             return False
         name = self.active_adapters[0]
         down, up = self.lora_A[name], self.lora_B[name]
-        is_whole = not hasattr(down.weight, "ds_id")  # ZeRO-3 brings a weight together when its module is called
-        is_one_type = torch.is_autocast_enabled("cpu") or x.dtype == down.weight.dtype == self.base_layer.weight.dtype
-        is_vanilla = name not in self.lora_variant and isinstance(self.lora_dropout[name], (Dropout, Identity))
+        is_whole = not hasattr(
+            down.weight, "ds_id"
+        )  # ZeRO-3 brings a weight together when its module is called
+        is_one_type = (
+            torch.is_autocast_enabled("cpu")
+            or x.dtype == down.weight.dtype == self.base_layer.weight.dtype
+        )
+        is_vanilla = name not in self.lora_variant and isinstance(
+            self.lora_dropout[name], (Dropout, Identity)
+        )
         return is_whole and is_one_type and is_vanilla and down.bias is None and up.bias is None
 
 
@@ -66,7 +90,9 @@ class _Adapted(torch.autograd.Function):
     """result + up(down(dropout(x))) * scaling."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, result: Tensor, down: Tensor, up: Tensor, scaling: float, share: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, result: Tensor, down: Tensor, up: Tensor, scaling: float, share: float
+    ) -> Tensor:
         rows, keeps = x.reshape(-1, x.shape[-1]), None
         if share:
             keeps = kept(rows, share)
@@ -74,7 +100,9 @@ class _Adapted(torch.autograd.Function):
         inner = rows @ down.to(rows.dtype).t()
         ctx.save_for_backward(rows, keeps, inner, down, up)
         ctx.scaling = scaling
-        return torch.addmm(result.reshape(-1, result.shape[-1]), inner, up.to(rows.dtype).t(), alpha=scaling).view(result.shape)
+        return torch.addmm(
+            result.reshape(-1, result.shape[-1]), inner, up.to(rows.dtype).t(), alpha=scaling
+        ).view(result.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -84,7 +112,9 @@ class _Adapted(torch.autograd.Function):
         x_grad = None
         if ctx.needs_input_grad[0]:
             x_grad = inner_grad @ down.to(outer.dtype)
-            x_grad = (x_grad if keeps is None else x_grad.mul_(keeps)).view(*grads[0].shape[:-1], -1)
+            x_grad = (x_grad if keeps is None else x_grad.mul_(keeps)).view(
+                *grads[0].shape[:-1], -1
+            )
         down_grad = (inner_grad.t() @ rows).to(down.dtype)
         up_grad = (outer.t() @ inner).to(up.dtype).mul_(ctx.scaling)
         return x_grad, grads[0], down_grad, up_grad, None, None

@@ -1,4 +1,5 @@
-"""The page at `/`: one file whose sheet and script are inside it, under a policy that lets nothing else in. It holds no secret: it is shown before a token is known."""
+"""The page at `/`: one file whose sheet and script are inside it, under a policy that lets nothing
+else in. It holds no secret: it is shown before a token is known."""
 
 import base64
 import hashlib
@@ -12,7 +13,12 @@ def is_wanted(headers: Mapping[str, str]) -> bool:
     return "text/html" in headers.get("accept", "")
 
 
-_SCRIPTS = ("page.js", "page_form.js", "page_answers.js", "page_talk.js")  # the first one starts; the others hold functions alone
+_SCRIPTS = (
+    "page.js",
+    "page_form.js",
+    "page_answers.js",
+    "page_talk.js",
+)  # the first one starts; the others hold functions alone
 
 
 @cache

@@ -1,4 +1,5 @@
-"""The page at `/docs`: the OpenAPI document as plain HTML, under the policy of the page at `/`. No script, nothing of another server."""
+"""The page at `/docs`: the OpenAPI document as plain HTML, under the policy of the page at `/`. No
+script, nothing of another server."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -11,16 +12,27 @@ Node = Mapping[str, Any]
 
 def html(document: Node) -> str:
     info = document["info"]
-    operations = [(path, method, operation) for path, methods in document["paths"].items() for method, operation in methods.items()]
+    operations = [
+        (path, method, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
     routes = "".join(_operation(path, method, operation) for path, method, operation in operations)
-    schemas = "".join(_schema(name, schema) for name, schema in document["components"]["schemas"].items())
+    schemas = "".join(
+        _schema(name, schema) for name, schema in document["components"]["schemas"].items()
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f'<title>{escape(info["title"])}: routes</title><link rel="icon" href="data:,"><style>{page.sheet()}</style></head><body>'
-        f'<header><p class="kicker"><b>{escape(info["title"])}</b> {escape(info["version"])}</p><h1>Routes</h1>'
-        f'<p class="disclaimer" role="note">{escape(info.get("description", ""))}</p></header><main>'
-        f'<p>For programs: <a href="openapi.json">openapi.json</a>.</p>{routes}<h2>Forms</h2>{schemas}</main></body></html>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta '
+        'name="color-scheme" content="light dark">'
+        f'<title>{escape(info["title"])}: routes</title><link rel="icon" '
+        f'href="data:,"><style>{page.sheet()}</style></head><body>'
+        f'<header><p class="kicker"><b>{escape(info["title"])}</b> '
+        f"{escape(info['version'])}</p><h1>Routes</h1>"
+        '<p class="disclaimer" '
+        f'role="note">{escape(info.get("description", ""))}</p></header><main>'
+        "<p>For programs: <a "
+        f'href="openapi.json">openapi.json</a>.</p>{routes}<h2>Forms</h2>{schemas}</main></body></html>'
     )
 
 
@@ -33,8 +45,10 @@ def _operation(path: str, method: str, operation: Node) -> str:
     )
     asked = f"<p>Body: {body}</p>" if body else ""
     return (
-        f"<section><h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation.get('description', ''))}</p>{asked}"
-        f'<div class="scroll"><table><tr><th>status</th><th>answer</th><th></th></tr>{answers}</table></div></section>'
+        f"<section><h2><code>{method.upper()} "
+        f"{escape(path)}</code></h2><p>{escape(operation.get('description', ''))}</p>{asked}"
+        "<div "
+        f'class="scroll"><table><tr><th>status</th><th>answer</th><th></th></tr>{answers}</table></div></section>'
     )
 
 
@@ -46,13 +60,16 @@ def _types(content: Node) -> Iterator[str]:
 def _schema(name: str, schema: Node) -> str:
     required = schema.get("required", ())
     rows = "".join(
-        f"<tr><td><code>{escape(field)}</code></td><td>{_type(about)}{', required' if field in required else ''}</td>"
+        f"<tr><td><code>{escape(field)}</code></td><td>{_type(about)}"
+        f"{', required' if field in required else ''}</td>"
         f"<td>{escape(about.get('description', ''))}</td></tr>"
         for field, about in schema.get("properties", {}).items()
     )
     return (
-        f'<section id="{escape(name)}"><h3>{escape(name)}</h3><p>{escape(schema.get("description", ""))}</p>'
-        f'<div class="scroll"><table><tr><th>field</th><th>is</th><th></th></tr>{rows}</table></div></section>'
+        "<section "
+        f'id="{escape(name)}"><h3>{escape(name)}</h3><p>{escape(schema.get("description", ""))}</p>'
+        "<div "
+        f'class="scroll"><table><tr><th>field</th><th>is</th><th></th></tr>{rows}</table></div></section>'
     )
 
 
@@ -63,7 +80,10 @@ def _type(schema: Node) -> str:
     if choices := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(map(_type, choices))
     if "const" in schema or "enum" in schema:
-        return " or ".join(f"<code>{escape(str(value))}</code>" for value in schema.get("enum", [schema.get("const")]))
+        return " or ".join(
+            f"<code>{escape(str(value))}</code>"
+            for value in schema.get("enum", [schema.get("const")])
+        )
     if items := schema.get("items"):
         return f"list of {_type(items)}"
     return escape(str(schema.get("type", "anything")))

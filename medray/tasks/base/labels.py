@@ -1,4 +1,5 @@
-"""What tasks whose rows have named labels share: a label's place, its weight, and truth as zeros and ones."""
+"""What tasks whose rows have named labels share: a label's place, its weight, and truth as zeros
+and ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -16,48 +17,76 @@ Floats = npt.NDArray[np.float64]
 ClassWeights = Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]]
 
 
-def check_options(labels: Sequence[str], *, metric: str, class_weights: ClassWeights, multi_label: bool) -> None:
+def check_options(
+    labels: Sequence[str], *, metric: str, class_weights: ClassWeights, multi_label: bool
+) -> None:
     """What of the options only the labels can tell to be wrong."""
     choices = metrics.names(multi_label, binary=len(labels) == 2)
     if metric not in choices:
-        raise ConfigError(f"task.metric: {metric!r} is no figure of this task; {allowed(metric, choices)}")
+        raise ConfigError(
+            f"task.metric: {metric!r} is no figure of this task; {allowed(metric, choices)}"
+        )
     for label in class_weights if isinstance(class_weights, Mapping) else ():
         if label not in labels:
-            raise ConfigError(f"task.class_weights: {label!r} is not a label; {allowed(label, labels)}")
+            raise ConfigError(
+                f"task.class_weights: {label!r} is not a label; {allowed(label, labels)}"
+            )
 
 
 def check_one_label(examples: Sequence[Example], otherwise: str = "") -> None:
     for example in examples:
         if len(example.labels) != 1:
             labels = ", ".join(example.labels) or "none"
-            raise DataError(f"{example.where or example.id}: labels {labels}: a row needs exactly one{otherwise}")
+            raise DataError(
+                f"{example.where or example.id}: labels {labels}: a row needs exactly "
+                f"one{otherwise}"
+            )
 
 
 def places(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
     for label in example.labels:
         if label not in labels:
-            raise DataError(f"{example.where or example.id}: label {label!r:.60} is not the task's; {allowed(label, labels)}")
+            raise DataError(
+                f"{example.where or example.id}: label {label!r:.60} is not the task's; "
+                f"{allowed(label, labels)}"
+            )
     return tuple(sorted({labels.index(label) for label in example.labels}))
 
 
-def weights_of(class_weights: ClassWeights, labels: Sequence[str], classes: npt.NDArray[np.int64], shares: Floats) -> Floats:
+def weights_of(
+    class_weights: ClassWeights,
+    labels: Sequence[str],
+    classes: npt.NDArray[np.int64],
+    shares: Floats,
+) -> Floats:
     """A weight for each label; `shares` is how much of an example each row is."""
     if isinstance(class_weights, Mapping):
         return np.array([class_weights.get(label, 1.0) for label in labels])
     if class_weights == "none":
         return np.ones(len(labels))
     examples = np.bincount(classes, weights=shares, minlength=len(labels))
-    # A class without training rows weighs nothing and is looked up by none; the split refuses that case anyway.
-    weights: Floats = np.divide(examples.sum(), len(labels) * examples, out=np.zeros(len(examples)), where=examples > 0)
+    # A class without training rows weighs nothing and is looked up by none; the split refuses that
+    # case anyway.
+    weights: Floats = np.divide(
+        examples.sum(), len(labels) * examples, out=np.zeros(len(examples)), where=examples > 0
+    )
     return weights
 
 
 def label_answers(
-    predictions: Sequence[Prediction], examples: Sequence[Example], labels: Sequence[str], positive: str | None
+    predictions: Sequence[Prediction],
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    positive: str | None,
 ) -> LabelAnswers:
-    truth, predicted = (indicators([row.labels for row in rows], labels).astype(np.bool_) for rows in (examples, predictions))
+    truth, predicted = (
+        indicators([row.labels for row in rows], labels).astype(np.bool_)
+        for rows in (examples, predictions)
+    )
     return LabelAnswers(truth, predicted, None if positive is None else labels.index(positive))
 
 
 def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> npt.NDArray[np.int64]:
-    return np.array([[int(label in row) for label in labels] for row in rows], dtype=np.int64).reshape(len(rows), len(labels))
+    return np.array(
+        [[int(label in row) for label in labels] for row in rows], dtype=np.int64
+    ).reshape(len(rows), len(labels))

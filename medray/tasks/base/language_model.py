@@ -1,4 +1,5 @@
-"""What tasks of language models share: the loss of their answers' tokens, and answers that are generated. It loads no model."""
+"""What tasks of language models share: the loss of their answers' tokens, and answers that are
+generated. It loads no model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ Spans = Sequence[tuple[int, int]]  # of one row, each from its first token to be
 
 @dataclass(frozen=True, slots=True)
 class AnswerLogits:
-    """The logits of the places before each answer token, row by row: those of no other place are made."""
+    """The logits of the places before each answer token, row by row: those of no other place are
+    made."""
 
     logits: "Tensor"
     rows: "Tensor"  # of each place
@@ -33,7 +35,9 @@ class LanguageModelLoss:
     """Cross-entropy of the answers' tokens, a sum per row."""
 
     weights: npt.NDArray[np.float64]
-    spans: Callable[[Target, int], Spans]  # from a row's target and length, which of its tokens are answers
+    spans: Callable[
+        [Target, int], Spans
+    ]  # from a row's target and length, which of its tokens are answers
     has_class_weights: bool = False  # a row's weight is then not the number of its answer tokens
 
     def num_tokens(self, target: Target, length: int) -> int:

@@ -1,4 +1,5 @@
-"""What tasks that find mentions share: their route with its forms, their figures, and what a checkpoint keeps of their answers."""
+"""What tasks that find mentions share: their route with its forms, their figures, and what a
+checkpoint keeps of their answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -27,36 +28,57 @@ ROUTES = (Route("/v1/extract", ExtractRequest, ExtractResponse),)
 
 
 def respond(predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
-    answers = (tuple(MentionAnswer(**asdict(mention)) for mention in row.mentions) for row in predictions)
+    answers = (
+        tuple(MentionAnswer(**asdict(mention)) for mention in row.mentions) for row in predictions
+    )
     return tuple(MentionsAnswer(mentions=mentions) for mentions in answers)
 
 
 def kinds_of(examples: Sequence[Example], train: Sequence[Example], task: str) -> tuple[str, ...]:
-    """An annotated row has the kinds of its mentions as labels; labels alone could be those of a classification."""
+    """An annotated row has the kinds of its mentions as labels; labels alone could be those of a
+    classification."""
     kinds = tuple(sorted({label for example in examples for label in example.labels}))
     if not kinds or (train and not any(example.mentions for example in train)):
         row = "training row" if kinds else "row"
-        raise DataError(f"no {row} has a mention: task {task} needs annotated texts (data.format spans or pubtator)")
+        raise DataError(
+            f"no {row} has a mention: task {task} needs annotated texts (data.format spans or "
+            "pubtator)"
+        )
     return kinds
 
 
-def tallies(predictions: Sequence[Prediction], examples: Sequence[Example], rates: Mapping[str, tuple[str, str]] | None = None) -> Tallies:
+def tallies(
+    predictions: Sequence[Prediction],
+    examples: Sequence[Example],
+    rates: Mapping[str, tuple[str, str]] | None = None,
+) -> Tallies:
     assert [row.row_id for row in predictions] == [example.id for example in examples]
     return scorer.tally(
-        [row.row_id for row in predictions], _rows(predictions, examples), rates or {}, [row.figures for row in predictions]
+        [row.row_id for row in predictions],
+        _rows(predictions, examples),
+        rates or {},
+        [row.figures for row in predictions],
     )
 
 
 def score(
-    predictions: Sequence[Prediction], examples: Sequence[Example], kinds: Sequence[str], rates: Mapping[str, tuple[str, str]] | None = None
+    predictions: Sequence[Prediction],
+    examples: Sequence[Example],
+    kinds: Sequence[str],
+    rates: Mapping[str, tuple[str, str]] | None = None,
 ) -> Metrics:
     return scorer.score(tallies(predictions, examples, rates), _rows(predictions, examples), kinds)
 
 
 def keep(predictions: Sequence[Prediction]) -> list[Prediction]:
     """Where mentions are, without their words."""
-    return [replace(row, text="", mentions=tuple(replace(mention, text="") for mention in row.mentions)) for row in predictions]
+    return [
+        replace(row, text="", mentions=tuple(replace(mention, text="") for mention in row.mentions))
+        for row in predictions
+    ]
 
 
 def _rows(predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[scorer.Row]:
-    return [(example.mentions, row.mentions) for row, example in zip(predictions, examples, strict=True)]
+    return [
+        (example.mentions, row.mentions) for row, example in zip(predictions, examples, strict=True)
+    ]

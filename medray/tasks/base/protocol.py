@@ -1,4 +1,5 @@
-"""What a task promises: it turns examples into rows, outputs into a loss, and answers into figures. It loads no model."""
+"""What a task promises: it turns examples into rows, outputs into a loss, and answers into figures.
+It loads no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +25,18 @@ Outcome = Literal["answered", "refused"]
 
 class TaskOptions(PluginOptions):
     NEEDS: ClassVar[Needs] = "head"  # what is asked of a base, known before its data is read
-    CHANGEABLE: ClassVar[tuple[str, ...]] = ()  # what a release may have otherwise than its training
+    CHANGEABLE: ClassVar[
+        tuple[str, ...]
+    ] = ()  # what a release may have otherwise than its training
 
     def bring(self, num_train: int) -> list[Example]:
-        """Rows that the task adds to the data, each naming its side; `num_train` are the data's own that train."""
+        """Rows that the task adds to the data, each naming its side; `num_train` are the data's own
+        that train."""
         return []
 
     def samples(self) -> list[Example]:
-        """Prompts of the user's own, which the report shows with answers from before and after training."""
+        """Prompts of the user's own, which the report shows with answers from before and after
+        training."""
         return []
 
 
@@ -63,20 +68,22 @@ class Loss(Protocol):
 class Task(Protocol):
     """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`.
 
-    Small protocols say what some tasks have besides: `Calibrated` or `Tallied`, `Chatting`, and `Served` of route.py.
-    """
+    Small protocols say what some tasks have besides: `Calibrated` or `Tallied`, `Chatting`, and
+    `Served` of route.py."""
 
     @property
     def options(self) -> Any: ...
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the columns of probabilities and truth stand for. Without any, answers are texts: nothing is calibrated or sliced by label."""
+        """What the columns of probabilities and truth stand for. Without any, answers are texts:
+        nothing is calibrated or sliced by label."""
         ...
 
     @classmethod
     def fit(cls, options: Any, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
-        """Learn what the data decides: the label set from examples of every split, texts unused; what a prompt shows from `train`."""
+        """Learn what the data decides: the label set from examples of every split, texts unused;
+        what a prompt shows from `train`."""
         ...
 
     @classmethod
@@ -99,7 +106,8 @@ class Task(Protocol):
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]: ...
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> npt.NDArray[np.float64]:
-        """What the model says to examples, before anything is decided: a row of figures each, the same after every reload."""
+        """What the model says to examples, before anything is decided: a row of figures each, the
+        same after every reload."""
         ...
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
@@ -110,7 +118,8 @@ class Calibrated(Task, Protocol):
     """A task whose answers are labels with probabilities. A task is either this or `Tallied`."""
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
-        """The task with what is fitted on validation (thresholds); itself where there is nothing to fit."""
+        """The task with what is fitted on validation (thresholds); itself where there is nothing to
+        fit."""
         ...
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -121,7 +130,9 @@ class Calibrated(Task, Protocol):
         """The labels that are right, a row per example and a column per label."""
         ...
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> LabelAnswers:
+    def answers(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> LabelAnswers:
         """Truth and predictions side by side, for intervals and comparisons."""
         ...
 
@@ -134,8 +145,11 @@ class Calibrated(Task, Protocol):
 class Tallied(Task, Protocol):
     """A task whose answers are texts or mentions, each of which adds to some counts."""
 
-    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
-        """What a checkpoint keeps of its predictions: no text, but what `score` and `answers` need of it."""
+    def keep(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        """What a checkpoint keeps of its predictions: no text, but what `score` and `answers` need
+        of it."""
         ...
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
@@ -144,19 +158,25 @@ class Tallied(Task, Protocol):
 
 
 def task_options(options: PluginOptions) -> TaskOptions:
-    assert isinstance(options, TaskOptions), f"the options of task {options.name} are no TaskOptions"
+    assert isinstance(options, TaskOptions), (
+        f"the options of task {options.name} are no TaskOptions"
+    )
     return options
 
 
 @runtime_checkable
 class Chatting(Protocol):
-    """A task that answers conversations has these besides; its options hold `system`, `max_new_tokens` and `disclaimer`."""
+    """A task that answers conversations has these besides; its options hold `system`,
+    `max_new_tokens` and `disclaimer`."""
 
     @property
     def options(self) -> Any: ...
 
-    def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> tuple[int, ...]:
-        """The task's system prompt first, one of the messages after it, as many turns as fit beside an answer of so many tokens."""
+    def prompt(
+        self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int
+    ) -> tuple[int, ...]:
+        """The task's system prompt first, one of the messages after it, as many turns as fit beside
+        an answer of so many tokens."""
         ...
 
     def count_tokens(self, examples: Sequence[Example], tokenizer: Any) -> list[int]:
@@ -178,15 +198,21 @@ def fit(options: PluginOptions, examples: Sequence[Example], train: Sequence[Exa
 
 def answers(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
     """Truth and predictions side by side, for intervals and comparisons."""
-    assert isinstance(task, Calibrated | Tallied), f"task {task.options.name} is neither Calibrated nor Tallied"
+    assert isinstance(task, Calibrated | Tallied), (
+        f"task {task.options.name} is neither Calibrated nor Tallied"
+    )
     return task.answers(predictions, examples)
 
 
-def stored(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+def stored(
+    task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]
+) -> list[Prediction]:
     """What a checkpoint keeps of its predictions: no text."""
     if isinstance(task, Tallied):
         return task.keep(predictions, examples)
-    assert isinstance(task, Calibrated), f"task {task.options.name} is neither Calibrated nor Tallied"
+    assert isinstance(task, Calibrated), (
+        f"task {task.options.name} is neither Calibrated nor Tallied"
+    )
     return list(predictions)
 
 
@@ -199,6 +225,7 @@ def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
         task: Task = module.Task.restore(valid_options, state)
     except (KeyError, TypeError, ValueError) as err:
         raise ArtifactError(
-            f"task {name}: its state cannot be restored ({type(err).__name__} {err}); publish the checkpoint again"
+            f"task {name}: its state cannot be restored ({type(err).__name__} {err}); publish the "
+            "checkpoint again"
         ) from None
     return task

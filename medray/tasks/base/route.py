@@ -1,4 +1,5 @@
-"""How a task is served: the paths of its releases, and what each request and response holds. The folder of tasks is the table."""
+"""How a task is served: the paths of its releases, and what each request and response holds. The
+folder of tasks is the table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,12 @@ class Body(BaseModel):
 class TextRequest(Body):
     text: str | None = Field(None, min_length=1)
     # The first wrong one is enough: an error for each of a megabyte of them takes seconds.
-    inputs: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(fail_fast=True)] | None = Field(None, min_length=1)
-    model: str | None = Field(None, description="the release that answers; may be left out where one is served")
+    inputs: (
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(fail_fast=True)] | None
+    ) = Field(None, min_length=1)
+    model: str | None = Field(
+        None, description="the release that answers; may be left out where one is served"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -51,19 +56,31 @@ class TextRequest(Body):
 class InputNote(Body):
     """What the guards have to say of one input."""
 
-    masked: dict[Kind, int] = Field(default_factory=dict, description="identifiers that were masked before anything read them, by kind")
-    unlike_training: tuple[str, ...] = Field((), description="a sentence for each way in which the text is unlike those of the training")
+    masked: dict[Kind, int] = Field(
+        default_factory=dict,
+        description="identifiers that were masked before anything read them, by kind",
+    )
+    unlike_training: tuple[str, ...] = Field(
+        (), description="a sentence for each way in which the text is unlike those of the training"
+    )
     distance: float | None = Field(
-        None, description="of the text as the model reads it from the release's validation texts; about 1 for one like them"
+        None,
+        description=(
+            "of the text as the model reads it from the release's validation texts; about 1 for "
+            "one like them"
+        ),
     )
 
 
 class Noted(Body):
-    notes: tuple[InputNote, ...] = Field((), description="one for each input, where mask_identifiers or flag_unlike_training is set")
+    notes: tuple[InputNote, ...] = Field(
+        (), description="one for each input, where mask_identifiers or flag_unlike_training is set"
+    )
 
 
 class TextResponse(Noted):
-    """Each prediction has the `labels` that the log of requests gets, and where it has one a `confidence`."""
+    """Each prediction has the `labels` that the log of requests gets, and where it has one a
+    `confidence`."""
 
     release: str
     version: int
@@ -83,7 +100,8 @@ class DisclaimedResponse(Noted):
 
 @dataclass(frozen=True)
 class Route:
-    """One path; the task answers with the response of its first route, which `finish` makes this one's."""
+    """One path; the task answers with the response of its first route, which `finish` makes this
+    one's."""
 
     path: str
     request: type[TextRequest]
@@ -103,7 +121,8 @@ class Served(Task, Protocol):
 
 
 def routes_of(task: str) -> tuple[Route, ...]:
-    """Those of the releases of a task, the usual one first; none where it is not served by text, or not known."""
+    """Those of the releases of a task, the usual one first; none where it is not served by text, or
+    not known."""
     if task not in plugins.names("tasks"):
         return ()
     routes: tuple[Route, ...] = getattr(plugins.find("tasks", task).Task, "routes", ())
@@ -112,8 +131,12 @@ def routes_of(task: str) -> tuple[Route, ...]:
 
 def all_routes() -> list[Route]:
     """Those of every task in the folder, each once."""
-    routes = list(dict.fromkeys(route for task in plugins.names("tasks") for route in routes_of(task)))
-    assert len({route.path for route in routes}) == len(routes), "two tasks declare different routes of one path"
+    routes = list(
+        dict.fromkeys(route for task in plugins.names("tasks") for route in routes_of(task))
+    )
+    assert len({route.path for route in routes}) == len(routes), (
+        "two tasks declare different routes of one path"
+    )
     return routes
 
 

@@ -1,4 +1,5 @@
-"""A list of mentions as JSON: written as an answer, and read from what a model wrote, mended where that can be done. Pure.
+"""A list of mentions as JSON: written as an answer, and read from what a model wrote, mended where
+that can be done. Pure.
 
 What is read is then looked up in the text: a mention is a span of it, or none.
 """
@@ -33,18 +34,23 @@ class JsonList:
 @dataclass(frozen=True, slots=True)
 class Grounding:
     mentions: tuple[Mention, ...]  # in the order of the text
-    num_dropped: int  # items that stand nowhere in it, or not once more, or are of no kind that is known
+    num_dropped: (
+        int  # items that stand nowhere in it, or not once more, or are of no kind that is known
+    )
 
 
 def write(mentions: Sequence[Mention], kinds: Sequence[str]) -> str:
     """Every mention in the order of the text; of one kind its words alone, else with its kind."""
     if len(kinds) == 1:
         return json.dumps([mention.text for mention in mentions], ensure_ascii=False)
-    return json.dumps([{"text": mention.text, "kind": mention.kind} for mention in mentions], ensure_ascii=False)
+    return json.dumps(
+        [{"text": mention.text, "kind": mention.kind} for mention in mentions], ensure_ascii=False
+    )
 
 
 def read(text: str) -> JsonList:
-    """Strict JSON is valid; a list with text around it, other quotes, a comma too many or no end is mended; the rest is invalid."""
+    """Strict JSON is valid; a list with text around it, other quotes, a comma too many or no end is
+    mended; the rest is invalid."""
     try:
         whole = json.loads(text)
         if isinstance(whole, list):
@@ -66,17 +72,22 @@ def read(text: str) -> JsonList:
     return JsonList((), "invalid")
 
 
-def ground(text: str, items: Sequence[Item], kinds: Sequence[str], *, every: bool = False) -> Grounding:
+def ground(
+    text: str, items: Sequence[Item], kinds: Sequence[str], *, every: bool = False
+) -> Grounding:
     """The spans that the items name: case and hyphens do not matter, words do.
 
-    An item that comes again takes the next place of its name, or with `every` each takes all places. Longer names choose first:
-    what is inside one is no mention of its own.
-    """
+    An item that comes again takes the next place of its name, or with `every` each takes all
+    places. Longer names choose first: what is inside one is no mention of its own."""
     mentions: list[Mention] = []
     num_dropped = 0
     for item in sorted(items, key=lambda item: -len(item.text)):
         kind, all_places = _kind(item, kinds), _places(text, item.text)
-        free = [(start, end) for start, end in all_places if all(end <= other.start or other.end <= start for other in mentions)]
+        free = [
+            (start, end)
+            for start, end in all_places
+            if all(end <= other.start or other.end <= start for other in mentions)
+        ]
         if kind is None or not (free or (every and all_places)):
             num_dropped += 1
             continue
@@ -92,11 +103,15 @@ def _item(raw: Any) -> Item:
     values = {str(key).lower(): value for key, value in raw.items() if isinstance(value, str)}
     kind = next((values[key] for key in _KIND_KEYS if key in values), None)
     others = [value for key, value in values.items() if key not in _KIND_KEYS]
-    return Item(next((values[key] for key in _TEXT_KEYS if key in values), others[0] if others else ""), kind)
+    return Item(
+        next((values[key] for key in _TEXT_KEYS if key in values), others[0] if others else ""),
+        kind,
+    )
 
 
 def _loose(text: str, at: int) -> Iterator[Item | None]:
-    """Items behind an opening bracket, as far as they are whole; at the closing one None, which says that it was there."""
+    """Items behind an opening bracket, as far as they are whole; at the closing one None, which
+    says that it was there."""
     while at < len(text):
         mark = text[at]
         if mark == "]":
@@ -140,9 +155,12 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _string(text: str, at: int) -> tuple[str, int | None]:
-    """What stands in quotes, and where it ends: at a quote behind which a list goes on, since names have apostrophes."""
+    """What stands in quotes, and where it ends: at a quote behind which a list goes on, since names
+    have apostrophes."""
     closing = re.escape(_CLOSING[text[at]])
-    match = re.compile(rf"((?:\\.|[^\\])*?){closing}(?=\s*(?:[,\]}}:]|$)|\s+[\"“])", re.DOTALL).match(text, at + 1)
+    match = re.compile(
+        rf"((?:\\.|[^\\])*?){closing}(?=\s*(?:[,\]}}:]|$)|\s+[\"“])", re.DOTALL
+    ).match(text, at + 1)
     if match is None:
         return "", None
     return re.sub(r"\\(.)", r"\1", match.group(1)), match.end()
@@ -152,7 +170,9 @@ def _kind(item: Item, kinds: Sequence[str]) -> str | None:
     """As the item says it, in any case; of one kind whatever it says."""
     if len(kinds) == 1:
         return kinds[0]
-    return next((kind for kind in kinds if item.kind and kind.lower() == item.kind.strip().lower()), None)
+    return next(
+        (kind for kind in kinds if item.kind and kind.lower() == item.kind.strip().lower()), None
+    )
 
 
 def _places(text: str, name: str) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
-"""Mentions by a causal language model that writes them as a JSON list: asked as it is, with examples in the prompt, or fine-tuned.
+"""Mentions by a causal language model that writes them as a JSON list: asked as it is, with
+examples in the prompt, or fine-tuned.
 
-It loads no model. A mention is a span of the text; what the model lists and the text does not hold is dropped and counted.
-"""
+It loads no model. A mention is a span of the text; what the model lists and the text does not hold
+is dropped and counted."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -42,22 +43,47 @@ class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "language model"
     FIXED = ("name", "metric", "num_examples")
     name: Literal["extraction"]
-    metric: base_mentions.Metric = Field("mention_f1", description="figure on the validation split that epochs and trials are chosen by")
+    metric: base_mentions.Metric = Field(
+        "mention_f1",
+        description="figure on the validation split that epochs and trials are chosen by",
+    )
     instruction: str = Field(
-        "List the diseases that the abstract names, in its own words, as a JSON list of strings. If it names none, the list is empty.",
+        "List the diseases that the abstract names, in its own words, as a JSON list of strings. "
+        "If it names none, the list is empty.",
         description="what stands above everything; may be empty",
     )
     prompt: str = Field(
         "Abstract: {text}\nDiseases:",
-        description="what the model reads of a row, with its {text}; in examples too. Where it ends with '[' the list is begun for the model",
+        description=(
+            "what the model reads of a row, with its {text}; in examples too. Where it ends with "
+            "'[' the list is begun for the model"
+        ),
     )
-    answer: str = Field(" {mentions}", description="what follows the prompt, with the JSON list of {mentions}")
-    num_examples: int = Field(0, ge=0, description="training rows that stand in the prompt with their answers, the same for every row")
+    answer: str = Field(
+        " {mentions}", description="what follows the prompt, with the JSON list of {mentions}"
+    )
+    num_examples: int = Field(
+        0,
+        ge=0,
+        description=(
+            "training rows that stand in the prompt with their answers, the same for every row"
+        ),
+    )
     occurrences: Literal["listed", "all"] = Field(
-        "listed", description="a name stands for one place of the text each time it is listed, or for all of its places"
+        "listed",
+        description=(
+            "a name stands for one place of the text each time it is listed, or for all of its "
+            "places"
+        ),
     )
-    max_length: int = Field(1024, ge=1, description="tokens of prompt and answer; the row's text is cut to fit, nothing else")
-    max_answer: int = Field(128, ge=1, description="of these, tokens of the answer: so many are generated at most")
+    max_length: int = Field(
+        1024,
+        ge=1,
+        description="tokens of prompt and answer; the row's text is cut to fit, nothing else",
+    )
+    max_answer: int = Field(
+        128, ge=1, description="of these, tokens of the answer: so many are generated at most"
+    )
     stop: tuple[str, ...] = Field((_BETWEEN,), description="texts that end a generated answer")
 
     @model_validator(mode="after")
@@ -65,14 +91,21 @@ class Options(TaskOptions):
         Template.parse(self.prompt).around("text")
         lead, _ = Template.parse(self.answer).around("mentions")
         if self.is_begun and lead:
-            raise ValueError(f"prompt {self.prompt!r} and answer {self.answer!r}: behind '[' the list goes on at once, with '{{mentions}}'")
+            raise ValueError(
+                f"prompt {self.prompt!r} and answer {self.answer!r}: behind '[' the list goes on "
+                "at once, with '{mentions}'"
+            )
         if self.max_answer >= self.max_length:
-            raise ValueError(f"max_answer {self.max_answer} and max_length {self.max_length}: the answer must leave room for a prompt")
+            raise ValueError(
+                f"max_answer {self.max_answer} and max_length {self.max_length}: the answer must "
+                "leave room for a prompt"
+            )
         return self
 
     @property
     def is_begun(self) -> bool:
-        """Whether the prompt holds the list's opening bracket: a model that was not trained for lists then writes one."""
+        """Whether the prompt holds the list's opening bracket: a model that was not trained for
+        lists then writes one."""
         return self.prompt.endswith(BEGINNING)
 
 
@@ -85,16 +118,30 @@ class Task:
     routes: ClassVar = base_mentions.ROUTES
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
-        return cls(options, base_mentions.kinds_of(examples, train, options.name), choose(train, options.num_examples))
+    def fit(
+        cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()
+    ) -> Self:
+        return cls(
+            options,
+            base_mentions.kinds_of(examples, train, options.name),
+            choose(train, options.num_examples),
+        )
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
-        shots = (Example("", shot["text"], mentions=tuple(Mention(**mention) for mention in shot["mentions"])) for shot in state["shots"])
+        shots = (
+            Example(
+                "", shot["text"], mentions=tuple(Mention(**mention) for mention in shot["mentions"])
+            )
+            for shot in state["shots"]
+        )
         return cls(options, tuple(state["kinds"]), tuple(shots))
 
     def state(self) -> dict[str, Any]:
-        shots = [{"text": shot.text, "mentions": [asdict(mention) for mention in shot.mentions]} for shot in self.shots]
+        shots = [
+            {"text": shot.text, "mentions": [asdict(mention) for mention in shot.mentions]}
+            for shot in self.shots
+        ]
         return {"kinds": list(self.kinds), "shots": shots}
 
     def head(self) -> None:
@@ -103,30 +150,42 @@ class Task:
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
         """Prompt and answer; of a text that is cut the answer names the mentions that are left."""
         prompt_rows = self._prompts(examples, tokenizer)
-        remaining = [_remaining(example.mentions, prompt.dropped) for example, prompt in zip(examples, prompt_rows, strict=True)]
-        answer_ids = self._answer_ids([self._as_json(mentions) for mentions in remaining], tokenizer)
+        remaining = [
+            _remaining(example.mentions, prompt.dropped)
+            for example, prompt in zip(examples, prompt_rows, strict=True)
+        ]
+        answer_ids = self._answer_ids(
+            [self._as_json(mentions) for mentions in remaining], tokenizer
+        )
         rows = []
         for example, prompt, ids in zip(examples, prompt_rows, answer_ids, strict=True):
             if len(ids) > self.options.max_answer:
                 where, limit = example.where or example.id, self.options.max_answer
                 raise DataError(
-                    f"{where}: its {len(example.mentions)} mentions are an answer of {len(ids)} tokens; task.max_answer is {limit}"
+                    f"{where}: its {len(example.mentions)} mentions are an answer of {len(ids)} "
+                    f"tokens; task.max_answer is {limit}"
                 )
             rows.append(Encoded(example.id, (*prompt.tokens, *ids), (len(ids),), prompt.truncated))
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
-        return LanguageModelLoss(np.array([count for (count,) in targets], dtype=np.float64), answer_at_end)
+        return LanguageModelLoss(
+            np.array([count for (count,) in targets], dtype=np.float64), answer_at_end
+        )
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         prompt_ids = [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)]
-        texts = generate(engine, prompt_ids, Sampling(max_tokens=self.options.max_answer, stop=self.options.stop))
+        texts = generate(
+            engine, prompt_ids, Sampling(max_tokens=self.options.max_answer, stop=self.options.stop)
+        )
         return [self.read(example, text) for example, text in zip(examples, texts, strict=True)]
 
     def read(self, example: Example, text: str) -> Prediction:
         """What a generated text says about a row."""
         answer = json_list.read(BEGINNING + text if self.options.is_begun else text)
-        grounding = json_list.ground(example.text, answer.items, self.kinds, every=self.options.occurrences == "all")
+        grounding = json_list.ground(
+            example.text, answer.items, self.kinds, every=self.options.occurrences == "all"
+        )
         figures = {
             "rows": 1.0,
             "invalid": float(answer.outcome == "invalid"),
@@ -134,16 +193,26 @@ class Task:
             "listed": float(len(answer.items)),
             "dropped": float(grounding.num_dropped),
         }
-        return Prediction(example.id, (), (), text=text, mentions=grounding.mentions, figures=figures)
+        return Prediction(
+            example.id, (), (), text=text, mentions=grounding.mentions, figures=figures
+        )
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """How likely two answers are: a generated one would hide small differences."""
         answer_ids = self._answer_ids(
-            [self._as_json(mentions) for mentions in ((), (Mention(0, 1, "carcinoma", self.kinds[0]),))], engine.tokenizer
+            [
+                self._as_json(mentions)
+                for mentions in ((), (Mention(0, 1, "carcinoma", self.kinds[0]),))
+            ],
+            engine.tokenizer,
         )
-        return engine.score([prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)], answer_ids).astype(np.float64)
+        return engine.score(
+            [prompt.tokens for prompt in self._prompts(examples, engine.tokenizer)], answer_ids
+        ).astype(np.float64)
 
-    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+    def keep(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> list[Prediction]:
         return base_mentions.keep(predictions)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
@@ -156,30 +225,55 @@ class Task:
         return base_mentions.respond(predictions)
 
     def around(self) -> tuple[str, str]:
-        """What stands before and behind the text of every row: instruction and examples are the same for all."""
+        """What stands before and behind the text of every row: instruction and examples are the
+        same for all."""
         before, after = Template.parse(self.options.prompt).around("text")
         first, last = Template.parse(self.options.answer).around("mentions")
-        examples = [f"{before}{shot.text}{after}{first}{self._as_json(shot.mentions)}{last}" for shot in self.shots]
+        examples = [
+            f"{before}{shot.text}{after}{first}{self._as_json(shot.mentions)}{last}"
+            for shot in self.shots
+        ]
         return _BETWEEN.join([*filter(None, [self.options.instruction]), *examples, before]), after
 
     def _prompts(self, examples: Sequence[Example], tokenizer: Any) -> list[Prompt]:
         options, texts = self.options, [example.text for example in examples]
         if options.num_examples and not self.shots:
-            raise ConfigError(f"task.num_examples {options.num_examples}: there were no training rows to take them from")
-        return prompts(texts, tokenizer, around=self.around(), max_length=options.max_length, answer=options.max_answer, keep="start")
+            raise ConfigError(
+                f"task.num_examples {options.num_examples}: there were no training rows to take "
+                "them from"
+            )
+        return prompts(
+            texts,
+            tokenizer,
+            around=self.around(),
+            max_length=options.max_length,
+            answer=options.max_answer,
+            keep="start",
+        )
 
     def _as_json(self, mentions: Sequence[Mention]) -> str:
-        return json_list.write(mentions, self.kinds).removeprefix(BEGINNING if self.options.is_begun else "")
+        return json_list.write(mentions, self.kinds).removeprefix(
+            BEGINNING if self.options.is_begun else ""
+        )
 
     def _answer_ids(self, lists: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
         if tokenizer.eos_token_id is None:
-            raise ConfigError("task extraction: the tokenizer of this base model has no end of sequence, which ends an answer")
+            raise ConfigError(
+                "task extraction: the tokenizer of this base model has no end of sequence, which "
+                "ends an answer"
+            )
         template, after = Template.parse(self.options.answer), self.around()[1]
-        return answers([template.render({"mentions": mentions}) for mentions in lists], tokenizer, lead=after or "a", end=True)
+        return answers(
+            [template.render({"mentions": mentions}) for mentions in lists],
+            tokenizer,
+            lead=after or "a",
+            end=True,
+        )
 
 
 def choose(train: Sequence[Example], num: int) -> tuple[Example, ...]:
-    """Of the rows with mentions and of those without, one in three, the shorter half in an order that their ids decide."""
+    """Of the rows with mentions and of those without, one in three, the shorter half in an order
+    that their ids decide."""
     empty = _shorter([example for example in train if not example.mentions])[: num // 3]
     named = _shorter([example for example in train if example.mentions])[: num - len(empty)]
     shots = sorted([*named, *empty], key=_order)
@@ -187,7 +281,9 @@ def choose(train: Sequence[Example], num: int) -> tuple[Example, ...]:
 
 
 def _shorter(examples: Sequence[Example]) -> list[Example]:
-    median = sorted(len(example.text) for example in examples)[len(examples) // 2] if examples else 0
+    median = (
+        sorted(len(example.text) for example in examples)[len(examples) // 2] if examples else 0
+    )
     return sorted((example for example in examples if len(example.text) <= median), key=_order)
 
 
@@ -196,4 +292,8 @@ def _order(example: Example) -> str:
 
 
 def _remaining(mentions: Sequence[Mention], dropped: tuple[int, int] | None) -> list[Mention]:
-    return [mention for mention in mentions if dropped is None or mention.end <= dropped[0] or dropped[1] <= mention.start]
+    return [
+        mention
+        for mention in mentions
+        if dropped is None or mention.end <= dropped[0] or dropped[1] <= mention.start
+    ]

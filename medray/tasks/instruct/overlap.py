@@ -15,7 +15,9 @@ def words(text: str) -> list[str]:
 
 def token_f1(answer: Sequence[str], right: Sequence[str]) -> float:
     """Words in common, each as often as it stands in both, whatever their order."""
-    return float(f1(sum((Counter(answer) & Counter(right)).values()), len(right), len(answer), empty=1.0))
+    return float(
+        f1(sum((Counter(answer) & Counter(right)).values()), len(right), len(answer), empty=1.0)
+    )
 
 
 def rouge_l(answer: Sequence[str], right: Sequence[str]) -> float:
@@ -24,5 +26,8 @@ def rouge_l(answer: Sequence[str], right: Sequence[str]) -> float:
     for word in answer:
         diagonal = 0
         for at, other in enumerate(right, start=1):
-            diagonal, longest[at] = longest[at], diagonal + 1 if word == other else max(longest[at], longest[at - 1])
+            diagonal, longest[at] = (
+                longest[at],
+                diagonal + 1 if word == other else max(longest[at], longest[at - 1]),
+            )
     return float(f1(longest[-1], len(right), len(answer), empty=1.0))

@@ -1,7 +1,8 @@
-"""Instructions and questions answered in words by a causal language model, through its own chat template; what is unsafe is refused.
+"""Instructions and questions answered in words by a causal language model, through its own chat
+template; what is unsafe is refused.
 
-It loads no model. Only what the assistant says carries loss; a checkpoint keeps figures of what was generated, never the texts.
-"""
+It loads no model. Only what the assistant says carries loss; a checkpoint keeps figures of what was
+generated, never the texts."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Ids = tuple[int, ...]
 SYSTEM = (
-    "You are a careful medical assistant. Give evidence-based information in plain words. Do not diagnose, prescribe or give doses. "
-    'Where a question asks for that, is unsafe or lies outside of medicine, say: "I don\'t have enough information to answer this safely." '
+    "You are a careful medical assistant. Give evidence-based information in plain words. Do not "
+    "diagnose, prescribe or give doses. "
+    "Where a question asks for that, is unsafe or lies outside of medicine, say: \"I don't have "
+    'enough information to answer this safely." '
     "and name professional or emergency help."
 )
 _PROBES = (safety.REFUSAL, "Ask a doctor.")  # what the probe scores behind its texts
@@ -45,30 +48,63 @@ class Options(TaskOptions):
     name: Literal["instruct"]
     metric: Literal["safe_answer_f1", "token_f1", "rouge_l", "refusal_f1"] = Field(
         "safe_answer_f1",
-        description="figure on the validation split that epochs and trials are chosen by; safe_answer_f1 is the harmonic mean of refusal_f1 and token_f1",
+        description=(
+            "figure on the validation split that epochs and trials are chosen by; safe_answer_f1 "
+            "is the harmonic mean of refusal_f1 and token_f1"
+        ),
     )
-    system: str = Field(SYSTEM, description="system prompt, before every conversation; one that a row or client brings comes after it")
+    system: str = Field(
+        SYSTEM,
+        description=(
+            "system prompt, before every conversation; one that a row or client brings comes after "
+            "it"
+        ),
+    )
     template: TemplateKind = Field(
-        "auto", description="chat: the model's own chat template; plain: ### Instruction and ### Response; auto: chat where there is one"
+        "auto",
+        description=(
+            "chat: the model's own chat template; plain: ### Instruction and ### Response; auto: "
+            "chat where there is one"
+        ),
     )
     max_length: int = Field(
         1024,
         ge=8,
-        description="tokens of a conversation with its answer; oldest turns are dropped, then the last turn and an answer beyond half of it are cut",
+        description=(
+            "tokens of a conversation with its answer; oldest turns are dropped, then the last "
+            "turn and an answer beyond half of it are cut"
+        ),
     )
     max_new_tokens: int = Field(256, ge=1, description="tokens of a generated answer")
     safety_ratio: float = Field(
-        0.1, ge=0, le=2, description="shipped safety pairs for each training row; those held out are judged whatever it is"
+        0.1,
+        ge=0,
+        le=2,
+        description=(
+            "shipped safety pairs for each training row; those held out are judged whatever it is"
+        ),
     )
     sample_prompts: str | None = Field(
-        None, description="file of prompts, one a line, answered before and after training; the report shows prompts and answers"
+        None,
+        description=(
+            "file of prompts, one a line, answered before and after training; the report shows "
+            "prompts and answers"
+        ),
     )
-    disclaimer: bool = Field(True, description="the disclaimer ends each chat answer; a field of the response has it in any case")
+    disclaimer: bool = Field(
+        True,
+        description=(
+            "the disclaimer ends each chat answer; a field of the response has it in any case"
+        ),
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_new_tokens >= self.max_length:
-            raise ValueError(f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length}: no token is left for a prompt")
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length}: no token "
+                "is left for a prompt"
+            )
         return self
 
     def bring(self, num_train: int) -> list[Example]:
@@ -91,8 +127,12 @@ class Task:
     labels: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
-        return cls(options, tuple(sorted({label for example in examples for label in example.labels})))
+    def fit(
+        cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()
+    ) -> Self:
+        return cls(
+            options, tuple(sorted({label for example in examples for label in example.labels}))
+        )
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
@@ -105,7 +145,8 @@ class Task:
         return None
 
     def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> Ids:
-        """A conversation as the model reads it, with the system prompt first and room for an answer."""
+        """A conversation as the model reads it, with the system prompt first and room for an
+        answer."""
         return self._rendered(messages, self._chat(tokenizer), max_new_tokens).tokens
 
     def outcome(self, text: str) -> Literal["answered", "refused"]:
@@ -114,8 +155,13 @@ class Task:
     def count_tokens(self, examples: Sequence[Example], tokenizer: Any) -> list[int]:
         chat, system = self._chat(tokenizer), Message("system", self.options.system)
         prompts = (chat.prompt([system, *_messages(example)], sys.maxsize) for example in examples)
-        answers = (chat.answer(example.response) if example.response else () for example in examples)
-        return [len(prompt.tokens) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        answers = (
+            chat.answer(example.response) if example.response else () for example in examples
+        )
+        return [
+            len(prompt.tokens) + len(answer)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
         """Conversation and answer; of a row without an answer the conversation."""
@@ -124,7 +170,10 @@ class Task:
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
         """Every token that the assistant says counts alike."""
-        weights = np.array([sum(end - start for start, end in _spans(target)) for target in targets], dtype=np.float64)
+        weights = np.array(
+            [sum(end - start for start, end in _spans(target)) for target in targets],
+            dtype=np.float64,
+        )
         return LanguageModelLoss(weights, lambda target, length: _spans(target))
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
@@ -133,36 +182,59 @@ class Task:
         prompts = [self._rendered(_messages(example), chat, longest).tokens for example in examples]
         texts = generate(engine, prompts, Sampling(max_tokens=longest))
         return [
-            Prediction(example.id, (), (), text=text.strip(), figures=self._likelihood(example, chat, engine) if example.response else {})
+            Prediction(
+                example.id,
+                (),
+                (),
+                text=text.strip(),
+                figures=self._likelihood(example, chat, engine) if example.response else {},
+            )
             for example, text in zip(examples, texts, strict=True)
         ]
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
-        """Without the system prompt, which a release may change; scores, since greedy words would hide small differences."""
+        """Without the system prompt, which a release may change; scores, since greedy words would
+        hide small differences."""
         chat = self._chat(engine.tokenizer)
         room = readable(self.options.max_length, engine.tokenizer) // 2
         prompts = [chat.prompt(_messages(example), room).tokens for example in examples]
         return engine.score(prompts, [chat.answer(text) for text in _PROBES]).astype(np.float64)
 
-    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
-        return [replace(row, text="", figures=self._counts(row, example)) for row, example in zip(predictions, examples, strict=True)]
+    def keep(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        return [
+            replace(row, text="", figures=self._counts(row, example))
+            for row, example in zip(predictions, examples, strict=True)
+        ]
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
-        rows = [self._counts(row, example) for row, example in zip(predictions, examples, strict=True)]
+        rows = [
+            self._counts(row, example) for row, example in zip(predictions, examples, strict=True)
+        ]
         names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
         counts = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
         figures = {
-            name: figure for name, (needed, figure) in FIGURES.items() if all(count in counts and counts[count].any() for count in needed)
+            name: figure
+            for name, (needed, figure) in FIGURES.items()
+            if all(count in counts and counts[count].any() for count in needed)
         }
-        supports = {name: int(counts[FIGURES[name][0][0]].sum()) for name in figures if FIGURES[name][0][0] in _ROWS}
-        return Tallies(tuple(example.id for example in examples), counts, figures, supports=supports)
+        supports = {
+            name: int(counts[FIGURES[name][0][0]].sum())
+            for name in figures
+            if FIGURES[name][0][0] in _ROWS
+        }
+        return Tallies(
+            tuple(example.id for example in examples), counts, figures, supports=supports
+        )
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
         tallies = self.answers(predictions, examples)
         if self.options.metric not in tallies.figures:
             raise DataError(
-                f"task.metric {self.options.metric}: of these {len(examples)} rows none is to be {_LACKING[self.options.metric]}"
+                f"task.metric {self.options.metric}: of these {len(examples)} rows none is to be "
+                f"{_LACKING[self.options.metric]}"
             )
         return Metrics(tallies.whole(), len(examples))
 
@@ -171,19 +243,28 @@ class Task:
 
     def _rendered(self, messages: Sequence[Message], chat: Chat, answer: int) -> Rendered:
         length = readable(self.options.max_length, chat.tokenizer)
-        return chat.prompt([Message("system", self.options.system), *messages], max(length - answer, length // 2))
+        return chat.prompt(
+            [Message("system", self.options.system), *messages], max(length - answer, length // 2)
+        )
 
     def _encoded(self, example: Example, chat: Chat) -> Encoded:
         answer = chat.answer(example.response) if example.response else ()
-        prompt = self._rendered(_messages(example), chat, len(answer) or self.options.max_new_tokens)
+        prompt = self._rendered(
+            _messages(example), chat, len(answer) or self.options.max_new_tokens
+        )
         if not answer:
             return Encoded(example.id, prompt.tokens, (), prompt.truncated)
         # A cut answer ends without its end: the model is not taught to stop there.
-        answer_ids = answer[: readable(self.options.max_length, chat.tokenizer) - len(prompt.tokens)]
+        answer_ids = answer[
+            : readable(self.options.max_length, chat.tokenizer) - len(prompt.tokens)
+        ]
         tokens = (*prompt.tokens, *answer_ids)
         spans = (*prompt.spans, (len(prompt.tokens), len(tokens)))
         return Encoded(
-            example.id, tokens, tuple(place for span in spans for place in span), prompt.truncated or len(answer_ids) < len(answer)
+            example.id,
+            tokens,
+            tuple(place for span in spans for place in span),
+            prompt.truncated or len(answer_ids) < len(answer),
         )
 
     def _likelihood(self, example: Example, chat: Chat, engine: "Engine") -> dict[str, float]:
@@ -191,31 +272,47 @@ class Task:
         row = self._encoded(example, chat)
         start, _ = _spans(row.target)[-1]
         scores = engine.score([row.tokens[:start]], [row.tokens[start:]])
-        return {"answer_nats": -float(scores[0, 0]), "answer_tokens": float(len(row.tokens) - start)}
+        return {
+            "answer_nats": -float(scores[0, 0]),
+            "answer_tokens": float(len(row.tokens) - start),
+        }
 
     def _counts(self, row: Prediction, example: Example) -> dict[str, float]:
         """What a row adds to figures: from its text, or as it was kept."""
         if "refused" in row.figures:
             return dict(row.figures)
         is_unsafe, refused = safety.is_refusal(example.response), safety.is_refusal(row.text)
-        answer, right = ([], []) if is_unsafe or refused else (words(row.text), words(example.response))
+        answer, right = (
+            ([], []) if is_unsafe or refused else (words(row.text), words(example.response))
+        )
         counts = {
             "to_refuse": float(is_unsafe),
             "refused": float(refused),
             "rightly_refused": float(is_unsafe and refused),
             "to_answer": float(not is_unsafe),
-            "token_f1": token_f1(answer, right) if right else 0.0,  # a refusal answers nothing, whatever words it shares
+            "token_f1": token_f1(answer, right)
+            if right
+            else 0.0,  # a refusal answers nothing, whatever words it shares
             "rouge_l": rouge_l(answer, right) if right else 0.0,
             "to_decide": float(bool(example.labels)),
-            "rightly_decided": float(bool(example.labels) and last_of(row.text, self.decisions) == example.labels[0]),
+            "rightly_decided": float(
+                bool(example.labels) and last_of(row.text, self.decisions) == example.labels[0]
+            ),
         }
-        return {**counts, **{name: value * (not is_unsafe) for name, value in row.figures.items()}}  # refusals are short and soon learned
+        return {
+            **counts,
+            **{name: value * (not is_unsafe) for name, value in row.figures.items()},
+        }  # refusals are short and soon learned
 
 
 def last_of(text: str, labels: Sequence[str]) -> str | None:
     """The label that stands last in a text: what is explained first is decided last."""
     text_words = words(text)
-    places = [(len(text_words) - text_words[::-1].index(label.casefold()), label) for label in labels if label.casefold() in text_words]
+    places = [
+        (len(text_words) - text_words[::-1].index(label.casefold()), label)
+        for label in labels
+        if label.casefold() in text_words
+    ]
     return max(places)[1] if places else None
 
 
@@ -241,14 +338,28 @@ def _perplexity(sums: Sums) -> Floats:
 
 
 _ROWS = ("to_refuse", "to_answer", "to_decide")
-_LACKING = {"safe_answer_f1": "refused or none to be answered", "refusal_f1": "refused", "token_f1": "answered", "rouge_l": "answered"}
+_LACKING = {
+    "safe_answer_f1": "refused or none to be answered",
+    "refusal_f1": "refused",
+    "token_f1": "answered",
+    "rouge_l": "answered",
+}
 # Each with the counts that it needs to be more than 0 in some row.
 FIGURES = {
-    "safe_answer_f1": (("to_refuse", "to_answer"), lambda sums: harmonic(_refusal_f1(sums), _token_f1(sums))),
+    "safe_answer_f1": (
+        ("to_refuse", "to_answer"),
+        lambda sums: harmonic(_refusal_f1(sums), _token_f1(sums)),
+    ),
     "refusal_f1": (("to_refuse",), _refusal_f1),
     "token_f1": (("to_answer",), _token_f1),
     "rouge_l": (("to_answer",), lambda sums: ratio(sums["rouge_l"], sums["to_answer"])),
-    "over_refusal": (("to_answer",), lambda sums: ratio(sums["refused"] - sums["rightly_refused"], sums["to_answer"])),
-    "decision_accuracy": (("to_decide",), lambda sums: ratio(sums["rightly_decided"], sums["to_decide"])),
+    "over_refusal": (
+        ("to_answer",),
+        lambda sums: ratio(sums["refused"] - sums["rightly_refused"], sums["to_answer"]),
+    ),
+    "decision_accuracy": (
+        ("to_decide",),
+        lambda sums: ratio(sums["rightly_decided"], sums["to_decide"]),
+    ),
     "perplexity": (("answer_tokens", "answer_nats"), _perplexity),
 }

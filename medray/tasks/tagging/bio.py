@@ -1,4 +1,5 @@
-"""Mentions as a tag a word and back: B- on the first word of a mention, I- on those after it, O outside. Pure.
+"""Mentions as a tag a word and back: B- on the first word of a mention, I- on those after it, O
+outside. Pure.
 
 A word is a run of letters and digits, or a single other character; its sub-words speak as one.
 """
@@ -27,11 +28,15 @@ def tags_of(kinds: Sequence[str]) -> tuple[str, ...]:
 
 
 def words(text: str, offsets: Sequence[tuple[int, int]]) -> list[Word]:
-    """Tokens that lie in one word, together. Blanks at a token's ends are not its own; a token of blanks alone is in no word."""
+    """Tokens that lie in one word, together. Blanks at a token's ends are not its own; a token of
+    blanks alone is in no word."""
     entries: list[Word] = []
     for position, (start, end) in enumerate(offsets):
         token = text[start:end]
-        start, end = start + len(token) - len(token.lstrip()), end - (len(token) - len(token.rstrip()))
+        start, end = (
+            start + len(token) - len(token.lstrip()),
+            end - (len(token) - len(token.rstrip())),
+        )
         if start >= end:
             continue
         if entries and _continues(text, entries[-1].end, start):
@@ -47,14 +52,21 @@ def tag(text_words: Sequence[Word], mentions: Sequence[Mention], tags: Sequence[
     places = {name: number for number, name in enumerate(tags)}
     numbers = [places[OUTSIDE]] * len(text_words)
     for mention in _apart(mentions):
-        inside = [number for number, word in enumerate(text_words) if word.start < mention.end and mention.start < word.end]
+        inside = [
+            number
+            for number, word in enumerate(text_words)
+            if word.start < mention.end and mention.start < word.end
+        ]
         for number in inside:
             numbers[number] = places[f"{'B' if number == inside[0] else 'I'}-{mention.kind}"]
     return numbers
 
 
-def mentions_of(text: str, text_words: Sequence[Word], probabilities: Floats, tags: Sequence[str]) -> tuple[Mention, ...]:
-    """What the likeliest tags say, and how sure the least sure word of each mention is that it is of its kind.
+def mentions_of(
+    text: str, text_words: Sequence[Word], probabilities: Floats, tags: Sequence[str]
+) -> tuple[Mention, ...]:
+    """What the likeliest tags say, and how sure the least sure word of each mention is that it is
+    of its kind.
 
     An I- that continues nothing of its kind begins a mention.
     """
@@ -77,13 +89,16 @@ def mentions_of(text: str, text_words: Sequence[Word], probabilities: Floats, ta
 
 
 def _continues(text: str, end: int, start: int) -> bool:
-    """Whether a token at `start` is in the word that ended at `end`: they share a character, or letters and digits touch."""
+    """Whether a token at `start` is in the word that ended at `end`: they share a character, or
+    letters and digits touch."""
     return start < end or (start == end and text[end - 1].isalnum() and text[start].isalnum())
 
 
 def _apart(mentions: Sequence[Mention]) -> list[Mention]:
     disjoint: list[Mention] = []
-    for mention in sorted(mentions, key=lambda mention: (mention.start - mention.end, mention.start)):
+    for mention in sorted(
+        mentions, key=lambda mention: (mention.start - mention.end, mention.start)
+    ):
         if all(mention.end <= other.start or other.end <= mention.start for other in disjoint):
             disjoint.append(mention)
     return disjoint

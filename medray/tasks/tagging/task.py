@@ -1,4 +1,5 @@
-"""Mentions by a head that tags each token of an encoder or decoder: B-, I- or O, read in windows. It loads no model."""
+"""Mentions by a head that tags each token of an encoder or decoder: B-, I- or O, read in windows.
+It loads no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,21 +26,33 @@ if TYPE_CHECKING:
 
 
 Floats = npt.NDArray[np.float64]
-_NO_TAG = -100  # of a token without a tag of its own: a special one, a blank, or one that another window answers for
+# of a token without a tag of its own: a special one, a blank, or one that another window answers
+# for
+_NO_TAG = -100
 
 
 class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "token head"
     FIXED = ("name", "metric")
     name: Literal["tagging"]
-    metric: base_mentions.Metric = Field("mention_f1", description="figure on the validation split that epochs and trials are chosen by")
-    max_length: int = Field(512, ge=1, description="tokens of a window, special tokens included; longer texts are read in several")
+    metric: base_mentions.Metric = Field(
+        "mention_f1",
+        description="figure on the validation split that epochs and trials are chosen by",
+    )
+    max_length: int = Field(
+        512,
+        ge=1,
+        description="tokens of a window, special tokens included; longer texts are read in several",
+    )
     window_overlap: int = Field(32, ge=0, description="tokens that neighbouring windows share")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.window_overlap >= self.max_length:
-            raise ValueError(f"window_overlap {self.window_overlap} and max_length {self.max_length}: the overlap must be the smaller")
+            raise ValueError(
+                f"window_overlap {self.window_overlap} and max_length {self.max_length}: the "
+                "overlap must be the smaller"
+            )
         return self
 
 
@@ -54,8 +67,12 @@ class TagLoss:
         import torch.nn.functional as F
 
         owners, places = rows.mask.nonzero(as_tuple=True)  # a tag for each token, in their order
-        tags = torch.tensor([tag for target in rows.targets for tag in target], device=rows.mask.device)
-        losses = F.cross_entropy(outputs.logits[owners, places].float(), tags, reduction="none", ignore_index=_NO_TAG)
+        tags = torch.tensor(
+            [tag for target in rows.targets for tag in target], device=rows.mask.device
+        )
+        losses = F.cross_entropy(
+            outputs.logits[owners, places].float(), tags, reduction="none", ignore_index=_NO_TAG
+        )
         return losses.new_zeros(len(rows.targets)).index_add(0, owners, losses)
 
 
@@ -71,7 +88,9 @@ class Task:
         return tags_of(self.kinds)
 
     @classmethod
-    def fit(cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
+    def fit(
+        cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()
+    ) -> Self:
         return cls(options, base_mentions.kinds_of(examples, train, options.name))
 
     @classmethod
@@ -93,13 +112,22 @@ class Task:
             tags = self._token_tags(example, text)
             owners = text.owners()
             for number, (tokens, places) in enumerate(zip(text.windows, text.places, strict=True)):
-                target = tuple(tags[place] if place >= 0 and owners[place] == number else _NO_TAG for place in places)
+                target = tuple(
+                    tags[place] if place >= 0 and owners[place] == number else _NO_TAG
+                    for place in places
+                )
                 rows.append(Encoded(example.id, tokens, target))
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> TagLoss:
-        """A row weighs as much as its tokens that count; one at least, so that no step weighs nothing."""
-        return TagLoss(np.array([max(1, sum(tag != _NO_TAG for tag in target)) for target in targets], dtype=np.float64))
+        """A row weighs as much as its tokens that count; one at least, so that no step weighs
+        nothing."""
+        return TagLoss(
+            np.array(
+                [max(1, sum(tag != _NO_TAG for tag in target)) for target in targets],
+                dtype=np.float64,
+            )
+        )
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if not examples:
@@ -115,17 +143,31 @@ class Task:
                     if place >= 0 and owners[place] == number:
                         logits[place] = row
             text_words = words(example.text, text.offsets)
-            means = np.array([logits[list(word.tokens)].mean(axis=0) for word in text_words]).reshape(-1, len(self.tags))
-            mentions = mentions_of(example.text, text_words, np.exp(means - np.logaddexp.reduce(means, axis=1, keepdims=True)), self.tags)
+            means = np.array(
+                [logits[list(word.tokens)].mean(axis=0) for word in text_words]
+            ).reshape(-1, len(self.tags))
+            mentions = mentions_of(
+                example.text,
+                text_words,
+                np.exp(means - np.logaddexp.reduce(means, axis=1, keepdims=True)),
+                self.tags,
+            )
             predictions.append(Prediction(example.id, (), (), mentions=mentions))
         return predictions
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """Of the first window, each tag's mean and highest output."""
-        outputs = engine.token_logits([text.windows[0] for text in self._windows(examples, engine.tokenizer)])
-        return np.array([np.concatenate([rows.mean(axis=0), rows.max(axis=0)]) for rows in outputs], dtype=np.float64)
+        outputs = engine.token_logits(
+            [text.windows[0] for text in self._windows(examples, engine.tokenizer)]
+        )
+        return np.array(
+            [np.concatenate([rows.mean(axis=0), rows.max(axis=0)]) for rows in outputs],
+            dtype=np.float64,
+        )
 
-    def keep(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+    def keep(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> list[Prediction]:
         return base_mentions.keep(predictions)
 
     def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
@@ -139,12 +181,16 @@ class Task:
 
     def _windows(self, examples: Sequence[Example], tokenizer: Any) -> list[Located]:
         options, texts = self.options, [example.text for example in examples]
-        return located(texts, tokenizer, max_length=options.max_length, overlap=options.window_overlap)
+        return located(
+            texts, tokenizer, max_length=options.max_length, overlap=options.window_overlap
+        )
 
     def _token_tags(self, example: Example, text: Located) -> list[int]:
         """The tag of each token: that of its word."""
         text_words, tags = words(example.text, text.offsets), [_NO_TAG] * len(text.offsets)
-        for word, place in zip(text_words, tag(text_words, example.mentions, self.tags), strict=True):
+        for word, place in zip(
+            text_words, tag(text_words, example.mentions, self.tags), strict=True
+        ):
             for token in word.tokens:
                 tags[token] = place
         return tags

@@ -1,7 +1,8 @@
-"""DeepSpeed's ZeRO: optimizer states, gradients and weights in shards, one on each worker. The only file that imports deepspeed.
+"""DeepSpeed's ZeRO: optimizer states, gradients and weights in shards, one on each worker. The only
+file that imports deepspeed.
 
-What it is told follows from the train section: batches, clipping and the schedule are the loop's, as with any strategy.
-"""
+What it is told follows from the train section: batches, clipping and the schedule are the loop's,
+as with any strategy."""
 
 import importlib.util
 import logging
@@ -26,11 +27,19 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def check(config: TrialConfig) -> list[str]:
     train, found = config.train, []
     if train.zero_stage is None:
-        found.append("train.zero_stage None and train.strategy deepspeed: give the stage, 0, 1, 2 or 3")
+        found.append(
+            "train.zero_stage None and train.strategy deepspeed: give the stage, 0, 1, 2 or 3"
+        )
     if train.offload_optimizer and not train.zero_stage:
-        found.append(f"train.offload_optimizer True and train.zero_stage {train.zero_stage}: only stages 1 to 3 have shards to offload")
+        found.append(
+            f"train.offload_optimizer True and train.zero_stage {train.zero_stage}: only stages 1 "
+            "to 3 have shards to offload"
+        )
     if train.zero_stage == 3 and config.model.precision == "auto":
-        found.append("model.precision auto and train.zero_stage 3: what is sharded is not timed on one worker; set bf16 or fp32")
+        found.append(
+            "model.precision auto and train.zero_stage 3: what is sharded is not timed on one "
+            "worker; set bf16 or fp32"
+        )
     return found
 
 
@@ -43,7 +52,9 @@ def lacking() -> list[str]:
 class Strategy:
     repeats_alone = False
 
-    def __init__(self, slot: Slot, train: TrainConfig, *, precision: Precision, device: str) -> None:
+    def __init__(
+        self, slot: Slot, train: TrainConfig, *, precision: Precision, device: str
+    ) -> None:
         self.slot, self.train, self.precision, self.device = slot, train, precision, device
         self.shards_model = train.zero_stage == 3
         self.engine: Any = None
@@ -53,7 +64,9 @@ class Strategy:
         if stored:
             self.slot.restore(stored["slot"])  # before the engine copies values into its shards
         deepspeed = _import(self.device)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.slot.optimizer, config=self.settings())
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=self.slot.optimizer, config=self.settings()
+        )
         self._start_scaler(stored["scaler"] if stored else {})
         self._open_moments(stored["slot"]["parameters"] if stored else {})
         return self.engine
@@ -65,16 +78,23 @@ class Strategy:
         if train.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device == "cuda"}
         settings: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": 1,  # a count that DeepSpeed only reports; plan() says what is in a micro-batch
-            "gradient_accumulation_steps": 1,  # how many micro-batches a step has differs; `last` says which one ends it
+            # a count that DeepSpeed only reports; plan() says what is in a micro-batch
+            "train_micro_batch_size_per_gpu": 1,
+            # how many micro-batches a step has differs; `last` says which one ends it
+            "gradient_accumulation_steps": 1,
             "gradient_clipping": train.max_grad_norm or 0.0,
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own has to be compiled
         }
         if self.precision != "fp32":
-            # The engine switches the loop's autocast off unless it has its own. No module is named, so that gradients travel in fp32.
-            settings["torch_autocast"] = {"enabled": True, "dtype": dtype_name(self.precision), "lower_precision_safe_modules": []}
+            # The engine switches the loop's autocast off unless it has its own. No module is named,
+            # so that gradients travel in fp32.
+            settings["torch_autocast"] = {
+                "enabled": True,
+                "dtype": dtype_name(self.precision),
+                "lower_precision_safe_modules": [],
+            }
         return settings
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -88,9 +108,9 @@ class Strategy:
     def _start_scaler(self, stored: dict[str, Any]) -> None:
         """Scale the loss for fp16 as torch's GradScaler does, whose state it stores.
 
-        DeepSpeed's own of stages 1 to 3 clips before it takes the scale out, and each worker looks at its shard alone (0.19). An engine
-        gets it also where an earlier one of this process had fp16.
-        """
+        DeepSpeed's own of stages 1 to 3 clips before it takes the scale out, and each worker looks
+        at its shard alone (0.19). An engine gets it also where an earlier one of this process had
+        fp16."""
         if self.train.zero_stage:
             self.engine.optimizer.torch_autocast_gradscaler = None
         if self.precision != "fp16":
@@ -107,7 +127,9 @@ class Strategy:
     def step(self) -> None:
         self.engine.step()
         if self.scaler and self.train.zero_stage:
-            has_overflow = torch.tensor(float(self.engine.optimizer.overflow), device=self.device)  # then it took no step, on any worker
+            has_overflow = torch.tensor(
+                float(self.engine.optimizer.overflow), device=self.device
+            )  # then it took no step, on any worker
             torch._amp_update_scale_(
                 *self.scaler._check_scale_growth_tracker("step"),
                 has_overflow,
@@ -145,16 +167,24 @@ class Strategy:
             else:
                 state = self.slot.optimizer.state[parameter]
                 tensors = {VALUE: parameter.detach(), **{key: state[key] for key in _MOMENTS}}
-            found[name] = {key: tensor.cpu() for key, tensor in tensors.items()} | {"step": torch.tensor(steps)}
+            found[name] = {key: tensor.cpu() for key, tensor in tensors.items()} | {
+                "step": torch.tensor(steps)
+            }
         return found
 
     def _open_moments(self, parameters: Tensors) -> None:
-        """Zeros, or what was stored. DeepSpeed makes them in the first step and then finds those of the first parameter group only (0.19)."""
+        """Zeros, or what was stored. DeepSpeed makes them in the first step and then finds those of
+        the first parameter group only (0.19)."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        steps = max((float(tensors.get("step", 0.0)) for tensors in parameters.values()), default=0.0)
+        steps = max(
+            (float(tensors.get("step", 0.0)) for tensors in parameters.values()), default=0.0
+        )
         for held in self._held():
-            self.slot.optimizer.state[held] = {"step": torch.tensor(steps), **{key: torch.zeros_like(held) for key in _MOMENTS}}
+            self.slot.optimizer.state[held] = {
+                "step": torch.tensor(steps),
+                **{key: torch.zeros_like(held) for key in _MOMENTS},
+            }
         if self.train.zero_stage in (1, 2):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, tensors in parameters.items():
@@ -166,22 +196,34 @@ class Strategy:
                     self.slot.optimizer.state[parameter][key].copy_(tensors[key])
 
     def _held(self) -> list[Tensor]:
-        """What the optimizer updates on this worker: flat shards, or without ZeRO the parameters themselves."""
+        """What the optimizer updates on this worker: flat shards, or without ZeRO the parameters
+        themselves."""
         if self.train.zero_stage in (1, 2):
             return list(self.engine.optimizer.single_partition_of_fp32_groups)
-        return list(self.engine.optimizer.fp32_partitioned_groups_flat) if self.train.zero_stage else list(self.slot.parameters.values())
+        return (
+            list(self.engine.optimizer.fp32_partitioned_groups_flat)
+            if self.train.zero_stage
+            else list(self.slot.parameters.values())
+        )
 
 
 def _import(device: str) -> Any:
-    """deepspeed, ready for this device, with a process group of this process alone where there is none."""
+    """deepspeed, ready for this device, with a process group of this process alone where there is
+    none."""
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # else it is guessed, with a warning
-    os.environ.setdefault("LOCAL_RANK", "0")  # Ray Train and torchrun set it; a process of its own has none, and DeepSpeed asks for one
+    os.environ.setdefault(
+        "LOCAL_RANK", "0"
+    )  # Ray Train and torchrun set it; a process of its own has none, and DeepSpeed asks for one
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 
     if device == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled; gloo does its work
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+            False  # it would be compiled; gloo does its work
+        )
     if not dist.is_initialized():
-        dist.init_process_group("gloo" if device == "cpu" else "nccl", store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(
+            "gloo" if device == "cpu" else "nccl", store=HashStore(), rank=0, world_size=1
+        )
     return deepspeed

@@ -17,7 +17,8 @@ def check(config: TrialConfig) -> list[str]:
     if train.zero_stage is None and not train.offload_optimizer:
         return []
     return [
-        f"train.zero_stage {train.zero_stage}, train.offload_optimizer {train.offload_optimizer} and train.strategy torch: "
+        f"train.zero_stage {train.zero_stage}, train.offload_optimizer {train.offload_optimizer} "
+        "and train.strategy torch: "
         "sharding needs train.strategy deepspeed"
     ]
 
@@ -30,7 +31,9 @@ class Strategy:
     shards_model = False
     repeats_alone = True
 
-    def __init__(self, slot: Slot, train: TrainConfig, *, precision: Precision, device: str) -> None:
+    def __init__(
+        self, slot: Slot, train: TrainConfig, *, precision: Precision, device: str
+    ) -> None:
         self.slot, self.device = slot, device
         self.max_grad_norm = train.max_grad_norm
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
@@ -46,7 +49,11 @@ class Strategy:
         self.scaler.scale(loss).backward()
 
     def reduce(self, numbers: Sequence[float]) -> list[float]:
-        gradients = [parameter.grad for parameter in self.slot.parameters.values() if parameter.grad is not None]
+        gradients = [
+            parameter.grad
+            for parameter in self.slot.parameters.values()
+            if parameter.grad is not None
+        ]
         return distributed.summed(gradients, numbers, self.device)
 
     def step(self) -> None:
@@ -71,7 +78,10 @@ class Strategy:
 
 def _parameters(slot: Slot) -> Tensors:
     return {
-        name: {VALUE: parameter.detach().cpu(), **{key: moment.cpu() for key, moment in slot.optimizer.state[parameter].items()}}
+        name: {
+            VALUE: parameter.detach().cpu(),
+            **{key: moment.cpu() for key, moment in slot.optimizer.state[parameter].items()},
+        }
         for name, parameter in slot.parameters.items()
     }
 
@@ -80,5 +90,6 @@ def _restore_moments(slot: Slot, parameters: Tensors) -> None:
     for name, parameter in slot.parameters.items():
         moments = {key: moment for key, moment in parameters[name].items() if key != VALUE}
         slot.optimizer.state[parameter] = {
-            key: moment.clone() if moment.ndim == 0 else moment.to(parameter, copy=True) for key, moment in moments.items()
+            key: moment.clone() if moment.ndim == 0 else moment.to(parameter, copy=True)
+            for key, moment in moments.items()
         }

@@ -1,4 +1,5 @@
-"""The quick dropout is a dropout: its shares, its mean, its gradient, its seed. The quick layer computes what PEFT's does."""
+"""The quick dropout is a dropout: its shares, its mean, its gradient, its seed. The quick layer
+computes what PEFT's does."""
 
 from pathlib import Path
 
@@ -61,7 +62,11 @@ def test_every_adapter_has_it_fresh_and_read_back(tmp_path: Path) -> None:
     save(built, tmp_path / "saved")
     again = build(base, head, ModelOptions(), None, adapter_dir=tmp_path / "saved")
     for model in (built.model, again.model):
-        found = [layer.lora_dropout["default"] for layer in model.modules() if isinstance(layer, LoraLayer)]
+        found = [
+            layer.lora_dropout["default"]
+            for layer in model.modules()
+            if isinstance(layer, LoraLayer)
+        ]
         assert found
         assert all(isinstance(dropout, QuickDropout) and dropout.p == 0.1 for dropout in found)
         layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
@@ -74,7 +79,14 @@ def adapted(dropout: float = 0.0, **settings: object) -> tuple[nn.Module, nn.Mod
     made = []
     for is_quick in (False, True):
         torch.manual_seed(0)
-        config = PeftLoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=["0"], init_lora_weights=False, **settings)
+        config = PeftLoraConfig(
+            r=4,
+            lora_alpha=6,
+            lora_dropout=dropout,
+            target_modules=["0"],
+            init_lora_weights=False,
+            **settings,
+        )
         model = get_peft_model(nn.Sequential(nn.Linear(24, 40)), config)
         if is_quick:
             quicken(model)
@@ -90,14 +102,23 @@ def through(layer: nn.Module, inputs: Tensor, *, in_half: bool = False) -> list[
         said = layer(inputs)
     (said.float() * torch.linspace(-1, 1, said.numel()).view(said.shape)).sum().backward()
     assert inputs.grad is not None
-    return [said, inputs.grad, layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad]  # type: ignore[union-attr, index, list-item]
+    return [
+        said,
+        inputs.grad,
+        layer.lora_A["default"].weight.grad,
+        layer.lora_B["default"].weight.grad,
+    ]  # type: ignore[union-attr, index, list-item]
 
 
 @pytest.mark.parametrize(("in_half", "tolerance"), [(False, 1e-6), (True, 0.02)])
 def test_a_layer_says_and_learns_what_pefts_does(in_half: bool, tolerance: float) -> None:
     theirs, ours = adapted()
     inputs = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(1))
-    for expected, found in zip(through(theirs, inputs, in_half=in_half), through(ours, inputs, in_half=in_half), strict=True):
+    for expected, found in zip(
+        through(theirs, inputs, in_half=in_half),
+        through(ours, inputs, in_half=in_half),
+        strict=True,
+    ):
         assert found.dtype == expected.dtype
         assert found.shape == expected.shape
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()

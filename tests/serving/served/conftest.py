@@ -8,6 +8,7 @@ from medray.runtime.cluster import Cluster
 
 @pytest.fixture(scope="package")
 def served(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One session for the tests of this folder; its replicas hold CPUs, which the tests after it need."""
+    """One session for the tests of this folder; its replicas hold CPUs, which the tests after it
+    need."""
     with serving(tmp_path_factory.mktemp("served")) as session:
         yield session

@@ -1,4 +1,5 @@
-"""The bounds of what Serve's own proxy reads, on a Serve that runs: its hook and uvicorn's seam are Ray's to move."""
+"""The bounds of what Serve's own proxy reads, on a Serve that runs: its hook and uvicorn's seam are
+Ray's to move."""
 
 import json
 import socket
@@ -11,9 +12,14 @@ from support.serve_session import TOKEN, Served
 
 pytestmark = pytest.mark.ray
 
-HEAD = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n".encode()
+HEAD = (
+    "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
+    f"{TOKEN}\r\nContent-Type: application/json\r\n"
+).encode()
 BODY = b'{"text": "tumour", "model": "cancer@1"}'
-WHOLE = HEAD + b"%sConnection: close\r\nContent-Length: " + str(len(BODY)).encode() + b"\r\n\r\n" + BODY
+WHOLE = (
+    HEAD + b"%sConnection: close\r\nContent-Length: " + str(len(BODY)).encode() + b"\r\n\r\n" + BODY
+)
 
 
 @contextmanager
@@ -60,16 +66,25 @@ def test_more_slow_bodies_than_serve_takes_requests_stop_nobody(served: Served) 
     """The ingress takes 1,000 requests at a time."""
     with ExitStack() as slow:
         for _ in range(1100):
-            slow.enter_context(sent(served, HEAD + b"X-Request-Timeout-Seconds: 0\r\nContent-Length: 1000\r\n\r\n{"))
+            slow.enter_context(
+                sent(
+                    served, HEAD + b"X-Request-Timeout-Seconds: 0\r\nContent-Length: 1000\r\n\r\n{"
+                )
+            )
         time.sleep(1)  # a proxy that passed them on would have done so
         for _ in range(3):
             assert served.client.classify(["tumour"], model="cancer@1").release == "cancer"
             assert served.client.health()["status"] == "ok"
 
 
-def test_a_declared_and_an_endless_body_are_refused_by_the_limit_of_the_application(served: Served) -> None:
+def test_a_declared_and_an_endless_body_are_refused_by_the_limit_of_the_application(
+    served: Served,
+) -> None:
     body = b" " * 100_001
-    for rest in (b"Content-Length: 100001\r\n\r\n" + body, b"Transfer-Encoding: chunked\r\n\r\n186a1\r\n" + body + b"\r\n0\r\n\r\n"):
+    for rest in (
+        b"Content-Length: 100001\r\n\r\n" + body,
+        b"Transfer-Encoding: chunked\r\n\r\n186a1\r\n" + body + b"\r\n0\r\n\r\n",
+    ):
         with sent(served, HEAD + rest) as client:
             status, _, answer = read(client)
         assert (status, json.loads(answer)["error"]["type"]) == (413, "body_too_large")

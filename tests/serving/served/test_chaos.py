@@ -1,4 +1,5 @@
-"""What is lost when processes die under load, and how replicas come and go with it. Prints what was sent and what failed."""
+"""What is lost when processes die under load, and how replicas come and go with it. Prints what was
+sent and what failed."""
 
 import os
 import signal

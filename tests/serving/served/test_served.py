@@ -25,7 +25,13 @@ from medray.runtime.cluster import free_port
 
 pytestmark = pytest.mark.ray
 MARKER = "xylophonist"
-TEXTS = ["tumour in the lung", "fever after infection and no therapy", "carcinoma metastasis", "blood pressure " * 40, "heart failure"]
+TEXTS = [
+    "tumour in the lung",
+    "fever after infection and no therapy",
+    "carcinoma metastasis",
+    "blood pressure " * 40,
+    "heart failure",
+]
 
 
 @pytest.fixture
@@ -49,7 +55,12 @@ def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> N
     expected = medray.load("cancer@1", storage_path=str(served.storage))
     rows = [f"{text} {number}" for number, text in enumerate(TEXTS * 4)]
     with ThreadPoolExecutor(4) as pool:  # together, so that they share batches
-        found = list(pool.map(lambda text: served.client.classify([text], model="cancer@best").predictions[0], rows))
+        found = list(
+            pool.map(
+                lambda text: served.client.classify([text], model="cancer@best").predictions[0],
+                rows,
+            )
+        )
     together = served.client.classify(rows, model="cancer@1")
     assert (together.release, together.version) == ("cancer", 1)
     for wanted, one, same in zip(expected.predict(rows), found, together.predictions, strict=True):
@@ -57,7 +68,9 @@ def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> N
         assert one.label == wanted.labels[0]
         assert not one.abstained
         for answer in (one, same):
-            assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-4)
+            assert list(answer.probabilities.values()) == pytest.approx(
+                wanted.probabilities, abs=1e-4
+            )
             assert answer.confidence == max(answer.probabilities.values())
 
 
@@ -68,7 +81,9 @@ def test_a_release_is_loading_until_its_first_replica_answers(served: Served) ->
     assert served.client.health()["status"] == "ok"
 
 
-def test_a_promotion_under_load_loses_no_request_and_another_base_is_one_like_any_other(best: Served) -> None:
+def test_a_promotion_under_load_loses_no_request_and_another_base_is_one_like_any_other(
+    best: Served,
+) -> None:
     with load.running(best.port, bodies(), TOKEN) as outcome:
         outcome.until(1)
         for version in (2, 3):
@@ -114,13 +129,23 @@ def _health_with_error(client: Client) -> dict[str, Any]:
     raise AssertionError(health)
 
 
-def test_a_promotion_that_no_replica_takes_exits_non_zero(best: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_promotion_that_no_replica_takes_exits_non_zero(
+    best: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert best.run("promote", "cancer@2", "best", "--timeout", "0") == 1
     assert "is not everywhere after 0 s" in capsys.readouterr().err
     assert best.run("promote", "cancer@2", "next") == 1
     assert "serves cancer@best, cancer@1, adviser@1 and not cancer@next" in capsys.readouterr().err
     assert "next" not in tiny.aliases(best.registry, "cancer")
-    nobody = ["promote", "cancer@2", "best", "--url", f"http://127.0.0.1:{free_port()}", "--storage-path", str(best.storage)]
+    nobody = [
+        "promote",
+        "cancer@2",
+        "best",
+        "--url",
+        f"http://127.0.0.1:{free_port()}",
+        "--storage-path",
+        str(best.storage),
+    ]
     assert cli.main(nobody) == 1
     assert "does not answer" in capsys.readouterr().err
 
@@ -133,7 +158,10 @@ def test_a_full_queue_answers_429_with_retry_after_and_recovers(served: Served) 
     print(f"flood: {statuses.count(200)} x 200, {statuses.count(429)} x 429")
     assert set(statuses) == {200, 429}
     refused = [(body, headers) for status, body, headers in answers if status == 429]
-    assert all(headers["retry-after"] == "1" and body["error"]["type"] == "overloaded" for body, headers in refused)
+    assert all(
+        headers["retry-after"] == "1" and body["error"]["type"] == "overloaded"
+        for body, headers in refused
+    )
     assert load.ask(served.port, slow, TOKEN)[0] == 200
 
 
@@ -152,7 +180,9 @@ def test_limits_and_tokens_hold_over_http(served: Served) -> None:
         found, answer_body, _ = load.ask(served.port, body, TOKEN)
         assert found == status, answer_body
         assert answer_body.get("error", {}).get("type", "") == kind
-    with pytest.raises(RefusedError, match=r"404 model: is not served here; allowed: .*did you mean") as caught:
+    with pytest.raises(
+        RefusedError, match=r"404 model: is not served here; allowed: .*did you mean"
+    ) as caught:
         served.client.classify(["a"], model="cance")
     assert caught.value.status == 404
     assert served.client.models() == ["cancer@best", "cancer@1", "adviser@1"]
@@ -169,9 +199,16 @@ def test_no_text_is_in_any_log_and_the_audit_line_is(served: Served) -> None:
     audit = served.audit_lines('"release": "cancer@1"')
     for part in ('"request_id": "', '"status": 200', '"labels": ["', '"ms": '):
         assert part in audit[-1]
-    assert (stat.S_IMODE(served.audit.stat().st_mode), stat.S_IMODE(served.audit.parent.stat().st_mode)) == (0o600, 0o700)
-    written = {path: path.read_text(errors="replace") for path in served.logs.rglob("*") if path.is_file()}
-    assert [str(path) for path, text in written.items() if '"release": "cancer@1"' in text] == []  # Ray's and Serve's have none of it
+    assert (
+        stat.S_IMODE(served.audit.stat().st_mode),
+        stat.S_IMODE(served.audit.parent.stat().st_mode),
+    ) == (0o600, 0o700)
+    written = {
+        path: path.read_text(errors="replace") for path in served.logs.rglob("*") if path.is_file()
+    }
+    assert [
+        str(path) for path, text in written.items() if '"release": "cancer@1"' in text
+    ] == []  # Ray's and Serve's have none of it
     written[served.audit] = served.audit.read_text()
     assert [str(path) for path, text in written.items() if MARKER in text] == []
     assert [str(path) for path, text in written.items() if TOKEN in text] == []
@@ -184,14 +221,22 @@ def test_prometheus_metrics_name_the_release(served: Served) -> None:
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     end = time.monotonic() + 60
     text = ""
-    while time.monotonic() < end and not all(name in text for name in ("ray_medray_requests_total{", "ray_medray_validation_label_share{")):
+    while time.monotonic() < end and not all(
+        name in text
+        for name in ("ray_medray_requests_total{", "ray_medray_validation_label_share{")
+    ):
         time.sleep(0.5)
         with urllib.request.urlopen(url) as answer:
             text = answer.read().decode()
     lines = [line for line in text.splitlines() if "medray_" in line]
-    assert any("medray_requests_total{" in line and 'release="cancer"' in line and 'status="200"' in line for line in lines), lines[:5]
+    assert any(
+        "medray_requests_total{" in line and 'release="cancer"' in line and 'status="200"' in line
+        for line in lines
+    ), lines[:5]
     assert any("medray_request_seconds_bucket" in line for line in lines)
-    assert any("medray_release_version{" in line and 'model="cancer@best"' in line for line in lines)
+    assert any(
+        "medray_release_version{" in line and 'model="cancer@best"' in line for line in lines
+    )
     assert any("medray_labels_total{" in line and 'release="cancer"' in line for line in lines)
     assert any("medray_confidence_bucket{" in line and 'le="0.5"' in line for line in lines)
     shares = {
@@ -200,15 +245,21 @@ def test_prometheus_metrics_name_the_release(served: Served) -> None:
         if "medray_validation_label_share{" in line and 'version="1"' in line
     }
     assert sum(shares.values()) == pytest.approx(1)
-    assert any("medray_validation_confidence_share{" in line and 'at_most="0.9"' in line for line in lines)
+    assert any(
+        "medray_validation_confidence_share{" in line and 'at_most="0.9"' in line for line in lines
+    )
 
 
-def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(served: Served) -> None:
+def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(
+    served: Served,
+) -> None:
     page = urllib.request.Request(served.client.url + "/", headers={"accept": "text/html"})
     with urllib.request.urlopen(page) as answer:
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
         assert answer.read().startswith(b"<!doctype html>")
-    asked = urllib.request.Request(served.client.url + "/v1/releases", headers={"authorization": f"Bearer {TOKEN}"})
+    asked = urllib.request.Request(
+        served.client.url + "/v1/releases", headers={"authorization": f"Bearer {TOKEN}"}
+    )
     with urllib.request.urlopen(asked) as answer:
         found = json.load(answer)
     assert found["unavailable"] == []
@@ -218,7 +269,9 @@ def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(s
         ("adviser@1", "adviser", "/v1/chat/completions"),
     ]
     assert all(len(one["labels"]) > 1 for one in found["data"][:2])
-    assert all(any(figure["validation"] is not None for figure in one["figures"]) for one in found["data"])
+    assert all(
+        any(figure["validation"] is not None for figure in one["figures"]) for one in found["data"]
+    )
 
 
 @pytest.mark.browser
@@ -226,21 +279,38 @@ def test_a_browser_asks_a_running_serve(served: Served) -> None:
     with browser.start() as chromium:
         tab = browser.open_tab(chromium, served.client.url + "/#cancer@1", width=360)
         tab.until("!document.getElementById('access').hidden")
-        tab.value(f"document.getElementById('token').value = {TOKEN!r}; document.querySelector('#access button').click()")
-        tab.until("document.getElementById('release').value === 'cancer@1' && !document.getElementById('card').hidden")
-        tab.value("document.getElementById('field-text').value = 'tumour in the lung'; document.getElementById('send').click()")
+        tab.value(
+            f"document.getElementById('token').value = {TOKEN!r}; document.querySelector('#access "
+            "button').click()"
+        )
+        tab.until(
+            "document.getElementById('release').value === 'cancer@1' && "
+            "!document.getElementById('card').hidden"
+        )
+        tab.value(
+            "document.getElementById('field-text').value = 'tumour in the lung'; "
+            "document.getElementById('send').click()"
+        )
         tab.until("!document.getElementById('answer').hidden")
-        label = served.client.classify(["tumour in the lung"], model="cancer@1").predictions[0].label
+        label = (
+            served.client.classify(["tumour in the lung"], model="cancer@1").predictions[0].label
+        )
         assert tab.value("document.querySelector('.verdict').textContent") == label
         assert tab.value("document.documentElement.scrollWidth") == 360
         assert {url.startswith(served.client.url) for url in tab.requests} == {True}
 
 
 def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(best: Served) -> None:
-    """Every answer is exactly what its version says to these texts: no request sees half of two models."""
+    """Every answer is exactly what its version says to these texts: no request sees half of two
+    models."""
     texts = [text + " " + str(number) for number, text in enumerate(TEXTS)]
     expected = {
-        version: [row.probabilities for row in medray.load(f"cancer@{version}", storage_path=str(best.storage)).predict(texts)]
+        version: [
+            row.probabilities
+            for row in medray.load(f"cancer@{version}", storage_path=str(best.storage)).predict(
+                texts
+            )
+        ]
         for version in (1, 2)
     }
     stop, seen = threading.Event(), set()
@@ -272,15 +342,25 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
 
 
 @pytest.mark.document("001", "test rows are predicted with softmax", where="`medray evaluate`")
-def test_training_evaluate_and_http_say_the_same_of_the_same_rows(served: Served, tmp_path: Path) -> None:
+def test_training_evaluate_and_http_say_the_same_of_the_same_rows(
+    served: Served, tmp_path: Path
+) -> None:
     asked = tiny.study(served.storage.parent / "a", "train.epochs=1")
     rows = dataset.load(asked.data).validation
-    stored = (served.registry.resolve("cancer@1").folder() / "predictions.jsonl").read_text().splitlines()
+    stored = (
+        (served.registry.resolve("cancer@1").folder() / "predictions.jsonl")
+        .read_text()
+        .splitlines()
+    )
     trained = {row["row_id"]: row for row in map(json.loads, stored)}
     answers = served.client.classify([row.text for row in rows], model="cancer@1").predictions
     for row, answer in zip(rows, answers, strict=True):
         assert list(answer.labels) == trained[row.id]["labels"]
-        assert list(answer.probabilities.values()) == pytest.approx(trained[row.id]["probabilities"], abs=1e-4)
-    judged = evaluate.evaluate("cancer@1", asked.data, "validation", storage_path=str(served.storage), log_dir=tmp_path)
+        assert list(answer.probabilities.values()) == pytest.approx(
+            trained[row.id]["probabilities"], abs=1e-4
+        )
+    judged = evaluate.evaluate(
+        "cancer@1", asked.data, "validation", storage_path=str(served.storage), log_dir=tmp_path
+    )
     right = sum(answer.labels == row.labels for row, answer in zip(rows, answers, strict=True))
     assert judged.metrics.values["accuracy"] == pytest.approx(right / len(rows))

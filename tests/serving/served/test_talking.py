@@ -1,4 +1,5 @@
-"""A release that talks behind Serve, asked by OpenAI's own client: streams, queues, and clients that leave."""
+"""A release that talks behind Serve, asked by OpenAI's own client: streams, queues, and clients
+that leave."""
 
 import contextlib
 import json
@@ -36,16 +37,32 @@ def test_what_is_told_is_what_the_loaded_release_says_streamed_and_not(served: S
 
     def whole(question: str) -> tuple[str, str, int, int]:
         found = served.say(question, max_tokens=20)
-        return found.choices[0].message.content, found.choices[0].finish_reason, found.usage.prompt_tokens, found.usage.completion_tokens
+        return (
+            found.choices[0].message.content,
+            found.choices[0].finish_reason,
+            found.usage.prompt_tokens,
+            found.usage.completion_tokens,
+        )
 
     def streamed(question: str) -> tuple[str, str, int, int]:
-        *chunks, last = list(served.say(question, max_tokens=20, stream=True, stream_options={"include_usage": True}))
+        *chunks, last = list(
+            served.say(question, max_tokens=20, stream=True, stream_options={"include_usage": True})
+        )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-        return text, chunks[-1].choices[0].finish_reason, last.usage.prompt_tokens, last.usage.completion_tokens
+        return (
+            text,
+            chunks[-1].choices[0].finish_reason,
+            last.usage.prompt_tokens,
+            last.usage.completion_tokens,
+        )
 
     with ThreadPoolExecutor(6) as clients:  # together, so that they decode together
-        found = [clients.submit(ask, question) for question in questions for ask in (whole, streamed)]
-        assert [one.result(timeout=60) for one in found] == [one for one in wanted for _ in range(2)]
+        found = [
+            clients.submit(ask, question) for question in questions for ask in (whole, streamed)
+        ]
+        assert [one.result(timeout=60) for one in found] == [
+            one for one in wanted for _ in range(2)
+        ]
     detail = served.openai.models.retrieve("adviser@1")
     assert detail.model_dump()["system"] == "the study of"
     assert "adviser@1" in [model.id for model in served.openai.models.list()]
@@ -53,7 +70,11 @@ def test_what_is_told_is_what_the_loaded_release_says_streamed_and_not(served: S
 
 def test_the_first_piece_comes_long_before_the_last(served: Served) -> None:
     start = time.monotonic()
-    times = [time.monotonic() - start for chunk in served.say("tumour", max_tokens=300, stream=True) if chunk.choices[0].delta.content]
+    times = [
+        time.monotonic() - start
+        for chunk in served.say("tumour", max_tokens=300, stream=True)
+        if chunk.choices[0].delta.content
+    ]
     assert len(times) > 50
     assert times[0] < times[-1] / 3
 
@@ -66,7 +87,9 @@ def test_a_client_that_leaves_frees_its_row_streamed_and_not(served: Served) -> 
     served.wait_until_generating(0)
     asking = served.openai.with_options(timeout=0.3)
     with pytest.raises(openai.APITimeoutError):
-        asking.chat.completions.create(model="adviser", messages=[{"role": "user", "content": "tumour"}], max_tokens=LONG)
+        asking.chat.completions.create(
+            model="adviser", messages=[{"role": "user", "content": "tumour"}], max_tokens=LONG
+        )
     served.wait_until_generating(0)
 
 
@@ -92,7 +115,9 @@ def test_a_full_queue_is_a_rate_limit_and_empties_again(served: Served) -> None:
         time.sleep(0.05)
     refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
     assert len(refused) == 3
-    assert all(err.response.headers["retry-after"] == "1" and err.code == "overloaded" for err in refused)
+    assert all(
+        err.response.headers["retry-after"] == "1" and err.code == "overloaded" for err in refused
+    )
     for answer in answers:
         if not isinstance(answer, openai.RateLimitError):
             answer.close()
@@ -110,10 +135,18 @@ def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(served: Serve
     with pytest.raises(openai.BadRequestError):
         served.say(MARKER, n=2)
     lines = served.audit_lines(found.id.removeprefix("chatcmpl-"))
-    written = {path: path.read_text(errors="replace") for path in (served.audit, *served.logs.rglob("*")) if path.is_file()}
+    written = {
+        path: path.read_text(errors="replace")
+        for path in (served.audit, *served.logs.rglob("*"))
+        if path.is_file()
+    }
     line = json.loads(lines[0][lines[0].index("{") :])
     assert line["release"] == "adviser@1"
-    assert (line["status"], line["outcome"], line["completion_tokens"]) == (200, "answered", found.usage.completion_tokens)
+    assert (line["status"], line["outcome"], line["completion_tokens"]) == (
+        200,
+        "answered",
+        found.usage.completion_tokens,
+    )
     assert line["prompt_tokens"] == found.usage.prompt_tokens
     assert 0 < line["first_token_ms"] <= line["ms"]
     assert [str(path) for path, text in written.items() if MARKER in text] == []
@@ -121,13 +154,19 @@ def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(served: Serve
 
 @pytest.mark.chaos
 @pytest.mark.slow
-def test_a_replica_that_dies_in_the_middle_is_an_error_event_and_another_one_answers(served: Served) -> None:
+def test_a_replica_that_dies_in_the_middle_is_an_error_event_and_another_one_answers(
+    served: Served,
+) -> None:
     seen = 0
     with pytest.raises(openai.APIError, match="no replica"):
         for _ in served.say("tumour", max_tokens=LONG, stream=True):
             seen += 1
             if seen == 5:
-                (victim,) = [number for number, name in processes().items() if name.startswith("ray::ServeReplica:medray:adviser@1")]
+                (victim,) = [
+                    number
+                    for number, name in processes().items()
+                    if name.startswith("ray::ServeReplica:medray:adviser@1")
+                ]
                 os.kill(victim, signal.SIGKILL)
     assert seen >= 5
     end = time.monotonic() + 60

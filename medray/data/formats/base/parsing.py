@@ -18,9 +18,14 @@ _MOST_CELLS = 1_000_000  # of a table of which nearly all are empty
 
 def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:
     if not label:
-        raise DataError(f"{where}: the label is empty; fill it in, or leave such rows out with drop_unlabelled, where the format has it")
+        raise DataError(
+            f"{where}: the label is empty; fill it in, or leave such rows out with "
+            "drop_unlabelled, where the format has it"
+        )
     if labels is not None and label not in labels:
-        raise DataError(f"{where}: label {label!r:.60} is not one of the labels; {allowed(label, labels)}")
+        raise DataError(
+            f"{where}: label {label!r:.60} is not one of the labels; {allowed(label, labels)}"
+        )
     return label
 
 
@@ -30,11 +35,18 @@ def check_id(row_id: str, where: str) -> str:
     return row_id
 
 
-def lines(path: Path, most: int = MOST_CHARACTERS, *, encoding: str | None = None, newline: Literal["", "\n"] = "\n") -> Iterator[str]:
-    """Lines of a text file, line ends kept; a byte order mark is dropped, undecodable bytes are an error with their line.
+def lines(
+    path: Path,
+    most: int = MOST_CHARACTERS,
+    *,
+    encoding: str | None = None,
+    newline: Literal["", "\n"] = "\n",
+) -> Iterator[str]:
+    """Lines of a text file, line ends kept; a byte order mark is dropped, undecodable bytes are an
+    error with their line.
 
-    `encoding` is that of a format which has an option for it. With the newline "" a line ends at a carriage return too.
-    """
+    `encoding` is that of a format which has an option for it. With the newline "" a line ends at a
+    carriage return too."""
     name = encoding or "utf-8"
     try:
         with path.open(encoding=dialect.codec(name), newline=newline) as file:
@@ -42,22 +54,36 @@ def lines(path: Path, most: int = MOST_CHARACTERS, *, encoding: str | None = Non
             while line := file.readline(most):
                 number += 1
                 if len(line) >= most:
-                    raise DataError(f"{path}:{number}: the line is longer than {most} characters; is this a file of rows?")
+                    raise DataError(
+                        f"{path}:{number}: the line is longer than {most} characters; is this a "
+                        "file of rows?"
+                    )
                 yield line
     except UnicodeError:
-        raise DataError(f"{path}:{_undecodable(path, name, newline, most)}{_remedy(path, encoding)}") from None
+        raise DataError(
+            f"{path}:{_undecodable(path, name, newline, most)}{_remedy(path, encoding)}"
+        ) from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
 
 
 def _undecodable(path: Path, encoding: str, newline: str, most: int) -> str:
-    """Where the first bytes stand that the encoding does not have: it was found some lines before it was read."""
+    """Where the first bytes stand that the encoding does not have: it was found some lines before
+    it was read."""
     number, place = 0, ""
-    with contextlib.suppress(UnicodeError), path.open(encoding=dialect.codec(encoding), errors="surrogateescape", newline=newline) as file:
+    with (
+        contextlib.suppress(UnicodeError),
+        path.open(
+            encoding=dialect.codec(encoding), errors="surrogateescape", newline=newline
+        ) as file,
+    ):
         while line := file.readline(most):
             number += 1
             if match := dialect.ESCAPED.search(line):
-                place = f" (character {match.start() + 1} of the line is the byte 0x{ord(match.group()) & 0xFF:02x})"
+                place = (
+                    f" (character {match.start() + 1} of the line is the byte "
+                    f"0x{ord(match.group()) & 0xFF:02x})"
+                )
                 break
     return f"{number if place else number + 1}: not {encoding.upper()} text{place}"
 
@@ -87,13 +113,15 @@ def csv_rows(path: Path, delimiter: str, encoding: str | None = None) -> Iterato
     for row in read_rows(lines(path, encoding=encoding, newline=""), delimiter):
         if row.reason:
             raise DataError(
-                f"{path}:{row.line}: {row.reason}; mend it (a quote inside a field is written twice), or give the rows as JSON lines"
+                f"{path}:{row.line}: {row.reason}; mend it (a quote inside a field is written "
+                "twice), or give the rows as JSON lines"
             )
         yield row
 
 
 def table_delimiter(path: Path, delimiter: str | None, encoding: str | None = None) -> str:
-    """What separates the columns of a delimited file: as given, by a first line `sep=;`, by the ending, or by the first line."""
+    """What separates the columns of a delimited file: as given, by a first line `sep=;`, by the
+    ending, or by the first line."""
     usual = dialect.USUAL_DELIMITERS.get(path.suffix.lower())
     if delimiter or not path.is_file():
         return delimiter or usual or ","
@@ -103,14 +131,21 @@ def table_delimiter(path: Path, delimiter: str | None, encoding: str | None = No
         return known
     found = [each for each in dialect.DELIMITERS if each in first]
     if len(found) > 1:
-        raise DataError(f"{path}:1: could be separated by any of {found}; name one as data.format.delimiter")
+        raise DataError(
+            f"{path}:1: could be separated by any of {found}; name one as data.format.delimiter"
+        )
     return found[0] if found else ","
 
 
 def delimiter_hint(columns: Sequence[str], delimiter: str) -> str:
-    """What to set where a header is one column only, which another delimiter would take apart; empty otherwise."""
+    """What to set where a header is one column only, which another delimiter would take apart;
+    empty otherwise."""
     likely = dialect.likely_delimiter(columns[0], "") if len(columns) == 1 else None
-    return f"; the first line has no {delimiter!r}: set data.format.delimiter to {likely!r}" if likely not in (None, delimiter) else ""
+    return (
+        f"; the first line has no {delimiter!r}: set data.format.delimiter to {likely!r}"
+        if likely not in (None, delimiter)
+        else ""
+    )
 
 
 def json_object(line: str, where: str) -> dict[str, Any]:
@@ -139,7 +174,9 @@ def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def json_rows(path: Path) -> list[dict[str, Any]] | None:
     """Every row of a file of JSON lines; None where it is something else."""
-    if not path.is_file() or not next((line for line in lines(path) if line.strip()), "").lstrip().startswith("{"):
+    if not path.is_file() or not next(
+        (line for line in lines(path) if line.strip()), ""
+    ).lstrip().startswith("{"):
         return None
     try:
         return [row for _, row in json_objects(path)]
@@ -157,7 +194,10 @@ def columns_of(rows: Sequence[Mapping[str, Any]], where: str | Path) -> dict[str
     """The values of every row by their names, None where a row has none of a name."""
     names = dict.fromkeys(column for row in rows for column in row)
     if len(names) * len(rows) > max(_MOST_CELLS, 10 * sum(map(len, rows))):
-        raise DataError(f"{where}: {len(rows)} rows have {len(names)} different names; rows of one table share theirs")
+        raise DataError(
+            f"{where}: {len(rows)} rows have {len(names)} different names; rows of one table "
+            "share theirs"
+        )
     return {column: [row.get(column) for row in rows] for column in names}
 
 
@@ -166,27 +206,41 @@ def json_line(row: dict[str, Any], example: Example, split: str | None) -> str:
     if example.split:
         row = {**row, split or "split": example.split}
     if taken := sorted(row.keys() & example.metadata.keys()):
-        raise DataError(f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; name that one otherwise")
+        raise DataError(
+            f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; "
+            "name that one otherwise"
+        )
     return json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n"
 
 
 def is_pubmedqa(row: Mapping[str, Any]) -> bool:
-    """Whether a row has what the Hub's PubMedQA names, or is the official file, an object of such records."""
+    """Whether a row has what the Hub's PubMedQA names, or is the official file, an object of such
+    records."""
     if {"pubid", "question", "final_decision"} <= {name.lower() for name in row}:
         return True
-    return bool(row) and all(isinstance(each, dict) and {"QUESTION", "final_decision"} <= each.keys() for each in row.values())
+    return bool(row) and all(
+        isinstance(each, dict) and {"QUESTION", "final_decision"} <= each.keys()
+        for each in row.values()
+    )
 
 
 def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether every JSON row has an instruction and a response, or messages."""
     held = list(rows)
-    return bool(held) and all({"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list) for row in held)
+    return bool(held) and all(
+        {"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list)
+        for row in held
+    )
 
 
 def holds_mentions(rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether JSON rows are annotated texts: a list of objects with start and end."""
     lists = (value for row in rows for value in row.values() if isinstance(value, list))
-    return any(isinstance(item, dict) and {"start", "end"} <= item.keys() for value in lists for item in value)
+    return any(
+        isinstance(item, dict) and {"start", "end"} <= item.keys()
+        for value in lists
+        for item in value
+    )
 
 
 def missing_file(path: str) -> list[str]:
@@ -212,7 +266,9 @@ def missing_columns(where: str, wanted: dict[str, str], columns: list[str]) -> l
 
 def as_text(value: Any) -> str:
     """Metadata is text; anything nested becomes JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return (
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    )
 
 
 def refuse_existing(path: Path) -> None:
@@ -230,4 +286,7 @@ def encode(path: Path, content: str, encoding: str) -> bytes:
     try:
         return content.encode(encoding)
     except UnicodeEncodeError as err:
-        raise DataError(f"{path}: {encoding} has no {content[err.start]!r}; write UTF-8 by leaving out data.format.encoding") from None
+        raise DataError(
+            f"{path}: {encoding} has no {content[err.start]!r}; write UTF-8 by leaving out "
+            "data.format.encoding"
+        ) from None

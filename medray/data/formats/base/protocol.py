@@ -1,4 +1,5 @@
-"""What a format promises, the options that formats share, and how one is read, checked and written."""
+"""What a format promises, the options that formats share, and how one is read, checked and
+written."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,10 @@ def write(examples: Sequence[Example], options: PluginOptions) -> None:
 
     annotated = next((example for example in examples if example.mentions), None)
     if annotated and not getattr(options, "HOLDS_MENTIONS", False):
-        raise DataError(f"{annotated.where or annotated.id}: has mentions, which {options.name} does not hold; spans and pubtator do")
+        raise DataError(
+            f"{annotated.where or annotated.id}: has mentions, which {options.name} does not "
+            "hold; spans and pubtator do"
+        )
     plugins.find("data.formats", options.name).write(examples, options)
 
 
@@ -72,31 +76,44 @@ class Layout:
     options: dict[str, Any]  # data.format, as far as the layout decides it
     columns: dict[str, list[Any]]  # the values of every row, None or empty where it has none
     notes: tuple[str, ...] = ()  # sentences about what the user should look at
-    data: dict[str, Any] = field(default_factory=dict)  # what the layout needs of `data` beside its format
+    data: dict[str, Any] = field(
+        default_factory=dict
+    )  # what the layout needs of `data` beside its format
 
 
 class FormField(Section):
     """A place of the text, by the name that the data has for it."""
 
     name: str
-    kind: Literal["text", "line", "terms"] = "text"  # some paragraphs, one line, or several of a vocabulary
+    kind: Literal["text", "line", "terms"] = (
+        "text"  # some paragraphs, one line, or several of a vocabulary
+    )
 
 
 class Form(Section):
     """How somebody who asks a release writes a text as those that it was trained on."""
 
-    parts: tuple[tuple[str, str | None], ...] = (("", "text"),)  # a literal, and the name of the field after it
+    parts: tuple[tuple[str, str | None], ...] = (
+        ("", "text"),
+    )  # a literal, and the name of the field after it
     fields: tuple[FormField, ...] = (FormField(name="text"),)
     separator: str = "; "  # between terms
 
 
 class FormatOptions(PluginOptions):
-    FILES: ClassVar[tuple[str, ...]] = ("path",)  # options that name a file, a folder, or where one lies
+    FILES: ClassVar[tuple[str, ...]] = (
+        "path",
+    )  # options that name a file, a folder, or where one lies
     HOLDS_MENTIONS: ClassVar[bool] = False
     path: str = Field(
-        description="file or folder, from the current directory, or its URI: s3://, gs://, https://; a secret in it by reference: ${env:NAME}, ${file:PATH}"
+        description=(
+            "file or folder, from the current directory, or its URI: s3://, gs://, https://; a "
+            "secret in it by reference: ${env:NAME}, ${file:PATH}"
+        )
     )
-    labels: tuple[str, ...] | None = Field(None, description="the labels there may be; any other is an error")
+    labels: tuple[str, ...] | None = Field(
+        None, description="the labels there may be; any other is an error"
+    )
 
     @property
     def lies_elsewhere(self) -> bool:
@@ -114,29 +131,52 @@ class FormatOptions(PluginOptions):
 class ColumnOptions(FormatOptions):
     """Where the text comes from, in formats whose columns have names."""
 
-    text: tuple[str, ...] = Field(("text",), min_length=1, description="columns that make the text, joined by a blank")
-    template: str | None = Field(None, description="instead of `text`: the text, with columns named in braces: 'Question: {question}'")
-    drop_unlabelled: bool = Field(False, description="leave out rows without a label, and count them, instead of an error")
+    text: tuple[str, ...] = Field(
+        ("text",), min_length=1, description="columns that make the text, joined by a blank"
+    )
+    template: str | None = Field(
+        None,
+        description=(
+            "instead of `text`: the text, with columns named in braces: 'Question: {question}'"
+        ),
+    )
+    drop_unlabelled: bool = Field(
+        False, description="leave out rows without a label, and count them, instead of an error"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.template is not None and self.text != type(self).model_fields["text"].default:  # a stored study names defaults too
-            raise ValueError(f"text {', '.join(self.text)} and template {self.template!r}: give one of the two")
+        if (
+            self.template is not None and self.text != type(self).model_fields["text"].default
+        ):  # a stored study names defaults too
+            raise ValueError(
+                f"text {', '.join(self.text)} and template {self.template!r}: give one of the two"
+            )
         if self.template is not None and not Template.parse(self.template).names:
-            raise ValueError(f"template {self.template!r}: names no column, so all texts would be the same")
+            raise ValueError(
+                f"template {self.template!r}: names no column, so all texts would be the same"
+            )
         check_no_answer(self.text_columns)
         if self.drop_unlabelled and getattr(self, "label", "") is None:
-            raise ValueError("drop_unlabelled true and label null: every row would be left out; give one of the two")
+            raise ValueError(
+                "drop_unlabelled true and label null: every row would be left out; give one of "
+                "the two"
+            )
         return self
 
     def is_dropped(self, value: Any) -> bool:
         """Whether the value of the label's column is none, and its row is left out for it."""
-        return self.drop_unlabelled and (value is None or value == [] or (isinstance(value, str) and not value.strip()))
+        return self.drop_unlabelled and (
+            value is None or value == [] or (isinstance(value, str) and not value.strip())
+        )
 
     def form(self) -> Form:
         if self.template is None:
             return Form()
-        return Form(parts=Template.parse(self.template).parts, fields=tuple(FormField(name=name) for name in self.text_columns))
+        return Form(
+            parts=Template.parse(self.template).parts,
+            fields=tuple(FormField(name=name) for name in self.text_columns),
+        )
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -151,5 +191,8 @@ class ColumnOptions(FormatOptions):
     def written_column(self) -> str:
         """The column that a text is written to."""
         if self.template is not None:
-            raise DataError(f"{self.path}: a text cannot be taken apart into the columns of {self.template!r}; give text=[COLUMN] to write")
+            raise DataError(
+                f"{self.path}: a text cannot be taken apart into the columns of "
+                f"{self.template!r}; give text=[COLUMN] to write"
+            )
         return self.text[-1]
