@@ -19,6 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import names
+
 ROOT = Path(__file__).parents[1]
 COLUMNS = 100
 BEGIN, END = "<!-- layers -->\n", "<!-- end of layers -->\n"
@@ -28,23 +30,6 @@ F1_FUNCTIONS = {
     "precision_recall_fscore_support",
     "classification_report",
 }
-# Participles and past tenses that do not end in -ed. Left out are those that are also nouns or
-# adjectives: bound, cut, left, read, set, split.
-IRREGULAR = """began begun bought broken brought built burnt came caught chosen did done drawn
-driven eaten fallen fed fell felt flown forbidden forgotten found frozen gave given gone got gotten
-grew grown heard held hidden hung kept knew known laid learnt led lent lost made meant met
-overridden paid proven put ran risen rose said sang sat saw seen sent shaken shown shut slept sold
-sought spelt spent spoken stolen stood struck stuck sung swept taken taught thought thrown told took
-torn understood went withdrawn won worn wound woven written wrote"""
-# Words that only end like one.
-OTHERS = (
-    "bed bleed breed creed deed deepspeed embed exceed feed heed hundred indeed need proceed red "
-    "seed shed sled speed succeed weed"
-)
-# The field's word, the architecture's word for a thing, or a name that another protocol gives.
-ALLOWED = "calibrated created distributed encoded hidden prepared served"
-# `is_known` asks and `num_failed` counts; both say so.
-PREFIXES = ("is_", "has_", "are_", "was_", "num_")
 
 
 @dataclass(frozen=True)
@@ -163,10 +148,9 @@ class House:
     def participles(self) -> Counter[str]:
         """Names that are one, with how often each is bound."""
         return Counter(
-            name
+            bound.name
             for module in self.modules.values()
-            for name in bound_names(module)
-            if is_participle(name)
+            for bound in names.participles(module.path, module.tree)
         )
 
     def lines_by_part(self) -> dict[str, tuple[int, int, int]]:
@@ -307,42 +291,6 @@ def _is_doubled(node: ast.expr, doubled: Iterable[str]) -> bool:
         case ast.Call(func=ast.Attribute(attr="multiply"), args=[first, *_]):
             return _is_doubled(first, doubled)
     return False
-
-
-def bound_names(module: Module) -> Iterator[str]:
-    """Names of the module itself and of everything that it binds: variables, attributes, arguments,
-    functions, classes, imports."""
-    yield module.name.rpartition(".")[2]
-    for node in ast.walk(module.tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
-                yield name
-            case (
-                ast.FunctionDef(name=name)
-                | ast.AsyncFunctionDef(name=name)
-                | ast.ClassDef(name=name)
-                | ast.arg(arg=name)
-            ):
-                yield name
-            case (
-                ast.alias(asname=str(name))
-                | ast.MatchAs(name=str(name))
-                | ast.MatchStar(name=str(name))
-            ):
-                yield name
-            case ast.ExceptHandler(name=str(name)):
-                yield name
-
-
-def is_participle(name: str) -> bool:
-    """Whether its last word is a participle or a past tense: `found`, `_of_held`, `Described`."""
-    if name.lstrip("_").startswith(PREFIXES):
-        return False
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)
-    last = words[-1].lower() if words else ""
-    if last in f"{OTHERS} {ALLOWED}".split():
-        return False
-    return last in IRREGULAR.split() or (last.endswith("ed") and len(last) > 3)
 
 
 def files_of_requests(root: Path) -> list[str]:

@@ -130,23 +130,6 @@ def test_other_arithmetic_is_no_f1(other: str) -> None:
     assert not house.computes_f1(ast.parse(f"figure = {other}"))
 
 
-def test_a_participle_is_the_last_word_of_a_name() -> None:
-    names = ("found", "_of_held", "Described", "rows_told", "lastAsked")
-    assert [name for name in names if not house.is_participle(name)] == []
-    others = (
-        "seed",
-        "found_rows",
-        "LoadedRelease",
-        "is_known",
-        "num_failed",
-        "Encoded",
-        "entry",
-        "_",
-        "red",
-    )
-    assert [name for name in others if house.is_participle(name)] == []
-
-
 def test_every_place_that_binds_a_name_counts(tmp_path: Path) -> None:
     text = (
         "import os as made\nclass Told:\n    held: int\ndef said(asked, *given, kept=1):\n    for "
