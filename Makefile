@@ -40,7 +40,7 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/pytest -m 'not slow and not attack' -n 2 --dist loadfile --no-loadscope-reorder --costs=15
 
-# Hostile input, files and neighbours: docs/security.md.
+# Hostile input, files and neighbours: docs/guides/security.md.
 test-attacks: export OMP_NUM_THREADS = 1
 test-attacks: $(READY)
 	$(BIN)/pytest -m 'attack and not slow' -n 2 --dist loadfile --no-loadscope-reorder --costs=15

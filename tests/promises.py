@@ -32,7 +32,7 @@ class Promise:
 
 
 def promises() -> list[Promise]:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [
         promise for page in pages for promise in read(page.read_text(encoding="utf-8"), page.name)
     ]

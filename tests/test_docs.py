@@ -23,19 +23,19 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_every_relative_link_in_the_docs_leads_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_configuration_page_names_every_section_of_a_study() -> None:
-    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "configuration.md").read_text(encoding="utf-8")
     for section in StudyConfig.model_fields:
         assert f"`{section}" in page, section
 
 
 def test_the_data_page_names_every_format_and_option() -> None:
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
     for name in plugins.names("data.formats"):
         for option in plugins.find("data.formats", name).Options.model_fields:
             assert f"`{option}`" in page, f"{name}: {option}"
@@ -134,7 +134,7 @@ def wrong(call: str) -> str | None:
     return f"{call}: has no option {unknown[0]}" if unknown else None
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -234,7 +234,7 @@ def test_jobs_are_found_in_blocks_and_in_sentences() -> None:
 def test_the_page_on_answers_turns_the_configuration_of_two_releases_into_one_of_your_own(
     tmp_path: Path,
 ) -> None:
-    page = (ROOT / "docs" / "instruct.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "instruct.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^sed -e .*?> runs/serve\.yaml$", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "runs").mkdir()
     (tmp_path / "serve_configs").symlink_to(ROOT / "serve_configs")

@@ -1,4 +1,4 @@
-"""Model cards of releases whose labels, names and notes are hostile. docs/security.md."""
+"""Model cards of releases whose labels, names and notes are hostile. docs/guides/security.md."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 """Releases that are signed, and stores whose every hash somebody has rewritten.
-docs/security.md."""
+docs/guides/security.md."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
 """Stores that somebody damaged or tampered with, and processes that are killed while they write.
-docs/security.md."""
+docs/guides/security.md."""
 
 import errno
 import json

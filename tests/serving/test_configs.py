@@ -238,7 +238,7 @@ def test_wrong_options_are_refused(args: dict[str, Any], message: str) -> None:
 
 
 def test_the_serving_page_names_every_option_and_limit() -> None:
-    page = (FOLDER.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    page = (FOLDER.parent / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
     for option in AppOptions.model_fields:
         assert f"`{option}`" in page, option
     for limit in Limits.model_fields:
