@@ -8,6 +8,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float64]
+Floats32 = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+TokenIds = tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -19,9 +19,8 @@ from medray.models.batch import bf16_width, check_rows, collate
 from medray.models.build import BuiltModel
 from medray.models.libraries import base_of
 from medray.models.precision import arithmetic_of
-from medray.types import Chunk, Head, Sampling
+from medray.types import Chunk, Floats32, Head, Sampling
 
-Floats = npt.NDArray[np.float32]
 _MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
 _MOST_EMBEDDINGS = 500  # of one call, that are kept
 _LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
@@ -36,7 +35,7 @@ class TransformersEngine:
         token_budget: int,
         device: str = "cpu",
         is_sharded: bool = False,
-        embeddings: list[Floats] | None = None,
+        embeddings: list[Floats32] | None = None,
     ) -> None:
         self.built, self.model = built, built.model
         # Shards are put together inside a call, and some stay: made in inference mode they could
@@ -61,7 +60,7 @@ class TransformersEngine:
             for batch, outputs in self._outputs(inputs):
                 found[batch] = outputs
             return found
-        kept: dict[int, Floats] = {}
+        kept: dict[int, Floats32] = {}
         step = -(-len(inputs) // _MOST_EMBEDDINGS)
         for batch, outputs, embeddings in self._embedded(inputs):
             found[batch] = outputs
@@ -69,7 +68,7 @@ class TransformersEngine:
         self.embeddings.extend(kept[at] for at in sorted(kept))
         return found
 
-    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
+    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats32]:
         head = self._needs_head(per_token=True)
         found = [np.zeros((0, len(head.labels)), dtype=np.float32) for _ in inputs]
         for batch, outputs in self._outputs(inputs):
@@ -77,23 +76,23 @@ class TransformersEngine:
                 found[at] = row[: len(inputs[at])]
         return found
 
-    def embedded(self, inputs: Sequence[Sequence[int]]) -> Floats:
+    def embedded(self, inputs: Sequence[Sequence[int]]) -> Floats32:
         """The outputs of a head that reads rows, and beside them each row's embedding, which the
         same pass makes."""
         self._needs_head(per_token=False)
-        rows: dict[int, Floats] = {}
+        rows: dict[int, Floats32] = {}
         for batch, outputs, embeddings in self._embedded(inputs):
             rows |= dict(zip(batch, np.concatenate([outputs, embeddings], axis=1), strict=True))
         return np.stack([rows[at] for at in range(len(inputs))])
 
     def _embedded(
         self, inputs: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[list[int], Floats, Floats]]:
+    ) -> Iterator[tuple[list[int], Floats32, Floats32]]:
         with watched(self.built) as states:
             for batch, outputs in self._outputs(inputs):
                 yield batch, outputs, states.means([len(inputs[at]) for at in batch])
 
-    def _outputs(self, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Floats]]:
+    def _outputs(self, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Floats32]]:
         """Positions of a batch, and what the head says to it."""
         with self._computing():
             for batch in _batches([len(row) for row in inputs], self.token_budget):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medray.types import Floats
+
 log = logging.getLogger(__name__)
-Floats = npt.NDArray[np.float64]
 MOST_ROWS = 50_000  # that the regression is fitted on
 
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from medray.errors import ConfigError, allowed
 from medray.evaluation.metrics import Counts
+from medray.types import Floats
 
-Floats = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
 _CHUNK = 250  # resamples at once: 250 x 100,000 rows are 200 MB
 METRICS = ("accuracy", "accuracy_subset", "f1_macro", "f1_micro", "f1_weighted", "f1_binary")

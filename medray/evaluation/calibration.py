@@ -16,10 +16,8 @@ import numpy.typing as npt
 from medray.evaluation.bootstrap import LabelAnswers, compare, share_bound
 from medray.evaluation.metrics import Counts, log_loss
 from medray.records import AbstentionRecord, CalibrationRecord
-from medray.types import Head, Prediction
+from medray.types import Bools, Floats, Head, Ints, Prediction
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 _TINY = float(np.finfo(np.float64).tiny)
 _FLAT, _STEEP = 20.0, 0.05  # the widest temperatures that are looked at
 _LEAST_GAIN = 3.0  # of the rows' log-likelihood: twenty times as likely as without
@@ -245,7 +243,6 @@ def mix(truth: npt.ArrayLike, probabilities: npt.NDArray[np.float64]) -> npt.NDA
     return mixed
 
 
-Ints = npt.NDArray[np.int64]
 _FOLDS = 5
 _SWEEPS = 3
 _CANDIDATES = 40

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from medray.evaluation import bootstrap, calibration, metrics
 from medray.evaluation.analysis import (
@@ -32,9 +31,8 @@ from medray.evaluation.bootstrap import (
 )
 from medray.evaluation.slices import LABEL
 from medray.records import CalibrationRecord
+from medray.types import Bools, Floats
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 NUM_BINS = 15
 ENOUGH_ROWS = 20  # for a slice to be compared with others
 _MOST_POINTS = 50  # of the risk-coverage curve

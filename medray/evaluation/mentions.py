@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from medray.evaluation.bootstrap import Floats, Sums, Tallies
+from medray.evaluation.bootstrap import Sums, Tallies
 from medray.evaluation.metrics import Metrics, f1, ratio
-from medray.types import Mention
+from medray.types import Floats, Mention
 
 F1, F1_OVERLAP = "mention_f1", "mention_f1_overlap"
 FIGURES = (

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.errors import ConfigError, DataError, allowed
+from medray.types import Floats, Ints
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 NO_ANSWER = -1
 _ALIKE = 1e-12  # two sums of the same shares in another order
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from medray.types import Floats32
+
 LEAST_ROWS = 50  # fewer make no 99th percentile
 _MOST_ROWS = 1000  # more make it no better, and several workers bring their own
 _MOST_AXES = 16
@@ -22,9 +23,9 @@ _WITHIN = 0.99  # share of the rows that lie within the limit
 
 @dataclass(frozen=True)
 class Cloud:
-    centre: Floats
-    axes: Floats  # a row an axis
-    variances: Floats  # along these
+    centre: Floats32
+    axes: Floats32  # a row an axis
+    variances: Floats32  # along these
     rest: float  # along each other one
     limit: float = 0.0  # 99 of 100 rows that it was not fitted on lie within
 
@@ -64,7 +65,7 @@ class Cloud:
         distances: npt.NDArray[np.float64] = np.sqrt(squares / len(self.centre))
         return distances
 
-    def arrays(self) -> dict[str, Floats]:
+    def arrays(self) -> dict[str, Floats32]:
         return {
             "centre": self.centre,
             "axes": self.axes,
@@ -73,10 +74,10 @@ class Cloud:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Floats]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, Floats32]) -> Self:
         rest, limit = arrays["rest_and_limit"].tolist()
         return cls(arrays["centre"], arrays["axes"], arrays["variances"], rest, limit)
 
 
-def _small(values: npt.NDArray[np.float64]) -> Floats:
+def _small(values: npt.NDArray[np.float64]) -> Floats32:
     return np.ascontiguousarray(values, dtype=np.float32)

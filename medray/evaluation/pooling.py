@@ -5,12 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from medray.evaluation import bootstrap
 from medray.evaluation.bootstrap import Answers, Comparison, Interval, value
-
-Floats = npt.NDArray[np.float64]
+from medray.types import Floats
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from medray.engines.base import tokenize
 from medray.errors import ServingError
@@ -24,9 +23,8 @@ from medray.serving.notes import far
 from medray.serving.service import Description
 from medray.serving.streams import LateError, OverloadedError, Streams
 from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse
-from medray.types import Chunk, Engine, Example, Sampling
+from medray.types import Chunk, Engine, Example, Floats32, Sampling
 
-Floats = npt.NDArray[np.float32]
 Continuations = tuple[tuple[int, ...], ...]
 
 
@@ -39,8 +37,8 @@ class _Request:
     """One request: its rows' outputs as they come in."""
 
     num_missing: int
-    outputs: dict[int, Floats] = field(default_factory=dict)
-    answer: "Future[list[Floats]]" = field(default_factory=Future)
+    outputs: dict[int, Floats32] = field(default_factory=dict)
+    answer: "Future[list[Floats32]]" = field(default_factory=Future)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +62,7 @@ class Batcher:
         token_budget: int,
         waiting_tokens: int,
         overhead_tokens: int,
-        outputs: Callable[[Sequence[Sequence[int]]], Floats] | None = None,
+        outputs: Callable[[Sequence[Sequence[int]]], Floats32] | None = None,
     ) -> None:
         self._outputs_of = (
             outputs or engine.logits
@@ -82,17 +80,17 @@ class Batcher:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> Floats:
+    def logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> Floats32:
         """Outputs of a request's rows, by `time.monotonic() == deadline` or not at all."""
         return np.stack(self._outputs(inputs, deadline, per_token=False))
 
-    def token_logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> list[Floats]:
+    def token_logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> list[Floats32]:
         """A matrix of outputs for each of a request's rows, likewise."""
         return self._outputs(inputs, deadline, per_token=True)
 
     def _outputs(
         self, inputs: Sequence[Sequence[int]], deadline: float, *, per_token: bool
-    ) -> list[Floats]:
+    ) -> list[Floats32]:
         request = _Request(len(inputs))
         rows = [
             _Row(row, position, request, None, len(row), per_token)
@@ -102,7 +100,7 @@ class Batcher:
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Continuations, deadline: float
-    ) -> Floats:
+    ) -> Floats32:
         """Scores of a request's prompts, likewise; those of requests with the same continuations
         are made together."""
         request, behind = _Request(len(prompts)), tail_length(continuations)
@@ -112,7 +110,7 @@ class Batcher:
         ]
         return np.stack(self._wait(rows, request, deadline))
 
-    def _wait(self, rows: list[_Row], request: _Request, deadline: float) -> list[Floats]:
+    def _wait(self, rows: list[_Row], request: _Request, deadline: float) -> list[Floats32]:
         with self._lock:
             tokens = sum(row.length for row in [*self._waiting, *rows])
             if tokens > self.waiting_tokens:
@@ -146,7 +144,7 @@ class Batcher:
         if self._waiting:
             self.thread.submit(self._compute)
 
-    def _compute_batch(self, batch: Sequence[_Row]) -> Sequence[Floats]:
+    def _compute_batch(self, batch: Sequence[_Row]) -> Sequence[Floats32]:
         """A batch asks one thing: a release has one kind of head, and rows with other continuations
         wait for their own."""
         tokens, first = [row.tokens for row in batch], batch[0]
@@ -185,7 +183,7 @@ class Batcher:
             self._waiting = [row for row in self._waiting if row.request is not request]
 
 
-def _deliver(row: _Row, outputs: Floats) -> None:
+def _deliver(row: _Row, outputs: Floats32) -> None:
     request = row.request
     request.outputs[row.position] = outputs
     request.num_missing -= 1
@@ -220,7 +218,7 @@ class Turn:
     def tokenizer(self) -> Any:
         return self.batcher.engine.tokenizer
 
-    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
+    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats32:
         self._check(sum(map(len, inputs)))
         found = self.batcher.logits(inputs, self.deadline)
         if self.cloud is None:
@@ -229,13 +227,13 @@ class Turn:
         self.distances.extend(self.cloud.distances(embeddings).tolist())
         return outputs
 
-    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
+    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats32]:
         self._check(sum(map(len, inputs)))
         return self.batcher.token_logits(inputs, self.deadline)
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-    ) -> Floats:
+    ) -> Floats32:
         self._check(sum(map(len, prompts)) + len(prompts) * tail_length(continuations))
         return self.batcher.score(prompts, tuple(map(tuple, continuations)), self.deadline)
 

@@ -22,12 +22,12 @@ from medray.models.precision import cast, cast_within, fastest
 from medray.registry.loading import PROBE_TEXTS, LoadedRelease, read_cloud
 from medray.registry.release import Release
 from medray.serving.chat import Chat
-from medray.serving.head import Batcher, Floats, Head, tail_length
+from medray.serving.head import Batcher, Head, tail_length
 from medray.serving.schemas import AppOptions
 from medray.serving.streams import Streams
 from medray.tasks.base.protocol import Chatting, Task
 from medray.tasks.base.route import Served, served_tasks
-from medray.types import Chunk, Engine, Example, Sampling
+from medray.types import Chunk, Engine, Example, Floats32, Sampling
 
 log = logging.getLogger(__name__)
 Measure = TypeVar("Measure")
@@ -229,17 +229,17 @@ class Counting:
     def tokenizer(self) -> Any:
         return self.engine.tokenizer
 
-    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats:
+    def logits(self, inputs: Sequence[Sequence[int]]) -> Floats32:
         self.num_tokens += sum(map(len, inputs))
         return np.zeros((len(inputs), self.num_labels), dtype=np.float32)
 
-    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats]:
+    def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats32]:
         self.num_tokens += sum(map(len, inputs))
         return [np.zeros((len(row), self.num_labels), dtype=np.float32) for row in inputs]
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-    ) -> Floats:
+    ) -> Floats32:
         self.num_tokens += sum(map(len, prompts)) + len(prompts) * tail_length(continuations)
         return np.zeros((len(prompts), len(continuations)), dtype=np.float32)
 

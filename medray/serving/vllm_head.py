@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock
 
 from medray.engines.vllm import engine as vllm
@@ -21,9 +20,9 @@ from medray.serving.schemas import AppOptions
 from medray.serving.vllm import Adapter, Group, adapter_of, refused_by_vllm
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest
+from medray.types import Floats
 
 log = logging.getLogger(__name__)
-Floats = npt.NDArray[np.float64]
 # Log-likelihoods of a probe's answers in half precision. Adapters on SmolLM2 in bf16, answers of
 # -55 to -21, were 0.32, 0.24 and 0.74 from their own (transformers in bf16 is 0.63 away from the
 # third), the bases without them 1.2, 1.4 and 1.06: what rounding explains, and what is another.

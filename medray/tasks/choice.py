@@ -32,13 +32,11 @@ from medray.tasks.base.route import DisclaimedResponse, Route, TextRequest, Text
 from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
 from medray.text.windows import Keep
-from medray.types import Encoded, Example, Needs, Prediction, Sampling
+from medray.types import Encoded, Example, Floats, Needs, Prediction, Sampling, TokenIds
 
 if TYPE_CHECKING:
     from medray.types import Engine
 
-Floats = npt.NDArray[np.float64]
-Ids = tuple[int, ...]
 PARSE_FAILURES = "parse_failure_rate"
 
 
@@ -264,7 +262,7 @@ class Task:
             probabilities=dict(zip(self.labels, row.probabilities, strict=True)),
         )
 
-    def _label_ids(self, tokenizer: Any) -> list[Ids]:
+    def _label_ids(self, tokenizer: Any) -> list[TokenIds]:
         """The tokens of each label behind the prompt. No two are the same; without an end of
         sequence none begins another."""
         template, after = Template.parse(self.options.answer), self.options.around()[1]
@@ -279,7 +277,7 @@ class Task:
             lead=after or "a",
             end=end,
         )
-        label_of: dict[Ids, str] = {}
+        label_of: dict[TokenIds, str] = {}
         for label, ids in zip(self.labels, label_ids, strict=True):
             if ids in label_of:
                 raise DataError(
@@ -303,7 +301,7 @@ class Task:
         return label_ids
 
     def _prompts(
-        self, examples: Sequence[Example], tokenizer: Any, label_ids: Sequence[Ids]
+        self, examples: Sequence[Example], tokenizer: Any, label_ids: Sequence[TokenIds]
     ) -> list[Prompt]:
         options, longest = self.options, max(map(len, label_ids))
         texts = [example.text for example in examples]

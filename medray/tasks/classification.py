@@ -27,14 +27,13 @@ from medray.tasks.base.labels import (
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.base.route import Route, TextRequest, TextResponse
 from medray.text.windows import Keep, pieces
-from medray.types import Encoded, Example, Head, Prediction
+from medray.types import Encoded, Example, Floats, Head, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from medray.types import Engine
 
-Floats = npt.NDArray[np.float64]
 _OR_SEVERAL = ", unless task.multi_label is true"
 
 

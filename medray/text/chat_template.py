@@ -16,10 +16,11 @@ from jinja2 import TemplateError
 from medray.errors import ConfigError
 from medray.text.prompts import answers
 from medray.text.windows import cut
-from medray.types import Message
+from medray.types import Message, TokenIds
 
-Ids = tuple[int, ...]
-_TurnIds = dict[tuple[str, str], Ids]  # tokens of a turn's words, by them and by what stands before
+_TurnIds = dict[tuple[str, str], TokenIds]  # tokens per turn: its text and what precedes it
+    tuple[str, str], TokenIds
+]  # tokens of a turn's words, by them and by what stands before
 TemplateKind = Literal["auto", "chat", "plain"]
 _TURN = re.compile("\ue000(\\d+)\ue001")  # stands for a turn's words while a template is filled in
 _MOST_CHARACTERS = (
@@ -32,14 +33,14 @@ _DAY = datetime(
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    tokens: Ids
+    tokens: TokenIds
     spans: tuple[tuple[int, int], ...]  # of the assistant's turns, each with its end
     truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    ids: Ids
+    ids: TokenIds
     turn: int | None = None  # whose words these are; None: the template's
 
 
@@ -49,7 +50,7 @@ class Chat:
 
     tokenizer: Any
     template: TemplateKind
-    _literals: dict[str, Ids] = field(default_factory=dict)
+    _literals: dict[str, TokenIds] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.template == "chat" and not self.tokenizer.chat_template:
@@ -86,7 +87,7 @@ class Chat:
             pieces = _cut_last(pieces, excess, len(turns) - 1, room)
         return self._rendered(pieces, turns, truncated=dropped or excess > 0)
 
-    def answer(self, text: str) -> Ids:
+    def answer(self, text: str) -> TokenIds:
         """What the assistant says behind a prompt, with the end of its turn."""
         lead = "\n" if self.is_plain else self.fill([Message("user", "a")], is_open=True)[-1:]
         (ids,) = answers([text.strip()], self.tokenizer, lead=lead or "a", end=False)
@@ -185,7 +186,7 @@ class Chat:
                 )
         return Rendered(tuple(tokens), tuple(spans), truncated)
 
-    def _ends(self) -> Ids:
+    def _ends(self) -> TokenIds:
         """What ends the assistant's turn: the template's mark, and the end of sequence where that
         is another."""
         end = self._end_of_sequence()
@@ -214,20 +215,20 @@ class Chat:
             *(number for number, token in added.items() if token.special),
         }
 
-    def _beginning(self) -> Ids:
+    def _beginning(self) -> TokenIds:
         """The special tokens that this tokenizer puts before a text."""
         encoded = self.tokenizer("a", return_special_tokens_mask=True)
         start = encoded["special_tokens_mask"].index(0)
         return tuple(encoded["input_ids"][:start])
 
-    def _literal(self, text: str) -> Ids:
+    def _literal(self, text: str) -> TokenIds:
         if text not in self._literals:
             self._literals[text] = (
                 tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
             )
         return self._literals[text]
 
-    def _words(self, turns: Sequence[tuple[str, str]], turn_ids: _TurnIds) -> list[Ids]:
+    def _words(self, turns: Sequence[tuple[str, str]], turn_ids: _TurnIds) -> list[TokenIds]:
         """Tokens of each turn's words behind what stands before it."""
         for lead in {lead for _, lead in turns}:
             texts = [

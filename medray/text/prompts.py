@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medray.errors import ConfigError
-from medray.text.windows import Ids, Keep, cut, readable, tokenize
+from medray.text.windows import Keep, TokenList, cut, readable, tokenize
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +82,15 @@ def answers(texts: Sequence[str], tokenizer: Any, *, lead: str, end: bool) -> li
     return rows
 
 
-def _plain(texts: Sequence[str], tokenizer: Any) -> list[Ids]:
+def _plain(texts: Sequence[str], tokenizer: Any) -> list[TokenList]:
     encoded = tokenizer(
         list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
     )
-    ids: list[Ids] = encoded["input_ids"]
+    ids: list[TokenList] = encoded["input_ids"]
     return ids
 
 
-def _open_ended(ids: Ids, special: Ids) -> tuple[Ids, Ids]:
+def _open_ended(ids: TokenList, special: TokenList) -> tuple[TokenList, TokenList]:
     """Without the special tokens at the end: some tokenizers close every text, and an answer is to
     follow."""
     end = len(ids)

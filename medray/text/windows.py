@@ -9,7 +9,7 @@ from typing import Any, Literal
 from medray.errors import ConfigError
 
 Keep = Literal["start", "end", "both"]
-Ids = list[int]
+TokenList = list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +132,20 @@ def _check_room(room: int, overlap: int | None, length: int) -> None:
         raise ConfigError(f"max_length {length} leaves no room for text beside {needed}")
 
 
-def _parts(ids: Ids, mask: Ids) -> tuple[Ids, Ids, Ids]:
+def _parts(ids: TokenList, mask: TokenList) -> tuple[TokenList, TokenList, TokenList]:
     """Special tokens before, the text, special tokens after."""
     start = mask.index(0)
     end = len(mask) - mask[::-1].index(0)
     return ids[:start], ids[start:end], ids[end:]
 
 
-def cut(body: Ids, room: int, keep: Keep) -> Ids:
+def cut(body: TokenList, room: int, keep: Keep) -> TokenList:
     """As much of a text as there is room for."""
     head = {"start": room, "end": 0, "both": (room + 1) // 2}[keep]
     return body[:head] + body[len(body) - (room - head) :]
 
 
-def slide(body: Ids, room: int, overlap: int) -> list[Ids]:
+def slide(body: TokenList, room: int, overlap: int) -> list[TokenList]:
     """Full windows; the last is moved back to the end of the text, so that none is a few tokens
     without context."""
     last = len(body) - room

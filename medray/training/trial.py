@@ -18,7 +18,7 @@ from medray import plugins
 from medray.config.load import public_settings
 from medray.config.study import Precision, TrialConfig
 from medray.data.prepared import Rows
-from medray.engines.transformers import Floats, TransformersEngine
+from medray.engines.transformers import TransformersEngine
 from medray.errors import TrialError
 from medray.evaluation.metrics import Metrics, higher_is_better
 from medray.evaluation.novelty import Cloud
@@ -38,7 +38,7 @@ from medray.training.slot import Slot, Stopper, open_slot
 from medray.training.status import StatusFile
 from medray.training.stop import StopFiles
 from medray.training.strategies.base import Strategy
-from medray.types import Example, Prediction
+from medray.types import Example, Floats32, Prediction
 
 log = logging.getLogger(__name__)
 STATE = "state.pt"  # read with weights_only: tensors and plain values
@@ -246,7 +246,7 @@ class Trial:
         return MicroBatch(tuple(int(row) for row in by_length[middle - count + 1 : middle + 1]))
 
     def _engine(
-        self, used: Precision, embeddings: list[Floats] | None = None
+        self, used: Precision, embeddings: list[Floats32] | None = None
     ) -> TransformersEngine:
         budget, is_sharded = self.config.train.token_budget, self.loop.strategy.shards_model
         return TransformersEngine(
@@ -265,7 +265,7 @@ class Trial:
         ):  # the state is stored, and a report may wait for a study that has stopped listening
             self.stop.close()
         examples = self.material.validation
-        embeddings: list[Floats] = []
+        embeddings: list[Floats32] = []
         predictions = self.predict_rows(examples, embeddings)
         task = self.task
         if isinstance(task, Calibrated):
@@ -280,7 +280,7 @@ class Trial:
         return self.validation.metrics.values
 
     def predict_rows(
-        self, examples: Sequence[Example], embeddings: list[Floats]
+        self, examples: Sequence[Example], embeddings: list[Floats32]
     ) -> list[Prediction]:
         """Each worker predicts its share; where a forward pass is a call in common, all predict
         all, and the first one counts."""

@@ -11,9 +11,8 @@ from pydantic import Field
 from medray.errors import ConfigError, DataError, allowed
 from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelAnswers
-from medray.types import Example, Prediction
+from medray.types import Example, Floats, Prediction
 
-Floats = npt.NDArray[np.float64]
 ClassWeights = Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]]
 
 

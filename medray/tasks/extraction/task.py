@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.answers import MentionsAnswer
@@ -23,13 +22,12 @@ from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.extraction import json_list
 from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
-from medray.types import Encoded, Example, Mention, Needs, Prediction, Sampling
+from medray.types import Encoded, Example, Floats, Mention, Needs, Prediction, Sampling
 
 if TYPE_CHECKING:
     from medray.types import Engine
 
 
-Floats = npt.NDArray[np.float64]
 RATES = {
     "invalid_json_rate": ("invalid", "rows"),
     "repaired_json_rate": ("repaired", "rows"),

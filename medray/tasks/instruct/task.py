@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.errors import ConfigError, DataError
@@ -23,14 +22,12 @@ from medray.tasks.instruct import safety
 from medray.tasks.instruct.overlap import rouge_l, token_f1, words
 from medray.text.chat_template import Chat, Rendered, TemplateKind
 from medray.text.windows import readable
-from medray.types import Encoded, Example, Message, Needs, Prediction, Sampling
+from medray.types import Encoded, Example, Floats, Message, Needs, Prediction, Sampling, TokenIds
 
 if TYPE_CHECKING:
     from medray.types import Engine
 
 
-Floats = npt.NDArray[np.float64]
-Ids = tuple[int, ...]
 SYSTEM = (
     "You are a careful medical assistant. Give evidence-based information in plain words. Do not "
     "diagnose, prescribe or give doses. "
@@ -144,7 +141,7 @@ class Task:
     def head(self) -> None:
         return None
 
-    def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> Ids:
+    def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> TokenIds:
         """A conversation as the model reads it, with the system prompt first and room for an
         answer."""
         return self._rendered(messages, self._chat(tokenizer), max_new_tokens).tokens

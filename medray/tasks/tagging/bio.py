@@ -7,12 +7,8 @@ A word is a run of letters and digits, or a single other character; its sub-word
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+from medray.types import Floats, Mention
 
-from medray.types import Mention
-
-Floats = npt.NDArray[np.float64]
 OUTSIDE = "O"
 
 

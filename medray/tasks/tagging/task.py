@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.answers import MentionsAnswer
@@ -17,7 +16,7 @@ from medray.tasks.base import mentions as base_mentions
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.tagging.bio import mentions_of, tag, tags_of, words
 from medray.text.windows import Located, located
-from medray.types import Encoded, Example, Head, Needs, Prediction
+from medray.types import Encoded, Example, Floats, Head, Needs, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from medray.types import Engine
 
 
-Floats = npt.NDArray[np.float64]
 # of a token without a tag of its own: a special one, a blank, or one that another window answers
 # for
 _NO_TAG = -100
