@@ -19,8 +19,6 @@ from medray.text.windows import cut
 from medray.types import Message, TokenIds
 
 _TurnIds = dict[tuple[str, str], TokenIds]  # tokens per turn: its text and what precedes it
-    tuple[str, str], TokenIds
-]  # tokens of a turn's words, by them and by what stands before
 TemplateKind = Literal["auto", "chat", "plain"]
 _TURN = re.compile("\ue000(\\d+)\ue001")  # stands for a turn's words while a template is filled in
 _MOST_CHARACTERS = (
