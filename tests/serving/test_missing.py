@@ -95,7 +95,7 @@ def test_a_worker_knows_whether_it_works_in_the_folder_of_the_process_that_uses_
 @pytest.mark.document(
     "001",
     "a Hugging Face Space",
-    where="`medray export NAME FOLDER --bundle`, [operating.md](operating.md)",
+    where="`medray export NAME FOLDER --bundle`, [operating.md](guides/operating.md)",
     how="by a recipe; no Space is run",
 )
 def test_a_bundle_is_served_alone_and_a_missing_release_is_named_and_taken_once_it_is_published(
