@@ -14,11 +14,11 @@ fi
 read -ra releases <<<"$MEDRAY_RELEASES"
 options=(--host 0.0.0.0 --port "${PORT:-7860}" --storage-path "${MEDRAY_STORAGE_PATH:-/releases}")
 if [ -n "${MEDRAY_TOKENS_FILE:-}" ]; then
-  options+=(--tokens "$MEDRAY_TOKENS_FILE")
+  options+=(--tokens-file "$MEDRAY_TOKENS_FILE")
 elif [ -n "${MEDRAY_TOKENS_SHA256:-}" ]; then
   file=$(mktemp)
   printf '%s\n' "$MEDRAY_TOKENS_SHA256" | tr ', ' '\n' >"$file"
-  options+=(--tokens "$file")
+  options+=(--tokens-file "$file")
 elif [ "${MEDRAY_OPEN_TO_ALL:-}" = 1 ]; then
   options+=(--open-to-all)
 else

@@ -204,7 +204,7 @@ def test_the_serving_image_starts_only_with_releases_and_with_tokens_or_the_expl
     )
     called, *digests = given.stdout.split("\n")
     assert called.startswith(
-        "serve cancer@best --host 0.0.0.0 --port 7860 --storage-path s3://b/p --tokens "
+        "serve cancer@best --host 0.0.0.0 --port 7860 --storage-path s3://b/p --tokens-file "
     )
     assert digests[:2] == ["aa", "bb"]
 

@@ -44,7 +44,7 @@ class Pool:
         fitting = sum(int(node.cpus) // threads for node in cluster.nodes)
         if not fitting:
             raise ConfigError(
-                f"--threads {threads}: no node has so many CPUs; the largest has "
+                f"--cpus {threads}: no node has so many CPUs; the largest has "
                 f"{max(node.cpus for node in cluster.nodes):g}"
             )
         return cls(min(actors or fitting, fitting), threads, 0.0)

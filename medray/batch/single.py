@@ -35,9 +35,7 @@ def count(plan: Plan) -> Counted | None:
 def predict(plan: Plan, counted: Counted, heart: Heartbeat) -> Summary:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (threads := plan.asked.threads or min(cpus, torch.get_num_threads())) > cpus:
-        raise ConfigError(
-            f"--threads {threads}: this machine has {cpus} CPUs; give as many at most"
-        )
+        raise ConfigError(f"--cpus {threads}: this machine has {cpus} CPUs; give as many at most")
     logging.getLogger("medray.serving.opening").setLevel(logging.WARNING)
 
     def answers(tasks: list[ReadTask], work: Work) -> Iterator[tuple[int, int]]:

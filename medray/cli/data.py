@@ -30,11 +30,13 @@ def init(
     output: Annotated[
         str, typer.Option(help="the YAML to write; one that is there is left alone")
     ] = "study.yaml",
-    text: Annotated[
+    text_column: Annotated[
         list[str] | None, typer.Option(help="column of the text; give it again to join several")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="column of the label, or of the labels")] = None,
-    id: Annotated[str | None, typer.Option(help="column of the row's id")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="column of the label, or of the labels")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="column of the row's id")] = None,
     positive: Annotated[
         str | None, typer.Option(help="of two labels, the one that the figures are about")
     ] = None,
@@ -51,7 +53,8 @@ def init(
     from medray.data import first_study, guess
 
     found = guess.sketch(
-        data, guess.Columns(tuple(text or ()), label, id, encoding, drop_unlabelled)
+        data,
+        guess.Columns(tuple(text_column or ()), label_column, id_column, encoding, drop_unlabelled),
     )
     study = first_study.first_study(found, output, positive)
     if not files.create(Path(output), study.encode("utf-8")):

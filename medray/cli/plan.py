@@ -46,10 +46,10 @@ def plan(
     rows: Annotated[
         int | None, typer.Option(min=1, help="training rows, for data that is not on this machine")
     ] = None,
-    limit_hours: Annotated[
+    max_hours: Annotated[
         float | None, typer.Option(help="exit with status 1 if the search may take longer")
     ] = None,
-    limit_gpu_hours: Annotated[
+    max_gpu_hours: Annotated[
         float | None, typer.Option(help="exit with status 1 if it may take more")
     ] = None,
 ) -> None:
@@ -101,8 +101,8 @@ def plan(
     over = [
         f"{amount:.3f} {name} are more than {limit:g}"
         for amount, limit, name in (
-            (found.hours, limit_hours or math.inf, "hours"),
-            (found.gpu_hours, limit_gpu_hours or math.inf, "GPU-hours"),
+            (found.hours, max_hours or math.inf, "hours"),
+            (found.gpu_hours, max_gpu_hours or math.inf, "GPU-hours"),
         )
         if amount > limit
     ]

@@ -72,7 +72,7 @@ def predict(
             min=1, help="processes that hold the model, at most; by CPUs or GPUs where not given"
         ),
     ] = None,
-    threads: Annotated[
+    cpus: Annotated[
         int | None,
         typer.Option(min=1, help="CPUs and threads of each; 1 up to 8 CPUs where not given"),
     ] = None,
@@ -97,7 +97,7 @@ def predict(
         token_budget=token_budget,
         precision=precision,
         actors=actors,
-        threads=threads,
+        threads=cpus,
         encoding=encoding,
         delimiter="\t" if delimiter == "tab" else delimiter,
     )

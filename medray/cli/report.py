@@ -24,7 +24,7 @@ def report(
     folder: Annotated[
         str, typer.Argument(help="a study's folder (its latest run counts), or that of one run")
     ],
-    out: Annotated[
+    output: Annotated[
         Path | None,
         typer.Option(help="the page to write; report.html in the run's folder where not given"),
     ] = None,
@@ -45,7 +45,7 @@ def report(
 
     run = latest(Path(folder))
     made = page.compose(gather(run))
-    print(page.write(made, out or run.folder / page.REPORT))
+    print(page.write(made, output or run.folder / page.REPORT))
     if plots is not None:
         for path in page.write_images(made, plots):
             print(path)

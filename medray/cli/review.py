@@ -32,7 +32,7 @@ def review(
     split: Annotated[
         str, typer.Option(help="validation, or test: then its labels are read, which is logged")
     ] = "validation",
-    model: Annotated[
+    finalist: Annotated[
         str | None, typer.Option(help="a finalist's name; the winner where not given")
     ] = None,
     suspects: Annotated[
@@ -42,8 +42,8 @@ def review(
     texts: Annotated[
         bool, typer.Option("--texts", help="show the rows' texts, not only their ids")
     ] = False,
-    limit: Annotated[int, typer.Option(help="rows to print; an export has all of them")] = 20,
-    export: Annotated[
+    max_rows: Annotated[int, typer.Option(help="rows to print; an export has all of them")] = 20,
+    output: Annotated[
         str | None,
         typer.Option(
             help="write the rows to a new .csv or .jsonl, to fill in labels for data.corrections"
@@ -69,32 +69,32 @@ def review(
                 f"{of}: a run knows its study: YAML files, settings and --storage-path are for a "
                 "release"
             )
-        found, shown = _of_run(Path(of), side, model, texts)
+        found, shown = _of_run(Path(of), side, finalist, texts)
     else:
-        if not arguments or model:
+        if not arguments or finalist:
             raise ConfigError(
                 f"{of}: is no folder; a release needs the YAML of a study with labelled rows, and "
-                "takes no --model"
+                "takes no --finalist"
             )
         found, shown = _of_release(of, arguments, side, texts, storage_path)
     rows = reviews.rows(found, suspects_only=suspects, texts=shown)
-    for row in rows[:limit]:
+    for row in rows[:max_rows]:
         print(reviews.render(row))
     wrong, doubted = len(found.mistakes), len(found.suspects)
     print(
         f"{wrong} of {found.num_rows} {split} rows are answered wrongly; {doubted} labels may be "
         "wrong themselves"
     )
-    if export:
-        reviews.export(rows, Path(export))
+    if output:
+        reviews.export(rows, Path(output))
         print(
-            f"{len(rows)} rows in {export}: fill in `label` where it was wrong, and give the file "
-            f"as data.corrections={export}"
+            f"{len(rows)} rows in {output}: fill in `label` where it was wrong, and give the file "
+            f"as data.corrections={output}"
         )
 
 
 def _of_run(
-    folder: Path, side: Literal["validation", "test"], model: str | None, texts: bool
+    folder: Path, side: Literal["validation", "test"], finalist: str | None, texts: bool
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
     from medray.data import dataset as datasets
     from medray.errors import ArtifactError, ConfigError, allowed
@@ -109,11 +109,11 @@ def _of_run(
             f"{run.folder}: has no analysis: its task answers in texts, or an earlier medray "
             "judged it"
         )
-    chosen = analysis.of(model or analysis.winner)
+    chosen = analysis.of(finalist or analysis.winner)
     if chosen is None:
         raise ConfigError(
-            f"--model {model!r} is no finalist of {run.folder}; "
-            f"{allowed(str(model), [held.name for held in analysis.models])}"
+            f"--finalist {finalist!r} is no finalist of {run.folder}; "
+            f"{allowed(str(finalist), [held.name for held in analysis.models])}"
         )
     if side == "validation" and not texts:
         return chosen.validation, None

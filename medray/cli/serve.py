@@ -32,19 +32,21 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of the HTTP service")] = 8000,
     host: Annotated[
         str,
-        typer.Option(help="address to listen on; any but loopback needs --tokens or --open-to-all"),
+        typer.Option(
+            help="address to listen on; any but loopback needs --tokens-file or --open-to-all"
+        ),
     ] = "127.0.0.1",
     prefix: Annotated[
         str,
         typer.Option(help="path below which it answers, beside other applications of a cluster"),
     ] = "/",
-    tokens: Annotated[
+    tokens_file: Annotated[
         str | None, typer.Option(help="file with the SHA-256 of a token a line")
     ] = None,
-    names: Annotated[
+    allowed_hosts: Annotated[
         list[str] | None,
         typer.Option(
-            "--name", help="a name besides localhost that browsers may ask; may be repeated"
+            "--allowed-host", help="a name besides localhost that browsers may ask; may be repeated"
         ),
     ] = None,
     open_to_all: Annotated[
@@ -84,8 +86,8 @@ def serve(
         "engine": engine,
         "replicas": replicas,
         "cpus": cpus or max(1, share // replicas),
-        "tokens_file": os.path.abspath(tokens) if tokens else None,
-        "hosts": names or [],
+        "tokens_file": os.path.abspath(tokens_file) if tokens_file else None,
+        "hosts": allowed_hosts or [],
         "open_to_all": open_to_all,
         "require_signature": str(require_signature.absolute()) if require_signature else None,
     }

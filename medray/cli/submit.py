@@ -49,7 +49,7 @@ def submit(
             help="send the study's data files along, for the head to keep while the job runs",
         ),
     ] = False,
-    upload_limit_mb: Annotated[
+    max_upload_mb: Annotated[
         float, typer.Option(help="what --upload-data may send at most of each file or folder")
     ] = 100.0,
     hub_token_file: Annotated[
@@ -104,7 +104,7 @@ def submit(
             return
         job = logs
         if study:
-            parcel = cluster_jobs.Parcel(upload_data, int(upload_limit_mb * 1e6), hub_token_file)
+            parcel = cluster_jobs.Parcel(upload_data, int(max_upload_mb * 1e6), hub_token_file)
             flags = (("--resume", resume), ("--retry-failed", retry_failed))
             options = tuple(name for name, is_set in flags if is_set)
             python = python or cluster_jobs.head_python(cluster_jobs.nodes_of(jobs)) or "python"

@@ -80,7 +80,7 @@ class DataConfig(Section):
         None,
         description=(
             "file of ids and labels (CSV or JSON lines) that replace those of the data; `medray "
-            "review --export` makes one"
+            "review --output` makes one"
         ),
     )
     near_duplicate: float = Field(

@@ -119,8 +119,8 @@ def sketch(place: str, asked: Columns) -> Sketch:
     if len(labels) > max(2, len(examples) / 2) and not has_mentions:
         column = getattr(options, "label", None)
         raise DataError(
-            f"{path}: {len(labels)} labels in {len(examples)} rows are no classes; --label names "
-            f"another column than {column!r}"
+            f"{path}: {len(labels)} labels in {len(examples)} rows are no classes; "
+            f"--label-column names another column than {column!r}"
         )
     sides = {GIVEN_NAMES.get((example.split or "").strip().lower()) for example in examples}
     lengths = [
@@ -189,7 +189,7 @@ def _answers(layout: Layout) -> Layout:
     about = f" about {context!r}" if context else ""
     note = (
         f"{answer!r} is read as an answer in words to {question!r}{about}; for classes, name their "
-        "column with --label"
+        "column with --label-column"
     )
     return replace(layout, options=options, notes=(*layout.notes, note))
 
@@ -245,11 +245,14 @@ def _meanings(
     for option, value in given.items():
         if value and (option not in kind.model_fields or option in layout.options):
             raise ConfigError(
-                f"{path}: --{option} does not apply: the layout {layout.options['name']} decides it"
+                f"{path}: --{option}-column does not apply: the layout "
+                f"{layout.options['name']} decides it"
             )
         for name in [value] if isinstance(value, str) else value or ():
             if name not in columns:
-                raise ConfigError(f"{path}: --{option} asks for {name!r}; {allowed(name, columns)}")
+                raise ConfigError(
+                    f"{path}: --{option}-column asks for {name!r}; {allowed(name, columns)}"
+                )
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value}
     row_id, side = _named(columns, ID_NAMES), _named(columns, ("split",))
     if "id" in kind.model_fields and asked.id is None and row_id and _unique(columns[row_id]):
@@ -279,7 +282,7 @@ def _meanings(
         raise ConfigError(
             f"{path}: which column is the {' and which is the '.join(missing)} is not clear; the "
             f"columns are {_listed(columns)}: "
-            f"name them with {', '.join(f'--{option} COLUMN' for option in options)}"
+            f"name them with {', '.join(f'--{option}-column COLUMN' for option in options)}"
         )
     several = _several(columns, chosen, kind, layout.options.get("delimiter"))
     if chosen.get("label") and not several and not asked.drop_unlabelled:

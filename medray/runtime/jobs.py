@@ -169,7 +169,7 @@ def _copied(setting: str, source: Path, folder: Path, limit_bytes: int) -> str:
     if size > limit_bytes:
         raise ConfigError(
             f"{setting}: {source} has {size / 1e6:.1f} MB, more than the {limit_bytes / 1e6:.1f} "
-            "MB that --upload-limit-mb allows; "
+            "MB that --max-upload-mb allows; "
             "put it where the cluster's nodes see it"
         )
     place = folder / "data" / setting.rpartition(".")[2] / source.resolve().name

@@ -215,9 +215,7 @@ def test_a_pool_fills_the_cluster_and_no_more() -> None:
     assert Pool.of(Cluster((two, two), None, False), 3, None) == Pool(3, 1, 0.0)
     assert Pool.of(Cluster((large, two), None, False), None, None) == Pool(8, 8, 0.0)
     assert Pool.of(Cluster((gpus, gpus), None, False), None, None) == Pool(8, 1, 1.0)
-    with pytest.raises(
-        ValueError, match="--threads 4: no node has so many CPUs; the largest has 2"
-    ):
+    with pytest.raises(ValueError, match="--cpus 4: no node has so many CPUs; the largest has 2"):
         Pool.of(Cluster((two,), None, False), None, 4)
 
 
@@ -567,7 +565,7 @@ def test_a_run_that_is_killed_half_way_goes_on_and_answers_every_id_once(
         "fp32",
         "--actors",
         "1",
-        "--threads",
+        "--cpus",
         "1",
     ]
     run = subprocess.Popen(
@@ -588,7 +586,7 @@ def test_a_run_that_is_killed_half_way_goes_on_and_answers_every_id_once(
             "--resume",
             "--actors",
             "1",
-            "--threads",
+            "--cpus",
             "1",
         )
         == 0

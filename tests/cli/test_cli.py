@@ -137,7 +137,7 @@ def test_a_study_is_searched_ranked_published_and_reported(
     assert f"report: {page}" in done.stdout
     assert "tiny-bert with LoRA won" in page.read_text(encoding="utf-8")
     assert len(list(page.parent.glob("tensorboard/tiny-bert-000/events.*"))) == 1
-    assert medray("report", runs, "--out", "again.html").returncode == 0
+    assert medray("report", runs, "--output", "again.html").returncode == 0
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert medray("leaderboard", runs).stdout.startswith("# tiny\n")
     assert medray("leaderboard", runs, "--format", "csv").stdout.startswith("place,name,kind")

@@ -45,17 +45,20 @@ def test_columns_and_the_file_are_named_by_options(
     rows = [f"{number};first {number};second {number};{'abc'[number % 3]}" for number in range(30)]
     Path("rows.csv").write_text("\n".join(["n;one;two;three", *rows]))
     assert cli.main(["init", "rows.csv"]) == 1
-    assert "the columns are n, one, two, three: name them with --text" in capsys.readouterr().err
+    assert (
+        "the columns are n, one, two, three: name them with --text-column"
+        in capsys.readouterr().err
+    )
     asked = [
         "init",
         "rows.csv",
-        "--text",
+        "--text-column",
         "one",
-        "--text",
+        "--text-column",
         "two",
-        "--label",
+        "--label-column",
         "three",
-        "--id",
+        "--id-column",
         "n",
         "--output",
         "deep/first.yaml",

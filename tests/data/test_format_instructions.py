@@ -157,7 +157,7 @@ def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: 
     with pytest.raises(ConfigError, match="encoding 'cp1252' does not apply: JSON lines are UTF-8"):
         sketch(str(path), Columns(encoding="cp1252"))
     with pytest.raises(
-        ConfigError, match="--label does not apply: the layout instructions decides it"
+        ConfigError, match="--label-column does not apply: the layout instructions decides it"
     ):
         sketch(str(path), Columns(label="source"))
 

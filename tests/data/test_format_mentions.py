@@ -273,7 +273,7 @@ def test_annotated_texts_are_recognised_and_get_a_first_study_of_tagging(
     assert written["task"]["name"] == "tagging"
     with pytest.raises(ConfigError, match="annotated with mentions"):
         first_study(found, "study.yaml", "cancer")
-    with pytest.raises(ConfigError, match="--text does not apply"):
+    with pytest.raises(ConfigError, match="--text-column does not apply"):
         sketch(str(path), Columns(text=("note",)))
 
 

@@ -217,14 +217,14 @@ def test_a_folder_per_class_with_another_key_is_read_by_it(tmp_path: Path) -> No
     assert options(found)["text"] == ["Body"]
     study(found, tmp_path, positive="no")
     with pytest.raises(
-        ConfigError, match=r"--label does not apply: the layout raw_abstracts decides it"
+        ConfigError, match=r"--label-column does not apply: the layout raw_abstracts decides it"
     ):
         sketch(str(tmp_path / "notes"), Columns(label="Body"))
     with pytest.raises(
         ConfigError,
         match=(
-            r"which column is the text is not clear; the columns are First, Second: .* --text "
-            r"COLUMN$"
+            r"which column is the text is not clear; the columns are First, Second: .* "
+            r"--text-column COLUMN$"
         ),
     ):
         sketch(str(raw(tmp_path / "other", ["First", "Second"])), Columns())
@@ -288,7 +288,7 @@ def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_pa
     assert found.notes == (
         (
             "'Answer' is read as an answer in words to 'Question' about 'Context'; for classes, "
-            "name their column with --label"
+            "name their column with --label-column"
         ),
     )
     loaded = study(found, tmp_path)
@@ -364,21 +364,21 @@ UNCLEAR = ["a", "b", "c", "d"]
             Columns(),
             (
                 "which column is the text and which is the label is not clear; the columns are a, "
-                "b, c, d: name them with --text"
+                "b, c, d: name them with --text-column"
             ),
         ),
         (
             Columns(text=("a",)),
             (
-                "which column is the label is not clear; the columns are a, b, c, d: .*--label "
-                "COLUMN, --id COLUMN"
+                "which column is the label is not clear; the columns are a, b, c, d: .*"
+                "--label-column COLUMN, --id-column COLUMN"
             ),
         ),
         (Columns(label="c"), "which column is the text is not clear"),
-        (Columns(text=("a", "x")), "--text asks for 'x'; allowed: a, b, c, d"),
+        (Columns(text=("a", "x")), "--text-column asks for 'x'; allowed: a, b, c, d"),
         (
             Columns(text=("a",), label="b"),
-            "30 labels in 30 rows are no classes; --label names another column than 'b'",
+            "30 labels in 30 rows are no classes; --label-column names another column than 'b'",
         ),
     ],
 )

@@ -246,7 +246,7 @@ def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path,
         assert "only equal texts are duplicates" in path.read_text()
         assert "Patient presents with: itching; skin rash; cough 4" in texts
         with pytest.raises(
-            ConfigError, match="--text does not apply: the layout symptom_table decides it"
+            ConfigError, match="--text-column does not apply: the layout symptom_table decides it"
         ):
             sketch(str(folder / name), Columns(text=("Symptom_1",)))
     else:

@@ -270,7 +270,7 @@ def test_medray_report_writes_the_page_and_its_plots(
 ) -> None:
     out, plots = tmp_path / "page.html", tmp_path / "plots"
     assert (
-        cli.main(["report", str(whole.folder.parent), "--out", str(out), "--plots", str(plots)])
+        cli.main(["report", str(whole.folder.parent), "--output", str(out), "--plots", str(plots)])
         == 0
     )
     assert out.read_text(encoding="utf-8") == rendered(whole)

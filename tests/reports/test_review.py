@@ -81,7 +81,7 @@ def test_wrong_rows_are_shown_the_surest_first_by_id_and_with_texts_only_where_a
     assert second.startswith(rows[1].id)
     assert f"{WRONG} of {len(rows)} validation rows are answered wrongly" in shown
     assert not any(row.text in shown for row in rows)
-    assert main(["review", folder(asked), "--texts", "--limit", "1"]) == 0
+    assert main(["review", folder(asked), "--texts", "--max-rows", "1"]) == 0
     shown = capsys.readouterr().out
     assert rows[0].text in shown
     assert rows[1].text not in shown
@@ -99,7 +99,7 @@ def test_what_is_exported_and_filled_in_corrects_the_data(
     asked: StudyConfig, tmp_path: Path, ending: str
 ) -> None:
     path = tmp_path / f"review.{ending}"
-    assert main(["review", folder(asked), "--export", str(path)]) == 0
+    assert main(["review", folder(asked), "--output", str(path)]) == 0
     untouched = asked.data.model_copy(update={"corrections": str(path)})
     assert (
         dataset.load(untouched).fingerprint == dataset.load(asked.data).fingerprint
@@ -121,7 +121,7 @@ def test_what_is_exported_and_filled_in_corrects_the_data(
     assert corrected.validation[0].labels == (answer,)
     assert corrected.audit({}, 512).num_corrected == 1
     assert (
-        main(["review", folder(asked), "--export", str(path)]) == 1
+        main(["review", folder(asked), "--output", str(path)]) == 1
     )  # never over what somebody filled in
 
 
@@ -147,9 +147,9 @@ def test_a_release_is_reviewed_on_the_rows_of_a_study(
     ("arguments", "message"),
     [
         (["--split", "all"], "--split 'all' is not known"),
-        (["--model", "two"], "--model 'two' is no finalist"),
+        (["--finalist", "two"], "--finalist 'two' is no finalist"),
         (["study.yaml"], "a run knows its study"),
-        (["--export", "rows.txt"], "rows for review are written as .csv or .jsonl"),
+        (["--output", "rows.txt"], "rows for review are written as .csv or .jsonl"),
     ],
 )
 def test_what_review_cannot_do_is_said(

@@ -164,7 +164,7 @@ def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(
         match=r"data.format.path: .* is a path of this machine.*or send it with --upload-data",
     ):
         submission.submit(Jobs(), relative, Parcel(), python="python")
-    with pytest.raises(ConfigError, match=r"more than the 0\.0 MB that --upload-limit-mb allows"):
+    with pytest.raises(ConfigError, match=r"more than the 0\.0 MB that --max-upload-mb allows"):
         submission.submit(Jobs(), relative, Parcel(True, limit_bytes=10), python="python")
     jobs = Jobs()
     submission.submit(jobs, relative, SENT, python="python")

@@ -261,7 +261,7 @@ def test_the_command_tells_a_plan_and_fails_above_a_limit(
     told = capsys.readouterr().out
     assert "36 training rows" in told
     assert "in all at most" in told
-    assert cli.main([*asked, "--limit-hours", "0.00001"]) == 1
+    assert cli.main([*asked, "--max-hours", "0.00001"]) == 1
     assert "hours are more than 1e-05" in capsys.readouterr().err
     assert cli.main([*asked, "data.format.path=/nowhere/rows.jsonl"]) == 1
     assert "give --rows for its number of training rows" in capsys.readouterr().err
