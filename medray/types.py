@@ -143,7 +143,7 @@ class Example:
             **{**held, "labels": tuple(held["labels"]), "mentions": mentions, "turns": turns}
         )
 
-    def unlabelled(self) -> "Example":
+    def without_answer(self) -> "Example":
         """Without the answer that is right."""
         return replace(self, labels=(), mentions=(), response="")
 

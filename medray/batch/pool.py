@@ -19,7 +19,7 @@ from medray.batch.run import Counted, Plan, ReadTask
 from medray.batch.shards import Columns
 from medray.batch.sources import Source
 from medray.batch.worker import Work, Worker
-from medray.data.progress import Heartbeat
+from medray.data.meter import Heartbeat
 from medray.errors import ConfigError, MedrayError
 from medray.runtime.cluster import Cluster
 

@@ -17,7 +17,7 @@ from medray.batch.shards import Columns, Shard
 from medray.batch.sources import Source
 from medray.batch.worker import Work
 from medray.config.study import Precision
-from medray.data.progress import Heartbeat, Progress
+from medray.data.meter import Heartbeat, Meter
 from medray.errors import ConfigError, DataError, allowed
 from medray.redaction import redact
 from medray.registry.registry import Registry
@@ -179,7 +179,7 @@ def predict(
             )
         done[note.shard].append(note.number)
     aside = sum(note.set_aside for note in notes)
-    progress = Progress(total, heart.say, sum(note.answered + note.set_aside for note in notes))
+    progress = Meter(total, heart.say, sum(note.answered + note.set_aside for note in notes))
     if notes:
         heart.say(f"{progress.done} of {total} rows are there already")
     work = Work(record, asked.storage_path, asked.output, threads)

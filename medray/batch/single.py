@@ -11,7 +11,7 @@ from medray.batch import pieces, run
 from medray.batch.output import Summary
 from medray.batch.run import Counted, Plan, ReadTask
 from medray.batch.worker import Work, Worker
-from medray.data.progress import Heartbeat
+from medray.data.meter import Heartbeat
 from medray.errors import ConfigError
 
 MOST_ROWS = 2000

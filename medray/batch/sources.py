@@ -146,7 +146,7 @@ def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns)
                 raise ConfigError(
                     f"{source.uri}: {option} asks for {name!r}; {allowed(name, values)}"
                 )
-    guessed = guess.unlabelled(values)
+    guessed = guess.prediction_columns(values)
     found = Columns(asked.text or guessed.text, asked.id or guessed.id)
     if not found.text:
         shown = ", ".join(list(values)[:20])

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from medray.config import environment
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.errors import ConfigError
-from medray.storage import files as storage
 
 Storage = Annotated[
     str,
@@ -42,7 +42,7 @@ SHOWN = ("f1_binary", "f1_macro", "accuracy", "accuracy_subset", "log_loss")
 
 def load(arguments: list[str]) -> StudyConfig:
     files = [argument for argument in arguments if "=" not in argument]
-    if storage.is_submitted() and (
+    if environment.is_submitted_job() and (
         missing := next((file for file in files if not Path(file).exists()), None)
     ):
         raise ConfigError(f"{missing}: no such file; {_NOT_SENT}")

@@ -54,7 +54,7 @@ def init(
 
     found = guess.sketch(
         data,
-        guess.Columns(tuple(text_column or ()), label_column, id_column, encoding, drop_unlabelled),
+        guess.Hints(tuple(text_column or ()), label_column, id_column, encoding, drop_unlabelled),
     )
     study = first_study.first_study(found, output, positive)
     if not files.create(Path(output), study.encode("utf-8")):

@@ -10,7 +10,7 @@ from medray.cli.arguments import Reference, Storage
 if TYPE_CHECKING:
     from medray.batch.output import Summary
     from medray.batch.run import Plan
-    from medray.data.progress import Heartbeat
+    from medray.data.meter import Heartbeat
 
 app = typer.Typer()
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def predict(
     print("starting", flush=True)
     from medray.batch import run
     from medray.batch.shards import Columns
-    from medray.data.progress import Heartbeat
+    from medray.data.meter import Heartbeat
 
     asked = run.Asked(
         reference=reference,

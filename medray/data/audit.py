@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medray.data.duplicates import Duplicates
-from medray.data.progress import Progress
+from medray.data.meter import Meter
 from medray.data.split import GIVEN_NAMES
 from medray.text import language
 from medray.types import Example, Split
@@ -172,7 +172,7 @@ def audit(
     lengths: Mapping[str, Sequence[int]] | None = None,
     max_length: int = 512,
     terms: Iterable[str] = (),
-    progress: Progress | None = None,
+    progress: Meter | None = None,
 ) -> Audit:
     """`lengths` are token counts of all examples, by base model; label sets of several labels count
     as one label each."""

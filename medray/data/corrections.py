@@ -19,12 +19,12 @@ SEPARATOR = "|"  # in a cell, between several labels
 
 
 @dataclass(frozen=True)
-class Corrected:
+class CorrectedExamples:
     examples: Sequence[Example]
     num_changed: int  # rows whose labels are others than before
 
 
-def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> Corrected:
+def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> CorrectedExamples:
     """`labels` are those that may be given beside the ones that occur."""
     outlines = example_rows.outlines(examples)
     known = {label for example in outlines for label in example.labels} | set(labels)
@@ -38,7 +38,7 @@ def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> Cor
         found[row_id] = _labels(given, known, where)
     rows = {row: found[example.id] for row, example in enumerate(outlines) if example.id in found}
     changed = sum(set(given) != set(outlines[row].labels) for row, given in rows.items())
-    return Corrected(example_rows.relabelled(examples, rows), changed)
+    return CorrectedExamples(example_rows.with_labels(examples, rows), changed)
 
 
 def cell(labels: Sequence[str]) -> str:

@@ -19,8 +19,8 @@ from medray.data.audit import Audit, audit
 from medray.data.duplicates import Duplicates
 from medray.data.examples import Examples
 from medray.data.formats.base.protocol import FormatOptions
-from medray.data.progress import Progress, stage
-from medray.data.reading import Held
+from medray.data.meter import Meter, stage
+from medray.data.reading import ExampleSet
 from medray.data.split import assign, limit_rows
 from medray.storage import files
 from medray.types import SPLITS, Example, Split
@@ -31,7 +31,7 @@ _BATCH = 1024  # rows that are in memory at a time
 
 
 @dataclass(frozen=True)
-class Opened:
+class TestSet:
     examples: Sequence[Example]
     num_openings: int  # this one included
 
@@ -42,7 +42,7 @@ class Dataset:
 
     def __init__(
         self,
-        held: Held,
+        held: ExampleSet,
         sides: Sequence[Split | None],
         found: Duplicates,
         config: DataConfig,
@@ -67,7 +67,7 @@ class Dataset:
                 ]
             by_side[side] = example_rows.take(held.examples, rows)
         brought = bring(len(by_side["train"])) if bring else []
-        self.brought = frozenset(example.id for example in brought)
+        self.task_row_ids = frozenset(example.id for example in brought)
         self.train, self.validation, self._test = (
             example_rows.followed_by(
                 by_side[side], [example for example in brought if example.split == side]
@@ -119,7 +119,7 @@ class Dataset:
                 progress=progress,
             )
 
-    def stage(self, what: str, total: int) -> AbstractContextManager[Progress]:
+    def stage(self, what: str, total: int) -> AbstractContextManager[Meter]:
         """Told of where there are many rows."""
         return _stage(self.folder, what, total)
 
@@ -145,9 +145,9 @@ class Dataset:
         return numbers
 
     def unlabelled_test(self) -> Sequence[Example]:
-        return example_rows.unlabelled(self._test)
+        return example_rows.without_answers(self._test)
 
-    def open_test(self, log_dir: Path, caller: str) -> Opened:
+    def open_test(self, log_dir: Path, caller: str) -> TestSet:
         """The one way to test labels: says who asked, and warns when they were looked at before."""
         path = log_dir / f"{self.split_fingerprint[:16]}.jsonl"
         before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -168,7 +168,7 @@ class Dataset:
         log_dir.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        return Opened(self._test, len(before) + 1)
+        return TestSet(self._test, len(before) + 1)
 
 
 def _side(example: Example) -> Split:
@@ -194,7 +194,7 @@ def _caller(line: str) -> str:
 
 
 def _fingerprint(
-    held: Held, outlines: Sequence[Example], brought: Sequence[Example], *, is_as_read: bool
+    held: ExampleSet, outlines: Sequence[Example], brought: Sequence[Example], *, is_as_read: bool
 ) -> str:
     """Of what every row is, in the order of that. Ids differ, so the order of ids is the order of
     rows, and a text is read once."""
@@ -249,7 +249,7 @@ def load(config: DataConfig, bring: Bring | None = None) -> Dataset:
     )
 
 
-def _duplicates(held: Held, threshold: float) -> Duplicates:
+def _duplicates(held: ExampleSet, threshold: float) -> Duplicates:
     if not isinstance(held.examples, Examples):
         return duplicates.find(example_rows.texts(held.examples), threshold)
     num_rows = len(held.examples)
@@ -261,5 +261,5 @@ def _duplicates(held: Held, threshold: float) -> Duplicates:
         return duplicates.find(held.examples.texts(), threshold, signed, progress)
 
 
-def _stage(folder: Path | None, what: str, total: int) -> AbstractContextManager[Progress]:
-    return stage(what, total) if folder else nullcontext(Progress.idle(total))
+def _stage(folder: Path | None, what: str, total: int) -> AbstractContextManager[Meter]:
+    return stage(what, total) if folder else nullcontext(Meter.idle(total))

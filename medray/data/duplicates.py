@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.data import minhash
-from medray.data.minhash import Numbers, Signed, Signer, normalise
-from medray.data.progress import Progress
+from medray.data.meter import Meter
+from medray.data.minhash import Numbers, Signatures, Signer, normalize
 
 Positions = npt.NDArray[np.int64]
 # texts that one is compared with in a band; more share one only where a template was filled in
@@ -33,14 +33,14 @@ class Duplicates:
 def find(
     texts: Sequence[str],
     threshold: float,
-    signed: Signed | None = None,
-    progress: Progress | None = None,
+    signed: Signatures | None = None,
+    progress: Meter | None = None,
 ) -> Duplicates:
     """Group rows; `threshold` is the Jaccard overlap from which on two texts count as near
     duplicates."""
     if not texts:
         return Duplicates([], [], [])
-    signed = signed or Signed([Signer().sign(texts, minhash.band_width(threshold))])
+    signed = signed or Signatures([Signer().sign(texts, minhash.band_width(threshold))])
     order, starts = _runs(*signed.digest())
     first_of_run = order[starts[:-1]]  # rows of a run are in order
     ranked = np.argsort(first_of_run)
@@ -54,7 +54,7 @@ def find(
     ]
     rows_of = {int(number_of[rows[0]]): rows for rows in exact}
 
-    parent = Comparison(texts, unique, threshold).joined(signed, progress or Progress.idle())
+    parent = TextMatcher(texts, unique, threshold).joined(signed, progress or Meter.idle())
     roots = np.array([_root(parent, number) for number in range(len(parent))])
     lowest = np.full(len(parent), len(parent))
     np.minimum.at(lowest, roots, np.arange(len(parent)))
@@ -72,7 +72,7 @@ def find(
     return Duplicates(clusters.tolist(), exact, near)
 
 
-class Comparison:
+class TextMatcher:
     """Texts by their numbers, with what was found out about them lately."""
 
     def __init__(self, texts: Sequence[str], rows: Positions, threshold: float) -> None:
@@ -82,7 +82,7 @@ class Comparison:
         self._held: OrderedDict[int, Numbers] = OrderedDict()
         self._apart: set[tuple[int, int]] = set()
 
-    def joined(self, signed: Signed, progress: Progress) -> list[int]:
+    def joined(self, signed: Signatures, progress: Meter) -> list[int]:
         """Unite the texts that overlap enough. Texts that share a band of their signatures are
         compared, others are not."""
         for band in range(signed.num_bands):
@@ -122,7 +122,7 @@ class Comparison:
     def _shingles(self, number: int) -> Numbers:
         held = self._held.pop(number, None)
         if held is None:
-            held = self._signer.shingles(normalise(self.texts[int(self.rows[number])]))
+            held = self._signer.shingles(normalize(self.texts[int(self.rows[number])]))
             if len(self._held) >= _MOST_HELD:
                 self._held.popitem(last=False)
         self._held[number] = held

@@ -1,8 +1,7 @@
 """Examples that lie in a file and are mapped, not read: millions of texts take no memory of the
 process, the system pages them in.
 
-A list of examples and these stand for each other everywhere; `take`, `relabelled` and the like know
-both."""
+A list of examples may stand wherever these do: `take`, `with_labels` and the like accept both."""
 
 import json
 import os
@@ -120,12 +119,12 @@ class Examples(Sequence[Example]):
                 )
         yield from (replace(example, text="") for example in self._tail)
 
-    def unlabelled(self) -> "Examples":
+    def without_answers(self) -> "Examples":
         return self._changed(
-            is_unlabelled=True, tail=tuple(example.unlabelled() for example in self._tail)
+            is_unlabelled=True, tail=tuple(example.without_answer() for example in self._tail)
         )
 
-    def relabelled(self, labels: Mapping[int, tuple[str, ...]]) -> "Examples":
+    def with_labels(self, labels: Mapping[int, tuple[str, ...]]) -> "Examples":
         return self._changed(
             labels={
                 **self._labels,
@@ -178,7 +177,7 @@ class Examples(Sequence[Example]):
             tuple(Message(**turn) for turn in turns),
             response,
         )
-        return found.unlabelled() if self._is_unlabelled else found
+        return found.without_answer() if self._is_unlabelled else found
 
 
 class Texts(Sequence[str]):
@@ -241,20 +240,20 @@ def outlines(examples: Sequence[Example], metadata: str | None = None) -> Sequen
     return list(examples.outlines(metadata)) if isinstance(examples, Examples) else examples
 
 
-def unlabelled(examples: Sequence[Example]) -> Sequence[Example]:
+def without_answers(examples: Sequence[Example]) -> Sequence[Example]:
     return (
-        examples.unlabelled()
+        examples.without_answers()
         if isinstance(examples, Examples)
-        else [example.unlabelled() for example in examples]
+        else [example.without_answer() for example in examples]
     )
 
 
-def relabelled(
+def with_labels(
     examples: Sequence[Example], labels: Mapping[int, tuple[str, ...]]
 ) -> Sequence[Example]:
     """With other labels at some positions."""
     if isinstance(examples, Examples):
-        return examples.relabelled(labels)
+        return examples.with_labels(labels)
     return [
         replace(example, labels=labels[at]) if at in labels else example
         for at, example in enumerate(examples)

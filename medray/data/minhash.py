@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medray.data.examples import Examples
-from medray.data.progress import Progress
+from medray.data.meter import Meter
 from medray.errors import DataError
 
 Numbers = npt.NDArray[np.uint64]
@@ -31,7 +31,7 @@ _MOST_WORDS = 200_000  # whose hashes are remembered, about 30 MB a process
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-class Signed:
+class Signatures:
     """A column of numbers a row: two of the digest, then one a band. Held in memory, or in files of
     a piece each."""
 
@@ -56,7 +56,7 @@ def _mapped(piece: Numbers | Path) -> Numbers:
     return found
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -85,7 +85,7 @@ class Signer:
         self._words: dict[str, int] = {}
 
     def sign(self, texts: Iterable[str], width: int) -> Numbers:
-        rows = [self._row(normalise(text), width) for text in texts]
+        rows = [self._row(normalize(text), width) for text in texts]
         return np.array(rows, dtype=np.uint64).reshape(len(rows), 2 + _HASHES // width).T.copy()
 
     def shingles(self, text: str) -> Numbers:
@@ -130,8 +130,8 @@ def num_cores() -> int:
 
 
 def sign_table(
-    path: Path, num_rows: int, width: int, progress: Progress, cores: int | None = None
-) -> Signed:
+    path: Path, num_rows: int, width: int, progress: Meter, cores: int | None = None
+) -> Signatures:
     """Sign the texts of examples on disk; pieces that an earlier, interrupted run signed are there
     already."""
     folder = path.with_name(f"signed-{_HASHES // width}")
@@ -188,7 +188,7 @@ def sign_table(
                     pass
             for future in running:
                 future.result()
-    return Signed(list(pieces.values()))
+    return Signatures(list(pieces.values()))
 
 
 def serve() -> None:
@@ -222,7 +222,7 @@ def _ask(pipe: IO[str], asked: dict[str, object]) -> None:
         pass  # it ended: reading its answer tells
 
 
-def _follow(told: "SimpleQueue[int]", progress: Progress, is_over: Callable[[], bool]) -> None:
+def _follow(told: "SimpleQueue[int]", progress: Meter, is_over: Callable[[], bool]) -> None:
     while not (is_over() and told.empty()):
         try:
             progress.add(told.get(timeout=0.2))

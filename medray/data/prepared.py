@@ -70,13 +70,13 @@ class Prepared:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, self.table.schema) as writer:
             writer.write_table(self.table)
 
-    def split(self, split: Split) -> "Rows":
+    def split(self, split: Split) -> "EncodedSplit":
         is_of = pa.compute.equal(self.table["split"], split)
         places = np.flatnonzero(is_of.to_numpy())
         is_run = len(places) > 0 and places[-1] - places[0] == len(places) - 1
         # Rows of a split follow each other as they are made: a part of the mapped file, where a
         # filter would copy it.
-        return Rows(
+        return EncodedSplit(
             self.table.slice(int(places[0]), len(places)) if is_run else self.table.filter(is_of)
         )
 
@@ -93,7 +93,7 @@ class Prepared:
                 writer.write_table(piece.table.replace_schema_metadata(schema.metadata))
 
 
-class Rows:
+class EncodedSplit:
     """The rows of one split, read by position; tokens and targets stay in the table, which may be a
     mapped file."""
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from medray import plugins
+from medray.config import environment
 from medray.config.schema import PluginOptions
 from medray.data import examples as example_rows
 from medray.data.examples import Examples
 from medray.data.formats.base.protocol import is_left_out, read
-from medray.data.progress import Progress, stage
-from medray.data.remote import localised, places
+from medray.data.meter import Meter, stage
+from medray.data.remote import localize, places
 from medray.errors import DataError
 from medray.storage import checkpoint
 from medray.storage import files as storage
@@ -42,7 +43,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Held:
+class ExampleSet:
     examples: Sequence[Example]
     empty: Sequence[str]  # ids of rows without a text
     folder: Path | None = None  # of what can be made again, where rows are kept on disk
@@ -54,7 +55,7 @@ class _Checked:
     """Rows with a text, one for each id."""
 
     options: PluginOptions
-    progress: Progress
+    progress: Meter
     num_bytes: int | None = None
     num_characters: int = 0
     ids: set[str] = field(default_factory=set)
@@ -81,12 +82,12 @@ class _Checked:
                 yield example
 
 
-def load(options: PluginOptions) -> Held:
-    options = localised(options)
+def load(options: PluginOptions) -> ExampleSet:
+    options = localize(options)
     stamp = stamp_of(options)
     if stamp.num_bytes < LARGE_BYTES:
-        checked = _Checked(options, Progress.idle())
-        held = Held(list(checked.rows()), checked.empty, unlabelled=checked.unlabelled)
+        checked = _Checked(options, Meter.idle())
+        held = ExampleSet(list(checked.rows()), checked.empty, unlabelled=checked.unlabelled)
     else:
         held = _from_disk(options, stamp)
     if held.empty:
@@ -121,8 +122,8 @@ def _stamp_of_files(options: PluginOptions) -> tuple[int, list[str]]:
     return sum(state.st_size for state in states), parts
 
 
-def _from_disk(options: PluginOptions, stamp: Stamp) -> Held:
-    folder = storage.default_cache() / "rows" / storage.hash_text(stamp.parts)[:32]
+def _from_disk(options: PluginOptions, stamp: Stamp) -> ExampleSet:
+    folder = environment.cache_dir() / "rows" / storage.hash_text(stamp.parts)[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if (folder / _ABOUT).exists():
@@ -138,4 +139,6 @@ def _from_disk(options: PluginOptions, stamp: Stamp) -> Held:
                     encoding="utf-8",
                 )
     about = json.loads((folder / _ABOUT).read_bytes())
-    return Held(Examples.open(folder / _ROWS), about["empty"], folder, about.get("unlabelled", ()))
+    return ExampleSet(
+        Examples.open(folder / _ROWS), about["empty"], folder, about.get("unlabelled", ())
+    )

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.fs
 from filelock import FileLock
 
+from medray.config import environment
 from medray.config.addresses import has_reference, resolved
 from medray.config.schema import PluginOptions
-from medray.data.progress import stage
+from medray.data.meter import stage
 from medray.errors import DataError
 from medray.redaction import redact
 from medray.storage import files as storage
@@ -32,7 +33,7 @@ def is_elsewhere(place: str) -> bool:
     return _ELSEWHERE.match(place) is not None or has_reference(place)
 
 
-def localised(options: PluginOptions) -> PluginOptions:
+def localize(options: PluginOptions) -> PluginOptions:
     """The options with a path of this machine for each that is a URI."""
     found = {name: place for name, place in places(options).items() if is_elsewhere(place)}
     return (
@@ -170,7 +171,7 @@ def _shown(uri: str) -> str:
 
 
 def _folder(*parts: str) -> Path:
-    folder = storage.default_cache() / "pulled" / storage.hash_text(parts)[:32]
+    folder = environment.cache_dir() / "pulled" / storage.hash_text(parts)[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
 

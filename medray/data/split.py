@@ -25,7 +25,7 @@ GIVEN_NAMES: dict[str, Split] = {
     "development": "validation",
     "test": "test",
 }
-Group = list[int]  # positions of rows that stay together
+RowGroup = list[int]  # positions of rows that stay together
 
 
 def assign(
@@ -113,9 +113,9 @@ def _a_row_of_each_label(examples: Sequence[Example], order: Sequence[int]) -> l
 
 def _groups(
     examples: Sequence[Example], clusters: Sequence[int], column: str | None
-) -> list[Group]:
+) -> list[RowGroup]:
     """Rows joined by a duplicate cluster or by an equal value of the group column."""
-    members: dict[int, Group] = defaultdict(list)
+    members: dict[int, RowGroup] = defaultdict(list)
     if column is None:
         for row, cluster in enumerate(clusters):
             members[cluster].append(row)
@@ -143,7 +143,7 @@ def _groups(
 
 
 def _deal(
-    examples: Sequence[Example], groups: Sequence[Group], shares: Mapping[str, float], seed: int
+    examples: Sequence[Example], groups: Sequence[RowGroup], shares: Mapping[str, float], seed: int
 ) -> dict[int, str]:
     """Iterative stratification over groups: row -> side."""
     known: dict[
@@ -213,7 +213,7 @@ def _deal(
 
 
 def _count(
-    examples: Sequence[Example], group: Group, known: dict[tuple[str, ...], Counter[str]]
+    examples: Sequence[Example], group: RowGroup, known: dict[tuple[str, ...], Counter[str]]
 ) -> Counter[str]:
     labels = tuple(label for row in group for label in _labels(examples[row]))
     if labels not in known:

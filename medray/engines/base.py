@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from medray.errors import DataError
-from medray.text.detokenize import Text
+from medray.text.detokenize import TextStream
 from medray.types import Chunk, Sampling, TokenLogprob
 
 Ids = Sequence[int]
@@ -57,7 +57,7 @@ class GeneratedText:
     def __init__(self, tokenizer: Any, sampling: Sampling, ends: Collection[int]) -> None:
         self.num_tokens, self.finish = 0, ""
         self._text, self._ends, self._max_tokens = (
-            Text(tokenizer, sampling.stop),
+            TextStream(tokenizer, sampling.stop),
             ends,
             sampling.max_tokens,
         )
@@ -73,7 +73,7 @@ class GeneratedText:
             self.finish = "stop"
             return
         self._piece += self._text.push(token)
-        if self._text.stopped:
+        if self._text.has_stopped:
             self.finish = "stop"
         elif self.num_tokens >= self._max_tokens:
             self.cut()
@@ -81,7 +81,7 @@ class GeneratedText:
     def cut(self) -> None:
         """Finish at a limit, with the text that was not sure."""
         self._piece += self._text.end()
-        self.finish = "stop" if self._text.stopped else "length"
+        self.finish = "stop" if self._text.has_stopped else "length"
 
     def take(self, index: int) -> Chunk | None:
         """The chunk since the last one, or None while there is neither text nor a finish."""

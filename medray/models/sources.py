@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from medray.config import environment
 from medray.errors import ArtifactError
 from medray.storage import files
 
@@ -41,7 +42,7 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
     note = ""
     if source.startswith("pkg:"):
         path, revision, note = _from_package(
-            source.removeprefix("pkg:"), revision, cache_dir or files.default_cache()
+            source.removeprefix("pkg:"), revision, cache_dir or environment.cache_dir()
         )
     elif _is_path(source):
         path, revision = _from_folder(source, revision), None
@@ -66,7 +67,7 @@ def config_dir(source: str, revision: str | None = None, cache_dir: Path | None 
     converted."""
     if source.startswith("pkg:"):
         return _from_package(
-            source.removeprefix("pkg:"), revision, cache_dir or files.default_cache()
+            source.removeprefix("pkg:"), revision, cache_dir or environment.cache_dir()
         )[0]
     if _is_path(source):
         return _from_folder(source, revision)

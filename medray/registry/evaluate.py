@@ -117,7 +117,7 @@ def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
         return dataset.validation
     if part == "test":
         return dataset.unlabelled_test()
-    own = (row for row in dataset.train if row.id not in dataset.brought)
+    own = (row for row in dataset.train if row.id not in dataset.task_row_ids)
     return [*own, *dataset.validation, *dataset.unlabelled_test()]
 
 

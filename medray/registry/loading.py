@@ -10,7 +10,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from medray.config.study import Precision, TrialConfig
-from medray.data.row_hashes import Hashes
+from medray.data.row_hashes import RowHashes
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.evaluation.calibration import calibrate
@@ -181,7 +181,7 @@ def read_cloud(folder: Path) -> Cloud | None:
     return Cloud.from_arrays(load_file(path)) if path.is_file() else None
 
 
-def read_train_rows(folder: Path) -> Hashes | None:
+def read_train_rows(folder: Path) -> RowHashes | None:
     """None where a checkpoint keeps none: it is untuned, imported, or of an earlier medray."""
     path = folder / TRAIN_ROWS
     return load_file(path)["hashes"] if path.is_file() else None

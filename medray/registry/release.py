@@ -62,7 +62,9 @@ class Release:
     def verify(self) -> None:
         """Recompute the hash of every file in the store, and compare labels and calibration with
         the record; name what differs."""
-        self.check_probe(checkpoint.verify(self.folder(anew=True), expected=self.record.content_id))
+        self.check_probe(
+            checkpoint.verify(self.folder(anew=True), expected_id=self.record.content_id)
+        )
 
     def check_aliases(self) -> list[str]:
         """Raise where an alias was pointed at another record of this version. Returns a sentence

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from medray.config import environment
 from medray.errors import MedrayError, UnreachableError
 from medray.records import Move
 from medray.registry.registry import Registry
 from medray.registry.release import Release
-from medray.storage import checkpoint, files
+from medray.storage import checkpoint
 from medray.storage.store import LocalStore, Store
 
 
@@ -143,7 +144,7 @@ def _remove_leftover(store: Store, name: str) -> None:
 def _examine_checkpoint(registry: Registry, content_id: str, reference: str) -> Iterator[Finding]:
     name = f"checkpoints/{content_id}"
     try:
-        checkpoint.verify(registry.store.get_folder(name, anew=True), expected=content_id)
+        checkpoint.verify(registry.store.get_folder(name, anew=True), expected_id=content_id)
     except MedrayError as err:
         copy = _copy(registry, content_id)
         remedy = (
@@ -158,7 +159,7 @@ def _examine_checkpoint(registry: Registry, content_id: str, reference: str) -> 
 def _copy(registry: Registry, content_id: str) -> Path | None:
     """A whole checkpoint of this content in the cache or, where the store is a folder, in a study's
     run."""
-    places = [files.default_cache() / "checkpoints" / content_id]
+    places = [environment.cache_dir() / "checkpoints" / content_id]
     if isinstance(registry.store, LocalStore):
         places += [
             path.parent
@@ -168,7 +169,7 @@ def _copy(registry: Registry, content_id: str) -> Path | None:
         ]
     for place in places:
         try:
-            checkpoint.verify(place, expected=content_id)
+            checkpoint.verify(place, expected_id=content_id)
         except MedrayError:
             continue
         return place

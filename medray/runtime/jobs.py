@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from medray import redaction
+from medray.config.environment import COMMIT_VARIABLE
 from medray.config.files import put
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
@@ -75,7 +76,7 @@ def submit(
     """The name of the job that runs the study."""
     job = f"medray-{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     commit = checkpoint.git_commit()
-    environment = {checkpoint.COMMIT_VARIABLE: commit} if commit else {}
+    environment = {COMMIT_VARIABLE: commit} if commit else {}
     if parcel.hub_token_file:
         environment["HF_TOKEN_PATH"] = parcel.hub_token_file
     with tempfile.TemporaryDirectory(prefix="medray-submit-") as place:

@@ -13,7 +13,7 @@ from medray.serving.service import Conversation
 from medray.tasks.base.mentions import ExtractResponse
 from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.text import identifiers, language
-from medray.text.identifiers import Kind, Masked
+from medray.text.identifiers import Kind, MaskedText
 
 # times the length that 99 of 100 texts keep below, or above: a text at the edge is still like them
 _BEYOND = 1.5
@@ -85,7 +85,7 @@ _MOST_INLINE = 8_000  # characters: masking them takes about 3 ms, a thread cost
 class MaskedRequest:
     request: TextRequest
     texts: Sequence[str]
-    masked: Sequence[Masked]
+    masked: Sequence[MaskedText]
 
     def annotate(self, response: TextResponse) -> TextResponse:
         """The answer with what was masked; places of mentions are those of the texts that were
@@ -132,7 +132,7 @@ async def mask_conversation(conversation: Conversation) -> tuple[Conversation, d
     return replace(conversation, messages=messages), dict(counts)
 
 
-async def _mask_all(texts: Sequence[str]) -> list[Masked]:
+async def _mask_all(texts: Sequence[str]) -> list[MaskedText]:
     """Long texts are masked in a thread, so that other requests are answered meanwhile."""
     if sum(map(len, texts)) <= _MOST_INLINE:
         return list(map(identifiers.mask, texts))

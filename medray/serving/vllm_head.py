@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from medray.config import environment
 from medray.engines.vllm import engine as vllm
 from medray.errors import ArtifactError, ServingError
 from medray.models.build import export_merged, load_tokenizer
@@ -179,7 +180,7 @@ class Shared:
 def merged_folder(release: Release) -> Path:
     """The merged model in the Hub's layout, made once for all processes of this machine; the
     release is proven first."""
-    target = files.default_cache() / "merged" / release.record.content_id
+    target = environment.cache_dir() / "merged" / release.record.content_id
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f"{target.name}.lock"):

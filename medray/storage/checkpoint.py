@@ -4,7 +4,6 @@ every file.
 The manifest is written last and never changed: a folder without one is not a checkpoint.
 """
 
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from medray.config import environment
 from medray.config.schema import Section, parse, validate
 from medray.config.study import ModelConfig, Precision, TrainConfig
 from medray.errors import ArtifactError
@@ -20,8 +20,6 @@ from medray.storage import files as storage
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-# tells a submitted job what its files were copied from: its own folder is no repository
-COMMIT_VARIABLE = "MEDRAY_GIT_COMMIT"
 
 
 class BaseRecord(Section):
@@ -133,26 +131,26 @@ def _raw(folder: Path) -> bytes:
         ) from None
 
 
-def verify(folder: Path, *, expected: str | None = None) -> Manifest:
+def verify(folder: Path, *, expected_id: str | None = None) -> Manifest:
     """The manifest, after every file was compared with its hash, and the manifest with the content
     id that is expected.
 
     Names and sizes are compared first: nothing is read that the manifest does not bound.
     """
     raw = _raw(folder)
-    manifest = check_manifest(raw, folder, expected)
+    manifest = check_manifest(raw, folder, expected_id)
     check_names(manifest, storage.plain_sizes(folder), folder)
     check_hashes(manifest, storage.hash_folder(folder, leave_out=[MANIFEST]), folder)
     return manifest
 
 
-def check_manifest(raw: bytes, where: Path | str, expected: str | None) -> Manifest:
+def check_manifest(raw: bytes, where: Path | str, expected_id: str | None) -> Manifest:
     """The manifest whose bytes have the content id that is expected."""
     actual = storage.hash_bytes(raw)
-    if expected not in (None, actual):
+    if expected_id not in (None, actual):
         raise ArtifactError(
             f"{where}: {MANIFEST} was changed: its hash is {actual[:12]}, expected "
-            f"{str(expected)[:12]}"
+            f"{str(expected_id)[:12]}"
         )
     return parse_manifest(raw, where=f"{where}/{MANIFEST}")
 
@@ -216,8 +214,8 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the working folder, `-dirty` where files differ from it; None outside a
     repository."""
-    if given := os.environ.get(COMMIT_VARIABLE):
-        return given
+    if commit := environment.submitter_commit():
+        return commit
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],

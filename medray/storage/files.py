@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.fs
 
+from medray.config import environment
 from medray.errors import ArtifactError, DiskFullError, UnreachableError
 
 _BLOCK = 1 << 20
@@ -27,22 +28,12 @@ _LOCKED = (
 LARGEST_JSON = 64 << 20  # bytes of a manifest, a record or a move
 
 
-def default_cache() -> Path:
-    """What can be made again: converted bases, copies of remote checkpoints."""
-    return Path(os.environ.get("MEDRAY_CACHE", "~/.cache/medray")).expanduser()
-
-
 def absolute(path: str) -> Path:
     """Where a storage path is: below the working folder, or in a submitted job, whose working
     folder is deleted after it, below ~/medray."""
     place = Path(path.removeprefix("file://")).expanduser()
-    below = Path("~/medray").expanduser() if is_submitted() else Path.cwd()
+    below = Path("~/medray").expanduser() if environment.is_submitted_job() else Path.cwd()
     return (below / place).resolve()
-
-
-def is_submitted() -> bool:
-    """Whether this process was started by `ray job submit`."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def hash_file(path: Path) -> str:
@@ -252,7 +243,7 @@ def fetch(uri: str) -> Path:
     kind = remote.get_file_info(root).type
     if kind == pyarrow.fs.FileType.NotFound:
         raise ArtifactError(f"{uri}: there is no such file or folder")
-    target = default_cache() / "fetched" / hash_text([uri])[:32]
+    target = environment.cache_dir() / "fetched" / hash_text([uri])[:32]
     place = target / Path(root).name
     if not target.is_dir():
         with new_folder(target) as filling:

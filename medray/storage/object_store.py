@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medray.config import environment
 from medray.errors import ArtifactError, ConfigError, MedrayError, UnreachableError
 from medray.storage import checkpoint
 from medray.storage import files as storage
@@ -37,7 +38,7 @@ _BAD_PATH = re.compile(r"invalid path: .*?Path \"([^\"]*)\"")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 
 
-class Service(NamedTuple):
+class Provider(NamedTuple):
     name: str
     extra: str
     bucket: str
@@ -45,22 +46,22 @@ class Service(NamedTuple):
     permissions: str
 
 
-SERVICES = {
-    "s3": Service(
+PROVIDERS = {
+    "s3": Provider(
         "S3",
         "s3",
         "bucket",
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
         "s3:ListBucket, s3:GetObject and s3:PutObject",
     ),
-    "gs": Service(
+    "gs": Provider(
         "Google Cloud Storage",
         "cloud",
         "bucket",
         "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account",
         "storage.objects.list, storage.objects.get and storage.objects.create",
     ),
-    "az": Service(
+    "az": Provider(
         "Azure",
         "cloud",
         "container",
@@ -75,9 +76,9 @@ class ObjectStore:
     def __init__(self, uri: str) -> None:
         scheme, _, place = uri.partition("://")
         self.bucket, _, prefix = place.partition("/")
-        self.service = SERVICES[scheme]
+        self.provider = PROVIDERS[scheme]
         if not self.bucket:
-            kind = self.service.bucket
+            kind = self.provider.bucket
             raise ConfigError(
                 f"{uri}: names no {kind}; the form is {scheme}://{kind.upper()}/PREFIX"
             )
@@ -176,7 +177,7 @@ class ObjectStore:
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
         """A copy in the cache, which holds nothing that is not whole and what its content id
         says."""
-        target = storage.default_cache() / name
+        target = environment.cache_dir() / name
         if anew or not target.is_dir():
             with storage.new_folder(target) as filling:
                 self._download(name, filling)
@@ -234,11 +235,11 @@ class ObjectStore:
             from obstore.exceptions import BaseError
             from obstore.store import AzureStore, GCSStore, S3Store
 
-            s3 = _s3_settings(self.uri, self.service) if scheme == "s3" else {}
+            s3 = _s3_settings(self.uri, self.provider) if scheme == "s3" else {}
         except ImportError as err:
             raise ConfigError(
-                f"{self.uri}: {self.service.name} needs {err.name}, which is not installed: pip "
-                f"install 'medray[{self.service.extra}]'"
+                f"{self.uri}: {self.provider.name} needs {err.name}, which is not installed: pip "
+                f"install 'medray[{self.provider.extra}]'"
             ) from None
         settings: dict[str, Any] = {
             "prefix": self.root or None,
@@ -256,7 +257,9 @@ class ObjectStore:
                 self.bucket, **settings, **s3
             )
         except (BaseError, ValueError) as err:
-            raise ConfigError(f"{self.uri}: {_one_line(err)}; {self.service.credentials}") from None
+            raise ConfigError(
+                f"{self.uri}: {_one_line(err)}; {self.provider.credentials}"
+            ) from None
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -275,14 +278,14 @@ class ObjectStore:
         status = int(reply.group(1)) if reply else None
         if _METADATA_SERVICE.search(endpoint):
             return ConfigError(
-                f"{self.uri}: no credentials for {self.service.name}: {self.service.credentials}"
+                f"{self.uri}: no credentials for {self.provider.name}: {self.provider.credentials}"
             )
         if code in _NO_BUCKET:
-            problem = f"there is no {self.service.bucket} {self.bucket!r} at {endpoint}"
+            problem = f"there is no {self.provider.bucket} {self.bucket!r} at {endpoint}"
         elif status in (401, 403):
             problem = (
                 f"{method} is refused ({code or status}); the credentials must be valid and allow "
-                f"{self.service.permissions}"
+                f"{self.provider.permissions}"
             )
         elif status == 501:
             needed = "a PUT with If-None-Match" if method == "PUT" else f"this {method}"
@@ -301,7 +304,7 @@ class ObjectStore:
         return UnreachableError(f"{self.uri}: {problem}")
 
 
-def _s3_settings(uri: str, service: Service) -> dict[str, Any]:
+def _s3_settings(uri: str, provider: Provider) -> dict[str, Any]:
     """Endpoint, region, credentials and number of retries, as boto3 finds them."""
     import botocore.session
     from botocore.exceptions import BotoCoreError
@@ -316,7 +319,7 @@ def _s3_settings(uri: str, service: Service) -> dict[str, Any]:
     except (BotoCoreError, ValueError) as err:  # ValueError: an endpoint that is no URL
         raise ConfigError(f"{uri}: {' '.join(str(err).split())}") from None
     if credentials is None:
-        raise ConfigError(f"{uri}: no credentials for S3: {service.credentials}")
+        raise ConfigError(f"{uri}: no credentials for S3: {provider.credentials}")
     return {
         "endpoint": endpoint,
         "region": session.get_config_variable("region") or "us-east-1",

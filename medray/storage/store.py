@@ -10,9 +10,10 @@ from typing import Protocol
 
 from filelock import FileLock
 
+from medray.config import environment
 from medray.errors import ArtifactError, ConfigError
 from medray.storage import checkpoint, files
-from medray.storage.object_store import SERVICES, ObjectStore
+from medray.storage.object_store import PROVIDERS, ObjectStore
 
 log = logging.getLogger(__name__)
 _TEMPORARY = re.compile(
@@ -68,7 +69,7 @@ def open_store(uri: str) -> Store:
 
 
 def is_object_store(uri: str) -> bool:
-    return uri.partition("://")[0] in SERVICES and "://" in uri
+    return uri.partition("://")[0] in PROVIDERS and "://" in uri
 
 
 class LocalStore:
@@ -132,7 +133,7 @@ class LocalStore:
         if target.is_symlink() or target.is_file():
             files.remove(target)
         if target.is_dir():
-            locks = files.default_cache() / "locks"
+            locks = environment.cache_dir() / "locks"
             locks.mkdir(parents=True, exist_ok=True)
             with FileLock(
                 locks / f"{target.name}.lock"
@@ -147,7 +148,7 @@ class LocalStore:
 
     def _mend(self, target: Path, folder: Path) -> None:
         try:
-            checkpoint.verify(target, expected=target.name)
+            checkpoint.verify(target, expected_id=target.name)
         except ArtifactError as err:
             log.warning("%s; it is mended from %s", err, folder)
             files.mirror(folder, target)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medray.data.audit import Audit
-from medray.data.progress import Heartbeat
+from medray.data.meter import Heartbeat
 from medray.evaluation.metrics import higher_is_better
 from medray.records import Evaluation, TrialRecord
 from medray.study.session import TrialWatcher, Watcher

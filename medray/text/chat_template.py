@@ -30,20 +30,20 @@ _DAY = datetime(
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class ChatTokens:
     tokens: TokenIds
     spans: tuple[tuple[int, int], ...]  # of the assistant's turns, each with its end
     truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Segment:
     ids: TokenIds
     turn: int | None = None  # whose words these are; None: the template's
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatEncoder:
     """How one tokenizer writes conversations."""
 
     tokenizer: Any
@@ -61,7 +61,7 @@ class Chat:
     def is_plain(self) -> bool:
         return self.template == "plain" or not self.tokenizer.chat_template
 
-    def prompt(self, messages: Sequence[Message], room: int) -> Rendered:
+    def prompt(self, messages: Sequence[Message], room: int) -> ChatTokens:
         """All up to where the assistant speaks next, in at most `room` tokens.
 
         Oldest turns are dropped, then the last turn is cut; the system prompt stays whole.
@@ -91,12 +91,12 @@ class Chat:
         (ids,) = answers([text.strip()], self.tokenizer, lead=lead or "a", end=False)
         return (*ids, *self._ends())
 
-    def _pieces(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
+    def _pieces(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Segment]:
         return (
             self._plain(turns, turn_ids) if self.is_plain else self._from_template(turns, turn_ids)
         )
 
-    def _from_template(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
+    def _from_template(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Segment]:
         """The template, filled in with marks instead of words; then each part read by itself."""
         parts = _TURN.split(
             self.fill(
@@ -112,9 +112,9 @@ class Chat:
             ],
             turn_ids,
         )
-        pieces = [_Piece(self._literal(parts[0]))]
+        pieces = [_Segment(self._literal(parts[0]))]
         for number, ids, literal in zip(numbers, words, parts[2::2], strict=True):
-            pieces += [_Piece(ids, number), _Piece(self._literal(literal))]
+            pieces += [_Segment(ids, number), _Segment(self._literal(literal))]
         places = [piece.turn for piece in pieces if piece.turn is not None]
         if places != list(range(len(turns))):
             raise ConfigError(
@@ -154,23 +154,23 @@ class Chat:
                 f"{err}; use plain"
             ) from None
 
-    def _plain(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Piece]:
+    def _plain(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Segment]:
         end = (self._end_of_sequence(),)
         words = self._words([(turn.content, "\n") for turn in turns], turn_ids)
-        pieces = [_Piece(self._beginning())]
+        pieces = [_Segment(self._beginning())]
         for number, (turn, ids) in enumerate(zip(turns, words, strict=True)):
             heading = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}[
                 turn.role
             ]
-            pieces += [_Piece(self._literal(heading)), _Piece(ids, number)]
+            pieces += [_Segment(self._literal(heading)), _Segment(ids, number)]
             pieces.append(
-                _Piece((*(end if turn.role == "assistant" else ()), *self._literal("\n\n")))
+                _Segment((*(end if turn.role == "assistant" else ()), *self._literal("\n\n")))
             )
-        return [*pieces, _Piece(self._literal("### Response:\n"))]
+        return [*pieces, _Segment(self._literal("### Response:\n"))]
 
     def _rendered(
-        self, pieces: Sequence[_Piece], turns: Sequence[Message], *, truncated: bool
-    ) -> Rendered:
+        self, pieces: Sequence[_Segment], turns: Sequence[Message], *, truncated: bool
+    ) -> ChatTokens:
         tokens: list[int] = []
         spans = []
         special = self._special_ids()
@@ -182,7 +182,7 @@ class Chat:
                 spans.append(
                     (start, len(tokens) + (1 if following and following[0] in special else 0))
                 )
-        return Rendered(tuple(tokens), tuple(spans), truncated)
+        return ChatTokens(tuple(tokens), tuple(spans), truncated)
 
     def _ends(self) -> TokenIds:
         """What ends the assistant's turn: the template's mark, and the end of sequence where that
@@ -291,7 +291,7 @@ def _since(turns: Sequence[Message], at: int) -> list[Message]:
     return [*(turn for turn in turns[:1] if turn.role == "system"), *turns[at:]]
 
 
-def _cut_last(pieces: Sequence[_Piece], excess: int, last: int, room: int) -> list[_Piece]:
+def _cut_last(pieces: Sequence[_Segment], excess: int, last: int, room: int) -> list[_Segment]:
     """From the middle of the last turn, since what is asked stands at its start or at its end."""
     body = next(list(piece.ids) for piece in pieces if piece.turn == last)
     if len(body) <= excess:
@@ -300,8 +300,8 @@ def _cut_last(pieces: Sequence[_Piece], excess: int, last: int, room: int) -> li
             f"{excess - len(body) + 1} too few"
         )
     rest = tuple(cut(body, len(body) - excess, "both"))
-    return [_Piece(rest, last) if piece.turn == last else piece for piece in pieces]
+    return [_Segment(rest, last) if piece.turn == last else piece for piece in pieces]
 
 
-def _length(pieces: Sequence[_Piece]) -> int:
+def _length(pieces: Sequence[_Segment]) -> int:
     return sum(len(piece.ids) for piece in pieces)

@@ -7,13 +7,13 @@ from typing import Any
 _BROKEN = "�"  # what a tokenizer says to the first bytes of a character
 
 
-class Text:
+class TextStream:
     """`push` gives what is sure by now, `end` the rest. All pieces together are the text, cut
     before a stop string."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
-        self.stopped = False
+        self.has_stopped = False
         self._ids: list[int] = []
         self._start = self._end = (
             0  # tokens that words are spelled behind, and those whose text was taken
@@ -32,7 +32,7 @@ class Text:
         return self._sure(whole[len(before) :])
 
     def end(self) -> str:
-        if self.stopped:
+        if self.has_stopped:
             return ""
         before, whole = (
             self._decode(self._ids[self._start : self._end]),
@@ -40,13 +40,13 @@ class Text:
         )
         sure = self._sure(whole[len(before) :])
         rest, self._rest = self._rest, ""
-        return sure if self.stopped else sure + rest
+        return sure if self.has_stopped else sure + rest
 
     def _sure(self, new: str) -> str:
         text = self._rest + new
         places = [place for place in map(text.find, self.stop) if place >= 0]
         if places:
-            self.stopped, self._rest = True, ""
+            self.has_stopped, self._rest = True, ""
             return text[: min(places)]
         size = max((_beginning(text, word) for word in self.stop), default=0)
         self._rest = text[len(text) - size :]

@@ -84,7 +84,7 @@ _PATTERNS = tuple((kind, re.compile(pattern)) for kind, pattern in _SOURCES)
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedText:
     text: str
     counts: dict[Kind, int]
     places: tuple[
@@ -108,7 +108,7 @@ class Masked:
         return original_end + at - end
 
 
-def mask(text: str) -> Masked:
+def mask(text: str) -> MaskedText:
     parts: list[str] = []
     places: list[tuple[int, int, int]] = []
     starts: list[int] = []
@@ -123,7 +123,7 @@ def mask(text: str) -> Masked:
         length += len(word)
         counts[kind] += 1
         at = end
-    return Masked("".join([*parts, text[at:]]), dict(counts), tuple(places), tuple(starts))
+    return MaskedText("".join([*parts, text[at:]]), dict(counts), tuple(places), tuple(starts))
 
 
 def _spans(text: str) -> list[tuple[int, int, Kind]]:

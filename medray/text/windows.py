@@ -62,7 +62,7 @@ def pieces(
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class TokenWindows:
     """One text in windows, and where each of their tokens stands."""
 
     windows: list[tuple[int, ...]]
@@ -82,9 +82,9 @@ class Located:
         return windows
 
 
-def located(
+def token_windows(
     texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: int
-) -> list[Located]:
+) -> list[TokenWindows]:
     """As `pieces` in windows, for tasks that answer for each token."""
     if not texts:
         return []
@@ -95,7 +95,7 @@ def located(
         encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True
     ):
         if all(mask):
-            rows.append(Located([tuple(ids)], [(-1,) * len(ids)], []))
+            rows.append(TokenWindows([tuple(ids)], [(-1,) * len(ids)], []))
             continue
         before, body, after = _parts(ids, mask)
         spans = [tuple(pair) for pair in offsets[len(before) : len(before) + len(body)]]
@@ -106,7 +106,7 @@ def located(
             windows = slide(windows[0], room, overlap)
         tokens = [(*before, *(body[place] for place in window), *after) for window in windows]
         places = [(*[-1] * len(before), *window, *[-1] * len(after)) for window in windows]
-        rows.append(Located(tokens, places, spans))
+        rows.append(TokenWindows(tokens, places, spans))
     return rows
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medray.config.study import Precision, TrainConfig
-from medray.data.prepared import Rows
+from medray.data.prepared import EncodedSplit
 from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at
 from medray.models.families import Side
@@ -36,7 +36,7 @@ class Interrupted(Exception):
 @dataclass
 class Loop:
     model: Any  # transformers' or PEFT's
-    rows: Rows
+    rows: EncodedSplit
     row_loss: Loss
     slot: Slot
     strategy: Strategy

@@ -17,7 +17,7 @@ import torch
 from medray import plugins
 from medray.config.load import public_settings
 from medray.config.study import Precision, TrialConfig
-from medray.data.prepared import Rows
+from medray.data.prepared import EncodedSplit
 from medray.engines.transformers import TransformersEngine
 from medray.errors import TrialError
 from medray.evaluation.metrics import Metrics, higher_is_better
@@ -230,7 +230,7 @@ class Trial:
         )
         self.loop.strategy.abandon()
 
-    def _typical_batch(self, rows: Rows) -> MicroBatch:
+    def _typical_batch(self, rows: EncodedSplit) -> MicroBatch:
         """Rows of about the median length, as many as a step or the probe's budget holds."""
         by_length = rows.lengths.argsort(kind="stable")
         middle = len(by_length) // 2

@@ -29,7 +29,7 @@ from medray.serving.schemas import CHAT_PATH, AppOptions, Limits
 from medray.serving.service import Conversation
 from medray.serving.streams import LateError, Streams
 from medray.text import chat_template
-from medray.text.chat_template import Chat
+from medray.text.chat_template import ChatEncoder
 from medray.types import Chunk, Message, Sampling, gather
 
 TEMPLATE = (
@@ -48,10 +48,10 @@ def conversation(num: int) -> list[Message]:
 
 
 @pytest.fixture(params=["chat", "plain"])
-def chat(request: pytest.FixtureRequest) -> Chat:
+def chat(request: pytest.FixtureRequest) -> ChatEncoder:
     tokenizer = tiny.tokenizer("llama")
     tokenizer.chat_template = TEMPLATE
-    return Chat(tokenizer, request.param)
+    return ChatEncoder(tokenizer, request.param)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_half_a_surrogate_pair_is_refused_before_a_tokenizer_fails_at_it(content
 @pytest.mark.parametrize("system", [(), (Message("system", "blood pressure"),)])
 @pytest.mark.parametrize("room", [16, 20, 60, 200])
 def test_of_a_long_conversation_the_most_turns_that_fit_are_read(
-    chat: Chat, room: int, system: tuple[Message, ...]
+    chat: ChatEncoder, room: int, system: tuple[Message, ...]
 ) -> None:
     turns = conversation(60)
     wholes = [chat.prompt([*system, *turns[at:]], 10**6).tokens for at in range(0, len(turns), 2)]
@@ -78,22 +78,22 @@ def test_of_a_long_conversation_the_most_turns_that_fit_are_read(
 
 
 def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
+    chat: ChatEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
     filled: list[int] = []
-    answers, fill = chat_template.answers, Chat.fill
+    answers, fill = chat_template.answers, ChatEncoder.fill
 
     def counted(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
         encoded.extend(texts)
         return answers(texts, *rest, **options)
 
-    def counted_fill(self: Chat, turns: Sequence[Message], *, is_open: bool) -> str:
+    def counted_fill(self: ChatEncoder, turns: Sequence[Message], *, is_open: bool) -> str:
         filled.append(len(turns))
         return fill(self, turns, is_open=is_open)
 
     monkeypatch.setattr(chat_template, "answers", counted)
-    monkeypatch.setattr(Chat, "fill", counted_fill)
+    monkeypatch.setattr(ChatEncoder, "fill", counted_fill)
     turns = conversation(999)
     assert chat.prompt(turns, 100).truncated
     assert len(encoded) == len(turns) == 999
@@ -101,7 +101,7 @@ def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(
 
 
 def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch
+    chat: ChatEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
     answers = chat_template.answers

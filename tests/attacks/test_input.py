@@ -732,7 +732,7 @@ SCANNERS: dict[str, tuple[Callable[[str, Path], Any], Callable[[int], str]]] = {
     "brackets of options": (options, lambda n: "[," * (n // 2)),
     "keys of settings": (study, lambda n: "".join(f"k{number}: 1\n" for number in range(n // 160))),
     "language": (alone(language.guess), lambda n: "a b1 " * (n // 5)),
-    "normal form": (alone(minhash.normalise), lambda n: "ﷺ" * (n // 18)),
+    "normal form": (alone(minhash.normalize), lambda n: "ﷺ" * (n // 18)),
     "list in quotes": (alone(json_list.read), lambda n: '["' + '" ' * (n // 2)),
     "list with apostrophes": (alone(json_list.read), lambda n: "['" + "' x" * (n // 3)),
     "list with escapes": (alone(json_list.read), lambda n: '["' + "\\a" * (n // 2)),

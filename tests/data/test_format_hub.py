@@ -78,7 +78,7 @@ def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(
     monkeypatch.setattr(
         minhash,
         "sign_table",
-        lambda path, *rest: minhash.Signed(
+        lambda path, *rest: minhash.Signatures(
             [minhash.Signer().sign(examples.Examples.open(path).texts(), 4)]
         ),
     )

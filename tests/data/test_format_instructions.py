@@ -9,7 +9,7 @@ from medray.config.study import StudyConfig, validate
 from medray.data.first_study import first_study
 from medray.data.formats import instructions, jsonl
 from medray.data.formats.base.protocol import read
-from medray.data.guess import Columns, sketch
+from medray.data.guess import Hints, sketch
 from medray.errors import ConfigError, DataError
 from medray.types import Message
 
@@ -132,7 +132,7 @@ def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: 
         for number in range(20)
     ]
     path = written(tmp_path, *rows)
-    found = sketch(str(path), Columns())
+    found = sketch(str(path), Hints())
     assert "an answer in words a row\n" in found.render()
     drafted = validate(
         StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml"
@@ -155,11 +155,11 @@ def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: 
     ):
         first_study(found, "study.yaml", "x")
     with pytest.raises(ConfigError, match="encoding 'cp1252' does not apply: JSON lines are UTF-8"):
-        sketch(str(path), Columns(encoding="cp1252"))
+        sketch(str(path), Hints(encoding="cp1252"))
     with pytest.raises(
         ConfigError, match="--label-column does not apply: the layout instructions decides it"
     ):
-        sketch(str(path), Columns(label="source"))
+        sketch(str(path), Hints(label="source"))
 
 
 def table(path: Path, text: str, encoding: str = "utf-8") -> Path:

@@ -10,7 +10,7 @@ import yaml
 from medray import cli, plugins
 from medray.config.load import plugin_options
 from medray.data.first_study import first_study
-from medray.data.guess import Columns, sketch
+from medray.data.guess import Hints, sketch
 from medray.errors import ConfigError, DataError
 from medray.types import Example, Mention
 
@@ -263,7 +263,7 @@ def test_annotated_texts_are_recognised_and_get_a_first_study_of_tagging(
         for number in range(9)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = sketch(str(path), Columns())
+    found = sketch(str(path), Hints())
     wanted = {"name": "spans", "path": str(path), "text": "abstract", "id": "id"}
     assert found.options.model_dump(exclude_unset=True) == (
         wanted if field == "mentions" else wanted | {"mentions": field}
@@ -274,13 +274,13 @@ def test_annotated_texts_are_recognised_and_get_a_first_study_of_tagging(
     with pytest.raises(ConfigError, match="annotated with mentions"):
         first_study(found, "study.yaml", "cancer")
     with pytest.raises(ConfigError, match="--text-column does not apply"):
-        sketch(str(path), Columns(text=("note",)))
+        sketch(str(path), Hints(text=("note",)))
 
 
 def test_a_pubtator_file_is_recognised_by_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_text(PUBTATOR)
-    found = sketch(str(path), Columns())
+    found = sketch(str(path), Hints())
     assert found.options.model_dump(exclude_unset=True) == {"name": "pubtator", "path": str(path)}
     assert found.labels.keys() == {"Chemical", "Disease", "SpecificDisease"}
 
@@ -289,4 +289,4 @@ def test_mentions_in_no_field_of_a_text_are_told_with_the_first_line(tmp_path: P
     path = tmp_path / "rows.jsonl"
     path.write_text(line("short", [{"start": 0, "end": 99}]))
     with pytest.raises(DataError, match=r"rows\.jsonl:1: a mention from 0 to 99"):
-        sketch(str(path), Columns())
+        sketch(str(path), Hints())

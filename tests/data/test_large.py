@@ -16,7 +16,7 @@ from medray.config.study import DataConfig
 from medray.data import dataset, duplicates, examples, minhash, reading
 from medray.data.dataset import Dataset
 from medray.data.examples import Examples
-from medray.data.progress import Progress
+from medray.data.meter import Meter
 from medray.errors import DataError
 from medray.types import Example, Mention, Message
 
@@ -129,9 +129,9 @@ def test_rows_on_disk_give_every_figure_that_rows_in_memory_give(
     assert told(load(path, settings)) == told(light)  # from the cache
 
 
-def _here(path: Path, num_rows: int, width: int, progress: Progress) -> minhash.Signed:
+def _here(path: Path, num_rows: int, width: int, progress: Meter) -> minhash.Signatures:
     """In this process: the starts of others take seconds."""
-    return minhash.Signed([minhash.Signer().sign(Examples.open(path).texts(), width)])
+    return minhash.Signatures([minhash.Signer().sign(Examples.open(path).texts(), width)])
 
 
 def test_examples_come_back_from_disk_as_they_were(
@@ -148,11 +148,11 @@ def test_examples_come_back_from_disk_as_they_were(
     assert [(row.id, row.text, row.labels, dict(row.metadata)) for row in held.outlines("a")][
         2
     ] == ("c", "", ("x",), {"a": "1"})
-    assert list(held.unlabelled().followed_by(SOME[:1])) == [
-        *(example.unlabelled() for example in SOME),
+    assert list(held.without_answers().followed_by(SOME[:1])) == [
+        *(example.without_answer() for example in SOME),
         SOME[0],
     ]
-    assert [row.labels for row in held[1:].relabelled({0: ("new",)})] == [("new",), ("x",)]
+    assert [row.labels for row in held[1:].with_labels({0: ("new",)})] == [("new",), ("x",)]
     assert pickle.loads(pickle.dumps(held[1:])) == SOME[1:]
     with pytest.raises(IndexError, match="example 3 of 3"):
         held[3]
@@ -198,9 +198,9 @@ def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(
     ]
     path = tmp_path / "rows.arrow"
     examples.write(rows, path)
-    progress = Progress(len(rows), lambda line: None)
+    progress = Meter(len(rows), lambda line: None)
     signed = minhash.sign_table(path, len(rows), 4, progress, cores=2)
-    own = minhash.Signed([minhash.Signer().sign([row.text for row in rows], 4)])
+    own = minhash.Signatures([minhash.Signer().sign([row.text for row in rows], 4)])
     assert progress.done == len(rows)
     for band in range(own.num_bands):
         assert np.array_equal(signed.band(band), own.band(band))
@@ -208,7 +208,7 @@ def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(
     first, second = sorted((tmp_path / "signed-32").iterdir())
     made = first.stat().st_mtime_ns
     second.unlink()
-    again = minhash.sign_table(path, len(rows), 4, Progress(len(rows), lambda line: None))
+    again = minhash.sign_table(path, len(rows), 4, Meter(len(rows), lambda line: None))
     assert (first.stat().st_mtime_ns, second.exists()) == (made, True)
     assert np.array_equal(again.band(5), own.band(5))
 
@@ -217,9 +217,7 @@ def test_a_process_that_ends_early_is_an_error_that_says_where(tmp_path: Path) -
     with pytest.raises(
         DataError, match="the process that compares rows from 0 on ended with status 1"
     ):
-        minhash.sign_table(
-            tmp_path / "nothing.arrow", 10, 4, Progress(10, lambda line: None), cores=1
-        )
+        minhash.sign_table(tmp_path / "nothing.arrow", 10, 4, Meter(10, lambda line: None), cores=1)
 
 
 def test_planted_near_duplicates_are_found_and_no_others() -> None:
@@ -252,7 +250,7 @@ def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(
     compared = []
     overlap = duplicates.jaccard
     monkeypatch.setattr(duplicates, "jaccard", lambda *pair: compared.append(1) or overlap(*pair))
-    comparison = duplicates.Comparison(texts, np.arange(400), 0.8)
+    comparison = duplicates.TextMatcher(texts, np.arange(400), 0.8)
     comparison.join(list(range(400)))  # as if all of them shared a band
     assert 400 < len(compared) <= 400 * 20
     assert comparison.parent == list(range(400))
@@ -263,7 +261,7 @@ def test_while_rows_are_read_their_number_is_guessed_from_the_bytes(tmp_path: Pa
     config = DataConfig.model_validate(
         {"format": {"name": "jsonl", "path": str(path), "id": "id"}}
     ).format
-    progress = Progress.idle()
+    progress = Meter.idle()
     rows = reading._Checked(config, progress, path.stat().st_size).rows()
     for _ in range(1500):
         next(rows)
@@ -312,7 +310,7 @@ def test_signatures_hold_no_file_open(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "rows.arrow"
     examples.write([Example(str(n), f"text of row {n}") for n in range(40)], path)
     before = len(os.listdir("/proc/self/fd"))
-    signed = minhash.sign_table(path, 40, 4, Progress(40, lambda line: None), cores=1)
+    signed = minhash.sign_table(path, 40, 4, Meter(40, lambda line: None), cores=1)
     assert len(signed.band(0)) == 40
     assert len(os.listdir("/proc/self/fd")) < before + 10
 

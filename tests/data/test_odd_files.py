@@ -17,7 +17,7 @@ from medray.config.load import load_study, plugin_options
 from medray.data import corrections, dataset
 from medray.data.first_study import first_study
 from medray.data.formats.base import protocol
-from medray.data.guess import Columns, Sketch, sketch
+from medray.data.guess import Hints, Sketch, sketch
 from medray.errors import ConfigError, DataError
 from medray.text import dialect
 
@@ -111,7 +111,7 @@ NOTES = {
 def test_a_file_that_can_be_read_gives_a_study_and_predict_reads_the_same_texts(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
-    found = sketch(str(folder / name), Columns())
+    found = sketch(str(folder / name), Hints())
     assert options(found) == GOOD[name]
     assert (found.num_rows, list(found.notes)) == (NUM_ROWS, NOTES.get(name, []))
     if not name.startswith("five"):
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ConfigError, DataError), match=REFUSED[name]) as caught:
-        first_study(sketch(str(folder / name), Columns()), "x.yaml", None)
+        first_study(sketch(str(folder / name), Hints()), "x.yaml", None)
     assert "\n" not in str(caught.value)
     assert cli.main(["init", str(folder / name)]) == 1
     assert "Traceback" not in capsys.readouterr().err
@@ -194,8 +194,8 @@ def test_every_odd_file_is_tried(folder: Path) -> None:
         "pqa_labeled.parquet",
     }
     assert {path.name for path in folder.iterdir()} == {*GOOD, *REFUSED, *OTHER_ROWS, *elsewhere}
-    assert sketch(str(folder / "three_rows.csv"), Columns()).num_rows == 3
-    short = sketch(str(folder / "no_header_short_texts.csv"), Columns())
+    assert sketch(str(folder / "three_rows.csv"), Hints()).num_rows == 3
+    short = sketch(str(folder / "no_header_short_texts.csv"), Hints())
     assert (options(short)["columns"], short.num_rows) == (["column_1", "column_2"], 20)
 
 
@@ -203,7 +203,7 @@ def test_every_odd_file_is_tried(folder: Path) -> None:
 def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_are_named(
     folder: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = sketch(str(folder / name), Columns())
+    found = sketch(str(folder / name), Hints())
     assert found.num_rows == OTHER_ROWS[name] == len(dataset.reading.load(found.options).examples)
     if name == "raw_other_files":
         left_out = (
@@ -230,7 +230,7 @@ def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_
     ],
 )
 def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path, name: str) -> None:
-    found = sketch(str(folder / name), Columns())
+    found = sketch(str(folder / name), Hints())
     path = tmp_path / "study.yaml"
     path.write_text(first_study(found, str(path), None))
     loaded = load_study([path])
@@ -248,7 +248,7 @@ def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path,
         with pytest.raises(
             ConfigError, match="--text-column does not apply: the layout symptom_table decides it"
         ):
-            sketch(str(folder / name), Columns(text=("Symptom_1",)))
+            sketch(str(folder / name), Hints(text=("Symptom_1",)))
     else:
         assert (loaded.data.format.name, found.labels) == (
             "pubmedqa",
@@ -263,7 +263,7 @@ def test_a_table_whose_columns_are_no_symptoms_is_a_table(tmp_path: Path) -> Non
         "note,Symptom_1,disease\n"
         + "".join(f'"{line[:99]}",cold,{"ab"[n % 2]}\n' for n, line in enumerate(lines))
     )
-    assert options(sketch(str(tmp_path / "rows.csv"), Columns()))["label"] == "disease"
+    assert options(sketch(str(tmp_path / "rows.csv"), Hints()))["label"] == "disease"
 
 
 def test_rows_without_a_label_are_left_out_and_counted(
@@ -311,8 +311,8 @@ def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> 
         )
     )
     with pytest.raises(DataError, match="8 of 16 rows have no label"):
-        sketch(str(path), Columns(label="label"))
-    found = sketch(str(path), Columns(label="label", drop_unlabelled=True))
+        sketch(str(path), Hints(label="label"))
+    found = sketch(str(path), Hints(label="label", drop_unlabelled=True))
     assert (found.labels, len(dataset.reading.load(found.options).unlabelled)) == (
         {"a": 4, "b": 4},
         8,
@@ -323,7 +323,7 @@ def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> 
 def test_what_is_read_in_an_encoding_is_written_in_it_too(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
-    found = sketch(str(folder / name), Columns()).options
+    found = sketch(str(folder / name), Hints()).options
     text_name = "Abstract" if name == "raw_latin" else "Title_Abstract"
     copy = found.model_copy(update={"path": str(tmp_path / name), "text": (text_name,)})
     rows = list(protocol.read(found))
@@ -358,16 +358,16 @@ def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -
             [[str(n), f"Zażółć gęślą {n} " * 9, "ab"[n % 2]] for n in range(20)]
         ).encode("cp1250")
     )
-    found = sketch(str(path), Columns(encoding="cp1250"))
+    found = sketch(str(path), Hints(encoding="cp1250"))
     assert "Zażółć" in next(iter(protocol.read(found.options))).text
     with pytest.raises(ConfigError, match="--encoding 'utf-99': is not known; allowed: utf-8"):
-        sketch(str(path), Columns(encoding="utf-99"))
+        sketch(str(path), Hints(encoding="utf-99"))
     with pytest.raises(ConfigError, match="encoding: encoding 'utf-99': is not known"):
         plugin_options("data.formats", "name=delimited,path=x.csv,encoding=utf-99")
     with pytest.raises(
         ConfigError, match="--encoding does not apply: the layout pubmedqa is UTF-8 alone"
     ):
-        sketch(str(folder / "ori_pqal.json"), Columns(encoding="cp1252"))
+        sketch(str(folder / "ori_pqal.json"), Hints(encoding="cp1252"))
     with pytest.raises(
         DataError,
         match=r"not UTF-8 text .*; data\.format\.encoding cp1252 may read it, or save it as UTF-8",

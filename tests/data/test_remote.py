@@ -16,7 +16,7 @@ from medray.config.schema import PluginOptions
 from medray.config.study import DataConfig
 from medray.data import dataset, remote
 from medray.data.formats.base import protocol
-from medray.data.progress import Progress
+from medray.data.meter import Meter
 from medray.errors import DataError
 
 ROWS = "id,text,label\n" + "".join(
@@ -162,7 +162,7 @@ def test_a_full_disk_is_not_told_as_data_that_cannot_be_read(
     def full(self: object, number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache")
 
-    monkeypatch.setattr(Progress, "add", full)
+    monkeypatch.setattr(Meter, "add", full)
     with pytest.raises(OSError, match="No space left") as raised:
         remote.pull(site)
     assert not isinstance(raised.value, DataError)

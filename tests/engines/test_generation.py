@@ -14,7 +14,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.build import BuiltModel, build
-from medray.text.detokenize import Text
+from medray.text.detokenize import TextStream
 from medray.types import Chunk, Sampling, gather
 
 PROMPTS = [[10, 11, 12], [20] * 17, [9, 1, 13, 1, 14], [15], [16, 17, 18, 19], [30, 31] * 6]
@@ -201,10 +201,10 @@ class Bytes:
 
 def pushed(text: str, *stop: str) -> list[str]:
     """What each byte lets out, and the rest."""
-    reader, pieces = Text(Bytes(), stop), []
+    reader, pieces = TextStream(Bytes(), stop), []
     for token in text.encode():
         pieces.append(reader.push(token))
-        if reader.stopped:
+        if reader.has_stopped:
             return pieces
     return [*pieces, reader.end()]
 
@@ -214,7 +214,7 @@ def test_no_piece_holds_half_a_character_and_none_is_lost() -> None:
         pieces = pushed(text)
         assert "".join(pieces) == text
         assert not any("\ufffd" in piece for piece in pieces)
-    reader = Text(Bytes(), ())
+    reader = TextStream(Bytes(), ())
     assert [reader.push(token) for token in "é".encode()[:1]] == [""]
     assert reader.end() == "\ufffd"  # cut by the length in the middle of a character
 

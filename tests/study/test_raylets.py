@@ -66,7 +66,7 @@ def everything_is_whole(run: Run) -> None:
     assert Registry(str(run.storage_dir)).names() == ["cancer"]
     release = Registry(str(run.storage_dir)).resolve("cancer@best")
     assert release.record.version == 1
-    checkpoint.verify(release.folder(), expected=release.record.content_id)
+    checkpoint.verify(release.folder(), expected_id=release.record.content_id)
     for folder in (run.folder / "trials").glob("*/checkpoints/step-*"):
         checkpoint.verify(folder)
 

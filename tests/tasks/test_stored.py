@@ -43,6 +43,6 @@ def test_an_example_comes_back_as_it_was_and_gives_nothing_of_its_answer_away() 
         "A little.",
     )
     assert Example.from_dict(json.loads(json.dumps(asdict(example)))) == example
-    hidden = example.unlabelled()
+    hidden = example.without_answer()
     assert (hidden.labels, hidden.mentions, hidden.response) == ((), (), "")
     assert (hidden.text, hidden.turns, hidden.metadata) == (example.text, turns, example.metadata)

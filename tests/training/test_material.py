@@ -11,8 +11,8 @@ from support import tiny
 from medray.config.study import StudyConfig
 from medray.data import dataset, examples, minhash, reading
 from medray.data.examples import Examples
+from medray.data.meter import Meter
 from medray.data.prepared import Prepared
-from medray.data.progress import Progress
 from medray.tasks.base import protocol as tasks
 from medray.training import prepared as material
 from medray.training.prepared import Material, gather, open_material
@@ -61,8 +61,8 @@ def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(
     assert told == ["encoding", "audit"]  # tokens were counted before
 
 
-def signed_here(path: Path, num_rows: int, width: int, progress: Progress) -> minhash.Signed:
-    return minhash.Signed([minhash.Signer().sign(Examples.open(path).texts(), width)])
+def signed_here(path: Path, num_rows: int, width: int, progress: Meter) -> minhash.Signatures:
+    return minhash.Signatures([minhash.Signer().sign(Examples.open(path).texts(), width)])
 
 
 def test_what_an_interrupted_study_encoded_is_not_encoded_again(

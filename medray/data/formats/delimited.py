@@ -77,7 +77,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
     lost."""
     path = Path(options.path)
     refuse_existing(path)
-    rows, column = list(examples), options.written_column()
+    rows, column = list(examples), options.output_column()
     label = options.label or ("label" if any(example.labels for example in rows) else None)
     split = options.split or ("split" if any(example.split for example in rows) else None)
     named = [name for name in (options.id or "id", column, label, split) if name]

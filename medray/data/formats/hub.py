@@ -58,7 +58,7 @@ def read(options: Options) -> Iterator[Example]:
     number = 0
     for name, part in loaded.items():
         side = name if is_sided else None
-        used = tables.sided(tables.Options.model_validate(columns), side)
+        used = tables.with_split(tables.Options.model_validate(columns), side)
         found = tables.rows(
             part.features.arrow_schema,
             part.with_format("arrow").iter(tables.BATCH),

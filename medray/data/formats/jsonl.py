@@ -51,7 +51,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
     lost."""
     path = Path(options.path)
     refuse_existing(path)
-    rows, field = list(examples), options.written_column()
+    rows, field = list(examples), options.output_column()
     label = options.label or ("label" if any(example.labels for example in rows) else None)
     written = []
     for example in rows:

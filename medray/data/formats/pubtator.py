@@ -8,7 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from medray.data.formats.base.mentions import MentionOptions, check_only_mentions, checked, kinds_of
+from medray.data.formats.base.mention_options import (
+    MentionOptions,
+    check_only_mentions,
+    kinds_of,
+    mention_at,
+)
 from medray.data.formats.base.parsing import (
     check_id,
     check_label,
@@ -103,7 +108,7 @@ def _example(block: list[tuple[str, str]], options: Options) -> Example:
         )
     text = f"{title} {abstract}" if abstract else title
     found = [_mention(line, row_id, text, place) for place, line in block[2:]]
-    mentions = options.kept(mention for mention in found if mention)
+    mentions = options.select(mention for mention in found if mention)
     labels = tuple(check_label(kind, options.labels, where) for kind in kinds_of(mentions))
     return Example(row_id, text, labels, None, {}, where, mentions=mentions)
 
@@ -133,4 +138,4 @@ def _mention(line: str, row_id: str, text: str, where: str) -> Mention | None:
     _, start, end, said, kind = (field.strip() for field in fields[:_NUM_FIELDS])
     if not all(number.isdecimal() and len(number) < 10 for number in (start, end)):
         raise DataError(f"{where}: start and end must be whole numbers")
-    return checked(text, int(start), int(end), kind, where, said)
+    return mention_at(text, int(start), int(end), kind, where, said)

@@ -10,7 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from medray.data.formats.base.mentions import MentionOptions, check_only_mentions, checked, kinds_of
+from medray.data.formats.base.mention_options import (
+    MentionOptions,
+    check_only_mentions,
+    kinds_of,
+    mention_at,
+)
 from medray.data.formats.base.parsing import (
     as_text,
     check_id,
@@ -140,7 +145,7 @@ def _example(row: dict[str, Any], number: int, options: Options, where: str) -> 
             f"{where}: {options.mentions!r} must be a list of mentions, found "
             f"{type(listed).__name__}"
         )
-    mentions = options.kept(_mention(found, text, options, where) for found in listed)
+    mentions = options.select(_mention(found, text, options, where) for found in listed)
     labels = tuple(check_label(kind, options.labels, where) for kind in kinds_of(mentions))
     split = row.get(options.split) if options.split else None
     if not isinstance(split, str | None):
@@ -172,4 +177,4 @@ def _mention(found: Any, text: str, options: Options, where: str) -> Mention:
     kind, said = found.get("kind") or options.default_kind, found.get("text")
     if not isinstance(kind, str) or not isinstance(said, str | None):
         raise DataError(f"{where}: kind and text of a mention must be text")
-    return checked(text, found["start"], found["end"], kind.strip(), where, said)
+    return mention_at(text, found["start"], found["end"], kind.strip(), where, said)

@@ -29,7 +29,7 @@ BATCH = 1024
 # rows that become texts together: one of many megabytes may stand in each and be kept once in the
 # file
 _TEXTS = 64
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 
 class Options(ColumnOptions):
@@ -52,20 +52,20 @@ class Options(ColumnOptions):
 def read(options: Options) -> Iterator[Example]:
     number = 0
     for path, side in _files(Path(options.path)):
-        used = sided(options, side)
+        used = with_split(options, side)
         for place, row in enumerate(_rows(path), 1):
             number += 1
             yield example(row, number, used, side, f"{path}:{place}")
 
 
-def sided(options: Options, side: str | None) -> Options:
+def with_split(options: Options, side: str | None) -> Options:
     """For rows whose file says their side, unless a column does."""
     return (
         options if side is None or options.split else options.model_copy(update={"split": _SPLIT})
     )
 
 
-def example(row: Row, number: int, options: Options, side: str | None, where: str) -> Example:
+def example(row: TableRow, number: int, options: Options, side: str | None, where: str) -> Example:
     if options.split == _SPLIT:
         row = row | {_SPLIT: side}
     return jsonl.example(row, number, options, where)  # type: ignore[arg-type]
@@ -80,11 +80,11 @@ def write(examples: Iterable[Example], options: Options) -> None:
         raise DataError(
             f"{path}: a table is written to a file that ends with {' or '.join(_ENDINGS)}"
         )
-    rows, field = list(examples), options.written_column()
+    rows, field = list(examples), options.output_column()
     several = any(len(example.labels) != 1 for example in rows)
     written = []
     for example in rows:
-        row: Row = {options.id or "id": example.id, field: example.text}
+        row: TableRow = {options.id or "id": example.id, field: example.text}
         if options.label or any(other.labels for other in rows):
             row[options.label or "label"] = list(example.labels) if several else example.labels[0]
         if any(other.split for other in rows):
@@ -160,12 +160,12 @@ def _side(file: Path) -> str | None:
     return next((word for word in words if word in GIVEN_NAMES), None)
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[TableRow]:
     schema, batches = _batches(path)
     yield from rows(schema, batches, str(path))
 
 
-def rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], where: str) -> Iterator[Row]:
+def rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], where: str) -> Iterator[TableRow]:
     """With the names of classes that the schema tells."""
     names = _class_names(schema)
     for batch in batches:

@@ -20,7 +20,7 @@ from medray.tasks.base.language_model import LanguageModelLoss, generate
 from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.instruct import safety
 from medray.tasks.instruct.overlap import rouge_l, token_f1, words
-from medray.text.chat_template import Chat, Rendered, TemplateKind
+from medray.text.chat_template import ChatEncoder, ChatTokens, TemplateKind
 from medray.text.windows import readable
 from medray.types import Encoded, Example, Floats, Message, Needs, Prediction, Sampling, TokenIds
 
@@ -235,16 +235,16 @@ class Task:
             )
         return Metrics(tallies.whole(), len(examples))
 
-    def _chat(self, tokenizer: Any) -> Chat:
-        return Chat(tokenizer, self.options.template)
+    def _chat(self, tokenizer: Any) -> ChatEncoder:
+        return ChatEncoder(tokenizer, self.options.template)
 
-    def _rendered(self, messages: Sequence[Message], chat: Chat, answer: int) -> Rendered:
+    def _rendered(self, messages: Sequence[Message], chat: ChatEncoder, answer: int) -> ChatTokens:
         length = readable(self.options.max_length, chat.tokenizer)
         return chat.prompt(
             [Message("system", self.options.system), *messages], max(length - answer, length // 2)
         )
 
-    def _encoded(self, example: Example, chat: Chat) -> Encoded:
+    def _encoded(self, example: Example, chat: ChatEncoder) -> Encoded:
         answer = chat.answer(example.response) if example.response else ()
         prompt = self._rendered(
             _messages(example), chat, len(answer) or self.options.max_new_tokens
@@ -264,7 +264,9 @@ class Task:
             prompt.truncated or len(answer_ids) < len(answer),
         )
 
-    def _likelihood(self, example: Example, chat: Chat, engine: "Engine") -> dict[str, float]:
+    def _likelihood(
+        self, example: Example, chat: ChatEncoder, engine: "Engine"
+    ) -> dict[str, float]:
         """Of the right answer, in the tokens that it would be trained in."""
         row = self._encoded(example, chat)
         start, _ = _spans(row.target)[-1]

@@ -15,7 +15,7 @@ from medray.evaluation.metrics import Metrics
 from medray.tasks.base import mentions as base_mentions
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.tagging.bio import mentions_of, tag, tags_of, words
-from medray.text.windows import Located, located
+from medray.text.windows import TokenWindows, token_windows
 from medray.types import Encoded, Example, Floats, Head, Needs, Prediction
 
 if TYPE_CHECKING:
@@ -177,13 +177,13 @@ class Task:
     def respond(self, predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
         return base_mentions.respond(predictions)
 
-    def _windows(self, examples: Sequence[Example], tokenizer: Any) -> list[Located]:
+    def _windows(self, examples: Sequence[Example], tokenizer: Any) -> list[TokenWindows]:
         options, texts = self.options, [example.text for example in examples]
-        return located(
+        return token_windows(
             texts, tokenizer, max_length=options.max_length, overlap=options.window_overlap
         )
 
-    def _token_tags(self, example: Example, text: Located) -> list[int]:
+    def _token_tags(self, example: Example, text: TokenWindows) -> list[int]:
         """The tag of each token: that of its word."""
         text_words, tags = words(example.text, text.offsets), [_NO_TAG] * len(text.offsets)
         for word, place in zip(

@@ -34,9 +34,9 @@ class Format(Protocol):
 def read(options: PluginOptions) -> Iterator[Example]:
     """What lies elsewhere is pulled to this machine first."""
     from medray import plugins
-    from medray.data.remote import localised
+    from medray.data.remote import localize
 
-    yield from plugins.find("data.formats", options.name).read(localised(options))
+    yield from plugins.find("data.formats", options.name).read(localize(options))
 
 
 def is_left_out(example: Example, options: PluginOptions) -> bool:
@@ -47,10 +47,10 @@ def is_left_out(example: Example, options: PluginOptions) -> bool:
 def check(options: PluginOptions) -> list[str]:
     """What is wrong, as far as the first row tells."""
     from medray import plugins
-    from medray.data.remote import localised
+    from medray.data.remote import localize
 
     try:
-        found: list[str] = plugins.find("data.formats", options.name).check(localised(options))
+        found: list[str] = plugins.find("data.formats", options.name).check(localize(options))
     except (ConfigError, DataError) as err:  # there is nothing to be pulled
         return [f"data.format: {str(err).removeprefix('data.format: ')}"]
     return found
@@ -188,7 +188,7 @@ class ColumnOptions(FormatOptions):
             return " ".join(filter(None, (values[column] for column in self.text)))
         return Template.parse(self.template).render(values) if any(values.values()) else ""
 
-    def written_column(self) -> str:
+    def output_column(self) -> str:
         """The column that a text is written to."""
         if self.template is not None:
             raise DataError(

@@ -30,7 +30,7 @@ class MentionOptions(FormatOptions):
                 )
         return self
 
-    def kept(self, mentions: Iterable[Mention]) -> tuple[Mention, ...]:
+    def select(self, mentions: Iterable[Mention]) -> tuple[Mention, ...]:
         """In the order of the text, each once."""
         chosen = (
             mention for mention in mentions if self.kinds is None or mention.kind in self.kinds
@@ -41,7 +41,7 @@ class MentionOptions(FormatOptions):
         return tuple(sorted(named, key=lambda found: (found.start, found.end, found.kind)))
 
 
-def checked(
+def mention_at(
     text: str, start: object, end: object, kind: str, where: str, said: str | None = None
 ) -> Mention:
     """The mention, if its offsets lie in the text and it reads as the annotation says."""

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
+class Meter:
     total: int | None  # where it is known
     say: Callable[[str], None]
     done: int = 0  # before this run as well
@@ -27,7 +27,7 @@ class Progress:
     _said: float = field(default=0.0, init=False)
 
     @classmethod
-    def idle(cls, total: int | None = None) -> "Progress":
+    def idle(cls, total: int | None = None) -> "Meter":
         """That nobody is told of."""
         return cls(total, lambda line: None)
 
@@ -63,10 +63,10 @@ class Progress:
 
 
 @contextmanager
-def stage(what: str, total: int | None = None) -> Iterator[Progress]:
+def stage(what: str, total: int | None = None) -> Iterator[Meter]:
     """Work that is worth telling about while it goes, and how long it took."""
     start = time.monotonic()
-    progress = Progress(total, lambda line: log.info("%s: %s", what, line))
+    progress = Meter(total, lambda line: log.info("%s: %s", what, line))
     yield progress
     log.info("%s: %d %s in %.1f s", what, progress.done, progress.unit, time.monotonic() - start)
 
