@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 import subprocess
@@ -7,6 +8,8 @@ from typing import Any
 
 import click
 import documents
+import jsonschema
+import pages
 import promises
 import pytest
 import typer
@@ -39,6 +42,31 @@ def test_the_data_page_names_every_format_and_option() -> None:
     for name in plugins.names("data.formats"):
         for option in plugins.find("data.formats", name).Options.model_fields:
             assert f"`{option}`" in page, f"{name}: {option}"
+
+
+@pytest.mark.parametrize("path", pages.render(), ids=lambda path: path.name)
+def test_a_generated_page_is_what_the_code_says(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == pages.render()[path], (
+        "python tests/pages.py writes it"
+    )
+
+
+@pytest.mark.parametrize(
+    "study", sorted((ROOT / "jobs" / "studies").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_a_study_that_ships_names_its_schema_and_fits_it(study: Path) -> None:
+    text = study.read_text(encoding="utf-8")
+    assert text.startswith(f"# yaml-language-server: $schema={pages.SCHEMA.name}\n")
+    schema = json.loads(pages.SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.validate(yaml.safe_load(text), schema)
+
+
+def test_a_key_that_a_study_does_not_have_does_not_fit_the_schema() -> None:
+    schema = json.loads(pages.SCHEMA.read_text(encoding="utf-8"))
+    study = yaml.safe_load((ROOT / "jobs" / "studies" / "quickstart.yaml").read_text("utf-8"))
+    study["data"]["format"]["colums"] = ["a"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(study, schema)
 
 
 def test_every_promise_of_the_docs_names_what_shows_it() -> None:
