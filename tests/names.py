@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 # Participles and past tenses that do not end in -ed. Left out are those that are also nouns or
-# adjectives: bound, cut, left, read, set, split.
+# adjectives: bound, cut, left, read, set, split; and `put`, the verb of object stores and of HTTP.
 IRREGULAR = """began begun bought broken brought built burnt came caught chosen did done drawn
 driven eaten fallen fed fell felt flown forbidden forgotten found frozen gave given gone got gotten
 grew grown heard held hidden hung kept knew known laid learnt led lent lost made meant met
-overridden paid proven put ran risen rose said sang sat saw seen sent shaken shown shut slept sold
+overridden paid proven ran risen rose said sang sat saw seen sent shaken shown shut slept sold
 sought spelt spent spoken stolen stood struck stuck sung swept taken taught thought thrown told took
 torn understood went withdrawn won worn wound woven written wrote"""
 # Words that only end like one.

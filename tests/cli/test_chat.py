@@ -133,7 +133,7 @@ def test_a_service_is_talked_to_with_its_token(
         assert status == 0
         assert "adviser@3\nsystem: Be careful.\nyours: Be brief.\n" in shown
         assert shown.count(f"Asthma is common.\n\n{WARNING}\n") == 2
-        _, second = service.asked
+        _, second = service.requests
         assert [message.role for message in second[1].messages] == [
             "system",
             "user",
@@ -173,7 +173,7 @@ def test_the_client_chats_whole_and_in_pieces() -> None:
         assert len(said) == 3
         assert end.value.value == whole
         assert client.model("adviser")["system"] == "Be careful."
-        service.refused = Refusal(429, "overloaded", "too many texts are waiting", 1)
+        service.refusal = Refusal(429, "overloaded", "too many texts are waiting", 1)
         with pytest.raises(RefusedError, match="429 too many"):
             next(client.stream(ASK, model="adviser"))
 

@@ -445,9 +445,11 @@ def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> No
         while not list(tmp_path.glob("runs/tiny/*/trials/*/training")):  # there once a trial trains
             assert running.process.poll() is None
             time.sleep(0.1)
-        running.seen |= serve_session.processes(running.process.pid)
+        running.children |= serve_session.processes(running.process.pid)
         (trial,) = (
-            number for number, name in running.seen.items() if name.startswith("ray::ImplicitFunc")
+            number
+            for number, name in running.children.items()
+            if name.startswith("ray::ImplicitFunc")
         )
         os.kill(trial, signal.SIGSTOP)  # it stores no state, so that the study waits for it
         os.kill(running.process.pid, signal.SIGINT)
@@ -457,6 +459,6 @@ def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> No
         assert done.status == 130, done.output
         assert "`medray study --resume` goes on" in done.output
         assert "Traceback" not in done.output
-        assert not running.left(), "processes were left behind"
+        assert not running.survivors(), "processes were left behind"
     finally:
         running.abandon()

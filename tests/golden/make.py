@@ -81,7 +81,7 @@ def write() -> None:
 
 def _run(folder: Path) -> dict[str, str]:
     """What a study leaves in its run's folder, and its report."""
-    run = run_files.run(folder, found=run_files.trials(num_failed=1))
+    run = run_files.run(folder, histories=run_files.trials(num_failed=1))
     page = folder / "report.html"
     assert cli.main(["report", str(run.folder), "--output", str(page)]) == 0
     board = run.leaderboard()

@@ -18,7 +18,7 @@ import medray.serving.replica, medray.training.worker, medray.study.final_test
 print("worker", loaded("bitsandbytes", "sklearn", "torch._inductor.compile_fx"))
 from support import tiny
 from medray.tasks.base.protocol import Head
-tiny.merged(Path(sys.argv[1]), "bert", Head(("cancer", "other")))
+tiny.merged_model(Path(sys.argv[1]), "bert", Head(("cancer", "other")))
 print("adapted", loaded("bitsandbytes", "sklearn"))
 from medray.config.study import LoraConfig, ModelOptions
 from medray.models import sources

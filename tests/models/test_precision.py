@@ -43,7 +43,7 @@ def test_every_family_answers_near_to_fp32_and_is_put_back(
 ) -> None:
     if per_token and family not in ENCODERS:
         pytest.skip("heads that read tokens are for encoders")
-    built = tiny.merged(tmp_path, family, Head(("a", "b", "c"), per_token))
+    built = tiny.merged_model(tmp_path, family, Head(("a", "b", "c"), per_token))
     exact, before = (
         outputs(built, "fp32"),
         {name: id(weight) for name, weight in built.model.named_parameters()},
@@ -61,7 +61,7 @@ def test_every_family_answers_near_to_fp32_and_is_put_back(
 @needs_bf16
 @pytest.mark.parametrize("family", ENCODERS)
 def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
-    built = tiny.merged(tmp_path, family, Head(("a", "b")))
+    built = tiny.merged_model(tmp_path, family, Head(("a", "b")))
     cast(built.model, built.family, "bf16")
     layers = built.model.get_submodule(built.family.layers_path)
     assert not any(isinstance(module, Linear) for module in layers.modules())
@@ -70,7 +70,7 @@ def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
 
 
 def test_what_flows_between_the_layers_of_a_language_model_is_fp32(tmp_path: Path) -> None:
-    built = tiny.merged(tmp_path, "llama", None)
+    built = tiny.merged_model(tmp_path, "llama", None)
     cast(built.model, built.family, "bf16")
     assert {weight.dtype for name, weight in built.model.named_parameters() if "norm" in name} == {
         torch.float32
@@ -96,7 +96,7 @@ def test_a_packed_layer_multiplies_as_one_in_bf16(has_bias: bool) -> None:
 def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, widths: list[int]
 ) -> None:
-    built, seen = tiny.merged(tmp_path, "bert", Head(("a", "b"))), list[int]()
+    built, seen = tiny.merged_model(tmp_path, "bert", Head(("a", "b"))), list[int]()
     forward = built.model.forward
 
     def watched(input_ids: Tensor, attention_mask: Tensor) -> object:
@@ -110,7 +110,7 @@ def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
 
 
 def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
-    config = tiny.merged(tmp_path, "bert", Head(("a", "b"))).model.config
+    config = tiny.merged_model(tmp_path, "bert", Head(("a", "b"))).model.config
     config.max_position_embeddings = 70
     assert [bf16_width(config, longest) for longest in (1, 16, 17, 64, 65, 70)] == [
         16,
@@ -120,4 +120,4 @@ def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
         65,
         70,
     ]
-    assert bf16_width(tiny.merged(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17
+    assert bf16_width(tiny.merged_model(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17

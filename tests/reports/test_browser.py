@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    run = run_files.run(folder / "made", found=run_files.trials(num_failed=1))
+    run = run_files.run(folder / "made", histories=run_files.trials(num_failed=1))
     return page.write(page.compose(gather(run)), folder / "report.html")
 
 

@@ -128,7 +128,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def test_a_study_its_trials_and_its_release_are_logged_once(server: Server, tmp_path: Path) -> None:
-    run = run_files.run(tmp_path, found=run_files.trials(num_failed=1))
+    run = run_files.run(tmp_path, histories=run_files.trials(num_failed=1))
     best, data = run.leaderboard().best, gather(run)
     release = mlflow.Published("made", 1, "best", "abc", run.checkpoint(best.name, best.step or 0))
     files = [run.folder / "leaderboard.json"]

@@ -51,7 +51,7 @@ def rendered(run: Run) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run_files.run(tmp_path_factory.mktemp("whole"), found=run_files.trials(num_failed=1))
+    return run_files.run(tmp_path_factory.mktemp("whole"), histories=run_files.trials(num_failed=1))
 
 
 def test_the_first_sentence_tells_what_won_with_its_figure_and_interval(whole: Run) -> None:
@@ -74,7 +74,7 @@ def test_figures_that_are_means_over_seeds_are_called_so_in_the_first_sentence(
         return replace(board, entries=tuple(replace(entry, seeds=seeds) for entry in board.entries))
 
     assert "seeds" not in page.compose(gather(whole)).headline
-    assert page.compose(gather(run_files.run(tmp_path, changed=repeated))).headline.endswith(
+    assert page.compose(gather(run_files.run(tmp_path, edit=repeated))).headline.endswith(
         "160 test rows, the mean of 3 seeds."
     )
 
@@ -171,7 +171,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     def renamed(board: Leaderboard) -> Leaderboard:
         return replace(board, study=HOSTILE[0])
 
-    made_run = run_files.run(tmp_path, labels=HOSTILE, column=HOSTILE[1], changed=renamed)
+    made_run = run_files.run(tmp_path, labels=HOSTILE, column=HOSTILE[1], edit=renamed)
     record = made_run.records()[-1].model_copy(
         update={"error": HOSTILE[1], "settings": {"lora.r": HOSTILE[0], "a\x00b": "\x1b"}}
     )
@@ -201,7 +201,7 @@ def test_an_older_run_has_a_report_without_what_it_lacks(tmp_path: Path) -> None
 
 def test_one_trial_alone_has_a_report(tmp_path: Path) -> None:
     base = [{"source": run_files.BASES[0]}]
-    alone = run_files.run(tmp_path, found=run_files.trials()[:1], base_models=base, search={})
+    alone = run_files.run(tmp_path, histories=run_files.trials()[:1], base_models=base, search={})
     report = page.compose(gather(alone))
     assert "chosen among 1 trial of small-encoder" in report.said[0]
     assert "settings" not in [section.id for section in report.sections]
@@ -228,7 +228,7 @@ def test_a_study_whose_test_rows_were_not_judged_says_so(tmp_path: Path) -> None
         )
         return replace(board, entries=entries, comparisons=(), num_openings=0)
 
-    report = page.compose(gather(run_files.run(tmp_path, changed=unjudged, with_analysis=False)))
+    report = page.compose(gather(run_files.run(tmp_path, edit=unjudged, with_analysis=False)))
     assert "Test rows were not judged" in report.headline
     assert "against" not in [section.id for section in report.sections]
 

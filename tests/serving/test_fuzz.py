@@ -104,7 +104,7 @@ def test_a_malformed_request_is_refused_as_the_document_says(label: str, num_exa
 
 def test_a_failure_would_be_found() -> None:
     service = fake_service.Service()
-    service.refused = Refusal(418, "teapot", "is no status of ours")
+    service.refusal = Refusal(418, "teapot", "is no status of ours")
     with pytest.raises(FailureGroup, match="Undocumented status code"):
         ask(
             schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(service)),

@@ -41,7 +41,10 @@ def test_a_model_reads_the_masked_text_and_the_answer_counts_by_kind_and_input()
         .post("/v1/classify", json={"inputs": [NOTE, "a tumour"], "model": "cancer"})
         .json()
     )
-    assert service.asked[0].inputs == ("Dr. [NAME] ([EMAIL]) saw a tumour on [DATE].", "a tumour")
+    assert service.requests[0].inputs == (
+        "Dr. [NAME] ([EMAIL]) saw a tumour on [DATE].",
+        "a tumour",
+    )
     assert [note["masked"] for note in told["notes"]] == [{"email": 1, "date": 1, "name": 1}, {}]
 
 
@@ -52,7 +55,7 @@ def test_without_the_option_a_text_is_read_as_it_was_sent() -> None:
         .post("/v1/classify", json={"text": NOTE, "model": "cancer"})
         .json()
     )
-    assert service.asked[0].text == NOTE
+    assert service.requests[0].text == NOTE
     assert told["notes"] == []
 
 

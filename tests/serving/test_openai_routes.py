@@ -59,7 +59,7 @@ def test_a_whole_answer_has_openais_fields_and_ours() -> None:
         "answered",
         WARNING,
     )
-    ((reference, asked),) = service.asked
+    ((reference, asked),) = service.requests
     sampling = asked.sampling
     assert (reference, asked.max_tokens, asked.whole) == ("adviser@best", 7, True)
     assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.stop) == (
@@ -89,7 +89,7 @@ def test_a_stream_begins_with_the_role_and_ends_with_the_disclaimer_reason_and_u
     assert chunks[-2].disclaimer == WARNING
     assert chunks[-1].choices == []
     assert chunks[-1].usage.total_tokens == 17
-    assert not service.asked[0][1].whole
+    assert not service.requests[0][1].whole
     assert all(chunk.usage is None for chunk in say(client(Service()), stream=True))
 
 
@@ -120,7 +120,7 @@ def test_completions_ask_the_prompt_as_one_turn_streamed_and_not() -> None:
     found = asking.completions.create(model="adviser", prompt="What is asthma?")
     assert (found.object, found.choices[0].finish_reason) == ("text_completion", "stop")
     assert found.choices[0].text == f"Asthma is common.\n\n{WARNING}"
-    assert service.asked[0][1].messages == (Message("user", "What is asthma?"),)
+    assert service.requests[0][1].messages == (Message("user", "What is asthma?"),)
     pieces = list(
         asking.completions.create(model="adviser", prompt=["What is asthma?"], stream=True)
     )
@@ -141,7 +141,7 @@ def test_roles_and_parts_become_turns() -> None:
         {"role": "user", "content": "And now?"},
     ]
     say(client(service), messages=said)
-    assert service.asked[0][1].messages == (
+    assert service.requests[0][1].messages == (
         Message("system", "Be brief."),
         Message("user", "What is it?"),
         Message("assistant", "Asthma."),
@@ -168,7 +168,7 @@ def test_logprobs_come_in_the_form_of_each_route() -> None:
         ("As", -0.5),
         ("Br", -1.0),
     ]
-    assert service.asked[0][1].sampling.logprobs == 2
+    assert service.requests[0][1].sampling.logprobs == 2
     streamed = [chunk.choices[0].logprobs for chunk in say(asking, logprobs=True, stream=True)]
     assert [one.token for found in streamed if found for one in found.content] == ["As", "\ufffd"]
     text = asking.completions.create(model="adviser", prompt="a", logprobs=2).choices[0].logprobs
@@ -231,7 +231,7 @@ def test_what_cannot_be_obeyed_is_a_400_in_openais_form_that_repeats_nothing(
     if param:
         assert error["param"] == param
     assert SECRET not in str(error)
-    assert not service.asked
+    assert not service.requests
 
 
 def test_what_asks_for_nothing_or_is_new_is_let_through() -> None:
@@ -260,7 +260,7 @@ def test_refusals_become_the_errors_that_openais_client_knows() -> None:
         (400, openai.BadRequestError),
         (503, openai.InternalServerError),
     ):
-        service.refused = Refusal(
+        service.refusal = Refusal(
             status, "overloaded", "too many texts are waiting", 3, code="context_length_exceeded"
         )
         for stream in (False, True):

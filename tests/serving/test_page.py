@@ -96,7 +96,7 @@ def test_releases_tell_task_path_form_labels_and_figures() -> None:
 
 def test_a_release_that_does_not_answer_is_told_beside_those_that_do() -> None:
     service = fake_service.Service()
-    service.refused = Refusal(503, "unavailable", "no replica of this release could answer")
+    service.refusal = Refusal(503, "unavailable", "no replica of this release could answer")
     found = http(service).get("/v1/releases")
     assert found.status_code == 200
     assert found.json()["data"] == []

@@ -87,7 +87,7 @@ def test_an_abstract_gets_its_label_confidence_and_bars(
         "[...document.querySelectorAll('.track i')].map(held => held.getBoundingClientRect().width)"
     )
     assert widths[0] == pytest.approx(83 / 17 * widths[1], rel=0.02)
-    assert page.service.asked[0].text == "Histology showed an infiltrating carcinoma."
+    assert page.service.requests[0].text == "Histology showed an infiltrating carcinoma."
     background = page.value("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     page.is_clean()
@@ -104,7 +104,7 @@ def test_symptoms_are_picked_by_keyboard_and_diseases_ranked(page: Served) -> No
     page.value("document.getElementById('field-symptoms').focus()")
     page.enter()  # nothing is typed: asks
     page.until("!document.getElementById('answer').hidden")
-    assert page.service.asked[0].text == "skin rash; hiccups"
+    assert page.service.requests[0].text == "skin rash; hiccups"
     assert page.text(".bars .name") == fake_service.DISEASES[-1]
     assert page.value("document.querySelectorAll('#found > .bars li').length") == 12
     assert "Abstained" in page.text("#found")
@@ -117,7 +117,7 @@ def test_a_question_is_asked_with_its_abstract_as_the_release_was_trained(page: 
     page.type("#field-question", "Does it help?")
     page.enter()
     page.until("!document.getElementById('answer').hidden")
-    assert page.service.asked[0].text == "We studied 40 patients.\n\nQuestion: Does it help?"
+    assert page.service.requests[0].text == "We studied 40 patients.\n\nQuestion: Does it help?"
     assert page.text(".verdict") == "yes"
     page.is_clean()
 
@@ -209,7 +209,7 @@ def test_every_control_is_reached_by_tab_and_has_a_name(page: Served) -> None:
 
 def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Served) -> None:
     page.open("cancer@best")
-    page.service.refused = Refusal(
+    page.service.refusal = Refusal(
         429, "overloaded", "too many texts are waiting; try again later", 3
     )
     page.type("#field-text", "tumour")
@@ -219,7 +219,7 @@ def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Served)
         page.text("#problem")
         == "Too many texts are waiting; try again later. It can be asked again in 3 seconds."
     )
-    page.service.refused = None
+    page.service.refusal = None
     page.value("document.getElementById('send').click()")
     page.until(
         "document.getElementById('problem').hidden && !document.getElementById('answer').hidden"

@@ -1,1 +1,1 @@
-from support.chaos import small, undisturbed, undisturbed_of_two  # noqa: F401  (fixtures)
+from support.chaos import small, undisturbed_figures, undisturbed_figures_of_two  # noqa: F401  (fixtures)

@@ -55,8 +55,8 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    undisturbed: Figures = request.getfixturevalue(
-        "undisturbed_of_two" if settings == TWO_WORKERS else "undisturbed"
+    undisturbed_figures: Figures = request.getfixturevalue(
+        "undisturbed_figures_of_two" if settings == TWO_WORKERS else "undisturbed_figures"
     )
     path = write_study(tmp_path, *settings)
     study = Study(path)
@@ -80,15 +80,15 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
         assert ("--resume" in done.output) == (what in ("Ctrl-C", "SIGTERM")), done.output
         # Ray's agents wait a minute for a head that was killed with the study, and compute nothing
         # meanwhile.
-        assert not [name for name in study.left(5).values() if "Agent" not in name], (
+        assert not [name for name in study.survivors(5).values() if "Agent" not in name], (
             "processes were left behind"
         )
-        assert not study.left(90), "processes were left behind"
+        assert not study.survivors(90), "processes were left behind"
         print(f"{what}: nothing was left after {time.monotonic() - start:.1f} s")
         done = Study(path, "--resume").end()
     assert done.status == 0, done.output
     run = latest(tmp_path / "runs" / "tiny")
-    assert figures(run) == undisturbed
+    assert figures(run) == undisturbed_figures
     again = epochs_trained_twice(run)
     print(f"{what}: epochs trained twice {again:.2f}")
     assert again <= 2  # one evaluation interval for each trial that ran

@@ -17,7 +17,7 @@ from medray.study.run import latest
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("launcher", ["inline", "train"])
 def test_a_study_whose_disk_fills_up_ends_with_a_sentence_and_goes_on_once_there_is_room(
-    small: Path, launcher: str, undisturbed: Figures
+    small: Path, launcher: str, undisturbed_figures: Figures
 ) -> None:
     settings = (f"resources.launcher={launcher}",)
     path = write_study(small, *settings)
@@ -43,7 +43,7 @@ def test_a_study_whose_disk_fills_up_ends_with_a_sentence_and_goes_on_once_there
     filler.unlink()
     done = Study(path, "--resume").end()
     assert done.status == 0, done.output
-    assert figures(run) == undisturbed
+    assert figures(run) == undisturbed_figures
     again = epochs_trained_twice(run)
     print(f"{launcher}: epochs trained twice {again:.2f}")
     assert again <= 2  # one evaluation interval for each trial that ran

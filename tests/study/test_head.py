@@ -56,7 +56,7 @@ def nodes(redis: str) -> Iterator[Raylets]:
         yield started
 
 
-def wait_for_nodes(joined: dict[str, str], wanted: list[str]) -> None:
+def wait_for_nodes(cluster_env: dict[str, str], wanted: list[str]) -> None:
     """Until the head knows these addresses as nodes that live."""
     look = (
         "import ray, sys, time; ray.init(log_to_driver=False)\n"
@@ -65,7 +65,7 @@ def wait_for_nodes(joined: dict[str, str], wanted: list[str]) -> None:
     )
     subprocess.run(
         [sys.executable, "-c", look, *wanted],
-        env=os.environ | joined,
+        env=os.environ | cluster_env,
         check=True,
         capture_output=True,
         timeout=180,
@@ -73,10 +73,10 @@ def wait_for_nodes(joined: dict[str, str], wanted: list[str]) -> None:
 
 
 def test_a_study_is_resumed_on_a_head_that_was_started_again(
-    nodes: Raylets, tmp_path: Path, undisturbed: Figures
+    nodes: Raylets, tmp_path: Path, undisturbed_figures: Figures
 ) -> None:
     path = write_study(tmp_path)
-    study = Study(path, joined=nodes.joined)
+    study = Study(path, cluster_env=nodes.cluster_env)
     before = [nodes.raylet(1), nodes.raylet(2)]
     try:
         study.until(r"tiny-bert-\d+  epoch 2 ")
@@ -91,13 +91,13 @@ def test_a_study_is_resumed_on_a_head_that_was_started_again(
     )
     assert done.status != 0
     nodes.run("restart", 0)
-    wait_for_nodes(nodes.joined, [nodes.address(1), nodes.address(2)])
+    wait_for_nodes(nodes.cluster_env, [nodes.address(1), nodes.address(2)])
     print(f"a head and both nodes after {time.monotonic() - start:.0f} s")
     assert [nodes.raylet(1), nodes.raylet(2)] == before  # nobody started them again
-    done = Study(path, "--resume", joined=nodes.joined).end()
+    done = Study(path, "--resume", cluster_env=nodes.cluster_env).end()
     assert done.status == 0, done.output
     run = latest(tmp_path / "runs" / "tiny")
-    assert figures(run) == undisturbed
+    assert figures(run) == undisturbed_figures
     again = epochs_trained_twice(run)
     print(
         f"epochs trained twice {again:.2f}, all done {time.monotonic() - start:.0f} s after the "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import in_process, tiny
-from support.watcher import Seen
+from support.watcher import RecordingWatcher
 
 from medray import cli
 from medray.config.load import dump_settings
@@ -38,7 +38,7 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
         "publish={name: instruct}",
     )
     preflight.check(asked)
-    seen = Seen()
+    seen = RecordingWatcher()
     found = in_process.run(asked, seen)
     (audit,) = seen.audits
     assert "always answering" not in audit.render()

@@ -56,14 +56,14 @@ def apart(links: list[str]) -> Iterator[Raylets]:
         f'for word; do case $word in {NET}.[23]) exec ip netns exec "{TAG}n${{word##*.}}" $RAY '
         '"$@" ;; esac; done\nexec $RAY "$@"'
     )
-    with raylets(3, cpus=1, of_head=0, wrapped=inside, MEDRAY_LOCAL_NET=NET) as started:
+    with raylets(3, cpus=1, of_head=0, node_script=inside, MEDRAY_LOCAL_NET=NET) as started:
         yield started
 
 
 def test_a_study_goes_on_when_the_link_of_a_node_is_cut(
-    links: list[str], apart: Raylets, tmp_path: Path, undisturbed: Figures
+    links: list[str], apart: Raylets, tmp_path: Path, undisturbed_figures: Figures
 ) -> None:
-    study = Study(write_study(tmp_path), joined=apart.joined)
+    study = Study(write_study(tmp_path), cluster_env=apart.cluster_env)
     try:
         study.until(r"tiny-bert-\d+  epoch 2 ")
         start = time.monotonic()
@@ -76,7 +76,7 @@ def test_a_study_goes_on_when_the_link_of_a_node_is_cut(
     again = epochs_trained_twice(run)
     print(f"ended {time.monotonic() - start:.0f} s after the cut; epochs trained twice {again:.2f}")
     assert 0 < again <= 1  # one evaluation interval of the trial that was there
-    assert figures(run) == undisturbed
+    assert figures(run) == undisturbed_figures
 
 
 def test_a_study_whose_folder_one_node_does_not_see_is_refused(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_study_whose_folder_one_node_does_not_see_is_refused(tmp_path: Path) -
         f'case "$*" in *--address*) exec unshare --mount sh -c \'mount -t tmpfs tmpfs {runs} && '
         'exec "$@"\' - $RAY "$@" ;; esac\nexec $RAY "$@"'
     )
-    with raylets(2, cpus=1, of_head=1, wrapped=blind) as nodes:
-        done = Study(path, joined=nodes.joined).end()
+    with raylets(2, cpus=1, of_head=1, node_script=blind) as nodes:
+        done = Study(path, cluster_env=nodes.cluster_env).end()
         assert done.status == 1, done.output
         assert (
             f"is a folder of one node: {nodes.address(1)} cannot see what is written to it; "

@@ -16,7 +16,7 @@ from ray.exceptions import OutOfMemoryError
 from support import tiny
 from support.ray_studies import run
 from support.serve_session import processes
-from support.watcher import Seen, figures
+from support.watcher import RecordingWatcher, figures
 
 from medray.config.study import StudyConfig
 from medray.data import dataset
@@ -57,7 +57,7 @@ def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(
             )
             os.kill(killed[0], signal.SIGKILL)
 
-    outcome = run(study, cluster, Seen(kill))
+    outcome = run(study, cluster, RecordingWatcher(kill))
     (record,) = outcome.run.records()
     assert killed
     assert record.status == "stopped"

@@ -75,7 +75,7 @@ def test_workers_spread_over_two_nodes_find_what_one_node_finds(
     nodes: Raylets, tmp_path: Path, alone: Figures
 ) -> None:
     start = time.monotonic()
-    done = Study(write_study(tmp_path, *EXACT, SPREAD), joined=nodes.joined).end()
+    done = Study(write_study(tmp_path, *EXACT, SPREAD), cluster_env=nodes.cluster_env).end()
     assert done.status == 0, done.output
     run = latest(tmp_path / "runs" / "tiny")
     print(f"{time.monotonic() - start:.0f} s")
@@ -101,7 +101,7 @@ def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(
     asked = tiny.study(tmp_path, *settings, f"base_models=[{stages}]", SPREAD)
     path = tmp_path / "study.yaml"
     path.write_text(dump_settings(asked))
-    done = Study(path, joined=nodes.joined).end()
+    done = Study(path, cluster_env=nodes.cluster_env).end()
     assert done.status == 0, done.output
     (tmp_path / "alone").mkdir()
     plain = tiny.trial(tiny.study(tmp_path, *settings), tmp_path / "alone").run().history
@@ -145,7 +145,7 @@ def test_a_study_goes_on_when_a_raylet_is_killed(
         write_study(tmp_path, *EXACT, settings),
         *command[1:],
         command=command[0],
-        joined=nodes.joined,
+        cluster_env=nodes.cluster_env,
     )
     killed = None
     try:

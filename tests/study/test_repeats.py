@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.in_process import run
-from support.watcher import Seen, figures
+from support.watcher import RecordingWatcher, figures
 
 from medray.data import dataset
 from medray.errors import ConfigError
@@ -104,7 +104,7 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
     )
     assert "mean of 3 seeds" in (outcome.run.folder / "leaderboard.md").read_text()
     more = tiny.study(tmp_path, GRID, "search.num_seeds=4", "publish={name: cancer}")
-    seen = Seen()
+    seen = RecordingWatcher()
     extended = run(more, seen, Run.resume(more))
     assert {trial for trial, _ in seen.evaluations} == {"tiny-bert-000-seed-3"}
     assert extended.board.best.seeds is not None

@@ -184,7 +184,7 @@ def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None
 def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_http(
     tmp_path: Path, cluster: Cluster
 ) -> None:
-    data, answer = tiny.annotated(tmp_path), ("task.max_answer=16",)
+    data, answer = tiny.annotations(tmp_path), ("task.max_answer=16",)
     found = {
         "disease-names": run(tmp_path, "seed_000_extract", data, "phi", nf4=False, settings=answer),
         "disease-names-few-shot": run(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.chaos import GRID
-from support.watcher import Seen
+from support.watcher import RecordingWatcher
 
 from medray.config.study import StudyConfig
 from medray.records import Evaluation
@@ -31,7 +31,7 @@ def open_session(study: StudyConfig, here: Run, place: Path) -> Session:
         Search(study, "f1_macro"),
         material=lambda config: place,
         placement=lambda config: Placement("inline", 1, 1, 0, 2),
-        watcher=Seen(),
+        watcher=RecordingWatcher(),
     )
 
 

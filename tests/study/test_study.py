@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import run_files, tiny
 from support.in_process import run
-from support.watcher import Seen, figures
+from support.watcher import RecordingWatcher, figures
 
 from medray.config.study import StudyConfig
 from medray.data import dataset
@@ -33,7 +33,7 @@ def alone(study: StudyConfig, folder: Path) -> list[Evaluation]:
 class Compared:
     study: StudyConfig
     outcome: Outcome
-    seen: Seen
+    seen: RecordingWatcher
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
         "calibration.abstain_precision=0.6",
     )
     study = tiny.study(folder, bases, RATE, *more)
-    seen = Seen()
+    seen = RecordingWatcher()
     return Compared(study, run(study, seen), seen)
 
 
@@ -219,7 +219,7 @@ def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: P
 
     here = Run.start(study)
     with pytest.raises(KeyboardInterrupt):
-        run(study, Seen(interrupt), here)
+        run(study, RecordingWatcher(interrupt), here)
     assert "running" in {record.status for record in here.records()}
     outcome = run(study, here=Run.resume(study))
     assert outcome.run.folder == here.folder
@@ -241,7 +241,7 @@ def test_a_trial_that_stores_its_state_when_it_is_interrupted_takes_no_step_twic
             stop.request(here.trial_dir(record.trial))
 
     with pytest.raises(KeyboardInterrupt):
-        run(study, Seen(interrupt), here)
+        run(study, RecordingWatcher(interrupt), here)
     run(study, here=Run.resume(study))
     (record,) = here.records()
     assert figures(here.history(record.trial)) == figures(alone(study, tmp_path / "alone"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.in_process import run
-from support.watcher import Seen, figures
+from support.watcher import RecordingWatcher, figures
 
 from medray.errors import TrialError
 from medray.registry.registry import Registry
@@ -48,7 +48,7 @@ def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_
         f"base_models=[{weak}, {{source: {roberta}, space: {own}, num_trials: 2}}]",
         *settings,
     )
-    seen = Seen()
+    seen = RecordingWatcher()
     with caplog.at_level(logging.WARNING):
         after = run(more, seen, Run.resume(more))
     assert after.run.folder == before.run.folder
@@ -63,7 +63,7 @@ def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_
         after.release.reference,
         Registry(more.storage_path).resolve("cancer@best").record.version,
     ) == ("cancer@2", 2)
-    again = run(more, Seen(), Run.resume(more))  # nothing more is asked for
+    again = run(more, RecordingWatcher(), Run.resume(more))  # nothing more is asked for
     assert again.board.num_openings == 2
     assert again.release is not None
     assert again.release.reference == "cancer@2"

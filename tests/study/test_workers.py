@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import ray_studies, tiny
 from support.serve_session import processes
-from support.watcher import Seen
+from support.watcher import RecordingWatcher
 
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
 ZERO_2 = ("train.strategy=deepspeed", "train.zero_stage=2")
 
 
-class Killer(Seen):
+class Killer(RecordingWatcher):
     """Kills one worker once the second epoch is reported."""
 
     def __init__(self) -> None:

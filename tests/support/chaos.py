@@ -1,5 +1,5 @@
-"""A study as a process of its own, to be disturbed while it runs, and what tells whether it ended
-as if nothing had been."""
+"""Runs a study as a separate process, disturbs it, and compares its figures with those of an
+undisturbed run."""
 
 import os
 import re
@@ -25,20 +25,21 @@ Figures = dict[str, list[tuple[int, float, float]]]  # of a trial: epoch, loss, 
 
 
 @dataclass(frozen=True)
-class Ended:
+class Result:
     status: int
     output: str
 
 
 def hear_interrupts() -> None:
-    """A shell that starts tests in the background has them ignore Ctrl-C, and their children
-    too."""
+    """Restore Ctrl-C: a shell that starts tests in the background makes them, and their children,
+    ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_study(folder: Path, *settings: str) -> Path:
-    """Grid, fp32, one thread, no early stop: what decides figures is the study alone."""
-    asked = tiny.study(
+    """Write a study with a grid, fp32, one thread and no early stop: its figures are
+    reproducible."""
+    study_config = tiny.study(
         folder,
         GRID,
         "search.algorithm=grid",
@@ -48,18 +49,18 @@ def write_study(folder: Path, *settings: str) -> Path:
         num_rows=800,
     )
     path = folder / "study.yaml"
-    path.write_text(dump_settings(asked))
+    path.write_text(dump_settings(study_config))
     return path
 
 
 class Study:
-    """`medray study` as a process of its own; on a cluster where `joined` tells its variables."""
+    """A process that runs `medray study`, on the cluster that `cluster_env` names."""
 
     def __init__(
         self,
         *arguments: str | Path,
         command: str = "study",
-        joined: Mapping[str, str] | None = None,
+        cluster_env: Mapping[str, str] | None = None,
     ) -> None:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("RAY_")
@@ -69,51 +70,51 @@ class Study:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment | dict(joined or {}),
+            env=environment | dict(cluster_env or {}),
             start_new_session=True,
             preexec_fn=hear_interrupts,
         )
         self.lines: list[str] = []
-        self.seen: dict[int, str] = {}  # processes below, by the name they showed
+        self.children: dict[int, str] = {}  # process id: the name it showed
 
     def until(self, pattern: str) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
             if re.search(pattern, line):
-                self.seen |= serve_session.processes(self.process.pid)
+                self.children |= serve_session.processes(self.process.pid)
                 return
-        pytest.fail(f"{pattern} was not said:\n{''.join(self.lines)}")
+        pytest.fail(f"{pattern} was not printed:\n{''.join(self.lines)}")
 
     def kill(self, name: str) -> None:
-        """The first process below that shows this name."""
-        found = [
+        """Kill the first child process whose name matches."""
+        children = [
             number
-            for number, shown in serve_session.processes(self.process.pid).items()
-            if re.match(name, shown)
+            for number, child_name in serve_session.processes(self.process.pid).items()
+            if re.match(name, child_name)
         ]
-        assert found, serve_session.processes(self.process.pid)
-        os.kill(found[0], signal.SIGKILL)
+        assert children, serve_session.processes(self.process.pid)
+        os.kill(children[0], signal.SIGKILL)
 
-    def end(self, timeout_s: float = 600) -> Ended:
+    def end(self, timeout_s: float = 600) -> Result:
         try:
             output, _ = self.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self.abandon()
             raise
-        return Ended(self.process.returncode, "".join(self.lines) + output)
+        return Result(self.process.returncode, "".join(self.lines) + output)
 
     def abandon(self) -> None:
-        """At the end of a test that failed: nothing is left running."""
+        """Kill the process and its children, so that a failed test leaves nothing behind."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def left(self, patience_s: float = 20) -> dict[int, str]:
-        """What still lives of the processes that were seen, after a while."""
+    def survivors(self, patience_s: float = 20) -> dict[int, str]:
+        """Return the children that are still alive after a while."""
         deadline = time.monotonic() + patience_s
         while (
-            alive := {number: name for number, name in self.seen.items() if _lives(number)}
+            alive := {number: name for number, name in self.children.items() if _lives(number)}
         ) and time.monotonic() < deadline:
             time.sleep(0.2)
         return alive
@@ -136,66 +137,65 @@ def figures(run: Run) -> Figures:
 
 
 def steps_trained_twice(run: Run) -> dict[str, int]:
-    """Of each trial, by the steps that its own log tells."""
+    """Count the steps per trial that its log names more than once."""
     again = {}
     for record in run.records():
-        taken = [step for step, _ in _steps(run, record.trial)]
-        again[record.trial] = len(taken) - len(set(taken))
+        steps = [step for step, _ in _steps(run, record.trial)]
+        again[record.trial] = len(steps) - len(set(steps))
     return again
 
 
 def epochs_trained_twice(run: Run) -> float:
-    """In parts of an epoch."""
+    """Return the repeated steps of all trials as a number of epochs."""
     again = steps_trained_twice(run)
     num_steps = int(_steps(run, next(iter(again)))[0][1])
     return sum(again.values()) / (num_steps / NUM_EPOCHS)
 
 
 def _steps(run: Run, trial: str) -> list[tuple[str, str]]:
-    """Each step that a trial took, and of how many."""
+    """Return each step in the log of a trial, with the number of all steps."""
     return re.findall(r"step (\d+)/(\d+)", (run.trial_dir(trial) / "log.txt").read_text())
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    """What `write_study` alone finds, on one node and with nothing killed."""
-    return found_alone(tmp_path_factory)
+def undisturbed_figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """Return the figures of the study of `write_study` on one node, with nothing killed."""
+    return run_alone(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def undisturbed_of_two(tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    """The same of trials of two workers: each worker draws its own dropout."""
-    return found_alone(tmp_path_factory, *TWO_WORKERS)
+def undisturbed_figures_of_two(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """Return the same with two workers per trial: each worker draws its own dropout."""
+    return run_alone(tmp_path_factory, *TWO_WORKERS)
 
 
-def found_alone(tmp_path_factory: pytest.TempPathFactory, *settings: str) -> Figures:
+def run_alone(tmp_path_factory: pytest.TempPathFactory, *settings: str) -> Figures:
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = Study(write_study(folder, *settings)).end()
-    assert done.status == 0, done.output
+    result = Study(write_study(folder, *settings)).end()
+    assert result.status == 0, result.output
     return figures(latest(folder / "runs" / "tiny"))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with little more room than a study asks for at its start."""
+    """Mount a small file system, with little more room than a study requires at its start."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(
+    mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)],
         capture_output=True,
         text=True,
     )
-    if mounted.returncode:
+    if mount.returncode:
         pytest.skip(
-            "a file system that can be filled needs the right to mount one: "
-            f"{mounted.stderr.strip()}"
+            f"a file system that can be filled needs the right to mount one: {mount.stderr.strip()}"
         )
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(folder: Path) -> Path:
-    """To the last byte."""
+    """Write a file that fills the file system to the last byte."""
     filler = folder / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:

@@ -1,7 +1,7 @@
-"""`pytest --costs=N`: the N slowest phases of tests, with the CPU seconds of all their processes
-beside the seconds that they took.
+"""`pytest --costs=N` prints the N slowest phases of tests: their seconds, and the CPU seconds of
+all their processes.
 
-A phase of many seconds and little CPU waits; one of as much CPU as seconds computes.
+A phase with many seconds and little CPU time waits; one with as much CPU time computes.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ _NAME = "cpu_s"
 
 
 class ProcessTree:
-    """The CPU seconds of this process and all below it, those that have ended included: sampled,
-    since who reaps them is not known."""
+    """Samples the CPU seconds of this process and all its descendants, including those that have
+    ended, which any process may reap."""
 
     def __init__(self, interval_s: float = 0.5) -> None:
-        self._seen: dict[int, float] = {}
-        self._ended = threading.Event()
+        self._cpu_s: dict[int, float] = {}
+        self._stop = threading.Event()
         self._interval_s = interval_s
         self._lock = threading.Lock()
 
@@ -31,27 +31,27 @@ class ProcessTree:
         threading.Thread(target=self._sample, daemon=True).start()
 
     def end(self) -> None:
-        self._ended.set()
+        self._stop.set()
 
     def cpu_s(self) -> float:
         parents: dict[int, int] = {}
-        used: dict[int, float] = {}
+        cpu_s: dict[int, float] = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
                 parents[int(process.name)] = int(fields[1])
-                used[int(process.name)] = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+                cpu_s[int(process.name)] = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
         with self._lock:
             below = {os.getpid()} | (
-                self._seen.keys() & used.keys()
+                self._cpu_s.keys() & cpu_s.keys()
             )  # a process whose parent has ended stays counted
             while more := {child for child, parent in parents.items() if parent in below} - below:
                 below |= more
-            self._seen |= {number: used[number] for number in below if number in used}
-            return sum(self._seen.values())
+            self._cpu_s |= {number: cpu_s[number] for number in below if number in cpu_s}
+            return sum(self._cpu_s.values())
 
     def _sample(self) -> None:
-        while not self._ended.wait(self._interval_s):
+        while not self._stop.wait(self._interval_s):
             self.cpu_s()
 
 

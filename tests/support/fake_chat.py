@@ -1,4 +1,4 @@
-"""A service that talks without a model, and the routes over it behind a port."""
+"""A chat service without a model, and an HTTP server of its routes."""
 
 import threading
 import time
@@ -21,28 +21,28 @@ ANSWER = (
 
 
 class Service:
-    """Says what it was given to say, and remembers what it was asked."""
+    """Sends the pieces that it is given, and records the requests."""
 
     references = ("adviser@best", "cancer@1")
 
-    def __init__(self, *said: TextPiece | Refusal | Exception) -> None:
-        self.said: Sequence[TextPiece | Refusal | Exception] = said or ANSWER
-        self.asked: list[tuple[str, Conversation]] = []
+    def __init__(self, *pieces: TextPiece | Refusal | Exception) -> None:
+        self.pieces: Sequence[TextPiece | Refusal | Exception] = pieces or ANSWER
+        self.requests: list[tuple[str, Conversation]] = []
         self.events: list[Event] = []
         self.num_closed = 0
-        self.refused: Refusal | None = None
+        self.refusal: Refusal | None = None
 
-    async def talk(self, reference: str, asked: Conversation) -> Events:
-        self.asked.append((reference, asked))
+    async def talk(self, reference: str, conversation: Conversation) -> Events:
+        self.requests.append((reference, conversation))
         try:
-            if self.refused:
-                yield self.refused
+            if self.refusal:
+                yield self.refusal
                 return
             yield Start("adviser", 3, 12, WARNING)
-            for said in self.said:
-                if isinstance(said, Exception):
-                    raise said
-                yield said
+            for piece in self.pieces:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
         finally:
             self.num_closed += 1
 

@@ -1,5 +1,4 @@
-"""A service that answers without a model: one release of each kind, as the page and the fuzzer ask
-them."""
+"""A service without a model, with one release per task, for tests of the page and the fuzzer."""
 
 import asyncio
 import re
@@ -94,24 +93,24 @@ class Service:
     def __init__(self, *references: str, pause_s: float = 0.0) -> None:
         self.references = references or tuple(CARDS)
         self.pause_s = pause_s
-        self.asked: list[TextRequest] = []
+        self.requests: list[TextRequest] = []
         self.talks: list[Conversation] = []
         self.events: list[Event] = []
-        self.refused: Refusal | None = None
+        self.refusal: Refusal | None = None
 
     async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal:
-        self.asked.append(request)
-        if self.refused:
-            return self.refused
-        told = CARDS[reference]
-        wanted = {
+        self.requests.append(request)
+        if self.refusal:
+            return self.refusal
+        card = CARDS[reference]
+        request_class = {
             "/v1/classify": ClassifyRequest,
             "/v1/choose": ChooseRequest,
             "/v1/extract": ExtractRequest,
-        }.get(told.path)
-        if wanted is None or not isinstance(request, wanted):
+        }.get(card.path)
+        if request_class is None or not isinstance(request, request_class):
             return Refusal(
-                400, "wrong_route", f"{told.release} is asked at {told.path}", param="model"
+                400, "wrong_route", f"{card.release} is asked at {card.path}", param="model"
             )
         count = len(request.inputs or (1,))
         if isinstance(request, ClassifyRequest):
@@ -122,41 +121,41 @@ class Service:
                 probabilities={"cancer": 0.83, "no cancer": 0.17},
             )
             return ClassifyResponse(
-                release=told.release, version=told.version, predictions=(answer,) * count
+                release=card.release, version=card.version, predictions=(answer,) * count
             )
         if isinstance(request, ExtractRequest):
             answers = tuple(
                 MentionsAnswer(mentions=mentions_in(text))
                 for text in (request.inputs or (request.text or "",))
             )
-            return ExtractResponse(release=told.release, version=told.version, predictions=answers)
-        total = 2 ** len(told.labels) - 1
-        probabilities = {label: 2**place / total for place, label in enumerate(told.labels)}
-        ranked = tuple(reversed(told.labels))
-        chosen = ChoiceAnswer(
-            label=ranked[0],
-            labels=ranked[:1],
-            confidence=probabilities[ranked[0]],
+            return ExtractResponse(release=card.release, version=card.version, predictions=answers)
+        total = 2 ** len(card.labels) - 1
+        probabilities = {label: 2**place / total for place, label in enumerate(card.labels)}
+        ranking = tuple(reversed(card.labels))
+        choice = ChoiceAnswer(
+            label=ranking[0],
+            labels=ranking[:1],
+            confidence=probabilities[ranking[0]],
             abstained=True,
-            ranked=ranked,
+            ranked=ranking,
             probabilities=probabilities,
         )
         return ChooseResponse(
-            release=told.release, version=told.version, predictions=(chosen,) * count
+            release=card.release, version=card.version, predictions=(choice,) * count
         )
 
-    async def talk(self, reference: str, asked: Conversation) -> Events:
-        self.talks.append(asked)
-        told = CARDS[reference]
-        if told.path != CHAT_PATH:
+    async def talk(self, reference: str, conversation: Conversation) -> Events:
+        self.talks.append(conversation)
+        card = CARDS[reference]
+        if card.path != CHAT_PATH:
             yield Refusal(
                 400,
                 "wrong_route",
-                f"{told.release} does not talk: it is asked at {told.path}",
+                f"{card.release} does not talk: it is asked at {card.path}",
                 param="model",
             )
             return
-        yield Start(told.release, told.version, 12, WARNING)
+        yield Start(card.release, card.version, 12, WARNING)
         for word in WORDS:
             await asyncio.sleep(self.pause_s)
             yield TextPiece(word, 2)
@@ -166,7 +165,7 @@ class Service:
         return Description(CARDS[reference].release, 3, CARDS[reference].system, WARNING)
 
     async def card(self, reference: str) -> ReleaseCard | Refusal:
-        return self.refused or CARDS[reference]
+        return self.refusal or CARDS[reference]
 
     async def health(self) -> Health:
         return Health(status="ok", releases={})
@@ -176,7 +175,7 @@ class Service:
 
 
 def mentions_in(text: str) -> tuple[MentionAnswer, ...]:
-    known = re.finditer("(?P<disease>asthma|lung cancer|cancer)|(?P<drug>aspirin)", text)
+    matches = re.finditer("(?P<disease>asthma|lung cancer|cancer)|(?P<drug>aspirin)", text)
     return tuple(
         MentionAnswer(
             start=match.start(),
@@ -185,7 +184,7 @@ def mentions_in(text: str) -> tuple[MentionAnswer, ...]:
             kind=str(match.lastgroup),
             confidence=0.9,
         )
-        for match in known
+        for match in matches
     )
 
 
@@ -194,10 +193,10 @@ def api(service: Service, digests: frozenset[str] | None = None) -> FastAPI:
 
 
 @contextmanager
-def running(made: FastAPI) -> Iterator[str]:
-    """The application on a port of its own, in a thread of this process."""
+def running(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a free port, in a thread of this process."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(made, host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""Trials on several gloo processes, without Ray: the same functions that Ray's workers run."""
+"""Runs trials on several gloo processes without Ray, with the functions that Ray's workers call."""
 
 import json
 import multiprocessing
@@ -14,43 +14,46 @@ from support import tiny
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to run; what it makes lies in `folder`, its base and rows in the folder above."""
+    """A trial to run. It writes to `folder`; its base model and rows are in the folder above."""
 
     folder: Path
     settings: tuple[str, ...]
     resume: bool = False
-    stop_after: int | None = None  # steps, as if the process had been killed there
-    interrupt_in: int | None = None  # step, as Ctrl-C at the study does it
-    choice: bool = False  # a decoder that picks from labels, instead of a head
+    stop_after: int | None = None  # steps, as if the process were killed there
+    interrupt_in: int | None = (
+        None  # the step in which the study requests an interrupt, as Ctrl-C does
+    )
+    choice: bool = False  # train a decoder that picks a label, instead of a head
 
 
 @dataclass
-class Done:
-    losses: list[float] = field(default_factory=list)  # of each step
+class JobResult:
+    losses: list[float] = field(default_factory=list)  # one per step
     history: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
-    scale: float = 1.0  # of the loss, in fp16
-    engine: str = ""  # the class of what the loop calls
-    num_whole: int = 0  # numbers of weights that this rank holds when it is not computing
+    scale: float = 1.0  # of the loss, with fp16
+    engine: str = ""  # class name of the model that the loop calls
+    num_whole: int = 0  # parameters that this rank stores between steps
     checkpoints: list[str] = field(default_factory=list)
 
 
-class _Stopped(Exception):
+class _Stop(Exception):
     pass
 
 
-def run(jobs: list[Job], num_ranks: int) -> list[Done]:
-    """Each job on all ranks, one after the other; what the first rank saw. One rank alone has no
-    group, as where Ray Train is not used."""
+def run(jobs: list[Job], num_ranks: int) -> list[JobResult]:
+    """Run the jobs one after the other on all ranks and return the results of rank 0.
+
+    A single rank starts no process group, as a study without Ray Train does."""
     place = jobs[0].folder.parent
     if torch.cuda.is_available():
         context: Any = multiprocessing.get_context(
             "spawn"
-        )  # what was forked after a look at CUDA cannot use it
+        )  # a process that is forked after a CUDA call cannot use CUDA
     else:
         context = multiprocessing.get_context(
             "forkserver"
-        )  # torch, PEFT and DeepSpeed are imported once, by the server
+        )  # the server imports torch, PEFT and DeepSpeed once
         context.set_forkserver_preload(["medray.training.worker", "deepspeed"])
     meeting = place / f"meeting-{uuid.uuid4().hex}"
     members = [
@@ -64,7 +67,7 @@ def run(jobs: list[Job], num_ranks: int) -> list[Done]:
         if member.is_alive():
             member.kill()
     assert [member.exitcode for member in members] == [0] * num_ranks
-    return [Done(**row) for row in json.loads((place / "done.json").read_text())]
+    return [JobResult(**row) for row in json.loads((place / "results.json").read_text())]
 
 
 def _rank(rank: int, num_ranks: int, jobs: list[Job], meeting: Path) -> None:
@@ -77,76 +80,81 @@ def _rank(rank: int, num_ranks: int, jobs: list[Job], meeting: Path) -> None:
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_ranks
         )
     _shard_all()
-    done = [alone(job) for job in jobs]
+    results = [alone(job) for job in jobs]
     if rank == 0:
-        (meeting.parent / "done.json").write_text(json.dumps([vars(one) for one in done]))
+        (meeting.parent / "results.json").write_text(
+            json.dumps([vars(result) for result in results])
+        )
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def _shard_all() -> None:
-    """DeepSpeed leaves weights below 100,000 numbers whole: every one of a tiny model."""
+    """Shard small weights too: DeepSpeed leaves those below 100,000 numbers whole, which are all of
+    a tiny model."""
     from medray.training.strategies.deepspeed import Strategy
 
     settings = Strategy.settings
 
     def sharding(self: Strategy) -> dict[str, Any]:
-        asked = settings(self)
-        asked["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        return asked
+        values = settings(self)
+        values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return values
 
     Strategy.settings = sharding  # type: ignore[method-assign]
 
 
-def alone(job: Job) -> Done:
-    """One job in this process, which may be one of several ranks."""
+def alone(job: Job) -> JobResult:
+    """Run a job in this process, which may be one of several ranks."""
     from medray.errors import MedrayError
     from medray.training import stop
     from medray.training.loop import Interrupted, Loop
 
-    done = Done()
+    result = JobResult()
     job.folder.mkdir(exist_ok=True)
     take_step, advance = Loop.take_step, Loop.advance
 
-    def taking(self: Loop) -> Any:
+    def recording_step(self: Loop) -> Any:
         if (
             self.slot.step + 1 == job.interrupt_in and trial is not None and trial.stop
-        ):  # of the first rank
+        ):  # only on rank 0
             stop.request(job.folder / "trial")
-            trial.stop.open()  # it looks in this step
+            trial.stop.open()  # checks for the request in this step
         loss, step, is_interrupted = take_step(self)
-        done.losses.append(loss)
+        result.losses.append(loss)
         return loss, step, is_interrupted
 
-    def advancing(self: Loop) -> None:
+    def stopping_advance(self: Loop) -> None:
         advance(self)
         if self.slot.step == job.stop_after:
-            raise _Stopped
+            raise _Stop
 
-    Loop.take_step, Loop.advance = taking, advancing  # type: ignore[method-assign]
+    Loop.take_step, Loop.advance = recording_step, stopping_advance  # type: ignore[method-assign]
     trial = None
     try:
-        asked = (tiny.choice_study if job.choice else tiny.study)(job.folder.parent, *job.settings)
-        trial = tiny.trial(asked, job.folder)
+        study = (tiny.choice_study if job.choice else tiny.study)(job.folder.parent, *job.settings)
+        trial = tiny.trial(study, job.folder)
         if trial.stop:
             stop.prepare(job.folder / "trial")
-        done.history = [evaluation.as_dict() for evaluation in trial.run(resume=job.resume).history]
+        result.history = [
+            evaluation.as_dict() for evaluation in trial.run(resume=job.resume).history
+        ]
     except MedrayError as err:
-        done.error = str(err)
-    except (_Stopped, Interrupted):
+        result.error = str(err)
+    except (_Stop, Interrupted):
         pass
     finally:
         Loop.take_step, Loop.advance = take_step, advance  # type: ignore[method-assign]
     if trial is not None:
-        done.scale = (
+        result.scale = (
             trial.loop.strategy.state()["scaler"].get("scale", 1.0)
             if "model.precision=fp16" in job.settings
             else 1.0
         )
-        done.engine = type(trial.loop.model).__name__
-        done.num_whole = sum(parameter.numel() for parameter in trial.built.model.parameters())
-    done.checkpoints = sorted(
+        result.engine = type(trial.loop.model).__name__
+        result.num_whole = sum(parameter.numel() for parameter in trial.built.model.parameters())
+    result.checkpoints = sorted(
         str(path) for path in (job.folder / "trial" / "checkpoints").glob("step-*")
     )
-    return done
+    return result

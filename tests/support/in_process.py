@@ -1,13 +1,13 @@
-"""Studies without Ray: this process trains one trial after another, by the functions that the
-processes of Ray call.
+"""Runs studies without Ray: this process trains one trial after another, with the functions that
+Ray's processes call.
 
-It honors early stops, failures, a full disk and interrupts; one trial runs at a time, and a process
-that dies is left to tests on Ray."""
+It supports early stops, failures, a full disk and interrupts. Tests of processes that die need
+Ray."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from support.watcher import Seen
+from support.watcher import RecordingWatcher
 
 from medray.config.study import StudyConfig
 from medray.errors import MedrayError
@@ -30,13 +30,16 @@ class _EarlyStop(Exception):
 
 
 def run(
-    study: StudyConfig, seen: Seen | None = None, here: Run | None = None, **options: bool
+    study: StudyConfig,
+    watcher: RecordingWatcher | None = None,
+    here: Run | None = None,
+    **options: bool,
 ) -> Outcome:
     return studies.run(
         study,
         CLUSTER,
         here or Run.start(study),
-        watcher=seen or Seen(),
+        watcher=watcher or RecordingWatcher(),
         launch=launch,
         call=call,
         **options,

@@ -1,5 +1,5 @@
-"""Clients that ask without a pause while something happens to the service, and what became of every
-request."""
+"""Clients that send requests without a pause while something happens to the service, and the
+outcome of every request."""
 
 import http.client
 import itertools
@@ -15,9 +15,9 @@ from typing import Any
 
 @dataclass
 class Outcome:
-    statuses: Counter[int] = field(default_factory=Counter)  # 0: no answer at all
+    statuses: Counter[int] = field(default_factory=Counter)  # 0: no response
     versions: Counter[int] = field(default_factory=Counter)
-    answers: list[tuple[float, int, float]] = field(default_factory=list)  # when, status, seconds
+    answers: list[tuple[float, int, float]] = field(default_factory=list)  # time, status, seconds
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -36,9 +36,9 @@ class Outcome:
         )
 
     def until(self, version: int, more: int = 25, seconds: float = 60) -> None:
-        """Wait until so many more requests were answered by a version."""
-        wanted, end = self.versions[version] + more, time.monotonic() + seconds
-        while self.versions[version] < wanted:
+        """Wait until a version has answered `more` further requests."""
+        target, end = self.versions[version] + more, time.monotonic() + seconds
+        while self.versions[version] < target:
             assert time.monotonic() < end, f"version {version} does not answer: {self}"
             time.sleep(0.01)
 
@@ -82,7 +82,8 @@ def _ask(
 def running(
     port: int, bodies: Sequence[dict[str, Any]], token: str | None = None, *, clients: int = 8
 ) -> Iterator[Outcome]:
-    """Every client asks again as soon as it was answered, and never repeats what failed."""
+    """Run clients. Each sends the next request as soon as it has a response, and repeats none that
+    failed."""
     outcome, stop, lock = Outcome(), threading.Event(), threading.Lock()
 
     def client(number: int) -> None:
@@ -91,20 +92,20 @@ def running(
         while not stop.is_set():
             start = time.monotonic()
             try:
-                status, found, _ = _ask(connection, bodies[position % len(bodies)], token)
+                status, response, _ = _ask(connection, bodies[position % len(bodies)], token)
             except (OSError, http.client.HTTPException):
                 connection.close()
-                status, found = 0, {}
+                status, response = 0, {}
             end = time.monotonic()
             with lock:
                 outcome.statuses[status] += 1
                 outcome.answers.append((end, status, end - start))
                 if status == 200:
-                    outcome.versions[found["version"]] += 1
+                    outcome.versions[response["version"]] += 1
                 else:
-                    outcome.wrong.append(str(found)[:200])
+                    outcome.wrong.append(str(response)[:200])
             if status == 0:
-                time.sleep(0.05)  # a refused connection comes back at once
+                time.sleep(0.05)  # a connection that is refused returns at once
             position += clients
         connection.close()
 

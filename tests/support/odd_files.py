@@ -1,4 +1,4 @@
-"""Files as people save them: `python tests/support/odd_files.py FOLDER` writes each, to be tried by
+"""Files as people save them. `python tests/support/odd_files.py FOLDER` writes each, for a trial by
 hand with `medray init` and `medray predict`."""
 
 import csv
@@ -17,7 +17,7 @@ NUM_ROWS = 24
 
 
 def text(number: int) -> str:
-    """Some hundred characters, with letters that cp1252 and UTF-8 write otherwise."""
+    """Return a few hundred characters, with letters whose bytes differ between cp1252 and UTF-8."""
     return (
         f"Étude {number} – a naïve comparison; of {number * 7} patients, {number * 5} had the "
         "finding. "
@@ -31,20 +31,20 @@ def rows(
 
 
 def table(
-    found: Sequence[Sequence[str]],
+    cells: Sequence[Sequence[str]],
     delimiter: str = ",",
     header: Sequence[str] | None = HEADER,
     end: str = "\n",
 ) -> str:
     content = io.StringIO(newline="")
     csv.writer(content, delimiter=delimiter, lineterminator=end).writerows(
-        [*([header] if header else []), *found]
+        [*([header] if header else []), *cells]
     )
     return content.getvalue()
 
 
-def changed(number: int, row: list[str]) -> list[list[str]]:
-    return [*(found := rows())[:number], row, *found[number + 1 :]]
+def with_row(number: int, row: list[str]) -> list[list[str]]:
+    return [*(others := rows())[:number], row, *others[number + 1 :]]
 
 
 def raw(number: int) -> str:
@@ -84,13 +84,13 @@ CONTENTS: dict[str, str | bytes] = {
     .replace("naïve comparison; of 35".encode(), b"na\x96ve comparison; of 35"),
     "empty_labels.csv": table(rows(lambda number: ("cancer", "other", "third", "")[number % 4])),
     "na_labels.csv": table(rows(lambda number: ("cancer", "NA", "nan")[number % 3])),
-    "same_id_twice.csv": table(changed(3, ["P1", text(3), "other"])),
-    "missing_id.csv": table(changed(3, ["", text(3), "other"])),
+    "same_id_twice.csv": table(with_row(3, ["P1", text(3), "other"])),
+    "missing_id.csv": table(with_row(3, ["", text(3), "other"])),
     "zero_and_one.csv": table(rows(lambda number: str(number % 2))),
     "one_and_one_point_zero.csv": table(rows(lambda number: ("0", "1", "1.0")[number % 3])),
     "two_spellings.csv": table(rows(lambda number: ("cancer", "CANCER", "other")[number % 3])),
     "measurements.csv": table(rows(lambda number: f"{number / 7:.3f}")),
-    "a_long_line.csv": table(changed(3, ["P3", LONG, "other"])),
+    "a_long_line.csv": table(with_row(3, ["P3", LONG, "other"])),
     "five_long_lines.csv": table(
         [[row[0], LONG if number < 5 else row[1], row[2]] for number, row in enumerate(rows())]
     ),
@@ -99,7 +99,7 @@ CONTENTS: dict[str, str | bytes] = {
     "header_alone.csv": table([]),
     "one_label.csv": table(rows(lambda _: "cancer")),
     "three_rows.csv": table(rows()[:3]),
-    "ragged_row_7.csv": table(changed(5, ["P5", text(5)])),
+    "ragged_row_7.csv": table(with_row(5, ["P5", text(5)])),
     "open_quote.csv": table(rows()[:9])
     + 'P9,"never closed,other\n'
     + table(rows()[10:], header=None),
@@ -145,11 +145,11 @@ def build(folder: Path) -> None:
             write(folder / name / ("yes", "no")[number % 2] / f"{number}.txt", raw(number))
         for path, content in odd.items():
             write(folder / name / path, content)
-    for name, found in (
+    for name, records in (
         ("table.parquet", [dict(zip(HEADER, row, strict=True)) for row in rows()]),
         ("pqa_labeled.parquet", HUB),
     ):
-        pq.write_table(pa.Table.from_pylist(found), folder / name)
+        pq.write_table(pa.Table.from_pylist(records), folder / name)
     for number in range(NUM_ROWS):
         for name, content in (
             ("raw_latin", raw(number).encode("cp1252")),

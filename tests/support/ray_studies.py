@@ -1,6 +1,6 @@
-"""Studies on the tests' Ray."""
+"""Runs studies on the Ray cluster of the tests."""
 
-from support.watcher import Seen
+from support.watcher import RecordingWatcher
 
 from medray.config.study import StudyConfig
 from medray.runtime.cluster import Cluster
@@ -10,16 +10,18 @@ from medray.study.study import Outcome
 
 
 def whole(cluster: Cluster) -> str:
-    """The setting of a trial that takes every CPU: the next one runs in its process, which has
-    imported what it needs."""
+    """Return the setting with which a trial takes every CPU, so that the next trial runs in the
+    same process and saves the imports."""
     return f"resources.cpus_per_worker={int(cluster.cpus)}"
 
 
 def run(
     study: StudyConfig,
     cluster: Cluster,
-    seen: Seen | None = None,
+    watcher: RecordingWatcher | None = None,
     here: Run | None = None,
     **options: bool,
 ) -> Outcome:
-    return studies.run(study, cluster, here or Run.start(study), watcher=seen or Seen(), **options)
+    return studies.run(
+        study, cluster, here or Run.start(study), watcher=watcher or RecordingWatcher(), **options
+    )

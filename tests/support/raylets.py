@@ -1,5 +1,5 @@
-"""A cluster of several raylets on this machine, as `cluster/local.sh` starts it: each has an
-address, ports and CPUs of its own."""
+"""Starts a cluster of several raylets on this machine with `cluster/local.sh`: each has its own
+address, ports and CPUs."""
 
 import os
 import re
@@ -24,43 +24,45 @@ class Raylets:
 
     def run(self, *arguments: object) -> str:
         # Its output goes to a file: nodes would hold a pipe open.
-        with (self.folder / "said").open("w+") as said:
-            done = subprocess.run(
+        with (self.folder / "output").open("w+") as file:
+            result = subprocess.run(
                 [str(_LOCAL), *map(str, arguments)],
                 env=dict(self.environment),
-                stdout=said,
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 timeout=600,
             )
-            said.seek(0)
-            told = said.read()
-        assert done.returncode == 0, told
-        return told
+            file.seek(0)
+            output = file.read()
+        assert result.returncode == 0, output
+        return output
 
     @property
-    def joined(self) -> dict[str, str]:
-        """The variables of a process that uses the cluster."""
+    def cluster_env(self) -> dict[str, str]:
+        """The environment variables of a process that joins the cluster."""
         return dict(re.findall(r"(RAY_\w+)=(\S+)", (self.folder / "env").read_text()))
 
     def address(self, node: int) -> str:
         return f"{self.environment['MEDRAY_LOCAL_NET']}.{node + 1}"
 
     def raylet(self, node: int) -> int:
-        """The process id of a node's raylet."""
+        """Return the process id of a node's raylet."""
         below = serve_session.processes(int((self.folder / f"node-{node}.pid").read_text()))
-        (found,) = (number for number, name in below.items() if re.match(r"\S*/raylet ", name))
-        return found
+        (process_id,) = (number for number, name in below.items() if re.match(r"\S*/raylet ", name))
+        return process_id
 
 
 @contextmanager
 def raylets(
-    num_nodes: int, *, cpus: int, of_head: int, wrapped: str = "", **variables: str
+    num_nodes: int, *, cpus: int, of_head: int, node_script: str = "", **variables: str
 ) -> Iterator[Raylets]:
-    """`wrapped`: shell lines that every node is started through, where `$RAY` is Ray's command and
-    `"$@"` its arguments."""
+    """Start a cluster and stop it at the end.
+
+    `node_script` holds the shell lines that start each node: `$RAY` is Ray's command and `"$@"`
+    its arguments."""
     folder = Path(
         tempfile.mkdtemp(dir="/tmp", prefix="mr")
-    )  # not pytest's: a socket's path must be short
+    )  # not pytest's folder: a socket's path must be short
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
     } | {
@@ -69,15 +71,15 @@ def raylets(
         "MEDRAY_RAY": str(Path(sys.executable).with_name("ray")),
         "OMP_NUM_THREADS": "1",
     }
-    if wrapped:
+    if node_script:
         wrapper = folder / "ray-wrapped"
-        wrapper.write_text(f"#!/bin/sh\nRAY={environment['MEDRAY_RAY']}\n{wrapped}\n")
+        wrapper.write_text(f"#!/bin/sh\nRAY={environment['MEDRAY_RAY']}\n{node_script}\n")
         wrapper.chmod(0o755)
         environment["MEDRAY_RAY"] = str(wrapper)
-    started = Raylets(folder, environment | variables)
+    cluster = Raylets(folder, environment | variables)
     try:
-        started.run("start", num_nodes, cpus, of_head)
-        yield started
+        cluster.run("start", num_nodes, cpus, of_head)
+        yield cluster
     finally:
-        started.run("stop")
+        cluster.run("stop")
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Runs of studies as they lie on disk, made from plain figures: no model, no Ray."""
+"""Writes runs of studies to disk from plain figures, without a model and without Ray."""
 
 import json
 from collections.abc import Callable
@@ -55,24 +55,29 @@ def study(folder: Path, labels: tuple[str, str] = LABELS, **changes: Any) -> Stu
     return StudyConfig.model_validate(raw)
 
 
-def said(accuracy: float, seed: int) -> tuple[LabelAnswers, np.ndarray[Any, Any]]:
-    """LabelAnswers to the same rows, right as often as asked for."""
+def label_answers(accuracy: float, seed: int) -> tuple[LabelAnswers, np.ndarray[Any, Any]]:
+    """Return answers to the same rows, of which a share of `accuracy` is right, and
+    probabilities."""
     truth = np.random.default_rng(0).integers(0, 2, ROWS)
     rng = np.random.default_rng(seed)
-    predicted = np.where(rng.random(ROWS) < accuracy, truth, 1 - truth)
-    chosen = np.eye(2, dtype=bool)[predicted]
-    sure = (
-        np.where(predicted == truth, rng.beta(8, 1, ROWS), rng.beta(3, 2, ROWS))[:, None] / 2 + 0.5
+    answers = np.where(rng.random(ROWS) < accuracy, truth, 1 - truth)
+    matrix = np.eye(2, dtype=bool)[answers]
+    confidence = (
+        np.where(answers == truth, rng.beta(8, 1, ROWS), rng.beta(3, 2, ROWS))[:, None] / 2 + 0.5
     )
-    return LabelAnswers(np.eye(2, dtype=bool)[truth], chosen, 0), np.where(chosen, sure, 1 - sure)
+    return LabelAnswers(np.eye(2, dtype=bool)[truth], matrix, 0), np.where(
+        matrix, confidence, 1 - confidence
+    )
 
 
 def metrics(
     accuracy: float, seed: int, labels: tuple[str, str] = LABELS
 ) -> tuple[Metrics, LabelAnswers]:
-    answers, probabilities = said(accuracy, seed)
-    truth, predicted = (side.argmax(axis=1).tolist() for side in (answers.truth, answers.predicted))
-    return single_label(truth, probabilities, predicted, labels, labels[0]), answers
+    answers, probabilities = label_answers(accuracy, seed)
+    truth, answer_classes = (
+        side.argmax(axis=1).tolist() for side in (answers.truth, answers.predicted)
+    )
+    return single_label(truth, probabilities, answer_classes, labels, labels[0]), answers
 
 
 def history(accuracies: list[float], seed: int) -> list[Evaluation]:
@@ -94,7 +99,7 @@ def history(accuracies: list[float], seed: int) -> list[Evaluation]:
 
 def record(base: int, number: int, **changes: Any) -> TrialRecord:
     name = BASES[base].rsplit(":", 1)[-1].rsplit("/", 1)[-1]
-    held = {
+    values = {
         "trial": f"{name}-{number:03d}",
         "base_model": BASES[base],
         "base": base,
@@ -109,39 +114,41 @@ def record(base: int, number: int, **changes: Any) -> TrialRecord:
         "num_parameters": 10**7 * (1 + 5 * base),
         "num_trainable": 10**5,
     }
-    return TrialRecord.model_validate({**held, **changes})
+    return TrialRecord.model_validate({**values, **changes})
 
 
 def trials(num_each: int = 3, num_failed: int = 0) -> Trials:
-    made: Trials = []
+    histories: Trials = []
     for base in range(len(BASES)):
         for number in range(num_each):
-            reached = 0.9 - 0.02 * number - 0.1 * base
-            made.append(
+            accuracy = 0.9 - 0.02 * number - 0.1 * base
+            histories.append(
                 (
                     record(base, number),
-                    history([reached - 0.05, reached, reached - 0.01], 10 * base + 100 * number),
+                    history([accuracy - 0.05, accuracy, accuracy - 0.01], 10 * base + 100 * number),
                 )
             )
-    return made + [
+    return histories + [
         (record(0, num_each + at, status="failed", error="loss is not a number"), [])
         for at in range(num_failed)
     ]
 
 
-def board(made: Trials, *, labels: tuple[str, str] = LABELS, close: bool = False) -> Leaderboard:
-    """The best trial of each base model is judged; `close` makes the two answer so alike that they
-    tie."""
-    entries = [leaderboard.entry_of(held, rows, "f1_binary") for held, rows in made]
+def board(
+    histories: Trials, *, labels: tuple[str, str] = LABELS, close: bool = False
+) -> Leaderboard:
+    """Return a leaderboard with the best trial of each base model as a finalist. With `close`,
+    their answers are so alike that they tie."""
+    entries = [leaderboard.entry_of(trial, rows, "f1_binary") for trial, rows in histories]
     candidates = [
-        _judged(entry, 0.9 if close else 0.9 - 0.15 * place, 40 + place, labels)
+        _contender(entry, 0.9 if close else 0.9 - 0.15 * place, 40 + place, labels)
         for place, entry in enumerate(leaderboard.finalists(entries, "f1_binary", 1))
     ]
-    references = [_judged(Entry(name="majority", kind="reference"), 0.5, 60, labels)]
+    references = [_contender(Entry(name="majority", kind="reference"), 0.5, 60, labels)]
     return leaderboard.conclude("made", "f1_binary", entries, candidates, references, 1)
 
 
-def _judged(entry: Entry, accuracy: float, seed: int, labels: tuple[str, str]) -> Contender:
+def _contender(entry: Entry, accuracy: float, seed: int, labels: tuple[str, str]) -> Contender:
     validation, test = metrics(accuracy, seed, labels), metrics(accuracy - 0.01, seed + 1, labels)
     return leaderboard.contender(
         entry, "f1_binary", validation=validation, test=test, ms_per_row=3.5
@@ -154,12 +161,17 @@ def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "lengt
     columns = {column: [("short", "middle", "long")[row % 3] for row in range(ROWS)]}
 
     def split(name: Any, seed: int) -> analyses.SplitAnalysis:
-        answers, probabilities = said(0.9, seed)
-        scored = SplitPredictions(
+        answers, probabilities = label_answers(0.9, seed)
+        split_predictions = SplitPredictions(
             [f"row-{row}" for row in range(ROWS)], answers, probabilities, columns
         )
         return examine(
-            name, scored, calibration, labels=labels, multi_label=False, metric="f1_binary"
+            name,
+            split_predictions,
+            calibration,
+            labels=labels,
+            multi_label=False,
+            metric="f1_binary",
         )
 
     model = ModelAnalysis(winner, calibration, split("validation", 40), split("test", 41))
@@ -169,38 +181,41 @@ def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "lengt
 def run(
     folder: Path,
     *,
-    found: Trials | None = None,
+    histories: Trials | None = None,
     labels: tuple[str, str] = LABELS,
     column: str = "length",
     with_analysis: bool = True,
     close: bool = False,
-    changed: Callable[[Leaderboard], Leaderboard] = lambda board: board,
+    edit: Callable[[Leaderboard], Leaderboard] = lambda board: board,
     **changes: Any,
 ) -> Run:
-    """A run that has ended, written as a study writes it."""
-    asked = study(folder, labels, **changes)
-    held = trials() if found is None else found
-    made = Run.start(asked)
-    for trial, rows in held:
-        made.write(trial)
-        files.write(made.trial_dir(trial.trial) / HISTORY, dump_history(rows))
-    ranked = changed(board(held, labels=labels, close=close))
-    kept = str(made.checkpoint(ranked.winner, ranked.best.step or 0))
+    """Write a run that has ended, with the files that a study writes."""
+    study_config = study(folder, labels, **changes)
+    histories = trials() if histories is None else histories
+    new_run = Run.start(study_config)
+    for trial, rows in histories:
+        new_run.write(trial)
+        files.write(new_run.trial_dir(trial.trial) / HISTORY, dump_history(rows))
+    ranking = edit(board(histories, labels=labels, close=close))
+    checkpoint_path = str(new_run.checkpoint(ranking.winner, ranking.best.step or 0))
     entries = tuple(
-        replace(entry, checkpoint=kept) if entry.name == ranked.winner else entry
-        for entry in ranked.entries
+        replace(entry, checkpoint=checkpoint_path) if entry.name == ranking.winner else entry
+        for entry in ranking.entries
     )
-    ranked = replace(ranked, entries=entries)
-    files.write(made.folder / "leaderboard.json", tables.to_json(ranked).encode())
+    ranking = replace(ranking, entries=entries)
+    files.write(new_run.folder / "leaderboard.json", tables.to_json(ranking).encode())
     if with_analysis:
         files.write(
-            made.folder / "analysis.json", analyses.to_json(analysis(ranked.winner, labels, column))
+            new_run.folder / "analysis.json",
+            analyses.to_json(analysis(ranking.winner, labels, column)),
         )
-    _checkpoint(made, asked, ranked.best, labels)
-    return made
+    _checkpoint(new_run, study_config, ranking.best, labels)
+    return new_run
 
 
-def _checkpoint(made: Run, asked: StudyConfig, best: Entry, labels: tuple[str, str]) -> None:
+def _checkpoint(
+    new_run: Run, study_config: StudyConfig, best: Entry, labels: tuple[str, str]
+) -> None:
     audit = {
         "num_rows": 3 * ROWS,
         "num_empty": 1,
@@ -241,7 +256,7 @@ def _checkpoint(made: Run, asked: StudyConfig, best: Entry, labels: tuple[str, s
             options={"name": "classification"}, state={"labels": list(labels), "thresholds": None}
         ),
         base=BaseRecord(source=best.base_model, revision="1", weight_hash="ab" * 32, family="bert"),
-        trial=asked.trial(asked.base_models[best.base or 0]).model_dump(mode="json"),
+        trial=study_config.trial(study_config.base_models[best.base or 0]).model_dump(mode="json"),
         data_fingerprint="cd" * 32,
         split_fingerprint="ef" * 32,
         cursor={"epoch": best.epoch or 0, "step": best.step or 0},
@@ -252,4 +267,4 @@ def _checkpoint(made: Run, asked: StudyConfig, best: Entry, labels: tuple[str, s
         git_commit="0" * 40,
         probe=Probe(texts=(), outputs=()),
     )
-    save(made.checkpoint(best.name, best.step or 0), fill, manifest)
+    save(new_run.checkpoint(best.name, best.step or 0), fill, manifest)

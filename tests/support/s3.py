@@ -1,4 +1,4 @@
-"""S3 on loopback, for tests."""
+"""An S3 server on loopback."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ import pytest
 from medray.storage import files
 from medray.storage.object_store import ObjectStore
 
-Answer = Callable[[Any], Any]  # what moto calls for a request, with its own object
+Answer = Callable[[Any], Any]  # called by moto with its request object
 
 NO_CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -45,7 +45,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def uri(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place in a bucket of its own."""
+    """The URI of a folder in a new bucket."""
     settings = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "key",
@@ -75,7 +75,7 @@ def _client(endpoint: str) -> Any:
 
 
 def put(store: ObjectStore, name: str, content: bytes) -> None:
-    """As another writer does, without a condition."""
+    """Write an object as another writer would, without a condition."""
     client().put_object(Bucket=store.bucket, Key=store.root + name, Body=content)
 
 
@@ -86,8 +86,8 @@ def refusal(status: int, code: str) -> tuple[int, dict[str, str], str]:
 def instead(
     patch: pytest.MonkeyPatch, operation: str, answer: Callable[[Any, Answer], Any]
 ) -> None:
-    """Let a function answer an operation (`put_object`); it gets the request and what would have
-    answered."""
+    """Let a function answer an operation such as `put_object`. Its arguments are the request and
+    the original function."""
     from moto.s3.responses import S3Response
 
     usual = getattr(S3Response, operation)

@@ -1,8 +1,8 @@
-"""Tests side by side in two processes: those of files that need Ray begin, studies in the one and
+"""Schedules tests on two processes: files that need Ray run first, studies in one process and
 services in the other.
 
-In each they take turns on a cluster that they share. xdist's own groups (`--dist loadgroup`) change
-a name that pytest 9.2 does not let them change (pytest-xdist 3.8)."""
+The files of a process share a cluster and take turns on it. xdist's own groups (`--dist loadgroup`)
+change a name that pytest 9.2 does not allow to change (pytest-xdist 3.8)."""
 
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,13 @@ class RayTogether(LoadFileScheduling):  # type: ignore[misc]  # xdist is untyped
 
 
 def order(items: list[pytest.Item]) -> None:
-    """They take longest, so they begin."""
+    """Put tests that need Ray first, since they take longest."""
     items.sort(key=lambda item: not needs_ray(item.nodeid))
 
 
 def mark_breadth(items: list[pytest.Item]) -> None:
-    """Of tests that are run for each model family, an encoder, a decoder and one with tied weights
-    stay in `make test`."""
+    """Mark tests of most model families as slow: `make test` keeps an encoder, a decoder and a
+    model with tied weights."""
     for item in items:
         callspec = getattr(item, "callspec", None)
         if (
@@ -40,7 +40,7 @@ def mark_breadth(items: list[pytest.Item]) -> None:
 
 
 def mark_attacks(items: list[pytest.Item]) -> None:
-    """Tests of tests/attacks are a tier of their own."""
+    """Mark the tests of tests/attacks, which are a tier of their own."""
     for item in items:
         if item.nodeid.startswith("tests/attacks/"):
             item.add_marker(pytest.mark.attack)

@@ -1,5 +1,4 @@
-"""One Serve session with tiny models, a head for classes and a release that talks, started the
-YAML's way."""
+"""A Serve session with tiny models, started from YAML: classifiers and a chat release."""
 
 import contextlib
 import os
@@ -32,7 +31,7 @@ class Served:
     storage: Path
     logs: Path
     audit: Path
-    at_start: tuple[str, ...]  # what /healthz said of cancer@best until it answered
+    at_start: tuple[str, ...]  # the states of cancer@best in /healthz until it served
 
     @property
     def registry(self) -> Registry:
@@ -60,9 +59,9 @@ class Served:
             for replica in self.client.health()["releases"]["adviser@1"]["replicas"]
         )
 
-    def wait_until_generating(self, wanted: int) -> None:
+    def wait_until_generating(self, number: int) -> None:
         end = time.monotonic() + 20
-        while self.generating() != wanted:
+        while self.generating() != number:
             assert time.monotonic() < end, self.generating()
             time.sleep(0.1)
 
@@ -74,7 +73,7 @@ class Served:
         return lines
 
     def run(self, *arguments: str) -> int:
-        asked = [
+        options = [
             "--url",
             self.client.url,
             "--token-file",
@@ -82,7 +81,7 @@ class Served:
             "--storage-path",
             str(self.storage),
         ]
-        return cli.main([*arguments, *asked])
+        return cli.main([*arguments, *options])
 
 
 def publish(folder: Path, *settings: str, family: str = "bert") -> Path:
@@ -95,15 +94,14 @@ def publish(folder: Path, *settings: str, family: str = "bert") -> Path:
 
 
 def publish_adviser(registry: Registry, place: Path) -> None:
-    """A release that talks, and says everything that it is allowed to: no text ends before it is
-    told to."""
+    """Publish a chat release that never ends a text by itself, so that the limit of tokens does."""
     from transformers import LlamaForCausalLM
 
     place.mkdir()
     base = tiny.base(place, "llama", max_position_embeddings=4096)
     model = LlamaForCausalLM.from_pretrained(base)
     model.lm_head.weight.data[tiny.tokenizer("llama").eos_token_id] = (
-        0  # other tokens are always more probable
+        0  # so that other tokens are always more probable
     )
     model.save_pretrained(base)
     study = tiny.instruct_study(
@@ -114,10 +112,11 @@ def publish_adviser(registry: Registry, place: Path) -> None:
 
 @contextmanager
 def serving(place: Path) -> Iterator[Served]:
-    """cancer 1 and 2 on one base, 3 on another; 4 has a broken file and 5 is whole. `best` is 1, on
-    two replicas.
+    """Serve versions of cancer: 1 and 2 share a base, 3 has another, 4 has a damaged file, 5 is
+    whole.
 
-    adviser 1 generates two long texts at a time on one replica, and lets one wait.
+    `best` is version 1, on two replicas. adviser 1 generates two long texts at a time on one
+    replica, and a third waits.
     """
     import ray
     from ray import serve
@@ -129,11 +128,11 @@ def serving(place: Path) -> Iterator[Served]:
     registry.publish(publish(place / "a"), "cancer")
     registry.publish(publish(place / "b", "seed=1"), "cancer")
     registry.publish(publish(place / "c", family="roberta"), "cancer")
-    broken = (
+    adapter_path = (
         registry.publish(publish(place / "d", "seed=2"), "cancer").folder()
         / "adapter_model.safetensors"
     )
-    broken.write_bytes(broken.read_bytes()[:-1] + b"\x01")
+    adapter_path.write_bytes(adapter_path.read_bytes()[:-1] + b"\x01")
     registry.publish(publish(place / "e", "seed=3"), "cancer")
     registry.point("cancer", "best", 1)
     publish_adviser(registry, place / "f")
@@ -170,7 +169,7 @@ def serving(place: Path) -> Iterator[Served]:
         "upscale_delay_s": 1,
         "downscale_delay_s": 3,
     }
-    half = {"num_cpus": 0.5}  # up to six replicas on the four CPUs that the tests' Ray counts
+    half = {"num_cpus": 0.5}  # up to six replicas fit on the four CPUs that the tests' Ray counts
     application["deployments"] = [
         {"name": "cancer@best", "num_replicas": 2, "ray_actor_options": half},
         {
@@ -202,8 +201,9 @@ def serving(place: Path) -> Iterator[Served]:
 
 
 def end_serve() -> None:
-    """Serve's own end gives up after 30 s: whoever starts next would find a controller that is
-    about to go."""
+    """Shut Serve down and wait for its controller to end.
+
+    Serve itself gives up after 30 s; the next start would then use a controller that is ending."""
     import ray
     from ray import serve
 
@@ -221,20 +221,21 @@ def end_serve() -> None:
 def _wait_until_running(client: Client) -> tuple[str, ...]:
     from ray import serve
 
-    end, said = time.monotonic() + 400, []
+    end, statuses = time.monotonic() + 400, []
     while time.monotonic() < end:
-        found = serve.status().applications["medray"]
-        if found.status == "RUNNING":
-            return tuple(said)
-        assert found.status != "DEPLOY_FAILED", found.message
+        application = serve.status().applications["medray"]
+        if application.status == "RUNNING":
+            return tuple(statuses)
+        assert application.status != "DEPLOY_FAILED", application.message
         with contextlib.suppress(ServingError):
-            said.append(client.health()["releases"]["cancer@best"]["status"])
+            statuses.append(client.health()["releases"]["cancer@best"]["status"])
         time.sleep(0.2)
     raise AssertionError("the application did not start")
 
 
 def processes(root: int | None = None) -> dict[int, str]:
-    """A process (this one where none is named) and all below it, by the name they show."""
+    """Return the ids of a process (by default this one) and all its descendants, with the names
+    that they show."""
     parents, names = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

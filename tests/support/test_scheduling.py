@@ -1,4 +1,4 @@
-"""How tests are run: which share a process, what is left out when time is short, and how long CI
+"""How tests are run: which share a process, which are left out when time is short, and how long CI
 takes at most."""
 
 import re
@@ -19,13 +19,13 @@ def items(*names: str) -> list[Any]:
     return [SimpleNamespace(nodeid=name) for name in names]
 
 
-def files(found: Sequence[Any]) -> list[str]:
-    return list(dict.fromkeys(item.nodeid.partition("::")[0] for item in found))
+def files(tests: Sequence[Any]) -> list[str]:
+    return list(dict.fromkeys(item.nodeid.partition("::")[0] for item in tests))
 
 
 def test_each_file_begins_on_one_day_and_stays_whole() -> None:
-    found = items("a.py::1", "a.py::2", "b.py::1", "c.py::1", "c.py::2")
-    days = [time_budget.rotated(found, day) for day in range(3)]
+    tests = items("a.py::1", "a.py::2", "b.py::1", "c.py::1", "c.py::2")
+    days = [time_budget.rotate(tests, day) for day in range(3)]
     assert [files(day)[0] for day in days] == ["a.py", "b.py", "c.py"]
     assert [item.nodeid for item in days[1]] == [
         "b.py::1",
@@ -37,30 +37,30 @@ def test_each_file_begins_on_one_day_and_stays_whole() -> None:
 
 
 def test_tests_after_the_budget_are_left_out_and_named() -> None:
-    spent, lines = time_budget.Budget(-1), []
+    budget, lines = time_budget.Budget(-1), []
     for item in items("a.py::1", "a.py::2", "b.py::1"):
-        with pytest.raises(pytest.skip.Exception, match="the budget is spent"):
-            spent.pytest_runtest_setup(item)
-    spent.pytest_terminal_summary(SimpleNamespace(write_line=lines.append))
-    assert lines == ["left out for want of time: a.py (2), b.py (1)"]
+        with pytest.raises(pytest.skip.Exception, match="the time budget is used up"):
+            budget.pytest_runtest_setup(item)
+    budget.pytest_terminal_summary(SimpleNamespace(write_line=lines.append))
+    assert lines == ["left out for lack of time: a.py (2), b.py (1)"]
     time_budget.Budget(60).pytest_runtest_setup(
         items("a.py::1")[0]
     )  # there is time: it is not skipped
 
 
 def test_files_that_need_ray_come_first_in_two_groups_and_the_others_stay_whole() -> None:
-    found = items(
+    tests = items(
         "tests/test_plugins.py::a",
         "tests/cli/test_cli.py::b",
         "tests/study/test_ray_tune.py::c",
         "tests/study/test_seeds.py::d",
     )
-    scheduling.order(found)
-    assert [item.nodeid[-1] for item in found] == ["b", "c", "d", "a"]
+    scheduling.order(tests)
+    assert [item.nodeid[-1] for item in tests] == ["b", "c", "d", "a"]
     scheduler = scheduling.RayTogether.__new__(
         scheduling.RayTogether
-    )  # it would ask xdist's processes for their tests
-    scopes = [scheduler._split_scope(item.nodeid) for item in found]
+    )  # __init__ would request tests from xdist's processes
+    scopes = [scheduler._split_scope(item.nodeid) for item in tests]
     assert scopes == [
         "services on Ray",
         "studies on Ray",
@@ -72,9 +72,9 @@ def test_files_that_need_ray_come_first_in_two_groups_and_the_others_stay_whole(
 def test_seconds_of_cpu_grow_with_work_and_not_with_waiting() -> None:
     tree = ProcessTree()
     before = tree.cpu_s()
-    while (used := tree.cpu_s() - before) < 0.2:
+    while (cpu_s := tree.cpu_s() - before) < 0.2:
         sum(range(100_000))
-    assert used < 5
+    assert cpu_s < 5
 
 
 def test_the_stages_of_ci_cannot_take_longer_than_its_limit() -> None:

@@ -1,5 +1,5 @@
-"""`pytest --budget SECONDS`: as many tests as fit, in an order that begins with another file each
-day; what was left out is named."""
+"""`pytest --budget SECONDS` runs as many tests as fit and names the others. Each day begins with
+another file."""
 
 import time
 from collections import Counter
@@ -17,21 +17,22 @@ class Budget:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = rotated(items, int(time.time() // _DAY_S))
+        items[:] = rotate(items, int(time.time() // _DAY_S))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if time.monotonic() > self.end:
             self.left_out[_file(item)] += 1
-            pytest.skip("left out: the budget is spent")
+            pytest.skip("left out: the time budget is used up")
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         names = ", ".join(f"{file} ({number})" for file, number in sorted(self.left_out.items()))
-        terminalreporter.write_line(f"left out for want of time: {names or 'nothing'}")
+        terminalreporter.write_line(f"left out for lack of time: {names or 'nothing'}")
 
 
-def rotated(items: list[pytest.Item], day: int) -> list[pytest.Item]:
-    """Whole files move, so that what their tests share is set up once."""
+def rotate(items: list[pytest.Item], day: int) -> list[pytest.Item]:
+    """Return the items in the order of a day. Files stay whole, so that their fixtures are set up
+    once."""
     files = list(dict.fromkeys(map(_file, items)))
     places = {file: (number - day) % len(files) for number, file in enumerate(files)}
     return sorted(items, key=lambda item: places[_file(item)])

@@ -85,24 +85,24 @@ def share(place: Path) -> None:
     _places.append(place)
 
 
-def _made_once() -> Path:
+def _shared_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=_places[-1] if _places else None, prefix="tiny-"))
 
 
-def base(folder: Path, family: str = "bert", seed: int = 0, **changed: Any) -> Path:
+def base(folder: Path, family: str = "bert", seed: int = 0, **changes: Any) -> Path:
     """A base model without a head (decoders: with their language model), as it would come from the
     Hub: a copy of the caller's own."""
     path = folder / f"tiny-{family}"
     shutil.rmtree(
         path, ignore_errors=True
     )  # not written over: a model may still be mapped from there
-    shutil.copytree(_base(family, seed, json.dumps(changed)), path)
+    shutil.copytree(_base(family, seed, json.dumps(changes)), path)
     return path
 
 
 @cache
-def _base(family: str, seed: int, changes: str) -> Path:
-    path, changed = _made_once(), json.loads(changes)
+def _base(family: str, seed: int, changes_json: str) -> Path:
+    path, changes = _shared_folder(), json.loads(changes_json)
     tokens = tokenizer(family)
     torch.manual_seed(seed)
     name, sizes = _KINDS[family]
@@ -112,7 +112,7 @@ def _base(family: str, seed: int, changes: str) -> Path:
     config = getattr(transformers, f"{name}Config")(
         vocab_size=len(tokens),
         pad_token_id=tokens.pad_token_id,
-        **{"initializer_range": 0.2} | sizes | ends | changed,
+        **{"initializer_range": 0.2} | sizes | ends | changes,
     )
     kind = f"{name}ForCausalLM" if family in DECODERS else f"{name}Model"
     getattr(transformers, kind)(config).save_pretrained(path)
@@ -120,21 +120,21 @@ def _base(family: str, seed: int, changes: str) -> Path:
     return path
 
 
-def merged(folder: Path, family: str, head):  # type: ignore[no-untyped-def]
+def merged_model(folder: Path, family: str, head):  # type: ignore[no-untyped-def]
     """A model as it is served: with its adapter merged, or without one for want of a head."""
     from medray.config.study import LoraConfig, ModelOptions
     from medray.models import sources
     from medray.models.build import build, merge
 
-    built = build(
+    model = build(
         sources.resolve(str(base(folder, family)), None),
         head,
         ModelOptions(),
         LoraConfig() if head else None,
     )
-    built = merge(built)
-    built.model.eval()
-    return built
+    model = merge(model)
+    model.model.eval()
+    return model
 
 
 def tokenizer(family: str) -> PreTrainedTokenizerFast:
@@ -153,16 +153,16 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
     vocab = {
         token: number for number, token in enumerate(dict.fromkeys([*special, *WORDS, *characters]))
     }
-    made = Tokenizer(models.WordLevel(vocab, unk_token=names["unk_token"]))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    word_level = Tokenizer(models.WordLevel(vocab, unk_token=names["unk_token"]))
+    word_level.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
     )
-    made.decoder = decoders.WordPiece()
+    word_level.decoder = decoders.WordPiece()
     if family not in DECODERS:
-        made.post_processor = processors.TemplateProcessing(
+        word_level.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=128, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=word_level, model_max_length=128, **names)
 
 
 def text(rng: random.Random, num_words: int) -> str:
@@ -207,7 +207,7 @@ def choices(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
     text."""
     rng = random.Random(seed)
     path = folder / "choices.jsonl"
-    signs = {sign for known in SIGNS.values() for sign in known} | {
+    signs = {sign for words_of_label in SIGNS.values() for sign in words_of_label} | {
         word for label in SIGNS for word in label.split()
     }
     others = [word for word in WORDS if word not in signs]
@@ -242,7 +242,7 @@ def instructions(folder: Path, num_rows: int = 48, seed: int = 0) -> Path:
     """Questions whose answer follows from one word of them."""
     rng = random.Random(seed)
     path = folder / "instructions.jsonl"
-    signs = {sign for known in SIGNS.values() for sign in known} | {
+    signs = {sign for words_of_label in SIGNS.values() for sign in words_of_label} | {
         word for label in SIGNS for word in label.split()
     }
     others = [word for word in WORDS if word not in signs]
@@ -283,7 +283,7 @@ def instruct_study(folder: Path, *settings: str, family: str = "llama", num_rows
 NAMES = ("carcinoma", "renal failure", "heart failure", "lung infection")
 
 
-def annotated(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
+def annotations(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
     """Rows with mentions that a tiny model can learn: four names, among words that are never part
     of one."""
     rng = random.Random(seed)
@@ -311,7 +311,7 @@ def mention_study(
     return study(
         folder,
         "data.format={name: spans, path: "
-        f"{data if data.exists() else annotated(folder, num_rows)}, id: id}}",
+        f"{data if data.exists() else annotations(folder, num_rows)}, id: id}}",
         f"task={task}",
         *settings,
         family=family,
@@ -358,21 +358,21 @@ def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60
 def checkpoint(kind: str = "study", *settings: str) -> Path:
     """One of a trial of an epoch, trained once for all tests of a process: to be read, and
     published, which copies it."""
-    place = _made_once()
-    asked = {"study": study, "choice": choice_study, "instruct": instruct_study}[kind](
+    place = _shared_folder()
+    study_config = {"study": study, "choice": choice_study, "instruct": instruct_study}[kind](
         place, "train.epochs=1", *settings
     )
-    return trial(asked, place).run().checkpoint
+    return trial(study_config, place).run().checkpoint
 
 
-def trial(asked, folder: Path, **reports):  # type: ignore[no-untyped-def]
+def trial(study_config, folder: Path, **reports):  # type: ignore[no-untyped-def]
     """The study's first trial, ready to run."""
     from medray.data import dataset
     from medray.tasks.base import protocol as tasks
     from medray.training.prepared import gather
     from medray.training.trial import Trial
 
-    config = asked.trial(asked.base_models[0])
+    config = study_config.trial(study_config.base_models[0])
     data = dataset.load(config.data, config.task.bring)
     material = gather(
         config, data, tasks.fit(config.task, data.label_sets(), data.train), folder / "prepared"

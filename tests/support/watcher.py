@@ -1,4 +1,4 @@
-"""A watcher of studies that keeps what it learns."""
+"""A watcher of studies that records audits and reports."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from medray.data.audit import Audit
 from medray.records import Evaluation, TrialRecord
 
 
-class Seen:
-    """Keeps audits and reports, and may act on a report."""
+class RecordingWatcher:
+    """Records audits and reports, and calls `act` on each report."""
 
     def __init__(self, act: Any = None) -> None:
         self.audits: list[Audit] = []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support import gloo, tiny
-from support.gloo import Done, Job
+from support.gloo import Job, JobResult
 
 from medray.errors import ConfigError
 from medray.registry import loading
@@ -59,7 +59,7 @@ def of(names: Iterable[str]) -> pytest.MarkDecorator:
     )
 
 
-class Seen:
+class Outcomes:
     def __init__(self, place: Path, wanted: Collection[str]) -> None:
         """`wanted`: which of TWO_WORKERS."""
         two = {name: settings for name, settings in TWO_WORKERS.items() if name in wanted}
@@ -88,30 +88,30 @@ class Seen:
             )
         )
         sharded = ("train.strategy=deepspeed", "train.zero_stage=3")
-        done = gloo.run(
+        results = gloo.run(
             [Job(place / "choice, zero 3", (*choice, *sharded), choice=True), *jobs], num_ranks=2
         )
-        self.sharded_choice = done.pop(0)
-        self.two = dict(zip(two, done, strict=False))
-        self.legs: dict[str, list[Done]] = {}
-        done = done[len(two) :]
-        legs = done[len(SECOND_LEG) :]
+        self.sharded_choice = results.pop(0)
+        self.two = dict(zip(two, results, strict=False))
+        self.legs: dict[str, list[JobResult]] = {}
+        results = results[len(two) :]
+        legs = results[len(SECOND_LEG) :]
         self.interrupted = dict(
             zip(INTERRUPTED, zip(legs[::2], legs[1::2], strict=True), strict=True)
         )
-        for name, second in zip(SECOND_LEG, done, strict=False):
+        for name, second in zip(SECOND_LEG, results, strict=False):
             last = gloo.alone(Job(place / f"legs of {name}", SETTINGS, resume=True))
             self.legs[name] = [first, second, last]
 
 
 @pytest.fixture(scope="module")
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     pytest.importorskip("deepspeed")
     breadth = any(
         getattr(item, "callspec", None) and item.callspec.params.get("name") in BREADTH
         for item in request.session.items
     )
-    return Seen(
+    return Outcomes(
         tmp_path_factory.mktemp("strategies"),
         [name for name in TWO_WORKERS if breadth or name not in BREADTH],
     )
@@ -122,66 +122,70 @@ def figures(history: list[dict[str, Any]]) -> list[float]:
 
 
 @of(["torch", "zero 0", "zero 1", "zero 2", "zero 3", "zero 2, offloaded"])
-def test_two_workers_compute_what_one_does(seen: Seen, name: str) -> None:
-    two = seen.two[name]
-    assert len(set(seen.plain.losses)) == 7
-    assert two.losses == pytest.approx(seen.plain.losses, abs=1e-5)
-    assert figures(two.history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
+def test_two_workers_compute_what_one_does(outcomes: Outcomes, name: str) -> None:
+    two = outcomes.two[name]
+    assert len(set(outcomes.plain.losses)) == 7
+    assert two.losses == pytest.approx(outcomes.plain.losses, abs=1e-5)
+    assert figures(two.history) == pytest.approx(figures(outcomes.plain.history), abs=1e-5)
 
 
-def test_a_choice_whose_output_layer_is_asked_at_answers_alone_trains_in_shards(seen: Seen) -> None:
-    assert seen.sharded_choice.losses == pytest.approx(seen.choice.losses, abs=1e-5)
-    assert figures(seen.sharded_choice.history) == pytest.approx(
-        figures(seen.choice.history), abs=1e-5
+def test_a_choice_whose_output_layer_is_asked_at_answers_alone_trains_in_shards(
+    outcomes: Outcomes,
+) -> None:
+    assert outcomes.sharded_choice.losses == pytest.approx(outcomes.choice.losses, abs=1e-5)
+    assert figures(outcomes.sharded_choice.history) == pytest.approx(
+        figures(outcomes.choice.history), abs=1e-5
     )
 
 
 @pytest.mark.parametrize("name", ["zero 2", "zero 3"])
 def test_one_worker_in_the_process_of_its_trial_may_use_deepspeed_too(
-    seen: Seen, name: str
+    outcomes: Outcomes, name: str
 ) -> None:
-    assert seen.one[name].losses == pytest.approx(seen.plain.losses, abs=1e-5)
-    assert seen.one[name].engine == "DeepSpeedEngine"
+    assert outcomes.one[name].losses == pytest.approx(outcomes.plain.losses, abs=1e-5)
+    assert outcomes.one[name].engine == "DeepSpeedEngine"
 
 
 @of([name for name in TWO_WORKERS if name != "torch"])
-def test_it_is_really_deepspeed_that_takes_the_steps(seen: Seen, name: str) -> None:
-    assert seen.two[name].engine == "DeepSpeedEngine"
+def test_it_is_really_deepspeed_that_takes_the_steps(outcomes: Outcomes, name: str) -> None:
+    assert outcomes.two[name].engine == "DeepSpeedEngine"
 
 
 @pytest.mark.parametrize("name", ["zero 2, nf4", "zero 3, nf4"])
-def test_a_base_in_4_bits_trains_beside_shards_and_in_them(seen: Seen, name: str) -> None:
-    assert seen.two[name].losses == pytest.approx(seen.nf4.losses, abs=1e-5)
-    assert seen.nf4.losses != pytest.approx(seen.plain.losses, abs=1e-4)
+def test_a_base_in_4_bits_trains_beside_shards_and_in_them(outcomes: Outcomes, name: str) -> None:
+    assert outcomes.two[name].losses == pytest.approx(outcomes.nf4.losses, abs=1e-5)
+    assert outcomes.nf4.losses != pytest.approx(outcomes.plain.losses, abs=1e-4)
 
 
-def test_the_arithmetic_is_bf16_where_it_is_asked_for(seen: Seen) -> None:
-    assert seen.two["zero 2, bf16"].losses == pytest.approx(seen.bf16.losses, abs=2e-2)
-    assert seen.two["zero 2, bf16"].losses != pytest.approx(seen.plain.losses, abs=1e-4)
+def test_the_arithmetic_is_bf16_where_it_is_asked_for(outcomes: Outcomes) -> None:
+    assert outcomes.two["zero 2, bf16"].losses == pytest.approx(outcomes.bf16.losses, abs=2e-2)
+    assert outcomes.two["zero 2, bf16"].losses != pytest.approx(outcomes.plain.losses, abs=1e-4)
 
 
 @of(["zero 0, fp16", "zero 2, fp16", "zero 3, fp16"])
-def test_fp16_under_deepspeed_scales_its_loss_as_plain_torch_does(seen: Seen, name: str) -> None:
-    assert seen.two[name].losses == pytest.approx(seen.fp16.losses, abs=5e-3)
-    assert seen.two[name].losses != pytest.approx(seen.plain.losses, abs=1e-5)
-    assert seen.two[name].scale == seen.fp16.scale
+def test_fp16_under_deepspeed_scales_its_loss_as_plain_torch_does(
+    outcomes: Outcomes, name: str
+) -> None:
+    assert outcomes.two[name].losses == pytest.approx(outcomes.fp16.losses, abs=5e-3)
+    assert outcomes.two[name].losses != pytest.approx(outcomes.plain.losses, abs=1e-5)
+    assert outcomes.two[name].scale == outcomes.fp16.scale
 
 
 @pytest.mark.parametrize("name", list(INTERRUPTED))
 def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_on_every_worker(
-    seen: Seen, name: str
+    outcomes: Outcomes, name: str
 ) -> None:
     """Without `state_every_steps`: after step 3 there was an evaluation, and steps 4 and 5 would be
     lost."""
-    first, second = seen.interrupted[name]
+    first, second = outcomes.interrupted[name]
     assert (len(first.losses), len(second.losses)) == (5, 2)
-    assert [*first.losses, *second.losses] == pytest.approx(seen.plain.losses, abs=1e-5)
-    assert figures(second.history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
+    assert [*first.losses, *second.losses] == pytest.approx(outcomes.plain.losses, abs=1e-5)
+    assert figures(second.history) == pytest.approx(figures(outcomes.plain.history), abs=1e-5)
 
 
-def test_only_stage_3_takes_weights_apart(seen: Seen) -> None:
+def test_only_stage_3_takes_weights_apart(outcomes: Outcomes) -> None:
     """DeepSpeed keeps what it will soon need again whole."""
-    held = {name: done.num_whole for name, done in seen.two.items()}
+    held = {name: results.num_whole for name, results in outcomes.two.items()}
     assert {held[name] for name in held if name in ("zero 0", "zero 1", "zero 2")} == {
         held["torch"]
     }
@@ -191,22 +195,22 @@ def test_only_stage_3_takes_weights_apart(seen: Seen) -> None:
 
 @pytest.mark.parametrize("name", list(SECOND_LEG))
 def test_a_trial_goes_on_with_another_number_of_workers_and_another_strategy(
-    seen: Seen, name: str
+    outcomes: Outcomes, name: str
 ) -> None:
-    legs = seen.legs[name]
+    legs = outcomes.legs[name]
     assert [len(leg.losses) for leg in legs] == [3, 2, 2]
     assert [loss for leg in legs for loss in leg.losses] == pytest.approx(
-        seen.plain.losses, abs=1e-5
+        outcomes.plain.losses, abs=1e-5
     )
-    assert figures(legs[-1].history) == pytest.approx(figures(seen.plain.history), abs=1e-5)
+    assert figures(legs[-1].history) == pytest.approx(figures(outcomes.plain.history), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["zero 2", "zero 3", "zero 3, nf4"])
-def test_a_checkpoint_from_shards_is_whole(seen: Seen, name: str) -> None:
+def test_a_checkpoint_from_shards_is_whole(outcomes: Outcomes, name: str) -> None:
     """Loading compares its answers to the probe, in a process without shards."""
     for sharded, plain in zip(
-        seen.two[name].checkpoints,
-        (seen.nf4 if "nf4" in name else seen.plain).checkpoints,
+        outcomes.two[name].checkpoints,
+        (outcomes.nf4 if "nf4" in name else outcomes.plain).checkpoints,
         strict=True,
     ):
         found, wanted = (loading.load(path).manifest.probe.outputs for path in (sharded, plain))
