@@ -20,7 +20,7 @@ def load(
     """Load a release by `name@version`, `name@alias` or name:
     `medray.load("cancer@best").predict(["…"])`.
 
-    `precision` is fp32, bf16 or fp16; by default the one that the release was trained in.
+    `precision` is fp32, bf16 or fp16; the default is the release's training precision.
     """
     from medray.registry.registry import Registry
 
@@ -28,7 +28,7 @@ def load(
 
 
 def leaderboard(folder: str) -> "Leaderboard":
-    """Read the ranking of a finished study: of the latest run in the study's folder."""
+    """Return the ranking of the latest run in a study's folder."""
     from pathlib import Path
 
     from medray.study import run

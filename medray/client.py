@@ -1,17 +1,96 @@
-"""A small client of the HTTP service, with what Python has:
-`Client("http://127.0.0.1:8000").classify(["…"])`."""
+"""The service's answers, and a client of it: `Client("http://127.0.0.1:8000").classify(["…"])`.
+
+Client and answers need the standard library alone. Tasks build the same answers, and pydantic
+validates dataclasses as they are."""
 
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.errors import ServingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelAnswer:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    label: str | None = field(
+        metadata={"description": "the most probable label; null for a multi-label task"}
+    )
+    labels: tuple[str, ...]
+    confidence: float = field(
+        metadata={
+            "description": (
+                "calibrated probability of the label; for a multi-label task, of its least certain "
+                "yes or no"
+            )
+        }
+    )
+    abstained: bool = field(
+        default=False,
+        metadata={"description": "true where the confidence is below the release's threshold"},
+    )
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceAnswer:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    label: str | None = field(
+        metadata={
+            "description": "the most probable label; null where the generated text names none"
+        }
+    )
+    labels: tuple[str, ...]
+    confidence: float = field(metadata={"description": "calibrated probability of the label"})
+    abstained: bool = field(
+        default=False,
+        metadata={"description": "true where the confidence is below the release's threshold"},
+    )
+    ranked: tuple[str, ...] = field(
+        metadata={"description": "all labels, the most probable one first"}
+    )
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MentionAnswer:
+    """`text[start:end]` of the text in the request."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    start: int
+    end: int
+    text: str
+    kind: str
+    confidence: float | None = field(
+        metadata={
+            "description": (
+                "a tagger's probability of its least certain word; null for a language model"
+            )
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MentionsAnswer:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    mentions: tuple[MentionAnswer, ...] = field(
+        metadata={"description": "in the order of the text"}
+    )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the kinds of the mentions, without repeats."""
+        return tuple(dict.fromkeys(mention.kind for mention in self.mentions))
+
 
 Answer = TypeVar("Answer", LabelAnswer, ChoiceAnswer, MentionsAnswer)
 Messages = Sequence[Mapping[str, str]]  # each with a role (system, user, assistant) and its content
@@ -19,7 +98,7 @@ _CHAT = "/v1/chat/completions"
 
 
 class RefusedError(ServingError):
-    """The service answered with an error; the message begins with its status."""
+    """The service returned an error. The message begins with its HTTP status."""
 
     @property
     def status(self) -> int:
@@ -35,9 +114,9 @@ class Reply(Generic[Answer]):
 
 
 @dataclass(frozen=True)
-class Talked:
-    """An answer in words; its text ends with the disclaimer unless the service or release says
-    otherwise."""
+class ChatReply:
+    """A generated answer. Its text ends with the disclaimer, unless the service or the release
+    turns that off."""
 
     release: str
     version: int
@@ -61,7 +140,7 @@ class Client:
         )
 
     def choose(self, texts: Sequence[str], *, model: str | None = None) -> Reply[ChoiceAnswer]:
-        """One of a closed set of labels per text, with all of them ranked."""
+        """Return one of a closed set of labels per text, and the ranking of all of them."""
         return self._predict(
             "/v1/choose", texts, model, lambda answer: ChoiceAnswer(**_with_tuples(answer))
         )
@@ -69,21 +148,23 @@ class Client:
     def extract(self, texts: Sequence[str], *, model: str | None = None) -> Reply[MentionsAnswer]:
         return self._predict("/v1/extract", texts, model, _mentions)
 
-    def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> Talked:
-        """The answer to the last message. Settings are those of the route: max_tokens, temperature,
-        top_p, seed, stop."""
-        found = self._call(
+    def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> ChatReply:
+        """Return the answer to the last message. The settings are the route's: max_tokens,
+        temperature, top_p, seed, stop."""
+        body = self._call(
             _CHAT, {"messages": list(messages), **settings, **({"model": model} if model else {})}
         )
-        (choice,) = found["choices"]
-        return _talked(found, choice["message"]["content"], choice["finish_reason"], found["usage"])
+        (choice,) = body["choices"]
+        return _chat_reply(
+            body, choice["message"]["content"], choice["finish_reason"], body["usage"]
+        )
 
     def stream(
         self, messages: Messages, *, model: str | None = None, **settings: Any
-    ) -> Generator[str, None, Talked]:
-        """Its text in pieces, as they are made; the whole is the generator's result. Closing it
-        ends the generation."""
-        asked = {
+    ) -> Generator[str, None, ChatReply]:
+        """Yield the answer's text in pieces. The generator's return value is the whole reply.
+        Closing the generator ends the generation."""
+        request = {
             "messages": list(messages),
             **settings,
             "stream": True,
@@ -91,11 +172,11 @@ class Client:
         }
         pieces: list[str] = []
         last: dict[str, Any] = {}
-        for event in self._events(_CHAT, asked | ({"model": model} if model else {})):
+        for event in self._events(_CHAT, request | ({"model": model} if model else {})):
             if "error" in event:
                 raise ServingError(f"{self.url}: the answer broke off: {event['error']['message']}")
             if not event["choices"]:
-                return _talked(
+                return _chat_reply(
                     last, "".join(pieces), last["choices"][0]["finish_reason"], event["usage"]
                 )
             last = event
@@ -105,7 +186,7 @@ class Client:
         raise ServingError(f"{self.url}: the answer broke off")
 
     def model(self, name: str) -> dict[str, Any]:
-        """What one should know who asks a release: its version, system prompt and disclaimer."""
+        """Return a release's description: its version, system prompt and disclaimer."""
         return self._call(f"/v1/models/{name}")
 
     def models(self) -> list[str]:
@@ -131,8 +212,8 @@ class Client:
 
     def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         with self._open(path, body) as response:
-            found: dict[str, Any] = json.load(response)
-            return found
+            content: dict[str, Any] = json.load(response)
+            return content
 
     def _events(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         with self._open(path, body) as response:
@@ -173,14 +254,16 @@ def _mentions(answer: Mapping[str, Any]) -> MentionsAnswer:
     )
 
 
-def _talked(found: Mapping[str, Any], text: str, finish: str, usage: Mapping[str, int]) -> Talked:
-    said = {name: found[name] for name in ("release", "version", "outcome", "disclaimer")}
-    return Talked(
+def _chat_reply(
+    body: Mapping[str, Any], text: str, finish: str, usage: Mapping[str, int]
+) -> ChatReply:
+    fields = {name: body[name] for name in ("release", "version", "outcome", "disclaimer")}
+    return ChatReply(
         text=text,
         finish=finish,
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
-        **said,
+        **fields,
     )
 
 

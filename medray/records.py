@@ -1,5 +1,4 @@
-"""What is stored of a trial and of a release. A release's records are written once and never
-changed."""
+"""Records of trials and releases on disk. A release's records are written once and never change."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,11 @@ from pydantic import Field
 
 from medray.config.schema import Section
 
-MERGE_LIMIT = 0.005  # of F1: what a merge may move it by
-SETTINGS = "study.yaml"  # in a run's folder, as are samples of what finalists answered
-SAMPLES = "samples.json"
+MERGE_LIMIT = 0.005  # the largest difference in F1 that a merge may cause
+SETTINGS = "study.yaml"  # in a run's folder
+SAMPLES = "samples.json"  # in a run's folder: example answers of the finalists
 HISTORY = "history.json"  # in a trial's folder: every evaluation so far
-# What becomes a path is checked here, where it is parsed.
+# A name becomes a path, so it is validated where it is parsed.
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # sha256
 Name = Annotated[str, Field(pattern=NAME)]
@@ -22,7 +21,7 @@ Version = Annotated[int, Field(ge=1, lt=10**9)]
 
 
 class TestRecord(Section):
-    """Figures on test rows, and how often these rows' labels were opened until then."""
+    """Metrics on test rows, and how often the labels of these rows were opened before."""
 
     __test__ = False  # not a test class
 
@@ -30,17 +29,16 @@ class TestRecord(Section):
     num_rows: int
     num_openings: int
     ece: tuple[float, float] | None = None  # before and after calibration
-    answered: tuple[float, float] | None = (
-        None  # where a precision was asked for: coverage, and the precision found
-    )
+    # With a required precision: the coverage and the precision on test rows.
+    answered: tuple[float, float] | None = None
     worst_slice: "SliceRecord | None" = None
-    num_seeds: int = 1  # more: figures are means over trainings that differ in their seed alone
-    num_folds: int = 1  # more: pooled answers of as many models, each to rows that it had not seen
+    num_seeds: int = 1  # above 1: metrics are means over trainings that differ in the seed alone
+    num_folds: int = 1  # above 1: pooled predictions, one model per fold, each on unseen rows
 
 
 class MergeRecord(Section):
-    """F1 on validation rows of a 4-bit model and of the plain one that it is merged into. Without 4
-    bits a merge is exact."""
+    """F1 on validation rows of a 4-bit model and of the plain model that it is merged into. A merge
+    of other models is exact."""
 
     metric: str
     unmerged: float
@@ -52,28 +50,25 @@ class MergeRecord(Section):
 
 
 class AbstentionRecord(Section):
-    """Answers less sure than the threshold are abstained from, so that the others are right as
-    often as was wanted."""
+    """The release abstains below a threshold, so that its other answers reach the required
+    precision."""
 
-    precision: float  # wanted: share of the answered rows that are right
-    level: float  # how sure it is that the threshold keeps to it
-    threshold: (
-        float | None
-        # of the calibrated confidence; None: no threshold could promise it, everything is abstained
-        # from
-    )
-    coverage: float  # share of validation rows that it answers
+    precision: float  # required share of correct answers
+    level: float  # confidence level of the guarantee
+    # On the calibrated confidence. None: no threshold reaches the precision, and the release always
+    # abstains.
+    threshold: float | None
+    coverage: float  # share of validation rows with an answer
 
 
 class CalibrationRecord(Section):
-    """Fitted on validation rows, and obeyed wherever a release answers. As it is by default, it
-    changes nothing."""
+    """The calibration that a release applies to each prediction, fitted on validation rows. The
+    defaults change nothing."""
 
-    temperature: float = Field(
-        1.0, ge=0.01, le=100
-    )  # wider than any fit looks; divides the logarithms of the probabilities
+    # It divides the logarithms of the probabilities. The bounds are wider than the range of a fit.
+    temperature: float = Field(1.0, ge=0.01, le=100)
     abstention: AbstentionRecord | None = None
-    num_rows: int = 0  # that it was fitted on
+    num_rows: int = 0  # of the fit
 
 
 AS_IT_IS = CalibrationRecord()
@@ -94,59 +89,54 @@ class SliceRecord(Section):
 
 
 class ProbeRecord(Section):
-    """What a release answers to its checkpoint's probe, calibrated: another record or manifest
-    gives other labels or probabilities."""
+    """A release's calibrated answers to its checkpoint's probe. They change if the record or the
+    manifest changes."""
 
     labels: tuple[str, ...]  # or kinds of mentions, in the order of the outputs
-    answers: tuple[tuple[str, ...], ...] = ()  # per text; of tasks whose answers are labels
+    answers: tuple[tuple[str, ...], ...] = ()  # labels per text, for tasks that predict labels
     probabilities: tuple[tuple[float, ...], ...] = ()
 
 
 class ReleaseRecord(Section):
-    """What is stored for a version, once and for all."""
+    """The record of a version. It is written once."""
 
     schema_version: Literal[1] = 1
     name: Name
     version: Version
-    content_id: (
-        Hash  # sha256 of the checkpoint's manifest, which holds the hash of every other file
-    )
+    content_id: Hash  # of the checkpoint's manifest, which holds the hash of every other file
     created: str
     test: TestRecord | None = None
     merge: MergeRecord | None = None
     calibration: CalibrationRecord = AS_IT_IS
-    int8: Any = Field(
-        None, exclude=True
-    )  # of an earlier medray, which served in 8 bits: read, and neither used nor written
+    # Written by an earlier medray, which served in 8 bits. It is accepted and ignored.
+    int8: Any = Field(None, exclude=True)
     notes: str = ""
     task_options: dict[str, Any] = Field(
-        {}, description="of the task, in place of those that it was trained with"
+        {}, description="task options that replace those of the training"
     )
-    probe: ProbeRecord | None = None  # None where an earlier medray published it
+    probe: ProbeRecord | None = None  # None in a release of an earlier medray
 
 
 class Move(Section):
-    """An alias was pointed at a version."""
+    """One move of an alias to a version."""
 
     version: Version
-    record: Hash | None = (
-        None  # of the version's record as it was then; None where an earlier medray wrote it
-    )
+    record: Hash | None = None  # of the version's record; None in a move of an earlier medray
     time: str
     by: str
 
 
 class TrialRecord(Section):
-    """A trial of a study: what was asked of it, and how it went."""
+    """A trial of a study: its settings, its status and its times."""
 
     trial: str
     base_model: str
     base: int  # its position in the study's base_models
     number: int  # among the trials of this base model
-    settings: dict[str, Any]  # what the search chose
-    of: str | None = None  # the finalist that it trains again, with another seed or on another fold
-    seed: int = 0  # added to the study's
-    fold: int = 0  # whose rows judge it, where folds are pooled
+    settings: dict[str, Any]  # sampled by the search
+    of: str | None = None  # the finalist that it repeats with another seed or fold
+    seed: int = 0  # added to the study's seed
+    fold: int = 0  # the fold that it is evaluated on, with pooled folds
     status: Literal["running", "finished", "stopped", "failed"] = "running"
     error: str | None = None
     started_at: float | None = None  # seconds of the epoch
@@ -158,24 +148,24 @@ class TrialRecord(Section):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trial on its validation rows, after one of its steps."""
+    """A trial's metrics on validation rows after one of its steps."""
 
-    epoch: int  # that it ends or lies in, from 1
+    epoch: int  # of the step, from 1
     step: int
-    train_loss: float  # of the rows trained on since the evaluation before
+    train_loss: float  # over the training rows since the previous evaluation
     metrics: dict[str, float]
     is_best: bool  # so far
-    epochs: float  # trained so far, in parts: what a scheduler compares trials by
+    epochs: float  # trained so far, as a fraction; schedulers compare trials by it
     is_last: bool
-    seconds: float  # of training since the start, evaluations left out
-    tokens_per_s: float  # real tokens, padding not counted
+    seconds: float  # of training since the start, without evaluations
+    tokens_per_s: float  # without padding
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From its dict, which an earlier medray may have given more fields."""
+        """Build an evaluation from its dict and ignore fields of an earlier medray."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 

@@ -1,5 +1,4 @@
-"""Values and protocols that many rooms share: examples, predictions, generated text, engines. They
-hold no behavior."""
+"""Values and protocols that many packages share: examples, predictions, generated text, engines."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,15 +21,14 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    logprobs: int | None = (
-        None  # tell each token's log-probability, and those of this many most probable ones
-    )
+    # Return each token's log-probability, and those of this many most probable tokens.
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token as the model found it, before temperature and top_p: its text, its log-probability,
-    and the most probable ones."""
+    """A token's text and log-probability, before temperature and top_p, and the most probable
+    tokens in its place."""
 
     text: str
     logprob: float
@@ -39,34 +37,34 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of generated text for the prompt at `index`; `finish` (stop or length) is set on its
-    last one."""
+    """A piece of generated text for the prompt at `index`. `finish` (stop or length) is set on the
+    prompt's last chunk."""
 
     index: int
     text: str
     finish: str | None = None
-    # that were made since the chunk before, an end of sequence and what a stop string cut off
-    # included
+    # Tokens generated since the previous chunk. They include an end of sequence and text that a
+    # stop string cut off.
     num_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def gather(chunks: Iterable[Chunk], num_prompts: int) -> list[Chunk]:
-    """Whole texts, one chunk a prompt."""
-    pieces: list[list[Chunk]] = [[] for _ in range(num_prompts)]
+    """Join the chunks of each prompt: one chunk per prompt."""
+    by_prompt: list[list[Chunk]] = [[] for _ in range(num_prompts)]
     for chunk in chunks:
-        pieces[chunk.index].append(chunk)
-    return [joined(index, of) for index, of in enumerate(pieces)]
+        by_prompt[chunk.index].append(chunk)
+    return [join_chunks(index, pieces) for index, pieces in enumerate(by_prompt)]
 
 
-def joined(index: int, chunks: Iterable[Chunk]) -> Chunk:
-    found = tuple(chunks)
+def join_chunks(index: int, chunks: Iterable[Chunk]) -> Chunk:
+    pieces = tuple(chunks)
     return Chunk(
         index,
-        "".join(chunk.text for chunk in found),
-        found[-1].finish if found else None,
-        sum(chunk.num_tokens for chunk in found),
-        tuple(logprob for chunk in found for logprob in chunk.logprobs),
+        "".join(chunk.text for chunk in pieces),
+        pieces[-1].finish if pieces else None,
+        sum(chunk.num_tokens for chunk in pieces),
+        tuple(logprob for chunk in pieces for logprob in chunk.logprobs),
     )
 
 
@@ -75,23 +73,23 @@ class Engine(Protocol):
     def tokenizer(self) -> Any: ...
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """One row of head outputs per input, in the order of the inputs."""
+        """Return one row of head outputs per input, in the order of the inputs."""
         ...
 
     def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-        """Outputs of a head that reads tokens: a matrix an input, a row a token."""
+        """Return the outputs of a head per token: one matrix per input, one row per token."""
         ...
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float32]:
-        """Log-likelihoods in token ids: a row a prompt, a column a continuation."""
+        """Return log-likelihoods: one row per prompt, one column per continuation."""
         ...
 
     def generate(
         self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling
     ) -> Iterator[Chunk]:
-        """Prompts as text, or as token ids, which are read as they are."""
+        """Generate a text per prompt. A prompt is a text, or token ids, which get no template."""
         ...
 
 
@@ -107,12 +105,12 @@ class Mention:
     end: int
     text: str
     kind: str
-    confidence: float | None = None  # of one that a model found
+    confidence: float | None = None  # set where a model predicted it
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one side of a conversation says."""
+    """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -120,44 +118,40 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One raw record. Everything that is neither text nor label is metadata."""
+    """One raw record. A field that is neither text nor label is metadata."""
 
     id: str
     text: str
     labels: tuple[str, ...] = ()
-    split: str | None = None  # as given on disk, where the data says
+    split: str | None = None  # as the data set gives it
     metadata: Mapping[str, str] = field(default_factory=dict)
-    where: str = ""  # file:line, for messages
-    mentions: tuple[Mention, ...] = ()  # in the order of the text; their kinds are its labels
-    turns: tuple[
-        Message, ...
-    ] = ()  # of a conversation, up to what is to be answered; without any the text is the one turn
-    response: str = ""  # the answer that is right, in words
+    where: str = ""  # file:line, for error messages
+    mentions: tuple[Mention, ...] = ()  # in text order; their kinds are the labels
+    # A conversation up to its last user turn. Without turns, the text is the only turn.
+    turns: tuple[Message, ...] = ()
+    response: str = ""  # the reference answer of a text-generation task
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> "Example":
-        """From what `asdict` made, after JSON."""
-        mentions = tuple(Mention(**mention) for mention in held["mentions"])
-        turns = tuple(Message(**turn) for turn in held["turns"])
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Example":
+        """Build an example from the output of `asdict`, after a round trip through JSON."""
+        mentions = tuple(Mention(**mention) for mention in fields["mentions"])
+        turns = tuple(Message(**turn) for turn in fields["turns"])
         return cls(
-            **{**held, "labels": tuple(held["labels"]), "mentions": mentions, "turns": turns}
+            **{**fields, "labels": tuple(fields["labels"]), "mentions": mentions, "turns": turns}
         )
 
     def without_answer(self) -> "Example":
-        """Without the answer that is right."""
+        """Return a copy without its labels, mentions and reference answer."""
         return replace(self, labels=(), mentions=(), response="")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row as a model reads it. A long text may give several (windows); they share the
-    row_id."""
+    """One row of token ids. A long text may give several rows (windows), which share a row_id."""
 
     row_id: str
     tokens: tuple[int, ...]
-    target: tuple[
-        int, ...
-    ]  # what the task's loss compares with: a class, the active classes, or a position
+    target: TokenIds  # for the task's loss: a class, the active classes, or a position
     truncated: bool = False
 
 
@@ -169,35 +163,34 @@ Needs = Literal["head", "token head", "language model"]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The output layer that a task asks of a model."""
+    """The output layer that a task requires of a model."""
 
     labels: tuple[str, ...]
     multi_label: bool = False
-    per_token: bool = False  # an output for each token instead of one for the row
+    per_token: bool = False  # one output per token instead of one per row
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     row_id: str
-    labels: tuple[str, ...]  # one, or for multi-label any number
+    labels: tuple[str, ...]  # one; any number for a multi-label task
     probabilities: tuple[float, ...]  # in the order of the task's labels
-    confidence: float | None = None  # once calibrated: of the answer
-    abstained: bool = False  # less sure than the release's threshold
-    text: str = ""  # what was generated
+    confidence: float | None = None  # of the answer, set by calibration
+    abstained: bool = False  # the confidence is below the release's threshold
+    text: str = ""  # generated text
     mentions: tuple[Mention, ...] = ()
-    figures: Mapping[str, float] = field(
-        default_factory=dict
-    )  # what a row adds to figures, once known; kept where the text is not
+    # The row's share of the metrics. It is kept where the text is not.
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> "Prediction":
-        """From what `asdict` made, after JSON."""
-        mentions = tuple(Mention(**mention) for mention in held.get("mentions", ()))
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Prediction":
+        """Build a prediction from the output of `asdict`, after a round trip through JSON."""
+        mentions = tuple(Mention(**mention) for mention in fields.get("mentions", ()))
         return cls(
             **{
-                **held,
-                "labels": tuple(held["labels"]),
-                "probabilities": tuple(held["probabilities"]),
+                **fields,
+                "labels": tuple(fields["labels"]),
+                "probabilities": tuple(fields["probabilities"]),
                 "mentions": mentions,
             }
         )

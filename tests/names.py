@@ -26,6 +26,9 @@ OTHERS = (
 # The field's word, the architecture's word for a thing, or a name that another protocol gives.
 ALLOWED = {
     "calibrated", "created", "distributed", "encoded", "hidden", "prepared", "served",
+    "abstained", "ranked",  # keys of the service's answers
+    "answered", "merged", "unmerged",  # keys of a release's record
+    "truncated",  # a column of prepared rows
     "connection_made", "data_received", "connection_lost",  # asyncio.Protocol
 }  # fmt: skip
 # `is_known` asks and `num_failed` counts; both say so.

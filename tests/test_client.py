@@ -5,8 +5,7 @@ import sys
 
 from support import fake_service
 
-from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
-from medray.client import Client
+from medray.client import ChoiceAnswer, Client, LabelAnswer, MentionAnswer, MentionsAnswer
 
 
 def test_an_answer_is_read_as_the_service_wrote_it() -> None:

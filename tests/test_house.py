@@ -8,9 +8,9 @@ import house
 import pytest
 
 BOUNDS = {
-    "modules": 199,
-    "single modules at the top": 7,
-    "layers": 12,
+    "modules": 197,
+    "single modules at the top": 4,
+    "layers": 11,
     "files that compute an F1": 2,
     "lines of the largest file": 500,
     "lines of the largest function": 120,
@@ -74,7 +74,7 @@ def test_no_import_goes_round_or_up(today: house.House) -> None:
 def test_the_table_of_layers_is_that_of_pyproject(today: house.House) -> None:
     page = (house.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert house.with_table(page, today) == page
-    assert "| 1 | `redaction` |" in page
+    assert "| 1 | `errors` |" in page
 
 
 def test_circles_and_imports_that_go_up_are_seen_inside_functions_and_not_for_type_checkers(

@@ -6,12 +6,11 @@ import names
 
 # Parts whose names are still to be changed.
 OPEN = {
-    "medray/batch", "medray/cli", "medray/client.py", "medray/config", "medray/data",
-    "medray/engines", "medray/evaluation", "medray/models", "medray/records.py",
-    "medray/redaction.py", "medray/registry", "medray/reports", "medray/runtime",
+    "medray/batch", "medray/cli", "medray/config", "medray/data",
+    "medray/engines", "medray/evaluation", "medray/models",
+    "medray/registry", "medray/reports", "medray/runtime",
     "medray/serving", "medray/storage", "medray/study", "medray/tasks", "medray/text",
-    "medray/training", "medray/types.py", "medray/errors.py", "medray/plugins.py",
-    "medray/answers.py", "medray/__init__.py",
+    "medray/training",
     "jobs", "cluster",
     "tests/attacks", "tests/batch", "tests/cli", "tests/config", "tests/data", "tests/engines",
     "tests/evaluation", "tests/golden", "tests/models", "tests/registry", "tests/reports",

@@ -19,8 +19,8 @@ from pydantic import AfterValidator
 from medray.batch.rows import Row
 from medray.config.schema import Section
 from medray.errors import ArtifactError, ConfigError
+from medray.errors.redaction import redact
 from medray.evaluation.calibration import is_multi_label
-from medray.redaction import redact
 from medray.storage.store import Store
 from medray.tasks.base.protocol import Task
 from medray.text.csv_text import write_table

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from medray.batch.shards import Columns, Shard
 from medray.data.formats import raw_abstracts
-from medray.errors import DataError, allowed
+from medray.errors import DataError, suggest
 from medray.text import dialect
 from medray.text.csv_text import MOST_CHARACTERS, CsvRow, bounded_lines, read_rows
 
@@ -201,7 +201,7 @@ def _json_lines(shard: Shard, path: str, text: Sequence[str], most: int) -> Iter
 def _check_columns(path: str, names: list[str], wanted: list[str] | None) -> None:
     for name in wanted or ():
         if name not in names:
-            raise DataError(f"{path}: has no column {name!r}; {allowed(name, names)}")
+            raise DataError(f"{path}: has no column {name!r}; {suggest(name, names)}")
         if names.count(name) > 1:
             raise DataError(f"{path}: the column {name!r} stands twice")
 

@@ -18,8 +18,8 @@ from medray.batch.sources import Source
 from medray.batch.worker import Work
 from medray.config.study import Precision
 from medray.data.meter import Heartbeat, Meter
-from medray.errors import ConfigError, DataError, allowed
-from medray.redaction import redact
+from medray.errors import ConfigError, DataError, suggest
+from medray.errors.redaction import redact
 from medray.registry.registry import Registry
 from medray.storage import files
 from medray.storage.store import is_object_store, open_store
@@ -94,7 +94,7 @@ def prepare(asked: Asked) -> Plan:
         raise ConfigError(f"--max-bad {asked.max_bad}: a share of the rows; allowed: 0 to 1")
     if asked.precision not in (known := ("auto", *get_args(Precision))):
         raise ConfigError(
-            f"--precision {asked.precision!r:.40}: is not known; {allowed(asked.precision, known)}"
+            f"--precision {asked.precision!r:.40}: is not known; {suggest(asked.precision, known)}"
         )
     if asked.delimiter is not None and asked.delimiter not in dialect.DELIMITERS:
         raise ConfigError(f"--delimiter {asked.delimiter!r}: is not known; allowed: , ; | tab")
@@ -229,10 +229,10 @@ class ReadTask:
                 yield piece
 
 
-def _too_many(aside: int, total: int, allowed: float, output: Output) -> str:
+def _too_many(aside: int, total: int, most_bad: float, output: Output) -> str:
     example = next(output.set_aside())
     return (
-        f"{aside} of {total} rows were set aside, more than --max-bad {allowed:g}; one is "
+        f"{aside} of {total} rows were set aside, more than --max-bad {most_bad:g}; one is "
         f"{example['where']}: {example['reason']};"
         f" all are in {output.store.uri}/_set_aside; --resume with a larger --max-bad goes on"
     )

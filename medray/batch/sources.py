@@ -14,7 +14,7 @@ import pyarrow.fs
 from medray.batch.shards import FORMS, PACKED, Columns, Form, Shard, connect, one_line
 from medray.data import guess
 from medray.data.formats.base.parsing import columns_of
-from medray.errors import ConfigError, DataError, allowed
+from medray.errors import ConfigError, DataError, suggest
 from medray.storage import files
 from medray.text import dialect
 from medray.text.csv_text import MOST_CHARACTERS, read_rows
@@ -144,7 +144,7 @@ def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns)
         for name in names:
             if name not in values:
                 raise ConfigError(
-                    f"{source.uri}: {option} asks for {name!r}; {allowed(name, values)}"
+                    f"{source.uri}: {option} asks for {name!r}; {suggest(name, values)}"
                 )
     guessed = guess.prediction_columns(values)
     found = Columns(asked.text or guessed.text, asked.id or guessed.id)

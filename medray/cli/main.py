@@ -13,7 +13,7 @@ import typer
 
 from medray.cli import chat, data, plan, predict, release, report, review, serve, study, submit
 from medray.errors import MedrayError
-from medray.redaction import redact
+from medray.errors.redaction import redact
 from medray.storage import files
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ import typer
 
 from medray.config.load import tracking_uri
 from medray.config.study import StudyConfig
-from medray.redaction import redact
+from medray.errors.redaction import redact
 
 if TYPE_CHECKING:
     from medray.registry.release import Release

@@ -55,12 +55,12 @@ def review(
     ] = None,
 ) -> None:
     """Show wrong answers, the surest first, and labels that may be wrong themselves."""
-    from medray.errors import ConfigError, allowed
+    from medray.errors import ConfigError, suggest
     from medray.reports import review as reviews
 
     if split not in ("validation", "test"):
         raise ConfigError(
-            f"--split {split!r} is not known; {allowed(split, ('validation', 'test'))}"
+            f"--split {split!r} is not known; {suggest(split, ('validation', 'test'))}"
         )
     side: Literal["validation", "test"] = "test" if split == "test" else "validation"
     if Path(of).is_dir():
@@ -97,7 +97,7 @@ def _of_run(
     folder: Path, side: Literal["validation", "test"], finalist: str | None, texts: bool
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
     from medray.data import dataset as datasets
-    from medray.errors import ArtifactError, ConfigError, allowed
+    from medray.errors import ArtifactError, ConfigError, suggest
     from medray.records import SETTINGS
     from medray.study.run import latest
 
@@ -113,7 +113,7 @@ def _of_run(
     if chosen is None:
         raise ConfigError(
             f"--finalist {finalist!r} is no finalist of {run.folder}; "
-            f"{allowed(str(finalist), [held.name for held in analysis.models])}"
+            f"{suggest(str(finalist), [held.name for held in analysis.models])}"
         )
     if side == "validation" and not texts:
         return chosen.validation, None

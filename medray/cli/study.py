@@ -103,14 +103,14 @@ def leaderboard(
     form: Annotated[str, typer.Option("--format", help="md, csv or json")] = "md",
 ) -> None:
     """Print the leaderboard of a study that has ended."""
-    from medray.errors import ConfigError, allowed
+    from medray.errors import ConfigError, suggest
     from medray.study.run import latest
 
     run = latest(Path(folder))
     run.leaderboard()  # or says why there is none
     names = {"md": "leaderboard.md", "csv": "leaderboard.csv", "json": "leaderboard.json"}
     if form not in names:
-        raise ConfigError(f"--format {form!r} is not known; {allowed(form, names)}")
+        raise ConfigError(f"--format {form!r} is not known; {suggest(form, names)}")
     print((run.folder / names[form]).read_text(encoding="utf-8"), end="")
 
 
@@ -139,7 +139,7 @@ def evaluate(
     labels is logged."""
     from pydantic import TypeAdapter
 
-    from medray.errors import ConfigError, allowed
+    from medray.errors import ConfigError, suggest
     from medray.evaluation import analysis
     from medray.registry.evaluate import ReleaseEvaluation, evaluate_untuned
     from medray.registry.evaluate import evaluate as evaluate_release
@@ -148,7 +148,7 @@ def evaluate(
     asked = load(arguments)
     if split not in ("test", "validation", "all"):
         raise ConfigError(
-            f"--split {split!r} is not known; {allowed(split, ('test', 'validation', 'all'))}"
+            f"--split {split!r} is not known; {suggest(split, ('test', 'validation', 'all'))}"
         )
     log_dir = files.absolute(asked.storage_path) / "test_log"
     base = next((base for base in asked.base_models if base.source == of), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from medray.errors import ConfigError, MedrayError
-from medray.redaction import MARK, REFERENCE, hide, redact
+from medray.errors.redaction import MARK, REFERENCE, hide, redact
 
 _MOST_CHARACTERS = 1 << 14
 _BEFORE_HOST = re.compile(r"(?:\$\{[^{}\n]+\}|[^/?#\s$])*@")

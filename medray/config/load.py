@@ -15,7 +15,7 @@ from medray.config.files import merge, parse_value, put_all, read_yaml
 from medray.config.schema import PluginOptions, validate
 from medray.config.study import BaseModelConfig, StudyConfig
 from medray.errors import ConfigError
-from medray.redaction import redact_settings
+from medray.errors.redaction import redact_settings
 
 
 def load_study(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> StudyConfig:

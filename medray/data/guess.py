@@ -16,7 +16,7 @@ from medray.config.schema import PluginOptions, validate
 from medray.data.audit import alike_labels
 from medray.data.formats.base.protocol import Layout, is_left_out, read
 from medray.data.split import GIVEN_NAMES
-from medray.errors import ConfigError, DataError, allowed
+from medray.errors import ConfigError, DataError, suggest
 from medray.text.dialect import (
     ANSWER_NAMES,
     CONTEXT_NAMES,
@@ -251,7 +251,7 @@ def _meanings(
         for name in [value] if isinstance(value, str) else value or ():
             if name not in columns:
                 raise ConfigError(
-                    f"{path}: --{option}-column asks for {name!r}; {allowed(name, columns)}"
+                    f"{path}: --{option}-column asks for {name!r}; {suggest(name, columns)}"
                 )
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value}
     row_id, side = _named(columns, ID_NAMES), _named(columns, ("split",))

@@ -19,7 +19,7 @@ from medray.config.addresses import has_reference, resolved
 from medray.config.schema import PluginOptions
 from medray.data.meter import stage
 from medray.errors import DataError
-from medray.redaction import redact
+from medray.errors.redaction import redact
 from medray.storage import files as storage
 
 _ELSEWHERE = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?)://", re.IGNORECASE)

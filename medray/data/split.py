@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from medray.config.study import SplitConfig
-from medray.errors import DataError, allowed
+from medray.errors import DataError, suggest
 from medray.types import Example, Split
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _groups(
         if column not in example.metadata:
             raise DataError(
                 f"{example.where or example.id}: has no metadata {column!r} (data.split.group); "
-                f"{allowed(column, example.metadata)}"
+                f"{suggest(column, example.metadata)}"
             )
         for key in (("cluster", clusters[row]), ("group", example.metadata[column])):
             parent[root(row)] = root(first_with.setdefault(key, row))
@@ -229,7 +229,7 @@ def _given(
         if example.split is None or example.split.strip().lower() not in GIVEN_NAMES:
             raise DataError(
                 f"{example.where or example.id}: split {example.split!r:.60} is not known; "
-                f"{allowed(example.split, GIVEN_NAMES)}"
+                f"{suggest(example.split, GIVEN_NAMES)}"
             )
         sides.append(GIVEN_NAMES[example.split.strip().lower()])
     for protected in ("test", "validation"):

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from medray.errors import ConfigError, allowed
+from medray.errors import ConfigError, suggest
 from medray.evaluation.metrics import Counts
 from medray.types import Floats
 
@@ -72,7 +72,7 @@ class LabelAnswers:
     def values(self, metric: str, weights: Floats) -> Floats:
         if metric not in METRICS:
             raise ConfigError(
-                f"intervals are known for other figures than {metric!r}; {allowed(metric, METRICS)}"
+                f"intervals are known for other figures than {metric!r}; {suggest(metric, METRICS)}"
             )
         if metric in ("accuracy", "accuracy_subset"):
             correct = (self.truth == self.predicted).all(axis=1)
@@ -125,7 +125,7 @@ class Tallies:
         if metric not in self.figures:
             raise ConfigError(
                 f"intervals are known for other figures than {metric!r}; "
-                f"{allowed(metric, self.figures)}"
+                f"{suggest(metric, self.figures)}"
             )
         return self.figures[metric](
             {name: weights @ counts for name, counts in self.counts.items()}

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from medray.errors import ConfigError, DataError, allowed
+from medray.errors import ConfigError, DataError, suggest
 from medray.types import Floats, Ints
 
 NO_ANSWER = -1
@@ -158,7 +158,7 @@ def check_positive(labels: Sequence[str], positive: str | None) -> None:
     """Two labels need one named as positive, by the user: nothing in the data tells which."""
     if positive is not None and positive not in labels:
         raise ConfigError(
-            f"positive label {positive!r} is not a label; {allowed(positive, labels)}"
+            f"positive label {positive!r} is not a label; {suggest(positive, labels)}"
         )
     if len(labels) == 2 and positive is None:
         raise ConfigError(

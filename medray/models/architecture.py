@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from medray.config.study import LoraConfig
-from medray.errors import ArtifactError, ConfigError, allowed
+from medray.errors import ArtifactError, ConfigError, suggest
 from medray.models import sources
 from medray.models.families import ENCODERS, Family, family_of, targets
 from medray.models.libraries import (
@@ -72,7 +72,7 @@ def find(source: str, revision: str | None) -> tuple[Any, str]:
             ), "by its published sizes: its config.json is not here"
         raise ArtifactError(
             f"{err}; planning needs its config.json alone: a folder with it can be the source, "
-            f"and these are known without: {allowed(source, published)}"
+            f"and these are known without: {suggest(source, published)}"
         ) from None
 
 

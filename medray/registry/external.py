@@ -19,7 +19,7 @@ from medray.config.study import ModelConfig, StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.engines.transformers import TransformersEngine
-from medray.errors import ArtifactError, ConfigError, DataError, allowed
+from medray.errors import ArtifactError, ConfigError, DataError, suggest
 from medray.models import sources
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import BuiltModel, build, load_tokenizer
@@ -103,7 +103,7 @@ def publish_untuned(
     source = next(iter(bases)) if source is None else source
     if source not in bases:
         raise ConfigError(
-            f"base model {source!r} is not in study {study.name}; {allowed(source, bases)}"
+            f"base model {source!r} is not in study {study.name}; {suggest(source, bases)}"
         )
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     with tempfile.TemporaryDirectory() as place:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medray.config.schema import parse, validate
-from medray.errors import ArtifactError, ConfigError, UnreachableError, allowed
+from medray.errors import ArtifactError, ConfigError, UnreachableError, suggest
 from medray.records import (
     AS_IT_IS,
     NAME,
@@ -174,7 +174,7 @@ class Registry:
         if not numbers:
             raise ArtifactError(
                 f"{_short(name)}@{_short(alias)}: {name!r} has no alias {_short(alias)!r}; "
-                f"{allowed(alias[:80], self.alias_names(name))}"
+                f"{suggest(alias[:80], self.alias_names(name))}"
             )
         return self.move(name, alias, numbers[-1])
 
@@ -222,7 +222,7 @@ class Registry:
         if not versions:
             raise ArtifactError(
                 f"{_short(reference)}: {self.store.uri} has no release {name!r}; "
-                f"{allowed(name, self.names())}"
+                f"{suggest(name, self.names())}"
             )
         if not which:
             version = versions[-1]

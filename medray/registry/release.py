@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from medray.config.study import Precision
-from medray.errors import ArtifactError, ConfigError, allowed
+from medray.errors import ArtifactError, ConfigError, suggest
 from medray.records import MERGE_LIMIT, ReleaseRecord
 from medray.registry import card, signatures
 from medray.registry.predictions import probe_record
@@ -160,7 +160,7 @@ class Release:
         if precision not in (None, *get_args(Precision)):
             raise ConfigError(
                 f"{self.reference}: there is no precision {precision!r}; "
-                f"{allowed(str(precision), get_args(Precision))}"
+                f"{suggest(str(precision), get_args(Precision))}"
             )
         checkpoint_alone = load(self.folder(), precision=precision, device=device)
         self.check_probe(checkpoint_alone.manifest)
@@ -269,7 +269,7 @@ def check_changeable(where: str, task: Task, option: str) -> None:
     if option not in changeable:
         raise ConfigError(
             f"{where}: task {task.options.name!r} trains with its {option!r}; "
-            f"{allowed(option, changeable)}"
+            f"{suggest(option, changeable)}"
         )
 
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from medray.config.load import load_study, public_settings
 from medray.config.study import StudyConfig
+from medray.errors.redaction import redact
 from medray.evaluation import leaderboard
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.records import AS_IT_IS, SAMPLES, SETTINGS, Evaluation, TrialRecord
-from medray.redaction import redact
 from medray.registry import card
 from medray.registry.card import Facts
 from medray.storage import checkpoint

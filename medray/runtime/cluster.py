@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medray.errors import ConfigError
-from medray.redaction import redact
+from medray.errors.redaction import redact
 from medray.storage.private import make_folder
 
 log = logging.getLogger(__name__)

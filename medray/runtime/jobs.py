@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from medray import redaction
 from medray.config.environment import COMMIT_VARIABLE
 from medray.config.files import put
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.data.remote import is_elsewhere
-from medray.errors import ConfigError, TrialError
+from medray.errors import ConfigError, TrialError, redaction
 from medray.runtime.cluster import log
 from medray.storage import checkpoint, files
 

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medray.errors import allowed
+from medray.errors import suggest
 from medray.serving import notes, openai_answers
 from medray.serving.auth import Guard, Refusal, error_body
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
@@ -275,9 +275,9 @@ def choose(references: tuple[str, ...], model: str | None) -> str | Refusal:
     if model in references or len(fitting) == 1:
         return model if model in references and model is not None else fitting[0]
     if not fitting:
-        message = f"model: is not served here; {allowed(str(model)[:_LONGEST], references)}"
+        message = f"model: is not served here; {suggest(str(model)[:_LONGEST], references)}"
         return Refusal(404, "unknown_model", message, param="model", code="model_not_found")
-    message = f"several releases fit: name one in `model`; {allowed(model, references)}"
+    message = f"several releases fit: name one in `model`; {suggest(model, references)}"
     return Refusal(400, "ambiguous_model", message, param="model")
 
 

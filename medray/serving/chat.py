@@ -18,7 +18,7 @@ from medray.serving.schemas import Limits
 from medray.serving.service import Conversation, Description, Start, TextPiece
 from medray.serving.streams import Deliver, LateError, OverloadedError
 from medray.tasks.base.protocol import Chatting
-from medray.types import DISCLAIMER, Chunk, Message, Sampling, joined
+from medray.types import DISCLAIMER, Chunk, Message, Sampling, join_chunks
 
 
 class TooLongError(ServingError):
@@ -111,7 +111,7 @@ class Telling:
         self._text = ""
 
     def say(self, chunks: Sequence[Chunk]) -> TextPiece:
-        piece = joined(0, chunks)
+        piece = join_chunks(0, chunks)
         self._text += piece.text
         outcome = self.task.outcome(self._text) if piece.finish else None
         return TextPiece(piece.text, piece.num_tokens, piece.logprobs, piece.finish, outcome)

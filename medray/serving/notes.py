@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from medray.answers import MentionAnswer
+from medray.client import MentionAnswer
 from medray.evaluation.novelty import Cloud
 from medray.serving.service import Conversation
 from medray.tasks.base.mentions import ExtractResponse

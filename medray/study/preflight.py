@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from importlib import util
 from pathlib import Path
 
-from medray import plugins, redaction
+from medray import plugins
 from medray.config.addresses import has_reference, resolved
 from medray.config.study import BaseModelConfig, StudyConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.formats.base import protocol as formats
-from medray.errors import ArtifactError, ConfigError, MedrayError
+from medray.errors import ArtifactError, ConfigError, MedrayError, redaction
 from medray.models import quantization, sources
 from medray.models.architecture import check_targets, num_adapter_weights
 from medray.storage import files

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from medray.answers import ChoiceAnswer
+from medray.client import ChoiceAnswer
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelAnswers

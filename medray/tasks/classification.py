@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from medray.answers import LabelAnswer
+from medray.client import LabelAnswer
 from medray.errors import DataError
 from medray.evaluation import calibration, metrics
 from medray.evaluation.bootstrap import LabelAnswers

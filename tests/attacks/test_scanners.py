@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from medray.redaction import redact
+from medray.errors.redaction import redact
 from medray.serving import notes
 from medray.serving.notes import TrainingTexts, unlike
 from medray.tasks.classification import ClassifyRequest

@@ -20,13 +20,13 @@ import pytest
 import yaml
 from support import run_files, tiny
 
-from medray import cli, redaction
+from medray import cli
 from medray.batch.output import Record
 from medray.config import addresses
 from medray.config.load import dump_settings, public_settings
 from medray.data import remote
-from medray.errors import ArtifactError, ConfigError, DataError
-from medray.redaction import redact
+from medray.errors import ArtifactError, ConfigError, DataError, redaction
+from medray.errors.redaction import redact
 from medray.reports import mlflow, page
 from medray.reports.study_data import gather
 from medray.runtime import cluster, jobs

@@ -12,7 +12,7 @@ import medray.data.formats
 from medray import plugins
 from medray.config.load import dump_settings, load_study, plugin_options
 from medray.config.study import StudyConfig
-from medray.errors import ConfigError, DataError, allowed
+from medray.errors import ConfigError, DataError, suggest
 
 STUDY = """
 name: study
@@ -353,9 +353,9 @@ def test_options_of_one_line_are_those_of_the_yaml():
 
 
 def test_a_wrong_name_is_answered_with_what_is_allowed():
-    assert allowed("f1", []) == "nothing is allowed here"
-    assert allowed("zzz", ["b", "a"]) == "allowed: a, b"
-    assert allowed("x", [f"n{n:02}" for n in range(25)]).endswith("n19 and 5 more")
+    assert suggest("f1", []) == "nothing is allowed here"
+    assert suggest("zzz", ["b", "a"]) == "allowed: a, b"
+    assert suggest("x", [f"n{n:02}" for n in range(25)]).endswith("n19 and 5 more")
 
 
 def test_reading_a_configuration_or_data_or_figures_imports_no_torch():

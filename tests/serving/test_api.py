@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
+from medray.client import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.errors import ConfigError, ServingError
 from medray.serving import auth
 from medray.serving.api import make_api

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 from support import fake_service
 
-from medray.answers import LabelAnswer, MentionAnswer, MentionsAnswer
+from medray.client import LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.evaluation.novelty import Cloud
 from medray.serving import ingress
 from medray.serving import notes as guards

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from medray.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
+from medray.client import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.data.formats import pubmedqa, symptom_table
 from medray.data.formats.base.protocol import Form
 from medray.runtime.cluster import free_port

@@ -11,8 +11,8 @@ from medray.data.formats import tables
 from medray.data.formats.base.parsing import first_problem
 from medray.data.formats.base.protocol import ColumnOptions, Layout
 from medray.data.split import GIVEN_NAMES
-from medray.errors import ConfigError, DataError, allowed
-from medray.redaction import redact
+from medray.errors import ConfigError, DataError, suggest
+from medray.errors.redaction import redact
 from medray.types import Example
 
 
@@ -110,6 +110,6 @@ def _load(options: Options) -> dict[str, Any]:
         if name not in loaded:
             raise DataError(
                 f"{options.path}: data.format.splits asks for {name!r}; "
-                f"{allowed(name, list(loaded))}"
+                f"{suggest(name, list(loaded))}"
             )
     return {name: loaded[name] for name in options.splits or loaded}

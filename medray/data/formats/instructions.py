@@ -30,7 +30,7 @@ from medray.data.formats.base.parsing import (
     table_delimiter,
 )
 from medray.data.formats.base.protocol import Layout
-from medray.errors import DataError, allowed
+from medray.errors import DataError, suggest
 from medray.text import dialect
 from medray.types import Example, Message
 
@@ -249,7 +249,7 @@ def _conversation(row: dict[str, Any], options: Options, where: str) -> list[Mes
         if turn.get("role") not in _ROLES:
             raise DataError(
                 f"{where}: role {turn.get('role')!r:.60} is not known; "
-                f"{allowed(turn.get('role'), _ROLES)}"
+                f"{suggest(turn.get('role'), _ROLES)}"
             )
     turns = [Message(turn["role"], turn["content"].strip()) for turn in held]
     said = [turn.role for turn in turns if turn.role != "system"]

@@ -24,7 +24,7 @@ from medray.data.formats.base.parsing import (
     refuse_existing,
 )
 from medray.data.formats.base.protocol import Form, FormatOptions, FormField, Layout
-from medray.errors import DataError, allowed
+from medray.errors import DataError, suggest
 from medray.text.template import Template
 from medray.types import Example
 
@@ -68,7 +68,7 @@ class Options(FormatOptions):
                 "nothing else"
             )
         if wrong := [label for label in self.labels if label not in LABELS]:
-            raise ValueError(f"labels {wrong[0]!r}: {allowed(wrong[0], LABELS)}")
+            raise ValueError(f"labels {wrong[0]!r}: {suggest(wrong[0], LABELS)}")
         return self
 
     def form(self) -> Form:
@@ -224,7 +224,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
     for where, row in rows:
         record = _named(row, where)
         if "pubid" not in record:
-            raise DataError(f"{where}: has no pubid; {allowed('pubid', record)}")
+            raise DataError(f"{where}: has no pubid; {suggest('pubid', record)}")
         yield str(record["pubid"]), record, where
 
 

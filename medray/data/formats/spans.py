@@ -32,7 +32,7 @@ from medray.data.formats.base.parsing import (
     refuse_existing,
 )
 from medray.data.formats.base.protocol import Layout
-from medray.errors import DataError, allowed
+from medray.errors import DataError, suggest
 from medray.types import Example, Mention
 
 _KEYS = ("start", "end", "kind", "text")
@@ -171,7 +171,7 @@ def _mention(found: Any, text: str, options: Options, where: str) -> Mention:
         )
     for key in found:
         if key not in _KEYS:
-            raise DataError(f"{where}: a mention has the field {key!r:.60}; {allowed(key, _KEYS)}")
+            raise DataError(f"{where}: a mention has the field {key!r:.60}; {suggest(key, _KEYS)}")
     if missing := [key for key in ("start", "end") if key not in found]:
         raise DataError(f"{where}: a mention has no {' and no '.join(missing)}")
     kind, said = found.get("kind") or options.default_kind, found.get("text")

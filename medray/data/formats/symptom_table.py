@@ -21,7 +21,7 @@ from medray.data.formats.base.parsing import (
     refuse_existing,
 )
 from medray.data.formats.base.protocol import Form, FormatOptions, FormField, Layout
-from medray.errors import DataError, allowed
+from medray.errors import DataError, suggest
 from medray.text import dialect
 from medray.text.csv_text import CsvRow
 from medray.text.template import Template
@@ -173,7 +173,7 @@ def _columns(header: list[str], options: Options) -> tuple[int, list[int]]:
     if options.label not in names:
         raise DataError(
             f"{where}: data.format.label asks for {options.label!r}; "
-            f"{allowed(options.label, filter(None, names))}"
+            f"{suggest(options.label, filter(None, names))}"
         )
     places = [
         place

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from medray.errors import ConfigError, DataError, allowed
+from medray.errors import ConfigError, DataError, suggest
 from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelAnswers
 from medray.types import Example, Floats, Prediction
@@ -23,12 +23,12 @@ def check_options(
     choices = metrics.names(multi_label, binary=len(labels) == 2)
     if metric not in choices:
         raise ConfigError(
-            f"task.metric: {metric!r} is no figure of this task; {allowed(metric, choices)}"
+            f"task.metric: {metric!r} is no figure of this task; {suggest(metric, choices)}"
         )
     for label in class_weights if isinstance(class_weights, Mapping) else ():
         if label not in labels:
             raise ConfigError(
-                f"task.class_weights: {label!r} is not a label; {allowed(label, labels)}"
+                f"task.class_weights: {label!r} is not a label; {suggest(label, labels)}"
             )
 
 
@@ -47,7 +47,7 @@ def places(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
         if label not in labels:
             raise DataError(
                 f"{example.where or example.id}: label {label!r:.60} is not the task's; "
-                f"{allowed(label, labels)}"
+                f"{suggest(label, labels)}"
             )
     return tuple(sorted({labels.index(label) for label in example.labels}))
 

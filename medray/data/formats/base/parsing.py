@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medray.data.formats.base.protocol import Layout
-from medray.errors import DataError, allowed
+from medray.errors import DataError, suggest
 from medray.storage import files
 from medray.text import dialect
 from medray.text.csv_text import MOST_CHARACTERS, CsvRow, read_rows
@@ -24,7 +24,7 @@ def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:
         )
     if labels is not None and label not in labels:
         raise DataError(
-            f"{where}: label {label!r:.60} is not one of the labels; {allowed(label, labels)}"
+            f"{where}: label {label!r:.60} is not one of the labels; {suggest(label, labels)}"
         )
     return label
 
@@ -258,7 +258,7 @@ def first_problem(rows: Iterator[Example], nothing: str) -> list[str]:
 def missing_columns(where: str, wanted: dict[str, str], columns: list[str]) -> list[str]:
     """A sentence for each option that names a column which is not there."""
     return [
-        f"{where}: data.format.{option} asks for {name!r}; {allowed(name, columns)}"
+        f"{where}: data.format.{option} asks for {name!r}; {suggest(name, columns)}"
         for option, name in wanted.items()
         if name not in columns
     ]

@@ -1,7 +1,7 @@
-"""Finds secrets in text and settings, and puts `***` in their place.
+"""Find secrets in text and settings, and put `***` in their place.
 
-Standard library only, and linear in the length of the text. What is put by reference
-(`${env:NAME}`, `${file:PATH}`) is no secret."""
+This module uses the standard library only, and its time is linear in the length of the text. A
+reference (`${env:NAME}`, `${file:PATH}`) is not a secret."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,30 +14,30 @@ REFERENCE = re.compile(r"\$\{(?P<kind>env|file):(?P<name>[^{}\n]+)\}")
 _HIDDEN_REFERENCE = re.compile(r"\x00(\d{1,9})\x00")
 _PORT = r"\d{1,5}(?:[/?#\"',;)\]}\s]|$)"
 _USER = re.compile(r"://(?P<name>[^\s/?#<>@:]*)(?P<password>:[^\s/?#<>]*)?@")
-# A password that holds a slash, as keys of AWS do, ends the authority of an address too early.
+# A slash in a password, as in keys of AWS, ends the authority of a URL too early.
 # Buckets have no port.
 _USER_WITH_SLASH = re.compile(
     rf"(?P<bucket>(?<=s3)|(?<=gs))?://(?!\[)(?P<name>[^\s/?#<>@:]*)(?P<password>:(?(bucket)|(?!{_PORT}))[^\s@]{{1,300}})@"
 )
-_TAIL = re.compile(r"[?#][^\s'\"<>]+")  # an address from its query on
+_TAIL = re.compile(r"[?#][^\s'\"<>]+")  # a URL from its query on
 _SECRET_NAME = re.compile(
     r"(?:xamz|xgoog).*|sig|key|pwd|pass|auth|jwt|.*(?:signature|token|secret|password|passwd|apikey|accesskey|secretkey|credentials?)"
 )
-# Parameters that come and go with a signature (S3's older one, CloudFront, Google, Azure, Alibaba):
-# without them an address that was signed again is the same.
+# Parameters beside a signature (S3's older one, CloudFront, Google, Azure, Alibaba). Without them
+# two signed forms of one URL are equal.
 _BESIDE_SIGNATURE = re.compile(
     r"expires|policy|keypairid|(?:aws|oss)accesskeyid|googleaccessid|s[eprstv]|sr[st]|spr|sip?|sk(?:oid|tid|[tesv])|s[au]oid|scid|sdd"
 )
 _SECRET_SETTING = re.compile(
     r"credentials?|token|.*(?:password|passwd|secret|apikey|accesskey|secretkey|privatekey|accountkey|accesstoken|authtoken)"
 )
-_ASSIGNED = re.compile(
+_ASSIGNMENT = re.compile(
     r"(?<![A-Za-z])(?P<name>account_?key|shared_?access_?(?:key|signature)|x-(?:amz|goog)-(?:signature|credential|security-token)"
     r"|(?:aws_)?(?:secret_)?(?:access|api|private|secret)[_-]?key|(?:aws_)?(?:access|auth|session|security)[_-]?token"
     r"|client[_-]?secret|password|passwd)(?P<sign> ?= ?)(?P<value>[^\s'\"&;,<>]+)",
     re.IGNORECASE,
 )
-_FORMS = tuple(  # a word of small letters alone is none of them
+_FORMS = tuple(  # no pattern matches a word of lower-case letters alone
     (kind, re.compile(pattern, re.DOTALL))
     for kind, pattern in (
         (
@@ -77,13 +77,12 @@ _FORMS = tuple(  # a word of small letters alone is none of them
 
 
 def redact(text: str) -> str:
-    """The text without its secrets. Of an address that is signed, the same text comes back after it
-    was signed again."""
+    """Return the text without its secrets. Two signed forms of one URL give the same text."""
     return _scan(text)[0]
 
 
 def redact_settings(settings: Any, name: str = "") -> Any:
-    """Nested settings without their secrets."""
+    """Return nested settings without their secrets."""
     if isinstance(settings, dict):
         return {key: redact_settings(value, str(key)) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
@@ -92,7 +91,7 @@ def redact_settings(settings: Any, name: str = "") -> Any:
 
 
 def find(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted name of each setting that holds a secret, and what it holds."""
+    """Yield the dotted name of each setting that holds a secret, and the kind of secret."""
     if isinstance(settings, dict):
         for key, value in settings.items():
             yield from find(value, f"{name}.{key}" if name else str(key))
@@ -104,7 +103,7 @@ def find(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """The text without secrets that are known, wherever they stand in it."""
+    """Return the text without the given secrets and without any other secret."""
     for secret in sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True):
         text = text.replace(secret, MARK)
     return redact(text)
@@ -118,11 +117,11 @@ def _setting(value: str, name: str) -> tuple[str, list[str]]:
 
 
 def _scan(text: str) -> tuple[str, list[str]]:
-    """The text without its secrets, and their kinds."""
+    """Return the text without its secrets, and their kinds."""
     kinds: list[str] = []
     references: list[str] = []
 
-    def found(kind: str, instead: str) -> str:
+    def replace(kind: str, instead: str) -> str:
         kinds.append(kind)
         return instead
 
@@ -136,7 +135,7 @@ def _scan(text: str) -> tuple[str, list[str]]:
     def user(match: re.Match[str]) -> str:
         name, password = match["name"], match["password"]
         if password and not _is_open(password[1:]):
-            return found("a password", f"://{name}:{MARK}@")
+            return replace("a password", f"://{name}:{MARK}@")
         is_token = (
             name
             and password is None
@@ -144,7 +143,7 @@ def _scan(text: str) -> tuple[str, list[str]]:
             .lower()
             .endswith(("http", "https"))
         )
-        return found("a token", f"://{MARK}@") if is_token and not _is_open(name) else match[0]
+        return replace("a token", f"://{MARK}@") if is_token and not _is_open(name) else match[0]
 
     def tail(match: re.Match[str]) -> str:
         if "=" not in match[0]:
@@ -154,39 +153,39 @@ def _scan(text: str) -> tuple[str, list[str]]:
         if not any(secret):
             return match[0]
         is_signed = any(_plain(part.partition("=")[0]) in ("sig", "signature") for part in parts)
-        kept = [
+        rest = [
             part
             for part, out in zip(parts, secret, strict=True)
             if part not in ("", MARK) and not out
         ]
         if is_signed:
-            kept = [
+            rest = [
                 part
-                for part in kept
+                for part in rest
                 if not _BESIDE_SIGNATURE.fullmatch(_plain(part.partition("=")[0]))
             ]
-        return found("a signature or token", match[0][0] + "&".join([*kept, MARK]))
+        return replace("a signature or token", match[0][0] + "&".join([*rest, MARK]))
 
-    def assigned(match: re.Match[str]) -> str:
+    def assignment(match: re.Match[str]) -> str:
         return (
             match[0]
             if _is_open(match["value"])
-            else found("a secret", f"{match['name']}{match['sign']}{MARK}")
+            else replace("a secret", f"{match['name']}{match['sign']}{MARK}")
         )
 
     if REFERENCE.search(text):
         text = REFERENCE.sub(mask, text)
     if "://" in text:
         text = _USER_WITH_SLASH.sub(user, _USER.sub(user, text))
-    text = _ASSIGNED.sub(assigned, _TAIL.sub(tail, text))
+    text = _ASSIGNMENT.sub(assignment, _TAIL.sub(tail, text))
     for kind, form in _FORMS:
         if form.search(text):
-            text = form.sub(found(kind, MARK), text)
+            text = form.sub(replace(kind, MARK), text)
     return _HIDDEN_REFERENCE.sub(unmask, text) if references else text, kinds
 
 
 def _is_secret(parameter: str) -> bool:
-    """Whether a part of a query gives a secret, itself or in an address inside it."""
+    """Return whether a query parameter holds a secret, directly or inside a nested URL."""
     name, _, value = parameter.partition("=")
     if _SECRET_NAME.fullmatch(_plain(name)) and not _is_open(value):
         return True
@@ -199,7 +198,7 @@ def _is_secret(parameter: str) -> bool:
 
 
 def _is_open(value: str) -> bool:
-    """Whether there is nothing to hide: nothing, what was hidden, or a reference."""
+    """Return whether a value needs no mask: it is empty, masked already, or a reference."""
     return value in ("", MARK) or _HIDDEN_REFERENCE.fullmatch(value) is not None
 
 
