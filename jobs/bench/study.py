@@ -180,7 +180,7 @@ def show_f1(searched: Path, alone: Path, asked: StudyConfig, folder: Path) -> No
     predictions = [loaded.task.predict(loaded.engine, rows) for loaded in found]
     opened = dataset.open_test(folder / "test_log", "bench").examples
     first, second = (
-        loaded.task.answers(said, opened) for loaded, said in zip(found, predictions, strict=True)
+        loaded.task.results(said, opened) for loaded, said in zip(found, predictions, strict=True)
     )
     values = [
         loaded.task.score(said, opened).values[METRIC]

@@ -36,7 +36,7 @@ class Section(BaseModel):
 class PluginOptions(Section):
     """Options of one file behind a seam; `name` says which."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (
+    STUDY_WIDE: ClassVar[tuple[str, ...]] = (
         "name",
     )  # the same for every base model of a study, or their figures could not be compared
     name: str

@@ -483,7 +483,7 @@ class StudyConfig(Section):
             )
         fixed = [
             name
-            for name in self.task.FIXED
+            for name in self.task.STUDY_WIDE
             if getattr(trial.task, name, None) != getattr(self.task, name)
         ]
         if fixed:

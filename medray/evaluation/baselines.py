@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from medray.types import Floats
+from medray.types import Bools, Floats, Ints
 
 log = logging.getLogger(__name__)
 MOST_ROWS = 50_000  # that the regression is fitted on
@@ -31,7 +30,7 @@ class Reference:
         return probabilities
 
 
-def majority(truth: npt.NDArray[np.bool_], *, multi_label: bool) -> Reference:
+def majority(truth: Bools, *, multi_label: bool) -> Reference:
     """`truth` has a row for each training text and a column for each label. The share of each
     label; multi-label: the most frequent set."""
     most, _ = Counter(map(tuple, truth.tolist())).most_common(1)[0]
@@ -41,7 +40,7 @@ def majority(truth: npt.NDArray[np.bool_], *, multi_label: bool) -> Reference:
 
 
 def tfidf(
-    texts: Sequence[str], truth: npt.NDArray[np.bool_], *, multi_label: bool, seed: int = 0
+    texts: Sequence[str], truth: Bools, *, multi_label: bool, seed: int = 0
 ) -> Reference | None:
     """Words and pairs of words; the settings are usual ones and are not searched. None where the
     texts hold no word to count."""
@@ -79,7 +78,7 @@ class _Columns:
     """Probabilities of labels that the fitted rows had, in the places of all labels."""
 
     pipeline: Any
-    present: npt.NDArray[np.int64]
+    present: Ints
     num_labels: int
 
     def predict_proba(self, texts: Sequence[str]) -> Floats:

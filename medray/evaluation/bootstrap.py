@@ -20,8 +20,8 @@ _CHUNK = 250  # resamples at once: 250 x 100,000 rows are 200 MB
 METRICS = ("accuracy", "accuracy_subset", "f1_macro", "f1_micro", "f1_weighted", "f1_binary")
 
 
-class Answers(Protocol):
-    """A model's answers to rows whose truth is known, which give figures of any resample of these
+class Results(Protocol):
+    """A model's results to rows whose truth is known, which give figures of any resample of these
     rows."""
 
     @property
@@ -29,7 +29,7 @@ class Answers(Protocol):
 
     @property
     def units(self) -> Units | None:
-        """Lines of one number are one row, with answers of several models: they are drawn
+        """Lines of one number are one row, with results of several models: they are drawn
         together."""
         ...
 
@@ -48,19 +48,19 @@ class Answers(Protocol):
 
     def in_units(self, units: Units | None) -> Self: ...
 
-    def same_rows(self, other: "Answers") -> bool: ...
+    def same_rows(self, other: "Results") -> bool: ...
 
 
-def num_rows(answers: Answers) -> int:
-    return answers.num_lines if answers.units is None else int(answers.units.max()) + 1
+def num_rows(results: Results) -> int:
+    return results.num_lines if results.units is None else int(results.units.max()) + 1
 
 
 @dataclass(frozen=True)
-class LabelAnswers:
+class LabelResults:
     """Truth and prediction of the same rows, a column a label, 0 or 1."""
 
     truth: npt.NDArray[np.bool_]
-    predicted: npt.NDArray[np.bool_]
+    predictions: npt.NDArray[np.bool_]
     positive: int | None = None  # column of the positive label
     units: Units | None = None
     metrics: ClassVar[tuple[str, ...]] = METRICS
@@ -75,10 +75,10 @@ class LabelAnswers:
                 f"intervals are known for other figures than {metric!r}; {suggest(metric, METRICS)}"
             )
         if metric in ("accuracy", "accuracy_subset"):
-            correct = (self.truth == self.predicted).all(axis=1)
+            correct = (self.truth == self.predictions).all(axis=1)
             share: Floats = weights @ correct.astype(np.float64) / weights.sum(axis=1)
             return share
-        counts = Counts.of(self.truth, self.predicted, weights)
+        counts = Counts.of(self.truth, self.predictions, weights)
         if metric != "f1_binary":
             return counts.average(metric)
         if self.positive is None:
@@ -94,8 +94,8 @@ class LabelAnswers:
     def in_units(self, units: Units | None) -> Self:
         return replace(self, units=units)
 
-    def same_rows(self, other: Answers) -> bool:
-        return isinstance(other, LabelAnswers) and np.array_equal(self.truth, other.truth)
+    def same_rows(self, other: Results) -> bool:
+        return isinstance(other, LabelResults) and np.array_equal(self.truth, other.truth)
 
 
 Sums = Mapping[str, Floats]  # of each count, over the rows of each resample
@@ -142,7 +142,7 @@ class Tallies:
     def in_units(self, units: Units | None) -> Self:
         return replace(self, units=units)
 
-    def same_rows(self, other: Answers) -> bool:
+    def same_rows(self, other: Results) -> bool:
         return isinstance(other, Tallies) and self.ids == other.ids
 
 
@@ -174,24 +174,24 @@ class Comparison:
 
 
 def interval(
-    answers: Answers, metric: str, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
+    results: Results, metric: str, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    drawn = resampled([answers], metric, num_resamples, seed)[0]
-    return bounds(drawn, level, answers.support(metric))
+    drawn = resampled([results], metric, num_resamples, seed)[0]
+    return bounds(drawn, level, results.support(metric))
 
 
 def class_intervals(
-    answers: LabelAnswers, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0
+    results: LabelResults, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0
 ) -> list[Interval]:
     """Of the F1 of each label, over the same resamples."""
-    resamples = _weights(answers, num_resamples, seed)
+    resamples = _weights(results, num_resamples, seed)
     drawn = np.concatenate(
-        [Counts.of(answers.truth, answers.predicted, weights).f1 for weights in resamples]
+        [Counts.of(results.truth, results.predictions, weights).f1 for weights in resamples]
     )
-    support = answers.truth.sum(axis=0)
+    support = results.truth.sum(axis=0)
     return [
         bounds(drawn[:, column], level, int(support[column]))
-        for column in range(answers.truth.shape[1])
+        for column in range(results.truth.shape[1])
     ]
 
 
@@ -213,7 +213,7 @@ def share_bound(num_right: int, num: int, *, level: float) -> float:
 
 
 def compare(
-    first: Answers, second: Answers, metric: str, *, num_resamples: int = 2000, seed: int = 0
+    first: Results, second: Results, metric: str, *, num_resamples: int = 2000, seed: int = 0
 ) -> Comparison:
     """Both are scored on the same resamples: what is hard for both cancels out."""
     check_same_rows([first, second])
@@ -221,12 +221,12 @@ def compare(
     return comparison(value(first, metric) - value(second, metric), one - two)
 
 
-def value(answers: Answers, metric: str) -> float:
-    return float(answers.values(metric, np.ones((1, answers.num_lines)))[0])
+def value(results: Results, metric: str) -> float:
+    return float(results.values(metric, np.ones((1, results.num_lines)))[0])
 
 
-def check_same_rows(predictions: Sequence[Answers]) -> None:
-    if any(not predictions[0].same_rows(answers) for answers in predictions[1:]):
+def check_same_rows(predictions: Sequence[Results]) -> None:
+    if any(not predictions[0].same_rows(results) for results in predictions[1:]):
         raise ConfigError("a paired comparison needs two predictions of the same rows")
 
 
@@ -242,20 +242,20 @@ def comparison(difference: float, resampled_differences: Floats) -> Comparison:
 
 
 def resampled(
-    predictions: Sequence[Answers], metric: str, num_resamples: int, seed: int
+    predictions: Sequence[Results], metric: str, num_resamples: int, seed: int
 ) -> list[Floats]:
     """The metric of each prediction on the same resamples of the rows."""
     figures: list[list[Floats]] = [[] for _ in predictions]
     for weights in _weights(predictions[0], num_resamples, seed):
-        for answers, drawn in zip(predictions, figures, strict=True):
-            drawn.append(answers.values(metric, weights))
+        for results, drawn in zip(predictions, figures, strict=True):
+            drawn.append(results.values(metric, weights))
     return [np.concatenate(drawn) for drawn in figures]
 
 
-def _weights(answers: Answers, num_resamples: int, seed: int) -> Iterator[Floats]:
+def _weights(results: Results, num_resamples: int, seed: int) -> Iterator[Floats]:
     """How often each line counts; those of one row count alike."""
     rng = np.random.default_rng(seed)
-    num, units = num_rows(answers), answers.units
+    num, units = num_rows(results), results.units
     for start in range(0, num_resamples, _CHUNK):
         drawn = rng.multinomial(
             num, np.full(num, 1 / num), size=min(_CHUNK, num_resamples - start)

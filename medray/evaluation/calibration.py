@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from medray.evaluation.bootstrap import LabelAnswers, compare, share_bound
+from medray.evaluation.bootstrap import LabelResults, compare, share_bound
 from medray.evaluation.metrics import Counts, log_loss
 from medray.records import AbstentionRecord, CalibrationRecord
 from medray.types import Bools, Floats, Head, Ints, Prediction
@@ -43,8 +43,12 @@ def calibrate(
     confidences and no label."""
     if not predictions or not task.labels:
         return list(predictions)
-    predicted = np.array([[label in row.labels for label in task.labels] for row in predictions])
-    calibrated = apply(record, matrix(predictions), predicted, multi_label=is_multi_label(task))
+    predicted_labels = np.array(
+        [[label in row.labels for label in task.labels] for row in predictions]
+    )
+    calibrated = apply(
+        record, matrix(predictions), predicted_labels, multi_label=is_multi_label(task)
+    )
     return [
         replace(row, probabilities=tuple(probabilities), confidence=sure, abstained=abstained)
         for row, probabilities, sure, abstained in zip(
@@ -62,12 +66,12 @@ def is_multi_label(task: Labeled) -> bool:
     return head is not None and head.multi_label
 
 
-def matrix(predictions: Sequence[Prediction]) -> npt.NDArray[np.float64]:
+def matrix(predictions: Sequence[Prediction]) -> Floats:
     return np.array([row.probabilities for row in predictions], dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class CalibratedAnswers:
+class CalibratedPredictions:
     """One answer per row."""
 
     probabilities: Floats
@@ -76,28 +80,28 @@ class CalibratedAnswers:
 
 
 def apply(
-    record: CalibrationRecord, probabilities: Floats, predicted: Bools, *, multi_label: bool
-) -> CalibratedAnswers:
+    record: CalibrationRecord, probabilities: Floats, predictions: Bools, *, multi_label: bool
+) -> CalibratedPredictions:
     """What a release answers: which labels is decided before, by the model's own probabilities."""
     scaled = rescale(probabilities, record.temperature, multi_label=multi_label)
-    sure = confidence(scaled, predicted, multi_label=multi_label)
+    sure = confidence(scaled, predictions, multi_label=multi_label)
     rule = record.abstention
     if rule is None:
-        return CalibratedAnswers(scaled, sure, np.zeros(len(sure), dtype=np.bool_))
-    return CalibratedAnswers(
+        return CalibratedPredictions(scaled, sure, np.zeros(len(sure), dtype=np.bool_))
+    return CalibratedPredictions(
         scaled,
         sure,
         np.ones(len(sure), dtype=np.bool_) if rule.threshold is None else sure < rule.threshold,
     )
 
 
-def confidence(probabilities: Floats, predicted: Bools, *, multi_label: bool) -> Floats:
+def confidence(probabilities: Floats, predictions: Bools, *, multi_label: bool) -> Floats:
     """The probability of the label; multi-label: of the least certain of the row's yes and no
     answers."""
     if multi_label:
-        least: Floats = np.where(predicted, probabilities, 1 - probabilities).min(axis=1)
+        least: Floats = np.where(predictions, probabilities, 1 - probabilities).min(axis=1)
         return least
-    chosen: Floats = np.where(predicted, probabilities, 0.0).sum(axis=1)
+    chosen: Floats = np.where(predictions, probabilities, 0.0).sum(axis=1)
     return chosen
 
 
@@ -116,7 +120,7 @@ def rescale(probabilities: Floats, temperature: float, *, multi_label: bool) -> 
 def fit(
     probabilities: Floats,
     truth: Bools,
-    predicted: Bools,
+    predictions: Bools,
     *,
     multi_label: bool,
     scale: bool = True,
@@ -129,8 +133,8 @@ def fit(
     record = CalibrationRecord(temperature=temperature, num_rows=len(truth))
     if precision is None:
         return record
-    sure = apply(record, probabilities, predicted, multi_label=multi_label).confidence
-    rule = fit_abstention(sure, (truth == predicted).all(axis=1), precision, level)
+    sure = apply(record, probabilities, predictions, multi_label=multi_label).confidence
+    rule = fit_abstention(sure, (truth == predictions).all(axis=1), precision, level)
     return record.model_copy(update={"abstention": rule})
 
 
@@ -233,11 +237,11 @@ def _log(probabilities: Floats) -> Floats:
 PRIOR_ROWS = 50  # docs/lab-notes.md: what they gain and lose
 
 
-def mix(truth: npt.ArrayLike, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def mix(truth: npt.ArrayLike, probabilities: Floats) -> Floats:
     """Truth as if `PRIOR_ROWS` more rows had been seen, whose labels are as the model's
     probabilities have them."""
     num_rows = len(probabilities)
-    mixed: npt.NDArray[np.float64] = (
+    mixed: Floats = (
         num_rows * np.asarray(truth, dtype=np.float64) + PRIOR_ROWS * probabilities
     ) / (num_rows + PRIOR_ROWS)
     return mixed
@@ -274,8 +278,8 @@ def fit_thresholds(truth: Ints, probabilities: Floats) -> tuple[float, ...] | No
             )
     one_hot = np.eye(num_labels, dtype=np.bool_)
     gain = compare(
-        LabelAnswers(one_hot[truth], one_hot[crossed]),
-        LabelAnswers(one_hot[truth], one_hot[own]),
+        LabelResults(one_hot[truth], one_hot[crossed]),
+        LabelResults(one_hot[truth], one_hot[own]),
         "f1_macro",
         num_resamples=500,
     )
@@ -323,11 +327,11 @@ def _candidates(margin: Floats, now: float) -> Floats:
     return ordered
 
 
-def _f1_macro(wanted: Floats, predicted: Ints) -> float:
+def _f1_macro(wanted: Floats, predictions: Ints) -> float:
     """`wanted` says how likely each class of a row is."""
     num_labels = wanted.shape[1]
     hits = np.bincount(
-        predicted, weights=wanted[np.arange(len(predicted)), predicted], minlength=num_labels
+        predictions, weights=wanted[np.arange(len(predictions)), predictions], minlength=num_labels
     )
-    counts = Counts(hits, wanted.sum(axis=0), np.bincount(predicted, minlength=num_labels))
+    counts = Counts(hits, wanted.sum(axis=0), np.bincount(predictions, minlength=num_labels))
     return float(counts.average("f1_macro"))

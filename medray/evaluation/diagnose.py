@@ -1,4 +1,4 @@
-"""From a model's answers on the rows of a split to their analysis. Pure: probabilities and truth
+"""From a model's results on the rows of a split to their analysis. Pure: probabilities and truth
 in, whatever the task."""
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from medray.evaluation.analysis import (
 from medray.evaluation.bootstrap import (
     METRICS,
     Interval,
-    LabelAnswers,
+    LabelResults,
     class_intervals,
     interval,
     share_interval,
@@ -44,7 +44,7 @@ class SplitPredictions:
     """A model's predictions for rows whose labels are known, by its own probabilities."""
 
     ids: Sequence[str]
-    answers: LabelAnswers
+    results: LabelResults
     probabilities: Floats
     columns: Mapping[str, Sequence[str]]  # the slice of each row, by column
 
@@ -58,15 +58,15 @@ def examine(
     multi_label: bool,
     metric: str,
 ) -> SplitAnalysis:
-    answers = scored.answers
+    results = scored.results
     calibrated = calibration.apply(
-        record, scored.probabilities, answers.predicted, multi_label=multi_label
+        record, scored.probabilities, results.predictions, multi_label=multi_label
     )
-    right = (answers.truth == answers.predicted).all(axis=1)
+    right = (results.truth == results.predictions).all(axis=1)
     f1 = metric if metric in METRICS and metric.startswith("f1_") else "f1_macro"
-    classes = tuple(_classes(answers, labels))
+    classes = tuple(_classes(results, labels))
     slices = tuple(_slices(scored, right, f1, classes))
-    figure = _estimate(answers, f1)
+    figure = _estimate(results, f1)
     return SplitAnalysis(
         split=split,
         num_rows=len(right),
@@ -74,27 +74,27 @@ def examine(
         figure=figure,
         confusion=()
         if multi_label
-        else tuple(map(tuple, metrics.confusion(answers.truth, answers.predicted))),
+        else tuple(map(tuple, metrics.confusion(results.truth, results.predictions))),
         per_class=classes,
-        before=reliability(scored.probabilities, answers, multi_label=multi_label),
-        after=reliability(calibrated.probabilities, answers, multi_label=multi_label),
+        before=reliability(scored.probabilities, results, multi_label=multi_label),
+        after=reliability(calibrated.probabilities, results, multi_label=multi_label),
         risk_coverage=tuple(risk_coverage(calibrated.confidence, right)),
         abstention=_abstention(record, ~calibrated.abstained, right),
         slices=slices,
         worst=_worst(slices, scored, f1, figure, labels),
-        mistakes=mistakes(scored.ids, answers, calibrated.confidence, labels),
+        mistakes=mistakes(scored.ids, results, calibrated.confidence, labels),
         suspects=suspects(
-            scored.ids, answers.truth, calibrated.probabilities, labels, multi_label=multi_label
+            scored.ids, results.truth, calibrated.probabilities, labels, multi_label=multi_label
         ),
     )
 
 
-def reliability(probabilities: Floats, answers: LabelAnswers, *, multi_label: bool) -> Reliability:
+def reliability(probabilities: Floats, results: LabelResults, *, multi_label: bool) -> Reliability:
     if multi_label:
-        sure, right = probabilities.ravel(), answers.truth.ravel()
+        sure, right = probabilities.ravel(), results.truth.ravel()
     else:
-        sure = calibration.confidence(probabilities, answers.predicted, multi_label=False)
-        right = (answers.truth == answers.predicted).all(axis=1)
+        sure = calibration.confidence(probabilities, results.predictions, multi_label=False)
+        right = (results.truth == results.predictions).all(axis=1)
     place = np.minimum((sure * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     bins = tuple(
         Bin(
@@ -109,7 +109,7 @@ def reliability(probabilities: Floats, answers: LabelAnswers, *, multi_label: bo
     )
     ece = sum(part.num * abs(part.confidence - part.share_right) for part in bins) / len(sure)
     return Reliability(
-        float(ece), metrics.log_loss(probabilities, answers.truth, multi_label=multi_label), bins
+        float(ece), metrics.log_loss(probabilities, results.truth, multi_label=multi_label), bins
     )
 
 
@@ -134,19 +134,19 @@ def _abstention(record: CalibrationRecord, is_answered: Bools, right: Bools) -> 
     return Abstention(rule.precision, rule.threshold, num, num / len(right), precision)
 
 
-def _classes(answers: LabelAnswers, labels: Sequence[str]) -> Iterator[ClassFigures]:
-    intervals = class_intervals(answers, num_resamples=_NUM_RESAMPLES)
-    counts = metrics.Counts.of(answers.truth, answers.predicted)
+def _classes(results: LabelResults, labels: Sequence[str]) -> Iterator[ClassFigures]:
+    intervals = class_intervals(results, num_resamples=_NUM_RESAMPLES)
+    counts = metrics.Counts.of(results.truth, results.predictions)
     for column, label in enumerate(labels):
-        hits, true, predicted = (
-            int(number[column]) for number in (counts.hits, counts.true, counts.predicted)
+        hits, true, predictions = (
+            int(number[column]) for number in (counts.hits, counts.true, counts.predictions)
         )
         yield ClassFigures(
             label=label,
             true_positives=hits,
-            false_positives=predicted - hits,
+            false_positives=predictions - hits,
             false_negatives=true - hits,
-            true_negatives=len(answers.truth) - true - predicted + hits,
+            true_negatives=len(results.truth) - true - predictions + hits,
             precision=float(counts.precision[column]),
             recall=float(counts.recall[column]),
             f1=_from(float(counts.f1[column]), intervals[column]),
@@ -160,18 +160,18 @@ def _slices(
         values = np.array(names, dtype=object)
         for value in sorted(set(names)):
             rows = values == value
-            part = _part(scored.answers, rows)
+            part = _part(scored.results, rows)
             f1 = _estimate(part, metric) if _is_meant(part, metric) else None
             yield SliceFigures(column, value, int(rows.sum()), f1, float(right[rows].mean()))
     for column_number, figures in enumerate(classes):
-        rows = scored.answers.truth[:, column_number]
+        rows = scored.results.truth[:, column_number]
         if rows.any():
             yield SliceFigures(
                 LABEL, figures.label, int(rows.sum()), figures.f1, float(right[rows].mean())
             )
 
 
-def _is_meant(part: LabelAnswers, metric: str) -> bool:
+def _is_meant(part: LabelResults, metric: str) -> bool:
     """A macro F1 over one label, or the F1 of a label that no row has, tells of the slice's make-up
     and not of the model."""
     if metric == "f1_binary":
@@ -193,23 +193,23 @@ def _worst(
     worst = min(compared, key=lambda part: part.f1.value if part.f1 else 1.0)
     level = 1 - 0.05 / len(compared)
     if worst.column == LABEL:
-        answers = LabelAnswers(
-            scored.answers.truth, scored.answers.predicted, labels.index(worst.value)
+        results = LabelResults(
+            scored.results.truth, scored.results.predictions, labels.index(worst.value)
         )
-        wide = interval(answers, "f1_binary", level=level)
+        wide = interval(results, "f1_binary", level=level)
     else:
         rows = np.array(scored.columns[worst.column], dtype=object) == worst.value
-        wide = interval(_part(scored.answers, rows), metric, level=level)
+        wide = interval(_part(scored.results, rows), metric, level=level)
     return WorstSlice(worst, len(compared), wide.high < figure.value)
 
 
-def _part(answers: LabelAnswers, rows: Bools) -> LabelAnswers:
-    return LabelAnswers(answers.truth[rows], answers.predicted[rows], answers.positive)
+def _part(results: LabelResults, rows: Bools) -> LabelResults:
+    return LabelResults(results.truth[rows], results.predictions[rows], results.positive)
 
 
-def _estimate(answers: LabelAnswers, metric: str) -> Estimate:
+def _estimate(results: LabelResults, metric: str) -> Estimate:
     return _from(
-        bootstrap.value(answers, metric), interval(answers, metric, num_resamples=_NUM_RESAMPLES)
+        bootstrap.value(results, metric), interval(results, metric, num_resamples=_NUM_RESAMPLES)
     )
 
 
@@ -218,15 +218,15 @@ def _from(figure: float, sure: Interval) -> Estimate:
 
 
 def mistakes(
-    ids: Sequence[str], answers: LabelAnswers, confidence: Floats, labels: Sequence[str]
+    ids: Sequence[str], results: LabelResults, confidence: Floats, labels: Sequence[str]
 ) -> tuple[Mistake, ...]:
-    wrong = np.flatnonzero((answers.truth != answers.predicted).any(axis=1))
+    wrong = np.flatnonzero((results.truth != results.predictions).any(axis=1))
     rows = wrong[np.argsort(-confidence[wrong], kind="stable")]
     return tuple(
         Mistake(
             ids[row],
-            _names(answers.truth[row], labels),
-            _names(answers.predicted[row], labels),
+            _names(results.truth[row], labels),
+            _names(results.predictions[row], labels),
             float(confidence[row]),
         )
         for row in rows

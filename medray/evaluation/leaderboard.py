@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from medray.errors import TrialError
 from medray.evaluation import pooling
-from medray.evaluation.bootstrap import Answers, Comparison, Interval, interval, num_rows
+from medray.evaluation.bootstrap import Comparison, Interval, Results, interval, num_rows
 from medray.evaluation.metrics import Metrics, higher_is_better
 from medray.evaluation.pooling import Seeds
 from medray.records import Evaluation, MergeRecord, TrialRecord
@@ -58,8 +58,8 @@ class Contender:
     """A finalist or a reference, with its answers on both splits."""
 
     entry: Entry
-    validation: Answers
-    test: Answers
+    validation: Results
+    test: Results
     others: "tuple[Contender, ...]" = ()  # the same finalist, trained with other seeds
 
     @property
@@ -179,8 +179,8 @@ def contender(
     entry: Entry,
     metric: str,
     *,
-    validation: tuple[Metrics, Answers],
-    test: tuple[Metrics, Answers],
+    validation: tuple[Metrics, Results],
+    test: tuple[Metrics, Results],
     ms_per_row: float,
 ) -> Contender:
     """An entry with its test figures and their interval."""

@@ -27,16 +27,16 @@ Figure = Callable[[Sums], Floats]
 Row = tuple[Sequence[Mention], Sequence[Mention]]  # the truth, and the prediction
 
 
-def exact(truth: Sequence[Mention], predicted: Sequence[Mention]) -> int:
-    return len(_spans(truth) & _spans(predicted))
+def exact(truth: Sequence[Mention], predictions: Sequence[Mention]) -> int:
+    return len(_spans(truth) & _spans(predictions))
 
 
-def overlapping(truth: Sequence[Mention], predicted: Sequence[Mention]) -> int:
+def overlapping(truth: Sequence[Mention], predictions: Sequence[Mention]) -> int:
     """As many pairs as there can be where mentions of one side lie apart: both are gone through in
     the order they end in."""
     num = 0
     free = sorted(_spans(truth), key=_by_end)
-    for start, end, kind in sorted(_spans(predicted), key=_by_end):
+    for start, end, kind in sorted(_spans(predictions), key=_by_end):
         hit = next(
             (other for other in free if other[2] == kind and other[0] < end and start < other[1]),
             None,
@@ -73,7 +73,9 @@ def score(tallies: Tallies, rows: Sequence[Row], kinds: Sequence[str]) -> Metric
     """All figures of the rows, and those of each kind alone."""
     per_kind = {}
     for kind in kinds:
-        alone = [(_of_kind(truth, kind), _of_kind(predicted, kind)) for truth, predicted in rows]
+        alone = [
+            (_of_kind(truth, kind), _of_kind(predictions, kind)) for truth, predictions in rows
+        ]
         true, num_predicted, hits, near = (
             sum(column) for column in zip(*map(_counts, alone), strict=True)
         )
@@ -88,12 +90,12 @@ def score(tallies: Tallies, rows: Sequence[Row], kinds: Sequence[str]) -> Metric
 
 
 def _counts(row: Row) -> tuple[int, int, int, int]:
-    truth, predicted = row
+    truth, predictions = row
     return (
         len(_spans(truth)),
-        len(_spans(predicted)),
-        exact(truth, predicted),
-        overlapping(truth, predicted),
+        len(_spans(predictions)),
+        exact(truth, predictions),
+        overlapping(truth, predictions),
     )
 
 

@@ -44,11 +44,11 @@ def ratio(part: npt.ArrayLike, whole: npt.ArrayLike, *, empty: float = 0.0) -> F
 
 
 def f1(
-    hits: npt.ArrayLike, true: npt.ArrayLike, predicted: npt.ArrayLike, *, empty: float = 0.0
+    hits: npt.ArrayLike, true: npt.ArrayLike, predictions: npt.ArrayLike, *, empty: float = 0.0
 ) -> Floats:
     """F1 of how many are right, how many there are and how many were predicted; `empty` where there
     are none of either."""
-    return ratio(np.multiply(2, hits), np.add(true, predicted), empty=empty)
+    return ratio(np.multiply(2, hits), np.add(true, predictions), empty=empty)
 
 
 def harmonic(one: Floats, two: Floats) -> Floats:
@@ -63,21 +63,24 @@ class Counts:
 
     hits: npt.NDArray[Any]  # that have the class and were given it
     true: npt.NDArray[Any]  # that have it
-    predicted: npt.NDArray[Any]  # that were given it
+    predictions: npt.NDArray[Any]  # that were given it
 
     @classmethod
     def of(
-        cls, truth: npt.ArrayLike, predicted: npt.ArrayLike, weights: Floats | None = None
+        cls, truth: npt.ArrayLike, predictions: npt.ArrayLike, weights: Floats | None = None
     ) -> Self:
-        """`truth` and `predicted` are 0 or 1 per row and class; `weights` has a row per resample:
+        """`truth` and `predictions` are 0 or 1 per row and class; `weights` has a row per resample:
         how often each row counts."""
-        true, answers = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+        true, answers = (
+            np.asarray(truth, dtype=np.float64),
+            np.asarray(predictions, dtype=np.float64),
+        )
         weights = np.ones(len(true)) if weights is None else weights
         return cls(weights @ (true * answers), weights @ true, weights @ answers)
 
     @property
     def precision(self) -> Floats:
-        return ratio(self.hits, self.predicted)
+        return ratio(self.hits, self.predictions)
 
     @property
     def recall(self) -> Floats:
@@ -85,7 +88,7 @@ class Counts:
 
     @property
     def f1(self) -> Floats:
-        return f1(self.hits, self.true, self.predicted)
+        return f1(self.hits, self.true, self.predictions)
 
     def average(self, name: str) -> Floats:
         """One of `AVERAGES`, over the classes."""
@@ -99,20 +102,20 @@ class Counts:
             case "f1_weighted":
                 return ratio((self.f1 * self.true).sum(axis=-1), self.true.sum(axis=-1))
         assert name == "f1_micro", name
-        return f1(self.hits.sum(axis=-1), self.true.sum(axis=-1), self.predicted.sum(axis=-1))
+        return f1(self.hits.sum(axis=-1), self.true.sum(axis=-1), self.predictions.sum(axis=-1))
 
     def _macro(self, figures: Floats) -> Floats:
-        occurs = self.true + self.predicted > 0
+        occurs = self.true + self.predictions > 0
         return ratio((figures * occurs).sum(axis=-1), occurs.sum(axis=-1))
 
 
 AVERAGES = ("f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro")
 
 
-def confusion(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> list[list[int]]:
+def confusion(truth: npt.ArrayLike, predictions: npt.ArrayLike) -> list[list[int]]:
     """How many rows of each class were given which, from 0 or 1 per row and class."""
     counts: list[list[int]] = (
-        (np.asarray(truth, dtype=np.float64).T @ np.asarray(predicted, dtype=np.float64))
+        (np.asarray(truth, dtype=np.float64).T @ np.asarray(predictions, dtype=np.float64))
         .astype(np.int64)
         .tolist()
     )
@@ -175,14 +178,14 @@ def check_positive(labels: Sequence[str], positive: str | None) -> None:
 def single_label(
     truth: Sequence[int],
     probabilities: npt.ArrayLike,
-    predicted: Sequence[int],
+    predictions: Sequence[int],
     labels: Sequence[str],
     positive: str | None,
 ) -> Metrics:
-    """Every row has one class; `truth` and `predicted` are positions in `labels`, or `NO_ANSWER`,
+    """Every row has one class; `truth` and `predictions` are positions in `labels`, or `NO_ANSWER`,
     which is right for no row."""
     check_positive(labels, positive)
-    rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
     scores = _scores(probabilities, (len(rows), len(labels)))
     one_hot = np.eye(
         len(labels) + 1, len(labels), dtype=np.int64
@@ -210,11 +213,11 @@ def single_label(
 def multi_label(
     truth: npt.ArrayLike,
     probabilities: npt.ArrayLike,
-    predicted: npt.ArrayLike,
+    predictions: npt.ArrayLike,
     labels: Sequence[str],
 ) -> Metrics:
-    """Every row has any number of classes; `truth` and `predicted` are 0 or 1 per row and label."""
-    rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    """Score rows that may have any number of classes, from 0 or 1 per row and label."""
+    rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
     scores = _scores(probabilities, (len(rows), len(labels)))
     values, per_class = _figures(rows, scores, answers, labels)
     values["accuracy_subset"] = float((rows == answers).all(axis=1).mean())
@@ -260,11 +263,11 @@ def _threshold(truth: Floats, scores: Floats) -> float:
 
 
 def _figures(
-    truth: Ints, scores: Floats, predicted: Ints, labels: Sequence[str]
+    truth: Ints, scores: Floats, predictions: Ints, labels: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """What both kinds share, from 0 or 1 per row and label: averages, and the figures of each
     class."""
-    counts = Counts.of(truth, predicted)
+    counts = Counts.of(truth, predictions)
     auprc = {
         column: _auprc(truth[:, column], scores[:, column])
         for column in np.flatnonzero(counts.true)

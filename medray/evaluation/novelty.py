@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from medray.types import Floats32
+from medray.types import Floats, Floats32
 
 LEAST_ROWS = 50  # fewer make no 99th percentile
 _MOST_ROWS = 1000  # more make it no better, and several workers bring their own
@@ -48,7 +48,7 @@ class Cloud:
         return cls(whole.centre, whole.axes, whole.variances, whole.rest, limit)
 
     @classmethod
-    def _of(cls, rows: npt.NDArray[np.float64]) -> Self:
+    def _of(cls, rows: Floats) -> Self:
         centre = rows.mean(axis=0)
         _, lengths, axes = np.linalg.svd(rows - centre, full_matrices=False)
         variances = np.maximum(lengths**2 / (len(rows) - 1), 1e-12)
@@ -56,13 +56,13 @@ class Cloud:
         rest = max(float(variances[num:].sum()) / (rows.shape[1] - num), 1e-12)
         return cls(_small(centre), _small(axes[:num]), _small(variances[:num]), rest)
 
-    def distances(self, rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def distances(self, rows: npt.ArrayLike) -> Floats:
         """About 1 for a row like the others: Mahalanobis, by the root of the number of axes."""
         away = np.asarray(rows, dtype=np.float64) - self.centre
         along = away @ self.axes.T.astype(np.float64)
         beside = np.maximum((away**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
         squares = (along**2 / self.variances).sum(axis=1) + beside / self.rest
-        distances: npt.NDArray[np.float64] = np.sqrt(squares / len(self.centre))
+        distances: Floats = np.sqrt(squares / len(self.centre))
         return distances
 
     def arrays(self) -> dict[str, Floats32]:
@@ -79,5 +79,5 @@ class Cloud:
         return cls(arrays["centre"], arrays["axes"], arrays["variances"], rest, limit)
 
 
-def _small(values: npt.NDArray[np.float64]) -> Floats32:
+def _small(values: Floats) -> Floats32:
     return np.ascontiguousarray(values, dtype=np.float32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medray.evaluation import bootstrap
-from medray.evaluation.bootstrap import Answers, Comparison, Interval, value
+from medray.evaluation.bootstrap import Comparison, Interval, Results, value
 from medray.types import Floats
 
 
@@ -27,7 +27,7 @@ class Seeds:
 
 
 def interval(
-    seeds: Sequence[Answers], metric: str, *, num_resamples: int = 2000, seed: int = 0
+    seeds: Sequence[Results], metric: str, *, num_resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Of the mean figure, for rows like these and seeds like these."""
     if len(seeds) == 1:
@@ -37,8 +37,8 @@ def interval(
 
 
 def compare(
-    first: Sequence[Answers],
-    second: Sequence[Answers],
+    first: Sequence[Results],
+    second: Sequence[Results],
     metric: str,
     *,
     num_resamples: int = 2000,
@@ -59,16 +59,16 @@ def mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([values[name] for values in figures])) for name in figures[0]}
 
 
-def _mean(seeds: Sequence[Answers], metric: str) -> float:
-    return float(np.mean([value(answers, metric) for answers in seeds]))
+def _mean(seeds: Sequence[Results], metric: str) -> float:
+    return float(np.mean([value(results, metric) for results in seeds]))
 
 
 def _resampled(
-    groups: Sequence[Sequence[Answers]], metric: str, num_resamples: int, seed: int
+    groups: Sequence[Sequence[Results]], metric: str, num_resamples: int, seed: int
 ) -> Iterator[Floats]:
     """For each group of seeds the mean figure of each resample."""
     rng = np.random.default_rng(seed)
-    flat = [answers for group in groups for answers in group]
+    flat = [results for group in groups for results in group]
     figures = iter(bootstrap.resampled(flat, metric, num_resamples, seed))
     for group in groups:
         by_seed = np.stack([next(figures) for _ in group], axis=1)  # a row a resample

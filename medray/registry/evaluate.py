@@ -88,13 +88,13 @@ def _evaluate(
     labelled, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
     metric = task.options.metric
     metrics = task.score(predictions, labelled)
-    answers = tasks.answers(task, predictions, labelled)
+    results = tasks.results(task, predictions, labelled)
     return ReleaseEvaluation(
         name,
         part,
         metric,
         metrics,
-        interval(answers, metric) if metric in answers.metrics else None,
+        interval(results, metric) if metric in results.metrics else None,
         num_openings,
         calibration,
         examine(task, part, predictions, labelled, calibration, Slicer.of(labelled)),

@@ -191,7 +191,7 @@ def save_untuned(
         built.tokenizer.save_pretrained(str(filling / "tokenizer"))
         lines = (
             json.dumps(asdict(prediction), ensure_ascii=False)
-            for prediction in tasks.stored(task, predictions, dataset.validation)
+            for prediction in tasks.without_texts(task, predictions, dataset.validation)
         )
         (filling / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (filling / "metrics.json").write_text(

@@ -58,11 +58,11 @@ def fit_calibration(
                 "answers have no confidence"
             )
         return AS_IT_IS
-    answers = task.answers(predictions, examples)
+    results = task.results(predictions, examples)
     return calibration.fit(
         matrix(predictions),
-        answers.truth,
-        answers.predicted,
+        results.truth,
+        results.predictions,
         multi_label=is_multi_label(task),
         scale=config.temperature,
         precision=config.abstain_precision,
@@ -83,7 +83,7 @@ def examine(
         return None
     scored = SplitPredictions(
         [example.id for example in examples],
-        task.answers(predictions, examples),
+        task.results(predictions, examples),
         matrix(predictions),
         slicer.columns(examples),
     )

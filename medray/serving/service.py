@@ -8,7 +8,7 @@ from typing import Protocol
 from medray.serving.auth import Refusal
 from medray.serving.cards import ReleaseCard
 from medray.serving.schemas import Health
-from medray.tasks.base.protocol import Outcome
+from medray.tasks.base.protocol import ChatOutcome
 from medray.tasks.base.route import TextRequest, TextResponse
 from medray.types import Message, Sampling, TokenLogprob
 
@@ -44,7 +44,7 @@ class TextPiece:
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str | None = None
-    outcome: Outcome | None = None
+    outcome: ChatOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Event:
     version: int = 0
     labels: tuple[str, ...] = ()
     confidences: tuple[float, ...] = ()
-    outcome: Outcome | None = None
+    outcome: ChatOutcome | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_token_s: float | None = None

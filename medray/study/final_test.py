@@ -145,7 +145,7 @@ def final_test(
         pairs = [
             (
                 candidate.task.score(predictions, rows),
-                tasks.answers(candidate.task, predictions, rows).in_units(_units(rows)),
+                tasks.results(candidate.task, predictions, rows).in_units(_units(rows)),
             )
             for predictions, rows in ((candidate.validation, validation), (candidate.test, test))
         ]

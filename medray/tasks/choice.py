@@ -10,19 +10,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.client import ChoiceAnswer
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.tasks.base.labels import (
     ClassWeights,
     check_one_label,
     check_options,
     indicators,
-    label_answers,
+    label_results,
     places,
     weights_of,
 )
@@ -32,7 +31,7 @@ from medray.tasks.base.route import DisclaimedResponse, Route, TextRequest, Text
 from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
 from medray.text.windows import Keep
-from medray.types import Encoded, Example, Floats, Needs, Prediction, Sampling, TokenIds
+from medray.types import Bools, Encoded, Example, Floats, Needs, Prediction, Sampling, TokenIds
 
 if TYPE_CHECKING:
     from medray.types import Engine
@@ -42,7 +41,7 @@ PARSE_FAILURES = "parse_failure_rate"
 
 class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "language model"
-    FIXED = ("name", "metric", "positive_label")
+    STUDY_WIDE = ("name", "metric", "positive_label")
     name: Literal["choice"]
     positive_label: str | None = Field(
         None, description="of exactly two labels, the one that the binary figures are about"
@@ -212,13 +211,13 @@ class Task:
             for row in predictions
         ]
 
-    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+    def truth(self, examples: Sequence[Example]) -> Bools:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
-    def answers(
+    def results(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
-    ) -> LabelAnswers:
-        return label_answers(predictions, examples, self.labels, self.options.positive_label)
+    ) -> LabelResults:
+        return label_results(predictions, examples, self.labels, self.options.positive_label)
 
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
@@ -226,14 +225,14 @@ class Task:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
         check_one_label(examples)
         classes = [places(example, self.labels)[0] for example in examples]
-        predicted = [
+        predicted_places = [
             self.labels.index(row.labels[0]) if row.labels else metrics.NO_ANSWER
             for row in predictions
         ]
         figures = metrics.single_label(
             classes,
             [row.probabilities for row in predictions],
-            predicted,
+            predicted_places,
             self.labels,
             self.options.positive_label,
         )
@@ -243,7 +242,7 @@ class Task:
             figures,
             values={
                 **figures.values,
-                PARSE_FAILURES: predicted.count(metrics.NO_ANSWER) / len(predicted),
+                PARSE_FAILURES: predicted_places.count(metrics.NO_ANSWER) / len(predicted_places),
             },
         )
 

@@ -7,27 +7,26 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medray.client import LabelAnswer
 from medray.errors import DataError
 from medray.evaluation import calibration, metrics
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.calibration import mix
 from medray.tasks.base.labels import (
     ClassWeights,
     check_one_label,
     check_options,
     indicators,
-    label_answers,
+    label_results,
     places,
     weights_of,
 )
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.base.route import Route, TextRequest, TextResponse
 from medray.text.windows import Keep, pieces
-from medray.types import Encoded, Example, Floats, Head, Prediction
+from medray.types import Bools, Encoded, Example, Floats, Head, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +37,7 @@ _OR_SEVERAL = ", unless task.multi_label is true"
 
 
 class Options(TaskOptions):
-    FIXED = ("name", "metric", "positive_label", "multi_label")
+    STUDY_WIDE = ("name", "metric", "positive_label", "multi_label")
     name: Literal["classification"]
     positive_label: str | None = Field(
         None, description="of exactly two labels, the one that the binary figures are about"
@@ -277,13 +276,13 @@ class Task:
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         return [replace(row, labels=self._decision(row.probabilities)) for row in predictions]
 
-    def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+    def truth(self, examples: Sequence[Example]) -> Bools:
         return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
 
-    def answers(
+    def results(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
-    ) -> LabelAnswers:
-        return label_answers(predictions, examples, self.labels, self.options.positive_label)
+    ) -> LabelResults:
+        return label_results(predictions, examples, self.labels, self.options.positive_label)
 
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
@@ -291,11 +290,11 @@ class Task:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:
-            truth, predicted = (
+            truth, predicted_labels = (
                 indicators([row.labels for row in rows], self.labels)
                 for rows in (examples, predictions)
             )
-            return metrics.multi_label(truth, probabilities, predicted, self.labels)
+            return metrics.multi_label(truth, probabilities, predicted_labels, self.labels)
         check_one_label(examples, _OR_SEVERAL)
         classes = [places(example, self.labels)[0] for example in examples]
         answers = [self.labels.index(row.labels[0]) for row in predictions]

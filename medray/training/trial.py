@@ -322,7 +322,9 @@ class Trial:
 
     def _fill(self, folder: Path, evaluation: Evaluation, validation: Validation) -> None:
         save(self.built, folder)
-        kept = tasks.stored(validation.task, validation.predictions, self.material.validation)
+        kept = tasks.without_texts(
+            validation.task, validation.predictions, self.material.validation
+        )
         lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in kept)
         (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if validation.cloud:

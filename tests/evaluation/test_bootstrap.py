@@ -3,23 +3,23 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from medray.errors import ConfigError
-from medray.evaluation.bootstrap import METRICS, LabelAnswers, compare, interval
+from medray.evaluation.bootstrap import METRICS, LabelResults, compare, interval
 
 
 def draw(
     rng: np.random.Generator, num_rows: int, accuracy: float, num_labels: int = 2
-) -> LabelAnswers:
+) -> LabelResults:
     """A classifier that is right on a share of the rows."""
     truth = rng.integers(0, num_labels, num_rows)
     wrong = (truth + rng.integers(1, num_labels, num_rows)) % num_labels
     predicted = np.where(rng.random(num_rows) < accuracy, truth, wrong)
-    return LabelAnswers(
+    return LabelResults(
         np.eye(num_labels, dtype=bool)[truth], np.eye(num_labels, dtype=bool)[predicted], positive=0
     )
 
 
-def by_scikit_learn(answers: LabelAnswers, metric: str, rows: np.ndarray) -> float:
-    truth, predicted = answers.truth[rows].argmax(1), answers.predicted[rows].argmax(1)
+def by_scikit_learn(answers: LabelResults, metric: str, rows: np.ndarray) -> float:
+    truth, predicted = answers.truth[rows].argmax(1), answers.predictions[rows].argmax(1)
     if metric.startswith("accuracy"):
         return float(accuracy_score(truth, predicted))
     if metric == "f1_binary":
@@ -52,12 +52,12 @@ def test_the_interval_holds_the_true_value_as_often_as_it_says() -> None:
 def test_a_paired_comparison_separates_what_two_intervals_cannot() -> None:
     rng = np.random.default_rng(2)
     first = draw(rng, 300, 0.85)
-    predicted = first.predicted.copy()
-    right = np.flatnonzero((first.truth == first.predicted).all(1))
+    predicted = first.predictions.copy()
+    right = np.flatnonzero((first.truth == first.predictions).all(1))
     predicted[right[:12]] = ~predicted[
         right[:12]
     ]  # the second errs wherever the first does, and twelve times more
-    second = LabelAnswers(first.truth, predicted, positive=0)
+    second = LabelResults(first.truth, predicted, positive=0)
     one, two = interval(first, "accuracy"), interval(second, "accuracy")
     assert one.low < two.high
     found = compare(first, second, "accuracy")
@@ -73,7 +73,7 @@ def test_a_classifier_ties_with_itself_and_with_its_equal() -> None:
     same = compare(first, first, "f1_macro")
     assert (same.difference, same.is_tie, same.p_value) == (0.0, True, 1.0)
     truth = first.truth.argmax(1)
-    other = LabelAnswers(
+    other = LabelResults(
         first.truth,
         np.eye(2, dtype=bool)[np.where(rng.random(200) < 0.8, truth, 1 - truth)],
         positive=0,
@@ -89,4 +89,4 @@ def test_figures_that_have_no_interval_and_predictions_of_other_rows_are_refused
     with pytest.raises(ConfigError, match="two predictions of the same rows"):
         compare(answers, draw(rng, 20, 0.8), "accuracy")
     with pytest.raises(ConfigError, match="needs the positive label"):
-        interval(LabelAnswers(answers.truth, answers.predicted), "f1_binary")
+        interval(LabelResults(answers.truth, answers.predictions), "f1_binary")

@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import log_loss as by_scikit_learn
 
 from medray.evaluation import calibration
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.calibration import (
     apply,
     confidence,
@@ -69,8 +69,8 @@ def test_calibration_lowers_the_error_of_confidences_on_rows_it_has_not_seen() -
         probabilities, truth, chosen(probabilities), multi_label=False, precision=None, level=0.9
     )
     fresh, right = draw(rng, 4000, 3, 3.0)
-    answers = LabelAnswers(right, chosen(fresh))
-    scaled = apply(record, fresh, answers.predicted, multi_label=False).probabilities
+    answers = LabelResults(right, chosen(fresh))
+    scaled = apply(record, fresh, answers.predictions, multi_label=False).probabilities
     before, after = (reliability(held, answers, multi_label=False) for held in (fresh, scaled))
     assert before.ece > 0.1
     assert after.ece < 0.03

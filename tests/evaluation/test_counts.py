@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medray.evaluation import mentions, metrics
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.diagnose import SplitPredictions, examine
 from medray.records import AS_IT_IS
 from medray.tasks.instruct.overlap import token_f1
@@ -108,7 +108,7 @@ def test_figures_of_label_sets_and_of_their_resamples(rows: list, random) -> Non
     ]
     assert found.values["f1_samples"] == pytest.approx(np.mean(alike))
     weights = np.array([[random.randint(0, 2) for _ in rows] for _ in range(3)], dtype=float)
-    answers = LabelAnswers(truth, predicted, positive=1)
+    answers = LabelResults(truth, predicted, positive=1)
     for name in ("f1_macro", "f1_micro", "f1_weighted"):
         assert answers.values(name, weights) == pytest.approx(
             [averages(rows, row)[name] for row in weights]
@@ -128,7 +128,7 @@ def test_figures_of_one_label_and_of_their_analysis(rows: list[tuple[int, int]])
     expected = averages(sets, np.ones(len(rows)))
     assert {name: found.values[name] for name in expected} == pytest.approx(expected)
     one_hot = np.eye(len(LABELS), dtype=bool)
-    answers = LabelAnswers(one_hot[truth], one_hot[predicted])
+    answers = LabelResults(one_hot[truth], one_hot[predicted])
     scored = SplitPredictions(
         [str(number) for number in range(len(rows))], answers, probabilities, {}
     )

@@ -8,7 +8,7 @@ from medray.errors import ArtifactError
 from medray.evaluation import analysis
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import (
-    LabelAnswers,
+    LabelResults,
     class_intervals,
     compare,
     interval,
@@ -38,7 +38,7 @@ def scored(
     probabilities = np.where(said, sure, (1 - sure) / 2)
     return SplitPredictions(
         [f"r{row}" for row in range(num_rows)],
-        LabelAnswers(np.eye(3, dtype=bool)[truth], said),
+        LabelResults(np.eye(3, dtype=bool)[truth], said),
         probabilities,
         columns or {},
     )
@@ -54,7 +54,7 @@ def look(
         "test",
         rows,
         record,
-        labels=LABELS[: rows.answers.truth.shape[1]],
+        labels=LABELS[: rows.results.truth.shape[1]],
         multi_label=multi_label,
         metric=metric,
     )
@@ -62,7 +62,7 @@ def look(
 
 def test_confusion_and_the_figures_of_each_class_are_those_of_scikit_learn() -> None:
     rows = scored(np.random.default_rng(0))
-    truth, predicted = rows.answers.truth.argmax(axis=1), rows.answers.predicted.argmax(axis=1)
+    truth, predicted = rows.results.truth.argmax(axis=1), rows.results.predictions.argmax(axis=1)
     found = look(rows)
     assert np.array(found.confusion).tolist() == confusion_matrix(truth, predicted).tolist()
     assert [figures.f1.value for figures in found.per_class] == pytest.approx(
@@ -96,7 +96,7 @@ def test_bins_hold_every_row_and_the_error_is_their_weighted_distance() -> None:
 def test_the_risk_curve_ends_at_every_row_and_counts_what_is_right_above_each_threshold() -> None:
     rows = scored(np.random.default_rng(2))
     points = look(rows).risk_coverage
-    right = (rows.answers.truth == rows.answers.predicted).all(axis=1)
+    right = (rows.results.truth == rows.results.predictions).all(axis=1)
     sure = rows.probabilities.max(axis=1)
     assert points[0].coverage == 1
     assert points[0].precision == pytest.approx(right.mean())
@@ -113,7 +113,7 @@ def test_the_abstention_of_a_record_is_told_with_its_interval() -> None:
     rows = scored(np.random.default_rng(3))
     found = look(rows, CalibrationRecord(abstention=rule)).abstention
     answered = rows.probabilities.max(axis=1) >= 0.7
-    right = (rows.answers.truth == rows.answers.predicted).all(axis=1)[answered]
+    right = (rows.results.truth == rows.results.predictions).all(axis=1)[answered]
     assert found is not None
     assert found.precision is not None
     assert (found.num_answered, found.precision.value) == (
@@ -136,11 +136,11 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
     ]
     rows = scored(rng, 400, 0.95, {"source": sources})
     held = np.array(sources) == "bad"
-    predicted = rows.answers.predicted.copy()
+    predicted = rows.results.predictions.copy()
     swapped = np.flatnonzero(held)[::2]
     predicted[swapped] = np.roll(predicted[swapped], 1, axis=1)
     worse = SplitPredictions(
-        rows.ids, LabelAnswers(rows.answers.truth, predicted), rows.probabilities, rows.columns
+        rows.ids, LabelResults(rows.results.truth, predicted), rows.probabilities, rows.columns
     )
     worst = look(worse).worst
     assert worst is not None
@@ -153,18 +153,18 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
 def test_a_slice_without_rows_enough_or_without_the_label_is_not_the_worst() -> None:
     rows = scored(np.random.default_rng(5), 100, 0.9, {"place": ["few"] * 5 + ["many"] * 95})
     few = np.arange(100) < 5
-    answers = LabelAnswers(
-        rows.answers.truth,
-        np.where(few[:, None], np.roll(rows.answers.truth, 1, axis=1), rows.answers.predicted),
+    answers = LabelResults(
+        rows.results.truth,
+        np.where(few[:, None], np.roll(rows.results.truth, 1, axis=1), rows.results.predictions),
     )
     found = look(SplitPredictions(rows.ids, answers, rows.probabilities, rows.columns))
     assert found.worst is not None
     assert found.worst.slice.value != "few"
     one = SplitPredictions(
         rows.ids,
-        rows.answers,
+        rows.results,
         rows.probabilities,
-        {"truth": [LABELS[at] for at in rows.answers.truth.argmax(axis=1)]},
+        {"truth": [LABELS[at] for at in rows.results.truth.argmax(axis=1)]},
     )
     assert [held.f1 for held in look(one).slices if held.column == "truth"] == [
         None
@@ -174,7 +174,7 @@ def test_a_slice_without_rows_enough_or_without_the_label_is_not_the_worst() -> 
 def test_mistakes_come_the_surest_first_and_hold_no_text() -> None:
     rows = scored(np.random.default_rng(6))
     found = look(rows).mistakes
-    wrong = (rows.answers.truth != rows.answers.predicted).any(axis=1)
+    wrong = (rows.results.truth != rows.results.predictions).any(axis=1)
     assert {held.row_id for held in found} == {rows.ids[row] for row in np.flatnonzero(wrong)}
     assert [held.confidence for held in found] == sorted(
         (held.confidence for held in found), reverse=True
@@ -209,7 +209,7 @@ def test_labels_that_were_changed_are_suspected_before_others() -> None:
 def test_several_labels_have_counts_instead_of_one_confusion_matrix() -> None:
     rng = np.random.default_rng(8)
     probabilities = rng.random((200, 2))
-    answers = LabelAnswers(rng.random((200, 2)) < probabilities, probabilities >= 0.5)
+    answers = LabelResults(rng.random((200, 2)) < probabilities, probabilities >= 0.5)
     found = look(
         SplitPredictions([str(row) for row in range(200)], answers, probabilities, {}),
         multi_label=True,
@@ -282,11 +282,11 @@ def test_intervals_of_f1_hold_the_true_value_as_often_as_they_say(
 ) -> None:
     """Simulated: macro F1 and the F1 of a class, whose true values are those of a million rows."""
     rng = np.random.default_rng(10)
-    million = scored(rng, 1_000_000, accuracy).answers
-    macro = f1_score(million.truth.argmax(axis=1), million.predicted.argmax(axis=1), average=None)
+    million = scored(rng, 1_000_000, accuracy).results
+    macro = f1_score(million.truth.argmax(axis=1), million.predictions.argmax(axis=1), average=None)
     held = np.zeros(2)
     for seed in range(200):
-        answers = scored(rng, num_rows, accuracy).answers
+        answers = scored(rng, num_rows, accuracy).results
         whole, one = (
             interval(answers, "f1_macro", num_resamples=400, seed=seed),
             class_intervals(answers, num_resamples=400, seed=seed)[0],
@@ -301,13 +301,13 @@ def test_the_interval_of_a_difference_covers_the_true_one_as_often_as_it_says() 
     equal ones."""
     rng = np.random.default_rng(11)
 
-    def pair(first: float, second: float) -> tuple[LabelAnswers, LabelAnswers]:
+    def pair(first: float, second: float) -> tuple[LabelResults, LabelResults]:
         truth = rng.integers(0, 2, 200)
         said = [
             np.where(rng.random(200) < accuracy, truth, 1 - truth) for accuracy in (first, second)
         ]
         return tuple(
-            LabelAnswers(np.eye(2, dtype=bool)[truth], np.eye(2, dtype=bool)[held]) for held in said
+            LabelResults(np.eye(2, dtype=bool)[truth], np.eye(2, dtype=bool)[held]) for held in said
         )  # type: ignore[return-value]
 
     better = [
@@ -322,13 +322,13 @@ def test_the_interval_of_a_difference_covers_the_true_one_as_often_as_it_says() 
 
 def test_few_rows_that_are_all_right_have_an_interval_all_the_same() -> None:
     truth = np.eye(2, dtype=bool)[np.arange(20) % 2]
-    found = interval(LabelAnswers(truth, truth), "f1_macro")
+    found = interval(LabelResults(truth, truth), "f1_macro")
     assert found.low == pytest.approx(0.025 ** (1 / 20))
     assert found.high == 1.0
-    assert [held.low for held in class_intervals(LabelAnswers(truth, truth))] == pytest.approx(
+    assert [held.low for held in class_intervals(LabelResults(truth, truth))] == pytest.approx(
         [0.025 ** (1 / 10)] * 2
     )
-    assert interval(LabelAnswers(truth, ~truth), "accuracy").high == pytest.approx(
+    assert interval(LabelResults(truth, ~truth), "accuracy").high == pytest.approx(
         1 - 0.025 ** (1 / 20)
     )
     assert share_interval(20, 20).low == pytest.approx(0.025 ** (1 / 20))

@@ -9,7 +9,7 @@ import pytest
 
 from medray.errors import ArtifactError, TrialError
 from medray.evaluation import leaderboard, tables
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.leaderboard import (
     Contender,
     Entry,
@@ -78,10 +78,10 @@ def judged(
 ) -> Contender:
     """A candidate that gets so many of 200 rows right, from the first on."""
 
-    def answers(right: int) -> tuple[Metrics, LabelAnswers]:
+    def answers(right: int) -> tuple[Metrics, LabelResults]:
         truth = np.tile(np.array([[True, False], [False, True]]), (100, 1))
         predicted = np.where((np.arange(200) - first) % 200 < right, truth.T, ~truth.T).T
-        return Metrics({METRIC: right / 200}, 200), LabelAnswers(truth, predicted)
+        return Metrics({METRIC: right / 200}, 200), LabelResults(truth, predicted)
 
     made = Entry(
         name=name,

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from medray.evaluation import bootstrap, leaderboard, pooling
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.leaderboard import Contender, Entry
 
 
-def answers(share_right: float, *, rows: int = 200, seed: int = 0) -> LabelAnswers:
+def answers(share_right: float, *, rows: int = 200, seed: int = 0) -> LabelResults:
     rng = np.random.default_rng(seed)
     truth = np.zeros((rows, 2), dtype=bool)
     truth[np.arange(rows), np.arange(rows) % 2] = True
     wrong = rng.random(rows) >= share_right
-    return LabelAnswers(truth, np.where(wrong[:, None], ~truth, truth), 0)
+    return LabelResults(truth, np.where(wrong[:, None], ~truth, truth), 0)
 
 
-def judged(name: str, found: LabelAnswers, validation: float) -> Contender:
+def judged(name: str, found: LabelResults, validation: float) -> Contender:
     test = float(found.values("f1_macro", np.ones((1, len(found.truth))))[0])
     entry = Entry(
         name,
@@ -92,11 +92,11 @@ def test_the_best_seed_on_validation_is_published_and_the_mean_is_told() -> None
 
 def test_a_row_that_several_folds_answered_is_drawn_once() -> None:
     one = answers(0.8)
-    doubled = LabelAnswers(
-        np.tile(one.truth, (2, 1)), np.tile(one.predicted, (2, 1)), 0, np.tile(np.arange(200), 2)
+    doubled = LabelResults(
+        np.tile(one.truth, (2, 1)), np.tile(one.predictions, (2, 1)), 0, np.tile(np.arange(200), 2)
     )
     assert bootstrap.num_rows(doubled) == 200
     once, twice = bootstrap.interval(one, "f1_macro"), bootstrap.interval(doubled, "f1_macro")
     assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
-    unaware = bootstrap.interval(LabelAnswers(doubled.truth, doubled.predicted, 0), "f1_macro")
+    unaware = bootstrap.interval(LabelResults(doubled.truth, doubled.predictions, 0), "f1_macro")
     assert unaware.high - unaware.low < 0.8 * (once.high - once.low)

@@ -7,7 +7,7 @@ import pytest
 from medray.errors import ConfigError
 from medray.evaluation import pooling
 from medray.evaluation.bootstrap import (
-    LabelAnswers,
+    LabelResults,
     Sums,
     Tallies,
     compare,
@@ -87,7 +87,7 @@ def test_paired_answers_are_compared_on_the_same_resamples() -> None:
     with pytest.raises(ConfigError, match="two predictions of the same rows"):
         compare(
             first,
-            LabelAnswers(np.eye(2, dtype=bool)[[0, 1]], np.eye(2, dtype=bool)[[0, 1]]),
+            LabelResults(np.eye(2, dtype=bool)[[0, 1]], np.eye(2, dtype=bool)[[0, 1]]),
             "overlap",
         )
 

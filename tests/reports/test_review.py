@@ -12,7 +12,7 @@ from medray.config.study import StudyConfig
 from medray.data import dataset
 from medray.evaluation import analysis, tables
 from medray.evaluation.analysis import Analysis, ModelAnalysis, SplitAnalysis
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.diagnose import SplitPredictions, examine
 from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.records import AS_IT_IS
@@ -34,7 +34,7 @@ def answered(split: str, examples: list[Example]) -> SplitAnalysis:
         split,  # type: ignore[arg-type]
         SplitPredictions(
             [row.id for row in examples],
-            LabelAnswers(truth, predicted, 0),
+            LabelResults(truth, predicted, 0),
             np.where(predicted, sure, 1 - sure),
             {},
         ),

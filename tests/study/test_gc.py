@@ -11,7 +11,7 @@ from medray import cli
 from medray.config.study import StudyConfig
 from medray.errors import ArtifactError
 from medray.evaluation import leaderboard, tables
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.records import TrialRecord
 from medray.registry.registry import Registry
@@ -55,7 +55,7 @@ def ended(study: StudyConfig, tmp_path: Path) -> Run:
                 checkpoint=str(best),
             )
         )
-    answers = LabelAnswers(*(made.task.truth(made.material.validation) for _ in range(2)))
+    answers = LabelResults(*(made.task.truth(made.material.validation) for _ in range(2)))
     judged = [
         Contender(replace(entry, test={"f1_macro": 0.8}), answers, answers) for entry in entries[:2]
     ]

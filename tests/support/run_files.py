@@ -12,7 +12,7 @@ from medray.config.study import StudyConfig
 from medray.evaluation import analysis as analyses
 from medray.evaluation import leaderboard, tables
 from medray.evaluation.analysis import Analysis, ModelAnalysis
-from medray.evaluation.bootstrap import LabelAnswers
+from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.diagnose import SplitPredictions, examine
 from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.evaluation.metrics import Metrics, single_label
@@ -55,7 +55,7 @@ def study(folder: Path, labels: tuple[str, str] = LABELS, **changes: Any) -> Stu
     return StudyConfig.model_validate(raw)
 
 
-def label_answers(accuracy: float, seed: int) -> tuple[LabelAnswers, np.ndarray[Any, Any]]:
+def label_results(accuracy: float, seed: int) -> tuple[LabelResults, np.ndarray[Any, Any]]:
     """Return answers to the same rows, of which a share of `accuracy` is right, and
     probabilities."""
     truth = np.random.default_rng(0).integers(0, 2, ROWS)
@@ -65,17 +65,17 @@ def label_answers(accuracy: float, seed: int) -> tuple[LabelAnswers, np.ndarray[
     confidence = (
         np.where(answers == truth, rng.beta(8, 1, ROWS), rng.beta(3, 2, ROWS))[:, None] / 2 + 0.5
     )
-    return LabelAnswers(np.eye(2, dtype=bool)[truth], matrix, 0), np.where(
+    return LabelResults(np.eye(2, dtype=bool)[truth], matrix, 0), np.where(
         matrix, confidence, 1 - confidence
     )
 
 
 def metrics(
     accuracy: float, seed: int, labels: tuple[str, str] = LABELS
-) -> tuple[Metrics, LabelAnswers]:
-    answers, probabilities = label_answers(accuracy, seed)
+) -> tuple[Metrics, LabelResults]:
+    answers, probabilities = label_results(accuracy, seed)
     truth, answer_classes = (
-        side.argmax(axis=1).tolist() for side in (answers.truth, answers.predicted)
+        side.argmax(axis=1).tolist() for side in (answers.truth, answers.predictions)
     )
     return single_label(truth, probabilities, answer_classes, labels, labels[0]), answers
 
@@ -161,7 +161,7 @@ def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "lengt
     columns = {column: [("short", "middle", "long")[row % 3] for row in range(ROWS)]}
 
     def split(name: Any, seed: int) -> analyses.SplitAnalysis:
-        answers, probabilities = label_answers(0.9, seed)
+        answers, probabilities = label_results(0.9, seed)
         split_predictions = SplitPredictions(
             [f"row-{row}" for row in range(ROWS)], answers, probabilities, columns
         )

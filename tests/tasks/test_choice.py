@@ -197,7 +197,7 @@ def test_generated_text_is_read_and_what_names_no_label_is_counted():
         "auprc": pytest.approx(2 / 3),
     }
     assert found.confusion == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
-    assert not task.answers(predictions, examples).predicted[1].any()
+    assert not task.results(predictions, examples).predictions[1].any()
     assert (
         "parse_failure_rate" not in task_of().score(predictions, examples).values
     )  # one scorer for both, and nothing to parse

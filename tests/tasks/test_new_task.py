@@ -21,7 +21,7 @@ from medray.serving.head import Head
 from medray.serving.schemas import Limits
 from medray.serving.service import Event
 from medray.tasks.base import protocol
-from medray.tasks.base.protocol import Calibrated, Chatting, Tallied
+from medray.tasks.base.protocol import Calibrated, Chatting, TallyTask
 from medray.tasks.base.route import Served, TextRequest, TextResponse, routes_of, served_tasks
 from medray.types import Example
 
@@ -122,7 +122,7 @@ def test_a_new_file_is_a_task_that_is_configured_restored_and_served(new_task: s
     options = plugin_options("tasks", f"name={new_task}")
     task = protocol.restore(options.model_dump(), protocol.fit(options, [Example("", "")]).state())
     assert isinstance(task, Served)
-    assert not isinstance(task, Calibrated | Tallied | Chatting)
+    assert not isinstance(task, Calibrated | TallyTask | Chatting)
     assert new_task in served_tasks()
     anything: Any = None
     service: Any = Service(
@@ -188,6 +188,6 @@ def test_every_task_is_calibrated_or_tallied_and_is_served_by_text_or_by_convers
     examples = [Example(str(number), "-", (label,)) for number, label in enumerate("abc")]
     options = plugins.find("tasks", name).Options(name=name)
     task = protocol.fit(options, examples)
-    assert isinstance(task, Calibrated) != isinstance(task, Tallied)
+    assert isinstance(task, Calibrated) != isinstance(task, TallyTask)
     assert isinstance(task, Served) != isinstance(task, Chatting)
     assert bool(routes_of(name)) == isinstance(task, Served)

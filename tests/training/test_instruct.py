@@ -110,7 +110,7 @@ def test_a_checkpoint_keeps_no_text_and_is_scored_the_same_from_what_it_keeps(
     assert loaded.task.score(loaded.predict(rows), rows).values == pytest.approx(
         result.best.metrics, abs=1e-4
     )
-    answers = made.task.answers(stored, rows)
+    answers = made.task.results(stored, rows)
     assert answers.support("refusal_f1") == sum(
         row.response.startswith("I don't have enough") for row in rows
     )

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from medray.errors import ConfigError, DataError, suggest
 from medray.evaluation import metrics
-from medray.evaluation.bootstrap import LabelAnswers
-from medray.types import Example, Floats, Prediction
+from medray.evaluation.bootstrap import LabelResults
+from medray.types import Example, Floats, Ints, Prediction
 
 ClassWeights = Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]]
 
@@ -55,7 +54,7 @@ def places(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
 def weights_of(
     class_weights: ClassWeights,
     labels: Sequence[str],
-    classes: npt.NDArray[np.int64],
+    classes: Ints,
     shares: Floats,
 ) -> Floats:
     """A weight for each label; `shares` is how much of an example each row is."""
@@ -72,20 +71,22 @@ def weights_of(
     return weights
 
 
-def label_answers(
+def label_results(
     predictions: Sequence[Prediction],
     examples: Sequence[Example],
     labels: Sequence[str],
     positive: str | None,
-) -> LabelAnswers:
-    truth, predicted = (
+) -> LabelResults:
+    truth, predicted_labels = (
         indicators([row.labels for row in rows], labels).astype(np.bool_)
         for rows in (examples, predictions)
     )
-    return LabelAnswers(truth, predicted, None if positive is None else labels.index(positive))
+    return LabelResults(
+        truth, predicted_labels, None if positive is None else labels.index(positive)
+    )
 
 
-def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> npt.NDArray[np.int64]:
+def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> Ints:
     return np.array(
         [[int(label in row) for label in labels] for row in rows], dtype=np.int64
     ).reshape(len(rows), len(labels))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from medray import plugins
 from medray.config.schema import PluginOptions, validate
 from medray.errors import ArtifactError
-from medray.evaluation.bootstrap import Answers, LabelAnswers, Tallies
+from medray.evaluation.bootstrap import LabelResults, Results, Tallies
 from medray.evaluation.metrics import Metrics
 from medray.types import Encoded, Example, Head, Message, Needs, Prediction
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from medray.types import Engine
 
-Outcome = Literal["answered", "refused"]
+ChatOutcome = Literal["answered", "refused"]
 
 
 class TaskOptions(PluginOptions):
@@ -68,7 +68,7 @@ class Loss(Protocol):
 class Task(Protocol):
     """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`.
 
-    Small protocols say what some tasks have besides: `Calibrated` or `Tallied`, `Chatting`, and
+    Small protocols say what some tasks have besides: `Calibrated` or `TallyTask`, `Chatting`, and
     `Served` of route.py."""
 
     @property
@@ -115,7 +115,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class Calibrated(Task, Protocol):
-    """A task whose answers are labels with probabilities. A task is either this or `Tallied`."""
+    """A task whose answers are labels with probabilities. A task is either this or `TallyTask`."""
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
         """The task with what is fitted on validation (thresholds); itself where there is nothing to
@@ -130,9 +130,9 @@ class Calibrated(Task, Protocol):
         """The labels that are right, a row per example and a column per label."""
         ...
 
-    def answers(
+    def results(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
-    ) -> LabelAnswers:
+    ) -> LabelResults:
         """Truth and predictions side by side, for intervals and comparisons."""
         ...
 
@@ -142,17 +142,17 @@ class Calibrated(Task, Protocol):
 
 
 @runtime_checkable
-class Tallied(Task, Protocol):
+class TallyTask(Task, Protocol):
     """A task whose answers are texts or mentions, each of which adds to some counts."""
 
     def keep(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> list[Prediction]:
-        """What a checkpoint keeps of its predictions: no text, but what `score` and `answers` need
+        """What a checkpoint keeps of its predictions: no text, but what `score` and `results` need
         of it."""
         ...
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
+    def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
         """The counts of each row, for intervals and comparisons."""
         ...
 
@@ -183,7 +183,7 @@ class Chatting(Protocol):
         """Of each whole conversation with its answer, before anything is cut."""
         ...
 
-    def outcome(self, text: str) -> Outcome: ...
+    def outcome(self, text: str) -> ChatOutcome: ...
 
 
 def needs_of(options: PluginOptions) -> Needs:
@@ -196,22 +196,22 @@ def fit(options: PluginOptions, examples: Sequence[Example], train: Sequence[Exa
     return task
 
 
-def answers(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Answers:
+def results(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Results:
     """Truth and predictions side by side, for intervals and comparisons."""
-    assert isinstance(task, Calibrated | Tallied), (
-        f"task {task.options.name} is neither Calibrated nor Tallied"
+    assert isinstance(task, Calibrated | TallyTask), (
+        f"task {task.options.name} is neither Calibrated nor TallyTask"
     )
-    return task.answers(predictions, examples)
+    return task.results(predictions, examples)
 
 
-def stored(
+def without_texts(
     task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]
 ) -> list[Prediction]:
     """What a checkpoint keeps of its predictions: no text."""
-    if isinstance(task, Tallied):
+    if isinstance(task, TallyTask):
         return task.keep(predictions, examples)
     assert isinstance(task, Calibrated), (
-        f"task {task.options.name} is neither Calibrated nor Tallied"
+        f"task {task.options.name} is neither Calibrated nor TallyTask"
     )
     return list(predictions)
 

@@ -72,13 +72,13 @@ class InputNote(Body):
     )
 
 
-class Noted(Body):
+class NotesResponse(Body):
     notes: tuple[InputNote, ...] = Field(
         (), description="one for each input, where mask_identifiers or flag_unlike_training is set"
     )
 
 
-class TextResponse(Noted):
+class TextResponse(NotesResponse):
     """Each prediction has the `labels` that the log of requests gets, and where it has one a
     `confidence`."""
 
@@ -91,7 +91,7 @@ def _as_it_is(response: TextResponse) -> TextResponse:
     return response
 
 
-class DisclaimedResponse(Noted):
+class DisclaimedResponse(NotesResponse):
     """A second base of a response that carries the disclaimer, behind its predictions."""
 
     predictions: tuple[Any, ...]

@@ -39,7 +39,7 @@ _BETWEEN = "\n\n"  # instruction, examples and the row
 
 class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "language model"
-    FIXED = ("name", "metric", "num_examples")
+    STUDY_WIDE = ("name", "metric", "num_examples")
     name: Literal["extraction"]
     metric: base_mentions.Metric = Field(
         "mention_f1",
@@ -213,7 +213,7 @@ class Task:
     ) -> list[Prediction]:
         return base_mentions.keep(predictions)
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
+    def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
         return base_mentions.tallies(predictions, examples, RATES)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:

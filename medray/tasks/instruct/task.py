@@ -40,7 +40,7 @@ _PROBES = (safety.REFUSAL, "Ask a doctor.")  # what the probe scores behind its 
 
 class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "language model"
-    FIXED = ("name", "metric", "safety_ratio", "sample_prompts")
+    STUDY_WIDE = ("name", "metric", "safety_ratio", "sample_prompts")
     CHANGEABLE: ClassVar[tuple[str, ...]] = ("system", "disclaimer")
     name: Literal["instruct"]
     metric: Literal["safe_answer_f1", "token_f1", "rouge_l", "refusal_f1"] = Field(
@@ -205,7 +205,7 @@ class Task:
             for row, example in zip(predictions, examples, strict=True)
         ]
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
+    def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
         rows = [
             self._counts(row, example) for row, example in zip(predictions, examples, strict=True)
         ]
@@ -227,7 +227,7 @@ class Task:
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
-        tallies = self.answers(predictions, examples)
+        tallies = self.results(predictions, examples)
         if self.options.metric not in tallies.figures:
             raise DataError(
                 f"task.metric {self.options.metric}: of these {len(examples)} rows none is to be "

@@ -31,7 +31,7 @@ _NO_TAG = -100
 
 class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "token head"
-    FIXED = ("name", "metric")
+    STUDY_WIDE = ("name", "metric")
     name: Literal["tagging"]
     metric: base_mentions.Metric = Field(
         "mention_f1",
@@ -168,7 +168,7 @@ class Task:
     ) -> list[Prediction]:
         return base_mentions.keep(predictions)
 
-    def answers(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
+    def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
         return base_mentions.tallies(predictions, examples)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
