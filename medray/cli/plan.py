@@ -11,7 +11,7 @@ from medray.cli.arguments import Configs, load
 from medray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medray.study.plan import StudyPlan
+    from medray.study.estimate import StudyPlan
 
 app = typer.Typer()
 
@@ -59,8 +59,8 @@ def plan(
     from rich.table import Table
 
     from medray.runtime.cluster import Cluster, Node
-    from medray.study.plan import Speed
-    from medray.study.plan import plan as plan_study
+    from medray.study.estimate import Speed
+    from medray.study.estimate import plan as plan_study
 
     if tflops and tokens_per_second:
         raise ConfigError(
@@ -114,7 +114,7 @@ def plan(
 
 
 def _assumed(tflops: float | None, tokens_per_second: float | None, has_gpus: bool) -> str:
-    from medray.study.plan import TFLOPS_OF_A_GPU
+    from medray.study.estimate import TFLOPS_OF_A_GPU
 
     if tokens_per_second:
         return f"with {tokens_per_second:g} tokens a second of each worker, as measured"

@@ -21,8 +21,8 @@ from medray.models.architecture import load_config, outline_of
 from medray.models.build import build
 from medray.models.footprint import Batch, Footprint
 from medray.runtime.cluster import Cluster, Node
-from medray.study import plan
-from medray.study.plan import Speed
+from medray.study import estimate as plan
+from medray.study.estimate import Speed
 from medray.types import Head
 
 ROOT = Path(__file__).parents[2]
