@@ -270,7 +270,7 @@ def medray(
 
     trial._evaluate = timed
     start = time.perf_counter()
-    used = trial.run().precision.used
+    used = trial.run().precision.actual
     _wait()
     train_s = time.perf_counter() - start - evaluating
     f1 = 0.0

@@ -5,7 +5,7 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from medray.types import Example, Split
 
 _LANGUAGE_ROWS = 2000  # are looked at: enough to know what languages a data set has
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
-_PLUS = " + "  # between the labels of a row that has several
+# Returns the macro F1 of one answer for all rows, from rows per label, the answer and their number.
+ConstantF1 = Callable[[Mapping[str, int], tuple[str, ...], int], float]
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def audit(
     num_corrected: int = 0,
     lengths: Mapping[str, Sequence[int]] | None = None,
     max_length: int = 512,
+    constant_f1: ConstantF1,
     terms: Iterable[str] = (),
     progress: Meter | None = None,
 ) -> Audit:
@@ -179,11 +181,12 @@ def audit(
     groups, alike = duplicates.exact, _clusters(duplicates)
     in_several = {row for rows in (*groups, *alike) for row in rows}
     own: dict[int, Example] = {}  # rows that are looked at again, without their texts
-    labels, sets, num_words, languages = Counter[str](), Counter[str](), array("l"), Counter[str]()
+    labels, languages, num_words = Counter[str](), Counter[str](), array("l")
+    sets: Counter[tuple[str, ...]] = Counter()
     num_mentions, step = 0, math.ceil(len(examples) / _LANGUAGE_ROWS)
     for row, example in enumerate(examples):  # once: there may be millions, on disk
         labels.update(example.labels)
-        sets[_label(example)] += 1
+        sets[_labels(example)] += 1
         num_words.append(len(example.text.split()))
         num_mentions += len(example.mentions)
         if row % step == 0:
@@ -192,11 +195,11 @@ def audit(
             own[row] = replace(example, text="", metadata={})
         if progress:
             progress.add(1)
-    conflicting = [rows for rows in groups if len({_label(own[row]) for row in rows}) > 1]
+    conflicting = [rows for rows in groups if len({_labels(own[row]) for row in rows}) > 1]
     lost = sum(
-        len(rows) - max(Counter(_label(own[row]) for row in rows).values()) for rows in conflicting
+        len(rows) - max(Counter(_labels(own[row]) for row in rows).values()) for rows in conflicting
     )
-    majority, most = max(sets.items(), key=lambda item: (item[1], item[0]))
+    majority, most = max(sets.items(), key=lambda item: (item[1], _label_name(item[0])))
     share = most / len(examples)
     sides = Counter(splits.values())
     return Audit(
@@ -216,9 +219,9 @@ def audit(
         conflicting_texts=len(conflicting),
         conflicting_rows=sum(map(len, conflicting)),
         accuracy_ceiling=1 - lost / len(examples),
-        majority_label=majority,
+        majority_label=_label_name(majority),
         majority_accuracy=share,
-        majority_f1_macro=_constant_f1(majority, labels, len(examples)),
+        majority_f1_macro=constant_f1(labels, majority, len(examples)),
         num_corrected=num_corrected,
         num_mentions=num_mentions,
         terms=tuple(sorted(set(terms))),
@@ -227,20 +230,17 @@ def audit(
     )
 
 
-def _constant_f1(answer: str, labels: Counter[str], num_rows: int) -> float:
-    """Macro F1 of the same answer for every row: precision of a label in it is the label's share,
-    recall is 1."""
-    shares = [labels[label] / num_rows for label in answer.split(_PLUS) if label in labels]
-    return sum(2 * share / (1 + share) for share in shares) / max(len(labels), 1)
-
-
 def _given(example: Example) -> str | None:
     name = example.split and example.split.strip().lower()
     return GIVEN_NAMES.get(name, name) if name else None
 
 
-def _label(example: Example) -> str:
-    return _PLUS.join(sorted(example.labels)) or "no label"
+def _labels(example: Example) -> tuple[str, ...]:
+    return tuple(sorted(example.labels))
+
+
+def _label_name(labels: tuple[str, ...]) -> str:
+    return " + ".join(labels) or "no label"
 
 
 def _clusters(duplicates: Duplicates) -> list[list[int]]:

@@ -15,7 +15,7 @@ from typing import Any
 from medray.config.study import DataConfig
 from medray.data import corrections, duplicates, minhash, reading
 from medray.data import examples as example_rows
-from medray.data.audit import Audit, audit
+from medray.data.audit import Audit, ConstantF1, audit
 from medray.data.duplicates import Duplicates
 from medray.data.examples import Examples
 from medray.data.formats.base.protocol import FormatOptions
@@ -102,7 +102,9 @@ class Dataset:
         task may learn from every split."""
         return list(self._label_sets.values())
 
-    def audit(self, lengths: Mapping[str, Sequence[int]], max_length: int) -> Audit:
+    def audit(
+        self, lengths: Mapping[str, Sequence[int]], max_length: int, constant_f1: ConstantF1
+    ) -> Audit:
         """Figures about all rows; `lengths` are token counts as `count` gives them, by base
         model."""
         with self.stage("audit", len(self._examples)) as progress:
@@ -115,6 +117,7 @@ class Dataset:
                 num_corrected=self._num_corrected,
                 lengths=lengths,
                 max_length=max_length,
+                constant_f1=constant_f1,
                 terms=self._terms(),
                 progress=progress,
             )

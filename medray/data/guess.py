@@ -14,7 +14,7 @@ import numpy as np
 from medray import plugins
 from medray.config.schema import PluginOptions, validate
 from medray.data.audit import alike_labels
-from medray.data.formats.base.protocol import Layout, is_left_out, read
+from medray.data.formats.base.protocol import Layout, find_format, is_left_out, read
 from medray.data.split import GIVEN_NAMES
 from medray.errors import ConfigError, DataError, suggest
 from medray.text.dialect import (
@@ -107,7 +107,7 @@ def sketch(place: str, asked: Hints) -> Sketch:
         raise DataError(f"{path}: has no rows")
     if not asked.text and not asked.label:
         layout = _answers(layout)
-    kind: type[PluginOptions] = plugins.find("data.formats", layout.options["name"]).Options
+    kind = find_format(layout.options["name"]).Options
     options = validate(kind, layout.options | _meanings(path, layout, kind, asked), where=str(path))
     rows = [example for example in read(options) if example.text.strip()]
     examples = [example for example in rows if not is_left_out(example, options)]
@@ -146,12 +146,10 @@ def _layout(path: Path, encoding: str | None) -> Layout:
     """The first one that a format finds. What another one cannot read is told where none does."""
     error = None
     for name in plugins.names("data.formats"):
-        format = plugins.find("data.formats", name)
+        format = find_format(name)
         has_encoding = encoding and "encoding" in format.Options.model_fields
         try:
-            layout: Layout | None = (
-                format.sniff(path, encoding) if has_encoding else format.sniff(path)
-            )
+            layout = format.sniff(path, encoding) if has_encoding else format.sniff(path)
         except DataError as err:
             error = error or err
             continue

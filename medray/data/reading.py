@@ -14,12 +14,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from medray import plugins
 from medray.config import environment
 from medray.config.schema import PluginOptions
 from medray.data import examples as example_rows
 from medray.data.examples import Examples
-from medray.data.formats.base.protocol import is_left_out, read
+from medray.data.formats.base.protocol import find_format, is_left_out, read
 from medray.data.meter import Meter, stage
 from medray.data.remote import localize, places
 from medray.errors import DataError
@@ -103,7 +102,7 @@ def load(options: PluginOptions) -> ExampleSet:
 
 def stamp_of(options: PluginOptions) -> Stamp:
     """A format whose rows are no files of its options says itself what they are."""
-    own = getattr(plugins.find("data.formats", options.name), "stamp", None)
+    own = getattr(find_format(options.name), "stamp", None)
     num_bytes, parts = own(options) if own else _stamp_of_files(options)
     is_packed = own is not None or any(_PACKED.search(part) for part in parts)
     return Stamp(

@@ -183,7 +183,7 @@ def choose(
     studies in `folder`, by `key` (what computes, in which versions), shape, threads and processor.
     """
     if choice != "auto":
-        return PrecisionRecord(used=choice, asked=choice)
+        return PrecisionRecord(actual=choice, setting=choice)
     names = (*key, *map(str, shape), str(torch.get_num_threads()), device, _processor(device))
     return _once(*study, lambda: _once(folder, names, lambda: time_steps(forward, shape, device)))
 
@@ -246,8 +246,8 @@ def time_steps(
         used,
     )
     return PrecisionRecord(
-        used=used,
-        asked="auto",
+        actual=used,
+        setting="auto",
         seconds={name: round(value, 4) for name, value in best.items()},
         shape=shape,
     )

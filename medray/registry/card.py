@@ -184,7 +184,7 @@ def _training(manifest: Manifest) -> str:
         return "elsewhere: imported from an adapter's folder"
     return (
         f"seed {manifest.seed}, epoch {manifest.cursor['epoch']}, step {manifest.cursor['step']}, "
-        f"arithmetic {manifest.precision.used}"
+        f"arithmetic {manifest.precision.actual}"
     )
 
 

@@ -219,7 +219,7 @@ def _manifest(built: BuiltModel, task: Task, trial: dict[str, Any]) -> Manifest:
         split_fingerprint=None,
         cursor={"epoch": 0, "step": 0},
         metrics={},
-        precision=PrecisionRecord(used="fp32", asked="fp32"),
+        precision=PrecisionRecord(actual="fp32", setting="fp32"),
         seed=0,
         versions=checkpoint.versions(),
         git_commit=checkpoint.git_commit(),

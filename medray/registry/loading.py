@@ -134,7 +134,7 @@ def load(
         base, task.head(), manifest.model, None, adapter_dir=None if manifest.is_untuned else folder
     )
     built.model.to(device)
-    used = precision or manifest.precision.used
+    used = precision or manifest.precision.actual
     engine = TransformersEngine(
         built, precision=used, token_budget=manifest.token_budget, device=device
     )

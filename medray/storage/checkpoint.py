@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict, Field
+
 from medray.config import environment
 from medray.config.schema import Section, parse, validate
 from medray.config.study import ModelConfig, Precision, TrainConfig
@@ -38,10 +40,14 @@ class TaskRecord(Section):
 
 
 class PrecisionRecord(Section):
-    """How the arithmetic was chosen; seconds are those of the two-step probe."""
+    """The precision of a training run, and why; `seconds` are the probe's times per step."""
 
-    used: Precision
-    asked: str
+    model_config = ConfigDict(
+        serialize_by_alias=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    actual: Precision = Field(alias="used")
+    setting: str = Field(alias="asked")
     seconds: dict[str, float] = {}
     shape: tuple[int, int] | None = None
 

@@ -314,7 +314,7 @@ def as_trained(config: TrialConfig, base: int, finalists: Sequence[Entry]) -> Tr
     apart."""
     for entry in finalists:
         if entry.base == base and entry.checkpoint:
-            used = checkpoint.read(Path(entry.checkpoint)).precision.used
+            used = checkpoint.read(Path(entry.checkpoint)).precision.actual
             return config.model_copy(
                 update={"model": config.model.model_copy(update={"precision": used})}
             )

@@ -26,6 +26,7 @@ from medray.data.examples import Examples
 from medray.data.prepared import Prepared
 from medray.data.row_hashes import hash_rows
 from medray.errors import ArtifactError, DataError
+from medray.evaluation import metrics
 from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.models.sources import Base
@@ -147,7 +148,8 @@ def open_material(path: Path) -> Material:
 
 def look(dataset: Dataset, task: Task, source: str, tokenizer: Any) -> Audit:
     """The audit with token counts of one base model's tokenizer."""
-    return dataset.audit({source: _lengths(dataset, task, tokenizer)}, task.options.max_length)
+    lengths = {source: _lengths(dataset, task, tokenizer)}
+    return dataset.audit(lengths, task.options.max_length, metrics.constant_f1)
 
 
 def _lengths(dataset: Dataset, task: Task, tokenizer: Any) -> Sequence[int]:

@@ -105,7 +105,7 @@ class Trial:
         self.slot = self._open_slot()
         self.stop = StopFiles(folder) if distributed.rank() == 0 else None
         self.validation: Validation | None = None
-        self.chosen = PrecisionRecord(used="fp32", asked=config.model.precision)
+        self.chosen = PrecisionRecord(actual="fp32", setting=config.model.precision)
 
     def run(self, *, resume: bool = False) -> TrialResult:
         """Train to the end, from the last stored state where asked and there is one; `Interrupted`
@@ -185,8 +185,8 @@ class Trial:
         return strategy
 
     def _start(self, stored: dict[str, Any] | None) -> None:
-        self.loop.precision = self.chosen.used
-        self.loop.strategy = self.make_strategy(self.chosen.used)
+        self.loop.precision = self.chosen.actual
+        self.loop.strategy = self.make_strategy(self.chosen.actual)
         self.loop.model = self.loop.strategy.start(self.built.model, stored)
 
     def _show_step(self, loss: float) -> None:
@@ -284,7 +284,7 @@ class Trial:
     ) -> list[Prediction]:
         """Each worker predicts its share; where a forward pass is a call in common, all predict
         all, and the first one counts."""
-        engine = self._engine(self.chosen.used, embeddings)
+        engine = self._engine(self.chosen.actual, embeddings)
         if self.loop.strategy.shards_model:
             return distributed.shared(self.task.predict(engine, examples))
         by_id = {

@@ -2,11 +2,14 @@ import pytest
 
 from medray.data.audit import Audit, alike_labels, audit
 from medray.data.duplicates import find
+from medray.evaluation.metrics import constant_f1
 from medray.types import Example, Mention
 
 
 def look(examples: list[Example]) -> Audit:
-    return audit(examples, find([example.text for example in examples], 0.8), {})
+    return audit(
+        examples, find([example.text for example in examples], 0.8), {}, constant_f1=constant_f1
+    )
 
 
 def test_a_multi_label_conflict_is_a_different_set_and_order_is_none() -> None:
@@ -64,7 +67,12 @@ def test_of_annotated_rows_mentions_are_counted_and_no_ceiling_of_a_classifier_i
         Example("a", "asthma one", ("Disease",), mentions=(mention,)),
         Example("b", "nothing here"),
     ]
-    found = audit(rows, find([row.text for row in rows], 0.8), {"a": "train", "b": "test"})
+    found = audit(
+        rows,
+        find([row.text for row in rows], 0.8),
+        {"a": "train", "b": "test"},
+        constant_f1=constant_f1,
+    )
     assert found.num_mentions == 1
     assert "1 mentions, rows with each kind: Disease 1 (50.0%)" in found.render()
     assert "always answering" not in found.render()

@@ -7,6 +7,7 @@ from medray.config.study import DataConfig
 from medray.data import dataset
 from medray.data.dataset import Dataset
 from medray.errors import DataError
+from medray.evaluation.metrics import constant_f1
 
 
 def load(folder: Path, corrections: str | None = None, name: str = "fixed.csv") -> Dataset:
@@ -38,11 +39,11 @@ def test_corrected_labels_replace_those_of_the_data_and_no_row_changes_its_side(
     assert after.splits == before.splits
     assert after.split_fingerprint == before.split_fingerprint
     assert after.fingerprint != before.fingerprint
-    audit = after.audit({}, 512)
+    audit = after.audit({}, 512, constant_f1)
     assert audit.num_corrected == 1
     assert "60 rows, 1 with corrected labels" in audit.render()
     assert audit.labels == {"a": 29, "b": 31}
-    assert "corrected" not in before.audit({}, 512).render()
+    assert "corrected" not in before.audit({}, 512, constant_f1).render()
 
 
 def test_json_lines_correct_too_and_several_labels_or_none_can_be_said(tmp_path: Path) -> None:

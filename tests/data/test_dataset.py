@@ -10,6 +10,7 @@ from medray.data.audit import audit
 from medray.data.dataset import Dataset
 from medray.data.duplicates import find
 from medray.errors import DataError
+from medray.evaluation.metrics import constant_f1
 from medray.types import Example
 
 
@@ -98,7 +99,7 @@ def test_an_id_used_twice_is_an_error_with_both_places(tmp_path: Path) -> None:
 def test_empty_texts_are_set_aside_and_counted(tmp_path: Path) -> None:
     data = load(write(tmp_path, [*rows(), {"id": "blank", "text": "  ", "label": "a"}]))
     assert data.set_aside == {"blank": "empty text"}
-    assert data.audit({}, 512).num_empty == 1
+    assert data.audit({}, 512, constant_f1).num_empty == 1
     with pytest.raises(DataError, match="no row with a text"):
         load(write(tmp_path, [{"id": "blank", "text": "", "label": "a"}]))
 
@@ -118,6 +119,7 @@ def test_the_audit_counts_duplicates_conflicts_and_the_ceiling_they_set() -> Non
         {},
         lengths={"m": [3, 3, 3, 1, 1, *[600] * 5]},
         max_length=512,
+        constant_f1=constant_f1,
     )
     assert (found.exact_groups, found.exact_rows, found.given_across) == (2, 5, 1)
     assert (found.conflicting_texts, found.conflicting_rows) == (1, 3)
@@ -145,7 +147,7 @@ def test_the_real_abstracts_hold_eight_percent_of_conflicting_duplicates(real_da
         "text": ["abstract"],
         "label": "condition",
     }
-    found = dataset.load(DataConfig.model_validate({"format": csv})).audit({}, 512)
+    found = dataset.load(DataConfig.model_validate({"format": csv})).audit({}, 512, constant_f1)
     assert found.num_rows == 2305
     assert found.conflicting_rows / found.num_rows == pytest.approx(0.08, abs=0.005)
     assert found.accuracy_ceiling == pytest.approx(0.959, abs=0.003)

@@ -19,6 +19,7 @@ from medray.data.first_study import first_study
 from medray.data.formats.base import protocol
 from medray.data.guess import Hints, Sketch, sketch
 from medray.errors import ConfigError, DataError
+from medray.evaluation.metrics import constant_f1
 from medray.text import dialect
 
 COLUMNS = {"text": ["Title_Abstract"], "label": "Label", "id": "ID"}
@@ -277,7 +278,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
     assert cli.main(["init", source, "--drop-unlabelled"]) == 0
     assert "note: 6 rows without a label are left out" in capsys.readouterr().out
     data = dataset.load(load_study([Path("study.yaml")]).data)
-    audit = data.audit({}, 512)
+    audit = data.audit({}, 512, constant_f1)
     assert (audit.num_rows, audit.num_unlabelled, set(data.set_aside.values())) == (
         18,
         6,

@@ -15,6 +15,7 @@ from medray.evaluation.analysis import Analysis, ModelAnalysis, SplitAnalysis
 from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.diagnose import SplitPredictions, examine
 from medray.evaluation.leaderboard import Entry, Leaderboard
+from medray.evaluation.metrics import constant_f1
 from medray.records import AS_IT_IS
 from medray.registry.registry import Registry
 from medray.study.run import ANALYSIS, LEADERBOARD, Run
@@ -119,7 +120,7 @@ def test_what_is_exported_and_filled_in_corrects_the_data(
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     corrected = dataset.load(untouched)
     assert corrected.validation[0].labels == (answer,)
-    assert corrected.audit({}, 512).num_corrected == 1
+    assert corrected.audit({}, 512, constant_f1).num_corrected == 1
     assert (
         main(["review", folder(asked), "--output", str(path)]) == 1
     )  # never over what somebody filled in

@@ -15,7 +15,7 @@ MANIFEST = Manifest(
     split_fingerprint="s",
     cursor={"epoch": 1, "step": 3},
     metrics={"f1_macro": 0.5},
-    precision=PrecisionRecord(used="fp32", asked="auto"),
+    precision=PrecisionRecord(actual="fp32", setting="auto"),
     seed=0,
     versions=checkpoint.versions(),
     git_commit=None,

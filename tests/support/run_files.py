@@ -261,7 +261,7 @@ def _checkpoint(
         split_fingerprint="ef" * 32,
         cursor={"epoch": best.epoch or 0, "step": best.step or 0},
         metrics=dict(best.validation),
-        precision=PrecisionRecord(used="fp32", asked="auto"),
+        precision=PrecisionRecord(actual="fp32", setting="auto"),
         seed=0,
         versions={"medray": "0"},
         git_commit="0" * 40,

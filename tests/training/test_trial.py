@@ -160,9 +160,9 @@ def test_precision_auto_times_both_and_keeps_the_result(
             tiny.study(tmp_path, "model.precision=auto", "train.epochs=1"), tmp_path
         ).run()
     kept = checkpoint.read(result.checkpoint).precision
-    assert kept.asked == "auto"
+    assert kept.setting == "auto"
     assert kept.seconds.keys() == {"fp32", "bf16"}
-    assert (kept.used == "bf16") == (kept.seconds["bf16"] * 1.1 < kept.seconds["fp32"])
+    assert (kept.actual == "bf16") == (kept.seconds["bf16"] * 1.1 < kept.seconds["fp32"])
     assert "precision auto" in caplog.text
 
 
@@ -209,7 +209,7 @@ def test_other_types_train_and_reload_exactly_in_fp32(tmp_path: Path, precision:
     ).run()
     assert result.history[-1].train_loss < result.history[0].train_loss
     assert (
-        loading.load(result.checkpoint).manifest.precision.used == precision
+        loading.load(result.checkpoint).manifest.precision.actual == precision
     )  # the probe was compared in fp32
 
 
@@ -309,7 +309,7 @@ def test_precisions_are_timed_once_per_study_and_per_processor_and_number_of_thr
         trial = tiny.trial(asked, tmp_path)
         trial.folder = tmp_path / study / "trial"
         trial.stop = None
-        return trial.run().precision.used, len(timed)
+        return trial.run().precision.actual, len(timed)
 
     whole = 2 * (1 + 3)
     assert run("first") == ("bf16", whole)

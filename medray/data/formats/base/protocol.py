@@ -1,42 +1,47 @@
 """What a format promises, the options that formats share, and how one is read, checked and
 written."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
+from medray import plugins
 from medray.config.schema import PluginOptions, Section
-from medray.data.remote import is_elsewhere
+from medray.data.remote import is_elsewhere, localize
 from medray.errors import ConfigError, DataError
 from medray.text.template import Template, check_no_answer
 from medray.types import Example
 
 
 class Format(Protocol):
-    """A file of medray/data/formats: its `Options`, and these functions."""
+    """What each module of medray/data/formats defines; a function `stamp` is optional."""
+
+    Options: type[PluginOptions]
 
     def read(self, options: Any) -> Iterator[Example]: ...
 
     def write(self, examples: Iterable[Example], options: Any) -> None: ...
 
     def check(self, options: Any) -> list[str]:
-        """What is wrong, as far as the first row tells."""
+        """Return what is wrong with the options and the first row, one sentence per mistake."""
         ...
 
-    def sniff(self, path: Path) -> "Layout | None":
-        """What a file or folder of this layout holds; None where it is of another."""
-        ...
+    # Formats with the option `encoding` take it as a second argument.
+    sniff: Callable[..., "Layout | None"]
+    """Return what a file or folder holds, or None if it does not have this layout."""
+
+
+def find_format(name: str) -> Format:
+    module: Any = plugins.find("data.formats", name)
+    format: Format = module
+    return format
 
 
 def read(options: PluginOptions) -> Iterator[Example]:
-    """What lies elsewhere is pulled to this machine first."""
-    from medray import plugins
-    from medray.data.remote import localize
-
-    yield from plugins.find("data.formats", options.name).read(localize(options))
+    """Yield the examples of a data set, which is first copied to this machine if it is remote."""
+    yield from find_format(options.name).read(localize(options))
 
 
 def is_left_out(example: Example, options: PluginOptions) -> bool:
@@ -45,28 +50,22 @@ def is_left_out(example: Example, options: PluginOptions) -> bool:
 
 
 def check(options: PluginOptions) -> list[str]:
-    """What is wrong, as far as the first row tells."""
-    from medray import plugins
-    from medray.data.remote import localize
-
+    """Return what is wrong with the options and the first row, one sentence per mistake."""
     try:
-        found: list[str] = plugins.find("data.formats", options.name).check(localize(options))
-    except (ConfigError, DataError) as err:  # there is nothing to be pulled
+        return find_format(options.name).check(localize(options))
+    except (ConfigError, DataError) as err:  # the remote data cannot be copied
         return [f"data.format: {str(err).removeprefix('data.format: ')}"]
-    return found
 
 
 def write(examples: Sequence[Example], options: PluginOptions) -> None:
-    """Refused where the format would lose what the examples hold."""
-    from medray import plugins
-
-    annotated = next((example for example in examples if example.mentions), None)
-    if annotated and not getattr(options, "HOLDS_MENTIONS", False):
+    """Write examples; raise DataError if the format would lose a part of them."""
+    example = next((example for example in examples if example.mentions), None)
+    if example and not getattr(options, "HOLDS_MENTIONS", False):
         raise DataError(
-            f"{annotated.where or annotated.id}: has mentions, which {options.name} does not "
-            "hold; spans and pubtator do"
+            f"{example.where or example.id}: has mentions, which {options.name} does not hold; "
+            "write spans or pubtator"
         )
-    plugins.find("data.formats", options.name).write(examples, options)
+    find_format(options.name).write(examples, options)
 
 
 @dataclass(frozen=True)
