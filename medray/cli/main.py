@@ -1,4 +1,4 @@
-"""The `medray` command: parse, call, print. No logic of its own; a failure exits non-zero."""
+"""The `medray` command: parse, call, print. It holds no logic; a failure exits non-zero."""
 
 import errno
 import io
@@ -11,7 +11,19 @@ from types import TracebackType
 
 import typer
 
-from medray.cli import chat, data, plan, predict, release, report, review, serve, study, submit
+from medray.cli import (
+    chat,
+    data,
+    jobs,
+    plan,
+    predict,
+    release,
+    report,
+    review,
+    serve,
+    study,
+    submit,
+)
 from medray.errors import MedrayError
 from medray.errors.redaction import redact
 from medray.storage import files
@@ -26,6 +38,7 @@ app.add_typer(data.first)
 app.add_typer(study.app)
 app.add_typer(plan.app)
 app.add_typer(submit.app)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(review.app)
 app.add_typer(report.app)
 app.add_typer(release.app)
@@ -33,7 +46,7 @@ app.add_typer(predict.app)
 app.add_typer(serve.app)
 app.add_typer(chat.app)
 app.add_typer(data.app, name="data")
-_NO_PLACE = (
+_PATH_ERRORS = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -41,22 +54,26 @@ _NO_PLACE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ELOOP,
-)  # of a path
-_INTERRUPTED = (
-    128 + signal.SIGINT,
-    128 + signal.SIGTERM,
-)  # exit statuses of typer and of the runtime
+)
+_SIGNALS = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-def _again(given: Sequence[str]) -> str:
-    """What somebody does whose command was cut off."""
-    if given[:1] in (["study"], ["predict"]):
-        return f"`medray {given[0]} --resume` goes on from the last stored state"
-    return "give the command again"
+def _next_step(arguments: Sequence[str]) -> str:
+    """Return what to do after a command was interrupted."""
+    if arguments[:1] in (["study"], ["predict"]):
+        return f"`medray {arguments[0]} --resume` continues from the last stored state"
+    return "run the command again"
 
 
-class _Redacted(logging.Formatter):
-    """Libraries log addresses as they were given them."""
+def _is_interruption(end: SystemExit) -> bool:
+    """Return whether a signal ended the command; a command may also return a job's status."""
+    status = end.__context__
+    is_of_command = isinstance(status, typer.Exit) and status.__cause__ is None
+    return end.code in _SIGNALS and not is_of_command
+
+
+class _RedactingFormatter(logging.Formatter):
+    """Hides secrets of addresses, which libraries log in full."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
@@ -65,40 +82,43 @@ class _Redacted(logging.Formatter):
 def _print_traceback(
     kind: type[BaseException], err: BaseException, trace: TracebackType | None
 ) -> None:
-    """As Python prints it, without secrets."""
+    """Print a traceback as Python does, without secrets."""
     print(redact("".join(traceback.format_exception(kind, err, trace))), end="", file=sys.stderr)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    shown = logging.StreamHandler(sys.stderr)
-    shown.setFormatter(_Redacted("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[shown], force=True)
+def _set_up() -> None:
+    """Set up logging, tracebacks and stdout for a command."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("bitsandbytes", "botocore", "filelock", "fsspec", "httpx", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     sys.excepthook = _print_traceback
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    given = list(sys.argv[1:] if arguments is None else arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    _set_up()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        typer.main.get_command(app)(
-            args=given
-        )  # a Typer that is called puts a hook of its own in the place of ours
+        # Calling a Typer itself would replace our excepthook.
+        typer.main.get_command(app)(args=words, prog_name="medray")
     except MedrayError as err:
         print(f"medray: {err}", file=sys.stderr)
         return err.exit_status
     except OSError as err:
         if files.is_full(err):
-            print(
-                f"medray: {files.full(err.filename or 'the disk', _again(given))}", file=sys.stderr
-            )
-        elif err.filename and err.errno in _NO_PLACE:
-            print(f"medray: {err.filename!s:.200}: cannot be used: {err.strerror}", file=sys.stderr)
+            message = str(files.full(err.filename or "the disk", _next_step(words)))
+        elif err.filename and err.errno in _PATH_ERRORS:
+            message = f"{err.filename!s:.200}: cannot be used: {err.strerror}"
         else:
             raise
+        print(f"medray: {message}", file=sys.stderr)
         return 1
     except SystemExit as end:
-        if end.code in _INTERRUPTED:
-            print(f"medray: interrupted; {_again(given)}", file=sys.stderr)
+        if _is_interruption(end):
+            print(f"medray: interrupted; {_next_step(words)}", file=sys.stderr)
         return int(end.code or 0)
     return 0

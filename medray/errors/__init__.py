@@ -29,6 +29,12 @@ class ConfigError(MedrayError, ValueError):
     """A setting is wrong: an unknown key or name, or settings that exclude each other."""
 
 
+class UsageError(ConfigError):
+    """The command line is wrong: options exclude each other, or one lacks another."""
+
+    exit_status: ClassVar[int] = 2
+
+
 class DataError(MedrayError, ValueError):
     """The data cannot be used with these settings. The message names file and line."""
 

@@ -275,7 +275,7 @@ def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
     finally:
         signal.signal(signal.SIGTERM, before)
     shown = capsys.readouterr()
-    assert "`medray predict --resume` goes on" in shown.err
+    assert "`medray predict --resume` continues" in shown.err
     assert (
         "cancer@1 answers 100 rows in this process (up to 2,000 rows are; --actors N has Ray "
         "answer them)"

@@ -393,7 +393,7 @@ def test_an_interrupt_tells_how_to_go_on(
     monkeypatch.setattr("medray.study.study.run", interrupted)
     done = medray("study", "study.yaml")
     assert done.returncode == 130
-    assert "`medray study --resume` goes on from the last stored state" in done.stderr
+    assert "`medray study --resume` continues from the last stored state" in done.stderr
 
 
 @pytest.mark.ray
@@ -422,7 +422,7 @@ def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_pa
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=300)
     assert running.returncode == 130, errors
-    assert "`medray study --resume` goes on" in errors
+    assert "`medray study --resume` continues" in errors
     assert "Traceback" not in errors
     (run,) = (tmp_path / "runs" / "tiny").iterdir()
     assert [record.status for record in Run(run).records()] == ["running"]
@@ -457,7 +457,7 @@ def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> No
         os.kill(running.process.pid, signal.SIGINT)
         done = running.end(timeout_s=120)
         assert done.status == 130, done.output
-        assert "`medray study --resume` goes on" in done.output
+        assert "`medray study --resume` continues" in done.output
         assert "Traceback" not in done.output
         assert not running.survivors(), "processes were left behind"
     finally:

@@ -1,6 +1,7 @@
 """What of this machine travels with a study, how a log is followed, and what a job's end means; the
 cluster is a fake here."""
 
+import contextlib
 import json
 import shlex
 from collections.abc import AsyncIterator
@@ -17,7 +18,8 @@ from medray.config.load import dump_settings, load_study
 from medray.config.study import StudyConfig
 from medray.errors import ConfigError, TrialError
 from medray.runtime import jobs as submission
-from medray.runtime.jobs import Parcel
+from medray.runtime import parcel
+from medray.runtime.parcel import Parcel
 from medray.storage import checkpoint
 
 SENT = Parcel(upload_data=True)
@@ -27,6 +29,9 @@ SENT = Parcel(upload_data=True)
 class Details:
     status: JobStatus
     driver_exit_code: int | None = None
+    submission_id: str | None = None
+    metadata: dict[str, str] | None = None
+    start_time: int | None = None  # in ms
 
 
 @dataclass
@@ -39,6 +44,10 @@ class Jobs:
     sent: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     asked: int = 0
+    entries: list[Details] = field(default_factory=list)
+
+    def list_jobs(self) -> list[Details]:
+        return self.entries
 
     def submit_job(self, **asked: Any) -> str:
         folder = Path(asked["runtime_env"]["working_dir"])
@@ -143,10 +152,10 @@ def test_data_that_lies_elsewhere_is_left_for_the_cluster_to_pull(tmp_path: Path
     ):
         folder = tmp_path / f"sent{number}"
         folder.mkdir()
-        submission.stage(load_study([study], [place]), folder, Parcel())
+        parcel.stage(load_study([study], [place]), folder, Parcel())
         assert not (folder / "data").exists()
         assert ("s3://bucket/rows.jsonl", "owner/name")[number] in (
-            folder / submission.STUDY
+            folder / parcel.STUDY
         ).read_text()
 
 
@@ -165,7 +174,7 @@ def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(
     ):
         submission.submit(Jobs(), relative, Parcel(), python="python")
     with pytest.raises(ConfigError, match=r"more than the 0\.0 MB that --max-upload-mb allows"):
-        submission.submit(Jobs(), relative, Parcel(True, limit_bytes=10), python="python")
+        submission.submit(Jobs(), relative, Parcel(True, max_bytes=10), python="python")
     jobs = Jobs()
     submission.submit(jobs, relative, SENT, python="python")
     sent = {name for name in jobs.files if name.startswith("data/")}
@@ -206,7 +215,7 @@ def test_every_setting_that_names_a_file_is_known_here() -> None:
         or str(of.description).startswith("file,")
         or ".json:" in str(of.description)
     }
-    assert named == set(submission._FILES) - {"data.corrections"}
+    assert named == set(parcel.DATA_SETTINGS) - {"data.corrections"}
 
 
 def test_a_log_is_shown_once_although_its_connection_breaks_and_the_end_is_not_lost() -> None:
@@ -215,16 +224,13 @@ def test_a_log_is_shown_once_although_its_connection_breaks_and_the_end_is_not_l
     assert "".join(shown) == "one\ntwo\nthree\nthe end"
 
 
-def test_a_cluster_that_does_not_answer_any_more_ends_the_waiting_and_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_cluster_that_replies_no_more_ends_the_waiting_with_an_error() -> None:
     class Gone(Jobs):
         def get_job_info(self, job_id: str) -> Details:
             raise ConnectionError("refused")
 
-    monkeypatch.setattr(submission, "_PATIENCE_S", 0.05)
-    with pytest.raises(TrialError, match="the job may go on: refused"):
-        submission.follow(Gone(["one"]), "job", lambda text: None, pause_s=0.01)
+    with pytest.raises(TrialError, match="the job may still run: refused"):
+        submission.follow(Gone(["one"]), "job", lambda text: None, pause_s=0.01, patience_s=0.05)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +249,7 @@ def test_the_exit_status_is_that_of_the_jobs_own_command(details: Details, statu
 
 def test_stopping_waits_for_the_end_and_a_job_that_does_not_end_is_said() -> None:
     assert submission.stop(Jobs(end=Details(JobStatus.STOPPED)), "job") is False
-    with pytest.raises(TrialError, match="has not ended within 0 s"):
+    with pytest.raises(TrialError, match="has not ended 0 s after the request to stop"):
         submission.stop(Jobs(end=Details(JobStatus.RUNNING)), "job", patience_s=0, pause_s=0)
 
 
@@ -260,15 +266,44 @@ def test_the_interpreter_is_the_one_that_the_head_runs_ray_with() -> None:
     assert submission.head_python([other]) is None
 
 
-def test_one_thing_at_a_time_is_asked_for_and_a_cluster_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_jobs_are_listed_with_their_study_and_exit_status_the_newest_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = Jobs()
+    jobs.entries = [
+        Details(JobStatus.FAILED, 2, "medray-a-1", {"medray_study": "a"}, 1_000_000),
+        Details(JobStatus.RUNNING, None, "other", None, 2_000_000),
+        Details(JobStatus.RUNNING, None, None),  # a driver that nobody submitted
+    ]
+    monkeypatch.setattr(submission, "connect", lambda address: contextlib.nullcontext(jobs))
+    assert cli.main(["jobs", "list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "other  RUNNING  1970-01-01T00:33:20+00:00",
+        "medray-a-1  FAILED (2)  1970-01-01T00:16:40+00:00  study a",
+    ]
+
+
+def test_ctrl_c_leaves_a_job_running_with_exit_status_130_and_names_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submission, "connect", lambda address: contextlib.nullcontext(Jobs()))
+    monkeypatch.setattr(submission, "follow", interrupt)
+    assert cli.main(["jobs", "logs", "long", "--follow"]) == 130
+    message = capsys.readouterr().err
+    assert message.count("interrupted") == 1
+    assert "`medray jobs logs long --follow` prints its log" in message
+
+
+def test_a_cluster_must_be_named_and_must_respond(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    assert cli.main(["submit", "--logs", "a", "--stop", "b"]) == 1
-    assert "--logs and --stop given" in capsys.readouterr().err
-    assert cli.main(["submit", "--stop", "b"]) == 1
-    assert "no cluster is named: give --address" in capsys.readouterr().err
+    assert cli.main(["jobs", "stop", "b"]) == 1
+    assert "no cluster is named; give --address" in capsys.readouterr().err
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    assert cli.main(["submit", "--stop", "b"]) == 1
-    assert "http://127.0.0.1:1: no Ray dashboard answers there" in capsys.readouterr().err
+    assert cli.main(["jobs", "stop", "b"]) == 1
+    assert "http://127.0.0.1:1: no Ray dashboard responds there" in capsys.readouterr().err

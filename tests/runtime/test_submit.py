@@ -50,12 +50,11 @@ class Head:
         return self.job("submit", "--working-dir", str(ROOT), *options, "--", "python", *arguments)
 
     def medray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`medray submit`, as from a machine whose PATH has another Python."""
+        """`medray`, as from a machine whose PATH has another Python."""
         command = [
             sys.executable,
             "-m",
             "medray.cli",
-            "submit",
             *arguments,
             "--address",
             self.address,
@@ -183,7 +182,7 @@ def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_d
     study.write_text(dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=sent")))
     secret = "hf_" + "s" * 34
     done = head.medray(
-        str(study), "--follow", "--upload-data", "publish.name=sent", HF_TOKEN=secret
+        "submit", str(study), "--follow", "--upload-data", "publish.name=sent", HF_TOKEN=secret
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("published: sent@1") == 1
@@ -192,11 +191,18 @@ def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_d
     assert manifest.trial["data"]["format"]["path"] == "data/path/rows.jsonl"
     assert manifest.git_commit == checkpoint.git_commit()
     failed = head.medray(
-        str(study), "--follow", "--upload-data", "train.learning_rate=1.0e+30", "name=diverged"
+        "submit",
+        str(study),
+        "--follow",
+        "--upload-data",
+        "train.learning_rate=1.0e+30",
+        "name=diverged",
     )
     assert failed.returncode == 1
     assert "nothing to rank: tiny-bert-000: the loss is" in failed.stdout
-    nowhere = head.medray(str(study), "--follow", "--upload-data", "--python", "/nowhere/python")
+    nowhere = head.medray(
+        "submit", str(study), "--follow", "--upload-data", "--python", "/nowhere/python"
+    )
     assert nowhere.returncode == 127, nowhere.stdout + nowhere.stderr  # Ray's own CLI says 1
     told = head.job("list").stdout
     assert "medray-sent-" in told
@@ -206,26 +212,33 @@ def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_d
     assert secret not in told + done.stdout + done.stderr
 
 
-def test_medray_submit_stops_a_job_and_says_what_it_does_not_know(
+def test_jobs_are_listed_followed_and_stopped_and_an_unknown_job_is_an_error(
     head: Head, tmp_path: Path
 ) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(
         dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=long", "train.epochs=500"))
     )
-    sent = head.medray(str(study))
+    sent = head.medray("submit", str(study))
     assert sent.returncode == 0, sent.stdout + sent.stderr
     job = re.search(r"job: (\S+)", sent.stdout)
     assert job
-    stopped = head.medray("--stop", job[1])
-    assert stopped.stdout.strip() == f"{job[1]} is stopped"
-    assert head.medray("--logs", job[1], "--follow").returncode == 143
-    unknown = head.medray("--stop", "never")
+    stop = head.medray("jobs", "stop", job[1])
+    assert stop.stdout.strip() == f"{job[1]} is stopped"
+    follow = head.medray("jobs", "logs", job[1], "--follow")
+    assert follow.returncode == 143
+    assert "interrupted" not in follow.stderr
+    listing = head.medray("jobs", "list").stdout.splitlines()
+    assert any(
+        line.startswith(f"{job[1]}  STOPPED (143)  20") and line.endswith("  study long")
+        for line in listing
+    ), listing
+    unknown = head.medray("jobs", "stop", "never")
     assert unknown.returncode == 1
     assert "never" in unknown.stderr
-    shut = head.medray("--logs", job[1], RAY_AUTH_TOKEN="1" * 64)
-    assert shut.returncode == 1
-    assert "asks for another token" in shut.stderr
+    refusal = head.medray("jobs", "logs", job[1], RAY_AUTH_TOKEN="1" * 64)
+    assert refusal.returncode == 1
+    assert "requires another token" in refusal.stderr
 
 
 @pytest.mark.chaos

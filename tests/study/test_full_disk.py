@@ -87,10 +87,10 @@ def test_every_command_tells_a_full_disk_in_a_sentence(
     assert said.startswith(
         "medray: runs/x: No space left on device; what was written before is whole: make room ("
     )
-    assert said.endswith("then give the command again\n")
+    assert said.endswith("then run the command again\n")
     assert cli.main(["study", "study.yaml"]) == 1
     assert capsys.readouterr().err.endswith(
-        "then `medray study --resume` goes on from the last stored state\n"
+        "then `medray study --resume` continues from the last stored state\n"
     )
 
 
