@@ -144,7 +144,7 @@ def test_every_study_that_ships_passes_its_dry_run_with_every_preset(
 
 def test_a_limit_below_the_number_of_diseases_fails_the_dry_run(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"data\.limit 30 is too small: a train row of every label takes 41"
+        ConfigError, match=r"data\.limit: 30 is too small; a train row of every label needs 41"
     ):
         preflight.check(
             shipped(tmp_path, "seed_002_opt", settings=("data.limit=30",)), with_data=True

@@ -181,7 +181,7 @@ def predict(
     aside = sum(note.set_aside for note in notes)
     progress = Meter(total, heart.say, sum(note.answered + note.set_aside for note in notes))
     if notes:
-        heart.say(f"{progress.done} of {total} rows are there already")
+        heart.say(f"{progress.count} of {total} rows are there already")
     work = Work(record, asked.storage_path, asked.output, threads)
     tasks = [
         ReadTask(shard, tuple(again), tuple(there))
@@ -195,7 +195,7 @@ def predict(
         if is_first:
             heart.stage("answering")
             heart.say(
-                f"first rows after {time.monotonic() - heart.start:.0f} s: {progress.done} of "
+                f"first rows after {time.monotonic() - heart.start:.0f} s: {progress.count} of "
                 f"{total}"
             )
         is_first = False

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from medray.batch.shards import FORMS, PACKED, Columns, Form, Shard, connect, one_line
-from medray.data import guess
+from medray.data.columns import prediction_columns
 from medray.data.formats.base.parsing import columns_of
 from medray.errors import ConfigError, DataError, suggest
 from medray.storage import files
@@ -146,7 +146,7 @@ def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns)
                 raise ConfigError(
                     f"{source.uri}: {option} asks for {name!r}; {suggest(name, values)}"
                 )
-    guessed = guess.prediction_columns(values)
+    guessed = prediction_columns(values)
     found = Columns(asked.text or guessed.text, asked.id or guessed.id)
     if not found.text:
         shown = ", ".join(list(values)[:20])

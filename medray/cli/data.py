@@ -50,11 +50,11 @@ def init(
     ] = False,
 ) -> None:
     """Look at a data set and write a first study of it."""
-    from medray.data import first_study, guess
+    from medray.data import columns, first_study, guess
 
     found = guess.sketch(
         data,
-        guess.Hints(tuple(text_column or ()), label_column, id_column, encoding, drop_unlabelled),
+        columns.Hints(tuple(text_column or ()), label_column, id_column, encoding, drop_unlabelled),
     )
     study = first_study.first_study(found, output, positive)
     if not files.create(Path(output), study.encode("utf-8")):

@@ -1,5 +1,5 @@
-"""What is in a data set, told before a GPU hour is spent on it: balance, lengths, duplicates,
-conflicts, the ceiling they set."""
+"""The audit of a data set before training: label balance, lengths, duplicates, and conflicts with
+the accuracy ceiling that they set."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from medray.data.split import GIVEN_NAMES
 from medray.text import language
 from medray.types import Example, Split
 
-_LANGUAGE_ROWS = 2000  # are looked at: enough to know what languages a data set has
+_LANGUAGE_ROWS = 2000  # size of the sample whose languages are guessed
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
 # Returns the macro F1 of one answer for all rows, from rows per label, the answer and their number.
 ConstantF1 = Callable[[Mapping[str, int], tuple[str, ...], int], float]
@@ -25,7 +25,7 @@ ConstantF1 = Callable[[Mapping[str, int], tuple[str, ...], int], float]
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Lengths of the texts for one tokenizer, special tokens included, before anything is cut."""
+    """Token counts of the texts for one tokenizer, with special tokens and before truncation."""
 
     mean: float
     median: float
@@ -49,8 +49,8 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class WordCounts:
-    """Lengths of the texts for nobody's tokenizer: what a text that is asked about later is
-    compared with."""
+    """Word counts of the texts, which do not depend on a tokenizer. Serving compares the length of
+    a request's text with them."""
 
     p1: int
     p99: int
@@ -64,31 +64,27 @@ class WordCounts:
 @dataclass(frozen=True)
 class Audit:
     num_rows: int
-    num_empty: int  # set aside
+    num_empty: int  # rows without a text, which are set aside
     labels: dict[str, int]
     splits: dict[str, int]
-    tokens: dict[str, TokenCounts]  # by base model
+    tokens: dict[str, TokenCounts]  # per base model
     exact_groups: int
     exact_rows: int
     near_groups: int
     near_rows: int
-    given_across: int  # groups of duplicates that stand on two sides as the data gives them
-    conflicting_texts: int  # one text under different labels
+    given_across: int  # groups of duplicates that are on two sides of the data's own split
+    conflicting_texts: int  # texts that occur with different labels
     conflicting_rows: int
-    accuracy_ceiling: float  # if each text that stands several times gets its most frequent label
+    accuracy_ceiling: float  # reached if each repeated text gets its most frequent label
     majority_label: str
     majority_accuracy: float
     majority_f1_macro: float
     num_corrected: int = 0  # labels replaced by data.corrections
-    num_mentions: int = 0  # of annotated rows, whose labels are the kinds of these
-    terms: tuple[
-        str, ...
-    ] = ()  # the vocabulary that the texts are made of, where the data set has one
+    num_mentions: int = 0  # of annotated rows, whose labels are the kinds of their mentions
+    terms: tuple[str, ...] = ()  # the vocabulary that the texts are made of, if there is one
     words: WordCounts | None = None
-    languages: dict[str, int] = field(
-        default_factory=dict
-    )  # rows of a sample by what language they look like
-    num_unlabelled: int = 0  # left out by drop_unlabelled
+    languages: dict[str, int] = field(default_factory=dict)  # rows of a sample per language
+    num_unlabelled: int = 0  # rows that drop_unlabelled leaves out
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,13 +98,13 @@ class Audit:
             *(self._labels() if self.labels else []),
             "splits: " + ", ".join(f"{side} {count}" for side, count in self.splits.items()),
             (
-                f"duplicates: {self.exact_groups} texts stand {self.exact_rows} times, "
+                f"duplicates: {self.exact_groups} texts occur {self.exact_rows} times, "
                 f"{self.near_groups} groups of near duplicates hold {self.near_rows} rows"
             )
             + (
-                f"; {self.given_across} groups stand on two sides as given"
+                f"; {self.given_across} groups are on two sides of the given split"
                 if self.given_across
-                else "; none stands on two sides of the split"
+                else "; no group is on two sides of the split"
             ),
             *(self._ceilings() if self.labels and not self.num_mentions else []),
         ]
@@ -140,9 +136,11 @@ class Audit:
     def _ceilings(self) -> list[str]:
         share = self.conflicting_rows / self.num_rows
         return [
-            f"conflicts: {self.conflicting_texts} texts stand under different labels, "
-            f"{self.conflicting_rows} rows ({share:.1%});"
-            f" no classifier gets more than {self.accuracy_ceiling:.1%} of the rows right",
+            (
+                f"conflicts: {self.conflicting_texts} texts have different labels, "
+                f"{self.conflicting_rows} rows ({share:.1%}); no classifier gets more than "
+                f"{self.accuracy_ceiling:.1%} of the rows right"
+            ),
             (
                 f"always answering {self.majority_label!r}: accuracy {self.majority_accuracy:.3f}, "
                 f"f1_macro {self.majority_f1_macro:.3f}"
@@ -151,8 +149,8 @@ class Audit:
 
 
 def alike_labels(labels: Iterable[str]) -> list[list[str]]:
-    """Labels that differ in case or blanks alone, or are the same number: one class, most likely,
-    written in several ways."""
+    """Group labels that differ only in case or blanks, or are the same number. Each group is most
+    likely one class in several spellings."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         plain = " ".join(label.casefold().split())
@@ -176,15 +174,15 @@ def audit(
     terms: Iterable[str] = (),
     progress: Meter | None = None,
 ) -> Audit:
-    """`lengths` are token counts of all examples, by base model; label sets of several labels count
-    as one label each."""
+    """Audit a data set in one pass. `lengths` are token counts of all examples per base model; a
+    combination of several labels counts as one label."""
     groups, alike = duplicates.exact, _clusters(duplicates)
     in_several = {row for rows in (*groups, *alike) for row in rows}
-    own: dict[int, Example] = {}  # rows that are looked at again, without their texts
+    outlines: dict[int, Example] = {}  # duplicates, without their texts
     labels, languages, num_words = Counter[str](), Counter[str](), array("l")
     sets: Counter[tuple[str, ...]] = Counter()
     num_mentions, step = 0, math.ceil(len(examples) / _LANGUAGE_ROWS)
-    for row, example in enumerate(examples):  # once: there may be millions, on disk
+    for row, example in enumerate(examples):  # one pass: millions of rows may be on disk
         labels.update(example.labels)
         sets[_labels(example)] += 1
         num_words.append(len(example.text.split()))
@@ -192,12 +190,13 @@ def audit(
         if row % step == 0:
             languages[language.guess(example.text)] += 1
         if row in in_several:
-            own[row] = replace(example, text="", metadata={})
+            outlines[row] = replace(example, text="", metadata={})
         if progress:
             progress.add(1)
-    conflicting = [rows for rows in groups if len({_labels(own[row]) for row in rows}) > 1]
-    lost = sum(
-        len(rows) - max(Counter(_labels(own[row]) for row in rows).values()) for rows in conflicting
+    conflicting = [rows for rows in groups if len({_labels(outlines[row]) for row in rows}) > 1]
+    num_wrong = sum(
+        len(rows) - max(Counter(_labels(outlines[row]) for row in rows).values())
+        for rows in conflicting
     )
     majority, most = max(sets.items(), key=lambda item: (item[1], _label_name(item[0])))
     share = most / len(examples)
@@ -215,10 +214,12 @@ def audit(
         exact_rows=sum(map(len, groups)),
         near_groups=len(duplicates.near),
         near_rows=sum(map(len, duplicates.near)),
-        given_across=sum(len({_given(own[row]) for row in rows} - {None}) > 1 for rows in alike),
+        given_across=sum(
+            len({_given_side(outlines[row]) for row in rows} - {None}) > 1 for rows in alike
+        ),
         conflicting_texts=len(conflicting),
         conflicting_rows=sum(map(len, conflicting)),
-        accuracy_ceiling=1 - lost / len(examples),
+        accuracy_ceiling=1 - num_wrong / len(examples),
         majority_label=_label_name(majority),
         majority_accuracy=share,
         majority_f1_macro=constant_f1(labels, majority, len(examples)),
@@ -230,7 +231,7 @@ def audit(
     )
 
 
-def _given(example: Example) -> str | None:
+def _given_side(example: Example) -> str | None:
     name = example.split and example.split.strip().lower()
     return GIVEN_NAMES.get(name, name) if name else None
 
@@ -244,7 +245,7 @@ def _label_name(labels: tuple[str, ...]) -> str:
 
 
 def _clusters(duplicates: Duplicates) -> list[list[int]]:
-    """Rows that stand together, several at a time."""
+    """Return the clusters of more than one row."""
     sizes = np.bincount(np.array(duplicates.clusters, dtype=np.int64))
     rows: dict[int, list[int]] = {}
     for row, cluster in enumerate(duplicates.clusters):

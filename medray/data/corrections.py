@@ -1,5 +1,5 @@
-"""Labels that somebody looked at again: a file of ids and labels, applied as the data is read. The
-data's own files stay as they are."""
+"""Corrections of labels: a file of ids and labels, applied when the data is read. The data's own
+files stay unchanged."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,56 +14,60 @@ from medray.text.csv_text import CsvRow, restore_cell
 from medray.text.dialect import likely_delimiter
 from medray.types import Example
 
-NO_LABEL = "(none)"  # in a cell: of a multi-label task, that there is none
-SEPARATOR = "|"  # in a cell, between several labels
+NO_LABEL = "(none)"  # the cell of a multi-label row without labels
+SEPARATOR = "|"  # between the labels of a cell
 
 
 @dataclass(frozen=True)
 class CorrectedExamples:
     examples: Sequence[Example]
-    num_changed: int  # rows whose labels are others than before
+    num_changed: int  # rows whose labels differ from the data's
 
 
 def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> CorrectedExamples:
-    """`labels` are those that may be given beside the ones that occur."""
+    """Replace labels by those of a file. It may use the labels that occur in the data and
+    `labels`."""
     outlines = example_rows.outlines(examples)
-    known = {label for example in outlines for label in example.labels} | set(labels)
-    found: dict[str, tuple[str, ...]] = {}
+    valid_labels = {label for example in outlines for label in example.labels} | set(labels)
+    labels_by_id: dict[str, tuple[str, ...]] = {}
     ids = {example.id for example in outlines}
-    for where, row_id, given in _read(path):
+    for place, row_id, row_labels in _read(path):
         if row_id not in ids:
-            raise DataError(f"{where}: id {row_id!r} is in no row of the data")
-        if row_id in found:
-            raise DataError(f"{where}: id {row_id!r} was corrected before, in a line above")
-        found[row_id] = _labels(given, known, where)
-    rows = {row: found[example.id] for row, example in enumerate(outlines) if example.id in found}
-    changed = sum(set(given) != set(outlines[row].labels) for row, given in rows.items())
-    return CorrectedExamples(example_rows.with_labels(examples, rows), changed)
+            raise DataError(f"{place}: no row of the data has the id {row_id!r}")
+        if row_id in labels_by_id:
+            raise DataError(f"{place}: a line above corrects the id {row_id!r} already")
+        labels_by_id[row_id] = _labels(row_labels, valid_labels, place)
+    rows = {
+        row: labels_by_id[example.id]
+        for row, example in enumerate(outlines)
+        if example.id in labels_by_id
+    }
+    num_changed = sum(set(new) != set(outlines[row].labels) for row, new in rows.items())
+    return CorrectedExamples(example_rows.with_labels(examples, rows), num_changed)
 
 
 def cell(labels: Sequence[str]) -> str:
-    """Labels as one field of a delimited file, which `apply` reads back."""
+    """Return labels as one cell of a delimited file, which `apply` can read."""
     return SEPARATOR.join(labels) or NO_LABEL
 
 
 def _read(path: Path) -> Iterator[tuple[str, str, str | list[str]]]:
-    """Place, id and label of every row that has a label; the others were looked at and left
-    alone."""
-    rows = _objects(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _delimited(path)
+    """Yield place, id and label of every row that has a label. A row without one confirms the
+    data's label."""
+    rows = _objects(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _table_rows(path)
     for where, row in rows:
         if missing := {"id", "label"} - row.keys():
             raise DataError(
-                f"{where}: has no {' and no '.join(sorted(missing))}; a correction has an id and "
+                f"{where}: has no {' and no '.join(sorted(missing))}; a correction needs an id and "
                 "a label"
             )
-        given = row["label"]
-        if not isinstance(given, str | list | None):
+        label = row["label"]
+        if not isinstance(label, str | list | None):
             raise DataError(
-                f"{where}: the label is neither text nor a list of texts, found "
-                f"{type(given).__name__}"
+                f"{where}: the label must be text or a list of texts, found {type(label).__name__}"
             )
-        if given is not None and given != "":
-            yield where, str(row["id"]), given
+        if label is not None and label != "":
+            yield where, str(row["id"]), label
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -75,12 +79,13 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
         except ValueError as err:
             raise DataError(f"{path}:{number}: not valid JSON: {err}") from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: is no JSON object")
+            raise DataError(f"{path}:{number}: is not a JSON object")
         yield f"{path}:{number}", row
 
 
-def _delimited(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """As somebody saved it, in a spreadsheet perhaps."""
+def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Read a delimited file, whose encoding and delimiter are guessed: a spreadsheet may have
+    saved it."""
     encoding = guess_encoding(path) if path.is_file() else "utf-8"
     first = next(lines(path, encoding=encoding, newline=""), "")
     rows = csv_rows(path, likely_delimiter(first, path.suffix) or ",", encoding)
@@ -94,19 +99,19 @@ def _delimited(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             )
 
 
-def _labels(given: str | list[str], known: set[str], where: str) -> tuple[str, ...]:
-    if isinstance(given, str):
-        given = (
-            []
-            if given == NO_LABEL
-            else [given]
-            if given in known
-            else [part.strip() for part in given.split(SEPARATOR)]
-        )
-    for label in given:
-        if label not in known:
+def _labels(value: str | list[str], valid_labels: set[str], where: str) -> tuple[str, ...]:
+    if isinstance(value, list):
+        labels = value
+    elif value == NO_LABEL:
+        labels = []
+    elif value in valid_labels:
+        labels = [value]
+    else:
+        labels = [part.strip() for part in value.split(SEPARATOR)]
+    for label in labels:
+        if label not in valid_labels:
             raise DataError(
-                f"{where}: label {label!r:.60} is no label of the data; "
-                f"{suggest(label, sorted(known))}"
+                f"{where}: the data has no label {label!r:.60}; "
+                f"{suggest(label, sorted(valid_labels))}"
             )
-    return tuple(dict.fromkeys(given))
+    return tuple(dict.fromkeys(labels))

@@ -1,4 +1,5 @@
-"""A data set as a study uses it: read, checked, split, and its test labels behind one door."""
+"""A data set as a study uses it: read, checked and split. One function, `open_test`, gives the
+labels of test rows."""
 
 import json
 import logging
@@ -27,86 +28,97 @@ from medray.types import SPLITS, Example, Split
 
 Bring = Callable[[int], Sequence[Example]]
 log = logging.getLogger(__name__)
-_BATCH = 1024  # rows that are in memory at a time
+_BATCH = 1024  # rows in memory at a time
 
 
 @dataclass(frozen=True)
 class TestSet:
+    """Test rows with their labels."""
+
+    __test__ = False  # pytest must not collect it
+
     examples: Sequence[Example]
-    num_openings: int  # this one included
+    num_openings: int  # of this split's test labels so far, with this one
 
 
 class Dataset:
-    """Rows by split. `train` and `validation` are open; test rows have no labels until
-    `open_test`."""
+    """The rows of each split. `train` and `validation` have labels; only `open_test` gives those
+    of test rows."""
 
     def __init__(
         self,
-        held: ExampleSet,
+        source: ExampleSet,
         sides: Sequence[Split | None],
-        found: Duplicates,
+        duplicates: Duplicates,
         config: DataConfig,
         num_corrected: int = 0,
         bring: Bring | None = None,
     ) -> None:
-        outlines = example_rows.outlines(held.examples)
+        outlines = example_rows.outlines(source.examples)
         by_side: dict[Split, Sequence[Example]] = {}
         for side in SPLITS:
-            asked, most = (
+            option, limit = (
                 ("data.limit", config.limit)
                 if side == "train"
                 else ("data.evaluation_rows", config.evaluation_rows)
             )
-            rows = [row for row, given in enumerate(sides) if given == side]
-            if most is not None:
+            rows = [row for row, row_side in enumerate(sides) if row_side == side]
+            if limit is not None:
                 rows = [
                     rows[at]
                     for at in limit_rows(
-                        [outlines[row] for row in rows], most, config.split.seed, asked, side
+                        [outlines[row] for row in rows], limit, config.split.seed, option, side
                     )
                 ]
-            by_side[side] = example_rows.take(held.examples, rows)
-        brought = bring(len(by_side["train"])) if bring else []
-        self.task_row_ids = frozenset(example.id for example in brought)
+            by_side[side] = example_rows.take(source.examples, rows)
+        task_rows = bring(len(by_side["train"])) if bring else []
+        self.task_row_ids = frozenset(example.id for example in task_rows)
         self.train, self.validation, self._test = (
             example_rows.followed_by(
-                by_side[side], [example for example in brought if example.split == side]
+                by_side[side], [example for example in task_rows if example.split == side]
             )
             for side in SPLITS
         )
-        self._examples = example_rows.followed_by(held.examples, brought)
-        self._duplicates, self._num_corrected, self._format = found, num_corrected, config.format
-        self._num_empty, self._num_unlabelled = len(held.empty), len(held.unlabelled)
-        self.folder = held.folder  # of what can be made again, where there is much of it
-        twice = [example.id for example, side in zip(outlines, sides, strict=True) if side is None]
-        self.set_aside = dict.fromkeys(held.empty, "empty text") | dict.fromkeys(
-            held.unlabelled, "no label"
+        self._examples = example_rows.followed_by(source.examples, task_rows)
+        self._duplicates, self._num_corrected, self._format = (
+            duplicates,
+            num_corrected,
+            config.format,
         )
-        self.set_aside |= dict.fromkeys(twice, "duplicate of a given test or validation row")
+        self._num_empty, self._num_unlabelled = len(source.empty_ids), len(source.unlabelled_ids)
+        self.folder = source.folder  # of the cache, if the rows are kept on disk
+        duplicate_ids = [
+            example.id for example, side in zip(outlines, sides, strict=True) if side is None
+        ]
+        self.set_aside = dict.fromkeys(source.empty_ids, "empty text") | dict.fromkeys(
+            source.unlabelled_ids, "no label"
+        )
+        self.set_aside |= dict.fromkeys(
+            duplicate_ids, "duplicate of a given test or validation row"
+        )
         self.splits: dict[str, Split] = {
             e.id: side for e, side in zip(outlines, sides, strict=True) if side
         }
-        self.splits |= {example.id: _side(example) for example in brought}
-        self.fingerprint = _fingerprint(held, outlines, brought, is_as_read=not num_corrected)
+        self.splits |= {example.id: _side(example) for example in task_rows}
+        self.fingerprint = _fingerprint(source, outlines, task_rows, is_as_read=not num_corrected)
         self.split_fingerprint = files.hash_text(
             part for row in sorted(self.splits.items()) for part in row
         )
         self._label_sets: dict[tuple[str, ...], Example] = {}
-        for example in chain(outlines, brought):
+        for example in chain(outlines, task_rows):
             self._label_sets.setdefault(
                 example.labels, Example(id="", text="", labels=example.labels, where=example.where)
             )
 
     def label_sets(self) -> list[Example]:
-        """Each combination of labels that occurs, once, with the place it was first seen: what a
-        task may learn from every split."""
+        """Return each combination of labels once, with its first place. A task may learn this from
+        every split."""
         return list(self._label_sets.values())
 
     def audit(
         self, lengths: Mapping[str, Sequence[int]], max_length: int, constant_f1: ConstantF1
     ) -> Audit:
-        """Figures about all rows; `lengths` are token counts as `count` gives them, by base
-        model."""
+        """Audit all rows; `lengths` are token counts from `count`, per base model."""
         with self.stage("audit", len(self._examples)) as progress:
             return audit(
                 self._examples,
@@ -123,7 +135,7 @@ class Dataset:
             )
 
     def stage(self, what: str, total: int) -> AbstractContextManager[Meter]:
-        """Told of where there are many rows."""
+        """Log the progress of a stage if the rows are kept on disk."""
         return _stage(self.folder, what, total)
 
     def _terms(self) -> set[str]:
@@ -137,28 +149,29 @@ class Dataset:
     def count(
         self, what: str, count: Callable[[Sequence[Example]], Iterable[int]]
     ) -> Sequence[int]:
-        """A number for each row, test rows and their answers included; nothing else of them is
-        handed out."""
+        """Return a number per row, test rows included. `count` sees their labels too; the caller
+        gets the numbers only."""
         numbers = array("i")
         with self.stage(what, len(self._examples)) as progress:
             for start in range(0, len(self._examples), _BATCH):
-                some = list(self._examples[start : start + _BATCH])
-                numbers.extend(count(some))
-                progress.add(len(some))
+                batch = list(self._examples[start : start + _BATCH])
+                numbers.extend(count(batch))
+                progress.add(len(batch))
         return numbers
 
     def unlabelled_test(self) -> Sequence[Example]:
         return example_rows.without_answers(self._test)
 
     def open_test(self, log_dir: Path, caller: str) -> TestSet:
-        """The one way to test labels: says who asked, and warns when they were looked at before."""
+        """Return test rows with labels. Each call adds a line to a log, and warns if the labels
+        were opened before."""
         path = log_dir / f"{self.split_fingerprint[:16]}.jsonl"
         before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if before:
             callers = ", ".join(sorted(set(map(_caller, before))))
             log.warning(
-                "the test labels of this split were opened %d time(s) before, by %s: what is "
-                "chosen by them is no longer a test",
+                "the test labels of this split were opened %d time(s) before, by %s; a choice "
+                "based on them is no longer a test",
                 len(before),
                 callers,
             )
@@ -180,37 +193,41 @@ def _side(example: Example) -> Split:
 
 
 def _identity(example: Example) -> list[Any]:
-    """What a row is. What most rows do not have is told only where it is there, so that their
-    fingerprints stay as they were."""
-    held: list[Any] = [example.id, example.text, sorted(example.labels)]
+    """Return the fields of a row that count for the fingerprint. Rare fields are added only if the
+    row has them, so that the fingerprints of older data sets stay valid."""
+    fields: list[Any] = [example.id, example.text, sorted(example.labels)]
     if example.mentions or example.turns or example.response:
-        held += [*map(asdict, example.mentions), *map(asdict, example.turns), example.response]
-    return held
+        fields += [*map(asdict, example.mentions), *map(asdict, example.turns), example.response]
+    return fields
 
 
 def _caller(line: str) -> str:
     try:
         return str(json.loads(line)["caller"])
     except (ValueError, KeyError, TypeError):
-        # half a line must not hide the opening, nor stop this one
-        return "an entry that cannot be read"
+        # A line that was cut off must neither hide an opening nor prevent this one.
+        return "an unreadable entry"
 
 
 def _fingerprint(
-    held: ExampleSet, outlines: Sequence[Example], brought: Sequence[Example], *, is_as_read: bool
+    source: ExampleSet,
+    outlines: Sequence[Example],
+    task_rows: Sequence[Example],
+    *,
+    is_as_read: bool,
 ) -> str:
-    """Of what every row is, in the order of that. Ids differ, so the order of ids is the order of
-    rows, and a text is read once."""
-    if not isinstance(held.examples, Examples):
+    """Return the hash of all rows in sorted order. Ids are unique, so sorting the ids sorts the
+    rows, and each text is read once."""
+    if not isinstance(source.examples, Examples):
         return files.hash_text(
-            sorted(json.dumps(_identity(example)) for example in (*held.examples, *brought))
+            sorted(json.dumps(_identity(example)) for example in (*source.examples, *task_rows))
         )
-    assert held.folder is not None
-    known = held.folder / "fingerprint"
-    if is_as_read and not brought and known.exists():
-        return known.read_text(encoding="utf-8")
+    assert source.folder is not None
+    path = source.folder / "fingerprint"
+    if is_as_read and not task_rows and path.exists():
+        return path.read_text(encoding="utf-8")
     names = [json.dumps(example.id) for example in outlines]
-    in_order = held.examples.take(sorted(range(len(names)), key=names.__getitem__))
+    in_order = source.examples.take(sorted(range(len(names)), key=names.__getitem__))
 
     def rows() -> Iterator[str]:
         with stage("fingerprint", len(names)) as progress:
@@ -218,50 +235,52 @@ def _fingerprint(
                 yield json.dumps(_identity(example))
                 progress.add(1)
 
-    found = files.hash_text(
-        merge(rows(), sorted(json.dumps(_identity(example)) for example in brought))
+    fingerprint = files.hash_text(
+        merge(rows(), sorted(json.dumps(_identity(example)) for example in task_rows))
     )
-    if is_as_read and not brought:
-        files.write(known, found.encode())
-    return found
+    if is_as_read and not task_rows:
+        files.write(path, fingerprint.encode())
+    return fingerprint
 
 
 def load(config: DataConfig, bring: Bring | None = None) -> Dataset:
-    """`bring` gives rows of a task's own for a number of training rows; they are no part of the
-    split, each names its side."""
-    held = reading.load(config.format)
-    found = _duplicates(held, config.near_duplicate)
-    with _stage(held.folder, "split", len(held.examples)) as progress:
+    """Read, split and correct a data set. `bring` returns a task's own rows for a number of
+    training rows; each of them names its split."""
+    source = reading.load(config.format)
+    groups = _duplicates(source, config.near_duplicate)
+    with _stage(source.folder, "split", len(source.examples)) as progress:
         sides = assign(
-            example_rows.outlines(held.examples, config.split.group), config.split, found.clusters
+            example_rows.outlines(source.examples, config.split.group),
+            config.split,
+            groups.clusters,
         )
-        progress.done = len(sides)
+        progress.count = len(sides)
     if config.corrections is None:
-        return Dataset(held, sides, found, config, bring=bring)
-    # After the split, which balances labels: a correction must not deal the rows anew.
-    corrected = corrections.apply(
-        held.examples, Path(config.corrections), getattr(config.format, "labels", None) or ()
+        return Dataset(source, sides, groups, config, bring=bring)
+    # The split balances labels, so a correction before it would move rows to other sides.
+    correction = corrections.apply(
+        source.examples, Path(config.corrections), getattr(config.format, "labels", None) or ()
     )
     return Dataset(
-        replace(held, examples=corrected.examples),
+        replace(source, examples=correction.examples),
         sides,
-        found,
+        groups,
         config,
-        corrected.num_changed,
+        correction.num_changed,
         bring,
     )
 
 
-def _duplicates(held: ExampleSet, threshold: float) -> Duplicates:
-    if not isinstance(held.examples, Examples):
-        return duplicates.find(example_rows.texts(held.examples), threshold)
-    num_rows = len(held.examples)
+def _duplicates(source: ExampleSet, threshold: float) -> Duplicates:
+    if not isinstance(source.examples, Examples):
+        return duplicates.find(example_rows.texts(source.examples), threshold)
+    num_rows = len(source.examples)
     with stage("near-duplicates, signing", num_rows) as progress:
-        signed = minhash.sign_table(
-            held.examples.path, num_rows, minhash.band_width(threshold), progress
+        signatures = minhash.sign_table(
+            source.examples.path, num_rows, minhash.band_width(threshold), progress
         )
     with stage("near-duplicates, comparing", num_rows) as progress:
-        return duplicates.find(held.examples.texts(), threshold, signed, progress)
+        return duplicates.find(source.examples.texts(), threshold, signatures, progress)
 
 
 def _stage(folder: Path | None, what: str, total: int) -> AbstractContextManager[Meter]:

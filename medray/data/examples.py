@@ -1,5 +1,4 @@
-"""Examples that lie in a file and are mapped, not read: millions of texts take no memory of the
-process, the system pages them in.
+"""Examples in a memory-mapped file: millions of texts take no memory of the process.
 
 A list of examples may stand wherever these do: `take`, `with_labels` and the like accept both."""
 
@@ -22,7 +21,7 @@ from medray.types import Example, Mention, Message
 Positions = npt.NDArray[np.int64]
 _BATCH = 2048
 _NONE: Mapping[str, str] = {}
-# Bytes, because a text may hold half of a surrogate pair, which Arrow's strings do not.
+# Bytes, because a text may hold half of a surrogate pair, which Arrow's strings refuse.
 _SCHEMA = pa.schema(
     [("id", pa.large_binary()), ("text", pa.large_binary()), ("rest", pa.large_binary())]
 )
@@ -68,8 +67,8 @@ class Examples(Sequence[Example]):
         return next(iter(self.take(np.array([at % len(self)]))))
 
     def __iter__(self) -> Iterator[Example]:
-        for rows, chosen in self._chunks():
-            ids, texts, rests = (chosen.column(number).to_pylist() for number in range(3))
+        for rows, batch in self._chunks():
+            ids, texts, rests = (batch.column(number).to_pylist() for number in range(3))
             for row, row_id, text, rest in zip(rows, ids, texts, rests, strict=True):
                 yield self._example(row, _text(row_id), _text(text), rest)
         yield from self._tail
@@ -84,68 +83,68 @@ class Examples(Sequence[Example]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)  # for another process, on a machine that has no such file
+        return list, (list(self),)  # a process on another machine does not have the file
 
     def take(self, positions: Sequence[int] | Positions) -> "Examples":
-        chosen = np.asarray(positions, dtype=np.int64)
-        held = chosen < len(self._positions)
-        assert held[: held.sum()].all(), "examples of the tail come last"
-        tail = tuple(self._tail[at - len(self._positions)] for at in chosen[~held])
-        return self._changed(positions=self._positions[chosen[held]], tail=tail)
+        places = np.asarray(positions, dtype=np.int64)
+        is_in_file = places < len(self._positions)
+        assert is_in_file[: is_in_file.sum()].all(), "examples of the tail must be last"
+        tail = tuple(self._tail[at - len(self._positions)] for at in places[~is_in_file])
+        return self._replace(positions=self._positions[places[is_in_file]], tail=tail)
 
     def texts(self) -> "Texts":
         return Texts(self)
 
     def outlines(self, metadata: str | None = None) -> Iterator[Example]:
-        """Without texts, and of the metadata one value: what is light enough to hold for every
-        row."""
-        known: dict[tuple[str, ...], tuple[str, ...]] = {}
-        for rows, chosen in self._chunks():
+        """Yield the examples without texts and with at most one value of metadata, so that all of
+        them fit into memory."""
+        label_sets: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for rows, batch in self._chunks():
             for row, row_id, rest in zip(
-                rows, chosen.column(0).to_pylist(), chosen.column(2).to_pylist(), strict=True
+                rows, batch.column(0).to_pylist(), batch.column(2).to_pylist(), strict=True
             ):
                 whole = self._example(row, _text(row_id), "", rest)
-                kept = _NONE if metadata is None else whole.metadata
-                if metadata is not None and metadata in kept:
-                    kept = {metadata: kept[metadata]}
+                own_metadata = _NONE if metadata is None else whole.metadata
+                if metadata is not None and metadata in own_metadata:
+                    own_metadata = {metadata: own_metadata[metadata]}
                 side = whole.split and sys.intern(whole.split)
                 yield Example(
                     whole.id,
                     "",
-                    known.setdefault(whole.labels, whole.labels),
+                    label_sets.setdefault(whole.labels, whole.labels),
                     side,
-                    kept,
+                    own_metadata,
                     whole.where,
                 )
         yield from (replace(example, text="") for example in self._tail)
 
     def without_answers(self) -> "Examples":
-        return self._changed(
+        return self._replace(
             is_unlabelled=True, tail=tuple(example.without_answer() for example in self._tail)
         )
 
     def with_labels(self, labels: Mapping[int, tuple[str, ...]]) -> "Examples":
-        return self._changed(
+        return self._replace(
             labels={
                 **self._labels,
-                **{int(self._positions[at]): given for at, given in labels.items()},
+                **{int(self._positions[at]): row_labels for at, row_labels in labels.items()},
             }
         )
 
     def followed_by(self, tail: Sequence[Example]) -> "Examples":
-        return self._changed(tail=(*self._tail, *tail))
+        return self._replace(tail=(*self._tail, *tail))
 
-    def _changed(self, **changes: Any) -> "Examples":
-        held = {
+    def _replace(self, **changes: Any) -> "Examples":
+        arguments = {
             "positions": self._positions,
             "labels": self._labels,
             "tail": self._tail,
             "is_unlabelled": self._is_unlabelled,
         }
-        return Examples(self.path, self._batches, **{**held, **changes})
+        return Examples(self.path, self._batches, **{**arguments, **changes})
 
     def _chunks(self) -> Iterator[tuple[list[int], pa.RecordBatch]]:
-        """Rows that follow each other and lie in one batch, some at a time."""
+        """Yield the positions of rows that are in one batch of the file, with the rows."""
         edges = np.flatnonzero(np.diff(self._positions // _BATCH)) + 1
         for start, end in pairwise(
             [0, *edges.tolist(), len(self._positions)] if len(self._positions) else []
@@ -166,7 +165,7 @@ class Examples(Sequence[Example]):
     def _example(self, row: int, row_id: str, text: str, rest: bytes) -> Example:
         labels, split, metadata, where, *more = json.loads(rest)
         mentions, turns, response = more or ((), (), "")
-        found = Example(
+        example = Example(
             row_id,
             text,
             self._labels.get(row, tuple(labels)),
@@ -177,11 +176,11 @@ class Examples(Sequence[Example]):
             tuple(Message(**turn) for turn in turns),
             response,
         )
-        return found.without_answer() if self._is_unlabelled else found
+        return example.without_answer() if self._is_unlabelled else example
 
 
 class Texts(Sequence[str]):
-    """The texts of examples that lie in a file."""
+    """The texts of examples in a file."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
@@ -202,7 +201,7 @@ class Texts(Sequence[str]):
 
 
 def write(examples: Iterable[Example], path: Path) -> None:
-    """The file appears whole."""
+    """Write the examples to a file, which appears only when it is complete."""
     half = path.with_name(f".{path.name}.{os.getpid()}")
     with pa.OSFile(str(half), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
         columns: tuple[list[bytes], ...] = ([], [], [])
@@ -236,7 +235,7 @@ def texts(examples: Sequence[Example]) -> Sequence[str]:
 
 
 def outlines(examples: Sequence[Example], metadata: str | None = None) -> Sequence[Example]:
-    """In memory, and of a file without texts."""
+    """Return the examples in memory; those of a file without their texts."""
     return list(examples.outlines(metadata)) if isinstance(examples, Examples) else examples
 
 
@@ -251,7 +250,7 @@ def without_answers(examples: Sequence[Example]) -> Sequence[Example]:
 def with_labels(
     examples: Sequence[Example], labels: Mapping[int, tuple[str, ...]]
 ) -> Sequence[Example]:
-    """With other labels at some positions."""
+    """Return the examples with other labels at some positions."""
     if isinstance(examples, Examples):
         return examples.with_labels(labels)
     return [
@@ -271,19 +270,19 @@ def _batch(columns: tuple[list[bytes], ...]) -> pa.RecordBatch:
 
 
 def _rest(example: Example) -> bytes:
-    held: list[Any] = [example.labels, example.split, dict(example.metadata), example.where]
+    fields: list[Any] = [example.labels, example.split, dict(example.metadata), example.where]
     if example.mentions or example.turns or example.response:
-        held += [
+        fields += [
             [asdict(mention) for mention in example.mentions],
             [asdict(turn) for turn in example.turns],
             example.response,
         ]
-    return json.dumps(held).encode()
+    return json.dumps(fields).encode()
 
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _text(held: bytes) -> str:
-    return held.decode("utf-8", "surrogatepass")
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")

@@ -1,5 +1,4 @@
-"""How far work over many rows is: a line every few seconds, with rows a second and the time that is
-left."""
+"""Progress of long work as log lines: rows done, rows per second and the time that remains."""
 
 import logging
 import threading
@@ -15,65 +14,63 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Meter:
-    total: int | None  # where it is known
+    """Counts rows and passes a line to `say` every few seconds."""
+
+    total: int | None  # None if it is not known
     say: Callable[[str], None]
-    done: int = 0  # before this run as well
+    count: int = 0  # rows done, those of an earlier run included
     unit: str = "rows"
     every_s: float = 5.0
     clock: Callable[[], float] = time.monotonic
-    _first: tuple[float, int] | None = field(
-        default=None, init=False
-    )  # when the first piece was done, and how many rows then were
-    _said: float = field(default=0.0, init=False)
+    # The time and the count after the first piece; the rate begins there.
+    _first: tuple[float, int] | None = field(default=None, init=False)
+    _last_s: float = field(default=0.0, init=False)  # the time of the last line
 
     @classmethod
     def idle(cls, total: int | None = None) -> "Meter":
-        """That nobody is told of."""
+        """Return a meter that prints nothing."""
         return cls(total, lambda line: None)
 
     def add(self, rows: int) -> None:
-        self.done += rows
+        self.count += rows
         now = self.clock()
-        if self._first is None:  # loading the release is no part of a rate
-            self._first, self._said = (now, self.done), now
-        elif now - self._said >= self.every_s:
-            self._said = now
+        if self._first is None:  # the rate leaves out the time to load a release
+            self._first, self._last_s = (now, self.count), now
+        elif now - self._last_s >= self.every_s:
+            self._last_s = now
             self.say(self.line(now))
 
     def line(self, now: float) -> str:
-        shown = f"{self.done} {self.unit}"
+        text = f"{self.count} {self.unit}"
         if self.total is not None:
-            shown = (
-                f"{self.done} of {self.total} {self.unit} ({100 * self.done // max(self.total, 1)} "
-                "%)"
-            )
+            percent = 100 * self.count // max(self.total, 1)
+            text = f"{self.count} of {self.total} {self.unit} ({percent} %)"
         if not (rate := self.rate(now)):
-            return shown
-        shown += f", {rate:.1f} {self.unit}/s"
+            return text
+        text += f", {rate:.1f} {self.unit}/s"
         return (
-            shown
+            text
             if self.total is None
-            else f"{shown}, {timedelta(seconds=round((self.total - self.done) / rate))} left"
+            else f"{text}, {timedelta(seconds=round((self.total - self.count) / rate))} left"
         )
 
     def rate(self, now: float) -> float:
         if self._first is None or now <= self._first[0]:
             return 0.0
-        return (self.done - self._first[1]) / (now - self._first[0])
+        return (self.count - self._first[1]) / (now - self._first[0])
 
 
 @contextmanager
 def stage(what: str, total: int | None = None) -> Iterator[Meter]:
-    """Work that is worth telling about while it goes, and how long it took."""
+    """Log the progress of the work in the block, and its duration at the end."""
     start = time.monotonic()
     progress = Meter(total, lambda line: log.info("%s: %s", what, line))
     yield progress
-    log.info("%s: %d %s in %.1f s", what, progress.done, progress.unit, time.monotonic() - start)
+    log.info("%s: %d %s in %.1f s", what, progress.count, progress.unit, time.monotonic() - start)
 
 
 class Heartbeat:
-    """Passes lines on, names what is waited for, and repeats it where no line came for `every_s`
-    seconds."""
+    """Writes lines, and repeats the current stage after `every_s` seconds without a line."""
 
     def __init__(
         self,
@@ -84,7 +81,7 @@ class Heartbeat:
     ) -> None:
         self._write, self._state, self._every_s = write, state, every_s
         self._what = ""
-        self.start = self._since = self._said = time.monotonic()
+        self.start = self._since = self._last_s = time.monotonic()
         self._end = threading.Event()
 
     def __enter__(self) -> Self:
@@ -100,16 +97,16 @@ class Heartbeat:
         self.say(what)
 
     def say(self, line: str) -> None:
-        self._said = time.monotonic()
+        self._last_s = time.monotonic()
         self._write(line)
 
     @property
     def waiting(self) -> str:
-        """What is waited for, and for how long."""
+        """Return the current stage and its duration, or an empty text."""
         return f"{self._what}: {time.monotonic() - self._since:.0f} s" if self._what else ""
 
     def _beat(self) -> None:
         while not self._end.wait(min(1.0, self._every_s)):
-            if time.monotonic() - self._said >= self._every_s:
+            if time.monotonic() - self._last_s >= self._every_s:
                 for line in self._state() or filter(None, [self.waiting]):
                     self.say(line)

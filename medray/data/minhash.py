@@ -1,8 +1,8 @@
-"""What a text is compared by: a digest of its normalised form, and MinHash bands of its word
-5-grams. Rows of numbers, made on every core.
+"""Signatures of texts: a digest of the normalized text and MinHash bands of its word 5-grams,
+computed on all cores.
 
-Two texts that share a digest are the same. Two that share no band are not compared; those that do
-are counted word by word elsewhere."""
+Two texts with the same digest are the same. Two texts that share a band may be near duplicates:
+data/duplicates compares their 5-grams."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +22,24 @@ import numpy.typing as npt
 from medray.data.examples import Examples
 from medray.data.meter import Meter
 from medray.errors import DataError
+from medray.types import Example
 
 Numbers = npt.NDArray[np.uint64]
-PIECE = 8192  # rows that one core signs before it says so
+RowHashes = npt.NDArray[np.uint64]
+PIECE = 8192  # rows that a worker signs at a time
 _SHINGLE = 5
 _HASHES = 128
-_MOST_WORDS = 200_000  # whose hashes are remembered, about 30 MB a process
+_MAX_WORDS = 200_000  # in the cache of words' hashes, about 30 MB per process
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Signatures:
-    """A column of numbers a row: two of the digest, then one a band. Held in memory, or in files of
-    a piece each."""
+    """A column per row: two numbers of the digest, then one per band. The columns are in memory, or
+    in one file per piece."""
 
     def __init__(self, pieces: Sequence[Numbers] | Sequence[Path]) -> None:
         self._pieces = pieces
-        self.num_bands = _mapped(pieces[0]).shape[0] - 2
+        self.num_bands = _map(pieces[0]).shape[0] - 2
 
     def digest(self) -> tuple[Numbers, Numbers]:
         return self._line(0), self._line(1)
@@ -46,14 +48,14 @@ class Signatures:
         return self._line(2 + number)
 
     def _line(self, number: int) -> Numbers:
-        return np.concatenate([np.array(_mapped(piece)[number]) for piece in self._pieces])
+        return np.concatenate([np.array(_map(piece)[number]) for piece in self._pieces])
 
 
-def _mapped(piece: Numbers | Path) -> Numbers:
-    """A map holds a file open, and data of millions of rows has more pieces than a process may have
-    files."""
-    found: Numbers = np.load(piece, mmap_mode="r") if isinstance(piece, Path) else piece
-    return found
+def _map(piece: Numbers | Path) -> Numbers:
+    """Map a piece briefly: a map keeps its file open, and large data has more pieces than a process
+    may open files."""
+    numbers: Numbers = np.load(piece, mmap_mode="r") if isinstance(piece, Path) else piece
+    return numbers
 
 
 def normalize(text: str) -> str:
@@ -61,8 +63,8 @@ def normalize(text: str) -> str:
 
 
 def band_width(threshold: float) -> int:
-    """The widest band by which fewer than one pair in a thousand that overlaps by `threshold` is
-    missed."""
+    """Return the widest band that misses fewer than one in a thousand pairs whose overlap is
+    `threshold`."""
     return max(
         (
             width
@@ -74,12 +76,11 @@ def band_width(threshold: float) -> int:
 
 
 class Signer:
-    """Knows the hashes of words it met before."""
+    """Signs texts, with a cache of the hashes of words."""
 
     def __init__(self) -> None:
-        rng = np.random.default_rng(
-            20_250_101
-        )  # fixed: the same texts group alike on every machine
+        # A fixed seed: every machine must find the same duplicates.
+        rng = np.random.default_rng(20_250_101)
         self._factors = rng.integers(1, 1 << 63, _HASHES, dtype=np.uint64) | np.uint64(1)
         self._offsets = rng.integers(0, 1 << 63, _HASHES, dtype=np.uint64)
         self._words: dict[str, int] = {}
@@ -89,8 +90,8 @@ class Signer:
         return np.array(rows, dtype=np.uint64).reshape(len(rows), 2 + _HASHES // width).T.copy()
 
     def shingles(self, text: str) -> Numbers:
-        """Hashes of a normalised text's word 5-grams; of all its words where it has fewer."""
-        if len(self._words) > _MOST_WORDS:
+        """Return the hashes of a normalized text's word 5-grams; a shorter text is one n-gram."""
+        if len(self._words) > _MAX_WORDS:
             self._words.clear()
         words = self._words
         numbers = [
@@ -98,11 +99,11 @@ class Signer:
         ]
         values = np.array(numbers, dtype=np.uint64)
         size = min(_SHINGLE, len(values))
-        mixed = np.zeros(len(values) - size + 1, dtype=np.uint64)
+        hashes = np.zeros(len(values) - size + 1, dtype=np.uint64)
         for column in range(size):
-            mixed = mixed * _MIX + values[column : column + len(mixed)]
-            mixed ^= mixed >> np.uint64(29)
-        return np.unique(mixed)
+            hashes = hashes * _MIX + values[column : column + len(hashes)]
+            hashes ^= hashes >> np.uint64(29)
+        return np.unique(hashes)
 
     def _row(self, text: str, width: int) -> Numbers:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -125,86 +126,101 @@ def _word_hash(word: str) -> int:
 
 
 def num_cores() -> int:
-    """Those that this process was given."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sign_table(
     path: Path, num_rows: int, width: int, progress: Meter, cores: int | None = None
 ) -> Signatures:
-    """Sign the texts of examples on disk; pieces that an earlier, interrupted run signed are there
-    already."""
+    """Sign the texts of examples on disk. Pieces of an interrupted run are used again."""
     folder = path.with_name(f"signed-{_HASHES // width}")
     folder.mkdir(exist_ok=True)
     pieces = {start: folder / f"{start:012}.npy" for start in range(0, num_rows, PIECE)}
     waiting: SimpleQueue[int] = SimpleQueue()
     for start, piece in pieces.items():
         if piece.exists():
-            progress.done += min(PIECE, num_rows - start)
+            progress.count += min(PIECE, num_rows - start)
         else:
             waiting.put(start)
 
-    def work(_: int) -> None:
-        # A process of its own, told over a pipe: a fork would copy the locks of this process's
-        # threads, and a spawned one would run the user's script again. It ends when the pipe does,
-        # so that it cannot outlive this one.
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from medray.data import minhash; "
-            "minhash.serve()"
-        )
-        with subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as worker:
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            while (start := _next(waiting)) is not None:
-                asked = {
-                    "path": str(path),
-                    "start": start,
-                    "stop": start + PIECE,
-                    "width": width,
-                    "piece": str(pieces[start]),
-                }
-                _ask(worker.stdin, asked)
-                if not worker.stdout.readline():
-                    raise DataError(
-                        f"{path}: the process that compares rows from {start} on ended with "
-                        f"status {worker.wait()}"
-                    )
-                told.put(min(PIECE, num_rows - start))
-            worker.stdin.close()
-
-    told: SimpleQueue[int] = SimpleQueue()
+    finished: SimpleQueue[int] = SimpleQueue()
     count = min(cores or num_cores(), max(1, waiting.qsize()))
     if not waiting.empty():
         with ThreadPoolExecutor(count) as pool:
-            running = [pool.submit(work, number) for number in range(count)]
+            workers = [
+                pool.submit(_run_worker, path, width, pieces, waiting, finished)
+                for _ in range(count)
+            ]
             try:
-                _follow(told, progress, lambda: all(future.done() for future in running))
+                while not (all(worker.done() for worker in workers) and finished.empty()):
+                    with suppress(Empty):
+                        start = finished.get(timeout=0.2)
+                        progress.add(min(PIECE, num_rows - start))
             finally:
-                while (
-                    _next(waiting) is not None
-                ):  # of an interrupted run, nobody starts another piece
+                # After an error, the other workers must not start another piece.
+                while _next(waiting) is not None:
                     pass
-            for future in running:
-                future.result()
+            for worker in workers:
+                worker.result()
     return Signatures(list(pieces.values()))
 
 
+def _run_worker(
+    path: Path,
+    width: int,
+    pieces: Mapping[int, Path],
+    waiting: "SimpleQueue[int]",
+    finished: "SimpleQueue[int]",
+) -> None:
+    """Sign pieces in another process, until none is waiting; both queues hold first rows.
+
+    It has a pipe to a process of its own: a fork would copy the locks of this process's threads,
+    and a spawned process would run the user's script again. The worker ends when its pipe closes,
+    so it cannot outlive this process.
+    """
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from medray.data import minhash; minhash.serve()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        while (start := _next(waiting)) is not None:
+            request = {
+                "path": str(path),
+                "start": start,
+                "stop": start + PIECE,
+                "width": width,
+                "piece": str(pieces[start]),
+            }
+            with suppress(BrokenPipeError):  # the worker ended; reading its reply shows that
+                worker.stdin.write(json.dumps(request) + "\n")
+                worker.stdin.flush()
+            if not worker.stdout.readline():
+                raise DataError(
+                    f"{path}: the worker that signs rows from {start} on ended with status "
+                    f"{worker.wait()}; start again, finished pieces are kept"
+                )
+            finished.put(start)
+        worker.stdin.close()
+
+
 def serve() -> None:
-    """A worker's life: pieces are named on standard input, each is answered by a line when it is on
+    """Run a worker: sign the pieces named on standard input, and print a line when each is on
     disk."""
     signer = Signer()
     for line in sys.stdin:
-        asked = json.loads(line)
-        examples = Examples.open(Path(asked["path"]))
-        texts = examples[asked["start"] : asked["stop"]].texts()
-        place = Path(asked["piece"])
+        request = json.loads(line)
+        examples = Examples.open(Path(request["path"]))
+        texts = examples[request["start"] : request["stop"]].texts()
+        place = Path(request["piece"])
         half = place.with_suffix(f".{os.getpid()}")
         with half.open("wb") as file:
-            np.save(file, signer.sign(texts, asked["width"]))
+            np.save(file, signer.sign(texts, request["width"]))
         half.replace(place)
-        print("done", flush=True)
+        print("signed", flush=True)
 
 
 def _next(waiting: "SimpleQueue[int]") -> int | None:
@@ -214,17 +230,15 @@ def _next(waiting: "SimpleQueue[int]") -> int | None:
         return None
 
 
-def _ask(pipe: IO[str], asked: dict[str, object]) -> None:
-    try:
-        pipe.write(json.dumps(asked) + "\n")
-        pipe.flush()
-    except BrokenPipeError:
-        pass  # it ended: reading its answer tells
+def hash_rows(examples: Iterable[Example]) -> RowHashes:
+    """Return a number per row, equal for rows whose normalized texts are equal. It shows later
+    which rows trained a model, without their texts."""
+    return np.fromiter(map(_row_hash, examples), dtype=np.uint64)
 
 
-def _follow(told: "SimpleQueue[int]", progress: Meter, is_over: Callable[[], bool]) -> None:
-    while not (is_over() and told.empty()):
-        try:
-            progress.add(told.get(timeout=0.2))
-        except Empty:
-            continue
+def _row_hash(example: Example) -> int:
+    contents = [turn.content for turn in example.turns] or [example.text]
+    text = "\0".join(map(normalize, contents))
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )

@@ -1,4 +1,4 @@
-"""Encoded rows in Arrow, made once per study and tokenizer, and read by position."""
+"""Encoded rows in Arrow, written once per study and tokenizer and read by position."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
 
 
 class Prepared:
-    """Encoded rows in Arrow, addressed by the fingerprint of the data, the split, the task and the
+    """A table of encoded rows. Its fingerprint covers the data, the split, the task and the
     tokenizer."""
 
     def __init__(self, table: pa.Table, fingerprint: str) -> None:
@@ -57,9 +57,9 @@ class Prepared:
 
     @property
     def num_truncated(self) -> dict[str, int]:
-        """Rows of each split whose text was cut to fit."""
-        found: dict[str, int] = json.loads(self.table.schema.metadata[b"truncated"])
-        return found
+        """The number of rows per split whose text was truncated."""
+        counts: dict[str, int] = json.loads(self.table.schema.metadata[b"truncated"])
+        return counts
 
     @classmethod
     def open(cls, path: Path) -> "Prepared":
@@ -74,28 +74,27 @@ class Prepared:
         is_of = pa.compute.equal(self.table["split"], split)
         places = np.flatnonzero(is_of.to_numpy())
         is_run = len(places) > 0 and places[-1] - places[0] == len(places) - 1
-        # Rows of a split follow each other as they are made: a part of the mapped file, where a
-        # filter would copy it.
+        # Rows of a split are usually consecutive: a slice maps the file, and a filter would copy.
         return EncodedSplit(
             self.table.slice(int(places[0]), len(places)) if is_run else self.table.filter(is_of)
         )
 
     @classmethod
     def join(cls, pieces: Sequence[Path], fingerprint: str, path: Path) -> None:
-        """One file of several, a batch at a time."""
-        opened = [cls.open(piece) for piece in pieces]
-        truncated = {split: sum(piece.num_truncated[split] for piece in opened) for split in SPLITS}
+        """Join the files of several tables into one, a table at a time."""
+        tables = [cls.open(piece) for piece in pieces]
+        truncated = {split: sum(piece.num_truncated[split] for piece in tables) for split in SPLITS}
         schema = SCHEMA.with_metadata(
             {"fingerprint": fingerprint, "truncated": json.dumps(truncated)}
         )
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for piece in opened:
+            for piece in tables:
                 writer.write_table(piece.table.replace_schema_metadata(schema.metadata))
 
 
 class EncodedSplit:
-    """The rows of one split, read by position; tokens and targets stay in the table, which may be a
-    mapped file."""
+    """The rows of one split, read by position. Tokens and targets stay in the table, which may be
+    a mapped file."""
 
     def __init__(self, table: pa.Table) -> None:
         self.ids: list[str] = table["row_id"].to_pylist()

@@ -1,5 +1,5 @@
-"""Data that lies elsewhere: pulled to this machine once, by what the other side says of its size
-and time, and read from there."""
+"""Remote data: copied to this machine once per version (size and time at the source), and read
+from the copy."""
 
 import base64
 import re
@@ -29,42 +29,41 @@ _PATIENCE_S = 60.0
 
 
 def is_elsewhere(place: str) -> bool:
-    """Whether a place is an address, or is named by reference."""
+    """Return whether a place is a URI or holds a reference to one."""
     return _ELSEWHERE.match(place) is not None or has_reference(place)
 
 
 def localize(options: PluginOptions) -> PluginOptions:
-    """The options with a path of this machine for each that is a URI."""
-    found = {name: place for name, place in places(options).items() if is_elsewhere(place)}
+    """Return the options with a local path in place of each URI; the data is copied if needed."""
+    remote = {name: place for name, place in places(options).items() if is_elsewhere(place)}
     return (
-        options.model_copy(update={name: str(pull(uri)) for name, uri in found.items()})
-        if found
+        options.model_copy(update={name: str(pull(uri)) for name, uri in remote.items()})
+        if remote
         else options
     )
 
 
 def places(options: PluginOptions) -> dict[str, str]:
-    """The options of a format that say where its files lie; what stands in others is never taken
-    for a path."""
-    named = {name: getattr(options, name, None) for name in getattr(options, "FILES", ("path",))}
-    return {name: place for name, place in named.items() if place}
+    """Return those options of a format that name files, with their values."""
+    values = {name: getattr(options, name, None) for name in getattr(options, "FILES", ("path",))}
+    return {name: place for name, place in values.items() if place}
 
 
 def pull(uri: str) -> Path:
-    """A copy on this machine, under the name that it has there; made again only where the other
-    side has other files now."""
+    """Return a local copy with the same file name. It is made again only if the source has
+    changed."""
     with resolved(uri) as whole:
-        shown = redact(uri) if has_reference(uri) else _shown(uri)
+        address = redact(uri) if has_reference(uri) else _public_address(uri)
         if not _ELSEWHERE.match(whole):
-            return Path(whole)  # of this machine, named by reference
+            return Path(whole)  # a reference to a local path
         return (
-            _over_http(whole, shown)
+            _over_http(whole, address)
             if whole.lower().startswith("http")
-            else _from_bucket(whole, shown)
+            else _from_bucket(whole, address)
         )
 
 
-def _from_bucket(uri: str, shown: str) -> Path:
+def _from_bucket(uri: str, address: str) -> Path:
     try:
         system, root = pa.fs.FileSystem.from_uri(uri)
         top = system.get_file_info(root.rstrip("/"))
@@ -74,12 +73,12 @@ def _from_bucket(uri: str, shown: str) -> Path:
             else [top]
         )
     except (OSError, pa.ArrowException) as err:
-        raise DataError(f"{shown}: cannot be opened: {_one_line(err)}") from None
+        raise DataError(f"{address}: cannot be opened: {_one_line(err)}") from None
     files = sorted(
         (info for info in below if info.type == pa.fs.FileType.File), key=lambda info: info.path
     )
     if not files:
-        raise DataError(f"{shown}: there is no such file or folder, or nothing in it")
+        raise DataError(f"{address}: there is no such file or folder, or the folder is empty")
     folder = _folder(
         redact(uri.rstrip("/")), *(f"{info.path} {info.size} {info.mtime_ns}" for info in files)
     )
@@ -87,7 +86,7 @@ def _from_bucket(uri: str, shown: str) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             with (
-                stage(f"pulling {shown}", sum(info.size for info in files)) as progress,
+                stage(f"pulling {address}", sum(info.size for info in files)) as progress,
                 storage.new_folder(folder) as filling,
             ):
                 progress.unit = "bytes"
@@ -106,31 +105,30 @@ def _from_bucket(uri: str, shown: str) -> Path:
                         if storage.is_full(err):
                             raise
                         raise DataError(
-                            f"{shown}: {info.path} cannot be read: {_one_line(err)}"
+                            f"{address}: {info.path} cannot be read: {_one_line(err)}"
                         ) from None
     return place
 
 
-def _over_http(uri: str, shown: str) -> Path:
+def _over_http(uri: str, address: str) -> Path:
     try:
         name = PurePosixPath(unquote(urlsplit(uri).path)).name
         if not name:
-            raise DataError(f"{shown}: names no file; http addresses are read file by file")
+            raise DataError(f"{address}: names no file; an http address must name one file")
         with urllib.request.urlopen(_request(uri), timeout=_PATIENCE_S) as answer:
-            told = [
+            headers = [
                 answer.headers.get(header, "")
                 for header in ("ETag", "Last-Modified", "Content-Length")
             ]
-            folder = _folder(_shown(uri), *told)
+            folder = _folder(_public_address(uri), *headers)
             with FileLock(folder.with_suffix(".lock")):
-                if folder.is_dir() and any(told[:2]):
+                if folder.is_dir() and any(headers[:2]):
                     return folder / name
-                shutil.rmtree(
-                    folder, ignore_errors=True
-                )  # nothing says whether it is still the same
-                size = int(told[2]) if told[2].isdigit() else None
+                # Without a tag or a time, the file may have changed.
+                shutil.rmtree(folder, ignore_errors=True)
+                size = int(headers[2]) if headers[2].isdigit() else None
                 with (
-                    stage(f"pulling {shown}", size) as progress,
+                    stage(f"pulling {address}", size) as progress,
                     storage.new_folder(folder) as filling,
                 ):
                     progress.unit = "bytes"
@@ -138,22 +136,22 @@ def _over_http(uri: str, shown: str) -> Path:
                         while block := answer.read(_BLOCK):
                             target.write(block)
                             progress.add(len(block))
-                    if size is not None and progress.done != size:
-                        raise DataError(f"{shown}: ended after {progress.done} of {size} bytes")
+                    if size is not None and progress.count != size:
+                        raise DataError(f"{address}: ended after {progress.count} of {size} bytes")
                 return folder / name
     except DataError:
         raise
     except urllib.error.HTTPError as err:
-        raise DataError(f"{shown}: the server answered {err.code} {err.reason}") from None
+        raise DataError(f"{address}: the server answered {err.code} {err.reason}") from None
     except (OSError, HTTPException, ValueError) as err:
         if storage.is_full(err):
             raise
-        raise DataError(f"{shown}: cannot be read: {_one_line(err)}") from None
+        raise DataError(f"{address}: cannot be read: {_one_line(err)}") from None
 
 
 def _request(uri: str) -> urllib.request.Request:
-    """A name and a password before the host are sent as browsers and curl do, to this host
-    alone."""
+    """Return a request that sends a user name and password from the address as basic
+    authentication, to this host only, as browsers and curl do."""
     parts = urlsplit(uri)
     user, sign, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(parts._replace(netloc=host).geturl())
@@ -164,9 +162,8 @@ def _request(uri: str) -> urllib.request.Request:
     return request
 
 
-def _shown(uri: str) -> str:
-    """Without a name and a password before the host, and without what a signed address has behind
-    it."""
+def _public_address(uri: str) -> str:
+    """Return an address without user name, password and query, which may hold a signature."""
     return _USER.sub("://", re.split(r"[?#]", redact(uri), maxsplit=1)[0])
 
 

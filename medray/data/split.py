@@ -1,9 +1,9 @@
-"""Which side each row is on. Pure, and decided by hashes of row ids, so file order and machine
-change nothing.
+"""Assigns each row to a side of the split. Hashes of row ids decide, so the order of the file and
+the machine have no effect.
 
-One algorithm serves all kinds: groups of rows that must stay together (duplicates, equal group
-values) are dealt out, the largest and those with the rarest labels first, each to the side that
-still lacks most of its rarest label."""
+One algorithm serves all kinds of splits. It deals out groups of rows that must stay together
+(duplicates, equal values of the group column), the largest and those with the rarest labels first.
+Each group goes to the side that lacks most of the group's rarest label."""
 
 import hashlib
 import logging
@@ -25,22 +25,22 @@ GIVEN_NAMES: dict[str, Split] = {
     "development": "validation",
     "test": "test",
 }
-RowGroup = list[int]  # positions of rows that stay together
+RowGroup = list[int]  # positions of rows that must be on the same side
 
 
 def assign(
     examples: Sequence[Example], config: SplitConfig, clusters: Sequence[int]
 ) -> list[Split | None]:
-    """A side for every row; None sets a row aside, because a duplicate of it stands on a given test
-    or validation side."""
+    """Return a side per row. None sets a row aside, because a given test or validation row is a
+    duplicate of it."""
     groups = _groups(examples, clusters, config.group)
     if config.kind == "given":
-        sides = _given(examples, clusters, config)
+        sides = _given_sides(examples, clusters, config)
     elif config.kind == "kfold":
         if len(groups) < config.folds:
             raise DataError(
-                f"{config.folds} folds need as many groups of rows that stay together; there are "
-                f"{len(groups)}"
+                f"data.split.folds: {config.folds} folds need at least as many groups of rows that "
+                f"stay together, and there are {len(groups)}; use fewer folds"
             )
         folds = _deal(
             examples,
@@ -48,9 +48,7 @@ def assign(
             {str(fold): 1 / config.folds for fold in range(config.folds)},
             config.seed,
         )
-        fold = str(
-            config.fold or 0
-        )  # of pooled folds the first is the one that settings are searched on
+        fold = str(config.fold or 0)  # the search of pooled folds runs on the first one
         rest = [group for group in groups if folds[group[0]] != fold]
         inner = _deal(
             examples,
@@ -65,8 +63,8 @@ def assign(
             "validation": config.validation,
             "test": config.test,
         }
-        dealt = _deal(examples, groups, shares, config.seed)
-        sides = [_side(dealt[row]) for row in range(len(examples))]
+        side_of = _deal(examples, groups, shares, config.seed)
+        sides = [_side(side_of[row]) for row in range(len(examples))]
     _check_enough(examples, sides)
     return sides
 
@@ -75,46 +73,46 @@ def limit_rows(
     examples: Sequence[Example],
     limit: int,
     seed: int,
-    asked: str = "data.limit",
+    option: str = "data.limit",
     side: Split = "train",
 ) -> list[int]:
-    """Positions of at most `limit` examples in their order, labels in proportion; a smaller limit
-    keeps a part of a larger one's rows."""
+    """Return positions of at most `limit` examples, with labels in proportion. A smaller limit
+    keeps a subset of a larger one's rows."""
     if limit >= len(examples):
         return list(range(len(examples)))
     order = sorted(range(len(examples)), key=lambda row: _hash(seed, "limit", examples[row].id))
-    first = _a_row_of_each_label(examples, order)
+    first = _row_per_label(examples, order)
     if limit < len(first):
         raise DataError(
-            f"{asked} {limit} is too small: a {side} row of every label takes {len(first)}"
+            f"{option}: {limit} is too small; a {side} row of every label needs {len(first)}"
         )
     queues: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row in order:
         queues[examples[row].labels].append(row)
-    # The k-th of a label's n rows stands at (k + 1/2) / n of the way: a prefix of this order holds
-    # every label in proportion.
-    placed = [
+    # The k-th of a label's n rows has the position (k + 1/2) / n, so any prefix of the order holds
+    # the labels in proportion.
+    positions = [
         ((k + 0.5) / len(queue), labels, row)
         for labels, queue in queues.items()
         for k, row in enumerate(queue)
     ]
-    kept = set(list(dict.fromkeys([*first, *(row for _, _, row in sorted(placed))]))[:limit])
-    return sorted(kept)
+    rows = set(list(dict.fromkeys([*first, *(row for _, _, row in sorted(positions))]))[:limit])
+    return sorted(rows)
 
 
-def _a_row_of_each_label(examples: Sequence[Example], order: Sequence[int]) -> list[int]:
+def _row_per_label(examples: Sequence[Example], order: Sequence[int]) -> list[int]:
     counts = Counter(label for example in examples for label in example.labels)
-    chosen: list[int] = []
+    rows: list[int] = []
     for label in sorted(counts, key=lambda label: (counts[label], label)):
-        if not any(label in examples[row].labels for row in chosen):
-            chosen.append(next(row for row in order if label in examples[row].labels))
-    return chosen
+        if not any(label in examples[row].labels for row in rows):
+            rows.append(next(row for row in order if label in examples[row].labels))
+    return rows
 
 
 def _groups(
     examples: Sequence[Example], clusters: Sequence[int], column: str | None
 ) -> list[RowGroup]:
-    """Rows joined by a duplicate cluster or by an equal value of the group column."""
+    """Group rows that share a duplicate cluster or a value of the group column."""
     members: dict[int, RowGroup] = defaultdict(list)
     if column is None:
         for row, cluster in enumerate(clusters):
@@ -145,14 +143,13 @@ def _groups(
 def _deal(
     examples: Sequence[Example], groups: Sequence[RowGroup], shares: Mapping[str, float], seed: int
 ) -> dict[int, str]:
-    """Iterative stratification over groups: row -> side."""
-    known: dict[
-        tuple[str, ...], Counter[str]
-    ] = {}  # a million groups of one row have few sets of labels
-    labels_of = [_count(examples, group, known) for group in groups]
+    """Deal groups out by iterative stratification; return the side per row."""
+    # A million groups of one row have few combinations of labels.
+    cache: dict[tuple[str, ...], Counter[str]] = {}
+    labels_of = [_count(examples, group, cache) for group in groups]
     counts: Counter[str] = Counter()
-    for held in labels_of:
-        counts.update(held)
+    for group_labels in labels_of:
+        counts.update(group_labels)
     num_rows = sum(map(len, groups))
     lacking = {
         side: {label: share * count for label, count in counts.items()}
@@ -179,49 +176,49 @@ def _deal(
             for label, n in labels_of[number].items()
         )
 
-    dealt: dict[int, str] = {}
-    trained: set[str] = set()
-    ordered = sorted(range(len(groups)), key=order)
-    for number in ordered:
+    side_of: dict[int, str] = {}
+    train_labels: set[str] = set()
+    numbers = sorted(range(len(groups)), key=order)
+    for number in numbers:
         labels = labels_of[number]
         rarest = min(labels, key=lambda label: (counts[label], label))
         need = {side: (lacking[side][rarest], lacking_rows[side], side) for side in shares}
-        # A label's first group trains: what no row teaches cannot be judged.
+        # The first group of a label goes to training: without it the label could not be learned.
         side = (
             "train"
-            if "train" in shares and labels.keys() - trained
+            if "train" in shares and labels.keys() - train_labels
             else max(shares, key=need.__getitem__)
         )
-        trained |= labels.keys() if side == "train" else set()
-        dealt[number] = side
+        train_labels |= labels.keys() if side == "train" else set()
+        side_of[number] = side
         move(number, side, 1)
 
-    # The roundings of many small labels add up to shares nobody asked for: groups change sides
-    # where that evens them out, from a side that has its share of each of their labels to one that
-    # has not.
-    for number in reversed(ordered):
-        here, there = dealt[number], max(shares, key=lambda side: (lacking_rows[side], side))
+    # Rounding errors of many rare labels add up and distort the shares. So a group moves from a
+    # side that has its share of each of the group's labels to one that lacks them, if this evens
+    # out the shares.
+    for number in reversed(numbers):
+        here, there = side_of[number], max(shares, key=lambda side: (lacking_rows[side], side))
         helps = lacking_rows[there] - lacking_rows[here] > len(groups[number])
         fits = all(
             lacking[here][label] <= 0 <= lacking[there][label] for label in labels_of[number]
         )
         if helps and fits and not (here == "train" and is_last_to_train(number)):
-            dealt[number] = there
+            side_of[number] = there
             move(number, here, -1)
             move(number, there, 1)
-    return {row: side for number, side in dealt.items() for row in groups[number]}
+    return {row: side for number, side in side_of.items() for row in groups[number]}
 
 
 def _count(
-    examples: Sequence[Example], group: RowGroup, known: dict[tuple[str, ...], Counter[str]]
+    examples: Sequence[Example], group: RowGroup, cache: dict[tuple[str, ...], Counter[str]]
 ) -> Counter[str]:
     labels = tuple(label for row in group for label in _labels(examples[row]))
-    if labels not in known:
-        known[labels] = Counter(labels)
-    return known[labels]
+    if labels not in cache:
+        cache[labels] = Counter(labels)
+    return cache[labels]
 
 
-def _given(
+def _given_sides(
     examples: Sequence[Example], clusters: Sequence[int], config: SplitConfig
 ) -> list[Split | None]:
     sides: list[Split | None] = []
@@ -232,31 +229,31 @@ def _given(
                 f"{suggest(example.split, GIVEN_NAMES)}"
             )
         sides.append(GIVEN_NAMES[example.split.strip().lower()])
-    for protected in ("test", "validation"):
-        taken = {clusters[row] for row, side in enumerate(sides) if side == protected}
-        others = ("train", "validation") if protected == "test" else ("train",)
+    for side_to_keep in ("test", "validation"):
+        own_clusters = {clusters[row] for row, side in enumerate(sides) if side == side_to_keep}
+        others = ("train", "validation") if side_to_keep == "test" else ("train",)
         for row, side in enumerate(sides):
-            if side in others and clusters[row] in taken:
+            if side in others and clusters[row] in own_clusters:
                 sides[row] = None
     num_aside = sides.count(None)
     if num_aside:
         log.warning(
-            "%d given row(s) are duplicates of test or validation rows and are set aside", num_aside
+            "%d given row(s) are set aside as duplicates of test or validation rows", num_aside
         )
     if "validation" not in sides:
         rows = [row for row, side in enumerate(sides) if side == "train"]
-        chosen = [examples[row] for row in rows]
-        groups = _groups(chosen, [clusters[row] for row in rows], None)
-        dealt = _deal(
-            chosen,
+        train_examples = [examples[row] for row in rows]
+        groups = _groups(train_examples, [clusters[row] for row in rows], None)
+        side_of = _deal(
+            train_examples,
             groups,
             {"train": 1 - config.validation, "validation": config.validation},
             config.seed,
         )
         for position, row in enumerate(rows):
-            sides[row] = _side(dealt[position])
+            sides[row] = _side(side_of[position])
         log.warning(
-            "no validation rows are given: %d of the training rows are taken for it",
+            "the data gives no validation rows: %d training rows are used as such",
             sides.count("validation"),
         )
     return sides
@@ -266,30 +263,35 @@ def _check_enough(examples: Sequence[Example], sides: Sequence[Split | None]) ->
     counts = Counter(sides)
     for side in ("train", "validation", "test"):
         if not counts[side]:
-            found = ", ".join(f"{name} {counts[name]}" for name in ("train", "validation", "test"))
-            raise DataError(f"{len(examples)} rows are fewer than the splits need: {found}")
+            row_counts = ", ".join(
+                f"{name} {counts[name]}" for name in ("train", "validation", "test")
+            )
+            raise DataError(
+                f"data.split: {len(examples)} rows are too few for the splits ({row_counts}); "
+                "give more rows or other shares"
+            )
     on_side = {
         (label, side)
         for example, side in zip(examples, sides, strict=True)
         for label in example.labels
     }
     labels = sorted({label for label, _ in on_side})
-    untrained = [label for label in labels if (label, "train") not in on_side]
-    if untrained:
+    missing = [label for label in labels if (label, "train") not in on_side]
+    if missing:
         raise DataError(
-            f"label {untrained[0]!r} has too few rows for the splits: none of them is a training "
-            "row"
+            f"data.split: label {missing[0]!r} has no training row; give it more rows or leave "
+            "it out"
         )
     for side in ("validation", "test"):
         unseen = [label for label in labels if (label, side) not in on_side]
         if unseen:
             log.warning(
-                "%s holds no row of %d label(s): %s", side, len(unseen), ", ".join(unseen[:10])
+                "%s has no row of %d label(s): %s", side, len(unseen), ", ".join(unseen[:10])
             )
 
 
 def _labels(example: Example) -> tuple[str, ...]:
-    return example.labels or ("",)  # rows without a label are dealt out like a class of their own
+    return example.labels or ("",)  # rows without a label are dealt out as one more class
 
 
 def _hash(seed: int, purpose: str, row_id: str) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 from medray.config.study import DataConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
-from medray.data.row_hashes import hash_rows
+from medray.data.minhash import hash_rows
 from medray.errors import ConfigError
 from medray.evaluation.analysis import SplitAnalysis
 from medray.evaluation.bootstrap import Interval, interval

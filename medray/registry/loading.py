@@ -10,7 +10,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from medray.config.study import Precision, TrialConfig
-from medray.data.row_hashes import RowHashes
+from medray.data.minhash import RowHashes
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.evaluation.calibration import calibrate

@@ -23,8 +23,8 @@ from medray.data import examples
 from medray.data.audit import Audit
 from medray.data.dataset import Dataset
 from medray.data.examples import Examples
+from medray.data.minhash import hash_rows
 from medray.data.prepared import Prepared
-from medray.data.row_hashes import hash_rows
 from medray.errors import ArtifactError, DataError
 from medray.evaluation import metrics
 from medray.models import sources

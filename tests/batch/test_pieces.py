@@ -85,7 +85,7 @@ def test_small_inputs_still_keep_every_worker_busy_and_large_ones_have_bounded_p
 def test_progress_tells_the_rate_without_the_time_before_the_first_piece() -> None:
     times = iter([100.0, 110.0])
     lines: list[str] = []
-    progress = Meter(1000, lines.append, done=100, clock=lambda: next(times))
+    progress = Meter(1000, lines.append, count=100, clock=lambda: next(times))
     progress.add(100)
     progress.add(300)
     assert lines == ["500 of 1000 rows (50 %), 30.0 rows/s, 0:00:17 left"]

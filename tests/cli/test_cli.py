@@ -272,7 +272,7 @@ def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(
 
 def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(dump_settings(tiny.choice_study(tmp_path)))
-    too_small = "data.limit 2 is too small: a train row of every label takes 3"
+    too_small = "data.limit: 2 is too small; a train row of every label needs 3"
     assert medray("study", "study.yaml", "--dry-run").returncode == 0
     done = medray("study", "study.yaml", "data.limit=2", "--dry-run")
     assert done.returncode == 1
@@ -313,7 +313,7 @@ def test_every_mistake_is_listed_at_once_with_exit_status_1(
     assert done.returncode == 1
     for part in (
         "3 mistakes",
-        "asks for 'body'; allowed: ",
+        "names 'body'; allowed: ",
         "none of q_proj is a linear layer of bert",
         "not a folder that can be written to",
     ):

@@ -26,7 +26,7 @@ def test_a_first_study_is_written_accepted_by_a_dry_run_and_never_written_over(
     shown = capsys.readouterr().out
     for part in (
         "240 rows, format raw_abstracts, text Title, Abstract",
-        "one label a row",
+        "one label per row",
         "95 % have at most",
         "study.yaml is written",
     ):

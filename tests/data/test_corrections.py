@@ -65,10 +65,10 @@ def test_json_lines_correct_too_and_several_labels_or_none_can_be_said(tmp_path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,label\nr99,a\n", r"fixed\.csv:2: id 'r99' is in no row of the data"),
-        ("id,label\nr1,a\nr1,b\n", r"fixed\.csv:3: id 'r1' was corrected before"),
-        ("id,label\nr1,c\n", r"fixed\.csv:2: label 'c' is no label of the data; allowed: a, b"),
-        ("row,label\nr1,c\n", r"fixed\.csv:2: has no id; a correction has an id and a label"),
+        ("id,label\nr99,a\n", r"fixed\.csv:2: no row of the data has the id 'r99'"),
+        ("id,label\nr1,a\nr1,b\n", r"fixed\.csv:3: a line above corrects the id 'r1' already"),
+        ("id,label\nr1,c\n", r"fixed\.csv:2: the data has no label 'c'; allowed: a, b"),
+        ("row,label\nr1,c\n", r"fixed\.csv:2: has no id; a correction needs an id and a label"),
     ],
 )
 def test_a_correction_that_cannot_be_meant_is_refused_by_file_and_line(
@@ -82,8 +82,8 @@ def test_a_correction_that_cannot_be_meant_is_refused_by_file_and_line(
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[]", "is no JSON object"),
-        ('{"id": "r1", "label": 3}', "the label is neither text nor a list of texts, found int"),
+        ("[]", "is not a JSON object"),
+        ('{"id": "r1", "label": 3}', "the label must be text or a list of texts, found int"),
     ],
 )
 def test_a_line_that_is_no_correction_is_refused(

@@ -91,7 +91,7 @@ def test_a_limit_counts_training_rows_only(tmp_path: Path) -> None:
 def test_an_id_used_twice_is_an_error_with_both_places(tmp_path: Path) -> None:
     twice = [*rows(), {"id": "r3", "text": "again", "label": "a"}]
     with pytest.raises(
-        DataError, match=r"rows\.jsonl:61: id 'r3' was used before, at .*rows\.jsonl:4"
+        DataError, match=r"rows\.jsonl:61: id 'r3' is used twice, first at .*rows\.jsonl:4"
     ):
         load(write(tmp_path, twice))
 
@@ -100,7 +100,7 @@ def test_empty_texts_are_set_aside_and_counted(tmp_path: Path) -> None:
     data = load(write(tmp_path, [*rows(), {"id": "blank", "text": "  ", "label": "a"}]))
     assert data.set_aside == {"blank": "empty text"}
     assert data.audit({}, 512, constant_f1).num_empty == 1
-    with pytest.raises(DataError, match="no row with a text"):
+    with pytest.raises(DataError, match="no row has a text"):
         load(write(tmp_path, [{"id": "blank", "text": "", "label": "a"}]))
 
 
@@ -129,10 +129,10 @@ def test_the_audit_counts_duplicates_conflicts_and_the_ceiling_they_set() -> Non
     assert (found.tokens["m"].num_over, found.tokens["m"].longest) == (5, 600)
     shown = found.render()
     for part in (
-        "1 texts stand under different labels, 3 rows (30.0%)",
+        "1 texts have different labels, 3 rows (30.0%)",
         "90.0%",
         "5 texts (50.0%) are longer than 512",
-        "stand on two sides",
+        "are on two sides",
     ):
         assert part in shown
     json.dumps(found.as_dict())
@@ -181,4 +181,4 @@ def test_half_a_line_in_the_log_of_openings_counts_as_one(
     (path,) = (tmp_path / "log").iterdir()
     path.write_text(path.read_text() + '{"time": "20\n')
     assert data.open_test(tmp_path / "log", "third").num_openings == 3
-    assert "an entry that cannot be read, first" in caplog.text
+    assert "an unreadable entry, first" in caplog.text

@@ -193,7 +193,7 @@ def test_ids_labels_and_sides_are_written_even_where_the_options_name_no_place_f
             "raw_abstracts",
             "folder",
             Example("1", "t", ("a",)),
-            "id '1' was used before under the same label",
+            "id '1' is used twice under one label",
         ),
     ],
 )

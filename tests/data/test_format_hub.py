@@ -90,7 +90,7 @@ def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(
 def test_what_cannot_be_loaded_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DataError, match=r"data\.format\.splits asks for 'tost'; .*test"):
+    with pytest.raises(DataError, match=r"data\.format\.splits names 'tost'; .*test"):
         list(protocol.read(options(folder(tmp_path / "data"), splits=["tost"])))
     (problem,) = protocol.check(options(tmp_path / "data", label="class"))
     assert "data.format.label" in problem or "label" in problem

@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from medray.config.study import StudyConfig, validate
+from medray.data.columns import Hints
 from medray.data.first_study import first_study
 from medray.data.formats import instructions, jsonl
 from medray.data.formats.base.protocol import read
-from medray.data.guess import Hints, sketch
+from medray.data.guess import sketch
 from medray.errors import ConfigError, DataError
 from medray.types import Message
 
@@ -85,7 +86,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "a"}, "data.format.response asks for 'response'; allowed: instruction"),
+        ({"instruction": "a"}, "data.format.response names 'response'; allowed: instruction"),
         ({"instruction": "a", "response": " "}, "the answer is empty"),
         ({"instruction": "a", "response": 3}, "'response' must be text, found int"),
         (
@@ -133,7 +134,7 @@ def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: 
     ]
     path = written(tmp_path, *rows)
     found = sketch(str(path), Hints())
-    assert "an answer in words a row\n" in found.render()
+    assert "one answer in words per row\n" in found.render()
     drafted = validate(
         StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml"
     )
@@ -204,7 +205,7 @@ def test_a_table_has_a_column_per_field(
         (
             "question,response\na,b\n",
             (
-                r"lab\.csv:1: data\.format\.instruction asks for 'instruction'; allowed: question, "
+                r"lab\.csv:1: data\.format\.instruction names 'instruction'; allowed: question, "
                 r"response"
             ),
         ),

@@ -9,8 +9,9 @@ import yaml
 
 from medray import cli, plugins
 from medray.config.load import plugin_options
+from medray.data.columns import Hints
 from medray.data.first_study import first_study
-from medray.data.guess import Hints, sketch
+from medray.data.guess import sketch
 from medray.errors import ConfigError, DataError
 from medray.types import Example, Mention
 
@@ -120,7 +121,7 @@ def test_rows_without_the_fields_are_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "a", "mention": []}) + "\n")
     with pytest.raises(
-        DataError, match=r"data\.format\.mentions asks for 'mentions'; .*did you mean 'mention'"
+        DataError, match=r"data\.format\.mentions names 'mentions'; .*did you mean 'mention'"
     ):
         read("spans", path)
     path.write_text(json.dumps({"text": "a", "mentions": None}) + "\n")

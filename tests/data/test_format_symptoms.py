@@ -67,7 +67,7 @@ def test_a_copy_whose_header_was_emptied_goes_by_place(tmp_path: Path) -> None:
 def test_wrong_tables_are_told_with_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"table\.csv:1: data\.format\.label asks for 'Disease'; allowed: Symptom_1, disease",
+        match=r"table\.csv:1: data\.format\.label names 'Disease'; allowed: Symptom_1, disease",
     ):
         read(written(tmp_path, "disease,Symptom_1\na,b\n"))
     with pytest.raises(DataError, match="no column begins with 'Symptom'"):

@@ -10,6 +10,7 @@ import pytest
 
 from medray import plugins
 from medray.data import guess
+from medray.data.columns import Hints
 from medray.errors import DataError
 from medray.types import Example
 
@@ -128,7 +129,7 @@ def test_init_finds_columns_and_given_sides_of_a_saved_data_set(tmp_path: Path) 
             pa.Table.from_pylist([row | {"id": f"{side}{row['id']}"} for row in rows]),
             tmp_path / f"{side}.parquet",
         )
-    found = guess.sketch(str(tmp_path), guess.Hints())
+    found = guess.sketch(str(tmp_path), Hints())
     assert found.options.model_dump(exclude_unset=True) == {
         "name": "tables",
         "path": str(tmp_path),

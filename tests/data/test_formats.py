@@ -142,7 +142,7 @@ def test_delimited_reads_the_combined_pipe_file_and_several_labels(tmp_path: Pat
     [
         (
             b"pmid,condition,abstrct\n",
-            r"rows\.csv:1: data\.format\.text\.0 asks for 'abstract'; .*did you mean 'abstrct'",
+            r"rows\.csv:1: data\.format\.text\.0 names 'abstract'; .*did you mean 'abstrct'",
         ),
         (b"pmid,condition,abstract\n1,a\n", r"rows\.csv:2: has 2 values, the header has 3 columns"),
         (b"pmid,condition,abstract\n1,a,ok\n2,b,bad \xff\n", r"rows\.csv:3: not UTF-8 text"),
@@ -205,7 +205,7 @@ def test_jsonl_takes_one_label_or_a_list_and_nested_metadata(tmp_path: Path) -> 
         ('{"text": "a", "label": "x"}\n[1]\n', r"rows\.jsonl:2: must be a JSON object, found list"),
         (
             '{"txt": "a", "label": "x"}\n',
-            r"rows\.jsonl:1: data\.format\.text\.0 asks for 'text'; .*did you mean 'txt'",
+            r"rows\.jsonl:1: data\.format\.text\.0 names 'text'; .*did you mean 'txt'",
         ),
         ('{"text": 3, "label": "x"}\n', r"rows\.jsonl:1: 'text' must be text, found int"),
         (
@@ -300,7 +300,7 @@ def test_check_tells_mistakes_without_reading_everything(tmp_path: Path) -> None
         options("delimited", path, text=("abstrat",), label="cond")
     )
     assert "did you mean 'abstract'" in sentence
-    assert "label asks for 'cond'" in sentence
+    assert "label names 'cond'" in sentence
 
 
 def test_options_on_one_line_become_a_formats_options() -> None:

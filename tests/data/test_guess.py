@@ -13,9 +13,10 @@ import yaml
 from medray import plugins
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
-from medray.data import dataset, guess
+from medray.data import dataset
+from medray.data.columns import Hints, prediction_columns
 from medray.data.first_study import first_study
-from medray.data.guess import Hints, Sketch, sketch
+from medray.data.guess import Sketch, sketch
 from medray.errors import ConfigError, DataError
 from medray.tasks.base import protocol as tasks
 
@@ -118,7 +119,7 @@ def test_title_and_abstract_are_one_text_and_an_id_that_repeats_is_none(tmp_path
         "text": ["Title", "Abstract"],
         "label": "label",
     }
-    with pytest.raises(DataError, match=r"notes\.csv:3: id '0' was used before"):
+    with pytest.raises(DataError, match=r"notes\.csv:3: id '0' is used twice"):
         sketch(str(path), Hints(id="id"))
 
 
@@ -201,7 +202,8 @@ def test_a_folder_per_class_needs_its_positive_label_named_and_yaml_does_not_cha
     found = sketch(str(raw(tmp_path / "Notes of 2020")), Hints())
     assert options(found)["text"] == ["Title", "Abstract"]
     with pytest.raises(
-        ConfigError, match=r"two labels, 'no' \(15 rows\), 'yes' \(15 rows\): say with --positive"
+        ConfigError,
+        match=r"two labels, 'no' \(15 rows\), 'yes' \(15 rows\); choose the one that F1 is about",
     ):
         first_study(found, "x.yaml", None)
     with pytest.raises(ConfigError, match="'maybe' is not a label; allowed: no, yes"):
@@ -373,10 +375,10 @@ UNCLEAR = ["a", "b", "c", "d"]
             ),
         ),
         (Hints(label="c"), "which column is the text is not clear"),
-        (Hints(text=("a", "x")), "--text-column asks for 'x'; allowed: a, b, c, d"),
+        (Hints(text=("a", "x")), "--text-column names 'x'; allowed: a, b, c, d"),
         (
             Hints(text=("a",), label="b"),
-            "30 labels in 30 rows are no classes; --label-column names another column than 'b'",
+            "30 labels in 30 rows are not classes; choose another column than 'b' with",
         ),
     ],
 )
@@ -402,11 +404,11 @@ def test_unclear_columns_are_asked_for_in_one_sentence(
         ("rows.csv", "text,label\n", "has no rows"),
         ("rows.csv", "text,label\na,b,c\n", r"rows\.csv:2: has 3 values"),
         ("rows.jsonl", '{"text": "a"\n', r"rows\.jsonl:1: not valid JSON"),
-        ("rows.json", '{\n "a": {"b": 1}\n}\n', "has none of the layouts that are known"),
+        ("rows.json", '{\n "a": {"b": 1}\n}\n', "no format recognizes the layout"),
         (
             "rows.txt",
             "Prose, with commas, and more.\nThat goes on.\n",
-            "has none of the layouts that are known",
+            "no format recognizes the layout",
         ),
         (
             "rows.csv",
@@ -443,15 +445,11 @@ def test_rows_without_answers_keep_their_id_column_where_a_few_ids_are_missing_o
 ):
     texts = [f"tumour of the lung number {number}" for number in range(20)]
     most = [str(number) for number in range(18)]
-    assert guess.prediction_columns({"PMID": [*most, None, "3"], "Abstract": texts}) == guess.Hints(
+    assert prediction_columns({"PMID": [*most, None, "3"], "Abstract": texts}) == Hints(
         ("Abstract",), None, "PMID"
     )
-    assert guess.prediction_columns(
-        {"id": [*most[:17], "1", "2", ""], "text": texts}
-    ) == guess.Hints(("text",), None, None)
-    assert guess.prediction_columns({"text": texts, "second": texts}) == guess.Hints(
+    assert prediction_columns({"id": [*most[:17], "1", "2", ""], "text": texts}) == Hints(
         ("text",), None, None
     )
-    assert guess.prediction_columns({"first": texts, "second": texts}) == guess.Hints(
-        (), None, None
-    )
+    assert prediction_columns({"text": texts, "second": texts}) == Hints(("text",), None, None)
+    assert prediction_columns({"first": texts, "second": texts}) == Hints((), None, None)

@@ -171,7 +171,7 @@ def test_rows_are_read_once_until_the_file_changes(
     read = reading.read
     monkeypatch.setattr(reading, "read", lambda options: pytest.fail("the rows are in the cache"))
     again = reading.load(config)
-    assert (list(again.examples), list(again.empty)) == (first, ["void"])
+    assert (list(again.examples), list(again.empty_ids)) == (first, ["void"])
     monkeypatch.setattr(reading, "read", read)
     path.write_text(path.read_text().replace("w1", "w999", 1))
     os.utime(path, (time.time() + 5, time.time() + 5))
@@ -183,7 +183,7 @@ def test_an_id_used_twice_is_told_with_both_places_and_nothing_is_kept(tmp_path:
     path = file(tmp_path, 20)
     path.write_text(path.read_text() + '{"id": "r3", "text": "again", "label": "a"}\n')
     with pytest.raises(
-        DataError, match=r"rows\.jsonl:22: id 'r3' was used before, at .*rows\.jsonl:4"
+        DataError, match=r"rows\.jsonl:22: id 'r3' is used twice, first at .*rows\.jsonl:4"
     ):
         load(path, {})
     assert not list((tmp_path / "cache" / "rows").glob("*/*.arrow"))
@@ -202,7 +202,7 @@ def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(
     progress = Meter(len(rows), lambda line: None)
     signed = minhash.sign_table(path, len(rows), 4, progress, cores=2)
     own = minhash.Signatures([minhash.Signer().sign([row.text for row in rows], 4)])
-    assert progress.done == len(rows)
+    assert progress.count == len(rows)
     for band in range(own.num_bands):
         assert np.array_equal(signed.band(band), own.band(band))
     assert np.array_equal(np.array(signed.digest()), np.array(own.digest()))
@@ -215,9 +215,7 @@ def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(
 
 
 def test_a_process_that_ends_early_is_an_error_that_says_where(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match="the process that compares rows from 0 on ended with status 1"
-    ):
+    with pytest.raises(DataError, match="the worker that signs rows from 0 on ended with status 1"):
         minhash.sign_table(tmp_path / "nothing.arrow", 10, 4, Meter(10, lambda line: None), cores=1)
 
 
@@ -242,7 +240,7 @@ def test_planted_near_duplicates_are_found_and_no_others() -> None:
 def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(duplicates, "_MOST_COMPARED", 20)
+    monkeypatch.setattr(duplicates, "_MAX_COMPARISONS", 20)
     draw = random.Random(1)
     form = [f"form{n}" for n in range(60)]
     texts = [
@@ -263,12 +261,12 @@ def test_while_rows_are_read_their_number_is_guessed_from_the_bytes(tmp_path: Pa
         {"format": {"name": "jsonl", "path": str(path), "id": "id"}}
     ).format
     progress = Meter.idle()
-    rows = reading._Checked(config, progress, path.stat().st_size).rows()
+    rows = reading._RowChecker(config, progress, path.stat().st_size).rows()
     for _ in range(1500):
         next(rows)
     assert progress.total == pytest.approx(3000, rel=0.3)
     assert len(list(rows)) == 1500
-    assert progress.done == 3001  # the one without a text too
+    assert progress.count == 3001  # the one without a text too
 
 
 def test_what_a_data_set_is_on_disk_is_told_by_its_files_and_by_nothing_that_looks_like_one(

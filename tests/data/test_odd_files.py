@@ -15,9 +15,10 @@ from medray import cli, types
 from medray.batch import rows, shards, sources
 from medray.config.load import load_study, plugin_options
 from medray.data import corrections, dataset
+from medray.data.columns import Hints
 from medray.data.first_study import first_study
 from medray.data.formats.base import protocol
-from medray.data.guess import Hints, Sketch, sketch
+from medray.data.guess import Sketch, sketch
 from medray.errors import ConfigError, DataError
 from medray.evaluation.metrics import constant_f1
 from medray.text import dialect
@@ -98,13 +99,15 @@ NOTES = {
     ],
     "same_id_twice.csv": [
         (
-            "the column 'ID' gives no ids: 1 rows have the value of another row; rows are numbered "
-            "instead"
+            "the column 'ID' cannot give ids: 1 rows have the value of another row; rows are "
+            "numbered instead"
         )
     ],
     "one_and_one_point_zero.csv": ["the labels '1' and '1.0' differ in spelling alone"],
     "two_spellings.csv": ["the labels 'CANCER' and 'cancer' differ in spelling alone"],
-    "missing_id.csv": ["the column 'ID' gives no ids: 1 rows have none; rows are numbered instead"],
+    "missing_id.csv": [
+        "the column 'ID' cannot give ids: 1 rows have none; rows are numbered instead"
+    ],
 }
 
 
@@ -141,7 +144,7 @@ REFUSED = {
         r"6 of 24 rows have no label; fill them in, or "
         r"leave them out by --drop-unlabelled"
     ),
-    "measurements.csv": r"24 labels in 24 rows are no classes",
+    "measurements.csv": r"24 labels in 24 rows are not classes",
     "empty.csv": r"names no columns; the file is empty",
     "blank.csv": r"names no columns; the first line is blank",
     "header_alone.csv": r"has no rows",
@@ -159,7 +162,7 @@ REFUSED = {
     "raw_without_id": r"odd\.txt:1: the first line must be <ID:",
     "raw_without_abstract": r"odd\.txt:1: has no key 'Abstract'",
     "raw_empty_file": r"odd\.txt:1: the first line must be <ID:",
-    "raw_same_id": r"odd\.txt:1: id 'R1' was used before, at .*1\.txt:1",
+    "raw_same_id": r"odd\.txt:1: id 'R1' is used twice, first at .*1\.txt:1",
     "raw_class_in_folders": (
         r"third: a class folder without a \.txt file; "
         r"its folder of 2020 has some"
@@ -314,7 +317,7 @@ def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> 
     with pytest.raises(DataError, match="8 of 16 rows have no label"):
         sketch(str(path), Hints(label="label"))
     found = sketch(str(path), Hints(label="label", drop_unlabelled=True))
-    assert (found.labels, len(dataset.reading.load(found.options).unlabelled)) == (
+    assert (found.labels, len(dataset.reading.load(found.options).unlabelled_ids)) == (
         {"a": 4, "b": 4},
         8,
     )
@@ -361,12 +364,12 @@ def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -
     )
     found = sketch(str(path), Hints(encoding="cp1250"))
     assert "Zażółć" in next(iter(protocol.read(found.options))).text
-    with pytest.raises(ConfigError, match="--encoding 'utf-99': is not known; allowed: utf-8"):
+    with pytest.raises(ConfigError, match="--encoding: 'utf-99' is not known; allowed: utf-8"):
         sketch(str(path), Hints(encoding="utf-99"))
     with pytest.raises(ConfigError, match="encoding: encoding 'utf-99': is not known"):
         plugin_options("data.formats", "name=delimited,path=x.csv,encoding=utf-99")
     with pytest.raises(
-        ConfigError, match="--encoding does not apply: the layout pubmedqa is UTF-8 alone"
+        ConfigError, match="--encoding does not apply; the layout pubmedqa is always UTF-8"
     ):
         sketch(str(folder / "ori_pqal.json"), Hints(encoding="cp1252"))
     with pytest.raises(

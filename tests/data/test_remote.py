@@ -134,7 +134,7 @@ def test_a_folder_of_a_bucket_is_pulled_once_and_again_when_a_file_is_added(
     with system.open_output_stream(f"{root}/other/3.txt") as file:
         file.write(b"<ID:3>\nTitle: Third\nAbstract: text\n")
     assert len(list(protocol.read(raw))) == 3
-    with pytest.raises(DataError, match="there is no such file or folder, or nothing in it"):
+    with pytest.raises(DataError, match="there is no such file or folder, or the folder is empty"):
         remote.pull(f"{uri}/nothing")
 
 

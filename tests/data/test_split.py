@@ -175,14 +175,12 @@ def test_validation_is_taken_from_train_where_the_data_gives_none() -> None:
 
 def test_too_few_rows_are_refused_with_the_counts() -> None:
     with pytest.raises(
-        DataError, match="fewer than the splits need: train 1, validation 0, test 1"
+        DataError, match=r"too few for the splits \(train 1, validation 0, test 1\)"
     ):
         sides(given("train", "test"), kind="given", validation=0.1)
-    with pytest.raises(
-        DataError, match="label 'a' has too few rows for the splits: none of them is a training row"
-    ):
+    with pytest.raises(DataError, match="split: label 'a' has no training row"):
         sides(given("train", "test", "validation", "test", "test"), kind="given")
-    with pytest.raises(DataError, match="5 folds need as many groups"):
+    with pytest.raises(DataError, match="5 folds need at least as many groups"):
         sides(rows(20), [n % 3 for n in range(20)], kind="kfold")
 
 
@@ -191,8 +189,8 @@ def test_a_label_that_validation_or_test_lacks_is_warned_of(
 ) -> None:
     sides([Example(f"r{n}", "t", ("a",)) for n in range(20)] + [Example("x", "t", ("b",))])
     assert [record.message for record in caplog.records] == [
-        "validation holds no row of 1 label(s): b",
-        "test holds no row of 1 label(s): b",
+        "validation has no row of 1 label(s): b",
+        "test has no row of 1 label(s): b",
     ]
 
 
@@ -253,10 +251,10 @@ def test_a_limit_keeps_a_row_of_every_label_or_says_that_it_cannot() -> None:
             "rarer",
         }
     with pytest.raises(
-        DataError, match=r"data\.limit 2 is too small: a train row of every label takes 3"
+        DataError, match=r"data\.limit: 2 is too small; a train row of every label needs 3"
     ):
         limit_rows(examples, 2, seed=0)
     with pytest.raises(
-        DataError, match=r"data\.evaluation_rows 2 is too small: a test row of every label takes 3"
+        DataError, match=r"data\.evaluation_rows: 2 is too small; a test row of every label needs 3"
     ):
         limit_rows(examples, 2, 0, "data.evaluation_rows", "test")

@@ -54,4 +54,4 @@ def test_text_and_template_exclude_each_other_and_a_missing_column_is_named(tmp_
         "data.formats", f"name=delimited,path={tmp_path}/a.csv,template='{{qestion}}'"
     )
     (sentence,) = plugins.find("data.formats", "delimited").check(asked)
-    assert "asks for 'qestion'; allowed: label, q" in sentence
+    assert "names 'qestion'; allowed: label, q" in sentence

@@ -109,7 +109,6 @@ def _load(options: Options) -> dict[str, Any]:
     for name in options.splits or ():
         if name not in loaded:
             raise DataError(
-                f"{options.path}: data.format.splits asks for {name!r}; "
-                f"{suggest(name, list(loaded))}"
+                f"{options.path}: data.format.splits names {name!r}; {suggest(name, list(loaded))}"
             )
     return {name: loaded[name] for name in options.splits or loaded}

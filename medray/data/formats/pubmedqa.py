@@ -145,7 +145,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
                 f"found {example.labels}"
             )
         if example.id in written:
-            raise DataError(f"{example.where or example.id}: id {example.id!r} was used before")
+            raise DataError(f"{example.where or example.id}: id {example.id!r} is used twice")
         year = {"YEAR": example.metadata["year"]} if "year" in example.metadata else {}
         written[example.id] = {
             "QUESTION": example.text,

@@ -88,7 +88,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
             path = filling / example.labels[0] / f"{example.id}.txt"
             path.parent.mkdir(exist_ok=True)
             if path.exists():
-                raise DataError(f"{where}: id {example.id!r} was used before under the same label")
+                raise DataError(f"{where}: id {example.id!r} is used twice under one label")
             path.write_bytes(
                 encode(path, _render(example, options.text[0], where), options.encoding)
             )

@@ -172,7 +172,7 @@ def _columns(header: list[str], options: Options) -> tuple[int, list[int]]:
     where = f"{options.path}:1"
     if options.label not in names:
         raise DataError(
-            f"{where}: data.format.label asks for {options.label!r}; "
+            f"{where}: data.format.label names {options.label!r}; "
             f"{suggest(options.label, filter(None, names))}"
         )
     places = [

@@ -258,7 +258,7 @@ def first_problem(rows: Iterator[Example], nothing: str) -> list[str]:
 def missing_columns(where: str, wanted: dict[str, str], columns: list[str]) -> list[str]:
     """A sentence for each option that names a column which is not there."""
     return [
-        f"{where}: data.format.{option} asks for {name!r}; {suggest(name, columns)}"
+        f"{where}: data.format.{option} names {name!r}; {suggest(name, columns)}"
         for option, name in wanted.items()
         if name not in columns
     ]
