@@ -95,9 +95,9 @@ MUTATIONS = (
     Mutation(
         "trials are ranked by their last epoch",
         "medray/evaluation/leaderboard.py",
-        "    return max(counted, key=lambda evaluation: sign * evaluation.metrics[metric], "
+        "    return max(numbers, key=lambda evaluation: sign * evaluation.metrics[metric], "
         "default=None)",
-        "    return counted[-1] if counted else None",
+        "    return numbers[-1] if numbers else None",
         "tests/evaluation/test_leaderboard.py",
     ),
     Mutation(

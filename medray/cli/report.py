@@ -39,17 +39,17 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a study that has ended: one page that needs nothing else."""
-    from medray.reports import page
+    from medray.reports import html_report
     from medray.reports.study_data import gather
     from medray.study.run import latest
 
     run = latest(Path(folder))
-    made = page.compose(gather(run))
-    print(page.write(made, output or run.folder / page.REPORT))
+    made = html_report.compose(gather(run))
+    print(html_report.write(made, output or run.folder / html_report.REPORT))
     if plots is not None:
-        for path in page.write_images(made, plots):
+        for path in html_report.write_images(made, plots):
             print(path)
-        if reason := page.no_png():
+        if reason := html_report.no_png():
             log.warning("%s", reason)
     if mlflow is not None:
         print(f"MLflow run {_log(run, mlflow, None)}")
@@ -58,13 +58,13 @@ def report(
 def at_the_end(run: "Run") -> Path | None:
     """The report of a study that has just ended, or was stopped before anything could be ranked:
     None."""
-    from medray.reports import page
+    from medray.reports import html_report
     from medray.reports.study_data import gather
     from medray.study.run import LEADERBOARD
 
     if not (run.folder / LEADERBOARD).exists():
         return None
-    return page.write(page.compose(gather(run)), run.folder / page.REPORT)
+    return html_report.write(html_report.compose(gather(run)), run.folder / html_report.REPORT)
 
 
 def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None:
@@ -81,7 +81,7 @@ def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None
 
 def _log(run: "Run", uri: str, release: "Release | None") -> str:
     from medray.records import SETTINGS
-    from medray.reports import page
+    from medray.reports import html_report
     from medray.reports.mlflow import Published
     from medray.reports.mlflow import log as log_study
     from medray.reports.study_data import gather
@@ -101,7 +101,7 @@ def _log(run: "Run", uri: str, release: "Release | None") -> str:
         )
     files = [
         path
-        for name in (page.REPORT, LEADERBOARD, SETTINGS)
+        for name in (html_report.REPORT, LEADERBOARD, SETTINGS)
         if (path := run.folder / name).exists()
     ]
     mark = f"{run.folder.name}-{storage.hash_file(run.folder / LEADERBOARD)[:12]}"

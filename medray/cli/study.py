@@ -216,16 +216,16 @@ def schema() -> None:
 
 
 def _print(outcome: "Outcome") -> None:
-    from medray.evaluation import tables
+    from medray.evaluation import leaderboard_files
 
     board = outcome.board
     print()
-    for sentence in tables.sentences(board, outcome.analysis):
+    for sentence in leaderboard_files.sentences(board, outcome.analysis):
         print(sentence)
     if (console := Console()).is_terminal:
-        console.print(tables.rich_table(board))
+        console.print(leaderboard_files.rich_table(board))
     else:
-        print(tables.to_markdown(board, outcome.analysis).split("\n\n", 2)[2], end="")
+        print(leaderboard_files.to_markdown(board, outcome.analysis).split("\n\n", 2)[2], end="")
     print(f"leaderboard: {outcome.run.folder / 'leaderboard.md'}")
     print(f"checkpoint: {board.best.checkpoint}")
     if outcome.release:

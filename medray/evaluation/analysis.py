@@ -1,8 +1,7 @@
-"""What a model's answers look like behind their one figure: by class, by slice, by confidence. The
-form of `analysis.json`.
+"""The analysis of a model's predictions by class, by slice and by confidence: `analysis.json`.
 
-Plain data, which the leaderboard's sentences, the model card, `medray review` and reports tell
-from. Row ids, never a text."""
+The leaderboard's sentences, the model card, `medray review` and reports are made from these
+values. They hold row ids and never a text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +14,7 @@ from medray.records import CalibrationRecord
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A metric's value with its 95 % interval."""
 
     value: float
     low: float
@@ -24,8 +23,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One label against all others, as counts and figures; of a multi-label task this is its
-    confusion matrix."""
+    """Counts and metrics of one label against all others. A multi-label task has these instead of
+    a confusion matrix."""
 
     label: str
     true_positives: int
@@ -39,72 +38,68 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows (multi-label: rows and labels) whose confidence is in `low` to `high`; empty bins are
-    left out."""
+    """The rows whose confidence lies between `low` and `high`; empty bins are left out. In a
+    multi-label task, each pair of a row and a label counts."""
 
     low: float
     high: float
     num: int
-    confidence: float  # in the mean
-    share_right: float  # multi-label: share of the labels that are there
+    confidence: float  # the mean of the bin
+    share_right: float  # in a multi-label task: the share of these labels that the rows have
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Whether a confidence is what it says."""
+    """How well confidence matches accuracy."""
 
-    ece: (
-        float  # expected calibration error: distance of confidence and share, in the mean over rows
-    )
+    # Expected calibration error: the mean distance between confidence and accuracy, over rows.
+    ece: float
     log_loss: float
     bins: tuple[Bin, ...]
 
 
 @dataclass(frozen=True)
 class RiskPoint:
-    """If rows below `threshold` were not answered."""
+    """The coverage and precision if the model abstained below `threshold`."""
 
-    threshold: float  # of the confidence after calibration
+    threshold: float  # on the confidence after calibration
     coverage: float  # share of rows answered
     num_answered: int
-    precision: float  # share of the answered rows that are right; risk is 1 less this
+    precision: float  # share of the answered rows that are right; risk is 1 minus precision
 
 
 @dataclass(frozen=True)
 class Abstention:
-    """What the rule that was fitted on validation does to these rows."""
+    """The effect on these rows of the abstention rule that was fitted on validation rows."""
 
-    wanted: float  # precision
-    threshold: float | None  # None: no threshold could promise it, every row is abstained from
+    wanted: float  # the target precision
+    threshold: float | None  # None: no threshold guarantees it, so the model abstains on every row
     num_answered: int
     coverage: float
-    precision: Estimate | None  # of the rows answered (Clopper-Pearson); None where none is
+    precision: Estimate | None  # of the answered rows (Clopper-Pearson); None if there are none
 
 
 @dataclass(frozen=True)
 class SliceFigures:
-    """Rows that share a value of a column. Column "label": that class's F1, over the rows that have
-    it."""
+    """Metrics of the rows that share a value of a column. A slice of the column "label" holds the
+    rows of one class and that class's F1."""
 
     column: str
     value: str
     num_rows: int
-    f1: (
-        Estimate | None
-    )  # None where the slice has too few rows or labels for the figure to mean something
-    share_right: float  # of rows whose whole answer is right
+    f1: Estimate | None  # None: the slice has too few rows or labels for a meaningful F1
+    share_right: float  # share of rows whose labels are all right
 
 
 @dataclass(frozen=True)
 class WorstSlice:
-    """The lowest F1 of all slices that have enough rows. Some slice is always the lowest:
-    `is_below` says whether it is more than that."""
+    """The slice with the lowest F1 among those with enough rows. Some slice is always the lowest;
+    `is_below` reports whether chance explains it."""
 
     slice: SliceFigures
-    num_compared: int  # slices that had enough rows
-    is_below: (
-        bool  # even its interval widened for `num_compared` looks lies below the figure of all rows
-    )
+    num_compared: int  # slices with enough rows
+    # Whether its interval, widened for `num_compared` comparisons, lies below the F1 of all rows.
+    is_below: bool
 
 
 @dataclass(frozen=True)
@@ -117,12 +112,13 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A row whose given label the model doubts more than it does for other rows of that label."""
+    """A row whose label may be wrong: the model doubts it more than for other rows of that
+    label."""
 
     row_id: str
-    given: tuple[str, ...]
+    given: tuple[str, ...]  # the labels in the data
     suggested: tuple[str, ...]
-    doubt: float  # how much more probable the suggestion is than what is given, 0 to 1
+    doubt: float  # probability of the suggestion minus that of the given label, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -131,18 +127,17 @@ class SplitAnalysis:
     num_rows: int
     metric: str  # of `figure` and of the slices
     figure: Estimate
-    confusion: tuple[
-        tuple[int, ...], ...
-    ]  # rows are the truth, columns the prediction; empty for multi-label
+    # Rows are the truth, columns the prediction; empty for a multi-label task.
+    confusion: tuple[tuple[int, ...], ...]
     per_class: tuple[ClassFigures, ...]
     before: Reliability  # of the model's own probabilities
-    # calibrated; on validation rows, which calibration was fitted on, it looks better than it is
+    # After calibration. Calibration is fitted on validation rows, so it is optimistic there.
     after: Reliability
     risk_coverage: tuple[RiskPoint, ...]  # from full coverage down
-    abstention: Abstention | None  # None where no precision was asked for
+    abstention: Abstention | None  # None: no target precision is set
     slices: tuple[SliceFigures, ...]
     worst: WorstSlice | None
-    mistakes: tuple[Mistake, ...]  # every one, the surest first
+    mistakes: tuple[Mistake, ...]  # all mistakes, the most confident first
     suspects: tuple[Suspect, ...]  # the most doubtful first
 
 
@@ -172,52 +167,49 @@ class Analysis:
 
 
 def sentences(model: ModelAnalysis) -> list[str]:
-    """What test rows say of a model, beside its figure."""
+    """Describe a model's test rows: calibration, abstention and the lowest slice."""
     return split_sentences(model.test, model.calibration)
 
 
 def split_sentences(analysis: SplitAnalysis, record: CalibrationRecord) -> list[str]:
     rows = f"{analysis.split} rows"
-    lines = [f"confidence: expected calibration error on {rows} {analysis.before.ece:.3f}"]
+    lines = [f"the expected calibration error on {rows} is {analysis.before.ece:.3f}"]
     if record.temperature != 1:
         lines[0] += (
-            f", and {analysis.after.ece:.3f} after temperature {record.temperature:.2f}, "
+            f", and {analysis.after.ece:.3f} with the temperature {record.temperature:.2f} "
             f"fitted on {record.num_rows} validation rows"
         )
     if analysis.abstention:
-        lines.append(_of_abstention(analysis.abstention, record, rows))
+        lines.append(_abstention_sentence(analysis.abstention, record, rows))
     if analysis.worst and (f1 := analysis.worst.slice.f1):
         worst = analysis.worst
         verdict = (
-            "it lies below all rows, more than chance explains"
+            "this is below the figure of all rows by more than chance explains"
             if worst.is_below
-            else "one of them always is; chance explains this"
+            else "chance explains this"
         )
         lines.append(
-            f"lowest slice of {rows}: {worst.slice.column} {worst.slice.value}, {analysis.metric} "
-            f"{f1.value:.3f}"
-            f" (95 % interval {f1.low:.3f} to {f1.high:.3f}) on {worst.slice.num_rows} rows, of "
-            f"{worst.num_compared} slices compared: {verdict}"
+            f"the lowest of {worst.num_compared} slices of {rows} is {worst.slice.column} "
+            f"{worst.slice.value} ({worst.slice.num_rows} rows): {analysis.metric} {f1.value:.3f} "
+            f"(95 % interval {f1.low:.3f} to {f1.high:.3f}); {verdict}"
         )
     return lines
 
 
-def _of_abstention(abstention: Abstention, record: CalibrationRecord, rows: str) -> str:
-    if abstention.precision is None:
-        why = (
-            f"{record.num_rows} validation rows promise it for no threshold"
+def _abstention_sentence(abstention: Abstention, record: CalibrationRecord, rows: str) -> str:
+    goal = f"abstention for precision {abstention.wanted}"
+    precision = abstention.precision
+    if precision is None:
+        reason = (
+            f"no threshold reaches it with certainty on {record.num_rows} validation rows"
             if abstention.threshold is None
-            else "no row is sure enough"
+            else "no row has enough confidence"
         )
-        return (
-            f"abstention for precision {abstention.wanted}: {why}, so every answer is abstained "
-            "from"
-        )
-    sure = f"(95 % interval {abstention.precision.low:.3f} to {abstention.precision.high:.3f})"
+        return f"{goal}: {reason}, so the model abstains on every row"
     return (
-        f"abstention for precision {abstention.wanted}: {abstention.coverage:.0%} of {rows} are "
-        f"answered (confidence from {abstention.threshold:.3f}),"
-        f" {abstention.precision.value:.3f} {sure} of these rightly"
+        f"{goal}: the model answers {abstention.coverage:.0%} of {rows} (those with a confidence "
+        f"of {abstention.threshold:.3f} or more) with a precision of {precision.value:.3f} "
+        f"(95 % interval {precision.low:.3f} to {precision.high:.3f})"
     )
 
 
@@ -231,6 +223,6 @@ def from_json(text: str | bytes, where: str) -> Analysis:
     except ValidationError as err:
         first = err.errors()[0]
         raise ArtifactError(
-            f"{where}: is no analysis of this medray: {'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}"
+            f"{where}: {'.'.join(map(str, first['loc']))} is not valid in an analysis of this "
+            f"version ({first['msg']}); read it with the medray that wrote it"
         ) from None

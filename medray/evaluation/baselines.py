@@ -1,5 +1,5 @@
-"""What a fine-tuned model has to beat: the most frequent answer, and words counted by TF-IDF under
-a logistic regression."""
+"""Baselines that a fine-tuned model has to beat: the majority answer, and TF-IDF with logistic
+regression."""
 
 import logging
 from collections import Counter
@@ -12,15 +12,16 @@ import numpy as np
 from medray.types import Bools, Floats, Ints
 
 log = logging.getLogger(__name__)
-MOST_ROWS = 50_000  # that the regression is fitted on
+MOST_ROWS = 50_000  # the regression is fitted on at most this many rows
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Fitted on training rows; gives probabilities in the order of the labels."""
+class Baseline:
+    """A simple classifier, fitted on training rows. Its probabilities are in the order of the
+    labels."""
 
     name: str
-    pipeline: Any  # scikit-learn's; None answers the share of each label
+    pipeline: Any  # of scikit-learn; None: predict the share of each label
     shares: Floats
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
@@ -30,20 +31,20 @@ class Reference:
         return probabilities
 
 
-def majority(truth: Bools, *, multi_label: bool) -> Reference:
-    """`truth` has a row for each training text and a column for each label. The share of each
-    label; multi-label: the most frequent set."""
+def majority(truth: Bools, *, multi_label: bool) -> Baseline:
+    """Predict the share of each label, or in a multi-label task the most frequent set of labels.
+    `truth` has one row per training text and one column per label."""
     most, _ = Counter(map(tuple, truth.tolist())).most_common(1)[0]
-    return Reference(
+    return Baseline(
         "majority", None, np.array(most, dtype=np.float64) if multi_label else truth.mean(axis=0)
     )
 
 
 def tfidf(
     texts: Sequence[str], truth: Bools, *, multi_label: bool, seed: int = 0
-) -> Reference | None:
-    """Words and pairs of words; the settings are usual ones and are not searched. None where the
-    texts hold no word to count."""
+) -> Baseline | None:
+    """Fit a logistic regression on TF-IDF of words and pairs of words, with usual settings that
+    are not searched. Return None if the texts contain no word."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
@@ -60,9 +61,9 @@ def tfidf(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(rows) > 500 else 1),
         classifier,
     )
-    chosen = truth[rows]
-    present = np.flatnonzero(chosen.any(axis=0)) if not multi_label else np.arange(truth.shape[1])
-    targets = chosen.astype(int) if multi_label else chosen[:, present].argmax(axis=1)
+    sample = truth[rows]
+    present = np.flatnonzero(sample.any(axis=0)) if not multi_label else np.arange(truth.shape[1])
+    targets = sample.astype(int) if multi_label else sample[:, present].argmax(axis=1)
     try:
         pipeline.fit([texts[int(row)] for row in rows], targets)
     except ValueError as err:
@@ -70,12 +71,12 @@ def tfidf(
             raise
         log.warning("%s is left out: %s", name, err)
         return None
-    return Reference(name, _Columns(pipeline, present, truth.shape[1]), chosen.mean(axis=0))
+    return Baseline(name, _AllLabels(pipeline, present, truth.shape[1]), sample.mean(axis=0))
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """Probabilities of labels that the fitted rows had, in the places of all labels."""
+class _AllLabels:
+    """Places the probabilities of the labels in the fitted rows among those of all labels."""
 
     pipeline: Any
     present: Ints
@@ -84,7 +85,6 @@ class _Columns:
     def predict_proba(self, texts: Sequence[str]) -> Floats:
         probabilities = np.zeros((len(texts), self.num_labels))
         present = self.pipeline.predict_proba(texts)
-        probabilities[:, self.present] = present[
-            :, -len(self.present) :
-        ]  # of one label scikit-learn gives both no and yes
+        # For a single label, scikit-learn returns two columns: no and yes.
+        probabilities[:, self.present] = present[:, -len(self.present) :]
         return probabilities

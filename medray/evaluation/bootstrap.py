@@ -1,8 +1,8 @@
-"""How sure a figure is: bootstrap intervals over rows, and paired comparisons of two predictions of
-the same rows.
+"""The uncertainty of a metric: bootstrap intervals over rows, and paired comparisons of two models
+on the same rows.
 
-Rows are drawn with weights, so that a thousand resamples are a few matrix products instead of a
-thousand scorings."""
+A resample is a vector of weights, one per row, so that a thousand resamples take a few matrix
+products instead of a thousand scorings."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,34 +16,34 @@ from medray.evaluation.metrics import Counts
 from medray.types import Floats
 
 Units = npt.NDArray[np.int64]
-_CHUNK = 250  # resamples at once: 250 x 100,000 rows are 200 MB
+_CHUNK = 250  # resamples per matrix product: 250 x 100,000 rows take 200 MB
 METRICS = ("accuracy", "accuracy_subset", "f1_macro", "f1_micro", "f1_weighted", "f1_binary")
 
 
 class Results(Protocol):
-    """A model's results to rows whose truth is known, which give figures of any resample of these
-    rows."""
+    """A model's results on rows whose truth is known. They give the metrics of any resample of
+    these rows."""
 
     @property
     def num_lines(self) -> int: ...
 
     @property
     def units(self) -> Units | None:
-        """Lines of one number are one row, with results of several models: they are drawn
-        together."""
+        """Map each line to its row. Lines of the same row hold the results of several models and
+        are resampled together."""
         ...
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The figures that `values` knows."""
+        """List the metrics that `values` can compute."""
         ...
 
     def values(self, metric: str, weights: Floats) -> Floats:
-        """The metric for each row of weights: how often each line counts."""
+        """Return the metric for each row of `weights`, which says how often each line counts."""
         ...
 
     def support(self, metric: str) -> int:
-        """How many rows the metric is about."""
+        """Return the number of rows that the metric describes."""
         ...
 
     def in_units(self, units: Units | None) -> Self: ...
@@ -57,11 +57,11 @@ def num_rows(results: Results) -> int:
 
 @dataclass(frozen=True)
 class LabelResults:
-    """Truth and prediction of the same rows, a column a label, 0 or 1."""
+    """Truth and predictions of the same rows, with one column per label."""
 
     truth: npt.NDArray[np.bool_]
     predictions: npt.NDArray[np.bool_]
-    positive: int | None = None  # column of the positive label
+    positive: int | None = None  # the column of the positive label
     units: Units | None = None
     metrics: ClassVar[tuple[str, ...]] = METRICS
 
@@ -72,7 +72,7 @@ class LabelResults:
     def values(self, metric: str, weights: Floats) -> Floats:
         if metric not in METRICS:
             raise ConfigError(
-                f"intervals are known for other figures than {metric!r}; {suggest(metric, METRICS)}"
+                f"metric {metric!r} has no bootstrap interval; {suggest(metric, METRICS)}"
             )
         if metric in ("accuracy", "accuracy_subset"):
             correct = (self.truth == self.predictions).all(axis=1)
@@ -98,20 +98,19 @@ class LabelResults:
         return isinstance(other, LabelResults) and np.array_equal(self.truth, other.truth)
 
 
-Sums = Mapping[str, Floats]  # of each count, over the rows of each resample
+Sums = Mapping[str, Floats]  # the sum of each count over the rows of each resample
 
 
 @dataclass(frozen=True)
 class Tallies:
-    """What each row adds to some counts, and figures that follow from weighted sums of these."""
+    """The counts of each row, and the metrics that follow from weighted sums of these counts."""
 
     ids: tuple[str, ...]
-    counts: Mapping[str, Floats]  # of each row
+    counts: Mapping[str, Floats]  # one value per row
     figures: Mapping[str, Callable[[Sums], Floats]]
     units: Units | None = None
-    supports: Mapping[str, int] = field(
-        default_factory=dict
-    )  # of figures that are about a part of the rows
+    # The number of rows of each metric that describes only a part of the rows.
+    supports: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_lines(self) -> int:
@@ -124,17 +123,16 @@ class Tallies:
     def values(self, metric: str, weights: Floats) -> Floats:
         if metric not in self.figures:
             raise ConfigError(
-                f"intervals are known for other figures than {metric!r}; "
-                f"{suggest(metric, self.figures)}"
+                f"metric {metric!r} has no bootstrap interval; {suggest(metric, self.figures)}"
             )
         return self.figures[metric](
             {name: weights @ counts for name, counts in self.counts.items()}
         )
 
     def whole(self) -> dict[str, float]:
-        """Every figure of the rows as they are."""
-        once = np.ones((1, self.num_lines))
-        return {name: float(self.values(name, once)[0]) for name in self.figures}
+        """Return every metric of the rows, each counted once."""
+        weights = np.ones((1, self.num_lines))
+        return {name: float(self.values(name, weights)[0]) for name in self.figures}
 
     def support(self, metric: str) -> int:
         return self.supports.get(metric, num_rows(self))
@@ -155,48 +153,46 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """First minus second on the same rows."""
+    """The metric of the first model minus that of the second, on the same rows."""
 
     difference: float
     low: float
     high: float
-    p_value: float  # two-sided, of the bootstrap
-    below: float | None = (
-        # share of the resamples with a difference below 0; None in a leaderboard of an earlier
-        # medray
-        None
-    )
+    p_value: float  # two-sided, by the bootstrap
+    # The share of resamples with a difference below 0; older leaderboards do not have it.
+    below: float | None = None
 
     @property
     def is_tie(self) -> bool:
-        """The data cannot separate the two."""
+        """Return whether the rows cannot separate the two models: the interval contains 0."""
         return self.low <= 0 <= self.high
 
 
 def interval(
     results: Results, metric: str, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    drawn = resampled([results], metric, num_resamples, seed)[0]
-    return bounds(drawn, level, results.support(metric))
+    values = resample([results], metric, num_resamples, seed)[0]
+    return bounds(values, level, results.support(metric))
 
 
 def class_intervals(
     results: LabelResults, *, level: float = 0.95, num_resamples: int = 1000, seed: int = 0
 ) -> list[Interval]:
-    """Of the F1 of each label, over the same resamples."""
+    """Return an interval of each label's F1, over the same resamples."""
     resamples = _weights(results, num_resamples, seed)
-    drawn = np.concatenate(
+    values = np.concatenate(
         [Counts.of(results.truth, results.predictions, weights).f1 for weights in resamples]
     )
     support = results.truth.sum(axis=0)
     return [
-        bounds(drawn[:, column], level, int(support[column]))
+        bounds(values[:, column], level, int(support[column]))
         for column in range(results.truth.shape[1])
     ]
 
 
 def share_interval(num_right: int, num: int, *, level: float = 0.95) -> Interval:
-    """Of a share of `num` rows (Clopper-Pearson): it holds for any number of them."""
+    """Return the exact interval (Clopper-Pearson) of a share of `num` rows, valid for any
+    number."""
     tail = (1 - level) / 2
     return Interval(
         share_bound(num_right, num, level=1 - tail),
@@ -206,7 +202,7 @@ def share_interval(num_right: int, num: int, *, level: float = 0.95) -> Interval
 
 
 def share_bound(num_right: int, num: int, *, level: float) -> float:
-    """What the share of all rows is at least, as surely as `level` says."""
+    """Return a lower bound of the true share that holds with probability `level`."""
     from scipy.stats import beta
 
     return 0.0 if num_right == 0 else float(beta.ppf(1 - level, num_right, num - num_right + 1))
@@ -215,9 +211,9 @@ def share_bound(num_right: int, num: int, *, level: float) -> float:
 def compare(
     first: Results, second: Results, metric: str, *, num_resamples: int = 2000, seed: int = 0
 ) -> Comparison:
-    """Both are scored on the same resamples: what is hard for both cancels out."""
+    """Compare two models on the same resamples, so that rows that are hard for both cancel out."""
     check_same_rows([first, second])
-    one, two = resampled([first, second], metric, num_resamples, seed)
+    one, two = resample([first, second], metric, num_resamples, seed)
     return comparison(value(first, metric) - value(second, metric), one - two)
 
 
@@ -225,8 +221,8 @@ def value(results: Results, metric: str) -> float:
     return float(results.values(metric, np.ones((1, results.num_lines)))[0])
 
 
-def check_same_rows(predictions: Sequence[Results]) -> None:
-    if any(not predictions[0].same_rows(results) for results in predictions[1:]):
+def check_same_rows(models: Sequence[Results]) -> None:
+    if any(not models[0].same_rows(results) for results in models[1:]):
         raise ConfigError("a paired comparison needs two predictions of the same rows")
 
 
@@ -241,33 +237,31 @@ def comparison(difference: float, resampled_differences: Floats) -> Comparison:
     )
 
 
-def resampled(
-    predictions: Sequence[Results], metric: str, num_resamples: int, seed: int
-) -> list[Floats]:
-    """The metric of each prediction on the same resamples of the rows."""
-    figures: list[list[Floats]] = [[] for _ in predictions]
-    for weights in _weights(predictions[0], num_resamples, seed):
-        for results, drawn in zip(predictions, figures, strict=True):
-            drawn.append(results.values(metric, weights))
-    return [np.concatenate(drawn) for drawn in figures]
+def resample(models: Sequence[Results], metric: str, num_resamples: int, seed: int) -> list[Floats]:
+    """Return the metric of each model on the same resamples of the rows."""
+    chunks: list[list[Floats]] = [[] for _ in models]
+    for weights in _weights(models[0], num_resamples, seed):
+        for results, values in zip(models, chunks, strict=True):
+            values.append(results.values(metric, weights))
+    return [np.concatenate(values) for values in chunks]
 
 
 def _weights(results: Results, num_resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each line counts; those of one row count alike."""
+    """Yield how often each line counts in each resample; lines of the same row count alike."""
     rng = np.random.default_rng(seed)
     num, units = num_rows(results), results.units
     for start in range(0, num_resamples, _CHUNK):
-        drawn = rng.multinomial(
+        weights = rng.multinomial(
             num, np.full(num, 1 / num), size=min(_CHUNK, num_resamples - start)
         ).astype(np.float64)
-        yield drawn if units is None else drawn[:, units]
+        yield weights if units is None else weights[:, units]
 
 
-def bounds(drawn: Floats, level: float, num_rows: int) -> Interval:
-    """Quantiles of the resamples. Where no resample differs, nothing or everything was right, and
-    that few rows can be by chance."""
+def bounds(values: Floats, level: float, num_rows: int) -> Interval:
+    """Return the quantiles of the resamples. If all resamples are 0 or all are 1, the interval is
+    widened to what so few rows can be by chance."""
     tail = (1 - level) / 2
-    low, high = (float(bound) for bound in np.quantile(drawn, [tail, 1 - tail]))
+    low, high = (float(bound) for bound in np.quantile(values, [tail, 1 - tail]))
     by_chance = tail ** (1 / num_rows) if num_rows else 0.0
     if low == high == 1.0:
         return Interval(by_chance, 1.0, level)

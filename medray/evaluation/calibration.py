@@ -1,9 +1,7 @@
-"""Confidences that mean what they say, a threshold below which no answer is given, and thresholds
-per label that decide for macro F1.
+"""Calibration: a temperature for the confidences, and a threshold below which a model abstains.
 
-All are fitted on validation rows and obeyed everywhere.
-
-Pure numpy: probabilities and truth in, whatever the task. One label a row, or any number of labels.
+Both are fitted on validation rows and applied everywhere. Pure numpy: each function takes
+probabilities and truth of any task, with one label per row or any number of labels.
 """
 
 from collections.abc import Sequence
@@ -13,19 +11,21 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from medray.evaluation.bootstrap import LabelResults, compare, share_bound
-from medray.evaluation.metrics import Counts, log_loss
+from medray.evaluation.bootstrap import share_bound
+from medray.evaluation.metrics import log_loss
 from medray.records import AbstentionRecord, CalibrationRecord
-from medray.types import Bools, Floats, Head, Ints, Prediction
+from medray.types import Bools, Floats, Head, Prediction
 
 _TINY = float(np.finfo(np.float64).tiny)
-_FLAT, _STEEP = 20.0, 0.05  # the widest temperatures that are looked at
-_LEAST_GAIN = 3.0  # of the rows' log-likelihood: twenty times as likely as without
-_STEPS = 50  # coverages that a threshold is chosen from
+_FLAT, _STEEP = 20.0, 0.05  # the range of temperatures
+# A temperature must gain this much log-likelihood: it makes the rows twenty times as likely.
+_LEAST_GAIN = 3.0
+PRIOR_ROWS = 50  # docs/lab-notes.md has the measurements behind this number
+_STEPS = 50  # the number of coverages to choose the threshold from
 
 
-class Labeled(Protocol):
-    """What calibration needs of a task."""
+class LabelTask(Protocol):
+    """The members of a task that calibration uses."""
 
     @property
     def labels(self) -> tuple[str, ...]: ...
@@ -34,13 +34,13 @@ class Labeled(Protocol):
 
 
 def calibrate(
-    task: Labeled, record: CalibrationRecord, predictions: Sequence[Prediction]
+    task: LabelTask, record: CalibrationRecord, predictions: Sequence[Prediction]
 ) -> list[Prediction]:
-    """The predictions with calibrated probabilities, their confidence, and whether they are
-    abstained from. Texts as they are.
+    """Return the predictions with calibrated probabilities, confidences and abstentions.
+    Predictions without labels, such as texts, do not change.
 
-    Labels are decided before, by the task and the model's own probabilities; calibration moves
-    confidences and no label."""
+    The task decides the labels from the model's own probabilities. Calibration changes
+    confidences, never labels."""
     if not predictions or not task.labels:
         return list(predictions)
     predicted_labels = np.array(
@@ -61,7 +61,7 @@ def calibrate(
     ]
 
 
-def is_multi_label(task: Labeled) -> bool:
+def is_multi_label(task: LabelTask) -> bool:
     head = task.head()
     return head is not None and head.multi_label
 
@@ -72,7 +72,7 @@ def matrix(predictions: Sequence[Prediction]) -> Floats:
 
 @dataclass(frozen=True)
 class CalibratedPredictions:
-    """One answer per row."""
+    """Calibrated values, one per row."""
 
     probabilities: Floats
     confidence: Floats
@@ -82,27 +82,27 @@ class CalibratedPredictions:
 def apply(
     record: CalibrationRecord, probabilities: Floats, predictions: Bools, *, multi_label: bool
 ) -> CalibratedPredictions:
-    """What a release answers: which labels is decided before, by the model's own probabilities."""
-    scaled = rescale(probabilities, record.temperature, multi_label=multi_label)
-    sure = confidence(scaled, predictions, multi_label=multi_label)
+    """Apply a release's calibration to predictions whose labels are decided already."""
+    rescaled_probabilities = rescale(probabilities, record.temperature, multi_label=multi_label)
+    confidences = confidence(rescaled_probabilities, predictions, multi_label=multi_label)
     rule = record.abstention
     if rule is None:
-        return CalibratedPredictions(scaled, sure, np.zeros(len(sure), dtype=np.bool_))
-    return CalibratedPredictions(
-        scaled,
-        sure,
-        np.ones(len(sure), dtype=np.bool_) if rule.threshold is None else sure < rule.threshold,
-    )
+        abstained = np.zeros(len(confidences), dtype=np.bool_)
+    elif rule.threshold is None:
+        abstained = np.ones(len(confidences), dtype=np.bool_)
+    else:
+        abstained = confidences < rule.threshold
+    return CalibratedPredictions(rescaled_probabilities, confidences, abstained)
 
 
 def confidence(probabilities: Floats, predictions: Bools, *, multi_label: bool) -> Floats:
-    """The probability of the label; multi-label: of the least certain of the row's yes and no
-    answers."""
+    """Return the probability of each row's label. For a multi-label task, return that of the
+    row's least certain decision on a label."""
     if multi_label:
         least: Floats = np.where(predictions, probabilities, 1 - probabilities).min(axis=1)
         return least
-    chosen: Floats = np.where(predictions, probabilities, 0.0).sum(axis=1)
-    return chosen
+    confidences: Floats = np.where(predictions, probabilities, 0.0).sum(axis=1)
+    return confidences
 
 
 def rescale(probabilities: Floats, temperature: float, *, multi_label: bool) -> Floats:
@@ -127,20 +127,20 @@ def fit(
     precision: float | None,
     level: float,
 ) -> CalibrationRecord:
-    """`precision` is what answers shall have, or None; `level` how sure the threshold is to keep to
-    it."""
+    """Fit a temperature and, if a target precision is set, an abstention threshold. The threshold
+    reaches the precision with probability `level`."""
     temperature = fit_temperature(probabilities, truth, multi_label=multi_label) if scale else 1.0
     record = CalibrationRecord(temperature=temperature, num_rows=len(truth))
     if precision is None:
         return record
-    sure = apply(record, probabilities, predictions, multi_label=multi_label).confidence
-    rule = fit_abstention(sure, (truth == predictions).all(axis=1), precision, level)
+    confidences = apply(record, probabilities, predictions, multi_label=multi_label).confidence
+    rule = fit_abstention(confidences, (truth == predictions).all(axis=1), precision, level)
     return record.model_copy(update={"abstention": rule})
 
 
 def fit_temperature(probabilities: Floats, truth: Bools, *, multi_label: bool) -> float:
-    """The temperature that makes these rows most likely; 1 where that says little more than chance
-    explains."""
+    """Return the temperature that makes these rows most likely, or 1 if chance explains the
+    gain."""
     from scipy.optimize import minimize_scalar
 
     yes, no = _log(probabilities), _log(1 - probabilities)
@@ -148,22 +148,22 @@ def fit_temperature(probabilities: Floats, truth: Bools, *, multi_label: bool) -
         probabilities
         if multi_label
         else np.exp(yes - np.logaddexp.reduce(yes, axis=1, keepdims=True))
-    )  # sums of 1
-    wanted = mix(truth, own)
+    )  # normalized to sums of 1
+    targets = mix(truth, own)
 
     def loss(log_inverse: float) -> float:
-        # Linear in the inverse but for a log-sum-exp: convex, one minimum.
+        # The loss is a linear term plus a log-sum-exp of the inverse: convex, with one minimum.
         inverse = np.exp(log_inverse)
         if multi_label:
             return float(
                 (
                     np.logaddexp(yes * inverse, no * inverse)
-                    - inverse * (wanted * yes + (1 - wanted) * no)
+                    - inverse * (targets * yes + (1 - targets) * no)
                 ).mean()
             )
         return float(
             (
-                np.logaddexp.reduce(yes * inverse, axis=1) - inverse * (wanted * yes).sum(axis=1)
+                np.logaddexp.reduce(yes * inverse, axis=1) - inverse * (targets * yes).sum(axis=1)
             ).mean()
         )
 
@@ -178,47 +178,50 @@ def fit_temperature(probabilities: Floats, truth: Bools, *, multi_label: bool) -
     return temperature if len(truth) * (before - after) > _LEAST_GAIN else 1.0
 
 
-def fit_abstention(sure: Floats, right: Bools, precision: float, level: float) -> AbstentionRecord:
-    """The lowest threshold above which a share of at least `precision` is right, as surely as
-    `level` says.
+def fit_abstention(
+    confidences: Floats, right: Bools, precision: float, level: float
+) -> AbstentionRecord:
+    """Return the lowest threshold above which the share of right answers is at least `precision`
+    with probability `level`.
 
-    Thresholds are tested from sure to unsure, each by an exact bound, until one fails: so the error
-    of many tests is that of one. Testing begins where the confidences alone, which know no label,
-    expect a test to pass most likely."""
+    Thresholds are tested from the highest down, each by an exact bound, until one fails. The error
+    of this fixed sequence of tests is that of one test. The first threshold is the one that is most
+    likely to pass by the confidences alone, without the labels."""
     from scipy.stats import poisson
 
-    order = np.argsort(-sure, kind="stable")
-    ranked, hits, feared = sure[order], np.cumsum(right[order]), np.cumsum(1 - sure[order])
-    ends = np.append(
-        np.flatnonzero(np.diff(ranked)), len(ranked) - 1
-    )  # last row of each run of equal confidences
-    steps = np.unique(np.searchsorted(ends + 1, len(ranked) * np.arange(1, _STEPS + 1) / _STEPS))
+    order = np.argsort(-confidences, kind="stable")
+    descending, hits = confidences[order], np.cumsum(right[order])
+    expected_errors = np.cumsum(1 - descending)
+    # The last row of each run of equal confidences.
+    ends = np.append(np.flatnonzero(np.diff(descending)), len(descending) - 1)
+    steps = np.unique(
+        np.searchsorted(ends + 1, len(descending) * np.arange(1, _STEPS + 1) / _STEPS)
+    )
     counts = ends[steps[steps < len(ends)]] + 1
-    allowed = _allowed_errors(counts.tolist(), precision, level)
-    likely = poisson.cdf(
-        allowed, feared[counts - 1]
-    )  # 0 where not even no error is allowed, which is -1
-    kept = 0
+    most_errors = _most_errors(counts.tolist(), precision, level)
+    # -1, which means that even no error proves nothing, has the probability 0.
+    likely = poisson.cdf(most_errors, expected_errors[counts - 1])
+    num_answered = 0
     for place in range(int(np.argmax(likely)), len(counts)):
-        if counts[place] - hits[counts[place] - 1] > allowed[place]:
+        if counts[place] - hits[counts[place] - 1] > most_errors[place]:
             break
-        kept = int(counts[place])
-    if not kept:
+        num_answered = int(counts[place])
+    if not num_answered:
         return AbstentionRecord(precision=precision, level=level, threshold=None, coverage=0.0)
-    # Half way to the next row: a threshold on a confidence itself would flip that row at the last
-    # bit of another device.
-    below = ranked[kept] if kept < len(ranked) else 0.0
+    # The threshold lies half way to the next row. On a row's confidence itself, the last bit of
+    # another device would change that row's answer.
+    below = descending[num_answered] if num_answered < len(descending) else 0.0
     return AbstentionRecord(
         precision=precision,
         level=level,
-        threshold=float((ranked[kept - 1] + below) / 2),
-        coverage=kept / len(ranked),
+        threshold=float((descending[num_answered - 1] + below) / 2),
+        coverage=num_answered / len(descending),
     )
 
 
-def _allowed_errors(counts: Sequence[int], precision: float, level: float) -> list[int]:
-    """Of so many answers, how many may be wrong; -1 where even none proves nothing. More answers
-    allow no fewer."""
+def _most_errors(counts: Sequence[int], precision: float, level: float) -> list[int]:
+    """Return how many errors each number of answers allows, or -1 if even no error is not proof
+    enough. More answers never allow fewer errors."""
     most, errors = [], -1
     for count in counts:
         while (
@@ -234,104 +237,11 @@ def _log(probabilities: Floats) -> Floats:
     return result
 
 
-PRIOR_ROWS = 50  # docs/lab-notes.md: what they gain and lose
-
-
 def mix(truth: npt.ArrayLike, probabilities: Floats) -> Floats:
-    """Truth as if `PRIOR_ROWS` more rows had been seen, whose labels are as the model's
-    probabilities have them."""
+    """Return the truth mixed with the model's probabilities, which have the weight of
+    `PRIOR_ROWS` rows."""
     num_rows = len(probabilities)
-    mixed: Floats = (
+    mixture: Floats = (
         num_rows * np.asarray(truth, dtype=np.float64) + PRIOR_ROWS * probabilities
     ) / (num_rows + PRIOR_ROWS)
-    return mixed
-
-
-_FOLDS = 5
-_SWEEPS = 3
-_CANDIDATES = 40
-_SMALLEST = 1e-12
-
-
-def decide(probabilities: Floats, thresholds: Floats) -> Ints:
-    """The place of each row's class; thresholds add up to 1, and equal ones mean the most probable
-    class."""
-    chosen: Ints = (probabilities / thresholds).argmax(axis=1)
-    return chosen
-
-
-def fit_thresholds(truth: Ints, probabilities: Floats) -> tuple[float, ...] | None:
-    """None where the rows cannot tell that those left out of a fit gain by it: then it is the most
-    probable class."""
-    num_labels = probabilities.shape[1]
-    own = probabilities.argmax(axis=1)
-    crossed = own.copy()
-    order = np.lexsort((np.arange(len(truth)), truth))
-    folds = np.empty(len(truth), dtype=np.int64)
-    folds[order] = np.arange(len(truth)) % _FOLDS  # each class dealt evenly
-    for fold in range(_FOLDS):
-        left_out = folds == fold
-        if left_out.any() and not left_out.all():
-            crossed[left_out] = decide(
-                probabilities[left_out],
-                search_thresholds(truth[~left_out], probabilities[~left_out]),
-            )
-    one_hot = np.eye(num_labels, dtype=np.bool_)
-    gain = compare(
-        LabelResults(one_hot[truth], one_hot[crossed]),
-        LabelResults(one_hot[truth], one_hot[own]),
-        "f1_macro",
-        num_resamples=500,
-    )
-    if gain.low <= 0:
-        return None
-    return tuple(search_thresholds(truth, probabilities).tolist())
-
-
-def search_thresholds(truth: Ints, probabilities: Floats) -> Floats:
-    """One class after another, each to the best of its candidates, a few times round."""
-    num_labels = probabilities.shape[1]
-    scores, wanted = (
-        np.log(np.maximum(probabilities, _SMALLEST)),
-        mix(np.eye(num_labels)[truth], probabilities),
-    )
-    limits = np.zeros(num_labels)
-    best = _f1_macro(wanted, scores.argmax(axis=1))
-    for _ in range(_SWEEPS):
-        before = best
-        for label in range(num_labels):
-            shifted = scores - limits
-            shifted[:, label] = -np.inf
-            margin = scores[:, label] - shifted.max(
-                axis=1
-            )  # the row is given this class where its limit is at most this
-            other = shifted.argmax(axis=1)
-            for limit in _candidates(margin, limits[label]):
-                value = _f1_macro(wanted, np.where(margin >= limit, label, other))
-                if value > best + 1e-9:
-                    best, limits[label] = value, limit
-        if best == before:
-            break
-    thresholds: Floats = np.exp(limits - np.logaddexp.reduce(limits))
-    return thresholds
-
-
-def _candidates(margin: Floats, now: float) -> Floats:
-    """Half way between neighbouring rows, the nearest to what it is first: of equally good ones the
-    least change is taken."""
-    ends = np.unique(margin)
-    if len(ends) > _CANDIDATES:
-        ends = np.quantile(ends, np.linspace(0, 1, _CANDIDATES)).astype(np.float64)
-    middles = (ends[1:] + ends[:-1]) / 2
-    ordered: Floats = middles[np.argsort(np.abs(middles - now), kind="stable")]
-    return ordered
-
-
-def _f1_macro(wanted: Floats, predictions: Ints) -> float:
-    """`wanted` says how likely each class of a row is."""
-    num_labels = wanted.shape[1]
-    hits = np.bincount(
-        predictions, weights=wanted[np.arange(len(predictions)), predictions], minlength=num_labels
-    )
-    counts = Counts(hits, wanted.sum(axis=0), np.bincount(predictions, minlength=num_labels))
-    return float(counts.average("f1_macro"))
+    return mixture

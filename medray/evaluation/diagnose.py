@@ -1,5 +1,5 @@
-"""From a model's results on the rows of a split to their analysis. Pure: probabilities and truth
-in, whatever the task."""
+"""Analyzes a model's results on the rows of a split: reliability, slices, mistakes, suspects. Pure:
+it takes probabilities and truth of any task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,38 +34,38 @@ from medray.records import CalibrationRecord
 from medray.types import Bools, Floats
 
 NUM_BINS = 15
-ENOUGH_ROWS = 20  # for a slice to be compared with others
-_MOST_POINTS = 50  # of the risk-coverage curve
+ENOUGH_ROWS = 20  # a slice with fewer rows is not compared with others
+_MOST_POINTS = 50  # points of the risk-coverage curve
 _NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class SplitPredictions:
-    """A model's predictions for rows whose labels are known, by its own probabilities."""
+class SplitResults:
+    """A model's results on the rows of a split, with its own, uncalibrated probabilities."""
 
     ids: Sequence[str]
     results: LabelResults
     probabilities: Floats
-    columns: Mapping[str, Sequence[str]]  # the slice of each row, by column
+    columns: Mapping[str, Sequence[str]]  # each row's slice, by column
 
 
 def examine(
     split: Literal["train", "validation", "test", "all"],
-    scored: SplitPredictions,
+    data: SplitResults,
     record: CalibrationRecord,
     *,
     labels: Sequence[str],
     multi_label: bool,
     metric: str,
 ) -> SplitAnalysis:
-    results = scored.results
+    results = data.results
     calibrated = calibration.apply(
-        record, scored.probabilities, results.predictions, multi_label=multi_label
+        record, data.probabilities, results.predictions, multi_label=multi_label
     )
     right = (results.truth == results.predictions).all(axis=1)
     f1 = metric if metric in METRICS and metric.startswith("f1_") else "f1_macro"
     classes = tuple(_classes(results, labels))
-    slices = tuple(_slices(scored, right, f1, classes))
+    slices = tuple(_slices(data, right, f1, classes))
     figure = _estimate(results, f1)
     return SplitAnalysis(
         split=split,
@@ -76,15 +76,15 @@ def examine(
         if multi_label
         else tuple(map(tuple, metrics.confusion(results.truth, results.predictions))),
         per_class=classes,
-        before=reliability(scored.probabilities, results, multi_label=multi_label),
+        before=reliability(data.probabilities, results, multi_label=multi_label),
         after=reliability(calibrated.probabilities, results, multi_label=multi_label),
         risk_coverage=tuple(risk_coverage(calibrated.confidence, right)),
         abstention=_abstention(record, ~calibrated.abstained, right),
         slices=slices,
-        worst=_worst(slices, scored, f1, figure, labels),
-        mistakes=mistakes(scored.ids, results, calibrated.confidence, labels),
+        worst=_worst(slices, data, f1, figure, labels),
+        mistakes=mistakes(data.ids, results, calibrated.confidence, labels),
         suspects=suspects(
-            scored.ids, results.truth, calibrated.probabilities, labels, multi_label=multi_label
+            data.ids, results.truth, calibrated.probabilities, labels, multi_label=multi_label
         ),
     )
 
@@ -115,14 +115,13 @@ def reliability(probabilities: Floats, results: LabelResults, *, multi_label: bo
 
 def risk_coverage(confidence: Floats, right: Bools) -> Iterator[RiskPoint]:
     order = np.argsort(-confidence, kind="stable")
-    ranked, hits = confidence[order], np.cumsum(right[order])
-    ends = np.append(
-        np.flatnonzero(np.diff(ranked)), len(ranked) - 1
-    )  # equal confidences are answered together
-    chosen = np.unique(np.linspace(0, len(ends) - 1, _MOST_POINTS).round().astype(np.int64))
-    for end in ends[chosen][::-1]:
+    descending, hits = confidence[order], np.cumsum(right[order])
+    # No threshold separates equal confidences.
+    ends = np.append(np.flatnonzero(np.diff(descending)), len(descending) - 1)
+    places = np.unique(np.linspace(0, len(ends) - 1, _MOST_POINTS).round().astype(np.int64))
+    for end in ends[places][::-1]:
         num = int(end) + 1
-        yield RiskPoint(float(ranked[end]), num / len(ranked), num, float(hits[end] / num))
+        yield RiskPoint(float(descending[end]), num / len(order), num, float(hits[end] / num))
 
 
 def _abstention(record: CalibrationRecord, is_answered: Bools, right: Bools) -> Abstention | None:
@@ -154,17 +153,17 @@ def _classes(results: LabelResults, labels: Sequence[str]) -> Iterator[ClassFigu
 
 
 def _slices(
-    scored: SplitPredictions, right: Bools, metric: str, classes: Sequence[ClassFigures]
+    data: SplitResults, right: Bools, metric: str, classes: Sequence[ClassFigures]
 ) -> Iterator[SliceFigures]:
-    for column, names in scored.columns.items():
+    for column, names in data.columns.items():
         values = np.array(names, dtype=object)
         for value in sorted(set(names)):
             rows = values == value
-            part = _part(scored.results, rows)
+            part = _part(data.results, rows)
             f1 = _estimate(part, metric) if _is_meant(part, metric) else None
             yield SliceFigures(column, value, int(rows.sum()), f1, float(right[rows].mean()))
     for column_number, figures in enumerate(classes):
-        rows = scored.results.truth[:, column_number]
+        rows = data.results.truth[:, column_number]
         if rows.any():
             yield SliceFigures(
                 LABEL, figures.label, int(rows.sum()), figures.f1, float(right[rows].mean())
@@ -172,8 +171,8 @@ def _slices(
 
 
 def _is_meant(part: LabelResults, metric: str) -> bool:
-    """A macro F1 over one label, or the F1 of a label that no row has, tells of the slice's make-up
-    and not of the model."""
+    """Return whether the metric describes the model on this slice. A macro F1 over one label, or
+    the F1 of a label without rows, only describes the slice."""
     if metric == "f1_binary":
         return bool(part.truth[:, part.positive].any())
     num_present = int(part.truth.any(axis=0).sum())
@@ -182,25 +181,25 @@ def _is_meant(part: LabelResults, metric: str) -> bool:
 
 def _worst(
     slices: Sequence[SliceFigures],
-    scored: SplitPredictions,
+    data: SplitResults,
     metric: str,
     figure: Estimate,
     labels: Sequence[str],
 ) -> WorstSlice | None:
-    compared = [part for part in slices if part.f1 and part.num_rows >= ENOUGH_ROWS]
-    if len(compared) < 2:
+    candidates = [part for part in slices if part.f1 and part.num_rows >= ENOUGH_ROWS]
+    if len(candidates) < 2:
         return None
-    worst = min(compared, key=lambda part: part.f1.value if part.f1 else 1.0)
-    level = 1 - 0.05 / len(compared)
+    worst = min(candidates, key=lambda part: part.f1.value if part.f1 else 1.0)
+    level = 1 - 0.05 / len(candidates)
     if worst.column == LABEL:
         results = LabelResults(
-            scored.results.truth, scored.results.predictions, labels.index(worst.value)
+            data.results.truth, data.results.predictions, labels.index(worst.value)
         )
         wide = interval(results, "f1_binary", level=level)
     else:
-        rows = np.array(scored.columns[worst.column], dtype=object) == worst.value
-        wide = interval(_part(scored.results, rows), metric, level=level)
-    return WorstSlice(worst, len(compared), wide.high < figure.value)
+        rows = np.array(data.columns[worst.column], dtype=object) == worst.value
+        wide = interval(_part(data.results, rows), metric, level=level)
+    return WorstSlice(worst, len(candidates), wide.high < figure.value)
 
 
 def _part(results: LabelResults, rows: Bools) -> LabelResults:
@@ -213,8 +212,8 @@ def _estimate(results: LabelResults, metric: str) -> Estimate:
     )
 
 
-def _from(figure: float, sure: Interval) -> Estimate:
-    return Estimate(figure, sure.low, sure.high)
+def _from(figure: float, bounds: Interval) -> Estimate:
+    return Estimate(figure, bounds.low, bounds.high)
 
 
 def mistakes(
@@ -241,54 +240,55 @@ def suspects(
     *,
     multi_label: bool,
 ) -> tuple[Suspect, ...]:
-    """Confident learning: another label is as probable as it is for rows that have it, and the
-    given one less than for its own rows.
+    """Find rows whose label may be wrong, by confident learning. Another label is as probable as
+    on rows that have it, and the row's own label less probable than on its other rows.
 
-    The rows must not have trained the model: it would have learned their wrong labels.
+    The rows must not have trained the model, since it would have learned their wrong labels.
     """
-    given = _mean_where(
-        truth, probabilities, otherwise=1.0
-    )  # how probable a label is where it is given
-    suggested, doubts = (_by_label if multi_label else _by_row)(truth, probabilities, given)
-    doubtful = np.flatnonzero((suggested != truth).any(axis=1))
+    # The mean probability of each label on the rows that have it.
+    typical = _mean_where(truth, probabilities, otherwise=1.0)
+    suggestions, doubts = (_by_label if multi_label else _by_row)(truth, probabilities, typical)
+    doubtful = np.flatnonzero((suggestions != truth).any(axis=1))
     rows = doubtful[np.argsort(-doubts[doubtful], kind="stable")]
     return tuple(
         Suspect(
-            ids[row], _names(truth[row], labels), _names(suggested[row], labels), float(doubts[row])
+            ids[row],
+            _names(truth[row], labels),
+            _names(suggestions[row], labels),
+            float(doubts[row]),
         )
         for row in rows
     )
 
 
-def _by_row(truth: Bools, probabilities: Floats, given: Floats) -> tuple[Bools, Floats]:
+def _by_row(truth: Bools, probabilities: Floats, typical: Floats) -> tuple[Bools, Floats]:
     rows = np.arange(len(truth))
     own, best = truth.argmax(axis=1), probabilities.argmax(axis=1)
     doubtful = (
         (best != own)
-        & (probabilities[rows, best] >= given[best])
-        & (probabilities[rows, own] < given[own])
+        & (probabilities[rows, best] >= typical[best])
+        & (probabilities[rows, own] < typical[own])
     )
-    suggested = truth.copy()
-    suggested[doubtful] = np.eye(truth.shape[1], dtype=np.bool_)[best[doubtful]]
-    return suggested, probabilities[rows, best] - probabilities[rows, own]
+    suggestions = truth.copy()
+    suggestions[doubtful] = np.eye(truth.shape[1], dtype=np.bool_)[best[doubtful]]
+    return suggestions, probabilities[rows, best] - probabilities[rows, own]
 
 
-def _by_label(truth: Bools, probabilities: Floats, given: Floats) -> tuple[Bools, Floats]:
-    absent = _mean_where(
-        ~truth, probabilities, otherwise=0.0
-    )  # how probable a label is where it is not given
-    flipped = np.where(
+def _by_label(truth: Bools, probabilities: Floats, typical: Floats) -> tuple[Bools, Floats]:
+    # The mean probability of each label on the rows without it.
+    absent = _mean_where(~truth, probabilities, otherwise=0.0)
+    flips = np.where(
         truth,
         (probabilities <= absent) & (probabilities < 0.5),
-        (probabilities >= given) & (probabilities > 0.5),
+        (probabilities >= typical) & (probabilities > 0.5),
     )
-    doubts = np.where(flipped, np.abs(2 * probabilities - 1), 0.0)
-    return truth ^ flipped, doubts.max(axis=1)
+    doubts = np.where(flips, np.abs(2 * probabilities - 1), 0.0)
+    return truth ^ flips, doubts.max(axis=1)
 
 
-def _mean_where(chosen: Bools, probabilities: Floats, *, otherwise: float) -> Floats:
-    counts = chosen.sum(axis=0)
-    sums = np.where(chosen, probabilities, 0.0).sum(axis=0)
+def _mean_where(mask: Bools, probabilities: Floats, *, otherwise: float) -> Floats:
+    counts = mask.sum(axis=0)
+    sums = np.where(mask, probabilities, 0.0).sum(axis=0)
     means: Floats = np.divide(sums, counts, out=np.full(len(counts), otherwise), where=counts > 0)
     return means
 

@@ -1,7 +1,7 @@
-"""The ranking of a study. Trials are chosen on validation rows; test rows say how good the choice
-is, and change nothing.
+"""The ranking of a study. Validation rows choose the winner. Test rows measure how good the choice
+is and never change it.
 
-Pure: plain figures in, a leaderboard out. Every column names its split.
+Pure: it turns metrics into a leaderboard, whose every column names its split.
 """
 
 import math
@@ -19,48 +19,43 @@ from medray.records import Evaluation, MergeRecord, TrialRecord
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the leaderboard: a trial at its best epoch, or a reference."""
+    """A line of the leaderboard: a trial at its best epoch, or a reference, such as a baseline."""
 
     name: str
     kind: Literal["trial", "reference"]
     base_model: str = ""
-    base: int | None = None  # its place among the study's base models
+    base: int | None = None  # the position among the study's base models
     status: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     epoch: int | None = None
     step: int | None = None
-    num_epochs: int = 0  # how many evaluations there were
+    num_epochs: int = 0  # the number of evaluations
     validation: Mapping[str, float] = field(default_factory=dict)
-    validation_merged: Mapping[str, float] = field(
-        default_factory=dict
-    )  # of finalists in 4 bits, merged into plain weights
-    validation_unmerged: Mapping[str, float] = field(
-        default_factory=dict
-    )  # of the same checkpoint, where `validation` is a mean
-    test: Mapping[str, float] = field(default_factory=dict)  # of finalists and references
-    test_interval: Interval | None = None  # of the figure that is ranked on
+    # For a finalist in 4 bits: its metrics after the adapter is merged into plain weights.
+    validation_merged: Mapping[str, float] = field(default_factory=dict)
+    # For the same finalist, where `validation` is a mean over seeds: its checkpoint's own metrics.
+    validation_unmerged: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)  # for finalists and references
+    test_interval: Interval | None = None  # of the study's metric
     num_parameters: int | None = None
     num_trainable: int | None = None
-    seconds: float | None = None  # of training
+    seconds: float | None = None  # training time
     seconds_to_first_step: float | None = None
-    ms_per_row: float | None = None  # predicting the test rows
+    ms_per_row: float | None = None  # time to predict a test row
     checkpoint: str | None = None
     error: str | None = None
-    seeds: Seeds | None = (
-        # of a finalist that was trained with several: figures are means, the checkpoint is the best
-        # seed's
-        None
-    )
+    # For a finalist with several seeds. Its metrics are means; its checkpoint is the best seed's.
+    seeds: Seeds | None = None
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A finalist or a reference, with its answers on both splits."""
+    """A finalist or a reference, with its results on both splits."""
 
     entry: Entry
     validation: Results
     test: Results
-    others: "tuple[Contender, ...]" = ()  # the same finalist, trained with other seeds
+    others: "tuple[Contender, ...]" = ()  # the same finalist with other seeds
 
     @property
     def all(self) -> "tuple[Contender, ...]":
@@ -69,7 +64,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The winner against another, on the same rows."""
+    """A comparison of the winner with another entry on the same rows."""
 
     other: str
     split: Literal["validation", "test"]
@@ -81,16 +76,15 @@ class Pairing:
 class Leaderboard:
     study: str
     metric: str
-    entries: tuple[Entry, ...]  # best first; references stand where their figure puts them
+    entries: tuple[Entry, ...]  # best first, references included
     winner: str
     runner_up: str | None
-    tied: tuple[str, ...]  # finalists that validation rows cannot tell from the best
+    tied: tuple[str, ...]  # finalists that validation rows cannot separate, the best first
     comparisons: tuple[Pairing, ...]
     num_rows: Mapping[str, int]  # by split
-    num_openings: int  # of these test labels, this study's included
-    num_folds: int = (
-        1  # more: every row was a test row once, predicted by a model that had not seen it
-    )
+    num_openings: int  # how often these test labels were read, this study included
+    # With more than one fold, each row was a test row once, for a model not trained on it.
+    num_folds: int = 1
 
     @property
     def best(self) -> Entry:
@@ -98,18 +92,18 @@ class Leaderboard:
 
     @property
     def tie_break(self) -> str:
-        """Why the winner wins a tie."""
+        """Return the reason why the winner wins a tie."""
         best = next(entry for entry in self.entries if entry.name == self.tied[0])
         if self.winner == best.name:
-            return f"{self.winner} wins by its figure"
+            return f"{self.winner} wins by its {self.metric}"
         return (
-            f"{self.winner} wins by its size: {self.best.num_parameters or 0:,} parameters, where "
+            f"{self.winner} wins by its size: it has {self.best.num_parameters or 0:,} parameters, "
             f"{best.name} has {best.num_parameters or 0:,}"
         )
 
     @property
     def better_baselines(self) -> list[Entry]:
-        """Baselines that validation rows show to be better than the winner, the best first."""
+        """List the baselines that are better than the winner on validation rows, best first."""
         sign = 1 if higher_is_better(self.metric) else -1
         better = {
             pair.other
@@ -124,15 +118,15 @@ class Leaderboard:
 
 
 def best_evaluation(history: Sequence[Evaluation], metric: str) -> Evaluation | None:
-    """The best evaluation of a trial's whole history, the first of equal ones; one that is not a
-    number never is."""
+    """Return the best evaluation of a trial's whole history, the first of equal ones. Evaluations
+    whose metric is not a number are skipped."""
     sign = 1 if higher_is_better(metric) else -1
-    counted = [evaluation for evaluation in history if not math.isnan(evaluation.metrics[metric])]
-    return max(counted, key=lambda evaluation: sign * evaluation.metrics[metric], default=None)
+    numbers = [evaluation for evaluation in history if not math.isnan(evaluation.metrics[metric])]
+    return max(numbers, key=lambda evaluation: sign * evaluation.metrics[metric], default=None)
 
 
 def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) -> Entry:
-    started = record.started_at, record.first_step_at
+    start, first_step = record.started_at, record.first_step_at
     entry = Entry(
         name=record.trial,
         kind="trial",
@@ -144,7 +138,7 @@ def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) ->
         num_parameters=record.num_parameters,
         num_trainable=record.num_trainable,
         seconds=history[-1].seconds if history else None,
-        seconds_to_first_step=started[1] - started[0] if started[0] and started[1] else None,
+        seconds_to_first_step=first_step - start if start and first_step else None,
         error=record.error,
     )
     best = best_evaluation(history, metric)
@@ -154,7 +148,7 @@ def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) ->
 
 
 def rank(entries: Sequence[Entry], metric: str) -> list[Entry]:
-    """Best first by the validation figure; those without one last."""
+    """Sort entries by their validation metric, the best first and those without one last."""
     sign = 1 if higher_is_better(metric) else -1
     return sorted(
         entries,
@@ -165,14 +159,13 @@ def rank(entries: Sequence[Entry], metric: str) -> list[Entry]:
 
 
 def finalists(entries: Sequence[Entry], metric: str, num_finalists: int) -> list[Entry]:
-    """The best trials of each base model, by validation rows; a failed trial is none, whatever it
-    had reached."""
-    chosen: list[Entry] = []
+    """Return the best trials of each base model by validation rows, without failed trials."""
+    best: list[Entry] = []
     for entry in rank(entries, metric):
-        mates = sum(other.base == entry.base for other in chosen)
-        if entry.validation and entry.status != "failed" and mates < num_finalists:
-            chosen.append(entry)
-    return chosen
+        num_same_base = sum(other.base == entry.base for other in best)
+        if entry.validation and entry.status != "failed" and num_same_base < num_finalists:
+            best.append(entry)
+    return best
 
 
 def contender(
@@ -183,21 +176,20 @@ def contender(
     test: tuple[Metrics, Results],
     ms_per_row: float,
 ) -> Contender:
-    """An entry with its test figures and their interval."""
-    figure = interval(test[1], metric) if metric in test[1].metrics else None
+    """Add the metrics of both splits and the test interval to an entry."""
     entry = replace(
         entry,
         validation=validation[0].values,
         test=test[0].values,
-        test_interval=figure,
+        test_interval=interval(test[1], metric) if metric in test[1].metrics else None,
         ms_per_row=ms_per_row,
     )
     return Contender(entry, validation[1], test[1])
 
 
 def pool_seeds(members: Sequence[Contender], metric: str) -> Contender:
-    """One finalist of several seeds: its figures are means, and the seed with the best validation
-    figure would be published."""
+    """Pool one finalist's seeds: its metrics are means, and its checkpoint is that of the seed with
+    the best validation metric."""
     if len(members) == 1:
         return members[0]
     by_name = {member.entry.name: member for member in members}
@@ -209,7 +201,7 @@ def pool_seeds(members: Sequence[Contender], metric: str) -> Contender:
         test=tuple(entry.test[metric] for entry in entries),
         published=best.name,
     )
-    sure = (
+    test_interval = (
         pooling.interval([member.test for member in members], metric)
         if metric in members[0].test.metrics
         else None
@@ -219,7 +211,7 @@ def pool_seeds(members: Sequence[Contender], metric: str) -> Contender:
         name=entries[0].name,
         validation=pooling.mean([entry.validation for entry in entries]),
         test=pooling.mean([entry.test for entry in entries]),
-        test_interval=sure,
+        test_interval=test_interval,
         validation_unmerged=best.validation,
         seconds=sum(entry.seconds or 0.0 for entry in entries),
         seeds=seeds,
@@ -229,8 +221,7 @@ def pool_seeds(members: Sequence[Contender], metric: str) -> Contender:
 
 
 def f1_of(figures: Mapping[str, float], metric: str) -> str:
-    """The F1 that is ranked on, and where something else is, the macro F1 of tasks that have
-    one."""
+    """Return the name of the study's metric if it is an F1, else macro F1 if the task has it."""
     return "f1_macro" if "f1_macro" in figures and not metric.startswith("f1_") else metric
 
 
@@ -259,22 +250,25 @@ def conclude(
     """Choose the winner among the candidates by validation rows, and compare it with the others on
     both splits.
 
-    A tied model that has more than `tie` times fewer parameters wins; where it is None, the best
-    figure does."""
+    If `tie` is set, a tied model with more than `tie` times fewer parameters wins over the best
+    one."""
     if not candidates:
-        raise TrialError(f"study {study}: no trial gave a {metric}: there is nothing to rank")
+        raise TrialError(
+            f"study {study}: no trial has a {metric}, so there is nothing to rank; see the errors "
+            "of its trials"
+        )
     by_name = {candidate.entry.name: candidate for candidate in candidates}
     order = [
         by_name[entry.name] for entry in rank([candidate.entry for candidate in candidates], metric)
     ]
-    tied = [
+    ties = [
         candidate
         for candidate in order[1:]
         if metric in candidate.validation.metrics
         and _compare(order[0], candidate, "validation", metric).is_tie
     ]
     winner = order[0]
-    for candidate in tied:
+    for candidate in ties:
         is_cheaper = tie is not None and _num_parameters(candidate) * tie < _num_parameters(winner)
         if is_cheaper and all(
             _may_be_better(candidate, other, metric) for other in (order[0], winner)
@@ -296,7 +290,7 @@ def conclude(
         entries=tuple(rank(entries, metric)),
         winner=winner.entry.name,
         runner_up=others[0].entry.name if others else None,
-        tied=tuple(candidate.entry.name for candidate in [order[0], *tied]) if tied else (),
+        tied=tuple(candidate.entry.name for candidate in [order[0], *ties]) if ties else (),
         comparisons=tuple(comparisons),
         num_rows={"validation": num_rows(winner.validation), "test": num_rows(winner.test)},
         num_openings=num_openings,
@@ -309,10 +303,10 @@ def _num_parameters(candidate: Contender) -> int:
 
 
 def _may_be_better(candidate: Contender, other: Contender, metric: str) -> bool:
-    """Or always as good: what is worse in some resamples and better in none is no model to publish
-    for its size."""
-    against = _compare(other, candidate, "validation", metric)
-    return bool(against.below) or against.low == against.high == against.difference == 0
+    """Return whether the candidate is better in some resample, or equal in all. A model that is
+    never better and sometimes worse must not be published for its size."""
+    comparison = _compare(other, candidate, "validation", metric)
+    return bool(comparison.below) or comparison.low == comparison.high == comparison.difference == 0
 
 
 def _compare(

@@ -1,8 +1,8 @@
-"""Figures of a classifier, each by its full name: which average, over which classes.
+"""Metrics of a classifier. Each name says which average it is, over which classes.
 
-Every F1 of predictions is computed here, from counts per class, so that absent classes and rows
-without labels need no special case and warn about nothing. Macro averages run over the classes that
-occur in the truth or in the predictions; what divides by zero is 0."""
+Every F1 of medray is computed here, from counts per class, so that absent classes and rows without
+labels need no special case. Macro averages run over the classes that occur in the truth or in the
+predictions. A division by zero gives 0."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,21 +15,20 @@ from medray.errors import ConfigError, DataError, suggest
 from medray.types import Floats, Ints
 
 NO_ANSWER = -1
-_ALIKE = 1e-12  # two sums of the same shares in another order
+_ALIKE = 1e-12  # the difference of two sums of the same numbers in another order
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """`values` are ranked on and drawn as curves; the rest is for tables."""
+    """The metrics of a split: `values` rank trials and are drawn as curves, the rest is for
+    tables."""
 
     values: dict[str, float]
     num_rows: int
-    per_class: dict[str, dict[str, float]] = field(
-        default_factory=dict
-    )  # auprc is missing for a class without positives
-    confusion: list[list[int]] = field(
-        default_factory=list
-    )  # rows are the truth, columns the prediction
+    # A class without positives has no auprc.
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    # Rows are the truth, columns the prediction.
+    confusion: list[list[int]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,7 +36,7 @@ class Metrics:
 
 
 def ratio(part: npt.ArrayLike, whole: npt.ArrayLike, *, empty: float = 0.0) -> Floats:
-    """Divide; what would be divided by zero is `empty`."""
+    """Return `part / whole`, and `empty` where `whole` is zero."""
     parts, wholes = np.broadcast_arrays(part, whole)
     result: Floats = np.divide(parts, wholes, out=np.full(parts.shape, empty), where=wholes > 0)
     return result
@@ -46,31 +45,31 @@ def ratio(part: npt.ArrayLike, whole: npt.ArrayLike, *, empty: float = 0.0) -> F
 def f1(
     hits: npt.ArrayLike, true: npt.ArrayLike, predictions: npt.ArrayLike, *, empty: float = 0.0
 ) -> Floats:
-    """F1 of how many are right, how many there are and how many were predicted; `empty` where there
-    are none of either."""
+    """Return F1 from the numbers of right predictions, of positives and of predictions, and
+    `empty` where the last two are zero."""
     return ratio(np.multiply(2, hits), np.add(true, predictions), empty=empty)
 
 
 def harmonic(one: Floats, two: Floats) -> Floats:
-    """The harmonic mean of two figures."""
+    """Return the harmonic mean of two metrics."""
     return ratio(2 * one * two, one + two)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of each class, classes along the last axis; a first axis may hold resamples of the
-    rows."""
+    """The number of rows of each class. The last axis holds classes; a first axis may hold
+    resamples of the rows."""
 
-    hits: npt.NDArray[Any]  # that have the class and were given it
-    true: npt.NDArray[Any]  # that have it
-    predictions: npt.NDArray[Any]  # that were given it
+    hits: npt.NDArray[Any]  # rows that have the class and are predicted to have it
+    true: npt.NDArray[Any]  # rows that have the class
+    predictions: npt.NDArray[Any]  # rows that are predicted to have the class
 
     @classmethod
     def of(
         cls, truth: npt.ArrayLike, predictions: npt.ArrayLike, weights: Floats | None = None
     ) -> Self:
-        """`truth` and `predictions` are 0 or 1 per row and class; `weights` has a row per resample:
-        how often each row counts."""
+        """Count from 0 or 1 per row and class. `weights` has one row per resample, which says how
+        often each row counts."""
         true, answers = (
             np.asarray(truth, dtype=np.float64),
             np.asarray(predictions, dtype=np.float64),
@@ -91,7 +90,7 @@ class Counts:
         return f1(self.hits, self.true, self.predictions)
 
     def average(self, name: str) -> Floats:
-        """One of `AVERAGES`, over the classes."""
+        """Return one of `AVERAGES` over the classes."""
         match name:
             case "f1_macro":
                 return self._macro(self.f1)
@@ -120,7 +119,7 @@ AVERAGES = ("f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_ma
 
 
 def confusion(truth: npt.ArrayLike, predictions: npt.ArrayLike) -> list[list[int]]:
-    """How many rows of each class were given which, from 0 or 1 per row and class."""
+    """Return the confusion matrix, from 0 or 1 per row and class: rows are the truth."""
     counts: list[list[int]] = (
         (np.asarray(truth, dtype=np.float64).T @ np.asarray(predictions, dtype=np.float64))
         .astype(np.int64)
@@ -130,8 +129,8 @@ def confusion(truth: npt.ArrayLike, predictions: npt.ArrayLike) -> list[list[int
 
 
 def log_loss(probabilities: Floats, truth: npt.NDArray[Any], *, multi_label: bool) -> float:
-    """The mean over rows, multi-label over rows and labels; floored as scikit-learn's is: a sure
-    mistake costs 36, not infinity."""
+    """Return the mean log loss over rows, or over rows and labels. As in scikit-learn, a mistake
+    with full confidence costs 36 instead of infinity."""
     own = (
         np.where(truth, probabilities, 1 - probabilities)
         if multi_label
@@ -141,8 +140,8 @@ def log_loss(probabilities: Floats, truth: npt.NDArray[Any], *, multi_label: boo
 
 
 def names(multi_label: bool, binary: bool) -> list[str]:
-    """What a study of this kind may select on."""
-    shared = [
+    """List the metrics that a study of this kind of task can select by."""
+    common = [
         "f1_macro",
         "f1_micro",
         "f1_weighted",
@@ -152,10 +151,10 @@ def names(multi_label: bool, binary: bool) -> list[str]:
         "log_loss",
     ]
     if multi_label:
-        return ["accuracy_subset", "f1_samples", *shared]
+        return ["accuracy_subset", "f1_samples", *common]
     return [
         "accuracy",
-        *shared,
+        *common,
         *(["f1_binary", "precision_binary", "recall_binary", "auprc_binary"] if binary else []),
     ]
 
@@ -165,20 +164,21 @@ def higher_is_better(name: str) -> bool:
 
 
 def check_positive(labels: Sequence[str], positive: str | None) -> None:
-    """Two labels need one named as positive, by the user: nothing in the data tells which."""
+    """Raise unless a positive label is set for two labels and for no other number. The data cannot
+    tell which of two labels is the positive one."""
     if positive is not None and positive not in labels:
         raise ConfigError(
             f"positive label {positive!r} is not a label; {suggest(positive, labels)}"
         )
     if len(labels) == 2 and positive is None:
         raise ConfigError(
-            f"there are two labels, {labels[0]!r} and {labels[1]!r}: name one of them as "
-            "positive_label"
+            f"positive_label is missing, and there are two labels; set it to {labels[0]!r} or "
+            f"{labels[1]!r}"
         )
     if len(labels) != 2 and positive is not None:
         raise ConfigError(
-            f"positive label {positive!r} needs exactly two labels; these are {len(labels)}: "
-            f"{', '.join(labels)}"
+            f"positive_label {positive!r} needs exactly two labels, and there are {len(labels)} "
+            f"({', '.join(labels)}); leave it out"
         )
 
 
@@ -189,20 +189,18 @@ def single_label(
     labels: Sequence[str],
     positive: str | None,
 ) -> Metrics:
-    """Every row has one class; `truth` and `predictions` are positions in `labels`, or `NO_ANSWER`,
-    which is right for no row."""
+    """Score rows that have one class each. `truth` and `predictions` are positions in `labels`; a
+    prediction may be `NO_ANSWER`, which is never right."""
     check_positive(labels, positive)
     rows, answers = np.asarray(truth, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
     scores = _scores(probabilities, (len(rows), len(labels)))
-    one_hot = np.eye(
-        len(labels) + 1, len(labels), dtype=np.int64
-    )  # the last row, of no answer, is all zeros
+    # The last row, which stands for no answer, is all zeros.
+    one_hot = np.eye(len(labels) + 1, len(labels), dtype=np.int64)
     values, per_class = _figures(one_hot[rows], scores, one_hot[answers], labels)
     values["accuracy"] = float((rows == answers).mean())
     values["log_loss"] = log_loss(scores, one_hot[rows], multi_label=False)
     if positive is not None:
-        # A class without positives has no auprc in the table; the figure that a study may rank on
-        # is 0 then.
+        # A class without positives has no auprc per class; the metric that ranks trials is 0 then.
         values |= {
             f"{name}_binary": per_class[positive].get(name, 0.0)
             for name in ("f1", "precision", "recall", "auprc")
@@ -228,7 +226,7 @@ def multi_label(
     scores = _scores(probabilities, (len(rows), len(labels)))
     values, per_class = _figures(rows, scores, answers, labels)
     values["accuracy_subset"] = float((rows == answers).all(axis=1).mean())
-    # A row that has no label and was given none is right: 1, not 0.
+    # A row without labels that is predicted to have none is right: its F1 is 1, not 0.
     values["f1_samples"] = float(
         f1((rows * answers).sum(axis=1), rows.sum(axis=1), answers.sum(axis=1), empty=1.0).mean()
     )
@@ -238,11 +236,11 @@ def multi_label(
 
 
 def thresholds(truth: npt.ArrayLike, probabilities: npt.ArrayLike) -> list[float]:
-    """Per label the threshold (chosen when probability >= threshold) with the highest F1 on these
-    rows.
+    """Return the threshold per label with the highest F1 on these rows; a label is predicted if
+    its probability is at least the threshold.
 
-    Of several equally good ones the nearest to 0.5; 0.5 for a label without positives. Truth is 0
-    or 1, or how likely 1 is."""
+    Of equally good thresholds, the nearest to 0.5 is returned; 0.5 for a label without positives.
+    `truth` is 0 or 1, or the probability of 1."""
     rows = np.asarray(truth, dtype=np.float64)
     scores = _scores(probabilities, rows.shape)
     return [_threshold(rows[:, label], scores[:, label]) for label in range(rows.shape[1])]
@@ -252,19 +250,18 @@ def _threshold(truth: Floats, scores: Floats) -> float:
     if not truth.any():
         return 0.5
     order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    chosen = np.append(
-        np.flatnonzero(np.diff(ranked)), len(ranked) - 1
-    )  # last row of each run of equal scores
-    hits = np.cumsum(truth[order])[chosen]
-    # Half way to the next lower score: a threshold on a score itself would flip that row at the
-    # last bit of another device.
-    upper, lower = ranked[chosen], np.append(ranked[chosen[1:]], 0.0)
+    descending = scores[order]
+    # The last row of each run of equal scores.
+    ends = np.append(np.flatnonzero(np.diff(descending)), len(descending) - 1)
+    hits = np.cumsum(truth[order])[ends]
+    # A candidate lies half way to the next lower score. On a score itself, the last bit of another
+    # device would flip that row.
+    upper, lower = descending[ends], np.append(descending[ends[1:]], 0.0)
     middle = (upper + lower) / 2
     candidates = np.append(np.where(middle > lower, middle, upper), 0.5)
     default = scores >= 0.5
     hits = np.append(hits, truth[default].sum())
-    figures = f1(hits, truth.sum(), np.append(chosen + 1, default.sum()))
+    figures = f1(hits, truth.sum(), np.append(ends + 1, default.sum()))
     best = candidates[figures >= figures.max() - _ALIKE]
     return float(best[np.argmin(np.abs(best - 0.5))])
 
@@ -272,8 +269,7 @@ def _threshold(truth: Floats, scores: Floats) -> float:
 def _figures(
     truth: Ints, scores: Floats, predictions: Ints, labels: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """What both kinds share, from 0 or 1 per row and label: averages, and the figures of each
-    class."""
+    """Return the averages and the metrics per class, from 0 or 1 per row and label."""
     counts = Counts.of(truth, predictions)
     auprc = {
         column: _auprc(truth[:, column], scores[:, column])
@@ -297,9 +293,8 @@ def _figures(
 
 
 def _auprc(truth: Ints, scores: Floats) -> float:
-    from sklearn.metrics import (
-        average_precision_score,
-    )  # a second and a half that reading a configuration need not wait for
+    # The import takes 1.5 seconds, which reading a configuration must not wait for.
+    from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(truth, scores))
 
@@ -307,15 +302,15 @@ def _auprc(truth: Ints, scores: Floats) -> float:
 def _scores(probabilities: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
     scores = np.asarray(probabilities, dtype=np.float64)
     if shape[0] == 0:
-        raise DataError("there are no rows to score")
+        raise DataError("there are no rows to score; check the split of the data")
     if scores.shape != shape:
         raise DataError(
-            f"probabilities have the shape {scores.shape}; {shape[0]} rows of {shape[1]} labels "
-            "were expected"
+            f"probabilities have the shape {scores.shape}; expected {shape[0]} rows of {shape[1]} "
+            "labels"
         )
     if not np.isfinite(scores).all():
         raise DataError(
             f"{int((~np.isfinite(scores)).any(axis=1).sum())} of {shape[0]} rows have a "
-            "probability that is not a number"
+            "probability that is not a finite number; train with a lower learning rate"
         )
     return scores

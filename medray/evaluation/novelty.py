@@ -1,8 +1,8 @@
-"""How far a row's embedding lies from those of rows that a model has not trained on: a Gaussian of
-few axes, and a limit.
+"""The distance of a row's embedding from those of rows that did not train the model: a Gaussian
+with few axes, and a limit.
 
-Pure numpy. Two hundred rows say nothing of most of hundreds of axes: those beyond the first ones
-share one variance."""
+Pure numpy. Two hundred rows cannot estimate a variance for each of hundreds of axes, so all axes
+beyond the first ones share one variance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,32 +13,34 @@ import numpy.typing as npt
 
 from medray.types import Floats, Floats32
 
-LEAST_ROWS = 50  # fewer make no 99th percentile
-_MOST_ROWS = 1000  # more make it no better, and several workers bring their own
+LEAST_ROWS = 50  # fewer rows do not give a 99th percentile
+_MOST_ROWS = 1000  # more rows do not improve the fit, and each worker contributes its own
 _MOST_AXES = 16
 _ROWS_PER_AXIS = 4
 _FOLDS = 5
-_WITHIN = 0.99  # share of the rows that lie within the limit
+_WITHIN = 0.99  # the share of rows within the limit
 
 
 @dataclass(frozen=True)
 class Cloud:
+    """A Gaussian of embeddings."""
+
     centre: Floats32
-    axes: Floats32  # a row an axis
-    variances: Floats32  # along these
-    rest: float  # along each other one
-    limit: float = 0.0  # 99 of 100 rows that it was not fitted on lie within
+    axes: Floats32  # one row per axis
+    variances: Floats32  # along these axes
+    rest: float  # the variance along each other axis
+    limit: float = 0.0  # 99 of 100 rows outside of the fit have a smaller distance
 
     @classmethod
     def fit(cls, rows: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> Self | None:
-        """Fit to rows that trained no model; None where there are too few or none has numbers. The
-        limit is of rows left out in turn."""
+        """Fit to embeddings of rows that did not train the model, and set the limit by
+        cross-validation. Return None if there are too few rows or a value is not finite."""
         if len(rows) < LEAST_ROWS or len(widths := {len(row) for row in rows}) > 1 or 0 in widths:
             return None
         sample = np.asarray(rows[:: -(-len(rows) // _MOST_ROWS)], dtype=np.float64)
         if not np.isfinite(sample).all():
             return None
-        # Neighbours are left out together: they may be windows of one text.
+        # Neighboring rows are left out together, since they may be windows of the same text.
         parts = np.array_split(np.arange(len(sample)), _FOLDS)
         left_out = [
             cls._of(np.delete(sample, part, axis=0)).distances(sample[part]) for part in parts
@@ -57,7 +59,8 @@ class Cloud:
         return cls(_small(centre), _small(axes[:num]), _small(variances[:num]), rest)
 
     def distances(self, rows: npt.ArrayLike) -> Floats:
-        """About 1 for a row like the others: Mahalanobis, by the root of the number of axes."""
+        """Return Mahalanobis distances, divided by the root of the number of axes: about 1 for a
+        row like the others."""
         away = np.asarray(rows, dtype=np.float64) - self.centre
         along = away @ self.axes.T.astype(np.float64)
         beside = np.maximum((away**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)

@@ -1,5 +1,4 @@
-"""Which rows belong together: by length, and by the columns that a data set has beside text and
-label."""
+"""Slices of rows: by length, and by the columns of a data set other than text and label."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +9,19 @@ from medray.types import Example
 
 LENGTH, LABEL = "length", "label"
 MISSING = "(none)"
-MOST_VALUES = 20  # a column with more is a text or an id, unless it holds numbers
+MOST_VALUES = 20  # a column with more values holds texts or ids, unless it holds numbers
 
 
 @dataclass(frozen=True)
 class Slicer:
-    """Columns and cuts, decided on one set of rows and kept for others."""
+    """Columns and cut points, chosen on one set of rows and applied to others."""
 
-    named: tuple[str, ...]  # columns whose values are slices
-    cuts: Mapping[str, tuple[float, float]]  # columns of numbers: the ends of the lower two thirds
+    categories: tuple[str, ...]  # columns in which each value is a slice
+    cuts: Mapping[str, tuple[float, float]]  # columns of numbers: the upper ends of two thirds
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "Slicer":
-        named, cuts = [], {LENGTH: _thirds([_num_words(example) for example in examples])}
+        categories, cuts = [], {LENGTH: _thirds([_num_words(example) for example in examples])}
         for column in sorted({column for example in examples for column in example.metadata}):
             values = {
                 example.metadata[column] for example in examples if column in example.metadata
@@ -30,13 +29,13 @@ class Slicer:
             if len(values) + any(column not in example.metadata for example in examples) < 2:
                 continue
             if len(values) <= MOST_VALUES:
-                named.append(column)
+                categories.append(column)
             elif None not in (numbers := [_number(value) for value in values]):
                 cuts[_free(column)] = _thirds([number for number in numbers if number is not None])
-        return cls(tuple(named), cuts)
+        return cls(tuple(categories), cuts)
 
     def columns(self, examples: Sequence[Example]) -> dict[str, list[str]]:
-        """By column, the slice of each row."""
+        """Return the slice of each row, by column."""
         columns = {}
         for name, cuts in self.cuts.items():
             column = name.removeprefix("metadata.")
@@ -49,7 +48,7 @@ class Slicer:
             ]
         return columns | {
             _free(column): [row.metadata.get(column, MISSING) for row in examples]
-            for column in self.named
+            for column in self.categories
         }
 
 

@@ -13,7 +13,7 @@ from medray.errors import ArtifactError, ConfigError
 from medray.evaluation import calibration, diagnose
 from medray.evaluation.analysis import SplitAnalysis
 from medray.evaluation.calibration import calibrate, is_multi_label, matrix
-from medray.evaluation.diagnose import SplitPredictions
+from medray.evaluation.diagnose import SplitResults
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
 from medray.storage.checkpoint import Probe
@@ -81,7 +81,7 @@ def examine(
     """Analyze predictions that are not calibrated yet. None where answers are texts."""
     if not isinstance(task, Calibrated):
         return None
-    scored = SplitPredictions(
+    scored = SplitResults(
         [example.id for example in examples],
         task.results(predictions, examples),
         matrix(predictions),

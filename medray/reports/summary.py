@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from medray.evaluation import tables
+from medray.evaluation import leaderboard_files
 from medray.evaluation.leaderboard import Entry, Pairing
 from medray.evaluation.metrics import higher_is_better
 from medray.reports.blocks import Block, Chart, Details, Fact, Figure, Key, Section, Table, Text
@@ -187,7 +187,7 @@ def leaderboard(data: StudyData) -> Section:
     )
     blocks.append(_table(data))
     if data.metric in data.board.best.test:
-        sentences = tables.sentences(data.board, data.analysis)
+        sentences = leaderboard_files.sentences(data.board, data.analysis)
         blocks.append(
             Details(
                 "The leaderboard in sentences",

@@ -10,7 +10,7 @@ from typing import Any, Self
 from medray.client import MentionAnswer
 from medray.evaluation.novelty import Cloud
 from medray.serving.service import Conversation
-from medray.tasks.base.mentions import ExtractResponse
+from medray.tasks.base.mention_task import ExtractResponse
 from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.text import identifiers, language
 from medray.text.identifiers import Kind, MaskedText

@@ -15,7 +15,7 @@ from medray.config.study import StudyConfig, TrialConfig
 from medray.data.dataset import Dataset
 from medray.evaluation import baselines, leaderboard
 from medray.evaluation.analysis import ModelAnalysis
-from medray.evaluation.baselines import Reference
+from medray.evaluation.baselines import Baseline
 from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Contender, Entry
 from medray.evaluation.slices import Slicer
@@ -378,7 +378,7 @@ def predict_untuned(
     )
 
 
-def _fit_baselines(task: Task, dataset: Dataset) -> list[tuple[Reference, Calibrated]]:
+def _fit_baselines(task: Task, dataset: Dataset) -> list[tuple[Baseline, Calibrated]]:
     if not isinstance(task, Calibrated):
         return []
     multi_label = is_multi_label(task)
@@ -391,7 +391,7 @@ def _fit_baselines(task: Task, dataset: Dataset) -> list[tuple[Reference, Calibr
 
 
 def _baseline(
-    reference: Reference, task: Calibrated, dataset: Dataset, rows: Sequence[Example]
+    reference: Baseline, task: Calibrated, dataset: Dataset, rows: Sequence[Example]
 ) -> Candidate:
     def answers(examples: Sequence[Example]) -> list[Prediction]:
         probabilities = reference.probabilities([example.text for example in examples])

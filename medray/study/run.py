@@ -19,7 +19,7 @@ from medray.config.files import parse
 from medray.config.load import dump_settings, load_study
 from medray.config.study import StudyConfig
 from medray.errors import ArtifactError, ConfigError, TrialError
-from medray.evaluation import analysis, leaderboard, tables
+from medray.evaluation import analysis, leaderboard, leaderboard_files
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.records import HISTORY, SAMPLES, SETTINGS, Evaluation, TrialRecord, parse_history
@@ -135,11 +135,16 @@ class Run:
         board, samples = conclusion.board, conclusion.samples
         histories = {record.trial: self.history(record.trial) for record in self.records()}
         files.write(
-            self.folder / "history.csv", tables.to_csv(tables.history_rows(histories)).encode()
+            self.folder / "history.csv",
+            leaderboard_files.to_csv(leaderboard_files.history_rows(histories)).encode(),
         )
-        files.write(self.folder / "leaderboard.csv", tables.to_csv(tables.rows(board)).encode())
         files.write(
-            self.folder / "leaderboard.md", tables.to_markdown(board, conclusion.analysis).encode()
+            self.folder / "leaderboard.csv",
+            leaderboard_files.to_csv(leaderboard_files.rows(board)).encode(),
+        )
+        files.write(
+            self.folder / "leaderboard.md",
+            leaderboard_files.to_markdown(board, conclusion.analysis).encode(),
         )
         if conclusion.analysis:
             files.write(self.folder / ANALYSIS, analysis.to_json(conclusion.analysis))
@@ -147,7 +152,7 @@ class Run:
             files.write(
                 self.folder / SAMPLES, json.dumps(samples, indent=1, ensure_ascii=False).encode()
             )
-        files.write(self.folder / LEADERBOARD, tables.to_json(board).encode())
+        files.write(self.folder / LEADERBOARD, leaderboard_files.to_json(board).encode())
 
     def leaderboard(self) -> Leaderboard:
         path = self.folder / LEADERBOARD
@@ -156,7 +161,7 @@ class Run:
                 f"{self.folder}: has no {LEADERBOARD}: its study has not ended; `medray study "
                 "--resume` goes on"
             )
-        return tables.from_json(path.read_text(encoding="utf-8"), str(path))
+        return leaderboard_files.from_json(path.read_text(encoding="utf-8"), str(path))
 
     def analysis(self) -> Analysis | None:
         """What lies behind the figures of its finalists; a run of before there was one has none."""

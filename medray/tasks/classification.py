@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 
 from medray.client import LabelAnswer
 from medray.errors import DataError
-from medray.evaluation import calibration, metrics
+from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.calibration import mix
+from medray.evaluation.thresholds import fit_thresholds
 from medray.tasks.base.labels import (
     ClassWeights,
     check_one_label,
@@ -270,7 +271,7 @@ class Task:
             return replace(self, thresholds=tuple(metrics.thresholds(targets, probabilities)))
         if self.options.class_thresholds:
             classes = np.array([places(example, self.labels)[0] for example in examples])
-            return replace(self, thresholds=calibration.fit_thresholds(classes, probabilities))
+            return replace(self, thresholds=fit_thresholds(classes, probabilities))
         return self
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:

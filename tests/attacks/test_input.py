@@ -33,7 +33,7 @@ from medray.data import corrections, minhash
 from medray.data.formats import delimited, jsonl, pubtator, raw_abstracts, spans, symptom_table
 from medray.data.formats import tables as tables_format
 from medray.errors import ArtifactError, ConfigError, DataError, MedrayError
-from medray.evaluation import tables
+from medray.evaluation import leaderboard_files
 from medray.registry.predictions import read_predictions
 from medray.reports import review
 from medray.storage.store import open_store
@@ -455,7 +455,7 @@ def test_no_cell_of_a_table_for_people_is_a_formula() -> None:
     assert {row[3] for row in written[1:]} == {"-0.5"}  # a number stays one
     assert [csv_text.restore_cell(row[0]) for row in written[1:]] == FORMULAS
     board = cells(
-        tables.to_csv(
+        leaderboard_files.to_csv(
             [
                 {"name": text, f"settings.{text}": text, text: -1.5, "error": None}
                 for text in FORMULAS

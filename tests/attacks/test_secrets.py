@@ -27,7 +27,7 @@ from medray.config.load import dump_settings, public_settings
 from medray.data import remote
 from medray.errors import ArtifactError, ConfigError, DataError, redaction
 from medray.errors.redaction import redact
-from medray.reports import mlflow, page
+from medray.reports import html_report, mlflow
 from medray.reports.study_data import gather
 from medray.runtime import cluster, jobs
 from medray.study import preflight
@@ -413,7 +413,7 @@ def test_the_report_of_a_run_that_an_earlier_medray_wrote_has_no_secret(tmp_path
     settings.write_text(yaml.safe_dump(raw))
     data = gather(Run(run.folder))
     assert "5ecre7" in settings.read_text()
-    assert "https://h.example/x.csv?***" in (shown := page.render(page.compose(data)))
+    assert "https://h.example/x.csv?***" in (shown := html_report.render(html_report.compose(data)))
     assert "5ecre7" not in shown
 
 

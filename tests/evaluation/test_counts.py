@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medray.evaluation import mentions, metrics
+from medray.evaluation import mention_scores, metrics
 from medray.evaluation.bootstrap import LabelResults
-from medray.evaluation.diagnose import SplitPredictions, examine
+from medray.evaluation.diagnose import SplitResults, examine
 from medray.records import AS_IT_IS
 from medray.tasks.instruct.overlap import token_f1
 from medray.types import Mention
@@ -129,9 +129,7 @@ def test_figures_of_one_label_and_of_their_analysis(rows: list[tuple[int, int]])
     assert {name: found.values[name] for name in expected} == pytest.approx(expected)
     one_hot = np.eye(len(LABELS), dtype=bool)
     answers = LabelResults(one_hot[truth], one_hot[predicted])
-    scored = SplitPredictions(
-        [str(number) for number in range(len(rows))], answers, probabilities, {}
-    )
+    scored = SplitResults([str(number) for number in range(len(rows))], answers, probabilities, {})
     inside = examine("test", scored, AS_IT_IS, labels=LABELS, multi_label=False, metric="f1_macro")
     assert inside.figure.value == pytest.approx(expected["f1_macro"])
     assert [list(row) for row in inside.confusion] == found.confusion
@@ -159,10 +157,10 @@ def test_figures_of_mentions_and_of_words(rows: list) -> None:
         tuple([Mention(0, 4, "", LABELS[place]) for place in sorted(side)] for side in row)
         for row in rows
     ]
-    tallies = mentions.tally(
+    tallies = mention_scores.tally(
         [str(number) for number in range(len(rows))], spans, {}, [{}] * len(rows)
     )
-    found = mentions.score(tallies, spans, LABELS)
+    found = mention_scores.score(tallies, spans, LABELS)
     assert found.values["mention_f1"] == found.values["mention_f1_overlap"]
     assert found.values["mention_f1"] == pytest.approx(
         averages(rows, np.ones(len(rows)))["f1_micro"]

@@ -14,7 +14,7 @@ from medray.evaluation.bootstrap import (
     interval,
     share_interval,
 )
-from medray.evaluation.diagnose import SplitPredictions, examine, suspects
+from medray.evaluation.diagnose import SplitResults, examine, suspects
 from medray.evaluation.slices import Slicer
 from medray.records import AbstentionRecord, CalibrationRecord
 from medray.types import Example
@@ -28,7 +28,7 @@ def scored(
     num_rows: int = 300,
     accuracy: float = 0.8,
     columns: dict[str, list[str]] | None = None,
-) -> SplitPredictions:
+) -> SplitResults:
     truth = rng.integers(0, 3, num_rows)
     predicted = np.where(
         rng.random(num_rows) < accuracy, truth, (truth + rng.integers(1, 3, num_rows)) % 3
@@ -36,7 +36,7 @@ def scored(
     said = np.eye(3, dtype=bool)[predicted]
     sure = rng.uniform(0.4, 1.0, num_rows)[:, None]
     probabilities = np.where(said, sure, (1 - sure) / 2)
-    return SplitPredictions(
+    return SplitResults(
         [f"r{row}" for row in range(num_rows)],
         LabelResults(np.eye(3, dtype=bool)[truth], said),
         probabilities,
@@ -45,7 +45,7 @@ def scored(
 
 
 def look(
-    rows: SplitPredictions,
+    rows: SplitResults,
     record: CalibrationRecord = OWN,
     multi_label: bool = False,
     metric: str = "f1_macro",
@@ -139,7 +139,7 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
     predicted = rows.results.predictions.copy()
     swapped = np.flatnonzero(held)[::2]
     predicted[swapped] = np.roll(predicted[swapped], 1, axis=1)
-    worse = SplitPredictions(
+    worse = SplitResults(
         rows.ids, LabelResults(rows.results.truth, predicted), rows.probabilities, rows.columns
     )
     worst = look(worse).worst
@@ -157,10 +157,10 @@ def test_a_slice_without_rows_enough_or_without_the_label_is_not_the_worst() -> 
         rows.results.truth,
         np.where(few[:, None], np.roll(rows.results.truth, 1, axis=1), rows.results.predictions),
     )
-    found = look(SplitPredictions(rows.ids, answers, rows.probabilities, rows.columns))
+    found = look(SplitResults(rows.ids, answers, rows.probabilities, rows.columns))
     assert found.worst is not None
     assert found.worst.slice.value != "few"
-    one = SplitPredictions(
+    one = SplitResults(
         rows.ids,
         rows.results,
         rows.probabilities,
@@ -211,7 +211,7 @@ def test_several_labels_have_counts_instead_of_one_confusion_matrix() -> None:
     probabilities = rng.random((200, 2))
     answers = LabelResults(rng.random((200, 2)) < probabilities, probabilities >= 0.5)
     found = look(
-        SplitPredictions([str(row) for row in range(200)], answers, probabilities, {}),
+        SplitResults([str(row) for row in range(200)], answers, probabilities, {}),
         multi_label=True,
     )
     assert found.confusion == ()
@@ -266,7 +266,7 @@ def test_an_analysis_comes_back_from_its_file_as_it_was() -> None:
         (ModelAnalysis("one", CalibrationRecord(temperature=1.5), made, made),),
     )
     assert analysis.from_json(analysis.to_json(whole), "analysis.json") == whole
-    with pytest.raises(ArtifactError, match=r"analysis\.json: is no analysis of this medray"):
+    with pytest.raises(ArtifactError, match=r"analysis\.json: study is not valid"):
         analysis.from_json(b'{"study": 1}', "analysis.json")
 
 

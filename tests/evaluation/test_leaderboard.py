@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medray.errors import ArtifactError, TrialError
-from medray.evaluation import leaderboard, tables
+from medray.evaluation import leaderboard, leaderboard_files
 from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.leaderboard import (
     Contender,
@@ -174,10 +174,10 @@ def test_a_tie_is_won_by_a_model_that_is_much_smaller_and_else_by_the_figure() -
     found = board(large, small)
     assert (found.winner, found.tied) == ("small-000", ("large-000", "small-000"))
     why = (
-        "tie: validation rows cannot tell large-000, small-000 apart; small-000 wins by its size: "
-        "10 parameters, where large-000 has 1,000"
+        "tie: validation rows cannot separate large-000, small-000; small-000 wins by its size: it "
+        "has 10 parameters, large-000 has 1,000"
     )
-    assert why in tables.sentences(found)
+    assert why in leaderboard_files.sentences(found)
     near = judged("small-000", validation=180, test=180, num_parameters=700, first=100)
     assert [board(large, near, tie=tie).winner for tie in (1.0, 1.4, 1.5, None)] == [
         "small-000",
@@ -187,8 +187,8 @@ def test_a_tie_is_won_by_a_model_that_is_much_smaller_and_else_by_the_figure() -
     ]
     assert board(large, near).tied == ("large-000", "small-000")
     assert any(
-        sentence.endswith("apart; large-000 wins by its figure")
-        for sentence in tables.sentences(board(large, near))
+        sentence.endswith("small-000; large-000 wins by its accuracy")
+        for sentence in leaderboard_files.sentences(board(large, near))
     )
     clear = board(
         judged("large-000", validation=195, test=180, base="large", num_parameters=1000), small
@@ -214,8 +214,8 @@ def test_references_stand_in_the_ranking_and_are_compared_but_never_win() -> Non
     assert [held.name for held in found.entries] == ["TF-IDF", "a"]
     assert found.winner == "a"
     assert any(
-        "winner against TF-IDF on the same test rows" in sentence and "worse" in sentence
-        for sentence in tables.sentences(found)
+        "winner minus TF-IDF on the same test rows" in sentence and "worse" in sentence
+        for sentence in leaderboard_files.sentences(found)
     )
 
 
@@ -225,7 +225,7 @@ def test_test_figures_carry_an_interval_and_rows_that_were_seen_before_say_so() 
     assert spread is not None
     assert spread.low < 0.75 < spread.high
     again = conclude("s", METRIC, [found.best], [judged("a", 150, 150)], [], num_openings=3)
-    assert "were read 3 times" in tables.sentences(again)[-1]
+    assert "were read 3 times" in leaderboard_files.sentences(again)[-1]
 
 
 def test_a_study_without_a_figure_has_no_leaderboard() -> None:
@@ -246,23 +246,24 @@ def test_the_files_say_the_same_and_json_comes_back_whole() -> None:
         [judged("majority", 100, 100, kind="reference")],
         num_openings=1,
     )
-    assert tables.from_json(tables.to_json(found), "x") == found
-    rows = list(csv.DictReader(io.StringIO(tables.to_csv(tables.rows(found)))))
+    assert leaderboard_files.from_json(leaderboard_files.to_json(found), "x") == found
+    rows = list(
+        csv.DictReader(io.StringIO(leaderboard_files.to_csv(leaderboard_files.rows(found))))
+    )
     assert [row["name"] for row in rows] == ["a", "majority", "broken"]
     assert float(rows[0]["validation_accuracy"]) == 0.75
     assert float(rows[0]["test_accuracy"]) == 0.7
     assert rows[2]["error"] == "the loss is nan"
-    frame = tables.frame(found)
-    assert list(frame["is_winner"]) == [True, False, False]
-    page = tables.to_markdown(found)
+    assert [row["is_winner"] for row in rows] == ["True", "False", "False"]
+    page = leaderboard_files.to_markdown(found)
     assert "| 1 | a (winner) | small | 1 | 0.7500 | 0.7000 [" in page
     assert "broken failed: the loss is nan" in page
-    with pytest.raises(ArtifactError, match="x: is no leaderboard"):
-        tables.from_json("{}", "x")
+    with pytest.raises(ArtifactError, match="x: not a valid leaderboard"):
+        leaderboard_files.from_json("{}", "x")
 
 
 def test_history_rows_name_their_split() -> None:
-    (row,) = tables.history_rows({"a": [evaluation(1, 0.5)]})
+    (row,) = leaderboard_files.history_rows({"a": [evaluation(1, 0.5)]})
     assert (
         row["trial"],
         row["epoch"],

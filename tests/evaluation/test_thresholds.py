@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from medray.evaluation import calibration
+from medray.evaluation import thresholds
 from medray.tasks.classification import Options, Task
 from medray.types import Example, Prediction
 
@@ -26,13 +26,13 @@ def macro(truth: np.ndarray, predicted: np.ndarray) -> float:
 def test_thresholds_give_back_what_a_model_that_leans_to_one_class_lost() -> None:
     rng = np.random.default_rng(0)
     truth, probabilities = draw(rng, 400, [0.6, 0.2, 0.2], pull=2.0)
-    found = calibration.fit_thresholds(truth, probabilities)
+    found = thresholds.fit_thresholds(truth, probabilities)
     assert found is not None
     assert sum(found) == pytest.approx(1)
     assert found[0] > max(found[1:])
     fresh, unseen = draw(rng, 20_000, [0.6, 0.2, 0.2], pull=2.0)
     assert (
-        macro(fresh, calibration.decide(unseen, np.array(found)))
+        macro(fresh, thresholds.decide(unseen, np.array(found)))
         > macro(fresh, unseen.argmax(axis=1)) + 0.03
     )
 
@@ -47,15 +47,15 @@ def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -
     guarded, bare, kept = [], [], 0
     for _ in range(25):
         truth, probabilities = draw(rng, num_rows, [0.34, 0.33, 0.33], pull=0.0)
-        found = calibration.fit_thresholds(truth, probabilities)
+        found = thresholds.fit_thresholds(truth, probabilities)
         kept += found is not None
         guarded.append(
-            own if found is None else macro(fresh, calibration.decide(unseen, np.array(found)))
+            own if found is None else macro(fresh, thresholds.decide(unseen, np.array(found)))
         )
         bare.append(
             macro(
                 fresh,
-                calibration.decide(unseen, calibration.search_thresholds(truth, probabilities)),
+                thresholds.decide(unseen, thresholds.search_thresholds(truth, probabilities)),
             )
         )
     assert kept <= 4
@@ -107,14 +107,14 @@ def test_equal_thresholds_mean_the_most_probable_class_and_of_two_labels_it_is_a
     None
 ):
     probabilities = np.array([[0.6, 0.4], [0.2, 0.8], [0.35, 0.65]])
-    assert calibration.decide(probabilities, np.array([0.5, 0.5])).tolist() == [0, 1, 1]
-    assert calibration.decide(probabilities, np.array([0.3, 0.7])).tolist() == [0, 1, 0]
+    assert thresholds.decide(probabilities, np.array([0.5, 0.5])).tolist() == [0, 1, 1]
+    assert thresholds.decide(probabilities, np.array([0.3, 0.7])).tolist() == [0, 1, 0]
 
 
 def test_a_class_that_no_row_has_and_a_single_row_are_no_error() -> None:
     truth, probabilities = draw(np.random.default_rng(2), 40, [0.5, 0.5, 0.0], pull=0.0)
     assert (
-        calibration.fit_thresholds(truth, probabilities) is None
-        or len(calibration.fit_thresholds(truth, probabilities) or ()) == 3
+        thresholds.fit_thresholds(truth, probabilities) is None
+        or len(thresholds.fit_thresholds(truth, probabilities) or ()) == 3
     )
-    assert calibration.fit_thresholds(np.array([0]), np.array([[0.4, 0.6]])) is None
+    assert thresholds.fit_thresholds(np.array([0]), np.array([[0.4, 0.6]])) is None

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from support import fake_service, run_files, tiny
 
 from medray import cli
-from medray.evaluation import tables
+from medray.evaluation import leaderboard_files
 from medray.records import MergeRecord, SliceRecord, TestRecord
 from medray.registry.registry import Registry
 
@@ -88,10 +88,10 @@ def _run(folder: Path) -> dict[str, str]:
     texts = {
         "study.yaml": (run.folder / "study.yaml").read_text(encoding="utf-8"),
         "leaderboard.json": (run.folder / "leaderboard.json").read_text(encoding="utf-8"),
-        "leaderboard.csv": tables.to_csv(tables.rows(board)),
-        "leaderboard.md": tables.to_markdown(board, run.analysis()),
-        "history.csv": tables.to_csv(
-            tables.history_rows(
+        "leaderboard.csv": leaderboard_files.to_csv(leaderboard_files.rows(board)),
+        "leaderboard.md": leaderboard_files.to_markdown(board, run.analysis()),
+        "history.csv": leaderboard_files.to_csv(
+            leaderboard_files.history_rows(
                 {record.trial: run.history(record.trial) for record in run.records()}
             )
         ),

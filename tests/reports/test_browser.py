@@ -7,7 +7,7 @@ from playwright.sync_api import Browser
 from support import run_files
 from support.browser import open_tab
 
-from medray.reports import page
+from medray.reports import html_report
 from medray.reports.study_data import gather
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     run = run_files.run(folder / "made", histories=run_files.trials(num_failed=1))
-    return page.write(page.compose(gather(run)), folder / "report.html")
+    return html_report.write(html_report.compose(gather(run)), folder / "report.html")
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (375, False), (1000, True)])

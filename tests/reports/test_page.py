@@ -14,7 +14,7 @@ from medray.evaluation.leaderboard import Leaderboard
 from medray.evaluation.pooling import Seeds
 from medray.records import ReleaseRecord
 from medray.registry import card
-from medray.reports import page
+from medray.reports import html_report, svg
 from medray.reports.study_data import gather
 from medray.storage import checkpoint
 from medray.study.run import Run
@@ -46,7 +46,7 @@ class Seen(HTMLParser):
 
 
 def rendered(run: Run) -> str:
-    return page.render(page.compose(gather(run)))
+    return html_report.render(html_report.compose(gather(run)))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_the_first_sentence_tells_what_won_with_its_figure_and_interval(whole: Run) -> None:
-    best, report = whole.leaderboard().best, page.compose(gather(whole))
+    best, report = whole.leaderboard().best, html_report.compose(gather(whole))
     assert best.test_interval is not None
     for part in (
         "small-encoder",
@@ -73,14 +73,14 @@ def test_figures_that_are_means_over_seeds_are_called_so_in_the_first_sentence(
         seeds = Seeds(("a-000", "a-001", "a-002"), (0.9, 0.8, 0.85), (0.88, 0.86, 0.87), "a-000")
         return replace(board, entries=tuple(replace(entry, seeds=seeds) for entry in board.entries))
 
-    assert "seeds" not in page.compose(gather(whole)).headline
-    assert page.compose(gather(run_files.run(tmp_path, edit=repeated))).headline.endswith(
+    assert "seeds" not in html_report.compose(gather(whole)).headline
+    assert html_report.compose(gather(run_files.run(tmp_path, edit=repeated))).headline.endswith(
         "160 test rows, the mean of 3 seeds."
     )
 
 
 def test_every_section_is_there_and_every_chart_has_words_and_a_table_beside_it(whole: Run) -> None:
-    report, seen = page.compose(gather(whole)), Seen(rendered(whole))
+    report, seen = html_report.compose(gather(whole)), Seen(rendered(whole))
     wanted = [
         "asked",
         "leaderboard",
@@ -122,7 +122,7 @@ def test_figures_of_the_page_are_those_of_the_run(whole: Run) -> None:
 
 def test_dots_stand_where_their_figures_are(whole: Run) -> None:
     """The places of two trials and two ticks of the axis tell the same scale."""
-    report = page.compose(gather(whole))
+    report = html_report.compose(gather(whole))
     drawn = next(
         chart.drawing for chart in report.charts() if chart.name == "leaderboard-validation"
     )
@@ -144,7 +144,7 @@ def test_dots_stand_where_their_figures_are(whole: Run) -> None:
 def test_judged_models_stand_at_their_test_figures_with_their_intervals(whole: Run) -> None:
     drawn = next(
         chart.drawing
-        for chart in page.compose(gather(whole)).charts()
+        for chart in html_report.compose(gather(whole)).charts()
         if chart.name == "leaderboard-test"
     )
     texts = {mark.text for mark in drawn.marks if mark.tag == "text"}
@@ -164,7 +164,7 @@ def test_nothing_is_asked_for_from_anywhere(whole: Run) -> None:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             assert (attributes.get(name) or "#").startswith(("#", "data:")), f"{tag} {attributes}"
     assert "http" not in re.sub(r"http-equiv|HTTP", "", rendered(whole))
-    assert not re.search(r"url\(|@import", page.page_css())
+    assert not re.search(r"url\(|@import", svg.page_css())
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_no_id_and_no_text_of_a_row_is_told(whole: Run) -> None:
 
 def test_an_older_run_has_a_report_without_what_it_lacks(tmp_path: Path) -> None:
     older = run_files.run(tmp_path, with_analysis=False)
-    ids = [section.id for section in page.compose(gather(older)).sections]
+    ids = [section.id for section in html_report.compose(gather(older)).sections]
     assert "confidence" not in ids
     assert "slices" not in ids
     assert "Confusion on 160 validation rows" in rendered(older)
@@ -202,7 +202,7 @@ def test_an_older_run_has_a_report_without_what_it_lacks(tmp_path: Path) -> None
 def test_one_trial_alone_has_a_report(tmp_path: Path) -> None:
     base = [{"source": run_files.BASES[0]}]
     alone = run_files.run(tmp_path, histories=run_files.trials()[:1], base_models=base, search={})
-    report = page.compose(gather(alone))
+    report = html_report.compose(gather(alone))
     assert "chosen among 1 trial of small-encoder" in report.said[0]
     assert "settings" not in [section.id for section in report.sections]
     assert "small-encoder-000" in rendered(alone)
@@ -212,11 +212,11 @@ def test_a_tie_is_told_in_the_first_lines(tmp_path: Path) -> None:
     tied = run_files.run(tmp_path, close=True)
     board = tied.leaderboard()
     assert len(board.tied) == 2
-    said = page.compose(gather(tied)).said
+    said = html_report.compose(gather(tied)).said
     assert any(
         "A tie" in sentence
         and "large-decoder-000" in sentence
-        and f"{board.winner} wins by its figure" in sentence
+        and f"{board.winner} wins by its f1_binary" in sentence
         for sentence in said
     )
 
@@ -228,7 +228,9 @@ def test_a_study_whose_test_rows_were_not_judged_says_so(tmp_path: Path) -> None
         )
         return replace(board, entries=entries, comparisons=(), num_openings=0)
 
-    report = page.compose(gather(run_files.run(tmp_path, edit=unjudged, with_analysis=False)))
+    report = html_report.compose(
+        gather(run_files.run(tmp_path, edit=unjudged, with_analysis=False))
+    )
     assert "Test rows were not judged" in report.headline
     assert "against" not in [section.id for section in report.sections]
 
@@ -283,7 +285,7 @@ def test_medray_report_writes_the_page_and_its_plots(
         "slices",
         "cost-latency",
     } <= names
-    assert len(names) == len(list(page.compose(gather(whole)).charts()))
+    assert len(names) == len(list(html_report.compose(gather(whole)).charts()))
     assert str(out) in capsys.readouterr().out
 
 
@@ -304,7 +306,7 @@ def test_a_log_loss_study_has_no_intervals_and_says_so(tmp_path: Path) -> None:
         json.dumps({**held, "metric": "log_loss", "comparisons": [], "tied": []})
     )
     assert any(
-        "log loss has no interval" in sentence for sentence in page.compose(gather(run)).said
+        "log loss has no interval" in sentence for sentence in html_report.compose(gather(run)).said
     )
 
 
@@ -322,9 +324,9 @@ def test_where_rows_have_several_labels_the_classes_are_a_table_instead_of_a_mat
     (run.folder / "analysis.json").write_bytes(
         to_json(replace(held, multi_label=True, models=(bare,)))
     )
-    report = page.compose(gather(run))
+    report = html_report.compose(gather(run))
     assert not any(chart.name.startswith("confusion") for chart in report.charts())
-    assert f"{best.test.per_class[0].f1.value:.3f}" in Seen(page.render(report)).text
+    assert f"{best.test.per_class[0].f1.value:.3f}" in Seen(html_report.render(report)).text
 
 
 def test_more_labels_than_a_matrix_can_show_are_left_to_the_table(tmp_path: Path) -> None:
@@ -336,4 +338,4 @@ def test_more_labels_than_a_matrix_can_show_are_left_to_the_table(tmp_path: Path
         to_json(replace(held, labels=labels, models=(replace(held.best, test=wide),)))
     )
     data = gather(run)
-    assert "30 labels are too many" in Seen(page.render(page.compose(data))).text
+    assert "30 labels are too many" in Seen(html_report.render(html_report.compose(data))).text

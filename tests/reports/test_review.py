@@ -10,10 +10,10 @@ from medray.cli import main
 from medray.config.load import dump_settings
 from medray.config.study import StudyConfig
 from medray.data import dataset
-from medray.evaluation import analysis, tables
+from medray.evaluation import analysis, leaderboard_files
 from medray.evaluation.analysis import Analysis, ModelAnalysis, SplitAnalysis
 from medray.evaluation.bootstrap import LabelResults
-from medray.evaluation.diagnose import SplitPredictions, examine
+from medray.evaluation.diagnose import SplitResults, examine
 from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.evaluation.metrics import constant_f1
 from medray.records import AS_IT_IS
@@ -33,7 +33,7 @@ def answered(split: str, examples: list[Example]) -> SplitAnalysis:
     sure = np.linspace(0.99, 0.9, len(examples))[:, None]
     return examine(
         split,  # type: ignore[arg-type]
-        SplitPredictions(
+        SplitResults(
             [row.id for row in examples],
             LabelResults(truth, predicted, 0),
             np.where(predicted, sure, 1 - sure),
@@ -62,7 +62,7 @@ def asked(tmp_path: Path) -> StudyConfig:
     board = Leaderboard(
         "tiny", "f1_macro", (entry,), "one", None, (), (), {"validation": 12, "test": 12}, 1
     )
-    (run.folder / LEADERBOARD).write_text(tables.to_json(board))
+    (run.folder / LEADERBOARD).write_text(leaderboard_files.to_json(board))
     return study
 
 

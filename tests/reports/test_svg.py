@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from medray.errors import MedrayError
-from medray.reports import page
+from medray.reports import html_report
 from medray.reports.charts import (
     Bar,
     Bin,
@@ -136,7 +136,7 @@ def test_what_xml_cannot_hold_is_left_out() -> None:
 def test_png_without_its_extra_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(MedrayError, match=r"medray\[plots\]"):
-        page.png("<svg/>")
+        html_report.png("<svg/>")
 
 
 def test_png_without_a_font_is_told_instead_of_drawn_without_words(
@@ -146,11 +146,11 @@ def test_png_without_a_font_is_told_instead_of_drawn_without_words(
     blind.__spec__ = sys.modules["json"].__spec__
     blind.svg_to_bytes = lambda **_: b"no words"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "resvg_py", blind)
-    assert "needs a font" in page.no_png()
+    assert "needs a font" in html_report.no_png()
 
 
 def test_png_is_drawn_where_its_extra_is_installed() -> None:
     pytest.importorskip("resvg_py", reason="the extra `plots` is not installed")
     made = Drawing("t", "s", 40, 20)
     made.box((0, 0), 40, 20, "fill s0")
-    assert page.png(made.svg(standalone=True)).startswith(b"\x89PNG")
+    assert html_report.png(made.svg(standalone=True)).startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from medray.serving.api import make_api
 from medray.serving.auth import Refusal, check_address
 from medray.serving.schemas import Health, Limits, ReleaseHealth, ReplicaReport
 from medray.serving.service import Conversation, Description, Event, Events
-from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
+from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import TextRequest, TextResponse, routes_of
 from medray.tasks.choice import ChooseRequest, ChooseResponse
 from medray.tasks.classification import ClassifyResponse

@@ -15,7 +15,7 @@ from medray.serving.api import make_api
 from medray.serving.notes import TrainingTexts, far, unlike
 from medray.serving.schemas import Limits
 from medray.serving.service import Conversation
-from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
+from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import InputNote
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 from medray.types import Message, Prediction, Sampling

@@ -10,7 +10,7 @@ from support import tiny
 from medray import cli
 from medray.config.study import StudyConfig
 from medray.errors import ArtifactError
-from medray.evaluation import leaderboard, tables
+from medray.evaluation import leaderboard, leaderboard_files
 from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.records import TrialRecord
@@ -61,7 +61,7 @@ def ended(study: StudyConfig, tmp_path: Path) -> Run:
     ]
     board: Leaderboard = leaderboard.conclude("tiny", "f1_macro", entries, judged, [], 1)
     assert board.winner == "t-000"
-    files.write(run.folder / LEADERBOARD, tables.to_json(board).encode())
+    files.write(run.folder / LEADERBOARD, leaderboard_files.to_json(board).encode())
     return run
 
 

@@ -10,10 +10,10 @@ from support.watcher import RecordingWatcher
 
 from medray import cli
 from medray.config.load import dump_settings
-from medray.evaluation import tables
+from medray.evaluation import leaderboard_files
 from medray.registry import card, evaluate
 from medray.registry.registry import Registry
-from medray.reports import page, study_data
+from medray.reports import html_report, study_data
 from medray.storage import checkpoint
 from medray.study import preflight
 
@@ -60,12 +60,12 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
     assert "perplexity" not in best.test  # nobody reads a test row's answer before it is judged
     assert best.test_interval is not None
     assert best.test_interval.low <= best.test["safe_answer_f1"] <= best.test_interval.high
-    assert any("95 % interval" in sentence for sentence in tables.sentences(board))
+    assert any("95 % interval" in sentence for sentence in leaderboard_files.sentences(board))
     held = json.loads((found.run.folder / "samples.json").read_text())
     assert held["prompts"] == ["group with infection <b>", "blood pressure"]
     assert all(len(said) == 2 for said in held["answers"].values())
     assert {best.name, f"{source}, untuned"} <= held["answers"].keys()
-    text = page.render(page.compose(study_data.gather(found.run)))
+    text = html_report.render(html_report.compose(study_data.gather(found.run)))
     assert "group with infection &lt;b&gt;" in text
     assert held["answers"][best.name][1] in text
     assert "safe answer F1" in text

@@ -13,7 +13,7 @@ from medray.config.load import load_study
 from medray.config.study import CalibrationConfig
 from medray.data import dataset
 from medray.errors import ArtifactError
-from medray.evaluation import analysis, tables
+from medray.evaluation import analysis, leaderboard_files
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import Comparison
 from medray.evaluation.leaderboard import Entry, Leaderboard, Pairing
@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     board = Leaderboard(
         "tiny", "f1_macro", (entry,), "one", None, (), (), {"validation": 12, "test": 12}, 1
     )
-    (made.folder / LEADERBOARD).write_text(tables.to_json(board))
+    (made.folder / LEADERBOARD).write_text(leaderboard_files.to_json(board))
     return made
 
 

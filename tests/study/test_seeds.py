@@ -18,7 +18,7 @@ from medray.config.study import DataConfig, StudyConfig
 from medray.data import dataset
 from medray.evaluation.calibration import rescale
 from medray.registry import evaluate
-from medray.reports import page, study_data
+from medray.reports import html_report, study_data
 from medray.runtime.cluster import Cluster, free_port
 from medray.serving import app
 from medray.serving.schemas import AppOptions
@@ -209,7 +209,7 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
         assert board.best.test_interval is not None
         assert {pair.other for pair in board.comparisons} == untuned
         assert outcome.analysis is None
-        assert "</html>" in page.render(page.compose(study_data.gather(outcome.run)))
+        assert "</html>" in html_report.render(html_report.compose(study_data.gather(outcome.run)))
     options = AppOptions(
         releases=tuple(f"{name}@best" for name in found),
         storage_path=str(tmp_path / "runs"),

@@ -19,7 +19,7 @@ from medray.serving.auth import Refusal
 from medray.serving.cards import CardFigure, ReleaseCard
 from medray.serving.schemas import CHAT_PATH, Health, Limits
 from medray.serving.service import Conversation, Description, Event, Events, Start, TextPiece
-from medray.tasks.base.mentions import ExtractRequest, ExtractResponse
+from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import TextRequest, TextResponse
 from medray.tasks.choice import ChooseRequest, ChooseResponse
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse

@@ -10,10 +10,10 @@ import numpy as np
 
 from medray.config.study import StudyConfig
 from medray.evaluation import analysis as analyses
-from medray.evaluation import leaderboard, tables
+from medray.evaluation import leaderboard, leaderboard_files
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import LabelResults
-from medray.evaluation.diagnose import SplitPredictions, examine
+from medray.evaluation.diagnose import SplitResults, examine
 from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.evaluation.metrics import Metrics, single_label
 from medray.records import (
@@ -162,7 +162,7 @@ def analysis(winner: str, labels: tuple[str, str] = LABELS, column: str = "lengt
 
     def split(name: Any, seed: int) -> analyses.SplitAnalysis:
         answers, probabilities = label_results(0.9, seed)
-        split_predictions = SplitPredictions(
+        split_predictions = SplitResults(
             [f"row-{row}" for row in range(ROWS)], answers, probabilities, columns
         )
         return examine(
@@ -203,7 +203,7 @@ def run(
         for entry in ranking.entries
     )
     ranking = replace(ranking, entries=entries)
-    files.write(new_run.folder / "leaderboard.json", tables.to_json(ranking).encode())
+    files.write(new_run.folder / "leaderboard.json", leaderboard_files.to_json(ranking).encode())
     if with_analysis:
         files.write(
             new_run.folder / "analysis.json",

@@ -231,7 +231,7 @@ def test_options_that_cannot_be_are_named():
         with pytest.raises(ValidationError) as found:
             Options(name="choice", **wrong)
         assert sentence in str(found.value)
-    with pytest.raises(ConfigError, match="name one of them as positive_label"):
+    with pytest.raises(ConfigError, match="positive_label is missing"):
         task_of(["yes", "no"])
     with pytest.raises(ConfigError, match=r"task\.metric: 'f1'"):
         task_of(metric="f1")

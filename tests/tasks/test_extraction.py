@@ -19,7 +19,7 @@ from medray.registry.registry import Registry
 from medray.serving.opening import open_head
 from medray.serving.schemas import AppOptions
 from medray.tasks.base import protocol as tasks
-from medray.tasks.base.mentions import ExtractRequest
+from medray.tasks.base.mention_task import ExtractRequest
 from medray.tasks.extraction.task import Options, Task, choose
 from medray.types import Chunk, Example, Mention, Sampling
 

@@ -20,7 +20,7 @@ from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
 from medray.serving.opening import open_head
 from medray.serving.schemas import AppOptions
-from medray.tasks.base.mentions import ExtractRequest
+from medray.tasks.base.mention_task import ExtractRequest
 from medray.tasks.base.protocol import LossInputs
 from medray.tasks.tagging.task import Options, Task
 from medray.types import Example, Mention

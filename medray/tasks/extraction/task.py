@@ -16,7 +16,7 @@ from medray.client import MentionsAnswer
 from medray.errors import ConfigError, DataError
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
-from medray.tasks.base import mentions as base_mentions
+from medray.tasks.base import mention_task
 from medray.tasks.base.language_model import LanguageModelLoss, answer_at_end, generate
 from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.extraction import json_list
@@ -41,7 +41,7 @@ class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "language model"
     STUDY_WIDE = ("name", "metric", "num_examples")
     name: Literal["extraction"]
-    metric: base_mentions.Metric = Field(
+    metric: mention_task.Metric = Field(
         "mention_f1",
         description="figure on the validation split that epochs and trials are chosen by",
     )
@@ -113,7 +113,7 @@ class Task:
     kinds: tuple[str, ...]
     shots: tuple[Example, ...] = ()  # texts and mentions of training rows
     labels: ClassVar[tuple[str, ...]] = ()
-    routes: ClassVar = base_mentions.ROUTES
+    routes: ClassVar = mention_task.ROUTES
 
     @classmethod
     def fit(
@@ -121,7 +121,7 @@ class Task:
     ) -> Self:
         return cls(
             options,
-            base_mentions.kinds_of(examples, train, options.name),
+            mention_task.kinds_of(examples, train, options.name),
             choose(train, options.num_examples),
         )
 
@@ -211,16 +211,16 @@ class Task:
     def keep(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> list[Prediction]:
-        return base_mentions.keep(predictions)
+        return mention_task.keep(predictions)
 
     def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
-        return base_mentions.tallies(predictions, examples, RATES)
+        return mention_task.tallies(predictions, examples, RATES)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
-        return base_mentions.score(predictions, examples, self.kinds, RATES)
+        return mention_task.score(predictions, examples, self.kinds, RATES)
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
-        return base_mentions.respond(predictions)
+        return mention_task.respond(predictions)
 
     def around(self) -> tuple[str, str]:
         """What stands before and behind the text of every row: instruction and examples are the

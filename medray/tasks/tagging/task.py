@@ -12,7 +12,7 @@ from medray.client import MentionsAnswer
 from medray.errors import DataError
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
-from medray.tasks.base import mentions as base_mentions
+from medray.tasks.base import mention_task
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.tagging.bio import mentions_of, tag, tags_of, words
 from medray.text.windows import TokenWindows, token_windows
@@ -33,7 +33,7 @@ class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "token head"
     STUDY_WIDE = ("name", "metric")
     name: Literal["tagging"]
-    metric: base_mentions.Metric = Field(
+    metric: mention_task.Metric = Field(
         "mention_f1",
         description="figure on the validation split that epochs and trials are chosen by",
     )
@@ -79,7 +79,7 @@ class Task:
     options: Options
     kinds: tuple[str, ...]
     labels: ClassVar[tuple[str, ...]] = ()
-    routes: ClassVar = base_mentions.ROUTES
+    routes: ClassVar = mention_task.ROUTES
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ class Task:
     def fit(
         cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()
     ) -> Self:
-        return cls(options, base_mentions.kinds_of(examples, train, options.name))
+        return cls(options, mention_task.kinds_of(examples, train, options.name))
 
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
@@ -166,16 +166,16 @@ class Task:
     def keep(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> list[Prediction]:
-        return base_mentions.keep(predictions)
+        return mention_task.keep(predictions)
 
     def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
-        return base_mentions.tallies(predictions, examples)
+        return mention_task.tallies(predictions, examples)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
-        return base_mentions.score(predictions, examples, self.kinds)
+        return mention_task.score(predictions, examples, self.kinds)
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
-        return base_mentions.respond(predictions)
+        return mention_task.respond(predictions)
 
     def _windows(self, examples: Sequence[Example], tokenizer: Any) -> list[TokenWindows]:
         options, texts = self.options, [example.text for example in examples]

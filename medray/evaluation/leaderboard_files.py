@@ -1,4 +1,4 @@
-"""A leaderboard as files: JSON and back, CSV, Markdown, a DataFrame."""
+"""A leaderboard as files and tables: JSON, CSV, Markdown, a table for a terminal."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,12 +15,11 @@ from medray.records import Evaluation
 from medray.text.csv_text import write_table
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
     from rich.table import Table
 
 
 SCHEMA_VERSION = 1
-_TEXT = ("name", "base model", "settings")  # columns that stand to the left
+_TEXT = ("name", "base model", "settings")  # columns that are aligned to the left
 
 
 def to_json(board: Leaderboard) -> str:
@@ -33,7 +32,9 @@ def from_json(text: str, where: str) -> Leaderboard:
     try:
         raw = json.loads(text)
         if raw.pop("schema_version") != SCHEMA_VERSION:
-            raise ArtifactError(f"{where}: was written by another medray")
+            raise ArtifactError(
+                f"{where}: another version of medray wrote it; read it with that version"
+            )
         entries = tuple(
             Entry(
                 **{
@@ -52,11 +53,13 @@ def from_json(text: str, where: str) -> Leaderboard:
             **{**raw, "tied": tuple(raw["tied"])}, entries=entries, comparisons=pairs
         )
     except (ValueError, KeyError, TypeError) as err:
-        raise ArtifactError(f"{where}: is no leaderboard: {err}") from None
+        raise ArtifactError(
+            f"{where}: not a valid leaderboard ({err}); restore it from a copy of the run"
+        ) from None
 
 
 def rows(board: Leaderboard) -> Iterator[dict[str, Any]]:
-    """A flat row for each entry, every figure under its split's name."""
+    """Yield one flat row per entry, in which each metric has its split's name."""
     for place, entry in enumerate(board.entries, start=1):
         low, high = (
             (entry.test_interval.low, entry.test_interval.high)
@@ -94,21 +97,14 @@ def rows(board: Leaderboard) -> Iterator[dict[str, Any]]:
         }
 
 
-def frame(board: Leaderboard) -> "DataFrame":
-    """The leaderboard as a pandas DataFrame."""
-    import pandas
-
-    return pandas.DataFrame(list(rows(board)))
-
-
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows with differing keys; what a row has not stays empty."""
+    """Write rows with differing keys as CSV; a key that a row lacks is an empty cell."""
     table = list(rows)
     return write_table(list(dict.fromkeys(name for row in table for name in row)), table)
 
 
 def history_rows(histories: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict[str, Any]]:
-    """One row for each evaluation of each trial."""
+    """Yield one row per evaluation of each trial."""
     for trial, history in histories.items():
         for evaluation in history:
             yield {
@@ -127,12 +123,12 @@ def history_rows(histories: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict
             }
 
 
-def to_markdown(board: Leaderboard, inside: Analysis | None = None) -> str:
+def to_markdown(board: Leaderboard, winner_analysis: Analysis | None = None) -> str:
     heads, body = cells(board)
     lines = [
         f"# {board.study}",
         "",
-        *(f"- {sentence}" for sentence in sentences(board, inside)),
+        *(f"- {sentence}" for sentence in sentences(board, winner_analysis)),
         "",
     ]
     lines += [
@@ -140,12 +136,12 @@ def to_markdown(board: Leaderboard, inside: Analysis | None = None) -> str:
         "| " + " | ".join("--- " if head in _TEXT else "---:" for head in heads) + " |",
     ]
     lines += ["| " + " | ".join(row) + " |" for row in body]
-    failed = [f"- {entry.name} failed: {entry.error}" for entry in board.entries if entry.error]
-    return "\n".join([*lines, *(["", *failed] if failed else [])]) + "\n"
+    errors = [f"- {entry.name} failed: {entry.error}" for entry in board.entries if entry.error]
+    return "\n".join([*lines, *(["", *errors] if errors else [])]) + "\n"
 
 
 def rich_table(board: Leaderboard) -> "Table":
-    """For a terminal."""
+    """Return the leaderboard as a table for a terminal."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -158,7 +154,7 @@ def rich_table(board: Leaderboard) -> "Table":
 
 
 def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
-    """The table for people: heads, and a row for each entry."""
+    """Return the table for readers: the headings, and one row per entry."""
     metric = board.metric
     heads = [
         "",
@@ -168,7 +164,7 @@ def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
         f"validation {metric}",
         f"test {metric} (95 %)",
     ]
-    heads += ["parameters", "trained", "training s", "test ms/row", "settings"]
+    heads += ["parameters", "trainable", "training s", "test ms/row", "settings"]
     body = []
     for place, entry in enumerate(board.entries, start=1):
         name = f"{entry.name} (winner)" if entry.name == board.winner else entry.name
@@ -178,30 +174,28 @@ def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
             + (f" (mean of {entry.seeds.num_seeds} seeds)" if entry.seeds else "")
             + (f" ({entry.status})" if entry.status in ("failed", "stopped", "running") else ""),
             entry.base_model,
-            _shown(entry.epoch, "d"),
-            _shown(entry.validation.get(metric), ".4f"),
-            _shown(entry.test.get(metric), ".4f")
+            _cell(entry.epoch, "d"),
+            _cell(entry.validation.get(metric), ".4f"),
+            _cell(entry.test.get(metric), ".4f")
             + (f" [{_range(entry.test_interval)}]" if entry.test_interval else ""),
-            _shown(entry.num_parameters, ",d"),
-            _shown(entry.num_trainable, ",d"),
-            _shown(entry.seconds, ".0f"),
-            _shown(entry.ms_per_row, ".1f"),
+            _cell(entry.num_parameters, ",d"),
+            _cell(entry.num_trainable, ",d"),
+            _cell(entry.seconds, ".0f"),
+            _cell(entry.ms_per_row, ".1f"),
             ", ".join(f"{path}={_value(value)}" for path, value in entry.settings.items()),
         ]
         body.append(row)
     return heads, body
 
 
-def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
-    """What the leaderboard and the analysis of its winner say, in words."""
+def sentences(board: Leaderboard, winner_analysis: Analysis | None = None) -> list[str]:
+    """Describe the leaderboard and the analysis of its winner in sentences."""
     best, metric = board.best, board.metric
     spread = f" (95 % interval {_range(best.test_interval)})" if best.test_interval else ""
     lines = [
         f"winner: {best.name}, {best.base_model}, epoch {best.epoch}: {metric} "
-        f"{best.validation[metric]:.4f} on"
-        f" {board.num_rows['validation']} validation rows, by which it was chosen, and "
-        f"{best.test[metric]:.4f}{spread} on"
-        f" {board.num_rows['test']} test rows"
+        f"{best.validation[metric]:.4f} on {board.num_rows['validation']} validation rows, which "
+        f"chose it, and {best.test[metric]:.4f}{spread} on {board.num_rows['test']} test rows"
     ]
     if best.seeds:
         figures = ", ".join(
@@ -209,49 +203,49 @@ def sentences(board: Leaderboard, inside: Analysis | None = None) -> list[str]:
             for validation, test in zip(best.seeds.validation, best.seeds.test, strict=True)
         )
         lines.append(
-            f"winner's figures are means over {best.seeds.num_seeds} seeds ({metric}, validation / "
-            f"test: {figures}); the checkpoint is that of"
-            f" {best.seeds.published}, the best on validation rows"
+            f"the winner's figures are means over {best.seeds.num_seeds} seeds ({metric}, "
+            f"validation / test: {figures}); its checkpoint is that of {best.seeds.published}, the "
+            "best on validation rows"
         )
     if board.num_folds > 1:
         lines.append(
-            f"each row was a test row in one of {board.num_folds} folds, answered by a model that "
-            "had not seen it, and all are judged together;"
-            f" settings were searched on the first fold alone, whose model is the checkpoint"
+            f"each row was a test row in one of {board.num_folds} folds, predicted by a model that "
+            "was not trained on it; the figures are of all folds together; the first fold alone "
+            "chose the settings and gives the checkpoint"
         )
     if merge := merge_of(best, metric):
         lines.append(
-            f"winner in 4 bits: validation {merge.metric} {merge.unmerged:.4f}, merged into plain "
-            f"weights {merge.merged:.4f}"
+            f"the winner has a validation {merge.metric} of {merge.unmerged:.4f} in 4 bits, and of "
+            f"{merge.merged:.4f} merged into plain weights"
         )
     if board.tied:
         lines.append(
-            f"tie: validation rows cannot tell {', '.join(board.tied)} apart; {board.tie_break}"
+            f"tie: validation rows cannot separate {', '.join(board.tied)}; {board.tie_break}"
         )
     for pair in board.comparisons:
         comparison = pair.comparison
         verdict = (
-            "the rows cannot tell the two apart"
+            "the rows cannot separate the two"
             if pair.is_tie
             else "better"
             if comparison.difference > 0
             else "worse"
         )
         lines.append(
-            f"winner against {pair.other} on the same {pair.split} rows: {metric} "
-            f"{comparison.difference:+.4f}"
-            f" (95 % interval {comparison.low:+.4f} to {comparison.high:+.4f}): {verdict}"
+            f"winner minus {pair.other} on the same {pair.split} rows: {metric} "
+            f"{comparison.difference:+.4f} (95 % interval {comparison.low:+.4f} to "
+            f"{comparison.high:+.4f}): {verdict}"
         )
-    lines += analysis.sentences(inside.best) if inside else []
+    lines += analysis.sentences(winner_analysis.best) if winner_analysis else []
     if best.test_interval is None:
         lines.append(
-            f"{metric} has no interval and no paired comparison here, so ties are not told: the "
+            f"{metric} has no interval and no paired comparison, so ties are not detected and the "
             "better figure wins"
         )
     if board.num_openings > 1:
         lines.append(
-            f"the labels of these test rows were read {board.num_openings} times: the more often, "
-            "the less they are a test"
+            f"the labels of these test rows were read {board.num_openings} times; each further use "
+            "makes the test figures more optimistic"
         )
     return lines
 
@@ -275,7 +269,7 @@ def _range(interval: Interval) -> str:
     return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
-def _shown(value: float | int | None, form: str) -> str:
+def _cell(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from medray.client import MentionAnswer, MentionsAnswer
 from medray.errors import DataError
-from medray.evaluation import mentions as scorer
+from medray.evaluation import mention_scores as scorer
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
 from medray.tasks.base.route import DisclaimedResponse, Route, TextRequest, TextResponse
@@ -55,7 +55,7 @@ def tallies(
     assert [row.row_id for row in predictions] == [example.id for example in examples]
     return scorer.tally(
         [row.row_id for row in predictions],
-        _rows(predictions, examples),
+        _pairs(predictions, examples),
         rates or {},
         [row.figures for row in predictions],
     )
@@ -67,7 +67,7 @@ def score(
     kinds: Sequence[str],
     rates: Mapping[str, tuple[str, str]] | None = None,
 ) -> Metrics:
-    return scorer.score(tallies(predictions, examples, rates), _rows(predictions, examples), kinds)
+    return scorer.score(tallies(predictions, examples, rates), _pairs(predictions, examples), kinds)
 
 
 def keep(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -78,7 +78,9 @@ def keep(predictions: Sequence[Prediction]) -> list[Prediction]:
     ]
 
 
-def _rows(predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[scorer.Row]:
+def _pairs(
+    predictions: Sequence[Prediction], examples: Sequence[Example]
+) -> list[scorer.MentionPair]:
     return [
         (example.mentions, row.mentions) for row, example in zip(predictions, examples, strict=True)
     ]

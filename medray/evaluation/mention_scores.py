@@ -1,9 +1,8 @@
-"""How well mentions are predicted: counts of each row, exact and overlapping, and their micro F1.
-One scorer for every task.
+"""Scores of mentions: exact and overlapping matches of each row, and their micro F1. Every task
+uses this scorer.
 
-A mention counts once: exactly where start, end and kind are those of the truth; overlapping where
-it shares a character with one of the same kind that no other mention was matched with. Pure:
-mentions in, figures out."""
+A mention matches exactly if start, end and kind are those of the truth. It matches by overlap if it
+shares a character with an unmatched mention of the same kind. Pure: mentions in, metrics out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -22,9 +21,9 @@ FIGURES = (
     "mention_precision_overlap",
     "mention_recall_overlap",
 )
-_TRUE, _PREDICTED, _EXACT, _OVERLAP = "true", "predicted", "exact", "overlap"
-Figure = Callable[[Sums], Floats]
-Row = tuple[Sequence[Mention], Sequence[Mention]]  # the truth, and the prediction
+_TRUE, _PREDICTIONS, _EXACT, _OVERLAP = "true", "predicted", "exact", "overlap"
+Formula = Callable[[Sums], Floats]
+MentionPair = tuple[Sequence[Mention], Sequence[Mention]]  # truth and prediction of a row
 
 
 def exact(truth: Sequence[Mention], predictions: Sequence[Mention]) -> int:
@@ -32,8 +31,8 @@ def exact(truth: Sequence[Mention], predictions: Sequence[Mention]) -> int:
 
 
 def overlapping(truth: Sequence[Mention], predictions: Sequence[Mention]) -> int:
-    """As many pairs as there can be where mentions of one side lie apart: both are gone through in
-    the order they end in."""
+    """Return the largest number of overlapping pairs. Both sides are walked in the order of their
+    ends, which is optimal where the mentions of one side do not overlap each other."""
     num = 0
     free = sorted(_spans(truth), key=_by_end)
     for start, end, kind in sorted(_spans(predictions), key=_by_end):
@@ -49,28 +48,28 @@ def overlapping(truth: Sequence[Mention], predictions: Sequence[Mention]) -> int
 
 def tally(
     ids: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[MentionPair],
     rates: Mapping[str, tuple[str, str]],
     counts: Sequence[Mapping[str, float]],
 ) -> Tallies:
-    """`rates` are further figures, each of two counts that `counts` has for each row: how many of
-    how many."""
+    """Count the matches of each row. `rates` adds ratios of two columns of `counts`, by name: part
+    and whole."""
     names = dict.fromkeys(name for pair in rates.values() for name in pair)
     columns: dict[str, Floats] = {
         name: np.array([row[name] for row in counts], dtype=np.float64) for name in names
     }
     for name, column in zip(
-        (_TRUE, _PREDICTED, _EXACT, _OVERLAP), zip(*map(_counts, rows), strict=True), strict=True
+        (_TRUE, _PREDICTIONS, _EXACT, _OVERLAP), zip(*map(_counts, rows), strict=True), strict=True
     ):
         columns[name] = np.array(column, dtype=np.float64)
-    figures = {name: _figure(name) for name in FIGURES} | {
-        name: _share(*pair) for name, pair in rates.items()
+    figures = {name: _formula(name) for name in FIGURES} | {
+        name: _ratio(*pair) for name, pair in rates.items()
     }
     return Tallies(tuple(ids), columns, figures)
 
 
-def score(tallies: Tallies, rows: Sequence[Row], kinds: Sequence[str]) -> Metrics:
-    """All figures of the rows, and those of each kind alone."""
+def score(tallies: Tallies, rows: Sequence[MentionPair], kinds: Sequence[str]) -> Metrics:
+    """Return the metrics of all rows, and those of each kind."""
     per_kind = {}
     for kind in kinds:
         alone = [
@@ -89,7 +88,7 @@ def score(tallies: Tallies, rows: Sequence[Row], kinds: Sequence[str]) -> Metric
     return Metrics(tallies.whole(), len(rows), per_kind)
 
 
-def _counts(row: Row) -> tuple[int, int, int, int]:
+def _counts(row: MentionPair) -> tuple[int, int, int, int]:
     truth, predictions = row
     return (
         len(_spans(truth)),
@@ -99,14 +98,14 @@ def _counts(row: Row) -> tuple[int, int, int, int]:
     )
 
 
-def _figure(name: str) -> Figure:
+def _formula(name: str) -> Formula:
     hits = _OVERLAP if name.endswith("_overlap") else _EXACT
     if name in (F1, F1_OVERLAP):
-        return lambda sums: f1(sums[hits], sums[_TRUE], sums[_PREDICTED])
-    return _share(hits, _PREDICTED if "precision" in name else _TRUE)
+        return lambda sums: f1(sums[hits], sums[_TRUE], sums[_PREDICTIONS])
+    return _ratio(hits, _PREDICTIONS if "precision" in name else _TRUE)
 
 
-def _share(part: str, whole: str) -> Figure:
+def _ratio(part: str, whole: str) -> Formula:
     return lambda sums: ratio(sums[part], sums[whole])
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medray.evaluation.bootstrap import compare, interval
-from medray.evaluation.mentions import exact, overlapping, score, tally
+from medray.evaluation.mention_scores import exact, overlapping, score, tally
 from medray.types import Mention
 
 
