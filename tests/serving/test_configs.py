@@ -25,7 +25,7 @@ from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster, free_port
 from medray.serving import front
 from medray.serving.auth import is_loopback
-from medray.serving.schemas import AppOptions, Limits
+from medray.serving.schemas import AppOptions
 
 FOLDER = Path(__file__).parents[2] / "serve_configs"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
@@ -235,11 +235,3 @@ def test_classification_answers_and_wakes_what_sleeps_and_names_what_is_missing(
 def test_wrong_options_are_refused(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         AppOptions.model_validate(args)
-
-
-def test_the_serving_page_names_every_option_and_limit() -> None:
-    page = (FOLDER.parent / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
-    for option in AppOptions.model_fields:
-        assert f"`{option}`" in page, option
-    for limit in Limits.model_fields:
-        assert f"`limits.{limit}`" in page, limit
