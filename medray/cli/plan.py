@@ -11,7 +11,7 @@ from medray.cli.arguments import Configs, load
 from medray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medray.study.estimate import StudyPlan
+    from medray.study.estimate import StudyEstimate
 
 app = typer.Typer()
 
@@ -59,8 +59,7 @@ def plan(
     from rich.table import Table
 
     from medray.runtime.cluster import Cluster, Node
-    from medray.study.estimate import Speed
-    from medray.study.estimate import plan as plan_study
+    from medray.study.estimate import Speed, estimate
 
     if tflops and tokens_per_second:
         raise ConfigError(
@@ -71,7 +70,7 @@ def plan(
     if memory_gb is None and not gpus:
         memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     node = Node(float(cpus or os.cpu_count() or 1), float(gpus))
-    found = plan_study(
+    found = estimate(
         study,
         Cluster((node,) * nodes, None, is_joined=False),
         memory_bytes=int(memory_gb * 1e9) if memory_gb else None,
@@ -89,7 +88,7 @@ def plan(
     for base in found.bases:
         print(
             f"{base.source}: {base.rows.num_train} training rows of {base.rows.mean:.0f} tokens "
-            f"({base.rows.how})"
+            f"({base.rows.lengths_from})"
         )
         for note in base.notes:
             print(f"{base.source}: {note}")
@@ -131,7 +130,7 @@ def _assumed(tflops: float | None, tokens_per_second: float | None, has_gpus: bo
     )
 
 
-def _table(found: "StudyPlan") -> Sequence[tuple[str, ...]]:
+def _table(found: "StudyEstimate") -> Sequence[tuple[str, ...]]:
     """Lines of what is told of each base model, the header first."""
     lines = [
         (

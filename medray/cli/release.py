@@ -106,7 +106,9 @@ def publish(
             f"--base {base}: goes with a study's YAML, whose base model is published as it is"
         )
     if is_study:
-        release = external.publish_untuned(registry, load_study([place]), base, name, notes=notes)
+        release = external.publish_base_model(
+            registry, load_study([place]), base, name, notes=notes
+        )
     else:
         release = publish_winner(
             registry, place, name, notes=notes, abstain_precision=abstain_precision

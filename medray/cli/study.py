@@ -91,8 +91,8 @@ def study(
     _print(outcome)
     print(f"report: {report}")
     reports.to_mlflow(asked, run, outcome.release)
-    if outcome.withheld:
-        raise GateError(outcome.withheld)
+    if outcome.refusal:
+        raise GateError(outcome.refusal)
 
 
 @app.command()
@@ -141,7 +141,7 @@ def evaluate(
 
     from medray.errors import ConfigError, suggest
     from medray.evaluation import analysis
-    from medray.registry.evaluate import ReleaseEvaluation, evaluate_untuned
+    from medray.registry.evaluate import ReleaseEvaluation, evaluate_base_model
     from medray.registry.evaluate import evaluate as evaluate_release
     from medray.storage import files
 
@@ -153,7 +153,7 @@ def evaluate(
     log_dir = files.absolute(asked.storage_path) / "test_log"
     base = next((base for base in asked.base_models if base.source == of), None)
     if base:
-        found = evaluate_untuned(asked.trial(base), split, log_dir=log_dir)  # type: ignore[arg-type]
+        found = evaluate_base_model(asked.trial(base), split, log_dir=log_dir)  # type: ignore[arg-type]
     else:
         found = evaluate_release(
             of,
@@ -200,7 +200,7 @@ def gc(
     from medray.study.gc import find, remove
 
     sweep = find(files.absolute(place), finalists=finalists)
-    for sentence in sweep.left_alone:
+    for sentence in sweep.skips:
         print(f"left alone: {sentence}")
     for item in sweep.surplus:
         print(f"{item.num_bytes / 1e6:9.1f} MB  {item.trial}  {item.folder}")

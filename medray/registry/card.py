@@ -1,8 +1,5 @@
-"""The facts about a release, for its model card, its study's report and HTTP; and the model card
-itself, in the Hub's format.
-
-Every figure names its split.
-"""
+"""Facts about a release, for its model card, its study's report and HTTP, and the model card in the
+Hub's format. Each metric names its split."""
 
 import html
 import re
@@ -24,7 +21,7 @@ from medray.storage.checkpoint import Manifest
 from medray.tasks.base.protocol import Task, restore
 from medray.types import DISCLAIMER
 
-_MARKS = (  # of Markdown: anywhere in a line, and at its start
+_MARKS = (  # Markdown syntax: anywhere in a line, and at its start
     re.compile(r"()([\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"),
     re.compile(r"^(\s*)([#+=-])", re.MULTILINE),
     re.compile(r"^(\s*\d+)([.)])", re.MULTILINE),
@@ -32,7 +29,7 @@ _MARKS = (  # of Markdown: anywhere in a line, and at its start
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricFact:
     metric: str
     validation: float | None
     test: float | None
@@ -45,14 +42,13 @@ class Facts:
     note: str  # on the base's weights
     method: str
     labels: tuple[str, ...]
-    figures: tuple[Figure, ...]
-    num_test_rows: int | None  # None where test rows were not opened
-    openings: str  # a sentence where that matters
+    figures: tuple[MetricFact, ...]
+    num_test_rows: int | None  # None if the test labels are unopened
+    openings: str  # a sentence, or empty
     merge: MergeRecord | None
-    behaviour: tuple[
-        str, ...
-    ]  # sentences on confidence, abstention and the lowest slice, where its study measured them
-    origin: tuple[tuple[str, str], ...]  # name and value of everything that it was made from
+    # Sentences on confidence, abstention and the lowest slice, as far as the study measured them.
+    behavior: tuple[str, ...]
+    origin: tuple[tuple[str, str], ...]  # names and values of base, data, training and code
 
 
 def describe(
@@ -62,7 +58,7 @@ def describe(
     merge: MergeRecord | None,
     calibration: CalibrationRecord = AS_IT_IS,
 ) -> Facts:
-    """The facts about a checkpoint, published or not."""
+    """Return the facts about a checkpoint. It need not be published."""
     base, state = manifest.base, manifest.task.state
     validation, on_test = manifest.metrics, test.metrics if test else {}
     return Facts(
@@ -72,20 +68,20 @@ def describe(
         method=_method(manifest),
         labels=tuple(state.get("labels") or state.get("kinds", [])),
         figures=tuple(
-            Figure(name, validation.get(name), on_test.get(name))
+            MetricFact(name, validation.get(name), on_test.get(name))
             for name in dict.fromkeys([*validation, *on_test])
         ),
         num_test_rows=test.num_rows if test else None,
         openings=_openings(test),
         merge=merge,
-        behaviour=_behaviour(test, calibration),
+        behavior=_behavior(test, calibration),
         origin=(
             ("base", f"{base.source}, revision {base.revision}, weights sha256 {base.weight_hash}"),
             (
                 "data",
                 f"{manifest.data_fingerprint}, split: {manifest.split_fingerprint}"
                 if manifest.data_fingerprint
-                else "not known",
+                else "unknown",
             ),
             ("training", _training(manifest)),
             ("code", _code(manifest)),
@@ -99,7 +95,8 @@ def describe_release(record: ReleaseRecord, manifest: Manifest) -> Facts:
 
 
 def test_record(board: Leaderboard, entry: Entry, analysis: Analysis | None) -> TestRecord:
-    """A candidate's figures on test rows, and its behaviour there where a study analyzed it."""
+    """Return a candidate's metrics on test rows, and its calibration there if the study analyzed
+    it."""
     record = TestRecord(
         metrics=dict(entry.test),
         num_rows=board.num_rows["test"],
@@ -111,16 +108,16 @@ def test_record(board: Leaderboard, entry: Entry, analysis: Analysis | None) -> 
     if model is None:
         return record
     test, rule = model.test, model.test.abstention
-    behaviour = {
+    behavior = {
         "ece": (test.before.ece, test.after.ece),
         "answered": (rule.coverage, rule.precision.value) if rule and rule.precision else None,
         "worst_slice": _slice_record(test.worst, test.metric) if test.worst else None,
     }
-    return record.model_copy(update=behaviour)
+    return record.model_copy(update=behavior)
 
 
 def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
-    """The model card as Markdown, of the adapter or of the merged model."""
+    """Return the model card of the adapter or of the merged model, in Markdown."""
     facts = describe_release(record, manifest)
     header = {
         "library_name": "transformers" if merged else "peft",
@@ -141,9 +138,9 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
         DISCLAIMER,
         "",
         *_figures(facts),
-        *(line for sentence in facts.behaviour for line in ("", _line(sentence))),
+        *(line for sentence in facts.behavior for line in ("", _line(sentence))),
         "",
-        "## Where it comes from",
+        "## Origin",
         "",
         *(f"- {name}: {_line(value)}" for name, value in facts.origin),
     ]
@@ -151,14 +148,14 @@ def render(record: ReleaseRecord, manifest: Manifest, *, merged: bool) -> str:
         options = (
             f"- task.{_line(name)}: {_line(value)}" for name, value in record.task_options.items()
         )
-        lines += ["", "## Otherwise than in training", "", *options]
+        lines += ["", "## Changes since training", "", *options]
     if record.notes:
         lines += ["", "## Notes", "", _text(record.notes)]
     return "\n".join(lines) + "\n"
 
 
 def _pipeline(task: Task) -> str:
-    """The Hub's name of what a model is for."""
+    """Return the Hub's name of the model's purpose."""
     head = task.head()
     if head is not None and head.per_token:
         return "token-classification"
@@ -179,42 +176,42 @@ def _method(manifest: Manifest) -> str:
 
 def _training(manifest: Manifest) -> str:
     if manifest.is_untuned:
-        return "none: the base model as it is"
+        return "none: a base model"
     if manifest.data_fingerprint is None:
-        return "elsewhere: imported from an adapter's folder"
+        return "by other software: imported from an adapter's folder"
     return (
         f"seed {manifest.seed}, epoch {manifest.cursor['epoch']}, step {manifest.cursor['step']}, "
-        f"arithmetic {manifest.precision.actual}"
+        f"precision {manifest.precision.actual}"
     )
 
 
 def _code(manifest: Manifest) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
-    return f"{manifest.git_commit or 'no commit known'}; {versions}"
+    return f"{manifest.git_commit or 'unknown commit'}; {versions}"
 
 
 def _openings(test: TestRecord | None) -> str:
     if test is None:
-        return "Test rows were not opened: the figures are those it was chosen by."
+        return "The test labels are unopened. These are the validation metrics of the selection."
     if test.num_openings > 1:
         return (
-            f"The test labels of this split were opened {test.num_openings} times; figures seen "
-            "before a choice are no longer a test."
+            f"The test labels of this split were opened {test.num_openings} times. Metrics known "
+            "before a selection are not a test of it."
         )
     return ""
 
 
-def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> tuple[str, ...]:
+def _behavior(test: TestRecord | None, calibration: CalibrationRecord) -> tuple[str, ...]:
     sentences, rule = [], calibration.abstention
     if test and test.num_seeds > 1:
         sentences.append(
-            f"Test figures are means over {test.num_seeds} trainings that differ in their seed; "
-            "this is the best on validation rows."
+            f"Test metrics are means over {test.num_seeds} trainings with different seeds. This "
+            "release is the best of them on validation rows."
         )
     if test and test.num_folds > 1:
         sentences.append(
-            f"Test figures are those of {test.num_folds} folds together, each row answered by a "
-            "model that had not seen it."
+            f"Test metrics pool the predictions of {test.num_folds} folds, each on rows outside "
+            "its training."
         )
     if test and test.ece:
         sentences.append(
@@ -225,28 +222,24 @@ def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> tuple
         )
     if rule and rule.threshold is None:
         sentences.append(
-            f"Abstention: no threshold promises a precision of {rule.precision}: every answer is "
-            "abstained from."
+            f"Abstention: no threshold reaches a precision of {rule.precision}, so the release "
+            "always abstains."
         )
     elif rule:
         on_test = (
             (
-                f" On test rows {test.answered[0]:.0%} are answered, {test.answered[1]:.3f} of "
-                "these rightly."
+                f" On test rows the coverage is {test.answered[0]:.0%} and the precision "
+                f"{test.answered[1]:.3f}."
             )
             if test and test.answered
             else ""
         )
         sentences.append(
-            f"Abstention: answers with a confidence below {rule.threshold:.3f}, for a precision "
-            f"of {rule.precision}.{on_test}"
+            f"Abstention: below a confidence of {rule.threshold:.3f}, for a precision of "
+            f"{rule.precision}.{on_test}"
         )
     if test and (worst := test.worst_slice):
-        verdict = (
-            "below all rows by more than chance explains"
-            if worst.is_below
-            else "which chance explains"
-        )
+        verdict = "significantly below all rows" if worst.is_below else "within chance of all rows"
         sentences.append(
             f"Lowest slice of the test rows: {worst.column} {worst.value}, {worst.metric} "
             f"{worst.f1:.3f}"
@@ -258,7 +251,7 @@ def _behaviour(test: TestRecord | None, calibration: CalibrationRecord) -> tuple
 
 def _slice_record(worst: WorstSlice, metric: str) -> SliceRecord:
     rows = worst.slice
-    assert rows.f1 is not None  # or it would not have been compared
+    assert rows.f1 is not None  # a comparison needs it
     return SliceRecord(
         column=rows.column,
         value=rows.value,
@@ -274,7 +267,7 @@ def _slice_record(worst: WorstSlice, metric: str) -> SliceRecord:
 
 def _figures(facts: Facts) -> list[str]:
     has_test, merge = facts.num_test_rows is not None, facts.merge
-    lines = ["## Figures", "", *([facts.openings, ""] if facts.openings else [])]
+    lines = ["## Metrics", "", *([facts.openings, ""] if facts.openings else [])]
     lines += [
         "| metric | validation |" + (f" test ({facts.num_test_rows} rows) |" if has_test else ""),
         "| --- | ---: |" + (" ---: |" if has_test else ""),
@@ -286,15 +279,15 @@ def _figures(facts: Facts) -> list[str]:
         lines += [
             "",
             (
-                f"Validation {_line(merge.metric)} in 4 bits {merge.unmerged:.4f}, merged "
-                f"{merge.merged:.4f}."
+                f"Validation {_line(merge.metric)}: {merge.unmerged:.4f} in 4 bits, "
+                f"{merge.merged:.4f} merged."
             ),
         ]
     return lines
 
 
 def _text(value: object) -> str:
-    """The words of others as plain words, which make no HTML, link, table or heading."""
+    """Return text from outside with escapes, so that it forms no HTML, link, table or heading."""
     text = html.escape("\n".join(str(value).splitlines()), quote=False)
     for mark in _MARKS:
         text = mark.sub(r"\1\\\2", text)

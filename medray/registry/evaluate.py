@@ -1,5 +1,4 @@
-"""Evaluates a release, a checkpoint or an untuned base model on labelled rows: its figures and
-their intervals."""
+"""Evaluate a release, a checkpoint or a base model on labeled rows: metrics and their intervals."""
 
 import logging
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from medray.evaluation.metrics import Metrics
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import loading
-from medray.registry.external import fit_untuned_task
+from medray.registry.external import fit_base_model_task
 from medray.registry.loading import LoadedRelease
 from medray.registry.predictions import examine
 from medray.registry.registry import Registry
@@ -30,43 +29,45 @@ from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import Task
 from medray.types import Engine, Example
 
-Part = Literal["test", "validation", "all"]
+EvaluationSplit = Literal["test", "validation", "all"]
 log = logging.getLogger(__name__)
-_MOST_IDS = 5  # of rows in a message
+_MOST_IDS = 5  # of rows in an error message
 
 
 @dataclass(frozen=True)
 class ReleaseEvaluation:
-    of: str  # name@version, a checkpoint's folder, or a base model that is untuned
-    part: Part
-    metric: str  # that the release was chosen by
+    of: str  # name@version, a checkpoint's folder, or a base model
+    part: EvaluationSplit
+    metric: str  # of the release's selection
     metrics: Metrics
-    interval: Interval | None  # of that figure
-    num_openings: int | None  # of these test labels, this one included
+    interval: Interval | None  # of that metric
+    num_openings: int | None  # of these test labels, with this one
     calibration: CalibrationRecord  # of the release
-    analysis: SplitAnalysis | None  # None where answers are texts
+    analysis: SplitAnalysis | None  # None for a task that generates text
 
 
 def evaluate(
-    of: str, data: DataConfig, part: Part, *, storage_path: str, log_dir: Path
+    of: str, data: DataConfig, part: EvaluationSplit, *, storage_path: str, log_dir: Path
 ) -> ReleaseEvaluation:
-    """Predict the rows without their labels, then read the labels, and score."""
-    loaded = _load(of, storage_path)
-    dataset = datasets.load(data, loaded.task.options.bring)
-    _check_unseen(loaded, dataset, part)
+    """Predict the rows without their labels, then read the labels and score."""
+    release = _load(of, storage_path)
+    dataset = datasets.load(data, release.task.options.bring)
+    _check_unseen(release, dataset, part)
     return _evaluate(
-        loaded.reference, loaded.task, loaded.engine, loaded.calibration, dataset, part, log_dir
+        release.reference, release.task, release.engine, release.calibration, dataset, part, log_dir
     )
 
 
-def evaluate_untuned(config: TrialConfig, part: Part, *, log_dir: Path) -> ReleaseEvaluation:
+def evaluate_base_model(
+    config: TrialConfig, part: EvaluationSplit, *, log_dir: Path
+) -> ReleaseEvaluation:
     """Evaluate the base model of a trial before training."""
     dataset = datasets.load(config.data, tasks.task_options(config.task).bring)
-    task = fit_untuned_task(config, dataset)
+    task = fit_base_model_task(config, dataset)
     return _evaluate(
         f"{config.model.source}, untuned",
         task,
-        loading.untuned(config),
+        loading.base_model_engine(config),
         AS_IT_IS,
         dataset,
         part,
@@ -80,15 +81,15 @@ def _evaluate(
     engine: Engine,
     calibration: CalibrationRecord,
     dataset: Dataset,
-    part: Part,
+    part: EvaluationSplit,
     log_dir: Path,
 ) -> ReleaseEvaluation:
     rows = _rows(dataset, part)
     predictions = task.predict(engine, rows)
-    labelled, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
+    examples, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
     metric = task.options.metric
-    metrics = task.score(predictions, labelled)
-    results = tasks.results(task, predictions, labelled)
+    metrics = task.score(predictions, examples)
+    results = tasks.results(task, predictions, examples)
     return ReleaseEvaluation(
         name,
         part,
@@ -97,12 +98,12 @@ def _evaluate(
         interval(results, metric) if metric in results.metrics else None,
         num_openings,
         calibration,
-        examine(task, part, predictions, labelled, calibration, Slicer.of(labelled)),
+        examine(task, part, predictions, examples, calibration, Slicer.of(examples)),
     )
 
 
 def _load(of: str, storage_path: str) -> LoadedRelease:
-    """A checkpoint's folder, or a release."""
+    """Load a checkpoint's folder, or a release."""
     return (
         loading.load(of)
         if (Path(of) / checkpoint.MANIFEST).is_file()
@@ -110,9 +111,9 @@ def _load(of: str, storage_path: str) -> LoadedRelease:
     )
 
 
-def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
-    """The rows of a part, test rows without labels. Training rows that a task brings are left out:
-    they train every model of it."""
+def _rows(dataset: Dataset, part: EvaluationSplit) -> Sequence[Example]:
+    """Return the rows of a split, test rows without labels. Training rows that the task adds are
+    left out, since they train each model of the task."""
     if part == "validation":
         return dataset.validation
     if part == "test":
@@ -122,7 +123,7 @@ def _rows(dataset: Dataset, part: Part) -> Sequence[Example]:
 
 
 def _labels(
-    dataset: Dataset, rows: Sequence[Example], part: Part, log_dir: Path, caller: str
+    dataset: Dataset, rows: Sequence[Example], part: EvaluationSplit, log_dir: Path, caller: str
 ) -> tuple[list[Example], int | None]:
     if part == "validation":
         return list(rows), None
@@ -133,58 +134,61 @@ def _labels(
     return [by_id[row.id] for row in rows], test.num_openings
 
 
-def _check_unseen(loaded: LoadedRelease, dataset: Dataset, part: Part) -> None:
-    """Raise where rows that trained the model would evaluate it."""
-    name, manifest = loaded.reference, loaded.manifest
+def _check_unseen(release: LoadedRelease, dataset: Dataset, part: EvaluationSplit) -> None:
+    """Raise if training rows of the model are among the rows."""
+    name, manifest = release.reference, release.manifest
     if manifest.data_fingerprint is None:
         log.warning(
-            "%s: was trained elsewhere, on rows that nothing names; whether some of these trained "
-            "it cannot be known",
+            "%s: was trained by other software, and its training rows are unknown; they may "
+            "include "
+            "some of these rows",
             name,
         )
         return
-    train_rows = loading.read_train_rows(loaded.folder)
+    train_rows = loading.read_train_rows(release.folder)
     if train_rows is None:
         _check_fingerprints(name, manifest, dataset, part)
         return
     rows = _rows(dataset, part)
-    seen = [
+    train_ids = [
         row.id
-        for row, is_seen in zip(rows, np.isin(hash_rows(rows), train_rows), strict=True)
-        if is_seen
+        for row, is_train_row in zip(rows, np.isin(hash_rows(rows), train_rows), strict=True)
+        if is_train_row
     ]
-    if seen:
+    if train_ids:
         raise ConfigError(
-            f"{name}: {len(seen)} of the {len(rows)} rows of --split {part} trained it "
-            f"({', '.join(seen[:_MOST_IDS])}{', …' * (len(seen) > _MOST_IDS)});"
-            " take them out of the data, or give the study that it comes from, with its data.split "
-            "and --split test or validation"
+            f"{name}: {len(train_ids)} of the {len(rows)} rows of --split {part} trained it "
+            f"({', '.join(train_ids[:_MOST_IDS])}{', …' * (len(train_ids) > _MOST_IDS)});"
+            " remove them from the data, or give the release's own study with its data.split and "
+            "--split test or validation"
         )
 
 
-def _check_fingerprints(name: str, manifest: Manifest, dataset: Dataset, part: Part) -> None:
-    """Do the same for a checkpoint that keeps no rows: an untuned base model, or one of an earlier
-    medray."""
-    # Rows whose labels were corrected since are the same rows on the same sides, under another
-    # fingerprint of the data.
+def _check_fingerprints(
+    name: str, manifest: Manifest, dataset: Dataset, part: EvaluationSplit
+) -> None:
+    """Raise if rows may have trained a checkpoint that stores no row hashes: a base model, or one
+    of an earlier medray."""
+    # After a correction of labels, rows and splits are the same, and only the fingerprint of the
+    # data differs.
     if (
         manifest.data_fingerprint != dataset.fingerprint
         and manifest.split_fingerprint != dataset.split_fingerprint
     ):
         if not manifest.is_untuned:
             log.warning(
-                "%s: an earlier medray trained it and kept no rows; whether some of these trained "
-                "it cannot be known",
+                "%s: an earlier medray trained it and stored no row hashes; its training rows may "
+                "include some of these rows",
                 name,
             )
         return
     if part == "all":
         raise ConfigError(
-            f"{name} was trained on rows of this data: allowed: --split test or validation"
+            f"{name}: was trained on rows of this data; use --split test or validation"
         )
     if manifest.split_fingerprint != dataset.split_fingerprint:
         raise ConfigError(
-            f"{name} was trained on this data under another split, so rows of this split's {part} "
-            "part may have trained it:"
-            " give the study that it comes from, with the same data.split"
+            f"{name}: was trained on this data with another split, so its training rows may be in "
+            f"this split's {part} part;"
+            " give the release's own study with the same data.split"
         )

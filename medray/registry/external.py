@@ -1,5 +1,5 @@
-"""Checkpoints that no trial made: an untuned base model, and a PEFT folder that other software
-trained."""
+"""Checkpoints without a trial: a base model before training, and a PEFT adapter from other
+software."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ class ImportConfig(Section):
     model: ModelConfig
     task: Annotated[PluginOptions, Plugin("tasks")]
     labels: tuple[str, ...] = Field(
-        (), description="of a task that has labels, in the order of the head's outputs"
+        (), description="for a task with labels, in the order of the head's outputs"
     )
 
     @classmethod
@@ -58,14 +58,15 @@ class ImportConfig(Section):
         return validate(cls, raw, where="the settings of an import")
 
     def fit_task(self) -> Task:
-        """The task with its labels in the order of the head's outputs."""
+        """Return the task with its labels in the order of the head's outputs."""
         examples = [Example(label, "", (label,)) for label in self.labels]
         try:
             task = tasks.fit(self.task, examples)
         except DataError as err:
             raise ConfigError(
-                f"labels: task {self.task.name!r} needs them, as labels=[first,second] in the "
-                f"order of the head's outputs: {err}"
+                f"labels: task {self.task.name!r} needs them: {err}; give labels=[first,second] in "
+                "the "
+                "order of the head's outputs"
             ) from None
         if sorted(task.labels) != sorted(self.labels):
             raise ConfigError(
@@ -89,15 +90,15 @@ def publish_adapter(
         return registry.publish(Path(place) / "checkpoint", name, notes=notes)
 
 
-def publish_untuned(
+def publish_base_model(
     registry: Registry, study: StudyConfig, source: str | None, name: str, *, notes: str = ""
 ) -> Release:
-    """Publish an untuned base model of a study, with its figures on validation rows and a
-    calibration fitted on them."""
+    """Publish a base model of a study before training, with its metrics on validation rows and a
+    calibration."""
     bases = {base.source: base for base in study.base_models}
     if source is None and len(bases) > 1:
         raise ConfigError(
-            f"study {study.name} has {len(bases)} base models: say with --base which one: "
+            f"study {study.name}: has {len(bases)} base models; choose one by --base: "
             f"{', '.join(bases)}"
         )
     source = next(iter(bases)) if source is None else source
@@ -108,34 +109,34 @@ def publish_untuned(
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "checkpoint"
-        task, predictions = save_untuned(study.trial(bases[source]), dataset, folder)
+        task, predictions = save_base_model(study.trial(bases[source]), dataset, folder)
         calibration = fit_calibration(task, predictions, dataset.validation, study.calibration)
         return registry.publish(folder, name, calibration=calibration, notes=notes)
 
 
 def import_adapter(folder: Path, config: ImportConfig, target: Path) -> Manifest:
-    """Make a checkpoint of an ordinary PEFT folder (`checkpoint-300`). Adapter and head are
-    compared with what the base needs."""
+    """Build a checkpoint from an ordinary PEFT folder (`checkpoint-300`). Check that adapter and
+    head fit the base."""
     if not (folder / CONFIG).is_file():
-        raise ArtifactError(f"{folder}: not the folder of a PEFT adapter: it has no {CONFIG}")
+        raise ArtifactError(f"{folder}: has no {CONFIG}; name the folder of a PEFT adapter")
     if not (folder / WEIGHTS).is_file():
         raise ArtifactError(
-            f"{folder}: has no {WEIGHTS}: save it anew with safe_serialization=True; pickles are "
-            "not read"
+            f"{folder}: has no {WEIGHTS}; save it with safe_serialization=True, since medray reads "
+            "no pickles"
         )
     task, base = config.fit_task(), sources.resolve(config.model.source, config.model.revision)
     own_base = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
     if own_base and own_base != base.source:
         log.warning(
-            "%s: says that it was trained on %s; it is put on %s, as asked",
+            "%s: names the base %s; the import uses %s, as in its settings",
             folder,
             own_base,
             base.source,
         )
     if "max_length" not in config.task.model_fields_set:
         log.warning(
-            "%s: does not say where its training cut long texts; the release cuts them at %d "
-            "tokens, so answers may differ;"
+            "%s: does not name the maximum length of its training; the release uses %d tokens, so "
+            "answers may differ;"
             " give the training's own length as task.max_length=N",
             folder,
             task.options.max_length,
@@ -146,8 +147,8 @@ def import_adapter(folder: Path, config: ImportConfig, target: Path) -> Manifest
         for part in (WEIGHTS, CONFIG):
             copyfile(folder / part, parts / part)
         tokenizer.save_pretrained(str(parts / "tokenizer"))
-        built = build(base, task.head(), config.model, None, adapter_dir=parts)
-        manifest = _manifest(built, task, {"model": config.model.model_dump(mode="json")})
+        network = build(base, task.head(), config.model, None, adapter_dir=parts)
+        manifest = _manifest(network, task, {"model": config.model.model_dump(mode="json")})
 
         def fill(filling: Path) -> None:
             copytree(parts, filling, dirs_exist_ok=True)
@@ -155,30 +156,30 @@ def import_adapter(folder: Path, config: ImportConfig, target: Path) -> Manifest
         return checkpoint.save(target, fill, manifest)
 
 
-def fit_untuned_task(config: TrialConfig, dataset: Dataset) -> Task:
-    """The task of a trial, for its base model before training."""
+def fit_base_model_task(config: TrialConfig, dataset: Dataset) -> Task:
+    """Fit the task of a trial for its base model before training."""
     task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
     if task.head() is not None:
         raise ConfigError(
-            f"{config.model.source}: task {config.task.name!r} puts a fresh head on it, which "
-            "knows nothing before training"
+            f"{config.model.source}: task {config.task.name!r} adds a new head, which predicts "
+            "nothing useful before training; train it by a study"
         )
     return task
 
 
-def save_untuned(
+def save_base_model(
     config: TrialConfig, dataset: Dataset, target: Path
 ) -> tuple[Task, list[Prediction]]:
-    """Make a checkpoint of a study's untuned base model, and return its predictions of the
+    """Save a base model before training as a checkpoint. Return its task and its predictions of
     validation rows."""
-    task = fit_untuned_task(config, dataset)
-    built = build(
+    task = fit_base_model_task(config, dataset)
+    network = build(
         sources.resolve(config.model.source, config.model.revision), None, config.model, None
     )
-    engine = TransformersEngine(built, precision="fp32", token_budget=config.train.token_budget)
+    engine = TransformersEngine(network, precision="fp32", token_budget=config.train.token_budget)
     predictions = task.predict(engine, dataset.validation)
     metrics = task.score(predictions, dataset.validation)
-    manifest = _manifest(built, task, public_settings(config)).model_copy(
+    manifest = _manifest(network, task, public_settings(config)).model_copy(
         update={
             "is_untuned": True,
             "data_fingerprint": dataset.fingerprint,
@@ -188,7 +189,7 @@ def save_untuned(
     )
 
     def fill(filling: Path) -> None:
-        built.tokenizer.save_pretrained(str(filling / "tokenizer"))
+        network.tokenizer.save_pretrained(str(filling / "tokenizer"))
         lines = (
             json.dumps(asdict(prediction), ensure_ascii=False)
             for prediction in tasks.without_texts(task, predictions, dataset.validation)
@@ -202,16 +203,16 @@ def save_untuned(
     return task, predictions
 
 
-def _manifest(built: BuiltModel, task: Task, trial: dict[str, Any]) -> Manifest:
-    base = built.base
-    engine = TransformersEngine(built, precision="fp32", token_budget=1 << 12)
+def _manifest(network: BuiltModel, task: Task, trial: dict[str, Any]) -> Manifest:
+    base = network.base
+    engine = TransformersEngine(network, precision="fp32", token_budget=1 << 12)
     return Manifest(
         task=TaskRecord(options=task.options.model_dump(mode="json"), state=task.state()),
         base=BaseRecord(
             source=base.source,
             revision=base.revision,
             weight_hash=base.weight_hash,
-            family=built.family.name,
+            family=network.family.name,
             note=base.note,
         ),
         trial=trial,

@@ -1,5 +1,4 @@
-"""From a checkpoint's folder back to what predicts: task, engine and calibration, proven by its
-probe."""
+"""Load a checkpoint's folder: its task, engine and calibration, checked by its probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from medray.errors import ArtifactError
 from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
-from medray.models.build import BuiltModel, build, merge
+from medray.models.build import BuiltModel, build
+from medray.models.build import merge as merge_adapter
 from medray.models.precision import untimed
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
@@ -36,18 +36,19 @@ PROBE_TEXTS = (
     ),
     "Synthetic probe three: a short note.",
 )
-_CLOUD = "embeddings.safetensors"  # in a checkpoint: what its validation rows' embeddings are like
-TRAIN_ROWS = "train_rows.safetensors"  # in a checkpoint: hashes of the rows that trained it
-_TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base differs by far more
+# in a checkpoint: the distribution of its validation rows' embeddings
+_CLOUD = "embeddings.safetensors"
+TRAIN_ROWS = "train_rows.safetensors"  # in a checkpoint: hashes of its training rows
+_TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base differs far more
 
 
 @dataclass(frozen=True)
 class LoadedRelease:
-    """A task, the engine that computes for it, and the calibration of its probabilities.
+    """A task, its engine, and the calibration of its probabilities.
 
-    Python, batches and the terminal predict through this class; HTTP, whose requests share an
-    engine, calls its task and calibration. A checkpoint that is not published is loaded as version
-    0 of its own place."""
+    Python, batches and the terminal predict through this class. Over HTTP, requests share an
+    engine, so the service calls task and calibration itself. An unpublished checkpoint loads as
+    version 0 of its own path."""
 
     name: str
     version: int
@@ -55,7 +56,7 @@ class LoadedRelease:
     manifest: Manifest
     task: Task
     engine: Engine
-    precision: Precision  # that the engine computes in
+    precision: Precision  # of the engine
     calibration: CalibrationRecord = AS_IT_IS
     is_merged: bool = False  # the adapter is part of the base's weights
 
@@ -64,18 +65,19 @@ class LoadedRelease:
         return f"{self.name}@{self.version}" if self.version else self.name
 
     @property
-    def built(self) -> BuiltModel:
+    def built_model(self) -> BuiltModel:
         return self._transformers.built
 
     @property
     def _transformers(self) -> TransformersEngine:
         assert isinstance(self.engine, TransformersEngine), (
-            "the network of another engine lies in another process"
+            "another engine has its network in another process"
         )
         return self.engine
 
     def predict(self, inputs: Sequence[str | Example]) -> list[Prediction]:
-        """One calibrated prediction per input, in order. The id of a text is its position."""
+        """Return one calibrated prediction per input, in order. The id of a text is its
+        position."""
         examples = [
             row if isinstance(row, Example) else Example(str(number), row)
             for number, row in enumerate(inputs)
@@ -85,8 +87,7 @@ class LoadedRelease:
     def in_precision(
         self, precision: Precision, *, token_budget: int | None = None
     ) -> "LoadedRelease":
-        """The same network behind an engine that computes in another precision, or reads other
-        batches."""
+        """Return the same network behind an engine with another precision or token budget."""
         engine = self._transformers
         budget = token_budget or engine.token_budget
         other = TransformersEngine(
@@ -94,11 +95,11 @@ class LoadedRelease:
         )
         return replace(self, engine=other, precision=precision)
 
-    def merged(self) -> "LoadedRelease":
-        """The plain model with the adapter added to the base's weights. In place: `self` is used
-        up."""
+    def merge(self) -> "LoadedRelease":
+        """Add the adapter to the base's weights and return the plain model. The merge is in place,
+        so `self` cannot be used afterwards."""
         engine = self._transformers
-        plain = merge(engine.built)
+        plain = merge_adapter(engine.built)
         plain.model.eval()
         other = TransformersEngine(
             plain,
@@ -109,7 +110,7 @@ class LoadedRelease:
         return replace(self, engine=other, is_merged=True)
 
     def check_probe(self) -> None:
-        """Raise unless the engine gives the outputs that the manifest has for the probe. Meant for
+        """Raise unless the engine's outputs for the probe are those of the manifest. Call it in
         fp32."""
         check_probe(self.folder, self.manifest.probe, probe_outputs(self.task, self.engine))
 
@@ -121,49 +122,49 @@ def load(
     device: str = "cpu",
     verify: bool = True,
 ) -> LoadedRelease:
-    """Rebuild a checkpoint from a folder or URI, by default in the precision that it was trained
-    in.
+    """Rebuild a checkpoint from a folder or URI, by default in its training precision.
 
-    Hashes, base weights and probe are compared first.
+    `verify` checks hashes, base weights and probe first.
     """
     folder = files.fetch(str(place))
     manifest = checkpoint.verify(folder) if verify else checkpoint.read(folder)
     base = find_base(str(folder), manifest)
     task = restore(manifest.task.options, manifest.task.state)
-    built = build(
+    network = build(
         base, task.head(), manifest.model, None, adapter_dir=None if manifest.is_untuned else folder
     )
-    built.model.to(device)
-    used = precision or manifest.precision.actual
+    network.model.to(device)
+    precision = precision or manifest.precision.actual
     engine = TransformersEngine(
-        built, precision=used, token_budget=manifest.token_budget, device=device
+        network, precision=precision, token_budget=manifest.token_budget, device=device
     )
-    loaded = LoadedRelease(str(place), 0, folder, manifest, task, engine, used)
+    release = LoadedRelease(str(place), 0, folder, manifest, task, engine, precision)
     if verify:
-        loaded.in_precision("fp32").check_probe()
-    return loaded
+        release.in_precision("fp32").check_probe()
+    return release
 
 
 def find_base(where: str, manifest: Manifest) -> Base:
-    """The base model that a checkpoint was trained on, with the same weights."""
+    """Return a checkpoint's base model. Raise if its weights differ from the training's."""
     base = sources.resolve(manifest.model.source, manifest.base.revision)
     if base.weight_hash != manifest.base.weight_hash:
         raise ArtifactError(
             f"{where}: was trained on {manifest.base.source} with weights "
-            f"{manifest.base.weight_hash[:12]}, found {base.weight_hash[:12]}"
+            f"{manifest.base.weight_hash[:12]}, and this machine has {base.weight_hash[:12]}; "
+            "restore the base model"
         )
     return base
 
 
-def untuned(config: TrialConfig, *, device: str = "cpu") -> Engine:
-    """The base model of a trial before training, for tasks without a head; in fp32 where the trial
-    names no precision."""
-    built = build(
+def base_model_engine(config: TrialConfig, *, device: str = "cpu") -> Engine:
+    """Return an engine with a trial's base model before training, for tasks without a head. It
+    computes in fp32 if the trial names no precision."""
+    network = build(
         sources.resolve(config.model.source, config.model.revision), None, config.model, None
     )
-    built.model.to(device)
+    network.model.to(device)
     return TransformersEngine(
-        built,
+        network,
         precision=untimed(config.model.precision),
         token_budget=config.train.token_budget,
         device=device,
@@ -175,20 +176,21 @@ def write_cloud(folder: Path, cloud: Cloud) -> None:
 
 
 def read_cloud(folder: Path) -> Cloud | None:
-    """None where a checkpoint keeps none: of a task without a head for rows, of few rows, imported,
-    or of an earlier medray."""
+    """Return the embeddings' distribution, or None. A task without a head for rows, too few rows,
+    an import or an earlier medray stores none."""
     path = folder / _CLOUD
     return Cloud.from_arrays(load_file(path)) if path.is_file() else None
 
 
 def read_train_rows(folder: Path) -> RowHashes | None:
-    """None where a checkpoint keeps none: it is untuned, imported, or of an earlier medray."""
+    """Return the hashes of the training rows, or None for a base model, an import or an earlier
+    medray."""
     path = folder / TRAIN_ROWS
     return load_file(path)["hashes"] if path.is_file() else None
 
 
 def probe_outputs(task: Task, engine: Engine) -> npt.NDArray[np.float64]:
-    """A row of figures per probe text, which the same model gives after every reload."""
+    """Return one row of outputs per probe text. A reload of the same model gives the same."""
     return task.probe(
         engine,
         [Example(id=f"probe-{number}", text=text) for number, text in enumerate(PROBE_TEXTS)],
@@ -206,11 +208,11 @@ def check_probe(folder: Path, probe: Probe, outputs: npt.NDArray[np.float64]) ->
         raise ArtifactError(
             f"{folder}: its probe uses other texts than this medray; publish the checkpoint again"
         )
-    wanted = np.array(probe.outputs)
-    if wanted.shape != outputs.shape or not np.allclose(
-        wanted, outputs, atol=_TOLERANCE, rtol=_TOLERANCE
+    expectation = np.array(probe.outputs)
+    if expectation.shape != outputs.shape or not np.allclose(
+        expectation, outputs, atol=_TOLERANCE, rtol=_TOLERANCE
     ):
         raise ArtifactError(
-            f"{folder}: answers its probe with {outputs.round(4).tolist()} instead of "
-            f"{wanted.round(4).tolist()}"
+            f"{folder}: its probe gives {outputs.round(4).tolist()} instead of "
+            f"{expectation.round(4).tolist()}; publish the checkpoint again"
         )

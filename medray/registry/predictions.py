@@ -1,5 +1,5 @@
-"""From a checkpoint's own predictions to a release's calibration, its answers to the probe, and an
-analysis of its mistakes."""
+"""Compute a release's calibration, its probe record and an analysis from a checkpoint's own
+predictions."""
 
 import json
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from medray.types import Example, Prediction
 
 
 def probe_record(where: str, task: Task, record: CalibrationRecord, probe: Probe) -> ProbeRecord:
-    """A release's predictions for its checkpoint's probe; labels alone where its answers are texts
-    or mentions."""
+    """Return a release's predictions for its checkpoint's probe, or labels alone for a task that
+    generates text or mentions."""
     labels = task.labels or tuple(task.state().get("kinds", ()))
     if not isinstance(task, Calibrated):
         return ProbeRecord(labels=labels)
@@ -50,12 +50,14 @@ def fit_calibration(
     examples: Sequence[Example],
     config: CalibrationConfig,
 ) -> CalibrationRecord:
-    """Fit a calibration to a checkpoint's own predictions of validation rows. Texts have none."""
+    """Fit a calibration to a checkpoint's predictions of validation rows. A task that generates
+    text has none."""
     if not isinstance(task, Calibrated):
         if config.abstain_precision is not None:
             raise ConfigError(
-                f"abstain_precision {config.abstain_precision} and task {task.options.name}: its "
-                "answers have no confidence"
+                f"abstain_precision {config.abstain_precision}: answers of task "
+                f"{task.options.name} "
+                "have no confidence; remove this setting"
             )
         return AS_IT_IS
     results = task.results(predictions, examples)
@@ -78,10 +80,10 @@ def examine(
     record: CalibrationRecord,
     slicer: Slicer,
 ) -> SplitAnalysis | None:
-    """Analyze predictions that are not calibrated yet. None where answers are texts."""
+    """Analyze predictions before calibration. Return None for a task that generates text."""
     if not isinstance(task, Calibrated):
         return None
-    scored = SplitResults(
+    results = SplitResults(
         [example.id for example in examples],
         task.results(predictions, examples),
         matrix(predictions),
@@ -89,7 +91,7 @@ def examine(
     )
     return diagnose.examine(
         split,
-        scored,
+        results,
         record,
         labels=task.labels,
         multi_label=is_multi_label(task),
@@ -98,8 +100,7 @@ def examine(
 
 
 def read_predictions(checkpoint: Path) -> list[Prediction]:
-    """A checkpoint's predictions of its validation rows, before calibration."""
-    lines = (
-        (checkpoint / "predictions.jsonl").read_bytes().splitlines()
-    )  # as text they would also end at U+0085 or U+2028 in an id
+    """Return a checkpoint's predictions of its validation rows, before calibration."""
+    # Split bytes: lines of text would also end at U+0085 or U+2028 in an id.
+    lines = (checkpoint / "predictions.jsonl").read_bytes().splitlines()
     return [Prediction.from_dict(json.loads(line)) for line in lines]

@@ -1,8 +1,7 @@
 """Releases: checkpoints published under a name and a version, and aliases that point at a version.
 
-A checkpoint is stored by the hash of its manifest, a version and an alias's every move are objects
-created by exactly one writer. So nothing is overwritten, and two publishers cannot corrupt each
-other."""
+The hash of its manifest addresses a checkpoint. Exactly one writer creates each version and each
+move of an alias. So nothing is overwritten, and two publishers cannot corrupt each other."""
 
 import getpass
 import logging
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 _NAME = re.compile(NAME)
 _NO_OPTIONS: Mapping[str, Any] = {}
-_NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
+_NUMBER_FILE = re.compile(r"([1-9][0-9]{0,8})\.json")
 
 
 class Registry:
@@ -79,9 +78,9 @@ class Registry:
                 probe=probe,
             )
             raw = record.model_dump_json(indent=1).encode()
-            parse(
-                ReleaseRecord, raw, where=f"{name}@{version}: its record"
-            )  # a record with a figure that is no number cannot be read
+            # A record with a metric that is not a number cannot be read, so check it before the
+            # write.
+            parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")
             if self.store.create(f"releases/{name}/{version}.json", raw):
                 return Release(self, record, raw)
 
@@ -93,8 +92,8 @@ class Registry:
         name: str | None = None,
         notes: str = "",
     ) -> Release:
-        """Publish the same checkpoint with other options of its task. Its figures were measured
-        without them and are left out."""
+        """Publish the same checkpoint with other options of its task. Leave out its test metrics,
+        which were measured without them."""
         release = self.resolve(reference)
         record, folder = release.record, release.folder()
         manifest = checkpoint.read(folder)
@@ -115,7 +114,7 @@ class Registry:
         )
 
     def find(self, name: str, folder: Path, calibration: CalibrationRecord) -> Release | None:
-        """The version of a name that has this checkpoint and this calibration already, if any."""
+        """Return the version of a name with this checkpoint and calibration, if there is one."""
         content = checkpoint.content_id(folder), calibration
         return next(
             (
@@ -127,7 +126,7 @@ class Registry:
         )
 
     def sign(self, release: Release, private_key: Path) -> None:
-        """Put a signature of the release's record beside it, one for each key."""
+        """Store a signature of the release's record beside it, one per key."""
         signature = signatures.sign(release.raw, private_key)
         name = self.signature_name(release, signature.key_id)
         if self.store.create(name, signature.bundle):
@@ -137,7 +136,7 @@ class Registry:
                 release.raw, self.store.read(name), signature.public_key, where=release.reference
             )
         except ArtifactError as err:
-            log.warning("%s; it is signed anew", err)
+            log.warning("%s; a new signature replaces it", err)
             self.store.remove(name)
             self.store.create(name, signature.bundle)
 
@@ -145,7 +144,7 @@ class Registry:
         return f"releases/{release.record.name}/{release.record.version}.{key_id}.sig"
 
     def readable(self, name: str) -> list[Release]:
-        """Every version of a name. A version whose record cannot be read is logged and left out."""
+        """Return each version of a name. Log and skip a version with an unreadable record."""
         return _readable(partial(self.read, name), self.versions(name))
 
     def names(self) -> list[str]:
@@ -155,12 +154,12 @@ class Registry:
         return self._numbers(f"releases/{name}")
 
     def _numbers(self, prefix: str) -> list[int]:
-        matches = (_NUMBERED.fullmatch(entry) for entry in self.store.names(prefix))
+        matches = (_NUMBER_FILE.fullmatch(entry) for entry in self.store.names(prefix))
         return sorted(int(match.group(1)) for match in matches if match)
 
     def alias_names(self, name: str) -> list[str]:
-        """Aliases that point at a version. A folder without a move is the remainder of a process
-        that was killed."""
+        """Return the aliases that point at a version. A folder without a move is left by a process
+        that died."""
         prefix = f"releases/{name}/aliases"
         return [
             alias
@@ -169,7 +168,7 @@ class Registry:
         ]
 
     def newest(self, name: str, alias: str) -> Move:
-        """The last move of an alias, which names the version that it points at."""
+        """Return the last move of an alias, which names its version."""
         numbers = self.move_numbers(name, alias)
         if not numbers:
             raise ArtifactError(
@@ -186,18 +185,16 @@ class Registry:
         return parse(Move, self.store.read(place), where=f"{self.store.uri}/{place}")
 
     def history(self, name: str, alias: str) -> list[Move]:
-        """Every move of an alias, oldest first. A move that cannot be read is logged and left
-        out."""
+        """Return each move of an alias, oldest first. Log and skip an unreadable move."""
         return _readable(partial(self.move, name, alias), self.move_numbers(name, alias))
 
     def point(self, name: str, alias: str, version: int, *, digest: str | None = None) -> Move:
-        """Point an alias at a version and its record, whose digest may be given. Its earlier moves
-        stay as its history."""
+        """Point an alias at a version and its record. Earlier moves stay as its history.
+
+        Raise if the record has another digest than the given one."""
         _check_name("alias", alias)
         if alias.isdigit():
-            raise ConfigError(
-                f"alias {alias!r} would be read as a version; an alias holds a letter"
-            )
+            raise ConfigError(f"alias {alias!r} looks like a version; use an alias with a letter")
         release = self.resolve(f"{name}@{version}", digest=digest)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         move = Move(version=version, record=release.digest, time=time, by=getpass.getuser())
@@ -211,11 +208,10 @@ class Registry:
                 return move
 
     def resolve(self, reference: str, *, digest: str | None = None) -> Release:
-        """Find the release of `name@version`, `name@alias`, or of a bare name, whose latest version
-        it is.
+        """Return the release of `name@version` or `name@alias`, or the latest version of a bare
+        name.
 
-        Raise where its record has another digest than the given one, or the one that its alias is
-        bound to."""
+        Raise if its record has another digest than the given one, or than its alias names."""
         name, _, which = reference.partition("@")
         _check_name("release", name)
         versions = self.versions(name)
@@ -240,19 +236,20 @@ class Registry:
         return release
 
     def read(self, name: str, version: int) -> Release:
-        """The release of a version, whose record must name the same version."""
+        """Return the release of a version, whose record must name the same version."""
         raw = self.store.read(f"releases/{name}/{version}.json")
         record = parse(ReleaseRecord, raw, where=f"{name}@{version}: its record")
         if (record.name, record.version) != (name, version):
             raise ArtifactError(
-                f"{name}@{version}: its record is that of {record.name}@{record.version}; put the "
-                "record back"
+                f"{name}@{version}: its record is that of {record.name}@{record.version}; restore "
+                "the "
+                "record"
             )
         return Release(self, record, raw)
 
 
 def is_version(which: str) -> bool:
-    """Whether the second part of a reference is a version's number, not an alias."""
+    """Return whether the second part of a reference is a version number."""
     return which.isascii() and which.isdigit()
 
 
@@ -261,12 +258,11 @@ def _readable(read: Callable[[int], _Item], numbers: list[int]) -> list[_Item]:
     for number in numbers:
         try:
             items.append(read(number))
-        except (
-            UnreachableError
-        ):  # it may be whole: to leave it out would send a rollback one version too far
+        except UnreachableError:
+            # The item may be complete. Without it, a rollback would go one version too far.
             raise
         except ArtifactError as err:
-            log.warning("%s; it is left out", err)
+            log.warning("%s; it is skipped", err)
     return items
 
 
@@ -274,7 +270,7 @@ def _next(numbers: list[int], where: str) -> int:
     number = max(numbers, default=0) + 1
     if number >= 10**9:
         raise ArtifactError(
-            f"{where}: {number - 1}.json leaves no next number; move this file away"
+            f"{where}: {number - 1}.json is the largest number; move this file away"
         )
     return number
 

@@ -1,8 +1,6 @@
-"""One release: its record, its checkpoint on this machine, and the ways to check, load and export
-it.
+"""One release: its record, its checkpoint on this machine, and ways to check, load and export it.
 
-It imports torch only to load or to export, so that processes which handle records alone import
-none."""
+It imports torch only to load or export, so that processes that only handle records stay light."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -34,11 +32,11 @@ _PROBE_TOLERANCE = 1e-6  # of a calibrated probability, computed from the same o
 class Release:
     registry: "Registry"
     record: ReleaseRecord
-    raw: bytes = field(repr=False)  # the record as it is stored
+    raw: bytes = field(repr=False)  # the stored bytes of the record
 
     @property
     def digest(self) -> str:
-        """The hash of the record, which an alias is bound to."""
+        """The hash of the record, to which an alias is bound."""
         return files.hash_bytes(self.raw)
 
     @property
@@ -46,7 +44,7 @@ class Release:
         return f"{self.record.name}@{self.record.version}"
 
     def folder(self, *, anew: bool = False) -> Path:
-        """The checkpoint on this machine, compared with the release's content id."""
+        """Return the checkpoint's folder on this machine, after a check of its content id."""
         folder = self.registry.store.get_folder(f"checkpoints/{self.record.content_id}", anew=anew)
         try:
             content_id = checkpoint.content_id(folder)
@@ -54,33 +52,32 @@ class Release:
             raise ArtifactError(f"{self.reference}: {err}") from None
         if content_id != self.record.content_id:
             raise ArtifactError(
-                f"{self.reference}: manifest.json was changed: its hash is {content_id[:12]},"
-                f" the release says {self.record.content_id[:12]}"
+                f"{self.reference}: manifest.json was changed: its hash is {content_id[:12]}"
+                f" instead of {self.record.content_id[:12]}; restore the file"
             )
         return folder
 
     def verify(self) -> None:
-        """Recompute the hash of every file in the store, and compare labels and calibration with
-        the record; name what differs."""
+        """Recompute the hash of each file in the store, and compare labels and calibration with
+        the record. Raise an error that names the difference."""
         self.check_probe(
             checkpoint.verify(self.folder(anew=True), expected_id=self.record.content_id)
         )
 
     def check_aliases(self) -> list[str]:
-        """Raise where an alias was pointed at another record of this version. Returns a sentence
-        for each thing that nothing vouches for."""
+        """Raise if an alias names another record of this version. Return a sentence per check that
+        the release does not support."""
         name, notes = self.record.name, []
         if self.record.probe is None:
             notes.append(
-                f"{self.reference}: its probe holds no labels and calibration, as an earlier "
-                "version published it; publish it again"
+                f"{self.reference}: an earlier version published it, without labels and "
+                "calibration "
+                "in its probe; publish it again"
             )
         for alias in self.registry.alias_names(name):
             try:
                 move = self.registry.newest(name, alias)
-            except (
-                ArtifactError
-            ) as err:  # another alias may stand elsewhere, and is no fault of this version
+            except ArtifactError as err:  # the alias may point at another version
                 notes.append(str(err))
                 continue
             if move.version != self.record.version:
@@ -88,8 +85,8 @@ class Release:
             self.check_digest(move.record, f"{name}@{alias}")
             if move.record is None:
                 notes.append(
-                    f"{name}@{alias}: is not bound to the record of {self.reference}, as an "
-                    "earlier version wrote it;"
+                    f"{name}@{alias}: an earlier version wrote it, without the digest of "
+                    f"{self.reference};"
                     f" point the alias again to bind it (`medray promote {self.reference} {alias} "
                     "--no-wait`)"
                 )
@@ -100,42 +97,42 @@ class Release:
         self.registry.store.put_folder(f"checkpoints/{self.record.content_id}", folder)
 
     def check_digest(self, digest: str | None, where: str) -> None:
-        """Raise unless the record has the digest that an alias is bound to; None is bound to
-        none."""
+        """Raise if an alias is bound to another digest than the record's. None means unbound."""
         if digest not in (None, self.digest):
             raise ArtifactError(
-                f"{where}: the record of {self.reference} was changed after the alias was pointed "
-                "at it; put the record back,"
+                f"{where}: the record of {self.reference} changed after the alias was pointed at "
+                "it; "
+                "restore the record,"
                 " or point the alias again if the change is yours"
             )
 
     def check_probe(self, manifest: Manifest) -> None:
-        """Raise unless labels and calibrated probabilities for the probe are those of the record. A
-        load proves the probe itself."""
-        wanted = self.record.probe
-        if wanted is None:
+        """Raise if the record has other labels or calibrated probabilities for the probe. A load
+        checks the probe itself."""
+        expectation = self.record.probe
+        if expectation is None:
             return
         probe = probe_record(
             self.reference, self.task(manifest), self.record.calibration, manifest.probe
         )
-        if probe.labels != wanted.labels:
+        if probe.labels != expectation.labels:
             raise ArtifactError(
-                f"{self.reference}: has labels {', '.join(probe.labels)[:80]}, its record says "
-                f"{', '.join(wanted.labels)[:80]}; publish it again"
+                f"{self.reference}: has labels {', '.join(probe.labels)[:80]}, and its record "
+                f"{', '.join(expectation.labels)[:80]}; publish it again"
             )
-        ours, theirs = np.array(probe.probabilities), np.array(wanted.probabilities)
+        ours, theirs = np.array(probe.probabilities), np.array(expectation.probabilities)
         if (
-            probe.answers != wanted.answers
+            probe.answers != expectation.answers
             or ours.shape != theirs.shape
             or not np.allclose(ours, theirs, rtol=0, atol=_PROBE_TOLERANCE)
         ):
             raise ArtifactError(
-                f"{self.reference}: calibrated, it answers its probe otherwise than its record "
-                "says; publish it again"
+                f"{self.reference}: its calibrated answers to the probe differ from its record; "
+                "publish it again"
             )
 
     def check_signature(self, public_key: Path) -> None:
-        """Raise unless the holder of the key signed the record, which names every file by its
+        """Raise unless the holder of the key signed the record, which names each file by its
         hash."""
         key, name = (
             signatures.read_key(public_key),
@@ -151,20 +148,20 @@ class Release:
     def load(
         self, *, precision: Precision | None = None, device: str = "cpu", merge: bool = False
     ) -> "LoadedRelease":
-        """Rebuild task, engine and calibration. Hashes, base weights and probe are compared first.
+        """Rebuild task, engine and calibration, after a check of hashes, base weights and probe.
 
-        With `merge`, the adapter is added to the base's weights where that changes no answer, and
-        the probe is compared again."""
+        With `merge`, add the adapter to the base's weights where that changes no answer, and check
+        the probe again."""
         from medray.registry.loading import load
 
         if precision not in (None, *get_args(Precision)):
             raise ConfigError(
-                f"{self.reference}: there is no precision {precision!r}; "
+                f"{self.reference}: precision {precision!r} is not known; "
                 f"{suggest(str(precision), get_args(Precision))}"
             )
         checkpoint_alone = load(self.folder(), precision=precision, device=device)
         self.check_probe(checkpoint_alone.manifest)
-        loaded = replace(
+        release = replace(
             checkpoint_alone,
             name=self.record.name,
             version=self.record.version,
@@ -172,13 +169,13 @@ class Release:
             calibration=self.record.calibration,
         )
         if not merge or not self.serves_merged():
-            return loaded
-        merged = loaded.merged()
-        merged.in_precision("fp32").check_probe()
-        return merged
+            return release
+        plain = release.merge()
+        plain.in_precision("fp32").check_probe()
+        return plain
 
     def task(self, manifest: Manifest) -> Task:
-        """The task as it was trained, with this version's own options."""
+        """Return the task of the training, with this version's own options."""
         task, options = (
             restore(manifest.task.options, manifest.task.state),
             self.record.task_options,
@@ -190,13 +187,13 @@ class Release:
         )
 
     def serves_merged(self) -> bool:
-        """Whether the merged model predicts in its place: a merge is exact without 4 bits, and with
-        them must be measured so."""
+        """Return whether the merged model may replace this one. A merge is exact without 4 bits;
+        with 4 bits its record must show it."""
         merge = self.record.merge
         return merge.is_faithful if merge else checkpoint.read(self.folder()).quantization == "none"
 
     def export(self, target: Path, *, merged: bool) -> None:
-        """Write a folder in the Hub's layout with a model card: the adapter with its tokenizer, or
+        """Write a folder in the Hub's layout: a model card, and the adapter with its tokenizer or
         the merged model."""
         from medray.models.adapter import CONFIG, WEIGHTS
 
@@ -207,12 +204,11 @@ class Release:
             self._check_merge()
         elif manifest.is_untuned:
             raise ArtifactError(
-                f"{self.reference}: is a base model as it is, without an adapter: export it with "
-                "--merged"
+                f"{self.reference}: is a base model without an adapter; export it with --merged"
             )
         with files.new_folder(target) as filling:
             if merged:
-                _export_merged(folder, filling)
+                _export_merge(folder, filling)
             else:
                 for path in [
                     folder / WEIGHTS,
@@ -225,8 +221,8 @@ class Release:
             )
 
     def bundle(self, target: Path) -> None:
-        """Write a storage path with this release alone: record, signatures, checkpoint, and the
-        aliases that point at it."""
+        """Write a storage path with this release alone: record, signatures, checkpoint, and its
+        aliases."""
         folder, registry = self.folder(), self.registry
         checkpoint.verify(folder)
         check_new(target)
@@ -247,21 +243,21 @@ class Release:
         merge = self.record.merge
         if merge and not merge.is_faithful:
             raise ArtifactError(
-                f"{self.reference}: merged, its validation {merge.metric} is {merge.merged:.4f} "
-                f"instead of {merge.unmerged:.4f};"
-                f" allowed is a difference of {MERGE_LIMIT}: export it without --merged"
+                f"{self.reference}: the merged model's validation {merge.metric} is "
+                f"{merge.merged:.4f} instead of {merge.unmerged:.4f}, and the largest allowed "
+                f"difference is {MERGE_LIMIT}; export it without --merged"
             )
         if not self.serves_merged():
             log.warning(
-                "%s: is in 4 bits and was published without its run: what merging does to its F1 "
-                "was not measured",
+                "%s: is in 4 bits and was published without its run, so the effect of the merge on "
+                "its F1 is unknown",
                 self.reference,
             )
 
 
 def check_new(target: Path) -> None:
     if target.exists():
-        raise ArtifactError(f"{target}: is there already and is left alone; choose another folder")
+        raise ArtifactError(f"{target}: exists already; choose another folder")
 
 
 def check_changeable(where: str, task: Task, option: str) -> None:
@@ -273,8 +269,8 @@ def check_changeable(where: str, task: Task, option: str) -> None:
         )
 
 
-def _export_merged(folder: Path, target: Path) -> None:
+def _export_merge(folder: Path, target: Path) -> None:
     from medray.models.build import export_merged
     from medray.registry.loading import load
 
-    export_merged(load(folder).built, target)
+    export_merged(load(folder).built_model, target)

@@ -1,4 +1,4 @@
-"""Finds what is broken in a storage path of releases, and the remedy where there is one."""
+"""Find damage in a storage path of releases, and its repair where there is one."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,18 +20,18 @@ class Finding:
     where: str
     what: str
     remedy: str
-    mend: Callable[[], object] | None = None  # None: the remedy is for a person
-    is_broken: bool = True  # else a note: everything works
+    mend: Callable[[], object] | None = None  # None: a person must do it
+    is_broken: bool = True  # False: a note, everything works
 
 
 def examine(registry: Registry) -> Iterator[Finding]:
-    """Yield what is broken, without a change: aliases first, then records, then files, each copy of
-    a checkpoint once."""
+    """Yield the damage without changing anything: aliases first, then records, then each
+    checkpoint's files once."""
     store = registry.store
     for name in store.leftovers():
         yield Finding(
             f"{store.uri}/{name}",
-            "was left by a process that was killed",
+            "is left by a process that died",
             "remove it",
             partial(_remove_leftover, store, name),
             False,
@@ -46,7 +46,7 @@ def examine(registry: Registry) -> Iterator[Finding]:
             try:
                 releases[version] = registry.read(name, version)
             except MedrayError as err:
-                remedy = f"put {version}.json back from a backup; nothing else holds it"
+                remedy = f"restore {version}.json from a backup; there is no other copy"
                 yield Finding(f"{store.uri}/releases/{name}/{version}.json", _reason(err), remedy)
         content_ids |= {
             release.record.content_id: release.reference for release in releases.values()
@@ -70,21 +70,25 @@ def _examine_alias(
             yield _stray(f"{store.uri}/{folder}")
         return
     moves: dict[int, Move] = {}
-    broken: dict[int, str] = {}
+    errors: dict[int, str] = {}
     for number in numbers:
         try:
             moves[number] = registry.move(name, alias, number)
         except MedrayError as err:
-            broken[number] = _reason(err)
-    stands = f"it stands on {name}@{moves[max(moves)].version} then" if moves else "it is gone then"
-    for number, reason in broken.items():
+            errors[number] = _reason(err)
+    outcome = (
+        f"it then points at {name}@{moves[max(moves)].version}" if moves else "it then has no move"
+    )
+    for number, reason in errors.items():
         place = f"{folder}/{number}.json"
         remedy, is_whole = (
-            f"remove this move of {name}@{alias}: {stands}",
+            f"remove this move of {name}@{alias}: {outcome}",
             _may_be_whole(store, place),
         )
         if is_whole:
-            remedy = f"it may be whole: let this user read it, take the newest medray, or {remedy}"
+            remedy = (
+                f"it may be complete: let this user read it, use the newest medray, or {remedy}"
+            )
         yield Finding(
             f"{store.uri}/{place}",
             reason,
@@ -93,7 +97,7 @@ def _examine_alias(
         )
     gaps = sorted(set(range(1, numbers[-1])) - set(numbers))
     if gaps:
-        what = f"moves {', '.join(map(str, gaps[:10]))} are not there"
+        what = f"moves {', '.join(map(str, gaps[:10]))} are missing"
         yield Finding(
             f"{store.uri}/{folder}",
             what,
@@ -107,26 +111,27 @@ def _examine_alias(
     if release is None:
         yield Finding(
             f"{name}@{alias}",
-            f"stands on version {newest.version}, which cannot be read",
+            f"points at version {newest.version}, which cannot be read",
             "point it at another version",
         )
     elif newest.record is None:
         yield Finding(
             f"{name}@{alias}",
-            "is not bound to a record, as an earlier version wrote it",
+            "is not bound to a record, since an earlier version wrote it",
             "point it again to bind it",
             is_broken=False,
         )
     elif newest.record != release.digest:
-        what = f"the record of {release.reference} was changed after it was pointed there"
+        what = f"the record of {release.reference} changed after the alias was pointed at it"
         yield Finding(
-            f"{name}@{alias}", what, "put the record back, or point it again if the change is yours"
+            f"{name}@{alias}",
+            what,
+            ("restore the record, or point the alias again if the change is yours"),
         )
 
 
 def _may_be_whole(store: Store, place: str) -> bool:
-    """Whether a move names a version, as one that a later medray wrote, or cannot be read at this
-    time."""
+    """Return whether a move may be complete: a later medray wrote it, or it cannot be read now."""
     try:
         content = json.loads(store.read(place))
     except UnreachableError:
@@ -137,7 +142,7 @@ def _may_be_whole(store: Store, place: str) -> bool:
 
 
 def _remove_leftover(store: Store, name: str) -> None:
-    if name in store.leftovers():  # else another process has continued with it
+    if name in store.leftovers():  # else another process continues its work
         store.remove(name)
 
 
@@ -150,15 +155,15 @@ def _examine_checkpoint(registry: Registry, content_id: str, reference: str) -> 
         remedy = (
             f"copy it from {copy}"
             if copy
-            else f"publish the checkpoint of {reference} again; no other copy is here"
+            else f"publish the checkpoint of {reference} again; there is no other copy here"
         )
         mend = partial(registry.store.put_folder, name, copy) if copy else None
         yield Finding(f"{registry.store.uri}/{name}", _reason(err), remedy, mend)
 
 
 def _copy(registry: Registry, content_id: str) -> Path | None:
-    """A whole checkpoint of this content in the cache or, where the store is a folder, in a study's
-    run."""
+    """Return an undamaged copy of a checkpoint, from the cache or from a run below a local
+    store."""
     places = [environment.cache_dir() / "checkpoints" / content_id]
     if isinstance(registry.store, LocalStore):
         places += [
@@ -179,12 +184,12 @@ def _copy(registry: Registry, content_id: str) -> Path | None:
 def _stray(where: str) -> Finding:
     return Finding(
         where,
-        "is nothing of a release",
-        "it is in nobody's way; remove it if it is not yours",
+        "belongs to no release",
+        "it does no harm; remove it if it is not yours",
         is_broken=False,
     )
 
 
 def _reason(err: MedrayError) -> str:
-    """The error without its place and remedy, which a finding has of its own."""
+    """Return the error without its place and remedy, which a finding has itself."""
     return str(err).rpartition("; ")[0].partition(": ")[2] or str(err)

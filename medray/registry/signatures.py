@@ -1,7 +1,7 @@
-"""Signatures of release records in the format of OpenSSF's model-signing, by the extra `sign`.
+"""Signatures of release records in the format of OpenSSF's model-signing, from the extra `sign`.
 
-A record names its checkpoint by the hash of a manifest, which holds the hash of every file: so one
-small file is signed. Works without a network."""
+A record names its checkpoint by the hash of a manifest, which holds the hash of each file. So a
+signature covers one small file. It needs no network."""
 
 import tempfile
 from collections.abc import Iterator
@@ -43,14 +43,14 @@ def key_id(public_key: Path) -> str:
 
 
 def read_key(public_key: Path) -> bytes:
-    """A public key as PEM, in its one spelling."""
+    """Return a public key as PEM, in its canonical form."""
     _, serialization = _libraries("verifying")
     with _readable(public_key, _PUBLIC):
         return _pem(serialization.load_pem_public_key(public_key.read_bytes()), serialization)
 
 
 def check(content: bytes, bundle: bytes, public_key: bytes, *, where: str) -> None:
-    """Raise unless the bundle is a signature of exactly this content by the holder of the key."""
+    """Raise unless the bundle is a signature of exactly this content by the owner of the key."""
     verifying, _ = _libraries("verifying")
     with _as_model(content) as (model, signature):
         signature.write_bytes(bundle)
@@ -58,9 +58,8 @@ def check(content: bytes, bundle: bytes, public_key: bytes, *, where: str) -> No
         key.write_bytes(public_key)
         try:
             verifying.Config().use_elliptic_key_verifier(public_key=key).verify(model, signature)
-        except (
-            Exception
-        ) as err:  # the library parses what a stranger wrote, and has no error of its own
+        # The library parses untrusted input, and has no error class of its own.
+        except Exception as err:
             reason = str(err).splitlines()[0][:120] if str(err) else type(err).__name__
             raise ArtifactError(
                 f"{where}: its signature is not one of this record ({reason}); publish it again "
@@ -80,23 +79,20 @@ def _pem(public_key: Any, serialization: Any) -> bytes:
 
 
 @contextmanager
-def _readable(path: Path, wanted: str) -> Iterator[None]:
+def _readable(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise ConfigError(f"{path}: cannot be read: {err.strerror}; give {wanted}") from None
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-    ):  # what cryptography raises for another kind of key, or one with a password
-        raise ConfigError(f"{path}: is no such key; give {wanted}") from None
+        raise ConfigError(f"{path}: cannot be read: {err.strerror}; give {kind}") from None
+    # The errors of cryptography for another kind of key, or a key with a password.
+    except (ValueError, TypeError, AttributeError):
+        raise ConfigError(f"{path}: is not such a key; give {kind}") from None
 
 
 @contextmanager
 def _as_model(content: bytes) -> Iterator[tuple[Path, Path]]:
-    """The content as a model of one file, which is what the library signs, and a place for its
-    signature."""
+    """Yield the content as a model of one file, which the library can sign, and the signature's
+    path."""
     with tempfile.TemporaryDirectory() as place:
         model = Path(place) / "release"
         model.mkdir()

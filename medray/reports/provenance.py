@@ -155,7 +155,7 @@ def repeat(data: StudyData) -> Section:
         ]
         note = f" {data.winner.openings}" if data.winner.openings else ""
         caption = f"Every figure of the winner, as its model card tells it.{note}"
-        behaviour = [Text(sentence, is_note=True) for sentence in data.winner.behaviour]
+        behaviour = [Text(sentence, is_note=True) for sentence in data.winner.behavior]
         blocks.append(
             Details(
                 "Every figure of the winner",

@@ -31,13 +31,13 @@ class TensorBoard:
             with suppress(OSError):  # a disk that is full is told by those who need it
                 writer.close()
 
-    def trials_planned(self, num_trials: int) -> None:
+    def on_num_trials(self, num_trials: int) -> None:
         """Nothing is drawn of what has not begun."""
 
-    def trial_started(self, record: TrialRecord) -> None:
+    def on_trial_start(self, record: TrialRecord) -> None:
         """A trial has a file from its first figure on."""
 
-    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None:
+    def on_trial_report(self, record: TrialRecord, evaluation: Evaluation) -> None:
         writer = self._writer(record)
         figures = {
             "training/loss": evaluation.train_loss,
@@ -55,7 +55,7 @@ class TensorBoard:
             writer.add_scalar(f"best/{self.metric}", self._best[record.trial], evaluation.step)
         writer.flush()
 
-    def trial_finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         writer = self._writers.pop(record.trial, None)
         if writer is not None:
             _summarise(

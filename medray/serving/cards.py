@@ -87,7 +87,7 @@ def card(release: Release) -> ReleaseCard:
             for row in facts.figures
         ),
         num_test_rows=facts.num_test_rows,
-        said=tuple(filter(None, (facts.openings, *facts.behaviour))),
+        said=tuple(filter(None, (facts.openings, *facts.behavior))),
         origin=dict(facts.origin),
         notes=record.notes,
     )

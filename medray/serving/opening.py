@@ -60,7 +60,7 @@ class _Opening:
 
     def _cast_within(self, precision: Precision) -> AbstractContextManager[None]:
         # 4-bit layers follow autocast themselves.
-        built = self.loaded.built
+        built = self.loaded.built_model
         return (
             cast_within(built.model, built.family, precision)
             if self.loaded.is_merged
@@ -69,7 +69,7 @@ class _Opening:
 
     def settle(self, precision: Precision) -> tuple[LoadedRelease, TransformersEngine, Streams]:
         if self.loaded.is_merged:
-            cast(self.loaded.built.model, self.loaded.built.family, precision)
+            cast(self.loaded.built_model.model, self.loaded.built_model.family, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
             engine.generation,
@@ -93,7 +93,7 @@ def open_head(
     if isinstance(loaded.task, Chatting):
         loaded, engine, streams = opening.settle(_faster_steps(opening))
         window = (
-            getattr(loaded.built.model.config, "max_position_embeddings", None)
+            getattr(loaded.built_model.model.config, "max_position_embeddings", None)
             or engine.tokenizer.model_max_length
         )
         return Chat.open(loaded, streams, window)
@@ -115,7 +115,7 @@ def _faster_steps(opening: _Opening) -> Precision:
 
 def _open_head(opening: _Opening) -> Head:
     options, overhead, task = opening.options, 1, opening.loaded.task
-    if opening.loaded.built.head is None and generates(opening.engine("fp32"), task):
+    if opening.loaded.built_model.head is None and generates(opening.engine("fp32"), task):
         precision = _faster_steps(opening)
     else:
         timings = opening.time(lambda engine: time_texts(engine, task, opening.thread))

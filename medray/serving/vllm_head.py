@@ -186,7 +186,7 @@ def merged_folder(release: Release) -> Path:
         with FileLock(target.parent / f"{target.name}.lock"):
             if not target.is_dir():
                 with files.new_folder(target) as filling:
-                    export_merged(load(release.folder()).built, filling)
+                    export_merged(load(release.folder()).built_model, filling)
     return target
 
 

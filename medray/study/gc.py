@@ -1,5 +1,5 @@
-"""Files of finished studies that are no longer needed: checkpoints and states of trials that
-lost."""
+"""Find and remove unnecessary files of finished studies: checkpoints and states of other trials
+than the best."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _KINDS = ("checkpoints", "state")
 
 @dataclass(frozen=True)
 class Surplus:
-    """A folder that can go."""
+    """A folder that can be removed."""
 
     run: Run
     trial: str
@@ -28,10 +28,10 @@ class Surplus:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What can go, and what was not looked into."""
+    """The folders that can be removed, and the runs that were skipped."""
 
     surplus: list[Surplus]
-    left_alone: list[str]  # sentences: which runs were not looked into, and why
+    skips: list[str]  # one sentence per skipped run, with the reason
 
     @property
     def num_bytes(self) -> int:
@@ -39,22 +39,22 @@ class Sweep:
 
 
 def find(place: Path, *, finalists: bool = False) -> Sweep:
-    """In a run, a study's folder or a storage path. With `finalists` those that did not win as
-    well."""
+    """Search a run, a study's folder or a storage path. `finalists` includes finalists that did
+    not win."""
     surplus: list[Surplus] = []
-    left_alone: list[str] = []
+    skips: list[str] = []
     for run in _runs(place):
         if not (run.folder / LEADERBOARD).is_file():
-            left_alone.append(
-                f"{run.folder}: has not ended; medray study --resume may need all of it"
+            skips.append(
+                f"{run.folder}: has not ended; `medray study --resume` may need all its files"
             )
             continue
         try:
             with run.lock():
                 surplus += _surplus(run, finalists)
         except ConfigError as err:
-            left_alone.append(str(err))
-    return Sweep(surplus, left_alone)
+            skips.append(str(err))
+    return Sweep(surplus, skips)
 
 
 def remove(surplus: Sequence[Surplus]) -> None:
@@ -68,40 +68,39 @@ def _runs(place: Path) -> list[Run]:
         path.parent for depth in ("", "*/", "*/*/") for path in place.glob(f"{depth}{SETTINGS}")
     }
     if not folders:
-        raise ArtifactError(f"{place}: holds no run of a study (a folder with {SETTINGS})")
+        raise ArtifactError(
+            f"{place}: has no run of a study; name a folder with {SETTINGS}, or one above it"
+        )
     return [Run(folder.resolve()) for folder in sorted(folders)]
 
 
 def _surplus(run: Run, finalists: bool) -> Iterator[Surplus]:
     board = run.leaderboard()
-    won = {board.winner, *(board.best.seeds.trials if board.best.seeds else ())}
-    tested = {
+    winners = {board.winner, *(board.best.seeds.trials if board.best.seeds else ())}
+    finalist_trials = {
         name
         for entry in board.entries
         if entry.test
         for name in (entry.name, *(entry.seeds.trials if entry.seeds else ()))
     }
-    kept = won if finalists else tested
-    published = _content_ids(run)
+    to_keep = winners if finalists else finalist_trials
+    release_ids = _content_ids(run)
     best = Path(str(board.best.checkpoint)).resolve()
     for record in run.records():
-        # What repeats a finalist stays and goes with it.
-        needed = record.trial in kept or record.of in kept
+        # Repeats of a finalist are kept or removed with it.
+        is_needed = record.trial in to_keep or record.of in to_keep
         for kind in _KINDS:
             for folder in sorted((run.trial_dir(record.trial) / kind).glob("*")):
-                is_half = folder.name.startswith(
-                    "."
-                )  # left by a process that was killed while it wrote
-                released = (folder / MANIFEST).is_file() and (
-                    folder.resolve() == best or checkpoint.content_id(folder) in published
+                is_partial = folder.name.startswith(".")  # its process died during the write
+                has_release = (folder / MANIFEST).is_file() and (
+                    folder.resolve() == best or checkpoint.content_id(folder) in release_ids
                 )
-                if is_half or not (needed or released):
+                if is_partial or not (is_needed or has_release):
                     yield Surplus(run, record.trial, folder, _size(folder))
 
 
 def _content_ids(run: Run) -> set[str]:
-    """Content ids of everything that a release refers to, where this study publishes to and where
-    it would."""
+    """Return the content ids of all releases in this study's registries."""
     options = run.settings().publish
     places = {
         str(run.storage_dir),

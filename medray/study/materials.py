@@ -1,5 +1,5 @@
-"""What the trials of a study share: its data sets, its task, and the prepared rows of each base
-model. Each is made once."""
+"""Values that the trials of a study share: data sets, the task, and each base model's prepared
+rows. Each is built once."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,12 +22,12 @@ class Materials:
         self._bring = tasks.task_options(study.task).bring
         self._datasets: dict[str, Dataset] = {}
         self._prepared: dict[str, Path | ArtifactError] = {}
-        self._audited: set[str] = set()  # sources of base models
+        self._audit_sources: set[str] = set()  # base models with an audit
         dataset = self.dataset(study.data)
         self.task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
 
     def dataset(self, data: DataConfig) -> Dataset:
-        """The rows of one split, fold and row limit."""
+        """Return the rows of one split, fold and row limit."""
         split = data.split.model_copy(update={"fold": data.split.fold or 0})
         key = data.model_copy(update={"split": split}).model_dump_json()
         if key not in self._datasets:
@@ -35,8 +35,8 @@ class Materials:
         return self._datasets[key]
 
     def prepared(self, config: TrialConfig) -> Path:
-        """The description of a trial's rows in tokens, which its process opens; the same error for
-        each trial that cannot have them."""
+        """Return the path of a trial's prepared rows. Raise the same error again for each trial
+        whose rows cannot be prepared."""
         key = files.hash_text(
             [
                 config.model.source,
@@ -55,10 +55,10 @@ class Materials:
     def _prepare(self, config: TrialConfig) -> Path | ArtifactError:
         dataset = self.dataset(config.data)
         task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
-        on_audit = (
-            (lambda audit: None) if config.model.source in self._audited else self.on_audit
-        )  # it is about all rows
-        self._audited.add(config.model.source)
+        # An audit covers all rows, so each base model has one.
+        has_audit = config.model.source in self._audit_sources
+        on_audit = (lambda audit: None) if has_audit else self.on_audit
+        self._audit_sources.add(config.model.source)
         try:
             return gather(config, dataset, task, self.folder, on_audit).path
         except ArtifactError as err:
@@ -66,7 +66,7 @@ class Materials:
 
 
 def audit(study: StudyConfig) -> Iterator[Audit]:
-    """The audit of the study's data for each base model's tokenizer; nothing is trained."""
+    """Yield the audit of the study's data for each base model's tokenizer, without training."""
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
     for base in study.base_models:

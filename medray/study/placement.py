@@ -1,5 +1,5 @@
-"""How the trials of a study fit on a cluster: what one takes, and how many run side by side.
-Pure."""
+"""Placement of a study's trials on a cluster: the resources of one trial, and the number of
+concurrent trials. It is pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,18 @@ from medray.config.study import ResourcesConfig
 from medray.errors import ConfigError
 from medray.runtime.cluster import Cluster, Node
 
-_MOST_PER_NODE = (
-    8  # trials that share a node where nothing else is set: each has its base model in memory
-)
+_MOST_PER_NODE = 8  # default limit of trials per node: each has its base model in memory
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What a trial takes."""
+    """The resources of a trial."""
 
     launcher: Literal["inline", "train"]
-    num_workers: int | tuple[int, int]  # the least and the most, where a trial takes what is free
-    cpus: float  # of a worker
+    num_workers: int | tuple[int, int]  # a pair is a minimum and a maximum
+    cpus: float  # per worker
     gpus: float
-    num_at_once: int  # such trials that the cluster holds
+    num_at_once: int  # concurrent trials on the cluster
 
     @property
     def least_workers(self) -> int:
@@ -30,8 +28,8 @@ class Placement:
 
 
 def place(resources: ResourcesConfig, cluster: Cluster, num_trials: int) -> Placement:
-    """Choose for the cluster the settings that were left open; raise where a trial can never run
-    there."""
+    """Choose the resources that the settings leave open. Raise where the cluster can never run a
+    trial."""
     gpus = (
         resources.gpus_per_worker
         if resources.gpus_per_worker is not None
@@ -51,7 +49,7 @@ def place(resources: ResourcesConfig, cluster: Cluster, num_trials: int) -> Plac
             f" and {gpus:g} GPU(s)" if gpus else ""
         )
         raise ConfigError(
-            f"resources: a trial asks for {request}, which this cluster can never hold: "
+            f"resources: a trial requires {request}, which this cluster does not have: "
             f"{_show(cluster.nodes)}; "
             "lower resources.num_workers, cpus_per_worker or gpus_per_worker"
         )
@@ -59,8 +57,8 @@ def place(resources: ResourcesConfig, cluster: Cluster, num_trials: int) -> Plac
 
 
 def _share(cpus: int, num_workers: int) -> int:
-    """One thread each gives the most together (two trials of one thread train 1.3 times the tokens
-    of one with two)."""
+    """Return the CPUs per worker. One thread per trial is fastest in total: two trials of one
+    thread train 1.3 times the tokens of one with two."""
     return max(1, cpus // min(num_workers, _MOST_PER_NODE))
 
 

@@ -1,4 +1,4 @@
-"""Every mistake of a study that is known before a weight is loaded or a GPU requested, all at
+"""Checks of a study before it loads a weight or requests a GPU. They report all mistakes at
 once."""
 
 import logging
@@ -21,71 +21,75 @@ from medray.models import quantization, sources
 from medray.models.architecture import check_targets, num_adapter_weights
 from medray.storage import files
 from medray.storage.store import open_store
-from medray.study import run, search
+from medray.study import resume as resumes
+from medray.study import search
 from medray.study.run import latest, study_dir
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import needs_of
 
 log = logging.getLogger(__name__)
 _WEIGHT_BYTES = 4  # as stored: adapters train in fp32
-_STATE_FIGURES = 3  # the weight, and Adam's two figures for it
-_MINIMUM_BYTES = 50_000_000  # predictions, curves, logs, rows in tokens
+_STATE_NUMBERS = 3  # the weight and its two moments in Adam
+_MINIMUM_BYTES = 50_000_000  # predictions, curves, logs, prepared rows
 
 
 def check(study: StudyConfig, *, resume: bool = False, with_data: bool = False) -> None:
-    """Raise one ConfigError that lists every mistake; `with_data` reads the rows too, as a study
-    does when it starts."""
+    """Raise one ConfigError that lists each mistake. `with_data` also reads the rows, as the start
+    of a study does."""
     mistakes = [*formats.check(study.data.format), *_storage(study), *_references(study)]
     try:
         tasks.task_options(study.task).samples()
     except ConfigError as err:
         mistakes.append(str(err))
     if study.data.corrections and not Path(study.data.corrections).is_file():
-        mistakes.append(f"data.corrections: there is no file {study.data.corrections}")
+        mistakes.append(
+            f"data.corrections: there is no file {study.data.corrections}; correct the path"
+        )
     if study.mlflow and util.find_spec("mlflow") is None:
         mistakes.append(
-            "mlflow: MLflow is not installed; pip install 'medray[mlflow]', or take the section out"
+            "mlflow: MLflow is not installed; pip install 'medray[mlflow]', or remove the section"
         )
     for base in study.base_models:
         mistakes += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
-    if not mistakes:  # sizes are known of a study that is right
+    if not mistakes:  # the disk check needs a valid study
         mistakes = [*_disk(study, resume), *(_data(study) if with_data else [])]
     if mistakes:
-        listed = "\n".join(f"  {sentence}" for sentence in mistakes)
+        lines = "\n".join(f"  {sentence}" for sentence in mistakes)
         raise ConfigError(
             f"study {study.name}, {len(mistakes)} "
-            f"mistake{'s' if len(mistakes) > 1 else ''}:\n{listed}"
+            f"mistake{'s' if len(mistakes) > 1 else ''}:\n{lines}"
         )
 
 
 def _references(study: StudyConfig) -> list[str]:
-    """What is wrong with secrets that are named, and with those that trials would miss; of others
-    that are written in the study, a warning."""
+    """Return mistakes about secrets: wrong references, and secrets in settings of a trial. Warn of
+    other secrets in the study."""
     mistakes = []
     for setting, kind in redaction.find(study.model_dump(mode="json")):
-        if not setting.startswith(
-            ("data.", "mlflow.")
-        ):  # what a trial is given, and a release keeps
+        # All other settings reach the trial and its release.
+        if not setting.startswith(("data.", "mlflow.")):
             mistakes.append(
-                f"{setting}: holds what looks like a key or password ({kind}), which is never "
-                "stored; write it in other words"
+                f"{setting}: looks like a key or password ({kind}), which is never stored; change "
+                "the "
+                "value"
             )
             continue
         log.warning(
-            "%s: holds %s, which is used and not stored: --resume needs it again; name it "
-            "instead: ${env:NAME} or ${file:PATH}",
+            "%s: contains %s, which is used but not stored, so --resume needs it again; refer to "
+            "it as ${env:NAME} or ${file:PATH}",
             setting,
             kind,
         )
-    for setting, value in run.leaves(study.model_dump(mode="json")):
+    for setting, value in resumes.leaves(study.model_dump(mode="json")):
         if (
             has_reference(str(value))
             and not setting.startswith("data.format.")
             and setting != "mlflow.tracking_uri"
         ):
             mistakes.append(
-                f"{setting}: {value}: a secret is named in data.format and mlflow.tracking_uri "
-                "alone; write the value itself"
+                f"{setting}: {value}: only data.format and mlflow.tracking_uri may refer to a "
+                "secret; "
+                "write the value itself"
             )
     if study.mlflow:
         try:
@@ -97,8 +101,8 @@ def _references(study: StudyConfig) -> list[str]:
 
 
 def _data(study: StudyConfig) -> list[str]:
-    """What is wrong with the rows: what a reader refuses, limits that are too small for the labels,
-    labels that do not fit the task."""
+    """Return mistakes in the rows: reading errors, limits too small for the labels, and labels that
+    do not fit the task."""
     mistakes = []
     for trial in _trials(study):
         try:
@@ -110,7 +114,7 @@ def _data(study: StudyConfig) -> list[str]:
 
 
 def _trials(study: StudyConfig) -> list[TrialConfig]:
-    """One per data and task that trials of the study have, with every fold that is pooled."""
+    """Return one trial per combination of data and task in the study, and per pooled fold."""
     trials = []
     for base in study.base_models:
         axes = [
@@ -143,8 +147,9 @@ def _storage(study: StudyConfig) -> list[str]:
     if "://" in study.storage_path.removeprefix("file://"):
         return [
             (
-                f"storage_path: {study.storage_path}: runs need a folder that every node sees; "
-                "releases may lie elsewhere: publish.storage_path"
+                f"storage_path: {study.storage_path}: runs need a folder that each node can read; "
+                "set "
+                "publish.storage_path for releases in an object store"
             )
         ]
     if study.publish and study.publish.storage_path:
@@ -155,11 +160,11 @@ def _storage(study: StudyConfig) -> list[str]:
     folder = _existing(study)
     if folder.is_dir() and os.access(folder, os.W_OK):
         return []
-    return [f"storage_path: {folder} is not a folder that can be written to"]
+    return [f"storage_path: {folder} is not a writable folder; choose another one"]
 
 
 def _existing(study: StudyConfig) -> Path:
-    """The study's folder, or what there is of the way to it."""
+    """Return the study's folder, or its nearest parent that exists."""
     folder = study_dir(study)
     while not folder.exists():
         folder = folder.parent
@@ -173,20 +178,20 @@ def _disk(study: StudyConfig, resume: bool) -> list[str]:
         if resume
         else 0
     )
-    free, needed = shutil.disk_usage(folder).free, num_bytes(study) - already
-    if needed <= free:
+    free, need = shutil.disk_usage(folder).free, num_bytes(study) - already
+    if need <= free:
         return []
     return [
         f"storage_path: {folder} has {_show_bytes(free)} free, and this study may write "
-        f"{_show_bytes(needed)}; allowed: fewer trials, a smaller"
-        " lora.r or train.keep_checkpoints, another storage_path, or `medray gc` to remove what "
-        "earlier studies left"
+        f"{_show_bytes(need)}; use fewer trials, a smaller"
+        " lora.r or train.keep_checkpoints, or another storage_path, or remove files of earlier "
+        "studies with `medray gc`"
     ]
 
 
 def num_bytes(study: StudyConfig) -> int:
-    """What a study may write at most: every trial's best checkpoint, the latest ones, one being
-    written, and the state for a resume."""
+    """Return the most bytes that a study may write: per trial the best checkpoint, the latest ones,
+    one in progress, and the state for a resume."""
     num_repeats = search.num_repeats(study)
     return _MINIMUM_BYTES + sum(
         (search.num_trials(study, base) + num_repeats) * num_trial_bytes(study, base)
@@ -195,7 +200,7 @@ def num_bytes(study: StudyConfig) -> int:
 
 
 def num_trial_bytes(study: StudyConfig, base: BaseModelConfig) -> int:
-    """By the size of the largest adapter of a base model's trials."""
+    """Return the most bytes of one trial, from the largest adapter of a base model's trials."""
     config = study.trial(base)
     axis = study.space(base).get("lora.r")
     lora = config.lora.model_copy(update={"r": max(axis.extremes)} if axis else {})
@@ -205,7 +210,7 @@ def num_trial_bytes(study: StudyConfig, base: BaseModelConfig) -> int:
     num_checkpoints = config.train.keep_checkpoints + 2
     return (
         num_checkpoints * (_WEIGHT_BYTES * num_weights + tokenizer_bytes)
-        + 2 * _STATE_FIGURES * _WEIGHT_BYTES * num_weights
+        + 2 * _STATE_NUMBERS * _WEIGHT_BYTES * num_weights
     )
 
 
@@ -216,16 +221,14 @@ def _show_bytes(number: int) -> str:
 def _base(study: StudyConfig, base: BaseModelConfig) -> list[str]:
     config = study.trial(base)
     axis = study.space(base).get("model.quantization")
-    searched = (
+    others = (
         [study.trial(base, {"model.quantization": value}) for value in axis.extremes]
         if axis
         else []
     )
     mistakes = list(
         dict.fromkeys(
-            sentence
-            for trial in [config, *searched]
-            for sentence in quantization.check(trial.model)
+            sentence for trial in [config, *others] for sentence in quantization.check(trial.model)
         )
     )
     mistakes += plugins.find("training.strategies", config.train.strategy).lacking()
@@ -240,13 +243,15 @@ def _base(study: StudyConfig, base: BaseModelConfig) -> list[str]:
     return mistakes
 
 
-_PATIENCE_S = 10.0  # a file server may show a new file to others only after a while
+_PATIENCE_S = 10.0  # a file server may show a new file to other nodes late
 _START_S = 120.0
 
 
-def check_shared(folder: Path, look: Callable[[Path], Mapping[str, bool]] | None = None) -> None:
-    """Raise where a node does not see a file that is written here. `look` tells of each other node
-    by its address."""
+def check_folder_on_nodes(
+    folder: Path, look: Callable[[Path], Mapping[str, bool]] | None = None
+) -> None:
+    """Raise where a node does not see a file that this process writes. `look` returns the view of
+    each other node by address."""
     with tempfile.NamedTemporaryFile(
         dir=folder, prefix=".seen-by-all-", suffix=f"-{socket.gethostname()}"
     ) as file:
@@ -255,8 +260,8 @@ def check_shared(folder: Path, look: Callable[[Path], Mapping[str, bool]] | None
         )
     if blind:
         raise ConfigError(
-            f"storage_path: {folder} is a folder of one node: {', '.join(blind)} cannot see what "
-            "is written to it; "
+            f"storage_path: {folder} is a folder of one node: {', '.join(blind)} cannot see its "
+            "files; "
             "set storage_path to a folder that every node mounts (NFS, EFS, Filestore, a "
             "ReadWriteMany volume)"
         )
@@ -290,7 +295,7 @@ def _others(path: Path) -> dict[str, bool]:
             visible[address] = bool(ray.get(call, timeout=_START_S))
         except RayError as err:
             raise ConfigError(
-                f"node {address} cannot run what this study would run on it: "
+                f"node {address} cannot run a task of this study: "
                 f"{str(err).strip().splitlines()[-1]}"
             ) from None
     return visible

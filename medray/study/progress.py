@@ -1,5 +1,5 @@
-"""Shows how a study proceeds: one live table in a terminal, plain lines anywhere else, at least one
-per minute."""
+"""Show the progress of a study: a live table in a terminal, plain lines elsewhere, at least one per
+minute."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from medray.training import status
 from medray.training.status import TRAINING, Status
 
 _STARTING = "starting its process"
-_MOST_ROWS = 20  # of the live table: the trials that run, and the latest that ended
+_MOST_ROWS = 20  # of the live table: running trials, and the latest finished ones
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Watchers:
     def audit(self, audit: Audit) -> None:
         self.first.audit(audit)
 
-    def trials_planned(self, num_trials: int) -> None:
+    def on_num_trials(self, num_trials: int) -> None:
         for watcher in (self.first, *self.others):
-            watcher.trials_planned(num_trials)
+            watcher.on_num_trials(num_trials)
 
-    def trial_started(self, record: TrialRecord) -> None:
+    def on_trial_start(self, record: TrialRecord) -> None:
         for watcher in (self.first, *self.others):
-            watcher.trial_started(record)
+            watcher.on_trial_start(record)
 
-    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None:
+    def on_trial_report(self, record: TrialRecord, evaluation: Evaluation) -> None:
         for watcher in (self.first, *self.others):
-            watcher.trial_reported(record, evaluation)
+            watcher.on_trial_report(record, evaluation)
 
-    def trial_finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         for watcher in (self.first, *self.others):
-            watcher.trial_finished(record)
+            watcher.on_trial_end(record)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class TrialView:
     epoch: int | None = None
     value: float | None = None  # at the latest evaluation
     best: float | None = None
-    seconds: float | None = None  # that it took, once it has ended
+    seconds: float | None = None  # duration, once it has ended
     status: Status | None = None  # while it runs
 
 
@@ -69,15 +69,15 @@ class TrialView:
 class Progress:
     metric: str
     console: Console
-    num_before: int = 0  # trials that had ended when this process began
-    trials_dir: Path | None = None  # where trials write how far they are
-    every_s: float = 45.0  # without a line, one for each trial that runs
+    num_before: int = 0  # trials that ended before this process
+    trials_dir: Path | None = None  # where trials write their status
+    every_s: float = 45.0  # after this silence, print one line per running trial
     num_trials: int = 0
     trials: dict[str, TrialView] = field(default_factory=dict)
     live: Live | None = None
 
     def __post_init__(self) -> None:
-        self.heart = Heartbeat(self._say, state=self._lines, every_s=self.every_s)
+        self.heart = Heartbeat(self._print_line, state=self._lines, every_s=self.every_s)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -94,19 +94,19 @@ class Progress:
             self.live.__exit__(*error)
 
     def stage(self, name: str) -> None:
-        """Name what the study does now, beside its trials."""
+        """Name the current stage of the study."""
         self.heart.stage(name)
 
     def audit(self, audit: Audit) -> None:
         print(audit.render(), flush=True)
 
-    def trials_planned(self, num_trials: int) -> None:
+    def on_num_trials(self, num_trials: int) -> None:
         self.num_trials = num_trials
 
-    def trial_started(self, record: TrialRecord) -> None:
+    def on_trial_start(self, record: TrialRecord) -> None:
         self._view(record).record = record
 
-    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None:
+    def on_trial_report(self, record: TrialRecord, evaluation: Evaluation) -> None:
         trial = self._view(record)
         value = evaluation.metrics[self.metric]
         trial.epoch, trial.value = evaluation.epoch, value
@@ -118,7 +118,7 @@ class Progress:
             f"{self._summary()}"
         )
 
-    def trial_finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         trial = self._view(record)
         trial.record, trial.seconds = record, time.monotonic() - trial.start
         self.heart.say(
@@ -129,7 +129,7 @@ class Progress:
         return self.trials.setdefault(record.trial, TrialView(record, time.monotonic()))
 
     def _running(self) -> list[TrialView]:
-        """The trials that run, as they are now."""
+        """Return the running trials with their current status."""
         running = [
             trial for trial in list(self.trials.values()) if trial.record.status == "running"
         ]
@@ -140,10 +140,10 @@ class Progress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until the last trial ends, by the steps of those that run and the time of those
-        that ended here.
+        """Estimate the seconds until the last trial ends, from the steps of running trials and the
+        durations of finished ones.
 
-        One that ended without an evaluation was only looked up: it says nothing.
+        A finished trial without an evaluation here came from an earlier process and does not count.
         """
         now, running = time.monotonic(), self._running()
         left = {
@@ -151,19 +151,19 @@ class Progress:
             for trial in running
             if trial.status and trial.status.left_s is not None
         }
-        took = [
+        durations = [
             trial.seconds
             for trial in list(self.trials.values())
             if trial.seconds is not None and trial.epoch is not None
         ]
-        took = took or [
+        durations = durations or [
             now - trial.start + left[trial.record.trial]
             for trial in running
             if trial.record.trial in left
         ]
-        if not took:
+        if not durations:
             return None
-        mean = sum(took) / len(took)
+        mean = sum(durations) / len(durations)
         waiting = max(0, self.num_trials - self.num_before - len(self.trials))
         rest = waiting * mean + sum(
             left.get(trial.record.trial, max(0.0, mean - (now - trial.start))) for trial in running
@@ -178,23 +178,25 @@ class Progress:
             trial.record.status != "running" for trial in list(self.trials.values())
         )
         summary = f"{num_finished}/{self.num_trials} trials ended"
-        reached = {
+        best_values = {
             name: trial.best for name, trial in list(self.trials.items()) if trial.best is not None
         }
-        if reached:
+        if best_values:
             best = min(
-                reached,
-                key=lambda name: -reached[name] if higher_is_better(self.metric) else reached[name],
+                best_values,
+                key=lambda name: (
+                    -best_values[name] if higher_is_better(self.metric) else best_values[name]
+                ),
             )
-            summary = f"best so far {reached[best]:.4f} ({best})  {summary}"
+            summary = f"best so far {best_values[best]:.4f} ({best})  {summary}"
         return summary + (f"  about {_duration(eta_s)} to go" if (eta_s := self.eta_s) else "")
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         if not self.live:
             print(line, flush=True)
 
     def _lines(self) -> list[str]:
-        """How far each trial is that runs; none where none does."""
+        """Return one line per running trial, and a summary; nothing where no trial runs."""
         running = self._running()
         lines = [f"{trial.record.trial}  {_where(trial.status)}" for trial in running]
         return [*lines, self._summary()] if lines else []
@@ -214,10 +216,8 @@ class Progress:
             "",
         ):
             table.add_column(column, justify="left" if column in ("trial", "") else "right")
-        finished = [
-            trial for trial in list(self.trials.values()) if trial.record.status != "running"
-        ]
-        for trial in finished[-max(1, _MOST_ROWS - len(running)) :]:
+        past = [trial for trial in list(self.trials.values()) if trial.record.status != "running"]
+        for trial in past[-max(1, _MOST_ROWS - len(running)) :]:
             figures = (
                 "" if value is None else f"{value:.4f}" for value in (trial.value, trial.best)
             )
@@ -251,7 +251,7 @@ class Progress:
 
 
 def _where(now: Status | None) -> str:
-    """A trial's state in a line."""
+    """Render a trial's status in a line."""
     if now is None:
         return _STARTING
     parts = [] if now.stage == TRAINING else [now.stage]

@@ -1,4 +1,4 @@
-"""From a run's leaderboard to a release: which checkpoint won, with its figures on test rows."""
+"""Publish a checkpoint of a run as a release, with its metrics on test rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,39 +21,38 @@ from medray.tasks.base.protocol import restore, task_options
 from medray.types import Example
 
 
-def of_study(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
-    """Publish the winner and point the alias at it; a study that is resumed does not publish the
-    same again."""
+def publish_winner(study: StudyConfig, run: Run, board: Leaderboard) -> Release:
+    """Publish the winner and point the alias at it. A resumed study does not publish the same
+    checkpoint twice."""
     assert study.publish is not None
     options = study.publish
     registry = Registry(options.storage_path or str(run.storage_dir))
     notes = f"winner of the study {study.name}"
     release = _publish(registry, run, board, board.best, options.name, notes)
-    # Pointed once: a study that is looked at again must not undo a promotion or rollback that came
-    # after it.
-    pointed = [move.version for move in registry.history(options.name, options.alias)]
+    # Move the alias once: a resumed study must not undo a later promotion or rollback.
+    alias_versions = [move.version for move in registry.history(options.name, options.alias)]
     same = (
         other
         for other in registry.readable(options.name)
         if other.record.content_id == release.record.content_id
     )
-    ours = {other.record.version for other in same}.intersection(pointed)
-    if release.record.version not in pointed and (not ours or pointed[-1] in ours):
+    ours = {other.record.version for other in same}.intersection(alias_versions)
+    if release.record.version not in alias_versions and (not ours or alias_versions[-1] in ours):
         registry.point(options.name, options.alias, release.record.version)
     return release
 
 
-def withheld(study: StudyConfig, board: Leaderboard) -> str | None:
-    """Why the winner must not be published: a baseline is better, and the study does not allow
-    that."""
+def refusal(study: StudyConfig, board: Leaderboard) -> str | None:
+    """Return why the winner must not be published, or None. A worse winner than a baseline needs
+    `publish.allow_worse`."""
     if study.publish is None or study.publish.allow_worse or not (better := board.better_baselines):
         return None
     baseline, winner, metric = better[0], board.best, board.metric
     return (
-        f"study {study.name}: the winner {winner.name} is not published, since on validation rows "
-        f"{baseline.name} is better"
+        f"study {study.name}: the winner {winner.name} is not published: {baseline.name} is better "
+        "on validation rows"
         f" ({metric} {baseline.validation[metric]:.4f} against {winner.validation[metric]:.4f});"
-        " search on with --resume search.num_trials=N, or publish it all the same with --resume "
+        " search further with --resume search.num_trials=N, or publish it anyway with --resume "
         "publish.allow_worse=true"
     )
 
@@ -66,10 +65,10 @@ def publish(
     notes: str = "",
     abstain_precision: float | None = None,
 ) -> Release:
-    """Publish a study's or run's winner, or a checkpoint; with its test figures where its run has
+    """Publish the winner of a study or run, or a checkpoint, with its test metrics if its run has
     them.
 
-    `abstain_precision` replaces the rule of its study.
+    `abstain_precision` replaces the study's rule of abstention.
     """
     folder = Path(place) if Path(place).exists() else files.absolute(place)
     if "://" in place or (folder / MANIFEST).is_file():
@@ -78,8 +77,8 @@ def publish(
             return _publish(registry, run, run.leaderboard(), entry, name, notes, abstain_precision)
         if abstain_precision is not None:
             raise ArtifactError(
-                f"{place}: was not judged in a run that is there, so there are no validation rows "
-                "to fit an abstention on"
+                f"{place}: no run here evaluated it, so there are no validation rows to fit an "
+                "abstention on; publish it without --abstain-precision"
             )
         return registry.publish(place, name, notes=notes)
     run = latest(folder)
@@ -88,7 +87,7 @@ def publish(
 
 
 def _find_entry(checkpoint_dir: Path) -> tuple[Run | None, Entry | None]:
-    """The run that a checkpoint still lies in, and its line on the leaderboard."""
+    """Return the run that contains a checkpoint, and its entry on the leaderboard."""
     folder = checkpoint_dir.resolve()
     above = folder.parents
     if len(above) < 4 or not (above[3] / LEADERBOARD).is_file():
@@ -119,9 +118,8 @@ def _publish(
     calibration = model.calibration if model else AS_IT_IS
     if abstain_precision is not None:
         calibration = _refit(run, folder, abstain_precision)
-        test = test.model_copy(
-            update={"answered": None}
-        )  # its threshold was not tried on test rows
+        # The new threshold has no result on test rows.
+        test = test.model_copy(update={"answered": None})
     merge = leaderboard.merge_of(entry, board.metric)
     if release := registry.find(name, folder, calibration):
         release.mend(folder)
@@ -132,7 +130,8 @@ def _publish(
 
 
 def _refit(run: Run, folder: Path, precision: float) -> CalibrationRecord:
-    """From the checkpoint's stored answers, and the labels of its study's validation rows."""
+    """Fit a calibration to the checkpoint's stored predictions and its study's validation
+    labels."""
     study, rows = _validation(run, folder, precision)
     manifest = checkpoint.read(folder)
     return fit_calibration(
@@ -146,7 +145,7 @@ def _refit(run: Run, folder: Path, precision: float) -> CalibrationRecord:
 def _validation(
     run: Run, folder: Path, abstain_precision: float
 ) -> tuple[StudyConfig, Sequence[Example]]:
-    """The rows that a checkpoint was validated on, and its study with this rule of abstention."""
+    """Return a checkpoint's validation rows, and its study with the new rule of abstention."""
     study, manifest = run.settings(), checkpoint.read(folder)
     dataset = datasets.load(study.data, task_options(study.task).bring)
     if (manifest.data_fingerprint, manifest.split_fingerprint) != (
@@ -154,16 +153,16 @@ def _validation(
         dataset.split_fingerprint,
     ):
         raise ArtifactError(
-            f"{folder}: the data or its split is another than the one it was trained on: nothing "
-            "can be fitted"
+            f"{folder}: the data or its split differs from its training; restore the data to fit "
+            "an "
+            "abstention"
         )
     calibration = study.calibration.model_copy(update={"abstain_precision": abstain_precision})
     study = study.model_copy(update={"calibration": calibration})
-    # In the order of the checkpoint's answers: files that were sorted anew have the same
-    # fingerprints.
+    # Keep the order of the stored predictions. Files in another order have the same fingerprints.
     places = {
         example.id: place for place, example in enumerate(examples.outlines(dataset.validation))
     }
     return study, examples.take(
-        dataset.validation, [places[answer.row_id] for answer in read_predictions(folder)]
+        dataset.validation, [places[prediction.row_id] for prediction in read_predictions(folder)]
     )

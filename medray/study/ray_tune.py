@@ -1,5 +1,5 @@
-"""The launcher of Ray Tune: one Tuner per search, whose searcher, scheduler and callback share one
-`Session`. It imports no torch."""
+"""The launcher of Ray Tune: one Tuner per search, with a searcher, a scheduler and a callback that
+share one `Session`. It imports no torch."""
 
 import logging
 import threading
@@ -20,21 +20,20 @@ from medray.runtime.cluster import free_leaked_groups
 from medray.storage import files
 from medray.study import trial_actor
 from medray.study.placement import Placement
-from medray.study.session import Row, Session, TrialStart
+from medray.study.session import Result, Session, TrialStart
 
 log = logging.getLogger(__name__)
 _PATIENCE_S = 30.0
 
 
 def launch(session: Session, placements: Sequence[Placement]) -> None:
-    """Run the trials of a session to their end; a full disk ends them earlier."""
+    """Run the trials of a session to their end. A full disk ends them early."""
     if num_groups := free_leaked_groups():
-        log.warning("removed %d placement group(s) that ended jobs had left behind", num_groups)
-    # On a full disk it would tell at length, with tracebacks, that Tune cannot store a state of its
-    # own, which nobody reads.
+        log.warning("removed %d placement group(s) left by earlier jobs", num_groups)
+    # On a full disk, Tune logs tracebacks about its own state, which medray does not read.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
-    # Tune gives keys of AWS to its actors as a runtime environment, which Ray's agent writes into
-    # its log. Trials need none.
+    # Tune passes keys of AWS to its actors in a runtime environment, which Ray's agent writes to
+    # its log. Trials need no keys.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
         [name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
     )
@@ -50,14 +49,11 @@ def launch(session: Session, placements: Sequence[Placement]) -> None:
 def call(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], placement: Placement
 ) -> list[Any]:
-    """Call a function once per tuple of arguments, each in a process with what a worker of a trial
-    has; return the results in order."""
+    """Call a function once per tuple of arguments, each in a process with the resources of a
+    trial's worker. Return the results in order."""
 
-    def call_and_free(
-        *values: Any,
-    ) -> (
-        Any
-    ):  # without GPUs, Ray runs the next call in the same process, which has imported what it needs
+    # Without GPUs, Ray runs the next call in the same process, whose imports are then complete.
+    def call_and_free(*values: Any) -> Any:
         try:
             return function(*values)
         finally:
@@ -69,8 +65,8 @@ def call(
 
 
 def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
-    """Why Tune stopped before the search came to its end, if it did."""
-    started = threading.Event()
+    """Run one Tuner. Return why Tune stopped before the end of the search, or None."""
+    first_report = threading.Event()
     num_at_once = min(placement.num_at_once for placement in placements)
     launcher = (
         "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
@@ -79,16 +75,16 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
         tune.with_resources(trial_actor.start, _resources),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(session, num_at_once),
-            scheduler=_Scheduler(session, started),
+            scheduler=_Scheduler(session, first_report),
             num_samples=-1,
-            # A driver that Ray Train still holds cannot be used again: Tune would lose the trial
-            # that is given to it without a word.
+            # Ray Train still holds its driver, so Tune cannot reuse it: Tune would lose the next
+            # trial silently.
             reuse_actors=launcher == "inline",
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
-            # a resumed study has several
+            # A resumed study has several.
             name=f"tune-{sum(1 for _ in session.run.folder.glob('tune-*')) + 1}",
             storage_path=str(session.run.folder),
             callbacks=[_Callback(session)],
@@ -97,22 +93,20 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
         ),
     )
     least = min(placements, key=lambda placement: placement.least_workers * placement.cpus)
-    threading.Thread(target=_warn_of_waiting, args=(started, least), daemon=True).start()
+    threading.Thread(target=_warn_of_waiting, args=(first_report, least), daemon=True).start()
     try:
         tuner.fit()
-    except (
-        KeyboardInterrupt,
-        SystemExit,
-    ):  # Ctrl-C, and what the runtime makes of SIGTERM: the trials' processes train on
+    # Ctrl-C, or SIGTERM as the runtime raises it. The trials' processes continue to train.
+    except (KeyboardInterrupt, SystemExit):
         session.interrupt()
         raise
-    # Tune knows a process that died, but not one that Ray ended for want of memory: it gives up
+    # Tune handles a process that dies, but it stops when Ray ends a process for lack of memory.
     except Exception as err:
         if not _is_out_of_memory(err):
             raise
-        return "its machine ran out of memory, and Ray ended its process or one beside it"
+        return "its machine ran out of memory, and Ray ended its process or another one there"
     finally:
-        started.set()
+        first_report.set()
     return None
 
 
@@ -124,21 +118,21 @@ def _is_out_of_memory(err: BaseException | None) -> bool:
     return False
 
 
-def _warn_of_waiting(started: threading.Event, placement: Placement) -> None:
-    """A study that waits for others' CPUs or GPUs says so: Tune and Train would wait in silence."""
+def _warn_of_waiting(first_report: threading.Event, placement: Placement) -> None:
+    """Warn while a study waits for CPUs or GPUs of other jobs: Tune and Train wait silently."""
     cpus, gpus = placement.least_workers * placement.cpus, placement.least_workers * placement.gpus
-    for _ in range(
-        10
-    ):  # what an earlier search of this study held comes back a moment after its end
-        free = ray.available_resources()  # before the first trial takes any
+    # Resources of an earlier search of this study return a moment after its end. Read them before
+    # the first trial takes any.
+    for _ in range(10):
+        free = ray.available_resources()
         if free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus:
             return
-        if started.wait(0.2):
+        if first_report.wait(0.2):
             return
-    while not started.wait(_PATIENCE_S):
+    while not first_report.wait(_PATIENCE_S):
         log.warning(
-            "no trial has reported yet: one takes %g CPU(s) and %g GPU(s), and %g and %g were "
-            "free at the start; other jobs hold the rest",
+            "no trial has reported yet: a trial takes %g CPU(s) and %g GPU(s), and %g and %g were "
+            "free at the start; wait for other jobs, or stop them",
             cpus,
             gpus,
             free.get("CPU", 0),
@@ -147,7 +141,7 @@ def _warn_of_waiting(started: threading.Event, placement: Placement) -> None:
 
 
 def _tune_config(start: TrialStart, storage_path: Path) -> dict[str, Any]:
-    """What Tune gives to a trial's process; `storage_path` is for Ray Train."""
+    """Return the configuration of a trial's process. `storage_path` is for Ray Train."""
     assignment, placement = start.assignment, start.placement
     resources = assignment.config["resources"]
     return {
@@ -167,12 +161,12 @@ def _resources(config: dict[str, Any]) -> PlacementGroupFactory:
         return PlacementGroupFactory(
             [{"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}]
         )
-    # A driver that held a CPU would take it from the workers that it waits for.
+    # A CPU of the driver would be missing for the workers that it waits for.
     return PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
 
 
 class _Shell:
-    """What the search decides lies in the study's run; Tune's own pickles of these hold nothing."""
+    """Pickles to nothing, since the study's run stores the state of the search."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -180,7 +174,7 @@ class _Shell:
 
 class _Searcher(_Shell, Searcher):
     """Proposes as many trials as run at once. Tune's own limit counts a trial that Tune gave up as
-    one that runs, for ever."""
+    running forever."""
 
     def __init__(self, session: Session, num_at_once: int) -> None:
         super().__init__()
@@ -195,26 +189,26 @@ class _Searcher(_Shell, Searcher):
         return Searcher.FINISHED
 
     def on_trial_complete(
-        self, trial_id: str, result: Row | None = None, error: bool = False
+        self, trial_id: str, result: Result | None = None, error: bool = False
     ) -> None:
-        """The callback hears of it with more detail."""
+        """Do nothing: the callback receives more details."""
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(b"")
 
     def restore(self, checkpoint_path: str) -> None:
-        """A study goes on from its run's records."""
+        """Do nothing: a study resumes from its run's records."""
 
 
 class _Scheduler(_Shell, FIFOScheduler):
-    def __init__(self, session: Session, started: threading.Event) -> None:
+    def __init__(self, session: Session, first_report: threading.Event) -> None:
         super().__init__()
-        self.session, self.started = session, started  # set at the first report
+        self.session, self.first_report = session, first_report
 
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Row) -> str:
-        self.started.set()
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Result) -> str:
+        self.first_report.set()
         with self.session.ending_on_full_disk():
-            if self.session.trial_reported(_name(trial), result):
+            if self.session.on_trial_report(_name(trial), result):
                 return TrialScheduler.CONTINUE
         return TrialScheduler.STOP
 
@@ -225,26 +219,26 @@ class _Callback(_Shell, Callback):
         self.given_up: set[str] = set()  # ids of Tune's trials
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Tune calls nothing for a trial whose process it could not use again (Ray 2.60): its
-        status alone shows it."""
+        """Find trials whose process Tune could not reuse. Tune calls no other hook for them (Ray
+        2.60)."""
         for trial in trials:
             if trial.status == TuneTrial.ERROR and trial.trial_id not in self.given_up:
                 self.given_up.add(trial.trial_id)
                 if _name(trial) in self.session.under_way:
                     with self.session.ending_on_full_disk():
-                        self.session.trial_lost(_name(trial))
+                        self.session.on_trial_loss(_name(trial))
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         with self.session.ending_on_full_disk():
-            self.session.trial_started(_name(trial))
+            self.session.on_trial_start(_name(trial))
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         with self.session.ending_on_full_disk():
-            self.session.trial_finished(_name(trial))
+            self.session.on_trial_end(_name(trial))
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -252,9 +246,9 @@ class _Callback(_Shell, Callback):
         error = trial.get_pickled_error() or trial.get_error()
         how = "it raised" if isinstance(error, ray.exceptions.RayTaskError) else "its process died:"
         with self.session.ending_on_full_disk():
-            if files.is_full(error):  # found by Tune's or Train's own writing
+            if files.is_full(error):  # Tune or Train met it in its own writes
                 raise files.full(self.session.run.folder)
-            self.session.trial_finished(
+            self.session.on_trial_end(
                 _name(trial), error=f"{how} {str(error).strip().splitlines()[-1]}"
             )
 

@@ -1,5 +1,5 @@
-"""Finalists trained again: with other seeds, or on the other folds of the data. Pure, and in the
-place of a `Search` once that is over."""
+"""Repeats of finalists with other seeds, or on the other folds of the data. They are pure, and take
+the place of a `Search` after its end."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,23 +12,23 @@ from medray.study.search import Proposal
 def proposals(
     study: StudyConfig, finalists: Sequence[Entry], records: Mapping[str, TrialRecord]
 ) -> list[Proposal]:
-    """What is still to be trained of each finalist, whose own trial is the first seed or fold."""
-    split, missing = study.data.split, []
+    """Return the trials that repeat each finalist. Its own trial is the first seed or fold."""
+    split, repeats = study.data.split, []
     for entry in finalists:
         trial = records[entry.name]
         for number in range(1, split.folds if split.is_pooled else study.search.num_seeds):
             seed, fold = (0, number) if split.is_pooled else (number, 0)
-            missing.append(
+            repeats.append(
                 Proposal(
                     trial.base, trial.number, trial.settings, of=trial.trial, seed=seed, fold=fold
                 )
             )
-    return missing
+    return repeats
 
 
 def config_of(study: StudyConfig, record: TrialRecord) -> TrialConfig:
-    """What a trial computes: its base model's settings, what was searched, its seed and its
-    fold."""
+    """Return a trial's configuration: the base model's settings with the sampled ones, its seed
+    and its fold."""
     config = study.trial(study.base_models[record.base], record.settings)
     if study.data.split.is_pooled:
         split = config.data.split.model_copy(update={"fold": record.fold})
@@ -37,7 +37,7 @@ def config_of(study: StudyConfig, record: TrialRecord) -> TrialConfig:
 
 
 class Repeats:
-    """A list of trials and no choice: nothing is stopped before the finalist was."""
+    """Runs a fixed list of trials. A repeat stops after as many epochs as its finalist."""
 
     def __init__(
         self,
@@ -47,24 +47,24 @@ class Repeats:
         *,
         num_before: int = 0,
     ) -> None:
-        self.metric, self.limits = metric, limits  # epochs that a finalist was stopped after
-        self.num_before = num_before  # trials of the search, which whoever watches has counted
+        self.metric, self.limits = metric, limits  # epochs of finalists that the search stopped
+        self.num_before = num_before  # trials of the search, which a watcher has counted
         self.spent_s = 0.0
         self._left = list(proposals)
-        self._known = {proposal.name: proposal for proposal in proposals}
+        self._proposals = {proposal.name: proposal for proposal in proposals}
         self._of: dict[str, str] = {}
 
     @property
     def num_trials(self) -> int:
-        return self.num_before + len(self._known)
+        return self.num_before + len(self._proposals)
 
     @property
     def seconds(self) -> float:
-        """The time budget is the search's."""
+        """Repeats do not use the time budget."""
         return self.spent_s
 
     def owns(self, record: TrialRecord) -> bool:
-        return record.of is not None and record.trial in self._known
+        return record.of is not None and record.trial in self._proposals
 
     def start(self) -> None:
         pass
@@ -82,5 +82,5 @@ class Repeats:
     def observe(self, trial: str, epochs: float, value: float) -> bool:
         return epochs < self.limits.get(self._of[trial], float("inf"))
 
-    def complete(self, trial: str, settings: dict[str, object], *, failed: bool) -> None:
+    def complete(self, trial: str, settings: dict[str, object], *, is_failure: bool) -> None:
         pass

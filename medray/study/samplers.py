@@ -1,7 +1,7 @@
-"""Which settings come next for one base model. Each sampler knows axes and figures; none knows Ray.
+"""Samplers propose the next settings of one base model. They know axes and scores; none knows Ray.
 
-Draws are numbered from 0. Random and grid draws depend on the study's seed, the base model and
-their number alone, so that a study that goes on after a stop draws what it would have drawn."""
+Draws have numbers from 0. A random or grid draw depends on the study's seed, the base model and its
+number alone, so a resumed study draws the same settings as an uninterrupted one."""
 
 import hashlib
 import itertools
@@ -13,21 +13,21 @@ import numpy as np
 
 from medray.config.search import Axis
 
-_REDRAWS = 50  # of a configuration that was drawn before; a small space is exhausted after that
+_REDRAWS = 50  # attempts at a new configuration; then the space counts as exhausted
 
 
 class Sampler(Protocol):
     @property
     def num_trials(self) -> int:
-        """How many draws there are to be; there may be fewer where the space has fewer points."""
+        """The number of draws. There are fewer where the space has fewer points."""
         ...
 
     def draw(self, number: int) -> dict[str, Any] | None:
-        """The settings of a draw, None where the space has no more."""
+        """Return the settings of a draw, or None where the space is exhausted."""
         ...
 
     def tell(self, settings: Mapping[str, Any], value: float | None) -> None:
-        """The figure that these settings reached, higher is better; None where the trial failed."""
+        """Record the score of these settings, higher is better; None where the trial failed."""
         ...
 
 
@@ -35,21 +35,21 @@ def make(
     algorithm: str, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str
 ) -> Sampler:
     if not space:
-        return Drawn({}, 1, seed=seed, base_model=base_model)
+        return GridAndRandom({}, 1, seed=seed, base_model=base_model)
     if algorithm == "optuna":
         return Optuna(space, num_trials, seed=seed, base_model=base_model)
     if algorithm == "grid":
-        return Drawn(
+        return GridAndRandom(
             {path: Axis(grid=axis.values) for path, axis in space.items()},
             1,
             seed=seed,
             base_model=base_model,
         )
-    return Drawn(space, num_trials, seed=seed, base_model=base_model)
+    return GridAndRandom(space, num_trials, seed=seed, base_model=base_model)
 
 
-class Drawn:
-    """Grid axes crossed, the other axes drawn `num_draws` times for each point of the grid."""
+class GridAndRandom:
+    """Crosses the grid axes and draws the other axes `num_draws` times per point of the grid."""
 
     def __init__(
         self, space: Mapping[str, Axis], num_draws: int, *, seed: int, base_model: str
@@ -60,15 +60,15 @@ class Drawn:
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
         ]
         self.num_trials = num_draws * len(self.points)
-        self._drawn: list[dict[str, Any] | None] = []
+        self._draws: list[dict[str, Any] | None] = []
 
     def draw(self, number: int) -> dict[str, Any] | None:
-        while len(self._drawn) <= number:
-            self._drawn.append(self._new(len(self._drawn)))
-        return self._drawn[number]
+        while len(self._draws) <= number:
+            self._draws.append(self._new(len(self._draws)))
+        return self._draws[number]
 
     def tell(self, settings: Mapping[str, Any], value: float | None) -> None:
-        """Draws do not depend on figures."""
+        """Ignore the score: these draws do not depend on scores."""
 
     def _new(self, number: int) -> dict[str, Any] | None:
         point = self.points[number % len(self.points)]
@@ -78,13 +78,13 @@ class Drawn:
                 path: point[path] if path in point else _value(axis, rng)
                 for path, axis in self.space.items()
             }
-            if settings not in self._drawn:
+            if settings not in self._draws:
                 return settings
         return None
 
 
 class Optuna:
-    """Optuna's TPE, by its ask-and-tell interface."""
+    """Optuna's TPE, through its ask-and-tell interface."""
 
     def __init__(
         self, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str
@@ -101,7 +101,7 @@ class Optuna:
     def draw(self, number: int) -> dict[str, Any] | None:
         import optuna
 
-        # Seeded by its number: a process that goes on would draw the first ones again.
+        # The number is part of the seed: a resumed process would repeat the first draws otherwise.
         self.study.sampler = optuna.samplers.TPESampler(
             seed=_seed(self.seed, f"{self.base_model}:{number}") % 2**32,
             n_startup_trials=max(3, min(10, self.num_trials // 3)),
@@ -114,8 +114,8 @@ class Optuna:
     def tell(self, settings: Mapping[str, Any], value: float | None) -> None:
         import optuna
 
-        for place, (drawn, trial) in enumerate(self._open):
-            if drawn == settings:
+        for place, (proposal, trial) in enumerate(self._open):
+            if proposal == settings:
                 del self._open[place]
                 self.study.tell(
                     trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL
@@ -156,7 +156,7 @@ def _value(axis: Axis, rng: np.random.Generator) -> Any:
         return value
     step = axis.values[2]
     whole = low + round((value - low) / step) * step
-    return float(f"{min(whole, high):.12g}")  # without the last bits of the sum
+    return float(f"{min(whole, high):.12g}")  # drop the rounding error of the sum
 
 
 def _seed(seed: int, base_model: str) -> int:

@@ -1,8 +1,8 @@
-"""The search of a study: what is tried next, for which base model, and what is stopped. Pure: no
-Ray, no disk, no model.
+"""The search of a study: the next trial, its base model, and early stops. It is pure: no Ray, no
+disk, no model.
 
-Every base model has a sampler and rungs of its own, so that like is compared with like, and all
-draw on one budget."""
+Each base model has its own sampler and rungs, so trials compare within a base model. All base
+models share one budget."""
 
 import math
 import time
@@ -25,30 +25,30 @@ class Proposal:
     base: int  # position in the study's base_models
     number: int  # of this base model's trials, from 0
     settings: dict[str, Any]
-    of: str | None = None  # the finalist that is trained again
-    seed: int = 0  # added to the study's
-    fold: int = 0  # that judges, where folds are pooled
+    of: str | None = None  # the finalist that it repeats
+    seed: int = 0  # added to the study's seed
+    fold: int = 0  # the fold that it is evaluated on, with pooled folds
 
     @property
     def name(self) -> str | None:
-        """What a repeated finalist is called: after its finalist."""
+        """The name of a repeated finalist, from its finalist's name."""
         if self.of is None:
             return None
         return f"{self.of}-seed-{self.seed}" if self.seed else f"{self.of}-fold-{self.fold}"
 
 
 class Plan(Protocol):
-    """What decides which trials run: a search, or after it the repeats of its finalists."""
+    """Decides which trials run: a search, or the repeats of its finalists."""
 
     metric: str
-    spent_s: float  # by earlier processes of this study
+    spent_s: float  # seconds of earlier processes of this study
 
     @property
     def num_trials(self) -> int: ...
 
     @property
     def seconds(self) -> float:
-        """Of this study's time budget that are spent."""
+        """The seconds spent of the study's time budget."""
         ...
 
     def owns(self, record: TrialRecord) -> bool: ...
@@ -63,13 +63,13 @@ class Plan(Protocol):
 
     def observe(self, trial: str, epochs: float, value: float) -> bool: ...
 
-    def complete(self, trial: str, settings: dict[str, Any], *, failed: bool) -> None: ...
+    def complete(self, trial: str, settings: dict[str, Any], *, is_failure: bool) -> None: ...
 
 
 @dataclass
 class Rungs:
-    """Asynchronous successive halving: at each rung, a trial that is not among the best so far
-    stops."""
+    """Asynchronous successive halving: at each rung, a trial stops unless it is among the best so
+    far."""
 
     grace_epochs: float
     reduction_factor: float
@@ -79,13 +79,13 @@ class Rungs:
         rung = self._rung(epochs)
         if rung is None or trial in self.values.get(rung, {}):
             return True
-        seen = self.values.setdefault(rung, {})
-        seen[trial] = -math.inf if math.isnan(value) else value
-        better = sum(other > seen[trial] for other in seen.values())
-        return better < max(1, math.floor(len(seen) / self.reduction_factor))
+        values = self.values.setdefault(rung, {})
+        values[trial] = -math.inf if math.isnan(value) else value
+        better = sum(other > values[trial] for other in values.values())
+        return better < max(1, math.floor(len(values) / self.reduction_factor))
 
     def _rung(self, epochs: float) -> float | None:
-        """The highest rung that is reached."""
+        """Return the highest rung at or below this many epochs."""
         if epochs < self.grace_epochs:
             return None
         steps = math.floor(
@@ -96,7 +96,7 @@ class Rungs:
 
 @dataclass
 class _Child:
-    """One base model's part of the search."""
+    """The part of one base model in the search."""
 
     sampler: Sampler
     rungs: Rungs | None
@@ -117,10 +117,10 @@ class Search:
         self, study: StudyConfig, metric: str, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.search, self.metric, self.clock = study.search, metric, clock
-        self.spent_s = 0.0  # by earlier processes of this study
-        self._started = clock()
+        self.spent_s = 0.0  # seconds of earlier processes of this study
+        self._start_s = clock()
         self.epochs: dict[str, float] = {}  # trained so far, by trial
-        self.failed: set[str] = set()
+        self.failures: set[str] = set()  # trials
         self._base_of: dict[str, int] = {}
         self._best: dict[str, float] = {}
         self._children = [
@@ -139,15 +139,15 @@ class Search:
 
     @property
     def num_trials(self) -> int:
-        """How many there will be, as far as is known now."""
+        """The number of trials, as far as it is known now."""
         return sum(
             child.num_proposed if child.is_done else child.sampler.num_trials
             for child in self._children
         )
 
     @property
-    def budget_is_spent(self) -> bool:
-        """Whether the epochs or the time of this study are used up."""
+    def is_over_budget(self) -> bool:
+        """Whether the study has used up its epochs or its time."""
         epochs, seconds = self.search.num_epochs, self.search.time_s
         return (epochs is not None and sum(self.epochs.values()) >= epochs) or (
             seconds is not None and self.seconds >= seconds
@@ -155,36 +155,35 @@ class Search:
 
     @property
     def seconds(self) -> float:
-        return self.spent_s + self.clock() - self._started
+        return self.spent_s + self.clock() - self._start_s
 
     @property
-    def most_failed(self) -> int:
-        """Trials that may fail; one that is alone may, since then there is nothing to rank
-        anyway."""
+    def most_failures(self) -> int:
+        """The number of trials that may fail. A single trial may: without it there is nothing to
+        rank."""
         most = self.search.max_failed
         return max(1, self.num_trials // 2) if most is None else most
 
     @property
     def has_failed(self) -> bool:
-        """Whether more trials failed than may: what is wrong is then hardly the trials' own
-        settings."""
-        return len(self.failed) > self.most_failed
+        """Whether too many trials failed: the cause is then rarely the trials' own settings."""
+        return len(self.failures) > self.most_failures
 
     def owns(self, record: TrialRecord) -> bool:
         return record.of is None
 
     def start(self) -> None:
-        """The time budget counts from now: what comes before the first trial is not search."""
-        self._started = self.clock()
+        """Start the time budget. Time before the first trial does not count."""
+        self._start_s = self.clock()
 
     def next(self) -> Proposal | None:
-        """The next trial, of the base model that has had the smallest share of its trials; None
-        when there are no more."""
-        while not self.budget_is_spent and not self.has_failed:
-            open_ = [at for at, child in enumerate(self._children) if not child.is_done]
-            if not open_:
+        """Return the next trial, of the base model with the smallest share of its trials so far;
+        None when no trial is left."""
+        while not self.is_over_budget and not self.has_failed:
+            open_bases = [at for at, child in enumerate(self._children) if not child.is_done]
+            if not open_bases:
                 return None
-            at = min(open_, key=lambda at: self._children[at].share)
+            at = min(open_bases, key=lambda at: self._children[at].share)
             child = self._children[at]
             settings = child.sampler.draw(child.num_proposed)
             if settings is None:
@@ -195,7 +194,7 @@ class Search:
         return None
 
     def recall(self, proposal: Proposal) -> None:
-        """A trial that an earlier process proposed: it is not proposed again."""
+        """Note a trial of an earlier process, so that it is not proposed again."""
         child = self._children[proposal.base]
         child.num_proposed = max(child.num_proposed, proposal.number + 1)
 
@@ -204,19 +203,19 @@ class Search:
         self.epochs.setdefault(trial, 0.0)
 
     def observe(self, trial: str, epochs: float, value: float) -> bool:
-        """An evaluation; whether the trial goes on."""
+        """Record an evaluation. Return whether the trial goes on."""
         value = value if higher_is_better(self.metric) else -value
         self.epochs[trial] = max(self.epochs[trial], epochs)
         if not math.isnan(value):
             self._best[trial] = max(self._best.get(trial, -math.inf), value)
         rungs = self._children[self._base_of[trial]].rungs
         goes_on = rungs is None or rungs.goes_on(trial, epochs, value)
-        return goes_on and not self.budget_is_spent
+        return goes_on and not self.is_over_budget
 
-    def complete(self, trial: str, settings: dict[str, Any], *, failed: bool) -> None:
-        if failed:
-            self.failed.add(trial)
-        best = None if failed else self._best.get(trial)
+    def complete(self, trial: str, settings: dict[str, Any], *, is_failure: bool) -> None:
+        if is_failure:
+            self.failures.add(trial)
+        best = None if is_failure else self._best.get(trial)
         self._children[self._base_of[trial]].sampler.tell(settings, best)
 
 
@@ -227,20 +226,19 @@ def _rungs(search: SearchConfig) -> Rungs | None:
 
 
 def num_trials(study: StudyConfig, base: BaseModelConfig) -> int:
-    """Trials of a base model in the search, at most."""
-    wanted = base.num_trials or study.search.num_trials or 1
+    """Return the largest number of trials of a base model in the search."""
+    most = base.num_trials or study.search.num_trials or 1
     if study.search.algorithm == "optuna":
-        return wanted
-    algorithm = (
-        "grid" if study.search.algorithm == "grid" else "random"
-    )  # how many there are does not depend on how they are drawn
+        return most
+    # The number does not depend on how settings are drawn.
+    algorithm = "grid" if study.search.algorithm == "grid" else "random"
     return samplers.make(
-        algorithm, study.space(base), wanted, seed=0, base_model=base.source
+        algorithm, study.space(base), most, seed=0, base_model=base.source
     ).num_trials
 
 
 def num_repeats(study: StudyConfig) -> int:
-    """Trials of each base model after the search, at most: finalists with other seeds, or on the
-    other folds."""
+    """Return the largest number of trials per base model after the search: finalists with other
+    seeds or folds."""
     folds = study.data.split.folds if study.data.split.is_pooled else 1
     return study.search.num_finalists * (max(study.search.num_seeds, folds) - 1)

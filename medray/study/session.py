@@ -1,5 +1,5 @@
-"""One search as it runs: its trials' records, what a launcher starts next, and what a watcher
-learns. It knows no launcher."""
+"""A running search: its trials' records, the next trial to start, and the reports to a watcher. It
+knows no launcher."""
 
 import logging
 import time
@@ -23,27 +23,27 @@ from medray.study.search import Plan, Proposal
 from medray.training import stop
 from medray.training.assignment import FAILED, FULL, Assignment, TrialReport
 
-Row = dict[str, Any]
+Result = dict[str, Any]  # Ray Tune's word for one report of a trial
 log = logging.getLogger(__name__)
-_LOST = "Ray Tune gave it up without a result or an error"
-_LEAST_LOSSES = 2  # by Tune, without a new evaluation, before a trial is a failed one
+_NO_REASON = "Ray Tune stopped it without a result or an error"
+_LEAST_LOSSES = 2  # losses by Tune without a new evaluation, before a trial counts as failed
 _LOOK_S = 0.1
 
 
 class TrialWatcher(Protocol):
-    """Shows how the trials of a search proceed."""
+    """Shows the progress of a search's trials."""
 
-    def trials_planned(self, num_trials: int) -> None: ...
+    def on_num_trials(self, num_trials: int) -> None: ...
 
-    def trial_started(self, record: TrialRecord) -> None: ...
+    def on_trial_start(self, record: TrialRecord) -> None: ...
 
-    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None: ...
+    def on_trial_report(self, record: TrialRecord, evaluation: Evaluation) -> None: ...
 
-    def trial_finished(self, record: TrialRecord) -> None: ...
+    def on_trial_end(self, record: TrialRecord) -> None: ...
 
 
 class Watcher(TrialWatcher, Protocol):
-    """Shows how a whole study proceeds."""
+    """Shows the progress of a whole study."""
 
     def stage(self, name: str) -> None: ...
 
@@ -52,14 +52,14 @@ class Watcher(TrialWatcher, Protocol):
 
 @dataclass(frozen=True)
 class TrialStart:
-    """What a launcher needs to start a trial, or to go on with it."""
+    """The values that a launcher needs to start or resume a trial."""
 
     assignment: Assignment
     placement: Placement
 
 
 class Session:
-    """One search as it runs: which trial is what, and what is still to be done."""
+    """A running search: the record of each trial, and the trials that are still to run."""
 
     def __init__(
         self,
@@ -76,19 +76,17 @@ class Session:
         self.material, self.placement, self.watcher = material, placement, watcher
         self.names = slugs([base.source for base in study.base_models])
         self.records: dict[str, TrialRecord] = {}
-        self.under_way: set[str] = set()  # trials that the launcher has
-        self.stopped: set[str] = set()
-        self.num_losses = Counter[
-            str
-        ]()  # how often the launcher lost each trial since its last new evaluation
-        self.reached: dict[str, float] = {}  # the epochs of each trial's last evaluation
-        self.full: DiskFullError | None = None  # why the search ended before its time
-        self._unfinished = self._replay(retry_failed)
+        self.under_way: set[str] = set()  # trials that the launcher runs
+        self.early_stops: set[str] = set()  # trials that the search stopped
+        # Losses of each trial by the launcher since its last new evaluation.
+        self.num_losses: Counter[str] = Counter()
+        self.last_epochs: dict[str, float] = {}  # of each trial's last evaluation
+        self.full: DiskFullError | None = None  # the reason of an early end
+        self._pending = self._replay(retry_failed)
 
     @contextmanager
     def ending_on_full_disk(self) -> Iterator[None]:
-        """A disk that is full ends the search, not its trials: their records are left as they are,
-        for a resume."""
+        """End the search on a full disk. The records of its trials stay unchanged for a resume."""
         try:
             yield
         except (OSError, DiskFullError) as err:
@@ -97,24 +95,22 @@ class Session:
             self.full = err if isinstance(err, DiskFullError) else files.full(self.run.folder)
 
     def next(self) -> TrialStart | None:
-        """The trial to start next: first what an earlier process left, then what the search
-        proposes."""
+        """Return the next trial to start: first those left by an earlier process, then the
+        search's proposals."""
         while not self.full and (
-            record := self._unfinished.pop(0) if self._unfinished else self._proposed()
+            record := self._pending.pop(0) if self._pending else self._propose()
         ):
             self._keep(record)
-            self.watcher.trials_planned(self.search.num_trials)
+            self.watcher.on_num_trials(self.search.num_trials)
             try:
                 start = self._start(record)
                 self.under_way.add(record.trial)
                 return start
-            except (
-                MedrayError
-            ) as err:  # settings that exclude each other, or data that they cannot read
-                self.trial_finished(record.trial, error=str(err))
+            except MedrayError as err:  # conflicting settings, or data that they cannot read
+                self.on_trial_end(record.trial, error=str(err))
         return None
 
-    def _proposed(self) -> TrialRecord | None:
+    def _propose(self) -> TrialRecord | None:
         proposal = self.search.next()
         if proposal is None:
             return None
@@ -148,61 +144,61 @@ class Session:
             placement,
         )
 
-    def trial_started(self, trial: str) -> None:
-        self.watcher.trial_started(self.records[trial])
+    def on_trial_start(self, trial: str) -> None:
+        self.watcher.on_trial_start(self.records[trial])
 
-    def trial_reported(self, trial: str, row: Row) -> bool:
-        """Take a trial's report of an evaluation or of a failure; whether the trial goes on."""
-        if FULL in row:
-            raise DiskFullError(row[FULL])
+    def on_trial_report(self, trial: str, result: Result) -> bool:
+        """Record a trial's evaluation or failure. Return whether the trial goes on."""
+        if FULL in result:
+            raise DiskFullError(result[FULL])
         if self.full:
             return False
         record = self.records[trial]
-        if FAILED in row:
-            self._keep(record.model_copy(update={"status": "failed", "error": row[FAILED]}))
+        if FAILED in result:
+            self._keep(record.model_copy(update={"status": "failed", "error": result[FAILED]}))
             return True
-        report = TrialReport.from_row(row)
+        report = TrialReport.from_row(result)
         if record.first_step_at is None:
-            known = {
+            fields = {
                 name: getattr(report, name)
                 for name in ("first_step_at", "num_parameters", "num_trainable")
             }
-            record = self._keep(record.model_copy(update=known))
+            record = self._keep(record.model_copy(update=fields))
         evaluation = report.evaluation
-        if evaluation.epochs > self.reached.get(trial, 0):
-            self.reached[trial] = evaluation.epochs
+        if evaluation.epochs > self.last_epochs.get(trial, 0):
+            self.last_epochs[trial] = evaluation.epochs
             del self.num_losses[trial]
         goes_on = self.search.observe(
             trial, evaluation.epochs, evaluation.metrics[self.search.metric]
         )
-        self.run.write_spent(self.search.seconds)
-        self.watcher.trial_reported(record, evaluation)
+        self.run.write_search_time(self.search.seconds)
+        self.watcher.on_trial_report(record, evaluation)
         if goes_on or evaluation.is_last:
             return True
-        self.stopped.add(trial)
-        # Written now: a study that is killed before the trial has ended must not train it on.
+        self.early_stops.add(trial)
+        # Write it now: a study that is killed before the trial ends must not train it further.
         self._keep(record.model_copy(update={"status": "stopped"}))
         return False
 
-    def trial_finished(self, trial: str, error: str | None = None) -> None:
+    def on_trial_end(self, trial: str, error: str | None = None) -> None:
         self.under_way.discard(trial)
         if self.full:
             return
         record = self.records[trial]
         error = error or record.error
-        status = "failed" if error else "stopped" if trial in self.stopped else "finished"
+        status = "failed" if error else "stopped" if trial in self.early_stops else "finished"
         record = self._keep(
             record.model_copy(update={"status": status, "error": error, "ended_at": time.time()})
         )
         stop.remove(self.run.trial_dir(trial))
-        self.search.complete(trial, record.settings, failed=error is not None)
-        self.watcher.trial_finished(record)
+        self.search.complete(trial, record.settings, is_failure=error is not None)
+        self.watcher.on_trial_end(record)
 
     def interrupt(self) -> None:
-        """Wait until the trials that train have stored their state after the step they are in, or
-        for `resources.grace_s`.
+        """Wait until each training trial has stored its state after its current step, or for
+        `resources.grace_s`.
 
-        One that loads or evaluates stops after its next step, and is not waited for.
+        A trial that loads or evaluates stops after its next step. This method does not wait for it.
         """
         folders = [self.run.trial_dir(trial) for trial in sorted(self.under_way)]
         for folder in folders:
@@ -211,15 +207,15 @@ class Session:
         if not any(map(stop.is_pending, folders)):
             return
         log.warning(
-            "interrupted: each trial ends its step and stores its state, in at most %g s; once "
-            "more ends it at once",
+            "interrupted: each trial finishes its step and stores its state within %g s; interrupt "
+            "again to end it at once",
             grace_s,
         )
         deadline = time.monotonic() + grace_s
         while waiting := [folder.name for folder in folders if stop.is_pending(folder)]:
             if time.monotonic() > deadline:
                 log.warning(
-                    "no state within resources.grace_s %g: %s; each goes on from its last one",
+                    "no state within resources.grace_s %g: %s; a resume uses the last stored state",
                     grace_s,
                     ", ".join(waiting),
                 )
@@ -227,19 +223,19 @@ class Session:
             time.sleep(_LOOK_S)
 
     def requeue(self, reason: str | None) -> bool:
-        """Queue every trial again that was under way when the launcher stopped; whether any trial
-        is queued."""
+        """Queue each trial again that ran when the launcher stopped. Return whether a trial is
+        queued."""
         for trial in [trial for trial in self.records if trial in self.under_way]:
-            self.trial_lost(trial, reason)
-        return bool(self._unfinished)
+            self.on_trial_loss(trial, reason)
+        return bool(self._pending)
 
-    def trial_lost(self, trial: str, reason: str | None = None) -> None:
-        """Queue a trial again that the launcher gave up; it goes on from its last stored state, as
-        often as a study allows without a new evaluation.
+    def on_trial_loss(self, trial: str, reason: str | None = None) -> None:
+        """Queue a lost trial again, from its last stored state. It fails when the losses without a
+        new evaluation pass `resources.max_failures`.
 
-        Which of several caused their end is not known; one that gets further did not, and is not
-        counted for another's failures. Without a reason no trial caused it: then also where a study
-        allows no failure."""
+        The launcher does not know which of several trials caused a loss. A trial with a new
+        evaluation did not cause it, so its count starts again. Without a reason no trial caused
+        the loss, and a trial is queued again even where a study allows no failure."""
         self.under_way.discard(trial)
         record = self.records[trial]
         if record.status != "running":
@@ -247,10 +243,12 @@ class Session:
         self.num_losses[trial] += 1
         num_allowed = self.study.resources.max_failures
         if self.num_losses[trial] > (num_allowed if reason else max(num_allowed, _LEAST_LOSSES)):
-            self.trial_finished(trial, error=reason or _LOST)
+            self.on_trial_end(trial, error=reason or _NO_REASON)
         else:
-            log.warning("%s: %s; it goes on from its last stored state", trial, reason or _LOST)
-            self._unfinished.append(record)
+            log.warning(
+                "%s: %s; it continues from its last stored state", trial, reason or _NO_REASON
+            )
+            self._pending.append(record)
 
     def _keep(self, record: TrialRecord) -> TrialRecord:
         self.records[record.trial] = record
@@ -258,10 +256,10 @@ class Session:
         return record
 
     def _replay(self, retry_failed: bool) -> list[TrialRecord]:
-        """Repeat to the search what an earlier process saw; return the trials that it did not
-        finish."""
-        unfinished = []
-        self.search.spent_s = self.run.spent_s()
+        """Replay the reports of an earlier process to the search. Return the trials that it did
+        not finish."""
+        pending = []
+        self.search.spent_s = self.run.search_time_s()
         for record in filter(self.search.owns, self.run.records()):
             if retry_failed and record.status == "failed":
                 record = record.model_copy(
@@ -278,9 +276,9 @@ class Session:
                 )
             self.records[record.trial] = record
             if record.status == "running":
-                unfinished.append(record)
+                pending.append(record)
             else:
                 self.search.complete(
-                    record.trial, record.settings, failed=record.status == "failed"
+                    record.trial, record.settings, is_failure=record.status == "failed"
                 )
-        return unfinished
+        return pending

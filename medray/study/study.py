@@ -1,4 +1,4 @@
-"""A study in five stages: materials, search, repeat, final test, conclude. Then its winner is
+"""A study in five stages: materials, search, repeats, final test, conclusion. Then the winner is
 published."""
 
 import logging
@@ -18,7 +18,8 @@ from medray.records import TrialRecord
 from medray.registry.release import Release
 from medray.runtime.cluster import Cluster
 from medray.study import preflight, publish, ray_tune, repeats
-from medray.study.final_test import Call, Finalist, Verdict, final_test
+from medray.study.candidates import Caller
+from medray.study.final_test import Finalist, Verdict, final_test
 from medray.study.materials import Materials
 from medray.study.placement import Placement, place
 from medray.study.repeats import Repeats
@@ -41,9 +42,9 @@ class Launch(Protocol):
 class Outcome:
     run: Run
     board: Leaderboard
-    analysis: Analysis | None  # runs of before have none
-    release: Release | None  # what the winner was published as
-    withheld: str | None = None  # why it was not published, where the study asks for it
+    analysis: Analysis | None  # None in a run of an early medray
+    release: Release | None  # of the winner
+    refusal: str | None = None  # why the winner was not published, where the study requires it
 
 
 def run(
@@ -53,17 +54,17 @@ def run(
     *,
     watcher: Watcher,
     launch: Launch = ray_tune.launch,
-    call: Call = ray_tune.call,
+    call: Caller = ray_tune.call,
     retry_failed: bool = False,
 ) -> Outcome:
-    """Do what is left of a study on a cluster: `launch` runs its trials there, and `call` the
+    """Run the rest of a study on a cluster. `launch` runs its trials there, and `call` runs the
     predictions of its final test."""
     with run.lock():
         if retry_failed and any(record.status == "failed" for record in run.records()):
             run.reopen()
         if not run.is_finished():
             if len(cluster.nodes) > 1:
-                preflight.check_shared(run.folder)
+                preflight.check_folder_on_nodes(run.folder)
             plan = Search(study, metric(study))
             place_trial = partial(_place, cluster=cluster, plan=plan)
             placements = [place_trial(study.trial(base)) for base in study.base_models]
@@ -88,7 +89,7 @@ def run(
 
             entries = search(study, run, plan, train)
             finalists = repeat(study, run, entries, plan, train)
-            watcher.stage(f"answering the test rows with {len(finalists)} finalist(s)")
+            watcher.stage(f"predicting the test rows with {len(finalists)} finalist(s)")
             largest = max(placements, key=lambda placement: (placement.gpus, placement.cpus))
             verdict = final_test(
                 study, finalists, materials, largest, call, run.storage_dir / "test_log"
@@ -96,22 +97,23 @@ def run(
             run.finish(conclude(study, run, entries, finalists, verdict, materials.task))
     board = run.leaderboard()
     _check_every_base_model(study, board)
-    withheld = publish.withheld(study, board)
-    if study.publish and not withheld:
+    refusal = publish.refusal(study, board)
+    release = None
+    if study.publish and not refusal:
         watcher.stage("publishing the winner")
-    release = publish.of_study(study, run, board) if study.publish and not withheld else None
-    return Outcome(run, board, run.analysis(), release, withheld)
+        release = publish.publish_winner(study, run, board)
+    return Outcome(run, board, run.analysis(), release, refusal)
 
 
 def metric(study: StudyConfig) -> str:
-    """The validation figure that the study ranks by."""
+    """Return the validation metric that the study ranks by."""
     name: str = study.task.model_dump()["metric"]
     return name
 
 
 def prepare(study: StudyConfig, run: Run, watcher: Watcher) -> Materials:
-    """Read the data and tokenize it for each base model; one that cannot be read fails its trials,
-    not the study."""
+    """Read the data and tokenize it for each base model. An unreadable base model fails its own
+    trials, not the study."""
     watcher.stage("reading the data")
     materials = Materials(study, run.storage_dir / "prepared", watcher.audit)
     for number, base in enumerate(study.base_models):
@@ -137,17 +139,17 @@ def prepare(study: StudyConfig, run: Run, watcher: Watcher) -> Materials:
 def search(
     study: StudyConfig, run: Run, plan: Search, train: Callable[[Plan], None]
 ) -> list[Entry]:
-    """Run the trials of the search, and return each at its best evaluation."""
+    """Run the trials of the search and return each at its best evaluation."""
     train(plan)
     if plan.has_failed:
         reasons = Counter(record.error for record in run.records() if record.status == "failed")
-        listed = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(3))
+        errors = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(3))
         raise TrialError(
-            f"study {study.name}: {len(plan.failed)} trials failed, search.max_failed allows "
-            f"{plan.most_failed}: {listed}."
-            " No further trial was started and nothing was judged; remove the cause and go on with "
-            "--resume --retry-failed,"
-            " or allow more with --resume search.max_failed=N"
+            f"study {study.name}: {len(plan.failures)} trials failed, search.max_failed allows "
+            f"{plan.most_failures}: {errors}."
+            " The study started no further trial and evaluated none; remove the cause and rerun "
+            "with --resume --retry-failed,"
+            " or allow more failures with --resume search.max_failed=N"
         )
     return run.entries(plan.metric, lambda record: record.of is None)
 
@@ -159,48 +161,48 @@ def repeat(
     plan: Search,
     train: Callable[[Plan], None],
 ) -> list[Finalist]:
-    """Choose the finalists, and train each with the other seeds or on the other folds."""
-    chosen = _choose(study, run, entries, plan.metric)
+    """Choose the finalists and train each with the other seeds or folds."""
+    best = _choose(study, run, entries, plan.metric)
     records = {record.trial: record for record in run.records()}
-    proposals = repeats.proposals(study, chosen, records)
+    proposals = repeats.proposals(study, best, records)
     if not proposals:
-        return [Finalist(entry) for entry in chosen]
+        return [Finalist(entry) for entry in best]
     limits = {
         entry.name: run.history(entry.name)[-1].epochs
-        for entry in chosen
+        for entry in best
         if entry.status == "stopped"
     }
     train(Repeats(proposals, limits, plan.metric, num_before=plan.num_trials))
     finalist_of = {proposal.name: proposal.of for proposal in proposals}
-    usable: dict[str | None, list[Entry]] = {entry.name: [] for entry in chosen}
+    usable: dict[str | None, list[Entry]] = {entry.name: [] for entry in best}
     for entry in run.entries(plan.metric, lambda record: record.trial in finalist_of):
         if entry.status != "failed" and entry.checkpoint:
             usable[finalist_of[entry.name]].append(entry)
         elif study.data.split.is_pooled:
             raise TrialError(
-                f"study {study.name}: {entry.name} failed, and a pooled figure needs every fold: "
+                f"study {study.name}: {entry.name} failed, and a pooled metric needs every fold: "
                 f"{entry.error}"
             )
-    return [Finalist(entry, tuple(usable[entry.name])) for entry in chosen]
+    return [Finalist(entry, tuple(usable[entry.name])) for entry in best]
 
 
 def _choose(study: StudyConfig, run: Run, entries: Sequence[Entry], metric: str) -> list[Entry]:
-    """The best trials of each base model that still have a checkpoint."""
+    """Return the best trials of each base model that still have a checkpoint."""
     able = [entry for entry in entries if entry.checkpoint or not entry.validation]
     if len(able) < len(entries):
         log.warning(
-            "%d trial(s) have no checkpoint any more and cannot be finalists: `medray gc` was here",
+            "%d trial(s) cannot be finalists: `medray gc` removed their checkpoints",
             len(entries) - len(able),
         )
-    chosen = leaderboard.finalists(able, metric, study.search.num_finalists)
-    if not chosen:
+    best = leaderboard.finalists(able, metric, study.search.num_finalists)
+    if not best:
         errors = "; ".join(
             f"{record.trial}: {record.error}" for record in run.records() if record.error
         )
         raise TrialError(
             f"study {study.name}: nothing to rank: {errors or 'no trial was evaluated'}"
         )
-    return chosen
+    return best
 
 
 def conclude(
@@ -211,20 +213,19 @@ def conclude(
     verdict: Verdict,
     task: Task,
 ) -> Conclusion:
-    """Rank the trials and the references; what lies behind the figures of each finalist is that of
-    the seed that would be published."""
+    """Rank the trials and the references. A finalist's analysis is that of the seed to publish."""
     candidates = [
-        leaderboard.pool_seeds(_named(verdict.candidates, finalist.names), metric(study))
+        leaderboard.pool_seeds(_in_order(verdict.candidates, finalist.names), metric(study))
         for finalist in finalists
     ]
-    failed = run.entries(
+    failures = run.entries(
         metric(study), lambda record: record.of is not None and record.status == "failed"
     )
     tie, split = study.search.tie, study.data.split
     board = leaderboard.conclude(
         study.name,
         metric(study),
-        [*entries, *failed],
+        [*entries, *failures],
         candidates,
         verdict.references,
         verdict.num_openings,
@@ -244,16 +245,14 @@ def conclude(
         if models
         else None
     )
-    prompts = [
-        sample.text for sample in tasks.task_options(study.task).samples()
-    ]  # texts of the user's own file
+    prompts = [sample.text for sample in tasks.task_options(study.task).samples()]
     answers = {names.get(name, name): texts for name, texts in verdict.samples.items()}
     return Conclusion(board, analysis, {"prompts": prompts, "answers": answers} if prompts else {})
 
 
-def _named(candidates: Sequence[Contender], names: Sequence[str]) -> list[Contender]:
-    """In the order of the names; a fold's model has none of its own, it is in its finalist's
-    answers."""
+def _in_order(candidates: Sequence[Contender], names: Sequence[str]) -> list[Contender]:
+    """Return the candidates in the order of the names. A fold's model has no candidate of its own:
+    its predictions are pooled under its finalist."""
     by_name = {candidate.entry.name: candidate for candidate in candidates}
     return [by_name[name] for name in names if name in by_name]
 
@@ -263,17 +262,16 @@ def _place(config: TrialConfig, cluster: Cluster, plan: Search) -> Placement:
 
 
 def _check_every_base_model(study: StudyConfig, board: Leaderboard) -> None:
-    """A base model whose trials all failed was not compared: the study did not do what was
-    requested."""
+    """Raise where a base model has no trial, or only failed ones: the study did not compare it."""
     for number, base in enumerate(study.base_models):
-        tried = [entry for entry in board.entries if entry.base == number]
-        if not tried:
+        trials = [entry for entry in board.entries if entry.base == number]
+        if not trials:
             raise TrialError(
-                f"study {study.name}: the budget ended before {base.source} was tried; the others "
-                "are ranked in its leaderboard"
+                f"study {study.name}: the budget ended before {base.source} had a trial; the "
+                "leaderboard ranks the others"
             )
-        if all(entry.status == "failed" for entry in tried):
+        if all(entry.status == "failed" for entry in trials):
             raise TrialError(
-                f"study {study.name}: every trial of {base.source} failed ({tried[0].error}); the "
-                "others are ranked in its leaderboard"
+                f"study {study.name}: every trial of {base.source} failed ({trials[0].error}); the "
+                "leaderboard ranks the others"
             )

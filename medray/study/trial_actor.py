@@ -1,9 +1,9 @@
-"""What runs in a process of Ray: a trial itself, or a driver that hands it to the workers of a
+"""Code that runs in a process of Ray: a trial, or a driver that passes it to the workers of a
 TorchTrainer.
 
-The training code is imported where it runs: a driver computes nothing, and importing it would take
-seconds and half a GB. Ray imports this module where it runs a function of it, so that it stands
-apart from `ray_tune`: workers need no Ray Tune."""
+A function imports training code itself: a driver computes nothing, and that import would cost it
+seconds and half a GB. The module is apart from `ray_tune` because workers import it and need no Ray
+Tune."""
 
 import ctypes
 import gc
@@ -17,7 +17,7 @@ from medray.training.assignment import FAILED, Assignment, failure
 
 
 def start(config: dict[str, Any]) -> None:
-    (inline if config["launcher"] == "inline" else driven)(config)
+    (inline if config["launcher"] == "inline" else drive)(config)
 
 
 def inline(config: dict[str, Any]) -> None:
@@ -30,22 +30,20 @@ def inline(config: dict[str, Any]) -> None:
     try:
         worker.run_in_ray(Assignment(**config["assignment"]), tune.report)
     except MedrayError as err:
-        tune.report(failure(err))  # not raised: Tune would try again what cannot go on
+        tune.report(failure(err))  # not raised: Tune would retry a trial that cannot continue
     finally:
-        give_memory_back()  # the next trial is started in this process
+        give_memory_back()  # the next trial runs in this process
 
 
 def give_memory_back() -> None:
-    """Free what a finished call used, for other processes and for the next call in this one."""
-    gc.collect()  # a trial and its loop hold each other
+    """Free the memory of a finished call, for other processes and the next call in this one."""
+    gc.collect()  # a trial and its loop refer to each other
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(
-            0
-        )  # glibc keeps what was freed between others' blocks: it may be as much as a trial takes
+        trim(0)  # glibc keeps free blocks between used ones: up to the memory of a trial
 
 
-def driven(config: dict[str, Any]) -> None:
-    """Train in workers of Ray Train. This process computes nothing and holds no CPU."""
+def drive(config: dict[str, Any]) -> None:
+    """Train in workers of Ray Train. This process computes nothing and reserves no CPU."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -70,7 +68,7 @@ def driven(config: dict[str, Any]) -> None:
         run_config=RunConfig(
             name=assignment.trial,
             storage_path=config["storage_path"],
-            # Without limits Train waits for ever for workers that never start.
+            # Without limits, Train waits forever for workers that never start.
             failure_config=FailureConfig(
                 max_failures=config["max_failures"], controller_failure_limit=3
             ),
@@ -81,14 +79,14 @@ def driven(config: dict[str, Any]) -> None:
     try:
         trainer.fit()
     except TrainingFailedError as err:
-        # Train writes too, and of what a worker raised it keeps the text.
+        # Train also writes files, and keeps only the text of a worker's error.
         report(
             failure(files.full(assignment.folder)) if files.is_full(err) else {FAILED: _cause(err)}
         )
 
 
 def _train(assignment: dict[str, Any]) -> None:
-    """In a worker of Ray Train."""
+    """Train in a worker of Ray Train."""
     with uncollected():
         from medray.training import worker
 
@@ -96,7 +94,7 @@ def _train(assignment: dict[str, Any]) -> None:
 
 
 def _cause(err: BaseException) -> str:
-    """The first sentence of what a worker raised: Train wraps it in its own."""
+    """Return the first sentence of a worker's error, without the text that Train adds."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     sentence = next(
         (line for line in reversed(lines) if line.startswith("medray.errors.")),

@@ -80,7 +80,7 @@ def test_a_trial_that_tune_loses_is_run_again_by_the_study(
         board = ray_studies.run(study, cluster).board
     assert set(statuses(board)) <= {"finished", "stopped"}
     assert (
-        "Ray Tune gave it up without a result or an error; it goes on from its last stored state"
+        "Ray Tune stopped it without a result or an error; it continues from its last stored state"
         in caplog.text
     )
 

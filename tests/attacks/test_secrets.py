@@ -342,8 +342,9 @@ def test_a_reference_is_refused_where_it_would_be_taken_as_it_stands(
     with pytest.raises(
         ConfigError,
         match=(
-            r"storage_path: \$\{env:RUNS\}: a secret is named in data.format and "
-            r"mlflow.tracking_uri alone"
+            r"storage_path: \$\{env:RUNS\}: only data.format and mlflow.tracking_uri may refer to "
+            r"a "
+            r"secret"
         ),
     ):
         preflight.check(tiny.study(tmp_path, "storage_path=${env:RUNS}"))
@@ -588,7 +589,7 @@ def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_o
         assert done.returncode == 0, done.stderr
         assert "published: tiny@1" in done.stdout
         assert (
-            "data.format.path: holds a signature or token, which is used and not stored: "
+            "data.format.path: contains a signature or token, which is used but not stored, so "
             "--resume needs it again"
         ) in done.stderr
         (run,) = (tmp_path / "runs" / "tiny").iterdir()

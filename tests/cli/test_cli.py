@@ -127,7 +127,7 @@ def test_a_study_is_searched_ranked_published_and_reported(
         "reading the data",
         "tokenizing for ",
         "waiting for the first trial",
-        "answering the test",
+        "predicting the test",
     )
     waited = [line for line in done.stdout.splitlines() if line.startswith(stages)]
     assert list(
@@ -151,13 +151,13 @@ def test_a_study_that_ended_is_read_again_on_resume_and_other_settings_or_no_run
     monkeypatch.chdir(searched.folder)
     refused = medray("study", "study.yaml", "--resume", "storage_path=elsewhere")
     assert refused.returncode == 1
-    assert "holds no run of a study" in refused.stderr
+    assert "has no run of a study" in refused.stderr
     run = searched.run
     changed = medray("study", "study.yaml", "publish.name=cancer", "--resume", "lora.r=3")
     assert changed.returncode == 1
     assert (
-        "was started with other settings: lora.r was 16 and is 3; a study that goes on may "
-        "change search.num_trials"
+        "was started with other settings: lora.r was 16 and is 3; a resume may change "
+        "search.num_trials"
     ) in changed.stderr
     resumed = medray("study", "study.yaml", "publish.name=cancer", "--resume")
     assert resumed.returncode == 0, resumed.stderr
@@ -191,8 +191,8 @@ def test_a_winner_that_is_worse_than_a_baseline_is_withheld_with_exit_status_3(
     withheld = medray(*asked, "publish.name=lymphoma")
     assert withheld.returncode == 3, withheld.stderr
     assert (
-        "medray: study tiny: the winner tiny-bert-000 is not published, since on validation "
-        "rows majority is better"
+        "medray: study tiny: the winner tiny-bert-000 is not published: majority is "
+        "better on validation rows"
     ) in withheld.stderr
     assert "published:" not in withheld.stdout
     allowed = medray(*asked, "publish={name: lymphoma, allow_worse: true}")
@@ -453,7 +453,7 @@ def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> No
         )
         os.kill(trial, signal.SIGSTOP)  # it stores no state, so that the study waits for it
         os.kill(running.process.pid, signal.SIGINT)
-        running.until("in at most 600 s; once more ends it at once")
+        running.until("within 600 s; interrupt again to end it at once")
         os.kill(running.process.pid, signal.SIGINT)
         done = running.end(timeout_s=120)
         assert done.status == 130, done.output

@@ -11,7 +11,7 @@ from medray.config.load import load_study
 from medray.config.study import TrialConfig
 from medray.errors import ConfigError
 from medray.registry import evaluate
-from medray.registry.evaluate import Part, ReleaseEvaluation
+from medray.registry.evaluate import EvaluationSplit, ReleaseEvaluation
 from medray.registry.loading import TRAIN_ROWS
 from medray.storage import checkpoint
 
@@ -22,7 +22,9 @@ def own_data(folder: Path) -> Path:
     )
 
 
-def judge(folder: Path, data: Path, part: Part, place: Path, *settings: str) -> ReleaseEvaluation:
+def judge(
+    folder: Path, data: Path, part: EvaluationSplit, place: Path, *settings: str
+) -> ReleaseEvaluation:
     study = tiny.study(place, f"data.format.path={data}", *settings)
     return evaluate.evaluate(
         str(folder), study.data, part, storage_path=str(place), log_dir=place / "log"
@@ -43,7 +45,7 @@ def test_data_that_overlaps_the_training_rows_is_refused_with_their_number(tmp_p
         ConfigError,
         match=(
             r": 36 of the 61 rows of --split all trained it \(r\d+, r\d+, r\d+, r\d+, r\d+, …\); "
-            r"take them out"
+            r"remove them"
         ),
     ):
         judge(folder, more, "all", tmp_path)
@@ -72,7 +74,7 @@ def test_rows_that_did_not_train_are_judged_all_of_them(
         ).metrics.num_rows
         == 60
     )
-    assert "cannot be known" not in caplog.text
+    assert "may include" not in caplog.text
 
 
 def test_a_checkpoint_that_kept_no_rows_goes_by_fingerprints_and_says_what_cannot_be_known(
@@ -90,8 +92,8 @@ def test_a_checkpoint_that_kept_no_rows_goes_by_fingerprints_and_says_what_canno
     (tmp_path / "other").mkdir()
     judge(folder, tiny.abstracts(tmp_path / "other", num_rows=50, seed=9), "test", tmp_path)
     assert (
-        "an earlier medray trained it and kept no rows; whether some of these trained it "
-        "cannot be known"
+        "an earlier medray trained it and stored no row hashes; its training rows may include "
+        "some of these rows"
     ) in caplog.text
 
 

@@ -67,7 +67,7 @@ def test_an_adapter_from_elsewhere_answers_as_it_did_there(
     assert np.allclose([row.probabilities for row in found], wanted, atol=1e-6)
     release.export(tmp_path / "card", merged=False)
     assert (
-        "training: elsewhere: imported from an adapter's folder"
+        "training: by other software: imported from an adapter's folder"
         in (tmp_path / "card" / "README.md").read_text()
     )
 
@@ -82,7 +82,7 @@ def test_an_import_without_the_length_of_its_training_warns_that_answers_may_dif
         import_adapter(
             folder, ImportConfig.load(settings(base, *more)), tmp_path / f"taken-{number}"
         )
-        assert ("cuts them at 512 tokens, so answers may differ" in caplog.text) is (not more)
+        assert ("uses 512 tokens, so answers may differ" in caplog.text) is (not more)
     study = tiny.study(tmp_path)
     evaluate.evaluate(
         str(tmp_path / "taken-1"),
@@ -92,8 +92,8 @@ def test_an_import_without_the_length_of_its_training_warns_that_answers_may_dif
         log_dir=tmp_path / "log",
     )
     assert (
-        "was trained elsewhere, on rows that nothing names; whether some of these trained it "
-        "cannot be known"
+        "was trained by other software, and its training rows are unknown; they may include some "
+        "of these rows"
     ) in caplog.text
 
 
@@ -116,11 +116,11 @@ def test_what_a_folder_does_not_say_is_asked_for(
     assert "has the shape" in capsys.readouterr().err
     assert cli.main(["import", str(base), "taken", *settings(base), *store]) != 0
     assert (
-        "not the folder of a PEFT adapter: it has no adapter_config.json" in capsys.readouterr().err
+        "has no adapter_config.json; name the folder of a PEFT adapter" in capsys.readouterr().err
     )
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     assert cli.main(["import", str(folder), "taken", *settings(base), *store]) != 0
-    assert "pickles are not read" in capsys.readouterr().err
+    assert "medray reads no pickles" in capsys.readouterr().err
     assert not Registry(str(tmp_path / "runs")).names()
 
 
@@ -139,7 +139,7 @@ def test_a_base_model_is_published_as_it_is(
     store = ["--storage-path", str(tmp_path / "runs")]
     assert cli.main(["publish", str(path), "plain", *store]) == 0
     release = Registry(str(tmp_path / "runs")).resolve("plain")
-    judged = evaluate.evaluate_untuned(
+    judged = evaluate.evaluate_base_model(
         asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log"
     )
     manifest = json.loads((release.folder() / "manifest.json").read_text())
@@ -154,10 +154,7 @@ def test_a_base_model_is_published_as_it_is(
     )
     assert again.metrics.values == pytest.approx(judged.metrics.values, abs=1e-6)
     assert cli.main(["export", "plain", str(tmp_path / "adapter"), *store]) != 0
-    assert (
-        "is a base model as it is, without an adapter: export it with --merged"
-        in capsys.readouterr().err
-    )
+    assert "is a base model without an adapter; export it with --merged" in capsys.readouterr().err
     assert cli.main(["export", "plain", str(tmp_path / "whole"), "--merged", *store]) == 0
     assert "with no training" in (tmp_path / "whole" / "README.md").read_text()
 
@@ -168,7 +165,9 @@ def test_a_head_that_nobody_trained_is_not_published(
     path = tmp_path / "study.yaml"
     path.write_text(dump_settings(tiny.study(tmp_path)))
     assert cli.main(["publish", str(path), "plain", "--storage-path", str(tmp_path / "runs")]) != 0
-    assert "puts a fresh head on it, which knows nothing before training" in capsys.readouterr().err
+    assert (
+        "adds a new head, which predicts nothing useful before training" in capsys.readouterr().err
+    )
     assert (
         cli.main(
             [

@@ -41,10 +41,13 @@ def test_a_checkpoint_alone_is_named_by_its_place() -> None:
 def test_a_merged_release_answers_its_probe_or_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release, merge = Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer"), loading.merge
+    release, merge = (
+        Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer"),
+        loading.merge_adapter,
+    )
     merged = release.load(merge=True)
     assert merged.is_merged
-    assert not isinstance(merged.built.model, PeftModel)
+    assert not isinstance(merged.built_model.model, PeftModel)
     for row, wanted in zip(merged.predict(TEXTS), release.load().predict(TEXTS), strict=True):
         assert row.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
 
@@ -54,6 +57,6 @@ def test_a_merged_release_answers_its_probe_or_is_refused(
             plain.model.classifier.weight.neg_()
         return plain
 
-    monkeypatch.setattr(loading, "merge", wrong_merge)
+    monkeypatch.setattr(loading, "merge_adapter", wrong_merge)
     with pytest.raises(ArtifactError, match="answers its probe with"):
         release.load(merge=True)

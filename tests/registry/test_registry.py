@@ -130,7 +130,7 @@ def test_a_precision_that_there_is_not_is_refused(
     Registry(str(tmp_path)).publish(folder, "cancer")
     with pytest.raises(
         ConfigError,
-        match=f"cancer@1: there is no precision '{precision}'; allowed: bf16, fp16, fp32",
+        match=f"cancer@1: precision '{precision}' is not known; allowed: bf16, fp16, fp32",
     ):
         medray.load("cancer@1", storage_path=str(tmp_path), precision=precision)  # type: ignore[arg-type]
 
@@ -171,7 +171,7 @@ def test_an_alias_that_looks_like_a_version_and_one_for_a_missing_version_are_re
 ) -> None:
     registry = Registry(str(tmp_path))
     registry.publish(folder, "cancer")
-    with pytest.raises(ConfigError, match="would be read as a version"):
+    with pytest.raises(ConfigError, match="looks like a version"):
         registry.point("cancer", "7", 1)
     with pytest.raises(ArtifactError, match="has versions 1"):
         registry.point("cancer", "best", 2)
@@ -222,11 +222,11 @@ def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Pat
         "# cancer, version 1",
         "not a medical device",
         "Labels: cancer, other",
-        "Test rows were not opened",
+        "The test labels are unopened",
         "For trying out.",
     ):
         assert part in card
-    with pytest.raises(ArtifactError, match="is there already"):
+    with pytest.raises(ArtifactError, match="exists already"):
         release.export(tmp_path / "adapter", merged=False)
 
 
@@ -256,7 +256,7 @@ def test_a_bundle_is_a_storage_path_with_one_release_its_aliases_and_its_checkpo
     release.verify()
     release.check_aliases()
     assert len(release.load(precision="fp32").task.labels) == 2
-    with pytest.raises(ArtifactError, match="is there already"):
+    with pytest.raises(ArtifactError, match="exists already"):
         release.bundle(tmp_path / "bundle")
     (release.folder() / "adapter_model.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors is missing"):
@@ -311,12 +311,13 @@ def test_the_card_tells_calibration_abstention_and_the_lowest_slice(
         "rows 0.060 before, 0.030 after"
     ) in card
     assert (
-        "below 0.910, for a precision of 0.95. On test rows 75% are answered, 0.970 of these "
-        "rightly"
+        "below a confidence of 0.910, for a precision of 0.95. On test rows the coverage is 75% "
+        "and "
+        "the precision 0.970"
     ) in card
     assert (
         "length over 180 words, f1_macro 0.810 (95 % interval 0.700 to 0.900) on 66 rows, of 5 "
-        "slices compared, which chance explains"
+        "slices compared, within chance of all rows"
     ) in card
     assert Registry(str(tmp_path / "registry")).find("cancer", folder, record) is not None
     assert (

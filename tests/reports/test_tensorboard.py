@@ -30,10 +30,10 @@ def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
     held = run_files.trials(num_each=2, num_failed=1)
     with TensorBoard(tmp_path, "f1_binary") as board:
         for record, history in held:
-            board.trial_started(record)
+            board.on_trial_start(record)
             for line in history:
-                board.trial_reported(record, line)
-            board.trial_finished(record)
+                board.on_trial_report(record, line)
+            board.on_trial_end(record)
     for record, history in held:
         found = list(values(tmp_path / "tensorboard" / record.trial))
         curve = [
@@ -69,10 +69,10 @@ def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
 def test_a_figure_that_is_no_number_is_left_out_of_the_curve(tmp_path: Path) -> None:
     record, history = run_files.trials()[0]
     with TensorBoard(tmp_path, "f1_binary") as board:
-        board.trial_reported(
+        board.on_trial_report(
             record, replace(history[0], metrics={**history[0].metrics, "f1_binary": float("nan")})
         )
-        board.trial_finished(record.model_copy(update={"status": "failed"}))
+        board.on_trial_end(record.model_copy(update={"status": "failed"}))
     tags = {value.tag for _, value in values(tmp_path / "tensorboard" / record.trial)}
     assert "validation/accuracy" in tags
     assert not {"validation/f1_binary", "best/f1_binary"} & tags

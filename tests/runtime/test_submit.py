@@ -169,7 +169,7 @@ def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(
         "jobs/study.py", str(study), "train.samples_per_step=18", "resources.num_workers=9"
     )
     assert never.returncode == 1
-    assert "which this cluster can never hold: a node with 4 CPU(s)" in never.stdout
+    assert "which this cluster does not have: a node with 4 CPU(s)" in never.stdout
     diverged = head.submit("jobs/study.py", str(study), "train.learning_rate=1.0e+30")
     assert diverged.returncode == 1
     assert "nothing to rank: tiny-bert-000: the loss is" in diverged.stdout

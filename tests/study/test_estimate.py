@@ -21,7 +21,7 @@ from medray.models.architecture import load_config, outline_of
 from medray.models.build import build
 from medray.models.footprint import Batch, Footprint
 from medray.runtime.cluster import Cluster, Node
-from medray.study import estimate as plan
+from medray.study import estimate
 from medray.study.estimate import Speed
 from medray.types import Head
 
@@ -148,7 +148,7 @@ def test_the_memory_that_studies_in_4_bits_say_they_take_is_what_is_planned(
     study: str, gigabytes: dict[str, float]
 ) -> None:
     path = ROOT / "jobs" / "studies" / f"{study}.yaml"
-    on_a_gpu = plan.plan(
+    on_a_gpu = estimate.estimate(
         load_study([path]), cluster(gpus=1), memory_bytes=8 * 10**9, speed=KNOWN, num_rows=400
     )
     assert {
@@ -171,7 +171,7 @@ def test_a_base_model_of_unknown_shape_is_told_with_what_is_needed() -> None:
 @pytest.mark.parametrize(("stage", "held"), [(None, 100), (0, 100), (1, 94), (2, 91), (3, 61)])
 def test_workers_share_what_the_stage_says(stage: int | None, held: int) -> None:
     whole = Footprint(10, 10, 1, 1.0, weights=40, gradients=4, moments=8, peak=100)
-    assert plan.sharded(whole, stage, 4) == held
+    assert estimate.sharded_bytes(whole, stage, 4) == held
 
 
 def cluster(cpus: float = 8, gpus: float = 0, nodes: int = 1) -> Cluster:
@@ -190,13 +190,13 @@ def each_shape_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
             counted[key] = measure(*asked, **options)  # type: ignore[arg-type]
         return counted[key]
 
-    monkeypatch.setattr(plan, "measure", once)
+    monkeypatch.setattr(estimate, "measure", once)
 
 
 def planned(
     folder: Path, *settings: str, memory_bytes: int | None = None, speed: Speed = KNOWN
-) -> plan.StudyPlan:
-    return plan.plan(
+) -> estimate.StudyEstimate:
+    return estimate.estimate(
         tiny.study(folder, *settings), cluster(), memory_bytes=memory_bytes, speed=speed
     )
 
@@ -248,7 +248,7 @@ def test_memory_limits_what_runs_side_by_side_and_what_does_not_fit_is_told_what
         tmp_path, *axis, "train.token_budget=65536", memory_bytes=int(1.2 * worker)
     ).bases[0]
     assert large.fits is False
-    assert large.notes[0].startswith("would fit with train.token_budget=")
+    assert large.notes[0].startswith("fits with train.token_budget=")
 
 
 def test_the_command_tells_a_plan_and_fails_above_a_limit(
@@ -264,9 +264,9 @@ def test_the_command_tells_a_plan_and_fails_above_a_limit(
     assert cli.main([*asked, "--max-hours", "0.00001"]) == 1
     assert "hours are more than 1e-05" in capsys.readouterr().err
     assert cli.main([*asked, "data.format.path=/nowhere/rows.jsonl"]) == 1
-    assert "give --rows for its number of training rows" in capsys.readouterr().err
+    assert "give the number of training rows by --rows" in capsys.readouterr().err
     assert cli.main([*asked, "data.format.path=/nowhere/rows.jsonl", "--rows", "1000"]) == 0
-    assert "1000 training rows of 64 tokens (every row at max_length)" in capsys.readouterr().out
+    assert "1000 training rows of 64 tokens (max_length for each row)" in capsys.readouterr().out
 
 
 @pytest.mark.slow

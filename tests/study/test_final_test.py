@@ -7,7 +7,7 @@ import pytest
 from support import tiny
 
 from medray.evaluation.leaderboard import Entry
-from medray.study import final_test
+from medray.study import candidates
 from medray.types import Example, Prediction
 
 
@@ -30,8 +30,8 @@ def test_the_seconds_of_predicting_leave_a_models_first_row_out(
             self.is_warm = True
             return [Prediction(row.id, (), ()) for row in rows]
 
-    monkeypatch.setattr(final_test, "time", clock)
-    predictions, seconds = final_test.timed(
+    monkeypatch.setattr(candidates, "time", clock)
+    predictions, seconds = candidates.predict_with_time(
         Task(), object(), [Example(str(row), "") for row in range(5)]
     )  # type: ignore[arg-type]
     assert ([row.row_id for row in predictions], seconds) == (["0", "1", "2", "3", "4"], 5.0)
@@ -47,5 +47,5 @@ def test_a_base_model_is_judged_in_the_arithmetic_of_its_finalist(tmp_path: Path
         Entry("other", "trial", base=1, checkpoint="-"),
         Entry("own", "trial", base=0, checkpoint=str(trained)),
     ]
-    assert final_test.as_trained(config, 0, finalists).model.precision == "bf16"
-    assert final_test.as_trained(config, 2, finalists) is config
+    assert candidates.with_precision_of(finalists, config, 0).model.precision == "bf16"
+    assert candidates.with_precision_of(finalists, config, 2) is config

@@ -114,11 +114,11 @@ def test_a_study_that_has_not_ended_or_runs_is_left_alone(
 ) -> None:
     with ended.lock():
         found = gc.find(ended.folder)
-    assert (found.surplus, len(found.left_alone)) == ([], 1)
-    assert "another process runs this study" in found.left_alone[0]
+    assert (found.surplus, len(found.skips)) == ([], 1)
+    assert "another process runs this study" in found.skips[0]
     (ended.folder / LEADERBOARD).unlink()
     assert cli.main(["gc", str(ended.folder)]) == 0
     assert "has not ended" in capsys.readouterr().out
     assert "t-002/state" in held(ended)
-    with pytest.raises(ArtifactError, match="holds no run of a study"):
+    with pytest.raises(ArtifactError, match="has no run of a study"):
         gc.find(tmp_path / "made")

@@ -92,7 +92,6 @@ def test_a_study_whose_folder_one_node_does_not_see_is_refused(tmp_path: Path) -
         done = Study(path, cluster_env=nodes.cluster_env).end()
         assert done.status == 1, done.output
         assert (
-            f"is a folder of one node: {nodes.address(1)} cannot see what is written to it; "
-            "set storage_path to"
+            f"is a folder of one node: {nodes.address(1)} cannot see its files; set storage_path to"
         ) in done.output
         assert not list(latest(runs / "tiny").folder.glob("trials/*"))

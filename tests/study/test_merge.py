@@ -14,7 +14,7 @@ from medray.models import adapter
 from medray.records import MergeRecord, ReleaseRecord
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
-from medray.study import final_test
+from medray.study import candidates
 
 SETTINGS = ("model.quantization=nf4", "train.epochs=3", "train.learning_rate=0.03")
 
@@ -42,7 +42,7 @@ def test_a_finalist_answers_validation_rows_merged_as_well(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = dataset.load(tiny.study(trained.parents[2]).data)
-    said = final_test.predict(str(trained), data.unlabelled_test(), data.validation, 1)
+    said = candidates.predict(str(trained), data.unlabelled_test(), data.validation, 1)
     assert said.merged is not None
     wanted = checkpoint.read(trained).metrics["f1_macro"]
     assert said.task.score(said.merged, data.validation).values["f1_macro"] == pytest.approx(
@@ -50,7 +50,7 @@ def test_a_finalist_answers_validation_rows_merged_as_well(
     )
     # The figure is the merged model's own: a merge that loses the adapter shows.
     monkeypatch.setattr(adapter, "merge", lambda adapted: adapted.unload())
-    broken = final_test.predict(str(trained), data.unlabelled_test(), data.validation, 1)
+    broken = candidates.predict(str(trained), data.unlabelled_test(), data.validation, 1)
     assert broken.test == said.test
     assert broken.merged != said.merged
 
@@ -60,7 +60,7 @@ def test_without_4_bits_there_is_nothing_to_measure(tmp_path: Path) -> None:
     folder = tiny.trial(asked, tmp_path).run().checkpoint
     data = dataset.load(asked.data)
     assert (
-        final_test.predict(str(folder), data.unlabelled_test(), data.validation, 1).merged is None
+        candidates.predict(str(folder), data.unlabelled_test(), data.validation, 1).merged is None
     )
     assert Registry(str(tmp_path / "registry")).publish(folder, "cancer").serves_merged()
 
@@ -75,8 +75,9 @@ def test_a_merge_that_moves_f1_is_neither_served_nor_exported(
     with pytest.raises(
         ArtifactError,
         match=(
-            r"cancer@1: merged, its validation f1_macro is 0\.8800 instead of 0\.9000; allowed is "
-            r"a difference of 0\.005"
+            r"cancer@1: the merged model's validation f1_macro is 0\.8800 instead of 0\.9000, and "
+            r"the "
+            r"largest allowed difference is 0\.005"
         ),
     ):
         release.export(tmp_path / "merged", merged=True)
@@ -84,7 +85,7 @@ def test_a_merge_that_moves_f1_is_neither_served_nor_exported(
     release.export(tmp_path / "adapter", merged=False)
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "with QLoRA (nf4)" in card
-    assert "in 4 bits 0.9000, merged 0.8800" in card
+    assert "0.9000 in 4 bits, 0.8800 merged" in card
 
 
 def test_a_merge_that_was_not_measured_is_not_served_and_its_export_says_so(

@@ -49,7 +49,7 @@ def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_
         ResourcesConfig(num_workers=(1, 2), cpus_per_worker=1), cluster((4, 0)), num_trials=2
     )
     assert many.num_at_once == 2
-    with pytest.raises(ConfigError, match=r"asks for 2 worker\(s\) of 3 CPU"):
+    with pytest.raises(ConfigError, match=r"requires 2 worker\(s\) of 3 CPU"):
         place(ResourcesConfig(num_workers=(2, 8), cpus_per_worker=3), cluster((4, 0)), num_trials=1)
 
 
@@ -58,7 +58,7 @@ def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_
     [
         (
             ResourcesConfig(num_workers=3, cpus_per_worker=2),
-            "3 worker(s) of 2 CPU(s), which this cluster can never hold",
+            "3 worker(s) of 2 CPU(s), which this cluster does not have",
         ),
         (ResourcesConfig(cpus_per_worker=5), "a node with 4 CPU(s) and 0 GPU(s)"),
         (ResourcesConfig(gpus_per_worker=1), "1 GPU(s)"),

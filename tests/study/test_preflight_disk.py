@@ -55,7 +55,7 @@ def test_a_disk_that_is_too_full_is_told_before_anything_starts(
     with pytest.raises(
         ConfigError,
         match=(
-            r"storage_path: .* has 49 MB free, and this study may write 5\d MB; allowed: .*medray "
+            r"storage_path: .* has 49 MB free, and this study may write 5\d MB; use fewer .*medray "
             r"gc"
         ),
     ):

@@ -20,13 +20,13 @@ def test_a_folder_that_some_node_does_not_see_is_refused_with_what_to_set(tmp_pa
             r"to a folder that"
         ),
     ):
-        preflight.check_shared(tmp_path, look)
+        preflight.check_folder_on_nodes(tmp_path, look)
     assert looked == [True]
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_all_nodes_see_passes(tmp_path: Path) -> None:
-    preflight.check_shared(
+    preflight.check_folder_on_nodes(
         tmp_path, lambda path: {"10.0.0.2": preflight.sees(path), "10.0.0.3": preflight.sees(path)}
     )
     assert not preflight.sees(tmp_path / "not there", patience_s=0)

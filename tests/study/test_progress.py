@@ -30,21 +30,21 @@ def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(
     now = 0.0
     monkeypatch.setattr(shown.time, "monotonic", lambda: now)
     progress = Progress("f1", Console(file=io.StringIO()))
-    progress.trials_planned(4)
-    progress.trial_started(record("looked-up"))
-    progress.trial_finished(
+    progress.on_num_trials(4)
+    progress.on_trial_start(record("looked-up"))
+    progress.on_trial_end(
         record("looked-up", "finished")
     )  # of an earlier run: it says nothing about how long one takes
     assert progress.eta_s is None
-    progress.trial_started(record("one"))
+    progress.on_trial_start(record("one"))
     now = 100.0
-    progress.trial_reported(record("one"), FIRST)
-    progress.trial_finished(record("one", "finished"))
-    progress.trial_started(record("two"))
+    progress.on_trial_report(record("one"), FIRST)
+    progress.on_trial_end(record("one", "finished"))
+    progress.on_trial_start(record("two"))
     assert progress.eta_s == 200
     now = 140.0
     assert progress.eta_s == 160
-    progress.trial_started(record("three"))
+    progress.on_trial_start(record("three"))
     assert progress.eta_s == (60 + 100) / 2
     now = 300.0
     assert progress.eta_s == 0
@@ -52,11 +52,11 @@ def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(
 
 def test_trials_that_ended_before_a_resume_count_as_ended_and_not_as_waiting() -> None:
     progress = Progress("f1", Console(file=io.StringIO()), 10)
-    progress.trials_planned(12)
-    progress.trial_started(record("eleven"))
-    progress.trial_reported(record("eleven"), FIRST)
-    progress.trial_started(record("twelve"))
-    progress.trial_finished(record("eleven", "finished"))
+    progress.on_num_trials(12)
+    progress.on_trial_start(record("eleven"))
+    progress.on_trial_report(record("eleven"), FIRST)
+    progress.on_trial_start(record("twelve"))
+    progress.on_trial_end(record("eleven", "finished"))
     assert "11/12 trials ended" in progress._summary()
     assert progress.eta_s is not None
     assert progress.eta_s < 1  # nobody waits
@@ -86,10 +86,10 @@ def test_a_file_gets_a_line_for_each_trial_between_evaluations_and_for_what_is_w
         return written
 
     with Progress("f1", Console(file=io.StringIO()), trials_dir=tmp_path, every_s=0.1) as progress:
-        progress.trials_planned(2)
+        progress.on_num_trials(2)
         progress.stage("starting Ray")
         assert wait_for("starting Ray: ", read).startswith("starting Ray\n")
-        progress.trial_started(record("one"))
+        progress.on_trial_start(record("one"))
         wait_for("one  starting its process", read)
         file = StatusFile(tmp_path / "one")
         file.stage("loading the base model")
@@ -105,14 +105,14 @@ def test_a_file_gets_a_line_for_each_trial_between_evaluations_and_for_what_is_w
 def test_a_terminal_shows_steps_loss_speed_best_and_time_left_of_each_trial(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     progress = Progress("f1", console, trials_dir=tmp_path)
-    progress.trials_planned(3)
+    progress.on_num_trials(3)
     for name in ("one", "two"):
-        progress.trial_started(record(name))
+        progress.on_trial_start(record(name))
     file = StatusFile(tmp_path / "one")
     step(file, 10)
     file.status = status.Status(status.TRAINING, 1, 12, 96, 0.25, 1234.0, left_s=600.0)
     file.stage(status.TRAINING)
-    progress.trial_reported(record("one"), FIRST)
+    progress.on_trial_report(record("one"), FIRST)
     console.print(progress._render())
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     (line,) = [line for line in shown.splitlines() if line.startswith("one")]

@@ -91,7 +91,7 @@ def test_an_abstention_is_not_fitted_where_there_are_no_rows_for_it(
 ) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(str(run.leaderboard().best.checkpoint), alone)
-    with pytest.raises(ArtifactError, match="was not judged in a run that is there"):
+    with pytest.raises(ArtifactError, match="no run here evaluated it"):
         publish.publish(Registry(str(tmp_path)), str(alone), "cancer", abstain_precision=0.9)
     assert (
         publish.publish(Registry(str(tmp_path)), str(alone), "cancer").record.calibration.num_rows
@@ -101,7 +101,7 @@ def test_an_abstention_is_not_fitted_where_there_are_no_rows_for_it(
     kept = settings.read_text()
     try:
         settings.write_text(kept.replace("    seed: 0", "    seed: 3"))  # of the split
-        with pytest.raises(ArtifactError, match="the data or its split is another"):
+        with pytest.raises(ArtifactError, match="the data or its split differs"):
             publish.publish(
                 Registry(str(tmp_path)), str(run.folder), "cancer", abstain_precision=0.9
             )
@@ -151,7 +151,7 @@ def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(
     registry, board = Registry(str(tmp_path)), run.leaderboard()
 
     def again() -> list[int]:
-        publish.of_study(study, run, board)
+        publish.publish_winner(study, run, board)
         return [move.version for move in registry.history("cancer", "best")]
 
     assert again() == again() == [1]
@@ -200,19 +200,18 @@ def test_a_winner_that_a_baseline_beats_on_validation_rows_is_not_published(
 ) -> None:
     asked = tiny.study(tmp_path, "publish={name: cancer}")
     board = board_against(better, is_tie=False, metric=metric)
-    reason = publish.withheld(asked, board)
+    reason = publish.refusal(asked, board)
     assert reason is not None
     assert (
-        "the winner one is not published, since on validation rows TF-IDF + logistic "
-        "regression is better"
+        "the winner one is not published: TF-IDF + logistic regression is better on validation rows"
     ) in reason
     assert f"({metric} {better:.4f} against 0.6000)" in reason
     for allowed in (
-        publish.withheld(
+        publish.refusal(
             asked, board_against(better, is_tie=True, metric=metric)
         ),  # the rows cannot tell
-        publish.withheld(asked, board_against(1.2 - better, is_tie=False, metric=metric)),
-        publish.withheld(tiny.study(tmp_path, "publish={name: cancer, allow_worse: true}"), board),
-        publish.withheld(tiny.study(tmp_path), board),  # nothing is to be published
+        publish.refusal(asked, board_against(1.2 - better, is_tie=False, metric=metric)),
+        publish.refusal(tiny.study(tmp_path, "publish={name: cancer, allow_worse: true}"), board),
+        publish.refusal(tiny.study(tmp_path), board),  # nothing is to be published
     ):
         assert allowed is None

@@ -168,8 +168,9 @@ def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyP
     ray_tune._warn_of_waiting(started, Placement("train", 2, 1, 0, 4))
     assert said == [
         (
-            "no trial has reported yet: one takes 2 CPU(s) and 0 GPU(s), and 1 and 0 were free at "
-            "the start; other jobs hold the rest"
+            "no trial has reported yet: a trial takes 2 CPU(s) and 0 GPU(s), and 1 and 0 were free "
+            "at "
+            "the start; wait for other jobs, or stop them"
         )
     ]
     ray_tune._warn_of_waiting(

@@ -6,7 +6,7 @@ import pytest
 from support import tiny
 
 from medray.errors import ConfigError
-from medray.study import run as changes
+from medray.study import resume
 from medray.study.run import Run, slugs
 
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
@@ -35,15 +35,15 @@ def test_a_study_may_ask_for_more_and_for_other_means(
     kept, asked = (
         tiny.study(tmp_path, RATE, "search.num_trials=2", *more) for more in ([], settings)
     )
-    changes.check(kept, asked, "here")
-    assert changes.wants_more(kept, asked) is is_more
+    resume.check_settings(kept, asked, "here")
+    assert resume.wants_more(kept, asked) is is_more
 
 
 def test_a_budget_that_is_raised_or_lifted_asks_for_more(tmp_path: Path) -> None:
     kept = tiny.study(tmp_path, RATE, "search.num_epochs=4")
     for raised in ("search.num_epochs=5", "search.num_epochs=null"):
-        assert changes.wants_more(kept, tiny.study(tmp_path, RATE, raised))
-    assert not changes.wants_more(kept, tiny.study(tmp_path, RATE, "search.num_epochs=3"))
+        assert resume.wants_more(kept, tiny.study(tmp_path, RATE, raised))
+    assert not resume.wants_more(kept, tiny.study(tmp_path, RATE, "search.num_epochs=3"))
 
 
 def test_a_base_model_may_be_appended_and_not_taken_out_or_put_first(tmp_path: Path) -> None:
@@ -52,16 +52,16 @@ def test_a_base_model_may_be_appended_and_not_taken_out_or_put_first(tmp_path: P
     asked = tiny.study(
         tmp_path, f"base_models=[{{source: {bert}}}, {{source: {llama}, overrides: {{lora.r: 4}}}}]"
     )
-    changes.check(kept, asked, "here")
-    assert changes.wants_more(kept, asked)
+    resume.check_settings(kept, asked, "here")
+    assert resume.wants_more(kept, asked)
     with pytest.raises(
         ConfigError, match=r"base_models\.1\.source was .*tiny-llama' and is 'not set'"
     ):
-        changes.check(asked, kept, "here")
+        resume.check_settings(asked, kept, "here")
     with pytest.raises(
         ConfigError, match=r"base_models\.0\.source was .*tiny-bert' and is .*tiny-llama'"
     ):
-        changes.check(
+        resume.check_settings(
             kept,
             tiny.study(tmp_path, f"base_models=[{{source: {llama}}}, {{source: {bert}}}]"),
             "here",
@@ -74,7 +74,7 @@ def test_what_would_mix_two_studies_is_refused_by_its_name(tmp_path: Path) -> No
         tmp_path, "search.space={lora.r: {choice: [2, 4]}}", "seed=1", "task.max_length=32"
     )
     with pytest.raises(ConfigError) as caught:
-        changes.check(kept, asked, "runs/tiny/1")
+        resume.check_settings(kept, asked, "runs/tiny/1")
     said = str(caught.value)
     assert said.startswith(
         "runs/tiny/1: was started with other settings: seed was 0 and is 1; task.max_length was "

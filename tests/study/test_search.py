@@ -215,7 +215,7 @@ def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(
         trial = f"t-{proposal.number}"
         search.begin(trial, proposal)
         search.observe(trial, 1.0, 1 / (1 + abs(proposal.settings["train.learning_rate"] - 0.003)))
-        search.complete(trial, proposal.settings, failed=proposal.number == 2)
+        search.complete(trial, proposal.settings, is_failure=proposal.number == 2)
 
     whole, found = Search(study, "f1_macro"), []
     while proposal := whole.next():
@@ -240,7 +240,7 @@ def test_a_search_gives_up_when_more_trials_failed_than_may(tmp_path: Path) -> N
             proposal = search.next()
             assert proposal is not None
             search.begin(f"t-{number}", proposal)
-            search.complete(f"t-{number}", proposal.settings, failed=True)
+            search.complete(f"t-{number}", proposal.settings, is_failure=True)
         assert (search.next() is None) == search.has_failed
         return search.has_failed
 

@@ -133,7 +133,7 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
         assert {
             pair.other for pair in board.comparisons
         } >= untuned  # before and after, on the same rows
-        again = evaluate.evaluate_untuned(
+        again = evaluate.evaluate_base_model(
             study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log"
         )
         assert again.metrics.values == rows[again.of].validation

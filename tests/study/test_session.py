@@ -61,11 +61,11 @@ def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(
     assert first
     assert second
     with session.ending_on_full_disk():
-        session.trial_reported("tiny-bert-000", {FULL: "runs: No space left on device"})
+        session.on_trial_report("tiny-bert-000", {FULL: "runs: No space left on device"})
     assert str(session.full) == "runs: No space left on device"
-    assert not session.trial_reported("tiny-bert-001", REPORT)  # it stops where it is
+    assert not session.on_trial_report("tiny-bert-001", REPORT)  # it stops where it is
     for trial in ("tiny-bert-000", "tiny-bert-001"):
-        session.trial_finished(trial)
+        session.on_trial_end(trial)
     assert session.next() is None
     assert [record.status for record in here.records()] == ["running", "running"]
     again = open_session(study, here, tmp_path)
@@ -77,7 +77,7 @@ def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(
 
     monkeypatch.setattr(files, "write", full)
     with again.ending_on_full_disk():
-        again.trial_finished("tiny-bert-000")
+        again.on_trial_end("tiny-bert-000")
     assert str(here.folder) in str(again.full)
     with pytest.raises(OSError, match="Permission"), again.ending_on_full_disk():
         raise OSError(errno.EACCES, "Permission denied")
@@ -114,11 +114,11 @@ def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_ano
         session.num_losses[names[2]],
     ) == (1, 1, 0)
     assert [next_name() for _ in range(3)] == [names[2], names[0], names[1]]  # each once
-    session.trial_reported(names[1], {**REPORT, "training_iteration": 1})
+    session.on_trial_report(names[1], {**REPORT, "training_iteration": 1})
     assert session.requeue("memory")
     assert [record.status for record in here.records()] == ["failed", "running", "running"]
     assert [next_name(), next_name(), next_name()] == [names[1], names[2], None]
-    session.trial_finished(names[1])
+    session.on_trial_end(names[1])
     assert not session.requeue(
         "memory"
     )  # the third was under way twice and came no further: nothing is left to run

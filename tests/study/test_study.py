@@ -259,7 +259,7 @@ def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_r
         "data.format.path=missing.jsonl",
     )
     with pytest.raises(
-        ConfigError, match=r"9 worker\(s\) of 2 CPU\(s\), which this cluster can never hold"
+        ConfigError, match=r"9 worker\(s\) of 2 CPU\(s\), which this cluster does not have"
     ):
         run(study)
 

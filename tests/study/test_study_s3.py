@@ -69,8 +69,9 @@ def test_a_study_whose_bucket_is_not_there_is_refused_before_it_starts(
     with pytest.raises(
         ConfigError,
         match=(
-            r"runs need a folder that every node sees; releases may lie elsewhere: "
-            r"publish\.storage_path"
+            r"runs need a folder that each node can read; set publish\.storage_path for releases "
+            r"in "
+            r"an object store"
         ),
     ):
         preflight.check(tiny.study(tmp_path, f"storage_path={uri}"))

@@ -66,12 +66,12 @@ def _next(session: Session) -> TrialStart | None:
 def _train(session: Session, assignment: Assignment) -> None:
     def report(row: dict[str, Any]) -> None:
         with session.ending_on_full_disk():
-            if session.trial_reported(assignment.trial, row):
+            if session.on_trial_report(assignment.trial, row):
                 return
         raise _EarlyStop
 
     with session.ending_on_full_disk():
-        session.trial_started(assignment.trial)
+        session.on_trial_start(assignment.trial)
     try:
         worker.run(assignment, report, node="this process")
     except _EarlyStop:
@@ -80,8 +80,8 @@ def _train(session: Session, assignment: Assignment) -> None:
         raise KeyboardInterrupt from err
     except MedrayError as err:
         with session.ending_on_full_disk():
-            session.trial_reported(assignment.trial, failure(err))
+            session.on_trial_report(assignment.trial, failure(err))
     finally:
         give_memory_back()
     with session.ending_on_full_disk():
-        session.trial_finished(assignment.trial)
+        session.on_trial_end(assignment.trial)

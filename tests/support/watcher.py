@@ -20,18 +20,18 @@ class RecordingWatcher:
     def audit(self, audit: Audit) -> None:
         self.audits.append(audit)
 
-    def trials_planned(self, num_trials: int) -> None:
+    def on_num_trials(self, num_trials: int) -> None:
         self.num_trials = num_trials
 
-    def trial_started(self, record: TrialRecord) -> None:
+    def on_trial_start(self, record: TrialRecord) -> None:
         pass
 
-    def trial_reported(self, record: TrialRecord, evaluation: Evaluation) -> None:
+    def on_trial_report(self, record: TrialRecord, evaluation: Evaluation) -> None:
         self.evaluations.append((record.trial, evaluation))
         if self.act:
             self.act(record, evaluation)
 
-    def trial_finished(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         pass
 
 

@@ -267,7 +267,7 @@ def test_an_untuned_base_is_judged_with_examples_in_its_prompt(tmp_path: Path) -
         "{name: extraction, num_examples: 2, instruction: '', max_length: 128, max_answer: 12}",
         family="llama",
     )
-    found = evaluate.evaluate_untuned(
+    found = evaluate.evaluate_base_model(
         asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log"
     )
     assert found.metric == "mention_f1"

@@ -101,7 +101,7 @@ def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, f
         assert first.labels == second.labels
         assert first.probabilities == pytest.approx(second.probabilities, abs=1e-4)
     alone = loaded.task.predict(
-        TransformersEngine(loaded.built, precision="fp32", token_budget=1), examples
+        TransformersEngine(loaded.built_model, precision="fp32", token_budget=1), examples
     )
     assert [row.labels for row in alone] == [row.labels for row in again]
 

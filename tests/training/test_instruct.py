@@ -124,15 +124,17 @@ def test_perplexity_is_that_of_a_loss_pass_over_the_answers(
     loaded = loading.load(trained[1].checkpoint, precision="fp32")
     rows = [row for row in trained[0].material.validation if not row.metadata][:5]
     found = loaded.task.score(loaded.predict(rows), rows).values["perplexity"]
-    loaded.built.model.eval()
+    loaded.built_model.model.eval()
     nats, count = 0.0, 0
-    for row in loaded.task.encode(rows, loaded.built.tokenizer):
+    for row in loaded.task.encode(rows, loaded.built_model.tokenizer):
         labels = torch.full((len(row.tokens),), -100)
         start, end = row.target[-2:]
         labels[start:end] = torch.tensor(row.tokens[start:end])
         with torch.inference_mode():
             nats += float(
-                loaded.built.model(input_ids=torch.tensor([row.tokens]), labels=labels[None]).loss
+                loaded.built_model.model(
+                    input_ids=torch.tensor([row.tokens]), labels=labels[None]
+                ).loss
             ) * (end - start)
         count += end - start
     assert found == pytest.approx(math.exp(nats / count), rel=1e-4)

@@ -225,7 +225,7 @@ def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(
     assert result.history[-1].train_loss < result.history[0].train_loss
     loaded = loading.load(result.checkpoint)  # the probe was compared in fp32
     assert loaded.manifest.quantization == "nf4"
-    assert loaded.built.model.is_loaded_in_4bit
+    assert loaded.built_model.model.is_loaded_in_4bit
     assert loaded.manifest.base.weight_hash == files.hash_text(
         [files.hash_file(tmp_path / f"tiny-{family}" / "model.safetensors")]
     )

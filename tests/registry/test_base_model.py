@@ -25,7 +25,7 @@ def test_an_untuned_base_is_judged_on_the_rows_of_the_study(
 ) -> None:
     asked = tiny.choice_study(tmp_path, family="phi", num_rows=120)
     source = asked.base_models[0].source
-    found = evaluate.evaluate_untuned(
+    found = evaluate.evaluate_base_model(
         asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log"
     )
     assert (found.of, found.num_openings, found.metrics.num_rows) == (
@@ -42,7 +42,7 @@ def test_an_untuned_base_is_judged_on_the_rows_of_the_study(
         f"{source}, untuned on 24 validation rows: f1_macro {found.metrics.values['f1_macro']:.4f}"
         in capsys.readouterr().out
     )
-    opened = evaluate.evaluate_untuned(
+    opened = evaluate.evaluate_base_model(
         asked.trial(asked.base_models[0]), "test", log_dir=tmp_path / "log"
     )
     assert opened.num_openings == 1
@@ -51,9 +51,11 @@ def test_an_untuned_base_is_judged_on_the_rows_of_the_study(
 def test_a_fresh_head_knows_nothing_and_is_not_asked(tmp_path: Path) -> None:
     asked = tiny.study(tmp_path)
     with pytest.raises(
-        ConfigError, match="puts a fresh head on it, which knows nothing before training"
+        ConfigError, match="adds a new head, which predicts nothing useful before training"
     ):
-        evaluate.evaluate_untuned(asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path)
+        evaluate.evaluate_base_model(
+            asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path
+        )
 
 
 def test_an_encoder_is_refused_for_a_choice_before_anything_starts(tmp_path: Path) -> None:

@@ -1,0 +1,231 @@
+"""Predictions of the candidates of a final test on rows without labels: finalists, base models and
+baselines."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from medray.config.load import public_settings
+from medray.config.study import TrialConfig
+from medray.data.dataset import Dataset
+from medray.evaluation import baselines
+from medray.evaluation.baselines import Baseline
+from medray.evaluation.calibration import is_multi_label
+from medray.evaluation.leaderboard import Entry
+from medray.models.imports import uncollected
+from medray.registry.predictions import read_predictions
+from medray.storage import checkpoint
+from medray.study.placement import Placement
+from medray.tasks.base.protocol import Calibrated, Task, restore, task_options
+from medray.types import Engine, Example, Prediction
+
+
+class Caller(Protocol):
+    """Calls a function once per tuple of arguments, each in a process with the resources of a
+    worker, and returns the results in order."""
+
+    def __call__(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[tuple[Any, ...]],
+        placement: Placement,
+    ) -> list[Any]: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate's predictions, made before the test labels are read."""
+
+    entry: Entry
+    task: Task
+    validation: list[Prediction]
+    test: list[Prediction]
+    ms_per_row: float
+    merged: list[Prediction] | None = None  # of the merged model, on validation rows
+    samples: tuple[str, ...] = ()  # answers to the user's prompts
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The result of a process that loads a checkpoint or a base model."""
+
+    task: Task
+    test: list[Prediction]
+    seconds: float
+    merged: list[Prediction] | None  # on validation rows, where a merge is not exact
+    samples: tuple[str, ...] = ()
+
+
+def finalist_candidates(
+    entries: Sequence[Entry],
+    rows: Sequence[Example],
+    validation: Sequence[Example],
+    placement: Placement,
+    call: Caller,
+) -> list[Candidate]:
+    results = call(
+        predict,
+        [(entry.checkpoint, rows, validation, int(placement.cpus) or 1) for entry in entries],
+        placement,
+    )
+    candidates = []
+    for entry, result in zip(entries, results, strict=True):
+        candidates.append(
+            Candidate(
+                entry,
+                result.task,
+                read_predictions(Path(str(entry.checkpoint))),
+                result.test,
+                _ms_per_row(result, rows),
+                result.merged,
+                result.samples,
+            )
+        )
+    return candidates
+
+
+def _ms_per_row(result: Predictions, rows: Sequence[Example]) -> float:
+    return 1000 * result.seconds / len(rows)
+
+
+def predict(
+    checkpoint: str, rows: Sequence[Example], validation: Sequence[Example], num_threads: int
+) -> Predictions:
+    """Load a checkpoint and return its predictions, and those of the plain model that it merges
+    into."""
+    with uncollected():
+        import torch
+
+        from medray.registry.loading import load
+
+    torch.set_num_threads(num_threads)
+    release = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
+    predictions, seconds = predict_with_time(release.task, release.engine, rows)
+    samples = _answer_samples(release.task, release.engine)
+    is_exact = release.manifest.quantization == "none"
+    return Predictions(
+        release.task,
+        predictions,
+        seconds,
+        None if is_exact else release.task.predict(release.merge().engine, validation),
+        samples,
+    )
+
+
+def predict_with_time(
+    task: Task, engine: Engine, rows: Sequence[Example]
+) -> tuple[list[Prediction], float]:
+    """Return predictions and their seconds. A first row, which still reads weights, runs before
+    the clock starts."""
+    task.predict(engine, rows[:1])
+    start = time.perf_counter()
+    predictions = task.predict(engine, rows)
+    return predictions, time.perf_counter() - start
+
+
+def with_precision_of(finalists: Sequence[Entry], config: TrialConfig, base: int) -> TrialConfig:
+    """Return a base model's trial with the precision of its finalist, so that the two differ in
+    training alone."""
+    for entry in finalists:
+        if entry.base == base and entry.checkpoint:
+            precision = checkpoint.read(Path(entry.checkpoint)).precision.actual
+            return config.model_copy(
+                update={"model": config.model.model_copy(update={"precision": precision})}
+            )
+    return config
+
+
+def _answer_samples(task: Task, engine: Engine) -> tuple[str, ...]:
+    samples = task_options(task.options).samples()
+    return tuple(prediction.text for prediction in task.predict(engine, samples)) if samples else ()
+
+
+def base_model_candidates(
+    bases: Sequence[TrialConfig],
+    task: Task,
+    rows: Sequence[Example],
+    validation: Sequence[Example],
+    placement: Placement,
+    call: Caller,
+) -> list[Candidate]:
+    """Return each base model before training, with its own settings of the task."""
+    state, threads = task.state(), int(placement.cpus) or 1
+    configs = [
+        config.model_dump(mode="json") | {"data": public_settings(config.data)} for config in bases
+    ]
+    results = call(
+        predict_base_model,
+        [(config, state, rows, validation, threads) for config in configs],
+        placement,
+    )
+    candidates = []
+    for config, (result, on_validation) in zip(bases, results, strict=True):
+        entry = Entry(
+            name=f"{config.model.source}, untuned", kind="reference", base_model=config.model.source
+        )
+        ms = _ms_per_row(result, rows)
+        candidates.append(
+            Candidate(entry, result.task, on_validation, result.test, ms, samples=result.samples)
+        )
+    return candidates
+
+
+def predict_base_model(
+    config: dict[str, Any],
+    state: dict[str, Any],
+    rows: Sequence[Example],
+    validation: Sequence[Example],
+    num_threads: int,
+) -> tuple[Predictions, list[Prediction]]:
+    with uncollected():
+        import torch
+
+        from medray.registry.loading import base_model_engine
+
+    torch.set_num_threads(num_threads)
+    trial = TrialConfig.model_validate(config)
+    task = restore(trial.task.model_dump(mode="json"), state)
+    engine = base_model_engine(trial, device="cuda" if torch.cuda.is_available() else "cpu")
+    predictions, seconds = predict_with_time(task, engine, rows)
+    return Predictions(
+        task, predictions, seconds, None, _answer_samples(task, engine)
+    ), task.predict(engine, validation)
+
+
+def baseline_candidates(task: Task, dataset: Dataset, rows: Sequence[Example]) -> list[Candidate]:
+    """Return the baselines, fitted on training rows, for a task that predicts labels."""
+    if not isinstance(task, Calibrated):
+        return []
+    multi_label = is_multi_label(task)
+    texts, truth = [example.text for example in dataset.train], task.truth(dataset.train)
+    references = [
+        baselines.majority(truth, multi_label=multi_label),
+        baselines.tfidf(texts, truth, multi_label=multi_label),
+    ]
+    return [_baseline(reference, task, dataset, rows) for reference in references if reference]
+
+
+def _baseline(
+    reference: Baseline, task: Calibrated, dataset: Dataset, rows: Sequence[Example]
+) -> Candidate:
+    def predict_rows(examples: Sequence[Example]) -> list[Prediction]:
+        probabilities = reference.probabilities([example.text for example in examples])
+        return [
+            Prediction(example.id, (), tuple(row.tolist()))
+            for example, row in zip(examples, np.asarray(probabilities), strict=True)
+        ]
+
+    validation = predict_rows(dataset.validation)
+    # A threshold that is fitted to constant answers would predict a label for every row.
+    decider = task if reference.pipeline is None else task.tune(validation, dataset.validation)
+    start = time.perf_counter()
+    test = predict_rows(rows)
+    seconds = time.perf_counter() - start
+    entry = Entry(name=reference.name, kind="reference")
+    return Candidate(
+        entry, decider, decider.decide(validation), decider.decide(test), 1000 * seconds / len(rows)
+    )
