@@ -1,5 +1,6 @@
-"""`make quickstart`: a study on the synthetic sample, its winner served, three requests answered.
-KEEP=1 leaves it up until Ctrl-C."""
+"""Runs a study on the synthetic notes, serves its winner and classifies three notes over HTTP.
+
+This is `make quickstart`. With KEEP=1 the server stays up until Ctrl-C."""
 
 import os
 import sys
@@ -10,15 +11,9 @@ from medray.runtime import cluster
 
 STUDY = "jobs/studies/quickstart.yaml"
 TEXTS = (
-    (
-        "We studied 60 patients with a median age of 58 years. Histology showed an invasive "
-        "carcinoma with nodal metastasis."
-    ),
-    (
-        "We studied 60 patients with a median age of 58 years. Inflammation subsided with "
-        "steroids, and blood pressure returned to normal."
-    ),
-    "Radiotherapy reduced local relapse of adenocarcinoma after a median follow-up of 4 years.",
+    "58-year-old woman. Biopsy confirmed breast cancer and her mother had sarcoidosis.",
+    "58-year-old woman. Biopsy confirmed sarcoidosis and her mother had breast cancer.",
+    "71-year-old man. Cured of colon cancer in 2012. Now takes tablets for gout.",
 )
 
 

@@ -62,7 +62,7 @@ def rows(folder: Path, kind: str) -> Path:
     """A small file or folder in the layout of a format, with as many labels as the public one
     has."""
     if kind == "raw_abstracts":
-        return JOBS / "samples" / "abstracts"
+        return tiny.raw_abstracts(folder)
     path = folder / kind
     if kind == "symptom_table":
         lines = [

@@ -3,20 +3,24 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from medray.config.load import load_study
 from medray.data import dataset
+from medray.evaluation import baselines
 from medray.registry import loading
 from medray.tasks.base import protocol as tasks
 from medray.training.prepared import gather
 from medray.training.trial import Trial
 
+LABELS = ("cancer", "no_cancer")
 ROOT = Path(__file__).parent.parent
 
 
 def trained(folder: Path, study: str, *settings: str) -> tuple[Trial, Path]:
-    samples = {"quickstart": "jobs/samples/abstracts", "findings": "jobs/samples/findings.jsonl"}[
+    samples = {"quickstart": "jobs/samples/notes.csv", "findings": "jobs/samples/findings.jsonl"}[
         study
     ]
     asked = load_study(
@@ -55,28 +59,38 @@ def test_smollm2_with_a_head_trains_on_its_top_layers_and_reloads_exactly(tmp_pa
 
 
 @pytest.mark.slow
-def test_an_edit_that_says_cancer_changes_the_answer_and_one_in_case_does_not(
-    tmp_path: Path,
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_on_notes_of_unseen_clinics_a_fine_tuned_model_beats_counted_words(
+    tmp_path: Path, seed: int
 ) -> None:
-    _, folder = trained(tmp_path, "quickstart", "train.epochs=5", "model.precision=fp32")
+    """Each seed deals out the clinics anew. An edit of scope changes a label, one of case does
+    not."""
+    trial, folder = trained(
+        tmp_path,
+        "quickstart",
+        f"data.split.seed={seed}",
+        f"seed={seed}",
+        "train.learning_rate=7.0e-4",
+        "model.precision=fp32",
+    )
     loaded = loading.load(folder)
-    shared = (
-        "We studied 60 patients in a case-control study. Median age was 58 years. Complications "
-        "occurred in 4 cases."
+    data = dataset.load(trial.config.data)
+    test = data.open_test(tmp_path, "test_starters.py").examples
+    truth = np.array([row.labels == ("cancer",) for row in test])
+    answers = np.array(
+        [row.labels == ("cancer",) for row in loaded.task.predict(loaded.engine, test)]
     )
-    told = (
-        f"{shared} Histology showed an invasive carcinoma with nodal metastasis. Radiotherapy "
-        "reduced local relapse of adenocarcinoma."
-    )
-    other = (
-        f"{shared} Inflammation subsided with steroids. Blood pressure returned to normal within 6 "
-        "weeks."
-    )
-    answers = loaded.task.predict(
-        loaded.engine,
-        [dataset.Example(str(n), text) for n, text in enumerate((told, told.upper(), other))],
-    )
-    assert [answer.labels for answer in answers] == [("cancer",), ("cancer",), ("non_cancer",)]
+    train = np.array([[label in row.labels for label in LABELS] for row in data.train])
+    counted = baselines.tfidf([row.text for row in data.train], train, multi_label=False)
+    assert counted
+    probabilities = counted.probabilities([row.text for row in test])
+    words = probabilities[:, 0] > probabilities[:, 1]
+    assert f1_score(truth, answers) > f1_score(truth, words) + 0.1
+    note = "58-year-old woman. Biopsy confirmed breast cancer."
+    other = "58-year-old woman. Biopsy ruled out breast cancer."
+    edits = [dataset.Example(str(n), text) for n, text in enumerate((note, note.upper(), other))]
+    labels = [row.labels for row in loaded.task.predict(loaded.engine, edits)]
+    assert labels == [("cancer",), ("cancer",), ("no_cancer",)]
 
 
 @pytest.mark.slow

