@@ -130,7 +130,7 @@ def _delimited(
             raise DataError(f"{path}:1: {header.reason}; the first line must name the columns")
         columns, top = list(map(dialect.plain_name, header.values)), _top(rows)
         if columns and not dialect.is_header(columns, [row.values for row in top], wanted or names):
-            columns, top = dialect.made_names(len(columns)), [header, *top]
+            columns, top = dialect.default_names(len(columns)), [header, *top]
         _check_columns(path, columns, wanted)
         for row in chain(top, rows):
             if not row.reason and len(row.values) == len(columns):

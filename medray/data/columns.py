@@ -21,7 +21,7 @@ from medray.text.dialect import (
     spelling,
 )
 
-Table = Mapping[str, Sequence[Any]]  # the values of each column
+ColumnValues = Mapping[str, Sequence[Any]]  # the values of each column
 _SEPARATORS = ("|", ";", ",")
 _MAX_LABELS = 50
 
@@ -93,7 +93,7 @@ def _from_hints(
 
 
 def _check_clear(
-    path: Path, columns: Table, fields: Mapping[str, Any], options: Mapping[str, Any]
+    path: Path, columns: ColumnValues, fields: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
     missing = [option for option in ("text", "label") if option in options and not options[option]]
     if missing:
@@ -117,7 +117,7 @@ def _check_labels(path: Path, values: Sequence[Any]) -> None:
         )
 
 
-def prediction_columns(columns: Table) -> Hints:
+def prediction_columns(columns: ColumnValues) -> Hints:
     """Return the columns of texts and ids in rows without answers; none where names and contents
     do not tell. A few ids may be missing or repeated."""
     row_id = find_name(columns, ID_NAMES)
@@ -128,7 +128,7 @@ def prediction_columns(columns: Table) -> Hints:
     return Hints(tuple(texts), id=row_id if is_id else None)
 
 
-def find_name(columns: Table, names: Sequence[str]) -> str | None:
+def find_name(columns: ColumnValues, names: Sequence[str]) -> str | None:
     """Return the column with the first of these names, in any spelling, or None."""
     by_spelling = {spelling(name): name for name in reversed(list(columns))}
     return next((by_spelling[name] for name in names if name in by_spelling), None)
@@ -141,7 +141,7 @@ def join_names(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(short) + more or "none"
 
 
-def _text_columns(columns: Table, label: str | None) -> list[str]:
+def _text_columns(columns: ColumnValues, label: str | None) -> list[str]:
     for first, second in ((("title",), ("abstract",)), (QUESTION_NAMES, CONTEXT_NAMES)):
         if (head := find_name(columns, first)) and (body := find_name(columns, second)):
             return [head, body]
@@ -162,7 +162,7 @@ def _text_columns(columns: Table, label: str | None) -> list[str]:
     return []
 
 
-def _label_column(columns: Table) -> str | None:
+def _label_column(columns: ColumnValues) -> str | None:
     candidates = [column for name in LABEL_NAMES if (column := find_name(columns, [name]))]
     if candidates and (len(candidates) == 1 or candidates[0].lower() in ("label", "labels")):
         return candidates[0]
@@ -179,7 +179,7 @@ def _is_repetitive(values: Sequence[Any]) -> bool:
 
 
 def _label_separator(
-    columns: Table, options: Mapping[str, Any], kind: type[PluginOptions], delimiter: Any
+    columns: ColumnValues, options: Mapping[str, Any], kind: type[PluginOptions], delimiter: Any
 ) -> dict[str, str]:
     """Return the option for a separator of labels if the values show one: there are fewer pieces
     than values, and some pieces are also whole values."""

@@ -144,18 +144,17 @@ def sign_table(
         else:
             waiting.put(start)
 
-    finished: SimpleQueue[int] = SimpleQueue()
+    ready: SimpleQueue[int] = SimpleQueue()
     count = min(cores or num_cores(), max(1, waiting.qsize()))
     if not waiting.empty():
         with ThreadPoolExecutor(count) as pool:
             workers = [
-                pool.submit(_run_worker, path, width, pieces, waiting, finished)
-                for _ in range(count)
+                pool.submit(_run_worker, path, width, pieces, waiting, ready) for _ in range(count)
             ]
             try:
-                while not (all(worker.done() for worker in workers) and finished.empty()):
+                while not (all(worker.done() for worker in workers) and ready.empty()):
                     with suppress(Empty):
-                        start = finished.get(timeout=0.2)
+                        start = ready.get(timeout=0.2)
                         progress.add(min(PIECE, num_rows - start))
             finally:
                 # After an error, the other workers must not start another piece.
@@ -171,7 +170,7 @@ def _run_worker(
     width: int,
     pieces: Mapping[int, Path],
     waiting: "SimpleQueue[int]",
-    finished: "SimpleQueue[int]",
+    ready: "SimpleQueue[int]",
 ) -> None:
     """Sign pieces in another process, until none is waiting; both queues hold first rows.
 
@@ -203,7 +202,7 @@ def _run_worker(
                     f"{path}: the worker that signs rows from {start} on ended with status "
                     f"{worker.wait()}; start again, finished pieces are kept"
                 )
-            finished.put(start)
+            ready.put(start)
         worker.stdin.close()
 
 

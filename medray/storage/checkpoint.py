@@ -1,7 +1,7 @@
-"""A checkpoint is a folder with a manifest: what was trained, on what, how well, and the hash of
-every file.
+"""Checkpoints: folders with a manifest, which records model, data, metrics and the hash of every
+file.
 
-The manifest is written last and never changed: a folder without one is not a checkpoint.
+The manifest is written last and never changes: a folder without one is not a checkpoint.
 """
 
 import platform
@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 
 
 class BaseRecord(Section):
-    """Which frozen weights the adapter belongs to."""
+    """The frozen weights that the adapter belongs to."""
 
     source: str
     revision: str | None
@@ -36,7 +36,7 @@ class BaseRecord(Section):
 
 class TaskRecord(Section):
     options: dict[str, Any]
-    state: dict[str, Any]  # label names, thresholds: what the task learned from the data
+    state: dict[str, Any]  # what the task learned from the data: label names, thresholds
 
 
 class PrecisionRecord(Section):
@@ -53,8 +53,8 @@ class PrecisionRecord(Section):
 
 
 class Probe(Section):
-    """Synthetic inputs and what this checkpoint answers to them in fp32: proof of identity after a
-    load."""
+    """Synthetic inputs and the checkpoint's fp32 outputs for them, which show after loading that
+    the model is the same."""
 
     texts: tuple[str, ...]
     outputs: tuple[tuple[float, ...], ...]
@@ -64,13 +64,11 @@ class Manifest(Section):
     schema_version: Literal[1] = 1
     task: TaskRecord
     base: BaseRecord
-    trial: dict[
-        str, Any
-    ]  # the resolved TrialConfig; of what was trained elsewhere, its model section
-    is_untuned: bool = False  # the base as it is: there is no adapter
-    data_fingerprint: str | None  # None where it was trained elsewhere
+    trial: dict[str, Any]  # the resolved TrialConfig; only its model section for an import
+    is_untuned: bool = False  # the base model without an adapter
+    data_fingerprint: str | None  # None for an import
     split_fingerprint: str | None
-    cursor: dict[str, int]  # epoch and step that this checkpoint was taken at
+    cursor: dict[str, int]  # the epoch and step of this checkpoint
     metrics: dict[str, float]  # on the validation split
     precision: PrecisionRecord
     seed: int
@@ -78,9 +76,7 @@ class Manifest(Section):
     git_commit: str | None
     probe: Probe
     files: dict[str, str] = {}
-    sizes: dict[
-        str, int
-    ] = {}  # bytes of each file, known before one is read; none in a manifest of an earlier medray
+    sizes: dict[str, int] = {}  # bytes of each file; older manifests have none
 
     @property
     def model(self) -> ModelConfig:
@@ -90,7 +86,7 @@ class Manifest(Section):
 
     @property
     def token_budget(self) -> int:
-        """Of the trial; of an import, which had none, a trial's default."""
+        """The trial's token budget, or the default for an import."""
         return int(
             self.trial.get("train", {}).get(
                 "token_budget", TrainConfig.model_fields["token_budget"].default
@@ -103,7 +99,7 @@ class Manifest(Section):
 
 
 def save(folder: Path, fill: Callable[[Path], None], manifest: Manifest) -> Manifest:
-    """Let `fill` write the files, hash what it wrote, and only then write the manifest."""
+    """Let `fill` write the files, hash them, and write the manifest last."""
     with storage.new_folder(folder) as filling:
         fill(filling)
         complete = manifest.model_copy(
@@ -122,8 +118,8 @@ def parse_manifest(raw: bytes, *, where: str) -> Manifest:
 
 
 def content_id(folder: Path) -> str:
-    """What names a whole checkpoint: the hash of its manifest, which holds the hash of every other
-    file."""
+    """Return the id of a whole checkpoint: the hash of its manifest, which holds the hash of every
+    other file."""
     return storage.hash_bytes(_raw(folder))
 
 
@@ -132,16 +128,15 @@ def _raw(folder: Path) -> bytes:
         return storage.read_plain(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
-            f"{folder}: not a checkpoint, it has no {MANIFEST}; put the checkpoint back, or "
-            "publish it again"
+            f"{folder}: is not a checkpoint, because it has no {MANIFEST}; restore the checkpoint, "
+            "or publish it again"
         ) from None
 
 
 def verify(folder: Path, *, expected_id: str | None = None) -> Manifest:
-    """The manifest, after every file was compared with its hash, and the manifest with the content
-    id that is expected.
+    """Return the manifest after comparing it with `expected_id`, and every file with its hash.
 
-    Names and sizes are compared first: nothing is read that the manifest does not bound.
+    Names and sizes are compared first, so that no file is read that the manifest does not name.
     """
     raw = _raw(folder)
     manifest = check_manifest(raw, folder, expected_id)
@@ -151,18 +146,18 @@ def verify(folder: Path, *, expected_id: str | None = None) -> Manifest:
 
 
 def check_manifest(raw: bytes, where: Path | str, expected_id: str | None) -> Manifest:
-    """The manifest whose bytes have the content id that is expected."""
+    """Parse a manifest after comparing the hash of its bytes with `expected_id`."""
     actual = storage.hash_bytes(raw)
     if expected_id not in (None, actual):
         raise ArtifactError(
             f"{where}: {MANIFEST} was changed: its hash is {actual[:12]}, expected "
-            f"{str(expected_id)[:12]}"
+            f"{str(expected_id)[:12]}; restore it, or publish the checkpoint again"
         )
     return parse_manifest(raw, where=f"{where}/{MANIFEST}")
 
 
 def check_names(manifest: Manifest, sizes: Mapping[str, int], where: Path | str) -> None:
-    """That the files of a listing are those of the manifest, each of its size."""
+    """Raise ArtifactError unless names and sizes of files are those of the manifest."""
     names = sizes.keys() - {MANIFEST}
     wrong = [f"{name} is missing" for name in sorted(manifest.files.keys() - names)]
     wrong += [f"{name} is not in the manifest" for name in sorted(names - manifest.files.keys())]
@@ -178,8 +173,8 @@ def check_hashes(manifest: Manifest, hashes: Mapping[str, str], where: Path | st
     _refuse(
         [
             f"{name} was changed"
-            for name, wanted in sorted(manifest.files.items())
-            if hashes.get(name) != wanted
+            for name, file_hash in sorted(manifest.files.items())
+            if hashes.get(name) != file_hash
         ],
         where,
     )
@@ -188,15 +183,15 @@ def check_hashes(manifest: Manifest, hashes: Mapping[str, str], where: Path | st
 def _refuse(wrong: list[str], where: Path | str) -> None:
     if wrong:
         raise ArtifactError(
-            f"{where}: not what its manifest says: {'; '.join(wrong)}; put these files back, or "
+            f"{where}: differs from its manifest: {'; '.join(wrong)}; restore these files, or "
             "publish the checkpoint again"
         )
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what decides a result; packages that are not installed are left out."""
-    found = {"python": platform.python_version()}
+    """Return the versions of packages that can change a result, if they are installed."""
+    versions = {"python": platform.python_version()}
     for name in (
         "medray",
         "torch",
@@ -210,20 +205,20 @@ def versions() -> dict[str, str]:
         "bitsandbytes",
     ):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the working folder, `-dirty` where files differ from it; None outside a
-    repository."""
+    """Return the commit of the working folder, with `-dirty` if files differ from it, or None
+    outside a repository."""
     if commit := environment.submitter_commit():
         return commit
     try:
-        described = subprocess.run(
+        process = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
             capture_output=True,
             text=True,
@@ -232,4 +227,4 @@ def git_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip() or None
+    return process.stdout.strip() or None

@@ -1,5 +1,5 @@
-"""Bytes on disk that other processes may read at any moment: written whole or not at all, addressed
-by their hashes."""
+"""Files that other processes may read at any time: each is written in one step, and known by its
+hash."""
 
 import errno
 import hashlib
@@ -18,19 +18,19 @@ from medray.errors import ArtifactError, DiskFullError, UnreachableError
 
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LOCKED = (
+_NOT_WRITABLE = (
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
     errno.EEXIST,
     errno.ENOTDIR,
-)  # the last two: a file stands where a folder must be
-LARGEST_JSON = 64 << 20  # bytes of a manifest, a record or a move
+)  # the last two mean that a file is where a folder must be
+LARGEST_JSON = 64 << 20  # the limit for a manifest, a record or a move, in bytes
 
 
 def absolute(path: str) -> Path:
-    """Where a storage path is: below the working folder, or in a submitted job, whose working
-    folder is deleted after it, below ~/medray."""
+    """Return a storage path as absolute: below the working folder, or in a submitted job below
+    ~/medray, since Ray deletes the job's working folder."""
     place = Path(path.removeprefix("file://")).expanduser()
     below = Path("~/medray").expanduser() if environment.is_submitted_job() else Path.cwd()
     return (below / place).resolve()
@@ -46,7 +46,7 @@ def hash_bytes(content: bytes) -> str:
 
 
 def hash_text(parts: Iterable[str]) -> str:
-    """One hash of several texts in order; no two different sequences give the same bytes."""
+    """Hash several texts in order. Lengths are hashed too, so different sequences differ."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode("utf-8", "surrogatepass")
@@ -59,17 +59,17 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def read_plain(path: Path, limit: int = LARGEST_JSON) -> bytes:
-    """The bytes of a plain file: a link, a pipe, a device and a file above the limit are refused
-    unread."""
+    """Return the bytes of a regular file. A link, a pipe, a device or a file above the limit raises
+    ArtifactError unread."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
-                raise ArtifactError(f"{path}: is not a plain file; put the file itself there")
+                raise ArtifactError(f"{path}: is not a regular file; put the file itself there")
             if info.st_size > limit:
                 raise ArtifactError(
-                    f"{path}: has {info.st_size} bytes, at most {limit} are read; put the file "
-                    "itself there"
+                    f"{path}: has {info.st_size} bytes, and at most {limit} are read; restore the "
+                    "file"
                 )
             return file.read(limit)
     except (FileNotFoundError, NotADirectoryError):
@@ -80,19 +80,19 @@ def read_plain(path: Path, limit: int = LARGEST_JSON) -> bytes:
             if err.errno == errno.ELOOP
             else (f"cannot be read: {err.strerror}", UnreachableError)
         )
-        raise kind(f"{path}: {what}; put a plain file there that this user may read") from None
+        raise kind(f"{path}: {what}; put a regular file there that this user may read") from None
 
 
 def plain_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file, by its path inside the folder. A link, a pipe or a device is refused by
-    its name."""
+    """Return the bytes of every file, by its path inside the folder. A link, a pipe or a device
+    raises ArtifactError."""
     sizes: dict[str, int] = {}
     for at, below, names in os.walk(folder):
         for name in [*below, *names]:
             path = Path(at, name)
             try:
                 info = path.lstat()
-            except FileNotFoundError:  # gone since it was listed: another process mends this copy
+            except FileNotFoundError:  # another process is repairing this copy
                 continue
             if stat.S_ISREG(info.st_mode):
                 sizes[path.relative_to(folder).as_posix()] = info.st_size
@@ -103,7 +103,7 @@ def plain_sizes(folder: Path) -> dict[str, int]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it; nothing where there is none."""
+    """Remove a file, a link or a folder with its contents, if it exists."""
     with writable(path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -112,41 +112,41 @@ def remove(path: Path) -> None:
 
 
 def mirror(source: Path, target: Path) -> None:
-    """Make a folder hold the source's files and nothing else. Each file is replaced in one step, so
-    readers see an old or a new one."""
-    wanted = {path.relative_to(source) for path in files(source)}
-    folders = {above for path in wanted for above in path.parents}
+    """Make a folder hold exactly the source's files. Each file is replaced in one step, so readers
+    see an old or a new one."""
+    names = {path.relative_to(source) for path in files(source)}
+    folders = {above for path in names for above in path.parents}
     for path in sorted(target.rglob("*"), reverse=True):
         inside = path.relative_to(target)
         is_folder = path.is_dir() and not path.is_symlink()
-        if inside not in (folders if is_folder else wanted) or not (
+        if inside not in (folders if is_folder else names) or not (
             is_folder or stat.S_ISREG(path.lstat().st_mode)
         ):
             remove(path)
-    for inside in sorted(wanted):
+    for inside in sorted(names):
         place = target / inside
         if not place.is_file() or hash_file(place) != hash_file(source / inside):
             write(place, (source / inside).read_bytes())
 
 
 def hash_folder(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, str]:
-    """sha256 of every file, by its path inside the folder."""
+    """Return the sha256 of every file, by its path inside the folder."""
     out = set(leave_out)
-    named = ((path.relative_to(folder).as_posix(), path) for path in files(folder))
-    return {name: hash_file(path) for name, path in named if name not in out}
+    paths = ((path.relative_to(folder).as_posix(), path) for path in files(folder))
+    return {name: hash_file(path) for name, path in paths if name not in out}
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace the file in one step, so that a reader sees the old bytes or the new ones."""
-    with _beside(path, content) as written:
-        os.replace(written, path)
+    """Replace a file in one step, so that a reader sees the old or the new bytes."""
+    with _beside(path, content) as temporary:
+        os.replace(temporary, path)
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Write the file only where there is none; of several writers exactly one gets True."""
-    with _beside(path, content) as written:
+    """Write a file unless it exists. Of several writers exactly one gets True."""
+    with _beside(path, content) as temporary:
         try:
-            os.link(written, path)
+            os.link(temporary, path)
         except FileExistsError:
             return False
     return True
@@ -154,29 +154,30 @@ def create(path: Path, content: bytes) -> bool:
 
 @contextmanager
 def _beside(path: Path, content: bytes) -> Iterator[Path]:
-    """The content on disk under a name of its own, gone when the block ends unless it was moved."""
+    """Write the content to a temporary file beside `path`, and remove it after the block unless it
+    was moved."""
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    written = Path(name)
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        written.chmod(0o644)
-        yield written
+        temporary.chmod(0o644)
+        yield temporary
     finally:
-        written.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """In the block, a place that this user may not write to is one sentence."""
+    """Turn errors about missing permissions in the block into ArtifactError."""
     try:
         yield
     except OSError as err:
-        if err.errno not in _LOCKED:
+        if err.errno not in _NOT_WRITABLE:
             raise
         raise ArtifactError(
             f"{path}: cannot be written: {err.strerror}; choose a place that this user may write to"
@@ -185,7 +186,7 @@ def writable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill that appears under its name only when the block ends without an error."""
+    """Yield a folder to fill, which gets its name only if the block ends without an error."""
     with writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         filling = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -197,14 +198,14 @@ def new_folder(target: Path) -> Iterator[Path]:
                 filling.rename(target)
         except (OSError, ArtifactError):
             if not target.is_dir():
-                raise  # else another process was first with the same content, which is as good
+                raise  # else another process has written the same content
     finally:
         shutil.rmtree(filling, ignore_errors=True)
 
 
 def is_full(err: BaseException | None) -> bool:
-    """Whether a write failed for want of room: libraries and other processes keep the system's
-    words, or only a cause that has its number."""
+    """Return whether a write failed because the disk is full. Libraries keep the system's message,
+    or the system's error as a cause."""
     while err is not None:
         if getattr(err, "errno", None) in _FULL or any(
             os.strerror(number) in str(err) for number in _FULL
@@ -216,27 +217,25 @@ def is_full(err: BaseException | None) -> bool:
 
 def full(where: Path | str, then: str = "go on with --resume") -> DiskFullError:
     return DiskFullError(
-        f"{where}: {os.strerror(errno.ENOSPC)}; what was written before is whole: make room "
-        "(`medray gc` removes what earlier studies left),"
-        f" then {then}"
+        f"{where}: {os.strerror(errno.ENOSPC)}; files written before are complete; free space "
+        f"(`medray gc` removes leftovers of earlier studies), then {then}"
     )
 
 
 @contextmanager
 def room_for(folder: Path) -> Iterator[None]:
-    """What is written in the block fits, or DiskFullError says that it does not, whoever found
-    out."""
+    """Turn any error about a full disk in the block into DiskFullError."""
     try:
         yield
-    except Exception as err:  # each library has a kind of its own for it
+    except Exception as err:  # each library raises its own class
         if not is_full(err):
             raise
         raise full(folder) from err
 
 
 def fetch(uri: str) -> Path:
-    """A folder or file on this machine: itself where it is local, else a copy in the cache, made
-    once, since what is fetched never changes."""
+    """Return a local folder or file: the path itself, or a copy in the cache. The copy is made
+    once, since fetched files never change."""
     if "://" not in uri:
         return Path(uri)
     remote, root = pyarrow.fs.FileSystem.from_uri(uri)

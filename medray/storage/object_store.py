@@ -1,9 +1,9 @@
-"""A store in S3, Google Cloud Storage or Azure, through obstore. A conditional PUT must be honored.
+"""A store in S3, Google Cloud Storage or Azure, by obstore. The endpoint must honor conditional
+PUTs.
 
-S3's endpoint, region and credentials are boto3's own: AWS_ENDPOINT_URL, AWS_PROFILE,
-AWS_ACCESS_KEY_ID and the others. Those of the other two are obstore's:
-GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY and the
-others."""
+S3's endpoint, region and credentials come from boto3's settings, such as AWS_ENDPOINT_URL,
+AWS_PROFILE and AWS_ACCESS_KEY_ID. The other two use obstore's, such as
+GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY."""
 
 import logging
 import re
@@ -24,11 +24,10 @@ from medray.storage import files as storage
 log = logging.getLogger(__name__)
 _NUM_THREADS = 8
 _MARK = ".medray"
-_NUM_TRIES = 5  # of a conditional PUT that met another one, or whose answer was lost
-_PART_BYTES = 8 << 20  # at most 10,000 parts of a file are uploaded
-_CREDENTIALS_LIVE = timedelta(
-    minutes=5
-)  # botocore renews its own at least ten minutes before they end
+_NUM_TRIES = 5  # of a conditional PUT that met another one, or whose reply was lost
+_PART_BYTES = 8 << 20  # a file is uploaded in at most 10,000 parts
+# botocore renews its credentials at least ten minutes before they end.
+_CREDENTIALS_LIVE = timedelta(minutes=5)
 _REPLY = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
@@ -39,6 +38,8 @@ _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 
 
 class Provider(NamedTuple):
+    """A provider of object storage, with the words for messages about it."""
+
     name: str
     extra: str
     bucket: str
@@ -79,9 +80,7 @@ class ObjectStore:
         self.provider = PROVIDERS[scheme]
         if not self.bucket:
             kind = self.provider.bucket
-            raise ConfigError(
-                f"{uri}: names no {kind}; the form is {scheme}://{kind.upper()}/PREFIX"
-            )
+            raise ConfigError(f"{uri}: names no {kind}; write {scheme}://{kind.upper()}/PREFIX")
         self.root = f"{prefix.strip('/')}/".lstrip("/")
         self.uri = f"{scheme}://{self.bucket}/{self.root}".rstrip("/")
         self._objects = self._connect(scheme)
@@ -90,7 +89,7 @@ class ObjectStore:
         return ObjectStore, (self.uri,)  # a client cannot cross processes
 
     def read(self, name: str) -> bytes:
-        with self._explained():
+        with self._as_our_errors():
             try:
                 reply = self._objects.get(name)
             except FileNotFoundError as err:
@@ -99,24 +98,23 @@ class ObjectStore:
                 raise ArtifactError(f"{self.uri}/{name}: there is no such object") from None
             if reply.meta["size"] > storage.LARGEST_JSON:
                 raise ArtifactError(
-                    f"{self.uri}/{name}: has {reply.meta['size']} bytes, at most "
-                    f"{storage.LARGEST_JSON} are read"
+                    f"{self.uri}/{name}: has {reply.meta['size']} bytes, and at most "
+                    f"{storage.LARGEST_JSON} are read; restore the object"
                 )
             return bytes(reply.bytes())
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write the object only where there is none; of several writers exactly one gets True."""
+        """Write an object unless it exists. Of several writers exactly one gets True."""
         from obstore.exceptions import AlreadyExistsError, GenericError
 
         writer = uuid.uuid4().hex
-        with self._explained():
+        with self._as_our_errors():
             for number in range(_NUM_TRIES):
                 try:
                     self._objects.put(name, content, mode="create", attributes={"writer": writer})
                     return True
                 except AlreadyExistsError:
-                    # A PUT whose answer was lost is repeated; the object that is there may be its
-                    # own.
+                    # A PUT whose reply was lost is repeated, so the object may be its own.
                     owner = self._writer(name)
                     if owner is not None:
                         return owner == writer
@@ -127,14 +125,14 @@ class ObjectStore:
         return False
 
     def names(self, prefix: str) -> list[str]:
-        with self._explained():
+        with self._as_our_errors():
             listing = self._objects.list_with_delimiter(prefix or None)
         paths = [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])]
         below = f"{prefix}/" if prefix else ""
         return sorted({path.removeprefix(below) for path in paths if path != prefix} - {""})
 
     def remove(self, name: str) -> None:
-        with self._explained():
+        with self._as_our_errors():
             try:
                 self._objects.delete(name)
             except FileNotFoundError as err:
@@ -142,32 +140,31 @@ class ObjectStore:
                     raise
 
     def leftovers(self) -> list[str]:
-        return []  # an object is there whole or not at all
+        return []  # an object is never written in part
 
     def check(self) -> None:
-        """One small object is written, once and for all, and cannot be written again: as versions
-        are claimed."""
+        """Raise ConfigError unless the endpoint refuses to create an object twice, which claims of
+        versions need. The first check leaves a small object."""
         self.names("releases")
         self.create(_MARK, b"releases of medray\n")
         if self.create(_MARK, b""):
             raise ConfigError(
-                f"{self.uri}: this endpoint overwrites what a PUT with If-None-Match must leave "
-                "alone: "
-                "two publishers could claim one version"
+                f"{self.uri}: this endpoint ignores If-None-Match, so two publishers could claim "
+                "one version; use another endpoint"
             )
 
     def put_folder(self, name: str, folder: Path) -> None:
-        """The manifest goes last: a folder without one is not there yet, and is put again."""
+        """Upload a checkpoint, its manifest last: a folder without a manifest is uploaded again."""
         manifest = folder / checkpoint.MANIFEST
         if checkpoint.MANIFEST in self.names(name):
             try:
                 self.get_folder(name, anew=True)
                 return
             except ArtifactError as err:
-                log.warning("%s; it is mended from %s", err, folder)
+                log.warning("%s; repairing it from %s", err, folder)
             self._upload(manifest, f"{name}/{checkpoint.MANIFEST}")
         files = {path.relative_to(folder).as_posix(): path for path in storage.files(folder)}
-        with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
+        with self._as_our_errors(), ThreadPoolExecutor(_NUM_THREADS) as pool:
             others = [file for file in files if file != checkpoint.MANIFEST]
             list(pool.map(lambda file: self._upload(files[file], f"{name}/{file}"), others))
         self.create(f"{name}/{checkpoint.MANIFEST}", manifest.read_bytes())
@@ -175,36 +172,39 @@ class ObjectStore:
             self.remove(f"{name}/{more}")
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
-        """A copy in the cache, which holds nothing that is not whole and what its content id
-        says."""
+        """Return a copy in the cache. Only complete copies with the right content id get there."""
         target = environment.cache_dir() / name
         if anew or not target.is_dir():
             with storage.new_folder(target) as filling:
                 self._download(name, filling)
-                if target.is_dir():  # it may have been damaged since it was made
+                if target.is_dir():  # the older copy may be damaged
                     storage.mirror(filling, target)
         return target
 
     def _download(self, name: str, folder: Path) -> None:
-        """The manifest first, which bounds the rest: no byte of a file that it does not name, or of
-        another size, is fetched."""
+        """Download the manifest first: files that it does not name, or with another size, are not
+        downloaded."""
         where = f"{self.uri}/{name}"
         sizes = self._sizes(name)
         if not sizes:
             raise ArtifactError(f"{where}: there is no such folder")
         if checkpoint.MANIFEST not in sizes:
-            raise ArtifactError(f"{where}: not a checkpoint, it has no {checkpoint.MANIFEST}")
+            raise ArtifactError(
+                f"{where}: is not a checkpoint, because it has no {checkpoint.MANIFEST}; publish "
+                "it again"
+            )
         raw = self.read(f"{name}/{checkpoint.MANIFEST}")
         manifest = checkpoint.check_manifest(raw, where, Path(name).name)
         checkpoint.check_names(manifest, sizes, where)
-        with self._explained(), ThreadPoolExecutor(_NUM_THREADS) as pool:
+        with self._as_our_errors(), ThreadPoolExecutor(_NUM_THREADS) as pool:
             list(pool.map(lambda file: self.fetch(f"{name}/{file}", folder / file), manifest.files))
         (folder / checkpoint.MANIFEST).write_bytes(raw)
         checkpoint.check_hashes(manifest, storage.hash_folder(folder), where)
 
     def _sizes(self, name: str) -> dict[str, int]:
-        """Bytes of every object below a name. obstore refuses a path with an empty part or `..`."""
-        with self._explained():
+        """Return the bytes of every object below a name. obstore rejects a path with an empty part
+        or `..`."""
+        with self._as_our_errors():
             entries = [entry for page in self._objects.list(name) for entry in page]
         return {
             entry["path"].removeprefix(f"{name}/"): entry["size"]
@@ -213,7 +213,7 @@ class ObjectStore:
         }
 
     def _writer(self, name: str) -> str | None:
-        """The mark of the writer that created an object, or None where there is no object."""
+        """Return the mark of the writer that created an object, or None if there is no object."""
         try:
             attributes: dict[str, str] = self._objects.get(name, options={"head": True}).attributes
         except FileNotFoundError:
@@ -243,7 +243,7 @@ class ObjectStore:
             ) from None
         settings: dict[str, Any] = {
             "prefix": self.root or None,
-            # A whole request has no limit, since a file has none; a connection that is silent has.
+            # A request may last a day, since a file may be large; a silent connection may not.
             "client_options": {
                 "allow_http": True,
                 "connect_timeout": "10s",
@@ -262,16 +262,17 @@ class ObjectStore:
             ) from None
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What obstore raises, as one sentence that says what to do."""
+    def _as_our_errors(self) -> Iterator[None]:
+        """Turn errors of obstore in the block into one of ours, with a message that says what to
+        do."""
         from obstore.exceptions import BaseError
 
         try:
             yield
         except (BaseError, FileNotFoundError) as err:
-            raise self._explanation(err) from None
+            raise self._our_error(err) from None
 
-    def _explanation(self, err: Exception) -> MedrayError:
+    def _our_error(self, err: Exception) -> MedrayError:
         text, code = str(err), _code(err)
         request, reply = _REQUEST.search(text), _REPLY.search(text)
         method, endpoint = request.groups() if request else ("a request", "the endpoint")
@@ -288,15 +289,15 @@ class ObjectStore:
                 f"{self.provider.permissions}"
             )
         elif status == 501:
-            needed = "a PUT with If-None-Match" if method == "PUT" else f"this {method}"
-            problem = f"{method}: this endpoint cannot do what is needed: {needed}"
+            feature = "a PUT with If-None-Match" if method == "PUT" else f"this {method}"
+            problem = f"{method} failed: this endpoint does not support {feature}, which is needed"
         elif status is not None:
             message = _MESSAGE.search(text)
             problem = (
                 f"{method} failed with {status} {code}: {message.group(1) if message else ''}"
             ).rstrip(": ")
         elif path := _BAD_PATH.search(text):
-            problem = f"the object {path.group(1)!r} would be written outside its folder; remove it"
+            problem = f"the object {path.group(1)!r} has a path outside its folder; remove it"
         elif "kind: Connect" in text:
             problem = f"Could not connect to the endpoint URL {endpoint}"
         else:
@@ -305,18 +306,16 @@ class ObjectStore:
 
 
 def _s3_settings(uri: str, provider: Provider) -> dict[str, Any]:
-    """Endpoint, region, credentials and number of retries, as boto3 finds them."""
+    """Return endpoint, region, credentials and number of retries from boto3's settings."""
     import botocore.session
     from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     try:
-        session = (
-            botocore.session.Session()
-        )  # one of its own: a shared one must not be made by two threads at once
+        session = botocore.session.Session()  # two threads must not create a shared session
         endpoint = session.create_client("s3").meta.endpoint_url
         credentials = session.get_credentials()
-    except (BotoCoreError, ValueError) as err:  # ValueError: an endpoint that is no URL
+    except (BotoCoreError, ValueError) as err:  # ValueError: the endpoint is not a URL
         raise ConfigError(f"{uri}: {' '.join(str(err).split())}") from None
     if credentials is None:
         raise ConfigError(f"{uri}: no credentials for S3: {provider.credentials}")
@@ -324,23 +323,23 @@ def _s3_settings(uri: str, provider: Provider) -> dict[str, Any]:
         "endpoint": endpoint,
         "region": session.get_config_variable("region") or "us-east-1",
         "credential_provider": Boto3CredentialProvider(session, ttl=_CREDENTIALS_LIVE),
-        "disable_bulk_delete": True,  # not every service has it
+        "disable_bulk_delete": True,  # some services lack it
         "max_retries": int(session.get_config_variable("max_attempts") or 5) - 1,
     }
 
 
 def _code(err: Exception) -> str:
-    """The service's own word for what is wrong, or nothing."""
+    """Return the service's error code, or an empty text."""
     match = _CODE.search(str(err))
     return match.group(1) if match else ""
 
 
 def _is_answer_lost(err: Exception) -> bool:
-    """Whether the request was sent and nothing is known of what became of it."""
+    """Return whether the request was sent and its result is unknown."""
     return _REPLY.search(str(err)) is None and "kind: Connect" not in str(err)
 
 
 def _one_line(err: Exception) -> str:
-    """What obstore says, without its debugging lines and a URL's query, which may hold a
-    signature."""
+    """Return obstore's message without its debugging lines, and without queries of URLs, which may
+    hold a signature."""
     return re.sub(r"\?\S+", "", " ".join(str(err).partition("\n\nDebug source:")[0].split()))

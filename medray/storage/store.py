@@ -1,4 +1,5 @@
-"""Named objects that are written whole, never half, and can be claimed by exactly one writer."""
+"""The store of releases: named objects, each written in one step, which exactly one writer can
+create."""
 
 import contextlib
 import logging
@@ -16,43 +17,42 @@ from medray.storage import checkpoint, files
 from medray.storage.object_store import PROVIDERS, ObjectStore
 
 log = logging.getLogger(__name__)
-_TEMPORARY = re.compile(
-    r"\..+\.[a-z0-9_]{8}"
-)  # what `storage` writes beside its place; other hidden files are not ours
-_HALF_WRITTEN_S = 3600  # a younger file may be one that a process is writing
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # our temporary files; other hidden ones are not
+_HALF_WRITTEN_S = 3600  # a process may still be writing a younger file
 
 
 class Store(Protocol):
+    """Where releases are kept: a folder or an object store."""
+
     uri: str
 
     def read(self, name: str) -> bytes: ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write the object only where there is none; of several writers exactly one gets True."""
+        """Write an object unless it exists. Of several writers exactly one gets True."""
         ...
 
     def names(self, prefix: str) -> list[str]:
-        """Names of what lies directly below a prefix, without it."""
+        """Return the names directly below a prefix, without the prefix."""
         ...
 
     def remove(self, name: str) -> None: ...
 
     def leftovers(self) -> list[str]:
-        """What processes that were killed left half written: it is in nobody's way."""
+        """Return the names of incomplete files from killed processes, which nothing uses."""
         ...
 
     def check(self) -> None:
-        """Raise what would keep a release from being written here, before hours go by."""
+        """Raise an error if releases cannot be written here, before a study runs for hours."""
         ...
 
     def put_folder(self, name: str, folder: Path) -> None:
-        """Copy a checkpoint under a name that ends in its content id. A copy that is there already
-        is compared, and mended where it differs."""
+        """Copy a checkpoint to a name that ends in its content id. An existing copy is compared,
+        and repaired if it differs."""
         ...
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:
-        """The folder on this machine; anew: read where it is kept, though a copy was made
-        before."""
+        """Return the folder on this machine. `anew` reads the store even if there is a copy."""
         ...
 
 
@@ -61,9 +61,8 @@ def open_store(uri: str) -> Store:
         return ObjectStore(uri)
     if "://" in uri and not uri.startswith("file://"):
         raise ConfigError(
-            f"{uri}: releases are kept in a folder or an object store; "
-            "allowed: a path, file://PATH, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or "
-            "az://CONTAINER/PREFIX"
+            f"{uri}: is neither a folder nor an object store; allowed: a path, file://PATH, "
+            "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
         )
     return LocalStore(uri.removeprefix("file://"))
 
@@ -114,19 +113,21 @@ class LocalStore:
             if all(inside.name.startswith(".") for inside in path.iterdir())
         ]
         before = time.time() - _HALF_WRITTEN_S
-        found = []
+        names = []
         for path in {*hidden, *empty}:
-            with contextlib.suppress(FileNotFoundError):  # whoever was writing it is done
+            with contextlib.suppress(FileNotFoundError):  # its writer has finished
                 if all(one.lstat().st_mtime < before for one in [path, *path.rglob("*")]):
-                    found.append(path.relative_to(self.root).as_posix())
-        return sorted(found)
+                    names.append(path.relative_to(self.root).as_posix())
+        return sorted(names)
 
     def check(self) -> None:
         folder = self.root
         while not folder.exists():
             folder = folder.parent
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise ConfigError(f"{self.root}: {folder} is not a folder that can be written to")
+            raise ConfigError(
+                f"{self.root}: {folder} is not a folder that can be written to; choose another one"
+            )
 
     def put_folder(self, name: str, folder: Path) -> None:
         target = self.root / name
@@ -135,10 +136,9 @@ class LocalStore:
         if target.is_dir():
             locks = environment.cache_dir() / "locks"
             locks.mkdir(parents=True, exist_ok=True)
-            with FileLock(
-                locks / f"{target.name}.lock"
-            ):  # two who mend at once would remove each other's half-written files
-                self._mend(target, folder)
+            # Two repairs at once would remove each other's temporary files.
+            with FileLock(locks / f"{target.name}.lock"):
+                self._repair(target, folder)
         else:
             with files.new_folder(target) as filling:
                 for path in files.files(folder):
@@ -146,11 +146,11 @@ class LocalStore:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(path.read_bytes())
 
-    def _mend(self, target: Path, folder: Path) -> None:
+    def _repair(self, target: Path, folder: Path) -> None:
         try:
             checkpoint.verify(target, expected_id=target.name)
         except ArtifactError as err:
-            log.warning("%s; it is mended from %s", err, folder)
+            log.warning("%s; repairing it from %s", err, folder)
             files.mirror(folder, target)
 
     def get_folder(self, name: str, *, anew: bool = False) -> Path:

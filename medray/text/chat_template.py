@@ -1,8 +1,8 @@
-"""Conversations as token ids: the model's own chat template or a plain one, a window over turns,
-and where the assistant speaks.
+"""Encodes conversations as token ids, with the model's chat template or a plain one, and shortens
+them to fit.
 
-What somebody says is read as text: the marks of a template come from the template alone, whatever a
-turn spells."""
+The content of a turn is always text: only the template itself adds its marks, even if a turn spells
+one."""
 
 import re
 from bisect import bisect_left
@@ -20,17 +20,15 @@ from medray.types import Message, TokenIds
 
 _TurnIds = dict[tuple[str, str], TokenIds]  # tokens per turn: its text and what precedes it
 TemplateKind = Literal["auto", "chat", "plain"]
-_TURN = re.compile("\ue000(\\d+)\ue001")  # stands for a turn's words while a template is filled in
-_MOST_CHARACTERS = (
-    64  # of a token in the mean: what a longer turn has more would be cut out after it was encoded
-)
-_DAY = datetime(
-    2024, 7, 26
-)  # a template that tells the day would give every row and probe other tokens tomorrow
+_TURN = re.compile("\ue000(\\d+)\ue001")  # the placeholder of a turn while a template is rendered
+_MOST_CHARACTERS = 64  # per token of room: a longer turn would be cut anyway after its encoding
+_DAY = datetime(2024, 7, 26)  # for templates with the date: rows and probes must stay the same
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTokens:
+    """A conversation as token ids."""
+
     tokens: TokenIds
     spans: tuple[tuple[int, int], ...]  # of the assistant's turns, each with its end
     truncated: bool
@@ -39,12 +37,12 @@ class ChatTokens:
 @dataclass(frozen=True, slots=True)
 class _Segment:
     ids: TokenIds
-    turn: int | None = None  # whose words these are; None: the template's
+    turn: int | None = None  # the turn that these tokens belong to; None for the template
 
 
 @dataclass(frozen=True)
 class ChatEncoder:
-    """How one tokenizer writes conversations."""
+    """Encodes conversations for one tokenizer."""
 
     tokenizer: Any
     template: TemplateKind
@@ -62,31 +60,32 @@ class ChatEncoder:
         return self.template == "plain" or not self.tokenizer.chat_template
 
     def prompt(self, messages: Sequence[Message], room: int) -> ChatTokens:
-        """All up to where the assistant speaks next, in at most `room` tokens.
+        """Encode messages up to the start of the assistant's answer, in at most `room` tokens.
 
-        Oldest turns are dropped, then the last turn is cut; the system prompt stays whole.
+        If they do not fit, the oldest turns are dropped, then the last turn is cut. The system
+        prompt is never cut.
         """
         whole = together(messages)
         turns = [_readable(turn, room) for turn in whole]
-        dropped = turns != whole
-        ids: _TurnIds = {}  # each turn is encoded once, however often the template is filled in
+        is_shortened = turns != whole
+        ids: _TurnIds = {}  # each turn is encoded once, though the template is rendered repeatedly
         pieces = self._pieces(turns, ids)
         if _length(pieces) > room and (begins := _beginnings(turns)):
-            # Fewer turns are fewer tokens: the longest conversation that fits is found by halves.
+            # Fewer turns are fewer tokens, so bisection finds the longest conversation that fits.
             first = bisect_left(
                 begins[:-1],
                 True,
                 key=lambda at: _length(self._pieces(_since(turns, at), ids)) <= room,
             )
-            turns, dropped = _since(turns, begins[first]), True
+            turns, is_shortened = _since(turns, begins[first]), True
             pieces = self._pieces(turns, ids)
         excess = _length(pieces) - room
         if excess > 0:
             pieces = _cut_last(pieces, excess, len(turns) - 1, room)
-        return self._rendered(pieces, turns, truncated=dropped or excess > 0)
+        return self._to_tokens(pieces, turns, truncated=is_shortened or excess > 0)
 
     def answer(self, text: str) -> TokenIds:
-        """What the assistant says behind a prompt, with the end of its turn."""
+        """Encode an answer that follows a prompt, with the end of its turn."""
         lead = "\n" if self.is_plain else self.fill([Message("user", "a")], is_open=True)[-1:]
         (ids,) = answers([text.strip()], self.tokenizer, lead=lead or "a", end=False)
         return (*ids, *self._ends())
@@ -97,7 +96,7 @@ class ChatEncoder:
         )
 
     def _from_template(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Segment]:
-        """The template, filled in with marks instead of words; then each part read by itself."""
+        """Render the template with placeholders, then encode its parts and the turns separately."""
         parts = _TURN.split(
             self.fill(
                 [Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)],
@@ -118,14 +117,14 @@ class ChatEncoder:
         places = [piece.turn for piece in pieces if piece.turn is not None]
         if places != list(range(len(turns))):
             raise ConfigError(
-                "task.template: the chat template of this base model does not tell every turn "
-                "once and in order: use plain"
+                "task.template: the chat template of this base model does not render every turn "
+                "once and in order; use plain"
             )
         return pieces
 
     def fill(self, turns: Sequence[Message], *, is_open: bool) -> str:
-        """Render the template; it ends with the start of an answer where `is_open`. A template that
-        prints the day gets a fixed one."""
+        """Render the template, with the start of an answer at the end if `is_open`. A template that
+        prints the date gets a fixed one."""
 
         def render(messages: Sequence[Message]) -> str:
             plain = [{"role": turn.role, "content": turn.content} for turn in messages]
@@ -142,7 +141,7 @@ class ChatEncoder:
             return render(turns)
         except TemplateError as err:
             reason = err
-        try:  # some know no system role: its words then open the first turn
+        try:  # some templates have no system role: its text then begins the first turn
             if len(turns) > 1 and turns[0].role == "system":
                 return render(
                     [Message("user", f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]]
@@ -150,7 +149,7 @@ class ChatEncoder:
             raise reason
         except TemplateError as err:
             raise ConfigError(
-                "task.template: the chat template of this base model refuses the conversation: "
+                "task.template: the chat template of this base model rejects the conversation: "
                 f"{err}; use plain"
             ) from None
 
@@ -168,7 +167,7 @@ class ChatEncoder:
             )
         return [*pieces, _Segment(self._literal("### Response:\n"))]
 
-    def _rendered(
+    def _to_tokens(
         self, pieces: Sequence[_Segment], turns: Sequence[Message], *, truncated: bool
     ) -> ChatTokens:
         tokens: list[int] = []
@@ -185,8 +184,8 @@ class ChatEncoder:
         return ChatTokens(tuple(tokens), tuple(spans), truncated)
 
     def _ends(self) -> TokenIds:
-        """What ends the assistant's turn: the template's mark, and the end of sequence where that
-        is another."""
+        """Return the tokens that end the assistant's turn: the template's mark, and the end of
+        sequence if it is a different token."""
         end = self._end_of_sequence()
         if self.is_plain:
             return (end,)
@@ -201,20 +200,20 @@ class ChatEncoder:
     def _end_of_sequence(self) -> int:
         if self.tokenizer.eos_token_id is None:
             raise ConfigError(
-                "the tokenizer of this base model has no end of sequence, so an answer could not "
-                "end"
+                "the tokenizer of this base model has no end-of-sequence token, so an answer could "
+                "not end; use another base model"
             )
         return int(self.tokenizer.eos_token_id)
 
     def _special_ids(self) -> set[int]:
-        added = self.tokenizer.added_tokens_decoder
+        extra_tokens = self.tokenizer.added_tokens_decoder
         return {
             *self.tokenizer.all_special_ids,
-            *(number for number, token in added.items() if token.special),
+            *(number for number, token in extra_tokens.items() if token.special),
         }
 
     def _beginning(self) -> TokenIds:
-        """The special tokens that this tokenizer puts before a text."""
+        """Return the special tokens that this tokenizer puts before a text."""
         encoded = self.tokenizer("a", return_special_tokens_mask=True)
         start = encoded["special_tokens_mask"].index(0)
         return tuple(encoded["input_ids"][:start])
@@ -227,7 +226,7 @@ class ChatEncoder:
         return self._literals[text]
 
     def _words(self, turns: Sequence[tuple[str, str]], turn_ids: _TurnIds) -> list[TokenIds]:
-        """Tokens of each turn's words behind what stands before it."""
+        """Return the tokens of each turn, whose first token depends on the text before it."""
         for lead in {lead for _, lead in turns}:
             texts = [
                 text
@@ -246,8 +245,8 @@ class ChatEncoder:
 
 
 def together(messages: Sequence[Message]) -> list[Message]:
-    """One system turn at the start, from all there are, in their order; then the conversation,
-    ending with the user."""
+    """Return the messages with all system messages joined into the first turn. The last message
+    must be the user's."""
     if not messages or messages[-1].role != "user":
         raise ConfigError(
             "the last message must be the user's, found "
@@ -267,22 +266,22 @@ def together(messages: Sequence[Message]) -> list[Message]:
 
 
 def _readable(turn: Message, room: int) -> Message:
-    """Without what stands in the middle of a turn that is far too long: encoding a megabyte takes
+    """Return a turn without its middle part if it is far too long: encoding a megabyte takes
     seconds."""
     most, text = _MOST_CHARACTERS * room, turn.content
     if len(text) <= most:
         return turn
     if turn.role == "system":
         raise ConfigError(
-            f"{room} tokens for a prompt leave no room beside a system prompt of {len(text)} "
-            "characters"
+            f"max_length: {room} tokens for a prompt are too few beside a system prompt of "
+            f"{len(text)} characters; shorten the system prompt"
         )
     return Message(turn.role, text[: most // 2] + text[-(most // 2) :])
 
 
 def _beginnings(turns: Sequence[Message]) -> list[int]:
-    """Where a shortened conversation may begin: an answer without its question is never the
-    first."""
+    """Return the positions where a shortened conversation may begin: never with an answer whose
+    question is missing."""
     start = 1 if turns[0].role == "system" else 0
     return [at for at in range(start + 1, len(turns)) if turns[at].role != "assistant"]
 
@@ -292,12 +291,12 @@ def _since(turns: Sequence[Message], at: int) -> list[Message]:
 
 
 def _cut_last(pieces: Sequence[_Segment], excess: int, last: int, room: int) -> list[_Segment]:
-    """From the middle of the last turn, since what is asked stands at its start or at its end."""
+    """Cut the middle of the last turn, since the request is usually at its start or its end."""
     body = next(list(piece.ids) for piece in pieces if piece.turn == last)
     if len(body) <= excess:
         raise ConfigError(
-            f"{room} tokens for a prompt leave no room beside the system prompt and the template, "
-            f"{excess - len(body) + 1} too few"
+            f"max_length: {room} tokens for a prompt are {excess - len(body) + 1} too few beside "
+            "the system prompt and the template; shorten the system prompt"
         )
     rest = tuple(cut(body, len(body) - excess, "both"))
     return [_Segment(rest, last) if piece.turn == last else piece for piece in pieces]

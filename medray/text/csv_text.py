@@ -1,8 +1,7 @@
-"""Delimited text: rows read within bounds, each with its lines, and tables written so that a
-spreadsheet runs no cell.
+"""Reads delimited text within bounds, and writes tables in which a spreadsheet runs no formula.
 
-A quote that never closes takes the rows behind it into one field. So a row says how many lines it
-stands in, and one that cannot be right says why and at which quote; no reason repeats what is in
+A quote that never closes makes one field of all rows after it. So each row has its number of lines,
+and a row that cannot be right has a reason that names the quote. No reason repeats the contents of
 the file."""
 
 import csv
@@ -14,15 +13,13 @@ from typing import Any, NamedTuple, TextIO
 
 from medray.text.dialect import declared_delimiter
 
-MOST_CHARACTERS = (
-    16 << 20
-)  # of a line, or of the lines of a row: some hundred times the longest article
-MOST_LINES = (
-    10_000  # of a row: a hospital's longest notes, wrapped at 80 characters, have about 1,000
-)
-_ROWS_INSIDE = 20  # so many lines in a field that are all rows themselves are no text,
-_PAIRS_INSIDE = 100  # or so many of two values, since findings may be listed like that
-_FAULTS = {  # in csv's words, and in a sentence's
+MOST_CHARACTERS = 16 << 20  # of a line or a row: about a hundred times the longest article
+MOST_LINES = 10_000  # of a row: a hospital's longest notes have about 1,000 lines of 80 characters
+# A field with so many lines that all look like rows has swallowed rows. The second bound is for
+# rows of two values, since a text may list findings in that form.
+_ROWS_INSIDE = 20
+_PAIRS_INSIDE = 100
+_FAULTS = {  # messages of the csv module, and ours
     "unexpected end of data": "does not close",
     (
         "new-line character seen in unquoted field - do you need to open the file in "
@@ -33,16 +30,15 @@ _FAULTS = {  # in csv's words, and in a sentence's
 _FORMULA = re.compile(r"['\s]*+(?![+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\s*$)[=+\-@＝＋－＠]")
 
 
-class CsvRow(NamedTuple):  # there are millions
-    line: int  # that it begins in
+class CsvRow(NamedTuple):  # a dataclass would be slow for millions of rows
+    line: int  # the first one
     num_lines: int
     values: list[str]
-    reason: str = ""  # why it cannot be read; all its lines are lost with it
+    reason: str = ""  # why the row cannot be read; its lines are skipped
 
 
 def bounded_lines(file: TextIO, most: int = MOST_CHARACTERS) -> Iterator[str]:
-    """Lines of a file. Of a line of `most` characters or more the first `most` are given, and the
-    rest is passed over."""
+    """Yield the lines of a file, each cut to its first `most` characters."""
     while line := file.readline(most):
         yield line
         while len(line) >= most and not line.endswith(("\n", "\r")):
@@ -52,9 +48,9 @@ def bounded_lines(file: TextIO, most: int = MOST_CHARACTERS) -> Iterator[str]:
 def read_rows(
     lines: Iterable[str], delimiter: str, most: int = MOST_CHARACTERS
 ) -> Iterator[CsvRow]:
-    """Every row, blank ones too; after one that cannot be read, those behind its lines. A first
-    line `sep=;` is none."""
-    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB a field, is less than a long document
+    """Yield every row, blank rows too. After a row that cannot be read, reading goes on behind its
+    lines. A first line `sep=;` is not a row."""
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
     source = iter(lines)
     first = next(source, "")
     is_declared = declared_delimiter(first) is not None
@@ -82,10 +78,10 @@ def read_rows(
 
 
 class _Feed(Iterator[str]):
-    """Lines for a reader, until those of one row are too many."""
+    """Feeds lines to a csv reader, and raises csv.Error if one row gets too long."""
 
     def __init__(self, lines: Iterable[str], most: int) -> None:
-        self.row: list[str] = []  # its lines
+        self.row: list[str] = []  # the lines of the current row
         self._lines, self._most, self._num_characters = iter(lines), most, 0
 
     def __next__(self) -> str:
@@ -100,11 +96,11 @@ class _Feed(Iterator[str]):
 
 
 def _rows_inside(inner: Sequence[str], delimiter: str, width: int) -> str:
-    """Whether lines inside a field are rows that a stray quote took in: each has as many values as
-    the header.
+    """Return a fault if the lines inside a field are rows that a stray quote swallowed: each has as
+    many values as the header.
 
-    Lists in a text have a blank behind each comma. Rows that have one there begin no field with a
-    quote, so none was taken in."""
+    Lists in a text have a blank after each comma. In rows of that form no quote begins a field, so
+    none was swallowed."""
     least = _PAIRS_INSIDE if width == 2 else _ROWS_INSIDE
     is_table = (
         width > 1
@@ -125,8 +121,8 @@ def _reason(line: int, lines: Sequence[str], delimiter: str, fault: str) -> str:
 
 
 def _opening_line(lines: Sequence[str], delimiter: str) -> int | None:
-    """The line, from 0, of the quote that opens the first field which does not end at a
-    delimiter."""
+    """Return the index of the line whose quote opens the first field that does not end at a
+    delimiter, or None."""
     mark, text = re.escape(delimiter), "".join(lines)
     whole = re.compile(rf'(?:(?:"(?:[^"]++|"")*+"|[^"{mark}\r\n][^{mark}\r\n]*+|){mark})*+').match(
         text
@@ -142,7 +138,8 @@ def _opening_line(lines: Sequence[str], delimiter: str) -> int | None:
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Comma separated, with a header; what a row has not stays empty, and no text is a formula."""
+    """Return a table separated by commas, with a header. Missing values stay empty, and no text is
+    a formula."""
     content = io.StringIO(newline="")
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(map(_plain, columns))
@@ -151,11 +148,11 @@ def write_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> st
 
 
 def _plain(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula gets an apostrophe before it; a number is
-    none."""
+    """Put an apostrophe before a text that a spreadsheet would run as a formula; a number is not
+    one."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def restore_cell(text: str) -> str:
-    """What `write_table` was given."""
+    """Return the text that `write_table` wrote as this cell."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

@@ -1,23 +1,22 @@
-"""Text of a row while its tokens come: no half characters, and nothing of what may become a stop
-string."""
+"""Decodes a row's tokens to text while they are generated. It never returns half a character or a
+part of a possible stop string."""
 
 from collections.abc import Sequence
 from typing import Any
 
-_BROKEN = "�"  # what a tokenizer says to the first bytes of a character
+_REPLACEMENT = "�"  # a tokenizer decodes the first bytes of a character to this
 
 
 class TextStream:
-    """`push` gives what is sure by now, `end` the rest. All pieces together are the text, cut
-    before a stop string."""
+    """Turns tokens into text: `push` returns the text that is certain so far, and `end` the rest.
+    Joined, the pieces are the text up to a stop string."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
         self.has_stopped = False
         self._ids: list[int] = []
-        self._start = self._end = (
-            0  # tokens that words are spelled behind, and those whose text was taken
-        )
+        self._start = 0  # decoding begins here, so that words are spelled as in their context
+        self._end = 0  # the text of tokens before this was returned
         self._rest = ""
 
     def push(self, token: int) -> str:
@@ -26,7 +25,11 @@ class TextStream:
             self._decode(self._ids[self._start : self._end]),
             self._decode(self._ids[self._start :]),
         )
-        if whole.endswith(_BROKEN) or not whole.startswith(before) or len(whole) == len(before):
+        if (
+            whole.endswith(_REPLACEMENT)
+            or not whole.startswith(before)
+            or len(whole) == len(before)
+        ):
             return ""
         self._start, self._end = self._end, len(self._ids)
         return self._sure(whole[len(before) :])
@@ -58,7 +61,7 @@ class TextStream:
 
 
 def _beginning(text: str, word: str) -> int:
-    """How many characters at the end of a text may be the beginning of a word."""
+    """Return how many characters at the end of a text may be the beginning of `word`."""
     return next(
         (
             size

@@ -1,7 +1,7 @@
-"""How a delimited file is written: its encoding, what separates its columns, and whether its first
-row names them.
+"""Detects how a delimited file is written: its encoding, its delimiter, and whether its first row
+is a header.
 
-`medray init` and `medray predict` find all three here, so that both read the same files.
+`medray init` and `medray predict` both use this, so that they read the same files.
 """
 
 import codecs
@@ -37,14 +37,13 @@ CONTEXT_NAMES = ("input", "context", "contexts", "passage", "background")
 ANSWER_NAMES = ("response", "answer", "reply", "output", "completion")
 ID_NAMES = ("id", "pmid", "doc_id", "document_id", "row_id", "abstract_id", "uid")
 _SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
-_PACKED_BYTES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # with which the files of spreadsheets begin
+_PACKED_BYTES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # the first bytes of spreadsheet files
 SAVE_AS_CSV = (
-    "a spreadsheet is not read; save it as 'CSV UTF-8 (comma delimited)' and give that file"
+    "a spreadsheet cannot be read; save it as 'CSV UTF-8 (comma delimited)' and give that file"
 )
-ENCODINGS = "allowed: utf-8, utf-16, cp1252 and what else Python reads"
-ESCAPED = re.compile(
-    "[\udc80-\udcff]"
-)  # bytes that no character has, by the error handler surrogateescape
+ENCODINGS = "allowed: utf-8, utf-16, cp1252 and other encodings of Python"
+# Bytes that could not be decoded, as the error handler surrogateescape returns them.
+ESCAPED_BYTES = re.compile("[\udc80-\udcff]")
 _WIDE = re.compile("[^\0-\x7f\udc80-\udcff]")
 _KNOWN_NAMES = {*TEXT_NAMES, *LABEL_NAMES, *ID_NAMES, "title", "split"}
 _MARKS = (
@@ -52,28 +51,27 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# cp1252 has no character for the first five; the last one is hardly ever a letter, and often a sign
-# of damage.
+# cp1252 has no character for the first five. The last one is rarely a letter and often damage.
 _NOT_CP1252 = set(b"\x81\x8d\x8f\x90\x9d\xff")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's, above the header
-_QUOTED = re.compile(r'"(?:[^"]|"")*+"?')
-_LONG_NAME = 200  # characters: a cell of the first row that is longer is a text, and no name
+_QUOTED_FIELD = re.compile(r'"(?:[^"]|"")*+"?')
+_LONG_NAME = 200  # characters; a longer cell of the first row is a text, not a name
 
 
 def guess_encoding(chunks: Iterable[bytes]) -> str:
-    """utf-8, utf-16, or cp1252 where most bytes beyond ASCII are no UTF-8: damage in a few rows
-    leaves it utf-8."""
+    """Return utf-8, utf-16, or cp1252 if most bytes beyond ASCII are not UTF-8. Damage in a few
+    rows does not change utf-8."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    escaped, num_wide, is_first = bytearray(), 0, True
+    bad_bytes, num_wide, is_first = bytearray(), 0, True
     for chunk in chunks:
         if is_first and (encoding := _by_first_bytes(chunk)):
             return encoding
         is_first = False
         text = decoder.decode(chunk)
         if not text.isascii():
-            escaped += bytes(ord(character) & 0xFF for character in ESCAPED.findall(text))
+            bad_bytes += bytes(ord(character) & 0xFF for character in ESCAPED_BYTES.findall(text))
             num_wide += len(_WIDE.findall(text))
-    return "cp1252" if len(escaped) > num_wide and not _NOT_CP1252 & set(escaped) else "utf-8"
+    return "cp1252" if len(bad_bytes) > num_wide and not _NOT_CP1252 & set(bad_bytes) else "utf-8"
 
 
 def _by_first_bytes(head: bytes) -> str | None:
@@ -102,39 +100,39 @@ def is_encoding(name: str) -> bool:
 
 def check_encoding(name: str) -> str:
     if not is_encoding(name):
-        raise ValueError(f"encoding {name!r:.40}: is not known; {ENCODINGS}")
+        raise ValueError(f"{name!r:.40} is not known; {ENCODINGS}")
     return name
 
 
 def codec(encoding: str) -> str:
-    """The name for Python, with which a byte order mark is no character."""
+    """Return Python's name of an encoding; that for UTF-8 removes a byte order mark."""
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
 def declared_delimiter(first: str) -> str | None:
-    """What a first line `sep=;` names."""
+    """Return the delimiter that a first line `sep=;` names, or None."""
     match = _SEPARATOR_LINE.fullmatch(first)
     return match.group(1) if match else None
 
 
 def likely_delimiter(first: str, ending: str) -> str | None:
-    """What separates the names in the first line: the most frequent one, of several that of the
-    file's ending."""
-    if declared := declared_delimiter(first):
-        return declared
-    outside, usual = _QUOTED.sub("", first), USUAL_DELIMITERS.get(ending.lower())
+    """Return the most frequent delimiter of the first line. In a tie, that of the file's ending
+    wins."""
+    if delimiter := declared_delimiter(first):
+        return delimiter
+    outside, usual = _QUOTED_FIELD.sub("", first), USUAL_DELIMITERS.get(ending.lower())
     counts = {delimiter: outside.count(delimiter) for delimiter in DELIMITERS}
     best = max(counts, key=lambda each: (counts[each], each == usual))
     return best if counts[best] else usual
 
 
 def plain_name(name: str) -> str:
-    """A column's name on one line."""
+    """Return a column's name on one line."""
     return " ".join(name.split()) if "\n" in name or "\r" in name else name.strip()
 
 
 def spelling(name: str) -> str:
-    """What names are compared by: `Label (0 = no)` is `label`."""
+    """Return the form of a name for comparisons: `Label (0 = no)` becomes `label`."""
     return re.sub(r"[\W_]+", "_", re.sub(r"\(.*?\)", "", name).lower()).strip("_")
 
 
@@ -145,10 +143,9 @@ def has_known_name(cells: Iterable[str]) -> bool:
 def is_header(
     first: Sequence[str], below: Sequence[Sequence[str]], names: Collection[str] = ()
 ) -> bool:
-    """Whether the first row names columns. With a name that is known, or one of `names`, it does.
+    """Return whether the first row is a header. It is if it has a known name or one of `names`.
 
-    Without one it is a row as those below where a cell is a whole text, or comes again in its
-    column."""
+    Else it is not if a cell is a whole text, or if a cell's value occurs again in its column."""
     cells = [plain_name(cell) for cell in first]
     if has_known_name(cells) or any(cell in names for cell in cells):
         return True
@@ -161,5 +158,5 @@ def is_header(
     )
 
 
-def made_names(num_columns: int) -> list[str]:
+def default_names(num_columns: int) -> list[str]:
     return [f"column_{number}" for number in range(1, num_columns + 1)]

@@ -1,9 +1,9 @@
-"""Identifiers of persons in a text, masked by patterns: e-mail, telephone, record numbers, dates
-with a day, names behind a title or key.
+"""Masks identifiers of persons in a text: e-mail addresses, telephone and record numbers, dates
+with a day, and names after a title or key.
 
-Patterns find what is written as such things usually are. A name alone, an address, a nickname, a
-rare disease with a town are not found. Their time grows with the length of the text and no faster:
-repetitions of unbounded length are possessive (`*+`), and never nested."""
+The patterns find identifiers in their usual forms. They miss a name alone, a postal address, a
+nickname, or a rare disease with a town. Their time is linear in the length of the text: unbounded
+repetitions are possessive (`*+`) and never nested."""
 
 import re
 from bisect import bisect_right
@@ -26,7 +26,7 @@ _NUMBER_KEY = (
     r"|NHS(?: number| no)?|SSN|social security(?: number| no)?|insurance (?:number|no|id)|policy "
     r"(?:number|no)|accession (?:number|no)|specimen (?:id|number|no))"
 )
-# The group named `it` is what is masked; what stands first is preferred where two overlap.
+# The group named `it` is masked. Where two patterns overlap, the earlier one in this list wins.
 _SOURCES: tuple[tuple[Kind, str], ...] = (
     (
         "email",
@@ -85,15 +85,16 @@ _PATTERNS = tuple((kind, re.compile(pattern)) for kind, pattern in _SOURCES)
 
 @dataclass(frozen=True)
 class MaskedText:
+    """A text with masks, and the places of the masks in it and in the original."""
+
     text: str
     counts: dict[Kind, int]
-    places: tuple[
-        tuple[int, int, int], ...
-    ] = ()  # of each mask: its start and end here, and where it ended in the original
-    starts: tuple[int, ...] = ()  # where they began in the original
+    # Per mask: its start and end in this text, and its end in the original.
+    places: tuple[tuple[int, int, int], ...] = ()
+    starts: tuple[int, ...] = ()  # per mask, its start in the original
 
     def original(self, start: int, end: int) -> tuple[int, int]:
-        """Places of the original text; a part of a mask is the whole of what it covers."""
+        """Return the span in the original text; a part of a mask counts as the whole mask."""
         return self._place(start, after=False), self._place(end, after=True)
 
     def _place(self, at: int, *, after: bool) -> int:
@@ -127,12 +128,12 @@ def mask(text: str) -> MaskedText:
 
 
 def _spans(text: str) -> list[tuple[int, int, Kind]]:
-    """Spans that do not overlap, in order."""
-    taken, spans = bytearray(len(text)), []
+    """Return the spans to mask, in order and without overlaps."""
+    is_masked, spans = bytearray(len(text)), []
     for kind, pattern in _PATTERNS:
         for match in pattern.finditer(text):
             start, end = match.span("it")
-            if taken.find(1, start, end) < 0:
-                taken[start:end] = b"\1" * (end - start)
+            if is_masked.find(1, start, end) < 0:
+                is_masked[start:end] = b"\1" * (end - start)
                 spans.append((start, end, kind))
     return sorted(spans)

@@ -1,5 +1,5 @@
-"""What language a text looks like, by its most frequent short words. A guess for texts of a
-sentence or more; of fewer words it says nothing."""
+"""Guesses the language of a text from its most frequent short words. Texts shorter than a sentence
+stay unknown."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from collections import Counter
 UNKNOWN = ""  # too few words, or none of the languages below
 _WORD = re.compile(r"[^\W\d_]+")
 _LEAST_WORDS = 6
-_LEAST_SHARE = 0.08  # of a text's words; running text of any of these languages has 0.2 to 0.5
+_LEAST_SHARE = 0.08  # of a text's words; prose in these languages has 0.2 to 0.5
 _STOP_WORDS = {
     "en": (
         "the of and in to a is was were with for that by as on are from at this be an or which not "
@@ -51,7 +51,7 @@ _STOP_WORDS = {
     ),
 }
 _WORDS = {name: frozenset(words.split()) for name, words in _STOP_WORDS.items()}
-# where one script is one language, or near enough to say that it is another than the data's
+# Scripts that belong to one language, or nearly so: enough to tell it from the training data's.
 _SCRIPTS = (
     ("ru", re.compile(r"[Ѐ-ӿ]")),
     ("el", re.compile(r"[Ͱ-Ͽ]")),
@@ -64,7 +64,7 @@ _SCRIPTS = (
 
 
 def guess(text: str) -> str:
-    """A code such as `en`, or UNKNOWN."""
+    """Return a code such as `en`, or UNKNOWN."""
     letters = sum(map(str.isalpha, text))
     for name, script in _SCRIPTS:
         if letters and len(script.findall(text)) > letters / 3:

@@ -1,5 +1,5 @@
-"""Prompts and answers as token ids: the prompt's own words are never cut, and every answer is the
-same tokens behind each prompt."""
+"""Encodes prompts and answers as token ids. A prompt's own words are never cut, and an answer has
+the same tokens after every prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from medray.text.windows import Keep, TokenList, cut, readable, tokenize
 class Prompt:
     tokens: tuple[int, ...]
     truncated: bool
-    dropped: tuple[int, int] | None = None  # the characters of the text that were cut out
+    cut_span: tuple[int, int] | None = None  # start and end of the characters that were cut
 
 
 def prompts(
@@ -25,18 +25,18 @@ def prompts(
     answer: int,
     keep: Keep,
 ) -> list[Prompt]:
-    """Each text between the two literals `around` it, of at most `max_length` tokens with room for
-    an answer of `answer` tokens."""
+    """Encode each text between the two literals `around`, in at most `max_length` tokens with room
+    for an answer of `answer` tokens."""
     if not texts:
         return []
     before, after = around
     room = readable(max_length, tokenizer) - answer
-    # Read whole, so that words at the seams are the tokens they are elsewhere.
+    # The whole prompt is encoded at once, so that words at the seams get their usual tokens.
     encoded = tokenize((before + text + after for text in texts), tokenizer, offsets=True)
     columns = (encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"])
     rows = []
     for text, ids, special, offsets in zip(texts, *columns, strict=True):
-        ids, special = _open_ended(ids, special)
+        ids, special = _without_end(ids, special)
         if len(ids) <= room:
             rows.append(Prompt(tuple(ids), truncated=False))
             continue
@@ -49,30 +49,30 @@ def prompts(
         left = room - (len(ids) - len(body))
         if left < 1:
             raise ConfigError(
-                f"max_length {max_length} leaves no room for text beside the prompt's own "
-                f"{len(ids) - len(body)} tokens and the answer's {answer}"
+                f"max_length: {max_length} leaves no room for text besides the prompt's "
+                f"{len(ids) - len(body)} tokens and the answer's {answer}; increase it"
             )
         start = inside.index(True)
         places = cut(list(range(len(body))), left, keep)
         gap = start + next((place for place, number in enumerate(places) if place != number), left)
-        dropped = (
+        cut_span = (
             offsets[gap][0] - len(before),
             offsets[gap + len(body) - left - 1][1] - len(before),
         )
         tokens = (*ids[:start], *(body[place] for place in places), *ids[start + len(body) :])
-        rows.append(Prompt(tokens, truncated=True, dropped=dropped))
+        rows.append(Prompt(tokens, truncated=True, cut_span=cut_span))
     return rows
 
 
 def answers(texts: Sequence[str], tokenizer: Any, *, lead: str, end: bool) -> list[tuple[int, ...]]:
-    """Each answer as it is spelled behind `lead`, the last words of the prompt; with `end` the end
-    of sequence behind it."""
+    """Encode each answer as it is spelled after `lead`, the last words of the prompt. `end` adds
+    the end of sequence."""
     before = _plain([lead], tokenizer)[0]
     rows = []
     for whole, alone in zip(
         _plain([lead + text for text in texts], tokenizer), _plain(texts, tokenizer), strict=True
     ):
-        # Where the seam is inside a token, the answer is read by itself.
+        # If the seam is inside a token, the answer is encoded alone.
         ids = (
             whole[len(before) :]
             if whole[: len(before)] == before and len(whole) > len(before)
@@ -90,9 +90,9 @@ def _plain(texts: Sequence[str], tokenizer: Any) -> list[TokenList]:
     return ids
 
 
-def _open_ended(ids: TokenList, special: TokenList) -> tuple[TokenList, TokenList]:
-    """Without the special tokens at the end: some tokenizers close every text, and an answer is to
-    follow."""
+def _without_end(ids: TokenList, special: TokenList) -> tuple[TokenList, TokenList]:
+    """Return ids and mask without special tokens at the end: some tokenizers close every text, but
+    an answer follows here."""
     end = len(ids)
     while end and special[end - 1]:
         end -= 1

@@ -1,30 +1,30 @@
-"""Text with named places in braces, `Question: {question}`: how columns become a text, and a text a
-prompt. Nothing else is interpreted."""
+"""Templates with names in braces, such as `Question: {question}`: they make a text from columns, or
+a prompt from a text."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 
-# The conclusion of a PubMedQA abstract: it states the answer, so a prompt that held it would
-# measure reading, not knowledge.
+# The conclusion of a PubMedQA abstract states the answer, so a prompt with it would measure reading
+# instead of knowledge.
 _ANSWERS = ("longanswer",)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     text: str
-    parts: tuple[tuple[str, str | None], ...]  # a literal, and the name of the place after it
+    parts: tuple[tuple[str, str | None], ...]  # a literal and the name after it
 
     @classmethod
     def parse(cls, text: str) -> "Template":
-        """Raises ValueError, which a configuration answers with the option's path."""
+        """Parse a template; raise ValueError, to which a configuration adds the option's path."""
         parts: list[tuple[str, str | None]] = []
         for literal, name, form, conversion in Formatter().parse(text):
             if name is not None and (not name or form or conversion):
                 raise ValueError(
-                    f"template {text!r}: a place is a name in braces, such as {{question}}; a "
-                    "brace itself is written twice"
+                    f"template {text!r}: braces must hold a name, such as {{question}}; write a "
+                    "literal brace twice"
                 )
             parts.append((literal, name))
         template = cls(text, tuple(parts))
@@ -41,10 +41,10 @@ class Template:
         )
 
     def around(self, name: str) -> tuple[str, str]:
-        """The literals before and after the one place of this name."""
+        """Return the text before and after the only name in the template."""
         if [place for _, place in self.parts if place is not None] != [name]:
             raise ValueError(
-                f"template {self.text!r}: must hold {{{name}}} once, and no other place"
+                f"template {self.text!r}: must hold {{{name}}} once, and no other name"
             )
         at = next(number for number, (_, place) in enumerate(self.parts) if place == name)
         return "".join(literal for literal, _ in self.parts[: at + 1]), "".join(
@@ -53,7 +53,7 @@ class Template:
 
 
 def check_no_answer(names: tuple[str, ...]) -> None:
-    """A column that is known to state the answer reaches no prompt, whatever format it comes in."""
+    """Raise ValueError if a column is known to state the answer, which no prompt may hold."""
     for name in names:
         if re.sub(r"[\W_]", "", name).lower() in _ANSWERS:
-            raise ValueError(f"{name!r} states the answer and can be no part of a text or prompt")
+            raise ValueError(f"{name!r} states the answer; no text or prompt may hold it")

@@ -1,5 +1,4 @@
-"""A text as the token ids that a headed model reads: special tokens in place, and what is too long
-cut or split in windows."""
+"""Encodes texts for a model with a head. Texts that are too long are cut or split into windows."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,18 +13,18 @@ TokenList = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """One text: a single piece, or several windows of it."""
+    """One text as a single piece or as several windows."""
 
     tokens: list[tuple[int, ...]]
     truncated: bool
 
 
 def tokenize(texts: Iterable[str], tokenizer: Any, *, offsets: bool) -> Any:
-    """Whole texts with their special tokens, a mask of these and, with `offsets`, each token's
-    characters."""
-    # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" is text, and must not end the
-    # sequence. Special tokens are added before cutting and told apart by the mask, because
-    # transformers 5 has no way to add them to ids.
+    """Encode whole texts with special tokens and a mask of these; `offsets` adds the characters of
+    each token."""
+    # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" must not end the sequence.
+    # Special tokens are added before cutting and recognized by the mask, because transformers 5
+    # cannot add them to ids.
     return tokenizer(
         list(texts),
         split_special_tokens=True,
@@ -40,8 +39,8 @@ def tokenize(texts: Iterable[str], tokenizer: Any, *, offsets: bool) -> Any:
 def pieces(
     texts: Sequence[str], tokenizer: Any, *, max_length: int, keep: Keep, overlap: int | None
 ) -> list[Pieces]:
-    """Pieces of at most `max_length` tokens; with an `overlap` windows, without one what `keep`
-    says."""
+    """Encode each text in pieces of at most `max_length` tokens. With an `overlap` a long text
+    becomes windows; without it, `keep` says which part is kept."""
     if not texts:
         return []
     length = readable(max_length, tokenizer)
@@ -63,15 +62,15 @@ def pieces(
 
 @dataclass(frozen=True, slots=True)
 class TokenWindows:
-    """One text in windows, and where each of their tokens stands."""
+    """One text in windows, with the place of each token in the text."""
 
     windows: list[tuple[int, ...]]
-    places: list[tuple[int, ...]]  # of each window's tokens among `offsets`; -1 for special tokens
-    offsets: list[tuple[int, int]]  # characters of each token of the text
+    places: list[tuple[int, ...]]  # per window: index of each token in `offsets`; -1 if special
+    offsets: list[tuple[int, int]]  # first and last character per token of the text
 
     def owners(self) -> list[int]:
-        """For each token of the text the window that it lies deepest in: there it is judged, and it
-        counts once."""
+        """Return for each token the window in which it is farthest from an edge. Only this window's
+        prediction counts for the token."""
         windows, depths = [-1] * len(self.offsets), [-1] * len(self.offsets)
         for number, places in enumerate(self.places):
             inside = [place for place in places if place >= 0]
@@ -85,7 +84,7 @@ class TokenWindows:
 def token_windows(
     texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: int
 ) -> list[TokenWindows]:
-    """As `pieces` in windows, for tasks that answer for each token."""
+    """Encode texts in windows, for tasks that predict a tag per token."""
     if not texts:
         return []
     length = readable(max_length, tokenizer)
@@ -111,13 +110,13 @@ def token_windows(
 
 
 def readable(max_length: int, tokenizer: Any) -> int:
-    """The tokenizer knows how many positions its model has (or says 1e30); more would fail inside
-    the model."""
+    """Return `max_length`, or the tokenizer's limit if that is lower: more tokens would fail inside
+    the model. A tokenizer without a limit has 1e30."""
     limit = int(tokenizer.model_max_length)
     if 0 < limit < max_length:
         warnings.warn(
             f"max_length {max_length}: the tokenizer of this base model allows {limit}, which is "
-            "used",
+            "used instead",
             stacklevel=4,
         )
         return limit
@@ -126,28 +125,28 @@ def readable(max_length: int, tokenizer: Any) -> int:
 
 def _check_room(room: int, overlap: int | None, length: int) -> None:
     if room <= (overlap or 0):
-        needed = (
+        rest = (
             "special tokens" if overlap is None else f"special tokens and window_overlap {overlap}"
         )
-        raise ConfigError(f"max_length {length} leaves no room for text beside {needed}")
+        raise ConfigError(f"max_length: {length} leaves no room for text besides {rest}")
 
 
 def _parts(ids: TokenList, mask: TokenList) -> tuple[TokenList, TokenList, TokenList]:
-    """Special tokens before, the text, special tokens after."""
+    """Split ids into special tokens before the text, the text, and special tokens after it."""
     start = mask.index(0)
     end = len(mask) - mask[::-1].index(0)
     return ids[:start], ids[start:end], ids[end:]
 
 
 def cut(body: TokenList, room: int, keep: Keep) -> TokenList:
-    """As much of a text as there is room for."""
+    """Return `room` tokens of a text: from its start, its end or both."""
     head = {"start": room, "end": 0, "both": (room + 1) // 2}[keep]
     return body[:head] + body[len(body) - (room - head) :]
 
 
 def slide(body: TokenList, room: int, overlap: int) -> list[TokenList]:
-    """Full windows; the last is moved back to the end of the text, so that none is a few tokens
-    without context."""
+    """Return full windows. The last one ends with the text, so that it has as much context as the
+    others."""
     last = len(body) - room
     starts = [*range(0, last, room - overlap), last]
     return [body[start : start + room] for start in starts]

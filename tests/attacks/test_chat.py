@@ -119,7 +119,7 @@ def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(
     monkeypatch.setattr(chat_template, "_MOST_CHARACTERS", 10**6)
     assert chat.prompt(long, 60) == found
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="no room beside a system prompt of 1000000 characters"):
+    with pytest.raises(ConfigError, match="too few beside a system prompt of 1000000 characters"):
         chat.prompt([Message("system", "a" * 10**6), *long], 60)
 
 

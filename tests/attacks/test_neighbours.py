@@ -156,7 +156,7 @@ def test_places_that_cannot_be_made_are_named_with_their_setting(
     """A home folder that is read-only, or none, as of a container's user without a name."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match=r"file/medray-.*: cannot be made: .*RAY_TMPDIR"):
+    with pytest.raises(ConfigError, match=r"file/medray-.*: cannot be created: .*RAY_TMPDIR"):
         runtime.private_folder()
     for path in (str(tmp_path / "file" / "token"), "~nobody-of-this-name/token"):
         with pytest.raises(

@@ -390,7 +390,7 @@ def test_what_is_not_a_plain_file_is_refused_unread(
         Registry(str(root)).resolve("cancer@best").load,
     ):
         with pytest.raises(
-            ArtifactError, match=r"is a link|neither a file nor a folder|not a plain file"
+            ArtifactError, match=r"is a link|neither a file nor a folder|not a regular file"
         ):
             attempt()
 
@@ -403,7 +403,7 @@ def test_a_file_larger_than_its_manifest_says_is_refused_unread(root: Path) -> N
     with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors was changed"):
         Registry(str(root)).resolve("cancer@best").verify()
     os.truncate(root / "releases" / "cancer" / "1.json", 1 << 40)
-    with pytest.raises(ArtifactError, match="bytes, at most"):
+    with pytest.raises(ArtifactError, match="bytes, and at most"):
         Registry(str(root)).resolve("cancer@best")
 
 
@@ -610,7 +610,7 @@ def test_repair_says_what_it_would_mend_and_mends_it_when_confirmed(
         f"{half}: is left by a process that died; remove it",
         f"{aliases}/best: moves 1, 2 are missing; its history has a gap",
         (
-            f"{folder}: not what its manifest says: adapter_model.safetensors was changed; copy it "
+            f"{folder}: differs from its manifest: adapter_model.safetensors was changed; copy it "
             f"from {tmp_path}/cache/checkpoints/{folder.name}"
         ),
         "nothing was changed: `medray verify --repair --yes` mends what can be mended",

@@ -257,7 +257,7 @@ def test_a_text_with_commas_is_no_table_and_a_spreadsheet_says_how_to_save_it(
     assert found.text == "Notes, of one patient.\nFever, and pain."
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     with pytest.raises(
-        DataError, match=r"rows\.xlsx: a spreadsheet is not read; save it as 'CSV UTF-8"
+        DataError, match=r"rows\.xlsx: a spreadsheet cannot be read; save it as 'CSV UTF-8"
     ):
         sources.find(str(tmp_path / "rows.xlsx"))
 

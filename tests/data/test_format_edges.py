@@ -49,7 +49,7 @@ def test_columns_name_themselves_where_no_header_does_and_blank_rows_are_passed_
         id="id",
     )
     assert copy.read_text().splitlines() == ["2,Flu,fever cough", "4,Flu,fever"]
-    with pytest.raises(DataError, match=r"columns has no id, which the examples need"):
+    with pytest.raises(DataError, match=r"columns lacks id, which the examples need"):
         write(
             "delimited",
             tmp_path / "other.csv",
@@ -82,7 +82,7 @@ def test_the_first_line_tells_the_delimiter_where_the_ending_does_not(
 def test_an_ambiguous_delimiter_is_asked_for(tmp_path: Path) -> None:
     path = file(tmp_path, "rows.txt", "id|text, of the study|label\n1|x|a\n")
     with pytest.raises(
-        DataError, match=r"rows\.txt:1: could be separated by any of .*data\.format\.delimiter"
+        DataError, match=r"rows\.txt:1: the delimiter may be any of .*data\.format\.delimiter"
     ):
         read("delimited", path)
     assert read("delimited", path, delimiter="|", text=("text, of the study",))[0].text == "x"
@@ -91,7 +91,7 @@ def test_an_ambiguous_delimiter_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,text,text,label\n1,a,b,c\n", r"rows\.csv:1: the column 'text' stands twice"),
+        ("id,text,text,label\n1,a,b,c\n", r"rows\.csv:1: the column 'text' occurs twice"),
         ("id,text,label\n1,a,b\n ,a,b\n", r"rows\.csv:3: the id is empty"),
         (
             'id,text,label\n1,"a\nb",c\n2,"a\nb","never\nclosed,d\n',
@@ -143,7 +143,7 @@ def test_a_class_folder_without_abstracts_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cancer").mkdir()
     file(tmp_path / "cancer", "1.txt", "<ID:1>\nTitle: t\nAbstract: a\n")
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataError, match=r"other: a class folder without a \.txt file"):
+    with pytest.raises(DataError, match=r"other: this class folder has no \.txt file"):
         read("raw_abstracts", tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_ids_labels_and_sides_are_written_even_where_the_options_name_no_place_f
 @pytest.mark.parametrize(
     ("name", "target", "bad", "message"),
     [
-        ("delimited", "rows.csv", Example("2", "t", ("a", "b")), "label_separator is needed"),
+        ("delimited", "rows.csv", Example("2", "t", ("a", "b")), "set label_separator"),
         (
             "delimited",
             "rows.csv",

@@ -107,7 +107,7 @@ def test_what_cannot_be_loaded_is_a_sentence(
     assert hub.lies_elsewhere
     assert not options(tmp_path).lies_elsewhere
     module = plugins.find("data.formats", "hub")
-    with pytest.raises(ConfigError, match="writes no data sets of the Hub"):
+    with pytest.raises(ConfigError, match="cannot write to the Hub"):
         module.write([Example("a", "b")], hub)
 
 

@@ -93,7 +93,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
             {"messages": TURNS[:-1]},
             "must take turns, the user first and the assistant last; found user, assistant, user",
         ),
-        ({"messages": []}, "found nobody"),
+        ({"messages": []}, "found no turn"),
         (
             {"messages": [{"role": "doctor", "content": "a"}]},
             "role 'doctor' is not known; allowed: assistant, system, user",
@@ -215,7 +215,7 @@ def test_a_table_has_a_column_per_field(
         ),
         (
             "instruction,response,response\na,b,c\n",
-            r"lab\.csv:1: the column 'response' stands twice",
+            r"lab\.csv:1: the column 'response' occurs twice",
         ),
         ("instruction,response\na,b\na\n", r"lab\.csv:3: has 1 values, the header has 2 columns"),
         ("instruction,response\na,b\na,\n", r"lab\.csv:3: the answer is empty"),

@@ -89,11 +89,11 @@ def test_offsets_count_the_text_as_it_stands_blanks_and_wide_characters_included
     [
         (
             {"start": 0, "end": 99},
-            r"rows\.jsonl:1: a mention from 0 to 99 does not lie in a text of 37 characters",
+            r"rows\.jsonl:1: a mention from 0 to 99 is outside a text of 37 characters",
         ),
-        ({"start": 6, "end": 6}, "does not lie"),
-        ({"start": -1, "end": 6}, "does not lie"),
-        ({"start": 0, "end": 5, "text": "Asthma"}, "is said to be another text than stands there"),
+        ({"start": 6, "end": 6}, "is outside"),
+        ({"start": -1, "end": 6}, "is outside"),
+        ({"start": 0, "end": 5, "text": "Asthma"}, "the text of the mention from 0 to 5 differs"),
         ({"start": 0, "end": 7}, "begins or ends with a blank"),
         ({"start": "0", "end": 6}, "start must be a whole number, found str"),
         ({"start": True, "end": 6}, "start must be a whole number"),
@@ -165,18 +165,21 @@ def test_kinds_are_chosen_and_called_one(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("1|t|a\n", r"rows\.txt:1: document '1' has no abstract line"),
-        ("1|t|a\n2|a|b\n", r"rows\.txt:2: abstract of another document below the title of '1'"),
+        (
+            "1|t|a\n2|a|b\n",
+            r"rows\.txt:2: the abstract below the title of '1' is of another document",
+        ),
         ("1|a|a\n1|a|b\n", r"rows\.txt:1: expected the title as `id\|t\|…`"),
-        ("1|t|a\n1|a|b\n1\t0\t1\ta\n", r"rows\.txt:3: 4 fields separated by tabs"),
+        ("1|t|a\n1|a|b\n1\t0\t1\ta\n", r"rows\.txt:3: has 4 fields between tabs"),
         ("1|t|a\n1|a|b\n1\tx\t1\ta\tD\n", r"rows\.txt:3: start and end must be whole numbers"),
         (
             "1|t|a\n1|a|b\n2\t0\t1\ta\tD\n",
-            r"rows\.txt:3: annotation of another document among those of '1'",
+            r"rows\.txt:3: this annotation among those of '1' is of another document",
         ),
-        ("1|t|a\n1|a|b\n1\t0\t9\ta\tD\n", r"rows\.txt:3: a mention from 0 to 9 does not lie"),
+        ("1|t|a\n1|a|b\n1\t0\t9\ta\tD\n", r"rows\.txt:3: a mention from 0 to 9 is outside"),
         (
             "1|t|a\n1|a|b\n1\t0\t1\tb\tD\n",
-            r"rows\.txt:3: the mention from 0 to 1 is said to be another text",
+            r"rows\.txt:3: the text of the mention from 0 to 1 differs",
         ),
     ],
 )
@@ -197,7 +200,7 @@ def test_what_is_written_is_read_back_and_formats_convert_into_each_other(tmp_pa
     assert [(row.id, row.text, row.labels, row.mentions) for row in found] == [
         (row.id, row.text, row.labels, row.mentions) for row in some
     ]
-    with pytest.raises(DataError, match="already and is left alone"):
+    with pytest.raises(DataError, match="exists already"):
         write("pubtator", tmp_path / "two.txt", some)
     kept = [Example("a", TEXT, ("Disease",), "test", {"journal": "Lung"}, mentions=MENTIONS)]
     write("spans", tmp_path / "three.jsonl", kept)
@@ -218,7 +221,7 @@ def test_what_a_format_cannot_hold_is_refused(
         write("pubtator", tmp_path / "a", [Example("a|b", "one")])
     for name in ("spans", "pubtator"):
         with pytest.raises(
-            DataError, match=r"has the labels cancer, and this format holds mentions alone"
+            DataError, match=r"has the labels cancer, and this format holds only mentions"
         ):
             write(name, tmp_path / "a", [Example("a", "one", ("cancer",))])
     path = tmp_path / "rows.txt"

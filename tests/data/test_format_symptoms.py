@@ -87,7 +87,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [(row.labels, row.text) for row in read(tmp_path / "again.csv")] == [
         (row.labels, row.text) for row in rows
     ]
-    with pytest.raises(DataError, match="needs one label and the metadata 'symptoms'"):
+    with pytest.raises(DataError, match="needs exactly one label and the metadata 'symptoms'"):
         module.write(
             [Example("1", "a", ("b",))],
             module.Options(name="symptom_table", path=str(tmp_path / "no.csv")),

@@ -87,7 +87,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, ending: str) -> None:
         (row.id, row.text, row.labels, row.split, dict(row.metadata))
         for row in module.read(options)
     ] == [(row.id, row.text, row.labels, row.split, dict(row.metadata)) for row in rows]
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="exists already"):
         module.write(rows, options)
 
 
@@ -106,7 +106,7 @@ def test_dates_become_text_and_numbers_are_no_labels(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("none", "there is no such file or folder"),
-        ("empty", "holds no table"),
+        ("empty", "the folder has no table"),
         ("broken.parquet", "cannot be read as a table"),
         ("broken.arrow", "cannot be read as a table"),
     ],

@@ -83,7 +83,7 @@ def test_raw_abstracts_makes_the_text_of_the_keys_asked_for(tmp_path: Path) -> N
         ),
         (
             b"<ID:10>\nTitle: t\nTitle: u\nAbstract: a\n",
-            r"10\.txt:3: the key of this line stands twice",
+            r"10\.txt:3: the key of this line occurs twice",
         ),
         (b"<ID:10>\nfree text\n", r"10\.txt:2: expected `Key: value`"),
         (b"<ID:10>\nTitle: t\nAbstract: caf\xe9\n", r"10\.txt:3: not UTF-8 text .*0xe9"),
@@ -148,7 +148,7 @@ def test_delimited_reads_the_combined_pipe_file_and_several_labels(tmp_path: Pat
         (b"pmid,condition,abstract\n1,a,ok\n2,b,bad \xff\n", r"rows\.csv:3: not UTF-8 text"),
         (
             b'pmid,condition,abstract\n1,a,"open\n',
-            r"rows\.csv:2: the quoted field that opens in line 2 does not close; mend it",
+            r"rows\.csv:2: the quoted field that opens in line 2 does not close; repair it",
         ),
         (b"", r"rows\.csv:1: the file is empty"),
     ],
@@ -262,7 +262,7 @@ def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:
     for name, file, settings in TARGETS:
         path = tmp_path / file
         write(name, path, SOME, **settings)
-        with pytest.raises(DataError, match="is there already and is left alone"):
+        with pytest.raises(DataError, match="exists already"):
             write(name, path, SOME, **settings)
         path.rename(tmp_path / f"{name}-{file}")
 

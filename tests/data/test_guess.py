@@ -287,8 +287,8 @@ def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_pa
     assert options(found) == {"name": "instructions", "path": str(path)} | names
     assert found.notes == (
         (
-            "'Answer' is read as an answer in words to 'Question' about 'Context'; for classes, "
-            "name their column with --label-column"
+            "'Answer' is read as an answer in words to 'Question' about 'Context'; if it holds "
+            "classes, use --label-column Answer"
         ),
     )
     loaded = study(found, tmp_path)

@@ -82,20 +82,17 @@ GOOD = {
 }
 OTHER_ROWS = {"raw_capital_ending": 25, "raw_folder_below": 25, "raw_other_files": 24}
 NOTES = {
-    "cp1252.csv": [
-        "the file is no UTF-8 and is read as cp1252: see that letters beyond a to z are right"
-    ],
-    "utf_16.csv": [
-        "the file is no UTF-8 and is read as utf-16: see that letters beyond a to z are right"
-    ],
+    "cp1252.csv": ["the file is not UTF-8 and is read as cp1252: check letters beyond a to z"],
+    "utf_16.csv": ["the file is not UTF-8 and is read as utf-16: check letters beyond a to z"],
     "utf_16_without_mark.csv": [
-        "the file is no UTF-8 and is read as utf-16-le: see that letters beyond a to z are right"
+        "the file is not UTF-8 and is read as utf-16-le: check letters beyond a to z"
     ],
-    "raw_latin": [
-        "the files are no UTF-8 and are read as cp1252: see that letters beyond a to z are right"
-    ],
+    "raw_latin": ["the files are not UTF-8 and are read as cp1252: check letters beyond a to z"],
     "no_header.csv": [
-        "the first line is read as a row, since it names no columns; data.format.columns names them"
+        (
+            "the first line is read as a row, since it names no columns; data.format.columns can "
+            "name them"
+        )
     ],
     "same_id_twice.csv": [
         (
@@ -152,11 +149,11 @@ REFUSED = {
     "ragged_row_7.csv": r"ragged_row_7\.csv:7: has 2 values, the header has 3 columns",
     "open_quote.csv": r"open_quote\.csv:11: the quoted field that opens in line 11 ",
     "workbook.xlsx": (
-        r"a spreadsheet is not read; save it as 'CSV UTF-8 "
+        r"a spreadsheet cannot be read; save it as 'CSV UTF-8 "
         r"\(comma delimited\)' and give that file"
     ),
     "workbook_called.csv": (
-        r"a spreadsheet is not read; save it as 'CSV UTF-8 "
+        r"a spreadsheet cannot be read; save it as 'CSV UTF-8 "
         r"\(comma delimited\)' and give that file"
     ),
     "raw_without_id": r"odd\.txt:1: the first line must be <ID:",
@@ -211,8 +208,8 @@ def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_
     assert found.num_rows == OTHER_ROWS[name] == len(dataset.reading.load(found.options).examples)
     if name == "raw_other_files":
         left_out = (
-            "2 file(s) are not read, since only .txt files in class folders are; the first is "
-            "notes.txt"
+            "2 file(s) are not read, because they are not .txt files in class folders; the first "
+            "is notes.txt"
         )
         assert found.notes == (left_out,)
         with caplog.at_level(logging.WARNING):
@@ -247,7 +244,7 @@ def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path,
             18,
         )
         assert found.labels == {f"Disease {number}": 6 for number in range(3)}
-        assert "only equal texts are duplicates" in path.read_text()
+        assert "only equal texts count as duplicates" in path.read_text()
         assert "Patient presents with: itching; skin rash; cough 4" in texts
         with pytest.raises(
             ConfigError, match="--text-column does not apply: the layout symptom_table decides it"
@@ -291,7 +288,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
     read = f"name=delimited,path={source},id=ID,text=[Title_Abstract],label=Label"
     assert cli.main(["data", "convert", read, "name=jsonl,path=refused.jsonl"]) == 1
     assert (
-        "empty_labels.csv:5: the label is empty; fill it in, or leave such rows out"
+        "empty_labels.csv:5: the label is empty; fill it in, or set drop_unlabelled"
         in capsys.readouterr().err
     )
     assert (
@@ -335,7 +332,7 @@ def test_what_is_read_in_an_encoding_is_written_in_it_too(
     assert sorted(example.text for example in protocol.read(copy)) == sorted(
         " ".join(example.text.split()) for example in rows
     )
-    with pytest.raises(DataError, match="cp1252 has no '≥'; write UTF-8"):
+    with pytest.raises(DataError, match="cp1252 has no '≥'; leave out data.format.encoding"):
         wrong = [replace(rows[0], text="≥ 5")]
         protocol.write(
             wrong, copy.model_copy(update={"path": str(tmp_path / "new"), "encoding": "cp1252"})
@@ -366,7 +363,7 @@ def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -
     assert "Zażółć" in next(iter(protocol.read(found.options))).text
     with pytest.raises(ConfigError, match="--encoding: 'utf-99' is not known; allowed: utf-8"):
         sketch(str(path), Hints(encoding="utf-99"))
-    with pytest.raises(ConfigError, match="encoding: encoding 'utf-99': is not known"):
+    with pytest.raises(ConfigError, match="encoding: 'utf-99' is not known"):
         plugin_options("data.formats", "name=delimited,path=x.csv,encoding=utf-99")
     with pytest.raises(
         ConfigError, match="--encoding does not apply; the layout pubmedqa is always UTF-8"

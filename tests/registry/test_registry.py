@@ -181,7 +181,7 @@ def test_an_alias_that_looks_like_a_version_and_one_for_a_missing_version_are_re
 def test_only_a_whole_checkpoint_is_published(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not a checkpoint"):
         Registry(str(tmp_path)).publish(tmp_path, "cancer")
-    with pytest.raises(ConfigError, match="releases are kept in a folder or an object store"):
+    with pytest.raises(ConfigError, match="is neither a folder nor an object store"):
         Registry("ftp://server/x")
 
 

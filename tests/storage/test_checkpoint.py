@@ -55,7 +55,9 @@ def test_an_interrupted_save_leaves_no_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(tmp_path / "one", failing, MANIFEST)
-    with pytest.raises(ArtifactError, match=r"not a checkpoint, it has no manifest\.json"):
+    with pytest.raises(
+        ArtifactError, match=r"is not a checkpoint, because it has no manifest\.json"
+    ):
         checkpoint.read(tmp_path / "one")
 
 

@@ -52,9 +52,7 @@ def test_a_place_without_an_account_a_bucket_or_a_known_scheme_is_refused(
         ConfigError, match=r"az://c/x: .*Account must be specified; set AZURE_STORAGE_ACCOUNT_NAME"
     ):
         ObjectStore("az://c/x")
-    with pytest.raises(
-        ConfigError, match="az://: names no container; the form is az://CONTAINER/PREFIX"
-    ):
+    with pytest.raises(ConfigError, match="az://: names no container; write az://CONTAINER/PREFIX"):
         open_store("az://")
     with pytest.raises(
         ConfigError, match=r"ftp://x: .*gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"

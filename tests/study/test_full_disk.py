@@ -33,7 +33,7 @@ def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(
     trial.folder = small / "trial"
     with pytest.raises(
         DiskFullError,
-        match=r"trial: No space left on device; what was written before is whole: .* --resume",
+        match=r"trial: No space left on device; files written before are complete; .* --resume",
     ):
         trial.run()
     assert len(told) == 2
@@ -85,7 +85,7 @@ def test_every_command_tells_a_full_disk_in_a_sentence(
     assert cli.main(["gc", "runs"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(
-        "medray: runs/x: No space left on device; what was written before is whole: make room ("
+        "medray: runs/x: No space left on device; files written before are complete; free space ("
     )
     assert said.endswith("then run the command again\n")
     assert cli.main(["study", "study.yaml"]) == 1

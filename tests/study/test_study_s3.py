@@ -29,9 +29,7 @@ def test_a_place_is_tried_before_a_study_starts(uri: str, monkeypatch: pytest.Mo
         return usual(request)
 
     s3.instead(monkeypatch, "put_object", careless)
-    with pytest.raises(
-        ConfigError, match="overwrites what a PUT with If-None-Match must leave alone"
-    ):
+    with pytest.raises(ConfigError, match="this endpoint ignores If-None-Match"):
         store.check()
 
 

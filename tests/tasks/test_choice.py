@@ -102,8 +102,7 @@ def test_a_prompt_that_leaves_no_room_for_text_is_an_error():
     with pytest.raises(
         ConfigError,
         match=(
-            "max_length 6 leaves no room for text beside the prompt's own 3 tokens and the "
-            "answer's 3"
+            "max_length: 6 leaves no room for text besides the prompt's 3 tokens and the answer's 3"
         ),
     ):
         task.encode(examples_of(["fever"]), tiny.tokenizer("llama"))

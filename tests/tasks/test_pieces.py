@@ -142,12 +142,12 @@ def test_windows_are_full_share_at_least_the_overlap_and_lose_no_token(length, o
 
 def test_a_length_without_room_for_text_is_refused():
     with pytest.raises(
-        ConfigError, match="max_length 2 leaves no room for text beside special tokens"
+        ConfigError, match="max_length: 2 leaves no room for text besides special tokens"
     ):
         cut(bert(), ["a b"], max_length=2)
     with pytest.raises(
         ConfigError,
-        match="max_length 6 leaves no room for text beside special tokens and window_overlap 4",
+        match="max_length: 6 leaves no room for text besides special tokens and window_overlap 4",
     ):
         cut(bert(), ["a b c d e f g h"], max_length=6, overlap=4)
 

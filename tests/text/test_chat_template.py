@@ -108,7 +108,7 @@ def test_the_window_drops_the_oldest_turns_then_cuts_the_last_and_never_the_syst
     assert "the study of patient" in tokenizer.decode(cut.tokens)
     assert "pressure" not in tokenizer.decode(cut.tokens)
     assert cut.tokens[-3:] == least[-3:]  # it still ends where the assistant begins
-    with pytest.raises(ConfigError, match="leave no room beside the system prompt"):
+    with pytest.raises(ConfigError, match="too few beside the system prompt"):
         chat.prompt([SYSTEM, *TALK], len(least) - 2)
 
 
@@ -145,7 +145,7 @@ def test_conversations_that_cannot_be_answered_and_templates_that_are_not_there_
         together(TALK[:2])
     with pytest.raises(ConfigError, match="has no chat template; allowed: auto, plain"):
         ChatEncoder(tiny.tokenizer("llama"), "chat")
-    with pytest.raises(ConfigError, match="refuses the conversation: never"):
+    with pytest.raises(ConfigError, match="rejects the conversation: never"):
         ChatEncoder(chatty("{{ raise_exception('never') }}"), "auto").prompt(TALK, 400)
 
 

@@ -38,14 +38,14 @@ def test_any_delimited_or_jsonl_file_makes_its_text_by_a_template(tmp_path: Path
         assert [row.text for row in rows[1:]] == [""] * (
             name == "csv"
         )  # nothing to fill in is an empty text, which is set aside
-        with pytest.raises(DataError, match="cannot be taken apart"):
+        with pytest.raises(DataError, match="cannot be split"):
             plugins.find("data.formats", asked.name).write(
                 rows, asked.model_copy(update={"path": str(tmp_path / "b")})
             )
 
 
 def test_text_and_template_exclude_each_other_and_a_missing_column_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give one of the two"):
+    with pytest.raises(ValueError, match="give only one of them"):
         plugin_options("data.formats", "name=jsonl,path=a,text=[b],template='{b}'")
     with pytest.raises(ValueError, match="names no column"):
         plugin_options("data.formats", "name=jsonl,path=a,template=b")

@@ -1,5 +1,5 @@
-"""Comma, tab, pipe or semicolon separated files, read as a stream. What is empty is absent: blank
-rows, empty metadata."""
+"""Files whose values are separated by comma, tab, pipe or semicolon, read as a stream. Blank rows
+and empty metadata are skipped."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ from medray.text.csv_text import CsvRow
 from medray.types import Example
 
 _NO_ROW = CsvRow(1, 0, [])
-_LOOKED_AT = 200  # rows that tell whether the first one is a header
+_SAMPLE_ROWS = 200  # read to decide whether the first row is a header
 
 
 class Options(ColumnOptions):
@@ -42,21 +42,19 @@ class Options(ColumnOptions):
     label_separator: str | None = Field(
         None, min_length=1, description="splits the label column into several labels"
     )
-    id: str | None = Field(
-        None, description="column of the row's id; the row's number where not given"
-    )
+    id: str | None = Field(None, description="column of the row's id; without it, the row's number")
     split: str | None = Field(None, description="column that says train, validation or test")
     delimiter: Literal[",", "\t", "|", ";"] | None = Field(
         None,
         description=(
-            "by a first line `sep=;`, else by the ending (.csv .tsv .psv), else by the first line"
+            "if not given: from a first line `sep=;`, the ending (.csv .tsv .psv) or the first line"
         ),
     )
     encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field(
-        "utf-8", description="such as cp1252 or utf-16"
+        "utf-8", description="encoding, such as cp1252 or utf-16"
     )
     columns: tuple[str, ...] | None = Field(
-        None, min_length=1, description="names of the columns, where no header line names them"
+        None, min_length=1, description="names of the columns, if the file has no header line"
     )
 
 
@@ -73,21 +71,21 @@ def read(options: Options) -> Iterator[Example]:
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """Ids, labels and sides get a column even where the options name none, so that nothing is
-    lost."""
+    """Write a table. Ids, labels and sides get a column even if the options name none, so that
+    nothing is lost."""
     path = Path(options.path)
     refuse_existing(path)
     rows, column = list(examples), options.output_column()
     label = options.label or ("label" if any(example.labels for example in rows) else None)
     split = options.split or ("split" if any(example.split for example in rows) else None)
-    named = [name for name in (options.id or "id", column, label, split) if name]
-    header = [*named, *sorted({key for example in rows for key in example.metadata})]
+    own_columns = [name for name in (options.id or "id", column, label, split) if name]
+    header = [*own_columns, *sorted({key for example in rows for key in example.metadata})]
     if len(set(header)) != len(header):
         raise DataError(f"{path}: two columns would have one name: {', '.join(header)}")
     columns = list(options.columns or header)
-    if unnamed := set(header) - set(columns):
+    if missing := set(header) - set(columns):
         raise DataError(
-            f"{path}: data.format.columns has no {', '.join(sorted(unnamed))}, which the examples "
+            f"{path}: data.format.columns lacks {', '.join(sorted(missing))}, which the examples "
             "need"
         )
     content = io.StringIO(newline="")
@@ -120,15 +118,15 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
     encoding = encoding or guess_encoding(path)
     first = next(lines(path, encoding=encoding, newline=""), "")
     if first.lstrip().startswith("{"):
-        return None  # JSON, whose commas would pass for columns
+        return None  # JSON has commas too
     delimiter = dialect.likely_delimiter(first, path.suffix)
     if delimiter is None:
         return None
     try:
-        top = list(islice(csv_rows(path, delimiter, encoding), _LOOKED_AT))
+        top = list(islice(csv_rows(path, delimiter, encoding), _SAMPLE_ROWS))
         header = top[0].values if top else []
-        named = [name for name in map(dialect.plain_name, header) if name]
-        if not is_table and len(named) < 2:
+        names = [name for name in map(dialect.plain_name, header) if name]
+        if not is_table and len(names) < 2:
             return None
         if (
             path.suffix.lower() == ".csv"
@@ -141,7 +139,7 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
                 f"{path}:1: names no columns; "
                 f"{'the first line is blank' if top else 'the file is empty'}"
             )
-        if not named:
+        if not names:
             raise DataError(
                 f"{path}:1: names no columns; its first line must be their names, or "
                 "data.format.columns must give them"
@@ -153,23 +151,22 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
         if encoding != "utf-8":
             raw["encoding"] = encoding
             notes.append(
-                f"the file is no UTF-8 and is read as {encoding}: see that letters beyond a to z "
-                "are right"
+                f"the file is not UTF-8 and is read as {encoding}: check letters beyond a to z"
             )
         if not dialect.is_header(header, [row.values for row in top[1:]]):
-            raw["columns"] = named = dialect.made_names(len(header))
+            raw["columns"] = names = dialect.default_names(len(header))
             notes.append(
                 "the first line is read as a row, since it names no columns; data.format.columns "
-                "names them"
+                "can name them"
             )
-        rows = list(read(Options.model_validate({**raw, "text": [named[0]], "label": None})))
+        rows = list(read(Options.model_validate({**raw, "text": [names[0]], "label": None})))
     except DataError:
         if is_table:
             raise
-        return None  # prose with commas, say
+        return None  # such as prose with commas
     columns = {
-        name: [row.text if name == named[0] else row.metadata.get(name) for row in rows]
-        for name in named
+        name: [row.text if name == names[0] else row.metadata.get(name) for row in rows]
+        for name in names
     }
     return Layout(raw, columns, tuple(notes))
 
@@ -179,15 +176,15 @@ def _wrong_columns(columns: list[str], options: Options) -> list[str]:
     if not columns:
         return [f"{where}: the file is empty; its first line must name the columns"]
     twice = sorted(name for name, count in Counter(columns).items() if name and count > 1)
-    return [f"{where}: the column {name!r} stands twice" for name in twice] + missing_columns(
-        where, _wanted(options), columns
+    return [f"{where}: the column {name!r} occurs twice" for name in twice] + missing_columns(
+        where, _columns_by_option(options), columns
     )
 
 
-def _wanted(options: Options) -> dict[str, str]:
-    named = {"label": options.label, "id": options.id, "split": options.split}
+def _columns_by_option(options: Options) -> dict[str, str]:
+    others = {"label": options.label, "id": options.id, "split": options.split}
     return {f"text.{number}": column for number, column in enumerate(options.text_columns)} | {
-        key: value for key, value in named.items() if value
+        key: value for key, value in others.items() if value
     }
 
 
@@ -199,22 +196,24 @@ def _example(
     values = dict(zip(columns, row, strict=True))
     labels: tuple[str, ...] = ()
     if options.label and not options.is_dropped(values[options.label]):
-        found = (
+        parts = (
             values[options.label].split(options.label_separator)
             if options.label_separator
             else [values[options.label]]
         )
-        several = bool(options.label_separator)  # then a row may have none
+        several = bool(options.label_separator)  # then a row may have no label
         labels = tuple(
             dict.fromkeys(
                 check_label(label.strip(), options.labels, where)
-                for label in found
+                for label in parts
                 if label.strip() or not several
             )
         )
-    used = set(_wanted(options).values())
+    own_columns = set(_columns_by_option(options).values())
     metadata = {
-        key: value for key, value in values.items() if key and value.strip() and key not in used
+        key: value
+        for key, value in values.items()
+        if key and value.strip() and key not in own_columns
     }
     text = options.text_of({column: values[column].strip() for column in options.text_columns})
     split = values[options.split].strip() or None if options.split else None
@@ -225,8 +224,8 @@ def _example(
 def _join(example: Example, options: Options) -> str:
     if options.label_separator is None and len(example.labels) > 1:
         raise DataError(
-            f"{example.where or example.id}: has {len(example.labels)} labels; label_separator is "
-            "needed to write them"
+            f"{example.where or example.id}: has {len(example.labels)} labels; set "
+            "label_separator to write them"
         )
     for label in example.labels:
         if options.label_separator and options.label_separator in label:

@@ -1,5 +1,5 @@
-"""A data set of the Hugging Face Hub, or a folder that `datasets` reads, by
-`datasets.load_dataset`; from there on as `tables`."""
+"""A data set of the Hugging Face Hub, or a folder, read by `datasets.load_dataset` and then like
+`tables`."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,28 +19,23 @@ from medray.types import Example
 class Options(ColumnOptions):
     name: Literal["hub"]
     path: str = Field(
-        description="the Hub's name of a data set (owner/name), or a folder that datasets reads"
+        description="name of a data set on the Hub (owner/name), or a folder that datasets reads"
     )
-    config: str | None = Field(
-        None, description="which of a data set's configurations, where it has several"
-    )
+    config: str | None = Field(None, description="the data set's configuration, if it has several")
     splits: tuple[str, ...] | None = Field(
-        None, min_length=1, description="which of its splits; all where not given"
+        None, min_length=1, description="the splits to read; without it, all"
     )
     revision: str | None = Field(
-        None, description="commit, tag or branch of the Hub's repository; a commit stays what it is"
+        None, description="commit, tag or branch of the Hub's repository; only a commit is fixed"
     )
     label: str | None = Field(
         "label", description="column of the label, or of a list of labels; null for unlabelled rows"
     )
-    id: str | None = Field(
-        None, description="column of the row's id; the row's number where not given"
-    )
+    id: str | None = Field(None, description="column of the row's id; without it, the row's number")
     split: str | None = Field(
         None,
         description=(
-            "column that says train, validation or test; where not given, the names of the splits "
-            "may"
+            "column that says train, validation or test; without it, the names of the splits count"
         ),
     )
 
@@ -50,29 +45,28 @@ class Options(ColumnOptions):
 
 
 def read(options: Options) -> Iterator[Example]:
-    loaded = _load(options)
-    is_sided = all(name.lower() in GIVEN_NAMES for name in loaded)
+    splits = _load(options)
+    is_sided = all(name.lower() in GIVEN_NAMES for name in splits)
     columns = options.model_dump(exclude={"config", "splits", "revision"}, exclude_unset=True) | {
         "name": "tables"
     }
     number = 0
-    for name, part in loaded.items():
+    for name, part in splits.items():
         side = name if is_sided else None
-        used = tables.with_split(tables.Options.model_validate(columns), side)
-        found = tables.rows(
+        own_options = tables.with_split(tables.Options.model_validate(columns), side)
+        rows = tables.rows(
             part.features.arrow_schema,
             part.with_format("arrow").iter(tables.BATCH),
             f"{options.path}, {name}",
         )
-        for place, row in enumerate(found, 1):
+        for place, row in enumerate(rows, 1):
             number += 1
-            yield tables.example(row, number, used, side, f"{options.path}, {name}:{place}")
+            yield tables.example(row, number, own_options, side, f"{options.path}, {name}:{place}")
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
     raise ConfigError(
-        f"{options.path}: medray writes no data sets of the Hub; write `tables`, which datasets "
-        "reads"
+        f"{options.path}: medray cannot write to the Hub; write `tables`, which datasets reads"
     )
 
 
@@ -81,14 +75,15 @@ def check(options: Options) -> list[str]:
 
 
 def sniff(path: Path) -> Layout | None:
-    return None  # what lies here, other formats read without a copy in the cache of datasets
+    return None  # other formats read local files without a copy in the cache of datasets
 
 
 def stamp(options: Options) -> tuple[int, list[str]]:
-    """Bytes of its tables, and what `datasets` calls them: their builder, files and revision."""
-    loaded = _load(options)
-    return sum(part.data.nbytes for part in loaded.values()), [
-        f"{name} {part._fingerprint}" for name, part in loaded.items()
+    """Return the bytes of the tables and their fingerprints, which cover builder, files and
+    revision."""
+    splits = _load(options)
+    return sum(part.data.nbytes for part in splits.values()), [
+        f"{name} {part._fingerprint}" for name, part in splits.items()
     ]
 
 
@@ -100,15 +95,15 @@ def _load(options: Options) -> dict[str, Any]:
             "data.format: hub needs datasets, which is not installed; pip install 'medray[train]'"
         ) from None
     try:
-        loaded = datasets.load_dataset(options.path, options.config, revision=options.revision)
-    # it raises what its readers and the network raise, ValueError and OSError among others
+        splits = datasets.load_dataset(options.path, options.config, revision=options.revision)
+    # Readers and the network raise many kinds, such as ValueError and OSError.
     except Exception as err:
         raise DataError(
             f"{options.path}: datasets cannot load it: {redact(' '.join(str(err).split()))[:500]}"
         ) from None
     for name in options.splits or ():
-        if name not in loaded:
+        if name not in splits:
             raise DataError(
-                f"{options.path}: data.format.splits names {name!r}; {suggest(name, list(loaded))}"
+                f"{options.path}: data.format.splits names {name!r}; {suggest(name, list(splits))}"
             )
-    return {name: loaded[name] for name in options.splits or loaded}
+    return {name: splits[name] for name in options.splits or splits}

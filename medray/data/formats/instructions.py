@@ -1,8 +1,8 @@
-"""Instructions and their answers: instruction, optional input and system prompt, response; or
+"""Instructions with answers: instruction, optional input and system prompt, and response; or
 messages of several turns.
 
-A file holds one JSON object per line, or is a table with a column per field (csv, tsv, psv, or any
-with a delimiter); a table has no messages."""
+The file has a JSON object per line, or it is a table with a column per field (csv, tsv, psv, or any
+file with a delimiter). A table has no messages."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -40,45 +40,43 @@ _ROLES = ("system", "user", "assistant")
 class Options(PluginOptions):
     name: Literal["instructions"]
     path: str = Field(description="file, from the current directory")
-    instruction: str = Field("instruction", description="field of what is asked")
+    instruction: str = Field("instruction", description="field of the instruction or question")
     input: str = Field(
-        "input", description="field of a text that the instruction is about, where a row has one"
+        "input", description="field of a text that the instruction is about; optional in a row"
     )
     response: str = Field("response", description="field of the answer")
     system: str = Field(
         "system",
         description=(
-            "field of a system prompt of the row's own, where it has one; it comes after the task's"
+            "field of the row's own system prompt, which follows the task's; optional in a row"
         ),
     )
     messages: str = Field(
         "messages",
         description=(
-            "field of a conversation, a list of role and content, where a row has one; the "
-            "assistant has the last word"
+            "field of a conversation, a list of role and content that ends with the assistant; "
+            "optional in a row"
         ),
     )
-    id: str | None = Field(
-        None, description="field of the row's id; the line's number where not given"
-    )
+    id: str | None = Field(None, description="field of the row's id; without it, the line's number")
     split: str | None = Field(None, description="field that says train, validation or test")
     delimiter: Literal[",", "\t", "|", ";"] | None = Field(
         None,
         description=(
-            "of a table; by a first line `sep=;`, else by the ending (.csv .tsv .psv); any other "
-            "ending is JSON lines"
+            "of a table; if not given: from a first line `sep=;` or the ending (.csv .tsv .psv); "
+            "a file with another ending is JSON lines"
         ),
     )
     encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field(
-        "utf-8", description="of a table, such as cp1252 or utf-16"
+        "utf-8", description="encoding of a table, such as cp1252 or utf-16"
     )
 
     @model_validator(mode="after")
     def _json_is_utf8(self) -> Self:
         if dialect.codec(self.encoding) != dialect.codec("utf-8") and not _is_table(self):
             raise ValueError(
-                f"encoding {self.encoding!r} does not apply: JSON lines are UTF-8; a table ends "
-                "in .csv, .tsv or .psv, or has a delimiter"
+                f"encoding {self.encoding!r} does not apply: JSON lines are UTF-8; a table has the "
+                "ending .csv, .tsv or .psv, or the option delimiter"
             )
         return self
 
@@ -96,25 +94,24 @@ def write(examples: Iterable[Example], options: Options) -> None:
     path = Path(options.path)
     if _is_table(options):
         raise DataError(
-            f"{path}: this format writes JSON lines, not a table; give a path that ends in "
+            f"{path}: this format writes JSON lines, not a table; give a path with the ending "
             ".jsonl, and no delimiter"
         )
     refuse_existing(path)
-    written = []
+    lines = []
     for example in examples:
         if not example.response:
             raise DataError(
-                f"{example.where or example.id}: has no response; this format holds answers in "
-                "words"
+                f"{example.where or example.id}: has no response, which this format requires"
             )
-        said = [*example.turns, Message("assistant", example.response)]
+        turns = [*example.turns, Message("assistant", example.response)]
         row: dict[str, Any] = {options.id or "id": example.id}
         if example.turns:
-            row[options.messages] = [{"role": turn.role, "content": turn.content} for turn in said]
+            row[options.messages] = [{"role": turn.role, "content": turn.content} for turn in turns]
         else:
             row |= {options.instruction: example.text, options.response: example.response}
-        written.append(json_line(row, example, options.split))
-    publish(path, "".join(written))
+        lines.append(json_line(row, example, options.split))
+    publish(path, "".join(lines))
 
 
 def check(options: Options) -> list[str]:
@@ -124,7 +121,7 @@ def check(options: Options) -> list[str]:
 
 
 def sniff(path: Path, encoding: str | None = None) -> Layout | None:
-    """Of JSON lines; `medray init` knows a table of questions and answers by its columns."""
+    """Recognize JSON lines; data/guess recognizes tables of questions and answers."""
     rows = json_rows(path)
     if not rows or not is_instructions(rows):
         return None
@@ -149,11 +146,11 @@ def _read_table(path: Path, options: Options) -> Iterator[Example]:
     if twice := next(
         (name for at, name in enumerate(columns) if name and name in columns[:at]), None
     ):
-        raise DataError(f"{path}:1: the column {twice!r} stands twice")
-    wanted = {"instruction": options.instruction, "response": options.response}
-    named = {"id": options.id, "split": options.split}
+        raise DataError(f"{path}:1: the column {twice!r} occurs twice")
+    needs = {"instruction": options.instruction, "response": options.response}
+    optional = {"id": options.id, "split": options.split}
     if wrong := missing_columns(
-        f"{path}:1", wanted | {key: name for key, name in named.items() if name}, columns
+        f"{path}:1", needs | {key: name for key, name in optional.items() if name}, columns
     ):
         raise DataError("; ".join(wrong) + delimiter_hint(columns, delimiter))
     for number, row in enumerate(rows, 1):
@@ -184,7 +181,7 @@ def _example(row: dict[str, Any], number: int, options: Options, where: str) -> 
     split = row.get(options.split) if options.split else None
     if not isinstance(split, str | None):
         raise DataError(f"{where}: {options.split!r} must be text, found {type(split).__name__}")
-    used = {
+    own_fields = {
         options.instruction,
         options.input,
         options.response,
@@ -196,7 +193,7 @@ def _example(row: dict[str, Any], number: int, options: Options, where: str) -> 
     metadata = {
         key: as_text(value)
         for key, value in row.items()
-        if key not in used and value not in (None, "")
+        if key not in own_fields and value not in (None, "")
     }
     turns = (
         _conversation(row, options, where)
@@ -225,38 +222,38 @@ def _single(row: dict[str, Any], options: Options, where: str) -> list[Message]:
         where, {"instruction": options.instruction, "response": options.response}, list(row)
     ):
         raise DataError("; ".join(wrong))
-    asked = "\n\n".join(
+    instruction = "\n\n".join(
         filter(None, (_text(row, options.instruction, where), _text(row, options.input, where)))
     )
     system = _text(row, options.system, where)
     return [
         *([Message("system", system)] if system else []),
-        Message("user", asked),
+        Message("user", instruction),
         Message("assistant", _text(row, options.response, where)),
     ]
 
 
 def _conversation(row: dict[str, Any], options: Options, where: str) -> list[Message]:
-    held = row[options.messages]
-    if not isinstance(held, list) or not all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in held
+    messages = row[options.messages]
+    if not isinstance(messages, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in messages
     ):
         raise DataError(
             f"{where}: {options.messages!r} must be a list of objects with role and content, both "
             "text"
         )
-    for turn in held:
+    for turn in messages:
         if turn.get("role") not in _ROLES:
             raise DataError(
                 f"{where}: role {turn.get('role')!r:.60} is not known; "
                 f"{suggest(turn.get('role'), _ROLES)}"
             )
-    turns = [Message(turn["role"], turn["content"].strip()) for turn in held]
-    said = [turn.role for turn in turns if turn.role != "system"]
-    if not said or said != ["user", "assistant"] * (len(said) // 2):
+    turns = [Message(turn["role"], turn["content"].strip()) for turn in messages]
+    roles = [turn.role for turn in turns if turn.role != "system"]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise DataError(
             f"{where}: user and assistant must take turns, the user first and the assistant last; "
-            f"found {', '.join(said) or 'nobody'}"
+            f"found {', '.join(roles) or 'no turn'}"
         )
     return turns
 

@@ -1,5 +1,5 @@
-"""One JSON object a line; any field may be text, label, id or split, the others are metadata unless
-they are empty."""
+"""Files with a JSON object per line. The options name the fields of text, label, id and split; the
+others are metadata."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,9 +34,7 @@ class Options(ColumnOptions):
     label: str | None = Field(
         "label", description="field of the label, or of a list of labels; null for unlabelled rows"
     )
-    id: str | None = Field(
-        None, description="field of the row's id; the line's number where not given"
-    )
+    id: str | None = Field(None, description="field of the row's id; without it, the line's number")
     split: str | None = Field(None, description="field that says train, validation or test")
 
 
@@ -47,19 +45,19 @@ def read(options: Options) -> Iterator[Example]:
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """Ids, labels and sides get a field even where the options name none, so that nothing is
-    lost."""
+    """Write JSON lines. Ids, labels and sides get a field even if the options name none, so that
+    nothing is lost."""
     path = Path(options.path)
     refuse_existing(path)
     rows, field = list(examples), options.output_column()
     label = options.label or ("label" if any(example.labels for example in rows) else None)
-    written = []
+    lines = []
     for example in rows:
         row: dict[str, Any] = {options.id or "id": example.id, field: example.text}
         if label:
             row[label] = example.labels[0] if len(example.labels) == 1 else list(example.labels)
-        written.append(json_line(row, example, options.split))
-    publish(path, "".join(written))
+        lines.append(json_line(row, example, options.split))
+    publish(path, "".join(lines))
 
 
 def check(options: Options) -> list[str]:
@@ -71,16 +69,16 @@ def check(options: Options) -> list[str]:
 def sniff(path: Path) -> Layout | None:
     rows = json_rows(path)
     if rows is None or is_instructions(rows) or holds_mentions(rows) or any(map(is_pubmedqa, rows)):
-        return None  # something else, or of another format
+        return None  # the file is of another format
     return json_layout("jsonl", path, rows)
 
 
 def example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
-    named = {"label": options.label, "id": options.id}
-    wanted = {f"text.{place}": field for place, field in enumerate(options.text_columns)} | {
-        key: value for key, value in named.items() if value
+    optional = {"label": options.label, "id": options.id}
+    own_fields = {f"text.{place}": field for place, field in enumerate(options.text_columns)} | {
+        key: value for key, value in optional.items() if value
     }
-    wrong = missing_columns(where, wanted, list(row))
+    wrong = missing_columns(where, own_fields, list(row))
     if wrong:
         raise DataError("; ".join(wrong))
     for field in options.text_columns:
@@ -88,21 +86,21 @@ def example(row: dict[str, Any], number: int, options: Options, where: str) -> E
             raise DataError(f"{where}: {field!r} must be text, found {type(row[field]).__name__}")
     labels: tuple[str, ...] = ()
     if options.label and not options.is_dropped(row[options.label]):
-        found = row[options.label]
-        several = found if isinstance(found, list) else [found]
+        value = row[options.label]
+        several = value if isinstance(value, list) else [value]
         if not all(isinstance(label, str) for label in several):
             raise DataError(
                 f"{where}: {options.label!r} must be text or a list of texts, found "
-                f"{type(found).__name__}"
+                f"{type(value).__name__}"
             )
         labels = tuple(
             dict.fromkeys(check_label(label.strip(), options.labels, where) for label in several)
         )
-    used = {*wanted.values(), options.split}
+    names_in_use = {*own_fields.values(), options.split}
     metadata = {
         key: as_text(value)
         for key, value in row.items()
-        if key not in used and value not in (None, "")
+        if key not in names_in_use and value not in (None, "")
     }
     split = row.get(options.split) if options.split else None
     if not isinstance(split, str | None):

@@ -1,8 +1,8 @@
-"""PubMedQA: a question, what the abstract says about it, and yes, no or maybe.
+"""PubMedQA: a question, an abstract about it, and the decision yes, no or maybe.
 
-Read as the official JSON (an object by PMID) or as the Hub's `pqa_labeled` (Parquet, or JSON
-lines). LONG_ANSWER, the abstract's conclusion, is taken out as it is read: no text and no metadata
-ever holds it. With `explain` it is what is to be said, before the decision."""
+It reads the official JSON (an object by PMID) and the Hub's `pqa_labeled` (Parquet or JSON lines).
+LONG_ANSWER, the abstract's conclusion, states the answer, so no text and no metadata holds it. With
+`explain` the expected answer is this conclusion, followed by the decision."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +31,7 @@ from medray.types import Example
 LABELS = ("yes", "no", "maybe")
 _PLACES = ("question", "contexts")
 _CONCLUSION = "long_answer"
-_MOST_BYTES = 1 << 30  # of one line: the whole set may stand in it
+_MAX_BYTES = 1 << 30  # of one line, which may hold the whole data set
 
 
 class Options(FormatOptions):
@@ -44,12 +44,12 @@ class Options(FormatOptions):
     )
     template: str = Field(
         "{contexts}\n\nQuestion: {question}",
-        description="the text, from {question} and, where wanted, {contexts}",
+        description="the text, made of {question} and optionally {contexts}",
     )
     separator: str = Field("\n", description="between the paragraphs of {contexts}")
     ground_truth: str | None = Field(
         None,
-        description="the official test_ground_truth.json: its ids are test rows, all others train",
+        description="the official test_ground_truth.json: its ids are test rows, the others train",
     )
 
     explain: bool = Field(
@@ -64,33 +64,33 @@ class Options(FormatOptions):
         names = Template.parse(self.template).names
         if "question" not in names or not set(names) <= set(_PLACES):
             raise ValueError(
-                f"template {self.template!r}: must hold {{question}} and may hold {{contexts}}, "
-                "nothing else"
+                f"template {self.template!r}: must hold {{question}} and may hold {{contexts}}; "
+                "other names are not allowed"
             )
         if wrong := [label for label in self.labels if label not in LABELS]:
             raise ValueError(f"labels {wrong[0]!r}: {suggest(wrong[0], LABELS)}")
         return self
 
     def form(self) -> Form:
-        parsed = Template.parse(self.template)
+        template = Template.parse(self.template)
         fields = (
             FormField(name=name, kind="line" if name == "question" else "text")
-            for name in parsed.names
+            for name in template.names
         )
-        return Form(parts=parsed.parts, fields=tuple(fields), separator=self.separator)
+        return Form(parts=template.parts, fields=tuple(fields), separator=self.separator)
 
 
 def read(options: Options) -> Iterator[Example]:
     template = Template.parse(options.template)
     truth = read_ground_truth(options.ground_truth) if options.ground_truth else {}
-    found: set[str] = set()
+    pmids: set[str] = set()
     for pmid, whole, where in _records(Path(options.path)):
-        found.add(pmid)
+        pmids.add(pmid)
         record, conclusion = _apart(whole)
         label = check_label(_text(record, "final_decision", where).strip().lower(), LABELS, where)
         if pmid in truth and truth[pmid] != label:
             raise DataError(
-                f"{where}: is answered {label!r}, and {truth[pmid]!r} in {options.ground_truth}"
+                f"{where}: the answer is {label!r}, and {truth[pmid]!r} in {options.ground_truth}"
             )
         if label not in options.labels:
             continue
@@ -110,9 +110,9 @@ def read(options: Options) -> Iterator[Example]:
             split,
             metadata,
             where,
-            response=_explained(conclusion, label, where) if options.explain else "",
+            response=_explanation(conclusion, label, where) if options.explain else "",
         )
-    if missing := sorted(truth.keys() - found):
+    if missing := sorted(truth.keys() - pmids):
         raise DataError(
             f"{options.path}: lacks {len(missing)} of the {len(truth)} ids of "
             f"{options.ground_truth}, {missing[0]!r} first"
@@ -120,40 +120,39 @@ def read(options: Options) -> Iterator[Example]:
 
 
 def read_ground_truth(path: str) -> dict[str, str]:
-    """The official scorer's file: an answer for every id."""
+    """Read the official scorer's file: an answer per id."""
     truth = _json(Path(path))
     if (
         not isinstance(truth, dict)
         or not truth
         or not all(answer in LABELS for answer in truth.values())
     ):
-        raise DataError(
-            f"{path}: must be a JSON object with one of {', '.join(LABELS)} for every id"
-        )
+        raise DataError(f"{path}: must be a JSON object with one of {', '.join(LABELS)} per id")
     return truth
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """As the official JSON, the text as the question: a text cannot be taken apart again."""
+    """Write the official JSON. The whole text becomes the question, since it cannot be split
+    again."""
     path = Path(options.path)
     refuse_existing(path)
-    written: dict[str, Any] = {}
+    records: dict[str, Any] = {}
     for example in examples:
         if len(example.labels) != 1 or example.labels[0] not in LABELS:
             raise DataError(
-                f"{example.where or example.id}: PubMedQA holds one of {', '.join(LABELS)} a row, "
-                f"found {example.labels}"
+                f"{example.where or example.id}: PubMedQA requires one of {', '.join(LABELS)} per "
+                f"row, found {example.labels}"
             )
-        if example.id in written:
+        if example.id in records:
             raise DataError(f"{example.where or example.id}: id {example.id!r} is used twice")
         year = {"YEAR": example.metadata["year"]} if "year" in example.metadata else {}
-        written[example.id] = {
+        records[example.id] = {
             "QUESTION": example.text,
             "CONTEXTS": [],
             **year,
             "final_decision": example.labels[0],
         }
-    publish(path, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+    publish(path, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
 
 
 def check(options: Options) -> list[str]:
@@ -162,7 +161,7 @@ def check(options: Options) -> list[str]:
         wrong.append(f"data.format.ground_truth: there is no file {options.ground_truth}")
     return wrong or first_problem(
         read(options),
-        f"{options.path}: has no row with one of the labels {', '.join(options.labels)}",
+        f"{options.path}: no row has one of the labels {', '.join(options.labels)}",
     )
 
 
@@ -172,8 +171,8 @@ def sniff(path: Path) -> Layout | None:
     options = Options(name="pubmedqa", path=str(path))
     labels = [label for example in read(options) for label in example.labels]
     note = (
-        "the question stands at the end, which a long text loses; the task choice has keep: end, "
-        "as in jobs/studies/pubmedqa.yaml"
+        "the question is at the end, which is cut from a long text; the task choice with "
+        "keep: end keeps it, as in jobs/studies/pubmedqa.yaml"
     )
     return Layout({"name": "pubmedqa", "path": str(path)}, {"label": labels}, (note,))
 
@@ -183,7 +182,7 @@ def _is_of_this_set(path: Path) -> bool:
         try:
             return is_pubmedqa(dict.fromkeys(pa.parquet.read_schema(str(path)).names))
         except (OSError, pa.ArrowException):
-            return False  # as its own format will say
+            return False  # the format `tables` reports the error
     if path.suffix in (".jsonl", ".ndjson"):
         return any(map(is_pubmedqa, json_rows(path) or ()))
     if path.suffix != ".json":
@@ -196,7 +195,7 @@ def _is_of_this_set(path: Path) -> bool:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Id, record with lower-case keys, and place of every row."""
+    """Yield id, record with lower-case keys, and place of every row."""
     if path.suffix == ".parquet":
         try:
             table = pa.parquet.read_table(str(path))
@@ -207,7 +206,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
         rows = ((f"{path}: row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
     elif path.suffix in (".jsonl", ".ndjson"):
         rows = (
-            (f"{path}:{number}", _parsed(line, f"{path}:{number}"))
+            (f"{path}:{number}", _parse(line, f"{path}:{number}"))
             for number, line in enumerate(lines(path), 1)
             if line.strip()
         )
@@ -215,45 +214,45 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
         whole = _json(path)
         if not isinstance(whole, dict):
             raise DataError(
-                f"{path}: must be a JSON object with a record for every PMID, found "
+                f"{path}: must be a JSON object with a record per PMID, found "
                 f"{type(whole).__name__}"
             )
         for pmid, record in whole.items():
-            yield pmid, _named(record, f"{path}: {pmid}"), f"{path}: {pmid}"
+            yield pmid, _lower_keys(record, f"{path}: {pmid}"), f"{path}: {pmid}"
         return
     for where, row in rows:
-        record = _named(row, where)
+        record = _lower_keys(row, where)
         if "pubid" not in record:
             raise DataError(f"{where}: has no pubid; {suggest('pubid', record)}")
         yield str(record["pubid"]), record, where
 
 
-def _named(record: Any, where: str) -> dict[str, Any]:
+def _lower_keys(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{where}: must be an object, found {type(record).__name__}")
     return {str(key).lower(): value for key, value in record.items()}
 
 
 def _apart(record: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """What a text may be made of, and the conclusion."""
+    """Return the record without its conclusion, and the conclusion."""
     return {key: value for key, value in record.items() if key != _CONCLUSION}, record.get(
         _CONCLUSION
     )
 
 
-def _explained(conclusion: Any, label: str, where: str) -> str:
+def _explanation(conclusion: Any, label: str, where: str) -> str:
     if not isinstance(conclusion, str) or not conclusion.strip():
-        raise DataError(f"{where}: has no LONG_ANSWER, which explain true makes the answer")
+        raise DataError(f"{where}: has no LONG_ANSWER, which explain true requires as the answer")
     return f"{' '.join(conclusion.split())}\n\nDecision: {label}"
 
 
 def _contexts(record: Mapping[str, Any], where: str) -> list[str]:
-    """A list of paragraphs, which the Hub's layout has one level deeper."""
-    held = record.get("contexts", record.get("context"))
-    held = held.get("contexts") if isinstance(held, dict) else held
-    if not isinstance(held, list) or not all(isinstance(part, str) for part in held):
+    """Return the list of paragraphs, which is one level deeper in the Hub's layout."""
+    contexts = record.get("contexts", record.get("context"))
+    contexts = contexts.get("contexts") if isinstance(contexts, dict) else contexts
+    if not isinstance(contexts, list) or not all(isinstance(part, str) for part in contexts):
         raise DataError(f"{where}: CONTEXTS must be a list of texts")
-    return held
+    return contexts
 
 
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:
@@ -266,10 +265,10 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _json(path: Path) -> Any:
-    return _parsed("".join(lines(path, _MOST_BYTES)), str(path))
+    return _parse("".join(lines(path, _MAX_BYTES)), str(path))
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as err:

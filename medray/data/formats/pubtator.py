@@ -1,8 +1,8 @@
-"""PubTator's plain text, as BC5CDR and the NCBI disease corpus come: `id|t|title`, `id|a|abstract`,
-then a tab-separated line a mention.
+"""PubTator's plain text, the format of BC5CDR and the NCBI disease corpus: `id|t|title`,
+`id|a|abstract`, then a line per mention with tabs between its fields.
 
-Offsets count characters of title, a blank and abstract. Relations between concepts (BC5CDR's CID
-lines) are passed over."""
+Offsets count characters of title, a blank and abstract. Lines of relations between concepts (CID in
+BC5CDR) are skipped."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,11 +40,11 @@ def read(options: Options) -> Iterator[Example]:
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """The whole text as the title: where a title ends in a text is not known. Sides and metadata
-    have no place in this layout."""
+    """Write the whole text as the title, since the end of the title is not known. The layout has no
+    field for sides and metadata, which are lost."""
     path = Path(options.path)
     refuse_existing(path)
-    written = []
+    documents = []
     for example in examples:
         where = example.where or example.id
         check_only_mentions(example)
@@ -54,17 +54,17 @@ def write(examples: Iterable[Example], options: Options) -> None:
                 "break"
             )
         if len(example.text.splitlines()) > 1:
-            raise DataError(f"{where}: the text has line breaks, and this layout has a line for it")
-        said = [
-            f"{example.id}\t{found.start}\t{found.end}\t{found.text}\t{found.kind}\n"
-            for found in example.mentions
+            raise DataError(f"{where}: the text has line breaks, which this layout cannot hold")
+        annotations = [
+            f"{example.id}\t{mention.start}\t{mention.end}\t{mention.text}\t{mention.kind}\n"
+            for mention in example.mentions
         ]
-        if any("\t" in found.text + found.kind for found in example.mentions):
+        if any("\t" in mention.text + mention.kind for mention in example.mentions):
             raise DataError(
                 f"{where}: a mention holds a tab, which separates the fields of this layout"
             )
-        written.append(f"{example.id}|t|{example.text}\n{example.id}|a|\n{''.join(said)}")
-    publish(path, "\n".join(written))
+        documents.append(f"{example.id}|t|{example.text}\n{example.id}|a|\n{''.join(annotations)}")
+    publish(path, "\n".join(documents))
 
 
 def check(options: Options) -> list[str]:
@@ -84,7 +84,7 @@ def sniff(path: Path) -> Layout | None:
 
 
 def _blocks(path: Path) -> Iterator[list[tuple[str, str]]]:
-    """Lines with their places, by document."""
+    """Yield the lines of each document with their places."""
     block: list[tuple[str, str]] = []
     for number, line in enumerate(lines(path), 1):
         if line.strip():
@@ -104,11 +104,11 @@ def _example(block: list[tuple[str, str]], options: Options) -> Example:
     abstract_id, abstract = _part(block[1][1], "a", block[1][0])
     if abstract_id != row_id:
         raise DataError(
-            f"{block[1][0]}: abstract of another document below the title of {row_id!r}"
+            f"{block[1][0]}: the abstract below the title of {row_id!r} is of another document"
         )
     text = f"{title} {abstract}" if abstract else title
-    found = [_mention(line, row_id, text, place) for place, line in block[2:]]
-    mentions = options.select(mention for mention in found if mention)
+    annotations = [_mention(line, row_id, text, place) for place, line in block[2:]]
+    mentions = options.select(mention for mention in annotations if mention)
     labels = tuple(check_label(kind, options.labels, where) for kind in kinds_of(mentions))
     return Example(row_id, text, labels, None, {}, where, mentions=mentions)
 
@@ -125,17 +125,17 @@ def _mention(line: str, row_id: str, text: str, where: str) -> Mention | None:
     fields = line.split("\t")
     if fields[0].strip() != row_id:
         raise DataError(
-            f"{where}: annotation of another document among those of {row_id!r}; an empty line "
-            "separates documents"
+            f"{where}: this annotation among those of {row_id!r} is of another document; put an "
+            "empty line between documents"
         )
     if len(fields) == 4 and not fields[1].strip().isdecimal():
         return None  # a relation: its name and two concepts
     if len(fields) < _NUM_FIELDS:
         raise DataError(
-            f"{where}: {len(fields)} fields separated by tabs; a mention has id, start, end, text "
+            f"{where}: has {len(fields)} fields between tabs; a mention needs id, start, end, text "
             "and kind"
         )
-    _, start, end, said, kind = (field.strip() for field in fields[:_NUM_FIELDS])
+    _, start, end, annotation, kind = (field.strip() for field in fields[:_NUM_FIELDS])
     if not all(number.isdecimal() and len(number) < 10 for number in (start, end)):
         raise DataError(f"{where}: start and end must be whole numbers")
-    return mention_at(text, int(start), int(end), kind, where, said)
+    return mention_at(text, int(start), int(end), kind, where, annotation)

@@ -1,9 +1,9 @@
-"""A folder per class, a file per abstract: `<ID:…>`, then `Key: value` lines such as `Title:` and
-`Abstract:`.
+"""A folder per class and a file per abstract: `<ID:…>`, then `Key: value` lines such as `Title:`
+and `Abstract:`.
 
-A value may run over lines. Once every key of the text was seen, what follows belongs to the last
-one, since abstracts have lines of their own such as "Methods: …"; keys that open a value wherever
-they stand are named in `keys`."""
+A value may span lines. After the last key of the text all lines belong to its value, since
+abstracts have lines such as "Methods: …". The option `keys` names keys that begin a value
+anywhere."""
 
 import logging
 import re
@@ -40,13 +40,13 @@ class Options(FormatOptions):
     text: tuple[str, ...] = Field(
         ("Title", "Abstract"),
         min_length=1,
-        description="keys that make the text; the others are metadata",
+        description="keys that make the text; other keys are metadata",
     )
     keys: tuple[str, ...] = Field(
-        ("Title", "Abstract"), description="keys that open a value even after the text"
+        ("Title", "Abstract"), description="keys that begin a value even after the text"
     )
     encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field(
-        "utf-8", description="such as cp1252 or utf-16"
+        "utf-8", description="encoding, such as cp1252 or utf-16"
     )
 
 
@@ -67,8 +67,8 @@ def write(examples: Iterable[Example], options: Options) -> None:
     root = Path(options.path)
     if len(options.text) != 1:
         raise DataError(
-            f"{root}: a text is written under one key; give text=[Abstract] instead of "
-            f"{', '.join(options.text)}"
+            f"{root}: the text must be under one key, not {', '.join(options.text)}; give "
+            "text=[Abstract]"
         )
     refuse_existing(root)
     with storage.new_folder(root) as filling:
@@ -76,14 +76,13 @@ def write(examples: Iterable[Example], options: Options) -> None:
             where = example.where or example.id
             if len(example.labels) != 1:
                 raise DataError(
-                    f"{where}: has {len(example.labels)} labels; a folder per class holds exactly "
-                    "one"
+                    f"{where}: has {len(example.labels)} labels; this format requires exactly one"
                 )
             for what, name in (("id", example.id), ("label", example.labels[0])):
                 if not _SAFE_NAME.fullmatch(name):
                     raise DataError(
-                        f"{where}: {what} {name!r} cannot be a file name; letters, digits, "
-                        "blanks, '.', '_' and '-' can"
+                        f"{where}: {what} {name!r} cannot be a file name; use letters, digits, "
+                        "blanks, '.', '_' and '-'"
                     )
             path = filling / example.labels[0] / f"{example.id}.txt"
             path.parent.mkdir(exist_ok=True)
@@ -95,12 +94,12 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 
 def check(options: Options) -> list[str]:
-    return first_problem(read(options), f"{options.path}: its class folders hold no .txt file")
+    return first_problem(read(options), f"{options.path}: the class folders have no .txt file")
 
 
 def sniff(path: Path, encoding: str | None = None) -> Layout | None:
-    """Only the keys that every file has, or nearly every one if they are known: the others may be
-    lines of a text."""
+    """Recognize class folders. Keys are those of every file, or known names in nearly every file:
+    other lines may belong to a text."""
     if not path.is_dir() or not any(
         folder.is_dir() and _texts(folder) for folder in path.iterdir()
     ):
@@ -116,7 +115,7 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
         }
         for file in files
     ]
-    counts = Counter(name for found in values for name in found)
+    counts = Counter(name for keys_of_file in values for name in keys_of_file)
     least = {name: 0.9 if dialect.has_known_name([name]) else 1.0 for name in counts}
     names = [name for name, count in counts.items() if count >= least[name] * len(values)]
     raw: dict[str, Any] = {"name": "raw_abstracts", "path": str(path)}
@@ -124,11 +123,12 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
     if encoding != "utf-8":
         raw["encoding"] = encoding
         notes.append(
-            f"the files are no UTF-8 and are read as {encoding}: see that letters beyond a to z "
-            "are right"
+            f"the files are not UTF-8 and are read as {encoding}: check letters beyond a to z"
         )
     return Layout(
-        raw, {name: [found.get(name) for found in values] for name in names}, tuple(notes)
+        raw,
+        {name: [keys_of_file.get(name) for keys_of_file in values] for name in names},
+        tuple(notes),
     )
 
 
@@ -136,12 +136,12 @@ def _render(example: Example, text_key: str, where: str) -> str:
     for key in example.metadata:
         if key in ("Split", text_key):
             raise DataError(
-                f"{where}: metadata {key!r} has the name of another key; name that one otherwise"
+                f"{where}: metadata {key!r} has the name of another key; rename the metadata"
             )
         if not _NAME.fullmatch(key):
             raise DataError(
-                f"{where}: {key!r} cannot be a key; it must start with a letter and hold letters, "
-                "digits, blanks, '_' and '-'"
+                f"{where}: {key!r} cannot be a key; it must start with a letter and hold only "
+                "letters, digits, blanks, '_' and '-'"
             )
     parts = {
         **({"Split": example.split} if example.split else {}),
@@ -154,10 +154,10 @@ def _render(example: Example, text_key: str, where: str) -> str:
 
 
 def _class_folders(root: Path) -> dict[Path, list[Path]]:
-    """The files of each class, those in folders below its own as well."""
+    """Return the files per class folder, those in its subfolders included."""
     if not root.is_dir():
         raise DataError(
-            f"{root}: there is no such folder; raw_abstracts reads a folder with one folder per "
+            f"{root}: there is no such folder; raw_abstracts needs one that holds a folder per "
             "class"
         )
     folders = sorted(
@@ -168,7 +168,7 @@ def _class_folders(root: Path) -> dict[Path, list[Path]]:
             f"{root}: needs a folder per class, at least two; found "
             f"{', '.join(folder.name for folder in folders) or 'none'}"
         )
-    found = {}
+    files_of = {}
     for folder in folders:
         if not _texts(folder):
             inner = next(
@@ -176,13 +176,13 @@ def _class_folders(root: Path) -> dict[Path, list[Path]]:
                 None,
             )
             hint = (
-                f"; its folder {inner} has some: move them up if they are of this class"
+                f"; its folder {inner} has some, move them up if they are of this class"
                 if inner
                 else ""
             )
-            raise DataError(f"{folder}: a class folder without a .txt file{hint}")
-        found[folder] = [file for file in _visible(folder) if file.suffix.lower() == ".txt"]
-    return found
+            raise DataError(f"{folder}: this class folder has no .txt file{hint}")
+        files_of[folder] = [file for file in _visible(folder) if file.suffix.lower() == ".txt"]
+    return files_of
 
 
 def _texts(folder: Path) -> list[Path]:
@@ -192,7 +192,7 @@ def _texts(folder: Path) -> list[Path]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Files below a folder, but for hidden ones."""
+    """Return the files below a folder that are not hidden."""
     below = sorted(folder.rglob("*"))
     return [
         file
@@ -203,50 +203,50 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _others(root: Path, folders: dict[Path, list[Path]]) -> list[str]:
-    """What stands beside the texts and is not read."""
+    """Return the files besides the texts, which are not read."""
     read = {file for paths in folders.values() for file in paths}
     return [str(file.relative_to(root)) for file in _visible(root) if file not in read]
 
 
 def _left_out(others: Sequence[str]) -> str:
     return (
-        f"{len(others)} file(s) are not read, since only .txt files in class folders are; the "
-        f"first is {others[0]}"
+        f"{len(others)} file(s) are not read, because they are not .txt files in class folders; "
+        f"the first is {others[0]}"
     )
 
 
 def parse(content: Iterable[str], path: str, label: str, options: Options) -> Example:
-    """One file, from its lines."""
-    numbered = enumerate(content, 1)
-    _, first = next(numbered, (1, ""))
+    """Parse a file from its lines."""
+    lines_left = enumerate(content, 1)
+    _, first = next(lines_left, (1, ""))
     identifier = _ID.fullmatch(first.strip())
     row_id = identifier.group(1).strip() if identifier else ""
     if not row_id:
         raise DataError(f"{path}:1: the first line must be <ID:…>")
     values: dict[str, list[str]] = {}
-    for number, line in numbered:
+    for number, line in lines_left:
         match = _KEY.fullmatch(line.strip())
         if match and (
             match.group(1) in options.text + options.keys or not values.keys() >= set(options.text)
         ):
             if match.group(1) in values:
-                raise DataError(f"{path}:{number}: the key of this line stands twice in this file")
+                raise DataError(f"{path}:{number}: the key of this line occurs twice in this file")
             values[match.group(1)] = [(match.group(2) or "").strip()]
         elif line.strip():
             if not values:
                 raise DataError(f"{path}:{number}: expected `Key: value`")
             values[next(reversed(values))].append(line.strip())
-    joined = {name: " ".join(filter(None, parts)) for name, parts in values.items()}
+    texts = {name: " ".join(filter(None, parts)) for name, parts in values.items()}
     for name in options.text:
-        if name not in joined:
+        if name not in texts:
             raise DataError(
                 f"{path}:1: has no key {name!r} (data.format.text) among its "
-                f"{len(joined)}{nearest(name, joined)}"
+                f"{len(texts)}{nearest(name, texts)}"
             )
     metadata = {
         name: value
-        for name, value in joined.items()
+        for name, value in texts.items()
         if value and name not in options.text and name != "Split"
     }
-    text = " ".join(filter(None, (joined[name] for name in options.text)))
-    return Example(row_id, text, (label,), joined.get("Split") or None, metadata, f"{path}:1")
+    text = " ".join(filter(None, (texts[name] for name in options.text)))
+    return Example(row_id, text, (label,), texts.get("Split") or None, metadata, f"{path}:1")

@@ -1,8 +1,8 @@
-"""Annotated texts: one JSON object a line with a text and its mentions, `{"start": 3, "end": 9,
-"kind": "Disease", "text": "asthma"}`.
+"""Annotated texts: a JSON object per line with a text and its mentions, such as `{"start": 3,
+"end": 9, "kind": "Disease", "text": "asthma"}`.
 
-Offsets count characters of the text as it stands. A mention's `kind` and `text` may be left out;
-where its text is given it must be what stands there."""
+Offsets count characters. The `kind` and the `text` of a mention are optional; a `text` must equal
+the text at the offsets."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,13 +44,13 @@ class Options(MentionOptions):
     text: str = Field("text", description="field of the text")
     mentions: str = Field(
         "mentions",
-        description="field of the list of mentions; a row without it, or with null, is an error",
+        description="field of the list of mentions; a row must have it, and null is an error",
     )
-    id: str | None = Field(
-        None, description="field of the row's id; the line's number where not given"
-    )
+    id: str | None = Field(None, description="field of the row's id; without it, the line's number")
     split: str | None = Field(None, description="field that says train, validation or test")
-    default_kind: str = Field("Disease", min_length=1, description="kind of mentions that say none")
+    default_kind: str = Field(
+        "Disease", min_length=1, description="kind of mentions that do not give one"
+    )
 
 
 def read(options: Options) -> Iterator[Example]:
@@ -62,20 +62,20 @@ def read(options: Options) -> Iterator[Example]:
 def write(examples: Iterable[Example], options: Options) -> None:
     path = Path(options.path)
     refuse_existing(path)
-    written = []
+    lines = []
     for example in examples:
         check_only_mentions(example)
         mentions = [
-            {"start": found.start, "end": found.end, "kind": found.kind, "text": found.text}
-            for found in example.mentions
+            {"start": mention.start, "end": mention.end, "kind": mention.kind, "text": mention.text}
+            for mention in example.mentions
         ]
         row: dict[str, Any] = {
             options.id or "id": example.id,
             options.text: example.text,
             options.mentions: mentions,
         }
-        written.append(json_line(row, example, options.split))
-    publish(path, "".join(written))
+        lines.append(json_line(row, example, options.split))
+    publish(path, "".join(lines))
 
 
 def check(options: Options) -> list[str]:
@@ -91,8 +91,8 @@ def sniff(path: Path) -> Layout | None:
     field = next((name for name in _FIELDS if all(name in row for row in rows)), None)
     if field is None:
         raise DataError(
-            f"{path}: holds mentions, and no field of every row is one of {', '.join(_FIELDS)}; "
-            "name it as data.format.mentions"
+            f"{path}: holds mentions, but every row must have one field of {', '.join(_FIELDS)}; "
+            "or name the field with data.format.mentions"
         )
     columns = {name: values for name, values in columns_of(rows, path).items() if name != field}
     raw = {"name": "spans", "path": str(path), "text": _text_field(rows, field, columns, path)}
@@ -102,7 +102,7 @@ def sniff(path: Path) -> Layout | None:
 def _text_field(
     rows: Sequence[dict[str, Any]], field: str, names: Iterable[str], path: Path
 ) -> str:
-    """The one whose texts the mentions lie in."""
+    """Return the field whose texts hold the mentions."""
 
     def holds(name: str, row: dict[str, Any]) -> bool:
         options = Options(name="spans", path=str(path), text=name, mentions=field)
@@ -117,7 +117,7 @@ def _text_field(
     )
     fitting = [name for name in candidates if all(holds(name, row) for row in rows)]
     if not fitting and candidates:
-        for number, row in enumerate(rows, 1):  # it raises what is wrong
+        for number, row in enumerate(rows, 1):  # raises the first mistake
             _example(
                 row,
                 number,
@@ -125,27 +125,27 @@ def _text_field(
                 f"{path}:{number}",
             )
     if not fitting:
-        raise DataError(f"{path}: holds mentions, and no field is a text in every row")
+        raise DataError(f"{path}: holds mentions, but no field is a text in every row")
     return fitting[0]
 
 
 def _example(row: dict[str, Any], number: int, options: Options, where: str) -> Example:
-    wanted = {
+    own_fields = {
         "text": options.text,
         "mentions": options.mentions,
         **({"id": options.id} if options.id else {}),
     }
-    if wrong := missing_columns(where, wanted, list(row)):
+    if wrong := missing_columns(where, own_fields, list(row)):
         raise DataError("; ".join(wrong))
-    text, listed = row[options.text], row[options.mentions]
+    text, items = row[options.text], row[options.mentions]
     if not isinstance(text, str):
         raise DataError(f"{where}: {options.text!r} must be text, found {type(text).__name__}")
-    if not isinstance(listed, list):
+    if not isinstance(items, list):
         raise DataError(
             f"{where}: {options.mentions!r} must be a list of mentions, found "
-            f"{type(listed).__name__}"
+            f"{type(items).__name__}"
         )
-    mentions = options.select(_mention(found, text, options, where) for found in listed)
+    mentions = options.select(_mention(item, text, options, where) for item in items)
     labels = tuple(check_label(kind, options.labels, where) for kind in kinds_of(mentions))
     split = row.get(options.split) if options.split else None
     if not isinstance(split, str | None):
@@ -155,26 +155,26 @@ def _example(row: dict[str, Any], number: int, options: Options, where: str) -> 
         if options.id
         else str(number)
     )
-    used = {*wanted.values(), options.split}
+    names_in_use = {*own_fields.values(), options.split}
     metadata = {
         key: as_text(value)
         for key, value in row.items()
-        if key not in used and value not in (None, "")
+        if key not in names_in_use and value not in (None, "")
     }
     return Example(row_id, text, labels, split, metadata, where, mentions=mentions)
 
 
-def _mention(found: Any, text: str, options: Options, where: str) -> Mention:
-    if not isinstance(found, dict):
+def _mention(item: Any, text: str, options: Options, where: str) -> Mention:
+    if not isinstance(item, dict):
         raise DataError(
-            f"{where}: a mention must be an object with start and end, found {type(found).__name__}"
+            f"{where}: a mention must be an object with start and end, found {type(item).__name__}"
         )
-    for key in found:
+    for key in item:
         if key not in _KEYS:
             raise DataError(f"{where}: a mention has the field {key!r:.60}; {suggest(key, _KEYS)}")
-    if missing := [key for key in ("start", "end") if key not in found]:
+    if missing := [key for key in ("start", "end") if key not in item]:
         raise DataError(f"{where}: a mention has no {' and no '.join(missing)}")
-    kind, said = found.get("kind") or options.default_kind, found.get("text")
-    if not isinstance(kind, str) or not isinstance(said, str | None):
-        raise DataError(f"{where}: kind and text of a mention must be text")
-    return mention_at(text, found["start"], found["end"], kind.strip(), where, said)
+    kind, annotation = item.get("kind") or options.default_kind, item.get("text")
+    if not isinstance(kind, str) or not isinstance(annotation, str | None):
+        raise DataError(f"{where}: the kind and the text of a mention must be text")
+    return mention_at(text, item["start"], item["end"], kind.strip(), where, annotation)

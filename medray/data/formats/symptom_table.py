@@ -1,5 +1,5 @@
-"""A disease a row and its symptoms in columns beside it: `Disease, Symptom_1 … Symptom_n`. Each
-different pair is one example."""
+"""Tables with a disease per row and its symptoms in further columns: `Disease, Symptom_1 …
+Symptom_n`. Rows with the same disease and symptoms are read once."""
 
 import csv
 import io
@@ -28,24 +28,24 @@ from medray.text.template import Template
 from medray.types import Example
 
 _SYMPTOMS = "symptoms"
-_NUMBERED = re.compile(r"(.*?symptom)s?[\W_]*\d+", re.IGNORECASE)
-_LOOKED_AT = 200  # rows that tell whether a blank header is of such a table
+_SYMPTOM_COLUMN = re.compile(r"(.*?symptom)s?[\W_]*\d+", re.IGNORECASE)
+_SAMPLE_ROWS = 200  # read to decide whether a table with a blank header has this layout
 
 
 class Options(FormatOptions):
     name: Literal["symptom_table"]
     label: str = Field(
-        "Disease", description="column of the disease; the first one where the header line is blank"
+        "Disease", description="column of the disease; the first column if the header is blank"
     )
     symptom: str = Field(
-        "Symptom", min_length=1, description="what the names of the symptoms' columns begin with"
+        "Symptom", min_length=1, description="first part of the names of the symptoms' columns"
     )
     template: str = Field(
         "Patient presents with: {symptoms}", description="the text, from {symptoms}"
     )
     separator: str = Field("; ", min_length=1, description="between symptoms in the text")
     encoding: Annotated[str, AfterValidator(dialect.check_encoding)] = Field(
-        "utf-8", description="such as cp1252 or utf-16"
+        "utf-8", description="encoding, such as cp1252 or utf-16"
     )
 
     @model_validator(mode="after")
@@ -60,14 +60,14 @@ class Options(FormatOptions):
         )
 
     def terms(self, example: Example) -> tuple[str, ...]:
-        joined = example.metadata.get(_SYMPTOMS)
-        return tuple(joined.split(self.separator)) if joined else ()
+        terms = example.metadata.get(_SYMPTOMS)
+        return tuple(terms.split(self.separator)) if terms else ()
 
 
 def read(options: Options) -> Iterator[Example]:
     path = Path(options.path)
     rows = csv_rows(path, ",", options.encoding)
-    template, seen = Template.parse(options.template), set()
+    template, pairs = Template.parse(options.template), set()
     header = next(rows, CsvRow(1, 0, [])).values
     disease, places = _columns(header, options)
     for number, row in enumerate(rows, 1):
@@ -80,13 +80,13 @@ def read(options: Options) -> Iterator[Example]:
             )
         label = check_label(_clean(values[disease]), options.labels, where)
         symptoms = tuple(dict.fromkeys(filter(None, (_clean(values[place]) for place in places))))
-        if (label, frozenset(symptoms)) in seen:
+        if (label, frozenset(symptoms)) in pairs:
             continue
-        seen.add((label, frozenset(symptoms)))
-        joined = options.separator.join(symptoms)
-        text = template.render({_SYMPTOMS: joined}) if symptoms else ""
+        pairs.add((label, frozenset(symptoms)))
+        terms = options.separator.join(symptoms)
+        text = template.render({_SYMPTOMS: terms}) if symptoms else ""
         yield Example(
-            str(number), text, (label,), None, {_SYMPTOMS: joined} if symptoms else {}, where
+            str(number), text, (label,), None, {_SYMPTOMS: terms} if symptoms else {}, where
         )
 
 
@@ -98,7 +98,7 @@ def write(examples: Iterable[Example], options: Options) -> None:
         where = example.where or example.id
         if _SYMPTOMS not in example.metadata or len(example.labels) != 1:
             raise DataError(
-                f"{where}: a row of a symptom table needs one label and the metadata {_SYMPTOMS!r}"
+                f"{where}: needs exactly one label and the metadata {_SYMPTOMS!r} in this format"
             )
         rows.append((example.labels[0], example.metadata[_SYMPTOMS].split(options.separator)))
     most = max((len(symptoms) for _, symptoms in rows), default=0)
@@ -122,32 +122,32 @@ def sniff(path: Path, encoding: str | None = None) -> Layout | None:
     if not path.is_file() or path.suffix.lower() != ".csv":
         return None
     encoding = encoding or guess_encoding(path)
-    top = list(islice(csv_rows(path, ",", encoding), _LOOKED_AT))
-    chosen = symptom_options(top[0].values, [row.values for row in top[1:]]) if top else None
-    if chosen is None:
+    top = list(islice(csv_rows(path, ",", encoding), _SAMPLE_ROWS))
+    own_options = symptom_options(top[0].values, [row.values for row in top[1:]]) if top else None
+    if own_options is None:
         return None
     raw = {
         "name": "symptom_table",
         "path": str(path),
-        **chosen,
+        **own_options,
         **({"encoding": encoding} if encoding != "utf-8" else {}),
     }
-    found = [example.labels[0] for example in read(Options.model_validate(raw))]
+    labels = [example.labels[0] for example in read(Options.model_validate(raw))]
     note = (
-        "rows of one disease share most of their words, so that only equal texts are duplicates "
+        "rows of one disease share most words, so only equal texts count as duplicates "
         "(data.near_duplicate)"
     )
     return Layout(
         {"label": Options.model_fields["label"].default, **raw},
-        {"label": found},
+        {"label": labels},
         (note,),
         {"near_duplicate": 1.0},
     )
 
 
 def symptom_options(header: Sequence[str], below: Sequence[Sequence[str]]) -> dict[str, Any] | None:
-    """Options for a table whose columns are a disease and numbered symptoms, or whose header is
-    blank and looks like one below."""
+    """Return options if the columns are a disease and numbered symptoms, or if the header is blank
+    and the rows look so; else None."""
     names = [name.strip() for name in header]
     if len(names) >= 3 and not any(names):
         diseases = [row[0].strip() for row in below if len(row) == len(names)]
@@ -156,7 +156,7 @@ def symptom_options(header: Sequence[str], below: Sequence[Sequence[str]]) -> di
             if len(diseases) >= 4 and all(diseases) and len(set(diseases)) <= len(diseases) / 2
             else None
         )
-    prefixes = [match.group(1) for name in names if (match := _NUMBERED.fullmatch(name))]
+    prefixes = [match.group(1) for name in names if (match := _SYMPTOM_COLUMN.fullmatch(name))]
     diseases = [name for name in names if dialect.spelling(name) in dialect.LABEL_NAMES]
     if len(prefixes) < 2 or len(set(prefixes)) > 1 or len(diseases) != 1:
         return None
@@ -164,8 +164,8 @@ def symptom_options(header: Sequence[str], below: Sequence[Sequence[str]]) -> di
 
 
 def _columns(header: list[str], options: Options) -> tuple[int, list[int]]:
-    """Places of the disease and of the symptoms. Copies whose header was emptied go by place: the
-    disease is first."""
+    """Return the positions of the disease and of the symptoms. In a table with a blank header the
+    disease is the first column."""
     names = [name.strip() for name in header]
     if len(names) > 1 and not any(names):
         return 0, list(range(1, len(names)))
@@ -182,12 +182,12 @@ def _columns(header: list[str], options: Options) -> tuple[int, list[int]]:
     ]
     if not places:
         raise DataError(
-            f"{where}: no column begins with {options.symptom!r} (data.format.symptom); found "
-            f"{', '.join(names)}"
+            f"{where}: no column begins with {options.symptom!r} (data.format.symptom); the "
+            f"columns are {', '.join(names)}"
         )
     return names.index(options.label), places
 
 
 def _clean(value: str) -> str:
-    """The public table has `skin_rash`, ` chills` and `dischromic _patches`."""
+    """Return a clean name: the public table has `skin_rash`, ` chills`, `dischromic _patches`."""
     return " ".join(value.replace("_", " ").split())

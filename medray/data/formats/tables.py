@@ -1,8 +1,8 @@
-"""Parquet and Arrow tables: a file, a folder of them, or what `datasets` saved; read in batches,
-never whole.
+"""Parquet and Arrow tables: a file, a folder of files, or what `datasets` saved. They are read in
+batches.
 
 Labels that `datasets` stores as numbers get their names back. The split of a row is a column, or
-the name of its file or folder."""
+the name of the row's file or folder."""
 
 import json
 import re
@@ -26,8 +26,8 @@ from medray.types import Example
 
 _ENDINGS = (".parquet", ".arrow")
 BATCH = 1024
-# rows that become texts together: one of many megabytes may stand in each and be kept once in the
-# file
+# Rows converted at a time. A file may store a text of many megabytes once for many rows, and each
+# row becomes a copy.
 _TEXTS = 64
 TableRow = dict[str, Any]
 
@@ -37,14 +37,12 @@ class Options(ColumnOptions):
     label: str | None = Field(
         "label", description="column of the label, or of a list of labels; null for unlabelled rows"
     )
-    id: str | None = Field(
-        None, description="column of the row's id; the row's number where not given"
-    )
+    id: str | None = Field(None, description="column of the row's id; without it, the row's number")
     split: str | None = Field(
         None,
         description=(
-            "column that says train, validation or test; where not given, names of files and "
-            "folders may"
+            "column that says train, validation or test; without it, names of files and folders "
+            "count"
         ),
     )
 
@@ -52,14 +50,14 @@ class Options(ColumnOptions):
 def read(options: Options) -> Iterator[Example]:
     number = 0
     for path, side in _files(Path(options.path)):
-        used = with_split(options, side)
+        own_options = with_split(options, side)
         for place, row in enumerate(_rows(path), 1):
             number += 1
-            yield example(row, number, used, side, f"{path}:{place}")
+            yield example(row, number, own_options, side, f"{path}:{place}")
 
 
 def with_split(options: Options, side: str | None) -> Options:
-    """For rows whose file says their side, unless a column does."""
+    """Return options for rows whose side comes from the file's name, unless a column gives it."""
     return (
         options if side is None or options.split else options.model_copy(update={"split": _SPLIT})
     )
@@ -72,31 +70,31 @@ def example(row: TableRow, number: int, options: Options, side: str | None, wher
 
 
 def write(examples: Iterable[Example], options: Options) -> None:
-    """Ids, labels and sides get a column even where the options name none, so that nothing is
-    lost."""
+    """Write a table. Ids, labels and sides get a column even if the options name none, so that
+    nothing is lost."""
     path = Path(options.path)
     refuse_existing(path)
     if path.suffix.lower() not in _ENDINGS:
         raise DataError(
-            f"{path}: a table is written to a file that ends with {' or '.join(_ENDINGS)}"
+            f"{path}: the ending is unknown; give a path that ends with {' or '.join(_ENDINGS)}"
         )
     rows, field = list(examples), options.output_column()
     several = any(len(example.labels) != 1 for example in rows)
-    written = []
+    records = []
     for example in rows:
         row: TableRow = {options.id or "id": example.id, field: example.text}
         if options.label or any(other.labels for other in rows):
             row[options.label or "label"] = list(example.labels) if several else example.labels[0]
         if any(other.split for other in rows):
             row[options.split or "split"] = example.split
-        if taken := sorted(row.keys() & example.metadata.keys()):
+        if repeated_names := sorted(row.keys() & example.metadata.keys()):
             raise DataError(
-                f"{example.where or example.id}: metadata {taken[0]!r} has the name of another "
-                "column; name that one otherwise"
+                f"{example.where or example.id}: metadata {repeated_names[0]!r} has the name of "
+                "another column; rename the metadata"
             )
-        written.append(row | dict(example.metadata))
-    names = dict.fromkeys(name for row in written for name in row)
-    table = pa.table({name: [row.get(name) for row in written] for name in names})
+        records.append(row | dict(example.metadata))
+    names = dict.fromkeys(name for row in records for name in row)
+    table = pa.table({name: [row.get(name) for row in records] for name in names})
     sink = pa.BufferOutputStream()
     if path.suffix.lower() == ".parquet":
         pq.write_table(table, sink)
@@ -122,40 +120,41 @@ def sniff(path: Path) -> Layout | None:
     )
 
 
-_SPLIT = "\0split"  # no column has this name
+_SPLIT = "\0split"  # a column for the side, whose name no table has
 
 
 def _files(path: Path) -> list[tuple[Path, str | None]]:
-    """Tables in order, each with the side that its name or folder says."""
+    """Return the tables in order, each with the side that its name or folder gives."""
     if path.is_file():
         return [(path, None)]
-    found = _below(path)
-    if not found:
-        kind = "holds no table" if path.is_dir() else "there is no such file or folder"
+    files = _below(path)
+    if not files:
+        kind = "the folder has no table" if path.is_dir() else "there is no such file or folder"
         raise DataError(
-            f"{path}: {kind}; allowed: a file that ends with {' or '.join(_ENDINGS)}, or a folder "
-            "with some"
+            f"{path}: {kind}; give a file that ends with {' or '.join(_ENDINGS)}, or a folder of "
+            "such files"
         )
-    sides = [_side(file.relative_to(path)) for file in found]
-    return list(zip(found, sides if all(sides) else [None] * len(found), strict=True))
+    sides = [_side(file.relative_to(path)) for file in files]
+    return list(zip(files, sides if all(sides) else [None] * len(files), strict=True))
 
 
 def _below(path: Path) -> list[Path]:
-    """Without what `datasets` caches beside its tables."""
-    held = sorted(
+    """Return the tables in a folder, without the caches of `datasets`."""
+    files = sorted(
         file
         for file in path.rglob("*")
         if file.suffix.lower() in _ENDINGS and not file.name.startswith((".", "_", "cache-"))
     )
     return [
         file
-        for file in held
+        for file in files
         if not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
 
 
 def _side(file: Path) -> str | None:
-    """`train-00000-of-00002.parquet`, `validation/data-00000-of-00001.arrow`."""
+    """Return the side in a path such as `train-00000-of-00002.parquet` or `validation/data.arrow`,
+    or None."""
     words = [re.split(r"[-_.]", part.lower())[0] for part in reversed(file.parts)]
     return next((word for word in words if word in GIVEN_NAMES), None)
 
@@ -166,13 +165,13 @@ def _rows(path: Path) -> Iterator[TableRow]:
 
 
 def rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], where: str) -> Iterator[TableRow]:
-    """With the names of classes that the schema tells."""
+    """Yield rows, with the names of classes from the schema instead of their numbers."""
     names = _class_names(schema)
     for batch in batches:
         parts = (batch.slice(start, _TEXTS) for start in range(0, batch.num_rows, _TEXTS))
         for row in chain.from_iterable(part.to_pylist() for part in parts):
             yield {
-                name: _named(value, names[name], where) if name in names else _plain(value)
+                name: _class_name(value, names[name], where) if name in names else _plain(value)
                 for name, value in row.items()
             }
 
@@ -197,7 +196,7 @@ def _batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Of columns that `datasets` stores as numbers of classes."""
+    """Return the names of classes for each column that `datasets` stores as numbers."""
     features = (
         json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         .get("info", {})
@@ -214,18 +213,20 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     }
 
 
-def _named(value: Any, names: list[str], where: str) -> Any:
+def _class_name(value: Any, names: list[str], where: str) -> Any:
     if isinstance(value, list):
-        return [_named(each, names, where) for each in value]
-    if value is None or value == -1:  # as datasets marks rows without a label
+        return [_class_name(each, names, where) for each in value]
+    if value is None or value == -1:  # datasets marks rows without a label with -1
         return None
     if not 0 <= value < len(names):
-        raise DataError(f"{where}: a label is number {value}, the table names {len(names)}")
+        raise DataError(
+            f"{where}: a label has the number {value}, and the table names {len(names)} classes"
+        )
     return names[value]
 
 
 def _plain(value: Any) -> Any:
-    """As JSON would hold it: dates and the like become text."""
+    """Return a value that JSON can hold; dates and the like become text."""
     return (
         value
         if isinstance(value, str | int | float | None)

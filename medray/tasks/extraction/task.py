@@ -149,7 +149,7 @@ class Task:
         """Prompt and answer; of a text that is cut the answer names the mentions that are left."""
         prompt_rows = self._prompts(examples, tokenizer)
         remaining = [
-            _remaining(example.mentions, prompt.dropped)
+            _remaining(example.mentions, prompt.cut_span)
             for example, prompt in zip(examples, prompt_rows, strict=True)
         ]
         answer_ids = self._answer_ids(

@@ -1,5 +1,5 @@
-"""What formats of annotated texts share: a mention is checked against its text, and the kinds that
-were asked for are kept."""
+"""What formats of annotated texts share: the options that select kinds of mentions, and the check
+of a mention against its text."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -21,7 +21,7 @@ class MentionOptions(FormatOptions):
     )
 
     @model_validator(mode="after")
-    def _known(self) -> "MentionOptions":
+    def _check_kinds(self) -> "MentionOptions":
         for name in self.kinds or ():
             if self.labels is not None and self.kind is None and name not in self.labels:
                 raise ValueError(
@@ -31,20 +31,22 @@ class MentionOptions(FormatOptions):
         return self
 
     def select(self, mentions: Iterable[Mention]) -> tuple[Mention, ...]:
-        """In the order of the text, each once."""
-        chosen = (
+        """Return the mentions of the kinds to keep, without repeats, in the order of the text."""
+        mentions_to_keep = (
             mention for mention in mentions if self.kinds is None or mention.kind in self.kinds
         )
-        named = {
-            Mention(found.start, found.end, found.text, self.kind or found.kind) for found in chosen
+        unique = {
+            Mention(mention.start, mention.end, mention.text, self.kind or mention.kind)
+            for mention in mentions_to_keep
         }
-        return tuple(sorted(named, key=lambda found: (found.start, found.end, found.kind)))
+        return tuple(sorted(unique, key=lambda mention: (mention.start, mention.end, mention.kind)))
 
 
 def mention_at(
-    text: str, start: object, end: object, kind: str, where: str, said: str | None = None
+    text: str, start: object, end: object, kind: str, where: str, annotation: str | None = None
 ) -> Mention:
-    """The mention, if its offsets lie in the text and it reads as the annotation says."""
+    """Return the mention at these offsets. Raise DataError if the offsets are outside the text, or
+    if the text there differs from `annotation`."""
     for name, value in (("start", start), ("end", end)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise DataError(f"{where}: {name} must be a whole number, found {type(value).__name__}")
@@ -52,20 +54,18 @@ def mention_at(
     assert isinstance(end, int)
     if not 0 <= start < end <= len(text):
         raise DataError(
-            f"{where}: a mention from {start} to {end} does not lie in a text of {len(text)} "
-            "characters"
+            f"{where}: a mention from {start} to {end} is outside a text of {len(text)} characters"
         )
     if not kind:
         raise DataError(f"{where}: the mention from {start} to {end} has no kind")
-    found = text[start:end]
-    if said is not None and said != found:
+    span = text[start:end]
+    if annotation is not None and annotation != span:
         raise DataError(
-            f"{where}: the mention from {start} to {end} is said to be another text than stands "
-            "there"
+            f"{where}: the text of the mention from {start} to {end} differs from the text there"
         )
-    if found != found.strip():
+    if span != span.strip():
         raise DataError(f"{where}: the mention from {start} to {end} begins or ends with a blank")
-    return Mention(start, end, found, kind)
+    return Mention(start, end, span, kind)
 
 
 def kinds_of(mentions: Iterable[Mention]) -> tuple[str, ...]:
@@ -76,6 +76,6 @@ def check_only_mentions(example: Example) -> None:
     if set(example.labels) != set(kinds_of(example.mentions)):
         where = example.where or example.id
         raise DataError(
-            f"{where}: has the labels {', '.join(example.labels)}, and this format holds mentions "
-            "alone; jsonl holds labels"
+            f"{where}: has the labels {', '.join(example.labels)}, and this format holds only "
+            "mentions; write jsonl"
         )

@@ -1,4 +1,4 @@
-"""How formats read lines, CSV and JSON, and the sentences about what is wrong in them."""
+"""What formats share: reading lines, CSV and JSON, and the messages about mistakes in them."""
 
 import contextlib
 import json
@@ -13,14 +13,13 @@ from medray.text import dialect
 from medray.text.csv_text import MOST_CHARACTERS, CsvRow, read_rows
 from medray.types import Example
 
-_MOST_CELLS = 1_000_000  # of a table of which nearly all are empty
+_MAX_CELLS = 1_000_000  # of a table whose cells are nearly all empty
 
 
 def check_label(label: str, labels: tuple[str, ...] | None, where: str) -> str:
     if not label:
         raise DataError(
-            f"{where}: the label is empty; fill it in, or leave such rows out with "
-            "drop_unlabelled, where the format has it"
+            f"{where}: the label is empty; fill it in, or set drop_unlabelled if the format has it"
         )
     if labels is not None and label not in labels:
         raise DataError(
@@ -42,11 +41,11 @@ def lines(
     encoding: str | None = None,
     newline: Literal["", "\n"] = "\n",
 ) -> Iterator[str]:
-    """Lines of a text file, line ends kept; a byte order mark is dropped, undecodable bytes are an
-    error with their line.
+    """Yield the lines of a text file with their line ends, without a byte order mark. Bytes that
+    cannot be decoded raise DataError with their line.
 
-    `encoding` is that of a format which has an option for it. With the newline "" a line ends at a
-    carriage return too."""
+    `encoding` is None for formats without that option. With the newline "" a carriage return ends
+    a line too."""
     name = encoding or "utf-8"
     try:
         with path.open(encoding=dialect.codec(name), newline=newline) as file:
@@ -55,8 +54,8 @@ def lines(
                 number += 1
                 if len(line) >= most:
                     raise DataError(
-                        f"{path}:{number}: the line is longer than {most} characters; is this a "
-                        "file of rows?"
+                        f"{path}:{number}: the line is longer than {most} characters; a row must "
+                        "be shorter"
                     )
                 yield line
     except UnicodeError:
@@ -68,8 +67,8 @@ def lines(
 
 
 def _undecodable(path: Path, encoding: str, newline: str, most: int) -> str:
-    """Where the first bytes stand that the encoding does not have: it was found some lines before
-    it was read."""
+    """Return line and message for the first bytes that cannot be decoded. The decoder reads ahead,
+    so they may be in a later line than the one that failed."""
     number, place = 0, ""
     with (
         contextlib.suppress(UnicodeError),
@@ -79,7 +78,7 @@ def _undecodable(path: Path, encoding: str, newline: str, most: int) -> str:
     ):
         while line := file.readline(most):
             number += 1
-            if match := dialect.ESCAPED.search(line):
+            if match := dialect.ESCAPED_BYTES.search(line):
                 place = (
                     f" (character {match.start() + 1} of the line is the byte "
                     f"0x{ord(match.group()) & 0xFF:02x})"
@@ -109,37 +108,37 @@ def guess_encoding(*paths: Path) -> str:
 
 
 def csv_rows(path: Path, delimiter: str, encoding: str | None = None) -> Iterator[CsvRow]:
-    """The rows of a delimited file; the first one that cannot be read ends them."""
+    """Yield the rows of a delimited file; raise DataError at the first that cannot be read."""
     for row in read_rows(lines(path, encoding=encoding, newline=""), delimiter):
         if row.reason:
             raise DataError(
-                f"{path}:{row.line}: {row.reason}; mend it (a quote inside a field is written "
-                "twice), or give the rows as JSON lines"
+                f"{path}:{row.line}: {row.reason}; repair it (a quote inside a field is written "
+                "twice), or write the rows as JSON lines"
             )
         yield row
 
 
 def table_delimiter(path: Path, delimiter: str | None, encoding: str | None = None) -> str:
-    """What separates the columns of a delimited file: as given, by a first line `sep=;`, by the
-    ending, or by the first line."""
+    """Return the delimiter of a file: the option, or what a first line `sep=;` names, or that of
+    the file's ending, or the only one in the first line."""
     usual = dialect.USUAL_DELIMITERS.get(path.suffix.lower())
     if delimiter or not path.is_file():
         return delimiter or usual or ","
     first = next(lines(path, encoding=encoding, newline=""), "")
-    known = dialect.declared_delimiter(first) or usual
-    if known:
-        return known
-    found = [each for each in dialect.DELIMITERS if each in first]
-    if len(found) > 1:
+    delimiter_of_file = dialect.declared_delimiter(first) or usual
+    if delimiter_of_file:
+        return delimiter_of_file
+    candidates = [each for each in dialect.DELIMITERS if each in first]
+    if len(candidates) > 1:
         raise DataError(
-            f"{path}:1: could be separated by any of {found}; name one as data.format.delimiter"
+            f"{path}:1: the delimiter may be any of {candidates}; set data.format.delimiter"
         )
-    return found[0] if found else ","
+    return candidates[0] if candidates else ","
 
 
 def delimiter_hint(columns: Sequence[str], delimiter: str) -> str:
-    """What to set where a header is one column only, which another delimiter would take apart;
-    empty otherwise."""
+    """Return a hint if the header has one column that another delimiter would split, else an empty
+    text."""
     likely = dialect.likely_delimiter(columns[0], "") if len(columns) == 1 else None
     return (
         f"; the first line has no {delimiter!r}: set data.format.delimiter to {likely!r}"
@@ -149,7 +148,7 @@ def delimiter_hint(columns: Sequence[str], delimiter: str) -> str:
 
 
 def json_object(line: str, where: str) -> dict[str, Any]:
-    """One line of a file of JSON objects."""
+    """Parse a line of a file of JSON objects."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as err:
@@ -161,19 +160,21 @@ def json_object(line: str, where: str) -> dict[str, Any]:
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{where}: holds half of a surrogate pair, which is no character") from None
+        raise DataError(
+            f"{where}: holds half of a surrogate pair, which is not a character"
+        ) from None
     return row
 
 
 def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every row of a file of JSON lines, with its line's number."""
+    """Yield every row of a file of JSON lines with its line number."""
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             yield number, json_object(line, f"{path}:{number}")
 
 
 def json_rows(path: Path) -> list[dict[str, Any]] | None:
-    """Every row of a file of JSON lines; None where it is something else."""
+    """Return every row of a file of JSON lines, or None if it is not such a file."""
     if not path.is_file() or not next(
         (line for line in lines(path) if line.strip()), ""
     ).lstrip().startswith("{"):
@@ -183,7 +184,7 @@ def json_rows(path: Path) -> list[dict[str, Any]] | None:
     except DataError:
         if path.suffix.lower() in (".jsonl", ".ndjson"):
             raise
-        return None  # one JSON document over many lines, say
+        return None  # such as one JSON document over many lines
 
 
 def json_layout(name: str, path: Path, rows: Sequence[Mapping[str, Any]]) -> "Layout":
@@ -191,31 +192,31 @@ def json_layout(name: str, path: Path, rows: Sequence[Mapping[str, Any]]) -> "La
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]], where: str | Path) -> dict[str, list[Any]]:
-    """The values of every row by their names, None where a row has none of a name."""
+    """Return the values of each column, with None where a row lacks the column."""
     names = dict.fromkeys(column for row in rows for column in row)
-    if len(names) * len(rows) > max(_MOST_CELLS, 10 * sum(map(len, rows))):
+    if len(names) * len(rows) > max(_MAX_CELLS, 10 * sum(map(len, rows))):
         raise DataError(
-            f"{where}: {len(rows)} rows have {len(names)} different names; rows of one table "
-            "share theirs"
+            f"{where}: {len(rows)} rows have {len(names)} different names; the rows of a table "
+            "must share their names"
         )
     return {column: [row.get(column) for row in rows] for column in names}
 
 
 def json_line(row: dict[str, Any], example: Example, split: str | None) -> str:
-    """A row as it is written, with the example's side and metadata beside its own fields."""
+    """Return a row as a line of JSON, with the example's side and metadata added."""
     if example.split:
         row = {**row, split or "split": example.split}
-    if taken := sorted(row.keys() & example.metadata.keys()):
+    if repeated_names := sorted(row.keys() & example.metadata.keys()):
         raise DataError(
-            f"{example.where or example.id}: metadata {taken[0]!r} has the name of another field; "
-            "name that one otherwise"
+            f"{example.where or example.id}: metadata {repeated_names[0]!r} has the name of "
+            "another field; rename the metadata"
         )
     return json.dumps(row | dict(example.metadata), ensure_ascii=False) + "\n"
 
 
 def is_pubmedqa(row: Mapping[str, Any]) -> bool:
-    """Whether a row has what the Hub's PubMedQA names, or is the official file, an object of such
-    records."""
+    """Return whether a row has the fields of the Hub's PubMedQA, or is the official file: an object
+    of records."""
     if {"pubid", "question", "final_decision"} <= {name.lower() for name in row}:
         return True
     return bool(row) and all(
@@ -225,16 +226,17 @@ def is_pubmedqa(row: Mapping[str, Any]) -> bool:
 
 
 def is_instructions(rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether every JSON row has an instruction and a response, or messages."""
-    held = list(rows)
-    return bool(held) and all(
+    """Return whether every row has an instruction and a response, or messages."""
+    all_rows = list(rows)
+    return bool(all_rows) and all(
         {"instruction", "response"} <= row.keys() or isinstance(row.get("messages"), list)
-        for row in held
+        for row in all_rows
     )
 
 
 def holds_mentions(rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether JSON rows are annotated texts: a list of objects with start and end."""
+    """Return whether rows are annotated texts: a field holds a list of objects with start and
+    end."""
     lists = (value for row in rows for value in row.values() if isinstance(value, list))
     return any(
         isinstance(item, dict) and {"start", "end"} <= item.keys()
@@ -248,24 +250,25 @@ def missing_file(path: str) -> list[str]:
 
 
 def first_problem(rows: Iterator[Example], nothing: str) -> list[str]:
-    """What the first row tells: an error, or that there is none."""
+    """Return the error of the first row, or `nothing` if there is no row."""
     try:
         return [] if next(rows, None) else [nothing]
     except DataError as err:
         return [str(err)]
 
 
-def missing_columns(where: str, wanted: dict[str, str], columns: list[str]) -> list[str]:
-    """A sentence for each option that names a column which is not there."""
+def missing_columns(where: str, names: dict[str, str], columns: list[str]) -> list[str]:
+    """Return a message for each option that names a missing column; `names` maps options to
+    columns."""
     return [
         f"{where}: data.format.{option} names {name!r}; {suggest(name, columns)}"
-        for option, name in wanted.items()
+        for option, name in names.items()
         if name not in columns
     ]
 
 
 def as_text(value: Any) -> str:
-    """Metadata is text; anything nested becomes JSON."""
+    """Return a value of metadata as text; what is not text becomes JSON."""
     return (
         value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     )
@@ -273,11 +276,11 @@ def as_text(value: Any) -> str:
 
 def refuse_existing(path: Path) -> None:
     if path.exists():
-        raise DataError(f"{path}: is there already and is left alone; choose another path")
+        raise DataError(f"{path}: exists already; choose another path")
 
 
 def publish(path: Path, content: str, encoding: str = "utf-8") -> None:
-    """The file appears whole or not at all, and never over another."""
+    """Write a new file in one step; raise DataError if it exists."""
     if not files.create(path, encode(path, content, encoding)):
         refuse_existing(path)
 
@@ -287,6 +290,6 @@ def encode(path: Path, content: str, encoding: str) -> bytes:
         return content.encode(encoding)
     except UnicodeEncodeError as err:
         raise DataError(
-            f"{path}: {encoding} has no {content[err.start]!r}; write UTF-8 by leaving out "
-            "data.format.encoding"
+            f"{path}: {encoding} has no {content[err.start]!r}; leave out data.format.encoding to "
+            "write UTF-8"
         ) from None

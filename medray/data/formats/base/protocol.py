@@ -1,5 +1,5 @@
-"""What a format promises, the options that formats share, and how one is read, checked and
-written."""
+"""The protocol of a format, the options that formats share, and functions that read, check and
+write data in any format."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ def read(options: PluginOptions) -> Iterator[Example]:
 
 
 def is_left_out(example: Example, options: PluginOptions) -> bool:
-    """Whether a row has no label and its options say that such rows are left out."""
+    """Return whether a row has no label and drop_unlabelled leaves such rows out."""
     return not example.labels and getattr(options, "drop_unlabelled", False)
 
 
@@ -70,39 +70,32 @@ def write(examples: Sequence[Example], options: PluginOptions) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file or folder holds, before anybody said what its columns mean."""
+    """The contents of a file or folder, before the meaning of its columns is known."""
 
-    options: dict[str, Any]  # data.format, as far as the layout decides it
-    columns: dict[str, list[Any]]  # the values of every row, None or empty where it has none
-    notes: tuple[str, ...] = ()  # sentences about what the user should look at
-    data: dict[str, Any] = field(
-        default_factory=dict
-    )  # what the layout needs of `data` beside its format
+    options: dict[str, Any]  # those of data.format that the layout decides
+    columns: dict[str, list[Any]]  # the values of every row, None or empty if a row has none
+    notes: tuple[str, ...] = ()  # sentences about what the user should check
+    data: dict[str, Any] = field(default_factory=dict)  # options of `data` besides its format
 
 
 class FormField(Section):
-    """A place of the text, by the name that the data has for it."""
+    """A field of the text, with its name in the data."""
 
     name: str
-    kind: Literal["text", "line", "terms"] = (
-        "text"  # some paragraphs, one line, or several of a vocabulary
-    )
+    kind: Literal["text", "line", "terms"] = "text"  # paragraphs, one line, or terms
 
 
 class Form(Section):
-    """How somebody who asks a release writes a text as those that it was trained on."""
+    """A form in which a client of a release can write a text like those of the training data."""
 
-    parts: tuple[tuple[str, str | None], ...] = (
-        ("", "text"),
-    )  # a literal, and the name of the field after it
+    # Each part is a literal and the name of the field after it.
+    parts: tuple[tuple[str, str | None], ...] = (("", "text"),)
     fields: tuple[FormField, ...] = (FormField(name="text"),)
     separator: str = "; "  # between terms
 
 
 class FormatOptions(PluginOptions):
-    FILES: ClassVar[tuple[str, ...]] = (
-        "path",
-    )  # options that name a file, a folder, or where one lies
+    FILES: ClassVar[tuple[str, ...]] = ("path",)  # options that name a file, a folder or a URI
     HOLDS_MENTIONS: ClassVar[bool] = False
     path: str = Field(
         description=(
@@ -111,24 +104,24 @@ class FormatOptions(PluginOptions):
         )
     )
     labels: tuple[str, ...] | None = Field(
-        None, description="the labels there may be; any other is an error"
+        None, description="the allowed labels; any other label is an error"
     )
 
     @property
     def lies_elsewhere(self) -> bool:
-        """Whether every node gets it from where it lies, and nothing of this machine is needed."""
+        """Whether the data is remote, so that every node can read it without this machine."""
         return is_elsewhere(self.path)
 
     def form(self) -> Form:
         return Form()
 
     def terms(self, example: Example) -> tuple[str, ...]:
-        """What an example's text names of a vocabulary that the data set has."""
+        """Return the terms of the data set's vocabulary that an example's text holds."""
         return ()
 
 
 class ColumnOptions(FormatOptions):
-    """Where the text comes from, in formats whose columns have names."""
+    """Options for the text, in formats whose columns have names."""
 
     text: tuple[str, ...] = Field(
         ("text",), min_length=1, description="columns that make the text, joined by a blank"
@@ -136,20 +129,19 @@ class ColumnOptions(FormatOptions):
     template: str | None = Field(
         None,
         description=(
-            "instead of `text`: the text, with columns named in braces: 'Question: {question}'"
+            "instead of `text`: the text, with names of columns in braces: 'Question: {question}'"
         ),
     )
     drop_unlabelled: bool = Field(
-        False, description="leave out rows without a label, and count them, instead of an error"
+        False, description="leave out rows without a label and count them; else they are an error"
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (
-            self.template is not None and self.text != type(self).model_fields["text"].default
-        ):  # a stored study names defaults too
+        # A stored study names defaults too, so the default of `text` is not a second source.
+        if self.template is not None and self.text != type(self).model_fields["text"].default:
             raise ValueError(
-                f"text {', '.join(self.text)} and template {self.template!r}: give one of the two"
+                f"text {', '.join(self.text)} and template {self.template!r}: give only one of them"
             )
         if self.template is not None and not Template.parse(self.template).names:
             raise ValueError(
@@ -158,13 +150,13 @@ class ColumnOptions(FormatOptions):
         check_no_answer(self.text_columns)
         if self.drop_unlabelled and getattr(self, "label", "") is None:
             raise ValueError(
-                "drop_unlabelled true and label null: every row would be left out; give one of "
-                "the two"
+                "drop_unlabelled true and label null: every row would be left out; give only one "
+                "of them"
             )
         return self
 
     def is_dropped(self, value: Any) -> bool:
-        """Whether the value of the label's column is none, and its row is left out for it."""
+        """Return whether the label column is empty in a row, and the row is left out for it."""
         return self.drop_unlabelled and (
             value is None or value == [] or (isinstance(value, str) and not value.strip())
         )
@@ -182,16 +174,16 @@ class ColumnOptions(FormatOptions):
         return self.text if self.template is None else Template.parse(self.template).names
 
     def text_of(self, values: Mapping[str, str]) -> str:
-        """The text, from stripped values."""
+        """Return the text of a row, from stripped values."""
         if self.template is None:
             return " ".join(filter(None, (values[column] for column in self.text)))
         return Template.parse(self.template).render(values) if any(values.values()) else ""
 
     def output_column(self) -> str:
-        """The column that a text is written to."""
+        """Return the column to which a text is written."""
         if self.template is not None:
             raise DataError(
-                f"{self.path}: a text cannot be taken apart into the columns of "
-                f"{self.template!r}; give text=[COLUMN] to write"
+                f"{self.path}: a text cannot be split into the columns of {self.template!r}; give "
+                "text=[COLUMN] to write"
             )
         return self.text[-1]
