@@ -29,6 +29,7 @@ ALLOWED = {
     "abstained", "ranked",  # keys of the service's answers
     "answered", "merged", "unmerged",  # keys of a release's record
     "truncated",  # a column of prepared rows
+    "delimited", "drop_unlabelled",  # keys of data.format in YAML
     "connection_made", "data_received", "connection_lost",  # asyncio.Protocol
 }  # fmt: skip
 # Keys of a file that medray writes, which are fields in these modules only.

@@ -6,10 +6,10 @@ import names
 
 # Parts whose names are still to be changed.
 OPEN = {
-    "medray/batch", "medray/cli", "medray/config", "medray/data",
+    "medray/batch", "medray/cli", "medray/config",
     "medray/engines", "medray/evaluation", "medray/models",
     "medray/registry", "medray/reports", "medray/runtime",
-    "medray/serving", "medray/storage", "medray/study", "medray/tasks", "medray/text",
+    "medray/serving", "medray/study", "medray/tasks",
     "medray/training",
     "jobs", "cluster",
     "tests/attacks", "tests/batch", "tests/cli", "tests/config", "tests/data", "tests/engines",
