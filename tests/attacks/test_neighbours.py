@@ -306,7 +306,7 @@ def test_an_audit_log_where_others_could_touch_it_is_refused(tmp_path: Path) -> 
     (tmp_path / "own" / "link.log").symlink_to(tmp_path / "elsewhere")
     try:
         for name, reason in (
-            ("open/audit.log", "others may write to it"),
+            ("open/audit.log", "other users may write to it"),
             ("own/link.log", "symbolic link"),
             ("own", "directory"),
         ):
