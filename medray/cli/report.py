@@ -82,7 +82,7 @@ def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None
 def _log(run: "Run", uri: str, release: "Release | None") -> str:
     from medray.records import SETTINGS
     from medray.reports import html_report
-    from medray.reports.mlflow import Published
+    from medray.reports.mlflow import PublishedRelease
     from medray.reports.mlflow import log as log_study
     from medray.reports.study_data import gather
     from medray.storage import files as storage
@@ -92,7 +92,7 @@ def _log(run: "Run", uri: str, release: "Release | None") -> str:
     published = None
     if release and data.config.publish:
         record = release.record
-        published = Published(
+        published = PublishedRelease(
             record.name,
             record.version,
             data.config.publish.alias,

@@ -1,5 +1,5 @@
-"""What a report consists of, before it is a page: sections of text, tables and charts. Everything
-here is plain text, nothing is markup."""
+"""The content of a report: sections of text, tables and charts. All strings are plain text without
+markup."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ _COLUMN = 380
 
 
 @dataclass(frozen=True)
-class Text:
+class Paragraph:
     kind: ClassVar[str] = "text"
     text: str
-    is_note: bool = False  # set back, smaller
+    is_note: bool = False  # smaller and muted
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,22 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Table:
-    """The first cell of a row names it. Without heads it is a list of names and values, whose
-    caption is for those who cannot see it."""
+class ReportTable:
+    """A table, in which the first cell names the row. A table without headings is a list of names
+    and values, and only screen readers read its caption."""
 
     kind: ClassVar[str] = "table"
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
-    left: frozenset[int] = frozenset({0})  # columns of words
-    strong: frozenset[int] = frozenset()  # rows
-    set_back: frozenset[int] = frozenset()
+    left: frozenset[int] = frozenset({0})  # columns that are aligned to the left
+    strong: frozenset[int] = frozenset()  # rows in bold
+    grey: frozenset[int] = frozenset()  # rows in grey
 
 
 @dataclass(frozen=True)
 class Chart:
-    """`name` is its file's; `narrow` takes its place on a phone."""
+    """A drawing, and the one that replaces it on a phone. `name` is the name of its file."""
 
     name: str
     drawing: Drawing
@@ -47,13 +47,13 @@ class Chart:
 
     @property
     def is_big(self) -> bool:
-        """Wider than a column, and not to be scaled down: its words would be too small."""
+        """Return whether it is wider than a column. Scaled down, its words would be too small."""
         return self.narrow is None and self.drawing.width > _COLUMN
 
 
 @dataclass(frozen=True)
 class Key:
-    """A line of a legend: a mark and what it stands for."""
+    """A line of a legend: a mark and its meaning."""
 
     label: str
     series: int | None = None
@@ -61,19 +61,19 @@ class Key:
 
     @property
     def mark(self) -> Drawing:
-        made = Drawing(self.label, "mark", 12, 12)
-        colour = "grey" if self.series is None else series(self.series)
-        made.dot(
+        mark = Drawing(self.label, "mark", 12, 12)
+        color = "grey" if self.series is None else series(self.series)
+        mark.dot(
             (6, 6),
-            f"{'open' if self.is_open else 'fill'} {colour}",
+            f"{'open' if self.is_open else 'fill'} {color}",
             shape=self.series or 0,
             size=4.5,
         )
-        return made
+        return mark
 
 
 @dataclass(frozen=True)
-class Figure:
+class ChartFigure:
     kind: ClassVar[str] = "figure"
     charts: Sequence[Chart]
     caption: str = ""
@@ -86,18 +86,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Details:
-    """Opened by who wants it; printed open."""
+    """Blocks that are collapsed on screen and open in print."""
 
     kind: ClassVar[str] = "details"
     summary: str
     blocks: "Sequence[Block]"
 
 
-Block = Text | Code | Table | Figure | Details
+Block = Paragraph | Code | ReportTable | ChartFigure | Details
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     id: str
     title: str
     blocks: Sequence[Block]
@@ -105,7 +105,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure that stands out at the head of a report."""
+    """A number that stands out at the head of a report."""
 
     value: str
     label: str
@@ -117,9 +117,9 @@ class Report:
     title: str
     day: str
     headline: str
-    said: Sequence[str]
+    findings: Sequence[str]
     facts: Sequence[Fact]
-    sections: Sequence[Section]
+    sections: Sequence[ReportSection]
     footer: Sequence[str] = field(default_factory=tuple)
 
     def charts(self) -> Iterator[Chart]:
@@ -129,7 +129,7 @@ class Report:
 
 def _charts(blocks: Sequence[Block]) -> Iterator[Chart]:
     for block in blocks:
-        if isinstance(block, Figure):
+        if isinstance(block, ChartFigure):
             yield from block.charts
         elif isinstance(block, Details):
             yield from _charts(block.blocks)

@@ -1,5 +1,5 @@
-"""A report as one HTML page that asks for nothing from anywhere: its sheet, its charts and its few
-lines of script are inside it."""
+"""A report as one HTML page, which contains its styles, charts and script and loads nothing else.
+Also its charts as SVG and PNG files."""
 
 import base64
 import hashlib
@@ -11,17 +11,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from medray.errors import MedrayError
-from medray.reports import behaviour, provenance, summary, training
+from medray.reports import behavior, provenance, summary, training
 from medray.reports.blocks import Report
 from medray.reports.study_data import StudyData
 from medray.reports.svg import page_css
 from medray.storage import checkpoint, files
 
 REPORT = "report.html"  # in the run's folder
-# Details are opened for the printer, which shows no closed ones.
+# Opens the collapsed parts in print, where they would be missing.
 _SCRIPT = (
     "addEventListener('beforeprint',()=>"
-    "document.querySelectorAll('details').forEach(held=>held.open=true))"
+    "document.querySelectorAll('details').forEach(part=>part.open=true))"
 )
 _HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _POLICY = (
@@ -32,13 +32,13 @@ _POLICY = (
 
 def compose(data: StudyData) -> Report:
     sections = [
-        summary.asked(data),
+        summary.study(data),
         summary.leaderboard(data),
         summary.against(data),
-        summary.answers(data),
-        behaviour.mistakes(data),
-        behaviour.confidence(data),
-        behaviour.slices(data),
+        summary.samples(data),
+        behavior.mistakes(data),
+        behavior.confidence(data),
+        behavior.slices(data),
         training.curves(data),
         training.hyperparameters(data),
         training.cost(data),
@@ -49,7 +49,7 @@ def compose(data: StudyData) -> Report:
         title=data.board.study,
         day=data.day,
         headline=summary.headline(data),
-        said=summary.said(data),
+        findings=summary.findings(data),
         facts=summary.facts(data),
         sections=[section for section in sections if section],
         footer=(f"medray {checkpoint.versions()['medray']}", data.run),
@@ -57,7 +57,7 @@ def compose(data: StudyData) -> Report:
 
 
 def render(report: Report) -> str:
-    """Everything but the charts is escaped by the template, and those escape themselves."""
+    """Render a report as HTML. The template escapes all text, and the charts escape theirs."""
     return _template().render(report=report, css=page_css(), script=_SCRIPT, policy=_POLICY) + "\n"
 
 
@@ -68,22 +68,25 @@ def write(report: Report, path: Path) -> Path:
 
 @cache
 def _template() -> Template:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("medray", "reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["drawn"] = lambda drawing: Markup(drawing.svg())
-    return made.get_template("report.html")
+    environment.filters["svg"] = lambda drawing: Markup(drawing.svg())
+    return environment.get_template("report.html")
 
 
 _ZOOM = 2.0
-_EXTRA = "PNG needs the extra `plots`: pip install 'medray[plots]'; the charts are there as SVG"
+_EXTRA = (
+    "PNG charts need the extra `plots` (the SVG charts are written); pip install 'medray[plots]'"
+)
 _FONTS = (
-    "PNG needs a font: this machine has none, such as fonts-dejavu-core of Debian; the charts are "
-    "there as SVG"
+    "PNG charts need a font, which this machine lacks (the SVG charts are written); apt-get "
+    "install "
+    "fonts-dejavu-core"
 )
 _WORD = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><text y="15">{}</text></svg>'
@@ -91,20 +94,20 @@ _WORD = (
 
 
 def write_images(report: Report, folder: Path) -> list[Path]:
-    written = []
-    is_drawn = no_png() == ""
+    paths = []
+    has_png = no_png() == ""
     for chart in report.charts():
         svg = chart.drawing.svg(standalone=True)
         name = "".join(char if char.isalnum() or char in "._-" else "-" for char in chart.name)
-        images = {".svg": svg.encode(), **({".png": png(svg)} if is_drawn else {})}
+        images = {".svg": svg.encode(), **({".png": png(svg)} if has_png else {})}
         for suffix, content in images.items():
-            written.append(folder / f"{name}{suffix}")
-            files.write(written[-1], content)
-    return written
+            paths.append(folder / f"{name}{suffix}")
+            files.write(paths[-1], content)
+    return paths
 
 
 def no_png() -> str:
-    """Why there is no PNG here; nothing where there is."""
+    """Return the reason why this machine cannot write PNG, or an empty text."""
     if util.find_spec("resvg_py") is None:
         return _EXTRA
     return _FONTS if png(_WORD.format("m")) == png(_WORD.format("")) else ""

@@ -1,5 +1,5 @@
-"""A study in MLflow: a run for the study, one below it for each trial, and the release in its model
-registry."""
+"""Logs a study to MLflow: a run of the study, a nested run per trial, and the release in MLflow's
+model registry."""
 
 import math
 import time
@@ -15,13 +15,13 @@ from medray.records import TrialRecord
 from medray.reports.study_data import StudyData
 from medray.storage import files as storage
 
-MISSING = "MLflow is asked for and not installed: pip install 'medray[mlflow]'"
-_MARK = "medray.run"  # tag of what was logged already
-_MOST_PARAMS, _MOST_METRICS = 100, 1000  # that MLflow takes at once
+MISSING = "MLflow is not installed; pip install 'medray[mlflow]'"
+_MARK = "medray.run"  # the tag of a complete log
+_MOST_PARAMS, _MOST_METRICS = 100, 1000  # the limits of one request to MLflow
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRelease:
     """The release of the winner."""
 
     name: str
@@ -36,10 +36,10 @@ def is_installed() -> bool:
 
 
 def log(
-    data: StudyData, uri: str, *, mark: str, files: Sequence[Path], release: Published | None
+    data: StudyData, uri: str, *, mark: str, files: Sequence[Path], release: PublishedRelease | None
 ) -> str:
-    """Log what is not there yet, and return the id of the study's run; `mark` tells one state of a
-    run from another."""
+    """Log what MLflow does not have yet, and return the id of the study's run. `mark` identifies
+    the state of the run on disk."""
     if not is_installed():
         raise ConfigError(MISSING)
     from mlflow import MlflowClient
@@ -50,26 +50,26 @@ def log(
             return _log(
                 MlflowClient(tracking_uri=whole, registry_uri=whole), data, mark, files, release
             )
-        except (
-            MlflowException,
-            OSError,
-            ValueError,
-        ) as err:  # of requests are OSErrors, and what is no address is a ValueError
+        # Errors of requests are OSErrors; a wrong address raises a ValueError.
+        except (MlflowException, OSError, ValueError) as err:
             if storage.is_full(err):
                 raise
-            raise ArtifactError(f"MLflow at {uri}: {str(err).strip().splitlines()[0]}") from None
+            reason = str(err).strip().splitlines()[0]
+            raise ArtifactError(
+                f"MLflow at {uri}: {reason}; check the address and the server"
+            ) from None
 
 
 def _log(
-    client: Any, data: StudyData, mark: str, files: Sequence[Path], release: Published | None
+    client: Any, data: StudyData, mark: str, files: Sequence[Path], release: PublishedRelease | None
 ) -> str:
-    known = client.get_experiment_by_name(data.board.study)
-    experiment = known.experiment_id if known else client.create_experiment(data.board.study)
-    logged = client.search_runs(
+    match = client.get_experiment_by_name(data.board.study)
+    experiment = match.experiment_id if match else client.create_experiment(data.board.study)
+    runs = client.search_runs(
         [experiment], filter_string=f"tags.`{_MARK}` = '{mark}'", max_results=1
     )
-    if logged:
-        parent: str = logged[0].info.run_id
+    if runs:
+        parent: str = runs[0].info.run_id
     else:
         parent = _study(client, experiment, data, mark, files)
     if release:
@@ -78,10 +78,10 @@ def _log(
 
 
 def _study(client: Any, experiment: str, data: StudyData, mark: str, files: Sequence[Path]) -> str:
-    began = [record.started_at for record in data.records if record.started_at]
-    started = min(began, default=time.time())
+    starts = [record.started_at for record in data.records if record.started_at]
+    start = min(starts, default=time.time())
     run: str = client.create_run(
-        experiment, start_time=int(1000 * started), run_name=data.run.rsplit("/", 1)[-1]
+        experiment, start_time=int(1000 * start), run_name=data.run.rsplit("/", 1)[-1]
     ).info.run_id
     for record in data.records:
         _trial(client, experiment, run, data, record)
@@ -95,40 +95,38 @@ def _study(client: Any, experiment: str, data: StudyData, mark: str, files: Sequ
         client,
         run,
         {"metric": data.metric, "winner": best.name, "base_model": best.base_model},
-        _metrics(figures, 0, started),
+        _metrics(figures, 0, start),
     )
     for path in files:
         client.log_artifact(run, str(path))
-    client.set_tag(run, _MARK, mark)  # last: it says that all of it is there
+    client.set_tag(run, _MARK, mark)  # last, since it marks a complete log
     client.set_terminated(run, "FINISHED")
     return run
 
 
 def _trial(client: Any, experiment: str, parent: str, data: StudyData, record: TrialRecord) -> None:
-    started = record.started_at or time.time()
+    start = record.started_at or time.time()
     tags = {
         "mlflow.parentRunId": parent,
         "medray.trial": record.trial,
         **({"medray.error": record.error} if record.error else {}),
     }
     run = client.create_run(
-        experiment, start_time=int(1000 * started), run_name=record.trial, tags=tags
+        experiment, start_time=int(1000 * start), run_name=record.trial, tags=tags
     ).info.run_id
-    measured = [
+    metrics = [
         metric
         for evaluation in data.histories.get(record.trial, ())
         for metric in _metrics(
             {f"validation/{name}": value for name, value in evaluation.metrics.items()}
             | {"training/loss": evaluation.train_loss},
             evaluation.step,
-            started + evaluation.seconds,
+            start + evaluation.seconds,
         )
     ]
-    _write(client, run, {"base_model": record.base_model, **record.settings}, measured)
-    ended = int(1000 * record.ended_at) if record.ended_at else None
-    client.set_terminated(
-        run, "FAILED" if record.status == "failed" else "FINISHED", end_time=ended
-    )
+    _write(client, run, {"base_model": record.base_model, **record.settings}, metrics)
+    end = int(1000 * record.ended_at) if record.ended_at else None
+    client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED", end_time=end)
 
 
 def _metrics(figures: dict[str, float], step: int, at: float) -> Iterator[Any]:
@@ -144,17 +142,17 @@ def _write(
 ) -> None:
     from mlflow.entities import Param
 
-    params, measured = [Param(path, str(value)) for path, value in settings.items()], list(metrics)
+    params, figures = [Param(path, str(value)) for path, value in settings.items()], list(metrics)
     for start in range(0, len(params), _MOST_PARAMS):
         client.log_batch(run, params=params[start : start + _MOST_PARAMS])
-    for start in range(0, len(measured), _MOST_METRICS):
-        client.log_batch(run, metrics=measured[start : start + _MOST_METRICS])
+    for start in range(0, len(figures), _MOST_METRICS):
+        client.log_batch(run, metrics=figures[start : start + _MOST_METRICS])
 
 
 def _register(
-    client: Any, data: StudyData, experiment: str, parent: str, release: Published
+    client: Any, data: StudyData, experiment: str, parent: str, release: PublishedRelease
 ) -> None:
-    """The checkpoint is kept with the winner's run; a version of it is made once."""
+    """Store the checkpoint with the winner's run, and register it as a model version once."""
     if not client.search_registered_models(filter_string=f"name = '{release.name}'"):
         client.create_registered_model(release.name)
     versions = client.search_model_versions(f"name = '{release.name}'")
@@ -169,7 +167,7 @@ def _register(
         "medray.content_id": release.content_id,
         "medray.release": f"{release.name}@{release.version}",
     }
-    made = client.create_model_version(
+    version = client.create_model_version(
         release.name, f"{run.artifact_uri}/release", run.run_id, tags=tags
     )
-    client.set_registered_model_alias(release.name, release.alias, made.version)
+    client.set_registered_model_alias(release.name, release.alias, version.version)

@@ -1,23 +1,32 @@
-"""Where it comes from: the data's audit, and what it takes to repeat the study."""
+"""The sections of a report on the data's audit and on how to repeat the study."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from medray.registry import card
-from medray.reports.blocks import Block, Chart, Code, Details, Figure, Section, Table, Text
+from medray.reports.blocks import (
+    Block,
+    Chart,
+    ChartFigure,
+    Code,
+    Details,
+    Paragraph,
+    ReportSection,
+    ReportTable,
+)
 from medray.reports.charts import NARROW, WIDE, Bar, intervals
 from medray.reports.study_data import StudyData, percent, short
 from medray.types import DISCLAIMER
 
 
-def audit(data: StudyData) -> Section | None:
-    held = data.audit
-    if not held:
+def audit(data: StudyData) -> ReportSection | None:
+    counts = data.audit
+    if not counts:
         return None
-    rows, num_rows = [], held["num_rows"]
+    rows, num_rows = [], counts["num_rows"]
     left_out = [
-        (held["num_empty"], "with an empty text set aside"),
-        (held.get("num_unlabelled", 0), "without a label left out"),
+        (counts["num_empty"], "without text set aside"),
+        (counts.get("num_unlabelled", 0), "without a label left out"),
     ]
     rows.append(
         [
@@ -27,65 +36,70 @@ def audit(data: StudyData) -> Section | None:
         ]
     )
     rows.append(
-        ["splits", ", ".join(f"{side} {number:,}" for side, number in held["splits"].items())]
+        ["splits", ", ".join(f"{side} {number:,}" for side, number in counts["splits"].items())]
     )
     rows.append(
         [
             "duplicates",
             (
-                f"{held['exact_groups']:,} texts stand more than once, in {held['exact_rows']:,} "
-                f"rows; {_near(held)}"
+                f"{counts['exact_groups']:,} texts occur more than once, in "
+                f"{counts['exact_rows']:,} "
+                f"rows; {_near(counts)}"
             ),
         ]
     )
-    if num_mentions := held.get("num_mentions", 0):
+    if num_mentions := counts.get("num_mentions", 0):
         rows.append(
             [
                 "mentions",
                 (
                     f"{num_mentions:,}; rows with each kind: "
-                    f"{', '.join(f'{k} {n:,}' for k, n in held['labels'].items())}"
+                    f"{', '.join(f'{k} {n:,}' for k, n in counts['labels'].items())}"
                 ),
             ]
         )
-    if num_mentions or not held["labels"]:
-        return Section(
+    if num_mentions or not counts["labels"]:
+        return ReportSection(
             "data",
             "The data",
             [
-                Table("What the data set is like", (), rows, left=frozenset({0, 1})),
-                *_lengths(held, num_rows),
+                ReportTable("Properties of the data set", (), rows, left=frozenset({0, 1})),
+                *_lengths(counts, num_rows),
             ],
         )
     conflicts = (
-        f"{held['conflicting_texts']:,} texts stand under different labels "
-        f"({held['conflicting_rows']:,} rows)"
+        f"{counts['conflicting_texts']:,} texts have different labels "
+        f"({counts['conflicting_rows']:,} rows)"
     )
     rows.append(
         [
             "conflicts",
-            conflicts if held["conflicting_texts"] else "no text stands under different labels",
+            conflicts if counts["conflicting_texts"] else "no text has different labels",
         ]
     )
     rows.append(
         [
-            "ceiling",
-            f"no classifier gets more than {percent(held['accuracy_ceiling'])} of the rows right",
+            "accuracy ceiling",
+            (
+                f"no classifier can be right on more than {percent(counts['accuracy_ceiling'])} of "
+                "the rows"
+            ),
         ]
     )
     constant = (
-        f"accuracy {short(held['majority_accuracy'])}, macro F1 {short(held['majority_f1_macro'])}"
+        f"accuracy {short(counts['majority_accuracy'])}, macro F1 "
+        f"{short(counts['majority_f1_macro'])}"
     )
-    rows.append([f"always answering {held['majority_label']}", constant])
+    rows.append([f"always predicting {counts['majority_label']}", constant])
     blocks: list[Block] = [
-        Table("What the data set is like", (), rows, left=frozenset({0, 1})),
-        _labels(held["labels"], num_rows),
+        ReportTable("Properties of the data set", (), rows, left=frozenset({0, 1})),
+        _labels(counts["labels"], num_rows),
     ]
-    return Section("data", "The data", [*blocks, *_lengths(held, num_rows)])
+    return ReportSection("data", "The data", [*blocks, *_lengths(counts, num_rows)])
 
 
-def _lengths(held: Mapping[str, Any], num_rows: int) -> list[Block]:
-    if not held.get("tokens"):
+def _lengths(counts: Mapping[str, Any], num_rows: int) -> list[Block]:
+    if not counts.get("tokens"):
         return []
     lines = [
         [
@@ -96,19 +110,19 @@ def _lengths(held: Mapping[str, Any], num_rows: int) -> list[Block]:
             str(of["longest"]),
             _over(of, num_rows),
         ]
-        for source, of in held["tokens"].items()
+        for source, of in counts["tokens"].items()
     ]
-    heads = ["base model", "mean", "median", "95th percentile", "longest", "cut or windowed"]
-    return [Table("Lengths of the texts in tokens, by base model", heads, lines)]
+    heads = ["base model", "mean", "median", "95th percentile", "longest", "rows over the limit"]
+    return [ReportTable("Lengths of the texts in tokens, by base model's tokenizer", heads, lines)]
 
 
-def _near(held: Mapping[str, Any]) -> str:
-    across = held.get("given_across")
-    near = f"{held['near_groups']:,} groups of near duplicates hold {held['near_rows']:,} rows"
+def _near(counts: Mapping[str, Any]) -> str:
+    across = counts.get("given_across")
+    near = f"{counts['near_groups']:,} groups of near duplicates hold {counts['near_rows']:,} rows"
     return f"{near}; " + (
-        f"{across} groups stand on two sides as given"
+        f"the data's own split puts {across} groups on two sides"
         if across
-        else "none stands on two sides of the split"
+        else "no group is on two sides of the split"
     )
 
 
@@ -122,19 +136,19 @@ def _over(counts: Mapping[str, Any], num_rows: int) -> str:
 def _labels(labels: Mapping[str, int], num_rows: int) -> Block:
     order = sorted(labels.items(), key=lambda item: -item[1])
     rows = [[label, f"{number:,}", percent(number / num_rows)] for label, number in order]
-    table = Table("Rows of each label", ["label", "rows", "share"], rows)
+    table = ReportTable("Rows of each label", ["label", "rows", "share"], rows)
     if not 2 < len(order) <= 40:
         return table
-    bars = [Bar(label, float(number), series=0, shown=f"{number:,}") for label, number in order]
-    says = "; ".join(f"{bar.label} {bar.shown}" for bar in bars) + "."
-    drawn = [
-        intervals("Rows of each label", says, bars, width=width, zero=True)
+    bars = [Bar(label, float(number), series=0, text=f"{number:,}") for label, number in order]
+    description = "; ".join(f"{bar.label} {bar.text}" for bar in bars) + "."
+    drawings = [
+        intervals("Rows of each label", description, bars, width=width, zero=True)
         for width in (WIDE, NARROW)
     ]
-    return Details("Rows of each label", [Figure([Chart("labels", *drawn)]), table])
+    return Details("Rows of each label", [ChartFigure([Chart("labels", *drawings)]), table])
 
 
-def repeat(data: StudyData) -> Section:
+def repeat(data: StudyData) -> ReportSection:
     publish = data.config.publish
     lines = [f"medray study {data.run}/study.yaml"]
     if publish:
@@ -142,26 +156,28 @@ def repeat(data: StudyData) -> Section:
     blocks: list[Block] = [Code("\n".join(lines))]
     if data.winner:
         blocks.append(
-            Text(
-                "The seeds fix splits, draws and first weights; which trials a scheduler stops "
-                "early can depend on their timing. The winner:"
+            Paragraph(
+                "The seeds determine the splits, the sampling and the initial weights. Which "
+                "trials a "
+                "scheduler stops early can depend on their timing. These fingerprints identify the "
+                "winner:"
             )
         )
         rows = [list(line) for line in data.winner.origin]
-        blocks.append(Table("Fingerprints of the winner", (), rows, left=frozenset({0, 1})))
+        blocks.append(ReportTable("Fingerprints of the winner", (), rows, left=frozenset({0, 1})))
         figures = [
-            [held.metric, card.format_figure(held.validation), card.format_figure(held.test)]
-            for held in data.winner.figures
+            [row.metric, card.format_figure(row.validation), card.format_figure(row.test)]
+            for row in data.winner.figures
         ]
         note = f" {data.winner.openings}" if data.winner.openings else ""
-        caption = f"Every figure of the winner, as its model card tells it.{note}"
-        behaviour = [Text(sentence, is_note=True) for sentence in data.winner.behavior]
+        caption = f"Every metric of the winner, as on its model card.{note}"
+        behavior = [Paragraph(sentence, is_note=True) for sentence in data.winner.behavior]
         blocks.append(
             Details(
-                "Every figure of the winner",
-                [Table(caption, ["metric", "validation", "test"], figures), *behaviour],
+                "Every metric of the winner",
+                [ReportTable(caption, ["metric", "validation", "test"], figures), *behavior],
             )
         )
-    blocks.append(Details("study.yaml, every setting resolved", [Code(data.settings)]))
-    blocks.append(Text(DISCLAIMER, is_note=True))
-    return Section("repeat", "To repeat it", blocks)
+    blocks.append(Details("study.yaml with all defaults", [Code(data.settings)]))
+    blocks.append(Paragraph(DISCLAIMER, is_note=True))
+    return ReportSection("repeat", "How to repeat the study", blocks)

@@ -1,5 +1,4 @@
-"""Rows for a person to look at again, as a table that can be filled in and read back as
-`data.corrections`."""
+"""Rows for a person to review, as a table to fill in and read back as `data.corrections`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,38 +13,37 @@ from medray.text.csv_text import write_table
 
 
 @dataclass(frozen=True)
-class Row:
+class ReviewRow:
+    """A mistake of the model, a suspect label, or both."""
+
     id: str
     given: tuple[str, ...] = ()
-    predicted: tuple[str, ...] | None = None  # of a mistake
+    predicted: tuple[str, ...] | None = None  # for a mistake
     confidence: float | None = None
-    suggested: tuple[str, ...] | None = None  # of a suspected label
+    suggested: tuple[str, ...] | None = None  # for a suspect label
     doubt: float | None = None
     text: str | None = None
 
 
 def rows(
-    found: SplitAnalysis, *, suspects_only: bool = False, texts: Mapping[str, str] | None = None
-) -> list[Row]:
-    """Mistakes, the surest first, then labels that are suspected though the answer agrees; or the
-    suspected ones alone."""
-    doubted = {suspect.row_id: suspect for suspect in found.suspects}
-    mistaken = {mistake.row_id: mistake for mistake in found.mistakes}
-    ids = (
-        list(doubted)
-        if suspects_only
-        else [*mistaken, *(row_id for row_id in doubted if row_id not in mistaken)]
-    )
-    made = []
+    analysis: SplitAnalysis, *, suspects_only: bool = False, texts: Mapping[str, str] | None = None
+) -> list[ReviewRow]:
+    """Return mistakes, the most confident first, then suspect labels that the model predicts. With
+    `suspects_only`, return all suspect labels and nothing else."""
+    suspects = {suspect.row_id: suspect for suspect in analysis.suspects}
+    mistakes = {mistake.row_id: mistake for mistake in analysis.mistakes}
+    ids = list(suspects) if suspects_only else list(dict.fromkeys([*mistakes, *suspects]))
+    review_rows = []
     for row_id in ids:
-        mistake, suspect = mistaken.get(row_id), doubted.get(row_id)
+        mistake, suspect = mistakes.get(row_id), suspects.get(row_id)
         if texts is not None and row_id not in texts:
             raise DataError(
-                f"row {row_id!r} was judged and is not in the data as it is now: its texts cannot "
-                "be shown"
+                f"row {row_id!r} was evaluated and is missing in the present data, so its text "
+                "cannot "
+                "be shown; leave out --texts"
             )
-        made.append(
-            Row(
+        review_rows.append(
+            ReviewRow(
                 id=row_id,
                 given=mistake.truth if mistake else suspect.given if suspect else (),
                 predicted=mistake.predicted if mistake else None,
@@ -55,34 +53,36 @@ def rows(
                 text=None if texts is None else texts[row_id],
             )
         )
-    return made
+    return review_rows
 
 
-def render(row: Row) -> str:
-    said = f"{row.id}: given {corrections.cell(row.given)}"
+def render(row: ReviewRow) -> str:
+    line = f"{row.id}: label {corrections.cell(row.given)}"
     if row.predicted is not None:
-        said += f", answered {corrections.cell(row.predicted)} with confidence {row.confidence:.3f}"
+        line += (
+            f", predicted {corrections.cell(row.predicted)} with confidence {row.confidence:.3f}"
+        )
     if row.suggested is not None:
-        said += (
-            f"; the label may be wrong, {corrections.cell(row.suggested)} is likelier (doubt "
+        line += (
+            f"; the label may be wrong, {corrections.cell(row.suggested)} is more probable (doubt "
             f"{row.doubt:.2f})"
         )
-    return said if row.text is None else f"{said}\n    {row.text}"
+    return line if row.text is None else f"{line}\n    {row.text}"
 
 
-def export(found: Sequence[Row], path: Path) -> None:
-    """CSV or JSON lines, by the ending. `label` is left empty: what is filled in there is a
-    correction, what is not is none."""
+def export(review_rows: Sequence[ReviewRow], path: Path) -> None:
+    """Write rows as CSV or JSON lines, by the ending of the path. The column `label` is empty; a
+    person fills in corrections there."""
     if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise ConfigError(f"{path}: rows for review are written as .csv or .jsonl")
-    with_texts = any(row.text is not None for row in found)
+        raise ConfigError(f"{path}: the ending is not known; choose .csv or .jsonl")
+    with_texts = any(row.text is not None for row in review_rows)
     fields = [
         {
             "id": row.id,
             "label": None,
             **{k: v for k, v in asdict(row).items() if k != "id" and (with_texts or k != "text")},
         }
-        for row in found
+        for row in review_rows
     ]
     if path.suffix.lower() == ".jsonl":
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fields)
@@ -109,6 +109,6 @@ def export(found: Sequence[Row], path: Path) -> None:
         )
     if not files.create(path, content.encode("utf-8")):
         raise ConfigError(
-            f"{path}: is there already and is left alone, since somebody may have filled it in; "
-            "choose another path"
+            f"{path}: the file exists and may hold corrections, so it is not overwritten; choose "
+            "another path"
         )

@@ -1,4 +1,4 @@
-"""What a report is made from: the plain data of one run, and the words for it."""
+"""The plain data of one run that a report shows, and functions that put numbers into words."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _AXES = {
     "train.learning_rate": "learning rate",
     "train.head_learning_rate": "learning rate of the head",
     "train.epochs": "epochs",
-    "train.samples_per_step": "rows a step",
+    "train.samples_per_step": "rows per step",
     "train.weight_decay": "weight decay",
     "lora.r": "LoRA rank",
     "lora.alpha": "LoRA alpha",
@@ -53,24 +53,22 @@ _NAMES = {
 class StudyData:
     config: StudyConfig
     settings: str  # the resolved study.yaml
-    run: str  # where its folder is, as a person names it
+    run: str  # the path of its folder, relative to the storage path of the study
     board: Leaderboard
     records: Sequence[TrialRecord]
-    histories: Mapping[str, Sequence[Evaluation]]  # of each trial
-    winner: Facts | None = None  # None where its checkpoint is gone
+    histories: Mapping[str, Sequence[Evaluation]]  # by trial
+    winner: Facts | None = None  # None if its checkpoint is missing
     validation: Mapping[str, Any] = field(default_factory=dict)  # metrics.json of the winner
     audit: Mapping[str, Any] = field(default_factory=dict)
-    analysis: Analysis | None = None  # None of a run that is older than it
-    samples: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # the user's own prompts, and answers by name
-    code: str | None = None  # the commit
+    analysis: Analysis | None = None  # None for runs of versions without it
+    # The user's own prompts, and the answers to them by name of the model.
+    samples: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def day(self) -> str:
-        """On which it began."""
-        began = [record.started_at for record in self.records if record.started_at is not None]
-        return f"{datetime.fromtimestamp(min(began), UTC):%-d %B %Y}" if began else ""
+        """Return the date of the first trial's start."""
+        starts = [record.started_at for record in self.records if record.started_at is not None]
+        return f"{datetime.fromtimestamp(min(starts), UTC):%-d %B %Y}" if starts else ""
 
     @property
     def metric(self) -> str:
@@ -89,11 +87,12 @@ class StudyData:
         return [entry for entry in self.board.entries if entry.kind == "reference"]
 
     def series(self, entry: Entry) -> int | None:
-        """Which base model's colour; a reference has none."""
+        """Return the number of the entry's base model, which sets its color; None for a
+        reference."""
         if entry.kind == "reference":
             return None
-        known = {record.trial: record.base for record in self.records}
-        return known.get(entry.name, entry.base or 0)
+        bases = {record.trial: record.base for record in self.records}
+        return bases.get(entry.name, entry.base or 0)
 
 
 def axis_name(path: str) -> str:
@@ -101,7 +100,7 @@ def axis_name(path: str) -> str:
 
 
 def metric_name(metric: str, positive: str | None) -> str:
-    """A figure in words: `f1_binary` is the F1 of the positive label."""
+    """Return a metric's name in words: `f1_binary` is `F1 for cancer` if cancer is positive."""
     if metric in _WORDS:
         return _WORDS[metric]
     name, _, average = metric.partition("_")
@@ -115,7 +114,7 @@ def metric_name(metric: str, positive: str | None) -> str:
 
 
 def base_name(source: str) -> str:
-    """A base model without where it comes from."""
+    """Return a base model's name without its source."""
     return source.rsplit(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1]
 
 
@@ -123,7 +122,7 @@ def short(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def signed(value: float, digits: int = 3) -> str:
+def with_sign(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
@@ -131,8 +130,8 @@ def between(low: float, high: float, digits: int = 3) -> str:
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """`a, b and c`."""
+def join_names(names: Sequence[str]) -> str:
+    """Join names as in `a, b and c`."""
     return (
         names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
     )
@@ -151,7 +150,7 @@ def setting(value: Any) -> str:
 
 
 def compact(number: int | None) -> str:
-    """Parameters as people say them: 23.4 M."""
+    """Format a number of parameters, as in 23.4 M."""
     if number is None:
         return ""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -173,7 +172,7 @@ def duration(seconds: float | None) -> str:
 
 
 class StoredRun(Protocol):
-    """A run of a study on disk, as `medray.study` keeps it."""
+    """The members of a stored run that a report reads; `medray.study.run.Run` has them."""
 
     @property
     def folder(self) -> Path: ...
@@ -189,60 +188,60 @@ class StoredRun(Protocol):
 
 def gather(run: StoredRun) -> StudyData:
     board, records, folder = run.leaderboard(), run.records(), run.folder
-    asked = load_study([folder / SETTINGS])
-    asked = StudyConfig.model_validate(public_settings(asked))  # runs of before kept secrets
-    manifest, held = _winner(folder, board)
-    found, told = run.analysis(), None
-    if manifest and held:
-        test = card.test_record(board, board.best, found) if board.best.test else None
-        calibration = found.best.calibration if found else AS_IT_IS
-        told = card.describe(
+    study = load_study([folder / SETTINGS])
+    study = StudyConfig.model_validate(public_settings(study))  # older runs stored secrets
+    manifest, winner_dir = _winner(folder, board)
+    analysis, facts = run.analysis(), None
+    if manifest and winner_dir:
+        test = card.test_record(board, board.best, analysis) if board.best.test else None
+        calibration = analysis.best.calibration if analysis else AS_IT_IS
+        facts = card.describe(
             manifest,
-            checkpoint.content_id(held),
+            checkpoint.content_id(winner_dir),
             test,
             leaderboard.merge_of(board.best, board.metric),
             calibration,
         )
     return StudyData(
-        config=asked,
+        config=study,
         settings=redact((folder / SETTINGS).read_text(encoding="utf-8")),
-        run=f"{asked.storage_path.rstrip('/')}/{asked.name}/{folder.name}",
+        run=f"{study.storage_path.rstrip('/')}/{study.name}/{folder.name}",
         board=board,
         records=records,
         histories={record.trial: run.history(record.trial) for record in records},
-        winner=told,
-        validation=_json(held / "metrics.json") if held else {},
+        winner=facts,
+        validation=_json(winner_dir / "metrics.json") if winner_dir else {},
         audit=_audit(folder, records),
-        analysis=found,
+        analysis=analysis,
         samples=_json(folder / SAMPLES),
     )
 
 
 def _winner(folder: Path, board: Leaderboard) -> tuple[Manifest | None, Path | None]:
-    """The winner's checkpoint below this run, wherever the run lies now."""
+    """Return the winner's manifest and checkpoint within this run, which may have moved."""
     if board.best.checkpoint is None:
         return None, None
-    kept = Path(board.best.checkpoint)
-    found = folder / "trials" / kept.parents[1].name / "checkpoints" / kept.name
-    return (checkpoint.read(found), found) if (found / MANIFEST).exists() else (None, None)
+    original = Path(board.best.checkpoint)
+    path = folder / "trials" / original.parents[1].name / "checkpoints" / original.name
+    return (checkpoint.read(path), path) if (path / MANIFEST).exists() else (None, None)
 
 
 def _audit(folder: Path, records: Sequence[TrialRecord]) -> dict[str, Any]:
-    """The data's audit is the same for all trials, but each knows the lengths for its own base
-    model only."""
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
+    """Merge the audits of the base models, which differ only in the lengths of the texts in
+    tokens."""
+    merged_audit: dict[str, Any] = {}
+    bases: set[int] = set()
     for record in records:
         path = next((folder / "trials" / record.trial / "checkpoints").glob("*/audit.json"), None)
-        if path is None or record.base in seen:
+        if path is None or record.base in bases:
             continue
-        seen.add(record.base)
-        held = _json(path)
-        found = found or held
-        found["tokens"] = {**found.get("tokens", {}), **held.get("tokens", {})}
-    return found
+        bases.add(record.base)
+        audit = _json(path)
+        merged_audit = merged_audit or audit
+        merged_audit["tokens"] = {**merged_audit.get("tokens", {}), **audit.get("tokens", {})}
+    return merged_audit
 
 
 def _json(path: Path) -> dict[str, Any]:
-    held: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-    return held
+    content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return content

@@ -1,11 +1,22 @@
-"""The first pages of a report: what was asked, what won, by how much, and against what."""
+"""The first sections of a report: the winner, the setup of the study, the leaderboard and the
+comparisons with the winner."""
 
 from collections.abc import Sequence
 
 from medray.evaluation import leaderboard_files
 from medray.evaluation.leaderboard import Entry, Pairing
 from medray.evaluation.metrics import higher_is_better
-from medray.reports.blocks import Block, Chart, Details, Fact, Figure, Key, Section, Table, Text
+from medray.reports.blocks import (
+    Block,
+    Chart,
+    ChartFigure,
+    Details,
+    Fact,
+    Key,
+    Paragraph,
+    ReportSection,
+    ReportTable,
+)
 from medray.reports.charts import NARROW, WIDE, Bar, intervals
 from medray.reports.study_data import (
     StudyData,
@@ -15,10 +26,10 @@ from medray.reports.study_data import (
     compact,
     count,
     duration,
-    listed,
+    join_names,
     setting,
     short,
-    signed,
+    with_sign,
 )
 from medray.reports.svg import Drawing
 
@@ -30,116 +41,123 @@ def headline(data: StudyData) -> str:
     if value is None:
         return (
             f"{by}: {data.metric_name} {short(best.validation.get(data.metric))} on validation "
-            "rows. Test rows were not judged."
+            "rows. The test rows were not evaluated."
         )
-    sure = (
+    spread = (
         f" (95 % interval {between(best.test_interval.low, best.test_interval.high)})"
         if best.test_interval
         else ""
     )
-    means = f", the mean of {best.seeds.num_seeds} seeds" if best.seeds else ""
+    means = f", as the mean of {best.seeds.num_seeds} seeds" if best.seeds else ""
     return (
-        f"{by}: {data.metric_name} {short(value)}{sure} on "
+        f"{by}: {data.metric_name} {short(value)}{spread} on "
         f"{count(data.board.num_rows['test'], 'test row')}{means}."
     )
 
 
-def said(data: StudyData) -> list[str]:
-    """How it was chosen, and what that is worth."""
+def findings(data: StudyData) -> list[str]:
+    """Return sentences on how the winner was chosen and on how certain the choice is."""
     board, best = data.board, data.board.best
-    ran = [entry for entry in data.trials if entry.validation]
-    names = listed(list(dict.fromkeys(base_name(base.source) for base in data.config.base_models)))
+    trials = [entry for entry in data.trials if entry.validation]
+    names = join_names(
+        list(dict.fromkeys(base_name(base.source) for base in data.config.base_models))
+    )
     sentences = [
-        f"{best.name} was chosen among {count(len(ran), 'trial')} of {names} by its "
-        f"{data.metric_name} on"
-        f" {board.num_rows['validation']:,} validation rows: "
+        f"{best.name} was chosen among {count(len(trials), 'trial')} of {names} by its "
+        f"{data.metric_name} on {board.num_rows['validation']:,} validation rows, which was "
         f"{short(best.validation.get(data.metric))} at epoch {best.epoch}."
     ]
     if others := [name for name in board.tied if name != board.winner]:
         sentences.append(
-            f"A tie: validation rows cannot tell it from {listed(others)}; {board.tie_break}."
+            f"The validation rows cannot separate it from {join_names(others)}, which is a tie; "
+            f"{board.tie_break}."
         )
     for pair in references(data):
         sentences.append(verdict(pair))
     if best.test and best.test_interval is None:
         sentences.append(
-            f"{data.metric_name} has no interval here, so nothing says whether two models can be "
-            "told apart by it."
+            f"{data.metric_name} has no interval, so it is not known whether the "
+            "rows can separate two models."
         )
     if board.num_openings > 1:
         sentences.append(
-            f"The labels of these test rows were read {board.num_openings} times: the more often, "
-            "the less they are a test."
+            f"The labels of these test rows were read {board.num_openings} times. Each further use "
+            "makes the test figures more optimistic."
         )
-    failed = sum(entry.status == "failed" for entry in data.trials)
-    if failed:
-        sentences.append(f"{count(failed, 'trial')} failed; the leaderboard has the reason.")
+    num_failed = sum(entry.status == "failed" for entry in data.trials)
+    if num_failed:
+        sentences.append(f"{count(num_failed, 'trial')} failed; the leaderboard gives the reason.")
     return sentences
 
 
 def references(data: StudyData) -> list[Pairing]:
-    """What the winner has to beat, on test rows."""
-    known = {entry.name for entry in data.references}
-    return [pair for pair in data.board.comparisons if pair.split == "test" and pair.other in known]
+    """Return the comparisons of the winner with the references on test rows."""
+    names = {entry.name for entry in data.references}
+    return [pair for pair in data.board.comparisons if pair.split == "test" and pair.other in names]
 
 
 def verdict(pair: Pairing) -> str:
-    found = pair.comparison
+    difference, low, high = pair.comparison.difference, pair.comparison.low, pair.comparison.high
     if pair.is_tie:
-        spread = (
-            f"{signed(found.difference)}, 95 % interval {signed(found.low)} to {signed(found.high)}"
-        )
-        return f"The test rows cannot tell it from {pair.other} (difference {spread})."
-    if found.difference < 0:
         return (
-            f"On the same test rows {pair.other} is better by {short(-found.difference)} (95 % "
-            f"interval {between(-found.high, -found.low)})."
+            f"The test rows cannot separate it from {pair.other} (difference "
+            f"{with_sign(difference)}, 95 % interval {_spread(pair)})."
+        )
+    if difference < 0:
+        return (
+            f"On the same test rows, {pair.other} is better by {short(-difference)} (95 % interval "
+            f"{between(-high, -low)})."
         )
     return (
-        f"On the same test rows it is better than {pair.other} by {short(found.difference)} (95 % "
-        f"interval {between(found.low, found.high)})."
+        f"On the same test rows, it is better than {pair.other} by {short(difference)} (95 % "
+        f"interval {between(low, high)})."
     )
 
 
 def facts(data: StudyData) -> list[Fact]:
     best = data.board.best
-    test, low = best.test.get(data.metric), best.test_interval
+    test, spread = best.test.get(data.metric), best.test_interval
     figure = Fact(
         short(best.validation.get(data.metric) if test is None else test),
         f"{'test' if test is not None else 'validation'} {data.metric_name}",
-        f"{between(low.low, low.high)}, 95 % interval" if low else "",
+        f"95 % interval {between(spread.low, spread.high)}" if spread else "",
     )
-    made = [figure]
+    numbers = [figure]
     if pairs := references(data):
-        hardest = min(pairs, key=lambda pair: pair.comparison.difference)
-        made.append(
+        closest = min(pairs, key=lambda pair: pair.comparison.difference)
+        numbers.append(
             Fact(
-                signed(hardest.comparison.difference), f"against {hardest.other}", _spread(hardest)
+                with_sign(closest.comparison.difference),
+                f"difference to {closest.other}",
+                f"95 % interval {_spread(closest)}",
             )
         )
     seconds = sum(entry.seconds or 0.0 for entry in data.trials)
-    made.append(
+    numbers.append(
         Fact(
             str(len(data.trials)),
             "trials" if len(data.trials) != 1 else "trial",
-            f"{duration(seconds)} of training in all",
+            f"{duration(seconds)} of training in total",
         )
     )
     if best.ms_per_row is not None:
-        made.append(
+        numbers.append(
             Fact(
                 f"{best.ms_per_row:.3g} ms",
                 "per text",
                 f"{compact(best.num_parameters)} parameters",
             )
         )
-    return made
+    return numbers
 
 
-def asked(data: StudyData) -> Section:
+def study(data: StudyData) -> ReportSection:
+    """Describe the task, the data, the base models and the search."""
     config, board = data.config, data.board
     labels = (
-        listed(data.winner.labels) if data.winner else listed(list(data.audit.get("labels", {})))
+        join_names(data.winner.labels)
+        if data.winner
+        else join_names(list(data.audit.get("labels", {})))
     )
     rows = data.audit.get("splits") or board.num_rows
     source = getattr(config.data.format, "path", "")
@@ -147,42 +165,45 @@ def asked(data: StudyData) -> Section:
     axes = list(dict.fromkeys(path for base in config.base_models for path in config.space(base)))
     lines = [
         ("Task", config.task.name + (f": {labels}" if labels else "")),
-        ("Chosen by", f"{data.metric_name} on validation rows"),
+        ("Metric", f"{data.metric_name} on validation rows"),
         ("Data", f"{config.data.format.name}" + (f", {source}" if source else "")),
         ("Rows", ", ".join(f"{side} {number:,}" for side, number in rows.items())),
-        ("Base models", listed([base.source for base in config.base_models])),
+        ("Base models", join_names([base.source for base in config.base_models])),
         (
             "Search",
             f"{search.algorithm}, scheduler {search.scheduler}, {count(len(data.trials), 'trial')}",
         ),
         (
-            "Searched",
-            listed([axis_name(path) for path in axes])
+            "Search space",
+            join_names([axis_name(path) for path in axes])
             if axes
-            else "nothing: every setting was given",
+            else "none; every setting is fixed",
         ),
     ]
-    return Section(
-        "asked",
-        "What was asked",
-        [Table("What was asked of the study", (), lines, left=frozenset({0, 1}))],
+    return ReportSection(
+        "study",
+        "The study",
+        [ReportTable("The setup of the study", (), lines, left=frozenset({0, 1}))],
     )
 
 
-def leaderboard(data: StudyData) -> Section:
+def leaderboard(data: StudyData) -> ReportSection:
     entries = [entry for entry in data.board.entries if data.metric in entry.validation]
     top = 1.0 if higher_is_better(data.metric) else None
     bars = [_bar(data, entry, "validation") for entry in entries[:_MOST_BARS]]
-    judged = [_bar(data, entry, "test") for entry in entries if data.metric in entry.test]
+    test_bars = [_bar(data, entry, "test") for entry in entries if data.metric in entry.test]
     blocks: list[Block] = []
-    if judged:
+    if test_bars:
         title = f"{data.metric_name} on test rows"
-        blocks.append(Figure([_drawn("leaderboard-test", title, judged, top)], _TEST, keys(data)))
+        blocks.append(
+            ChartFigure([_chart("leaderboard-test", title, test_bars, top)], _TEST, keys(data))
+        )
     title = f"{data.metric_name} on validation rows"
     blocks.append(
-        Figure(
-            [_drawn("leaderboard-validation", title, bars, top)],
-            f"{title}, by which was chosen: {_which(len(entries))}at its best epoch.",
+        ChartFigure(
+            [_chart("leaderboard-validation", title, bars, top)],
+            f"{title}, which choose the winner. The chart shows {_which(len(entries))}at its best "
+            "epoch.",
         )
     )
     blocks.append(_table(data))
@@ -191,21 +212,20 @@ def leaderboard(data: StudyData) -> Section:
         blocks.append(
             Details(
                 "The leaderboard in sentences",
-                [Text(sentence, is_note=True) for sentence in sentences],
+                [Paragraph(sentence, is_note=True) for sentence in sentences],
             )
         )
-    failed = [entry for entry in data.trials if entry.error]
-    if failed:
-        rows = [[entry.name, entry.base_model, entry.error or ""] for entry in failed]
+    rows = [[entry.name, entry.base_model, entry.error] for entry in data.trials if entry.error]
+    if rows:
         blocks.append(
-            Table(
-                "Trials that failed, and why",
+            ReportTable(
+                "Failed trials, with the reason",
                 ["trial", "base model", "reason"],
                 rows,
                 left=frozenset({0, 1, 2}),
             )
         )
-    return Section("leaderboard", "Leaderboard", blocks)
+    return ReportSection("leaderboard", "Leaderboard", blocks)
 
 
 def _which(num_entries: int) -> str:
@@ -218,15 +238,15 @@ def _which(num_entries: int) -> str:
 
 _MOST_BARS = 24
 _TEST = (
-    "The best of each base model and the references, judged once on test rows that nothing was "
-    "chosen by. Dot: test figure with its"
-    " 95 % bootstrap interval; open: validation figure."
+    "The best of each base model and the references on test rows, which are used once and choose "
+    "nothing. A filled dot is the test figure with its 95 % bootstrap interval; an open dot is the "
+    "validation figure."
 )
 
 
-def against(data: StudyData) -> Section | None:
-    """Before and after: the winner minus what it started from, the simple methods and the
-    runner-up, on the same rows."""
+def against(data: StudyData) -> ReportSection | None:
+    """Compare the winner with its untuned base model, the baselines and the runner-up on the same
+    rows."""
     pairs = [pair for pair in data.board.comparisons if pair.split == "test"]
     if not pairs:
         return None
@@ -237,51 +257,51 @@ def against(data: StudyData) -> Section | None:
             pair.comparison.low,
             pair.comparison.high,
             series=None if pair.is_tie else 0,
-            shown=f"{signed(pair.comparison.difference)}  ({_spread(pair)})",
-            brief=signed(pair.comparison.difference),
+            text=f"{with_sign(pair.comparison.difference)}  ({_spread(pair)})",
+            brief=with_sign(pair.comparison.difference),
         )
         for pair in pairs
     ]
-    title = f"Winner's {data.metric_name} minus that of others, on the same test rows"
-    rows = [[f"{pair.other}, {pair.split}", *_compared(pair)] for pair in data.board.comparisons]
+    title = f"The winner's {data.metric_name} minus that of others, on the same test rows"
+    rows = [
+        [f"{pair.other}, {pair.split}", *_comparison_cells(pair)] for pair in data.board.comparisons
+    ]
     caption = (
-        "Differences on the same resamples of the rows, so that what is hard for both cancels out"
+        "Differences on the same bootstrap resamples of the rows, so that rows that are hard for "
+        "both "
+        "cancel out"
     )
-    untuned = any("untuned" in pair.other for pair in pairs)
+    has_untuned = any("untuned" in pair.other for pair in pairs)
     note = (
         ""
-        if untuned
-        else (
-            " No untuned base model is among them: one whose head has still to be trained has no "
-            "answer."
-        )
+        if has_untuned
+        else " There is no untuned base model, since its new head would predict at random."
     )
-    drawn = _drawn("differences", title, bars, None, zero=True)
-    heads = ["winner against", "difference", "95 % interval", "p", "verdict"]
-    return Section(
+    chart = _chart("differences", title, bars, None, zero=True)
+    heads = ["winner minus", "difference", "95 % interval", "p value", "verdict"]
+    return ReportSection(
         "against",
-        "Before and after",
+        "The winner against others",
         [
-            Figure(
-                [drawn],
-                f"{title}, with the 95 % interval of the difference. Grey: the rows cannot tell "
-                f"the two apart.{note}",
+            ChartFigure(
+                [chart],
+                f"{title}, with the 95 % interval of the difference. Grey: the rows cannot "
+                "separate "
+                f"the two.{note}",
             ),
-            Table(caption, heads, rows, left=frozenset({0, 4})),
+            ReportTable(caption, heads, rows, left=frozenset({0, 4})),
         ],
     )
 
 
-def _compared(pair: Pairing) -> list[str]:
-    found = pair.comparison
-    verdict = (
-        "cannot be told apart" if pair.is_tie else "better" if found.difference > 0 else "worse"
-    )
-    return [signed(found.difference), _spread(pair), f"{found.p_value:.3f}", verdict]
+def _comparison_cells(pair: Pairing) -> list[str]:
+    difference = pair.comparison.difference
+    verdict = "no clear difference" if pair.is_tie else "better" if difference > 0 else "worse"
+    return [with_sign(difference), _spread(pair), f"{pair.comparison.p_value:.3f}", verdict]
 
 
 def _spread(pair: Pairing) -> str:
-    return f"{signed(pair.comparison.low)} to {signed(pair.comparison.high)}"
+    return f"{with_sign(pair.comparison.low)} to {with_sign(pair.comparison.high)}"
 
 
 def _bar(data: StudyData, entry: Entry, split: str) -> Bar:
@@ -297,20 +317,20 @@ def _bar(data: StudyData, entry: Entry, split: str) -> Bar:
         other=validation if split == "test" else None,
         series=data.series(entry),
         is_strong=is_winner,
-        shown=short(value) + (f"  ({between(spread.low, spread.high)})" if spread else ""),
+        text=short(value) + (f"  ({between(spread.low, spread.high)})" if spread else ""),
         brief=short(value),
     )
 
 
-def _drawn(
+def _chart(
     name: str, title: str, bars: Sequence[Bar], top: float | None, *, zero: bool = False
 ) -> Chart:
-    says = "; ".join(f"{bar.label} {bar.shown}" for bar in bars) + "."
+    description = "; ".join(f"{bar.label} {bar.text}" for bar in bars) + "."
 
-    def made(width: int) -> Drawing:
-        return intervals(title, says, bars, width=width, zero=zero, top=top)
+    def draw(width: int) -> Drawing:
+        return intervals(title, description, bars, width=width, zero=zero, top=top)
 
-    return Chart(name, made(WIDE), made(NARROW))
+    return Chart(name, draw(WIDE), draw(NARROW))
 
 
 def keys(data: StudyData) -> list[Key]:
@@ -320,7 +340,7 @@ def keys(data: StudyData) -> list[Key]:
     return [*keys, *([Key("reference")] if data.references else [])]
 
 
-def _table(data: StudyData) -> Table:
+def _table(data: StudyData) -> ReportTable:
     heads = [
         "trial",
         "base model",
@@ -329,21 +349,20 @@ def _table(data: StudyData) -> Table:
         "test",
         "95 % interval",
         "parameters",
-        "trained",
-        "training",
-        "ms per text",
+        "trainable",
+        "training time",
+        "ms/text",
     ]
     paths = list(dict.fromkeys(path for entry in data.trials for path in entry.settings))
     entries = data.board.entries
-    # A trial is named after its base model, unless two of those have the same name or a strange
-    # one.
-    is_told = any(not entry.name.startswith(base_name(entry.base_model)) for entry in data.trials)
-    heads = heads if is_told else [head for head in heads if head != "base model"]
+    # A trial has the name of its base model, unless that name is not unique or not a file name.
+    has_base = any(not entry.name.startswith(base_name(entry.base_model)) for entry in data.trials)
+    heads = heads if has_base else [head for head in heads if head != "base model"]
     rows = [
         [
             entry.name
             + (f" ({entry.status})" if entry.status in ("stopped", "failed", "running") else ""),
-            *([base_name(entry.base_model)] if is_told else []),
+            *([base_name(entry.base_model)] if has_base else []),
             "" if entry.epoch is None else str(entry.epoch),
             short(entry.validation.get(data.metric)),
             short(entry.test.get(data.metric)),
@@ -363,39 +382,44 @@ def _table(data: StudyData) -> Table:
     )
     grey = frozenset(place for place, entry in enumerate(entries) if entry.kind == "reference")
     caption = (
-        f"Every trial and reference, by {data.metric_name} on validation rows; a stopped trial was "
-        "ended early by the scheduler"
+        f"Every trial and reference, sorted by {data.metric_name} on validation rows; the "
+        "scheduler "
+        "ended a stopped trial early"
     )
-    return Table(
+    return ReportTable(
         caption,
         [*heads, *map(axis_name, paths)],
         rows,
-        left=frozenset({0, 1} if is_told else {0}),
+        left=frozenset({0, 1} if has_base else {0}),
         strong=strong,
-        set_back=grey,
+        grey=grey,
     )
 
 
-_UNTUNED = ", untuned"
+_UNTUNED_SUFFIX = ", untuned"
 
 
-def answers(data: StudyData) -> Section | None:
-    prompts, said = data.samples.get("prompts", []), data.samples.get("answers", {})
+def samples(data: StudyData) -> ReportSection | None:
+    """Show the user's prompts with answers from before and after training."""
+    prompts, texts = data.samples.get("prompts", []), data.samples.get("answers", {})
     best = data.board.best
-    before, after = said.get(f"{best.base_model}{_UNTUNED}"), said.get(best.name)
+    before, after = texts.get(f"{best.base_model}{_UNTUNED_SUFFIX}"), texts.get(best.name)
     if not prompts or before is None or after is None:
         return None
     rows = [list(row) for row in zip(prompts, before, after, strict=True)]
     heads = ["prompt", f"{best.base_model} before training", f"{best.name}, the winner"]
     note = (
-        "Greedy answers of at most task.max_new_tokens tokens, as they were written; the prompts "
-        "are those of task.sample_prompts."
+        "The prompts are those of task.sample_prompts. The answers are unedited, generated "
+        "greedily, "
+        "with at most task.max_new_tokens tokens."
     )
-    return Section(
+    return ReportSection(
         "samples",
         "Sample prompts",
         [
-            Table("Answers before and after training", heads, rows, left=frozenset({0, 1, 2})),
-            Text(note, is_note=True),
+            ReportTable(
+                "Answers before and after training", heads, rows, left=frozenset({0, 1, 2})
+            ),
+            Paragraph(note, is_note=True),
         ],
     )

@@ -1,7 +1,7 @@
-"""Marks on a plane and the scales that place them, written as SVG: lines, boxes, dots, text.
+"""Drawings as SVG: lines, boxes, dots and text, and the scales that place them.
 
-Colours are classes, so that a page gives them light and dark; an SVG that stands alone carries the
-light ones."""
+Colors are CSS classes, so that a page sets them for light and dark mode. A standalone SVG carries
+the light colors."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _XML_REFUSES = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places; log scales hold positive values only."""
+    """Maps values to places. A log scale takes positive values only."""
 
     low: float
     high: float
@@ -37,26 +37,26 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """Round values inside, about `most` of them."""
+        """Return about `most` round values within the scale."""
         if self.is_log:
             return self._log_ticks(most)
         rough = (self.high - self.low) / most
         size = 10 ** math.floor(math.log10(rough))
         step = next(times * size for times in (1, 2, 2.5, 5, 10) if times * size >= rough * 0.999)
         first = math.ceil(self.low / step - 1e-9)
-        found = [round((first + at) * step, 12) for at in range(most + 3)]
-        return [value for value in found if value <= self.high + step * 1e-9]
+        values = [round((first + at) * step, 12) for at in range(most + 3)]
+        return [value for value in values if value <= self.high + step * 1e-9]
 
     def _log_ticks(self, most: int) -> list[float]:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         for times in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
-            found = [float(f"{at}e{power}") for power in powers for at in times]
-            found = [value for value in found if self.low * 0.999 <= value <= self.high * 1.001]
-            if len(found) <= most + 1:
+            values = [float(f"{at}e{power}") for power in powers for at in times]
+            values = [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
+            if len(values) <= most + 1:
                 break
-        if len(found) < 2:
+        if len(values) < 2:
             return Scale(self.low, self.high, self.start, self.end).ticks(min(most, 3))
-        return found[:: max(1, math.ceil(len(found) / (most + 1)))]
+        return values[:: max(1, math.ceil(len(values) / (most + 1)))]
 
 
 def span(
@@ -66,7 +66,8 @@ def span(
     low: float | None = None,
     high: float | None = None,
 ) -> tuple[float, float]:
-    """From least to most with some air, kept inside the ends that are given; never of no length."""
+    """Return the range of the values with a margin, clipped to `low` and `high` where set. The
+    range is never empty."""
     least, most = min(values), max(values)
     air = (most - least) * margin or abs(most) * 0.05 or 0.5
     least, most = least - air, most + air
@@ -79,7 +80,7 @@ def log_span(values: Sequence[float], margin: float = 0.08) -> tuple[float, floa
 
 
 def tick(value: float) -> str:
-    """A value on an axis, as short as it can be read."""
+    """Format a value of an axis briefly."""
     if value and (abs(value) < 0.01 - 1e-9 or abs(value) >= 1e6):
         power = math.floor(math.log10(abs(value)))
         if abs(value) >= 1e6 and power < 12:
@@ -90,10 +91,10 @@ def tick(value: float) -> str:
 
 @dataclass
 class Drawing:
-    """`title` names it, `says` is what a reader who cannot see it is told."""
+    """Marks on a plane. Screen readers read `title` and `description`."""
 
     title: str
-    says: str
+    description: str
     width: float
     height: float
     marks: list[ElementTree.Element] = field(default_factory=list)
@@ -132,7 +133,8 @@ class Drawing:
         )
 
     def dot(self, at: Point, style: str, *, shape: int = 0, size: float = 4, tip: str = "") -> None:
-        """Shapes tell series apart where colours do not: circle, square, diamond, triangle."""
+        """Draw a dot, whose shape tells series apart without colors: circle, square, diamond,
+        triangle."""
         x, y = at
         if shape % 4 == 0:
             self._add("circle", style, tip, cx=x, cy=y, r=size)
@@ -161,19 +163,18 @@ class Drawing:
         self.marks[-1].text = _clean(content)
 
     def svg(self, *, standalone: bool = False) -> str:
-        left, top = (
-            (16, 40) if standalone else (0, 0)
-        )  # a file of its own has margins, and its title above
+        # A standalone file has margins and shows its title.
+        left, top = (16, 40) if standalone else (0, 0)
         width, height = self.width + 2 * left, self.height + top + left
         size = {
             "viewBox": f"{-left} {-top} {_short(width)} {_short(height)}",
             "width": _short(width),
             "height": _short(height),
         }
-        said = {"role": "img", "aria-label": _clean(f"{self.title}. {self.says}")}
+        aria = {"role": "img", "aria-label": _clean(f"{self.title}. {self.description}")}
         root = ElementTree.Element(
             "svg",
-            {**size, **said, **({"xmlns": "http://www.w3.org/2000/svg"} if standalone else {})},
+            {**size, **aria, **({"xmlns": "http://www.w3.org/2000/svg"} if standalone else {})},
         )
         if standalone:
             ElementTree.SubElement(root, "title").text = _clean(self.title)
@@ -196,18 +197,18 @@ class Drawing:
         return ElementTree.tostring(root, encoding="unicode")
 
     def _add(self, tag: str, style: str, tip: str = "", **attributes: float | str) -> None:
-        held = {
+        values = {
             name: value if isinstance(value, str) else _short(value)
             for name, value in attributes.items()
         }
-        mark = ElementTree.Element(tag, {**({"class": style} if style else {}), **held})
+        mark = ElementTree.Element(tag, {**({"class": style} if style else {}), **values})
         if tip:
             ElementTree.SubElement(mark, "title").text = _clean(tip)
         self.marks.append(mark)
 
 
 def series(number: int) -> str:
-    """The colour class of a series."""
+    """Return the CSS class of a series' color."""
     return f"s{number % NUM_SERIES}"
 
 
@@ -220,13 +221,13 @@ def _clean(text: str) -> str:
 
 
 def text_width(text: str, size: float = 12) -> float:
-    """About how wide a text is: a browser's own fonts differ, so room is left."""
+    """Estimate the width of a text, with room for the differences between browsers' fonts."""
     narrow = sum(char in "iljtf.,:;'|!()[] -" for char in text)
     return size * (0.64 * (len(text) - narrow) + 0.38 * narrow)
 
 
-def shortened(text: str, room: float, size: float = 12) -> str:
-    """Cut in the middle where it does not fit: names differ at their ends."""
+def shorten(text: str, room: float, size: float = 12) -> str:
+    """Cut a text in the middle if it does not fit, since names differ at their ends."""
     if text_width(text, size) <= room:
         return text
     keep = len(text)
@@ -277,11 +278,10 @@ FONT = (
 
 @cache
 def page_css() -> str:
-    """The sheet of a page, its charts included: light, dark where the reader asks for it, and light
-    again on paper."""
+    """Return the CSS of a page with its charts: light or dark by the reader's setting, and light in
+    print."""
     light, dark = (
-        ";".join(f"--{name}:{value}" for name, value in colours.items())
-        for colours in (LIGHT, DARK)
+        ";".join(f"--{name}:{value}" for name, value in colors.items()) for colors in (LIGHT, DARK)
     )
     schemes = f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
     return f"{schemes}\n{_chart_css()}\n{_sheet('report.css')}".replace("var(--font)", FONT)
@@ -289,8 +289,8 @@ def page_css() -> str:
 
 @cache
 def standalone_css() -> str:
-    """The sheet of a chart in a file of its own; literal colours, which every reader of SVG
-    knows."""
+    """Return the CSS of a standalone chart, with literal colors, which every SVG viewer
+    supports."""
     css = _chart_css().replace("svg ", "")
     for name, value in LIGHT.items():
         css = css.replace(f"var(--{name})", value)
@@ -298,14 +298,14 @@ def standalone_css() -> str:
 
 
 def _chart_css() -> str:
-    colours = "".join(
+    colors = "".join(
         (
             f"svg .line.s{at}{{stroke:var(--s{at})}}svg .fill.s{at}{{fill:var(--s{at})}}svg "
             f".open.s{at}{{stroke:var(--s{at})}}svg text.s{at}{{fill:var(--s{at})}}"
         )
         for at in range(NUM_SERIES)
     )
-    return _sheet("chart.css") + colours
+    return _sheet("chart.css") + colors
 
 
 def _sheet(name: str) -> str:

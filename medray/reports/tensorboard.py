@@ -1,4 +1,4 @@
-"""TensorBoard files of a study while it runs: every trial's figures by step, and its settings for
+"""Writes TensorBoard files while a study runs: each trial's metrics by step, and its settings for
 the hparams tab."""
 
 import math
@@ -15,8 +15,8 @@ _PLUGIN = "hparams"
 
 
 class TensorBoard:
-    """A watcher of the search. There is no summary of the whole experiment: TensorBoard reads one
-    from the trials, of several runs too."""
+    """Watches the search. It writes no summary of the experiment, since TensorBoard derives one
+    from the trials of one or more runs."""
 
     def __init__(self, run_dir: Path, metric: str) -> None:
         self.folder, self.metric = run_dir / FOLDER, metric
@@ -28,14 +28,14 @@ class TensorBoard:
 
     def __exit__(self, *error: Any) -> None:
         for writer in self._writers.values():
-            with suppress(OSError):  # a disk that is full is told by those who need it
+            with suppress(OSError):  # other writers report a full disk
                 writer.close()
 
     def on_num_trials(self, num_trials: int) -> None:
-        """Nothing is drawn of what has not begun."""
+        """Write nothing, since no trial has begun."""
 
     def on_trial_start(self, record: TrialRecord) -> None:
-        """A trial has a file from its first figure on."""
+        """Write nothing; the first metric creates the trial's file."""
 
     def on_trial_report(self, record: TrialRecord, evaluation: Evaluation) -> None:
         writer = self._writer(record)
@@ -58,7 +58,7 @@ class TensorBoard:
     def on_trial_end(self, record: TrialRecord) -> None:
         writer = self._writers.pop(record.trial, None)
         if writer is not None:
-            _summarise(
+            _summarize(
                 writer,
                 "session_end_info",
                 status=2 if record.status == "failed" else 1,
@@ -74,7 +74,7 @@ class TensorBoard:
                 str(self.folder / record.trial), write_to_disk=True
             )
             settings = {"base_model": record.base_model, **record.settings}
-            _summarise(
+            _summarize(
                 writer,
                 "session_start_info",
                 settings,
@@ -84,18 +84,18 @@ class TensorBoard:
         return self._writers[record.trial]
 
 
-def _summarise(
+def _summarize(
     writer: Any, name: str, settings: Mapping[str, Any] | None = None, **content: Any
 ) -> None:
-    """As TensorBoard's own hparams API writes it; tensorboardX's writes one experiment a trial, of
-    which TensorBoard takes the first."""
+    """Write a summary in the form of TensorBoard's own hparams API. tensorboardX writes one
+    experiment per trial instead, of which TensorBoard shows only the first."""
     from tensorboardX.proto import plugin_hparams_pb2, summary_pb2
 
     kinds = {
         "session_start_info": plugin_hparams_pb2.SessionStartInfo,
         "session_end_info": plugin_hparams_pb2.SessionEndInfo,
     }
-    told = kinds[name](**content)
+    session = kinds[name](**content)
     for path, value in (settings or {}).items():
         field = (
             "bool_value"
@@ -104,12 +104,12 @@ def _summarise(
             if isinstance(value, (int, float))
             else "string_value"
         )
-        setattr(told.hparams[path], field, value if field != "string_value" else str(value))
-    data = plugin_hparams_pb2.HParamsPluginData(version=0, **{name: told})
+        setattr(session.hparams[path], field, value if field != "string_value" else str(value))
+    data = plugin_hparams_pb2.HParamsPluginData(version=0, **{name: session})
     plugin = summary_pb2.SummaryMetadata.PluginData(
         plugin_name=_PLUGIN, content=data.SerializeToString()
     )
-    held = summary_pb2.Summary.Value(
+    entry = summary_pb2.Summary.Value(
         tag=f"_hparams_/{name}", metadata=summary_pb2.SummaryMetadata(plugin_data=plugin)
     )
-    writer.file_writer.add_summary(summary_pb2.Summary(value=[held]))
+    writer.file_writer.add_summary(summary_pb2.Summary(value=[entry]))

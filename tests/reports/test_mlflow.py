@@ -130,7 +130,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 def test_a_study_its_trials_and_its_release_are_logged_once(server: Server, tmp_path: Path) -> None:
     run = run_files.run(tmp_path, histories=run_files.trials(num_failed=1))
     best, data = run.leaderboard().best, gather(run)
-    release = mlflow.Published("made", 1, "best", "abc", run.checkpoint(best.name, best.step or 0))
+    release = mlflow.PublishedRelease(
+        "made", 1, "best", "abc", run.checkpoint(best.name, best.step or 0)
+    )
     files = [run.folder / "leaderboard.json"]
     parent = mlflow.log(data, "sqlite:///x.db", mark="one", files=files, release=release)
     assert mlflow.log(data, "sqlite:///x.db", mark="one", files=files, release=release) == parent
@@ -155,7 +157,7 @@ def test_a_study_its_trials_and_its_release_are_logged_once(server: Server, tmp_
 
 def test_a_server_that_does_not_answer_is_one_sentence(server: Server, tmp_path: Path) -> None:
     server.is_up = False
-    with pytest.raises(ArtifactError, match=r"^MLflow at sqlite:///x.db: no answer$"):
+    with pytest.raises(ArtifactError, match=r"^MLflow at sqlite:///x.db: no answer; "):
         mlflow.log(
             gather(run_files.run(tmp_path)), "sqlite:///x.db", mark="one", files=[], release=None
         )

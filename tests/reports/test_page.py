@@ -75,14 +75,14 @@ def test_figures_that_are_means_over_seeds_are_called_so_in_the_first_sentence(
 
     assert "seeds" not in html_report.compose(gather(whole)).headline
     assert html_report.compose(gather(run_files.run(tmp_path, edit=repeated))).headline.endswith(
-        "160 test rows, the mean of 3 seeds."
+        "160 test rows, as the mean of 3 seeds."
     )
 
 
 def test_every_section_is_there_and_every_chart_has_words_and_a_table_beside_it(whole: Run) -> None:
     report, seen = html_report.compose(gather(whole)), Seen(rendered(whole))
     wanted = [
-        "asked",
+        "study",
         "leaderboard",
         "against",
         "mistakes",
@@ -203,7 +203,7 @@ def test_one_trial_alone_has_a_report(tmp_path: Path) -> None:
     base = [{"source": run_files.BASES[0]}]
     alone = run_files.run(tmp_path, histories=run_files.trials()[:1], base_models=base, search={})
     report = html_report.compose(gather(alone))
-    assert "chosen among 1 trial of small-encoder" in report.said[0]
+    assert "chosen among 1 trial of small-encoder" in report.findings[0]
     assert "settings" not in [section.id for section in report.sections]
     assert "small-encoder-000" in rendered(alone)
 
@@ -212,9 +212,9 @@ def test_a_tie_is_told_in_the_first_lines(tmp_path: Path) -> None:
     tied = run_files.run(tmp_path, close=True)
     board = tied.leaderboard()
     assert len(board.tied) == 2
-    said = html_report.compose(gather(tied)).said
+    said = html_report.compose(gather(tied)).findings
     assert any(
-        "A tie" in sentence
+        "which is a tie" in sentence
         and "large-decoder-000" in sentence
         and f"{board.winner} wins by its f1_binary" in sentence
         for sentence in said
@@ -231,7 +231,7 @@ def test_a_study_whose_test_rows_were_not_judged_says_so(tmp_path: Path) -> None
     report = html_report.compose(
         gather(run_files.run(tmp_path, edit=unjudged, with_analysis=False))
     )
-    assert "Test rows were not judged" in report.headline
+    assert "The test rows were not evaluated" in report.headline
     assert "against" not in [section.id for section in report.sections]
 
 
@@ -306,7 +306,8 @@ def test_a_log_loss_study_has_no_intervals_and_says_so(tmp_path: Path) -> None:
         json.dumps({**held, "metric": "log_loss", "comparisons": [], "tied": []})
     )
     assert any(
-        "log loss has no interval" in sentence for sentence in html_report.compose(gather(run)).said
+        "log loss has no interval" in sentence
+        for sentence in html_report.compose(gather(run)).findings
     )
 
 

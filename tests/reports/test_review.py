@@ -77,7 +77,7 @@ def test_wrong_rows_are_shown_the_surest_first_by_id_and_with_texts_only_where_a
     assert main(["review", folder(asked)]) == 0
     shown = capsys.readouterr().out
     first, second = shown.splitlines()[:2]
-    assert first.startswith(f"{rows[0].id}: given {rows[0].labels[0]}, answered ")
+    assert first.startswith(f"{rows[0].id}: label {rows[0].labels[0]}, predicted ")
     assert "with confidence 0.990; the label may be wrong" in first
     assert second.startswith(rows[1].id)
     assert f"{WRONG} of {len(rows)} validation rows are answered wrongly" in shown
@@ -150,7 +150,7 @@ def test_a_release_is_reviewed_on_the_rows_of_a_study(
         (["--split", "all"], "--split 'all' is not known"),
         (["--finalist", "two"], "--finalist 'two' is no finalist"),
         (["study.yaml"], "a run knows its study"),
-        (["--output", "rows.txt"], "rows for review are written as .csv or .jsonl"),
+        (["--output", "rows.txt"], "choose .csv or .jsonl"),
     ],
 )
 def test_what_review_cannot_do_is_said(

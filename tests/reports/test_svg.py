@@ -8,8 +8,8 @@ from medray.errors import MedrayError
 from medray.reports import html_report
 from medray.reports.charts import (
     Bar,
-    Bin,
     Curve,
+    ReliabilityPoint,
     Spot,
     cells,
     intervals,
@@ -23,7 +23,7 @@ from medray.reports.svg import (
     Drawing,
     Scale,
     log_span,
-    shortened,
+    shorten,
     span,
     text_width,
     tick,
@@ -81,15 +81,15 @@ def test_ticks_are_short(value: float, shown: str) -> None:
 
 
 def test_a_name_that_does_not_fit_keeps_both_ends() -> None:
-    cut = shortened("a-very-long-name-of-a-model-007", 100)
+    cut = shorten("a-very-long-name-of-a-model-007", 100)
     assert text_width(cut) <= 112
     assert cut.startswith("a-v")
     assert cut.endswith("007")
 
 
 def test_every_kind_of_chart_is_svg_that_stands_alone_inside_its_own_frame() -> None:
-    bins = [Bin(0.95, 0.9, 100, 0.9, 1.0), Bin(0.55, 0.4, 3, 0.5, 0.6)]
-    bars = [Bar("<one>", 0.9, 0.8, 0.95, other=0.91, shown="0.9"), Bar("two", None)]
+    bins = [ReliabilityPoint(0.95, 0.9, 100, 0.9, 1.0), ReliabilityPoint(0.55, 0.4, 3, 0.5, 0.6)]
+    bars = [Bar("<one>", 0.9, 0.8, 0.95, other=0.91, text="0.9"), Bar("two", None)]
     drawn = [
         *(intervals("t", "s", bars, width=width) for width in (328, 820)),
         lines(
@@ -146,7 +146,7 @@ def test_png_without_a_font_is_told_instead_of_drawn_without_words(
     blind.__spec__ = sys.modules["json"].__spec__
     blind.svg_to_bytes = lambda **_: b"no words"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "resvg_py", blind)
-    assert "needs a font" in html_report.no_png()
+    assert "need a font" in html_report.no_png()
 
 
 def test_png_is_drawn_where_its_extra_is_installed() -> None:

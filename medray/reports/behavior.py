@@ -1,0 +1,382 @@
+"""The sections of a report on the winner's mistakes, on its confidence, and on its slices."""
+
+from collections.abc import Sequence
+
+from medray.evaluation.analysis import (
+    Estimate,
+    ModelAnalysis,
+    Reliability,
+    SliceFigures,
+    SplitAnalysis,
+)
+from medray.reports.blocks import (
+    Block,
+    Chart,
+    ChartFigure,
+    Details,
+    Paragraph,
+    ReportSection,
+    ReportTable,
+)
+from medray.reports.charts import (
+    NARROW,
+    WIDE,
+    Bar,
+    Curve,
+    ReliabilityPoint,
+    cells,
+    intervals,
+    lines,
+    reliability,
+)
+from medray.reports.study_data import StudyData, between, count, metric_name, percent, short
+from medray.reports.svg import Drawing
+
+_MOST_CELLS = 20  # with more labels a confusion matrix is not readable
+_MOST_SLICES = 24
+
+
+def mistakes(data: StudyData) -> ReportSection | None:
+    """Show confusion matrices and the metrics of each class."""
+    blocks: list[Block] = []
+    if data.analysis:
+        best = data.analysis.best
+        splits = [best.test, best.validation]
+        matrices = [
+            (split.split, split.num_rows, split.confusion) for split in splits if split.confusion
+        ]
+        blocks += _matrices(data.analysis.labels, matrices)
+        blocks += [_classes(split) for split in splits[:1]]
+        blocks += [
+            Details("The same table for validation rows", [_classes(split) for split in splits[1:]])
+        ]
+        if best.test.mistakes or best.test.suspects:
+            blocks.append(_review(best.test))
+    elif data.validation.get("per_class"):
+        metrics = data.validation
+        blocks += _matrices(
+            metrics["labels"],
+            [("validation", metrics["num_rows"], metrics["confusion"])]
+            if metrics.get("confusion")
+            else [],
+        )
+        rows = [
+            [
+                label,
+                *(short(values.get(name)) for name in ("precision", "recall", "f1", "auprc")),
+                f"{values['support']:.0f}",
+            ]
+            for label, values in metrics["per_class"].items()
+        ]
+        blocks.append(
+            ReportTable(
+                "The winner's metrics on validation rows, by class",
+                ["class", "precision", "recall", "F1", "AUPRC", "rows"],
+                rows,
+            )
+        )
+    return ReportSection("mistakes", "Correct and wrong predictions", blocks) if blocks else None
+
+
+def _matrices(
+    labels: Sequence[str], matrices: Sequence[tuple[str, int, Sequence[Sequence[int]]]]
+) -> list[Block]:
+    if not matrices:
+        return []
+    if len(labels) > _MOST_CELLS:
+        return [
+            Paragraph(
+                f"{len(labels)} labels are too many for a readable confusion matrix; the table by "
+                "class "
+                "has the figures.",
+                is_note=True,
+            )
+        ]
+    charts = []
+    for split, num_rows, counts in matrices:
+        title = f"Confusion on {num_rows:,} {split} rows"
+        description = "; ".join(
+            f"of {label}: "
+            + ", ".join(f"{number} predicted as {labels[at]}" for at, number in enumerate(row))
+            for label, row in zip(labels, counts, strict=True)
+        )
+        charts.append(Chart(f"confusion-{split}", cells(title, f"{description}.", labels, counts)))
+    return [
+        ChartFigure(
+            charts,
+            "Rows are the true class, columns the predicted class. The shade is the share of the "
+            "row.",
+        )
+    ]
+
+
+def _classes(split: SplitAnalysis) -> ReportTable:
+    rows = [
+        [
+            figures.label,
+            short(figures.precision),
+            short(figures.recall),
+            short(figures.f1.value),
+            between(figures.f1.low, figures.f1.high),
+            *(
+                f"{number:,}"
+                for number in (
+                    figures.true_positives,
+                    figures.false_positives,
+                    figures.false_negatives,
+                )
+            ),
+        ]
+        for figures in split.per_class
+    ]
+    heads = [
+        "class",
+        "precision",
+        "recall",
+        "F1",
+        "95 % interval",
+        "true positives",
+        "false positives",
+        "false negatives",
+    ]
+    return ReportTable(
+        f"The winner's metrics on {split.num_rows:,} {split.split} rows, by class", heads, rows
+    )
+
+
+def _review(split: SplitAnalysis) -> Paragraph:
+    num_confident = sum(mistake.confidence >= 0.9 for mistake in split.mistakes)
+    summary = f"The winner predicts {count(len(split.mistakes), 'test row')} wrongly"
+    summary += f", {num_confident} of them with a confidence of 0.9 or more" * bool(split.mistakes)
+    if split.suspects:
+        summary += f"; {count(len(split.suspects), 'label')} of test rows may be wrong in the data"
+    return Paragraph(
+        f"{summary}. `medray review` lists them by row id. This report contains no text of the "
+        "data.",
+        is_note=True,
+    )
+
+
+def confidence(data: StudyData) -> ReportSection | None:
+    """Show reliability before and after calibration, precision by coverage, the abstention rule."""
+    if not data.analysis:
+        return None
+    best = data.analysis.best
+    test = best.test
+    pairs = [
+        ("before", "Before calibration", test.before),
+        ("after", "After calibration", test.after),
+    ]
+    number = (
+        next((data.series(entry) for entry in data.trials if entry.name == best.name), None) or 0
+    )
+    charts = [
+        Chart(
+            f"reliability-{name}",
+            reliability(
+                f"{title}: ECE {values.ece:.3f}", _describe(values), _points(values), number=number
+            ),
+        )
+        for name, title, values in pairs
+    ]
+    if len(test.risk_coverage) > 1:
+        charts.append(Chart("risk-coverage", _risk(best, number)))
+    caption = (
+        "All charts show test rows. On the dashed diagonal, the confidence equals the share of "
+        "right "
+        "predictions. Larger dots and higher bars stand for more rows. The last chart shows the "
+        "share "
+        "of right predictions if people decide the rows with the lowest confidence."
+    )
+    blocks: list[Block] = [ChartFigure(charts, caption), Paragraph(_calibration_sentence(best))]
+    if rule := _abstention_sentence(best):
+        blocks.append(Paragraph(rule))
+    if test.risk_coverage:
+        blocks.append(Details("Coverage and precision as a table", [_risk_table(test)]))
+    return ReportSection("confidence", "How reliable its confidence is", blocks)
+
+
+def _points(values: Reliability) -> list[ReliabilityPoint]:
+    return [
+        ReliabilityPoint(part.confidence, part.share_right, part.num, part.low, part.high)
+        for part in values.bins
+    ]
+
+
+def _describe(values: Reliability) -> str:
+    return (
+        "; ".join(
+            f"confidence {part.confidence:.2f}: {part.share_right:.0%} right of {part.num}"
+            for part in values.bins
+        )
+        + "."
+    )
+
+
+def _risk(best: ModelAnalysis, number: int) -> Drawing:
+    curve = best.test.risk_coverage
+    points = tuple((100 * point.coverage, 100 * point.precision) for point in curve)
+    step = max(1, len(curve) // 8)
+    description = (
+        "; ".join(
+            f"{percent(point.coverage)} answered, {percent(point.precision)} right"
+            for point in curve[::step]
+        )
+        + "."
+    )
+    curves = [Curve("answered", points, series=number, is_strong=True, is_dotted=False)]
+    if (rule := best.test.abstention) and rule.precision:
+        curves.append(
+            Curve(
+                "its rule",
+                ((100 * rule.coverage, 100 * rule.precision.value),),
+                "its rule",
+                number,
+                is_strong=True,
+            )
+        )
+    return lines(
+        "Precision of the answered rows, %",
+        description,
+        curves,
+        x_label="rows answered, %",
+        y_top=100.0,
+    )
+
+
+def _risk_table(split: SplitAnalysis) -> ReportTable:
+    curve = split.risk_coverage
+    step = max(1, len(curve) // 12)
+    points = [*curve[::step], *([curve[-1]] if (len(curve) - 1) % step else [])]
+    rows = [
+        [
+            percent(point.coverage),
+            f"{point.num_answered:,}",
+            short(point.precision),
+            short(point.threshold),
+        ]
+        for point in points
+    ]
+    return ReportTable(
+        "Coverage and precision if the model answers only rows above a confidence",
+        ["coverage", "rows", "precision", "confidence from"],
+        rows,
+    )
+
+
+def _calibration_sentence(best: ModelAnalysis) -> str:
+    before, after = best.test.before, best.test.after
+    return (
+        "The expected calibration error (ECE), the mean distance between confidence and the share "
+        "of "
+        f"right predictions, is {before.ece:.3f} on test rows before calibration and "
+        f"{after.ece:.3f} after it. The log loss is {before.log_loss:.3f} before and "
+        f"{after.log_loss:.3f} after. The temperature {best.calibration.temperature:.3g} was "
+        "fitted "
+        "on validation rows."
+    )
+
+
+def _abstention_sentence(best: ModelAnalysis) -> str:
+    rule = best.test.abstention
+    if rule is None:
+        return ""
+    target = f"The target precision is {rule.wanted:g}."
+    if rule.threshold is None:
+        return (
+            f"{target} No threshold reaches it with certainty on validation rows, so the model "
+            "abstains on every row."
+        )
+    effect = (
+        f"{target} The model abstains below a confidence of {rule.threshold:.3f}. It answers "
+        f"{percent(rule.coverage)} of the test rows ({rule.num_answered:,})"
+    )
+    if rule.precision is None:
+        return f"{effect}."
+    right = rule.precision
+    return (
+        f"{effect}, of which {percent(right.value)} are right (95 % interval {percent(right.low)} "
+        f"to {percent(right.high)})."
+    )
+
+
+def _estimate(value: Estimate) -> str:
+    return f"{value.value:.3f} (95 % interval {between(value.low, value.high)})"
+
+
+def slices(data: StudyData) -> ReportSection | None:
+    """Show the F1 of slices of the test rows."""
+    if not data.analysis or not data.analysis.best.test.slices:
+        return None
+    test = data.analysis.best.test
+    name = metric_name(test.metric, getattr(data.config.task, "positive_label", None))
+    with_f1 = [part for part in test.slices if part.f1 is not None]
+    blocks: list[Block] = []
+    if test.worst:
+        blocks.append(Paragraph(_worst_sentence(test, name)))
+    if with_f1:
+        lowest = sorted(with_f1, key=lambda part: part.f1.value if part.f1 else 0.0)[:_MOST_SLICES]
+        slices_in_chart = [part for part in with_f1 if part in lowest]
+        whole = Bar(
+            "all test rows",
+            test.figure.value,
+            test.figure.low,
+            test.figure.high,
+            is_strong=True,
+            text=short(test.figure.value),
+        )
+        bars = [whole, *(_bar(part) for part in slices_in_chart)]
+        title = f"{name} of slices of the test rows"
+        description = "; ".join(f"{bar.label}: {bar.text}" for bar in bars) + "."
+        chart = Chart(
+            "slices",
+            *(
+                intervals(title, description, bars, width=width, top=1.0)
+                for width in (WIDE, NARROW)
+            ),
+        )
+        caption = f"{title}, with 95 % intervals." + (
+            f" These are the {len(slices_in_chart)} lowest of {len(with_f1)}."
+            if len(slices_in_chart) < len(with_f1)
+            else ""
+        )
+        blocks.append(ChartFigure([chart], caption))
+    rows = [_line(part) for part in test.slices]
+    table = ReportTable(
+        "Every slice of the test rows",
+        ["slice", "rows", name, "95 % interval", "right rows"],
+        rows,
+    )
+    blocks.append(table if len(rows) <= 12 else Details(f"Every slice ({len(rows)})", [table]))
+    return ReportSection("slices", "Performance by subgroup", blocks)
+
+
+def _bar(part: SliceFigures) -> Bar:
+    assert part.f1 is not None
+    label = f"{part.column}: {part.value} ({part.num_rows:,})"
+    return Bar(label, part.f1.value, part.f1.low, part.f1.high, text=short(part.f1.value))
+
+
+def _line(part: SliceFigures) -> list[str]:
+    f1 = (
+        [short(part.f1.value), between(part.f1.low, part.f1.high)]
+        if part.f1
+        else ["too few rows", ""]
+    )
+    return [f"{part.column}: {part.value}", f"{part.num_rows:,}", *f1, percent(part.share_right)]
+
+
+def _worst_sentence(split: SplitAnalysis, name: str) -> str:
+    assert split.worst is not None
+    worst = split.worst.slice
+    figure = f": {name} {_estimate(worst.f1)}" if worst.f1 else ""
+    lowest = (
+        f"The lowest of {split.worst.num_compared} slices is {worst.column} {worst.value}, "
+        f"{count(worst.num_rows, 'row')}{figure}."
+    )
+    if split.worst.is_below:
+        return (
+            f"{lowest} This is below the figure of all rows, even with an interval that is widened "
+            "for the number of comparisons."
+        )
+    return f"{lowest} Some slice is always the lowest; chance explains this difference."
