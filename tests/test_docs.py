@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import blocks
 import click
 import documents
 import jsonschema
+import messages
 import pages
 import promises
 import pytest
+import site_pages as site
 import typer
 import yaml
 from ray.dashboard.modules.job.cli import submit as ray_submit
@@ -65,6 +68,41 @@ def test_a_key_that_a_study_does_not_have_does_not_fit_the_schema() -> None:
     study["data"]["format"]["colums"] = ["a"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(study, schema)
+
+
+def quoted_messages(page: str) -> list[str]:
+    """The messages in the first column of a page's tables; those in brackets are not medray's."""
+    first = re.findall(r"^\| `([^`]+)`(?= \||(?! \(from|` in))[^|]*\|", page, re.MULTILINE)
+    return [message for message in first if " " in message]
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_medrays() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = quoted_messages(page)
+    assert len(quoted) > 20
+    assert [message for message in quoted if not messages.exists(message)] == []
+    assert not messages.exists("the cluster's Serve sleeps at")
+
+
+def test_every_block_of_the_docs_says_how_it_is_checked() -> None:
+    found = [block for page in blocks.pages() for block in blocks.blocks(page)]
+    assert [
+        f"{block.page.name}: {block.mark or 'no mark'}: {block.code[:60]}"
+        for block in found
+        if not block.is_known
+    ] == []
+    assert sum(block.mark.startswith("ci:") for block in found) > 10
+
+
+def test_the_navigation_lists_every_page() -> None:
+    pages_there = {path.relative_to(ROOT / "docs").as_posix() for path in site.DOCS.rglob("*.md")}
+    records = {page for page in pages_there if re.match(r"decisions/\d", page)}
+    assert site.in_navigation() == pages_there - records
+
+
+def test_a_link_out_of_docs_becomes_its_text_and_comments_go() -> None:
+    text = "<!-- ci: run -->\nSee [A](../README.md), [B](guides/b.md#c). <!-- shown by: x -->\n"
+    assert site.for_site(text, Path("a.md")) == "\nSee A, [B](guides/b.md#c).\n"
 
 
 def test_every_promise_of_the_docs_names_what_shows_it() -> None:

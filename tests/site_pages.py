@@ -1,4 +1,4 @@
-"""`python tests/site.py ZENSICAL`: build the documentation as a site in build/site.
+"""`python tests/site_pages.py ZENSICAL`: build the documentation as a site in build/site.
 
 Pages are copied to build/docs without comments, and without links that lead out of docs. The build
 is strict about links, and a page that loads anything from another host is an error."""
