@@ -18,8 +18,8 @@ INTRO = """# Five systems
 
 Five documents describe systems that fine-tune a model on biomedical text and use it. medray does
 the work of all five; these tables say how far. A row is kept where the test beside it passes. Those
-tests train tiny random models of the same architecture classes on CPUs: no row says how good a
-model of the documents is, nor that it was trained on a GPU.
+tests train tiny random models of the same architecture classes on CPUs.
+So no row says how good a model of the documents is, nor that it was trained on a GPU.
 
 `python tests/documents.py` writes this page from the tests.
 """
