@@ -28,8 +28,8 @@ MUTATIONS = (
     Mutation(
         "the head is not saved",
         "medray/models/build.py",
-        "    state = adapter.state(built.model)\n",
-        "    state = {name: tensor for name, tensor in adapter.state(built.model).items() if "
+        "    state = adapter.state(model.network)\n",
+        "    state = {name: tensor for name, tensor in adapter.state(model.network).items() if "
         '"lora_" in name}\n',
         "tests/models/test_build.py",
     ),
@@ -88,8 +88,8 @@ MUTATIONS = (
     Mutation(
         "the latest checkpoint is taken for the best",
         "medray/training/trial.py",
-        "best = self._checkpoint_folder(self.slot.stopper.best_step)",
-        "best = self._checkpoint_folder(self.slot.step)",
+        "best = self.files.checkpoint(stopper.best_step)",
+        "best = self.files.checkpoint(self.slot.step)",
         "tests/training",
     ),
     Mutation(

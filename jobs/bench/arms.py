@@ -164,17 +164,17 @@ def tutorial(
 
     start = time.perf_counter()
     options = config.model.model_copy(update={"dropout": dropout})
-    built: BuiltModel = build(
+    model: BuiltModel = build(
         material.base, material.task.head(), options, config.lora, seed=config.seed
     )
-    as_it_comes(built.model)
-    num_parameters = built.num_parameters
+    as_it_comes(model.network)
+    num_parameters = model.num_parameters
     if bf16:
-        for parameter in built.model.parameters():
+        for parameter in model.network.parameters():
             if not parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)
     load_s = time.perf_counter() - start
-    encoded = built.tokenizer(
+    encoded = model.tokenizer(
         [example.text for example in dataset.train],
         padding=False if buckets else "max_length",
         truncation=True,
@@ -207,10 +207,10 @@ def tutorial(
         use_cpu=not torch.cuda.is_available(),
     )
     trainer = Trainer(
-        model=built.model,
+        model=model.network,
         args=arguments,
         train_dataset=table,
-        data_collator=DataCollatorWithPadding(built.tokenizer),
+        data_collator=DataCollatorWithPadding(model.tokenizer),
     )
     trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
@@ -220,7 +220,7 @@ def tutorial(
     real = sum(map(sum, encoded["attention_mask"])) * train.epochs
     used = "bf16" if bf16 else "fp32"
     engine = TransformersEngine(
-        built, precision=used, token_budget=train.token_budget, device=built.model.device.type
+        model, precision=used, token_budget=train.token_budget, device=model.network.device.type
     )
     return Run(
         load_s,
@@ -256,7 +256,7 @@ def medray(
     start = time.perf_counter()
     trial = Trial(config, material, Path(folder) / "trial", lambda report: None)
     if plain:
-        as_it_comes(trial.built.model)
+        as_it_comes(trial.model.network)
     load_s = time.perf_counter() - start
     evaluating = 0.0
     evaluate = trial._evaluate

@@ -1,5 +1,8 @@
-"""What engines do alike with prompts and generated tokens, so that all give the same texts. Knows
-no model and imports no torch."""
+"""Functions on prompts and generated tokens that all engines share, so that they give the same
+texts.
+
+Nothing here knows a model or imports torch.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -13,7 +16,7 @@ Ids = Sequence[int]
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str] | Sequence[Ids]) -> list[list[int]]:
-    """The token ids of prompts. The name of a special token in a text is read as text."""
+    """Return the token ids of prompts. The name of a special token in a text counts as text."""
     return [
         list(
             tokenizer(row, split_special_tokens=True)["input_ids"] if isinstance(row, str) else row
@@ -28,15 +31,15 @@ def check_continuations(prompts: Sequence[Ids], continuations: Sequence[Ids]) ->
 
 
 def sampling_of(sampling: Sampling, index: int) -> Sampling:
-    """The sampling of the prompt at `index`: with a seed, each prompt has its own."""
+    """Return the sampling of the prompt at `index`, with its own seed where there is one."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
 
 
-def end_tokens(tokenizer: Any, configured: int | list[int] | None) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, and those of a generation configuration."""
+def end_tokens(tokenizer: Any, config_ends: int | list[int] | None) -> set[int]:
+    """Return the tokens that end an answer, from the tokenizer and the generation configuration."""
     return {
         tokenizer.eos_token_id,
-        *(configured if isinstance(configured, list) else [configured]),
+        *(config_ends if isinstance(config_ends, list) else [config_ends]),
     } - {None}
 
 
@@ -51,8 +54,8 @@ def token_logprob(
 
 
 class GeneratedText:
-    """The tokens of one row as chunks of text, until an end token, a stop string or the limit of
-    tokens finishes it."""
+    """Turns the tokens of a row into chunks of text, until an end token, a stop string or the limit
+    of tokens."""
 
     def __init__(self, tokenizer: Any, sampling: Sampling, ends: Collection[int]) -> None:
         self.num_tokens, self.finish = 0, ""
@@ -61,7 +64,10 @@ class GeneratedText:
             ends,
             sampling.max_tokens,
         )
-        self._piece, self._num_before = "", 0  # text since the last chunk, and tokens up to it
+        self._piece, self._num_before = (
+            "",
+            0,
+        )  # text after the last chunk, and the number of tokens before it
         self._logprobs: list[TokenLogprob] = []
 
     def add(self, token: int, logprob: TokenLogprob | None = None) -> None:
@@ -79,12 +85,12 @@ class GeneratedText:
             self.cut()
 
     def cut(self) -> None:
-        """Finish at a limit, with the text that was not sure."""
+        """Finish at a limit, with the text that a stop string might have removed."""
         self._piece += self._text.end()
         self.finish = "stop" if self._text.has_stopped else "length"
 
     def take(self, index: int) -> Chunk | None:
-        """The chunk since the last one, or None while there is neither text nor a finish."""
+        """Return the next chunk, or None while there is neither text nor a finish."""
         if not self._piece and not self.finish:
             return None
         num_tokens, logprobs = self.num_tokens - self._num_before, tuple(self._logprobs)

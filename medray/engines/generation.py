@@ -1,8 +1,9 @@
-"""Rows that are generated together: they join between steps with prompts of any length, and leave
-when they are done.
+"""Generates rows together: rows join between steps with prompts of any length, and leave at their
+end.
 
-Each row's text is what it would be alone: its own positions, its own random numbers, its own end.
-Knows no task and no thread."""
+Each row has its own positions, random numbers and end, so its text is the same as alone. Nothing
+here knows a task or a thread.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,7 @@ _LAYERS = {"full_attention", "sliding_attention"}
 
 
 class RowError(Exception):
-    """What ended one row; those beside it go on."""
+    """The error that ended one row. The other rows continue."""
 
     def __init__(self, index: int, reason: Exception) -> None:
         super().__init__(index, reason)
@@ -32,26 +33,25 @@ class RowError(Exception):
 
 
 @dataclass(eq=False)
-class Row:
-    """One prompt on its way to a text."""
+class GenerationRow:
+    """One prompt and its text so far."""
 
     index: int
     prompt: Sequence[int]
     sampling: Sampling
     text: GeneratedText
-    numbers: torch.Generator | None = (
-        None  # a sampled row's own: the same seed gives the same text whatever it is batched with
-    )
-    last: int = -1  # token of its text, which the next step reads
+    # for sampling; the same seed gives the same text in any batch
+    numbers: torch.Generator | None = None
+    last: int = -1  # last token of the text, which the next step reads
 
     @property
     def length(self) -> int:
-        """Tokens in the cache."""
+        """Return the number of tokens in the cache."""
         return len(self.prompt) + max(0, self.text.num_tokens - 1)
 
     @property
     def most(self) -> int:
-        """Tokens that it may come to."""
+        """Return the maximum number of tokens."""
         return len(self.prompt) + self.sampling.max_tokens
 
 
@@ -62,48 +62,54 @@ class Generation:
         self.model, self.tokenizer, self._computing = model, tokenizer, computing
         network = base_of(model)
         _check(network)
-        taken = inspect.signature(network.forward).parameters
-        self._positions, self._last_only = "position_ids" in taken, "logits_to_keep" in taken
-        self.ends = end_tokens(
-            tokenizer, model.generation_config.eos_token_id
-        )  # of rows that are made from now on
-        self.rows: list[Row] = []
+        parameters = inspect.signature(network.forward).parameters
+        self._positions, self._last_only = (
+            "position_ids" in parameters,
+            "logits_to_keep" in parameters,
+        )
+        # of new rows
+        self.ends = end_tokens(tokenizer, model.generation_config.eos_token_id)
+        self.rows: list[GenerationRow] = []
         self.cache: RowCache | None = None
 
-    def row(self, index: int, prompt: Sequence[int], sampling: Sampling) -> Row:
+    def row(self, index: int, prompt: Sequence[int], sampling: Sampling) -> GenerationRow:
         numbers = None
         if sampling.temperature > 0:
             numbers = torch.Generator()
             numbers.seed() if sampling.seed is None else numbers.manual_seed(
                 sampling.seed % (1 << 63)
             )
-        return Row(
+        return GenerationRow(
             index, prompt, sampling, GeneratedText(self.tokenizer, sampling, self.ends), numbers
         )
 
-    def admit(self, waiting: Sequence[Row], token_budget: int) -> list[Row]:
-        """Those in front whose keys and values stay within the budget to their end, padding
-        included; one alone always goes."""
-        admitted: list[Row] = []
+    def admit(self, waiting: Sequence[GenerationRow], token_budget: int) -> list[GenerationRow]:
+        """Return the first waiting rows whose keys and values fit the budget until their end.
+
+        Padding counts. A single row may exceed the budget.
+        """
+        rows: list[GenerationRow] = []
         longest = max((row.most for row in self.rows), default=0)
         for row in waiting:
             longest = max(longest, row.most)
-            together = len(self.rows) + len(admitted) + 1
+            together = len(self.rows) + len(rows) + 1
             if together > 1 and together * longest > token_budget:
                 break
-            admitted.append(row)
-        return admitted
+            rows.append(row)
+        return rows
 
-    def join(self, rows: Sequence[Row]) -> list[Chunk | RowError]:
-        """Read the prompts of new rows, and make the first token of each. Where that fails, the
-        rows under way are as they were."""
+    def join(self, rows: Sequence[GenerationRow]) -> list[Chunk | RowError]:
+        """Read the prompts of new rows, and generate the first token of each.
+
+        A failure does not change the rows before.
+        """
         inputs = collate([row.prompt for row in rows], self.tokenizer.pad_token_id, side="left")
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         cache = RowCache()
         with self._computing():
             try:
                 logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-            except Exception as err:  # such as memory that ran out: they have touched no other row
+            except Exception as err:  # such as out of memory, which changes no other row
                 return [RowError(row.index, err) for row in rows]
             if self.cache is None:
                 self.cache = cache
@@ -113,7 +119,7 @@ class Generation:
             return self._accept(rows, logits)
 
     def step(self) -> list[Chunk | RowError]:
-        """One token more for every row."""
+        """Generate one more token for every row."""
         lengths = torch.tensor([row.length for row in self.rows])
         ids = torch.tensor([[row.last] for row in self.rows])
         places = torch.arange(int(lengths.max()) + 1)
@@ -121,17 +127,17 @@ class Generation:
         with self._computing():
             return self._accept(self.rows, self._forward(ids, mask, lengths[:, None], self.cache))
 
-    def drop(self, rows: Iterable[Row]) -> None:
-        """Remove rows whose text is of no more use."""
-        gone = {id(row) for row in rows}
-        kept = [at for at, row in enumerate(self.rows) if id(row) not in gone]
-        if len(kept) == len(self.rows):
+    def drop(self, rows: Iterable[GenerationRow]) -> None:
+        """Remove rows that need no more text."""
+        ids = {id(row) for row in rows}
+        remaining = [at for at, row in enumerate(self.rows) if id(row) not in ids]
+        if len(remaining) == len(self.rows):
             return
-        self.rows = [self.rows[at] for at in kept]
-        if not kept:
+        self.rows = [self.rows[at] for at in remaining]
+        if not remaining:
             self.cache = None
         elif self.cache is not None:
-            self.cache.keep(kept, max(row.length for row in self.rows))
+            self.cache.keep(remaining, max(row.length for row in self.rows))
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         place = self.model.device
@@ -140,7 +146,7 @@ class Generation:
             optional["position_ids"] = positions.to(place)
         if self._last_only:
             optional["logits_to_keep"] = 1
-        # Without padding a mask says nothing, and attention is faster without one.
+        # Without padding the mask is not needed, and attention is faster without one.
         whole = None if bool(mask.all()) and self._positions else mask.to(place)
         outputs = self.model(
             input_ids=ids.to(place),
@@ -152,13 +158,13 @@ class Generation:
         logits: Tensor = outputs.logits[:, -1].float().cpu()
         return logits
 
-    def _accept(self, rows: Sequence[Row], logits: Tensor) -> list[Chunk | RowError]:
+    def _accept(self, rows: Sequence[GenerationRow], logits: Tensor) -> list[Chunk | RowError]:
         greedy = logits.argmax(-1).tolist()
         chunks: list[Chunk | RowError] = []
         for row, row_logits, best in zip(rows, logits, greedy, strict=True):
             try:
                 self._add_token(row, row_logits, best)
-            except Exception as err:  # such as logits that are no numbers
+            except Exception as err:  # such as logits that are NaN
                 row.text.finish = "error"
                 chunks.append(RowError(row.index, err))
                 continue
@@ -168,7 +174,7 @@ class Generation:
         self.drop([row for row in rows if row.text.finish])
         return chunks
 
-    def _add_token(self, row: Row, logits: Tensor, best: int) -> None:
+    def _add_token(self, row: GenerationRow, logits: Tensor, best: int) -> None:
         row.last = best if row.numbers is None else draw(logits, row.sampling, row.numbers)
         row.text.add(row.last, self._logprob(logits, row.last, row.sampling.logprobs))
 
@@ -186,30 +192,30 @@ class Generation:
 
 
 def draw(logits: Tensor, sampling: Sampling, numbers: torch.Generator) -> int:
-    """Draw a token from the smallest set of tokens that holds `top_p` of the probability."""
+    """Draw a token from the smallest set of tokens with a probability of `top_p`."""
     probabilities = (logits / sampling.temperature).softmax(-1)
     if sampling.top_p >= 1:
         return int(probabilities.multinomial(1, generator=numbers))
-    ordered, ids = probabilities.sort(descending=True)
-    kept = ordered * (ordered.cumsum(-1) - ordered < sampling.top_p)
-    kept[0] = ordered[0]  # however small top_p is
-    return int(ids[kept.multinomial(1, generator=numbers)])
+    descending, ids = probabilities.sort(descending=True)
+    nucleus = descending * (descending.cumsum(-1) - descending < sampling.top_p)
+    nucleus[0] = descending[0]  # however small top_p is
+    return int(ids[nucleus.multinomial(1, generator=numbers)])
 
 
 def _check(model: Any) -> None:
     kinds = set(getattr(model.config, "layer_types", None) or _LAYERS)
     if getattr(model, "_is_stateful", False) or not kinds <= _LAYERS:
         raise ConfigError(
-            f"model type {model.config.model_type!r}: generates no text here: its layers keep "
-            "more than keys and values; allowed: attention over all or a window"
+            f"model type {model.config.model_type!r}: cannot generate text here, since its layers "
+            "store more than keys and values; allowed: attention over all tokens or a window"
         )
 
 
-_SLACK = 64  # tokens of room that are made at a time; all is copied then
+_SLACK = 64  # tokens of room per allocation, which copies all keys and values
 
 
 class _Layer(DynamicLayer):
-    """Written in place, where transformers' own layer copies all keys and values at every token."""
+    """Writes in place, while transformers' layer copies all keys and values at every token."""
 
     is_initialized: bool
 
@@ -221,15 +227,15 @@ class _Layer(DynamicLayer):
             self.keys, self.values = key_states, value_states
             self._wide: tuple[Tensor, Tensor] | None = None
             return self.keys, self.values
-        held, new = self.keys.shape[-2], key_states.shape[-2]
-        if self._wide is None or self._wide[0].shape[-2] < held + new:
+        length, new = self.keys.shape[-2], key_states.shape[-2]
+        if self._wide is None or self._wide[0].shape[-2] < length + new:
             self._wide = (_wider(self.keys, new + _SLACK), _wider(self.values, new + _SLACK))
         for wide, states in zip(self._wide, (key_states, value_states), strict=True):
-            wide[..., held : held + new, :] = states
-        self.keys, self.values = (wide[..., : held + new, :] for wide in self._wide)
+            wide[..., length : length + new, :] = states
+        self.keys, self.values = (wide[..., : length + new, :] for wide in self._wide)
         return self.keys, self.values
 
-    def put(self, keys: Tensor, values: Tensor) -> None:
+    def replace(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values, self._wide = keys, values, None
 
 
@@ -238,20 +244,20 @@ class RowCache(Cache):
         super().__init__(layer_class_to_replicate=_Layer)
 
     def join(self, other: "RowCache") -> None:
-        """Rows of another cache behind these, padded on the left to the longer of the two."""
+        """Append the rows of another cache, padded on the left to the longer of the two."""
         longest = max(self.get_seq_length(), other.get_seq_length())
         for mine, its in zip(self.layers, other.layers, strict=True):
-            keys = torch.cat([_padded(mine.keys, longest), _padded(its.keys, longest)])
-            mine.put(keys, torch.cat([_padded(mine.values, longest), _padded(its.values, longest)]))
+            keys = torch.cat([_pad(mine.keys, longest), _pad(its.keys, longest)])
+            mine.replace(keys, torch.cat([_pad(mine.values, longest), _pad(its.values, longest)]))
 
     def keep(self, rows: Sequence[int], length: int) -> None:
-        """Only these rows, and of them the last `length` places: what lies before is padding of
+        """Keep only some rows, and their last `length` positions: earlier ones are padding in
         all."""
-        chosen = torch.tensor(rows)
+        index = torch.tensor(rows)
         for layer in self.layers:
-            layer.put(
+            layer.replace(
                 *(
-                    states[chosen.to(states.device), :, states.shape[-2] - length :]
+                    states[index.to(states.device), :, states.shape[-2] - length :]
                     for states in (layer.keys, layer.values)
                 )
             )
@@ -264,5 +270,5 @@ def _wider(states: Tensor, room: int) -> Tensor:
     return wide
 
 
-def _padded(states: Tensor, length: int) -> Tensor:
+def _pad(states: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))

@@ -1,8 +1,8 @@
-"""Log-likelihoods of continuations of prompts, three ways: one row with a block mask, a repeated
-cache, whole rows.
+"""Log-likelihoods of continuations of prompts, by three exact methods: a block mask, a repeated
+cache or whole rows.
 
-Each takes token ids and gives a row a prompt and a column a continuation. Each is exact; they
-differ in what they compute twice."""
+Each takes token ids and returns a row per prompt with a column per continuation. They differ in the
+work that they repeat."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ Method = Callable[[Any, Sequence[Ids], Sequence[Ids], int], Tensor]
 
 
 def method(model: Any) -> Method:
-    """The cheapest that this model's attention can do."""
+    """Return the fastest method that the model's attention supports."""
     config = model.config
     if "position_ids" not in inspect.signature(base_of(model).forward).parameters:
         return whole_rows
-    # One mask serves all layers, and flash attention takes none.
+    # The mask is the same for all layers, and flash attention takes none.
     alike = len(set(getattr(config, "layer_types", None) or [None])) == 1
     return (
         block_mask
@@ -33,7 +33,7 @@ def method(model: Any) -> Method:
 
 
 def row_length(prompt: Ids, continuations: Sequence[Ids]) -> int:
-    """Tokens of a prompt's row with all continuations behind it; the last token of each is only
+    """Return the length of a prompt with all continuations. The last token of each is only
     predicted."""
     return len(prompt) + sum(len(ids) - 1 for ids in continuations)
 
@@ -41,8 +41,10 @@ def row_length(prompt: Ids, continuations: Sequence[Ids]) -> int:
 def block_mask(
     model: Any, prompts: Sequence[Ids], continuations: Sequence[Ids], pad_id: int
 ) -> Tensor:
-    """All continuations in the row of their prompt: each sees the prompt and itself, and its
-    positions go on from the prompt's end."""
+    """Put all continuations in the row of their prompt.
+
+    Each attends to the prompt and to itself, with positions that follow the prompt's.
+    """
     tails = [list(ids[:-1]) for ids in continuations]
     inside = torch.block_diag(
         *[torch.ones(len(tail), len(tail)).tril() for tail in tails if tail]
@@ -54,7 +56,7 @@ def block_mask(
     positions = torch.zeros_like(ids)
     mask = torch.eye(longest + num, dtype=torch.bool).repeat(
         len(prompts), 1, 1
-    )  # padding sees itself: a row of nothing is NaN
+    )  # padding attends to itself, since an empty row gives NaN
     rows: list[int] = []
     places: list[int] = []
     for row, prompt in enumerate(prompts):
@@ -70,33 +72,33 @@ def block_mask(
     window = getattr(model.config, "sliding_window", None)
     if window:
         mask &= positions[:, :, None] - positions[:, None, :] < window
-    moved = {
+    inputs = {
         "input_ids": ids.to(model.device),
         "position_ids": positions.to(model.device),
-        "attention_mask": _for(model, mask[:, None]).to(model.device),
+        "attention_mask": _mask_for(model, mask[:, None]).to(model.device),
     }
-    logits = logits_at(model, moved, rows, places).view(len(prompts), 1 + num, -1)
+    logits = logits_at(model, inputs, rows, places).view(len(prompts), 1 + num, -1)
     return _sums(logits[:, 0], logits[:, 1:], continuations)
 
 
 def repeated_cache(
     model: Any, prompts: Sequence[Ids], continuations: Sequence[Ids], pad_id: int
 ) -> Tensor:
-    """The prompt once, its keys and values copied for every continuation."""
+    """Read the prompt once, and copy its keys and values for every continuation."""
     return torch.cat([_after(model, prompt, continuations, pad_id) for prompt in prompts])
 
 
 def _after(model: Any, prompt: Ids, continuations: Sequence[Ids], pad_id: int) -> Tensor:
-    read = model(
+    outputs = model(
         input_ids=torch.tensor([list(prompt)], device=model.device),
         use_cache=True,
         logits_to_keep=1,
     )
     tails = [list(ids[:-1]) for ids in continuations if len(ids) > 1]
-    first = read.logits[:, -1]
+    first = outputs.logits[:, -1]
     if not tails:
         return _sums(first, first[:, None][:, :0], continuations)
-    cache = read.past_key_values
+    cache = outputs.past_key_values
     cache.batch_repeat_interleave(len(tails))
     inputs = collate(tails, pad_id)
     before = torch.ones(len(tails), len(prompt), dtype=torch.long)
@@ -116,26 +118,26 @@ def _after(model: Any, prompt: Ids, continuations: Sequence[Ids], pad_id: int) -
 def whole_rows(
     model: Any, prompts: Sequence[Ids], continuations: Sequence[Ids], pad_id: int
 ) -> Tensor:
-    """The prompt again before every continuation."""
+    """Read the prompt again before every continuation."""
     whole = [[*prompt, *ids[:-1]] for prompt in prompts for ids in continuations]
     counts = [len(ids) for _ in prompts for ids in continuations]
     inputs = {name: tensor.to(model.device) for name, tensor in collate(whole, pad_id).items()}
     lengths = [len(row) + 1 for row in whole]
     spans = [((length - count, length),) for length, count in zip(lengths, counts, strict=True)]
     rows, places = answer_places(lengths, spans, 0, left=False)
-    wanted = torch.tensor(
+    targets = torch.tensor(
         [token for _ in prompts for ids in continuations for token in ids], device=model.device
     )
-    found = _log_likelihood(logits_at(model, inputs, rows, places), wanted)
-    sums = torch.zeros(len(whole), device=found.device).index_add(
-        0, torch.tensor(rows, device=found.device), found
+    token_scores = _log_likelihood(logits_at(model, inputs, rows, places), targets)
+    sums = torch.zeros(len(whole), device=token_scores.device).index_add(
+        0, torch.tensor(rows, device=token_scores.device), token_scores
     )
     return sums.view(len(prompts), len(continuations))
 
 
 def _sums(first: Tensor, rest: Tensor, continuations: Sequence[Ids]) -> Tensor:
-    """`first` predicts the first token of each continuation, `rest` the others, one after
-    another."""
+    """Sum the log-likelihoods per continuation. `first` predicts the first token of each, `rest`
+    the other tokens in order."""
     beginnings = torch.tensor([ids[0] for ids in continuations], device=first.device)
     scores = first.float().log_softmax(-1)[:, beginnings]
     others = torch.tensor(
@@ -149,13 +151,13 @@ def _sums(first: Tensor, rest: Tensor, continuations: Sequence[Ids]) -> Tensor:
     return scores.index_add(1, owners, _log_likelihood(rest, others.expand(rest.shape[:-1])))
 
 
-def _log_likelihood(logits: Tensor, wanted: Tensor) -> Tensor:
+def _log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.float()
-    return logits.gather(-1, wanted[..., None])[..., 0] - logits.logsumexp(-1)
+    return logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
 
 
-def _for(model: Any, allowed: Tensor) -> Tensor:
-    """As the model's attention wants its mask."""
+def _mask_for(model: Any, mask: Tensor) -> Tensor:
+    """Return a mask in the form that the model's attention takes."""
     if model.config._attn_implementation != "eager":
-        return allowed
-    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        return mask
+    return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)

@@ -1,4 +1,4 @@
-"""Predictions by transformers, in this process: head outputs in token-budget batches, label scores,
+"""The engine that runs transformers in this process: head outputs in batches, scores of labels,
 generated text."""
 
 from collections.abc import Iterator, Sequence
@@ -21,15 +21,15 @@ from medray.models.libraries import base_of
 from medray.models.precision import arithmetic_of
 from medray.types import Chunk, Floats32, Head, Sampling
 
-_MOST_LOGITS = 1 << 26  # numbers at a time: 256 MB
-_MOST_EMBEDDINGS = 500  # of one call, that are kept
-_LEAST_SHARE = 0.75  # of the longest row of a batch that each other one has
+_MOST_LOGITS = 1 << 26  # numbers per batch: 256 MB
+_MOST_EMBEDDINGS = 500  # per call
+_LEAST_SHARE = 0.75  # length of a row in a batch, as a share of the longest one
 
 
 class TransformersEngine:
     def __init__(
         self,
-        built: BuiltModel,
+        model: BuiltModel,
         *,
         precision: Precision,
         token_budget: int,
@@ -37,9 +37,9 @@ class TransformersEngine:
         is_sharded: bool = False,
         embeddings: list[Floats32] | None = None,
     ) -> None:
-        self.built, self.model = built, built.model
-        # Shards are put together inside a call, and some stay: made in inference mode they could
-        # not train afterwards.
+        self.model, self.network = model, model.network
+        # A call gathers shards, and some stay. Those from inference mode could not train
+        # afterwards.
         self._without_gradients = torch.no_grad if is_sharded else torch.inference_mode
         self.precision, self.token_budget, self.device = (
             precision,
@@ -47,58 +47,57 @@ class TransformersEngine:
             torch.device(device),
         )
         self._arithmetic = arithmetic_of(precision, self.device.type)
-        self.embeddings = embeddings  # where given, what `logits` adds rows' to: of many, some
+        self.embeddings = embeddings  # `logits` adds embeddings of rows, at most 500 per call
 
     @property
     def tokenizer(self) -> Any:
-        return self.built.tokenizer
+        return self.model.tokenizer
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         num = len(self._needs_head(per_token=False).labels)
-        found = np.zeros((len(inputs), num), dtype=np.float32)
+        logits = np.zeros((len(inputs), num), dtype=np.float32)
         if self.embeddings is None:
             for batch, outputs in self._outputs(inputs):
-                found[batch] = outputs
-            return found
-        kept: dict[int, Floats32] = {}
+                logits[batch] = outputs
+            return logits
+        sample: dict[int, Floats32] = {}
         step = -(-len(inputs) // _MOST_EMBEDDINGS)
-        for batch, outputs, embeddings in self._embedded(inputs):
-            found[batch] = outputs
-            kept |= {at: row for at, row in zip(batch, embeddings, strict=True) if at % step == 0}
-        self.embeddings.extend(kept[at] for at in sorted(kept))
-        return found
+        for batch, outputs, embeddings in self._batches_with_embeddings(inputs):
+            logits[batch] = outputs
+            sample |= {at: row for at, row in zip(batch, embeddings, strict=True) if at % step == 0}
+        self.embeddings.extend(sample[at] for at in sorted(sample))
+        return logits
 
     def token_logits(self, inputs: Sequence[Sequence[int]]) -> list[Floats32]:
         head = self._needs_head(per_token=True)
-        found = [np.zeros((0, len(head.labels)), dtype=np.float32) for _ in inputs]
+        logits = [np.zeros((0, len(head.labels)), dtype=np.float32) for _ in inputs]
         for batch, outputs in self._outputs(inputs):
             for at, row in zip(batch, outputs, strict=True):
-                found[at] = row[: len(inputs[at])]
-        return found
+                logits[at] = row[: len(inputs[at])]
+        return logits
 
-    def embedded(self, inputs: Sequence[Sequence[int]]) -> Floats32:
-        """The outputs of a head that reads rows, and beside them each row's embedding, which the
-        same pass makes."""
+    def logits_and_embeddings(self, inputs: Sequence[Sequence[int]]) -> Floats32:
+        """Return head outputs and embeddings side by side, a row per input, from the same pass."""
         self._needs_head(per_token=False)
         rows: dict[int, Floats32] = {}
-        for batch, outputs, embeddings in self._embedded(inputs):
+        for batch, outputs, embeddings in self._batches_with_embeddings(inputs):
             rows |= dict(zip(batch, np.concatenate([outputs, embeddings], axis=1), strict=True))
         return np.stack([rows[at] for at in range(len(inputs))])
 
-    def _embedded(
+    def _batches_with_embeddings(
         self, inputs: Sequence[Sequence[int]]
     ) -> Iterator[tuple[list[int], Floats32, Floats32]]:
-        with watched(self.built) as states:
+        with watch(self.model) as states:
             for batch, outputs in self._outputs(inputs):
                 yield batch, outputs, states.means([len(inputs[at]) for at in batch])
 
     def _outputs(self, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Floats32]]:
-        """Positions of a batch, and what the head says to it."""
+        """Yield the positions of each batch, and the head's outputs."""
         with self._computing():
             for batch in _batches([len(row) for row in inputs], self.token_budget):
                 yield (
                     batch,
-                    self.model(**self._collated([inputs[at] for at in batch]))
+                    self.network(**self._collate([inputs[at] for at in batch]))
                     .logits.float()
                     .cpu()
                     .numpy(),
@@ -107,42 +106,44 @@ class TransformersEngine:
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float32]:
-        """All continuations of a prompt in one pass over its tokens, prompts of similar length
+        """Score all continuations of a prompt in one pass, with prompts of similar length
         together."""
         self._needs_language_model("scores of continuations")
         check_continuations(prompts, continuations)
         scores = np.zeros((len(prompts), len(continuations)), dtype=np.float32)
         places = scoring.row_length((), continuations) + 1
-        most = max(1, _MOST_LOGITS // (places * self.model.config.vocab_size))
+        most = max(1, _MOST_LOGITS // (places * self.network.config.vocab_size))
         with self._computing():
-            method = scoring.method(self.model)
+            method = scoring.method(self.network)
             lengths = [scoring.row_length(prompt, continuations) for prompt in prompts]
             for batch in _batches(
                 lengths, self.token_budget, most_rows=most, least_share=_LEAST_SHARE
             ):
-                found = method(
-                    self.model,
+                batch_scores = method(
+                    self.network,
                     [prompts[at] for at in batch],
                     continuations,
                     self.tokenizer.pad_token_id,
                 )
-                scores[batch] = found.float().cpu().numpy()
+                scores[batch] = batch_scores.float().cpu().numpy()
         return scores
 
     def generate(
         self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling
     ) -> Iterator[Chunk]:
-        """Prompts decode together as far as the budget goes, and the next one joins when one is
-        done. Sampled, each has a seed of its own."""
+        """Generate prompts together within the token budget; the next one joins when one ends.
+
+        With a seed, each prompt has its own.
+        """
         generation = self.generation()
         rows = tokenize(self.tokenizer, prompts)
         check_rows(rows)
         return self._generate(generation, rows, sampling)
 
     def generation(self) -> Generation:
-        """Rows that come and go, for requests that arrive at different times."""
+        """Return a generation that rows join and leave, for requests at different times."""
         self._needs_language_model("generated text")
-        return Generation(self.model, self.tokenizer, self._computing)
+        return Generation(self.network, self.tokenizer, self._computing)
 
     def _generate(
         self, generation: Generation, prompts: Sequence[Sequence[int]], sampling: Sampling
@@ -159,11 +160,11 @@ class TransformersEngine:
                     raise chunk.reason
                 yield chunk
 
-    def _collated(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def _collate(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         check_rows(rows)
         longest = max(map(len, rows))
         width = (
-            bf16_width(self.model.config, longest)
+            bf16_width(self.network.config, longest)
             if self.precision == "bf16" and self.device.type == "cpu"
             else longest
         )
@@ -173,39 +174,40 @@ class TransformersEngine:
         }
 
     def _needs_head(self, *, per_token: bool) -> Head:
-        head = self.built.head
+        head = self.model.head
         if head is None:
             raise ConfigError(
-                f"{self.built.base.source}: gives no head outputs: it was built without a head, "
-                "as a language model"
+                f"{self.model.base.source}: gives no head outputs; it was built as a language "
+                "model, "
+                "without a head"
             )
         if head.per_token != per_token:
-            wanted, made = ("tokens", "rows") if per_token else ("rows", "tokens")
+            request, head_input = ("tokens", "rows") if per_token else ("rows", "tokens")
             raise ConfigError(
-                f"{self.built.base.source}: gives no outputs of {wanted}: it was built with a "
-                f"head that reads {made}"
+                f"{self.model.base.source}: gives no outputs of {request}; it was built with a "
+                "head "
+                f"that reads {head_input}"
             )
         return head
 
     def _needs_language_model(self, what: str) -> None:
-        if self.built.head is not None:
+        if self.model.head is not None:
             raise ConfigError(
-                f"{self.built.base.source}: gives no {what}: it was built with a head"
+                f"{self.model.base.source}: gives no {what}; it was built with a head"
             )
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Evaluation mode for the time of a call: the loop trains the same model before and
-        after."""
-        was_training = self.model.training
-        if was_training:  # it goes through every module, which a single token would feel
-            self.model.eval()
+        """Use evaluation mode inside a block, since the loop trains the same model."""
+        was_training = self.network.training
+        if was_training:  # it visits every module, which would slow a single token down
+            self.network.eval()
         try:
             with self._without_gradients(), self._arithmetic():
                 yield
         finally:
             if was_training:
-                self.model.train()
+                self.network.train()
 
 
 def _batches(
@@ -215,8 +217,10 @@ def _batches(
     most_rows: int | None = None,
     least_share: float = 0.0,
 ) -> Iterator[list[int]]:
-    """Positions, longest first, so that rows x longest stays within the budget; one row always
-    goes."""
+    """Yield positions in batches of at most `token_budget` tokens, padding included, longest first.
+
+    A single row may exceed the budget.
+    """
     batch: list[int] = []
     for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
         longest = lengths[batch[0]] if batch else 0
@@ -237,19 +241,19 @@ _DEPTH = 2 / 3  # of the layers
 
 
 class States:
-    """What the watched layer held when it computed last."""
+    """The outputs of a layer in its last forward pass."""
 
     def __init__(self) -> None:
         self._last: Tensor | None = None
 
-    def hold(self, module: Any, inputs: Any, output: Any) -> None:
+    def store(self, module: Any, inputs: Any, output: Any) -> None:
         self._last = (
             output if isinstance(output, Tensor) else output[0]
-        )  # of some families with their attention
+        )  # some families return their attention too
 
     def means(self, lengths: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Over the tokens of each row, which stand before its padding. Of no numbers where a model
-        of another make holds no such states."""
+        """Return the mean state per row, without padding. The means are empty where a model has no
+        such states."""
         states, self._last = self._last, None
         if (
             states is None
@@ -262,18 +266,18 @@ class States:
             torch.arange(states.shape[1], device=states.device)[None]
             < torch.tensor(lengths, device=states.device)[:, None]
         )
-        found: npt.NDArray[np.float32] = (
+        means: npt.NDArray[np.float32] = (
             ((states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
         )
-        return found
+        return means
 
 
 @contextmanager
-def watched(built: BuiltModel) -> Iterator[States]:
-    """Inside, each forward pass leaves the states of its tokens there."""
+def watch(model: BuiltModel) -> Iterator[States]:
+    """Store the states of a layer at two thirds of the depth, for each forward pass in a block."""
     states = States()
-    layers = base_of(built.model).get_submodule(built.family.layers_path)
-    hook = layers[max(1, round(_DEPTH * len(layers))) - 1].register_forward_hook(states.hold)
+    layers = base_of(model.network).get_submodule(model.family.layers_path)
+    hook = layers[max(1, round(_DEPTH * len(layers))) - 1].register_forward_hook(states.store)
     try:
         yield states
     finally:

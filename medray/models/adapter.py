@@ -1,5 +1,4 @@
-"""The LoRA adapter and the head beside it: put on a base, written as an ordinary PEFT folder, read
-back exactly."""
+"""The LoRA adapter of a base model and the head beside it, written and read as a PEFT folder."""
 
 import json
 from collections.abc import Collection
@@ -33,8 +32,8 @@ _TASK_TYPES: dict[Needs, str] = {
     "token head": "TOKEN_CLS",
     "language model": "CAUSAL_LM",
 }
-_PREFIX = "base_model.model."  # PEFT's, before the names that the base has
-_LOADED = (
+_PREFIX = "base_model.model."  # which PEFT puts before the names of the base model
+_READ_FIELDS = (
     *(
         "r",
         "lora_alpha",
@@ -56,7 +55,7 @@ _LOADED = (
         "task_type",
     ),
 )
-_IGNORED = {
+_OTHER_FIELDS = {
     "peft_type",
     "peft_version",
     "auto_mapping",
@@ -65,13 +64,12 @@ _IGNORED = {
     "inference_mode",
     "megatron_core",
 }
-_ALLOWED = {
-    "init_lora_weights": (True, False, "gaussian", "orthogonal")
-}  # others change the base's weights as well
+# other values change the weights of the base model too
+_SAFE_VALUES = {"init_lora_weights": (True, False, "gaussian", "orthogonal")}
 
 
 def freeze(network: Any, model: ModelOptions) -> None:
-    """Make nothing of a base train, and prepare it for checkpointing where that is requested."""
+    """Freeze a base model, and prepare it for gradient checkpointing where that is on."""
     network.requires_grad_(False)
     if model.gradient_checkpointing:
         network.gradient_checkpointing_enable(
@@ -81,7 +79,7 @@ def freeze(network: Any, model: ModelOptions) -> None:
 
 
 def attach(network: Any, family: Family, lora: LoraConfig, needs: Needs) -> PeftModel:
-    """Put a fresh adapter on a base, and make the head trainable."""
+    """Put a new adapter on a base model, and make the head trainable."""
     config = PeftLoraConfig(
         task_type=_TASK_TYPES[needs],
         r=lora.r,
@@ -91,47 +89,46 @@ def attach(network: Any, family: Family, lora: LoraConfig, needs: Needs) -> Peft
         target_modules=targets(family, network, lora),
         modules_to_save=list(family.head_modules) or None,
     )
-    wanted = set(config.target_modules)
-    adapted = adapt(network, config)
-    quicken(adapted)
-    _to_type(adapted, DTYPES[lora.dtype])
-    # PEFT shortens a long list of targets to endings that mean the same; that they do is checked,
-    # not believed.
+    target_names = set(config.target_modules)
+    model = adapt(network, config)
+    quicken(model)
+    _to_type(model, DTYPES[lora.dtype])
+    # PEFT shortens a long list of targets to endings of names, which must match the same layers.
     layers = {
         name.removeprefix(_PREFIX)
-        for name, module in adapted.named_modules()
+        for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }
-    assert layers == wanted, f"adapted are {sorted(layers ^ wanted)} more or less than requested"
-    return adapted
+    assert layers == target_names, f"PEFT adapts other layers: {sorted(layers ^ target_names)}"
+    return model
 
 
 def restore(network: Any, family: Family, folder: Path) -> PeftModel:
-    """The adapter and head of a folder; every weight they need is in it, and nothing else is."""
+    """Read the adapter and head of a folder, which must have exactly their weights."""
     config = _read_config(folder)
     path = folder / WEIGHTS
     lacking = sorted(set(family.head_modules) - set(config.modules_to_save or ()))
     if lacking:
         raise ArtifactError(
-            f"{folder / CONFIG}: the head is not in the checkpoint: modules_to_save lacks "
+            f"{folder / CONFIG}: the checkpoint has no head; modules_to_save lacks "
             f"{', '.join(lacking)}"
         )
     try:
-        saved = load_file(str(path))
+        weights = load_file(str(path))
     except (OSError, SafetensorError) as err:
         raise ArtifactError(f"{path}: cannot be read as safetensors: {err}") from err
     try:
-        adapted = adapt(network, config)
+        model = adapt(network, config)
     except ValueError as err:
-        raise ArtifactError(f"{folder / CONFIG}: does not fit the base: {err}") from err
-    quicken(adapted)
-    _compare(path, family, state(adapted), saved)
-    types = {tensor.dtype for name, tensor in saved.items() if ".lora_" in name}
+        raise ArtifactError(f"{folder / CONFIG}: does not fit the base model: {err}") from err
+    quicken(model)
+    _compare(path, family, state(model), weights)
+    types = {tensor.dtype for name, tensor in weights.items() if ".lora_" in name}
     if len(types) == 1:
-        _to_type(adapted, types.pop())
-    result = set_peft_model_state_dict(adapted, saved)
+        _to_type(model, types.pop())
+    result = set_peft_model_state_dict(model, weights)
     assert not result.unexpected_keys, result.unexpected_keys
-    return adapted
+    return model
 
 
 def write(
@@ -142,8 +139,8 @@ def write(
     source: str,
     revision: str | None,
 ) -> None:
-    """Weights and configuration; the base is named by its source, not by the place it has on this
-    machine."""
+    """Write weights and configuration. The base model is named by its source, not by its path on
+    this machine."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(plain, str(folder / WEIGHTS), metadata={"format": "pt"})
     settings = config.to_dict() | {
@@ -155,22 +152,24 @@ def write(
         "target_modules",
         "exclude_modules",
         "modules_to_save",
-    ):  # sets, and PEFT adds to the last at every load
+    ):  # these are sets, and PEFT adds to the last one at every load
         settings[key] = sorted(set(settings[key])) if settings[key] else None
     (folder / CONFIG).write_text(
         json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
 
 
-def merge(adapted: PeftModel) -> Any:
-    """The base with the adapter added to its weights, in place."""
-    _to_type(adapted, torch.float32)  # sums in bf16 would be rounded once more
-    return adapted.merge_and_unload(safe_merge=True)
+def merge(model: PeftModel) -> Any:
+    """Add the adapter to the weights of the base model in place, and return that."""
+    _to_type(model, torch.float32)  # sums in bf16 would be rounded once more
+    return model.merge_and_unload(safe_merge=True)
 
 
 def _read_config(folder: Path) -> PeftLoraConfig:
-    """A plain LoRA configuration. Fields that would change the base, or name a module to import,
-    are refused."""
+    """Read a plain LoRA configuration.
+
+    Raises for fields that would change the base model or name a module to import.
+    """
     path = folder / CONFIG
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -180,36 +179,35 @@ def _read_config(folder: Path) -> PeftLoraConfig:
         raise ArtifactError(f"{path}: is not the configuration of a LoRA adapter")
     defaults = PeftLoraConfig().to_dict()
     for name, value in settings.items():
-        if name in _LOADED or name in _IGNORED:
+        if name in _READ_FIELDS or name in _OTHER_FIELDS:
             continue
-        if value and value not in _ALLOWED.get(name, (defaults.get(name),)):
-            raise ArtifactError(f"{path}: {name} is {value!r}, which medray does not load")
-    return PeftLoraConfig(**{name: settings[name] for name in _LOADED if name in settings})
+        if value and value not in _SAFE_VALUES.get(name, (defaults.get(name),)):
+            raise ArtifactError(f"{path}: {name} is {value!r}, which medray does not support")
+    return PeftLoraConfig(**{name: settings[name] for name in _READ_FIELDS if name in settings})
 
 
 def _compare(
-    path: Path, family: Family, wanted: dict[str, Tensor], saved: dict[str, Tensor]
+    path: Path, family: Family, parameters: dict[str, Tensor], weights: dict[str, Tensor]
 ) -> None:
-    lacking = sorted(wanted.keys() - saved.keys())
+    lacking = sorted(parameters.keys() - weights.keys())
     if any(
         name.removeprefix(_PREFIX).startswith(f"{head}.")
         for name in lacking
         for head in family.head_modules
     ):
-        raise ArtifactError(
-            f"{path}: the head is not in the checkpoint: it lacks {first_names(lacking)}"
-        )
+        raise ArtifactError(f"{path}: the checkpoint has no head; it lacks {first_names(lacking)}")
     if lacking:
-        raise ArtifactError(f"{path}: lacks {first_names(lacking)}, which {CONFIG} says there are")
-    if saved.keys() - wanted.keys():
+        raise ArtifactError(f"{path}: lacks {first_names(lacking)}, which {CONFIG} names")
+    if weights.keys() - parameters.keys():
         raise ArtifactError(
-            f"{path}: holds {first_names(saved.keys() - wanted.keys())}, which are not of this "
-            "adapter and head"
+            f"{path}: has {first_names(weights.keys() - parameters.keys())}, which do not belong "
+            "to "
+            "this adapter and head"
         )
-    for name, tensor in wanted.items():
-        if saved[name].shape != tensor.shape:
+    for name, tensor in parameters.items():
+        if weights[name].shape != tensor.shape:
             raise ArtifactError(
-                f"{path}: {name} has the shape {list(saved[name].shape)}, needed is "
+                f"{path}: {name} has the shape {list(weights[name].shape)}; the model needs "
                 f"{list(tensor.shape)}"
             )
 
@@ -218,14 +216,14 @@ def first_names(names: Collection[str]) -> str:
     return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def state(adapted: PeftModel) -> dict[str, Tensor]:
-    """Adapter and head. Asking PEFT whether embeddings changed would make it look for the base's
-    config on the Hub."""
-    weights: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+def state(model: PeftModel) -> dict[str, Tensor]:
+    """Return the weights of adapter and head."""
+    # Without save_embedding_layers=False, PEFT would look for the base model's config on the Hub.
+    weights: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return weights
 
 
-def _to_type(adapted: PeftModel, dtype: torch.dtype) -> None:
-    for name, parameter in adapted.named_parameters():
+def _to_type(model: PeftModel, dtype: torch.dtype) -> None:
+    for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(dtype)

@@ -1,5 +1,6 @@
-"""The architecture of a base model by its config.json alone: no weight is read. Some configurations
-are known without their files."""
+"""The architecture of a base model, from its config.json alone: no weight is read.
+
+The configurations of some models are quantization in architectures.json."""
 
 import json
 from pathlib import Path
@@ -19,7 +20,7 @@ from medray.models.libraries import (
 )
 from medray.types import Head, Needs
 
-_PUBLISHED = Path(__file__).with_name("architectures.json")
+_CONFIGS = Path(__file__).with_name("architectures.json")
 KINDS = {
     "head": AutoModelForSequenceClassification,
     "token head": AutoModelForTokenClassification,
@@ -28,56 +29,55 @@ KINDS = {
 
 
 def needs_of(head: Head | None) -> Needs:
-    """The kind of model that a head makes of a base."""
+    """Return the kind of model that a head needs."""
     if head is None:
         return "language model"
     return "token head" if head.per_token else "head"
 
 
 def load_config(folder: Path, source: str) -> Any:
-    """The configuration in a folder; errors name `source`."""
+    """Load the configuration in a folder. Errors name `source`."""
     try:
         config = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as err:
         raise ArtifactError(
-            f"{source}: its config.json is none that transformers loads, at least not without "
-            f"foreign code: {first_line(err)}"
+            f"{source}: transformers cannot load its config.json without running code from it: "
+            f"{first_line(err)}"
         ) from err
-    stored = getattr(config, "quantization_config", None)
-    if stored:
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
         method = (
-            stored.get("quant_method", "unknown")
-            if isinstance(stored, dict)
-            else type(stored).__name__
+            quantization.get("quant_method", "unknown")
+            if isinstance(quantization, dict)
+            else type(quantization).__name__
         )
         raise ArtifactError(
-            f"{source}: its weights are stored quantised ({method}); allowed: the model in full "
-            "precision, in 4 bits by model.quantization: nf4"
+            f"{source}: its weights are quantised already ({method}); use the model in full "
+            "precision, and model.quantization: nf4 for 4 bits"
         )
     return config
 
 
 def find(source: str, revision: str | None) -> tuple[Any, str]:
-    """The configuration of a base, by its config.json or its published sizes, and a note in the
-    second case."""
+    """Return the configuration of a base model, and a note where it is not from its config.json."""
     try:
         return load_config(sources.config_dir(source, revision), source), ""
     except ArtifactError as err:
-        published = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-        if source in published:
+        configs = json.loads(_CONFIGS.read_text(encoding="utf-8"))
+        if source in configs:
             return AutoConfig.for_model(
-                **published[source]
-            ), "by its published sizes: its config.json is not here"
+                **configs[source]
+            ), "sizes as published, since its config.json is not here"
         raise ArtifactError(
-            f"{err}; planning needs its config.json alone: a folder with it can be the source, "
-            f"and these are known without: {suggest(source, published)}"
+            f"{err}; planning needs only its config.json: give a folder with that as the source, "
+            f"or one of these models: {suggest(source, configs)}"
         ) from None
 
 
 def without_dropout(config: Any, dropout: float) -> Any:
-    """The configuration with this dropout wherever it has one."""
+    """Set every dropout of a configuration, and return it."""
     for name, value in config.to_dict().items():
         if (
             isinstance(value, int | float)
@@ -89,14 +89,14 @@ def without_dropout(config: Any, dropout: float) -> Any:
 
 
 def outline(config_dir: Path, needs: Needs = "head") -> tuple[Any, Family]:
-    """The network of a folder's config.json without a weight, and its family."""
+    """Return a network without weights from a folder's config.json, and its family."""
     config = load_config(config_dir, str(config_dir))
     network = outline_of(config, str(config_dir), needs)
     return network, family_of(network, config.model_type)
 
 
 def outline_of(config: Any, where: str, needs: Needs) -> Any:
-    """A network of this configuration without a weight; errors name `where`."""
+    """Return a network without weights from a configuration. Errors name `where`."""
     with torch.device("meta"):
         try:
             network = KINDS[needs].from_config(config, trust_remote_code=False)
@@ -110,24 +110,24 @@ def outline_of(config: Any, where: str, needs: Needs) -> Any:
         and config.model_type in ENCODERS
     ):
         raise ConfigError(
-            f"{where}: model type {config.model_type!r} is an encoder: this task needs a causal "
+            f"{where}: model type {config.model_type!r} is an encoder; this task needs a causal "
             "language model"
         )
     return network
 
 
 def check_targets(config_dir: Path, lora: LoraConfig, needs: Needs = "head") -> list[str]:
-    """Full names of the layers that LoRA would adapt; raises what is wrong with them."""
+    """Return the full names of the layers that LoRA adapts, or raise a ConfigError."""
     network, family = outline(config_dir, needs)
     return targets(family, network, lora)
 
 
 def num_adapter_weights(config_dir: Path, lora: LoraConfig, needs: Needs = "head") -> int:
-    """The number of weights that train and are stored: two thin matrices per adapted layer, and the
-    head where there is one."""
+    """Return the number of weights that train: two thin matrices per layer with LoRA, and the head
+    where there is one."""
     network, family = outline(config_dir, needs)
     modules = dict(network.named_modules())
-    adapted = sum(
+    num_lora = sum(
         lora.r * (modules[name].in_features + modules[name].out_features)
         for name in targets(family, network, lora)
     )
@@ -136,7 +136,7 @@ def num_adapter_weights(config_dir: Path, lora: LoraConfig, needs: Needs = "head
         for name in (*family.head_modules, *family.optional_modules)
         if name in modules
     ]
-    return adapted + sum(weight.numel() for head in heads for weight in head.parameters())
+    return num_lora + sum(weight.numel() for head in heads for weight in head.parameters())
 
 
 def first_line(err: Exception) -> str:

@@ -1,12 +1,12 @@
-"""Rows of token ids as the tensors of a batch, for training and inference alike: their padding,
-places in it, and attention beside it.
+"""The tensors of a batch for training and inference: padding, positions and attention.
 
-Attention is as transformers has it but on a CPU, where PyTorch's own kernel is slow: with what is
-trained in half precision, and with padded rows of an encoder. Its backward in bf16 takes up to
-three times that in fp32. And it takes padding as a number for every pair of tokens, and computes
-with what is padded: a tenth of an encoder's time, which rows that are attended one by one do not
-need. In bf16 it takes up to three times as long where the number of keys is no multiple of 16, so
-there rows are as wide as the next one."""
+Attention differs from transformers' only on a CPU, in two cases where PyTorch's kernel is slow.
+
+Training in half precision: the backward pass in bf16 takes up to three times as long as in fp32.
+
+Padded rows of an encoder: the kernel computes with padding too, which is a tenth of an encoder's
+time, so rows are attended one by one. In bf16 the kernel takes up to three times as long where the
+number of keys is no multiple of 16, so rows are padded to the next multiple."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,16 +25,14 @@ from medray.errors import DataError
 from medray.models.families import ENCODERS, Side
 from medray.models.libraries import quiet
 
-ATTENTION = "medray"  # for transformers
+ATTENTION = "medray"  # the name that transformers knows it by
 _KEYS = 16
 
 
 def check_rows(rows: Sequence[Sequence[int]]) -> None:
     num_empty = sum(not len(row) for row in rows)
     if num_empty:
-        raise DataError(
-            f"{num_empty} of {len(rows)} inputs have no tokens: an empty text cannot be answered"
-        )
+        raise DataError(f"{num_empty} of {len(rows)} inputs have no tokens; remove empty texts")
 
 
 def collate(
@@ -44,8 +42,9 @@ def collate(
     side: Side = "right",
     width: int = 0,
 ) -> dict[str, Tensor]:
-    """Padded ids, as wide as the longest row or `width`, and a mask made from lengths: an id cannot
-    tell padding, since some models pad with their end of sequence."""
+    """Pad rows to the longest one or to `width`, and return ids and mask.
+
+    The mask comes from lengths, since some models pad with their end-of-sequence token."""
     longest = max(width, *(len(row) for row in rows))
     input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -57,34 +56,34 @@ def collate(
 
 
 def bf16_width(config: Any, longest: int) -> int:
-    """The width of a batch in bf16, on a CPU."""
+    """Return the width of a batch in bf16 on a CPU."""
     is_ours = config._attn_implementation == ATTENTION and config.model_type in ENCODERS
-    rounded = _rounded(longest)
-    return rounded if is_ours and rounded <= config.max_position_embeddings else longest
+    width = _round_up(longest)
+    return width if is_ours and width <= config.max_position_embeddings else longest
 
 
-def _rounded(length: int) -> int:
+def _round_up(length: int) -> int:
     return -(-length // _KEYS) * _KEYS
 
 
 def logits_at(
     model: Any, inputs: Mapping[str, Tensor], rows: Sequence[int], positions: Sequence[int]
 ) -> Tensor:
-    """A row of logits for each pair of row and position. What a model does with its logits
-    afterwards is done to these alone."""
+    """Return a row of logits for each pair of row and position. The output layer computes only
+    these."""
     place = inputs["input_ids"].device
     with _only(model, torch.tensor(rows, device=place), torch.tensor(positions, device=place)):
         logits: Tensor = model(**inputs, use_cache=False).logits
     assert logits.shape[:2] == (1, len(rows)), (
-        "the output layer was not asked once, for the chosen places"
+        "the output layer did not compute exactly the requested positions"
     )
     return logits[0]
 
 
 @contextmanager
 def _only(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    # `logits_to_keep` takes one list of positions for all rows; answers stand at another place in
-    # each.
+    # `logits_to_keep` takes one list of positions for all rows, while answers have other positions
+    # in each row.
     def gather(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         (hidden,) = args
         return (hidden[rows, positions].unsqueeze(0),)
@@ -97,35 +96,36 @@ def _only(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
 
 
 def answer_places(
-    lengths: Sequence[int], answers: Sequence[Sequence[tuple[int, int]]], padded: int, *, left: bool
+    lengths: Sequence[int], answers: Sequence[Sequence[tuple[int, int]]], width: int, *, left: bool
 ) -> tuple[list[int], list[int]]:
-    """Where the tokens of each row's answers are predicted: one place before each. By positions,
-    since an id cannot tell padding."""
+    """Return the rows and positions that predict the tokens of each row's answers: the position
+    before each token."""
     rows: list[int] = []
     positions: list[int] = []
     for row, (length, spans) in enumerate(zip(lengths, answers, strict=True)):
-        shift = padded - length if left else 0
+        shift = width - length if left else 0
         for start, end in spans:
-            assert 1 <= start < end <= length, "an answer has a token, and one before it"
+            assert 1 <= start < end <= length, "an answer needs a token, and one before it"
             rows += [row] * (end - start)
             positions += range(shift + start - 1, shift + end - 1)
     return rows, positions
 
 
 def set_attention(model: Any) -> None:
-    """Instead of PyTorch's own, where the model would take that."""
+    """Replace PyTorch's attention in a model that would use it."""
     if model.config._attn_implementation != "sdpa":
         return
     AttentionInterface.register(ATTENTION, _attend)
     AttentionMaskInterface.register(ATTENTION, _mask)
-    with quiet():  # of a model that takes no other, transformers warns
+    with quiet():  # transformers warns about a model that supports no other attention
         model.set_attn_implementation(ATTENTION)
 
 
-def _mask(*, attention_mask: Tensor | None = None, **asked: Any) -> Tensor | None:
-    """Which tokens are there, a row a row, where rows can be attended one by one; otherwise what
-    PyTorch's own takes."""
-    is_plain = asked["mask_function"] is bidirectional_mask_function and not torch.is_grad_enabled()
+def _mask(*, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """Return the mask of tokens where rows can be attended one by one, or PyTorch's mask."""
+    is_plain = (
+        options["mask_function"] is bidirectional_mask_function and not torch.is_grad_enabled()
+    )
     if (
         is_plain
         and attention_mask is not None
@@ -133,12 +133,12 @@ def _mask(*, attention_mask: Tensor | None = None, **asked: Any) -> Tensor | Non
         and _is_padded_behind(attention_mask)
     ):
         return attention_mask
-    mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, **asked)
+    mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, **options)
     return mask
 
 
 def _is_padded_behind(mask: Tensor) -> bool:
-    """Padded, and nowhere but behind."""
+    """Return whether some rows are padded, and all of them at the end."""
     return not bool(mask.all()) and bool((mask[:, :-1] >= mask[:, 1:]).all())
 
 
@@ -148,39 +148,38 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     if attention_mask is not None and attention_mask.dim() == 2:
         return _by_rows(
-            query, key, value, attention_mask.sum(dim=1).tolist(), asked.get("scaling")
+            query, key, value, attention_mask.sum(dim=1).tolist(), options.get("scaling")
         ), None
     is_half = torch.is_autocast_enabled("cpu") or value.dtype != torch.float32
     is_trained = query.requires_grad or key.requires_grad or value.requires_grad
     if value.device.type != "cpu" or not is_half or not is_trained:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
     with torch.autocast("cpu", enabled=False):
-        found, weights = sdpa_attention_forward(
-            module, query.float(), key.float(), value.float(), attention_mask, **asked
+        outputs, weights = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **options
         )
-    return found.to(value.dtype), weights
+    return outputs.to(value.dtype), weights
 
 
 def _by_rows(
     query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float | None
 ) -> Tensor:
-    found = torch.zeros_like(
-        query.transpose(1, 2), memory_format=torch.contiguous_format
-    )  # what is padded is not read, but must be finite
+    # padding is not read, but must be finite
+    outputs = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for row, length in enumerate(lengths):
         end, mask = length, None
-        if query.dtype == torch.bfloat16 and length < _rounded(length) <= query.shape[2]:
-            end = _rounded(length)
+        if query.dtype == torch.bfloat16 and length < _round_up(length) <= query.shape[2]:
+            end = _round_up(length)
             mask = query.new_zeros(1, 1, 1, end)
             mask[..., length:] = -torch.inf
         own = [tensor[row : row + 1, :, :end] for tensor in (query, key, value)]
-        found[row, :end] = scaled_dot_product_attention(
+        outputs[row, :end] = scaled_dot_product_attention(
             own[0], own[1], own[2], attn_mask=mask, scale=scaling
         )[0].transpose(0, 1)
-    return found
+    return outputs

@@ -1,5 +1,4 @@
-"""A model for training and for inference: the network of a base, its head and adapter, and the
-tokenizer; how it is saved and merged."""
+"""Builds a model from a base model, with head, adapter and tokenizer, and saves and merges it."""
 
 import copy
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from medray.types import Head
 
 @dataclass
 class BuiltModel:
-    model: Any  # the network, in a PeftModel where it has an adapter
+    network: Any  # in a PeftModel where it has an adapter
     tokenizer: Any
     family: Family
     base: Base
@@ -31,17 +30,17 @@ class BuiltModel:
 
     @property
     def num_parameters(self) -> int:
-        # PEFT keeps the head as it was drawn beside the one that is trained.
+        # PEFT keeps the initial head beside the one that trains.
         return sum(
             quantization.num_weights(parameter)
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self.network.named_parameters()
             if ".original_module." not in name
         )
 
     @property
     def num_trainable(self) -> int:
         return sum(
-            parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad
+            parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad
         )
 
 
@@ -54,13 +53,13 @@ def build(
     adapter_dir: Path | None = None,
     seed: int = 0,
 ) -> BuiltModel:
-    """A fresh adapter on the base, drawn from `seed`, or with `adapter_dir` the one saved there,
-    whatever `lora` says.
+    """Build a model with a new adapter, or with the adapter in `adapter_dir`, where `lora` has no
+    effect.
 
-    Without either, the base as it is. Weights lie on the CPU, in fp32 or 4 bits; whatever runs the
-    model chooses the arithmetic."""
+    With neither, the base model stays unchanged. New weights depend on `seed` only. Weights are on
+    the CPU, in fp32 or 4 bits; the caller chooses the precision to compute in."""
     tokenizer = load_tokenizer(adapter_dir / "tokenizer" if adapter_dir else base.path)
-    with _seeded(seed):
+    with _seed(seed):
         network, family = load(base, head, model, pad_token_id=tokenizer.pad_token_id)
         adapter.freeze(network, model)
         if adapter_dir:
@@ -71,7 +70,7 @@ def build(
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a base or checkpoint, able to pad."""
+    """Load the tokenizer of a base model or checkpoint, with a pad token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
@@ -81,61 +80,61 @@ def load_tokenizer(folder: Path) -> Any:
     files = {"tokenizer.json", *getattr(type(tokenizer), "vocab_files_names", {}).values()}
     if not any(
         (folder / name).is_file() for name in files
-    ):  # transformers would make up an empty vocabulary, and say nothing
+    ):  # transformers would use an empty vocabulary, without a warning
         raise ArtifactError(
-            f"{folder}: its tokenizer cannot be loaded: there is none of {', '.join(sorted(files))}"
+            f"{folder}: its tokenizer cannot be loaded; the folder has none of "
+            f"{', '.join(sorted(files))}"
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ArtifactError(
-                f"{folder}: its tokenizer has neither a pad nor an end-of-sequence token, so rows "
-                "cannot be padded"
+                f"{folder}: its tokenizer has neither a pad token nor an end-of-sequence token; "
+                "rows "
+                "cannot be padded without one"
             )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def save(built: BuiltModel, folder: Path) -> None:
-    """Write an ordinary PEFT folder, head inside, and the tokenizer."""
-    if not isinstance(built.model, PeftModel):
-        raise ConfigError(
-            f"{built.base.source}: was built without an adapter, so there is nothing to save"
-        )
+def save(model: BuiltModel, folder: Path) -> None:
+    """Write a PEFT folder with adapter and head, and the tokenizer."""
+    if not isinstance(model.network, PeftModel):
+        raise ConfigError(f"{model.base.source}: the model has no adapter to save")
     folder.mkdir(parents=True, exist_ok=True)
-    state = adapter.state(built.model)
+    state = adapter.state(model.network)
     adapter.write(
         state,
-        built.model.peft_config["default"],
+        model.network.peft_config["default"],
         folder,
-        source=built.base.source,
-        revision=built.base.revision,
+        source=model.base.source,
+        revision=model.base.revision,
     )
-    built.tokenizer.save_pretrained(str(folder / "tokenizer"))
+    model.tokenizer.save_pretrained(str(folder / "tokenizer"))
 
 
-def merge(built: BuiltModel) -> BuiltModel:
-    """The model in fp32 with the adapter added to its weights, which happens in place: `built` is
-    of no use afterwards."""
-    network = quantization.dequantise(built.model)
-    return replace(
-        built, model=adapter.merge(network) if isinstance(network, PeftModel) else network
-    )
+def merge(model: BuiltModel) -> BuiltModel:
+    """Return the model in fp32 with the adapter added to its weights.
+
+    Works in place: do not use `model` afterwards."""
+    network = quantization.dequantise(model.network)
+    if isinstance(network, PeftModel):
+        network = adapter.merge(network)
+    return replace(model, network=network)
 
 
-def export_merged(built: BuiltModel, folder: Path) -> None:
-    """Write a folder in the Hub's layout that plain transformers loads, tokenizer included. `built`
-    stays as it is: a copy is merged."""
-    merged = merge(replace(built, model=copy.deepcopy(built.model)))
+def merge_and_export(model: BuiltModel, folder: Path) -> None:
+    """Merge a copy of a model, and write it with its tokenizer as a folder that plain transformers
+    loads."""
+    plain = merge(replace(model, network=copy.deepcopy(model.network)))
     with quiet():
-        merged.model.save_pretrained(str(folder))
-    built.tokenizer.save_pretrained(str(folder))
+        plain.network.save_pretrained(str(folder))
+    model.tokenizer.save_pretrained(str(folder))
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Fresh weights depend on the seed alone, and the caller's random numbers go on as if none had
-    been drawn."""
+def _seed(seed: int) -> Iterator[None]:
+    """Seed new weights inside a block, and restore the caller's random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -1,5 +1,5 @@
-"""Model families as a table: where LoRA goes, which modules are the head, where the layers sit, on
-which side to pad."""
+"""The table of model families: LoRA targets, head modules, the path of the layers and the side of
+padding."""
 
 import difflib
 import logging
@@ -19,18 +19,18 @@ Side = Literal["left", "right"]
 @dataclass(frozen=True)
 class Family:
     name: str
-    lora_targets: tuple[
+    # linear layers, by their names inside a layer or the ends of those names
+    lora_targets: tuple[str, ...]
+    head_modules: tuple[
         str, ...
-    ]  # linear layers by their names inside a layer, or the ends of those
-    head_modules: tuple[str, ...]  # trained whole and saved with the adapter, kept out of 4 bits
-    # of the list of layers, from the top of the model; what lies outside it is never adapted
+    ]  # train whole, are saved with the adapter, and are never in 4 bits
+    # of the list of layers, from the top of the model; LoRA adapts nothing outside it
     layers_path: str
-    optional_modules: tuple[
-        str, ...
-    ] = ()  # some bases lack them: drawn fresh, they are trained and saved as the head is
+    # some base models lack them; then they start random, and train and are saved like the head
+    optional_modules: tuple[str, ...] = ()
     padding_side_train: Side = "right"
     is_encoder: bool = False
-    in_vllm: bool = False  # vLLM has this architecture, and puts LoRA on it
+    in_vllm: bool = False  # vLLM supports this architecture with LoRA
 
 
 _BERT = (
@@ -84,7 +84,7 @@ FAMILIES: dict[str, Family] = {
             ("score",),
             "model.layers",
             in_vllm=True,
-        ),  # Phi-4-mini too
+        ),  # also Phi-4-mini
         Family(
             "opt",
             (*_QKV, "out_proj", "fc1", "fc2"),
@@ -94,19 +94,19 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
-# transformers builds causal language models of these too, which see no more than what is before a
-# token and were never trained so.
+# transformers builds causal language models from these too, although they were trained with both
+# sides of a token.
 ENCODERS = (
     *(row.name for row in FAMILIES.values() if row.is_encoder),
-    "electra",
-)  # electra has no row: generic rules adapt it
+    "electra",  # has no row: generic rules adapt it
+)
 
 
 def family_of(model: Module, model_type: str) -> Family:
-    """The table's row, or for a type that has none, generic rules: every linear layer of the list
-    that holds most of them.
+    """Return the row of a model type, or a family by generic rules.
 
-    The head of such a model is not known here: it is what its base turns out not to have.
+    The rules adapt every linear layer of the list that has most of them. The head is unknown then:
+    it is the modules that the base model's weights lack.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
@@ -115,18 +115,17 @@ def family_of(model: Module, model_type: str) -> Family:
         for name, module in model.named_modules()
         if isinstance(module, ModuleList)
     ]
-    num_linear, _, layers_path = max(
-        lists, default=(0, 0, "")
-    )  # of nested lists (experts) the outer one, whose name is shorter
+    # of nested lists (experts), the outer one has the shorter name
+    num_linear, _, layers_path = max(lists, default=(0, 0, ""))
     if not num_linear:
-        known = ", ".join(sorted(FAMILIES))
+        types = ", ".join(sorted(FAMILIES))
         raise ConfigError(
-            f"model type {model_type!r}: has no list of layers with linear ones to adapt; known "
-            f"types: {known}"
+            f"model type {model_type!r}: has no list of layers with linear layers to adapt; use "
+            f"one of {types}"
         )
     adaptable = _inside_layers(model, layers_path)
     log.warning(
-        "model type %r has no row of its own: generic rules adapt %s of %s",
+        "model type %r is not in the table of families; LoRA adapts %s of %s by generic rules",
         model_type,
         ", ".join(adaptable),
         layers_path,
@@ -135,41 +134,43 @@ def family_of(model: Module, model_type: str) -> Family:
 
 
 def targets(family: Family, model: Module, lora: LoraConfig) -> list[str]:
-    """Full names of the modules to adapt. PEFT itself says nothing about a name that matches no
-    module."""
+    """Return the full names of the modules to adapt.
+
+    Raises where no target matches, and warns where some do not; PEFT itself does neither.
+    """
     inside = _inside_layers(model, family.layers_path)
-    wanted = lora.targets if lora.targets is not None else family.lora_targets
-    unmatched = [target for target in wanted if not _matching(target, inside)]
-    if len(unmatched) == len(wanted):
+    patterns = lora.targets if lora.targets is not None else family.lora_targets
+    without_match = [target for target in patterns if not _matching(target, inside)]
+    if len(without_match) == len(patterns):
         raise ConfigError(
-            f"lora.targets: none of {', '.join(wanted)} is a linear layer of {family.name}; "
-            f"{_allowed(unmatched, inside)}"
+            f"lora.targets: none of {', '.join(patterns)} is a linear layer of {family.name}; "
+            f"{_suggestion(without_match, inside)}"
         )
-    if unmatched:
+    if without_match:
         log.warning(
-            "lora.targets: left out, no linear layer of %s: %s; %s",
+            "lora.targets: no linear layer of %s matches %s; %s",
             family.name,
-            ", ".join(unmatched),
-            _allowed(unmatched, inside),
+            ", ".join(without_match),
+            _suggestion(without_match, inside),
         )
     num_layers = len(_layers(model, family.layers_path))
     top_layers = num_layers if lora.top_layers is None else lora.top_layers
     if top_layers > num_layers:
         raise ConfigError(
-            f"lora.top_layers: {top_layers} asked for, {family.name} has {num_layers} layers here"
+            f"lora.top_layers: {top_layers} is more than the {num_layers} layers of this "
+            f"{family.name}; set at most {num_layers}"
         )
-    chosen = {name for target in wanted for name in _matching(target, inside)}
+    matches = {name for target in patterns for name in _matching(target, inside)}
     layers = range(num_layers - top_layers, num_layers)
-    found = [
+    names = [
         f"{family.layers_path}.{layer}.{name}"
         for layer in layers
         for name in inside
-        if name in chosen
+        if name in matches
     ]
-    present = dict(model.named_modules())
-    return [
-        name for name in found if name in present
-    ]  # layers may differ: in some families only a few have experts
+    # layers may differ: in some families only a few have experts
+    modules = dict(model.named_modules())
+    return [name for name in names if name in modules]
 
 
 def _layers(model: Module, layers_path: str) -> ModuleList:
@@ -183,7 +184,7 @@ def _linear(module: Module) -> list[str]:
 
 
 def _inside_layers(model: Module, layers_path: str) -> list[str]:
-    """Names of the linear layers inside a layer, each once, in the order they come in."""
+    """Return the names of the linear layers inside a layer, each once and in order."""
     return list(
         dict.fromkeys(
             name.split(".", 1)[1] for name in _linear(_layers(model, layers_path)) if "." in name
@@ -195,7 +196,7 @@ def _matching(target: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if f".{name}".endswith(f".{target}")]
 
 
-def _allowed(unmatched: Iterable[str], inside: list[str]) -> str:
+def _suggestion(without_match: Iterable[str], inside: list[str]) -> str:
     ends = {
         ".".join(parts[at:])
         for parts in (name.split(".") for name in inside)
@@ -203,7 +204,7 @@ def _allowed(unmatched: Iterable[str], inside: list[str]) -> str:
     }
     near = [
         close[0]
-        for target in unmatched
+        for target in without_match
         if (close := difflib.get_close_matches(target, sorted(ends), n=1, cutoff=0.6))
     ]
     return f"allowed: {', '.join(inside)}" + (

@@ -1,9 +1,8 @@
-"""What a training step holds at most, found by taking it with tensors that have shapes and no
-contents: no weight is read, nothing is computed.
+"""Measures the peak memory of a training step with tensors that have shapes and no contents.
 
-Every tensor that the step makes is counted from its birth to its death, so what is kept for the
-backward pass, copies that autocast makes, checkpointing and the layers that LoRA leaves out all
-count as they are, in any architecture."""
+No weight is read and nothing is computed. Every tensor of the step counts from its creation to its
+release. So activations, copies by autocast, checkpointing and layers without LoRA count as they
+are, in any architecture."""
 
 import copy
 import weakref
@@ -28,23 +27,21 @@ from medray.models.families import Family, family_of
 from medray.models.precision import arithmetic
 from medray.types import Needs
 
-_ADAM = 2  # figures that it keeps for each trained weight
-_PACKED = 0.5  # bytes of a weight in nf4
+_ADAM = 2  # moments per trainable weight
+_NF4 = 0.5  # bytes per weight
 _BLOCK = 64  # weights that share a scale
-_SCALE = {
-    True: 1 + 4 / 256,
-    False: 4.0,
-}  # bytes of it: with double quantization, in 8 bits with a scale of their own for 256
+# bytes per scale: with double quantization 8 bits, and one more scale per 256 of them
+_SCALE = {True: 1 + 4 / 256, False: 4.0}
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one worker, in bytes and weights. `peak` holds all of it at the worst moment of a step."""
+    """The memory of one worker, in bytes and weights. `peak` is the maximum during a step."""
 
     num_parameters: int
-    num_linear: int  # of these, weights that every token is multiplied with
+    num_linear: int  # of these, the weights that multiply every token
     num_trainable: int
-    trained_share: float  # of the linear weights, that gradients pass through
+    trained_share: float  # share of the linear weights that gradients pass through
     weights: int
     gradients: int
     moments: int
@@ -52,7 +49,7 @@ class Footprint:
 
     @property
     def activations(self) -> int:
-        """What the rest of the peak is: kept for the backward pass, or in the making."""
+        """Return the rest of the peak: values for the backward pass, and temporary ones."""
         return self.peak - self.weights - self.gradients - self.moments
 
 
@@ -63,7 +60,7 @@ class Batch:
     rows: int
     length: int
     num_labels: int = 2  # of a head
-    answer_tokens: int = 0  # of each row, where there is none: places whose logits are made
+    answer_tokens: int = 0  # per row, without a head: positions whose logits are computed
 
     @property
     def tokens(self) -> int:
@@ -79,33 +76,35 @@ def measure(
     needs: Needs,
     precision: Precision,
 ) -> Footprint:
-    """Take two steps with the architecture of transformers' `config`: moments are there from the
-    second on."""
-    built, family = _built(copy.deepcopy(config), model, lora, batch, needs)
-    with FakeTensorMode(), _Live() as live:
-        _fill(built, family, model)
-        trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
-        optimizer = AdamW(trained)
+    """Take two steps with the architecture of transformers' `config`.
+
+    The optimizer's moments exist from the second step on.
+    """
+    network, family = _build(copy.deepcopy(config), model, lora, batch, needs)
+    with FakeTensorMode(), _LiveBytes() as live:
+        _fill(network, family, model)
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = AdamW(trainable)
         weights = live.now
         for _ in range(2):
             live.most = live.now
             with arithmetic(precision, "cpu"):
-                loss = _loss(built, batch, needs)
+                loss = _loss(network, batch, needs)
             loss.backward()
             del loss
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    return _told(
-        built,
+    return _footprint(
+        network,
         family,
-        trained,
+        trainable,
         weights=weights,
         peak=live.most,
-        quantised=model.quantization != "none",
+        is_quantised=model.quantization != "none",
     )
 
 
-def _built(
+def _build(
     config: Any, model: ModelOptions, lora: LoraConfig, batch: Batch, needs: Needs
 ) -> tuple[Any, Family]:
     config = without_dropout(config, model.dropout)
@@ -116,51 +115,51 @@ def _built(
     family = family_of(network, config.model_type)
     adapter.freeze(network, model)
     with torch.device("meta"):
-        built = adapter.attach(network, family, lora, needs)
-    built.train()
-    for module in built.modules():
+        network = adapter.attach(network, family, lora, needs)
+    network.train()
+    for module in network.modules():
         if hasattr(module, "layerdrop"):
-            # it would draw a number to drop whole layers by, and a number without contents decides
-            # nothing
+            # It would drop whole layers by a random number, which has no contents here.
             module.training = False
-    return built, family
+    return network, family
 
 
-def _fill(built: Any, family: Family, model: ModelOptions) -> None:
-    """Put weights with a place in the counted memory where the architecture has none; layers of the
-    base in 4 bits where asked for."""
-    packed = _linear_layers(built, family) if model.quantization != "none" else {}
-    made: dict[int, Parameter] = {}
-    for name, module in built.named_modules():
-        for key, held in list(module._parameters.items()):
-            if held is None:
+def _fill(network: Any, family: Family, model: ModelOptions) -> None:
+    """Create the weights of a network in the counted memory, with its layers in 4 bits where
+    requested."""
+    layers_4bit = _linear_layers(network, family) if model.quantization != "none" else {}
+    parameters: dict[int, Parameter] = {}
+    for name, module in network.named_modules():
+        for key, tensor in list(module._parameters.items()):
+            if tensor is None:
                 continue
-            if id(held) not in made:  # an output layer may share the embeddings' weights
-                if name in packed and key == "weight":
-                    size = int(
-                        held.numel() * (_PACKED + _SCALE[model.double_quantization] / _BLOCK)
-                    )
-                    made[id(held)] = Parameter(
+            if (
+                id(tensor) not in parameters
+            ):  # the output layer may share the weights of the embeddings
+                if name in layers_4bit and key == "weight":
+                    size = int(tensor.numel() * (_NF4 + _SCALE[model.double_quantization] / _BLOCK))
+                    parameters[id(tensor)] = Parameter(
                         torch.empty(size, dtype=torch.uint8), requires_grad=False
                     )
                 else:
-                    made[id(held)] = Parameter(
-                        torch.empty(held.shape, dtype=held.dtype), requires_grad=held.requires_grad
+                    parameters[id(tensor)] = Parameter(
+                        torch.empty(tensor.shape, dtype=tensor.dtype),
+                        requires_grad=tensor.requires_grad,
                     )
-            module._parameters[key] = made[id(held)]
-        for key, held in list(module._buffers.items()):
-            if held is not None:
-                module._buffers[key] = torch.empty(held.shape, dtype=held.dtype)
-    for module in packed.values():
-        module.forward = MethodType(_packed_forward, module)
+            module._parameters[key] = parameters[id(tensor)]
+        for key, tensor in list(module._buffers.items()):
+            if tensor is not None:
+                module._buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
+    for module in layers_4bit.values():
+        module.forward = MethodType(_forward_4bit, module)
 
 
-def _linear_layers(built: Any, family: Family) -> dict[str, Any]:
-    """What 4 bits are for: linear layers of the base inside its layers."""
+def _linear_layers(network: Any, family: Family) -> dict[str, Any]:
+    """Return the linear layers of the base model that 4 bits are for."""
     inside = f".{family.layers_path}."
     return {
         name: module
-        for name, module in built.named_modules()
+        for name, module in network.named_modules()
         if isinstance(module, Linear)
         and inside in f".{name}"
         and ".lora_" not in name
@@ -168,16 +167,16 @@ def _linear_layers(built: Any, family: Family) -> dict[str, Any]:
     }
 
 
-def _packed_forward(self: Any, x: Tensor) -> Tensor:
+def _forward_4bit(self: Any, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     bias = None if self.bias is None else self.bias.to(dtype)
-    found: Tensor = _Packed.apply(x.to(dtype), self.out_features, bias)
-    return found
+    outputs: Tensor = _Linear4bit.apply(x.to(dtype), self.out_features, bias)
+    return outputs
 
 
-class _Packed(torch.autograd.Function):
-    """A layer in 4 bits: its weights are unpacked for the length of a product, forwards and
-    backwards, and nothing is kept."""
+class _Linear4bit(torch.autograd.Function):
+    """A layer in 4 bits. Forward and backward pass unpack its weights for one product, and store
+    nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
@@ -190,18 +189,18 @@ class _Packed(torch.autograd.Function):
         return gradient @ gradient.new_empty(ctx.sizes), None, None
 
 
-def _loss(built: Any, batch: Batch, needs: Needs) -> Tensor:
+def _loss(network: Any, batch: Batch, needs: Needs) -> Tensor:
     inputs: Mapping[str, Tensor] = {
         name: torch.ones((batch.rows, batch.length), dtype=torch.long)
         for name in ("input_ids", "attention_mask")
     }
     if needs == "head":
         return F.cross_entropy(
-            built(**inputs).logits.float(), torch.zeros(batch.rows, dtype=torch.long)
+            network(**inputs).logits.float(), torch.zeros(batch.rows, dtype=torch.long)
         )
     if needs == "token head":
         return F.cross_entropy(
-            built(**inputs).logits.float().flatten(0, 1),
+            network(**inputs).logits.float().flatten(0, 1),
             torch.zeros(batch.rows * batch.length, dtype=torch.long),
         )
     rows = [row for row in range(batch.rows) for _ in range(batch.answer_tokens)]
@@ -210,17 +209,17 @@ def _loss(built: Any, batch: Batch, needs: Needs) -> Tensor:
         for _ in range(batch.rows)
         for number in range(batch.answer_tokens)
     ]
-    logits = logits_at(built, inputs, rows, places)
+    logits = logits_at(network, inputs, rows, places)
     return F.cross_entropy(logits.float(), torch.zeros(len(rows), dtype=torch.long))
 
 
-class _Live(TorchDispatchMode):
-    """Bytes of all storages that are alive, and the most that were since `most` was set."""
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all live storages, and their maximum since `most` was set."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
-        self._known: set[int] = set()
+        self._storages: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -231,55 +230,55 @@ class _Live(TorchDispatchMode):
 
     def _count(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self._known:
+        if key in self._storages:
             return
-        self._known.add(key)
+        self._storages.add(key)
         size = storage.nbytes()
         self.now += size
         self.most = max(self.most, self.now)
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._storages.discard(key)
         self.now -= size
 
 
-def _told(
-    built: Any,
+def _footprint(
+    network: Any,
     family: Family,
-    trained: list[Parameter],
+    trainable: list[Parameter],
     *,
     weights: int,
     peak: int,
-    quantised: bool,
+    is_quantised: bool,
 ) -> Footprint:
-    layers = _linear_layers(built, family)
+    layers = _linear_layers(network, family)
     sizes = {name: module.in_features * module.out_features for name, module in layers.items()}
     num_linear = sum(sizes.values())
     first = min(
-        (_number(name, family) for name, _ in built.named_parameters() if ".lora_" in name),
+        (_number(name, family) for name, _ in network.named_parameters() if ".lora_" in name),
         default=0,
     )
-    passed = sum(size for name, size in sizes.items() if _number(name, family) >= first)
+    with_gradients = sum(size for name, size in sizes.items() if _number(name, family) >= first)
     shapes = (
         parameter.numel()
-        for name, parameter in built.named_parameters()
+        for name, parameter in network.named_parameters()
         if ".original_module." not in name and parameter.dtype != torch.uint8
     )
-    trainable = sum(parameter.numel() for parameter in trained)
-    held = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    num_trainable = sum(parameter.numel() for parameter in trainable)
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trainable)
     return Footprint(
-        num_parameters=sum(shapes) + (num_linear if quantised else 0),
+        num_parameters=sum(shapes) + (num_linear if is_quantised else 0),
         num_linear=num_linear,
-        num_trainable=trainable,
-        trained_share=passed / num_linear if num_linear else 1.0,
+        num_trainable=num_trainable,
+        trained_share=with_gradients / num_linear if num_linear else 1.0,
         weights=weights,
-        gradients=held,
-        moments=_ADAM * held,
+        gradients=num_bytes,
+        moments=_ADAM * num_bytes,
         peak=peak,
     )
 
 
 def _number(name: str, family: Family) -> int:
-    """Of the layer that a module or weight lies in."""
+    """Return the number of the layer of a module or weight."""
     return int(name.split(f"{family.layers_path}.", 1)[1].split(".", 1)[0])

@@ -1,5 +1,5 @@
-"""Files of a base model from the Hugging Face Hub. What can go wrong there becomes one sentence; no
-token is read or kept here."""
+"""Downloads the files of a base model from the Hugging Face Hub, with one-sentence errors. It
+neither reads nor stores a token."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,29 +14,27 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of
 from medray.errors import ArtifactError
 
 _CONFIG_AND_TOKENIZER = ["*.json", "*.txt", "*.model", "*.jinja"]
-_IN_FOLDERS = [
-    "*/*"
-]  # other formats of the same weights (onnx/, gguf/), which transformers does not read
+# folders have other formats of the same weights (onnx/, gguf/), which transformers does not read
+_IN_FOLDERS = ["*/*"]
 
 
 def snapshot(model_id: str, revision: str | None, has_weights: Callable[[Path], bool]) -> Path:
-    """The folder of one commit: its weights as safetensors, and only where it has none of those as
-    *.bin."""
-    with _explained(model_id, revision):
+    """Download one commit and return its folder, with weights as safetensors or else as *.bin."""
+    with _clear_errors(model_id, revision):
         for weights in ("model*.safetensors", "pytorch_model*.bin"):
-            found = huggingface_hub.snapshot_download(
+            folder = huggingface_hub.snapshot_download(
                 model_id,
                 revision=revision,
                 allow_patterns=[*_CONFIG_AND_TOKENIZER, weights],
                 ignore_patterns=_IN_FOLDERS,
             )
-            if has_weights(Path(found)):
+            if has_weights(Path(folder)):
                 break
-    return Path(found)
+    return Path(folder)
 
 
 def config(model_id: str, revision: str | None) -> Path:
-    with _explained(model_id, revision):
+    with _clear_errors(model_id, revision):
         return Path(
             huggingface_hub.hf_hub_download(
                 model_id, "config.json", revision=revision, local_files_only=not is_reached()
@@ -46,11 +44,13 @@ def config(model_id: str, revision: str | None) -> Path:
 
 @cache
 def is_reached() -> bool:
-    """Whether anything answers there, asked once: without a network huggingface_hub tries for half
-    a minute for each file."""
+    """Return whether the Hub answers, with one request per process.
+
+    Without a network, huggingface_hub would try for half a minute per file.
+    """
     if constants.HF_HUB_OFFLINE:
         return False
-    end = time.monotonic() + constants.HF_HUB_ETAG_TIMEOUT  # of all tries together
+    end = time.monotonic() + constants.HF_HUB_ETAG_TIMEOUT  # for all attempts together
     for pause_s in (1, 1, 0):
         try:
             huggingface_hub.get_session().head(
@@ -65,35 +65,38 @@ def is_reached() -> bool:
 
 
 @contextmanager
-def _explained(model_id: str, revision: str | None) -> Iterator[None]:
+def _clear_errors(model_id: str, revision: str | None) -> Iterator[None]:
     token = "a token as HF_TOKEN or by `hf auth login`"
     try:
         yield
     except errors.GatedRepoError as err:
         raise ArtifactError(
-            f"{model_id}: its licence must be accepted at https://huggingface.co/{model_id}, then "
-            f"give {token} of the account that did"
+            f"{model_id}: needs a license; accept it at https://huggingface.co/{model_id} and give "
+            f"{token} of that account"
         ) from err
     except errors.RevisionNotFoundError as err:
-        raise ArtifactError(f"{model_id}: the Hub has no revision {revision!r} of it") from err
+        raise ArtifactError(
+            f"{model_id}: the Hub has no revision {revision!r} of this model"
+        ) from err
     except errors.RepositoryNotFoundError as err:
         raise ArtifactError(
-            f"{model_id}: the Hub knows no such model, or it is private: then give {token}; a "
-            "folder of that name is not here either"
+            f"{model_id}: neither a folder nor a public model of the Hub; for a private model, "
+            "give "
+            f"{token}"
         ) from err
     except errors.LocalEntryNotFoundError as err:
         raise ArtifactError(
-            f"{model_id}: is not in the local cache and the Hub cannot be reached "
-            "(HF_HUB_OFFLINE, or no network)"
+            f"{model_id}: is not in the local cache, and the Hub cannot be reached; check the "
+            "network and HF_HUB_OFFLINE"
         ) from err
     except errors.EntryNotFoundError as err:
         raise ArtifactError(
-            f"{model_id}: has no config.json on the Hub, so transformers cannot load it"
+            f"{model_id}: has no config.json on the Hub; choose a model that transformers loads"
         ) from err
     except (errors.HFValidationError, HTTPError, OSError) as err:
-        # The class and not the text: a proxy's address may hold a password.
+        # The class and not the text: the address of a proxy may contain a password.
         raise ArtifactError(
-            f"{model_id}: cannot be fetched from the Hub: {type(err).__name__}{_status(err)}"
+            f"{model_id}: cannot be downloaded from the Hub: {type(err).__name__}{_status(err)}"
         ) from err
 
 

@@ -1,5 +1,4 @@
-"""Imports in less time: without packages that are not needed, and without collecting what nobody
-throws away."""
+"""Speeds imports up: hides packages that are not needed, and pauses garbage collection."""
 
 import gc
 import sys
@@ -8,22 +7,23 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def hidden(*names: str) -> Iterator[None]:
-    """In the block, packages that were not imported before are said not to be installed."""
+def hide_packages(*names: str) -> Iterator[None]:
+    """Make packages that are not imported yet seem not installed inside a block."""
     absent = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is what Python's import takes for absent
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None makes Python's import raise ImportError
     try:
         yield
     finally:
         for name in absent:
-            if sys.modules.get(name, ...) is None:  # else another thread imported it
+            if sys.modules.get(name, ...) is None:  # otherwise another thread imported it
                 del sys.modules[name]
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """In the block, Python's collector rests: it would walk over a million new objects again and
-    again, a quarter of an import's seconds."""
+def without_garbage_collection() -> Iterator[None]:
+    """Pause garbage collection inside a block.
+
+    It would walk over a million new objects again and again, a quarter of an import's time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

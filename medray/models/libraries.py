@@ -1,8 +1,8 @@
-"""What medray uses of transformers and PEFT, imported without two packages that these import and a
-base in full precision never needs.
+"""Imports transformers and PEFT for medray, without two packages that a model in full precision
+never needs.
 
-bitsandbytes and scikit-learn are a third of the seconds that importing them takes, in every worker,
-replica and command."""
+bitsandbytes and scikit-learn are a third of the time of this import, in every worker, replica and
+command."""
 
 import logging
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from medray.models.imports import hidden, uncollected
+from medray.models.imports import hide_packages, without_garbage_collection
 
-with hidden("bitsandbytes", "sklearn"), uncollected():
+with hide_packages("bitsandbytes", "sklearn"), without_garbage_collection():
     from peft import LoraConfig as PeftLoraConfig
     from peft import (
         PeftConfig,
@@ -59,8 +59,8 @@ _KERNELS = logging.getLogger("bitsandbytes.backends.cpu.ops")
 
 
 def adapt(network: object, config: PeftLoraConfig) -> PeftModel:
-    """`get_peft_model`, which imports bitsandbytes to look for its layers, in a base that has none
-    of them without that."""
+    """Call `get_peft_model`, without importing bitsandbytes where the base model has no layers of
+    it."""
     with _adapting:
         if getattr(network, "is_loaded_in_4bit", False):
             return get_peft_model(network, config)
@@ -79,37 +79,37 @@ def adapt(network: object, config: PeftLoraConfig) -> PeftModel:
                 setattr(module, name, switch)
 
 
-# Both remember that bitsandbytes was hidden while PEFT was imported.
+# Both functions cache that bitsandbytes was hidden during the import of PEFT.
 is_bnb_available.cache_clear()
 is_bnb_4bit_available.cache_clear()
 
 
 def base_of(model: Any) -> Any:
-    """The network that a PeftModel wraps, or the model itself where it has no adapter."""
+    """Return the network that a PeftModel wraps, or the model itself without an adapter."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars, the table of missing weights (medray checks these itself) and the advice
-    to install a kernel from the output."""
+    """Hide progress bars, the table of missing weights, which medray checks itself, and the advice
+    to install a kernel."""
     level, bars = (
         transformers_logging.get_verbosity(),
         transformers_logging.is_progress_bar_enabled(),
     )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    _KERNELS.addFilter(_is_wanted)
+    _KERNELS.addFilter(_is_relevant)
     try:
         yield
     finally:
-        _KERNELS.removeFilter(_is_wanted)
+        _KERNELS.removeFilter(_is_relevant)
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
-    """bitsandbytes 0.50 looks for a kernel of the Hub as it is imported, and advises to install it;
-    medray never calls it."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Return False for the advice of bitsandbytes 0.50 to install a kernel of the Hub, which medray
+    never calls."""
     return "gemm_4bit_forward" not in str(record.msg)

@@ -1,5 +1,6 @@
-"""The network of a base: its weights read in fp32 or 4 bits, no dropout unless requested, and a
-fresh head where a task needs one."""
+"""Loads the network of a base model in fp32 or 4 bits, with a new head where a task needs one.
+
+Dropout is 0 unless requested."""
 
 import logging
 from dataclasses import replace
@@ -33,15 +34,18 @@ log = logging.getLogger(__name__)
 def load(
     base: Base, head: Head | None, model: ModelOptions, *, pad_token_id: int
 ) -> tuple[Any, Family]:
-    """The network on the CPU, and its family with the modules that were drawn fresh as its head."""
+    """Load a network on the CPU, and return it with its family.
+
+    The family's `head_modules` are the modules that the base model's weights lack.
+    """
     config = _config(base, head, model, pad_token_id)
     needs = needs_of(head)
     kind = KINDS[needs]
-    family, quantised = None, {}
+    family, quantization_options = None, {}
     if model.quantization != "none":
         outline = outline_of(config, base.source, needs)
         family = family_of(outline, config.model_type)
-        quantised = quantization.settings(model, family, outline)
+        quantization_options = quantization.settings(model, family, outline)
     try:
         with quiet():
             network, info = kind.from_pretrained(
@@ -52,26 +56,27 @@ def load(
                 use_safetensors=any(base.path.glob("*.safetensors")),
                 weights_only=True,
                 trust_remote_code=False,
-                # reported below, with the other weights that are not the base's
+                # reported below, with the other weights that the base model lacks
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **quantised,
+                **quantization_options,
             )
-    except UnpicklingError as err:  # whose own message advises to read the file all the same
+    except UnpicklingError as err:  # its message advises to read the file all the same
         raise ArtifactError(
-            f"{base.source}: its *.bin weights hold more than plain tensors, and reading the rest "
-            "would run it"
+            f"{base.source}: its *.bin weights contain more than tensors, and reading that would "
+            "run "
+            "code; use a model with safetensors"
         ) from err
     except (OSError, RuntimeError, ValueError, SafetensorError) as err:
         raise ArtifactError(
             f"{base.source}: cannot be loaded as {kind.__name__.removeprefix('Auto')}: "
             f"{first_line(err)}"
         ) from err
-    if quantised:
+    if quantization_options:
         quantization.settle(network)
     set_attention(network)
     family = family or family_of(network, config.model_type)
-    mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    other_shapes = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     heads = _fresh_modules(network, family, set(info["missing_keys"])) if head else ()
     _check_fresh(
         base.source,
@@ -79,7 +84,7 @@ def load(
         f"{family.layers_path}.",
         heads,
         missing=set(info["missing_keys"]),
-        mismatched=mismatched,
+        other_shapes=other_shapes,
     )
     return network, replace(family, head_modules=heads)
 
@@ -93,23 +98,21 @@ def _config(base: Base, head: Head | None, model: ModelOptions, pad_token_id: in
         config.num_labels = len(head.labels)
         config.id2label = dict(enumerate(head.labels))
         config.label2id = {label: number for number, label in enumerate(head.labels)}
-        # Of a head that reads tokens transformers gives dropout a default of its own (0.1 for
-        # decoders).
+        # transformers has a default of its own for the dropout of a token head (0.1 for decoders).
         config.classifier_dropout = model.dropout
         config.problem_type = (
             "multi_label_classification" if head.multi_label else "single_label_classification"
         )
-        config.use_cache = False  # a decoder would keep keys and values that a head never asks for
+        config.use_cache = False  # a decoder would store keys and values that a head never reads
     return config
 
 
 def _fresh_modules(network: Any, family: Family, missing: set[str]) -> tuple[str, ...]:
-    """By the table, or for a family that it does not have, the modules that the base turns out to
-    lack."""
+    """Return the modules of the head, by the table or by the weights that are missing."""
     if family.head_modules:
         heads = tuple(
             module for module in family.head_modules if _weights_of(network, module)
-        )  # a head that reads tokens has fewer in some
+        )  # a token head has fewer modules in some families
         return heads + tuple(
             module for module in family.optional_modules if _weights_of(network, module) & missing
         )
@@ -123,21 +126,20 @@ def _check_fresh(
     heads: tuple[str, ...],
     *,
     missing: set[str],
-    mismatched: set[str],
+    other_shapes: set[str],
 ) -> None:
-    """Exactly the head may be missing: anything else would stay random, and would not be saved."""
+    """Raise unless exactly the head is missing: other weights would stay random and unsaved."""
     fresh = {name for module in heads for name in _weights_of(network, module)}
-    brought = (fresh - missing) | (fresh & mismatched)
-    if brought:
+    own_head = (fresh - missing) | (fresh & other_shapes)
+    if own_head:
         raise ArtifactError(
-            f"{source}: brings a head of its own ({first_names(brought)}); allowed: a base "
-            "without one, so that it is drawn fresh"
+            f"{source}: has a head already ({first_names(own_head)}); use a base model without one"
         )
-    wrong = (missing - fresh) | mismatched | {name for name in fresh if name.startswith(layers)}
+    wrong = (missing - fresh) | other_shapes | {name for name in fresh if name.startswith(layers)}
     if wrong:
         raise ArtifactError(
-            f"{source}: the base's weights lack {first_names(wrong)}, or have them in another "
-            "size: not only the new head"
+            f"{source}: more than the head is missing or has another shape: {first_names(wrong)}; "
+            "use complete weights"
         )
 
 
@@ -146,14 +148,14 @@ def _weights_of(model: Any, module: str) -> set[str]:
 
 
 def _topmost(model: Any, missing: set[str]) -> tuple[str, ...]:
-    """The largest modules of which every weight is missing."""
-    found: dict[str, None] = {}
+    """Return the largest modules whose weights are all missing."""
+    modules: dict[str, None] = {}
     for name in sorted(missing):
         parts = name.split(".")
         paths = (".".join(parts[:depth]) for depth in range(1, len(parts)))
-        found.update(
+        modules.update(
             dict.fromkeys(
                 [next((path for path in paths if _weights_of(model, path) <= missing), name)]
             )
         )
-    return tuple(found)
+    return tuple(modules)

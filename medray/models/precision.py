@@ -1,10 +1,10 @@
-"""fp32, bf16 and fp16: their types, what a processor multiplies fast, the choice by timing, and
-weights cast once for serving.
+"""The precisions fp32, bf16 and fp16: their types, the choice by timing, and weights cast once for
+serving.
 
-`arithmetic` leaves weights as they are. `cast` casts the weights of a merged model, as autocast
-would at every call. Between the layers of a language model numbers stay in fp32, so its results are
-autocast's. An encoder in bf16 computes wholly in bf16, which rounds a little more; on a CPU its
-weights are laid out for the product once, and a GELU is applied where its inputs are made."""
+`arithmetic` leaves weights unchanged. `cast` casts the weights of a merged model, as autocast would
+at every call. Between the layers of a language model, numbers stay in fp32, so its results equal
+those of autocast. An encoder in bf16 computes in bf16 everywhere, which rounds a little more. On a
+CPU its weights are packed once, and each GELU runs inside the product before it."""
 
 import logging
 import platform
@@ -32,31 +32,28 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-_ACTIVATIONS = {
-    "dense": "intermediate_act_fn",
-    "lin1": "activation",
-}  # of a linear layer, in every encoder of the table
-_PATIENCE_S = 600  # for another trial that times
+# the activation after each linear layer, in every encoder of the table
+_ACTIVATIONS = {"dense": "intermediate_act_fn", "lin1": "activation"}
+_PATIENCE_S = 600  # to wait for another trial's timing
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
-_MOST_S = 30.0  # of timing that is not clear
-_CLOSE = 1.1  # where bf16 is not faster by as much, trials are in fp32
-Originals = list[
-    tuple[Module, str, Any]
-]  # a module, the name of a part of it, and that part before the cast
+_MOST_S = 30.0  # of timing without a clear result
+_CLOSE = 1.1  # trials use fp32 unless bf16 is faster by this factor
+# a module, the name of one of its parts, and that part before the cast
+Originals = list[tuple[Module, str, Any]]
 
 
 def dtype_name(precision: Precision) -> str:
-    """The name that torch, DeepSpeed and vLLM give the type."""
+    """Return the name of the type in torch, DeepSpeed and vLLM."""
     return str(DTYPES[precision]).removeprefix("torch.")
 
 
-def untimed(choice: PrecisionChoice) -> Precision:
-    """The precision where nothing is timed: `auto` is fp32."""
+def default_precision(choice: PrecisionChoice) -> Precision:
+    """Return the precision without timing: `auto` becomes fp32."""
     return "fp32" if choice == "auto" else choice
 
 
 def fast_precision(device: str) -> Precision:
-    """bf16 where the hardware multiplies it."""
+    """Return bf16 where the hardware multiplies it, and fp32 elsewhere."""
     return (
         "bf16"
         if device == "cuda" or _has_avx512_bf16() or torch.cpu._is_amx_tile_supported()
@@ -64,8 +61,8 @@ def fast_precision(device: str) -> Precision:
     )
 
 
-def multiplies_packed() -> bool:
-    """Whether this processor multiplies bf16, and PyTorch has oneDNN, which makes use of it."""
+def multiplies_bf16() -> bool:
+    """Return whether this processor multiplies bf16 and PyTorch has oneDNN, which uses that."""
     return torch.backends.mkldnn.is_available() and _has_avx512_bf16()
 
 
@@ -74,15 +71,15 @@ def _has_avx512_bf16() -> bool:
 
 
 def arithmetic(precision: Precision, device: str) -> AbstractContextManager[object]:
-    """The context to compute in. Weights stay as they are: casting them per call costs less than 1
-    % of a micro-batch."""
+    """Return the context to compute in. Weights stay unchanged: casting them per call costs less
+    than 1% of a micro-batch."""
     return arithmetic_of(precision, device)()
 
 
 def arithmetic_of(
     precision: Precision, device: str
 ) -> Callable[[], AbstractContextManager[object]]:
-    """What makes that context anew for each call, for an engine that computes in one precision."""
+    """Return a function that makes a new context per call, for an engine with one precision."""
     return (
         nullcontext
         if precision == "fp32"
@@ -91,11 +88,11 @@ def arithmetic_of(
 
 
 class PackedLinear(Module):
-    """In bf16, on a CPU. The operators are those that PyTorch compiles to."""
+    """A linear layer in bf16 on a CPU. It calls the operators that PyTorch's compiler uses."""
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(
+        self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(
             linear.weight.detach().bfloat16(), None
         )
         self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
@@ -103,7 +100,7 @@ class PackedLinear(Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(
-            inputs.bfloat16(), self.packed, self.bias, self.activation, [], self.algorithm
+            inputs.bfloat16(), self.packed_weight, self.bias, self.activation, [], self.algorithm
         )
         return outputs
 
@@ -113,14 +110,14 @@ def cast(model: Any, family: Family, precision: Precision) -> Originals:
     if precision == "fp32":
         return []
     is_whole = precision == "bf16" and family.name in ENCODERS
-    is_packed = is_whole and next(model.parameters()).device.type == "cpu" and multiplies_packed()
+    is_packed = is_whole and next(model.parameters()).device.type == "cpu" and multiplies_bf16()
     originals = _pack(model, family) if is_packed else []
     for module in list(model.modules()):
         if is_whole or isinstance(module, Linear):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 originals.append((module, name, parameter))
-                # Of its own: an output layer may share its weights with the embeddings, which then
-                # stay as they are.
+                # A new parameter: an output layer may share its weights with the embeddings, which
+                # stay unchanged then.
                 setattr(
                     module,
                     name,
@@ -131,7 +128,7 @@ def cast(model: Any, family: Family, precision: Precision) -> Originals:
 
 @contextmanager
 def cast_within(model: Any, family: Family, precision: Precision) -> Iterator[None]:
-    """The model as `cast` leaves it, and afterwards as it was."""
+    """Cast a model inside a block, and restore it afterwards."""
     originals = cast(model, family, precision)
     try:
         yield
@@ -141,8 +138,8 @@ def cast_within(model: Any, family: Family, precision: Precision) -> Iterator[No
 
 
 def _pack(model: Any, family: Family) -> Originals:
-    """Replace the linear layers that LoRA adapts, not those of the head, and the activations behind
-    them."""
+    """Replace the linear layers that LoRA adapts and the activations after them, but not the
+    head."""
     layers = model.get_submodule(family.layers_path)
     originals: Originals = []
     for name, linear in [
@@ -154,9 +151,9 @@ def _pack(model: Any, family: Family) -> Originals:
         setattr(parent, last, PackedLinear(linear))
     for module in list(model.modules()):
         for name, after in _ACTIVATIONS.items():
-            packed, activation = getattr(module, name, None), getattr(module, after, None)
-            if isinstance(packed, PackedLinear) and isinstance(activation, GELUActivation):
-                packed.activation, packed.algorithm = "gelu", "none"  # by erf, not by tanh
+            layer, activation = getattr(module, name, None), getattr(module, after, None)
+            if isinstance(layer, PackedLinear) and isinstance(activation, GELUActivation):
+                layer.activation, layer.algorithm = "gelu", "none"  # with erf, not with tanh
                 originals.append((module, after, activation))
                 setattr(module, after, Identity())
     return originals
@@ -176,11 +173,12 @@ def choose(
     folder: Path,
     study: tuple[Path, tuple[str, ...]],
 ) -> PrecisionRecord:
-    """For `auto`, the faster of fp32 and bf16 on a real micro-batch.
+    """Return the precision of a trial: for `auto`, the faster of fp32 and bf16 on a real
+    micro-batch.
 
-    The result is kept twice: for the trials of a study by its folder and what names a base model in
-    it, so that they share their arithmetic whatever their shapes, threads and nodes; and for later
-    studies in `folder`, by `key` (what computes, in which versions), shape, threads and processor.
+    The result is stored twice. The trials of a study share it by `study`, which names the folder of
+    the study and the base model, so that shapes, threads and nodes do not change it. Later studies
+    find it in `folder`, by `key` (the model and the versions), shape, threads and processor.
     """
     if choice != "auto":
         return PrecisionRecord(actual=choice, setting=choice)
@@ -198,13 +196,13 @@ def _once(
         files.room_for(folder),
         suppress(Timeout),
         lock,
-    ):  # trials that start together would slow each other's timing
+    ):  # trials that time together would slow each other down
         if path.exists():
             return PrecisionRecord.model_validate_json(path.read_bytes())
         record = make()
         files.write(path, record.model_dump_json().encode())
         return record
-    return make()  # the process with the lock does not come to an end
+    return make()  # the process with the lock did not end in time
 
 
 def step_seconds(forward: Callable[[], Tensor], precision: Precision, device: str) -> float:
@@ -223,8 +221,11 @@ def time_steps(
     device: str,
     seconds_of: Callable[[Callable[[], Tensor], Precision, str], float] = step_seconds,
 ) -> PrecisionRecord:
-    """Take steps of both in turn, until every one of the one was faster than every one of the
-    other; a first step of each does not count."""
+    """Time steps in both precisions in turn, until all steps of one are faster than all of the
+    other.
+
+    The first step of each does not count.
+    """
     seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
     start = time.perf_counter()
     for number in range(1 + _MOST_ROUNDS):
@@ -237,16 +238,16 @@ def time_steps(
         if number >= _LEAST_ROUNDS and _is_clear(seconds["fp32"], seconds["bf16"]):
             break
     best = {precision: min(steps) for precision, steps in seconds.items()}
-    used: Precision = "bf16" if best["bf16"] * _CLOSE < best["fp32"] else "fp32"
+    faster: Precision = "bf16" if best["bf16"] * _CLOSE < best["fp32"] else "fp32"
     log.info(
         "precision auto: fp32 %.2f s, bf16 %.2f s for %d x %d tokens: %s",
         best["fp32"],
         best["bf16"],
         *shape,
-        used,
+        faster,
     )
     return PrecisionRecord(
-        actual=used,
+        actual=faster,
         setting="auto",
         seconds={name: round(value, 4) for name, value in best.items()},
         shape=shape,
@@ -258,7 +259,7 @@ def _is_clear(first: list[float], second: list[float]) -> bool:
 
 
 def _processor(device: str) -> str:
-    """The processor, by the name that its maker or its kernel gives it."""
+    """Return a description of the processor that differs between models."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

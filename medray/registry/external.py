@@ -147,8 +147,8 @@ def import_adapter(folder: Path, config: ImportConfig, target: Path) -> Manifest
         for part in (WEIGHTS, CONFIG):
             copyfile(folder / part, parts / part)
         tokenizer.save_pretrained(str(parts / "tokenizer"))
-        network = build(base, task.head(), config.model, None, adapter_dir=parts)
-        manifest = _manifest(network, task, {"model": config.model.model_dump(mode="json")})
+        model = build(base, task.head(), config.model, None, adapter_dir=parts)
+        manifest = _manifest(model, task, {"model": config.model.model_dump(mode="json")})
 
         def fill(filling: Path) -> None:
             copytree(parts, filling, dirs_exist_ok=True)
@@ -173,13 +173,13 @@ def save_base_model(
     """Save a base model before training as a checkpoint. Return its task and its predictions of
     validation rows."""
     task = fit_base_model_task(config, dataset)
-    network = build(
+    model = build(
         sources.resolve(config.model.source, config.model.revision), None, config.model, None
     )
-    engine = TransformersEngine(network, precision="fp32", token_budget=config.train.token_budget)
+    engine = TransformersEngine(model, precision="fp32", token_budget=config.train.token_budget)
     predictions = task.predict(engine, dataset.validation)
     metrics = task.score(predictions, dataset.validation)
-    manifest = _manifest(network, task, public_settings(config)).model_copy(
+    manifest = _manifest(model, task, public_settings(config)).model_copy(
         update={
             "is_untuned": True,
             "data_fingerprint": dataset.fingerprint,
@@ -189,7 +189,7 @@ def save_base_model(
     )
 
     def fill(filling: Path) -> None:
-        network.tokenizer.save_pretrained(str(filling / "tokenizer"))
+        model.tokenizer.save_pretrained(str(filling / "tokenizer"))
         lines = (
             json.dumps(asdict(prediction), ensure_ascii=False)
             for prediction in tasks.without_texts(task, predictions, dataset.validation)
@@ -203,16 +203,16 @@ def save_base_model(
     return task, predictions
 
 
-def _manifest(network: BuiltModel, task: Task, trial: dict[str, Any]) -> Manifest:
-    base = network.base
-    engine = TransformersEngine(network, precision="fp32", token_budget=1 << 12)
+def _manifest(model: BuiltModel, task: Task, trial: dict[str, Any]) -> Manifest:
+    base = model.base
+    engine = TransformersEngine(model, precision="fp32", token_budget=1 << 12)
     return Manifest(
         task=TaskRecord(options=task.options.model_dump(mode="json"), state=task.state()),
         base=BaseRecord(
             source=base.source,
             revision=base.revision,
             weight_hash=base.weight_hash,
-            family=network.family.name,
+            family=model.family.name,
             note=base.note,
         ),
         trial=trial,

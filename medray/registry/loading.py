@@ -17,7 +17,7 @@ from medray.evaluation.novelty import Cloud
 from medray.models import sources
 from medray.models.build import BuiltModel, build
 from medray.models.build import merge as merge_adapter
-from medray.models.precision import untimed
+from medray.models.precision import default_precision
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.storage import checkpoint, files
@@ -65,8 +65,8 @@ class LoadedRelease:
         return f"{self.name}@{self.version}" if self.version else self.name
 
     @property
-    def built_model(self) -> BuiltModel:
-        return self._transformers.built
+    def model(self) -> BuiltModel:
+        return self._transformers.model
 
     @property
     def _transformers(self) -> TransformersEngine:
@@ -91,7 +91,7 @@ class LoadedRelease:
         engine = self._transformers
         budget = token_budget or engine.token_budget
         other = TransformersEngine(
-            engine.built, precision=precision, token_budget=budget, device=str(engine.device)
+            engine.model, precision=precision, token_budget=budget, device=str(engine.device)
         )
         return replace(self, engine=other, precision=precision)
 
@@ -99,8 +99,8 @@ class LoadedRelease:
         """Add the adapter to the base's weights and return the plain model. The merge is in place,
         so `self` cannot be used afterwards."""
         engine = self._transformers
-        plain = merge_adapter(engine.built)
-        plain.model.eval()
+        plain = merge_adapter(engine.model)
+        plain.network.eval()
         other = TransformersEngine(
             plain,
             precision=engine.precision,
@@ -130,13 +130,13 @@ def load(
     manifest = checkpoint.verify(folder) if verify else checkpoint.read(folder)
     base = find_base(str(folder), manifest)
     task = restore(manifest.task.options, manifest.task.state)
-    network = build(
+    model = build(
         base, task.head(), manifest.model, None, adapter_dir=None if manifest.is_untuned else folder
     )
-    network.model.to(device)
+    model.network.to(device)
     precision = precision or manifest.precision.actual
     engine = TransformersEngine(
-        network, precision=precision, token_budget=manifest.token_budget, device=device
+        model, precision=precision, token_budget=manifest.token_budget, device=device
     )
     release = LoadedRelease(str(place), 0, folder, manifest, task, engine, precision)
     if verify:
@@ -159,13 +159,13 @@ def find_base(where: str, manifest: Manifest) -> Base:
 def base_model_engine(config: TrialConfig, *, device: str = "cpu") -> Engine:
     """Return an engine with a trial's base model before training, for tasks without a head. It
     computes in fp32 if the trial names no precision."""
-    network = build(
+    model = build(
         sources.resolve(config.model.source, config.model.revision), None, config.model, None
     )
-    network.model.to(device)
+    model.network.to(device)
     return TransformersEngine(
-        network,
-        precision=untimed(config.model.precision),
+        model,
+        precision=default_precision(config.model.precision),
         token_budget=config.train.token_budget,
         device=device,
     )

@@ -270,7 +270,7 @@ def check_changeable(where: str, task: Task, option: str) -> None:
 
 
 def _export_merge(folder: Path, target: Path) -> None:
-    from medray.models.build import export_merged
+    from medray.models.build import merge_and_export
     from medray.registry.loading import load
 
-    export_merged(load(folder).built_model, target)
+    merge_and_export(load(folder).model, target)

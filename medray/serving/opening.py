@@ -60,16 +60,16 @@ class _Opening:
 
     def _cast_within(self, precision: Precision) -> AbstractContextManager[None]:
         # 4-bit layers follow autocast themselves.
-        built = self.loaded.built_model
+        model = self.loaded.model
         return (
-            cast_within(built.model, built.family, precision)
+            cast_within(model.network, model.family, precision)
             if self.loaded.is_merged
             else nullcontext()
         )
 
     def settle(self, precision: Precision) -> tuple[LoadedRelease, TransformersEngine, Streams]:
         if self.loaded.is_merged:
-            cast(self.loaded.built_model.model, self.loaded.built_model.family, precision)
+            cast(self.loaded.model.network, self.loaded.model.family, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
             engine.generation,
@@ -93,7 +93,7 @@ def open_head(
     if isinstance(loaded.task, Chatting):
         loaded, engine, streams = opening.settle(_faster_steps(opening))
         window = (
-            getattr(loaded.built_model.model.config, "max_position_embeddings", None)
+            getattr(loaded.model.network.config, "max_position_embeddings", None)
             or engine.tokenizer.model_max_length
         )
         return Chat.open(loaded, streams, window)
@@ -115,7 +115,7 @@ def _faster_steps(opening: _Opening) -> Precision:
 
 def _open_head(opening: _Opening) -> Head:
     options, overhead, task = opening.options, 1, opening.loaded.task
-    if opening.loaded.built_model.head is None and generates(opening.engine("fp32"), task):
+    if opening.loaded.model.head is None and generates(opening.engine("fp32"), task):
         precision = _faster_steps(opening)
     else:
         timings = opening.time(lambda engine: time_texts(engine, task, opening.thread))
@@ -136,7 +136,7 @@ def _open_head(opening: _Opening) -> Head:
         token_budget=options.token_budget,
         waiting_tokens=options.limits.waiting_tokens,
         overhead_tokens=overhead,
-        outputs=engine.embedded if cloud else None,
+        outputs=engine.logits_and_embeddings if cloud else None,
     )
     return Head(loaded, batcher, streams, cloud)
 

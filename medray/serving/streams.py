@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from medray.engines.generation import Generation, Row, RowError
+from medray.engines.generation import Generation, GenerationRow, RowError
 from medray.errors import ServingError
 from medray.types import Chunk, Sampling, gather
 
@@ -35,7 +35,7 @@ class LateError(ServingError):
 class Stream:
     """One text under way."""
 
-    row: Row
+    row: GenerationRow
     index: int  # of its prompt in the request; its row's is a number of our own
     deliver: Deliver
     deadline: float

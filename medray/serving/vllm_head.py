@@ -12,7 +12,7 @@ from filelock import FileLock
 from medray.config import environment
 from medray.engines.vllm import engine as vllm
 from medray.errors import ArtifactError, ServingError
-from medray.models.build import export_merged, load_tokenizer
+from medray.models.build import load_tokenizer, merge_and_export
 from medray.models.precision import fast_precision
 from medray.registry.loading import LoadedRelease, find_base, load, probe_outputs
 from medray.registry.release import Release
@@ -186,7 +186,7 @@ def merged_folder(release: Release) -> Path:
         with FileLock(target.parent / f"{target.name}.lock"):
             if not target.is_dir():
                 with files.new_folder(target) as filling:
-                    export_merged(load(release.folder()).built_model, filling)
+                    merge_and_export(load(release.folder()).model, filling)
     return target
 
 

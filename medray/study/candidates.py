@@ -16,7 +16,7 @@ from medray.evaluation import baselines
 from medray.evaluation.baselines import Baseline
 from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Entry
-from medray.models.imports import uncollected
+from medray.models.imports import without_garbage_collection
 from medray.registry.predictions import read_predictions
 from medray.storage import checkpoint
 from medray.study.placement import Placement
@@ -97,7 +97,7 @@ def predict(
 ) -> Predictions:
     """Load a checkpoint and return its predictions, and those of the plain model that it merges
     into."""
-    with uncollected():
+    with without_garbage_collection():
         import torch
 
         from medray.registry.loading import load
@@ -181,7 +181,7 @@ def predict_base_model(
     validation: Sequence[Example],
     num_threads: int,
 ) -> tuple[Predictions, list[Prediction]]:
-    with uncollected():
+    with without_garbage_collection():
         import torch
 
         from medray.registry.loading import base_model_engine

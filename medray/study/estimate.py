@@ -12,7 +12,7 @@ from medray.data.dataset import Dataset
 from medray.errors import ConfigError
 from medray.models import architecture
 from medray.models.footprint import Batch, Footprint, measure
-from medray.models.precision import untimed
+from medray.models.precision import default_precision
 from medray.runtime.cluster import Cluster
 from medray.study import search
 from medray.study.placement import Placement, place
@@ -118,7 +118,7 @@ def _footprint(
     config: Any, trial: TrialConfig, length: int, num_labels: int, answer_tokens: int
 ) -> Footprint:
     batch = Batch(max(1, trial.train.token_budget // length), length, num_labels, answer_tokens)
-    precision = untimed(trial.model.precision)  # fp32 for `auto`, which takes more memory
+    precision = default_precision(trial.model.precision)  # fp32 for `auto`, which takes more memory
     return measure(
         config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision
     )
@@ -198,7 +198,7 @@ def _trial_s(
     tflops = speed.tflops or (
         TFLOPS_OF_A_GPU
         if placement.gpus
-        else _TFLOPS_OF_A_CPU[untimed(trial.model.precision)] * placement.cpus
+        else _TFLOPS_OF_A_CPU[default_precision(trial.model.precision)] * placement.cpus
     )
     operations = memory.num_linear * (train_tokens * step + validation_tokens * forward)
     return operations / (tflops * 1e12 * workers)

@@ -13,7 +13,7 @@ from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.storage import files
 from medray.tasks.base import protocol as tasks
-from medray.training.prepared import gather, look
+from medray.training.prepared import audit_tokens, gather
 
 
 class Materials:
@@ -70,7 +70,7 @@ def audit(study: StudyConfig) -> Iterator[Audit]:
     dataset = datasets.load(study.data, tasks.task_options(study.task).bring)
     task = tasks.fit(study.task, dataset.label_sets(), dataset.train)
     for base in study.base_models:
-        yield look(
+        yield audit_tokens(
             dataset,
             task,
             base.source,

@@ -21,7 +21,7 @@ from medray.study.repeats import config_of
 from medray.study.run import Run, slugs
 from medray.study.search import Plan, Proposal
 from medray.training import stop
-from medray.training.assignment import FAILED, FULL, Assignment, TrialReport
+from medray.training.assignment import DISK_FULL, ERROR, Assignment, TrialReport
 
 Result = dict[str, Any]  # Ray Tune's word for one report of a trial
 log = logging.getLogger(__name__)
@@ -149,13 +149,13 @@ class Session:
 
     def on_trial_report(self, trial: str, result: Result) -> bool:
         """Record a trial's evaluation or failure. Return whether the trial goes on."""
-        if FULL in result:
-            raise DiskFullError(result[FULL])
+        if DISK_FULL in result:
+            raise DiskFullError(result[DISK_FULL])
         if self.full:
             return False
         record = self.records[trial]
-        if FAILED in result:
-            self._keep(record.model_copy(update={"status": "failed", "error": result[FAILED]}))
+        if ERROR in result:
+            self._keep(record.model_copy(update={"status": "failed", "error": result[ERROR]}))
             return True
         report = TrialReport.from_row(result)
         if record.first_step_at is None:

@@ -11,9 +11,9 @@ import sys
 from typing import Any
 
 from medray.errors import MedrayError
-from medray.models.imports import uncollected
+from medray.models.imports import without_garbage_collection
 from medray.storage import files
-from medray.training.assignment import FAILED, Assignment, failure
+from medray.training.assignment import ERROR, Assignment, failure
 
 
 def start(config: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ def inline(config: dict[str, Any]) -> None:
     """Train in this process."""
     from ray import tune
 
-    with uncollected():
+    with without_garbage_collection():
         from medray.training import worker
 
     try:
@@ -81,13 +81,13 @@ def drive(config: dict[str, Any]) -> None:
     except TrainingFailedError as err:
         # Train also writes files, and keeps only the text of a worker's error.
         report(
-            failure(files.full(assignment.folder)) if files.is_full(err) else {FAILED: _cause(err)}
+            failure(files.full(assignment.folder)) if files.is_full(err) else {ERROR: _cause(err)}
         )
 
 
 def _train(assignment: dict[str, Any]) -> None:
     """Train in a worker of Ray Train."""
-    with uncollected():
+    with without_garbage_collection():
         from medray.training import worker
 
     worker.train(assignment)

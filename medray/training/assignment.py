@@ -1,5 +1,5 @@
-"""What the process of a trial is given, and what it reports: plain values, for processes that
-compute nothing and import no torch."""
+"""The assignment and the reports of a trial, as plain values: processes that compute nothing read
+them, so nothing here imports torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,17 +9,18 @@ from medray.errors import DiskFullError, MedrayError
 from medray.records import Evaluation
 
 _VALIDATION = "validation/"
-FAILED = "failed"  # key of a report that tells why the trial cannot go on
-FULL = "full"  # key of a report that tells that no trial can: there is no room for what it writes
+# Keys of the report of a trial that cannot continue. With a full disk, no trial can.
+ERROR = "failed"
+DISK_FULL = "full"
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a process needs to run a trial; plain values, so that it travels anywhere."""
+    """The values that a process needs to run a trial."""
 
     trial: str
     config: dict[str, Any]  # a TrialConfig
-    material: str  # path of the description that `gather` wrote
+    material: str  # path of the description that `gather` writes
     folder: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -28,16 +29,15 @@ class Assignment:
 
 @dataclass(frozen=True)
 class TrialReport:
-    """What a trial reports after an evaluation."""
+    """The report of a trial after an evaluation."""
 
     evaluation: Evaluation
-    first_step_at: float | None  # seconds of the epoch
+    first_step_at: float | None  # Unix time
     num_parameters: int
     num_trainable: int
 
     def as_row(self) -> dict[str, Any]:
-        """A flat dict, as Tune gives it on: validation figures under their split's name, as a
-        path."""
+        """Return a flat dict for Ray Tune. Validation metrics have the prefix `validation/`."""
         values = self.evaluation.as_dict()
         metrics = values.pop("metrics")
         facts = {
@@ -48,7 +48,7 @@ class TrialReport:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """From its row, to which Tune adds keys of its own."""
+        """Build the report from its row. Keys that Ray Tune adds are ignored."""
         metrics = {
             name.removeprefix(_VALIDATION): value
             for name, value in row.items()
@@ -59,5 +59,5 @@ class TrialReport:
 
 
 def failure(err: MedrayError) -> dict[str, str]:
-    """The report of a trial that cannot go on."""
-    return {FULL if isinstance(err, DiskFullError) else FAILED: str(err)}
+    """Return the report of a trial that cannot continue."""
+    return {DISK_FULL if isinstance(err, DiskFullError) else ERROR: str(err)}

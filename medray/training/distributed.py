@@ -1,5 +1,5 @@
-"""The workers of one trial: this process alone, or the ranks of a torch process group that Ray
-Train made."""
+"""Collective calls between the workers of a trial: this process alone, or the ranks of the torch
+process group that Ray Train starts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,27 +17,28 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def shared(value: Any) -> Any:
-    """What the first worker has, on every worker."""
+def broadcast(value: Any) -> Any:
+    """Return the first worker's value on every worker."""
     if world_size() == 1:
         return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def gathered(values: Sequence[Any]) -> list[Any]:
-    """The workers' lists one after the other, on every worker."""
+def gather(values: Sequence[Any]) -> list[Any]:
+    """Return the workers' lists, one after the other, on every worker."""
     if world_size() == 1:
         return list(values)
-    held: list[Any] = [None] * world_size()
-    dist.all_gather_object(held, list(values))
-    return [value for part in held for value in part]
+    lists: list[Any] = [None] * world_size()
+    dist.all_gather_object(lists, list(values))
+    return [value for part in lists for value in part]
 
 
-def summed(tensors: Sequence[Tensor], numbers: Sequence[float], device: str) -> list[float]:
-    """Add the tensors up over the workers, in place and in one message; the sums of the numbers
-    come back."""
+def add_up(tensors: Sequence[Tensor], numbers: Sequence[float], device: str) -> list[float]:
+    """Add tensors and numbers up over the workers, in one message.
+
+    Replaces the tensors by their sums and returns the sums of the numbers."""
     if world_size() == 1:
         return list(numbers)
     parts = [
@@ -54,5 +55,5 @@ def summed(tensors: Sequence[Tensor], numbers: Sequence[float], device: str) -> 
 
 
 def share(items: Sequence[Any]) -> Sequence[Any]:
-    """This worker's part: every world_size-th item."""
+    """Return the items of this worker: every world_size-th one."""
     return items[rank() :: world_size()]

@@ -1,5 +1,4 @@
-"""The one training loop. It knows slots, rows and a strategy; it knows no task by name, no disk and
-no Ray."""
+"""The training loop over the rows of a slot. It knows no task by name, no disk and no Ray."""
 
 import hashlib
 import logging
@@ -28,9 +27,8 @@ from medray.training.strategies.base import Strategy
 log = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):
-    """The state is stored after the step that was under way; the trial goes on from it in another
-    process."""
+class TrialInterrupt(Exception):
+    """Stops a trial after a step, once its state is stored; another process can resume it."""
 
 
 @dataclass
@@ -48,30 +46,28 @@ class Loop:
     report: Callable[[Evaluation], None]
     store_state: Callable[[], None]
     on_step: Callable[[float], None] = lambda loss: None
-    is_interrupted: Callable[[], bool] = lambda: (
-        False
-    )  # looked at on every worker; one that says so is enough
+    # checked on every worker; a request to one of them stops all
+    is_interrupted: Callable[[], bool] = lambda: False
     padding_side: Side = "right"
     rank: int = 0
     world_size: int = 1
 
     def __post_init__(self) -> None:
         self.token_budget = self.train.token_budget
-        self.first_step_at: float | None = None  # seconds of the epoch
-        self._plans: dict[
-            tuple[int, int], list[Step]
-        ] = {}  # of the epoch under way, by epoch and token budget
+        self.first_step_at: float | None = None  # Unix time
+        # the plan of the current epoch, by epoch and token budget
+        self._plans: dict[tuple[int, int], list[Step]] = {}
 
     def run(self) -> None:
-        """Take steps and evaluate until the trial is done."""
-        while not self.slot.done or self._lacks_evaluation():
+        """Take steps and evaluate until the trial ends."""
+        while not self.slot.is_done or self._lacks_evaluation():
             if self._lacks_evaluation():
                 self._evaluate()
             else:
                 self.advance()
 
     def advance(self) -> None:
-        """Take the next step, and store the state where that is due."""
+        """Take the next step, and store the state where it is due."""
         slot = self.slot
         epoch, at = slot.cursor
         start = time.perf_counter()
@@ -96,13 +92,13 @@ class Loop:
             )
         every = self.train.state_every_steps
         if self._lacks_evaluation() or is_interrupted or (every and slot.step % every == 0):
-            # before an evaluation too, which may take longer than what it evaluates
+            # Before an evaluation too, which may take longer than the training before it.
             self.store_state()
         if is_interrupted:
-            raise Interrupted(f"interrupted after step {slot.step} of {slot.num_steps}")
+            raise TrialInterrupt(f"interrupted after step {slot.step} of {slot.num_steps}")
 
     def _lacks_evaluation(self) -> bool:
-        """Whether an evaluation is due after the step taken last, and has not been made."""
+        """Return whether an evaluation is due after the last step and still missing."""
         slot = self.slot
         every = self.train.evaluate_every_steps
         is_due = slot.step % every == 0 if every else slot.cursor[1] == 0
@@ -120,7 +116,7 @@ class Loop:
             metrics=metrics,
             is_best=is_best,
             epochs=at_epoch + (at_step / len(self.steps()) if at_step else 0.0),
-            is_last=slot.done,
+            is_last=slot.is_done,
             seconds=slot.seconds,
             tokens_per_s=slot.tokens_per_s,
         )
@@ -130,10 +126,10 @@ class Loop:
         self.store_state()
 
     def steps(self) -> list[Step]:
-        """Those of the epoch under way."""
+        """Return the steps of the current epoch."""
         slot = self.slot
-        # The budget only cuts micro-batches: the steps of an epoch are the same for every budget,
-        # so a re-plan may come mid-epoch.
+        # The budget only cuts micro-batches. The steps of an epoch are the same for every budget,
+        # so a new plan may start mid-epoch.
         key = (slot.cursor[0], self.token_budget)
         if key not in self._plans:
             steps = plan(
@@ -149,8 +145,9 @@ class Loop:
         return self._plans[key]
 
     def take_step(self) -> tuple[float, Step, bool]:
-        """Its loss, what it held, and whether a worker was interrupted meanwhile: all workers learn
-        so in the same step."""
+        """Take a step, and return its loss, the step, and whether any worker has an interrupt.
+
+        All workers learn about an interrupt in the same step."""
         slot = self.slot
         while True:
             step = self.steps()[slot.cursor[1]]
@@ -162,8 +159,8 @@ class Loop:
                     raise
                 if not self.strategy.repeats_alone:
                     raise TrialError(
-                        f"out of memory, and strategy {self.train.strategy} cannot repeat a step: "
-                        f"{_ADVICE}"
+                        f"out of memory, and strategy {self.train.strategy} cannot repeat a step; "
+                        f"change {_ADVICE}"
                     ) from err
                 self.strategy.abandon()
                 self._halve_budget(batches, err)
@@ -171,15 +168,16 @@ class Loop:
             loss, num_interrupted = self.strategy.reduce((loss, float(self.is_interrupted())))
             if not math.isfinite(loss):
                 raise TrialError(
-                    f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}): "
-                    "lower train.learning_rate, or model.precision: fp32"
+                    f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}); "
+                    "lower "
+                    "train.learning_rate, or set model.precision: fp32"
                 )
             self.strategy.step()
             return loss, step, num_interrupted > 0
 
     def accumulate(self, step: Step, batches: Sequence[MicroBatch]) -> float:
-        """The step's loss; its gradients are left on the parameters, already divided by the step's
-        weight."""
+        """Return the loss of a step, and leave its gradients, divided by the step's weight, on the
+        parameters."""
         self.model.train()
         total = 0.0
         for index, batch in enumerate(batches):
@@ -192,44 +190,47 @@ class Loop:
         return total
 
     def loss(self, batch: MicroBatch) -> Tensor:
-        """The weighted sum of each row."""
+        """Return the weighted loss of each row."""
         inputs = collate(
             [self.rows.tokens(row) for row in batch.rows], self.pad_id, side=self.padding_side
         )
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        device_inputs = {
+            name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()
+        }
         weights = (
             torch.from_numpy(self.row_loss.weights[list(batch.rows)])
             .float()
             .to(self.device, non_blocking=True)
         )
-        read = LossInputs(
-            [self.rows.target(row) for row in batch.rows], weights, moved["attention_mask"]
+        loss_inputs = LossInputs(
+            [self.rows.target(row) for row in batch.rows], weights, device_inputs["attention_mask"]
         )
         if not isinstance(self.row_loss, LanguageModelLoss):
-            return self.row_loss(self.model(**moved), read)
+            return self.row_loss(self.model(**device_inputs), loss_inputs)
         lengths = [int(self.rows.lengths[row]) for row in batch.rows]
         answers = [
             self.row_loss.spans(target, length)
-            for target, length in zip(read.targets, lengths, strict=True)
+            for target, length in zip(loss_inputs.targets, lengths, strict=True)
         ]
         rows, places = answer_places(
             lengths, answers, inputs["input_ids"].shape[1], left=self.padding_side == "left"
         )
         tokens = inputs["input_ids"][rows, [place + 1 for place in places]].to(self.device)
-        logits = logits_at(self.model, moved, rows, places)
+        logits = logits_at(self.model, device_inputs, rows, places)
         return self.row_loss(
-            AnswerLogits(logits, torch.tensor(rows, device=self.device), tokens), read
+            AnswerLogits(logits, torch.tensor(rows, device=self.device), tokens), loss_inputs
         )
 
     def _halve_budget(self, batches: Sequence[MicroBatch], err: BaseException) -> None:
         if all(len(batch.rows) == 1 for batch in batches):
             raise TrialError(
-                f"out of memory with one row of {max(self.rows.lengths)} tokens: {_ADVICE}"
+                f"out of memory with one row of {max(self.rows.lengths)} tokens; change {_ADVICE}"
             ) from err
         if self.token_budget == self.train.token_budget:
             log.warning(
-                "out of memory: the token budget is halved and the step repeated, with the same "
-                "result; to start lower: %s",
+                "out of memory: the step is repeated with half the token budget and the same "
+                "result; "
+                "to need less memory from the start, change %s",
                 _ADVICE,
             )
         longest = max(
@@ -243,7 +244,8 @@ class Loop:
 
 
 _ADVICE = (
-    "train.token_budget, task.max_length, model.gradient_checkpointing: true, model.precision: bf16"
+    "train.token_budget, task.max_length, model.gradient_checkpointing (true) or model.precision "
+    "(bf16)"
 )
 
 
@@ -254,6 +256,6 @@ def _is_out_of_memory(err: BaseException) -> bool:
 
 
 def _seed(*parts: int) -> int:
-    """A seed of its own for every micro-batch of every trial, whichever process computes it."""
+    """Return a seed per micro-batch of a trial, which is the same in every process."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,8 +1,7 @@
-"""Which rows are in which step, on which rank, in which micro-batch. Pure: the same arguments give
-the same plan everywhere.
+"""Plans the steps of an epoch: the rows of each step, rank and micro-batch.
 
-A gradient is the sum over a step's rows divided by the step's weight, so this file decides speed
-and memory, never results."""
+The same arguments give the same plan everywhere. A gradient is the sum over a step's rows divided
+by the step's weight, so the cut into micro-batches changes speed and memory, never results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +11,20 @@ import numpy.typing as npt
 
 from medray.errors import TrialError
 
-_STEPS_PER_BUCKET = 64  # rows are sorted by length inside a bucket of this many steps
-_JITTER = (
-    0.02  # lengths are moved this much before sorting, so that no epoch repeats another's steps
-)
+_STEPS_PER_BUCKET = 64  # steps per bucket; rows are sorted by length inside a bucket
+_JITTER = 0.02  # relative change of lengths before sorting, so that epochs have different steps
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     rows: tuple[int, ...]
-    fill: bool = False  # runs with weight 0: another rank has one more micro-batch
+    fill: bool = False  # runs with weight 0, because another rank has one more micro-batch
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     ranks: tuple[tuple[MicroBatch, ...], ...]
-    weight: float  # of all rows of the step, over all ranks
+    weight: float  # sum over all rows of the step and all ranks
 
     @property
     def rows(self) -> list[int]:
@@ -46,27 +43,39 @@ def plan(
     seed: int,
     epoch: int,
 ) -> list[Step]:
-    """One epoch: every row once, `samples_per_step` rows a step (what is left over makes one
-    smaller step)."""
+    """Plan one epoch: every row once, with `samples_per_step` rows per step.
+
+    The remaining rows make one smaller step."""
     if samples_per_step < world_size:
         raise TrialError(
-            f"train.samples_per_step {samples_per_step} is less than the {world_size} workers: "
-            "each needs a row in every step"
+            f"train.samples_per_step {samples_per_step} is less than the {world_size} workers; "
+            "each "
+            "worker needs a row in every step"
         )
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
-    left_over = len(order) % samples_per_step
-    whole, rest = order[: len(order) - left_over], order[len(order) - left_over :]
-    jittered = lengths * rng.uniform(1 - _JITTER, 1 + _JITTER, len(lengths))
+    num_left = len(order) % samples_per_step
+    whole, rest = order[: len(order) - num_left], order[len(order) - num_left :]
+    sort_lengths = lengths * rng.uniform(1 - _JITTER, 1 + _JITTER, len(lengths))
     steps: list[npt.NDArray[np.int64]] = []
     for start in range(0, len(whole), samples_per_step * _STEPS_PER_BUCKET):
         bucket = whole[start : start + samples_per_step * _STEPS_PER_BUCKET]
-        bucket = bucket[np.argsort(jittered[bucket], kind="stable")]
+        bucket = bucket[np.argsort(sort_lengths[bucket], kind="stable")]
         steps += np.split(bucket, len(bucket) // samples_per_step)
-    if left_over:
+    if num_left:
         steps.append(rest)
     order_of_steps = rng.permutation(len(steps))
     return [_step(steps[at], lengths, weights, token_budget, world_size) for at in order_of_steps]
+
+
+def typical_batch(
+    lengths: npt.NDArray[np.int64], *, token_budget: int, samples_per_step: int
+) -> MicroBatch:
+    """Return rows of about the median length, at most `token_budget` tokens or one step."""
+    by_length = lengths.argsort(kind="stable")
+    middle = len(by_length) // 2
+    count = max(1, min(samples_per_step, token_budget // int(lengths[by_length[middle]]), middle))
+    return MicroBatch(tuple(int(row) for row in by_length[middle - count + 1 : middle + 1]))
 
 
 def _step(
@@ -81,20 +90,21 @@ def _step(
         micro_batches([int(row) for row in rows[rank::world_size]], lengths, token_budget)
         for rank in range(world_size)
     ]
-    most = max(len(batches) for batches in per_rank)
+    num_batches = max(len(batches) for batches in per_rank)
     shortest = int(rows[-1])
-    filled = [
-        (*batches, *[MicroBatch((shortest,), fill=True)] * (most - len(batches)))
+    ranks = [
+        (*batches, *[MicroBatch((shortest,), fill=True)] * (num_batches - len(batches)))
         for batches in per_rank
     ]
-    return Step(ranks=tuple(filled), weight=float(weights[rows].sum()))
+    return Step(ranks=tuple(ranks), weight=float(weights[rows].sum()))
 
 
 def micro_batches(
     rows: Sequence[int], lengths: npt.NDArray[np.int64], token_budget: int
 ) -> tuple[MicroBatch, ...]:
-    """Cut rows, longest first, so that rows x longest stays within the budget; a single row always
-    fits."""
+    """Cut rows, longest first, into batches of at most `token_budget` tokens, padding included.
+
+    A single row may exceed the budget."""
     batches: list[tuple[int, ...]] = []
     batch: list[int] = []
     for row in rows:

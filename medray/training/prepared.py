@@ -1,7 +1,7 @@
-"""What the trials of a study share for one base model: task, base weights, rows in tokens. Made
-once, opened by each trial.
+"""The material that the trials of a study share per base model: task, base weights, encoded rows.
 
-It holds no labels of test rows: what a trial cannot read, it cannot train on.
+It is made once, and each trial opens it. It holds no labels of test rows, so that no trial can
+train on them.
 """
 
 import io
@@ -35,8 +35,8 @@ from medray.tasks.base.protocol import Chatting, Task, restore
 from medray.types import Encoded, Example, Split
 
 log = logging.getLogger(__name__)
-_BATCH = 1024  # rows that are in tokens at a time
-_PIECE = 8192  # rows that are encoded before they are kept
+_BATCH = 1024  # rows per call of the tokenizer
+_PIECE = 8192  # rows per file of an encoding that is not finished
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ class Material:
     data_fingerprint: str
     split_fingerprint: str
     audit: Mapping[str, Any]
-    train_rows: (
-        Path | None
-    )  # their hashes, for checkpoints to keep; None in a description of an earlier medray
-    path: Path  # of its description, from which another process opens it
+    # the file of the training rows' hashes, for checkpoints; an earlier medray wrote none
+    train_rows: Path | None
+    path: Path  # of the description from which another process opens it
 
 
 def gather(
@@ -61,8 +60,10 @@ def gather(
     cache_dir: Path,
     on_audit: Callable[[Audit], None] = lambda audit: None,
 ) -> Material:
-    """Resolve the base and encode every row with its tokenizer, unless a table of the same
-    fingerprint is there already."""
+    """Resolve the base model, and encode every row with its tokenizer.
+
+    An existing table with the same fingerprint is used again.
+    """
     base = sources.resolve(config.model.source, config.model.revision)
     tokenizer = load_tokenizer(base.path)
     fingerprint = files.hash_text(
@@ -71,17 +72,17 @@ def gather(
             dataset.split_fingerprint,
             *map(
                 str, (config.data.limit, config.data.evaluation_rows, config.data.split.seed)
-            ),  # which rows of a side were chosen
+            ),  # which decide the rows of each split
             task.options.model_dump_json(),
             repr(task.state()),
             *_identity(tokenizer),
-            "truncations counted",  # tables of an earlier medray do not say them
+            "truncations batch",  # which tables of an earlier medray lack
         ]
     )
     table = cache_dir / f"{fingerprint[:32]}.arrow"
     train_rows = table.with_suffix(".train.safetensors")
     table.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(table.with_suffix(".lock")):  # of two studies one encodes
+    with FileLock(table.with_suffix(".lock")):  # one of several studies encodes
         if not table.exists():
             _prepare(dataset, task, tokenizer, fingerprint, table)
         if not train_rows.exists():
@@ -97,9 +98,9 @@ def gather(
             base.source,
             ", ".join(f"{split} {number}" for split, number in cut.items()),
         )
-    audit = look(dataset, task, base.source, tokenizer)
+    audit = audit_tokens(dataset, task, base.source, tokenizer)
     on_audit(audit)
-    described = {
+    description = {
         "table": table.name,
         "train_rows": train_rows.name,
         "task": {"options": task.options.model_dump(mode="json"), "state": task.state()},
@@ -109,81 +110,87 @@ def gather(
         "split_fingerprint": dataset.split_fingerprint,
         "audit": audit.as_dict() | {"truncated": cut},
     }
-    content = json.dumps(described, ensure_ascii=False)
+    content = json.dumps(description, ensure_ascii=False)
     path = cache_dir / f"{files.hash_text([content])[:32]}.json"
     files.write(path, content.encode())
     return open_material(path)
 
 
 def open_material(path: Path) -> Material:
-    """What `gather` described; the base is found or fetched anew where its folder is not on this
-    machine."""
+    """Open the material at the path of its description.
+
+    Resolves the base model again where its folder is not on this machine.
+    """
     try:
-        described = json.loads(path.read_bytes())
+        description = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ArtifactError(
-            f"{path}: is not there; the storage path of a study must be one that every node sees"
+            f"{path}: does not exist; the storage path of a study must be one that every node can "
+            "read"
         ) from None
-    held = described["base"]
-    base = Base(**{**held, "path": Path(held["path"])})
+    record = description["base"]
+    base = Base(**{**record, "path": Path(record["path"])})
     if not sources.weight_files(base.path):
         base = sources.resolve(base.source, base.revision)
-        if base.weight_hash != held["weight_hash"]:
+        if base.weight_hash != record["weight_hash"]:
             raise ArtifactError(
-                f"{base.source}: its weights here are {base.weight_hash[:12]}, the study's are "
-                f"{held['weight_hash'][:12]}"
+                f"{base.source}: the weights on this node are {base.weight_hash[:12]}, those of "
+                "the "
+                f"study {record['weight_hash'][:12]}; use the same weights on every node"
             )
     return Material(
-        task=restore(**described["task"]),
+        task=restore(**description["task"]),
         base=base,
-        prepared=Prepared.open(path.with_name(described["table"])),
-        validation=load_validation(described["validation"], path.parent),
-        data_fingerprint=described["data_fingerprint"],
-        split_fingerprint=described["split_fingerprint"],
-        audit=described["audit"],
-        train_rows=path.with_name(described["train_rows"]) if "train_rows" in described else None,
+        prepared=Prepared.open(path.with_name(description["table"])),
+        validation=load_validation(description["validation"], path.parent),
+        data_fingerprint=description["data_fingerprint"],
+        split_fingerprint=description["split_fingerprint"],
+        audit=description["audit"],
+        train_rows=path.with_name(description["train_rows"])
+        if "train_rows" in description
+        else None,
         path=path,
     )
 
 
-def look(dataset: Dataset, task: Task, source: str, tokenizer: Any) -> Audit:
-    """The audit with token counts of one base model's tokenizer."""
+def audit_tokens(dataset: Dataset, task: Task, source: str, tokenizer: Any) -> Audit:
+    """Return the audit of a dataset, with token counts of one base model's tokenizer."""
     lengths = {source: _lengths(dataset, task, tokenizer)}
     return dataset.audit(lengths, task.options.max_length, metrics.constant_f1)
 
 
 def _lengths(dataset: Dataset, task: Task, tokenizer: Any) -> Sequence[int]:
-    """Tokens of each text, or with a task that answers conversations, of the whole conversation."""
-    chatting = task if isinstance(task, Chatting) else None
-    kept = None
+    """Return the number of tokens of each text, or of each whole conversation for a chat task."""
+    chat_task = task if isinstance(task, Chatting) else None
+    cache_path = None
     if dataset.folder:
         key = [
             dataset.fingerprint,
             *_identity(tokenizer),
-            *([chatting.options.model_dump_json()] if chatting else []),
+            *([chat_task.options.model_dump_json()] if chat_task else []),
         ]
-        kept = dataset.folder / f"lengths-{files.hash_text(key)[:32]}.npy"
-        if kept.exists():
-            return np.load(kept).tolist()
+        cache_path = dataset.folder / f"lengths-{files.hash_text(key)[:32]}.npy"
+        if cache_path.exists():
+            return np.load(cache_path).tolist()
 
-    def count(some: Sequence[Example]) -> Iterable[int]:
-        if chatting:
-            return chatting.count_tokens(some, tokenizer)
-        texts = [example.text for example in some]
-        counted = tokenizer(
+    def count(rows: Sequence[Example]) -> Iterable[int]:
+        if chat_task:
+            return chat_task.count_tokens(rows, tokenizer)
+        texts = [example.text for example in rows]
+        batch = tokenizer(
             texts,
             split_special_tokens=True,
             verbose=False,
             return_attention_mask=False,
             return_token_type_ids=False,
         )
-        return map(len, counted["input_ids"])
+        return map(len, batch["input_ids"])
 
     lengths = dataset.count("counting tokens", count)
-    if kept:
+    if cache_path:
         content = io.BytesIO()
         np.save(content, np.array(lengths))
-        files.write(kept, content.getvalue())
+        files.write(cache_path, content.getvalue())
     return lengths
 
 
@@ -196,8 +203,7 @@ def _identity(tokenizer: Any) -> list[str]:
 
 
 def _prepare(dataset: Dataset, task: Task, tokenizer: Any, fingerprint: str, table: Path) -> None:
-    """Encode every row, some thousands at a time; what an interrupted study encoded of many rows is
-    there already."""
+    """Encode every row into a table, in pieces that an interrupted study can use again."""
     pieces = table.with_suffix(".pieces")
     pieces.mkdir(exist_ok=True)
     sides: dict[Split, Sequence[Example]] = {
@@ -205,27 +211,27 @@ def _prepare(dataset: Dataset, task: Task, tokenizer: Any, fingerprint: str, tab
         "validation": dataset.validation,
         "test": dataset.unlabelled_test(),
     }
-    made = []
+    paths = []
     with dataset.stage("encoding", sum(map(len, sides.values()))) as progress:
         for number, (split, members) in enumerate(sides.items()):
             for start in range(0, len(members), _PIECE):
-                made.append(pieces / f"{number}-{start:012}.arrow")
-                some = list(members[start : start + _PIECE])
-                if not made[-1].exists():
-                    half = made[-1].with_suffix(f".{os.getpid()}")
-                    Prepared.of(encode(split, some, task, tokenizer), fingerprint).save(half)
-                    half.replace(made[-1])
-                progress.add(len(some))
-    half = table.with_suffix(f".{os.getpid()}")
-    Prepared.join(made, fingerprint, half)
-    half.replace(table)
+                paths.append(pieces / f"{number}-{start:012}.arrow")
+                rows = list(members[start : start + _PIECE])
+                if not paths[-1].exists():
+                    new_file = paths[-1].with_suffix(f".{os.getpid()}")
+                    Prepared.of(encode(split, rows, task, tokenizer), fingerprint).save(new_file)
+                    new_file.replace(paths[-1])
+                progress.add(len(rows))
+    new_file = table.with_suffix(f".{os.getpid()}")
+    Prepared.join(paths, fingerprint, new_file)
+    new_file.replace(table)
     shutil.rmtree(pieces, ignore_errors=True)
 
 
 def encode(
     split: Split, members: Sequence[Example], task: Task, tokenizer: Any
 ) -> Iterator[tuple[Encoded, Split, Mapping[str, str]]]:
-    """Rows of one split, each with its example's metadata."""
+    """Encode the rows of one split, each with its example's metadata."""
     metadata = {example.id: example.metadata for example in members}
     for start in range(0, len(members), _BATCH):
         for row in task.encode(members[start : start + _BATCH], tokenizer):
@@ -235,7 +241,7 @@ def encode(
 def store_validation(
     validation: Sequence[Example], folder: Path
 ) -> list[dict[str, Any]] | dict[str, str]:
-    """Return the rows as JSON; of many, the name of a file beside it, which every trial maps."""
+    """Return the rows as JSON, or for many rows the name of a file that every trial maps."""
     if len(validation) <= _PIECE:
         return [asdict(example) for example in validation]
     digest = files.hash_text(json.dumps(asdict(example), sort_keys=True) for example in validation)
@@ -246,19 +252,21 @@ def store_validation(
 
 
 def load_validation(
-    described: list[dict[str, Any]] | dict[str, str], folder: Path
+    record: list[dict[str, Any]] | dict[str, str], folder: Path
 ) -> Sequence[Example]:
-    if isinstance(described, dict):
-        return Examples.open(folder / described["table"])
-    return tuple(map(Example.from_dict, described))
+    if isinstance(record, dict):
+        return Examples.open(folder / record["table"])
+    return tuple(map(Example.from_dict, record))
 
 
 def _check_sides(prepared: Prepared, dataset: Dataset) -> None:
-    """Rows that train must be training rows of this split: the last stop before a leak."""
+    """Check that all rows to train on are training rows of this split: the last check against a
+    leak."""
     wrong = [
         row_id for row_id in prepared.split("train").ids if dataset.splits.get(row_id) != "train"
     ]
     if wrong:
         raise DataError(
-            f"{len(wrong)} row(s) that are not training rows would train, {wrong[0]!r} first"
+            f"{len(wrong)} row(s) to train on are no training rows of this split, for example "
+            f"{wrong[0]!r}; remove the folder of prepared rows and run the study again"
         )

@@ -1,5 +1,4 @@
-"""A slot is the state of one trial: the parameters it trains, their optimizer and schedule, and
-where it stands."""
+"""A slot is the state of one trial: its trainable parameters, optimizer, schedule and progress."""
 
 import math
 from collections.abc import Sequence
@@ -16,14 +15,13 @@ from medray.config.study import TrainConfig
 from medray.records import Evaluation
 
 VALUE = "value"
-Tensors = dict[
-    str, dict[str, Tensor]
-]  # by a parameter's name: its value and the optimizer's step and moments for it
+# per name of a parameter: its value, and the step and moments of its optimizer
+Tensors = dict[str, dict[str, Tensor]]
 
 
 @dataclass
 class Stopper:
-    """Remembers the best evaluation and says when patience is over."""
+    """Keeps the best evaluation and decides when to stop early."""
 
     metric: str
     higher_is_better: bool
@@ -33,7 +31,7 @@ class Stopper:
     num_worse: int = 0
 
     def update(self, value: float, step: int) -> bool:
-        """Whether this evaluation is the best so far; a NaN never is."""
+        """Count an evaluation, and return whether it is the best so far. A NaN never is."""
         better = self.best is None or (
             value > self.best if self.higher_is_better else value < self.best
         )
@@ -53,26 +51,26 @@ class Slot:
     parameters: dict[str, Parameter]
     optimizer: AdamW
     schedule: LambdaLR
-    # every micro-batch's dropout is seeded from this and its place, so no generator's state needs
-    # keeping
+    # seeds the dropout of every micro-batch together with its position, so that no state of a
+    # generator is stored
     rng: int
     num_steps: int
     stopper: Stopper
-    cursor: tuple[int, int] = (0, 0)  # (epoch, step within it) that comes next
+    cursor: tuple[int, int] = (0, 0)  # epoch, and step within it, that come next
     step: int = 0  # steps taken
-    loss_sum: float = 0.0  # of the training rows since the last evaluation
+    loss_sum: float = 0.0  # over the training rows since the last evaluation
     weight_sum: float = 0.0
     num_tokens: int = 0
     seconds: float = 0.0
     history: list[Evaluation] = field(default_factory=list)
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.step >= self.num_steps or self.stopper.stop
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether the step taken last was evaluated."""
+        """Return whether the model is evaluated after its last step."""
         return bool(self.history) and self.history[-1].step == self.step
 
     @property
@@ -80,11 +78,10 @@ class Slot:
         return self.num_tokens / max(self.seconds, 1e-9)
 
     def state(self, parameters: Tensors) -> dict[str, Any]:
-        """Everything that a later process needs to go on; tensors and plain values only, so that it
-        loads without pickle.
+        """Return all that another process needs to resume, as tensors and plain values.
 
-        The strategy gives the parameters whole, however it holds them: what it stores, another
-        strategy or number of workers restores."""
+        It loads without pickle. The strategy passes whole parameters, so that another strategy or
+        another number of workers can restore them."""
         return {
             "parameters": parameters,
             "schedule": {
@@ -97,7 +94,7 @@ class Slot:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """All of it but the optimizer's moments, which lie where the strategy keeps them."""
+        """Restore all but the optimizer's moments, which the strategy restores."""
         if state["parameters"].keys() != self.parameters.keys():
             raise ValueError("the stored state belongs to a model with other trainable parameters")
         with torch.no_grad():
@@ -128,7 +125,7 @@ def open_slot(
     seed: int,
     stopper: Stopper,
 ) -> Slot:
-    """A slot over the parameters that the model trains."""
+    """Return a new slot for the trainable parameters of a model."""
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
@@ -153,8 +150,9 @@ def open_slot(
 
 
 def rate_factor(step: int, num_steps: int, train: TrainConfig) -> float:
-    """The share of the learning rate at a step, warm-up included; 0 is reached after the last step,
-    never at one."""
+    """Return the share of the learning rate at a step, warm-up included.
+
+    It reaches 0 only after the last step."""
     warmup = (
         train.warmup_steps
         if train.warmup_steps is not None

@@ -1,5 +1,5 @@
-"""How far a trial is, in a small file beside its log: the trial rewrites it, the study's process
-reads it. No torch, no Ray."""
+"""The progress of a trial in a small file beside its log. The trial writes it, the study's process
+reads it; neither torch nor Ray is imported."""
 
 import json
 import os
@@ -10,22 +10,22 @@ from pathlib import Path
 
 TRAINING = "training"
 _FILE = "status.json"
-_EVERY_S = 2.0  # a step may take a millisecond, and the folder may be on NFS
+_EVERY_S = 2.0  # because a step may take a millisecond, and the folder may be on NFS
 
 
 @dataclass(frozen=True)
 class Status:
-    stage: str  # "training", or what the trial waits for
-    epoch: int = 0  # from 1; 0 before the first step
+    stage: str  # "training", or the work before it
+    epoch: int = 0  # counted from 1; 0 before the first step
     step: int = 0
     num_steps: int = 0
     loss: float | None = None  # of the last step
     tokens_per_s: float | None = None
-    left_s: float | None = None  # of the whole trial, by the steps that this process took
+    left_s: float | None = None  # until the end of the trial, by the speed of this process
 
 
 def read(folder: Path) -> Status | None:
-    """What a trial wrote last; None where it has written nothing yet."""
+    """Return the last status of a trial, or None before its first one."""
     try:
         return Status(**json.loads((folder / _FILE).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -33,28 +33,29 @@ def read(folder: Path) -> Status | None:
 
 
 class StatusFile:
-    """What the first worker of a trial writes; the others have no folder. It never fails: a full
-    disk is told by checkpoints."""
+    """The status of a trial, written by its first worker; the others pass no folder.
+
+    Writing never fails: checkpoints report a full disk."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.status = Status("")
-        self._written = self._start = 0.0
+        self._last_write = self._start = 0.0
         self._first_step = 0
 
-    def stage(self, what: str) -> None:
-        self._write(replace(self.status, stage=what))
+    def stage(self, name: str) -> None:
+        self._write(replace(self.status, stage=name))
 
     def step(
         self, *, epoch: int, step: int, num_steps: int, loss: float, tokens_per_s: float
     ) -> None:
-        """A step was taken; written where the last writing is some seconds ago."""
+        """Count a step, and write the status at most every two seconds."""
         now = time.monotonic()
         if not self._start:
             self._start, self._first_step = now, step
-        is_due = self.status.stage != TRAINING or now - self._written >= _EVERY_S
-        taken = step - self._first_step
-        left_s = (now - self._start) / taken * (num_steps - step) if taken else None
+        is_due = self.status.stage != TRAINING or now - self._last_write >= _EVERY_S
+        steps_here = step - self._first_step
+        left_s = (now - self._start) / steps_here * (num_steps - step) if steps_here else None
         self.status = Status(TRAINING, epoch, step, num_steps, loss, tokens_per_s, left_s)
         if is_due:
             self._write(self.status)
@@ -65,11 +66,11 @@ class StatusFile:
                 (self.folder / _FILE).unlink(missing_ok=True)
 
     def _write(self, status: Status) -> None:
-        self.status, self._written = status, time.monotonic()
+        self.status, self._last_write = status, time.monotonic()
         if self.folder is None:
             return
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            half = self.folder / f".{_FILE}"
-            half.write_text(json.dumps(asdict(status)), encoding="utf-8")
-            os.replace(half, self.folder / _FILE)
+            new_file = self.folder / f".{_FILE}"
+            new_file.write_text(json.dumps(asdict(status)), encoding="utf-8")
+            os.replace(new_file, self.folder / _FILE)

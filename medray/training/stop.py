@@ -1,47 +1,45 @@
-"""How a study requests of its trials to store their state: two files in each trial's folder, and
-each of them has one writer.
+"""A study requests that its trials store their state, by two files in each trial's folder.
 
-The study writes its request, which a trial that does not train yet finds when it begins to. The
-trial writes whether there is a step to wait for. Files on the shared storage reach every node. They
-are there from the start, written in place and opened anew for each look, which shows their content
-on NFS too."""
+The study writes the request, which a trial reads as soon as it trains. The trial writes whether it
+has a step to wait for. Files on the shared storage reach every node. They exist from the start, are
+written in place and opened again for each check, which shows their content on NFS too."""
 
 import time
 from contextlib import suppress
 from pathlib import Path
 
-_REQUEST = "stop"  # of the study
-_TRAINS = "training"  # of the trial
-_EVERY_S = 0.2  # between looks of a trial
+_REQUEST = "stop"  # written by the study
+_TRAINS = "training"  # written by the trial
+_EVERY_S = 0.2  # between checks of a trial
 
 
 class StopFiles:
-    """The side of a trial's first worker."""
+    """The two files as the first worker of a trial uses them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._looked_at = 0.0
+        self._last_check = 0.0
 
     def open(self) -> None:
-        """From here on the trial trains, and a study waits for the step that is under way."""
-        self._looked_at = 0.0  # a request that came before is found in the next step
+        """Write that the trial trains: a study waits for the current step from here on."""
+        self._last_check = 0.0  # the next step finds an earlier request
         self.folder.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError):  # of a full disk nothing can be stored either
+        with suppress(OSError):  # with a full disk, no state can be stored either
             (self.folder / _TRAINS).write_text("yes\n")
 
     def close(self) -> None:
-        """The state is stored, or the trial has none to store."""
+        """Write that the trial has no state to store, or has stored it."""
         (self.folder / _TRAINS).unlink(missing_ok=True)
 
     def is_requested(self) -> bool:
-        if time.monotonic() < self._looked_at + _EVERY_S:
+        if time.monotonic() < self._last_check + _EVERY_S:
             return False
-        self._looked_at = time.monotonic()
+        self._last_check = time.monotonic()
         return _is_written(self.folder / _REQUEST)
 
 
 def prepare(folder: Path) -> None:
-    """The side of the study, before a trial starts: what an earlier process left there is void."""
+    """Reset both files before a trial starts. The study calls it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _TRAINS).unlink(missing_ok=True)
     (folder / _REQUEST).write_text("")
@@ -53,13 +51,14 @@ def request(folder: Path) -> None:
 
 
 def is_pending(folder: Path) -> bool:
-    """Whether a trial trains that has not stored its state since the request. One that loads or
-    evaluates has nothing to store."""
+    """Return whether a trial trains that has not stored its state since the request.
+
+    A trial that loads or evaluates has nothing to store."""
     return _is_written(folder / _REQUEST) and _is_written(folder / _TRAINS)
 
 
 def remove(folder: Path) -> None:
-    """Once the trial has ended."""
+    """Remove both files of a trial that has ended."""
     for name in (_REQUEST, _TRAINS):
         (folder / name).unlink(missing_ok=True)
 

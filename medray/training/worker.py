@@ -1,5 +1,4 @@
-"""One trial in the process that computes it, from an assignment: it reports to a callable, or as a
-worker of Ray Train."""
+"""Runs one trial from an assignment, and reports to a callable or as a worker of Ray Train."""
 
 import logging
 import threading
@@ -14,7 +13,7 @@ from medray.errors import MedrayError
 from medray.records import Evaluation
 from medray.training import distributed
 from medray.training.assignment import Assignment, TrialReport, failure
-from medray.training.loop import Interrupted
+from medray.training.loop import TrialInterrupt
 from medray.training.prepared import open_material
 from medray.training.trial import Trial
 
@@ -22,16 +21,16 @@ log = logging.getLogger(__name__)
 
 
 def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, node: str) -> None:
-    """Train to the end, from the last stored state where there is one. `node`: the address of the
-    node that this process is on.
+    """Train to the end, from the last stored state where there is one.
 
-    Where the study interrupts the trial, it raises `Interrupted` once the state is stored.
+    `node` is the address of this node, for the log. Raises `TrialInterrupt` where the study stops
+    the trial, once the state is stored.
     """
     folder = Path(assignment.folder)
     config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
     with _log_file(folder):
         log.info(
-            "%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gathered([node]))
+            "%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gather([node]))
         )
 
         def send(evaluation: Evaluation) -> None:
@@ -44,39 +43,38 @@ def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, nod
         trial = Trial(config, open_material(Path(assignment.material)), folder, send)
         try:
             trial.run(resume=True)
-        except Interrupted as err:
+        except TrialInterrupt as err:
             log.info("%s; its state is stored", err)
             raise
 
 
 def run_in_ray(assignment: Assignment, report: Callable[[dict[str, Any]], None]) -> None:
-    """As `run`, in a process of Ray's. A trial that is interrupted waits for the end of its
-    process, since Ray would start it again."""
+    """Call `run` in a process of Ray. A trial with an interrupt waits for the end of its process,
+    since Ray would start it again."""
     import ray
 
     try:
         run(assignment, report, node=ray.util.get_node_ip_address())
-    except Interrupted:
+    except TrialInterrupt:
         threading.Event().wait()
 
 
 def train(assignment: dict[str, Any]) -> None:
-    """The loop of a TorchTrainer: every worker reports, the first one's figures count."""
+    """Run a trial as the training function of a TorchTrainer. Ray Train uses the first worker's
+    report."""
     import ray.train
 
     try:
         run_in_ray(Assignment(**assignment), ray.train.report)
     except MedrayError as err:
         if distributed.world_size() > 1:
-            # the others may be waiting inside a collective call: only the end of the group frees
-            # them
+            # The others may wait inside a collective call, which only the end of the group ends.
             raise
         ray.train.report(failure(err))
 
 
-class _Log(logging.FileHandler):
-    """Where there is no room for it, the trial itself says so: what stands in its way would hide
-    that."""
+class _LogFile(logging.FileHandler):
+    """Ignores write errors: the trial itself reports a full disk, which they would hide."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -87,12 +85,12 @@ class _Log(logging.FileHandler):
 
 
 class _log_file:
-    """What a trial logs, kept beside its checkpoints; rank 0 speaks."""
+    """Writes the log of rank 0 to log.txt beside the checkpoints of the trial."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.handler = (
-            _Log(folder / "log.txt") if distributed.rank() == 0 else logging.NullHandler()
+            _LogFile(folder / "log.txt") if distributed.rank() == 0 else logging.NullHandler()
         )
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 

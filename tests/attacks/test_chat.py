@@ -249,7 +249,7 @@ def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(
     def out_of_memory(*args: Any, **options: Any) -> Any:
         raise MemoryError
 
-    model = type(engine.built.model)
+    model = type(engine.model.network)
     forward = model.forward
     monkeypatch.setattr(model, "forward", out_of_memory)
     (refused,) = generation.join([generation.row(1, PROMPTS[1], Sampling(max_tokens=8))])

@@ -26,12 +26,12 @@ def make(folder: Path, family: str = "llama", **changed: Any) -> BuiltModel:
     return build(sources.resolve(source, None), None, ModelOptions(), LoraConfig(), seed=1)
 
 
-def alone(built: BuiltModel, prompt: list[int], num: int) -> str:
+def alone(model: BuiltModel, prompt: list[int], num: int) -> str:
     """By transformers' own loop."""
-    built.model.eval()
+    model.network.eval()
     ids = torch.tensor([prompt])
     with torch.inference_mode():
-        made = built.model.generate(
+        made = model.network.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=num,
@@ -39,7 +39,7 @@ def alone(built: BuiltModel, prompt: list[int], num: int) -> str:
             pad_token_id=0,
             eos_token_id=1,
         )
-    return built.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
+    return model.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
 
 
 def texts(chunks: list[Chunk]) -> list[str]:
@@ -57,9 +57,9 @@ def texts(chunks: list[Chunk]) -> list[str]:
 def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alone(
     tmp_path: Path, family: str, changed: dict[str, Any]
 ) -> None:
-    built = make(tmp_path, family, **changed)
-    wanted = [alone(built, prompt, num) for prompt, num in zip(PROMPTS, LENGTHS, strict=True)]
-    generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
+    model = make(tmp_path, family, **changed)
+    wanted = [alone(model, prompt, num) for prompt, num in zip(PROMPTS, LENGTHS, strict=True)]
+    generation = TransformersEngine(model, precision="fp32", token_budget=1).generation()
     rows = [
         generation.row(at, prompt, Sampling(max_tokens=LENGTHS[at]))
         for at, prompt in enumerate(PROMPTS)
@@ -78,8 +78,8 @@ def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alo
 
 
 def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Path) -> None:
-    built = make(tmp_path)
-    generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
+    model = make(tmp_path)
+    generation = TransformersEngine(model, precision="fp32", token_budget=1).generation()
     short, long, other = (
         generation.row(at, PROMPTS[at], Sampling(max_tokens=20)) for at in range(3)
     )
@@ -94,8 +94,8 @@ def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Pa
     while generation.rows:
         chunks += generation.step()
     found = texts(chunks)
-    assert found[0] == alone(built, PROMPTS[0], 20)
-    assert found[2] == alone(built, PROMPTS[2], 20)
+    assert found[0] == alone(model, PROMPTS[0], 20)
+    assert found[2] == alone(model, PROMPTS[2], 20)
     assert generation.cache is None
 
 
@@ -106,8 +106,8 @@ def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Pa
     how="rows wait for room of keys and values; pages are vLLM's, where it is installed",
 )
 def test_the_budget_bounds_keys_and_values_and_one_row_always_goes(tmp_path: Path) -> None:
-    built = make(tmp_path)
-    generation = TransformersEngine(built, precision="fp32", token_budget=1).generation()
+    model = make(tmp_path)
+    generation = TransformersEngine(model, precision="fp32", token_budget=1).generation()
     rows = [
         generation.row(at, [5] * size, Sampling(max_tokens=10))
         for at, size in enumerate((10, 10, 30, 5))
@@ -121,10 +121,10 @@ def test_the_budget_bounds_keys_and_values_and_one_row_always_goes(tmp_path: Pat
 
 
 def test_a_small_budget_changes_nothing_of_what_is_said(tmp_path: Path) -> None:
-    built = make(tmp_path)
-    wanted = [alone(built, prompt, 8) for prompt in PROMPTS]
+    model = make(tmp_path)
+    wanted = [alone(model, prompt, 8) for prompt in PROMPTS]
     for budget in (1, 60, 1000):
-        engine = TransformersEngine(built, precision="fp32", token_budget=budget)
+        engine = TransformersEngine(model, precision="fp32", token_budget=budget)
         assert texts(list(engine.generate(PROMPTS, Sampling(max_tokens=8)))) == wanted
 
 
@@ -153,9 +153,9 @@ def test_a_seed_says_the_same_whatever_it_is_batched_with(tmp_path: Path) -> Non
 
 
 def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
-    built = make(tmp_path)
-    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
-    assert sampled(engine, PROMPTS[:1], top_p=1e-6) == [alone(built, PROMPTS[0], 12)]
+    model = make(tmp_path)
+    engine = TransformersEngine(model, precision="fp32", token_budget=1000)
+    assert sampled(engine, PROMPTS[:1], top_p=1e-6) == [alone(model, PROMPTS[0], 12)]
     counts = dict.fromkeys(range(4), 0)
     generation = engine.generation()
     for seed in range(200):
@@ -167,24 +167,24 @@ def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
 
 
 def test_logprobs_are_the_models_own_of_each_token_made(tmp_path: Path) -> None:
-    built = make(tmp_path)
+    model = make(tmp_path)
     (chunk,) = gather(
-        TransformersEngine(built, precision="fp32", token_budget=1000).generate(
+        TransformersEngine(model, precision="fp32", token_budget=1000).generate(
             PROMPTS[:1], Sampling(max_tokens=4, logprobs=3)
         ),
         1,
     )
     assert len(chunk.logprobs) == chunk.num_tokens == 4
     with torch.inference_mode():
-        first = built.model(torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
+        first = model.network(torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
     values, ids = first.topk(3)
     assert [value for _, value in chunk.logprobs[0].top] == pytest.approx(values.tolist(), abs=1e-5)
     assert [text for text, _ in chunk.logprobs[0].top] == [
-        built.tokenizer.decode([number]) for number in ids.tolist()
+        model.tokenizer.decode([number]) for number in ids.tolist()
     ]
     assert chunk.logprobs[0].logprob == pytest.approx(float(values[0]), abs=1e-5)
     (plain,) = gather(
-        TransformersEngine(built, precision="fp32", token_budget=1000).generate(
+        TransformersEngine(model, precision="fp32", token_budget=1000).generate(
             PROMPTS[:1], Sampling(max_tokens=4)
         ),
         1,
@@ -234,8 +234,8 @@ def test_what_may_become_a_stop_string_is_held_back_until_it_is_known() -> None:
 
 
 def test_a_stop_string_ends_a_row_and_its_tokens_are_counted(tmp_path: Path) -> None:
-    built = make(tmp_path)
-    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
+    model = make(tmp_path)
+    engine = TransformersEngine(model, precision="fp32", token_budget=1000)
     (whole,) = gather(engine.generate(PROMPTS[:1], Sampling(max_tokens=8)), 1)
     word = whole.text.split()[3]
     (cut,) = gather(engine.generate(PROMPTS[:1], Sampling(max_tokens=8, stop=(word,))), 1)
@@ -244,7 +244,7 @@ def test_a_stop_string_ends_a_row_and_its_tokens_are_counted(tmp_path: Path) -> 
 
 
 def test_a_model_that_keeps_other_states_is_refused(tmp_path: Path) -> None:
-    built = make(tmp_path)
-    built.model.get_base_model().config.layer_types = ["full_attention", "linear_attention"]
+    model = make(tmp_path)
+    model.network.get_base_model().config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ConfigError, match="more than keys and values"):
-        Generation(built.model, built.tokenizer, lambda: torch.inference_mode())
+        Generation(model.network, model.tokenizer, lambda: torch.inference_mode())

@@ -23,7 +23,7 @@ METHODS = [scoring.block_mask, scoring.repeated_cache, scoring.whole_rows]
 
 def make(folder: Path, family: str, **changed: object) -> BuiltModel:
     """With an adapter that does something."""
-    built = build(
+    model = build(
         sources.resolve(str(tiny.base(folder, family, **changed))),
         None,
         ModelOptions(),
@@ -31,10 +31,10 @@ def make(folder: Path, family: str, **changed: object) -> BuiltModel:
         seed=1,
     )
     with torch.no_grad():
-        for name, parameter in built.model.named_parameters():
+        for name, parameter in model.network.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
-    return built
+    return model
 
 
 def prompts(num: int = 7, seed: int = 0) -> list[list[int]]:
@@ -42,11 +42,11 @@ def prompts(num: int = 7, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(2, 90) for _ in range(rng.randint(1, 30))] for _ in range(num)]
 
 
-def plainly(built: BuiltModel, prompt: list[int], continuation: list[int]) -> float:
+def plainly(model: BuiltModel, prompt: list[int], continuation: list[int]) -> float:
     """One continuation by one plain forward."""
-    built.model.eval()
+    model.network.eval()
     with torch.inference_mode():
-        found = built.model(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
+        found = model.network(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
     return sum(float(found[len(prompt) + at - 1, token]) for at, token in enumerate(continuation))
 
 
@@ -55,11 +55,11 @@ def plainly(built: BuiltModel, prompt: list[int], continuation: list[int]) -> fl
 def test_a_score_is_the_log_likelihood_of_the_continuation(
     tmp_path: Path, family: str, method: scoring.Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = make(tmp_path, family)
+    model = make(tmp_path, family)
     monkeypatch.setattr(scoring, "method", lambda model: method)
-    engine = TransformersEngine(built, precision="fp32", token_budget=200)
+    engine = TransformersEngine(model, precision="fp32", token_budget=200)
     found = engine.score(prompts(), CONTINUATIONS)
-    expected = [[plainly(built, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
+    expected = [[plainly(model, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
     assert np.abs(found - np.array(expected)).max() < 4e-5
 
 
@@ -67,68 +67,68 @@ def test_a_score_is_the_log_likelihood_of_the_continuation(
 def test_the_block_mask_is_taken_for_every_decoder_of_the_table(
     tmp_path: Path, family: str
 ) -> None:
-    assert scoring.method(make(tmp_path, family).model) is scoring.block_mask
+    assert scoring.method(make(tmp_path, family).network) is scoring.block_mask
 
 
 def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_numbers(
     tmp_path: Path,
 ) -> None:
-    built = make(tmp_path, "llama")
-    engine = TransformersEngine(built, precision="fp32", token_budget=200)
+    model = make(tmp_path, "llama")
+    engine = TransformersEngine(model, precision="fp32", token_budget=200)
     expected = engine.score(prompts(), CONTINUATIONS)
-    built.model.config._attn_implementation = "eager"
+    model.network.config._attn_implementation = "eager"
     assert np.abs(engine.score(prompts(), CONTINUATIONS) - expected).max() < 4e-5
-    built.model.config._attn_implementation = "flash_attention_2"
-    assert scoring.method(built.model) is scoring.repeated_cache
+    model.network.config._attn_implementation = "flash_attention_2"
+    assert scoring.method(model.network) is scoring.repeated_cache
 
 
 def test_a_sliding_window_is_kept_inside_the_block_mask(tmp_path: Path) -> None:
-    built = make(tmp_path, "mistral", sliding_window=6)
-    found = TransformersEngine(built, precision="fp32", token_budget=200).score(
+    model = make(tmp_path, "mistral", sliding_window=6)
+    found = TransformersEngine(model, precision="fp32", token_budget=200).score(
         prompts(), CONTINUATIONS
     )
-    expected = [[plainly(built, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
+    expected = [[plainly(model, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
     assert np.abs(found - np.array(expected)).max() < 4e-5
 
 
 def test_neither_batch_nor_neighbours_nor_other_continuations_change_a_score(
     tmp_path: Path,
 ) -> None:
-    built = make(tmp_path, "llama")
+    model = make(tmp_path, "llama")
     asked = prompts(20)
     alone = np.concatenate(
         [
-            TransformersEngine(built, precision="fp32", token_budget=1).score(
+            TransformersEngine(model, precision="fp32", token_budget=1).score(
                 [prompt], CONTINUATIONS
             )
             for prompt in asked
         ]
     )
     for budget in (1, 64, 300, 5000):
-        found = TransformersEngine(built, precision="fp32", token_budget=budget).score(
+        found = TransformersEngine(model, precision="fp32", token_budget=budget).score(
             asked, CONTINUATIONS
         )
         assert np.abs(found - alone).max() < 4e-5
         assert (found.argmax(1) == alone.argmax(1)).all()
-    few = TransformersEngine(built, precision="fp32", token_budget=300).score(
+    few = TransformersEngine(model, precision="fp32", token_budget=300).score(
         asked, CONTINUATIONS[2:4]
     )
     assert np.abs(few - alone[:, 2:4]).max() < 4e-5
 
 
 def test_tokens_through_the_model_are_at_most_the_prompt_and_all_labels(tmp_path: Path) -> None:
-    built = make(tmp_path, "llama")
+    model = make(tmp_path, "llama")
     read: list[int] = []
     given: list[int] = []
-    built.model.get_input_embeddings().register_forward_pre_hook(
+    model.network.get_input_embeddings().register_forward_pre_hook(
         lambda module, args: read.append(args[0].numel())
     )
-    built.model.get_output_embeddings().register_forward_hook(
+    model.network.get_output_embeddings().register_forward_hook(
         lambda module, args, logits: given.append(logits.shape[:-1].numel())
     )
     labels = [[number % 90 + 2, number % 80 + 3, 5][: number % 3 + 1] for number in range(41)]
     prompt = list(range(2, 35))
-    TransformersEngine(built, precision="fp32", token_budget=4096).score([prompt], labels)
+    TransformersEngine(model, precision="fp32", token_budget=4096).score([prompt], labels)
     assert len(read) == 1
     assert read[0] <= len(prompt) + sum(map(len, labels))
     assert given == [
@@ -137,10 +137,10 @@ def test_tokens_through_the_model_are_at_most_the_prompt_and_all_labels(tmp_path
 
 
 def test_bf16_agrees_where_the_first_two_are_apart(tmp_path: Path) -> None:
-    built = make(tmp_path, "llama")
+    model = make(tmp_path, "llama")
     asked = prompts(200)
     exact, fast = (
-        TransformersEngine(built, precision=precision, token_budget=2000).score(
+        TransformersEngine(model, precision=precision, token_budget=2000).score(
             asked, CONTINUATIONS
         )
         for precision in ("fp32", "bf16")

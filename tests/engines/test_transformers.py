@@ -32,19 +32,19 @@ def make(folder: Path, family: str, head: Head | None = HEAD) -> BuiltModel:
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", *tiny.DECODERS])
 def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, family: str) -> None:
-    built = make(tmp_path, family)
-    pad = built.tokenizer.pad_token_id
+    model = make(tmp_path, family)
+    pad = model.tokenizer.pad_token_id
     rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15], [16, 17, 18, 19]]
     alone = np.concatenate(
         [
-            TransformersEngine(built, precision="fp32", token_budget=1000).logits([row])
+            TransformersEngine(model, precision="fp32", token_budget=1000).logits([row])
             for row in rows
         ]
     )
     for budget in (1, 12, 64, 1000):
         assert (
             np.abs(
-                TransformersEngine(built, precision="fp32", token_budget=budget).logits(rows)
+                TransformersEngine(model, precision="fp32", token_budget=budget).logits(rows)
                 - alone
             ).max()
             < 1e-5
@@ -55,17 +55,20 @@ def test_a_row_gets_the_same_logits_alone_and_in_any_batch(tmp_path: Path, famil
 def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(
     tmp_path: Path, family: str
 ) -> None:
-    built = make(tmp_path, family)
-    pad = built.tokenizer.pad_token_id
+    model = make(tmp_path, family)
+    pad = model.tokenizer.pad_token_id
     rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15]]
-    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
-    found = engine.embedded(rows)
+    engine = TransformersEngine(model, precision="fp32", token_budget=1000)
+    found = engine.logits_and_embeddings(rows)
     assert found.shape == (4, 2 + 32)
     assert np.abs(found[:, :2] - engine.logits(rows)).max() < 1e-5
-    assert np.abs(found - np.concatenate([engine.embedded([row]) for row in rows])).max() < 1e-4
-    built.model.eval()
+    assert (
+        np.abs(found - np.concatenate([engine.logits_and_embeddings([row]) for row in rows])).max()
+        < 1e-4
+    )
+    model.network.eval()
     with torch.inference_mode():
-        states = built.model(
+        states = model.network(
             input_ids=torch.tensor([rows[0]]), output_hidden_states=True
         ).hidden_states
     assert (
@@ -76,19 +79,19 @@ def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(
 def test_an_engine_that_keeps_embeddings_answers_as_one_that_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, kept = make(tmp_path, "bert"), list[np.ndarray]()
+    model, kept = make(tmp_path, "bert"), list[np.ndarray]()
     rows = [[10, 11, 12], [20] * 30, [15]]
-    plain = TransformersEngine(built, precision="fp32", token_budget=1000)
-    keeping = TransformersEngine(built, precision="fp32", token_budget=1000, embeddings=kept)
+    plain = TransformersEngine(model, precision="fp32", token_budget=1000)
+    keeping = TransformersEngine(model, precision="fp32", token_budget=1000, embeddings=kept)
     assert np.abs(keeping.logits(rows) - plain.logits(rows)).max() < 1e-5
-    assert np.abs(np.stack(kept) - plain.embedded(rows)[:, 2:]).max() < 1e-5
+    assert np.abs(np.stack(kept) - plain.logits_and_embeddings(rows)[:, 2:]).max() < 1e-5
     few = list[np.ndarray]()
     with monkeypatch.context() as patched:
         patched.setattr(transformers, "_MOST_EMBEDDINGS", 2)
-        TransformersEngine(built, precision="fp32", token_budget=32, embeddings=few).logits(rows)
+        TransformersEngine(model, precision="fp32", token_budget=32, embeddings=few).logits(rows)
     assert np.abs(np.stack(few) - np.stack(kept)[[0, 2]]).max() < 1e-5
     assert (
-        not built.model.get_base_model().bert.encoder.layer[0]._forward_hooks
+        not model.network.get_base_model().bert.encoder.layer[0]._forward_hooks
     )  # it looks no longer than a call
 
 
@@ -107,14 +110,14 @@ def test_generation_reads_token_ids_as_they_are(tmp_path: Path) -> None:
 def test_padding_is_known_by_length_so_a_row_may_hold_the_pad_token(
     tmp_path: Path, family: str
 ) -> None:
-    built = make(tmp_path, family)
-    pad = built.tokenizer.pad_token_id
+    model = make(tmp_path, family)
+    pad = model.tokenizer.pad_token_id
     rows = [[10, 11, 12], [9, pad, 13, pad, 14], [20] * 9]
-    found = TransformersEngine(built, precision="fp32", token_budget=1000).logits(rows)
-    built.model.eval()
+    found = TransformersEngine(model, precision="fp32", token_budget=1000).logits(rows)
+    model.network.eval()
     with torch.inference_mode():
         whole = [
-            built.model(
+            model.network(
                 input_ids=torch.tensor([row]),
                 attention_mask=torch.ones(1, len(row), dtype=torch.long),
             )
@@ -133,22 +136,22 @@ def test_no_inputs_give_no_rows_and_an_empty_one_is_refused(tmp_path: Path) -> N
 
 
 def test_the_models_mode_is_left_as_it_was(tmp_path: Path) -> None:
-    built = make(tmp_path, "bert")
+    model = make(tmp_path, "bert")
     for training in (True, False):
-        built.model.train(training)
-        TransformersEngine(built, precision="fp32", token_budget=100).logits([[5, 6]])
-        assert built.model.training is training
-    built.model.train()
+        model.network.train(training)
+        TransformersEngine(model, precision="fp32", token_budget=100).logits([[5, 6]])
+        assert model.network.training is training
+    model.network.train()
     with pytest.raises(IndexError):
-        TransformersEngine(built, precision="fp32", token_budget=100).logits([[10**6]])
-    assert built.model.training
+        TransformersEngine(model, precision="fp32", token_budget=100).logits([[10**6]])
+    assert model.network.training
 
 
 def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
-    built = make(tmp_path, "bert")
+    model = make(tmp_path, "bert")
     rows = [[number, number + 1, 7] for number in range(5, 25)]
     exact, fast = (
-        TransformersEngine(built, precision=precision, token_budget=100).logits(rows)
+        TransformersEngine(model, precision=precision, token_budget=100).logits(rows)
         for precision in ("fp32", "bf16")
     )
     assert 0 < np.abs(exact - fast).max() < 0.1
@@ -157,14 +160,14 @@ def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
 def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked(
     tmp_path: Path,
 ) -> None:
-    built = make(tmp_path, "llama", head=None)
-    engine = TransformersEngine(built, precision="fp32", token_budget=100)
+    model = make(tmp_path, "llama", head=None)
+    engine = TransformersEngine(model, precision="fp32", token_budget=100)
     chunk = said(engine, "tumour in the lung", max_tokens=5)
-    ids = built.tokenizer("tumour in the lung")["input_ids"]
+    ids = model.tokenizer("tumour in the lung")["input_ids"]
     with torch.inference_mode():
         for _ in range(5):
-            ids.append(int(built.model(torch.tensor([ids])).logits[0, -1].argmax()))
-    assert chunk.text == built.tokenizer.decode(ids[4:], skip_special_tokens=True)
+            ids.append(int(model.network(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert chunk.text == model.tokenizer.decode(ids[4:], skip_special_tokens=True)
     word = chunk.text.split()[1]
     cut = said(engine, "tumour in the lung", max_tokens=5, stop=(word,))
     assert cut.text == chunk.text[: chunk.text.index(word)]
@@ -176,14 +179,14 @@ def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked
 
 
 def test_generation_in_batches_is_what_each_prompt_gives_alone(tmp_path: Path) -> None:
-    built = make(tmp_path, "llama", head=None)
+    model = make(tmp_path, "llama", head=None)
     rng = random.Random(0)
     prompts = [tiny.text(rng, num_words) for num_words in (1, 9, 2, 5, 3, 7, 2, 4)]
     alone = [
-        said(TransformersEngine(built, precision="fp32", token_budget=1), prompt, max_tokens=6)
+        said(TransformersEngine(model, precision="fp32", token_budget=1), prompt, max_tokens=6)
         for prompt in prompts
     ]
-    together = TransformersEngine(built, precision="fp32", token_budget=1000).generate(
+    together = TransformersEngine(model, precision="fp32", token_budget=1000).generate(
         prompts, Sampling(max_tokens=6)
     )
     found = [(chunk.text, chunk.finish) for chunk in gather(together, len(prompts))]
@@ -193,26 +196,26 @@ def test_generation_in_batches_is_what_each_prompt_gives_alone(tmp_path: Path) -
 def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the_caller(
     tmp_path: Path,
 ) -> None:
-    built = make(tmp_path, "llama", head=None)
-    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
+    model = make(tmp_path, "llama", head=None)
+    engine = TransformersEngine(model, precision="fp32", token_budget=1000)
 
     def sample() -> str:
         return said(engine, "tumour in the lung", max_tokens=12, temperature=1.0, seed=1).text
 
     before, state = sample(), torch.get_rng_state()
-    built.model.generation_config.top_k = 1
-    built.model.generation_config.repetition_penalty = 5.0
+    model.network.generation_config.top_k = 1
+    model.network.generation_config.repetition_penalty = 5.0
     assert sample() == before
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_text_that_ends_itself_says_stop(tmp_path: Path) -> None:
-    built = make(tmp_path, "llama", head=None)
-    engine = TransformersEngine(built, precision="fp32", token_budget=100)
+    model = make(tmp_path, "llama", head=None)
+    engine = TransformersEngine(model, precision="fp32", token_budget=100)
     chunk = said(engine, "tumour", max_tokens=5)
     assert chunk.finish == "length"
-    third = built.tokenizer(chunk.text)["input_ids"][2]
-    built.model.generation_config.eos_token_id = [built.tokenizer.eos_token_id, third]
+    third = model.tokenizer(chunk.text)["input_ids"][2]
+    model.network.generation_config.eos_token_id = [model.tokenizer.eos_token_id, third]
     ended = said(engine, "tumour", max_tokens=5)
     assert ended.finish == "stop"
     assert chunk.text.startswith(ended.text)
@@ -224,7 +227,7 @@ def test_an_engine_refuses_what_its_model_cannot_do(tmp_path: Path) -> None:
         TransformersEngine(make(tmp_path, "llama"), precision="fp32", token_budget=10).score(
             [[5]], [[6]]
         )
-    with pytest.raises(ConfigError, match="built without a head"):
+    with pytest.raises(ConfigError, match="as a language model, without a head"):
         TransformersEngine(
             make(tmp_path, "llama", head=None), precision="fp32", token_budget=10
         ).logits([[5]])
@@ -239,7 +242,7 @@ def test_states_laid_out_otherwise_make_no_embeddings_and_no_cloud() -> None:
         torch.ones(2, 5, 8),
     ):  # none, XLNet's layout, one a row, as wanted
         if held is not None:
-            states.hold(None, (), (held,))
+            states.store(None, (), (held,))
         made += list(states.means([5, 3]))
     assert [row.shape for row in made] == [(0,)] * 6 + [(8,)] * 2
     assert Cloud.fit(made * 10) is None

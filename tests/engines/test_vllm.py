@@ -45,7 +45,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def engines(checkpoints: list[Path]) -> list[vllm.VllmEngine]:
     """The base without an adapter, and both adapters, which fill all places that there are."""
-    base = load(checkpoints[0]).built_model.base
+    base = load(checkpoints[0]).model.base
     targets = FAMILIES["llama"].lora_targets
     settings = vllm.Settings(
         base.path,
@@ -58,7 +58,7 @@ def engines(checkpoints: list[Path]) -> list[vllm.VllmEngine]:
         targets=targets,
     )
     core = vllm.Core(settings)
-    tokenizer = load(checkpoints[0]).built_model.tokenizer
+    tokenizer = load(checkpoints[0]).model.tokenizer
     return [
         vllm.VllmEngine(core, tokenizer),
         *(
@@ -95,7 +95,7 @@ def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(
     checkpoints: list[Path], engines: list[vllm.VllmEngine]
 ) -> None:
     loaded = load(checkpoints[0], precision="fp32")
-    with loaded.built_model.model.disable_adapter():
+    with loaded.model.network.disable_adapter():
         wanted = said(loaded.engine, Sampling(max_tokens=12))
     with ThreadPoolExecutor(2) as together:
         adapted = together.submit(said, engines[2], Sampling(max_tokens=12))

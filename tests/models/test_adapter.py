@@ -17,7 +17,7 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources
-from medray.models.build import BuiltModel, build, export_merged, merge, save
+from medray.models.build import BuiltModel, build, merge, merge_and_export, save
 from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
@@ -34,17 +34,17 @@ def make(path: Path, lora: LoraConfig | None = None, **others: Any) -> BuiltMode
     )
 
 
-def disturb(built: BuiltModel) -> BuiltModel:
+def disturb(model: BuiltModel) -> BuiltModel:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in built.model.parameters():
+        for parameter in model.network.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return built
+    return model
 
 
-def logits(built: BuiltModel) -> Any:
-    return TransformersEngine(built, precision="fp32", token_budget=100).logits(ROWS)
+def logits(model: BuiltModel) -> Any:
+    return TransformersEngine(model, precision="fp32", token_budget=100).logits(ROWS)
 
 
 def change(folder: Path, **settings: Any) -> None:
@@ -59,30 +59,30 @@ def change(folder: Path, **settings: Any) -> None:
 )
 def test_plain_peft_reads_the_folder(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
-    built = disturb(make(path))
-    save(built, tmp_path / "saved")
+    model = disturb(make(path))
+    save(model, tmp_path / "saved")
     plain = PeftModel.from_pretrained(
         AutoModelForSequenceClassification.from_pretrained(path, num_labels=3), tmp_path / "saved"
     ).eval()
     with torch.inference_mode():
         found = torch.cat([plain(torch.tensor([row])).logits for row in ROWS]).numpy()
-    assert abs(found - logits(built)).max() < 1e-5
+    assert abs(found - logits(model)).max() < 1e-5
 
 
 def test_rank_scale_and_targets_travel_with_the_adapter(tmp_path: Path) -> None:
     path = tiny.base(
         tmp_path, num_hidden_layers=5
     )  # more than 20 targets, from where on PEFT shortens the list
-    built = disturb(make(path, LoraConfig(r=3, alpha=7.0, rslora=True, top_layers=4)))
-    save(built, tmp_path / "saved")
+    model = disturb(make(path, LoraConfig(r=3, alpha=7.0, rslora=True, top_layers=4)))
+    save(model, tmp_path / "saved")
     for lora in (LoraConfig(), None):
         again = build(
-            built.base, HEAD, ModelOptions(), lora, adapter_dir=tmp_path / "saved", seed=9
+            model.base, HEAD, ModelOptions(), lora, adapter_dir=tmp_path / "saved", seed=9
         )
-        assert abs(logits(again) - logits(built)).max() < 1e-6
+        assert abs(logits(again) - logits(model)).max() < 1e-6
     adapted = {
         name.split(".layer.")[1][0]
-        for name, _ in again.model.named_parameters()
+        for name, _ in again.network.named_parameters()
         if ".lora_" in name
     }
     assert adapted == {"1", "2", "3", "4"}
@@ -90,8 +90,8 @@ def test_rank_scale_and_targets_travel_with_the_adapter(tmp_path: Path) -> None:
 
 def test_saving_twice_gives_the_same_bytes_even_after_a_reload(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
-    built = disturb(make(path, LoraConfig(dtype="bf16")))
-    save(built, tmp_path / "one")
+    model = disturb(make(path, LoraConfig(dtype="bf16")))
+    save(model, tmp_path / "one")
     save(make(path, adapter_dir=tmp_path / "one"), tmp_path / "two")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -109,13 +109,13 @@ def test_a_head_that_was_not_saved_is_named(tmp_path: Path) -> None:
         str(weights),
     )
     with pytest.raises(
-        ArtifactError, match=r"the head is not in the checkpoint: it lacks .*pre_classifier\.bias"
+        ArtifactError, match=r"the checkpoint has no head; it lacks .*pre_classifier\.bias"
     ):
         make(path, adapter_dir=tmp_path / "saved")
     change(tmp_path / "saved", modules_to_save=["classifier"])
     with pytest.raises(
         ArtifactError,
-        match=r"the head is not in the checkpoint: modules_to_save lacks pre_classifier",
+        match=r"the checkpoint has no head; modules_to_save lacks pre_classifier",
     ):
         make(path, adapter_dir=tmp_path / "saved")
 
@@ -124,17 +124,18 @@ def test_a_folder_that_does_not_fit_says_where(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
     save(make(path), tmp_path / "saved")
     with pytest.raises(
-        ArtifactError, match=r"classifier\.weight has the shape \[3, 32\], needed is \[2, 32\]"
+        ArtifactError,
+        match=r"classifier\.weight has the shape \[3, 32\]; the model needs \[2, 32\]",
     ):
         make(path, adapter_dir=tmp_path / "saved", head=Head(("a", "b")))
-    with pytest.raises(ArtifactError, match="does not fit the base"):
+    with pytest.raises(ArtifactError, match="does not fit the base model"):
         make(
             tiny.base(tmp_path, "roberta", num_hidden_layers=1),
             adapter_dir=other_targets(tmp_path / "saved", tmp_path / "other"),
         )
     weights = tmp_path / "saved" / "adapter_model.safetensors"
     save_file(load_file(str(weights)) | {"stranger": torch.zeros(1)}, str(weights))
-    with pytest.raises(ArtifactError, match="holds stranger"):
+    with pytest.raises(ArtifactError, match="has stranger"):
         make(path, adapter_dir=tmp_path / "saved")
     weights.write_bytes(b"not safetensors")
     with pytest.raises(ArtifactError, match="cannot be read as safetensors"):
@@ -167,9 +168,9 @@ def test_a_configuration_that_would_change_the_base_or_import_a_module_is_refuse
 
 def test_no_path_of_this_machine_is_written(tmp_path: Path) -> None:
     path = tiny.base(tmp_path / "secret-place")
-    built = build(sources.Base("org/model", "abc", path, ""), HEAD, ModelOptions(), LoraConfig())
-    save(built, tmp_path / "saved")
-    export_merged(built, tmp_path / "merged")
+    model = build(sources.Base("org/model", "abc", path, ""), HEAD, ModelOptions(), LoraConfig())
+    save(model, tmp_path / "saved")
+    merge_and_export(model, tmp_path / "merged")
     for file in (
         file
         for folder in ("saved", "merged")
@@ -181,20 +182,20 @@ def test_no_path_of_this_machine_is_written(tmp_path: Path) -> None:
 
 
 def test_an_exported_model_leaves_the_adapter_as_it_was(tmp_path: Path) -> None:
-    built = disturb(make(tiny.base(tmp_path), LoraConfig(r=4, dtype="bf16")))
-    before = logits(built)
-    export_merged(built, tmp_path / "merged")
-    assert (logits(built) == before).all()
-    assert isinstance(built.model, PeftModel)
+    model = disturb(make(tiny.base(tmp_path), LoraConfig(r=4, dtype="bf16")))
+    before = logits(model)
+    merge_and_export(model, tmp_path / "merged")
+    assert (logits(model) == before).all()
+    assert isinstance(model.network, PeftModel)
 
 
 def test_merging_a_bf16_adapter_rounds_nothing_more(tmp_path: Path) -> None:
-    built = disturb(make(tiny.base(tmp_path), LoraConfig(r=4, dtype="bf16")))
-    save(built, tmp_path / "saved")
+    model = disturb(make(tiny.base(tmp_path), LoraConfig(r=4, dtype="bf16")))
+    save(model, tmp_path / "saved")
     exact = make(tmp_path / "tiny-bert", adapter_dir=tmp_path / "saved")
-    for name, parameter in exact.model.named_parameters():
+    for name, parameter in exact.network.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
     wanted = logits(exact)
-    built = merge(built)
-    assert abs(logits(built) - wanted).max() < 1e-5
+    model = merge(model)
+    assert abs(logits(model) - wanted).max() < 1e-5

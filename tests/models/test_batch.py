@@ -13,7 +13,7 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import DataError
 from medray.models import batch, sources
 from medray.models.batch import check_rows, collate
-from medray.models.build import BuiltModel, build, export_merged
+from medray.models.build import BuiltModel, build, merge_and_export
 from medray.types import Head
 
 ROWS = [[10, 11, 12], [20] * 30, [15], [16, 17, 18, 19, 21, 22]]
@@ -22,19 +22,19 @@ LABELS = torch.tensor([0, 1, 1, 0])
 
 
 def make(folder: Path, family: str) -> BuiltModel:
-    built = build(
+    model = build(
         sources.resolve(str(tiny.base(folder, family))),
         Head(("a", "b")),
         ModelOptions(),
         LoraConfig(),
         seed=1,
     )
-    built.model.eval()
-    return built
+    model.network.eval()
+    return model
 
 
-def use(built: BuiltModel, name: str) -> None:
-    built.model.get_base_model().set_attn_implementation(name)
+def use(model: BuiltModel, name: str) -> None:
+    model.network.get_base_model().set_attn_implementation(name)
 
 
 @pytest.fixture
@@ -56,15 +56,15 @@ def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_padded_rows_of_an_encoder_are_attended_one_by_one(
     tmp_path: Path, lengths: list[int], family: str, dtype: torch.dtype
 ) -> None:
-    built = make(tmp_path, family)
-    inputs = collate(ROWS, built.tokenizer.pad_token_id)
+    model = make(tmp_path, family)
+    inputs = collate(ROWS, model.tokenizer.pad_token_id)
     with torch.inference_mode(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        found = built.model(**inputs).logits
+        found = model.network(**inputs).logits
         assert (
             lengths == ([3, 30, 1, 6] if dtype == torch.float32 else [16, 30, 16, 16]) * 2
         )  # of two layers
-        use(built, "sdpa")
-        assert (found - built.model(**inputs).logits).abs().max() < (
+        use(model, "sdpa")
+        assert (found - model.network(**inputs).logits).abs().max() < (
             1e-5 if dtype == torch.float32 else 0.05
         )
     assert len(lengths) == 8
@@ -74,15 +74,15 @@ def test_padded_rows_of_an_encoder_are_attended_one_by_one(
 def test_what_is_not_padded_or_in_front_or_causal_is_attended_together(
     tmp_path: Path, lengths: list[int], family: str
 ) -> None:
-    built = make(tmp_path, family)
-    pad = built.tokenizer.pad_token_id
+    model = make(tmp_path, family)
+    pad = model.tokenizer.pad_token_id
     both = [collate([[5, 6, 7], [8, 9, 10]], pad), collate(ROWS, pad, side="left")]
     with torch.inference_mode():
         for inputs in [*both, collate(ROWS, pad)] if family == "llama" else both:
-            use(built, batch.ATTENTION)
-            found = built.model(**inputs).logits
-            use(built, "sdpa")
-            assert torch.equal(found, built.model(**inputs).logits)
+            use(model, batch.ATTENTION)
+            found = model.network(**inputs).logits
+            use(model, "sdpa")
+            assert torch.equal(found, model.network(**inputs).logits)
     assert not lengths
 
 
@@ -91,7 +91,7 @@ def test_what_is_not_padded_or_in_front_or_causal_is_attended_together(
 def test_training_in_bf16_attends_in_fp32_and_learns_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype
 ) -> None:
-    built, types = make(tmp_path, family), set[torch.dtype]()
+    model, types = make(tmp_path, family), set[torch.dtype]()
     forward = batch.sdpa_attention_forward
 
     def watched(
@@ -103,14 +103,14 @@ def test_training_in_bf16_attends_in_fp32_and_learns_the_same(
         return found
 
     def gradients() -> Tensor:
-        built.model.zero_grad()
+        model.network.zero_grad()
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            logits = built.model(**collate(ROWS, built.tokenizer.pad_token_id)).logits
+            logits = model.network(**collate(ROWS, model.tokenizer.pad_token_id)).logits
         torch.nn.functional.cross_entropy(logits.float(), LABELS).backward()
         return torch.cat(
             [
                 weight.grad.flatten()
-                for weight in built.model.parameters()
+                for weight in model.network.parameters()
                 if weight.grad is not None
             ]
         )
@@ -118,16 +118,16 @@ def test_training_in_bf16_attends_in_fp32_and_learns_the_same(
     monkeypatch.setattr(batch, "sdpa_attention_forward", watched)
     found = gradients()
     assert types == {torch.float32}
-    use(built, "sdpa")
+    use(model, "sdpa")
     wanted = gradients()
     assert (found - wanted).norm() <= (0 if dtype == torch.float32 else 0.05) * wanted.norm()
     assert wanted.norm() > 0
 
 
 def test_no_export_names_our_attention(tmp_path: Path) -> None:
-    built = make(tmp_path, "bert")
-    assert built.model.config._attn_implementation == batch.ATTENTION
-    export_merged(built, tmp_path / "merged")
+    model = make(tmp_path, "bert")
+    assert model.network.config._attn_implementation == batch.ATTENTION
+    merge_and_export(model, tmp_path / "merged")
     assert batch.ATTENTION not in (tmp_path / "merged" / "config.json").read_text(encoding="utf-8")
 
 

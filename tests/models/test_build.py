@@ -18,7 +18,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
 from medray.models.architecture import check_targets
-from medray.models.build import BuiltModel, build, export_merged, load_tokenizer, merge, save
+from medray.models.build import BuiltModel, build, load_tokenizer, merge, merge_and_export, save
 from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
@@ -41,24 +41,24 @@ def make(folder: Path, family: str, *, head: Head | None = HEAD, **lora: object)
     )
 
 
-def disturb(built: BuiltModel) -> BuiltModel:
+def disturb(model: BuiltModel) -> BuiltModel:
     """As training would: no adapter is zero, and the head is not what was drawn."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in built.model.parameters():
+        for parameter in model.network.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return built
+    return model
 
 
-def logits(built: BuiltModel, rows: list[list[int]] = ROWS) -> np.ndarray:
-    return TransformersEngine(built, precision="fp32", token_budget=1000).logits(rows)
+def logits(model: BuiltModel, rows: list[list[int]] = ROWS) -> np.ndarray:
+    return TransformersEngine(model, precision="fp32", token_budget=1000).logits(rows)
 
 
-def adapted(built: BuiltModel) -> set[str]:
+def adapted(model: BuiltModel) -> set[str]:
     return {
         name.split(".base_layer")[0].removeprefix("base_model.model.")
-        for name, _ in built.model.named_modules()
+        for name, _ in model.network.named_modules()
         if name.endswith("base_layer")
     }
 
@@ -66,11 +66,11 @@ def adapted(built: BuiltModel) -> set[str]:
 def test_saved_models_give_the_same_logits_in_a_new_process(tmp_path: Path) -> None:
     expected = {}
     for family in FAMILIES:
-        built = disturb(make(tmp_path, family))
-        expected[family] = logits(built)
-        save(built, tmp_path / "saved" / family)
+        model = disturb(make(tmp_path, family))
+        expected[family] = logits(model)
+        save(model, tmp_path / "saved" / family)
         config = json.loads((tmp_path / "saved" / family / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == built.base.source
+        assert config["base_model_name_or_path"] == model.base.source
     script = f"""
 import json
 from pathlib import Path
@@ -84,8 +84,8 @@ for family in {FAMILIES!r}:
     base = sources.resolve(str(folder / f"tiny-{{family}}"))
     adapter_dir = folder / "saved" / family
     head = Head({HEAD.labels!r})
-    built = build(base, head, ModelOptions(), LoraConfig(), adapter_dir=adapter_dir, seed=99)
-    engine = TransformersEngine(built, precision="fp32", token_budget=1000)
+    model = build(base, head, ModelOptions(), LoraConfig(), adapter_dir=adapter_dir, seed=99)
+    engine = TransformersEngine(model, precision="fp32", token_budget=1000)
     found[family] = engine.logits({ROWS!r}).tolist()
 print(json.dumps(found))
 """
@@ -108,14 +108,14 @@ def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(
 ) -> None:
     from transformers import pipeline
 
-    built = disturb(make(tmp_path, family))
-    tokens = [built.tokenizer(text)["input_ids"] for text in TEXTS]
-    before = logits(built, tokens)
+    model = disturb(make(tmp_path, family))
+    tokens = [model.tokenizer(text)["input_ids"] for text in TEXTS]
+    before = logits(model, tokens)
     (tmp_path / "saved").mkdir()
-    save(built, tmp_path / "saved")
-    export_merged(built, tmp_path / "merged")
-    again = build(built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved")
-    plain = merge(again).model.eval()
+    save(model, tmp_path / "saved")
+    merge_and_export(model, tmp_path / "merged")
+    again = build(model.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved")
+    plain = merge(again).network.eval()
     with torch.inference_mode():
         after = np.concatenate([plain(torch.tensor([ids])).logits.numpy() for ids in tokens])
     assert np.abs(after - before).max() < 1e-5
@@ -125,16 +125,16 @@ def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path, family: str) -> None:
-    built = make(tmp_path, family)
+    model = make(tmp_path, family)
     (tmp_path / "saved").mkdir()
-    save(built, tmp_path / "saved")
+    save(model, tmp_path / "saved")
     path = tmp_path / "saved" / "adapter_model.safetensors"
     state = load_file(str(path))
-    heads = [name for name in state if any(head in name for head in built.family.head_modules)]
+    heads = [name for name in state if any(head in name for head in model.family.head_modules)]
     assert heads
     save_file({name: tensor for name, tensor in state.items() if name not in heads}, str(path))
     with pytest.raises(ArtifactError, match=r"lacks .*(classifier|score)"):
-        build(built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved")
+        build(model.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved")
 
 
 def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None:
@@ -145,7 +145,9 @@ def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None
         str(path),
         metadata={"format": "pt"},
     )
-    with pytest.raises(ArtifactError, match=r"lack bert\.encoder\.layer\.1\.output"):
+    with pytest.raises(
+        ArtifactError, match=r"missing or has another shape: bert\.encoder\.layer\.1\.output"
+    ):
         build(sources.resolve(str(path.parent)), HEAD, ModelOptions(), LoraConfig())
 
 
@@ -221,22 +223,22 @@ def test_a_base_that_lacks_more_than_the_head_is_refused(tmp_path: Path) -> None
 def test_every_linear_layer_of_a_block_is_adapted_and_neither_pooler_nor_head(
     tmp_path: Path, family: str, per_layer: set[str]
 ) -> None:
-    built = make(tmp_path, family)
-    assert adapted(built) == {
-        f"{built.family.layers_path}.{layer}.{name}" for layer in (0, 1) for name in per_layer
+    model = make(tmp_path, family)
+    assert adapted(model) == {
+        f"{model.family.layers_path}.{layer}.{name}" for layer in (0, 1) for name in per_layer
     }
     trained = {
         name.split(".")[2]
-        for name, parameter in built.model.named_parameters()
+        for name, parameter in model.network.named_parameters()
         if parameter.requires_grad and "lora_" not in name
     }
-    assert trained == set(built.family.head_modules)
+    assert trained == set(model.family.head_modules)
 
 
 def test_top_layers_adapts_only_the_upper_ones(tmp_path: Path) -> None:
     assert all(".layer.1." in name for name in adapted(make(tmp_path, "bert", top_layers=1)))
     assert all(".layers.1." in name for name in adapted(make(tmp_path, "llama", top_layers=1)))
-    with pytest.raises(ConfigError, match=r"top_layers: 3 asked for, bert has 2"):
+    with pytest.raises(ConfigError, match=r"top_layers: 3 is more than the 2 layers of this bert"):
         make(tmp_path, "bert", top_layers=3)
 
 
@@ -244,8 +246,8 @@ def test_a_misspelt_target_among_good_ones_is_named_in_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        built = make(tmp_path, "llama", targets=("q_proj", "v_porj"))
-    assert {name.rsplit(".", 1)[1] for name in adapted(built)} == {"q_proj"}
+        model = make(tmp_path, "llama", targets=("q_proj", "v_porj"))
+    assert {name.rsplit(".", 1)[1] for name in adapted(model)} == {"q_proj"}
     assert "v_porj" in caplog.text
     assert "did you mean" in caplog.text
 
@@ -267,24 +269,24 @@ def test_an_unknown_family_works_by_generic_rules_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        built = disturb(make(tmp_path, "electra"))
-    assert "'electra' has no row of its own" in caplog.text
+        model = disturb(make(tmp_path, "electra"))
+    assert "'electra' is not in the table of families" in caplog.text
     (tmp_path / "saved").mkdir()
-    save(built, tmp_path / "saved")
+    save(model, tmp_path / "saved")
     again = build(
-        built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=7
+        model.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=7
     )
-    assert np.abs(logits(again) - logits(built)).max() < 1e-5
+    assert np.abs(logits(again) - logits(model)).max() < 1e-5
 
 
 def test_dropout_inside_the_base_is_off_unless_asked_for(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny.base(tmp_path, "bert")))
 
     def rates(dropout: float) -> set[float]:
-        built = build(source, HEAD, ModelOptions(dropout=dropout), LoraConfig(dropout=0.0))
+        model = build(source, HEAD, ModelOptions(dropout=dropout), LoraConfig(dropout=0.0))
         return {
             module.p
-            for name, module in built.model.named_modules()
+            for name, module in model.network.named_modules()
             if isinstance(module, torch.nn.Dropout) and "lora" not in name
         }
 
@@ -297,19 +299,19 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny.base(tmp_path, "llama")))
     found = []
     for checkpointing in (False, True):
-        built = build(
+        model = build(
             source,
             HEAD,
             ModelOptions(gradient_checkpointing=checkpointing),
             LoraConfig(dropout=0.0),
             seed=2,
         )
-        built.model.train()
-        built.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
+        model.network.train()
+        model.network(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
         found.append(
             {
                 name: parameter.grad
-                for name, parameter in built.model.named_parameters()
+                for name, parameter in model.network.named_parameters()
                 if parameter.grad is not None
             }
         )
@@ -320,9 +322,11 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
 
 def test_the_adapters_type_is_the_one_asked_for(tmp_path: Path) -> None:
     for dtype, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        built = make(tmp_path, "bert", dtype=dtype)
+        model = make(tmp_path, "bert", dtype=dtype)
         assert {
-            parameter.dtype for name, parameter in built.model.named_parameters() if "lora_" in name
+            parameter.dtype
+            for name, parameter in model.network.named_parameters()
+            if "lora_" in name
         } == {expected}
 
 
@@ -334,6 +338,9 @@ def test_a_base_without_its_tokenizer_is_refused_instead_of_reading_every_word_a
         file.unlink()
     with pytest.raises(
         ArtifactError,
-        match=r"its tokenizer cannot be loaded: there is none of merges\.txt, tokenizer\.json",
+        match=(
+            r"its tokenizer cannot be loaded; the folder has none "
+            r"of merges\.txt, tokenizer\.json"
+        ),
     ):
         load_tokenizer(folder)

@@ -13,7 +13,7 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.batch import collate
-from medray.models.build import BuiltModel, build, export_merged, save
+from medray.models.build import BuiltModel, build, merge_and_export, save
 from medray.models.families import FAMILIES
 from medray.types import Head
 
@@ -65,17 +65,17 @@ def logits(model: Any) -> torch.Tensor:
         return torch.cat([model(input_ids=torch.tensor([row])).logits.flatten() for row in ROWS])
 
 
-def train(built: BuiltModel, num_steps: int) -> list[float]:
+def train(model: BuiltModel, num_steps: int) -> list[float]:
     """Losses of one batch, repeated."""
-    inputs = collate(ROWS, built.tokenizer.pad_token_id)
-    parameters = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
+    inputs = collate(ROWS, model.tokenizer.pad_token_id)
+    parameters = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     losses = []
     for step in range(num_steps):
         torch.manual_seed(step)
-        built.model.train()
-        found = built.model(**inputs).logits
-        if built.head:
+        model.network.train()
+        found = model.network(**inputs).logits
+        if model.head:
             loss = torch.nn.functional.cross_entropy(found, LABELS)
         else:
             is_answer = inputs["attention_mask"][:, 1:].bool()
@@ -99,23 +99,23 @@ def test_a_family_trains_reloads_and_merges(
     tmp_path: Path, family: str, head: Head | None, quantization: str
 ) -> None:
     path = tiny.base(tmp_path, family)
-    built = make(path, head, quantization=quantization)
+    model = make(path, head, quantization=quantization)
     kind = getattr(
         transformers, f"{NAMES[family]}For{'SequenceClassification' if head else 'CausalLM'}"
     )
-    assert type(built.model.get_base_model()) is kind
-    losses = train(built, 12)
+    assert type(model.network.get_base_model()) is kind
+    losses = train(model, 12)
     assert losses[-1] < 0.7 * losses[0]
-    expected = logits(built.model)
-    save(built, tmp_path / "saved")
+    expected = logits(model.network)
+    save(model, tmp_path / "saved")
     again = make(path, head, quantization=quantization, adapter_dir=tmp_path / "saved")
-    assert torch.equal(logits(again.model), expected)
-    export_merged(built, tmp_path / "merged")
+    assert torch.equal(logits(again.network), expected)
+    merge_and_export(model, tmp_path / "merged")
     plain = kind.from_pretrained(tmp_path / "merged")
     assert not hasattr(plain.config, "quantization_config")
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
     torch.testing.assert_close(logits(plain), expected, atol=1e-4, rtol=0)
-    assert torch.equal(logits(built.model), expected), "the merged model is a copy"
+    assert torch.equal(logits(model.network), expected), "the merged model is a copy"
 
 
 @every_quantization
@@ -125,13 +125,13 @@ def test_top_layers_and_targets_choose_what_is_adapted(
 ) -> None:
     path = tiny.base(tmp_path, family)
     target = FAMILIES[family].lora_targets[0]
-    built = make(
+    model = make(
         path, HEAD, lora=LoraConfig(r=4, targets=(target,), top_layers=1), quantization=quantization
     )
-    (name,) = {name for name, _ in built.model.named_modules() if name.endswith(".lora_A")}
-    assert name == f"base_model.model.{built.family.layers_path}.1.{name.split('.1.', 1)[1]}"
+    (name,) = {name for name, _ in model.network.named_modules() if name.endswith(".lora_A")}
+    assert name == f"base_model.model.{model.family.layers_path}.1.{name.split('.1.', 1)[1]}"
     assert name.removesuffix(".lora_A").endswith(f".{target}")
-    with pytest.raises(ConfigError, match=f"3 asked for, {family} has 2 layers here"):
+    with pytest.raises(ConfigError, match=f"3 is more than the 2 layers of this {family}"):
         make(path, HEAD, lora=LoraConfig(top_layers=3), quantization=quantization)
 
 
@@ -148,7 +148,7 @@ def test_gradient_checkpointing_changes_no_gradient(
     path = tiny.base(tmp_path, family)
     found: list[dict[str, torch.Tensor]] = []
     for checkpointing in (False, True):
-        built = make(
+        model = make(
             path,
             head,
             lora=LoraConfig(r=4, dropout=0.0),
@@ -161,21 +161,23 @@ def test_gradient_checkpointing_changes_no_gradient(
             nonlocal passes
             passes += 1
 
-        built.model.get_base_model().get_submodule(built.family.layers_path)[
+        model.network.get_base_model().get_submodule(model.family.layers_path)[
             0
         ].register_forward_pre_hook(count)
-        built.model.train()
+        model.network.train()
         torch.nn.init.ones_(
             next(
-                parameter for name, parameter in built.model.named_parameters() if "lora_B" in name
+                parameter
+                for name, parameter in model.network.named_parameters()
+                if "lora_B" in name
             )
         )
-        built.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
+        model.network(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
         assert passes == 1 + checkpointing, "checkpointed layers are computed twice"
         found.append(
             {
                 name: parameter.grad
-                for name, parameter in built.model.named_parameters()
+                for name, parameter in model.network.named_parameters()
                 if parameter.grad is not None
             }
         )
@@ -188,21 +190,21 @@ def test_a_head_keeps_out_of_four_bits_and_so_does_all_outside_the_layers(tmp_pa
     from bitsandbytes.nn import Linear4bit
 
     for family, head in CASES:
-        built = make(tiny.base(tmp_path, family), head, quantization="nf4")
-        model = built.model.get_base_model()
+        model = make(tiny.base(tmp_path, family), head, quantization="nf4")
+        network = model.network.get_base_model()
         whole = {
             name
-            for name, module in model.named_modules()
+            for name, module in network.named_modules()
             if type(module) is torch.nn.Linear and "lora_" not in name
         }
         quantised = {
-            name for name, module in model.named_modules() if isinstance(module, Linear4bit)
+            name for name, module in network.named_modules() if isinstance(module, Linear4bit)
         }
-        assert not any(name.startswith(built.family.layers_path) for name in whole)
+        assert not any(name.startswith(model.family.layers_path) for name in whole)
         assert quantised
-        assert all(name.startswith(f"{built.family.layers_path}.") for name in quantised)
+        assert all(name.startswith(f"{model.family.layers_path}.") for name in quantised)
         if head:
             assert all(
                 any(name.startswith(module) for name in whole)
-                for module in built.family.head_modules
+                for module in model.family.head_modules
             )

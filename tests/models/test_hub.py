@@ -152,7 +152,8 @@ def test_bin_weights_are_fetched_only_where_there_are_no_safetensors(
         HF_ENDPOINT=hub,
     )
     assert said.startswith(
-        "org/old: holds no weights that transformers reads: model.safetensors or pytorch_model.bin"
+        "org/old: has no weights that transformers reads; it needs model.safetensors or "
+        "pytorch_model.bin"
     )
 
 
@@ -165,4 +166,4 @@ def test_without_a_network_nobody_waits_half_a_minute_for_each_base(tmp_path: Pa
     said = ask(
         tries, tmp_path, HF_ENDPOINT="http://127.0.0.1:9"
     )  # the port of "discard", where nothing listens
-    assert said.count("is not in the local cache and the Hub cannot be reached") == 2
+    assert said.count("is not in the local cache, and the Hub cannot be reached") == 2

@@ -24,8 +24,8 @@ from medray.config.study import LoraConfig, ModelOptions
 from medray.models import sources
 from medray.models.build import build
 base = sources.resolve(str(tiny.base(Path(sys.argv[1]), "llama")), None)
-built = build(base, Head(("cancer", "other")), ModelOptions(quantization="nf4"), LoraConfig())
-layers = [type(layer) for layer in built.model.modules()]
+model = build(base, Head(("cancer", "other")), ModelOptions(quantization="nf4"), LoraConfig())
+layers = [type(layer) for layer in model.network.modules()]
 of_bnb = {layer.__name__ for layer in layers if layer.__module__ == "peft.tuners.lora.bnb"}
 print("in 4 bits", sorted(of_bnb))
 """

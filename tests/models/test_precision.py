@@ -15,18 +15,18 @@ from medray.engines.transformers import TransformersEngine
 from medray.models.batch import bf16_width
 from medray.models.build import BuiltModel
 from medray.models.families import ENCODERS, FAMILIES
-from medray.models.precision import PackedLinear, cast, cast_within, multiplies_packed
+from medray.models.precision import PackedLinear, cast, cast_within, multiplies_bf16
 from medray.types import Head
 
-needs_bf16 = pytest.mark.skipif(not multiplies_packed(), reason="no AVX512_BF16")
+needs_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="no AVX512_BF16")
 ROWS = [[5, 9, 11, 7, *range(4, 4 + length)] for length in (1, 40, 3, 17, 28, 6)]
 
 
-def outputs(built: BuiltModel, precision: str) -> np.ndarray:
-    engine = TransformersEngine(built, precision=precision, token_budget=256)  # type: ignore[arg-type]
-    assert built.head
+def outputs(model: BuiltModel, precision: str) -> np.ndarray:
+    engine = TransformersEngine(model, precision=precision, token_budget=256)  # type: ignore[arg-type]
+    assert model.head
     return (
-        np.concatenate(engine.token_logits(ROWS)) if built.head.per_token else engine.logits(ROWS)
+        np.concatenate(engine.token_logits(ROWS)) if model.head.per_token else engine.logits(ROWS)
     )
 
 
@@ -43,40 +43,40 @@ def test_every_family_answers_near_to_fp32_and_is_put_back(
 ) -> None:
     if per_token and family not in ENCODERS:
         pytest.skip("heads that read tokens are for encoders")
-    built = tiny.merged_model(tmp_path, family, Head(("a", "b", "c"), per_token))
+    model = tiny.merged_model(tmp_path, family, Head(("a", "b", "c"), per_token))
     exact, before = (
-        outputs(built, "fp32"),
-        {name: id(weight) for name, weight in built.model.named_parameters()},
+        outputs(model, "fp32"),
+        {name: id(weight) for name, weight in model.network.named_parameters()},
     )
-    parts = dict(built.model.named_modules())
-    with cast_within(built.model, built.family, "bf16"):
-        found = outputs(built, "bf16")
-    assert dict(built.model.named_modules()) == parts
+    parts = dict(model.network.named_modules())
+    with cast_within(model.network, model.family, "bf16"):
+        found = outputs(model, "bf16")
+    assert dict(model.network.named_modules()) == parts
     assert np.abs(found - exact).max() > 0
     assert np.sqrt(np.mean((found - exact) ** 2)) < 0.05 * exact.std()
-    assert {name: id(weight) for name, weight in built.model.named_parameters()} == before
-    assert np.array_equal(outputs(built, "fp32"), exact)
+    assert {name: id(weight) for name, weight in model.network.named_parameters()} == before
+    assert np.array_equal(outputs(model, "fp32"), exact)
 
 
 @needs_bf16
 @pytest.mark.parametrize("family", ENCODERS)
 def test_an_encoder_holds_nothing_in_fp32(tmp_path: Path, family: str) -> None:
-    built = tiny.merged_model(tmp_path, family, Head(("a", "b")))
-    cast(built.model, built.family, "bf16")
-    layers = built.model.get_submodule(built.family.layers_path)
+    model = tiny.merged_model(tmp_path, family, Head(("a", "b")))
+    cast(model.network, model.family, "bf16")
+    layers = model.network.get_submodule(model.family.layers_path)
     assert not any(isinstance(module, Linear) for module in layers.modules())
-    assert {weight.dtype for weight in built.model.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in model.network.parameters()} == {torch.bfloat16}
     assert not any(isinstance(module, GELUActivation) for module in layers.modules())
 
 
 def test_what_flows_between_the_layers_of_a_language_model_is_fp32(tmp_path: Path) -> None:
-    built = tiny.merged_model(tmp_path, "llama", None)
-    cast(built.model, built.family, "bf16")
-    assert {weight.dtype for name, weight in built.model.named_parameters() if "norm" in name} == {
-        torch.float32
-    }
-    assert built.model.get_input_embeddings().weight.dtype == torch.float32
-    assert built.model.get_output_embeddings().weight.dtype == torch.bfloat16
+    model = tiny.merged_model(tmp_path, "llama", None)
+    cast(model.network, model.family, "bf16")
+    assert {
+        weight.dtype for name, weight in model.network.named_parameters() if "norm" in name
+    } == {torch.float32}
+    assert model.network.get_input_embeddings().weight.dtype == torch.float32
+    assert model.network.get_output_embeddings().weight.dtype == torch.bfloat16
 
 
 @needs_bf16
@@ -96,21 +96,21 @@ def test_a_packed_layer_multiplies_as_one_in_bf16(has_bias: bool) -> None:
 def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, widths: list[int]
 ) -> None:
-    built, seen = tiny.merged_model(tmp_path, "bert", Head(("a", "b"))), list[int]()
-    forward = built.model.forward
+    model, seen = tiny.merged_model(tmp_path, "bert", Head(("a", "b"))), list[int]()
+    forward = model.network.forward
 
     def watched(input_ids: Tensor, attention_mask: Tensor) -> object:
         seen.append(input_ids.shape[1])
         return forward(input_ids=input_ids, attention_mask=attention_mask)
 
-    monkeypatch.setattr(built.model, "forward", watched)
-    engine = TransformersEngine(built, precision=precision, token_budget=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(model.network, "forward", watched)
+    engine = TransformersEngine(model, precision=precision, token_budget=1)  # type: ignore[arg-type]
     engine.logits([ROWS[1], ROWS[4], ROWS[0]])
     assert seen == widths
 
 
 def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
-    config = tiny.merged_model(tmp_path, "bert", Head(("a", "b"))).model.config
+    config = tiny.merged_model(tmp_path, "bert", Head(("a", "b"))).network.config
     config.max_position_embeddings = 70
     assert [bf16_width(config, longest) for longest in (1, 16, 17, 64, 65, 70)] == [
         16,
@@ -120,4 +120,6 @@ def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
         65,
         70,
     ]
-    assert bf16_width(tiny.merged_model(tmp_path, "llama", Head(("a", "b"))).model.config, 17) == 17
+    assert (
+        bf16_width(tiny.merged_model(tmp_path, "llama", Head(("a", "b"))).network.config, 17) == 17
+    )

@@ -20,7 +20,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import quantization, sources
 from medray.models.batch import collate
-from medray.models.build import BuiltModel, build, export_merged, merge
+from medray.models.build import BuiltModel, build, merge, merge_and_export
 from medray.models.libraries import quiet
 from medray.models.precision import arithmetic
 from medray.study import preflight
@@ -46,27 +46,27 @@ def make(path: Path, *, lora: LoraConfig | None = None, **model: Any) -> BuiltMo
     )
 
 
-def logits(built: BuiltModel, precision: Precision = "fp32") -> Any:
-    return TransformersEngine(built, precision=precision, token_budget=1000).logits(ROWS)
+def logits(model: BuiltModel, precision: Precision = "fp32") -> Any:
+    return TransformersEngine(model, precision=precision, token_budget=1000).logits(ROWS)
 
 
 def train(
-    built: BuiltModel,
+    model: BuiltModel,
     num_steps: int,
     precision: Precision = "fp32",
     between: Callable[[], object] = lambda: None,
 ) -> list[float]:
-    parameters = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     optimizer, scaler = (
         torch.optim.AdamW(parameters, lr=1e-2),
         torch.amp.GradScaler("cpu", enabled=precision == "fp16"),
     )
-    inputs, losses = collate(ROWS, built.tokenizer.pad_token_id), []
+    inputs, losses = collate(ROWS, model.tokenizer.pad_token_id), []
     for step in range(num_steps):
         torch.manual_seed(step)
-        built.model.train()
+        model.network.train()
         with arithmetic(precision, "cpu"):
-            loss = cross_entropy(built.model(**inputs).logits.float(), LABELS)
+            loss = cross_entropy(model.network(**inputs).logits.float(), LABELS)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -84,12 +84,12 @@ def test_losses_are_the_same_with_and_without_an_evaluation_between_steps(
         tmp_path, family, hidden_size=64, intermediate_size=128
     )  # large enough for bitsandbytes to repack
     undisturbed = train(make(path), 6)
-    built = make(path)
-    assert train(built, 6, between=lambda: logits(built)) == undisturbed
+    model = make(path)
+    assert train(model, 6, between=lambda: logits(model)) == undisturbed
 
 
 def test_every_4_bit_layer_is_told_not_to_repack_on_a_cpu(tmp_path: Path) -> None:
-    layers = quantization.quantised_layers(make(tiny.base(tmp_path)).model)
+    layers = quantization.quantised_layers(make(tiny.base(tmp_path)).network)
     assert len(layers) == 12
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers.values())
 
@@ -98,13 +98,13 @@ def test_every_4_bit_layer_is_told_not_to_repack_on_a_cpu(tmp_path: Path) -> Non
 def test_a_layer_computes_as_a_plain_one_with_the_same_weights(
     tmp_path: Path, precision: Precision
 ) -> None:
-    built = make(tiny.base(tmp_path), lora=LoraConfig(r=4, targets=("query",)))
+    model = make(tiny.base(tmp_path), lora=LoraConfig(r=4, targets=("query",)))
     name, layer = next(
         (name, layer)
-        for name, layer in quantization.quantised_layers(built.model).items()
+        for name, layer in quantization.quantised_layers(model.network).items()
         if "intermediate" in name
     )
-    plain = merge(built).model.get_submodule(name.removeprefix("base_model.model."))
+    plain = merge(model).network.get_submodule(name.removeprefix("base_model.model."))
     assert type(plain) is torch.nn.Linear
     torch.nn.init.normal_(plain.bias)  # shared with the 4-bit layer
     inputs = [
@@ -125,28 +125,28 @@ def test_a_layer_computes_as_a_plain_one_with_the_same_weights(
 def test_training_in_16_bits_learns_and_rounds_nothing_of_the_base(
     tmp_path: Path, precision: Precision
 ) -> None:
-    built = make(tiny.base(tmp_path))
+    model = make(tiny.base(tmp_path))
     biases = {
         name: torch.randn_like(layer.bias)
-        for name, layer in quantization.quantised_layers(built.model).items()
+        for name, layer in quantization.quantised_layers(model.network).items()
     }
     for name, bias in biases.items():
-        built.model.get_submodule(name).bias.data = bias.clone()
-    losses = train(built, 10, precision)
+        model.network.get_submodule(name).bias.data = bias.clone()
+    losses = train(model, 10, precision)
     assert losses[-1] < 0.7 * losses[0]
-    assert 0 < np.abs(logits(built, precision) - logits(built)).max() < 0.1
+    assert 0 < np.abs(logits(model, precision) - logits(model)).max() < 0.1
     assert all(
-        torch.equal(built.model.get_submodule(name).bias, bias) for name, bias in biases.items()
+        torch.equal(model.network.get_submodule(name).bias, bias) for name, bias in biases.items()
     )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_answers_as_the_cpu_that_quantised(tmp_path: Path, precision: Precision) -> None:
-    built = make(tiny.base(tmp_path, hidden_size=64, intermediate_size=128))
-    expected = logits(built)
-    built.model.to("cuda")
-    found = TransformersEngine(built, precision=precision, token_budget=1000, device="cuda").logits(
+    model = make(tiny.base(tmp_path, hidden_size=64, intermediate_size=128))
+    expected = logits(model)
+    model.network.to("cuda")
+    found = TransformersEngine(model, precision=precision, token_budget=1000, device="cuda").logits(
         ROWS
     )
     assert np.abs(found - expected).max() < (1e-2 if precision == "fp32" else 0.1)
@@ -159,14 +159,14 @@ def test_a_gpu_answers_as_the_cpu_that_quantised(tmp_path: Path, precision: Prec
 )
 def test_a_weight_takes_half_a_byte_and_counts_as_one(tmp_path: Path) -> None:
     path = tiny.base(tmp_path, hidden_size=64, intermediate_size=128)
-    built, whole = make(path), make(path, quantization="none")
-    assert built.num_parameters == whole.num_parameters
-    assert built.num_trainable == whole.num_trainable
-    layer = next(iter(quantization.quantised_layers(built.model).values()))
+    model, whole = make(path), make(path, quantization="none")
+    assert model.num_parameters == whole.num_parameters
+    assert model.num_trainable == whole.num_trainable
+    layer = next(iter(quantization.quantised_layers(model.network).values()))
     assert layer.weight.nbytes == 64 * 64 / 2
     assert layer.weight.quant_state.nested
     single = next(
-        iter(quantization.quantised_layers(make(path, double_quantization=False).model).values())
+        iter(quantization.quantised_layers(make(path, double_quantization=False).network).values())
     )
     assert not single.weight.quant_state.nested
 
@@ -176,15 +176,15 @@ def test_a_weight_takes_half_a_byte_and_counts_as_one(tmp_path: Path) -> None:
 def test_merged_is_a_plain_model_with_the_same_answers(
     tmp_path: Path, double_quantization: bool, top_layers: int | None
 ) -> None:
-    built = make(
+    model = make(
         tiny.base(tmp_path),
         lora=LoraConfig(r=4, top_layers=top_layers),
         double_quantization=double_quantization,
     )
-    train(built, 8, "bf16")
-    tokens = [built.tokenizer(text)["input_ids"] for text in TEXTS]
-    before = TransformersEngine(built, precision="fp32", token_budget=1000).logits(tokens)
-    export_merged(built, tmp_path / "merged")
+    train(model, 8, "bf16")
+    tokens = [model.tokenizer(text)["input_ids"] for text in TEXTS]
+    before = TransformersEngine(model, precision="fp32", token_budget=1000).logits(tokens)
+    merge_and_export(model, tmp_path / "merged")
     assert b"quantization_config" not in (tmp_path / "merged" / "config.json").read_bytes()
     plain = pipeline("text-classification", model=str(tmp_path / "merged"))
     assert [answer["label"] for answer in plain(TEXTS)] == [
@@ -194,14 +194,14 @@ def test_merged_is_a_plain_model_with_the_same_answers(
         after = np.concatenate([plain.model(torch.tensor([ids])).logits.numpy() for ids in tokens])
     assert np.abs(after - before).max() < 1e-4
     assert (
-        TransformersEngine(built, precision="fp32", token_budget=1000).logits(tokens) == before
+        TransformersEngine(model, precision="fp32", token_budget=1000).logits(tokens) == before
     ).all(), "merged is a copy"
 
 
 def test_pefts_preparation_for_4_bits_finds_nothing_left_to_do(tmp_path: Path) -> None:
     bare = build(
         sources.resolve(str(tiny.base(tmp_path))), HEAD, ModelOptions(quantization="nf4"), None
-    ).model
+    ).network
     before = {
         name: (parameter.dtype, parameter.requires_grad)
         for name, parameter in bare.named_parameters()
@@ -215,17 +215,17 @@ def test_pefts_preparation_for_4_bits_finds_nothing_left_to_do(tmp_path: Path) -
 
 
 def test_a_base_without_an_adapter_is_dequantised_too(tmp_path: Path) -> None:
-    built = build(
+    model = build(
         sources.resolve(str(tiny.base(tmp_path))),
         HEAD,
         ModelOptions(quantization="nf4"),
         None,
         seed=1,
     )
-    before = logits(built)
-    built = merge(built)
-    assert not hasattr(built.model.config, "quantization_config")
-    assert np.abs(logits(built) - before).max() < 1e-5
+    before = logits(model)
+    model = merge(model)
+    assert not hasattr(model.network.config, "quantization_config")
+    assert np.abs(logits(model) - before).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_machine_without_bitsandbytes_says_so_before_a_weight_is_loaded(
         ConfigError,
         match=(
             r"2 mistakes(.|\n)*nf4 needs bitsandbytes, not "
-            r"installed here: pip install(.|\n)*quary"
+            r"installed here; pip install(.|\n)*quary"
         ),
     ):
         preflight.check(study)

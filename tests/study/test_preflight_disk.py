@@ -21,7 +21,7 @@ def test_an_adapter_is_as_large_as_was_told_and_a_trial_stays_below_its_estimate
     folder = trial.run().folder
     told = num_adapter_weights(tmp_path / f"tiny-{family}", study.lora)
     assert (
-        trial.built.num_trainable <= told <= 1.1 * trial.built.num_trainable
+        trial.model.num_trainable <= told <= 1.1 * trial.model.num_trainable
     )  # a pooler is trained where the base lacks one
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert written <= preflight.num_bytes(study)

@@ -124,7 +124,7 @@ def test_medical_assistants_are_trained_compared_with_their_base_and_published(
     assert loaded.manifest.quantization == ("nf4" if nf4 else "none")
     adapted = {
         key.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1]
-        for key in loaded.built_model.model.state_dict()
+        for key in loaded.model.network.state_dict()
         if ".lora_" in key
     }
     assert adapted == ({"qkv_proj", "o_proj"} if nf4 else {"q_proj", "k_proj", "v_proj", "o_proj"})

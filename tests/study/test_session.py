@@ -20,7 +20,7 @@ from medray.study.run import Run
 from medray.study.search import Search
 from medray.study.session import Session
 from medray.training import stop
-from medray.training.assignment import FULL, TrialReport
+from medray.training.assignment import DISK_FULL, TrialReport
 from medray.training.stop import StopFiles
 
 
@@ -61,7 +61,7 @@ def test_a_full_disk_halts_the_search_and_its_trials_stay_unfinished(
     assert first
     assert second
     with session.ending_on_full_disk():
-        session.on_trial_report("tiny-bert-000", {FULL: "runs: No space left on device"})
+        session.on_trial_report("tiny-bert-000", {DISK_FULL: "runs: No space left on device"})
     assert str(session.full) == "runs: No space left on device"
     assert not session.on_trial_report("tiny-bert-001", REPORT)  # it stops where it is
     for trial in ("tiny-bert-000", "tiny-bert-001"):

@@ -109,7 +109,7 @@ def alone(job: Job) -> JobResult:
     """Run a job in this process, which may be one of several ranks."""
     from medray.errors import MedrayError
     from medray.training import stop
-    from medray.training.loop import Interrupted, Loop
+    from medray.training.loop import Loop, TrialInterrupt
 
     result = JobResult()
     job.folder.mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def alone(job: Job) -> JobResult:
         ]
     except MedrayError as err:
         result.error = str(err)
-    except (_Stop, Interrupted):
+    except (_Stop, TrialInterrupt):
         pass
     finally:
         Loop.take_step, Loop.advance = take_step, advance  # type: ignore[method-assign]
@@ -153,7 +153,7 @@ def alone(job: Job) -> JobResult:
             else 1.0
         )
         result.engine = type(trial.loop.model).__name__
-        result.num_whole = sum(parameter.numel() for parameter in trial.built.model.parameters())
+        result.num_whole = sum(parameter.numel() for parameter in trial.model.network.parameters())
     result.checkpoints = sorted(
         str(path) for path in (job.folder / "trial" / "checkpoints").glob("step-*")
     )

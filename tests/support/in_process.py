@@ -20,7 +20,7 @@ from medray.study.study import Outcome
 from medray.study.trial_actor import give_memory_back
 from medray.training import worker
 from medray.training.assignment import Assignment, failure
-from medray.training.loop import Interrupted
+from medray.training.loop import TrialInterrupt
 
 CLUSTER = Cluster((Node(cpus=4, gpus=0),), dashboard=None, is_joined=False)
 
@@ -76,7 +76,7 @@ def _train(session: Session, assignment: Assignment) -> None:
         worker.run(assignment, report, node="this process")
     except _EarlyStop:
         pass
-    except Interrupted as err:
+    except TrialInterrupt as err:
         raise KeyboardInterrupt from err
     except MedrayError as err:
         with session.ending_on_full_disk():

@@ -133,7 +133,7 @@ def merged_model(folder: Path, family: str, head):  # type: ignore[no-untyped-de
         LoraConfig() if head else None,
     )
     model = merge(model)
-    model.model.eval()
+    model.network.eval()
     return model
 
 

@@ -28,7 +28,7 @@ def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(
     trial = tiny.trial(tiny.choice_study(tmp_path, *settings, family=family), tmp_path)
     loop, rows = trial.make_loop(), (0, 1, 2, 5, 7)
     made: list[int] = []
-    trial.built.model.get_output_embeddings().register_forward_hook(
+    trial.model.network.get_output_embeddings().register_forward_hook(
         lambda module, args, logits: made.append(logits.shape[:-1].numel())
     )
     sums = loop.loss(MicroBatch(rows))
@@ -36,7 +36,7 @@ def test_the_loss_is_that_of_the_answer_tokens_and_no_other_logit_is_made(
     assert made == [sum(counts)]
     for place, row in enumerate(rows):
         ids = torch.tensor(trial.rows.tokens(row).astype(np.int64))
-        logits = trial.built.model(ids[None]).logits[0]
+        logits = trial.model.network(ids[None]).logits[0]
         labels = ids.clone()
         labels[
             : -counts[place]
@@ -101,7 +101,7 @@ def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, f
         assert first.labels == second.labels
         assert first.probabilities == pytest.approx(second.probabilities, abs=1e-4)
     alone = loaded.task.predict(
-        TransformersEngine(loaded.built_model, precision="fp32", token_budget=1), examples
+        TransformersEngine(loaded.model, precision="fp32", token_budget=1), examples
     )
     assert [row.labels for row in alone] == [row.labels for row in again]
 

@@ -18,8 +18,9 @@ from medray.registry.predictions import read_predictions
 from medray.tasks.instruct import task as instruct
 from medray.tasks.instruct.safety import REFUSAL
 from medray.training.loop import MicroBatch
-from medray.training.prepared import look
-from medray.training.trial import Trial, TrialResult
+from medray.training.prepared import audit_tokens
+from medray.training.trial import Trial
+from medray.training.trial_folder import TrialResult
 from medray.types import Example, Message, Prediction
 
 
@@ -40,7 +41,7 @@ def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folde
     made = tiny.trial(tiny.instruct_study(folder), folder)
     loop = made.make_loop()
     batch = MicroBatch(tuple(range(6)))
-    made.built.model.eval()
+    made.model.network.eval()
     with torch.no_grad():
         sums, weights = loop.loss(batch), loop.row_loss.weights
         for number, row in enumerate(batch.rows):
@@ -51,7 +52,7 @@ def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folde
             labels = torch.full_like(tokens, -100)
             for start, end in zip(target[::2], target[1::2], strict=True):
                 labels[start:end] = tokens[start:end]
-            mean = made.built.model(input_ids=tokens[None], labels=labels[None]).loss
+            mean = made.model.network(input_ids=tokens[None], labels=labels[None]).loss
             assert float(weights[number]) == int((labels != -100).sum())
             assert float(sums[number] / weights[number]) == pytest.approx(float(mean), rel=1e-4)
 
@@ -62,7 +63,7 @@ def test_the_audit_counts_question_and_answer_as_the_rows_are_cut(folder: Path) 
     )
     data = dataset.load(asked.data, asked.task.bring)
     task, tokenizer = instruct.Task.fit(asked.task, data.label_sets()), tiny.tokenizer("llama")
-    audit = look(data, task, "tiny", tokenizer)
+    audit = audit_tokens(data, task, "tiny", tokenizer)
     rows = [*data.train, *data.validation, *data.open_test(folder / "log", "a test").examples]
     encoded = task.encode(rows, tokenizer)
     assert 0 < audit.tokens["tiny"].num_over == sum(row.truncated for row in encoded) < len(rows)
@@ -124,17 +125,15 @@ def test_perplexity_is_that_of_a_loss_pass_over_the_answers(
     loaded = loading.load(trained[1].checkpoint, precision="fp32")
     rows = [row for row in trained[0].material.validation if not row.metadata][:5]
     found = loaded.task.score(loaded.predict(rows), rows).values["perplexity"]
-    loaded.built_model.model.eval()
+    loaded.model.network.eval()
     nats, count = 0.0, 0
-    for row in loaded.task.encode(rows, loaded.built_model.tokenizer):
+    for row in loaded.task.encode(rows, loaded.model.tokenizer):
         labels = torch.full((len(row.tokens),), -100)
         start, end = row.target[-2:]
         labels[start:end] = torch.tensor(row.tokens[start:end])
         with torch.inference_mode():
             nats += float(
-                loaded.built_model.model(
-                    input_ids=torch.tensor([row.tokens]), labels=labels[None]
-                ).loss
+                loaded.model.network(input_ids=torch.tensor([row.tokens]), labels=labels[None]).loss
             ) * (end - start)
         count += end - start
     assert found == pytest.approx(math.exp(nats / count), rel=1e-4)
@@ -242,7 +241,7 @@ def test_questions_are_explained_then_decided_and_the_conclusion_is_never_read(
         "train.epochs=1",
     )
     made = tiny.trial(asked, tmp_path)
-    tokenizer = made.built.tokenizer
+    tokenizer = made.model.tokenizer
     for row in range(len(made.rows)):
         tokens, target = made.rows.tokens(row).tolist(), made.rows.target(row)
         read, said = tokenizer.decode(tokens[: target[0]]), tokenizer.decode(tokens[target[0] :])

@@ -14,7 +14,7 @@ from support import tiny
 from medray.errors import TrialError
 from medray.records import Evaluation
 from medray.training import stop
-from medray.training.loop import Interrupted, Loop
+from medray.training.loop import Loop, TrialInterrupt
 from medray.training.plan import MicroBatch
 from medray.training.trial import Trial
 
@@ -177,7 +177,7 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
         return take_step(self)
 
     monkeypatch.setattr(Loop, "take_step", taking)
-    with pytest.raises(Interrupted, match=f"after step {step} of 12"):
+    with pytest.raises(TrialInterrupt, match=f"after step {step} of 12"):
         trial.run()
     assert not stop.is_pending(trial.folder)
     if step == 2:
@@ -228,7 +228,7 @@ def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more
         return evaluate(*arguments)
 
     trial.predict_rows = evaluating  # type: ignore[method-assign]
-    with pytest.raises(Interrupted, match=f"after step {stored_after} of 10"):
+    with pytest.raises(TrialInterrupt, match=f"after step {stored_after} of 10"):
         trial.run()
     assert [path.name for path in (trial.folder / "state").iterdir()] == [
         f"step-{stored_after:06d}"
@@ -304,11 +304,11 @@ def test_a_loss_that_is_not_a_number_ends_the_trial(tmp_path: Path) -> None:
 def test_padding_is_masked_by_length_even_where_a_text_holds_the_pad_token(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path, "lora.dropout=0", family="llama"), tmp_path)
     loop = trial.make_loop()
-    pad = trial.built.tokenizer.pad_token_id
-    assert pad == trial.built.tokenizer.eos_token_id
+    pad = trial.model.tokenizer.pad_token_id
+    assert pad == trial.model.tokenizer.eos_token_id
     rows = {0: [10, pad, 11, pad, 12, 13], 1: [20, 21, 22, 23, 24, 25, 26, 27, 28]}
     loop.rows.tokens = lambda row: np.array(rows[row], dtype=np.int32)  # type: ignore[method-assign]
-    trial.built.model.eval()
+    trial.model.network.eval()
     together = loop.loss(MicroBatch((0, 1)))
     alone = [loop.loss(MicroBatch((row,))) for row in (0, 1)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)

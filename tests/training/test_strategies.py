@@ -226,7 +226,7 @@ def test_a_checkpoint_from_shards_is_whole(outcomes: Outcomes, name: str) -> Non
         ),
         (
             ["train.strategy=deepspeed"],
-            r"train\.zero_stage None and train\.strategy deepspeed: give the stage, 0, 1, 2 or 3",
+            r"train\.zero_stage None and train\.strategy deepspeed: set the stage to 0, 1, 2 or 3",
         ),
         (
             ["train.zero_stage=2"],

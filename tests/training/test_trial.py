@@ -56,7 +56,7 @@ def test_a_trial_logs_how_many_of_its_parameters_train(
     with caplog.at_level("INFO", logger="medray"):
         trial = tiny.trial(tiny.study(tmp_path), tmp_path)
     trained = sum(
-        weight.numel() for weight in trial.built.model.parameters() if weight.requires_grad
+        weight.numel() for weight in trial.model.network.parameters() if weight.requires_grad
     )
     assert 0 < trained < trial.num_parameters
     assert f"{trained} of {trial.num_parameters} parameters train" in caplog.text
@@ -102,7 +102,7 @@ def test_a_checkpoint_keeps_what_its_validation_rows_are_like_and_of_few_rows_no
     cloud, engine = loading.read_cloud(folder), loading.load(folder).engine
     assert cloud is not None
     rows = trial.task.encode(trial.material.validation, engine.tokenizer)
-    embeddings = engine.embedded([row.tokens for row in rows])[:, 2:]  # type: ignore[attr-defined]
+    embeddings = engine.logits_and_embeddings([row.tokens for row in rows])[:, 2:]  # type: ignore[attr-defined]
     np.testing.assert_allclose(cloud.centre, embeddings.mean(0), atol=1e-4)
     assert (cloud.distances(embeddings) <= cloud.limit).mean() > 0.95
 
@@ -111,7 +111,7 @@ def test_another_base_another_head_or_another_adapter_fails_the_load(tmp_path: P
     result = tiny.trial(tiny.study(tmp_path), tmp_path).run()
     manifest = checkpoint.read(result.checkpoint)
     other = np.array(manifest.probe.outputs) + 0.1
-    with pytest.raises(ArtifactError, match="answers its probe with"):
+    with pytest.raises(ArtifactError, match="its probe gives"):
         loading.check_probe(result.checkpoint, manifest.probe, other)
     tiny.base(tmp_path / "again", seed=5)
     (tmp_path / "tiny-bert").rename(tmp_path / "old")
@@ -191,7 +191,7 @@ def test_precision_auto_is_timed_until_it_is_clear(
         "cpu",
         lambda forward, name, device: steps.append(name) or next(taken[name]),
     )
-    assert (found.used, len(steps)) == (used, 2 * (1 + num_rounds))
+    assert (found.actual, len(steps)) == (used, 2 * (1 + num_rounds))
     assert steps[:4] == ["fp32", "bf16"] * 2  # in turn: what slows the machine slows both
 
 
@@ -225,7 +225,7 @@ def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(
     assert result.history[-1].train_loss < result.history[0].train_loss
     loaded = loading.load(result.checkpoint)  # the probe was compared in fp32
     assert loaded.manifest.quantization == "nf4"
-    assert loaded.built_model.model.is_loaded_in_4bit
+    assert loaded.model.network.is_loaded_in_4bit
     assert loaded.manifest.base.weight_hash == files.hash_text(
         [files.hash_file(tmp_path / f"tiny-{family}" / "model.safetensors")]
     )
@@ -245,7 +245,7 @@ def test_a_checkpoint_in_4_bits_is_not_taken_for_a_plain_one(tmp_path: Path) -> 
     manifest = json.loads(path.read_text())
     manifest["trial"]["model"]["quantization"] = "none"
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="answers its probe with"):
+    with pytest.raises(ArtifactError, match="its probe gives"):
         loading.load(result.checkpoint)
 
 
@@ -285,7 +285,7 @@ def test_a_test_row_never_trains(tmp_path: Path) -> None:
     (stolen,) = data.unlabelled_test()[:1]
     data.train.append(stolen)
     with pytest.raises(
-        DataError, match=f"1 row.* that are not training rows would train, '{stolen.id}' first"
+        DataError, match=f"1 row.* no training rows of this split, for example '{stolen.id}'"
     ):
         gather(config, data, task, tmp_path / "other")
 

@@ -1,9 +1,10 @@
-"""Text by vLLM, in processes of its own: on one core, releases as LoRA requests on their base, or
-one merged model.
+"""The engine that generates text with vLLM in its own processes. A core serves several adapters of
+a base model, or one merged model.
 
-The one file of this process that imports vLLM (its workers import `lora_cpu`), inside functions:
-that takes seconds, and reads its environment. Prompts are token ids; what becomes of the tokens
-(text, stop strings, ends) is ours, so that both engines give the same. Knows no task."""
+Only this file imports vLLM in this process, inside functions, since the import takes seconds and
+reads environment variables; vLLM's workers import `lora_cpu`. Prompts are token ids. medray itself
+turns tokens into text and applies stop strings, so that both engines give the same texts. Nothing
+here knows a task."""
 
 import asyncio
 import itertools
@@ -33,7 +34,7 @@ from medray.engines.vllm.process import (
     HEAD_SIZES,
     RANKS,
     Settings,
-    configured_ends,
+    config_end_tokens,
     guard,
     head_size,
     is_installed,
@@ -60,8 +61,10 @@ Result = TypeVar("Result")
 
 
 class Core:
-    """The processes of vLLM for one set of weights, and the thread that talks to them. They end
-    when this object is collected."""
+    """The processes of vLLM for one set of weights, and the thread that calls them.
+
+    They end when this object is garbage-collected.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -72,14 +75,14 @@ class Core:
         before = set(active_children())
         try:
             self.llm = self.submit(_start(settings)).result(timeout=_START_S)
-        except Exception as err:  # vLLM's own, of any kind: its processes are gone then
+        except Exception as err:  # vLLM raises any type; its processes have ended then
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise ServingError(
                 f"{settings.folder}: vLLM does not start: {type(err).__name__}: "
                 f"{str(err).splitlines()[0][:300]}"
             ) from err
-        watching = guard([child.pid for child in set(active_children()) - before if child.pid])
-        weakref.finalize(self, _end, self.llm, self._loop, watching).atexit = False
+        guard_process = guard([child.pid for child in set(active_children()) - before if child.pid])
+        weakref.finalize(self, _end, self.llm, self._loop, guard_process).atexit = False
 
     @property
     def is_dead(self) -> bool:
@@ -91,32 +94,32 @@ class Core:
     def next_number(self) -> int:
         return next(self._numbers)
 
-    def put(self, name: str, adapter: Path) -> Any:
-        """An adapter's request, once its weights are there; a name may come again with others."""
+    def add_adapter(self, name: str, adapter: Path) -> Any:
+        """Load an adapter, and return its request. A name may be used again for other weights."""
         from vllm.lora.request import LoRARequest
 
         number = self.next_number()
         request = LoRARequest(f"{name}-{number}", number, str(adapter))
         try:
-            added = self.submit(self.llm.add_lora(request)).result(timeout=_SCORE_S)
+            has_room = self.submit(self.llm.add_lora(request)).result(timeout=_SCORE_S)
         except Exception as err:
             raise ArtifactError(
-                f"{adapter}: vLLM does not load this adapter: {str(err).splitlines()[0][:300]}"
+                f"{adapter}: vLLM cannot load this adapter: {str(err).splitlines()[0][:300]}"
             ) from err
-        if not added:
+        if not has_room:
             raise ArtifactError(f"{adapter}: vLLM has no room for this adapter")
         return request
 
 
 class VllmEngine:
-    """One release on a core: its adapter, or without one the core's own weights."""
+    """One release on a core: its adapter, or the core's own weights without one."""
 
     def __init__(
         self, core: Core, tokenizer: Any, name: str = "", adapter: Path | None = None
     ) -> None:
         self.core, self.tokenizer = core, tokenizer
-        self._adapter = core.put(name, adapter) if adapter else None
-        self._ends = end_tokens(tokenizer, configured_ends(core.settings.folder))
+        self._adapter = core.add_adapter(name, adapter) if adapter else None
+        self._ends = end_tokens(tokenizer, config_end_tokens(core.settings.folder))
         if self._adapter:
             weakref.finalize(self, _drop, core, self._adapter.lora_int_id).atexit = False
 
@@ -129,8 +132,8 @@ class VllmEngine:
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float32]:
-        """Every continuation behind every prompt is read whole: right for a probe, wasteful for
-        many labels."""
+        """Score every continuation with its whole prompt: good for a probe, slow for many
+        labels."""
         check_continuations(prompts, continuations)
 
         async def every() -> list[float]:
@@ -161,7 +164,10 @@ class VllmEngine:
     async def stream(
         self, prompt: Sequence[int], sampling: Sampling
     ) -> AsyncGenerator[Chunk, None]:
-        """In the core's loop (`core.submit`). Closed or cancelled, its row is free."""
+        """Stream the chunks of one prompt; run it in the core's loop, by `core.submit`.
+
+        Closing or cancelling it frees its row.
+        """
         text = GeneratedText(self.tokenizer, sampling, self._ends)
         async with aclosing(self._request(prompt, self._params(sampling))) as outputs:
             async for output in outputs:
@@ -172,19 +178,21 @@ class VllmEngine:
                     yield chunk
                     if chunk.finish:
                         return
-        raise ServingError("vLLM ended a text without saying why")
+        raise ServingError("vLLM ended a text without a reason; see its log")
 
     def _add_tokens(self, text: GeneratedText, piece: Any, num_top: int | None) -> None:
         for at, token in enumerate(piece.token_ids):
             logprob = None
             if num_top is not None:
-                logprobs = {number: one.logprob for number, one in piece.logprobs[at].items()}
+                logprobs = {number: entry.logprob for number, entry in piece.logprobs[at].items()}
                 top = sorted(logprobs.items(), key=lambda item: -item[1])[:num_top]
                 logprob = token_logprob(self.tokenizer, token, logprobs[token], top)
             text.add(token, logprob)
             if text.finish:
                 return
-        if piece.finish_reason == "length":  # of the window, where the request allows more tokens
+        if (
+            piece.finish_reason == "length"
+        ):  # the end of the window, before the limit of the request
             text.cut()
 
     def _params(self, sampling: Sampling) -> Any:
@@ -216,7 +224,7 @@ class VllmEngine:
                             for of_token, token in zip(logprobs, continuation, strict=True)
                         )
                     )
-        raise ServingError("vLLM gave no log-probabilities of a prompt")
+        raise ServingError("vLLM returned no log-probabilities of a prompt")
 
     def _request(self, prompt: Sequence[int], params: Any) -> Any:
         from vllm.inputs.engine import tokens_input
@@ -240,8 +248,8 @@ async def _start(settings: Settings) -> Any:
             "enable_lora": True,
             "max_lora_rank": settings.rank,
             "max_loras": settings.num_adapters,
-            # Else the output layer is wrapped too: 0.29.0 then multiplies nothing at every token,
-            # and dies of prompt_logprobs in a batch.
+            # Otherwise vLLM wraps the output layer too: 0.29.0 then multiplies nothing at every
+            # token, and crashes at prompt_logprobs in a batch.
             "lora_target_modules": list(settings.targets),
         }
         if not settings.gpus:
@@ -249,17 +257,17 @@ async def _start(settings: Settings) -> Any:
     return AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=str(settings.folder),
-            skip_tokenizer_init=True,  # token ids go in and come out
+            skip_tokenizer_init=True,  # input and output are token ids
             trust_remote_code=False,
-            # else a base's own temperature would be taken where a request says none
+            # otherwise the base model's temperature would be the default of requests
             generation_config="vllm",
             dtype=dtype_name(settings.precision),
             max_model_len=settings.window,
             max_num_seqs=settings.num_rows,
             kv_cache_memory_bytes=settings.cache_bytes,
             tensor_parallel_size=max(1, settings.gpus),
-            # Compiled, a model of 135M took minutes longer to start on two cores, and a promotion
-            # waits for that.
+            # With compilation, a model of 135M took minutes longer to start on two cores, and a
+            # promotion waits for that.
             enforce_eager=not settings.gpus,
             disable_log_stats=True,
             enable_log_requests=False,
@@ -268,17 +276,17 @@ async def _start(settings: Settings) -> Any:
     )
 
 
-def _end(llm: Any, loop: asyncio.AbstractEventLoop, watching: subprocess.Popen[bytes]) -> None:
-    """In a thread of its own: it takes seconds, and whoever let go last may be a loop that answers
-    others."""
+def _end(llm: Any, loop: asyncio.AbstractEventLoop, guard_process: subprocess.Popen[bytes]) -> None:
+    """End vLLM in a new thread: it takes seconds, and the caller may be an event loop that serves
+    other requests."""
 
     def end() -> None:
-        if llm.output_handler is not None:  # else it logs the end as a failure
+        if llm.output_handler is not None:  # otherwise it logs the end as a failure
             loop.call_soon_threadsafe(llm.output_handler.cancel)
         llm.shutdown(timeout=_END_S)
         loop.call_soon_threadsafe(loop.stop)
-        watching.kill()
-        watching.wait()
+        guard_process.kill()
+        guard_process.wait()
 
     threading.Thread(target=end, name="vllm ends", daemon=True).start()
 

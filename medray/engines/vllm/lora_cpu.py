@@ -1,8 +1,8 @@
-"""Adapters on vLLM's CPU: one product for all tokens of an adapter.
+"""Replaces vLLM's LoRA on CPUs by one product for all tokens of an adapter.
 
-vLLM 0.29.0 copies the whole weights of its adapter for every single token, which is most of a step,
-and takes for a token without an adapter those in the last place, whatever is there. vLLM imports
-this in each of its workers, by `worker_extension_cls`."""
+vLLM 0.29.0 copies the weights of the adapter for every single token, which is most of a step. For a
+token without an adapter it uses the weights in the last slot, whichever they are. vLLM imports this
+file in each of its workers, by `worker_extension_cls`."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ Places = slice | Tensor
 
 
 class Extension:
-    """What vLLM adds to its worker: nothing, the import is what counts."""
+    """The empty extension of vLLM's worker: importing this file is enough."""
 
 
 def groups(places: Tensor) -> list[tuple[int, Places]]:
-    """Where each adapter's weights lie, and its tokens; those without an adapter (-1) are in
-    none."""
-    found = places.unique().tolist()
-    if len(found) == 1:
-        return [] if found[0] < 0 else [(found[0], slice(None))]
-    return [(place, (places == place).nonzero()[:, 0]) for place in found if place >= 0]
+    """Return the slot of each adapter with its tokens. Tokens without an adapter (-1) are left
+    out."""
+    slots = places.unique().tolist()
+    if len(slots) == 1:
+        return [] if slots[0] < 0 else [(slots[0], slice(None))]
+    return [(place, (places == place).nonzero()[:, 0]) for place in slots if place >= 0]
 
 
 def update(self: Any, *args: Any, **options: Any) -> None:
@@ -33,17 +33,17 @@ def update(self: Any, *args: Any, **options: Any) -> None:
 
 def shrink(self: Any, y: Tensor, x: Tensor, weights: Tensor, scale: float) -> None:
     for place, tokens in self.groups:
-        made = x[tokens] @ _matrix(weights, place).T
-        y[tokens, : made.shape[1]] = scale * made.to(y.dtype)
+        product = x[tokens] @ _matrix(weights, place).T
+        y[tokens, : product.shape[1]] = scale * product.to(y.dtype)
 
 
 def expand(
     self: Any, y: Tensor, x: Tensor, weights: Tensor, start: int, size: int, add_inputs: bool = True
 ) -> None:
     for place, tokens in self.groups:
-        made = x[tokens].to(y.dtype) @ _matrix(weights, place).to(y.dtype).T
+        product = x[tokens].to(y.dtype) @ _matrix(weights, place).to(y.dtype).T
         y[tokens, start : start + size] = (
-            made + y[tokens, start : start + size] if add_inputs else made
+            product + y[tokens, start : start + size] if add_inputs else product
         )
 
 

@@ -1,5 +1,6 @@
-"""What an engine in processes of its own is started with, and how they end with this one. Knows no
-engine by its code."""
+"""The settings and the environment of vLLM's processes, and a guard that ends them with this one.
+
+Nothing here imports vLLM."""
 
 import importlib.util
 import math
@@ -13,10 +14,22 @@ from medray.config.study import Precision
 from medray.models.architecture import load_config
 from medray.models.precision import DTYPES
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
-HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of its attention on CPUs
-_BLOCK = 128  # tokens of a piece of vLLM's cache on CPUs
-_SPARE_BLOCKS = 2  # of which vLLM itself keeps one
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # which vLLM supports
+HEAD_SIZES = (
+    32,
+    64,
+    80,
+    96,
+    112,
+    128,
+    160,
+    192,
+    224,
+    256,
+    512,
+)  # which vLLM's attention on CPUs supports
+_BLOCK = 128  # tokens per block of vLLM's cache on CPUs
+_SPARE_BLOCKS = 2  # vLLM itself uses one of them
 
 
 def is_installed() -> bool:
@@ -24,7 +37,7 @@ def is_installed() -> bool:
 
 
 def window_of(folder: Path) -> int | None:
-    """Places that the model has for tokens."""
+    """Return the number of positions of a model, where its config has it."""
     return getattr(load_config(folder, str(folder)), "max_position_embeddings", None)
 
 
@@ -37,24 +50,24 @@ def head_size(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    folder: Path  # the base, or the merged model, in the Hub's layout
+    folder: Path  # the base model or the merged model, in the Hub's layout
     precision: Precision
-    window: int  # tokens of a prompt with its answer
-    cache_tokens: int  # whose keys and values are kept
-    num_rows: int  # that are generated together
+    window: int  # tokens of a prompt and its answer
+    cache_tokens: int  # capacity of the cache of keys and values
+    num_rows: int  # generated together
     threads: int = 1
-    gpus: int = 0  # that share every layer
-    rank: int = 0  # of the largest adapter; 0: none is put on it
-    num_adapters: int = 0  # at a time
-    targets: tuple[str, ...] = ()  # names of the layers that adapters are put on
+    gpus: int = 0  # which share every layer
+    rank: int = 0  # of the largest adapter; 0 without adapters
+    num_adapters: int = 0  # loaded together
+    targets: tuple[str, ...] = ()  # names of the layers with adapters
 
     @property
     def cache_bytes(self) -> int:
-        """Of one GPU, or of the process."""
+        """Return the bytes of the cache per GPU, or of the process on a CPU."""
         config = load_config(self.folder, str(self.folder))
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         blocks = math.ceil(max(self.cache_tokens, self.window) / _BLOCK) + _SPARE_BLOCKS
-        whole = (
+        num_bytes = (
             blocks
             * _BLOCK
             * config.num_hidden_layers
@@ -63,25 +76,25 @@ class Settings:
             * head_size(self.folder)
             * DTYPES[self.precision].itemsize
         )
-        return math.ceil(whole / max(1, self.gpus))
+        return math.ceil(num_bytes / max(1, self.gpus))
 
 
 def set_environment(settings: Settings) -> None:
-    """vLLM reads most of its settings here only, some of them at import."""
+    """Set the environment variables that vLLM reads, some of them at import."""
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not settings.gpus:
         cores = sorted(os.sched_getaffinity(0))
-        # Left to itself it keeps a core free, which is half of two. Where others compute beside it,
-        # binding would put all on the same.
+        # By default vLLM leaves a core free, which is half of two. Beside other processes, binding
+        # would put all of them on the same cores.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = (
             ",".join(map(str, cores)) if settings.threads >= len(cores) else "nobind"
         )
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
 
 
-def configured_ends(folder: Path) -> int | list[int] | None:
-    """The end tokens of a model, as transformers reads them from the same folder."""
+def config_end_tokens(folder: Path) -> int | list[int] | None:
+    """Return the end tokens of a model, as transformers reads them from its folder."""
     from transformers import GenerationConfig
 
     try:
@@ -94,14 +107,15 @@ def configured_ends(folder: Path) -> int | list[int] | None:
 
 
 def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Ends these processes and those below them when this one is killed, as Serve does and the
-    system may: they would wait for ever for more to do."""
-    began = {
-        pid: _start_of(pid) for pid in [*pids, *_below(pids)]
-    }  # a number may be used again, a number and a start not
+    """Start a process that kills these processes and their children when this one is killed.
+
+    Serve and the system may kill this one; the others would wait forever.
+    """
+    # a process id may be used again, but not with the same start
+    start_times = {pid: _start_of(pid) for pid in [*pids, *_children(pids)]}
     ends = [
         f'case "$(cat /proc/{pid}/stat)" in *" {start} "*) kill -9 {pid};; esac'
-        for pid, start in began.items()
+        for pid, start in start_times.items()
     ]
     script = "; ".join(["exec 2>/dev/null", "read line", *ends])
     return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
@@ -111,10 +125,10 @@ def _start_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
 
 
-def _below(pids: Sequence[int]) -> list[int]:
-    found: list[int] = []
+def _children(pids: Sequence[int]) -> list[int]:
+    descendants: list[int] = []
     for pid in pids:
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
             children = [int(child) for child in path.read_text().split()]
-            found += [*children, *_below(children)]
-    return found
+            descendants += [*children, *_children(children)]
+    return descendants

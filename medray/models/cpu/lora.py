@@ -1,5 +1,5 @@
-"""LoRA's layers on a CPU, with fewer passes over the numbers: PEFT's cast them to and fro, and
-PyTorch's dropout draws a double for each."""
+"""Faster LoRA layers for a CPU: PEFT's layers cast their inputs several times, and PyTorch's
+dropout draws a double per number."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from torch.nn import Dropout, Identity, Module
 
 from medray.models.libraries import LoraLayer, LoraLinear
 
-_STEPS = 1 << 16  # a quarter of a drawn number decides over each
+_STEPS = 1 << 16  # values of 16 bits; a random number of 64 bits decides about four inputs
 
 
-def quicken(adapted: Module) -> None:
-    """In place: every adapter. On other devices, and where an adapter is not a plain one, all is as
-    PEFT has it."""
-    for layer in [module for module in adapted.modules() if isinstance(module, LoraLayer)]:
+def quicken(network: Module) -> None:
+    """Replace every adapter's layers in place. Other devices and special adapters keep PEFT's
+    computation."""
+    for layer in [module for module in network.modules() if isinstance(module, LoraLayer)]:
         if type(layer) is LoraLinear:
             layer.__class__ = QuickLinear
         for name, dropout in list(layer.lora_dropout.items()):
@@ -23,16 +23,16 @@ def quicken(adapted: Module) -> None:
                 layer.lora_dropout[name] = QuickDropout(dropout.p)
 
 
-def kept(like: Tensor, share: float) -> Tensor:
-    """0 for the share that is left out, and 1 for the others."""
-    drawn = (
+def dropout_mask(like: Tensor, share: float) -> Tensor:
+    """Return a mask with 0 for a share of the numbers, and 1 for the others."""
+    numbers = (
         torch.empty(-(-like.numel() // 4), dtype=torch.int64)
         .random_(-(1 << 63), None)
         .view(torch.int16)
     )
-    drawn = drawn[: like.numel()].view(like.shape)
+    numbers = numbers[: like.numel()].view(like.shape)
     return torch.ge(
-        drawn, round(share * _STEPS) - _STEPS // 2, out=torch.empty(like.shape, dtype=like.dtype)
+        numbers, round(share * _STEPS) - _STEPS // 2, out=torch.empty(like.shape, dtype=like.dtype)
     )  # a bool is slow to cast
 
 
@@ -40,11 +40,11 @@ class QuickDropout(Dropout):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.training or not self.p or inputs.device.type != "cpu":
             return super().forward(inputs)
-        return inputs * kept(inputs, self.p).mul_(1 / (1 - self.p))
+        return inputs * dropout_mask(inputs, self.p).mul_(1 / (1 - self.p))
 
 
 class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
-    """One cast for the layer and its adapter, which one product scales and adds."""
+    """Casts once for layer and adapter, and scales and adds in one product."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs or not self._is_plain(x):
@@ -54,7 +54,7 @@ class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
         (name,) = self.active_adapters
         dropout = self.lora_dropout[name]
         share = dropout.p if self.training and isinstance(dropout, Dropout) else 0.0
-        found: Tensor = _Adapted.apply(
+        outputs: Tensor = _LoraProduct.apply(
             x,
             self.base_layer(x),
             self.lora_A[name].weight,
@@ -62,7 +62,7 @@ class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
             float(self.scaling[name]),
             share,
         )
-        return found
+        return outputs
 
     def _is_plain(self, x: Tensor) -> bool:
         if (
@@ -73,9 +73,8 @@ class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
             return False
         name = self.active_adapters[0]
         down, up = self.lora_A[name], self.lora_B[name]
-        is_whole = not hasattr(
-            down.weight, "ds_id"
-        )  # ZeRO-3 brings a weight together when its module is called
+        # ZeRO-3 gathers a weight only when its module is called
+        is_whole = not hasattr(down.weight, "ds_id")
         is_one_type = (
             torch.is_autocast_enabled("cpu")
             or x.dtype == down.weight.dtype == self.base_layer.weight.dtype
@@ -86,8 +85,8 @@ class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
         return is_whole and is_one_type and is_vanilla and down.bias is None and up.bias is None
 
 
-class _Adapted(torch.autograd.Function):
-    """result + up(down(dropout(x))) * scaling."""
+class _LoraProduct(torch.autograd.Function):
+    """Computes result + up(down(dropout(x))) * scaling."""
 
     @staticmethod
     def forward(
@@ -95,7 +94,7 @@ class _Adapted(torch.autograd.Function):
     ) -> Tensor:
         rows, keeps = x.reshape(-1, x.shape[-1]), None
         if share:
-            keeps = kept(rows, share)
+            keeps = dropout_mask(rows, share)
             rows, scaling = rows * keeps, scaling / (1 - share)
         inner = rows @ down.to(rows.dtype).t()
         ctx.save_for_backward(rows, keeps, inner, down, up)

@@ -1,8 +1,7 @@
-"""DeepSpeed's ZeRO: optimizer states, gradients and weights in shards, one on each worker. The only
-file that imports deepspeed.
+"""DeepSpeed's ZeRO: optimizer states, gradients and weights in shards, one per worker.
 
-What it is told follows from the train section: batches, clipping and the schedule are the loop's,
-as with any strategy."""
+The only file that imports deepspeed. Its settings follow from the train section; batches and the
+schedule belong to the loop, as with any strategy."""
 
 import importlib.util
 import logging
@@ -25,22 +24,22 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check(config: TrialConfig) -> list[str]:
-    train, found = config.train, []
+    train, errors = config.train, []
     if train.zero_stage is None:
-        found.append(
-            "train.zero_stage None and train.strategy deepspeed: give the stage, 0, 1, 2 or 3"
+        errors.append(
+            "train.zero_stage None and train.strategy deepspeed: set the stage to 0, 1, 2 or 3"
         )
     if train.offload_optimizer and not train.zero_stage:
-        found.append(
+        errors.append(
             f"train.offload_optimizer True and train.zero_stage {train.zero_stage}: only stages 1 "
             "to 3 have shards to offload"
         )
     if train.zero_stage == 3 and config.model.precision == "auto":
-        found.append(
-            "model.precision auto and train.zero_stage 3: what is sharded is not timed on one "
+        errors.append(
+            "model.precision auto and train.zero_stage 3: a model in shards cannot be timed on one "
             "worker; set bf16 or fp32"
         )
-    return found
+    return errors
 
 
 def lacking() -> list[str]:
@@ -60,36 +59,36 @@ class Strategy:
         self.engine: Any = None
         self.scaler: torch.amp.GradScaler | None = None
 
-    def start(self, model: Any, stored: dict[str, Any] | None) -> Any:
-        if stored:
-            self.slot.restore(stored["slot"])  # before the engine copies values into its shards
+    def start(self, model: Any, state: dict[str, Any] | None) -> Any:
+        if state:
+            self.slot.restore(state["slot"])  # before the engine copies values into its shards
         deepspeed = _import(self.device)
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.slot.optimizer, config=self.settings()
         )
-        self._start_scaler(stored["scaler"] if stored else {})
-        self._open_moments(stored["slot"]["parameters"] if stored else {})
+        self._start_scaler(state["scaler"] if state else {})
+        self._restore_moments(state["slot"]["parameters"] if state else {})
         return self.engine
 
     def settings(self) -> dict[str, Any]:
-        """DeepSpeed's own configuration of this trial."""
+        """Return DeepSpeed's configuration for this trial."""
         train = self.train
         zero: dict[str, Any] = {"stage": train.zero_stage}
         if train.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device == "cuda"}
         settings: dict[str, Any] = {
-            # a count that DeepSpeed only reports; plan() says what is in a micro-batch
+            # DeepSpeed only reports this number; plan() cuts the micro-batches
             "train_micro_batch_size_per_gpu": 1,
-            # how many micro-batches a step has differs; `last` says which one ends it
+            # the number of micro-batches per step varies; `last` ends a step
             "gradient_accumulation_steps": 1,
             "gradient_clipping": train.max_grad_norm or 0.0,
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own has to be compiled
+            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own optimizer must be compiled
         }
         if self.precision != "fp32":
-            # The engine switches the loop's autocast off unless it has its own. No module is named,
-            # so that gradients travel in fp32.
+            # The engine switches the loop's autocast off unless it has its own. The empty list of
+            # modules keeps gradients in fp32 between workers.
             settings["torch_autocast"] = {
                 "enabled": True,
                 "dtype": dtype_name(self.precision),
@@ -99,26 +98,26 @@ class Strategy:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
-        # The engine averages over workers; ours are parts of a sum.
+        # The engine averages over workers, while these losses are parts of a sum.
         self.engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
     def reduce(self, numbers: Sequence[float]) -> list[float]:
-        return distributed.summed([], numbers, self.device)
+        return distributed.add_up([], numbers, self.device)
 
-    def _start_scaler(self, stored: dict[str, Any]) -> None:
-        """Scale the loss for fp16 as torch's GradScaler does, whose state it stores.
+    def _start_scaler(self, state: dict[str, Any]) -> None:
+        """Scale the loss for fp16 with torch's GradScaler, whose state is stored.
 
-        DeepSpeed's own of stages 1 to 3 clips before it takes the scale out, and each worker looks
-        at its shard alone (0.19). An engine gets it also where an earlier one of this process had
-        fp16."""
+        In stages 1 to 3, DeepSpeed's own scaler clips before it removes the scale, and each worker
+        checks its own shard only (0.19). An engine has that scaler even without fp16 where an
+        earlier engine of this process used fp16."""
         if self.train.zero_stage:
             self.engine.optimizer.torch_autocast_gradscaler = None
         if self.precision != "fp16":
             return
         self.scaler = torch.amp.GradScaler(self.device)
-        if stored:
-            self.scaler.load_state_dict(stored)
-        self.scaler.scale(torch.zeros(1, device=self.device))  # makes its tensors
+        if state:
+            self.scaler.load_state_dict(state)
+        self.scaler.scale(torch.zeros(1, device=self.device))  # creates its tensors
         if self.train.zero_stage:
             self.engine.optimizer.override_loss_scale(self.scaler.get_scale())
         else:
@@ -129,7 +128,7 @@ class Strategy:
         if self.scaler and self.train.zero_stage:
             has_overflow = torch.tensor(
                 float(self.engine.optimizer.overflow), device=self.device
-            )  # then it took no step, on any worker
+            )  # an overflow skips the step on all workers
             torch._amp_update_scale_(
                 *self.scaler._check_scale_growth_tracker("step"),
                 has_overflow,
@@ -141,7 +140,7 @@ class Strategy:
         self.slot.schedule.step()
 
     def abandon(self) -> None:
-        """Before `start` the parameters are plain ones; afterwards no step is repeated."""
+        """Clear plain gradients, before `start`; afterwards no step is repeated."""
         self.slot.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
@@ -158,7 +157,7 @@ class Strategy:
     def _parameters(self) -> Tensors:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        found: Tensors = {}
+        parameters: Tensors = {}
         (steps,) = {float(state["step"]) for state in self.slot.optimizer.state.values()}
         for name, parameter in self.slot.parameters.items():
             if self.train.zero_stage:
@@ -167,23 +166,25 @@ class Strategy:
             else:
                 state = self.slot.optimizer.state[parameter]
                 tensors = {VALUE: parameter.detach(), **{key: state[key] for key in _MOMENTS}}
-            found[name] = {key: tensor.cpu() for key, tensor in tensors.items()} | {
+            parameters[name] = {key: tensor.cpu() for key, tensor in tensors.items()} | {
                 "step": torch.tensor(steps)
             }
-        return found
+        return parameters
 
-    def _open_moments(self, parameters: Tensors) -> None:
-        """Zeros, or what was stored. DeepSpeed makes them in the first step and then finds those of
-        the first parameter group only (0.19)."""
+    def _restore_moments(self, parameters: Tensors) -> None:
+        """Set the optimizer's moments to the stored values, or to zeros.
+
+        DeepSpeed creates them in the first step, and then finds those of the first parameter group
+        only (0.19)."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         steps = max(
             (float(tensors.get("step", 0.0)) for tensors in parameters.values()), default=0.0
         )
-        for held in self._held():
-            self.slot.optimizer.state[held] = {
+        for tensor in self._optimizer_tensors():
+            self.slot.optimizer.state[tensor] = {
                 "step": torch.tensor(steps),
-                **{key: torch.zeros_like(held) for key in _MOMENTS},
+                **{key: torch.zeros_like(tensor) for key in _MOMENTS},
             }
         if self.train.zero_stage in (1, 2):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -195,9 +196,9 @@ class Strategy:
                 else:
                     self.slot.optimizer.state[parameter][key].copy_(tensors[key])
 
-    def _held(self) -> list[Tensor]:
-        """What the optimizer updates on this worker: flat shards, or without ZeRO the parameters
-        themselves."""
+    def _optimizer_tensors(self) -> list[Tensor]:
+        """Return the tensors that the optimizer updates on this worker: flat shards, or without
+        ZeRO the parameters."""
         if self.train.zero_stage in (1, 2):
             return list(self.engine.optimizer.single_partition_of_fp32_groups)
         return (
@@ -208,20 +209,18 @@ class Strategy:
 
 
 def _import(device: str) -> Any:
-    """deepspeed, ready for this device, with a process group of this process alone where there is
+    """Import deepspeed for a device, and start a process group of this process alone where there is
     none."""
     if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # else it is guessed, with a warning
-    os.environ.setdefault(
-        "LOCAL_RANK", "0"
-    )  # Ray Train and torchrun set it; a process of its own has none, and DeepSpeed asks for one
+        os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise DeepSpeed guesses it, with a warning
+    # Ray Train and torchrun set it; a single process has none, and DeepSpeed requires one
+    os.environ.setdefault("LOCAL_RANK", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 
     if device == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
-            False  # it would be compiled; gloo does its work
-        )
+        # it would be compiled; gloo does its work
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         dist.init_process_group(
             "gloo" if device == "cpu" else "nccl", store=HashStore(), rank=0, world_size=1

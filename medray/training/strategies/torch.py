@@ -1,4 +1,4 @@
-"""Plain PyTorch, on one worker or several, whose gradients are added up once a step."""
+"""Plain PyTorch on one or several workers, whose gradients are added up once per step."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,8 +18,7 @@ def check(config: TrialConfig) -> list[str]:
         return []
     return [
         f"train.zero_stage {train.zero_stage}, train.offload_optimizer {train.offload_optimizer} "
-        "and train.strategy torch: "
-        "sharding needs train.strategy deepspeed"
+        "and train.strategy torch: sharding needs train.strategy deepspeed"
     ]
 
 
@@ -38,11 +37,11 @@ class Strategy:
         self.max_grad_norm = train.max_grad_norm
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
 
-    def start(self, model: Any, stored: dict[str, Any] | None) -> Any:
-        if stored:
-            self.slot.restore(stored["slot"])
-            _restore_moments(self.slot, stored["slot"]["parameters"])
-            self.scaler.load_state_dict(stored["scaler"])
+    def start(self, model: Any, state: dict[str, Any] | None) -> Any:
+        if state:
+            self.slot.restore(state["slot"])
+            _restore_moments(self.slot, state["slot"]["parameters"])
+            self.scaler.load_state_dict(state["scaler"])
         return model
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -54,7 +53,7 @@ class Strategy:
             for parameter in self.slot.parameters.values()
             if parameter.grad is not None
         ]
-        return distributed.summed(gradients, numbers, self.device)
+        return distributed.add_up(gradients, numbers, self.device)
 
     def step(self) -> None:
         slot = self.slot

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medray.config.study import LoraConfig, ModelOptions
 from medray.models import sources
 from medray.models.build import build, save
-from medray.models.cpu.lora import QuickDropout, QuickLinear, kept, quicken
+from medray.models.cpu.lora import QuickDropout, QuickLinear, dropout_mask, quicken
 from medray.types import Head
 
 
@@ -58,18 +58,18 @@ def test_nothing_is_left_out_when_nothing_is_trained() -> None:
 
 def test_every_adapter_has_it_fresh_and_read_back(tmp_path: Path) -> None:
     base, head = sources.resolve(str(tiny.base(tmp_path))), Head(("a", "b"))
-    built = build(base, head, ModelOptions(), LoraConfig(dropout=0.1), seed=1)
-    save(built, tmp_path / "saved")
+    model = build(base, head, ModelOptions(), LoraConfig(dropout=0.1), seed=1)
+    save(model, tmp_path / "saved")
     again = build(base, head, ModelOptions(), None, adapter_dir=tmp_path / "saved")
-    for model in (built.model, again.model):
-        found = [
+    for network in (model.network, again.network):
+        dropouts = [
             layer.lora_dropout["default"]
-            for layer in model.modules()
+            for layer in network.modules()
             if isinstance(layer, LoraLayer)
         ]
-        assert found
-        assert all(isinstance(dropout, QuickDropout) and dropout.p == 0.1 for dropout in found)
-        layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+        assert dropouts
+        assert all(isinstance(dropout, QuickDropout) and dropout.p == 0.1 for dropout in dropouts)
+        layers = [layer for layer in network.modules() if isinstance(layer, Linear)]
         assert layers
         assert all(type(layer) is QuickLinear for layer in layers)
 
@@ -128,7 +128,7 @@ def test_what_is_left_out_is_left_out_of_the_adapter_alone_and_of_its_gradients(
     theirs, ours = adapted(0.5)
     inputs = torch.randn(15, 24, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
-    mask = kept(inputs, 0.5) * 2
+    mask = dropout_mask(inputs, 0.5) * 2
     theirs.lora_dropout["default"] = Times(mask)  # type: ignore[operator, union-attr]
     torch.manual_seed(2)
     for expected, found in zip(through(theirs, inputs), through(ours, inputs), strict=True):
