@@ -102,7 +102,7 @@ MUTATIONS = (
     ),
     Mutation(
         "test rows are used in the search",
-        "medray/training/prepared.py",
+        "medray/training/material.py",
         "store_validation(dataset.validation, cache_dir)",
         "store_validation([*dataset.validation, *dataset._test], cache_dir)",
         "tests/study/test_study.py -k opens",

@@ -12,7 +12,7 @@ from medray.data import dataset
 from medray.evaluation import baselines
 from medray.registry import loading
 from medray.tasks.base import protocol as tasks
-from medray.training.prepared import gather
+from medray.training.material import gather
 from medray.training.trial import Trial
 
 LABELS = ("cancer", "no_cancer")

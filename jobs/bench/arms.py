@@ -25,7 +25,7 @@ from medray.models.build import BuiltModel, build
 from medray.models.cpu.lora import QuickLinear
 from medray.registry.loading import load
 from medray.tasks.base import protocol as tasks
-from medray.training.prepared import Material, gather
+from medray.training.material import Material, gather
 from medray.training.trial import Trial
 
 LENGTH = 512  # of a row in the tutorial way

@@ -106,7 +106,7 @@ def publish(args: argparse.Namespace, folder: Path) -> None:
     from medray.data import dataset as datasets
     from medray.registry.registry import Registry
     from medray.tasks.base import protocol as tasks
-    from medray.training.prepared import gather
+    from medray.training.material import gather
     from medray.training.trial import Trial
 
     registry = Registry(str(folder / "runs"))

@@ -103,7 +103,7 @@ def one(name: str) -> dict[str, float]:
     from medray.study.estimate import footprint
     from medray.tasks.base import protocol as tasks
     from medray.tasks.base.language_model import LanguageModelLoss
-    from medray.training.prepared import gather
+    from medray.training.material import gather
     from medray.training.trial import Trial
 
     kind, sizes, task, token_budget, settings = SHAPES[name]

@@ -28,7 +28,7 @@ from medray.study import study as studies
 from medray.study.progress import Progress
 from medray.study.run import Run
 from medray.tasks.base import protocol as tasks
-from medray.training.prepared import Material, gather
+from medray.training.material import Material, gather
 from medray.training.trial import Trial
 
 METRIC = "f1_binary"

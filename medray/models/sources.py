@@ -43,9 +43,9 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
     elif _is_path(source):
         path, revision = _from_folder(source, revision), None
     else:
-        from medray.models import hub
+        from medray.models import download
 
-        path = hub.snapshot(source, revision, lambda folder: bool(weight_files(folder)))
+        path = download.snapshot(source, revision, lambda folder: bool(weight_files(folder)))
         revision = path.name
     weights = weight_files(path)
     if not weights:
@@ -68,9 +68,9 @@ def config_dir(source: str, revision: str | None = None, cache_dir: Path | None 
         )[0]
     if _is_path(source):
         return _from_folder(source, revision)
-    from medray.models import hub
+    from medray.models import download
 
-    return hub.config(source, revision).parent
+    return download.config(source, revision).parent
 
 
 def weight_files(folder: Path) -> list[Path]:

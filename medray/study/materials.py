@@ -13,7 +13,7 @@ from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.storage import files
 from medray.tasks.base import protocol as tasks
-from medray.training.prepared import audit_tokens, gather
+from medray.training.material import audit_tokens, gather
 
 
 class Materials:

@@ -25,8 +25,8 @@ from medray.storage.checkpoint import PrecisionRecord
 from medray.tasks.base.protocol import Calibrated
 from medray.training import distributed, trial_folder
 from medray.training.loop import Loop
+from medray.training.material import Material
 from medray.training.plan import typical_batch
-from medray.training.prepared import Material
 from medray.training.slot import Slot, Stopper, open_slot
 from medray.training.status import StatusFile
 from medray.training.stop import StopFiles

@@ -20,7 +20,7 @@ from medray.storage import checkpoint, files
 from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, Probe, TaskRecord
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import Task
-from medray.training.prepared import Material
+from medray.training.material import Material
 from medray.types import Prediction
 
 _STATE, _PRECISION = "state.pt", "precision.json"

@@ -14,7 +14,7 @@ from medray.records import Evaluation
 from medray.training import distributed
 from medray.training.assignment import Assignment, TrialReport, failure
 from medray.training.loop import TrialInterrupt
-from medray.training.prepared import open_material
+from medray.training.material import open_material
 from medray.training.trial import Trial
 
 log = logging.getLogger(__name__)

@@ -588,7 +588,7 @@ def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
                     return
 
         threading.Thread(target=accept, daemon=True).start()
-        script = "from medray.models import hub\nprint(hub.is_reached())"
+        script = "from medray.models import download\nprint(download.is_reached())"
         env = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(tmp_path),

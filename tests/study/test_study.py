@@ -18,7 +18,7 @@ from medray.study.run import Run
 from medray.study.study import Outcome
 from medray.tasks.base import protocol as tasks
 from medray.training import stop
-from medray.training.prepared import gather, open_material
+from medray.training.material import gather, open_material
 
 RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
 

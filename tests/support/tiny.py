@@ -369,7 +369,7 @@ def trial(study_config, folder: Path, **reports):  # type: ignore[no-untyped-def
     """The study's first trial, ready to run."""
     from medray.data import dataset
     from medray.tasks.base import protocol as tasks
-    from medray.training.prepared import gather
+    from medray.training.material import gather
     from medray.training.trial import Trial
 
     config = study_config.trial(study_config.base_models[0])

@@ -18,7 +18,7 @@ from medray.registry.predictions import read_predictions
 from medray.tasks.instruct import task as instruct
 from medray.tasks.instruct.safety import REFUSAL
 from medray.training.loop import MicroBatch
-from medray.training.prepared import audit_tokens
+from medray.training.material import audit_tokens
 from medray.training.trial import Trial
 from medray.training.trial_folder import TrialResult
 from medray.types import Example, Message, Prediction

@@ -14,8 +14,8 @@ from medray.data.examples import Examples
 from medray.data.meter import Meter
 from medray.data.prepared import Prepared
 from medray.tasks.base import protocol as tasks
-from medray.training import prepared as material
-from medray.training.prepared import Material, gather, open_material
+from medray.training import material
+from medray.training.material import Material, gather, open_material
 from medray.types import Example, Mention
 
 

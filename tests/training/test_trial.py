@@ -18,7 +18,7 @@ from medray.storage import checkpoint, files
 from medray.tasks.base import protocol as tasks
 from medray.training import status
 from medray.training.loop import Loop
-from medray.training.prepared import gather
+from medray.training.material import gather
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

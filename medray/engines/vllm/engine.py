@@ -30,7 +30,7 @@ from medray.engines.base import (
     token_logprob,
     tokenize,
 )
-from medray.engines.vllm.process import (
+from medray.engines.vllm.settings import (
     HEAD_SIZES,
     RANKS,
     Settings,
