@@ -34,8 +34,8 @@ def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One Ray for the whole run; it counts more CPUs than there may be."""
-    with start_cluster("single", num_cpus=4) as started:
-        yield started
+    with start_cluster("single", num_cpus=4) as running:
+        yield running
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -58,7 +58,7 @@ def participles(path: Path, tree: ast.Module) -> Iterator[Bound]:
     arguments, functions, classes and imports."""
     if is_participle(path.stem):
         yield Bound(path, 1, path.stem)
-    keys = KEYS.get(path.relative_to(ROOT).as_posix(), ())
+    keys = KEYS.get(path.relative_to(ROOT).as_posix(), ()) if path.is_relative_to(ROOT) else ()
     for node in ast.walk(tree):
         for name in _bound(node):
             if is_participle(name) and not name.startswith("test_") and name not in keys:

@@ -12,27 +12,27 @@ def test_an_answer_is_read_as_the_service_wrote_it() -> None:
     references = {card.path: reference for reference, card in fake_service.CARDS.items()}
     with fake_service.running(fake_service.api(fake_service.Service(*fake_service.CARDS))) as url:
         client = Client(url)
-        classified = client.classify(["a", "b"], model=references["/v1/classify"])
-        chosen = client.choose(["a"], model=references["/v1/choose"])
-        extracted = client.extract(["asthma", "fever"], model=references["/v1/extract"])
+        labels = client.classify(["a", "b"], model=references["/v1/classify"])
+        choices = client.choose(["a"], model=references["/v1/choose"])
+        mentions = client.extract(["asthma", "fever"], model=references["/v1/extract"])
     label = LabelAnswer(
         label="cancer",
         labels=("cancer",),
         confidence=0.83,
         probabilities={"cancer": 0.83, "no cancer": 0.17},
     )
-    assert classified.predictions == (label, label)
-    (choice,) = chosen.predictions
+    assert labels.predictions == (label, label)
+    (choice,) = choices.predictions
     assert isinstance(choice, ChoiceAnswer)
     assert choice.ranked[0] == choice.label
-    assert chosen.disclaimer
-    expected = tuple(
+    assert choices.disclaimer
+    answers = tuple(
         MentionsAnswer(mentions=fake_service.mentions_in(text)) for text in ("asthma", "fever")
     )
-    assert extracted.predictions == expected
+    assert mentions.predictions == answers
     assert all(
         isinstance(mention, MentionAnswer)
-        for answer in extracted.predictions
+        for answer in mentions.predictions
         for mention in answer.mentions
     )
 

@@ -1,9 +1,8 @@
-"""What is written: parts of answers, parts of rows that were set aside, a note for each finished
-piece, and a summary last.
+"""The output of a prediction: parts with predictions, parts with rows set aside, a note per
+finished piece, and at last a summary.
 
-Everything is created once and whole, under a name that follows from the piece. So a piece that is
-done twice, by a retry or by a run that goes on, is there once; and without its note it counts as
-not done."""
+Each file is created once and complete, under a name that follows from its piece. So a piece that
+runs twice, by a retry or a resume, exists once. A piece without a note counts as unfinished."""
 
 import json
 from collections import Counter
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AfterValidator
 
-from medray.batch.rows import Row
+from medray.batch.rows import InputRow
 from medray.config.schema import Section
 from medray.errors import ArtifactError, ConfigError
 from medray.errors.redaction import redact
@@ -26,16 +25,16 @@ from medray.tasks.base.protocol import Task
 from medray.text.csv_text import write_table
 from medray.types import Prediction
 
-Form = Literal["parquet", "jsonl", "csv"]
+OutputFormat = Literal["parquet", "jsonl", "csv"]
 RUN, SUMMARY = "_run.json", "_summary.json"
-_DONE, _ASIDE = "_done", "_set_aside"
+_NOTES, _ASIDE = "_done", "_set_aside"
 _MENTION = pa.struct(
     [("start", pa.int64()), ("end", pa.int64()), ("text", pa.string()), ("kind", pa.string())]
 )
 
 
 class Record(Section):
-    """What a run began with; one that goes on must ask the same."""
+    """The settings of a run. A resumed run must have the same."""
 
     medray: str
     release: str
@@ -48,28 +47,29 @@ class Record(Section):
     most_characters: int
     token_budget: int
     precision: str
-    form: Form
+    form: OutputFormat
     piece_rows: int
     encoding: str = "utf-8"
     delimiter: str | None = None
 
 
 class Summary(Section):
-    """Written last: an output without it is not whole."""
+    """The last file of an output. An output without it is incomplete."""
 
     run: Record
-    precision: str  # that was used
+    precision: str  # of the computation
     rows: int
     answered: int
     set_aside: int
-    reasons: dict[str, int]  # of rows that were set aside
-    made_ids: int  # rows without an id of their own
+    reasons: dict[str, int]  # number of rows set aside by kind of fault
+    made_ids: int  # rows whose id comes from file and position
     parts: int
 
 
 @dataclass(frozen=True)
 class Note:
-    """What is kept of a finished piece: its name says all, so that a listing is enough."""
+    """The counts of a finished piece. Its name has them all, so a listing is enough to read
+    them."""
 
     shard: int
     number: int
@@ -80,7 +80,7 @@ class Note:
     @property
     def name(self) -> str:
         name = _name(self.shard, self.number)
-        return f"{_DONE}/{name}.{self.answered}.{self.set_aside}.{self.made_ids}"
+        return f"{_NOTES}/{name}.{self.answered}.{self.set_aside}.{self.made_ids}"
 
     @classmethod
     def of(cls, name: str) -> "Note":
@@ -89,43 +89,43 @@ class Note:
 
 
 class Output:
-    def __init__(self, store: Store, form: Form) -> None:
+    def __init__(self, store: Store, form: OutputFormat) -> None:
         self.store, self.form = store, form
 
     def begin(self, record: Record, *, resume: bool) -> Record:
-        """Claim the place, or find the record of the run that goes on. Rows of a piece stay as that
-        run cut them."""
+        """Claim the output, or return the record of the run to resume. The size of pieces stays
+        that of the first run."""
         if self.store.names("") and RUN not in self.store.names(""):
             raise ConfigError(
-                f"{self.store.uri}: is there already and is no output of medray; choose another "
+                f"{self.store.uri}: exists already and is not an output of medray; choose another "
                 "--output"
             )
         if self.store.create(RUN, record.model_dump_json(indent=1).encode()):
             return record
         if not resume:
             raise ConfigError(
-                f"{self.store.uri}: is there already and is left alone; choose another --output, "
-                "or go on with it by --resume"
+                f"{self.store.uri}: exists already; choose another --output, or continue it by "
+                "--resume"
             )
-        with self._written(RUN):
-            begun = Record.model_validate_json(self.store.read(RUN))
-        wanted = record.model_dump() | {"piece_rows": begun.piece_rows}
-        for name, value in begun.model_dump().items():
-            if value != wanted[name]:
+        with self._parsing(RUN):
+            first = Record.model_validate_json(self.store.read(RUN))
+        settings = record.model_dump() | {"piece_rows": first.piece_rows}
+        for name, value in first.model_dump().items():
+            if value != settings[name]:
                 raise ConfigError(
-                    f"{self.store.uri}: was begun with {name} {value!r} and cannot go on with "
-                    f"{wanted[name]!r}"
+                    f"{self.store.uri}: was started with {name} {value!r} and cannot continue with "
+                    f"{settings[name]!r}; choose another --output"
                 )
-        return begun
+        return first
 
     def summary(self) -> Summary | None:
         if SUMMARY not in self.store.names(""):
             return None
-        with self._written(SUMMARY):
+        with self._parsing(SUMMARY):
             return Summary.model_validate_json(self.store.read(SUMMARY))
 
     def agree(self, name: str, value: str) -> str:
-        """What the first of all workers, in this run or in one before it, decided."""
+        """Return the value of the first predictor, in this run or an earlier one."""
         return (
             value
             if self.store.create(f"_{name}", value.encode())
@@ -133,14 +133,14 @@ class Output:
         )
 
     def notes(self) -> list[Note]:
-        found = []
-        for name in self.store.names(_DONE):
-            with self._written(f"{_DONE}/{name}"):
-                found.append(Note.of(name))
-        return found
+        notes = []
+        for name in self.store.names(_NOTES):
+            with self._parsing(f"{_NOTES}/{name}"):
+                notes.append(Note.of(name))
+        return notes
 
     def write(
-        self, shard: int, number: int, table: pa.Table, aside: Sequence[Row], made_ids: int
+        self, shard: int, number: int, table: pa.Table, aside: Sequence[InputRow], made_ids: int
     ) -> Note:
         name = _name(shard, number)
         if table.num_rows:
@@ -158,44 +158,43 @@ class Output:
 
     def set_aside(self) -> Iterator[dict[str, str]]:
         for name in self.store.names(_ASIDE):
-            with self._written(f"{_ASIDE}/{name}"):
-                lines = self.store.read(
-                    f"{_ASIDE}/{name}"
-                ).splitlines()  # as bytes: texts break lines in more places
-                found = [json.loads(line) for line in lines]
-            yield from found
+            with self._parsing(f"{_ASIDE}/{name}"):
+                # Split bytes: lines of text end in more places.
+                lines = self.store.read(f"{_ASIDE}/{name}").splitlines()
+                items = [json.loads(line) for line in lines]
+            yield from items
 
     @contextmanager
-    def _written(self, name: str) -> Iterator[None]:
-        """What reading a file of this output raises where it was damaged, as a sentence without its
-        content."""
+    def _parsing(self, name: str) -> Iterator[None]:
+        """Turn errors of parsing a damaged file into one sentence without its content."""
         try:
             yield
         except (ValueError, TypeError, RecursionError):
             raise ArtifactError(
-                f"{self.store.uri}/{name}: is not as this medray writes it; put it back, or "
-                "choose another --output"
+                f"{self.store.uri}/{name}: is not a file of this medray; restore it, or choose "
+                "another --output"
             ) from None
 
     def finish(self, record: Record, num_rows: int) -> Summary:
-        """Counted from what is written, not from what was said on the way."""
+        """Write the summary. It counts the notes on disk, not the progress reports."""
         notes = self.notes()
-        answered, aside = (
+        num_answers, aside = (
             sum(note.answered for note in notes),
             sum(note.set_aside for note in notes),
         )
-        if answered + aside != num_rows or len(
+        if num_answers + aside != num_rows or len(
             {(note.shard, note.number) for note in notes}
         ) != len(notes):
             raise ArtifactError(
-                f"{self.store.uri}: {num_rows} rows were read, but {answered} are answered and "
-                f"{aside} set aside"
+                f"{self.store.uri}: {num_rows} rows were read, but {num_answers} have predictions "
+                "and "
+                f"{aside} are set aside; run it again with another --output"
             )
         summary = Summary(
             run=record,
             precision=self.agree("precision", record.precision),
             rows=num_rows,
-            answered=answered,
+            answered=num_answers,
             set_aside=aside,
             reasons=dict(Counter(line["kind"] for line in self.set_aside()).most_common()),
             made_ids=sum(note.made_ids for note in notes),
@@ -208,8 +207,8 @@ class Output:
 def tabulate(
     task: Task, ids: Sequence[str], predictions: Sequence[Prediction], metadata: dict[str, str]
 ) -> pa.Table:
-    """A row an answer, with what this task's predictions hold: labels and how sure they are, or
-    texts and mentions."""
+    """Return a table with one row per prediction: labels with confidence and probabilities, or
+    text and mentions."""
     columns: dict[str, Any] = {"id": list(ids)}
     fields = [("id", pa.string())]
     if task.labels:
@@ -236,7 +235,7 @@ def tabulate(
     return pa.table(columns, schema=pa.schema(fields, metadata=metadata))
 
 
-def encode(table: pa.Table, form: Form) -> bytes:
+def encode(table: pa.Table, form: OutputFormat) -> bytes:
     if form == "parquet":
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")

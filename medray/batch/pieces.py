@@ -1,5 +1,5 @@
-"""An input cut into pieces, the same ones at every start: a piece is predicted, written and counted
-as a whole."""
+"""Pieces of an input, the same at each start. A piece is predicted, written and counted as a
+whole."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from medray.batch import rows
-from medray.batch.rows import Row
-from medray.batch.shards import Columns, Shard
+from medray.batch.rows import InputRow
+from medray.batch.shards import Shard, TextColumns
 
-_MOST_CHARACTERS = 8_000_000  # of a piece, whatever its rows
+_MOST_CHARACTERS = 8_000_000  # of a piece
 _LEAST_ROWS, _MOST_ROWS = 64, 4096
-_PIECES_A_WORKER = 16  # so that the last ones end at about the same time
-REPEATED = "repeated id"
+_PIECES_PER_WORKER = 16  # so that all workers end at about the same time
+REPEATED_ID = "repeated id"
 _ROW = pa.struct(
     [
         ("id", pa.string()),
@@ -37,7 +37,7 @@ Hashes = npt.NDArray[np.uint64]
 class Piece:
     shard: int
     number: int  # in its shard
-    rows: tuple[Row, ...]
+    rows: tuple[InputRow, ...]
 
     def table(self) -> pa.Table:
         return pa.Table.from_pylist(
@@ -52,35 +52,36 @@ class Piece:
         )
 
     @classmethod
-    def of(cls, held: dict[str, Any]) -> Self:
-        return cls(held["shard"], held["number"], tuple(Row(**row) for row in held["rows"]))
+    def of(cls, values: dict[str, Any]) -> Self:
+        rows = tuple(InputRow(**row) for row in values["rows"])
+        return cls(values["shard"], values["number"], rows)
 
 
 def num_rows(total: int, num_workers: int) -> int:
-    """Rows of a piece."""
-    return min(max(-(-total // (num_workers * _PIECES_A_WORKER)), _LEAST_ROWS), _MOST_ROWS)
+    """Return the number of rows per piece."""
+    return min(max(-(-total // (num_workers * _PIECES_PER_WORKER)), _LEAST_ROWS), _MOST_ROWS)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What is known of a shard before a row of it is answered."""
+    """The rows of a shard, after a first pass over them."""
 
-    # 128 bits of every id, in order: what is needed to find the ones that repeat, in little memory
+    # 128 bits of each id, in order: enough to find repeats, in little memory.
     ids: Hashes
-    num_bad: int  # rows that cannot be answered
-    example: str = ""  # where the first of them stands, and why
+    num_bad: int  # rows that cannot be predicted
+    example: str = ""  # place and reason of the first of them
 
 
 def scan(
-    shard: Shard, columns: Columns, most_characters: int, most_rows: int | None = None
+    shard: Shard, columns: TextColumns, most_characters: int, most_rows: int | None = None
 ) -> Scan:
-    """Reads every row once, or the first ones; of parquet the ids alone, since its texts are far
+    """Read each row once, or the first rows. Of parquet, read the ids alone: its texts are far
     longer."""
     rows.check_columns(shard, columns)
     has_texts = shard.form != "parquet"
     digests, num_bad, example = bytearray(), 0, ""
-    asked = columns if has_texts else replace(columns, text=())
-    for row in islice(rows.read(shard, asked, most_characters), most_rows):
+    needs = columns if has_texts else replace(columns, text=())
+    for row in islice(rows.read(shard, needs, most_characters), most_rows):
         digests += hashlib.blake2b(row.id.encode("utf-8"), digest_size=16).digest()
         if row.fault and has_texts:
             num_bad += 1
@@ -88,30 +89,33 @@ def scan(
     return Scan(np.frombuffer(bytes(digests), dtype=np.uint64).reshape(-1, 2), num_bad, example)
 
 
-def repeats(found: Sequence[Hashes]) -> list[list[int]]:
-    """For each shard the places of ids that stand before, in it or in an earlier one."""
-    if not found:
+def repeats(ids: Sequence[Hashes]) -> list[list[int]]:
+    """Return, per shard, the positions of ids that an earlier row has, in any shard."""
+    if not ids:
         return []
-    every = np.concatenate(found)
-    order = np.lexsort((every[:, 1], every[:, 0]))  # stable: of equal ids the first comes first
+    every = np.concatenate(ids)
+    order = np.lexsort((every[:, 1], every[:, 0]))  # stable: equal ids keep their order
     places = np.sort(order[1:][(every[order[1:]] == every[order[:-1]]).all(axis=1)])
-    ends = np.cumsum([len(each) for each in found])
+    ends = np.cumsum([len(each) for each in ids])
     owners = np.searchsorted(ends, places, side="right")
     starts = np.concatenate([[0], ends[:-1]])
-    return [(places[owners == shard] - starts[shard]).tolist() for shard in range(len(found))]
+    return [(places[owners == shard] - starts[shard]).tolist() for shard in range(len(ids))]
 
 
-def cut(found: Iterable[Row], shard: int, size: int, repeated: Iterable[int]) -> Iterator[Piece]:
-    again = set(repeated)
-    held: list[Row] = []
+def cut(
+    shard_rows: Iterable[InputRow], shard: int, size: int, repeats: Iterable[int]
+) -> Iterator[Piece]:
+    """Yield pieces of `size` rows. A row whose id repeats gets a fault instead of its text."""
+    places = set(repeats)
+    piece: list[InputRow] = []
     number = characters = 0
-    for place, row in enumerate(found):
-        if place in again:
-            row = replace(row, text="", fault=REPEATED, reason="the id stands in an earlier row")
-        held.append(row)
+    for place, row in enumerate(shard_rows):
+        if place in places:
+            row = replace(row, text="", fault=REPEATED_ID, reason="an earlier row has the same id")
+        piece.append(row)
         characters += len(row.text)
-        if len(held) == size or characters > _MOST_CHARACTERS:
-            yield Piece(shard, number, tuple(held))
-            held, characters, number = [], 0, number + 1
-    if held:
-        yield Piece(shard, number, tuple(held))
+        if len(piece) == size or characters > _MOST_CHARACTERS:
+            yield Piece(shard, number, tuple(piece))
+            piece, characters, number = [], 0, number + 1
+    if piece:
+        yield Piece(shard, number, tuple(piece))

@@ -1,5 +1,5 @@
-"""One row after another, good or bad: what cannot be predicted says why, and nothing is skipped in
-silence."""
+"""Rows of an input, good or bad. A row that cannot be predicted has a reason, and none is
+dropped."""
 
 import io
 import json
@@ -11,32 +11,30 @@ from typing import Any
 
 import pyarrow as pa
 
-from medray.batch.shards import Columns, Shard
+from medray.batch.shards import Shard, TextColumns
 from medray.data.formats import raw_abstracts
 from medray.errors import DataError, suggest
 from medray.text import dialect
 from medray.text.csv_text import MOST_CHARACTERS, CsvRow, bounded_lines, read_rows
 
-_BATCH = (
-    64  # rows of parquet: one text of many megabytes may stand in each and be kept once in the file
-)
-_HEAD_ROWS, _HEAD_CHARACTERS = 200, 1 << 20  # that tell whether the first row is a header
+_BATCH = 64  # rows of parquet: each may have a text of many megabytes that the file stores once
+_HEAD_ROWS, _HEAD_CHARACTERS = 200, 1 << 20  # for the guess of a header
 UNREADABLE, WRONG_TYPE, EMPTY, TOO_LONG = "unreadable", "wrong type", "empty", "too long"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class InputRow:
     id: str
     text: str
     where: str  # file:line, or file:row
-    is_made: bool = False  # the id: from file and position, where the row has none
-    fault: str = ""  # the kind of what is wrong; the text is then left out
+    is_made: bool = False  # the id comes from file and position, since the row has none
+    fault: str = ""  # the kind of fault; the text is then empty
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Raw:
-    """A row's values, or why there are none."""
+    """A row's values, or the reason why it has none."""
 
     where: str
     values: Mapping[str, Any]
@@ -44,79 +42,76 @@ class _Raw:
     fault: str = UNREADABLE
 
 
-def read(shard: Shard, columns: Columns, most_characters: int) -> Iterator[Row]:
-    # JSON may write a character in twelve, and a row has more than its text.
+def read(shard: Shard, columns: TextColumns, most_characters: int) -> Iterator[InputRow]:
+    """Yield each row of a shard, with a fault where it cannot be predicted."""
+    # JSON may encode a character in twelve, and a row has more than its text.
     most = max(MOST_CHARACTERS, 12 * most_characters)
     if shard.form == "texts":
         yield from (
-            _checked(_text_file(shard, path, columns, most), most_characters)
-            for path in shard.paths
+            _check(_text_file(shard, path, columns, most), most_characters) for path in shard.paths
         )
         return
     for raw in _raw(shard, columns, most):
-        yield _checked(_row(raw, columns), most_characters)
+        yield _check(_row(raw, columns), most_characters)
 
 
 def values(shard: Shard, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """All columns of the rows that can be read; a first row with one of the names is a header."""
+    """Yield all columns of the readable rows. A first row with one of the names is a header."""
     if shard.form != "texts":
         yield from (
             dict(raw.values) for raw in _raw(shard, None, MOST_CHARACTERS, names) if not raw.reason
         )
 
 
-def check_columns(shard: Shard, columns: Columns) -> None:
-    """What of a table in parquet tells without its rows."""
+def check_columns(shard: Shard, columns: TextColumns) -> None:
+    """Raise if a parquet file lacks a column. This reads no row."""
     if shard.form == "parquet":
         (path,) = shard.paths
         with shard.open_parquet(path) as file:
-            _check_columns(path, file.schema_arrow.names, _wanted(columns))
+            _check_columns(path, file.schema_arrow.names, _names_of(columns))
 
 
-def _wanted(columns: Columns) -> list[str]:
+def _names_of(columns: TextColumns) -> list[str]:
     return [*columns.text, *([columns.id] if columns.id else [])]
 
 
 def _raw(
-    shard: Shard, columns: Columns | None, most: int, names: Sequence[str] = ()
+    shard: Shard, columns: TextColumns | None, most: int, names: Sequence[str] = ()
 ) -> Iterator[_Raw]:
     (path,) = shard.paths
-    wanted = None if columns is None else _wanted(columns)
+    needs = None if columns is None else _names_of(columns)
     try:
         if shard.form == "parquet":
-            yield from _parquet(shard, path, wanted)
+            yield from _read_parquet(shard, path, needs)
         elif shard.form == "csv":
-            yield from _delimited(shard, path, wanted, most, names)
+            yield from _read_csv(shard, path, needs, most, names)
         else:
-            yield from _json_lines(shard, path, columns.text if columns else (), most)
-    except (
-        OSError,
-        UnicodeError,
-        pa.ArrowException,
-    ) as err:  # of what is packed, damage shows as it is read
+            yield from _read_json_lines(shard, path, columns.text if columns else (), most)
+    # Damage of a compressed file appears during the read.
+    except (OSError, UnicodeError, pa.ArrowException) as err:
         raise DataError(
             f"{path}: cannot be read to its end: {' '.join(str(err).split())}"
         ) from None
 
 
-def _parquet(shard: Shard, path: str, wanted: list[str] | None) -> Iterator[_Raw]:
+def _read_parquet(shard: Shard, path: str, needs: list[str] | None) -> Iterator[_Raw]:
     with shard.open_parquet(path) as file:
-        _check_columns(path, file.schema_arrow.names, wanted)
-        if wanted == []:
+        _check_columns(path, file.schema_arrow.names, needs)
+        if needs == []:
             yield from (
                 _Raw(f"{shard.name(path)}:{number}", {})
                 for number in range(1, file.metadata.num_rows + 1)
             )
             return
         number = 0
-        for batch in file.iter_batches(_BATCH, columns=wanted, use_threads=False):
+        for batch in file.iter_batches(_BATCH, columns=needs, use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield _Raw(f"{shard.name(path)}:{number}", row)
 
 
-def _delimited(
-    shard: Shard, path: str, wanted: list[str] | None, most: int, names: Sequence[str]
+def _read_csv(
+    shard: Shard, path: str, needs: list[str] | None, most: int, names: Sequence[str]
 ) -> Iterator[_Raw]:
     endings = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
     ending = next((suffix for suffix in endings if suffix in dialect.USUAL_DELIMITERS), "")
@@ -129,9 +124,9 @@ def _delimited(
         if header.reason:
             raise DataError(f"{path}:1: {header.reason}; the first line must name the columns")
         columns, top = list(map(dialect.plain_name, header.values)), _top(rows)
-        if columns and not dialect.is_header(columns, [row.values for row in top], wanted or names):
+        if columns and not dialect.is_header(columns, [row.values for row in top], needs or names):
             columns, top = dialect.default_names(len(columns)), [header, *top]
-        _check_columns(path, columns, wanted)
+        _check_columns(path, columns, needs)
         for row in chain(top, rows):
             if not row.reason and len(row.values) == len(columns):
                 yield _Raw(
@@ -142,9 +137,8 @@ def _delimited(
                     row.reason
                     or f"has {len(row.values)} values, the header has {len(columns)} columns"
                 )
-                for line in range(
-                    row.line, row.line + row.num_lines
-                ):  # as many rows as may be lost in it
+                # One fault per line, since each line may be a lost row.
+                for line in range(row.line, row.line + row.num_lines):
                     yield _Raw(f"{shard.name(path)}:{line}", {}, reason)
 
 
@@ -153,15 +147,14 @@ def _top(rows: Iterator[CsvRow]) -> list[CsvRow]:
     num_characters = 0
     while len(top) < _HEAD_ROWS and num_characters < _HEAD_CHARACTERS and (row := next(rows, None)):
         top.append(row)
-        num_characters += len(row.values) + sum(
-            map(len, row.values)
-        )  # there may be millions of empty ones
+        # Values count too: millions may be empty.
+        num_characters += len(row.values) + sum(map(len, row.values))
     return top
 
 
 def _open_text(shard: Shard, path: str, newline: str | None) -> io.TextIOWrapper:
-    """Bytes that the encoding does not have become surrogates, which `_checked` finds: one such row
-    must not end the file."""
+    """Open a file as text. Undecodable bytes become surrogates, which `_check` turns into a fault
+    of their row."""
     return io.TextIOWrapper(
         shard.open(path),
         encoding=dialect.codec(shard.encoding),
@@ -170,9 +163,9 @@ def _open_text(shard: Shard, path: str, newline: str | None) -> io.TextIOWrapper
     )
 
 
-def _json_lines(shard: Shard, path: str, text: Sequence[str], most: int) -> Iterator[_Raw]:
-    """A column that no row has is an error behind the last one: a row may leave out what is
-    empty."""
+def _read_json_lines(shard: Shard, path: str, text: Sequence[str], most: int) -> Iterator[_Raw]:
+    """Yield a row per line. A row may omit empty columns, so a column missing in all rows is an
+    error after the last one."""
     missing, names = set(text), dict[str, None]()
     with _open_text(shard, path, newline="\n") as file:
         for number, line in enumerate(bounded_lines(file, most), 1):
@@ -183,50 +176,50 @@ def _json_lines(shard: Shard, path: str, text: Sequence[str], most: int) -> Iter
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                content = json.loads(line)
             except (ValueError, RecursionError) as err:
                 yield _Raw(where, {}, f"not valid JSON: {err}")
                 continue
-            if not isinstance(found, dict):
+            if not isinstance(content, dict):
                 yield _Raw(where, {}, "not a JSON object")
                 continue
             if missing:
-                missing -= found.keys()
-                names = names or dict.fromkeys(found)
-            yield _Raw(where, found)
+                missing -= content.keys()
+                names = names or dict.fromkeys(content)
+            yield _Raw(where, content)
     if names:
         _check_columns(path, list(names), sorted(missing))
 
 
-def _check_columns(path: str, names: list[str], wanted: list[str] | None) -> None:
-    for name in wanted or ():
+def _check_columns(path: str, names: list[str], needs: list[str] | None) -> None:
+    for name in needs or ():
         if name not in names:
             raise DataError(f"{path}: has no column {name!r}; {suggest(name, names)}")
         if names.count(name) > 1:
-            raise DataError(f"{path}: the column {name!r} stands twice")
+            raise DataError(f"{path}: has the column {name!r} twice; rename one of them")
 
 
-def _row(raw: _Raw, columns: Columns) -> Row:
+def _row(raw: _Raw, columns: TextColumns) -> InputRow:
     if raw.reason:
-        return Row(raw.where, "", raw.where, is_made=True, fault=raw.fault, reason=raw.reason)
-    given = raw.values.get(columns.id) if columns.id else None
-    is_made = given is None or given == ""
-    if not is_made and (isinstance(given, bool) or not isinstance(given, str | int)):
-        return Row(
+        return InputRow(raw.where, "", raw.where, is_made=True, fault=raw.fault, reason=raw.reason)
+    value = raw.values.get(columns.id) if columns.id else None
+    is_made = value is None or value == ""
+    if not is_made and (isinstance(value, bool) or not isinstance(value, str | int)):
+        return InputRow(
             raw.where,
             "",
             raw.where,
             True,
             WRONG_TYPE,
-            f"the id is a {type(given).__name__}, not a text or whole number",
+            f"the id is a {type(value).__name__}, not a text or whole number",
         )
-    row_id = raw.where if is_made else str(given).strip() or raw.where
+    row_id = raw.where if is_made else str(value).strip() or raw.where
     is_made = row_id == raw.where
     parts = []
     for name in columns.text:
         value = raw.values.get(name)
         if value is not None and not isinstance(value, str):
-            return Row(
+            return InputRow(
                 row_id,
                 "",
                 raw.where,
@@ -235,12 +228,11 @@ def _row(raw: _Raw, columns: Columns) -> Row:
                 f"{name!r} is a {type(value).__name__}, not a text",
             )
         parts.append((value or "").strip())
-    return Row(row_id, " ".join(filter(None, parts)), raw.where, is_made)
+    return InputRow(row_id, " ".join(filter(None, parts)), raw.where, is_made)
 
 
-def _text_file(shard: Shard, path: str, columns: Columns, most: int) -> Row:
-    """As medray writes abstracts where the first line says so; else a whole file is one text, and
-    its path the id."""
+def _text_file(shard: Shard, path: str, columns: TextColumns, most: int) -> InputRow:
+    """Read a file in medray's own layout of abstracts, or as one text whose id is its path."""
     name = shard.name(path)
     try:
         with _open_text(shard, path, newline=None) as file:
@@ -250,7 +242,7 @@ def _text_file(shard: Shard, path: str, columns: Columns, most: int) -> Row:
             f"{path}: cannot be read to its end: {' '.join(str(err).split())}"
         ) from None
     if len(text) >= most:
-        return Row(
+        return InputRow(
             name,
             "",
             name,
@@ -259,20 +251,20 @@ def _text_file(shard: Shard, path: str, columns: Columns, most: int) -> Row:
             reason=f"the file is longer than {most} characters",
         )
     if not text.startswith("<ID:"):
-        return Row(name, text.strip(), name, is_made=True)
+        return InputRow(name, text.strip(), name, is_made=True)
     options = raw_abstracts.Options(
         name="raw_abstracts", path=shard.root, **({"text": columns.text} if columns.text else {})
     )
     try:
-        found = raw_abstracts.parse(
+        example = raw_abstracts.parse(
             io.StringIO(text), name, PurePosixPath(path).parent.name, options
         )
     except DataError as err:
-        return Row(name, "", name, is_made=True, fault=UNREADABLE, reason=str(err))
-    return Row(found.id, found.text, name)
+        return InputRow(name, "", name, is_made=True, fault=UNREADABLE, reason=str(err))
+    return InputRow(example.id, example.text, name)
 
 
-def _checked(row: Row, most_characters: int) -> Row:
+def _check(row: InputRow, most_characters: int) -> InputRow:
     fault = reason = ""
     if row.fault:
         fault, reason = row.fault, row.reason
@@ -281,14 +273,14 @@ def _checked(row: Row, most_characters: int) -> Row:
     elif len(row.text) > most_characters:
         fault, reason = (
             TOO_LONG,
-            f"the text has {len(row.text)} characters, at most {most_characters} are read",
+            f"the text has {len(row.text)} characters, and the limit is {most_characters}",
         )
     elif not (_is_unicode(row.text) and _is_unicode(row.id)):
         fault, reason = UNREADABLE, "not UTF-8 text"
     if not fault:
         return row
     safe = row.id if _is_unicode(row.id) else row.where
-    return Row(
+    return InputRow(
         safe,
         "",
         row.where,

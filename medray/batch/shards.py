@@ -1,5 +1,5 @@
-"""Shards of an input: the files that one reader reads from beginning to end, and what its columns
-are called."""
+"""Shards of an input: files that one reader reads from beginning to end, and the names of its
+columns."""
 
 import io
 import os
@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from medray.errors import ConfigError, DataError
 
-Form = Literal["parquet", "csv", "jsonl", "texts"]
-FORMS: dict[str, Form] = {
+InputFormat = Literal["parquet", "csv", "jsonl", "texts"]
+FORMAT_OF_SUFFIX: dict[str, InputFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
@@ -25,23 +25,24 @@ FORMS: dict[str, Form] = {
     ".ndjson": "jsonl",
     ".txt": "texts",
 }
-PACKED = (".gz", ".bz2", ".zst")
+COMPRESSION_SUFFIXES = (".gz", ".bz2", ".zst")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one reader reads from beginning to end: a file, or many that hold a text each."""
+    """Files that one reader reads from beginning to end: one table, or many files with a text
+    each."""
 
     number: int
-    form: Form
+    form: InputFormat
     uri: str
-    root: str  # what names are told without
+    root: str  # prefix that `name` removes
     paths: tuple[str, ...]
     encoding: str = "utf-8"
-    delimiter: str | None = None  # by the file itself where not given
+    delimiter: str | None = None  # None: guess it from the file
 
     def open(self, path: str) -> IO[bytes]:
-        """As a stream, unpacked where its ending says that it is packed."""
+        """Open a file as a stream of bytes, decompressed according to its suffix."""
         try:
             return io.BufferedReader(
                 connect(self.uri)[0].open_input_stream(path, compression="detect")
@@ -60,9 +61,9 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Where texts and ids come from. Without names, files of texts are read as medray writes them,
-    or whole."""
+class TextColumns:
+    """The columns of text and id. Without names, a text file is read in medray's own layout, or as
+    one text."""
 
     text: tuple[str, ...] = ()
     id: str | None = None

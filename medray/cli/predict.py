@@ -8,8 +8,8 @@ import typer
 from medray.cli.arguments import Reference, Storage
 
 if TYPE_CHECKING:
+    from medray.batch.driver import BatchPlan
     from medray.batch.output import Summary
-    from medray.batch.run import Plan
     from medray.data.meter import Heartbeat
 
 app = typer.Typer()
@@ -81,16 +81,16 @@ def predict(
     """Answer every row of a library: an answer an id, calibrated as over HTTP; rows that cannot be
     read are set aside."""
     print("starting", flush=True)
-    from medray.batch import run
-    from medray.batch.shards import Columns
+    from medray.batch import driver
+    from medray.batch.shards import TextColumns
     from medray.data.meter import Heartbeat
 
-    asked = run.Asked(
+    asked = driver.BatchRequest(
         reference=reference,
         input=input,
         output=output,
         storage_path=storage_path,
-        columns=Columns(tuple(text_column or ()), id_column),
+        columns=TextColumns(tuple(text_column or ()), id_column),
         resume=resume,
         max_bad=max_bad,
         most_characters=max_characters,
@@ -101,7 +101,7 @@ def predict(
         encoding=encoding,
         delimiter="\t" if delimiter == "tab" else delimiter,
     )
-    plan = run.prepare(asked)
+    plan = driver.prepare(asked)
     named = " and ".join(plan.columns.text) or "each file"
     written = f"    encoding: {plan.source.encoding}" if plan.source.encoding != "utf-8" else ""
     print(
@@ -116,19 +116,19 @@ def predict(
     for kind, count in found.reasons.items():
         print(f"  {count} {kind}")
     print(
-        f"{plan.asked.output}: {found.parts} parts; _summary.json says what made them"
+        f"{plan.request.output}: {found.parts} parts; _summary.json says what made them"
         + ("; _set_aside/ why" if found.set_aside else "")
     )
 
 
-def _answered(plan: "Plan", heart: "Heartbeat") -> "Summary":
+def _answered(plan: "BatchPlan", heart: "Heartbeat") -> "Summary":
     """A few rows in this process, where no cluster is named and no actors are asked for; others by
     Ray."""
-    from medray.batch import run, single
+    from medray.batch import driver, single
     from medray.runtime.cluster import exiting_on_sigterm, is_joining, start_cluster
 
-    if plan.asked.actors is None and not is_joining():
-        heart.stage(run.reading(plan.source))
+    if plan.request.actors is None and not is_joining():
+        heart.stage(driver.render_reading(plan.source))
         if counted := single.count(plan):
             with exiting_on_sigterm():
                 return single.predict(plan, counted, heart)

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from medray import cli
+from medray.batch import inputs, pieces, rows
 from medray.batch import output as output_files
-from medray.batch import pieces, rows, sources
 from medray.batch.output import Output, encode
-from medray.batch.rows import Row
-from medray.batch.shards import Columns
+from medray.batch.rows import InputRow
+from medray.batch.shards import TextColumns
 from medray.config import files
 from medray.config.load import load_study, plugin_options
 from medray.data import corrections, minhash
@@ -46,15 +46,15 @@ from medray.text import csv_text, language
 from medray.types import Example
 
 NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
-COLUMNS = Columns(("text",), "id")
+COLUMNS = TextColumns(("text",), "id")
 
 
-def read(path: Path, columns: Columns = COLUMNS, most: int = 1_000_000) -> list[Row]:
-    source = sources.find(str(path))
+def read(path: Path, columns: TextColumns = COLUMNS, most: int = 1_000_000) -> list[InputRow]:
+    source = inputs.find(str(path))
     return [row for shard in source.shards for row in rows.read(shard, columns, most)]
 
 
-def bad(found: list[Row]) -> list[Row]:
+def bad(found: list[InputRow]) -> list[InputRow]:
     return [row for row in found if row.fault]
 
 
@@ -88,7 +88,7 @@ def test_the_rows_that_an_open_quote_takes_in_are_counted(
         f"the quoted field that opens in line 5002 {reason}"
     }
     assert [row.where for row in bad(found)][:2] == ["lost.csv:5002", "lost.csv:5003"]
-    assert len(pieces.scan(sources.find(str(path)).shards[0], COLUMNS, 1000).ids) == len(
+    assert len(pieces.scan(inputs.find(str(path)).shards[0], COLUMNS, 1000).ids) == len(
         found
     )  # what --max-bad is a share of
 
@@ -167,7 +167,9 @@ def test_a_list_in_a_text_is_no_table(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_real_files_lose_no_row(real_data: Path) -> None:
-    found = read(real_data / "abstracts" / "medical_abstracts.csv", Columns(("abstract",), None))
+    found = read(
+        real_data / "abstracts" / "medical_abstracts.csv", TextColumns(("abstract",), None)
+    )
     assert (len(found), bad(found)) == (2305, [])
 
 
@@ -193,11 +195,12 @@ def test_a_packed_line_of_a_quarter_of_a_gigabyte_is_not_held_in_memory(tmp_path
     script = """
 import sys
 from pathlib import Path
-from medray.batch import rows, sources
+from medray.batch import inputs, rows
+from medray.batch.shards import TextColumns
 for path in sys.argv[1:]:
-    source = sources.find(path)
-    columns = sources.Columns(("text",), "id") if source.form != "texts" else sources.Columns()
-    sources.head(source)
+    source = inputs.find(path)
+    columns = TextColumns(("text",), "id") if source.form != "texts" else TextColumns()
+    inputs.head(source)
     for row in list(rows.read(source.shards[0], columns, 1_000_000))[:2]:
         print(row.fault or row.text)
     # rusage has that of pytest
@@ -289,7 +292,7 @@ def test_reasons_of_texts_set_aside_name_the_place_and_the_kind_only(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "note.txt").write_text(content)
-    (row,) = read(tmp_path, Columns())
+    (row,) = read(tmp_path, TextColumns())
     assert row.fault == rows.UNREADABLE
     assert row.reason.startswith("note.txt:")
     assert not any(part in row.reason for part in ("Canary", "1950", "4711"))
@@ -350,7 +353,7 @@ def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(
         0,
         0,
         pa.table({"id": []}),
-        [Row(BREAKS, "", "rows.jsonl:1", fault=rows.EMPTY, reason="the text is empty")],
+        [InputRow(BREAKS, "", "rows.jsonl:1", fault=rows.EMPTY, reason="the text is empty")],
         0,
     )
     assert [line["id"] for line in output.set_aside()] == [BREAKS]
@@ -386,7 +389,7 @@ def test_a_file_of_an_output_that_was_damaged_is_one_sentence(
     }
     with pytest.raises(
         ArtifactError,
-        match=r": is not as this medray writes it; put it back, or choose another --output$",
+        match=r": is not a file of this medray; restore it, or choose another --output$",
     ):
         readers.get(name, output.notes)()
 
@@ -397,7 +400,7 @@ def test_a_line_about_rows_that_were_set_aside_that_was_damaged_is_one_sentence(
     (tmp_path / "_set_aside").mkdir()
     (tmp_path / "_set_aside" / "part-00000-000000.jsonl").write_text('{"id": "Canary')
     with pytest.raises(
-        ArtifactError, match=r"part-00000-000000\.jsonl: is not as this medray writes it"
+        ArtifactError, match=r"part-00000-000000\.jsonl: is not a file of this medray"
     ) as refusal:
         list(Output(open_store(str(tmp_path)), "jsonl").set_aside())
     assert "Canary" not in str(refusal.value)

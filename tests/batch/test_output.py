@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medray.batch.output import Output, Record, encode, tabulate
-from medray.batch.rows import Row
+from medray.batch.rows import InputRow
 from medray.errors import ArtifactError, ConfigError
 from medray.storage.store import open_store
 from medray.tasks import classification
@@ -47,9 +47,9 @@ ANSWERS = [
 def test_parts_hold_what_a_prediction_holds_and_who_made_it(tmp_path: Path) -> None:
     table = tabulate(task(), ["a", "b"], ANSWERS, META)
     (tmp_path / "part.parquet").write_bytes(encode(table, "parquet"))
-    found = pq.read_table(tmp_path / "part.parquet")
-    assert found.schema.metadata[b"release"] == b"cancer"
-    assert found.to_pylist()[1] == {
+    table = pq.read_table(tmp_path / "part.parquet")
+    assert table.schema.metadata[b"release"] == b"cancer"
+    assert table.to_pylist()[1] == {
         "id": "b",
         "label": "other",
         "labels": ["other"],
@@ -59,7 +59,7 @@ def test_parts_hold_what_a_prediction_holds_and_who_made_it(tmp_path: Path) -> N
     }
     assert [
         json.loads(line) for line in encode(table, "jsonl").decode().splitlines()
-    ] == found.to_pylist()
+    ] == table.to_pylist()
     row = next(csv.DictReader(io.StringIO(encode(table, "csv").decode())))
     assert (row["id"], row["label"], json.loads(row["probabilities"])) == (
         "a",
@@ -82,8 +82,8 @@ def test_a_task_without_labels_answers_with_texts_and_mentions() -> None:
     class Speaking:
         labels = ()
 
-    said = Prediction("0", (), (), text="yes", mentions=(Mention(0, 6, "tumour", "disease"),))
-    table = tabulate(Speaking(), ["a"], [said], META)  # type: ignore[arg-type]
+    prediction = Prediction("0", (), (), text="yes", mentions=(Mention(0, 6, "tumour", "disease"),))
+    table = tabulate(Speaking(), ["a"], [prediction], META)  # type: ignore[arg-type]
     assert table.to_pylist() == [
         {
             "id": "a",
@@ -98,7 +98,7 @@ def test_a_piece_that_is_written_twice_is_there_once_and_counted_once(tmp_path: 
     output.begin(RECORD, resume=False)
     table, aside = (
         tabulate(task(), ["a", "b"], ANSWERS, META),
-        [Row("c", "", "rows.jsonl:3", True, "empty", "the text is empty")],
+        [InputRow("c", "", "rows.jsonl:3", True, "empty", "the text is empty")],
     )
     for _ in range(2):
         output.write(0, 7, table, aside, 1)
@@ -115,7 +115,9 @@ def test_an_output_that_does_not_add_up_is_never_called_whole(tmp_path: Path) ->
     output = Output(open_store(str(tmp_path / "out")), "parquet")
     output.begin(RECORD, resume=False)
     output.write(0, 0, tabulate(task(), ["a", "b"], ANSWERS, META), [], 0)
-    with pytest.raises(ArtifactError, match="3 rows were read, but 2 are answered and 0 set aside"):
+    with pytest.raises(
+        ArtifactError, match="3 rows were read, but 2 have predictions and 0 are set aside"
+    ):
         output.finish(RECORD, 3)
     assert output.summary() is None
 
@@ -123,12 +125,12 @@ def test_an_output_that_does_not_add_up_is_never_called_whole(tmp_path: Path) ->
 def test_an_output_is_begun_once_and_gone_on_with_only_as_it_was_begun(tmp_path: Path) -> None:
     output = Output(open_store(str(tmp_path / "out")), "parquet")
     output.begin(RECORD, resume=True)  # where there is nothing yet, it starts
-    with pytest.raises(ConfigError, match="is there already and is left alone"):
+    with pytest.raises(ConfigError, match="exists already; choose another"):
         output.begin(RECORD, resume=False)
     assert output.begin(RECORD.model_copy(update={"piece_rows": 128}), resume=True).piece_rows == 64
-    with pytest.raises(ConfigError, match="was begun with version 3 and cannot go on with 4"):
+    with pytest.raises(ConfigError, match="was started with version 3 and cannot continue with 4"):
         output.begin(RECORD.model_copy(update={"version": 4}), resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is no output of medray"):
+    with pytest.raises(ConfigError, match="is not an output of medray"):
         Output(open_store(str(tmp_path / "mine")), "parquet").begin(RECORD, resume=True)

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medray.batch import pieces, rows, sources
-from medray.batch.rows import Row
-from medray.batch.shards import Columns
+from medray.batch import inputs, pieces, rows
+from medray.batch.rows import InputRow
+from medray.batch.shards import TextColumns
 from medray.errors import ConfigError, DataError
 
 TEXTS = ["tumour in the lung", "fever after infection", "renal failure of the patient"]
@@ -18,9 +18,9 @@ TEXTS = ["tumour in the lung", "fever after infection", "renal failure of the pa
 
 def read(
     place: Path, *, text: tuple[str, ...] = (), row_id: str | None = None, most: int = 1000
-) -> list[Row]:
-    source = sources.find(str(place))
-    columns = sources.columns(source, sources.head(source, text), Columns(text, row_id))
+) -> list[InputRow]:
+    source = inputs.find(str(place))
+    columns = inputs.columns(source, inputs.head(source, text), TextColumns(text, row_id))
     return [row for shard in source.shards for row in rows.read(shard, columns, most)]
 
 
@@ -42,8 +42,8 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
         )
     table(tmp_path / "rows.parquet")
     for path in tmp_path.iterdir():
-        found = read(path)
-        assert [(row.id, row.text, row.fault, row.is_made) for row in found] == [
+        result = read(path)
+        assert [(row.id, row.text, row.fault, row.is_made) for row in result] == [
             (str(number), text, "", False) for number, text in enumerate(TEXTS, 11)
         ], path.name
 
@@ -58,11 +58,11 @@ def test_a_folder_is_read_file_by_file_and_ids_that_are_missing_are_made_from_fi
         )
     (tmp_path / "README.md").write_text("not data")
     (tmp_path / "_notes.jsonl").write_text("hidden")
-    found = read(tmp_path)
-    assert [row.id for row in found] == [
+    result = read(tmp_path)
+    assert [row.id for row in result] == [
         f"{name}/part.jsonl:{number}" for name in ("a", "b") for number in (1, 2, 3)
     ]
-    assert all(row.is_made and row.text for row in found)
+    assert all(row.is_made and row.text for row in result)
 
 
 def test_files_of_one_text_are_read_as_medray_writes_them_or_whole(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_each_bad_row_says_why_and_the_rows_after_it_are_read(tmp_path: Path) ->
         b'{"id": 7, "text": "lung"}',
     ]
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
-    found = read(tmp_path / "rows.jsonl", text=("text",), row_id="id")
-    assert [(row.id, row.fault) for row in found] == [
+    result = read(tmp_path / "rows.jsonl", text=("text",), row_id="id")
+    assert [(row.id, row.fault) for row in result] == [
         ("a", ""),
         ("b", rows.EMPTY),
         ("rows.jsonl:3", rows.UNREADABLE),
@@ -110,8 +110,8 @@ def test_each_bad_row_says_why_and_the_rows_after_it_are_read(tmp_path: Path) ->
         ("rows.jsonl:9", ""),
         ("7", ""),
     ]
-    assert all(row.reason for row in found if row.fault)
-    assert not any(row.text for row in found if row.fault)  # nothing of it is carried on
+    assert all(row.reason for row in result if row.fault)
+    assert not any(row.text for row in result if row.fault)  # nothing of it is carried on
 
 
 def test_a_csv_row_that_breaks_the_rules_ends_neither_the_file_nor_the_count(
@@ -120,8 +120,8 @@ def test_a_csv_row_that_breaks_the_rules_ends_neither_the_file_nor_the_count(
     (tmp_path / "rows.csv").write_text(
         'id,text\na,"two\nlines"\n\nb,one,too many\nc,"quote" behind\nd,fever\n'
     )
-    found = read(tmp_path / "rows.csv")
-    assert [(row.id, row.text, row.fault) for row in found] == [
+    result = read(tmp_path / "rows.csv")
+    assert [(row.id, row.text, row.fault) for row in result] == [
         ("a", "two\nlines", ""),
         ("rows.csv:5", "", rows.UNREADABLE),
         ("rows.csv:6", "", rows.UNREADABLE),
@@ -137,15 +137,12 @@ def test_columns_that_are_not_clear_or_not_there_are_an_error_with_their_names(
     )
     with pytest.raises(
         ConfigError,
-        match=(
-            r"which column is the text is not clear; the columns are key, first, second: "
-            r".*--text-column"
-        ),
+        match=(r"has no clear text column among key, first, second; name it by --text-column"),
     ):
         read(tmp_path / "rows.csv")
     with pytest.raises(
         ConfigError,
-        match=r"--text-column asks for 'frist'; allowed: first, key, second; did you mean 'first'",
+        match=r"--text-column 'frist' is not a column; allowed: first, key, second; did you mean 'first'",
     ):
         read(tmp_path / "rows.csv", text=("frist",))
     assert (
@@ -159,10 +156,10 @@ def test_what_is_no_input_is_an_error_with_its_place(tmp_path: Path) -> None:
     for name in ("rows.csv", "rows.jsonl"):
         (tmp_path / "mixed" / name).write_text("")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match="there is no such file or folder"):
-        sources.find(str(tmp_path / "none.csv"))
+    with pytest.raises(DataError, match="does not exist; name a file or folder"):
+        inputs.find(str(tmp_path / "none.csv"))
     with pytest.raises(DataError, match=r"files of several kinds \(csv, jsonl\)"):
-        sources.find(str(tmp_path / "mixed"))
+        inputs.find(str(tmp_path / "mixed"))
     with pytest.raises(DataError, match=r"broken\.parquet: cannot be read as parquet"):
         read(tmp_path / "broken.parquet")
     with pytest.raises(DataError, match="has no rows"):
@@ -172,10 +169,10 @@ def test_what_is_no_input_is_an_error_with_its_place(tmp_path: Path) -> None:
 def test_an_input_is_another_one_once_a_file_changed(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "tumour"}\n')
-    before = sources.find(str(path)).fingerprint
-    assert sources.find(str(path)).fingerprint == before
+    before = inputs.find(str(path)).fingerprint
+    assert inputs.find(str(path)).fingerprint == before
     path.write_text('{"text": "tumour"}\n' * 2)
-    assert sources.find(str(path)).fingerprint != before
+    assert inputs.find(str(path)).fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -205,20 +202,20 @@ def test_a_table_is_read_whatever_separates_its_columns_and_rows(
 
 
 @pytest.mark.parametrize(
-    ("encoding", "found"),
+    ("encoding", "result"),
     [("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-16"), ("cp1252", "cp1252")],
 )
 def test_the_beginning_of_an_input_tells_its_encoding(
-    tmp_path: Path, encoding: str, found: str
+    tmp_path: Path, encoding: str, result: str
 ) -> None:
     (tmp_path / "rows.csv").write_bytes(
         "pmid,abstract\r\n11,cœliac naïve – disease\r\n".encode(encoding)
     )
     (tmp_path / "note.txt").write_bytes("cœliac naïve – disease\r\n".encode(encoding))
-    assert sources.find(str(tmp_path / "rows.csv")).encoding == found
+    assert inputs.find(str(tmp_path / "rows.csv")).encoding == result
     for name in ("rows.csv", "note.txt"):
         assert [row.text for row in read(tmp_path / name)] == ["cœliac naïve – disease"], name
-    source = sources.find(str(tmp_path / "rows.csv"), "latin-1", "|")
+    source = inputs.find(str(tmp_path / "rows.csv"), "latin-1", "|")
     assert (source.encoding, source.shards[0].encoding, source.shards[0].delimiter) == (
         "latin-1",
         "latin-1",
@@ -229,7 +226,7 @@ def test_the_beginning_of_an_input_tells_its_encoding(
         ConfigError,
         match="--encoding and --delimiter do not apply: parquet files have one encoding",
     ):
-        sources.find(str(tmp_path / "rows.parquet"), "latin-1")
+        inputs.find(str(tmp_path / "rows.parquet"), "latin-1")
 
 
 def test_a_table_without_a_header_loses_no_row_and_a_name_that_is_given_makes_one(
@@ -253,13 +250,13 @@ def test_a_text_with_commas_is_no_table_and_a_spreadsheet_says_how_to_save_it(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "note.txt").write_text("Notes, of one patient.\nFever, and pain.\n")
-    (found,) = read(tmp_path / "note.txt")
-    assert found.text == "Notes, of one patient.\nFever, and pain."
+    (result,) = read(tmp_path / "note.txt")
+    assert result.text == "Notes, of one patient.\nFever, and pain."
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     with pytest.raises(
         DataError, match=r"rows\.xlsx: a spreadsheet cannot be read; save it as 'CSV UTF-8"
     ):
-        sources.find(str(tmp_path / "rows.xlsx"))
+        inputs.find(str(tmp_path / "rows.xlsx"))
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
@@ -274,14 +271,14 @@ def test_a_second_file_without_the_column_is_refused_by_the_scan_before_anything
             path.write_text(json.dumps({"id": name, column: "fever"}) + "\n")
         else:
             pq.write_table(pa.table({"id": [name], column: ["fever"]}), path)
-    first, second = sources.find(str(tmp_path)).shards
-    assert len(pieces.scan(first, Columns(("text",), "id"), 1000).ids) == 1
+    first, second = inputs.find(str(tmp_path)).shards
+    assert len(pieces.scan(first, TextColumns(("text",), "id"), 1000).ids) == 1
     with pytest.raises(DataError, match=rf"b\.{form}: has no column 'text'; allowed: id, words"):
-        pieces.scan(second, Columns(("text",), "id"), 1000)
+        pieces.scan(second, TextColumns(("text",), "id"), 1000)
 
 
 def test_a_scan_counts_the_rows_that_cannot_be_answered(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("id,text\na,fever\nb,\nc,one,too many\n")
-    (shard,) = sources.find(str(tmp_path / "rows.csv")).shards
-    scan = pieces.scan(shard, Columns(("text",), "id"), 1000)
+    (shard,) = inputs.find(str(tmp_path / "rows.csv")).shards
+    scan = pieces.scan(shard, TextColumns(("text",), "id"), 1000)
     assert (len(scan.ids), scan.num_bad, scan.example) == (3, 2, "rows.csv:3: the text is empty")

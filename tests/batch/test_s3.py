@@ -2,9 +2,9 @@
 
 import json
 
-from medray.batch import rows, sources
+from medray.batch import inputs, rows
 from medray.batch.output import Output
-from medray.batch.shards import Columns
+from medray.batch.shards import TextColumns
 from medray.storage.object_store import ObjectStore
 
 
@@ -19,8 +19,8 @@ def test_a_library_in_a_bucket_is_read_and_an_output_there_is_begun_and_gone_on_
                 json.dumps({"id": f"{name}{n}", "text": "tumour"}) + "\n" for n in range(3)
             ).encode(),
         )
-    source = sources.find(f"{uri}/rows")
-    columns = sources.columns(source, sources.head(source), Columns())
+    source = inputs.find(f"{uri}/rows")
+    columns = inputs.columns(source, inputs.head(source), TextColumns())
     assert [row.id for shard in source.shards for row in rows.read(shard, columns, 100)] == [
         "one0",
         "one1",
@@ -29,7 +29,7 @@ def test_a_library_in_a_bucket_is_read_and_an_output_there_is_begun_and_gone_on_
         "two1",
         "two2",
     ]
-    assert next(rows.read(source.shards[1], Columns(("text",)), 100)).id == "two.jsonl:1"
+    assert next(rows.read(source.shards[1], TextColumns(("text",)), 100)).id == "two.jsonl:1"
     output = Output(ObjectStore(f"{uri}/answers"), "jsonl")
     assert output.store.names("") == []
     assert output.agree("precision", "bf16") == "bf16"

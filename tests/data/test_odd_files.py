@@ -12,7 +12,7 @@ from support import odd_files
 from support.odd_files import NUM_ROWS, text
 
 from medray import cli, types
-from medray.batch import rows, shards, sources
+from medray.batch import inputs, rows, shards
 from medray.config.load import load_study, plugin_options
 from medray.data import corrections, dataset
 from medray.data.columns import Hints
@@ -43,9 +43,9 @@ def options(found: Sketch) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if key not in ("name", "path")}
 
 
-def read_to_predict(path: Path) -> list[rows.Row]:
-    source = sources.find(str(path))
-    columns = sources.columns(source, sources.head(source), shards.Columns())
+def read_to_predict(path: Path) -> list[rows.InputRow]:
+    source = inputs.find(str(path))
+    columns = inputs.columns(source, inputs.head(source), shards.TextColumns())
     return [row for shard in source.shards for row in rows.read(shard, columns, 2_000_000)]
 
 

@@ -23,38 +23,38 @@ from medray.study import preflight
 def test_an_untuned_base_is_judged_on_the_rows_of_the_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = tiny.choice_study(tmp_path, family="phi", num_rows=120)
-    source = asked.base_models[0].source
-    found = evaluate.evaluate_base_model(
-        asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log"
+    study = tiny.choice_study(tmp_path, family="phi", num_rows=120)
+    source = study.base_models[0].source
+    evaluation = evaluate.evaluate_base_model(
+        study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log"
     )
-    assert (found.of, found.num_openings, found.metrics.num_rows) == (
+    assert (evaluation.of, evaluation.num_openings, evaluation.metrics.num_rows) == (
         f"{source}, untuned",
         None,
         24,
     )
-    trained = tiny.trial(asked, tmp_path).run()
-    assert trained.best.metrics["log_loss"] < found.metrics.values["log_loss"]
+    checkpoint = tiny.trial(study, tmp_path).run()
+    assert checkpoint.best.metrics["log_loss"] < evaluation.metrics.values["log_loss"]
     path = tmp_path / "study.yaml"
-    path.write_text(dump_settings(asked))
+    path.write_text(dump_settings(study))
     assert cli.main(["evaluate", source, str(path), "--split", "validation"]) == 0
     assert (
-        f"{source}, untuned on 24 validation rows: f1_macro {found.metrics.values['f1_macro']:.4f}"
-        in capsys.readouterr().out
+        f"{source}, untuned on 24 validation rows: f1_macro "
+        f"{evaluation.metrics.values['f1_macro']:.4f}"
+    ) in capsys.readouterr().out
+    on_test = evaluate.evaluate_base_model(
+        study.trial(study.base_models[0]), "test", log_dir=tmp_path / "log"
     )
-    opened = evaluate.evaluate_base_model(
-        asked.trial(asked.base_models[0]), "test", log_dir=tmp_path / "log"
-    )
-    assert opened.num_openings == 1
+    assert on_test.num_openings == 1
 
 
 def test_a_fresh_head_knows_nothing_and_is_not_asked(tmp_path: Path) -> None:
-    asked = tiny.study(tmp_path)
+    study = tiny.study(tmp_path)
     with pytest.raises(
         ConfigError, match="adds a new head, which predicts nothing useful before training"
     ):
         evaluate.evaluate_base_model(
-            asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path
+            study.trial(study.base_models[0]), "validation", log_dir=tmp_path
         )
 
 

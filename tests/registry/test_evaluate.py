@@ -52,11 +52,11 @@ def test_data_that_overlaps_the_training_rows_is_refused_with_their_number(tmp_p
     with pytest.raises(ConfigError, match=r": \d+ of the 12 rows of --split test trained it"):
         judge(folder, more, "test", tmp_path, "data.split.seed=5")
     written_anew = tmp_path / "anew.jsonl"
-    held = [json.loads(row) for row in rows]
+    contents = [json.loads(row) for row in rows]
     written_anew.write_text(
         "".join(
             json.dumps({**row, "id": f"x{row['id']}", "text": f" {row['text'].upper()}"}) + "\n"
-            for row in held
+            for row in contents
         )
     )
     with pytest.raises(ConfigError, match="36 of the 60 rows of --split all trained it"):
@@ -80,15 +80,15 @@ def test_rows_that_did_not_train_are_judged_all_of_them(
 def test_a_checkpoint_that_kept_no_rows_goes_by_fingerprints_and_says_what_cannot_be_known(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trained, folder = tiny.checkpoint(), tmp_path / "earlier"
-    shutil.copytree(trained, folder)
+    source, folder = tiny.checkpoint(), tmp_path / "earlier"
+    shutil.copytree(source, folder)
     (folder / TRAIN_ROWS).unlink()
     manifest = json.loads((folder / "manifest.json").read_text())
     for files in (manifest["files"], manifest["sizes"]):
         del files[TRAIN_ROWS]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="was trained on rows of this data"):
-        judge(folder, own_data(trained), "all", tmp_path)
+        judge(folder, own_data(source), "all", tmp_path)
     (tmp_path / "other").mkdir()
     judge(folder, tiny.abstracts(tmp_path / "other", num_rows=50, seed=9), "test", tmp_path)
     assert (
@@ -113,7 +113,7 @@ def test_rows_that_a_task_brings_to_training_are_not_among_all_rows(tmp_path: Pa
             f"data.format={{name: instructions, path: {data}, id: id}}",
         ],
     )
-    found = evaluate.evaluate(
+    evaluation = evaluate.evaluate(
         str(folder), study.data, "all", storage_path=str(tmp_path), log_dir=tmp_path / "log"
     )
-    assert found.metrics.num_rows > 24  # with the pairs that are held out
+    assert evaluation.metrics.num_rows > 24  # with the pairs that are held out

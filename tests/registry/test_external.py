@@ -25,16 +25,16 @@ def elsewhere(folder: Path, base: Path) -> tuple[Path, np.ndarray]:
     """What a script with plain PEFT leaves behind, and what its model says."""
     torch.manual_seed(3)
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
-    adapted = peft.get_peft_model(
+    model = peft.get_peft_model(
         plain, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])
     )
-    for name, parameter in adapted.named_parameters():
+    for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    adapted.save_pretrained(folder / "checkpoint-300")
+    model.save_pretrained(folder / "checkpoint-300")
     with torch.no_grad():
-        logits = adapted.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+        logits = model.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
     return folder / "checkpoint-300", logits.softmax(-1).numpy()
 
 
@@ -53,7 +53,7 @@ def test_an_adapter_from_elsewhere_answers_as_it_did_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tiny.base(tmp_path)
-    folder, wanted = elsewhere(tmp_path, base)
+    folder, expectation = elsewhere(tmp_path, base)
     store = ["--storage-path", str(tmp_path / "runs")]
     assert (
         cli.main(["import", str(folder), "taken", *settings(base), "--alias", "best", *store]) == 0
@@ -61,10 +61,12 @@ def test_an_adapter_from_elsewhere_answers_as_it_did_there(
     assert capsys.readouterr().out.splitlines()[-1] == "taken@1 is taken@best"
     release = Registry(str(tmp_path / "runs")).resolve("taken@best")
     release.verify()
-    loaded = release.load()
-    assert loaded.task.labels == tuple(LABELS)
-    found = loaded.predict([Example(str(number), text) for number, text in enumerate(TEXTS)])
-    assert np.allclose([row.probabilities for row in found], wanted, atol=1e-6)
+    release_model = release.load()
+    assert release_model.task.labels == tuple(LABELS)
+    predictions = release_model.predict(
+        [Example(str(number), text) for number, text in enumerate(TEXTS)]
+    )
+    assert np.allclose([row.probabilities for row in predictions], expectation, atol=1e-6)
     release.export(tmp_path / "card", merged=False)
     assert (
         "training: by other software: imported from an adapter's folder"
@@ -103,14 +105,14 @@ def test_what_a_folder_does_not_say_is_asked_for(
     base = tiny.base(tmp_path)
     folder, _ = elsewhere(tmp_path, base)
     store = ["--storage-path", str(tmp_path / "runs")]
-    for given, said in (
+    for options, message in (
         (settings(base)[1:3], "model: is required"),
         (settings(base)[:1], "task: is required"),
         (settings(base)[:3], "labels: task 'classification' needs them"),
         ([*settings(base)[:3], "labels=[cancer]"], "needs at least two"),
     ):
-        assert cli.main(["import", str(folder), "taken", *given, *store]) != 0
-        assert said in capsys.readouterr().err
+        assert cli.main(["import", str(folder), "taken", *options, *store]) != 0
+        assert message in capsys.readouterr().err
     other = tiny.base(tmp_path / "other", hidden_size=64)
     assert cli.main(["import", str(folder), "taken", *settings(other), *store]) != 0
     assert "has the shape" in capsys.readouterr().err
@@ -133,26 +135,26 @@ def test_what_a_folder_does_not_say_is_asked_for(
 def test_a_base_model_is_published_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = tiny.choice_study(tmp_path, num_rows=60)
+    study = tiny.choice_study(tmp_path, num_rows=60)
     path = tmp_path / "study.yaml"
-    path.write_text(dump_settings(asked))
+    path.write_text(dump_settings(study))
     store = ["--storage-path", str(tmp_path / "runs")]
     assert cli.main(["publish", str(path), "plain", *store]) == 0
     release = Registry(str(tmp_path / "runs")).resolve("plain")
-    judged = evaluate.evaluate_base_model(
-        asked.trial(asked.base_models[0]), "validation", log_dir=tmp_path / "log"
+    evaluation = evaluate.evaluate_base_model(
+        study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log"
     )
     manifest = json.loads((release.folder() / "manifest.json").read_text())
-    assert manifest["metrics"] == pytest.approx(judged.metrics.values, abs=1e-6)
-    assert release.record.calibration.num_rows == judged.metrics.num_rows
+    assert manifest["metrics"] == pytest.approx(evaluation.metrics.values, abs=1e-6)
+    assert release.record.calibration.num_rows == evaluation.metrics.num_rows
     again = evaluate.evaluate(
         "plain",
-        asked.data,
+        study.data,
         "validation",
         storage_path=str(tmp_path / "runs"),
         log_dir=tmp_path / "log",
     )
-    assert again.metrics.values == pytest.approx(judged.metrics.values, abs=1e-6)
+    assert again.metrics.values == pytest.approx(evaluation.metrics.values, abs=1e-6)
     assert cli.main(["export", "plain", str(tmp_path / "adapter"), *store]) != 0
     assert "is a base model without an adapter; export it with --merged" in capsys.readouterr().err
     assert cli.main(["export", "plain", str(tmp_path / "whole"), "--merged", *store]) == 0

@@ -17,21 +17,21 @@ TEXTS = ["tumour in the lung", "fever after infection"]
 
 
 def test_texts_are_predicted_as_examples_with_their_positions_as_ids(tmp_path: Path) -> None:
-    loaded = Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer").load()
-    assert (loaded.reference, loaded.name, loaded.version) == ("cancer@1", "cancer", 1)
-    of_texts = loaded.predict(TEXTS)
+    release = Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer").load()
+    assert (release.reference, release.name, release.version) == ("cancer@1", "cancer", 1)
+    of_texts = release.predict(TEXTS)
     assert [row.row_id for row in of_texts] == ["0", "1"]
-    assert of_texts == loaded.predict(
+    assert of_texts == release.predict(
         [Example(str(number), text) for number, text in enumerate(TEXTS)]
     )
-    assert loaded.predict([Example("a", TEXTS[1])])[0].probabilities == pytest.approx(
+    assert release.predict([Example("a", TEXTS[1])])[0].probabilities == pytest.approx(
         of_texts[1].probabilities, abs=1e-5
     )
 
 
 def test_a_checkpoint_alone_is_named_by_its_place() -> None:
-    loaded = loading.load(tiny.checkpoint())
-    assert (loaded.reference, loaded.version, loaded.folder) == (
+    release = loading.load(tiny.checkpoint())
+    assert (release.reference, release.version, release.folder) == (
         str(tiny.checkpoint()),
         0,
         Path(tiny.checkpoint()),
@@ -48,8 +48,8 @@ def test_a_merged_release_answers_its_probe_or_is_refused(
     merged = release.load(merge=True)
     assert merged.is_merged
     assert not isinstance(merged.model.network, PeftModel)
-    for row, wanted in zip(merged.predict(TEXTS), release.load().predict(TEXTS), strict=True):
-        assert row.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
+    for row, expectation in zip(merged.predict(TEXTS), release.load().predict(TEXTS), strict=True):
+        assert row.probabilities == pytest.approx(expectation.probabilities, abs=1e-4)
 
     def wrong_merge(model: Any) -> Any:
         plain = merge(model)

@@ -207,8 +207,8 @@ def test_an_export_is_a_plain_hub_folder_with_a_card(folder: Path, tmp_path: Pat
     release.export(tmp_path / "merged", merged=True)
     text = "tumour in the lung"
     (plain,) = pipeline("text-classification", model=str(tmp_path / "merged"))(text)
-    loaded = release.load(precision="fp32")
-    (ours,) = loaded.task.predict(loaded.engine, [Example("0", text)])
+    predictor = release.load(precision="fp32")
+    (ours,) = predictor.task.predict(predictor.engine, [Example("0", text)])
     assert plain["label"] == ours.labels[0]
     assert plain["score"] == pytest.approx(max(ours.probabilities), abs=1e-5)
     release.export(tmp_path / "adapter", merged=False)

@@ -32,7 +32,7 @@ def test_it_is_published_without_training_and_obeyed(
     first = registry.publish(folder, "instruct")
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("the heart failure\n")
-    said = [
+    answers = [
         "publish",
         "instruct@1",
         "--system-file",
@@ -42,15 +42,17 @@ def test_it_is_published_without_training_and_obeyed(
         "--storage-path",
         str(tmp_path),
     ]
-    assert cli.main(said) == 0
+    assert cli.main(answers) == 0
     assert "instruct@2 is instruct@best" in capsys.readouterr().out
     second = registry.resolve("instruct@best")
     assert second.record.content_id == first.record.content_id
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
     assert second.record.notes == "instruct@1 with another system"
     before, after = first.load(), second.load()  # the probe of one checkpoint holds for both
-    asked = [Message("user", "fever after surgery")]
-    tokens = [held.task.prompt(asked, held.engine.tokenizer, 6) for held in (before, after)]
+    messages = [Message("user", "fever after surgery")]
+    tokens = [
+        release.task.prompt(messages, release.engine.tokenizer, 6) for release in (before, after)
+    ]
     read = [before.engine.tokenizer.decode(ids) for ids in tokens]
     assert "the study of" in read[0]
     assert "the heart failure" not in read[0]

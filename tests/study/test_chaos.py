@@ -73,11 +73,11 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
                     os.kill(number, signal.SIGKILL)
     else:
         study.kill(target)
-    done = study.end()
-    print(f"{what}: ended with {done.status} after {time.monotonic() - start:.1f} s")
+    end = study.end()
+    print(f"{what}: ended with {end.status} after {time.monotonic() - start:.1f} s")
     if not goes_on_alone:
-        assert done.status == STATUS.get(what, done.status) != 0, done.output
-        assert ("--resume" in done.output) == (what in ("Ctrl-C", "SIGTERM")), done.output
+        assert end.status == STATUS.get(what, end.status) != 0, end.output
+        assert ("--resume" in end.output) == (what in ("Ctrl-C", "SIGTERM")), end.output
         # Ray's agents wait a minute for a head that was killed with the study, and compute nothing
         # meanwhile.
         assert not [name for name in study.survivors(5).values() if "Agent" not in name], (
@@ -85,8 +85,8 @@ def test_a_study_ends_as_if_nothing_had_been_killed(
         )
         assert not study.survivors(90), "processes were left behind"
         print(f"{what}: nothing was left after {time.monotonic() - start:.1f} s")
-        done = Study(path, "--resume").end()
-    assert done.status == 0, done.output
+        end = Study(path, "--resume").end()
+    assert end.status == 0, end.output
     run = latest(tmp_path / "runs" / "tiny")
     assert figures(run) == undisturbed_figures
     again = epochs_trained_twice(run)

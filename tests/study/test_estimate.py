@@ -29,10 +29,10 @@ ROOT = Path(__file__).parents[2]
 HEAD = Head(labels=("a", "b"), multi_label=False)
 BATCH = Batch(4, 64)
 PLAIN, LORA = ModelOptions(), LoraConfig()
-KNOWN = Speed(tokens_per_s=1000)
+KNOWN_SPEED = Speed(tokens_per_s=1000)
 
 
-def measured(
+def measure_model(
     folder: Path,
     family: str,
     model: ModelOptions = PLAIN,
@@ -40,19 +40,19 @@ def measured(
     batch: Batch = BATCH,
 ) -> Footprint:
     path = folder / f"tiny-{family}"
-    found = load_config(path if path.exists() else tiny.base(folder, family), family)
-    return footprint.measure(found, model, lora, batch, needs="head", precision="fp32")
+    config = load_config(path if path.exists() else tiny.base(folder, family), family)
+    return footprint.measure(config, model, lora, batch, needs="head", precision="fp32")
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "opt"])
 def test_what_is_counted_without_contents_is_what_a_real_step_holds(
     family: str, tmp_path: Path
 ) -> None:
-    counted = measured(tmp_path, family)
+    memory = measure_model(tmp_path, family)
     model = build(sources.resolve(str(tmp_path / f"tiny-{family}")), HEAD, PLAIN, LoraConfig())
     model.network.train()
-    trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained)
+    parameters = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters)
     inputs = {
         name: torch.ones((BATCH.rows, BATCH.length), dtype=torch.long)
         for name in ("input_ids", "attention_mask")
@@ -67,33 +67,35 @@ def test_what_is_counted_without_contents_is_what_a_real_step_holds(
             del loss
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    held = {
+    num_bytes = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for tensor in [*model.network.parameters(), *model.network.buffers()]
     }
-    assert counted.peak == pytest.approx(live.most + sum(held.values()), rel=0.02)
-    assert counted.weights == pytest.approx(sum(held.values()), rel=0.01)
-    assert (counted.num_parameters, counted.num_trainable) == (
+    assert memory.peak == pytest.approx(live.most + sum(num_bytes.values()), rel=0.02)
+    assert memory.weights == pytest.approx(sum(num_bytes.values()), rel=0.01)
+    assert (memory.num_parameters, memory.num_trainable) == (
         model.num_parameters,
         model.num_trainable,
     )
-    assert counted.gradients == 4 * counted.num_trainable == counted.moments / 2
+    assert memory.gradients == 4 * memory.num_trainable == memory.moments / 2
 
 
 def test_settings_that_save_memory_are_counted_as_saving_it(tmp_path: Path) -> None:
-    plain = measured(tmp_path, "llama")
+    plain = measure_model(tmp_path, "llama")
     assert (
-        measured(tmp_path, "llama", ModelOptions(gradient_checkpointing=True)).activations
+        measure_model(tmp_path, "llama", ModelOptions(gradient_checkpointing=True)).activations
         < plain.activations
     )
-    packed = measured(tmp_path, "llama", ModelOptions(quantization="nf4"))
-    assert plain.weights - packed.weights == pytest.approx((4 - 0.516) * plain.num_linear, rel=0.01)
-    assert packed.num_parameters == plain.num_parameters
-    top = measured(tmp_path, "llama", lora=LoraConfig(top_layers=1))
+    in_4_bits = measure_model(tmp_path, "llama", ModelOptions(quantization="nf4"))
+    assert plain.weights - in_4_bits.weights == pytest.approx(
+        (4 - 0.516) * plain.num_linear, rel=0.01
+    )
+    assert in_4_bits.num_parameters == plain.num_parameters
+    top = measure_model(tmp_path, "llama", lora=LoraConfig(top_layers=1))
     assert top.trained_share == 0.5
     assert plain.trained_share == 1.0
     assert top.activations < 0.7 * plain.activations
-    assert measured(tmp_path, "llama", batch=Batch(8, 64)).activations == pytest.approx(
+    assert measure_model(tmp_path, "llama", batch=Batch(8, 64)).activations == pytest.approx(
         2 * plain.activations, rel=0.15
     )
 
@@ -117,9 +119,9 @@ def test_settings_that_save_memory_are_counted_as_saving_it(tmp_path: Path) -> N
 def test_published_shapes_have_as_many_weights_as_the_models_they_stand_for(
     source: str, needs: str, millions: float
 ) -> None:
-    found, note = architecture.find(source, None)
+    result, note = architecture.find(source, None)
     weights = {
-        id(weight): weight.numel() for weight in outline_of(found, source, needs).parameters()
+        id(weight): weight.numel() for weight in outline_of(result, source, needs).parameters()
     }  # type: ignore[arg-type]
     assert sum(weights.values()) / 1e6 == pytest.approx(millions, rel=0.005)
     assert "its config.json is not here" in note
@@ -149,7 +151,7 @@ def test_the_memory_that_studies_in_4_bits_say_they_take_is_what_is_planned(
 ) -> None:
     path = ROOT / "jobs" / "studies" / f"{study}.yaml"
     on_a_gpu = estimate.estimate(
-        load_study([path]), cluster(gpus=1), memory_bytes=8 * 10**9, speed=KNOWN, num_rows=400
+        load_study([path]), cluster(gpus=1), memory_bytes=8 * 10**9, speed=KNOWN_SPEED, num_rows=400
     )
     assert {
         base.source.rpartition("/")[2]: round(base.worker_bytes / 1e9, 1) for base in on_a_gpu.bases
@@ -168,10 +170,10 @@ def test_a_base_model_of_unknown_shape_is_told_with_what_is_needed() -> None:
         architecture.find("google-bert/bert-base-cased", None)
 
 
-@pytest.mark.parametrize(("stage", "held"), [(None, 100), (0, 100), (1, 94), (2, 91), (3, 61)])
-def test_workers_share_what_the_stage_says(stage: int | None, held: int) -> None:
+@pytest.mark.parametrize(("stage", "num_bytes"), [(None, 100), (0, 100), (1, 94), (2, 91), (3, 61)])
+def test_workers_share_what_the_stage_says(stage: int | None, num_bytes: int) -> None:
     whole = Footprint(10, 10, 1, 1.0, weights=40, gradients=4, moments=8, peak=100)
-    assert estimate.sharded_bytes(whole, stage, 4) == held
+    assert estimate.sharded_bytes(whole, stage, 4) == num_bytes
 
 
 def cluster(cpus: float = 8, gpus: float = 0, nodes: int = 1) -> Cluster:
@@ -181,20 +183,20 @@ def cluster(cpus: float = 8, gpus: float = 0, nodes: int = 1) -> Cluster:
 @pytest.fixture(autouse=True)
 def each_shape_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting takes a second; the arithmetic around it is asked many times for the same shape."""
-    counted: dict[str, Footprint] = {}
+    footprints: dict[str, Footprint] = {}
     measure = footprint.measure
 
-    def once(*asked: object, **options: object) -> Footprint:
-        key = repr((asked[1:], options))
-        if key not in counted:
-            counted[key] = measure(*asked, **options)  # type: ignore[arg-type]
-        return counted[key]
+    def once(*arguments: object, **options: object) -> Footprint:
+        key = repr((arguments[1:], options))
+        if key not in footprints:
+            footprints[key] = measure(*arguments, **options)  # type: ignore[arg-type]
+        return footprints[key]
 
     monkeypatch.setattr(estimate, "measure", once)
 
 
-def planned(
-    folder: Path, *settings: str, memory_bytes: int | None = None, speed: Speed = KNOWN
+def estimate_study(
+    folder: Path, *settings: str, memory_bytes: int | None = None, speed: Speed = KNOWN_SPEED
 ) -> estimate.StudyEstimate:
     return estimate.estimate(
         tiny.study(folder, *settings), cluster(), memory_bytes=memory_bytes, speed=speed
@@ -203,30 +205,34 @@ def planned(
 
 def test_hours_follow_rows_epochs_trials_and_the_search_s_own_budgets(tmp_path: Path) -> None:
     axis = "search.space={train.learning_rate: {loguniform: [0.001, 0.01]}}"
-    one = planned(tmp_path, "resources.cpus_per_worker=8")
+    one = estimate_study(tmp_path, "resources.cpus_per_worker=8")
     (base,) = one.bases
     rows = base.rows
     assert rows.num_train == 36
     assert base.trial_s == pytest.approx(2 * rows.mean * (36 + rows.num_validation / 2) / 1000)
-    four = planned(tmp_path, axis, "search.num_trials=4", "resources.cpus_per_worker=8")
+    four = estimate_study(tmp_path, axis, "search.num_trials=4", "resources.cpus_per_worker=8")
     assert four.hours == pytest.approx(4 * one.hours)
-    side_by_side = planned(tmp_path, axis, "search.num_trials=4", "resources.cpus_per_worker=2")
+    side_by_side = estimate_study(
+        tmp_path, axis, "search.num_trials=4", "resources.cpus_per_worker=2"
+    )
     assert side_by_side.bases[0].at_once == 4
     assert side_by_side.hours == pytest.approx(one.hours)
-    assert planned(
+    assert estimate_study(
         tmp_path, axis, "search.num_trials=4", "search.num_epochs=4", "resources.cpus_per_worker=8"
     ).hours == pytest.approx(2 * one.hours)
-    assert planned(
+    assert estimate_study(
         tmp_path, axis, "search.num_trials=4", "search.time_s=0.001"
     ).hours == pytest.approx(0.001 / 3600)
-    assert planned(
+    assert estimate_study(
         tmp_path, axis, "search.num_trials=4", "search.num_seeds=3", "resources.cpus_per_worker=8"
     ).hours == pytest.approx(6 * one.hours)
     assert one.gpu_hours == 0
 
 
 def test_what_a_worker_computes_gives_hours_where_no_speed_was_measured(tmp_path: Path) -> None:
-    slow, fast = (planned(tmp_path, speed=Speed(tflops=tflops)).bases[0] for tflops in (0.1, 1.0))
+    slow, fast = (
+        estimate_study(tmp_path, speed=Speed(tflops=tflops)).bases[0] for tflops in (0.1, 1.0)
+    )
     assert slow.trial_s == pytest.approx(10 * fast.trial_s)
     tokens = 2 * slow.rows.mean
     assert fast.trial_s == pytest.approx(
@@ -242,9 +248,9 @@ def test_memory_limits_what_runs_side_by_side_and_what_does_not_fit_is_told_what
         "search.num_trials=8",
         "resources.cpus_per_worker=1",
     ]
-    worker = planned(tmp_path, *axis).bases[0].worker_bytes
-    assert planned(tmp_path, *axis, memory_bytes=int(3.5 * worker)).bases[0].at_once == 3
-    large = planned(
+    worker = estimate_study(tmp_path, *axis).bases[0].worker_bytes
+    assert estimate_study(tmp_path, *axis, memory_bytes=int(3.5 * worker)).bases[0].at_once == 3
+    large = estimate_study(
         tmp_path, *axis, "train.token_budget=65536", memory_bytes=int(1.2 * worker)
     ).bases[0]
     assert large.fits is False
@@ -256,16 +262,16 @@ def test_the_command_tells_a_plan_and_fails_above_a_limit(
 ) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(dump_settings(tiny.study(tmp_path)))
-    asked = ["plan", str(study), "--cpus", "4", "--memory-gb", "8", "--tokens-per-second", "10"]
-    assert cli.main(asked) == 0
-    told = capsys.readouterr().out
-    assert "36 training rows" in told
-    assert "in all at most" in told
-    assert cli.main([*asked, "--max-hours", "0.00001"]) == 1
+    command = ["plan", str(study), "--cpus", "4", "--memory-gb", "8", "--tokens-per-second", "10"]
+    assert cli.main(command) == 0
+    output = capsys.readouterr().out
+    assert "36 training rows" in output
+    assert "in all at most" in output
+    assert cli.main([*command, "--max-hours", "0.00001"]) == 1
     assert "hours are more than 1e-05" in capsys.readouterr().err
-    assert cli.main([*asked, "data.format.path=/nowhere/rows.jsonl"]) == 1
+    assert cli.main([*command, "data.format.path=/nowhere/rows.jsonl"]) == 1
     assert "give the number of training rows by --rows" in capsys.readouterr().err
-    assert cli.main([*asked, "data.format.path=/nowhere/rows.jsonl", "--rows", "1000"]) == 0
+    assert cli.main([*command, "data.format.path=/nowhere/rows.jsonl", "--rows", "1000"]) == 0
     assert "1000 training rows of 64 tokens (max_length for each row)" in capsys.readouterr().out
 
 
@@ -278,14 +284,14 @@ def test_estimates_are_within_a_quarter_of_what_a_trial_took(shape: str) -> None
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": str(1 << 18)
     }  # or glibc keeps what was freed
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script, "--one", shape],
         env=environment,
         capture_output=True,
         text=True,
         timeout=280,
     )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["counted"] == found["parameters"]
-    assert found["estimated"] == pytest.approx(found["measured"], rel=0.25)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
+    assert result["counted"] == result["parameters"]
+    assert result["estimated"] == pytest.approx(result["measure_model"], rel=0.25)

@@ -38,14 +38,14 @@ def test_the_seconds_of_predicting_leave_a_models_first_row_out(
 
 
 def test_a_base_model_is_judged_in_the_arithmetic_of_its_finalist(tmp_path: Path) -> None:
-    asked = tiny.choice_study(tmp_path, "model.precision=auto")
-    config, trained = (
-        asked.trial(asked.base_models[0]),
+    study = tiny.choice_study(tmp_path, "model.precision=auto")
+    config, finalist_dir = (
+        study.trial(study.base_models[0]),
         tiny.checkpoint("choice", "model.precision=bf16"),
     )
     finalists = [
         Entry("other", "trial", base=1, checkpoint="-"),
-        Entry("own", "trial", base=0, checkpoint=str(trained)),
+        Entry("own", "trial", base=0, checkpoint=str(finalist_dir)),
     ]
     assert candidates.with_precision_of(finalists, config, 0).model.precision == "bf16"
     assert candidates.with_precision_of(finalists, config, 2) is config

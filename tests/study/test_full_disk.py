@@ -22,11 +22,11 @@ def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(
     small: Path, tmp_path: Path
 ) -> None:
     study = tiny.study(tmp_path, "train.epochs=3")
-    told = []
+    reports = []
 
     def report(row: object) -> None:
-        told.append(row)
-        if len(told) == 2:
+        reports.append(row)
+        if len(reports) == 2:
             fill(small)
 
     trial = tiny.trial(study, tmp_path, report=report)
@@ -36,7 +36,7 @@ def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(
         match=r"trial: No space left on device; files written before are complete; .* --resume",
     ):
         trial.run()
-    assert len(told) == 2
+    assert len(reports) == 2
     assert sorted(path.name for path in (small / "trial").rglob("*step-*")) == [
         "step-000005",
         "step-000010",
@@ -47,9 +47,9 @@ def test_a_trial_that_cannot_write_says_so_and_leaves_what_it_wrote_whole(
     (small / "filler").unlink()
     again = tiny.trial(study, tmp_path)
     again.folder = small / "trial"
-    found = again.run(resume=True)
-    undisturbed = tiny.trial(study, tmp_path).run()
-    assert [row.metrics for row in found.history] == [row.metrics for row in undisturbed.history]
+    result = again.run(resume=True)
+    reference = tiny.trial(study, tmp_path).run()
+    assert [row.metrics for row in result.history] == [row.metrics for row in reference.history]
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_every_command_tells_a_full_disk_in_a_sentence(
     app.command("study")(write)
     monkeypatch.setattr(sys.modules["medray.cli.main"], "app", app)
     assert cli.main(["gc", "runs"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(
+    message = capsys.readouterr().err
+    assert message.startswith(
         "medray: runs/x: No space left on device; files written before are complete; free space ("
     )
-    assert said.endswith("then run the command again\n")
+    assert message.endswith("then run the command again\n")
     assert cli.main(["study", "study.yaml"]) == 1
     assert capsys.readouterr().err.endswith(
         "then `medray study --resume` continues from the last stored state\n"

@@ -26,23 +26,23 @@ def test_a_study_whose_disk_fills_up_ends_with_a_sentence_and_goes_on_once_there
         study.until(r"tiny-bert-\d+  epoch 2 ")
         start = time.monotonic()
         filler = fill(small)
-        done = study.end()
+        end = study.end()
     finally:
         study.abandon()
     seconds = time.monotonic() - start
     run = latest(small / "runs" / "tiny")
-    said = [line for line in done.output.splitlines() if "No space left on device" in line]
-    print(f"{launcher}: ended after {seconds:.0f} s: {said}")
-    assert done.status == 1, done.output
-    assert len(said) == 1, done.output
-    assert said[0].startswith(f"medray: {run.folder}")
-    assert "Traceback" not in done.output
+    messages = [line for line in end.output.splitlines() if "No space left on device" in line]
+    print(f"{launcher}: ended after {seconds:.0f} s: {messages}")
+    assert end.status == 1, end.output
+    assert len(messages) == 1, end.output
+    assert messages[0].startswith(f"medray: {run.folder}")
+    assert "Traceback" not in end.output
     for folder in (run.folder / "trials").glob("*/checkpoints/step-*"):
         checkpoint.verify(folder)
     assert {record.status for record in run.records()} <= {"running", "finished"}
     filler.unlink()
-    done = Study(path, "--resume").end()
-    assert done.status == 0, done.output
+    end = Study(path, "--resume").end()
+    assert end.status == 0, end.output
     assert figures(run) == undisturbed_figures
     again = epochs_trained_twice(run)
     print(f"{launcher}: epochs trained twice {again:.2f}")

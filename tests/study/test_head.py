@@ -52,11 +52,11 @@ def redis(tmp_path: Path) -> Iterator[str]:
 def nodes(redis: str) -> Iterator[Raylets]:
     with raylets(
         3, cpus=1, of_head=0, RAY_REDIS_ADDRESS=redis, RAY_gcs_rpc_server_reconnect_timeout_s="300"
-    ) as started:
-        yield started
+    ) as cluster:
+        yield cluster
 
 
-def wait_for_nodes(cluster_env: dict[str, str], wanted: list[str]) -> None:
+def wait_for_nodes(cluster_env: dict[str, str], nodes: list[str]) -> None:
     """Until the head knows these addresses as nodes that live."""
     look = (
         "import ray, sys, time; ray.init(log_to_driver=False)\n"
@@ -64,7 +64,7 @@ def wait_for_nodes(cluster_env: dict[str, str], wanted: list[str]) -> None:
         "node['Alive']}: time.sleep(0.5)"
     )
     subprocess.run(
-        [sys.executable, "-c", look, *wanted],
+        [sys.executable, "-c", look, *nodes],
         env=os.environ | cluster_env,
         check=True,
         capture_output=True,
@@ -82,20 +82,20 @@ def test_a_study_is_resumed_on_a_head_that_was_started_again(
         study.until(r"tiny-bert-\d+  epoch 2 ")
         start = time.monotonic()
         nodes.run("kill", 0)
-        done = study.end()
+        end = study.end()
     finally:
         study.abandon()
     print(
-        f"ended with {done.status} after {time.monotonic() - start:.0f} s: "
-        f"{done.output.splitlines()[-5:]}"
+        f"ended with {end.status} after {time.monotonic() - start:.0f} s: "
+        f"{end.output.splitlines()[-5:]}"
     )
-    assert done.status != 0
+    assert end.status != 0
     nodes.run("restart", 0)
     wait_for_nodes(nodes.cluster_env, [nodes.address(1), nodes.address(2)])
     print(f"a head and both nodes after {time.monotonic() - start:.0f} s")
     assert [nodes.raylet(1), nodes.raylet(2)] == before  # nobody started them again
-    done = Study(path, "--resume", cluster_env=nodes.cluster_env).end()
-    assert done.status == 0, done.output
+    end = Study(path, "--resume", cluster_env=nodes.cluster_env).end()
+    assert end.status == 0, end.output
     run = latest(tmp_path / "runs" / "tiny")
     assert figures(run) == undisturbed_figures
     again = epochs_trained_twice(run)

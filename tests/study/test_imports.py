@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("modules", "unneeded"),
+    ("modules", "forbidden_modules"),
     [
         (
             "medray.cli",
@@ -24,12 +24,14 @@ import pytest
         ),  # before a process of Ray trains
     ],
 )
-def test_a_process_that_computes_nothing_imports_no_torch(modules: str, unneeded: str) -> None:
+def test_a_process_that_computes_nothing_imports_no_torch(
+    modules: str, forbidden_modules: str
+) -> None:
     program = (
-        f"import sys, {modules}; print([name for name in {unneeded.split()} if name in "
+        f"import sys, {modules}; print([name for name in {forbidden_modules.split()} if name in "
         "sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
-    assert done.stdout == "[]\n", done.stderr
+    assert process.stdout == "[]\n", process.stderr

@@ -12,7 +12,7 @@ from medray.training import worker
 from medray.training.assignment import Assignment
 
 
-class Held:
+class Cycle:
     """What only the collector frees."""
 
     def __init__(self) -> None:
@@ -25,20 +25,20 @@ def test_a_trial_leaves_no_memory_to_the_next_one(
 ) -> None:
     from ray import tune
 
-    left: list[weakref.ref[Held]] = []
-    told: list[dict[str, Any]] = []
+    left: list[weakref.ref[Cycle]] = []
+    reports: list[dict[str, Any]] = []
 
     def run(*_: Any, **__: Any) -> None:
-        left.append(weakref.ref(Held()))
+        left.append(weakref.ref(Cycle()))
         if fails:
             raise TrialError("it cannot go on")
 
     monkeypatch.setattr(worker, "run", run)
-    monkeypatch.setattr(tune, "report", told.append)
+    monkeypatch.setattr(tune, "report", reports.append)
     gc.disable()
     try:
         trials.inline({"assignment": Assignment("one", {}, "", "").as_dict()})
-        assert [held() for held in left] == [None]
+        assert [reference() for reference in left] == [None]
     finally:
         gc.enable()
-    assert told == ([{"failed": "it cannot go on"}] if fails else [])
+    assert reports == ([{"failed": "it cannot go on"}] if fails else [])

@@ -28,7 +28,7 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("group with infection <b>\n\nblood pressure\n")
-    asked = tiny.instruct_study(
+    study = tiny.instruct_study(
         tmp_path,
         "task.metric=safe_answer_f1",
         "task.safety_ratio=0.5",
@@ -37,13 +37,13 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
         "search={num_trials: 2, space: {train.learning_rate: {choice: [0.01, 0.02]}}}",
         "publish={name: instruct}",
     )
-    preflight.check(asked)
-    seen = RecordingWatcher()
-    found = in_process.run(asked, seen)
-    (audit,) = seen.audits
+    preflight.check(study)
+    watcher = RecordingWatcher()
+    outcome = in_process.run(study, watcher)
+    (audit,) = watcher.audits
     assert "always answering" not in audit.render()
-    board, source = found.board, asked.base_models[0].source
-    assert found.analysis is None
+    board, source = outcome.board, study.base_models[0].source
+    assert outcome.analysis is None
     assert {entry.name for entry in board.entries if entry.kind == "reference"} == {
         f"{source}, untuned"
     }
@@ -61,34 +61,36 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
     assert best.test_interval is not None
     assert best.test_interval.low <= best.test["safe_answer_f1"] <= best.test_interval.high
     assert any("95 % interval" in sentence for sentence in leaderboard_files.sentences(board))
-    held = json.loads((found.run.folder / "samples.json").read_text())
-    assert held["prompts"] == ["group with infection <b>", "blood pressure"]
-    assert all(len(said) == 2 for said in held["answers"].values())
-    assert {best.name, f"{source}, untuned"} <= held["answers"].keys()
-    text = html_report.render(html_report.compose(study_data.gather(found.run)))
+    samples = json.loads((outcome.run.folder / "samples.json").read_text())
+    assert samples["prompts"] == ["group with infection <b>", "blood pressure"]
+    assert all(len(answers) == 2 for answers in samples["answers"].values())
+    assert {best.name, f"{source}, untuned"} <= samples["answers"].keys()
+    text = html_report.render(html_report.compose(study_data.gather(outcome.run)))
     assert "group with infection &lt;b&gt;" in text
-    assert held["answers"][best.name][1] in text
+    assert samples["answers"][best.name][1] in text
     assert "safe answer F1" in text
-    assert found.release is not None
-    told = card.render(found.release.record, checkpoint.read(found.release.folder()), merged=False)
-    assert "pipeline_tag: text-generation" in told
-    assert "| refusal_f1 |" in told
+    assert outcome.release is not None
+    text = card.render(
+        outcome.release.record, checkpoint.read(outcome.release.folder()), merged=False
+    )
+    assert "pipeline_tag: text-generation" in text
+    assert "| refusal_f1 |" in text
     again = evaluate.evaluate(
         "instruct@best",
-        asked.data,
+        study.data,
         "validation",
-        storage_path=asked.storage_path,
+        storage_path=study.storage_path,
         log_dir=tmp_path / "log",
     )
     assert again.metrics.values == pytest.approx(best.validation, abs=1e-4)
     assert again.analysis is None
     path = tmp_path / "study.yaml"
-    path.write_text(dump_settings(asked))
+    path.write_text(dump_settings(study))
     assert cli.main(["evaluate", "instruct@best", str(path), "--split", "validation"]) == 0
     assert "perplexity" in capsys.readouterr().out
-    assert cli.main(["review", str(found.run.folder)]) == 1
+    assert cli.main(["review", str(outcome.run.folder)]) == 1
     assert "answers in texts" in capsys.readouterr().err
     assert (
-        Registry(asked.storage_path).change("instruct@best", {"system": "the blood"}).record.version
+        Registry(study.storage_path).change("instruct@best", {"system": "the blood"}).record.version
         == 2
     )

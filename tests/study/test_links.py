@@ -18,10 +18,10 @@ TAG = f"mr{os.getpid()}"
 NET = f"10.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 256}"
 
 
-def allowed(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"namespaces need root: {' '.join(command)}: {done.stderr.strip()}")
+def run_or_skip(*command: str) -> None:
+    end = subprocess.run(command, capture_output=True, text=True)
+    if end.returncode:
+        pytest.skip(f"namespaces need root: {' '.join(command)}: {end.stderr.strip()}")
 
 
 @pytest.fixture
@@ -29,19 +29,19 @@ def links() -> Iterator[list[str]]:
     """Two namespaces beside this one, on one bridge; the names of their links."""
     names = [f"{TAG}v{number}" for number in (2, 3)]
     try:
-        allowed("ip", "link", "add", f"{TAG}b", "type", "bridge")
-        allowed("ip", "address", "add", f"{NET}.1/24", "dev", f"{TAG}b")
-        allowed("ip", "link", "set", f"{TAG}b", "up")
+        run_or_skip("ip", "link", "add", f"{TAG}b", "type", "bridge")
+        run_or_skip("ip", "address", "add", f"{NET}.1/24", "dev", f"{TAG}b")
+        run_or_skip("ip", "link", "set", f"{TAG}b", "up")
         for number, name in zip((2, 3), names, strict=True):
             space = f"{TAG}n{number}"
-            allowed("ip", "netns", "add", space)
-            allowed(
+            run_or_skip("ip", "netns", "add", space)
+            run_or_skip(
                 "ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", space
             )
-            allowed("ip", "link", "set", name, "master", f"{TAG}b", "up")
-            allowed("ip", "-n", space, "address", "add", f"{NET}.{number}/24", "dev", "eth0")
-            allowed("ip", "-n", space, "link", "set", "eth0", "up")
-            allowed("ip", "-n", space, "link", "set", "lo", "up")
+            run_or_skip("ip", "link", "set", name, "master", f"{TAG}b", "up")
+            run_or_skip("ip", "-n", space, "address", "add", f"{NET}.{number}/24", "dev", "eth0")
+            run_or_skip("ip", "-n", space, "link", "set", "eth0", "up")
+            run_or_skip("ip", "-n", space, "link", "set", "lo", "up")
         yield names
     finally:
         for number in (2, 3):
@@ -56,8 +56,8 @@ def apart(links: list[str]) -> Iterator[Raylets]:
         f'for word; do case $word in {NET}.[23]) exec ip netns exec "{TAG}n${{word##*.}}" $RAY '
         '"$@" ;; esac; done\nexec $RAY "$@"'
     )
-    with raylets(3, cpus=1, of_head=0, node_script=inside, MEDRAY_LOCAL_NET=NET) as started:
-        yield started
+    with raylets(3, cpus=1, of_head=0, node_script=inside, MEDRAY_LOCAL_NET=NET) as cluster:
+        yield cluster
 
 
 def test_a_study_goes_on_when_the_link_of_a_node_is_cut(
@@ -68,10 +68,10 @@ def test_a_study_goes_on_when_the_link_of_a_node_is_cut(
         study.until(r"tiny-bert-\d+  epoch 2 ")
         start = time.monotonic()
         subprocess.run(["ip", "link", "set", links[0], "down"], check=True)
-        done = study.end()
+        end = study.end()
     finally:
         study.abandon()
-    assert done.status == 0, done.output
+    assert end.status == 0, end.output
     run = latest(tmp_path / "runs" / "tiny")
     again = epochs_trained_twice(run)
     print(f"ended {time.monotonic() - start:.0f} s after the cut; epochs trained twice {again:.2f}")
@@ -81,7 +81,7 @@ def test_a_study_goes_on_when_the_link_of_a_node_is_cut(
 
 def test_a_study_whose_folder_one_node_does_not_see_is_refused(tmp_path: Path) -> None:
     path = write_study(tmp_path)
-    allowed("unshare", "--mount", "true")
+    run_or_skip("unshare", "--mount", "true")
     runs = tmp_path / "runs"
     runs.mkdir()
     blind = (
@@ -89,9 +89,9 @@ def test_a_study_whose_folder_one_node_does_not_see_is_refused(tmp_path: Path) -
         'exec "$@"\' - $RAY "$@" ;; esac\nexec $RAY "$@"'
     )
     with raylets(2, cpus=1, of_head=1, node_script=blind) as nodes:
-        done = Study(path, cluster_env=nodes.cluster_env).end()
-        assert done.status == 1, done.output
+        end = Study(path, cluster_env=nodes.cluster_env).end()
+        assert end.status == 1, end.output
         assert (
             f"is a folder of one node: {nodes.address(1)} cannot see its files; set storage_path to"
-        ) in done.output
+        ) in end.output
         assert not list(latest(runs / "tiny").folder.glob("trials/*"))

@@ -20,9 +20,9 @@ SETTINGS = ("model.quantization=nf4", "train.epochs=3", "train.learning_rate=0.0
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in 4 bits; no test here changes it."""
-    place = tmp_path_factory.mktemp("trained")
+    place = tmp_path_factory.mktemp("checkpoint_dir")
     return tiny.trial(tiny.study(place, *SETTINGS), place).run().checkpoint
 
 
@@ -39,26 +39,28 @@ def test_a_merge_may_move_f1_by_half_a_point_either_way(merged: float, is_faithf
 
 
 def test_a_finalist_answers_validation_rows_merged_as_well(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = dataset.load(tiny.study(trained.parents[2]).data)
-    said = candidates.predict(str(trained), data.unlabelled_test(), data.validation, 1)
-    assert said.merged is not None
-    wanted = checkpoint.read(trained).metrics["f1_macro"]
-    assert said.task.score(said.merged, data.validation).values["f1_macro"] == pytest.approx(
-        wanted, abs=0.005
+    data = dataset.load(tiny.study(checkpoint_dir.parents[2]).data)
+    predictions = candidates.predict(
+        str(checkpoint_dir), data.unlabelled_test(), data.validation, 1
     )
+    assert predictions.merged is not None
+    f1 = checkpoint.read(checkpoint_dir).metrics["f1_macro"]
+    assert predictions.task.score(predictions.merged, data.validation).values[
+        "f1_macro"
+    ] == pytest.approx(f1, abs=0.005)
     # The figure is the merged model's own: a merge that loses the adapter shows.
-    monkeypatch.setattr(adapter, "merge", lambda adapted: adapted.unload())
-    broken = candidates.predict(str(trained), data.unlabelled_test(), data.validation, 1)
-    assert broken.test == said.test
-    assert broken.merged != said.merged
+    monkeypatch.setattr(adapter, "merge", lambda model: model.unload())
+    wrong = candidates.predict(str(checkpoint_dir), data.unlabelled_test(), data.validation, 1)
+    assert wrong.test == predictions.test
+    assert wrong.merged != predictions.merged
 
 
 def test_without_4_bits_there_is_nothing_to_measure(tmp_path: Path) -> None:
-    asked = tiny.study(tmp_path, "train.epochs=1")
-    folder = tiny.trial(asked, tmp_path).run().checkpoint
-    data = dataset.load(asked.data)
+    study = tiny.study(tmp_path, "train.epochs=1")
+    folder = tiny.trial(study, tmp_path).run().checkpoint
+    data = dataset.load(study.data)
     assert (
         candidates.predict(str(folder), data.unlabelled_test(), data.validation, 1).merged is None
     )
@@ -66,10 +68,10 @@ def test_without_4_bits_there_is_nothing_to_measure(tmp_path: Path) -> None:
 
 
 def test_a_merge_that_moves_f1_is_neither_served_nor_exported(
-    trained: Path, tmp_path: Path
+    checkpoint_dir: Path, tmp_path: Path
 ) -> None:
     release = Registry(str(tmp_path / "registry")).publish(
-        trained, "cancer", merge=record(0.9, 0.88)
+        checkpoint_dir, "cancer", merge=record(0.9, 0.88)
     )
     assert not release.serves_merged()
     with pytest.raises(
@@ -89,9 +91,9 @@ def test_a_merge_that_moves_f1_is_neither_served_nor_exported(
 
 
 def test_a_merge_that_was_not_measured_is_not_served_and_its_export_says_so(
-    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    checkpoint_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    release = Registry(str(tmp_path / "registry")).publish(trained, "cancer")
+    release = Registry(str(tmp_path / "registry")).publish(checkpoint_dir, "cancer")
     assert not release.serves_merged()
     with caplog.at_level(logging.WARNING):
         release.export(tmp_path / "merged", merged=True)
@@ -109,12 +111,12 @@ def test_a_release_of_before_there_were_merge_records_still_reads() -> None:
 
 
 def test_a_study_keeps_what_merging_its_winner_does(tmp_path: Path) -> None:
-    asked = tiny.study(tmp_path, *SETTINGS, "publish={name: cancer}")
-    outcome = in_process.run(asked)
+    study = tiny.study(tmp_path, *SETTINGS, "publish={name: cancer}")
+    outcome = in_process.run(study)
     assert outcome.release is not None
-    kept = outcome.release.record.merge
-    assert kept == record(
+    merge = outcome.release.record.merge
+    assert merge == record(
         outcome.board.best.validation["f1_macro"], outcome.board.best.validation_merged["f1_macro"]
     )
-    assert outcome.release.serves_merged() is kept.is_faithful
+    assert outcome.release.serves_merged() is merge.is_faithful
     assert "merged into plain weights" in (outcome.run.folder / "leaderboard.md").read_text()

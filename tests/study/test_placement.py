@@ -22,8 +22,8 @@ def test_open_settings_follow_the_cluster_and_the_number_of_trials() -> None:
 
 
 def test_a_gpu_is_taken_where_there_is_one_and_brings_the_workers_of_train() -> None:
-    found = place(ResourcesConfig(), cluster((16, 4), (16, 4)), num_trials=20)
-    assert (found.launcher, found.gpus, found.num_at_once) == ("train", 1, 8)
+    placement = place(ResourcesConfig(), cluster((16, 4), (16, 4)), num_trials=20)
+    assert (placement.launcher, placement.gpus, placement.num_at_once) == ("train", 1, 8)
     assert (
         place(ResourcesConfig(gpus_per_worker=0), cluster((16, 4)), num_trials=1).launcher
         == "inline"
@@ -31,8 +31,8 @@ def test_a_gpu_is_taken_where_there_is_one_and_brings_the_workers_of_train() -> 
 
 
 def test_workers_of_a_trial_share_what_drivers_leave_them() -> None:
-    found = place(ResourcesConfig(num_workers=2), cluster((4, 0)), num_trials=9)
-    assert (found.launcher, found.cpus, found.num_at_once) == ("train", 1, 2)
+    placement = place(ResourcesConfig(num_workers=2), cluster((4, 0)), num_trials=9)
+    assert (placement.launcher, placement.cpus, placement.num_at_once) == ("train", 1, 2)
     assert (
         place(ResourcesConfig(launcher="train"), cluster((4, 0)), num_trials=1).launcher == "train"
     )
@@ -54,7 +54,7 @@ def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("resources", "sentence"),
     [
         (
             ResourcesConfig(num_workers=3, cpus_per_worker=2),
@@ -64,7 +64,7 @@ def test_a_trial_that_takes_what_is_free_starts_where_its_least_fits_and_counts_
         (ResourcesConfig(gpus_per_worker=1), "1 GPU(s)"),
     ],
 )
-def test_what_can_never_be_scheduled_says_so(asked: ResourcesConfig, sentence: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        place(asked, cluster((4, 0)), num_trials=1)
-    assert sentence in str(caught.value)
+def test_what_can_never_be_scheduled_says_so(resources: ResourcesConfig, sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        place(resources, cluster((4, 0)), num_trials=1)
+    assert sentence in str(error.value)

@@ -19,13 +19,13 @@ def test_an_adapter_is_as_large_as_was_told_and_a_trial_stays_below_its_estimate
     study = tiny.study(tmp_path, "train.keep_checkpoints=2", family=family)
     trial = tiny.trial(study, tmp_path)
     folder = trial.run().folder
-    told = num_adapter_weights(tmp_path / f"tiny-{family}", study.lora)
+    estimate = num_adapter_weights(tmp_path / f"tiny-{family}", study.lora)
     assert (
-        trial.model.num_trainable <= told <= 1.1 * trial.model.num_trainable
+        trial.model.num_trainable <= estimate <= 1.1 * trial.model.num_trainable
     )  # a pooler is trained where the base lacks one
-    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert written <= preflight.num_bytes(study)
-    assert preflight.num_trial_bytes(study, study.base_models[0]) > 0.5 * written
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert num_bytes <= preflight.num_bytes(study)
+    assert preflight.num_trial_bytes(study, study.base_models[0]) > 0.5 * num_bytes
 
 
 def test_repeats_and_searched_ranks_count(tmp_path: Path) -> None:

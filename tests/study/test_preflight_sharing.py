@@ -7,10 +7,10 @@ from medray.study import preflight
 
 
 def test_a_folder_that_some_node_does_not_see_is_refused_with_what_to_set(tmp_path: Path) -> None:
-    looked = []
+    views = []
 
     def look(path: Path) -> dict[str, bool]:
-        looked.append(path.exists())
+        views.append(path.exists())
         return {"10.0.0.3": False, "10.0.0.2": True}
 
     with pytest.raises(
@@ -21,7 +21,7 @@ def test_a_folder_that_some_node_does_not_see_is_refused_with_what_to_set(tmp_pa
         ),
     ):
         preflight.check_folder_on_nodes(tmp_path, look)
-    assert looked == [True]
+    assert views == [True]
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from medray.records import Evaluation, TrialRecord
-from medray.study import progress as shown
+from medray.study import progress as study_progress
 from medray.study.progress import Progress
 from medray.training import status
 from medray.training.status import StatusFile
@@ -28,7 +28,7 @@ def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(shown.time, "monotonic", lambda: now)
+    monkeypatch.setattr(study_progress.time, "monotonic", lambda: now)
     progress = Progress("f1", Console(file=io.StringIO()))
     progress.on_num_trials(4)
     progress.on_trial_start(record("looked-up"))
@@ -68,22 +68,22 @@ def step(file: StatusFile, number: int, loss: float = 0.5) -> None:
 
 def wait_for(text: str, read: Callable[[], str]) -> str:
     end = time.monotonic() + 60
-    while text not in (found := read()):
-        assert time.monotonic() < end, found
+    while text not in (content := read()):
+        assert time.monotonic() < end, content
         time.sleep(0.02)
-    return found
+    return content
 
 
 def test_a_file_gets_a_line_for_each_trial_between_evaluations_and_for_what_is_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "_EVERY_S", 0.0)
-    written = ""
+    output = ""
 
     def read() -> str:
-        nonlocal written
-        written += capsys.readouterr().out
-        return written
+        nonlocal output
+        output += capsys.readouterr().out
+        return output
 
     with Progress("f1", Console(file=io.StringIO()), trials_dir=tmp_path, every_s=0.1) as progress:
         progress.on_num_trials(2)
@@ -114,8 +114,8 @@ def test_a_terminal_shows_steps_loss_speed_best_and_time_left_of_each_trial(tmp_
     file.stage(status.TRAINING)
     progress.on_trial_report(record("one"), FIRST)
     console.print(progress._render())
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    (line,) = [line for line in shown.splitlines() if line.startswith("one")]
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    (line,) = [line for line in output.splitlines() if line.startswith("one")]
     assert line.split() == [
         "one",
         "1",
@@ -128,9 +128,9 @@ def test_a_terminal_shows_steps_loss_speed_best_and_time_left_of_each_trial(tmp_
         "min",
         "training",
     ]
-    assert "two" in shown
+    assert "two" in output
     assert (
-        "best so far 0.7000 (one)  0/3 trials ended  about 15 min to go" in shown
+        "best so far 0.7000 (one)  0/3 trials ended  about 15 min to go" in output
     )  # 600 s of the one, twice, and 1 to come
 
 
@@ -140,9 +140,9 @@ def test_a_status_is_written_every_few_seconds_at_most_and_never_fails(tmp_path:
     step(file, 2)
     assert status.read(tmp_path) == status.Status(status.TRAINING, 1, 1, 96, 0.5, 1234.0)
     file.stage("evaluating")  # tells of the last step, written or not
-    found = status.read(tmp_path)
-    assert found is not None
-    assert (found.stage, found.step) == ("evaluating", 2)
+    content = status.read(tmp_path)
+    assert content is not None
+    assert (content.stage, content.step) == ("evaluating", 2)
     file.clear()
     assert status.read(tmp_path) is None
     (tmp_path / "file").write_text("")

@@ -13,7 +13,7 @@ from medray.config.load import load_study
 from medray.config.study import CalibrationConfig
 from medray.data import dataset
 from medray.errors import ArtifactError
-from medray.evaluation import analysis, leaderboard_files
+from medray.evaluation import leaderboard_files
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import Comparison
 from medray.evaluation.leaderboard import Entry, Leaderboard, Pairing
@@ -32,16 +32,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose only trial was judged."""
     place = tmp_path_factory.mktemp("judged")
     study = tiny.study(place)
-    made = Run.start(study)
-    trained = tiny.trial(study, place).run().checkpoint
-    folder = made.trial_dir("one") / "checkpoints" / trained.name
-    shutil.copytree(trained, folder)
+    own_run = Run.start(study)
+    checkpoint_dir = tiny.trial(study, place).run().checkpoint
+    folder = own_run.trial_dir("one") / "checkpoints" / checkpoint_dir.name
+    shutil.copytree(checkpoint_dir, folder)
     data, manifest = dataset.load(study.data), checkpoint.read(folder)
     task, own = restore(manifest.task.options, manifest.task.state), read_predictions(folder)
     record = fit_calibration(task, own, data.validation, CalibrationConfig())
-    judged = examine(task, "validation", own, data.validation, record, Slicer.of(data.validation))
-    model = ModelAnalysis("one", record, judged, replace(judged, split="test"))
-    (made.folder / ANALYSIS).write_bytes(
+    analysis = examine(task, "validation", own, data.validation, record, Slicer.of(data.validation))
+    model = ModelAnalysis("one", record, analysis, replace(analysis, split="test"))
+    (own_run.folder / ANALYSIS).write_bytes(
         analysis.to_json(Analysis("tiny", task.labels, False, "one", (model,)))
     )
     entry = Entry(
@@ -50,17 +50,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     board = Leaderboard(
         "tiny", "f1_macro", (entry,), "one", None, (), (), {"validation": 12, "test": 12}, 1
     )
-    (made.folder / LEADERBOARD).write_text(leaderboard_files.to_json(board))
-    return made
+    (own_run.folder / LEADERBOARD).write_text(leaderboard_files.to_json(board))
+    return own_run
 
 
 def test_a_winner_is_published_with_its_calibration_and_behaviour(run: Run, tmp_path: Path) -> None:
-    found = run.analysis()
-    assert found is not None
+    analysis = run.analysis()
+    assert analysis is not None
     record = publish.publish(Registry(str(tmp_path)), str(run.folder), "cancer").record
-    assert record.calibration == found.best.calibration
+    assert record.calibration == analysis.best.calibration
     assert record.test is not None
-    assert record.test.ece == (found.best.test.before.ece, found.best.test.after.ece)
+    assert record.test.ece == (analysis.best.test.before.ece, analysis.best.test.after.ece)
     assert record.test.answered is None  # no precision was asked for
 
 
@@ -98,15 +98,15 @@ def test_an_abstention_is_not_fitted_where_there_are_no_rows_for_it(
         == 0
     )
     settings = run.folder / "study.yaml"
-    kept = settings.read_text()
+    content = settings.read_text()
     try:
-        settings.write_text(kept.replace("    seed: 0", "    seed: 3"))  # of the split
+        settings.write_text(content.replace("    seed: 0", "    seed: 3"))  # of the split
         with pytest.raises(ArtifactError, match="the data or its split differs"):
             publish.publish(
                 Registry(str(tmp_path)), str(run.folder), "cancer", abstain_precision=0.9
             )
     finally:
-        settings.write_text(kept)
+        settings.write_text(content)
 
 
 def test_a_winner_that_is_published_again_keeps_its_version_and_what_was_lost_of_it_is_put_back(
@@ -127,12 +127,12 @@ def test_a_file_that_was_sorted_anew_changes_nothing_of_what_is_fitted(
     ).record.calibration
     load = dataset.load
 
-    def turned(*arguments: Any) -> dataset.Dataset:
-        found = load(*arguments)
-        found.validation = list(reversed(found.validation))
-        return found
+    def load_in_reverse(*arguments: Any) -> dataset.Dataset:
+        data = load(*arguments)
+        data.validation = list(reversed(data.validation))
+        return data
 
-    monkeypatch.setattr(dataset, "load", turned)
+    monkeypatch.setattr(dataset, "load", load_in_reverse)
     registry = Registry(str(tmp_path / "b"))
     assert (
         publish.publish(
@@ -167,15 +167,15 @@ def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(
         (other / "manifest.json").read_text().replace('"tiny"', '"another"')
     )
     registry.point("cancer", "best", registry.publish(str(other), "cancer").record.version)
-    moved = again()
-    assert again() == moved  # nobody asked for another release again
+    release = again()
+    assert again() == release  # nobody asked for another release again
 
 
 def board_against(baseline: float, *, is_tie: bool, metric: str = "f1_macro") -> Leaderboard:
     winner = Entry("one", "trial", validation={metric: 0.6}, checkpoint="-")
     other = Entry("TF-IDF + logistic regression", "reference", validation={metric: baseline})
     difference = 0.6 - baseline
-    compared = Pairing(
+    pairing = Pairing(
         other.name,
         "validation",
         Comparison(difference, difference - 0.01, difference + 0.01, 0.01),
@@ -188,7 +188,7 @@ def board_against(baseline: float, *, is_tie: bool, metric: str = "f1_macro") ->
         "one",
         None,
         (),
-        (compared,),
+        (pairing,),
         {"validation": 12, "test": 12},
         1,
     )
@@ -198,20 +198,20 @@ def board_against(baseline: float, *, is_tie: bool, metric: str = "f1_macro") ->
 def test_a_winner_that_a_baseline_beats_on_validation_rows_is_not_published(
     tmp_path: Path, metric: str, better: float
 ) -> None:
-    asked = tiny.study(tmp_path, "publish={name: cancer}")
+    study = tiny.study(tmp_path, "publish={name: cancer}")
     board = board_against(better, is_tie=False, metric=metric)
-    reason = publish.refusal(asked, board)
+    reason = publish.refusal(study, board)
     assert reason is not None
     assert (
         "the winner one is not published: TF-IDF + logistic regression is better on validation rows"
     ) in reason
     assert f"({metric} {better:.4f} against 0.6000)" in reason
-    for allowed in (
+    for reason in (
         publish.refusal(
-            asked, board_against(better, is_tie=True, metric=metric)
+            study, board_against(better, is_tie=True, metric=metric)
         ),  # the rows cannot tell
-        publish.refusal(asked, board_against(1.2 - better, is_tie=False, metric=metric)),
+        publish.refusal(study, board_against(1.2 - better, is_tie=False, metric=metric)),
         publish.refusal(tiny.study(tmp_path, "publish={name: cancer, allow_worse: true}"), board),
         publish.refusal(tiny.study(tmp_path), board),  # nothing is to be published
     ):
-        assert allowed is None
+        assert reason is None

@@ -44,22 +44,22 @@ def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(
     study = tiny.study(
         tmp_path, "train.epochs=5", "search.num_epochs=3", "resources.cpus_per_worker=1"
     )
-    killed: list[int] = []
+    pids: list[int] = []
 
     def kill(record: TrialRecord, evaluation: Evaluation) -> None:
-        if not killed and evaluation.epoch == 2:
-            killed.append(
+        if not pids and evaluation.epoch == 2:
+            pids.append(
                 max(
                     number
                     for number, name in processes().items()
                     if name.startswith("ray::ImplicitFunc")
                 )
             )
-            os.kill(killed[0], signal.SIGKILL)
+            os.kill(pids[0], signal.SIGKILL)
 
     outcome = run(study, cluster, RecordingWatcher(kill))
     (record,) = outcome.run.records()
-    assert killed
+    assert pids
     assert record.status == "stopped"
     assert (
         figures(outcome.run.history(record.trial)) == figures(alone(study, tmp_path / "alone"))[:3]
@@ -103,13 +103,13 @@ def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_wai
         tiny.study(tmp_path, *settings, "train.learning_rate=0.005", "resources.cpus_per_worker=1"),
         tmp_path / "alone",
     )
-    for shared, own in zip(outcome.run.history("tiny-bert-000"), single, strict=True):
-        assert shared.train_loss == pytest.approx(own.train_loss, abs=1e-5)
-        assert shared.metrics == pytest.approx(own.metrics, abs=1e-4)
-    stored = json.loads(
+    for evaluation, own in zip(outcome.run.history("tiny-bert-000"), single, strict=True):
+        assert evaluation.train_loss == pytest.approx(own.train_loss, abs=1e-5)
+        assert evaluation.metrics == pytest.approx(own.metrics, abs=1e-4)
+    content = json.loads(
         (Path(str(outcome.board.best.checkpoint)) / "predictions.jsonl").read_text().splitlines()[0]
     )
-    assert stored["row_id"] == dataset.load(study.data).validation[0].id
+    assert content["row_id"] == dataset.load(study.data).validation[0].id
 
 
 def _until_all_is_free(cluster: Cluster) -> float:
@@ -132,10 +132,10 @@ def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_a
         tmp_path, "train.epochs=3", "resources={max_failures: 1, cpus_per_worker: 1}"
     )
     (tmp_path / "alone").mkdir()
-    undisturbed = tiny.trial(study, tmp_path / "alone").run().history if times == 1 else None
+    reference = tiny.trial(study, tmp_path / "alone").run().history if times == 1 else None
     left = times
 
-    def ended(self: object, iteration: int, trials: list[Any], **info: Any) -> None:
+    def end_step(self: object, iteration: int, trials: list[Any], **info: Any) -> None:
         nonlocal left
         # First after an evaluation, then before another.
         if left and any(
@@ -147,11 +147,11 @@ def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_a
                 "1 worker(s) were killed"
             )  # as Tune does
 
-    monkeypatch.setattr(ray_tune._Callback, "on_step_end", ended)
+    monkeypatch.setattr(ray_tune._Callback, "on_step_end", end_step)
     here = Run.start(study)
-    if undisturbed is not None:
+    if reference is not None:
         run(study, cluster, here=here)
-        assert figures(here.history("tiny-bert-000")) == figures(undisturbed)
+        assert figures(here.history("tiny-bert-000")) == figures(reference)
     else:
         with pytest.raises(TrialError, match="its machine ran out of memory"):
             run(study, cluster, here=here)
@@ -159,14 +159,16 @@ def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_a
 
 
 def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    started, said = threading.Event(), []
+    first_report, messages = threading.Event(), []
     monkeypatch.setattr(ray_tune, "_PATIENCE_S", 0.01)
     monkeypatch.setattr(
-        ray_tune.log, "warning", lambda *parts: (started.set(), said.append(parts[0] % parts[1:]))
+        ray_tune.log,
+        "warning",
+        lambda *parts: (first_report.set(), messages.append(parts[0] % parts[1:])),
     )
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 1.0})
-    ray_tune._warn_of_waiting(started, Placement("train", 2, 1, 0, 4))
-    assert said == [
+    ray_tune._warn_of_waiting(first_report, Placement("train", 2, 1, 0, 4))
+    assert messages == [
         (
             "no trial has reported yet: a trial takes 2 CPU(s) and 0 GPU(s), and 1 and 0 were free "
             "at "
@@ -176,4 +178,4 @@ def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyP
     ray_tune._warn_of_waiting(
         threading.Event(), Placement("inline", 1, 1, 0, 4)
     )  # there is room: nothing is said, and nobody waits
-    assert len(said) == 1
+    assert len(messages) == 1

@@ -25,30 +25,32 @@ SPREAD = "resources={num_workers: 2, placement: spread, cpus_per_worker: 1}"
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Raylets]:
-    with raylets(3, cpus=2, of_head=0) as started:
-        yield started
+    with raylets(3, cpus=2, of_head=0) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Figures:
     folder = tmp_path_factory.mktemp("alone")
-    done = Study(write_study(folder, *EXACT)).end()
-    assert done.status == 0, done.output
+    end = Study(write_study(folder, *EXACT)).end()
+    assert end.status == 0, end.output
     return figures(latest(folder / "runs" / "tiny"))
 
 
 def agree(run: Run, alone: Figures) -> None:
     """The same F1 at every evaluation, the best one's too; losses as near as 240 steps of sums in
     another order leave them."""
-    found = figures(run)
-    f1 = {trial: [row[2] for row in rows] for trial, rows in found.items()}
+    nodes_of = figures(run)
+    f1 = {trial: [row[2] for row in rows] for trial, rows in nodes_of.items()}
     print(f"best F1 {[round(max(values), 4) for values in f1.values()]}")
     assert f1 == {trial: [row[2] for row in rows] for trial, rows in alone.items()}
     for trial, rows in alone.items():
-        assert [row[1] for row in found[trial]] == pytest.approx([row[1] for row in rows], abs=1e-4)
+        assert [row[1] for row in nodes_of[trial]] == pytest.approx(
+            [row[1] for row in rows], abs=1e-4
+        )
 
 
-def placed(run: Run) -> dict[str, list[list[str]]]:
+def placements(run: Run) -> dict[str, list[list[str]]]:
     """The nodes of each trial's workers, once for each time that it started."""
     logs = {
         record.trial: (run.trial_dir(record.trial) / "log.txt").read_text()
@@ -75,15 +77,15 @@ def test_workers_spread_over_two_nodes_find_what_one_node_finds(
     nodes: Raylets, tmp_path: Path, alone: Figures
 ) -> None:
     start = time.monotonic()
-    done = Study(write_study(tmp_path, *EXACT, SPREAD), cluster_env=nodes.cluster_env).end()
-    assert done.status == 0, done.output
+    end = Study(write_study(tmp_path, *EXACT, SPREAD), cluster_env=nodes.cluster_env).end()
+    assert end.status == 0, end.output
     run = latest(tmp_path / "runs" / "tiny")
     print(f"{time.monotonic() - start:.0f} s")
     agree(run, alone)
     both = [nodes.address(1), nodes.address(2)]
-    assert {trial: [sorted(found) for found in times] for trial, times in placed(run).items()} == {
-        trial: [both] for trial in alone
-    }
+    assert {
+        trial: [sorted(nodes_of) for nodes_of in times] for trial, times in placements(run).items()
+    } == {trial: [both] for trial in alone}
     everything_is_whole(run)
 
 
@@ -98,15 +100,15 @@ def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(
         f"{{source: {base}, overrides: {{train.strategy: deepspeed, train.zero_stage: {stage}}}}}"
         for stage in range(4)
     )
-    asked = tiny.study(tmp_path, *settings, f"base_models=[{stages}]", SPREAD)
+    study = tiny.study(tmp_path, *settings, f"base_models=[{stages}]", SPREAD)
     path = tmp_path / "study.yaml"
-    path.write_text(dump_settings(asked))
-    done = Study(path, cluster_env=nodes.cluster_env).end()
-    assert done.status == 0, done.output
+    path.write_text(dump_settings(study))
+    end = Study(path, cluster_env=nodes.cluster_env).end()
+    assert end.status == 0, end.output
     (tmp_path / "alone").mkdir()
     plain = tiny.trial(tiny.study(tmp_path, *settings), tmp_path / "alone").run().history
     run = latest(tmp_path / "runs" / "tiny")
-    assert [len(set(found)) for (found,) in placed(run).values()] == [2, 2, 2, 2]
+    assert [len(set(nodes_of)) for (nodes_of,) in placements(run).values()] == [2, 2, 2, 2]
     furthest = {}
     for record in run.records():
         history = run.history(record.trial)
@@ -114,13 +116,14 @@ def test_shards_of_every_stage_over_two_nodes_agree_with_one_plain_worker(
             row.metrics["f1_macro"] for row in plain
         ]
         pairs = [
-            (row.train_loss, wanted.train_loss) for row, wanted in zip(history, plain, strict=True)
+            (row.train_loss, reference.train_loss)
+            for row, reference in zip(history, plain, strict=True)
         ]
         pairs += [
-            (row.metrics["log_loss"], wanted.metrics["log_loss"])
-            for row, wanted in zip(history, plain, strict=True)
+            (row.metrics["log_loss"], reference.metrics["log_loss"])
+            for row, reference in zip(history, plain, strict=True)
         ]
-        furthest[record.trial] = max(abs(found - wanted) for found, wanted in pairs)
+        furthest[record.trial] = max(abs(nodes_of - reference) for nodes_of, reference in pairs)
     print(f"furthest from plain: {furthest}")
     assert len(furthest) == 4
     assert max(furthest.values()) < 1e-5
@@ -147,27 +150,31 @@ def test_a_study_goes_on_when_a_raylet_is_killed(
         command=command[0],
         cluster_env=nodes.cluster_env,
     )
-    killed = None
+    node_to_kill = None
     try:
         study.until(r"tiny-bert-000  epoch 2 ")
         start = time.monotonic()
         run = latest(tmp_path / "runs" / "tiny")
-        before = placed(run)
-        killed = next(node for node in (1, 2) if nodes.address(node) in before["tiny-bert-000"][-1])
-        os.kill(nodes.raylet(killed), signal.SIGKILL)
-        done = study.end()
+        before = placements(run)
+        node_to_kill = next(
+            node for node in (1, 2) if nodes.address(node) in before["tiny-bert-000"][-1]
+        )
+        os.kill(nodes.raylet(node_to_kill), signal.SIGKILL)
+        end = study.end()
     finally:
         study.abandon()
-        if killed:
-            nodes.run("restart", killed)
-    assert done.status == 0, done.output
+        if node_to_kill:
+            nodes.run("restart", node_to_kill)
+    assert end.status == 0, end.output
     again = epochs_trained_twice(run)
-    moved = [trial for trial, times in placed(run).items() if len(times) > len(before[trial])]
+    restarts = [
+        trial for trial, times in placements(run).items() if len(times) > len(before[trial])
+    ]
     print(
         f"{what}: ended {time.monotonic() - start:.0f} s after the kill; epochs trained twice "
-        f"{again:.2f} by {len(moved)} trials; {placed(run)}"
+        f"{again:.2f} by {len(restarts)} trials; {placements(run)}"
     )
-    assert moved
+    assert restarts
     agree(run, alone)
-    assert again <= len(moved)  # one evaluation interval for each trial that ran there
+    assert again <= len(restarts)  # one evaluation interval for each trial that ran there
     everything_is_whole(run)

@@ -27,24 +27,24 @@ def test_seeds_and_folds_are_named_after_their_finalist_and_change_nothing_else(
     tmp_path: Path,
 ) -> None:
     finalist, records = [Entry("t-003", "trial")], {"t-003": RECORD}
-    seeded = tiny.study(tmp_path, "search.num_seeds=3", "seed=5")
-    found = repeats.proposals(seeded, finalist, records)
-    assert [(proposal.name, proposal.settings) for proposal in found] == [
+    with_seeds = tiny.study(tmp_path, "search.num_seeds=3", "seed=5")
+    proposals = repeats.proposals(with_seeds, finalist, records)
+    assert [(proposal.name, proposal.settings) for proposal in proposals] == [
         ("t-003-seed-1", {"lora.r": 4}),
         ("t-003-seed-2", {"lora.r": 4}),
     ]
     first, third = (
-        repeats.config_of(seeded, RECORD.model_copy(update={"seed": seed})) for seed in (0, 2)
+        repeats.config_of(with_seeds, RECORD.model_copy(update={"seed": seed})) for seed in (0, 2)
     )
     assert (first.seed, third.seed) == (5, 7)
     assert third.model_copy(update={"seed": 5}) == first
-    folded = tiny.study(tmp_path, "data.split={kind: kfold, folds: 3}")
-    assert [proposal.name for proposal in repeats.proposals(folded, finalist, records)] == [
+    with_folds = tiny.study(tmp_path, "data.split={kind: kfold, folds: 3}")
+    assert [proposal.name for proposal in repeats.proposals(with_folds, finalist, records)] == [
         "t-003-fold-1",
         "t-003-fold-2",
     ]
     assert [
-        repeats.config_of(folded, RECORD.model_copy(update={"fold": fold})).data.split.fold
+        repeats.config_of(with_folds, RECORD.model_copy(update={"fold": fold})).data.split.fold
         for fold in (0, 2)
     ] == [0, 2]
     assert (
@@ -104,12 +104,12 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
     )
     assert "mean of 3 seeds" in (outcome.run.folder / "leaderboard.md").read_text()
     more = tiny.study(tmp_path, GRID, "search.num_seeds=4", "publish={name: cancer}")
-    seen = RecordingWatcher()
-    extended = run(more, seen, Run.resume(more))
-    assert {trial for trial, _ in seen.evaluations} == {"tiny-bert-000-seed-3"}
-    assert extended.board.best.seeds is not None
-    assert extended.board.best.seeds.test[:3] == seeds.test
-    assert extended.board.num_openings == 2
+    watcher = RecordingWatcher()
+    longer = run(more, watcher, Run.resume(more))
+    assert {trial for trial, _ in watcher.evaluations} == {"tiny-bert-000-seed-3"}
+    assert longer.board.best.seeds is not None
+    assert longer.board.best.seeds.test[:3] == seeds.test
+    assert longer.board.num_openings == 2
 
 
 def test_every_row_is_answered_once_by_a_model_that_had_not_seen_it(tmp_path: Path) -> None:

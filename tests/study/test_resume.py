@@ -32,56 +32,56 @@ RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
 def test_a_study_may_ask_for_more_and_for_other_means(
     tmp_path: Path, settings: list[str], is_more: bool
 ) -> None:
-    kept, asked = (
+    before, after = (
         tiny.study(tmp_path, RATE, "search.num_trials=2", *more) for more in ([], settings)
     )
-    resume.check_settings(kept, asked, "here")
-    assert resume.wants_more(kept, asked) is is_more
+    resume.check_settings(before, after, "here")
+    assert resume.wants_more(before, after) is is_more
 
 
 def test_a_budget_that_is_raised_or_lifted_asks_for_more(tmp_path: Path) -> None:
-    kept = tiny.study(tmp_path, RATE, "search.num_epochs=4")
-    for raised in ("search.num_epochs=5", "search.num_epochs=null"):
-        assert resume.wants_more(kept, tiny.study(tmp_path, RATE, raised))
-    assert not resume.wants_more(kept, tiny.study(tmp_path, RATE, "search.num_epochs=3"))
+    before = tiny.study(tmp_path, RATE, "search.num_epochs=4")
+    for change in ("search.num_epochs=5", "search.num_epochs=null"):
+        assert resume.wants_more(before, tiny.study(tmp_path, RATE, change))
+    assert not resume.wants_more(before, tiny.study(tmp_path, RATE, "search.num_epochs=3"))
 
 
 def test_a_base_model_may_be_appended_and_not_taken_out_or_put_first(tmp_path: Path) -> None:
     bert, llama = tiny.base(tmp_path, "bert"), tiny.base(tmp_path, "llama")
-    kept = tiny.study(tmp_path)
-    asked = tiny.study(
+    before = tiny.study(tmp_path)
+    after = tiny.study(
         tmp_path, f"base_models=[{{source: {bert}}}, {{source: {llama}, overrides: {{lora.r: 4}}}}]"
     )
-    resume.check_settings(kept, asked, "here")
-    assert resume.wants_more(kept, asked)
+    resume.check_settings(before, after, "here")
+    assert resume.wants_more(before, after)
     with pytest.raises(
         ConfigError, match=r"base_models\.1\.source was .*tiny-llama' and is 'not set'"
     ):
-        resume.check_settings(asked, kept, "here")
+        resume.check_settings(after, before, "here")
     with pytest.raises(
         ConfigError, match=r"base_models\.0\.source was .*tiny-bert' and is .*tiny-llama'"
     ):
         resume.check_settings(
-            kept,
+            before,
             tiny.study(tmp_path, f"base_models=[{{source: {llama}}}, {{source: {bert}}}]"),
             "here",
         )
 
 
 def test_what_would_mix_two_studies_is_refused_by_its_name(tmp_path: Path) -> None:
-    kept = tiny.study(tmp_path, RATE)
-    asked = tiny.study(
+    before = tiny.study(tmp_path, RATE)
+    after = tiny.study(
         tmp_path, "search.space={lora.r: {choice: [2, 4]}}", "seed=1", "task.max_length=32"
     )
-    with pytest.raises(ConfigError) as caught:
-        resume.check_settings(kept, asked, "runs/tiny/1")
-    said = str(caught.value)
-    assert said.startswith(
+    with pytest.raises(ConfigError) as error:
+        resume.check_settings(before, after, "runs/tiny/1")
+    message = str(error.value)
+    assert message.startswith(
         "runs/tiny/1: was started with other settings: seed was 0 and is 1; task.max_length was "
         "64 and is 32;"
     )
-    assert "search.space.lora.r.choice was 'not set' and is [2, 4]" in said
-    assert "may change search.num_trials, search.num_epochs," in said
+    assert "search.space.lora.r.choice was 'not set' and is [2, 4]" in message
+    assert "may change search.num_trials, search.num_epochs," in message
 
 
 def test_an_appended_base_model_renames_none() -> None:

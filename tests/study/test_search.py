@@ -18,11 +18,11 @@ def two_bases(folder: Path, *settings: str) -> StudyConfig:
 
 
 def proposals(search: Search) -> list[Proposal]:
-    found = []
+    trials = []
     while proposal := search.next():
         search.begin(f"{proposal.base}-{proposal.number}", proposal)
-        found.append(proposal)
-    return found
+        trials.append(proposal)
+    return trials
 
 
 def test_base_models_take_turns_by_their_share(tmp_path: Path) -> None:
@@ -36,10 +36,10 @@ def test_an_override_sets_what_another_base_model_searches(tmp_path: Path) -> No
     study = two_bases(
         tmp_path, RATE, "search.num_trials=3", "base_models.1.overrides={train.learning_rate: 0.01}"
     )
-    found = proposals(Search(study, "f1_macro"))
-    assert [sorted(proposal.settings) for proposal in found if proposal.base == 1] == [[]]
+    trials = proposals(Search(study, "f1_macro"))
+    assert [sorted(proposal.settings) for proposal in trials if proposal.base == 1] == [[]]
     assert (
-        len({proposal.settings["train.learning_rate"] for proposal in found if proposal.base == 0})
+        len({proposal.settings["train.learning_rate"] for proposal in trials if proposal.base == 0})
         == 3
     )
 
@@ -48,8 +48,8 @@ def test_a_base_model_adds_axes_of_its_own(tmp_path: Path) -> None:
     study = two_bases(
         tmp_path, RATE, "search.num_trials=2", "base_models.1.space={lora.r: {choice: [2, 4]}}"
     )
-    found = proposals(Search(study, "f1_macro"))
-    assert {tuple(proposal.settings) for proposal in found if proposal.base == 1} == {
+    trials = proposals(Search(study, "f1_macro"))
+    assert {tuple(proposal.settings) for proposal in trials if proposal.base == 1} == {
         ("train.learning_rate", "lora.r")
     }
 
@@ -116,22 +116,22 @@ def test_budgets_end_the_search(tmp_path: Path) -> None:
     assert search.next() is None
 
     now = [100.0]
-    timed = Search(
+    search = Search(
         tiny.study(tmp_path, RATE, "search.num_trials=9", "search.time_s=60"),
         "f1_macro",
         clock=lambda: now[0],
     )
-    first = timed.next()
+    first = search.next()
     assert first
-    timed.begin("t", first)
-    assert timed.observe("t", 1.0, 0.5)
-    timed.start()  # once the data is there
+    search.begin("t", first)
+    assert search.observe("t", 1.0, 0.5)
+    search.start()  # once the data is there
     now[0] = 120.0
-    assert timed.observe("t", 1.5, 0.5)
-    timed.spent_s = 39.0  # by a process before this one
+    assert search.observe("t", 1.5, 0.5)
+    search.spent_s = 39.0  # by a process before this one
     now[0] = 121.0
-    assert not timed.observe("t", 2.0, 0.5)
-    assert timed.next() is None
+    assert not search.observe("t", 2.0, 0.5)
+    assert search.next() is None
 
 
 def test_what_an_earlier_process_proposed_is_not_proposed_again(tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_what_an_earlier_process_proposed_is_not_proposed_again(tmp_path: Path) 
 def test_a_search_that_cannot_be_is_refused_when_it_is_read(
     tmp_path: Path, settings: list[str], sentence: str
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         tiny.study(tmp_path, *settings)
-    assert sentence in str(caught.value)
+    assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize("algorithm", ["random", "optuna"])
@@ -217,24 +217,24 @@ def test_a_search_that_goes_on_proposes_what_it_would_have_proposed(
         search.observe(trial, 1.0, 1 / (1 + abs(proposal.settings["train.learning_rate"] - 0.003)))
         search.complete(trial, proposal.settings, is_failure=proposal.number == 2)
 
-    whole, found = Search(study, "f1_macro"), []
+    whole, trials = Search(study, "f1_macro"), []
     while proposal := whole.next():
-        found.append(proposal)
+        trials.append(proposal)
         tell(whole, proposal)
-    assert len(found) == 12
+    assert len(trials) == 12
     later = Search(study, "f1_macro")
-    for proposal in found[:8]:
+    for proposal in trials[:8]:
         later.recall(proposal)
         tell(later, proposal)
     rest = []
     while proposal := later.next():
         rest.append(proposal)
         tell(later, proposal)
-    assert rest == found[8:]
+    assert rest == trials[8:]
 
 
 def test_a_search_gives_up_when_more_trials_failed_than_may(tmp_path: Path) -> None:
-    def failed(num: int, *settings: str) -> bool:
+    def has_failed(num: int, *settings: str) -> bool:
         search = Search(tiny.study(tmp_path, RATE, "search.num_trials=6", *settings), "f1_macro")
         for number in range(num):
             proposal = search.next()
@@ -244,6 +244,6 @@ def test_a_search_gives_up_when_more_trials_failed_than_may(tmp_path: Path) -> N
         assert (search.next() is None) == search.has_failed
         return search.has_failed
 
-    assert [failed(num) for num in (3, 4)] == [False, True]  # half of them may
-    assert [failed(num, "search.max_failed=0") for num in (0, 1)] == [False, True]
-    assert not failed(5, "search.max_failed=5")
+    assert [has_failed(num) for num in (3, 4)] == [False, True]  # half of them may
+    assert [has_failed(num, "search.max_failed=0") for num in (0, 1)] == [False, True]
+    assert not has_failed(5, "search.max_failed=5")

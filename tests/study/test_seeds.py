@@ -36,25 +36,25 @@ def symptoms(folder: Path) -> Path:
     rows = ["Disease," + ",".join(f"Symptom_{number}" for number in range(1, 6))]
     for number in range(48):
         label = list(tiny.SIGNS)[number % 3]
-        said = [*tiny.SIGNS[label], *rng.sample(tiny.WORDS[:12], 2)]
-        rng.shuffle(said)
-        rows += [",".join([label, *(f" {word}" for word in said), ""])] * 2
+        words = [*tiny.SIGNS[label], *rng.sample(tiny.WORDS[:12], 2)]
+        rng.shuffle(words)
+        rows += [",".join([label, *(f" {word}" for word in words), ""])] * 2
     path.write_text("\n".join(rows) + "\n")
     return path
 
 
 def questions(folder: Path) -> Path:
     rng, path = random.Random(0), folder / "ori_pqal.json"
-    held = {}
+    rows_by_split = {}
     for number in range(60):
         answer = ("yes", "no", "maybe")[number % 3]
-        held[str(1000 + number)] = {
+        rows_by_split[str(1000 + number)] = {
             "QUESTION": f"{tiny.text(rng, 4)} {'tumour' if answer == 'yes' else 'fever'} {number}?",
             "CONTEXTS": [tiny.text(rng, 8)],
             "LONG_ANSWER": answer,
             "final_decision": answer,
         }
-    path.write_text(json.dumps(held))
+    path.write_text(json.dumps(rows_by_split))
     return path
 
 
@@ -102,7 +102,7 @@ def run(
 def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
     tmp_path: Path, cluster: Cluster
 ) -> None:
-    found = [
+    studies = [
         run(
             tmp_path,
             "seed_000_zero_shot",
@@ -122,17 +122,18 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
             settings=WORSE,
         ),
     ]
-    for study, outcome in found:
+    for study, outcome in studies:
         board = outcome.board
-        untuned = {f"{base.source}, untuned" for base in study.base_models}
+        base_models = {f"{base.source}, untuned" for base in study.base_models}
         rows = {entry.name: entry for entry in board.entries if entry.kind == "reference"}
-        assert rows.keys() == {"majority", "TF-IDF + logistic regression", *untuned}
+        assert rows.keys() == {"majority", "TF-IDF + logistic regression", *base_models}
         assert all(
-            0 <= rows[name].test[board.metric] <= 1 and rows[name].validation for name in untuned
+            0 <= rows[name].test[board.metric] <= 1 and rows[name].validation
+            for name in base_models
         )
         assert {
             pair.other for pair in board.comparisons
-        } >= untuned  # before and after, on the same rows
+        } >= base_models  # before and after, on the same rows
         again = evaluate.evaluate_base_model(
             study.trial(study.base_models[0]), "validation", log_dir=tmp_path / "log"
         )
@@ -149,7 +150,7 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
     try:
         with app.serving(options, host="127.0.0.1", port=port):
             client = Client(f"http://127.0.0.1:{port}")
-            for (_, outcome), name in zip(found, names, strict=True):
+            for (_, outcome), name in zip(studies, names, strict=True):
                 _answers_as_in_training(client, outcome, name)
     finally:
         end_serve()
@@ -158,26 +159,26 @@ def test_the_seeds_of_choices_are_trained_scored_published_and_answer_over_http(
 def _validation(outcome: Outcome) -> tuple[Sequence[Example], list[dict[str, Any]]]:
     """The validation rows of the winner, and its predictions of them as its trial stored them."""
     checkpoint = Path(str(outcome.board.best.checkpoint))
-    trained = [
+    predictions = [
         json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()
     ]
     data = json.loads((checkpoint / "manifest.json").read_text())["trial"]["data"]
-    return dataset.load(DataConfig.model_validate(data)).validation, trained
+    return dataset.load(DataConfig.model_validate(data)).validation, predictions
 
 
 def _answers_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
-    rows, trained = _validation(outcome)
-    chosen = client.choose([row.text for row in rows], model=f"{name}@best")
-    assert (chosen.release, chosen.version, chosen.disclaimer) == (name, 1, DISCLAIMER)
+    rows, predictions = _validation(outcome)
+    reply = client.choose([row.text for row in rows], model=f"{name}@best")
+    assert (reply.release, reply.version, reply.disclaimer) == (name, 1, DISCLAIMER)
     assert outcome.release is not None
     temperature = outcome.release.record.calibration.temperature
-    expected = rescale(
-        np.array([row["probabilities"] for row in trained]), temperature, multi_label=False
+    probabilities_of = rescale(
+        np.array([row["probabilities"] for row in predictions]), temperature, multi_label=False
     )
-    for answer, wanted, probabilities in zip(
-        chosen.predictions, trained, expected.tolist(), strict=True
+    for answer, prediction, probabilities in zip(
+        reply.predictions, predictions, probabilities_of.tolist(), strict=True
     ):
-        assert list(answer.labels) == wanted["labels"]
+        assert list(answer.labels) == prediction["labels"]
         assert list(answer.probabilities.values()) == pytest.approx(probabilities, abs=1e-3)
 
 
@@ -185,7 +186,7 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
     tmp_path: Path, cluster: Cluster
 ) -> None:
     data, answer = tiny.annotations(tmp_path), ("task.max_answer=16",)
-    found = {
+    studies = {
         "disease-names": run(tmp_path, "seed_000_extract", data, "phi", nf4=False, settings=answer),
         "disease-names-few-shot": run(
             tmp_path,
@@ -197,21 +198,21 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
         ),
         "diseases": run(tmp_path, "tagging", data, "bert", nf4=False),
     }
-    for study, outcome in found.values():
+    for study, outcome in studies.values():
         board = outcome.board
-        untuned = (
+        base_models = (
             {f"{base.source}, untuned" for base in study.base_models}
             if study.task.name == "extraction"
             else set()
         )
-        assert {entry.name for entry in board.entries if entry.kind == "reference"} == untuned
+        assert {entry.name for entry in board.entries if entry.kind == "reference"} == base_models
         assert board.metric == "mention_f1"
         assert board.best.test_interval is not None
-        assert {pair.other for pair in board.comparisons} == untuned
+        assert {pair.other for pair in board.comparisons} == base_models
         assert outcome.analysis is None
         assert "</html>" in html_report.render(html_report.compose(study_data.gather(outcome.run)))
     options = AppOptions(
-        releases=tuple(f"{name}@best" for name in found),
+        releases=tuple(f"{name}@best" for name in studies),
         storage_path=str(tmp_path / "runs"),
         precision="fp32",
         audit_log=None,
@@ -221,18 +222,18 @@ def test_the_studies_of_mentions_are_trained_judged_published_and_answer_over_ht
     try:
         with app.serving(options, host="127.0.0.1", port=port):
             client = Client(f"http://127.0.0.1:{port}")
-            for name, (_, outcome) in found.items():
+            for name, (_, outcome) in studies.items():
                 _finds_as_in_training(client, outcome, name)
     finally:
         end_serve()
 
 
 def _finds_as_in_training(client: Client, outcome: Outcome, name: str) -> None:
-    rows, trained = _validation(outcome)
-    said = client.extract([row.text for row in rows], model=f"{name}@best")
-    assert (said.release, said.version, said.disclaimer) == (name, 1, DISCLAIMER)
-    for row, answer, wanted in zip(rows, said.predictions, trained, strict=True):
+    rows, predictions = _validation(outcome)
+    words = client.extract([row.text for row in rows], model=f"{name}@best")
+    assert (words.release, words.version, words.disclaimer) == (name, 1, DISCLAIMER)
+    for row, answer, prediction in zip(rows, words.predictions, predictions, strict=True):
         assert [(m.start, m.end, m.kind) for m in answer.mentions] == [
-            (m["start"], m["end"], m["kind"]) for m in wanted["mentions"]
+            (m["start"], m["end"], m["kind"]) for m in prediction["mentions"]
         ]
         assert all(row.text[m.start : m.end] == m.text for m in answer.mentions)

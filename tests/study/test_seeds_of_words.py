@@ -41,10 +41,12 @@ def run(folder: Path, name: str, data: Path, families: tuple[str, ...], *setting
     where="`jobs/studies/seed_000_phi2.yaml`",
 )
 def test_the_head_on_phi_is_trained_and_published(tmp_path: Path) -> None:
-    found = run(tmp_path, "seed_000_phi2", tiny.raw_abstracts(tmp_path), ("phi",), "train.epochs=1")
-    assert found.release is not None
-    assert found.release.reference == "cancer@1"
-    assert found.release.load().predict([]) == []
+    outcome = run(
+        tmp_path, "seed_000_phi2", tiny.raw_abstracts(tmp_path), ("phi",), "train.epochs=1"
+    )
+    assert outcome.release is not None
+    assert outcome.release.reference == "cancer@1"
+    assert outcome.release.load().predict([]) == []
 
 
 @pytest.mark.document(
@@ -61,7 +63,7 @@ def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_
     tmp_path: Path,
 ) -> None:
     data = tiny.raw_abstracts(tmp_path, num_rows=60)
-    found = run(
+    outcome = run(
         tmp_path,
         "seed_001_distilbert",
         data,
@@ -69,20 +71,20 @@ def test_three_encoders_with_equal_settings_have_a_table_of_epochs_and_the_best_
         "train.epochs=2",
         *WORSE,
     )
-    trials = {entry.name: entry for entry in found.board.entries if entry.kind == "trial"}
+    trials = {entry.name: entry for entry in outcome.board.entries if entry.kind == "trial"}
     assert {Path(entry.base_model).name for entry in trials.values()} == {
         "tiny-roberta",
         "tiny-bert",
         "tiny-distilbert",
     }
-    rows = list(csv.DictReader((found.run.folder / "history.csv").open()))
+    rows = list(csv.DictReader((outcome.run.folder / "history.csv").open()))
     assert sorted((row["trial"], row["epoch"]) for row in rows) == [
         (trial, epoch) for trial in sorted(trials) for epoch in "12"
     ]
     columns = ("train_loss", "validation_loss", "validation_accuracy", "validation_f1_binary")
     assert all(float(row[column]) >= 0 for row in rows for column in columns)
-    assert found.release is not None
-    assert found.release.reference == "cancer@1"
+    assert outcome.release is not None
+    assert outcome.release.reference == "cancer@1"
 
 
 @pytest.mark.parametrize(
@@ -109,23 +111,23 @@ def test_medical_assistants_are_trained_compared_with_their_base_and_published(
         "data.evaluation_rows=4",
         "task.system=the study",
     ]
-    found = run(tmp_path, name, tiny.instructions(tmp_path), (family,), *short)
-    rows = {entry.name: entry for entry in found.board.entries if entry.kind == "reference"}
+    outcome = run(tmp_path, name, tiny.instructions(tmp_path), (family,), *short)
+    rows = {entry.name: entry for entry in outcome.board.entries if entry.kind == "reference"}
     assert rows.keys() == {f"{tmp_path / f'tiny-{family}'}, untuned"}
-    best = found.board.best
+    best = outcome.board.best
     assert bool(best.validation_merged) == nf4
     assert sorted(path.name for path in Path(str(best.checkpoint)).parent.iterdir()) == [
         "step-000002",
         "step-000004",
     ]
-    assert found.release is not None
-    assert found.release.reference == "medical-assistant@1"
-    loaded = found.release.load()
-    assert loaded.manifest.quantization == ("nf4" if nf4 else "none")
-    adapted = {
+    assert outcome.release is not None
+    assert outcome.release.reference == "medical-assistant@1"
+    release = outcome.release.load()
+    assert release.manifest.quantization == ("nf4" if nf4 else "none")
+    layers = {
         key.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1]
-        for key in loaded.model.network.state_dict()
+        for key in release.model.network.state_dict()
         if ".lora_" in key
     }
-    assert adapted == ({"qkv_proj", "o_proj"} if nf4 else {"q_proj", "k_proj", "v_proj", "o_proj"})
-    assert loaded.task.prompt([Message("user", "fever")], loaded.engine.tokenizer, 4)
+    assert layers == ({"qkv_proj", "o_proj"} if nf4 else {"q_proj", "k_proj", "v_proj", "o_proj"})
+    assert release.task.prompt([Message("user", "fever")], release.engine.tokenizer, 4)

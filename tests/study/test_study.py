@@ -30,17 +30,17 @@ def alone(study: StudyConfig, folder: Path) -> list[Evaluation]:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     study: StudyConfig
     outcome: Outcome
-    seen: RecordingWatcher
+    watcher: RecordingWatcher
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """One study over an encoder under two settings and a decoder, for all tests that look at what
     it did."""
-    folder = tmp_path_factory.mktemp("compared")
+    folder = tmp_path_factory.mktemp("comparison")
     bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
     bases = (
         f"base_models=[{{source: {bert}}}, {{source: {bert}, num_trials: 1, overrides: {{lora.r: "
@@ -54,20 +54,20 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
         "calibration.abstain_precision=0.6",
     )
     study = tiny.study(folder, bases, RATE, *more)
-    seen = RecordingWatcher()
-    return Compared(study, run(study, seen), seen)
+    watcher = RecordingWatcher()
+    return Comparison(study, run(study, watcher), watcher)
 
 
 def test_every_base_model_is_searched_the_winner_published_and_every_file_written(
-    compared: Compared,
+    comparison: Comparison,
 ) -> None:
-    study, outcome, seen = compared.study, compared.outcome, compared.seen
+    study, outcome, watcher = comparison.study, comparison.outcome, comparison.watcher
     board = outcome.board
-    assert seen.num_trials == 4
+    assert watcher.num_trials == 4
     assert [record.status for record in outcome.run.records()] == ["finished"] * 4
-    judged = {entry.name for entry in board.entries if entry.test}
-    assert len(judged) == 5  # one finalist of each base model, and two references
-    assert {"tiny-llama-000", "majority", "TF-IDF + logistic regression"} < judged
+    finalists = {entry.name for entry in board.entries if entry.test}
+    assert len(finalists) == 5  # one finalist of each base model, and two references
+    assert {"tiny-llama-000", "majority", "TF-IDF + logistic regression"} < finalists
     assert all(
         entry.seconds_to_first_step is not None and entry.seconds_to_first_step > 0
         for entry in board.entries
@@ -91,8 +91,8 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     assert release.record.test.ece == (analysis.best.test.before.ece, analysis.best.test.after.ece)
     assert "abstention for precision 0.6" in (outcome.run.folder / "leaderboard.md").read_text()
     storage = Path(study.storage_path)
-    (opened,) = (storage / "test_log").iterdir()
-    assert len(opened.read_text().splitlines()) == 1
+    (log_file,) = (storage / "test_log").iterdir()
+    assert len(log_file.read_text().splitlines()) == 1
     assert {
         "leaderboard.json",
         "analysis.json",
@@ -113,19 +113,19 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
         for record in outcome.run.records()
     ]
     assert all("parameters train, on 1 thread(s)" in log for log in logs)
-    assert all("f1_macro" in evaluation.metrics for _, evaluation in seen.evaluations)
+    assert all("f1_macro" in evaluation.metrics for _, evaluation in watcher.evaluations)
 
 
 def test_one_base_model_under_two_settings_is_two_rows_of_the_leaderboard(
-    compared: Compared,
+    comparison: Comparison,
 ) -> None:
-    board = compared.outcome.board
-    judged = {entry.name for entry in board.entries if entry.test and entry.kind == "trial"}
-    assert {name for name in judged if "bert" in name} == {
-        next(n for n in judged if n.startswith("tiny-bert-0")),
+    board = comparison.outcome.board
+    finalists = {entry.name for entry in board.entries if entry.test and entry.kind == "trial"}
+    assert {name for name in finalists if "bert" in name} == {
+        next(n for n in finalists if n.startswith("tiny-bert-0")),
         "tiny-bert-2-000",
     }
-    registry = Registry(compared.study.storage_path)
+    registry = Registry(comparison.study.storage_path)
     loser = next(
         entry.checkpoint
         for entry in board.entries
@@ -134,7 +134,7 @@ def test_one_base_model_under_two_settings_is_two_rows_of_the_leaderboard(
     assert registry.publish(str(loser), "cancer").reference == "cancer@2"
     registry.point("cancer", "best", 2)
     try:
-        assert run(compared.study, here=Run.resume(compared.study)).release is not None
+        assert run(comparison.study, here=Run.resume(comparison.study)).release is not None
         assert registry.resolve("cancer@best").record.version == 2
     finally:
         registry.point("cancer", "best", 1)
@@ -151,11 +151,11 @@ def test_what_a_trial_opens_holds_validation_rows_and_no_label_of_a_test_row(
     assert [example.id for example in material.validation] == [
         example.id for example in data.validation
     ]
-    tested = {example.id for example in data.unlabelled_test()}
-    assert not tested & {example.id for example in material.validation}
+    test_ids = {example.id for example in data.unlabelled_test()}
+    assert not test_ids & {example.id for example in material.validation}
     rows = material.prepared.table.to_pylist()
-    assert {tuple(row["target"]) for row in rows if row["row_id"] in tested} == {()}
-    assert tested & {row["row_id"] for row in rows}
+    assert {tuple(row["target"]) for row in rows if row["row_id"] in test_ids} == {()}
+    assert test_ids & {row["row_id"] for row in rows}
 
 
 def test_a_trial_that_is_stopped_early_keeps_its_best_epoch(tmp_path: Path) -> None:
@@ -165,17 +165,17 @@ def test_a_trial_that_is_stopped_early_keeps_its_best_epoch(tmp_path: Path) -> N
     settings = ["task.metric=log_loss", "search.scheduler=asha", "train.epochs=3"]
     outcome = run(tiny.study(tmp_path, space, *settings))
     assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
-    (stopped,) = (entry for entry in outcome.board.entries if entry.status == "stopped")
-    assert (stopped.epoch, stopped.num_epochs) == (1, 1)
-    assert stopped.checkpoint is not None
-    assert (Path(stopped.checkpoint) / "manifest.json").exists()
+    (entry,) = (entry for entry in outcome.board.entries if entry.status == "stopped")
+    assert (entry.epoch, entry.num_epochs) == (1, 1)
+    assert entry.checkpoint is not None
+    assert (Path(entry.checkpoint) / "manifest.json").exists()
 
 
 @pytest.fixture(scope="module")
-def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+def failing_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     """A study whose second base model never trains, and a setting of the first one neither: its
     run, and how it ended."""
-    folder = tmp_path_factory.mktemp("troubled")
+    folder = tmp_path_factory.mktemp("failing_study")
     bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
     space = "{train.samples_per_step: {grid: [8, 4]}, train.learning_rate: {grid: [0.01, 1.0e+30]}}"
     study = tiny.study(
@@ -185,25 +185,27 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
         "search.max_failed=3",
     )
     here = Run.start(study)
-    with pytest.raises(TrialError) as raised:
+    with pytest.raises(TrialError) as error:
         run(study, here=here)
-    return here, str(raised.value)
+    return here, str(error.value)
 
 
 def test_a_trial_that_cannot_go_on_is_told_and_the_others_are_ranked(
-    troubled: tuple[Run, str],
+    failing_study: tuple[Run, str],
 ) -> None:
-    board = troubled[0].leaderboard()
-    failed = [entry for entry in board.entries if entry.status == "failed" and "bert" in entry.name]
-    assert len(failed) == 2
-    assert all("lower train.learning_rate" in str(entry.error) for entry in failed)
+    board = failing_study[0].leaderboard()
+    failures = [
+        entry for entry in board.entries if entry.status == "failed" and "bert" in entry.name
+    ]
+    assert len(failures) == 2
+    assert all("lower train.learning_rate" in str(entry.error) for entry in failures)
     assert board.best.settings["train.learning_rate"] == 0.01
 
 
 def test_a_base_model_whose_trials_all_failed_fails_the_study_after_the_others_are_ranked(
-    troubled: tuple[Run, str],
+    failing_study: tuple[Run, str],
 ) -> None:
-    here, error = troubled
+    here, error = failing_study
     assert re.search(r"every trial of .*tiny-llama failed \(the loss is", error)
     assert (here.folder / "leaderboard.json").exists()
 
@@ -225,8 +227,8 @@ def test_an_interrupted_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: P
     assert outcome.run.folder == here.folder
     for record in here.records():
         same = f"train.learning_rate={record.settings['train.learning_rate']}"
-        undisturbed = alone(tiny.study(tmp_path, same, "train.epochs=3"), tmp_path / record.trial)
-        assert figures(here.history(record.trial)) == figures(undisturbed)
+        reference = alone(tiny.study(tmp_path, same, "train.epochs=3"), tmp_path / record.trial)
+        assert figures(here.history(record.trial)) == figures(reference)
     assert [record.status for record in here.records()] == ["finished", "finished"]
 
 
@@ -267,7 +269,7 @@ def test_a_study_that_the_cluster_can_never_hold_is_refused_before_anything_is_r
 def test_a_base_model_that_the_budget_left_untried_fails_the_study(tmp_path: Path) -> None:
     """Its run has ended: nothing is trained."""
     bases = [{"source": source} for source in (*run_files.BASES, "hub/untried")]
-    ended = run_files.run(tmp_path, base_models=bases, publish=None)
+    finished_run = run_files.run(tmp_path, base_models=bases, publish=None)
     study = run_files.study(tmp_path, base_models=bases, publish=None)
     with pytest.raises(TrialError, match=r"the budget ended before hub/untried was tried"):
-        run(study, here=ended)
+        run(study, here=finished_run)

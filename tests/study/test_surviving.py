@@ -28,7 +28,7 @@ def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_
     settings = ["publish={name: cancer}", "train.epochs=1"]
     first = tiny.study(tmp_path, f"base_models=[{weak}]", *settings)
     before = run(first)
-    trained = figures(before.run.history("tiny-bert-000"))
+    before_figures = figures(before.run.history("tiny-bert-000"))
     more = tiny.study(
         tmp_path,
         f"base_models=[{weak}, {{source: {roberta}}}]",
@@ -48,12 +48,12 @@ def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_
         f"base_models=[{weak}, {{source: {roberta}, space: {own}, num_trials: 2}}]",
         *settings,
     )
-    seen = RecordingWatcher()
+    watcher = RecordingWatcher()
     with caplog.at_level(logging.WARNING):
-        after = run(more, seen, Run.resume(more))
+        after = run(more, watcher, Run.resume(more))
     assert after.run.folder == before.run.folder
-    assert {trial for trial, _ in seen.evaluations} == {"tiny-roberta-000", "tiny-roberta-001"}
-    assert figures(after.run.history("tiny-bert-000")) == trained
+    assert {trial for trial, _ in watcher.evaluations} == {"tiny-roberta-000", "tiny-roberta-001"}
+    assert figures(after.run.history("tiny-bert-000")) == before_figures
     assert "were opened 1 time(s) before, by study tiny" in caplog.text
     assert after.board.num_openings == 2
     assert after.board.best.base_model == str(roberta)
@@ -82,9 +82,9 @@ def test_failures_above_the_budget_end_the_search_unjudged_and_a_mended_base_mod
     with pytest.raises(
         TrialError,
         match=r"2 trials failed, search\.max_failed allows 1: 2 x .*tiny-bert: cannot be loaded",
-    ) as caught:
+    ) as error:
         run(study, here=here)
-    assert "--resume --retry-failed" in str(caught.value)
+    assert "--resume --retry-failed" in str(error.value)
     assert [record.status for record in here.records()] == ["failed", "failed"]
     assert not (tmp_path / "runs" / "test_log").exists()
     (base / "model.safetensors").write_bytes(whole)
@@ -108,6 +108,6 @@ def test_a_base_model_without_its_tokenizer_is_a_row_and_the_others_are_ranked(
         run(study, here=here)
     board = here.leaderboard()
     assert board.best.base_model == str(bert)
-    (failed,) = (entry for entry in board.entries if entry.status == "failed")
-    assert "tokenizer" in str(failed.error)
+    (failure,) = (entry for entry in board.entries if entry.status == "failed")
+    assert "tokenizer" in str(failure.error)
     shutil.rmtree(here.folder)

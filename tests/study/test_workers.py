@@ -26,59 +26,58 @@ class Killer(RecordingWatcher):
 
     def __init__(self) -> None:
         super().__init__(self.kill)
-        self.killed: list[int] = []
+        self.pids: list[int] = []
 
     def kill(self, record: TrialRecord, evaluation: Evaluation) -> None:
-        if not self.killed and evaluation.epoch == 2:
-            self.killed.append(
+        if not self.pids and evaluation.epoch == 2:
+            self.pids.append(
                 max(
                     number
-                    for number, shown in processes().items()
-                    if shown.startswith("ray::RayTrainWorker")
+                    for number, command in processes().items()
+                    if command.startswith("ray::RayTrainWorker")
                 )
             )
-            os.kill(self.killed[0], signal.SIGKILL)
+            os.kill(self.pids[0], signal.SIGKILL)
 
 
-Told = tuple[list[Evaluation], int]  # by epoch, and the best one
+Scores = tuple[list[Evaluation], int]  # by epoch, and the best one
 
 
 def run_both(
     study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path
-) -> tuple[Told, Told]:
+) -> tuple[Scores, Scores]:
     """A study of one trial, one of whose two workers is killed, and the same trial in this process;
     prints what happened."""
     killer, start = Killer(), time.monotonic()
     outcome = ray_studies.run(study, cluster, killer)
     seconds = time.monotonic() - start
     (record,) = outcome.run.records()
-    assert killer.killed
+    assert killer.pids
     assert record.status == "finished"
 
     folder.mkdir()
-    undisturbed = tiny.trial(alone, folder).run()
+    reference = tiny.trial(alone, folder).run()
     history = outcome.run.history(record.trial)
-    told = [evaluation.epoch for _, evaluation in killer.evaluations]
-    # Told while the worker died, one evaluation may come a second time, or never come to Tune; the
-    # history has each once.
-    missed, again = len(history) - len(set(told)), len(told) - len(set(told))
-    assert missed + again <= 1
+    epochs = [evaluation.epoch for _, evaluation in killer.evaluations]
+    # A report during the worker's death may reach Tune twice or never. The history has it once.
+    num_missing, again = len(history) - len(set(epochs)), len(epochs) - len(set(epochs))
+    assert num_missing + again <= 1
     log = (outcome.run.trial_dir(record.trial) / "log.txt").read_text()
     assert set(re.findall(r"(\d+) worker\(s\) on", log)) == {"2"}
-    (resumed,) = (line for line in log.splitlines() if "resumed after step" in line)
+    (line,) = (line for line in log.splitlines() if "resumed after step" in line)
     print(
-        f"{seconds:.0f} s, {resumed.split(' ', 2)[2]}, epochs told {told}, metrics "
+        f"{seconds:.0f} s, {line.split(' ', 2)[2]}, epochs told {epochs}, metrics "
         f"{[row.metrics for row in history]}"
     )
-    return (history, outcome.board.best.epoch), (undisturbed.history, undisturbed.best.epoch)
+    return (history, outcome.board.best.epoch), (reference.history, reference.best.epoch)
 
 
-def scores(told: Told, metric: str) -> list[float]:
-    return [row.metrics[metric] for row in told[0]]
+def scores(scores: Scores, metric: str) -> list[float]:
+    return [row.metrics[metric] for row in scores[0]]
 
 
-def losses(told: Told) -> list[float]:
-    return [row.train_loss for row in told[0]]
+def losses(scores: Scores) -> list[float]:
+    return [row.train_loss for row in scores[0]]
 
 
 @pytest.mark.parametrize(
@@ -93,11 +92,13 @@ def test_a_killed_worker_costs_at_most_the_steps_since_the_last_evaluation(
 ) -> None:
     settings = ("lora.dropout=0.0", "train.epochs=6")
     study = tiny.study(tmp_path, *settings, *strategy, f"resources={resources}")
-    found, wanted = run_both(study, tiny.study(tmp_path, *settings), cluster, tmp_path / "alone")
+    result, expectation = run_both(
+        study, tiny.study(tmp_path, *settings), cluster, tmp_path / "alone"
+    )
     metric = study.trial(study.base_models[0]).task.metric
-    assert scores(found, metric) == scores(wanted, metric)
-    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
-    assert found[1] == wanted[1]
+    assert scores(result, metric) == scores(expectation, metric)
+    assert losses(result) == pytest.approx(losses(expectation), abs=1e-5)
+    assert result[1] == expectation[1]
 
 
 def test_the_train_page_of_the_dashboard_lists_trials_of_ray_train(
@@ -135,12 +136,12 @@ def test_a_study_of_real_abstracts_finds_the_same_after_a_worker_was_killed(
     study = load_study(
         [], [*settings, *ZERO_2, "resources={num_workers: 2, cpus_per_worker: 1, max_failures: 1}"]
     )
-    found, wanted = run_both(
+    result, expectation = run_both(
         study,
         load_study([], [*settings, "resources.cpus_per_worker=1"]),
         cluster,
         tmp_path / "alone",
     )
-    assert scores(found, "f1_binary") == scores(wanted, "f1_binary")
-    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
-    assert found[1] == wanted[1]
+    assert scores(result, "f1_binary") == scores(expectation, "f1_binary")
+    assert losses(result) == pytest.approx(losses(expectation), abs=1e-5)
+    assert result[1] == expectation[1]

@@ -24,17 +24,17 @@ from support import tiny
 import medray
 from medray import cli
 from medray.batch import rows, single
+from medray.batch.driver import BatchRequest, ReadTask, prepare
 from medray.batch.pieces import Piece
 from medray.batch.pool import Pool
-from medray.batch.rows import Row
-from medray.batch.run import Asked, ReadTask, prepare
-from medray.batch.worker import UNANSWERABLE, Work, Worker, predict_rows
+from medray.batch.predictor import UNANSWERABLE, Predictor, Work, predict_rows
+from medray.batch.rows import InputRow
 from medray.errors import ArtifactError, DataError
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster, Node
 from medray.types import Example, Prediction
 
-MADE: dict[str, Callable[..., Any]] = {
+STUDIES: dict[str, Callable[..., Any]] = {
     "cancer": tiny.study,
     "triage": tiny.choice_study,
     "answers": tiny.instruct_study,
@@ -52,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage path with a release of each task."""
     folder = tmp_path_factory.mktemp("released")
     registry = Registry(str(folder / "runs"))
-    for name, make in MADE.items():
+    for name, make in STUDIES.items():
         (place := folder / name).mkdir()
         registry.publish(tiny.trial(make(place, "train.epochs=1"), place).run().checkpoint, name)
     return folder / "runs"
@@ -60,12 +60,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def library(path: Path, num_rows: int) -> list[dict[str, str]]:
     rng = random.Random(7)
-    held = [
+    inputs = [
         {"id": f"r{number}", "text": tiny.text(rng, rng.randint(3, 20))}
         for number in range(num_rows)
     ]
-    pq.write_table(pa.Table.from_pylist(held), path)
-    return held
+    pq.write_table(pa.Table.from_pylist(inputs), path)
+    return inputs
 
 
 def predict(runs: Path, reference: str, source: Path, output: Path, *options: str) -> int:
@@ -95,69 +95,72 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_the_rows_that_cannot_be_answered_are_set_aside(runs: Path) -> None:
-    loaded = medray.load("cancer", storage_path=str(runs))
+    release = medray.load("cancer", storage_path=str(runs))
 
     def predict(examples: Sequence[Example]) -> list[Prediction]:
         if any("poison" in example.text for example in examples):
             raise DataError("there is no token in the text")
-        return loaded.predict(examples)
+        return release.predict(examples)
 
-    given = [
-        Row(f"r{number}", "poison" if number in (2, 7) else f"tumour {number}", f"f:{number}")
+    rows_in = [
+        InputRow(f"r{number}", "poison" if number in (2, 7) else f"tumour {number}", f"f:{number}")
         for number in range(9)
     ]
-    found = predict_rows(predict, given)
-    assert [(row.id, row.fault) for row in found.unanswerable] == [
+    result = predict_rows(predict, rows_in)
+    assert [(row.id, row.fault) for row in result.unanswerable] == [
         ("r2", UNANSWERABLE),
         ("r7", UNANSWERABLE),
     ]
-    assert [row.id for row in found.rows] == ["r0", "r1", "r3", "r4", "r5", "r6", "r8"]
-    wanted = loaded.predict([Example(row.id, row.text) for row in found.rows])
-    assert [row.labels for row in found.predictions] == [row.labels for row in wanted]
+    assert [row.id for row in result.rows] == ["r0", "r1", "r3", "r4", "r5", "r6", "r8"]
+    expectation = release.predict([Example(row.id, row.text) for row in result.rows])
+    assert [row.labels for row in result.predictions] == [row.labels for row in expectation]
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_release_of_every_task_writes_what_the_loaded_release_says(
     runs: Path, tmp_path: Path, name: str
 ) -> None:
-    held = library(tmp_path / "rows.parquet", 12)
+    inputs = library(tmp_path / "rows.parquet", 12)
     plan = prepare(
-        Asked(
+        BatchRequest(
             name, str(tmp_path / "rows.parquet"), str(tmp_path / "out"), str(runs), precision="fp32"
         )
     )
-    work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
+    work = Work(plan.record(64), plan.request.storage_path, plan.request.output, 1)
     piece = Piece(
         0,
         0,
         tuple(
-            Row(row["id"], row["text"], f"rows.parquet:{number}")
-            for number, row in enumerate(held, 1)
+            InputRow(row["id"], row["text"], f"rows.parquet:{number}")
+            for number, row in enumerate(inputs, 1)
         ),
     )
-    Worker(work, "cpu").answer(piece)
-    found = pq.read_table(tmp_path / "out" / "part-00000-000000.parquet").to_pylist()
-    for row, wanted in zip(
-        found,
-        medray.load(name, storage_path=str(runs)).predict([row["text"] for row in held]),
+    Predictor(work, "cpu").answer(piece)
+    result = pq.read_table(tmp_path / "out" / "part-00000-000000.parquet").to_pylist()
+    for row, expectation in zip(
+        result,
+        medray.load(name, storage_path=str(runs)).predict([row["text"] for row in inputs]),
         strict=True,
     ):
         if "labels" in row:
-            assert (row["labels"], row["abstained"]) == (list(wanted.labels), wanted.abstained)
-            assert row["confidence"] == pytest.approx(wanted.confidence, abs=1e-3)
+            assert (row["labels"], row["abstained"]) == (
+                list(expectation.labels),
+                expectation.abstained,
+            )
+            assert row["confidence"] == pytest.approx(expectation.confidence, abs=1e-3)
             assert list(row["probabilities"].values()) == pytest.approx(
-                wanted.probabilities, abs=1e-3
+                expectation.probabilities, abs=1e-3
             )
         else:
             assert (row["text"], row["mentions"]) == (
-                wanted.text,
-                [asdict(mention) for mention in wanted.mentions],
+                expectation.text,
+                [asdict(mention) for mention in expectation.mentions],
             )
-    assert ("labels" in found[0]) == (name in ("cancer", "triage"))
+    assert ("labels" in result[0]) == (name in ("cancer", "triage"))
     if name == "answers":
-        assert any(row["text"] for row in found)
+        assert any(row["text"] for row in result)
     if name in ("tags", "mentions"):
-        assert {"text", "mentions"} < found[0].keys()
+        assert {"text", "mentions"} < result[0].keys()
 
 
 def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(
@@ -165,8 +168,8 @@ def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(
 ) -> None:
     """The readers' pieces given to a worker, one after another, and the run cut off between two
     writes."""
-    held = library(tmp_path / "rows.parquet", 300)
-    asked = Asked(
+    inputs = library(tmp_path / "rows.parquet", 300)
+    request = BatchRequest(
         "cancer",
         str(tmp_path / "rows.parquet"),
         str(tmp_path / "out.jsonl"),
@@ -174,31 +177,31 @@ def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(
         resume=True,
         precision="fp32",
     )
-    plan = prepare(asked)
-    work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
+    plan = prepare(request)
+    work = Work(plan.record(64), plan.request.storage_path, plan.request.output, 1)
     output = work.open_output()
     output.begin(work.record, resume=False)
-    worker = Worker(work, "cpu")
+    predictor = Predictor(work, "cpu")
 
-    def read(done: tuple[int, ...]) -> list[Piece]:
-        return list(ReadTask(plan.source.shards[0], (), done).pieces(plan.columns, work.record))
+    def read(skip: tuple[int, ...]) -> list[Piece]:
+        return list(ReadTask(plan.source.shards[0], (), skip).pieces(plan.columns, work.record))
 
     every = read(())
     assert [piece.number for piece in every] == [0, 1, 2, 3, 4]
     for piece in every[:2]:
-        worker.answer(piece)
-    worker.answer(every[3])
+        predictor.answer(piece)
+    predictor.answer(every[3])
     (
         tmp_path / "out.jsonl" / "_done" / "00000-000003.64.0.0"
     ).unlink()  # its answers were written, and then the power failed
     answers = (tmp_path / "out.jsonl" / "part-00000-000003.jsonl").read_bytes()
     assert [note.number for note in output.notes()] == [0, 1]
-    with pytest.raises(ArtifactError, match="300 rows were read, but 128 are answered"):
+    with pytest.raises(ArtifactError, match="300 rows were read, but 128 have predictions"):
         output.finish(work.record, 300)
     left = read((0, 1))
     assert [piece.number for piece in left] == [2, 3, 4]
     for piece in left:
-        worker.answer(piece)
+        predictor.answer(piece)
     assert (tmp_path / "out.jsonl" / "part-00000-000003.jsonl").read_bytes() == answers
     assert output.finish(work.record, 300).answered == 300
     ids = [
@@ -206,7 +209,7 @@ def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(
         for path in (tmp_path / "out.jsonl").glob("part-*")
         for line in path.read_text().splitlines()
     ]
-    assert sorted(ids) == sorted(row["id"] for row in held)
+    assert sorted(ids) == sorted(row["id"] for row in inputs)
 
 
 def test_a_pool_fills_the_cluster_and_no_more() -> None:
@@ -215,17 +218,17 @@ def test_a_pool_fills_the_cluster_and_no_more() -> None:
     assert Pool.of(Cluster((two, two), None, False), 3, None) == Pool(3, 1, 0.0)
     assert Pool.of(Cluster((large, two), None, False), None, None) == Pool(8, 8, 0.0)
     assert Pool.of(Cluster((gpus, gpus), None, False), None, None) == Pool(8, 1, 1.0)
-    with pytest.raises(ValueError, match="--cpus 4: no node has so many CPUs; the largest has 2"):
+    with pytest.raises(ValueError, match="--cpus 4: no node has so many CPUs; give at most 2"):
         Pool.of(Cluster((two,), None, False), None, 4)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--max-bad", "2"], "--max-bad 2.0: a share of the rows"),
-        (["--text-column", "body"], "--text-column asks for 'body'; allowed: id, text"),
-        (["--output", "taken"], "is there already and is left alone"),
-        (["--input", "none.csv"], "there is no such file or folder"),
+        (["--max-bad", "2"], "--max-bad 2.0: is not a share of the rows"),
+        (["--text-column", "body"], "--text-column 'body' is not a column; allowed: id, text"),
+        (["--output", "taken"], "exists already; choose another"),
+        (["--input", "none.csv"], "does not exist; name a file or folder"),
         (["--encoding", "utf-99"], "--encoding 'utf-99': is not known; allowed: utf-8, utf-16"),
         (
             ["--precision", "int8"],
@@ -239,7 +242,7 @@ def test_what_is_wrong_is_said_in_a_sentence_before_ray_starts(
     runs: Path,
     tmp_path: Path,
     options: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -249,7 +252,7 @@ def test_what_is_wrong_is_said_in_a_sentence_before_ray_starts(
     (tmp_path / "taken" / "file").write_text("")
     monkeypatch.setattr("medray.runtime.cluster.start_cluster", None)
     assert predict(runs, "cancer", tmp_path / "rows.parquet", tmp_path / "out", *options) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
@@ -259,46 +262,45 @@ def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    held = library(tmp_path / "rows.parquet", 100)
-    output, answer = tmp_path / "out.jsonl", Worker.answer
+    inputs = library(tmp_path / "rows.parquet", 100)
+    output, answer = tmp_path / "out.jsonl", Predictor.answer
 
-    def cut_off(worker: Worker, piece: Piece) -> Any:
+    def cut_off(predictor: Predictor, piece: Piece) -> Any:
         if piece.number == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return answer(worker, piece)
+        return answer(predictor, piece)
 
     before = signal.getsignal(signal.SIGTERM)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(Worker, "answer", cut_off)
+            patch.setattr(Predictor, "answer", cut_off)
             assert predict_here(runs, "cancer", tmp_path / "rows.parquet", output) == 143
     finally:
         signal.signal(signal.SIGTERM, before)
-    shown = capsys.readouterr()
-    assert "`medray predict --resume` continues" in shown.err
+    output_text = capsys.readouterr()
+    assert "`medray predict --resume` continues" in output_text.err
     assert (
-        "cancer@1 answers 100 rows in this process (up to 2,000 rows are; --actors N has Ray "
-        "answer them)"
-    ) in shown.out
-    assert re.search(r"first rows after \d+ s: 16 of 100\n", shown.out)
+        "cancer@1 predicts 100 rows in this process (as for up to 2,000 rows; --actors N uses Ray)"
+    ) in output_text.out
+    assert re.search(r"first rows after \d+ s: 16 of 100\n", output_text.out)
     assert not (output / "_summary.json").exists()
     first = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
     assert len(first) == 2
     assert predict_here(runs, "cancer", tmp_path / "rows.parquet", output, "--resume") == 0
-    assert "32 of 100 rows are there already" in capsys.readouterr().out
+    assert "32 of 100 rows are predicted already" in capsys.readouterr().out
     assert {name: (output / name).stat().st_mtime_ns for name in first} == first
-    found = answers_of(output)
-    assert found.keys() == {row["id"] for row in held}
-    for row, wanted in zip(
-        held,
-        medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in held]),
+    result = answers_of(output)
+    assert result.keys() == {row["id"] for row in inputs}
+    for row, expectation in zip(
+        inputs,
+        medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in inputs]),
         strict=True,
     ):
-        assert list(found[row["id"]]["probabilities"].values()) == pytest.approx(
-            wanted.probabilities, abs=1e-3
+        assert list(result[row["id"]]["probabilities"].values()) == pytest.approx(
+            expectation.probabilities, abs=1e-3
         )
     assert predict_here(runs, "cancer", tmp_path / "rows.parquet", output) == 1
-    assert "is left alone" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_in_one_process_auto_is_the_arithmetic_of_the_training_and_too_many_bad_rows_stop_the_run(
@@ -311,7 +313,7 @@ def test_in_one_process_auto_is_the_arithmetic_of_the_training_and_too_many_bad_
     options = ["--precision", "auto", "--text-column", "text"]
     assert predict_here(runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", *options) == 1
     assert (
-        "20 of 40 rows cannot be answered, more than --max-bad 0.1, so none was"
+        "20 of 40 rows cannot be predicted, more than --max-bad 0.1, so the run did not start"
         in capsys.readouterr().err
     )
     assert (
@@ -338,13 +340,13 @@ def test_an_output_with_answers_of_a_part_that_the_input_lacks_is_refused(
     runs: Path, tmp_path: Path, no_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rows.csv").write_text("id,text\nr1,fever\n")
-    asked = (runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", "--text-column", "text")
-    assert predict_here(*asked) == 0
+    request = (runs, "cancer", tmp_path / "rows.csv", tmp_path / "out", "--text-column", "text")
+    assert predict_here(*request) == 0
     (tmp_path / "out" / "_summary.json").unlink()
     (tmp_path / "out" / "_done" / "00099-000000.1.0.0").touch()
-    assert predict_here(*asked, "--resume") == 1
+    assert predict_here(*request, "--resume") == 1
     assert (
-        "out: holds answers of part 99, which the input does not have; choose another --output"
+        "out: has predictions of part 99, which the input does not have; choose another --output"
         in capsys.readouterr().err
     )
 
@@ -356,7 +358,7 @@ def test_more_rows_than_a_process_answers_go_to_ray_unread(
     for num_rows, is_small in ((50, True), (51, False)):
         library(tmp_path / f"{num_rows}.parquet", num_rows)
         plan = prepare(
-            Asked(
+            BatchRequest(
                 "cancer",
                 str(tmp_path / f"{num_rows}.parquet"),
                 str(tmp_path / f"out-{num_rows}"),
@@ -367,7 +369,9 @@ def test_more_rows_than_a_process_answers_go_to_ray_unread(
     (tmp_path / "many.jsonl").write_text(
         "".join(f'{{"id": "r{number}", "text": "fever"}}\n' for number in range(10**5))
     )
-    plan = prepare(Asked("cancer", str(tmp_path / "many.jsonl"), str(tmp_path / "out"), str(runs)))
+    plan = prepare(
+        BatchRequest("cancer", str(tmp_path / "many.jsonl"), str(tmp_path / "out"), str(runs))
+    )
     read = 0
 
     def counting(*arguments: Any) -> Any:
@@ -424,7 +428,7 @@ def test_ray_and_one_process_write_the_same_of_the_same_rows(
 def test_every_id_is_answered_once_as_by_the_loaded_release_and_bad_rows_are_set_aside(
     runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held = library(tmp_path / "rows.parquet", 300)
+    inputs = library(tmp_path / "rows.parquet", 300)
     with (tmp_path / "rows.jsonl").open("w") as file:
         bad: list[dict[str, object]] = [
             {"id": "r5", "text": "fever again"},
@@ -432,26 +436,31 @@ def test_every_id_is_answered_once_as_by_the_loaded_release_and_bad_rows_are_set
             {"id": "five", "text": 5},
             {"text": "lung"},
         ]
-        file.writelines(json.dumps(row) + "\n" for row in [*held, *bad])
+        file.writelines(json.dumps(row) + "\n" for row in [*inputs, *bad])
     assert predict(runs, "cancer", tmp_path / "rows.jsonl", tmp_path / "out.parquet") == 0
-    found = pq.read_table(tmp_path / "out.parquet")
-    assert sorted(found["id"].to_pylist()) == sorted(
-        [row["id"] for row in held] + ["rows.jsonl:304"]
+    result = pq.read_table(tmp_path / "out.parquet")
+    assert sorted(result["id"].to_pylist()) == sorted(
+        [row["id"] for row in inputs] + ["rows.jsonl:304"]
     )
-    assert (found.schema.metadata[b"release"], found.schema.metadata[b"version"]) == (
+    assert (result.schema.metadata[b"release"], result.schema.metadata[b"version"]) == (
         b"cancer",
         b"1",
     )
-    answers = {row["id"]: row for row in found.to_pylist()}
-    for row, wanted in zip(
-        held,
-        medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in held]),
+    answers = {row["id"]: row for row in result.to_pylist()}
+    for row, expectation in zip(
+        inputs,
+        medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in inputs]),
         strict=True,
     ):
-        got = answers[row["id"]]
-        assert (got["label"], got["abstained"]) == (wanted.labels[0], wanted.abstained)
-        assert got["confidence"] == pytest.approx(wanted.confidence, abs=1e-3)
-        assert list(got["probabilities"].values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+        answer = answers[row["id"]]
+        assert (answer["label"], answer["abstained"]) == (
+            expectation.labels[0],
+            expectation.abstained,
+        )
+        assert answer["confidence"] == pytest.approx(expectation.confidence, abs=1e-3)
+        assert list(answer["probabilities"].values()) == pytest.approx(
+            expectation.probabilities, abs=1e-3
+        )
     aside = [
         json.loads(line)
         for path in (tmp_path / "out.parquet" / "_set_aside").iterdir()
@@ -481,23 +490,23 @@ def test_every_id_is_answered_once_as_by_the_loaded_release_and_bad_rows_are_set
 def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_are_allowed(
     runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held = library(tmp_path / "rows.parquet", 40)
+    inputs = library(tmp_path / "rows.parquet", 40)
     lines = [
         "id;text",
-        *(f"{row['id']};{row['text']} naïve" for row in held),
+        *(f"{row['id']};{row['text']} naïve" for row in inputs),
         *(f"b{number};" for number in range(10)),
     ]
     (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="cp1252")
     assert predict(runs, "triage", tmp_path / "rows.csv", tmp_path / "out.csv") == 1
-    said = (
-        "10 of 50 rows cannot be answered, more than --max-bad 0.1, so none was; the first is "
-        "rows.csv:42: the text is empty"
+    message = (
+        "10 of 50 rows cannot be predicted, more than --max-bad 0.1, so the run did not start; the "
+        "first is rows.csv:42: the text is empty"
     )
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
     texts = {
         "id": [str(number) for number in range(50)],
-        "text": [row["text"] for row in held] + [""] * 10,
+        "text": [row["text"] for row in inputs] + [""] * 10,
     }
     pq.write_table(pa.table(texts), tmp_path / "some.parquet")  # whose texts are read once
     assert predict(runs, "triage", tmp_path / "some.parquet", tmp_path / "some") == 1
@@ -544,7 +553,7 @@ def test_a_release_that_is_not_what_its_manifest_says_answers_nothing(
 def test_a_run_that_is_killed_half_way_goes_on_and_answers_every_id_once(
     runs: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
-    held = library(tmp_path / "rows.parquet", 4000)
+    inputs = library(tmp_path / "rows.parquet", 4000)
     output = tmp_path / "out.jsonl"
     where = [
         "--input",
@@ -571,8 +580,8 @@ def test_a_run_that_is_killed_half_way_goes_on_and_answers_every_id_once(
     run = subprocess.Popen(
         command, cwd=tmp_path, env=os.environ | {"RAY_ADDRESS": ""}, start_new_session=True
     )
-    done = output / "_done"
-    _wait(lambda: done.is_dir() and len(list(done.iterdir())) >= 2, run)
+    notes = output / "_done"
+    _wait(lambda: notes.is_dir() and len(list(notes.iterdir())) >= 2, run)
     os.killpg(run.pid, signal.SIGKILL)  # the driver and its Ray
     run.wait()
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
@@ -597,7 +606,7 @@ def test_a_run_that_is_killed_half_way_goes_on_and_answers_every_id_once(
         for path in output.glob("part-*")
         for line in path.read_text().splitlines()
     ]
-    assert sorted(ids) == sorted(row["id"] for row in held)
+    assert sorted(ids) == sorted(row["id"] for row in inputs)
 
 
 def _wait(until: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
@@ -612,20 +621,21 @@ def test_a_precision_that_the_first_worker_chose_and_another_lacks_is_an_error_w
     runs: Path, tmp_path: Path
 ) -> None:
     library(tmp_path / "rows.parquet", 10)
-    asked = Asked(
+    request = BatchRequest(
         "cancer",
         str(tmp_path / "rows.parquet"),
         str(tmp_path / "out.jsonl"),
         str(runs),
         resume=True,
     )
-    plan = prepare(asked)
-    work = Work(plan.record(64), plan.asked.storage_path, plan.asked.output, 1)
+    plan = prepare(request)
+    work = Work(plan.record(64), plan.request.storage_path, plan.request.output, 1)
     work.open_output().begin(work.record, resume=False)
     assert work.open_output().agree("precision", "int8") == "int8"
-    failure = Worker(work, "cpu").failure
+    failure = Predictor(work, "cpu").failure
     assert re.search(
-        r"its first part is in int8, which cannot be had here: .* answers in 8 bits are gone.* or "
-        r"begin another output with --precision",
+        r"its first part is in int8, which this machine cannot compute: .* answers in 8 bits are "
+        r"gone.* "
+        r"or start another output with --precision",
         str(failure),
     )

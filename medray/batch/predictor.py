@@ -1,4 +1,4 @@
-"""A worker of a batch run, as an actor of the pool or in this process: it loads the release,
+"""The predictor of a batch, as an actor of the pool or in this process. It loads the release,
 predicts pieces and writes them."""
 
 import logging
@@ -11,7 +11,7 @@ import torch
 
 from medray.batch.output import Note, Output, Record, tabulate
 from medray.batch.pieces import Piece
-from medray.batch.rows import Row
+from medray.batch.rows import InputRow
 from medray.config.schema import validate
 from medray.errors import ConfigError, DataError, MedrayError
 from medray.registry.loading import LoadedRelease
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Work:
-    """The settings that every worker of a run shares."""
+    """The settings that all predictors of a run share."""
 
     record: Record
     storage_path: str
@@ -41,23 +41,25 @@ class Work:
         return Output(open_store(self.output), self.record.form)
 
 
-class Worker:
-    """Loads the release as HTTP does, in the precision that is faster here. Timing takes longer
-    than a few rows: without `is_timed`, `auto` is the precision that the release was trained in."""
+class Predictor:
+    """Loads the release as the service does, in the faster precision on this machine.
+
+    The measurement takes longer than a few rows. Without `is_timed`, `auto` is the release's
+    training precision."""
 
     def __init__(self, work: Work, device: str, *, is_timed: bool = True) -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         torch.set_num_threads(work.threads)
         self.work, self.output, self.is_timed = work, work.open_output(), is_timed
-        # One thread computes for the actor's whole life: each that ever did keeps OpenMP workers of
-        # its own.
+        # One thread computes for the actor's whole life: each computing thread keeps its own OpenMP
+        # workers.
         self.compute = ThreadPoolExecutor(
             1, "compute", initializer=torch.set_num_threads, initargs=(work.threads,)
         )
         self.failure: MedrayError | None = None
         try:
             self._prepare(device)
-        # if an actor dies before it is ready, Ray returns its error as the text of a traceback
+        # If an actor dies before it is ready, Ray returns its error as the text of a traceback.
         except MedrayError as err:
             self.failure = err
 
@@ -70,18 +72,18 @@ class Worker:
     def _prepare(self, device: str) -> None:
         record = self.work.record
         release = Registry(self.work.storage_path).resolve(f"{record.release}@{record.version}")
-        self.loaded = self._load(release, record.precision, device)
-        # Workers measure which precision is faster, and measures differ: all parts are in the one
-        # that the first worker chose.
-        precision = self.output.agree("precision", self.loaded.precision)
-        if precision != self.loaded.precision:
+        self.release = self._load(release, record.precision, device)
+        # Predictors measure which precision is faster, and measurements differ. All parts have the
+        # precision of the first predictor.
+        precision = self.output.agree("precision", self.release.precision)
+        if precision != self.release.precision:
             try:
-                self.loaded = self._load(release, precision, device)
+                self.release = self._load(release, precision, device)
             except ConfigError as err:
                 raise DataError(
-                    f"{self.work.output}: its first part is in {precision}, which cannot be had "
-                    f"here: {err}; go on where it can,"
-                    " or begin another output with --precision"
+                    f"{self.work.output}: its first part is in {precision}, which this machine "
+                    f"cannot compute: {err}; continue on another machine,"
+                    " or start another output with --precision"
                 ) from err
         self.metadata = {
             "medray": record.medray,
@@ -96,10 +98,10 @@ class Worker:
             raise self.failure
         good = [row for row in piece.rows if not row.fault]
         aside = [row for row in piece.rows if row.fault]
-        result = self.compute.submit(predict_rows, self.loaded.predict, good).result()
+        result = self.compute.submit(predict_rows, self.release.predict, good).result()
         aside += result.unanswerable
         table = tabulate(
-            self.loaded.task, [row.id for row in result.rows], result.predictions, self.metadata
+            self.release.task, [row.id for row in result.rows], result.predictions, self.metadata
         )
         return self.output.write(
             piece.shard, piece.number, table, aside, sum(row.is_made for row in piece.rows)
@@ -114,7 +116,7 @@ class Worker:
         options = validate(AppOptions, raw, where="medray predict")
         if self.is_timed and routes_of(str(checkpoint.read(release.folder()).task.options["name"])):
             return open_head(release, options, self.compute, device=device).loaded
-        # A task without a route predicts in the precision that it was trained in.
+        # A task without a route predicts in its training precision.
         return release.load(
             device=device,
             precision=None if options.precision == "auto" else options.precision,
@@ -124,16 +126,16 @@ class Worker:
 
 @dataclass(frozen=True)
 class RowPredictions:
-    rows: list[Row]
+    rows: list[InputRow]
     predictions: list[Prediction]  # one per row
-    unanswerable: list[Row]
+    unanswerable: list[InputRow]
 
 
 def predict_rows(
-    predict: Callable[[Sequence[Example]], list[Prediction]], rows: Sequence[Row]
+    predict: Callable[[Sequence[Example]], list[Prediction]], rows: Sequence[InputRow]
 ) -> RowPredictions:
-    """Predict all rows together. Where that fails by a row's own fault, predict halves, so that
-    only this row is set aside."""
+    """Predict all rows together. After a DataError predict halves, so that only the faulty row is
+    set aside."""
     if not rows:
         return RowPredictions([], [], [])
     try:
@@ -142,7 +144,9 @@ def predict_rows(
         if len(rows) == 1:
             reason = str(err)
             return RowPredictions(
-                [], [], [Row(rows[0].id, "", rows[0].where, rows[0].is_made, UNANSWERABLE, reason)]
+                [],
+                [],
+                [InputRow(rows[0].id, "", rows[0].where, rows[0].is_made, UNANSWERABLE, reason)],
             )
         middle = len(rows) // 2
         first, second = predict_rows(predict, rows[:middle]), predict_rows(predict, rows[middle:])

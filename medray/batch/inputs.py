@@ -1,5 +1,5 @@
-"""Which files an input is, in a folder or a bucket, and what their columns are called. Knows no
-model and no Ray."""
+"""The files of an input, in a folder or a bucket, and the names of their columns. It knows no model
+and no Ray."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from medray.batch.shards import FORMS, PACKED, Columns, Form, Shard, connect, one_line
+from medray.batch.shards import (
+    COMPRESSION_SUFFIXES,
+    FORMAT_OF_SUFFIX,
+    InputFormat,
+    Shard,
+    TextColumns,
+    connect,
+    one_line,
+)
 from medray.data.columns import prediction_columns
 from medray.data.formats.base.parsing import columns_of
 from medray.errors import ConfigError, DataError, suggest
@@ -19,57 +27,53 @@ from medray.storage import files
 from medray.text import dialect
 from medray.text.csv_text import MOST_CHARACTERS, read_rows
 
-_TEXTS_A_SHARD = 10_000
-SAMPLE = 1000  # rows that tell columns apart
-_GUESS_BYTES, _GUESS_FILES = 16 << 20, 100  # that tell the encoding
-_TABLE_BYTES = 1 << 16  # that tell a table from a text
+_TEXTS_PER_SHARD = 10_000
+SAMPLE = 1000  # rows for the guess of columns
+_GUESS_BYTES, _GUESS_FILES = 16 << 20, 100  # for the guess of the encoding
+_TABLE_BYTES = 1 << 16  # for the guess whether a file is a table
 
 
 @dataclass(frozen=True)
 class Source:
     uri: str
-    form: Form
+    form: InputFormat
     shards: tuple[Shard, ...]
     encoding: str
-    fingerprint: (
-        str  # of names, sizes and times: what was begun with other files is not gone on with
-    )
+    fingerprint: str  # of names, sizes and times: a resume needs the same files
 
 
 def find(uri: str, encoding: str | None = None, delimiter: str | None = None) -> Source:
-    """The files of an input. Where no encoding is given, the beginning of the first ones tells that
-    of all."""
+    """List the files of an input. Without an encoding, guess it from the beginning of the first
+    files."""
     system, root = connect(uri)
     try:
         top = system.get_file_info(root)
         if top.type == pa.fs.FileType.NotFound:
-            raise DataError(f"{uri}: there is no such file or folder")
+            raise DataError(f"{uri}: does not exist; name a file or folder")
         if is_file := top.type == pa.fs.FileType.File:
-            held = [top]
+            infos = [top]
         else:
             below = system.get_file_info(pa.fs.FileSelector(root, recursive=True))
-            held = [
+            infos = [
                 info
                 for info in below
                 if info.type == pa.fs.FileType.File and not _is_hidden(info.path.removeprefix(root))
             ]
     except OSError as err:
         raise DataError(f"{uri}: cannot be listed: {one_line(err)}") from None
-    forms = {info.path: form for info in held if (form := _form(info.path))}
+    forms = {info.path: form for info in infos if (form := _form(info.path))}
     if len(kinds := sorted(set(forms.values()))) != 1:
-        if not kinds and any(dialect.is_spreadsheet(info.path) for info in held):
+        if not kinds and any(dialect.is_spreadsheet(info.path) for info in infos):
             raise DataError(f"{uri}: {dialect.SAVE_AS_CSV}")
-        found = (
-            f"files of several kinds ({', '.join(kinds)})" if kinds else "no file that can be read"
-        )
+        problem = f"files of several kinds ({', '.join(kinds)})" if kinds else "no readable file"
         raise DataError(
-            f"{uri}: {found}; allowed: one file, or a folder with files of one kind: "
-            f"{', '.join(FORMS)}"
+            f"{uri}: has {problem}; allowed: one file, or a folder with files of one kind: "
+            f"{', '.join(FORMAT_OF_SUFFIX)}"
         )
-    chosen = sorted((info for info in held if info.path in forms), key=lambda info: info.path)
-    fingerprint = files.hash_text(f"{info.path} {info.size} {info.mtime_ns}" for info in chosen)
-    step = _TEXTS_A_SHARD if kinds[0] == "texts" else 1
-    paths = [info.path for info in chosen]
+    inputs = sorted((info for info in infos if info.path in forms), key=lambda info: info.path)
+    fingerprint = files.hash_text(f"{info.path} {info.size} {info.mtime_ns}" for info in inputs)
+    step = _TEXTS_PER_SHARD if kinds[0] == "texts" else 1
+    paths = [info.path for info in inputs]
     groups = [tuple(paths[start : start + step]) for start in range(0, len(paths), step)]
     start = str(PurePosixPath(root).parent) if is_file else root
     shards = [
@@ -101,12 +105,12 @@ def _guess_encoding(shard: Shard) -> str:
     try:
         return dialect.guess_encoding(chunks())
     except OSError:
-        return "utf-8"  # damage, which the reading names
+        return "utf-8"  # reading reports the damage
 
 
 def _is_table(shard: Shard) -> bool:
-    """Whether a file that could be one text is a table: every row has as many values as a first one
-    with a known name."""
+    """Return whether a text file is a table: a first row with a known name, and rows of equal
+    length."""
     try:
         with shard.open(shard.paths[0]) as file:
             head = file.read(_TABLE_BYTES)
@@ -125,40 +129,41 @@ def _is_table(shard: Shard) -> bool:
     )
 
 
-def columns(source: Source, sample: Sequence[Mapping[str, Any]], asked: Columns) -> Columns:
-    """As asked, else by the names and contents of a few rows, as `medray init` finds them."""
+def columns(
+    source: Source, sample: Sequence[Mapping[str, Any]], request: TextColumns
+) -> TextColumns:
+    """Return the requested columns, or guess them from a few rows, as `medray init` does."""
     if source.form == "texts":
-        if asked.id:
+        if request.id:
             raise ConfigError(
-                f"{source.uri}: --id-column does not apply: a file that holds one text says its "
-                "id itself"
+                f"{source.uri}: --id-column does not apply to files with one text each; remove it"
             )
-        return asked
+        return request
     if not sample:
         raise DataError(f"{source.uri}: has no rows")
     values = columns_of(sample, source.uri)
     for option, names in (
-        ("--text-column", asked.text),
-        ("--id-column", (asked.id,) if asked.id else ()),
+        ("--text-column", request.text),
+        ("--id-column", (request.id,) if request.id else ()),
     ):
         for name in names:
             if name not in values:
                 raise ConfigError(
-                    f"{source.uri}: {option} asks for {name!r}; {suggest(name, values)}"
+                    f"{source.uri}: {option} {name!r} is not a column; {suggest(name, values)}"
                 )
-    guessed = prediction_columns(values)
-    found = Columns(asked.text or guessed.text, asked.id or guessed.id)
-    if not found.text:
-        shown = ", ".join(list(values)[:20])
+    guesses = prediction_columns(values)
+    result = TextColumns(request.text or guesses.text, request.id or guesses.id)
+    if not result.text:
+        names_text = ", ".join(list(values)[:20])
         raise ConfigError(
-            f"{source.uri}: which column is the text is not clear; the columns are {shown}: name "
-            "it with --text-column COLUMN"
+            f"{source.uri}: has no clear text column among {names_text}; name it by --text-column "
+            "COLUMN"
         )
-    return found
+    return result
 
 
 def head(source: Source, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A few rows as they are, for their columns; a first row with one of the names is a header."""
+    """Return the values of a few rows. A first row with one of the names is a header."""
     from medray.batch import rows
 
     sample, num_characters = [], 0
@@ -170,11 +175,13 @@ def head(source: Source, names: Sequence[str] = ()) -> list[dict[str, Any]]:
     return sample
 
 
-def _form(path: str) -> Form | None:
+def _form(path: str) -> InputFormat | None:
     plain = PurePosixPath(path)
-    packed = plain.suffix.lower() in PACKED
-    form = FORMS.get((PurePosixPath(plain.stem) if packed else plain).suffix.lower())
-    return None if packed and form == "parquet" else form
+    is_compressed = plain.suffix.lower() in COMPRESSION_SUFFIXES
+    form = FORMAT_OF_SUFFIX.get(
+        (PurePosixPath(plain.stem) if is_compressed else plain).suffix.lower()
+    )
+    return None if is_compressed and form == "parquet" else form
 
 
 def _is_hidden(path: str) -> bool:
