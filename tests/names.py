@@ -29,6 +29,7 @@ ALLOWED = {
     "abstained", "ranked",  # keys of the service's answers
     "answered", "merged", "unmerged",  # keys of a release's record
     "truncated",  # a column of prepared rows
+    "retry_failed",  # the option --retry-failed
     "delimited", "drop_unlabelled",  # keys of data.format in YAML
     "connection_made", "data_received", "connection_lost",  # asyncio.Protocol
 }  # fmt: skip

@@ -6,14 +6,14 @@ import names
 
 # Parts whose names are still to be changed.
 OPEN = {
-    "medray/batch", "medray/cli", "medray/config",
+    "medray/cli", "medray/config",
     "medray/evaluation",
-    "medray/registry", "medray/reports", "medray/runtime",
-    "medray/serving", "medray/study", "medray/tasks",
+    "medray/reports", "medray/runtime",
+    "medray/serving", "medray/tasks",
     "jobs", "cluster",
-    "tests/attacks", "tests/batch", "tests/cli", "tests/config", "tests/data", "tests/engines",
-    "tests/evaluation", "tests/golden", "tests/models", "tests/registry", "tests/reports",
-    "tests/runtime", "tests/serving", "tests/storage", "tests/stored", "tests/study",
+    "tests/attacks", "tests/cli", "tests/config", "tests/data", "tests/engines",
+    "tests/evaluation", "tests/golden", "tests/models", "tests/reports",
+    "tests/runtime", "tests/serving", "tests/storage", "tests/stored",
     "tests/tasks", "tests/text", "tests/training", "tests",
 }  # fmt: skip
 

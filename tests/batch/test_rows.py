@@ -142,7 +142,7 @@ def test_columns_that_are_not_clear_or_not_there_are_an_error_with_their_names(
         read(tmp_path / "rows.csv")
     with pytest.raises(
         ConfigError,
-        match=r"--text-column 'frist' is not a column; allowed: first, key, second; did you mean 'first'",
+        match=r"--text-column 'frist' is not a column; .* did you mean 'first'",
     ):
         read(tmp_path / "rows.csv", text=("frist",))
     assert (
