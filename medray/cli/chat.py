@@ -1,4 +1,4 @@
-"""The command that talks to a release in a terminal."""
+"""The command that chats with a release in a terminal."""
 
 import sys
 from collections.abc import Callable, Generator, Iterable
@@ -9,7 +9,7 @@ import typer
 
 from medray.cli.arguments import Storage, TokenFile, read_token
 from medray.client import Client, RefusedError
-from medray.errors import ConfigError
+from medray.errors import ConfigError, UsageError
 from medray.types import DISCLAIMER, Message, Sampling
 
 if TYPE_CHECKING:
@@ -24,36 +24,36 @@ def chat(
     release: Annotated[
         str,
         typer.Argument(
-            help="name@version, name@alias or a name, loaded here; or the URL of a service"
+            help="name@version, name@alias or a name, to load it here; or the URL of a service"
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="with a URL: which release, where several talk")
+        str | None, typer.Option(help="with a URL: the release, where several chat")
     ] = None,
     token_file: TokenFile = None,
     system: Annotated[
-        str | None, typer.Option(help="a system message of yours, read after the release's own")
+        str | None, typer.Option(help="your system message, which follows the release's own")
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="tokens of an answer; the release's own number where not given"),
+        typer.Option(min=1, help="most tokens per reply; by default the release's own limit"),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0, max=2, help="0 says the most probable")
+        float, typer.Option(min=0, max=2, help="randomness; 0 takes the most probable token")
     ] = 0.0,
     seed: Annotated[
-        int | None, typer.Option(help="with a temperature: the same seed says the same")
+        int | None, typer.Option(help="with a temperature: makes replies repeatable")
     ] = None,
     storage_path: Storage = "runs",
 ) -> None:
-    """Talk to a release: a line a turn; /reset begins anew, /quit ends."""
+    """Chat with a release, one line per turn. /reset starts a new conversation, /quit ends it."""
     options = {"max_tokens": max_tokens, "temperature": temperature or None, "seed": seed}
     settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     is_url = release.startswith(("http://", "https://"))
     if not is_url and (model or token_file):
-        raise ConfigError(
-            f"--{'model' if model else 'token-file'} and {release}: is for a service, named by "
-            "its URL"
+        raise UsageError(
+            f"--{'model' if model else 'token-file'} applies to the URL of a service, and "
+            f"{release} is a release; drop one of them"
         )
     partner: Partner
     if is_url:
@@ -74,7 +74,7 @@ def _write(text: str) -> None:
     print(text, end="", flush=True)
 
 
-HELP = "/reset begins anew, /quit ends"
+HELP = "/reset starts a new conversation, /quit ends"
 Write = Callable[[str], None]
 
 
@@ -90,8 +90,8 @@ class Partner(Protocol):
     @property
     def disclaimer(self) -> str: ...
 
-    def say(self, messages: list[Message]) -> Generator[str, None, None]:
-        """Yield the answer in pieces."""
+    def reply(self, messages: list[Message]) -> Generator[str, None, None]:
+        """Yield the reply in pieces."""
         ...
 
 
@@ -106,42 +106,42 @@ class Remote:
 
     @classmethod
     def open(cls, client: Client, model: str | None, settings: dict[str, Any]) -> "Remote":
-        """Find the release on a server: the named one, or the only one that talks."""
-        served = client.models()
-        known = {name: client.model(name) for name in ([model] if model else served)}
-        talking = [name for name, detail in known.items() if detail["system"] is not None]
-        if len(talking) != 1:
+        """Find the release on a server: the given one, or the only one that chats."""
+        models = client.models()
+        details = {name: client.model(name) for name in ([model] if model else models)}
+        chats = [name for name, detail in details.items() if detail["system"] is not None]
+        if len(chats) != 1:
             raise ConfigError(
-                f"{client.url}: {', '.join(talking) or 'no release'} talks there; name one with "
-                f"--model: it serves {', '.join(served)}"
+                f"{client.url}: of its releases {', '.join(chats) or 'none'} can chat; name one "
+                f"with --model, it serves {', '.join(models)}"
             )
-        detail = known[talking[0]]
+        detail = details[chats[0]]
         return cls(
             client,
-            talking[0],
+            chats[0],
             f"{detail['release']}@{detail['version']}",
             detail["system"],
             detail["disclaimer"],
             settings,
         )
 
-    def say(self, messages: list[Message]) -> Generator[str, None, None]:
+    def reply(self, messages: list[Message]) -> Generator[str, None, None]:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         yield from self.client.stream(turns, model=self.model, **self.settings)
 
 
 @dataclass(frozen=True)
 class Local:
-    loaded: "LoadedRelease"
+    release: "LoadedRelease"
     sampling: Sampling
 
     @property
     def name(self) -> str:
-        return self.loaded.reference
+        return self.release.reference
 
     @property
     def task(self) -> "Chatting":
-        return cast("Chatting", self.loaded.task)  # as `open` has checked
+        return cast("Chatting", self.release.task)  # as `open` has checked
 
     @property
     def system(self) -> str:
@@ -153,18 +153,21 @@ class Local:
 
     @classmethod
     def open(cls, reference: str, storage_path: str, settings: dict[str, Any]) -> "Local":
-        """Load the release in this process, in fp32, merged where that changes no answer."""
+        """Load the release in this process, in fp32, merged where that changes no reply."""
         from medray.registry.registry import Registry
         from medray.tasks.base.protocol import Chatting
 
-        loaded = Registry(storage_path).resolve(reference).load(precision="fp32", merge=True)
-        options = loaded.task.options
-        if not isinstance(loaded.task, Chatting):
-            raise ConfigError(f"{loaded.reference}: its task {options.name!r} does not talk")
-        return cls(loaded, Sampling(**{"max_tokens": options.max_new_tokens, **settings}))
+        release = Registry(storage_path).resolve(reference).load(precision="fp32", merge=True)
+        options = release.task.options
+        if not isinstance(release.task, Chatting):
+            raise ConfigError(
+                f"{release.reference}: its task {options.name!r} does not chat; choose a "
+                "release of the task instruct"
+            )
+        return cls(release, Sampling(**{"max_tokens": options.max_new_tokens, **settings}))
 
-    def say(self, messages: list[Message]) -> Generator[str, None, None]:
-        engine = self.loaded.engine
+    def reply(self, messages: list[Message]) -> Generator[str, None, None]:
+        engine = self.release.engine
         prompt = self.task.prompt(messages, engine.tokenizer, self.sampling.max_tokens)
         for chunk in engine.generate([prompt], self.sampling):
             yield chunk.text
@@ -173,7 +176,7 @@ class Local:
 def converse(
     partner: Partner, lines: Iterable[str], write: Write, *, system: str | None, prompt: str = ""
 ) -> None:
-    """Read one turn per line, until /quit or the end of the lines. The partner reads all turns so
+    """Read one turn per line, until /quit or the end of the lines. The partner gets all turns so
     far."""
     opening = [Message("system", system)] if system else []
     turns = list(opening)
@@ -190,17 +193,17 @@ def converse(
             turns = list(opening)
             write("a new conversation\n")
         elif text.startswith("/"):
-            write(f"{text.split()[0]} is no command; {HELP}\n")
+            write(f"{text.split()[0]} is not a command; {HELP}\n")
         elif text:
             turns = _exchange(partner, [*turns, Message("user", text)], write)
         write(prompt)
 
 
 def _exchange(partner: Partner, turns: list[Message], write: Write) -> list[Message]:
-    """Return the turns with the answer, or without the question where the partner refused it."""
+    """Return the turns with the reply, or without the last turn where the partner refused it."""
     pieces: list[str] = []
     try:
-        for piece in partner.say(turns):
+        for piece in partner.reply(turns):
             pieces.append(piece)
             write(piece)
     except RefusedError as err:

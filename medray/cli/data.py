@@ -1,19 +1,19 @@
-"""Commands that look at a data set: a first study of it, its audit, another format."""
+"""Commands that read a data set: its first study, its audit, another format."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from medray.cli.arguments import Configs, load
+from medray.cli.output import Json, Output, Quiet
 from medray.config.load import plugin_options
 from medray.data.formats.base import protocol as formats
 from medray.errors import ConfigError
 from medray.storage import files
 
-app = typer.Typer(no_args_is_help=True, help="Look at a data set, or change its format.")
-first = typer.Typer()  # the command that a newcomer starts with, at the top
+app = typer.Typer(no_args_is_help=True, help="Audit a data set, or change its format.")
+first = typer.Typer()  # the command that a newcomer starts with stands at the top
 
 
 @first.command()
@@ -28,55 +28,65 @@ def init(
         ),
     ],
     output: Annotated[
-        str, typer.Option(help="the YAML to write; one that is there is left alone")
+        str, typer.Option(help="the YAML to write; an existing file is never replaced")
     ] = "study.yaml",
     text_column: Annotated[
-        list[str] | None, typer.Option(help="column of the text; give it again to join several")
+        list[str] | None, typer.Option(help="column of the text; repeat it to join several")
     ] = None,
     label_column: Annotated[
         str | None, typer.Option(help="column of the label, or of the labels")
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="column of the row's id")] = None,
     positive: Annotated[
-        str | None, typer.Option(help="of two labels, the one that the figures are about")
+        str | None, typer.Option(help="of two labels, the one that precision and F1 describe")
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(help="of the file's text, such as cp1252; proposed where not given"),
+        typer.Option(help="the file's text encoding, such as cp1252; detected by default"),
     ] = None,
     drop_unlabelled: Annotated[
         bool,
         typer.Option("--drop-unlabelled", help="leave out rows without a label, and count them"),
     ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Look at a data set and write a first study of it."""
+    """Read a data set and write a first study of it."""
     from medray.data import columns, first_study, guess
 
-    found = guess.sketch(
+    out = Output.start(as_json, quiet)
+    sketch = guess.sketch(
         data,
         columns.Hints(tuple(text_column or ()), label_column, id_column, encoding, drop_unlabelled),
     )
-    study = first_study.first_study(found, output, positive)
+    study = first_study.first_study(sketch, output, positive)
     if not files.create(Path(output), study.encode("utf-8")):
-        raise ConfigError(f"{output}: is there already and is left alone; choose another --output")
-    print(f"{found.render()}\n{output} is written; next: medray study {output} --dry-run")
+        raise ConfigError(f"{output}: already exists and is kept; choose another --output")
+    median, most, longest = sketch.num_tokens
+    document = {
+        "study": output,
+        "format": sketch.options.model_dump(mode="json", exclude_unset=True),
+        "num_rows": sketch.num_rows,
+        "labels": dict(sketch.labels),
+        "num_tokens": {"median": median, "percentile_95": most, "longest": longest},
+        "notes": sketch.notes,
+    }
+    out.result(
+        document, sketch.render(), f"{output} is written; next: medray study {output} --dry-run"
+    )
 
 
 @app.command()
-def audit(
-    arguments: Configs,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
-) -> None:
-    """Tell what is in a study's data: balance, lengths, duplicates, conflicts, the ceiling they
-    set."""
+def audit(arguments: Configs, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Report a study's data: balance, lengths, duplicates, conflicting labels, and the best figures
+    that they allow."""
+    out = Output.start(as_json, quiet)
     study = load(arguments)
     from medray.study import materials, preflight
 
     preflight.check(study)
-    for found in materials.audit(study):
-        print(
-            json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.render()
-        )
+    audits = list(materials.audit(study))
+    out.result([audit.as_dict() for audit in audits], *(audit.render() for audit in audits))
 
 
 @app.command()
@@ -88,16 +98,21 @@ def convert(
         ),
     ],
     target: Annotated[
-        str, typer.Argument(help="the same for what is written: 'name=delimited,path=combined.psv'")
+        str, typer.Argument(help="the same for the output: 'name=delimited,path=combined.psv'")
     ],
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Read one format, write another; an existing target is left alone and refused."""
-    read_options, write_options = (
-        plugin_options("data.formats", source),
-        plugin_options("data.formats", target),
-    )
+    """Read one format and write another; an existing target is kept and is an error."""
+    out = Output.start(as_json, quiet)
+    read_options = plugin_options("data.formats", source)
+    write_options = plugin_options("data.formats", target)
     rows = list(formats.read(read_options))
     examples = [example for example in rows if not formats.is_left_out(example, read_options)]
     formats.write(examples, write_options)
-    left_out = f", {num} without a label left out" if (num := len(rows) - len(examples)) else ""
-    print(f"{len(examples)} examples from {source} to {target}{left_out}")
+    num_dropped = len(rows) - len(examples)
+    out.result(
+        {"num_examples": len(examples), "num_dropped": num_dropped, "target": target},
+        f"{len(examples)} examples from {source} to {target}"
+        + (f", {num_dropped} without a label left out" if num_dropped else ""),
+    )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medray.cli.output import Json, Output, Quiet
+
 if TYPE_CHECKING:
     from medray.runtime.jobs import Jobs
 
@@ -23,14 +25,14 @@ Job = Annotated[str, typer.Argument(help="the job's name, as `medray jobs list` 
 
 
 @app.command("list")
-def list_(address: Address = None) -> None:
+def list_(address: Address = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """List the cluster's jobs, the newest first."""
     from medray.runtime import jobs
 
+    out = Output.start(as_json, quiet)
     with jobs.connect(address) as client:
         summaries = jobs.summaries(client)
-    for job in summaries:
-        print(job.render())
+    out.result(summaries, *(job.render() for job in summaries))
 
 
 @app.command()
@@ -53,13 +55,17 @@ def logs(
 
 
 @app.command()
-def stop(job: Job, address: Address = None) -> None:
+def stop(job: Job, address: Address = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Stop a job and wait until it has ended."""
     from medray.runtime import jobs
 
+    out = Output.start(as_json, quiet)
     with jobs.connect(address) as client:
         was_running = jobs.stop(client, job)
-    print(f"{job} {'is stopped' if was_running else 'had already ended'}")
+    out.result(
+        {"job": job, "was_running": was_running},
+        f"{job} {'is stopped' if was_running else 'had already ended'}",
+    )
 
 
 def follow_job(client: "Jobs", job: str) -> int:

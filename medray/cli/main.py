@@ -1,5 +1,6 @@
 """The `medray` command: parse, call, print. It holds no logic; a failure exits non-zero."""
 
+import contextlib
 import errno
 import io
 import logging
@@ -8,15 +9,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Annotated
 
 import typer
 
+import medray
 from medray.cli import (
     chat,
     data,
+    evaluate,
     jobs,
     plan,
     predict,
+    publish,
     release,
     report,
     review,
@@ -30,17 +35,18 @@ from medray.storage import files
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Fine-tune, select and serve biomedical text models.",
 )
 app.add_typer(data.first)
 app.add_typer(study.app)
+app.add_typer(evaluate.app)
 app.add_typer(plan.app)
 app.add_typer(submit.app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(review.app)
 app.add_typer(report.app)
+app.add_typer(publish.app)
 app.add_typer(release.app)
 app.add_typer(predict.app)
 app.add_typer(serve.app)
@@ -56,6 +62,22 @@ _PATH_ERRORS = (
     errno.ELOOP,
 )
 _SIGNALS = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
+        print(f"medray {medray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="print the version", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def _next_step(arguments: Sequence[str]) -> str:
@@ -103,8 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _set_up()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        # Calling a Typer itself would replace our excepthook.
-        typer.main.get_command(app)(args=words, prog_name="medray")
+        # A command may redirect stdout. Calling a Typer itself would replace our excepthook.
+        with contextlib.redirect_stdout(sys.stdout):
+            typer.main.get_command(app)(args=words, prog_name="medray")
     except MedrayError as err:
         print(f"medray: {err}", file=sys.stderr)
         return err.exit_status

@@ -1,11 +1,11 @@
-"""The command that answers a whole library of texts with a release."""
+"""The command that predicts a whole dataset with a release."""
 
-import logging
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from medray.cli.arguments import Reference, Storage
+from medray.cli.output import Json, Output, Quiet
 
 if TYPE_CHECKING:
     from medray.batch.driver import BatchPlan
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from medray.data.meter import Heartbeat
 
 app = typer.Typer()
-log = logging.getLogger(__name__)
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="number format of the computation")
+]
 
 
 @app.command()
@@ -24,7 +26,7 @@ def predict(
         typer.Option(
             help=(
                 "a file or folder of parquet, csv, tsv, psv, jsonl or txt, or its s3:// URI; "
-                "delimited as medray init reads it"
+                "tables are read as medray init reads them"
             )
         ),
     ],
@@ -32,106 +34,107 @@ def predict(
         str,
         typer.Option(
             help=(
-                "a new folder or s3:// prefix; .jsonl or .csv at its end chooses that form, else "
-                "it is parquet"
+                "a new folder or s3:// prefix; its ending .jsonl or .csv chooses that format, by "
+                "default it is parquet"
             )
         ),
     ],
     text_column: Annotated[
-        list[str] | None, typer.Option(help="column of the text; give it again to join several")
+        list[str] | None, typer.Option(help="column of the text; repeat it to join several")
     ] = None,
     id_column: Annotated[
         str | None,
-        typer.Option(
-            help="column of the row's id; made from file and position where there is none"
-        ),
+        typer.Option(help="column of the row's id; without one, ids are file and position"),
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(help="of delimited files and texts, such as cp1252; found where not given"),
+        typer.Option(help="encoding of tables and texts, such as cp1252; detected by default"),
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help="of delimited files: , ; | or tab; found where not given")
+        str | None, typer.Option(help="delimiter of tables: , ; | or tab; detected by default")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on where an earlier run into this output ended")
+        bool, typer.Option("--resume", help="continue an earlier run into this output")
     ] = False,
     max_bad: Annotated[
-        float, typer.Option(help="share of rows that may be set aside; with more the run stops")
+        float, typer.Option(help="share of rows that may be set aside; above it the run stops")
     ] = 0.1,
     max_characters: Annotated[
         int, typer.Option(min=1, help="longer texts are set aside")
     ] = 1_000_000,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    precision: PrecisionOption = "auto",
     token_budget: Annotated[
-        int, typer.Option(min=1, help="tokens of a batch, padding included")
+        int, typer.Option(min=1, help="tokens per batch, padding included")
     ] = 4096,
     actors: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="processes that hold the model, at most; by CPUs or GPUs where not given"
-        ),
+        typer.Option(min=1, help="most processes that hold the model; by default by CPUs or GPUs"),
     ] = None,
     cpus: Annotated[
         int | None,
-        typer.Option(min=1, help="CPUs and threads of each; 1 up to 8 CPUs where not given"),
+        typer.Option(min=1, help="CPUs and threads per process; by default 1 on up to 8 CPUs"),
     ] = None,
     storage_path: Storage = "runs",
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Answer every row of a library: an answer an id, calibrated as over HTTP; rows that cannot be
-    read are set aside."""
+    """Run a release over a whole dataset: one calibrated prediction per id, as over HTTP. Rows that
+    cannot be read are set aside."""
+    out = Output.start(as_json, quiet)
     print("starting", flush=True)
     from medray.batch import driver
     from medray.batch.shards import TextColumns
     from medray.data.meter import Heartbeat
 
-    asked = driver.BatchRequest(
-        reference=reference,
-        input=input,
-        output=output,
-        storage_path=storage_path,
-        columns=TextColumns(tuple(text_column or ()), id_column),
-        resume=resume,
-        max_bad=max_bad,
-        most_characters=max_characters,
-        token_budget=token_budget,
-        precision=precision,
-        actors=actors,
-        threads=cpus,
-        encoding=encoding,
-        delimiter="\t" if delimiter == "tab" else delimiter,
+    plan = driver.prepare(
+        driver.BatchRequest(
+            reference=reference,
+            input=input,
+            output=output,
+            storage_path=storage_path,
+            columns=TextColumns(tuple(text_column or ()), id_column),
+            resume=resume,
+            max_bad=max_bad,
+            most_characters=max_characters,
+            token_budget=token_budget,
+            precision=precision,
+            actors=actors,
+            threads=cpus,
+            encoding=encoding,
+            delimiter="\t" if delimiter == "tab" else delimiter,
+        )
     )
-    plan = driver.prepare(asked)
-    named = " and ".join(plan.columns.text) or "each file"
-    written = f"    encoding: {plan.source.encoding}" if plan.source.encoding != "utf-8" else ""
-    print(
-        f"text: {named}    id: "
-        f"{plan.columns.id or 'its own in each file, or made from file and position'}{written}",
-        flush=True,
+    text = " and ".join(plan.columns.text) or "each file"
+    ids = plan.columns.id or "in each file, or file and position"
+    encoding_note = (
+        f"    encoding: {plan.source.encoding}" if plan.source.encoding != "utf-8" else ""
     )
+    print(f"text: {text}    id: {ids}{encoding_note}", flush=True)
     with Heartbeat(lambda line: print(line, flush=True)) as heart:
-        found = _answered(plan, heart)
-    made = f", {found.made_ids} ids made from file and position" if found.made_ids else ""
-    print(f"{found.rows} rows: {found.answered} answered, {found.set_aside} set aside{made}")
-    for kind, count in found.reasons.items():
-        print(f"  {count} {kind}")
-    print(
-        f"{plan.request.output}: {found.parts} parts; _summary.json says what made them"
-        + ("; _set_aside/ why" if found.set_aside else "")
-    )
+        summary = _predict(plan, heart)
+    out.result(summary.model_dump(mode="json"), *_lines(summary, output))
 
 
-def _answered(plan: "BatchPlan", heart: "Heartbeat") -> "Summary":
-    """A few rows in this process, where no cluster is named and no actors are asked for; others by
-    Ray."""
+def _lines(summary: "Summary", output: str) -> list[str]:
+    ids = f", {summary.made_ids} ids made of file and position" if summary.made_ids else ""
+    return [
+        f"{summary.rows} rows: {summary.answered} predicted, {summary.set_aside} set aside{ids}",
+        *(f"  {count} {kind}" for kind, count in summary.reasons.items()),
+        f"{output}: {summary.parts} parts; _summary.json records the run"
+        + ("; _set_aside/ lists the rows that were set aside" if summary.set_aside else ""),
+    ]
+
+
+def _predict(plan: "BatchPlan", heart: "Heartbeat") -> "Summary":
+    """Predict few rows in this process, unless a cluster or actors are named; many on Ray."""
     from medray.batch import driver, single
     from medray.runtime.cluster import exiting_on_sigterm, is_joining, start_cluster
 
     if plan.request.actors is None and not is_joining():
         heart.stage(driver.render_reading(plan.source))
-        if counted := single.count(plan):
+        if count := single.count(plan):
             with exiting_on_sigterm():
-                return single.predict(plan, counted, heart)
+                return single.predict(plan, count, heart)
     heart.stage("starting Ray")
     from medray.batch import pool
 

@@ -1,4 +1,4 @@
-"""The command that writes a study's report, and what a study does of it at its end."""
+"""The command that writes a study's report, and the report that a study writes at its end."""
 
 import logging
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medray.cli.arguments import StudyFolder
+from medray.cli.output import Json, Output, Quiet
 from medray.config.load import tracking_uri
 from medray.config.study import StudyConfig
 from medray.errors.redaction import redact
@@ -21,43 +23,44 @@ log = logging.getLogger(__name__)
 
 @app.command()
 def report(
-    folder: Annotated[
-        str, typer.Argument(help="a study's folder (its latest run counts), or that of one run")
-    ],
+    folder: StudyFolder,
     output: Annotated[
         Path | None,
-        typer.Option(help="the page to write; report.html in the run's folder where not given"),
+        typer.Option(help="the page to write; by default report.html in the run's folder"),
     ] = None,
     plots: Annotated[
         Path | None,
-        typer.Option(
-            help="a folder for every chart as SVG, and as PNG where the extra `plots` is installed"
-        ),
+        typer.Option(help="a folder for every chart as SVG, and with the extra `plots` as PNG"),
     ] = None,
     mlflow: Annotated[
-        str | None, typer.Option(help="log the study to the MLflow of this URI, unless it is there")
+        str | None, typer.Option(help="log the study to the MLflow of this URI, once")
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write the report of a study that has ended: one page that needs nothing else."""
+    """Write the report of a study that has ended, as one self-contained page."""
     from medray.reports import html_report
     from medray.reports.study_data import gather
     from medray.study.run import latest
 
+    out = Output.start(as_json, quiet)
     run = latest(Path(folder))
-    made = html_report.compose(gather(run))
-    print(html_report.write(made, output or run.folder / html_report.REPORT))
-    if plots is not None:
-        for path in html_report.write_images(made, plots):
-            print(path)
-        if reason := html_report.no_png():
-            log.warning("%s", reason)
-    if mlflow is not None:
-        print(f"MLflow run {_log(run, mlflow, None)}")
+    composition = html_report.compose(gather(run))
+    path = html_report.write(composition, output or run.folder / html_report.REPORT)
+    images = html_report.write_images(composition, plots) if plots is not None else []
+    if plots is not None and (reason := html_report.no_png()):
+        log.warning("%s", reason)
+    mlflow_run = _log(run, mlflow, None) if mlflow is not None else None
+    out.result(
+        {"report": str(path), "plots": [str(image) for image in images], "mlflow_run": mlflow_run},
+        str(path),
+        *(str(image) for image in images),
+        *([f"MLflow run {mlflow_run}"] if mlflow_run else []),
+    )
 
 
 def at_the_end(run: "Run") -> Path | None:
-    """The report of a study that has just ended, or was stopped before anything could be ranked:
-    None."""
+    """Write the report of a study that has just ended; return None where nothing was ranked."""
     from medray.reports import html_report
     from medray.reports.study_data import gather
     from medray.study.run import LEADERBOARD
@@ -68,6 +71,7 @@ def at_the_end(run: "Run") -> Path | None:
 
 
 def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None:
+    """Log a study to MLflow where its settings or the environment name one."""
     from medray.reports.mlflow import MISSING, is_installed
 
     uri = tracking_uri(study)
@@ -89,10 +93,10 @@ def _log(run: "Run", uri: str, release: "Release | None") -> str:
     from medray.study.run import LEADERBOARD
 
     data = gather(run)
-    published = None
+    winner = None
     if release and data.config.publish:
         record = release.record
-        published = PublishedRelease(
+        winner = PublishedRelease(
             record.name,
             record.version,
             data.config.publish.alias,
@@ -105,4 +109,4 @@ def _log(run: "Run", uri: str, release: "Release | None") -> str:
         if (path := run.folder / name).exists()
     ]
     mark = f"{run.folder.name}-{storage.hash_file(run.folder / LEADERBOARD)[:12]}"
-    return log_study(data, uri, mark=mark, files=files, release=published)
+    return log_study(data, uri, mark=mark, files=files, release=winner)

@@ -1,154 +1,157 @@
-"""The command that shows a model's mistakes and the labels that may be wrong themselves."""
+"""The command that lists a model's mistakes and the labels that may be wrong."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medray.cli.arguments import load
+from medray.cli.arguments import StudyStorage, load
+from medray.cli.output import Json, Output, Quiet
 from medray.config.load import load_study
+from medray.errors import ArtifactError, ConfigError, UsageError, suggest
 
 if TYPE_CHECKING:
     from medray.data.dataset import Dataset
     from medray.evaluation.analysis import SplitAnalysis
 
 app = typer.Typer()
+Split = Literal["validation", "test"]
 
 
 @app.command()
 def review(
-    of: Annotated[
+    model: Annotated[
         str,
         typer.Argument(
             help=(
-                "a study's folder or that of a run, or a release, which needs a study's YAML for "
-                "its rows"
+                "a study's folder or the folder of one run; or a release, with the YAML of a study "
+                "for its rows"
             )
         ),
     ],
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="of a release: YAML files and key=value settings")
+        list[str] | None,
+        typer.Argument(help="for a release: YAML files and key=value settings"),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="validation, or test: then its labels are read, which is logged")
+        Split, typer.Option(help="the rows to review; each reading of test labels is logged")
     ] = "validation",
     finalist: Annotated[
-        str | None, typer.Option(help="a finalist's name; the winner where not given")
+        str | None, typer.Option(help="name of a finalist; by default the winner")
     ] = None,
     suspects: Annotated[
         bool,
         typer.Option("--suspects", help="only labels that may be wrong, the most doubtful first"),
     ] = False,
     texts: Annotated[
-        bool, typer.Option("--texts", help="show the rows' texts, not only their ids")
+        bool, typer.Option("--texts", help="print the rows' texts, not only their ids")
     ] = False,
-    max_rows: Annotated[int, typer.Option(help="rows to print; an export has all of them")] = 20,
+    max_rows: Annotated[int, typer.Option(help="rows to print; --output writes all of them")] = 20,
     output: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
             help="write the rows to a new .csv or .jsonl, to fill in labels for data.corrections"
         ),
     ] = None,
-    storage_path: Annotated[
-        str | None,
-        typer.Option(help="where releases are kept; the study's storage_path where not given"),
-    ] = None,
+    storage_path: StudyStorage = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show wrong answers, the surest first, and labels that may be wrong themselves."""
-    from medray.errors import ConfigError, suggest
+    """List wrong predictions, the most confident first, and labels that may be wrong."""
     from medray.reports import review as reviews
 
-    if split not in ("validation", "test"):
-        raise ConfigError(
-            f"--split {split!r} is not known; {suggest(split, ('validation', 'test'))}"
-        )
-    side: Literal["validation", "test"] = "test" if split == "test" else "validation"
-    if Path(of).is_dir():
+    out = Output.start(as_json, quiet)
+    if Path(model).is_dir():
         if arguments or storage_path:
-            raise ConfigError(
-                f"{of}: a run knows its study: YAML files, settings and --storage-path are for a "
-                "release"
+            raise UsageError(
+                f"{model}: a run knows its study; drop YAML files, settings and --storage-path, "
+                "which are for a release"
             )
-        found, shown = _of_run(Path(of), side, finalist, texts)
+        analysis, row_texts = _of_run(Path(model), split, finalist, texts)
     else:
         if not arguments or finalist:
-            raise ConfigError(
-                f"{of}: is no folder; a release needs the YAML of a study with labelled rows, and "
-                "takes no --finalist"
+            raise UsageError(
+                f"{model}: is no folder; for a release, give the YAML of a study with labelled "
+                "rows and drop --finalist"
             )
-        found, shown = _of_release(of, arguments, side, texts, storage_path)
-    rows = reviews.rows(found, suspects_only=suspects, texts=shown)
-    for row in rows[:max_rows]:
-        print(reviews.render(row))
-    wrong, doubted = len(found.mistakes), len(found.suspects)
-    print(
-        f"{wrong} of {found.num_rows} {split} rows are answered wrongly; {doubted} labels may be "
-        "wrong themselves"
-    )
+        analysis, row_texts = _of_release(model, arguments, split, texts, storage_path)
+    rows = reviews.rows(analysis, suspects_only=suspects, texts=row_texts)
+    num_wrong, num_suspects = len(analysis.mistakes), len(analysis.suspects)
+    lines = [
+        *(reviews.render(row) for row in rows[:max_rows]),
+        f"{num_wrong} of {analysis.num_rows} {split} rows are predicted wrongly; {num_suspects} "
+        "labels may be wrong",
+    ]
     if output:
-        reviews.export(rows, Path(output))
-        print(
+        reviews.export(rows, output)
+        lines.append(
             f"{len(rows)} rows in {output}: fill in `label` where it was wrong, and give the file "
             f"as data.corrections={output}"
         )
+    document = {
+        "split": split,
+        "num_rows": analysis.num_rows,
+        "num_wrong": num_wrong,
+        "num_suspects": num_suspects,
+        "rows": [asdict(row) for row in rows[:max_rows]],
+        "output": str(output) if output else None,
+    }
+    out.result(document, *lines)
 
 
 def _of_run(
-    folder: Path, side: Literal["validation", "test"], finalist: str | None, texts: bool
+    folder: Path, split: Split, finalist: str | None, texts: bool
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
+    """Return the analysis of a run's finalist, and its rows' texts where they were requested."""
     from medray.data import dataset as datasets
-    from medray.errors import ArtifactError, ConfigError, suggest
     from medray.records import SETTINGS
     from medray.study.run import latest
 
     run = latest(folder)
-    run.leaderboard()  # or says why there is none
+    run.leaderboard()  # raises where the study has not ended
     analysis = run.analysis()
     if analysis is None:
         raise ArtifactError(
-            f"{run.folder}: has no analysis: its task answers in texts, or an earlier medray "
-            "judged it"
+            f"{run.folder}: has no analysis, since its task generates text or an older medray "
+            "evaluated it; only predicted labels can be reviewed"
         )
-    chosen = analysis.of(finalist or analysis.winner)
-    if chosen is None:
+    entry = analysis.of(finalist or analysis.winner)
+    if entry is None:
         raise ConfigError(
             f"--finalist {finalist!r} is no finalist of {run.folder}; "
-            f"{suggest(str(finalist), [held.name for held in analysis.models])}"
+            f"{suggest(str(finalist), [model.name for model in analysis.models])}"
         )
-    if side == "validation" and not texts:
-        return chosen.validation, None
+    if split == "validation" and not texts:
+        return entry.validation, None
     dataset = datasets.load(load_study([run.folder / SETTINGS]).data)
-    if side == "test":  # its labels are about to be seen, which their log has to know
+    if split == "test":  # its labels are about to be printed, which their log records
         dataset.open_test(run.storage_dir / "test_log", f"review {run.folder}")
-    return (chosen.test if side == "test" else chosen.validation), _texts(
-        dataset, side
-    ) if texts else None
+    side = entry.test if split == "test" else entry.validation
+    return side, _texts(dataset, split) if texts else None
 
 
 def _of_release(
-    of: str,
-    arguments: list[str],
-    side: Literal["validation", "test"],
-    texts: bool,
-    storage_path: str | None,
+    reference: str, arguments: list[str], split: Split, texts: bool, storage_path: str | None
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
+    """Evaluate a release on a study's rows, and return its analysis and the rows' texts."""
     from medray.data import dataset as datasets
-    from medray.errors import ConfigError
     from medray.registry import evaluate
     from medray.storage import files
 
-    asked = load(arguments)
-    log_dir = files.absolute(asked.storage_path) / "test_log"
-    judged = evaluate.evaluate(
-        of, asked.data, side, storage_path=storage_path or asked.storage_path, log_dir=log_dir
+    study = load(arguments)
+    evaluation = evaluate.evaluate(
+        reference,
+        study.data,
+        split,
+        storage_path=storage_path or study.storage_path,
+        log_dir=files.absolute(study.storage_path) / "test_log",
     )
-    if judged.analysis is None:
-        raise ConfigError(f"{of}: answers in texts; only labels can be reviewed")
-    return judged.analysis, _texts(datasets.load(asked.data), side) if texts else None
+    if evaluation.analysis is None:
+        raise ConfigError(f"{reference}: generates text; only predicted labels can be reviewed")
+    return evaluation.analysis, _texts(datasets.load(study.data), split) if texts else None
 
 
-def _texts(dataset: "Dataset", side: str) -> dict[str, str]:
-    return {
-        example.id: example.text
-        for example in (dataset.unlabelled_test() if side == "test" else dataset.validation)
-    }
+def _texts(dataset: "Dataset", split: Split) -> dict[str, str]:
+    rows = dataset.unlabelled_test() if split == "test" else dataset.validation
+    return {example.id: example.text for example in rows}

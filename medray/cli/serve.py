@@ -1,33 +1,38 @@
-"""Commands that serve releases and move what is served."""
+"""Commands that serve releases and change which version is served."""
 
 import math
 import os
 import signal
 import threading
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
 from medray.cli.arguments import Reference, RequireSignature, Storage, TokenFile, read_token
+from medray.cli.output import Json, Output, Quiet
+from medray.cli.predict import PrecisionOption
 from medray.client import Client
-from medray.errors import ConfigError
+from medray.errors import UsageError
 
 app = typer.Typer()
 Url = Annotated[
-    str | None,
-    typer.Option(help="where the service answers; http://127.0.0.1:8000 where not given"),
+    str | None, typer.Option(help="the service's address; by default http://127.0.0.1:8000")
 ]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="write the alias and wait for nobody")]
-_MOST_REPLICAS = 8  # by default: each holds its model in memory
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="move the alias and do not wait for any replica")
+]
 Timeout = Annotated[
     float, typer.Option("--timeout", help="seconds until every replica must report the version")
 ]
+_MAX_REPLICAS = 8  # by default: each holds its model in memory
 
 
 @app.command()
 def serve(
     references: Annotated[
-        list[str], typer.Argument(help="releases: name@alias is followed, name@version stays")
+        list[str],
+        typer.Argument(help="releases: name@alias follows the alias, name@version stays"),
     ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of the HTTP service")] = 8000,
     host: Annotated[
@@ -38,45 +43,46 @@ def serve(
     ] = "127.0.0.1",
     prefix: Annotated[
         str,
-        typer.Option(help="path below which it answers, beside other applications of a cluster"),
+        typer.Option(help="path prefix of the service, beside other applications of a cluster"),
     ] = "/",
     tokens_file: Annotated[
-        str | None, typer.Option(help="file with the SHA-256 of a token a line")
+        Path | None, typer.Option(help="file with the SHA-256 of one token per line")
     ] = None,
     allowed_hosts: Annotated[
         list[str] | None,
         typer.Option(
-            "--allowed-host", help="a name besides localhost that browsers may ask; may be repeated"
+            "--allowed-host",
+            help="a host name besides localhost that requests may name; repeat it for several",
         ),
     ] = None,
     open_to_all: Annotated[
-        bool, typer.Option("--open-to-all", help="answer everybody who reaches the address")
+        bool, typer.Option("--open-to-all", help="serve everybody who reaches the address")
     ] = False,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    precision: PrecisionOption = "auto",
     engine: Annotated[
-        str, typer.Option(help="auto, transformers or vllm, for releases that talk")
+        Literal["auto", "transformers", "vllm"], typer.Option(help="engine of releases that chat")
     ] = "auto",
     replicas: Annotated[
         int | None,
-        typer.Option(
-            help="of each release; one for each CPU that is its share, 8 at most, where not given"
-        ),
+        typer.Option(help="replicas per release; by default one per CPU of its share, at most 8"),
     ] = None,
     cpus: Annotated[
-        int | None, typer.Option(help="CPUs and threads of a replica; its share where not given")
+        int | None, typer.Option(help="CPUs and threads per replica; by default its share")
     ] = None,
     require_signature: RequireSignature = None,
     storage_path: Storage = "runs",
+    quiet: Quiet = False,
 ) -> None:
-    """Serve releases over HTTP until Ctrl-C, on an embedded Ray where there is none."""
+    """Serve releases over HTTP until Ctrl-C, on a Ray of its own where none is named."""
     from medray.config.schema import validate
-    from medray.serving.schemas import CHAT_PATH, AppOptions
+    from medray.serving.schemas import AppOptions
     from medray.storage import files
 
+    out = Output.start(False, quiet)
     cores = len(os.sched_getaffinity(0))
     share = max(1, cores // len(references))
-    # Replicas of one thread answer more together than one of many threads, as trials do.
-    replicas = replicas or (max(1, share // cpus) if cpus else min(share, _MOST_REPLICAS))
+    # Replicas of one thread give more predictions per second together than one of many threads.
+    replicas = replicas or (max(1, share // cpus) if cpus else min(share, _MAX_REPLICAS))
     raw = {
         "releases": references,
         "storage_path": storage_path
@@ -95,40 +101,50 @@ def serve(
     from medray.serving.app import first_path, serving
 
     stop = threading.Event()
-    prefix = "/" + prefix.strip("/")
     num_cpus = max(cores, math.ceil(options.cpus * replicas * len(references)))
-    with serving(options, host=host, port=port, prefix=prefix, num_cpus=num_cpus) as url:
-        for wanted in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(wanted, lambda number, frame: stop.set())
-        print(
-            f"{', '.join(references)} at {url}, documented at {url}/docs; Ctrl-C stops it",
-            flush=True,
-        )
+    with serving(
+        options, host=host, port=port, prefix="/" + prefix.strip("/"), num_cpus=num_cpus
+    ) as url:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: stop.set())
         path = first_path(references, options.storage_path)
-        body = (
-            '{"messages": [{"role": "user", "content": "..."}]}'
-            if path == CHAT_PATH
-            else '{"text": "..."}'
+        out.result(
+            None,
+            f"{', '.join(references)} at {url}, documented at {url}/docs; Ctrl-C stops it",
+            *([f"curl {url}{path} {_example(path)}"] if path else []),
         )
-        print(f"curl {url}{path} -H 'content-type: application/json' -d '{body}'", flush=True)
         stop.wait()
         print("stopping", flush=True)
+
+
+def _example(path: str) -> str:
+    from medray.serving.schemas import CHAT_PATH
+
+    body = (
+        '{"messages": [{"role": "user", "content": "..."}]}'
+        if path == CHAT_PATH
+        else '{"text": "..."}'
+    )
+    return f"-H 'content-type: application/json' -d '{body}'"
 
 
 @app.command()
 def promote(
     reference: Reference,
-    alias: Annotated[str, typer.Argument(help="the alias to point at it, such as best")],
+    alias: Annotated[str, typer.Argument(help="the alias to move, such as best")],
     url: Url = None,
     token_file: TokenFile = None,
     no_wait: NoWait = False,
     timeout_s: Timeout = 120.0,
     storage_path: Storage = "runs",
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Point an alias at a version and wait until every replica serves it."""
+    """Point an alias at a version, and wait until every replica serves it."""
     from medray.registry.registry import Registry
     from medray.serving import promotion
 
+    out = Output.start(as_json, quiet)
     live = promotion.promote(
         Registry(storage_path),
         reference,
@@ -136,7 +152,7 @@ def promote(
         _client(url, token_file, no_wait),
         timeout_s=timeout_s,
     )
-    _say(live, alias, no_wait)
+    _print_alias(out, live, alias, no_wait)
 
 
 @app.command()
@@ -148,27 +164,31 @@ def rollback(
     no_wait: NoWait = False,
     timeout_s: Timeout = 120.0,
     storage_path: Storage = "runs",
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Point an alias at the version before, and wait until every replica serves it."""
+    """Point an alias at its previous version, and wait until every replica serves it."""
     from medray.registry.registry import Registry
     from medray.serving import promotion
 
+    out = Output.start(as_json, quiet)
     live = promotion.rollback(
         Registry(storage_path), name, alias, _client(url, token_file, no_wait), timeout_s=timeout_s
     )
-    _say(live, alias, no_wait)
+    _print_alias(out, live, alias, no_wait)
 
 
 def _client(url: str | None, token_file: str | None, no_wait: bool) -> Client | None:
     if no_wait and url:
-        raise ConfigError(f"--no-wait and --url {url}: nobody is asked when nobody is waited for")
+        raise UsageError("--url has no effect with --no-wait; drop one of them")
     if no_wait:
         return None
     return Client(url or Client.url, token=read_token(token_file))
 
 
-def _say(live: str, alias: str, no_wait: bool) -> None:
-    print(
+def _print_alias(out: Output, live: str, alias: str, no_wait: bool) -> None:
+    out.result(
+        {"release": live, "alias": alias, "is_served": not no_wait},
         f"{live} is {live.partition('@')[0]}@{alias}"
-        + ("" if no_wait else ", and every replica serves it")
+        + ("" if no_wait else ", and every replica serves it"),
     )

@@ -6,6 +6,7 @@ import typer
 
 from medray.cli.arguments import Configs, load
 from medray.cli.jobs import Address, follow_job
+from medray.cli.output import Json, Output, Quiet
 from medray.errors import UsageError
 
 app = typer.Typer()
@@ -48,8 +49,11 @@ def submit(
         str | None,
         typer.Option(help="the head's Python interpreter; by default the one that runs its Ray"),
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a study on a cluster as a job, from any machine that reaches the cluster's dashboard."""
+    out = Output.start(as_json, quiet)
     if retry_failed and not resume:
         raise UsageError("--retry-failed applies to an earlier run; add --resume")
     study = load(arguments)
@@ -62,7 +66,7 @@ def submit(
     with jobs.connect(address) as client:
         python = python or jobs.head_python(jobs.nodes_of(client)) or "python"
         job = jobs.submit(client, study, parcel, python=python, options=options)
-        print(f"job: {job}", flush=True)
+        out.result({"job": job}, f"job: {job}")
         status = follow_job(client, job) if follow else None
     if status is not None:
         raise typer.Exit(status)

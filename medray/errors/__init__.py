@@ -25,6 +25,10 @@ class MedrayError(Exception):
     exit_status: ClassVar[int] = 1
 
 
+# The exit status of a command whose work is done in part and stays.
+PARTLY_DONE = 4
+
+
 class ConfigError(MedrayError, ValueError):
     """A setting is wrong: an unknown key or name, or settings that exclude each other."""
 
@@ -65,6 +69,12 @@ class DiskFullError(MedrayError, RuntimeError):
 
 class ServingError(MedrayError, RuntimeError):
     """A deployment cannot serve a request or a release."""
+
+
+class PromotionError(ServingError):
+    """An alias is moved, and not every replica serves its new version."""
+
+    exit_status: ClassVar[int] = PARTLY_DONE
 
 
 def suggest(name: object, names: Iterable[str]) -> str:

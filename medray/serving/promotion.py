@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from medray.client import Client
-from medray.errors import ConfigError, ServingError
+from medray.errors import ConfigError, PromotionError, ServingError
 from medray.registry.registry import Registry
 from medray.serving.follow import standing
 
@@ -94,7 +94,7 @@ def _wait(
             return
         failed = [replica for replica in replicas if replica.get("error_version") == version]
         if failed:
-            raise ServingError(
+            raise PromotionError(
                 f"{reference}: version {version} was not taken, the one before still answers: "
                 f"{failed[0]['error']}"
             )
@@ -105,6 +105,6 @@ def _wait(
             or f"no replica reports ({health['status']})"
         )
         time.sleep(_LOOK_S)
-    raise ServingError(
+    raise PromotionError(
         f"{reference}: version {version} is not everywhere after {timeout_s:g} s: {state}"
     )

@@ -613,7 +613,7 @@ def test_repair_says_what_it_would_mend_and_mends_it_when_confirmed(
             f"{folder}: differs from its manifest: adapter_model.safetensors was changed; copy it "
             f"from {tmp_path}/cache/checkpoints/{folder.name}"
         ),
-        "nothing was changed: `medray verify --repair --yes` mends what can be mended",
+        "nothing was changed; `medray verify --repair --yes` repairs what it can",
     ):
         start, _, end = line.partition(".*")
         assert any(

@@ -230,10 +230,6 @@ def test_a_pool_fills_the_cluster_and_no_more() -> None:
         (["--output", "taken"], "exists already; choose another"),
         (["--input", "none.csv"], "does not exist; name a file or folder"),
         (["--encoding", "utf-99"], "--encoding 'utf-99': is not known; allowed: utf-8, utf-16"),
-        (
-            ["--precision", "int8"],
-            "--precision 'int8': is not known; allowed: auto, bf16, fp16, fp32",
-        ),
         (["--delimiter", "x"], "--delimiter 'x': is not known; allowed: , ; | tab"),
         (["--delimiter", "tab"], "--encoding and --delimiter do not apply: parquet"),
     ],
@@ -480,7 +476,7 @@ def test_every_id_is_answered_once_as_by_the_loaded_release_and_bad_rows_are_set
     )
     assert summary["parts"] > 1
     assert (
-        "304 rows: 301 answered, 3 set aside, 1 ids made from file and position"
+        "304 rows: 301 predicted, 3 set aside, 1 ids made of file and position"
         in capsys.readouterr().out
     )
 

@@ -82,13 +82,14 @@ def test_what_training_decided_cannot_be_changed(
     with pytest.raises(ConfigError, match="disclaimer: "):
         registry.change("instruct@1", {"disclaimer": 3.5})
     assert registry.versions("instruct") == [1]
-    for wrong in (
-        ["--system", "a", "--system-file", "b"],
-        ["--system", "a", "--base", "b"],
-        ["--system-file", "nowhere.txt"],
+    for options, status in (
+        (["--system", "a", "--system-file", "b"], 2),
+        (["--system", "a", "--base", "b"], 2),
+        (["--system-file", "nowhere.txt"], 1),
     ):
-        assert cli.main(["publish", "instruct@1", *wrong, "--storage-path", str(tmp_path)]) == 1
-    assert cli.main(["publish", str(folder), "--storage-path", str(tmp_path)]) == 1
+        call = ["publish", "instruct@1", *options, "--storage-path", str(tmp_path)]
+        assert cli.main(call) == status
+    assert cli.main(["publish", str(folder), "--storage-path", str(tmp_path)]) == 2
     assert "NAME is missing" in capsys.readouterr().err
 
 

@@ -80,7 +80,7 @@ def test_wrong_rows_are_shown_the_surest_first_by_id_and_with_texts_only_where_a
     assert first.startswith(f"{rows[0].id}: label {rows[0].labels[0]}, predicted ")
     assert "with confidence 0.990; the label may be wrong" in first
     assert second.startswith(rows[1].id)
-    assert f"{WRONG} of {len(rows)} validation rows are answered wrongly" in shown
+    assert f"{WRONG} of {len(rows)} validation rows are predicted wrongly" in shown
     assert not any(row.text in shown for row in rows)
     assert main(["review", folder(asked), "--texts", "--max-rows", "1"]) == 0
     shown = capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_a_release_is_reviewed_on_the_rows_of_a_study(
     Registry(study.storage_path).publish(tiny.trial(study, tmp_path).run().checkpoint, "cancer")
     (tmp_path / "study.yaml").write_text(dump_settings(study))
     assert main(["review", "cancer", str(tmp_path / "study.yaml"), "--texts", "--suspects"]) == 0
-    assert "validation rows are answered wrongly" in capsys.readouterr().out
+    assert "validation rows are predicted wrongly" in capsys.readouterr().out
     corrected = tmp_path / "fixed.csv"
     corrected.write_text("id,label\nr0,other\n")
     settings = ["evaluate", "cancer", str(tmp_path / "study.yaml"), f"data.corrections={corrected}"]
@@ -145,21 +145,25 @@ def test_a_release_is_reviewed_on_the_rows_of_a_study(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
-        (["--split", "all"], "--split 'all' is not known"),
-        (["--finalist", "two"], "--finalist 'two' is no finalist"),
-        (["study.yaml"], "a run knows its study"),
-        (["--output", "rows.txt"], "choose .csv or .jsonl"),
+        (["--split", "all"], 2, "'all' is not one of"),
+        (["--finalist", "two"], 1, "--finalist 'two' is no finalist"),
+        (["study.yaml"], 2, "a run knows its study"),
+        (["--output", "rows.txt"], 1, "choose .csv or .jsonl"),
     ],
 )
 def test_what_review_cannot_do_is_said(
-    asked: StudyConfig, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    asked: StudyConfig,
+    arguments: list[str],
+    status: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["review", folder(asked), *arguments]) == 1
+    assert main(["review", folder(asked), *arguments]) == status
     assert message in capsys.readouterr().err
-    assert main(["review", "cancer@best"]) == 1
-    assert "needs the YAML of a study" in capsys.readouterr().err
+    assert main(["review", "cancer@best"]) == 2
+    assert "give the YAML of a study" in capsys.readouterr().err
 
 
 def test_a_missing_file_of_corrections_is_named_before_anything_starts(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support import tiny
 
+from medray.cli.publish import engine_note
 from medray.engines.vllm import engine as vllm
 from medray.errors import ServingError
 from medray.models.adapter import CONFIG
@@ -153,19 +154,12 @@ def test_without_vllm_every_release_has_a_deployment_of_its_own_and_asking_for_i
 
 
 @pytest.mark.usefixtures("_installed")
-def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(
-    registry: Registry, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from medray.cli.release import _point
-
-    _point(registry, registry.resolve("dora"), None)
-    assert (
-        "dora@1 will be answered by transformers and not by vLLM: its adapter has use_dora"
-        in capsys.readouterr().out
+def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(registry: Registry) -> None:
+    assert "dora@1 will be served by transformers and not by vLLM: its adapter has use_dora" in str(
+        engine_note(registry.resolve("dora"))
     )
     for name in ("adviser", "cancer"):
-        _point(registry, registry.resolve(name), None)
-        assert "vLLM" not in capsys.readouterr().out
+        assert engine_note(registry.resolve(name)) is None
 
 
 @pytest.mark.usefixtures("_installed")

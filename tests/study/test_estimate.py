@@ -266,9 +266,9 @@ def test_the_command_tells_a_plan_and_fails_above_a_limit(
     assert cli.main(command) == 0
     output = capsys.readouterr().out
     assert "36 training rows" in output
-    assert "in all at most" in output
-    assert cli.main([*command, "--max-hours", "0.00001"]) == 1
-    assert "hours are more than 1e-05" in capsys.readouterr().err
+    assert "in total at most" in output
+    assert cli.main([*command, "--max-hours", "0.00001"]) == 3
+    assert "hours are more than --max-hours 1e-05" in capsys.readouterr().err
     assert cli.main([*command, "data.format.path=/nowhere/rows.jsonl"]) == 1
     assert "give the number of training rows by --rows" in capsys.readouterr().err
     assert cli.main([*command, "data.format.path=/nowhere/rows.jsonl", "--rows", "1000"]) == 0

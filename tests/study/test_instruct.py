@@ -89,7 +89,7 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
     assert cli.main(["evaluate", "instruct@best", str(path), "--split", "validation"]) == 0
     assert "perplexity" in capsys.readouterr().out
     assert cli.main(["review", str(outcome.run.folder)]) == 1
-    assert "answers in texts" in capsys.readouterr().err
+    assert "its task generates text" in capsys.readouterr().err
     assert (
         Registry(study.storage_path).change("instruct@best", {"system": "the blood"}).record.version
         == 2

@@ -1,0 +1,73 @@
+"""The command that evaluates a release on labelled rows."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from medray.cli.arguments import Configs, StudyStorage, load
+from medray.cli.output import Json, Output, Quiet
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help=(
+                "a release (name@version, name@alias, name), a checkpoint's folder, or one of the "
+                "study's base models, untuned"
+            )
+        ),
+    ],
+    arguments: Configs,
+    split: Annotated[
+        Literal["test", "validation", "all"],
+        typer.Option(
+            help="the rows to evaluate on; `all` is for data that did not train the model"
+        ),
+    ] = "test",
+    storage_path: StudyStorage = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate a release, or a base model before training, on the data of a study's YAML. Each
+    reading of test labels is logged."""
+    from medray.evaluation import analysis
+    from medray.registry.evaluate import evaluate as evaluate_release
+    from medray.registry.evaluate import evaluate_base_model
+    from medray.storage import files
+
+    out = Output.start(as_json, quiet)
+    study = load(arguments)
+    log_dir = files.absolute(study.storage_path) / "test_log"
+    base = next((base for base in study.base_models if base.source == model), None)
+    if base:
+        evaluation = evaluate_base_model(study.trial(base), split, log_dir=log_dir)
+    else:
+        evaluation = evaluate_release(
+            model,
+            study.data,
+            split,
+            storage_path=storage_path or study.storage_path,
+            log_dir=log_dir,
+        )
+    values = evaluation.metrics.values
+    spread = (
+        f" (95 % interval {evaluation.interval.low:.3f} to {evaluation.interval.high:.3f})"
+        if evaluation.interval
+        else ""
+    )
+    sentences = (
+        analysis.split_sentences(evaluation.analysis, evaluation.calibration)
+        if evaluation.analysis
+        else ()
+    )
+    out.result(
+        evaluation,
+        f"{evaluation.of} on {evaluation.metrics.num_rows} {split} rows: {evaluation.metric} "
+        f"{values[evaluation.metric]:.4f}{spread}",
+        *(f"  {name} {value:.4f}" for name, value in values.items()),
+        *sentences,
+    )
