@@ -2,6 +2,7 @@
 the code that they describe."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,8 +76,9 @@ def section_lines(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
         inner = sections_of(dotted, field, defs)
         nested += inner
         default = "required" if key in required else default_of(field, has_section=bool(inner))
-        kind = "section" if inner else type_of(field, defs)
-        meaning = " ".join(field.get("description", "").split())
+        kind = section_link(inner[0][0]) if inner else type_of(field, defs)
+        described = field if "description" in field or len(inner) != 1 else inner[0][1]
+        meaning = " ".join(described.get("description", "").split())
         yield f"| `{key}` | {cell(kind)} | {cell(default)} | {cell(meaning)} |"
     yield ""
     for dotted, inner_schema in nested:
@@ -98,9 +100,15 @@ def sections_of(dotted: str, field: Schema, defs: Schema) -> list[tuple[str, Sch
     inner = [option for option in inner if option.get("properties")]
     names = [option["properties"].get("name", {}).get("const") for option in inner]
     return [
-        (f"{dotted} (`name: {name}`)" if name else dotted, option)
+        (f"{dotted}: {name}" if name else dotted, option)
         for name, option in zip(names, inner, strict=True)
     ]
+
+
+def section_link(heading: str) -> str:
+    """A link to the first heading of a section, as GitHub and Python-Markdown name it."""
+    anchor = re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+    return f"[section](#{anchor})"
 
 
 def type_of(field: Schema, defs: Schema) -> str:
