@@ -17,6 +17,14 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SCHEMA = ROOT / "jobs" / "studies" / "study.schema.json"
 Schema = Mapping[str, Any]
+SECTIONS = {  # those whose class says nothing of itself
+    "data": "the data, its split and its limits",
+    "data.format": "the format and place of the data, with the format's options",
+    "lora": "the adapter",
+    "model": "arithmetic of the base model",
+    "task": "what the model learns, with the task's options",
+    "train": "how a trial trains",
+}
 
 
 def render() -> dict[Path, str]:
@@ -66,7 +74,8 @@ def section_lines(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
     """A heading and table for one section, and then for each section inside it."""
     nested: list[tuple[str, Schema]] = []
     if path:
-        yield from (f"{'#' * min(2 + path.count('.'), 4)} {path}", "")
+        depth = path.removesuffix(".*").count(".")
+        yield from (f"{'#' * min(2 + depth, 4)} {path}", "")
     if text := schema.get("description"):
         yield from (" ".join(text.split()), "")
     yield from ("| key | type | default | meaning |", "| --- | --- | --- | --- |")
@@ -78,7 +87,9 @@ def section_lines(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
         default = "required" if key in required else default_of(field, has_section=bool(inner))
         kind = section_link(inner[0][0]) if inner else type_of(field, defs)
         described = field if "description" in field or len(inner) != 1 else inner[0][1]
-        meaning = " ".join(described.get("description", "").split())
+        meaning = " ".join(described.get("description", SECTIONS.get(dotted, "")).split())
+        if key == "name" and "const" in field:
+            meaning = "chooses these options"
         yield f"| `{key}` | {cell(kind)} | {cell(default)} | {cell(meaning)} |"
     yield ""
     for dotted, inner_schema in nested:

@@ -86,7 +86,9 @@ class TieConfig(Section):
 class SearchConfig(Section):
     """Which trials a study runs, and which of them it stops early."""
 
-    algorithm: Literal["random", "grid", "optuna"] = "random"
+    algorithm: Literal["random", "grid", "optuna"] = Field(
+        "random", description="how settings are drawn; optuna is TPE"
+    )
     space: dict[str, Axis] = Field(
         {}, description="dotted trial settings and the values they may take"
     )

@@ -27,11 +27,11 @@ class SplitConfig(Section):
         description="share of the rows; with kfold, of the rows outside the test fold",
     )
     test: float = Field(0.2, gt=0, lt=1, description="share of the rows; with kfold, one fold")
-    seed: int = 0
+    seed: int = Field(0, description="another seed gives other sides")
     group: str | None = Field(
         None, description="metadata column whose equal values stay on one side (kind: grouped)"
     )
-    folds: int = Field(5, ge=2)
+    folds: int = Field(5, ge=2, description="number of folds (kind: kfold)")
     fold: int | None = Field(
         None,
         ge=0,
@@ -120,7 +120,7 @@ class CalibrationConfig(Section):
 class PublishConfig(Section):
     """What the winner is published as."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="name of the release")
     storage_path: str | None = Field(
         None, description="where releases are kept; the study's storage_path where not given"
     )
@@ -178,7 +178,7 @@ class ModelOptions(Section):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout inside the frozen base; LoRA has its own"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
 
 
 class ModelConfig(ModelOptions):
@@ -195,7 +195,7 @@ class BaseModelConfig(Section):
     """One base model of a study."""
 
     source: str = Field(description=str(ModelConfig.model_fields["source"].description))
-    revision: str | None = None
+    revision: str | None = Field(None, description="commit, tag or branch on the Hub")
     overrides: dict[str, Any] = Field(
         {},
         description=(
@@ -210,9 +210,9 @@ class BaseModelConfig(Section):
 
 
 class LoraConfig(Section):
-    r: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.05, ge=0, lt=1)
+    r: int = Field(16, ge=1, description="rank of the adapter's matrices")
+    alpha: float = Field(32.0, gt=0, description="scale: the adapter's output times alpha / r")
+    dropout: float = Field(0.05, ge=0, lt=1, description="share of the adapter's inputs left out")
     rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
     targets: tuple[str, ...] | None = Field(
         None, description="names of linear layers to adapt; the family's own where not given"
@@ -242,8 +242,8 @@ class TrainConfig(Section):
         False,
         description="with zero_stage 1 to 3: optimizer states in the CPU's memory, updated there",
     )
-    epochs: int | None = Field(None, ge=1)
-    max_steps: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1, description="passes over the training rows")
+    max_steps: int | None = Field(None, ge=1, description="steps of a trial, instead of epochs")
     samples_per_step: int = Field(
         16, ge=1, description="rows per optimizer step, over all workers, exactly"
     )
@@ -252,22 +252,22 @@ class TrainConfig(Section):
         ge=1,
         description="tokens of a micro-batch, padding included; sets memory, not results",
     )
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0, description="peak rate of AdamW")
     head_learning_rate: float | None = Field(
         None, gt=0, description="learning_rate where not given"
     )
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="decay of the weights per step, by AdamW")
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: int | None = Field(None, ge=0)
-    warmup_ratio: float | None = Field(None, ge=0, lt=1)
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    warmup_steps: int | None = Field(None, ge=0, description="steps in which the rate rises")
+    warmup_ratio: float | None = Field(None, ge=0, lt=1, description="its share of all steps")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are clipped to it")
     patience: int | None = Field(
         None, ge=1, description="stop after this many evaluations without a better metric"
     )
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="evaluate this often instead of once an epoch"
     )
-    log_every_steps: int = Field(10, ge=1)
+    log_every_steps: int = Field(10, ge=1, description="steps between two lines of the log")
     state_every_steps: int | None = Field(
         None,
         ge=1,
@@ -394,9 +394,9 @@ class StudyConfig(Section):
     """Many trials over several base models; the sections but `base_models` are every trial's
     defaults."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="name of the study")
     storage_path: str = Field("runs", description="folder that the study's own folder is made in")
-    seed: int = 0
+    seed: int = Field(0, description="sets adapters, row order, dropout and draws of the search")
     data: DataConfig
     task: Annotated[PluginOptions, Plugin("tasks")]
     base_models: tuple[BaseModelConfig, ...] = Field(min_length=1)

@@ -55,7 +55,9 @@ class Options(TaskOptions):
         ge=1,
         description="tokens of a row, special tokens included; at most what the base model reads",
     )
-    long_texts: Literal["truncate", "windows"] = "truncate"
+    long_texts: Literal["truncate", "windows"] = Field(
+        "truncate", description="cut a text over max_length, or read it in windows"
+    )
     keep: Keep = Field("start", description="the part of a long text that truncation keeps")
     window_overlap: int = Field(64, ge=0, description="tokens that neighbouring windows share")
     class_weights: ClassWeights = Field(
@@ -65,7 +67,9 @@ class Options(TaskOptions):
             "label not named has 1"
         ),
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each target spread over all labels"
+    )
     class_thresholds: bool = Field(
         False,
         description=(
